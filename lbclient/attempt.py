@@ -1,0 +1,196 @@
+"""One attempt: from the pick to the verdict, and to the end of its body."""
+
+from __future__ import annotations
+
+import math
+from contextvars import Token
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from lbclient import deadline
+from lbclient.endpoint import Endpoint
+from lbclient.instance import Instance
+from lbclient.outcome import Verdict
+from lbclient.selection import Pick
+from lbclient.telemetry import Attributes, error_attributes
+
+if TYPE_CHECKING:
+    from lbclient.call import Call
+
+__all__ = ["Attempt"]
+
+R = TypeVar("R")
+
+
+class Attempt(Generic[R]):
+    """Holds one permit and one place in flight, and gives each back exactly once.
+
+    A shell enters it, sends, and sets `result`. Leaving it judges: an error after which the call
+    may go on is kept in `error`; any other passes through. `hold` keeps the place in flight, and
+    an innocent verdict, open until `finish`: for an answer whose body is still to be read.
+    """
+
+    __slots__ = (
+        "_call",
+        "_held",
+        "_open",
+        "_pick",
+        "_settled",
+        "_span",
+        "_token",
+        "breaker",
+        "cut",
+        "elapsed",
+        "error",
+        "expiry",
+        "replaces",
+        "result",
+        "started",
+        "status",
+        "verdict",
+    )
+
+    def __init__(self, call: Call[R], pick: Pick, replaces: R | None, resend: int) -> None:
+        self._call = call
+        self._pick = pick
+        self._held = False
+        self._open = True
+        self._settled = False
+        self._token: Token[deadline.Expiry | None] | None = None
+        self._span = call.span.attempt(resend, _peer(pick.endpoint.instance))
+        self.breaker = pick.endpoint.breaker
+        self.started = call.now
+        self.elapsed = 0.0
+        self.expiry = call.expiry()
+        self.replaces = replaces
+        """The answer that this attempt is to replace: close it before sending."""
+        self.result: R
+        self.status: int | None = None
+        self.error: Exception | None = None
+        self.cut = False
+        """True where our own deadline ended it."""
+        self.verdict: Verdict | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it goes, as the pool knows it."""
+        return self._pick.endpoint
+
+    @property
+    def instance(self) -> Instance:
+        """Where to send."""
+        return self._pick.endpoint.instance
+
+    @property
+    def reason(self) -> str:
+        """Why this instance was chosen."""
+        return self._pick.reason
+
+    @property
+    def open(self) -> bool:
+        """True while it counts as in flight."""
+        return self._open
+
+    def __enter__(self) -> Attempt[R]:
+        self._span.enter()
+        if self.expiry is not None:
+            self._token = deadline.enter(self.expiry)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        self._leave()
+        core = self._call.core
+        self.elapsed = core.clock() - self.started
+        failure = error if isinstance(error, Exception) else None
+        if error is None or failure is not None:
+            self.verdict = self._call.verdict(self, failure)
+        if error is None:
+            self._answered()
+        else:
+            self._close(self._charge(error), release=True)
+        self._tell(error)
+        if failure is None or not self._ours():
+            return False
+        self.error = failure
+        return True
+
+    def hold(self) -> None:
+        """Its answer has a body that is still to be read: `finish` comes later.
+
+        From here on it has the time of the call, not of the attempt.
+        """
+        self._held = True
+        if self.expiry is not None:
+            self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """The body has ended, was closed, or broke with `error`. More than once does no harm."""
+        if error is not None:
+            if isinstance(error, Exception):
+                self.verdict = self._call.verdict(self, error)
+            self._close(self._charge(error), release=True)
+        else:
+            self._close(self.verdict, release=True)
+
+    def abandon(self) -> None:
+        """It was cancelled before it began, or while it stood: nobody is charged."""
+        self._span.end(dict)
+        self._close(None, release=True)
+
+    def passed_on(self) -> None:
+        """Its place in flight now belongs to the next attempt of the call."""
+        self._open = False
+
+    def _answered(self) -> None:
+        core, verdict = self._call.core, self.verdict
+        core.answered(self.endpoint, self.elapsed)
+        if not self._held or verdict is None or verdict.fault or verdict.again != "never":
+            self._close(verdict, release=not self._held)
+        elif self._pick.permit.probe:
+            core.probe_answered(self.breaker, self._pick.permit)
+
+    def _ours(self) -> bool:
+        """False for an exception that says nothing of the instance: the caller's own."""
+        verdict = self.verdict
+        return self.cut or (verdict is not None and (verdict.fault or verdict.again != "never"))
+
+    def _charge(self, error: BaseException) -> Verdict | None:
+        """An exception without fault is neutral, and so is everything that is no `Exception`."""
+        innocent = not isinstance(error, Exception) or self.verdict is None
+        return None if innocent or not self.verdict.fault else self.verdict
+
+    def _close(self, verdict: Verdict | None, *, release: bool) -> None:
+        core = self._call.core
+        with core.lock:
+            if not self._settled:
+                self._settled = True
+                core.settle(self.endpoint, self.breaker, self._pick.permit, verdict)
+            if release and self._open:
+                self._open = False
+                core.release(self.endpoint)
+
+    def _leave(self) -> None:
+        if self._token is not None:
+            deadline.leave(self._token)
+            self._token = None
+        self._span.leave()
+
+    def _tell(self, error: BaseException | None) -> None:
+        semantics = self._call.semantics
+
+        def attributes() -> Attributes:
+            return semantics.result(self.result) if error is None else error_attributes(error)
+
+        self._span.end(attributes)
+        labels = semantics.duration(self.result if error is None else error)
+        if labels is not None:
+            self._call.core.telemetry.counts.duration(self.elapsed, labels)
+
+
+def _peer(instance: Instance) -> tuple[str, int]:
+    return (instance.addresses[0] if instance.addresses else instance.host, instance.port)

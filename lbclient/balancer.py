@@ -1,0 +1,272 @@
+"""Balancer: discovery, picking, retries, breaking and tracing for any protocol.
+
+This room wires the decisions together and owns the clock, the dice and the lock.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import ClassVar, TypeVar
+
+import anyio
+
+from lbclient import checks, forking
+from lbclient.attempt import Attempt
+from lbclient.breaker import DISABLED, BreakerPolicy
+from lbclient.call import Call, Terms
+from lbclient.core import Core, Scheduler
+from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
+from lbclient.discovery.refresher import REFRESHER
+from lbclient.errors import DiscoveryError
+from lbclient.instance import Instance
+from lbclient.lease import Lease
+from lbclient.outcome import Judge
+from lbclient.outcome import judge as network_judge
+from lbclient.pool import Pool
+from lbclient.retry import Retries, RetryPolicy
+from lbclient.selection import Selection
+from lbclient.shell import arun, asleep, run, sleep
+from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
+from lbclient.strategy import Strategy, strategy_of
+from lbclient.target import target_of
+from lbclient.telemetry import MeterProvider, Semantics, Telemetry, TracerProvider
+from lbclient.waiting import Pause
+
+__all__ = ["Balancer"]
+
+T = TypeVar("T")
+_ONE_ATTEMPT = RetryPolicy(attempts=1)
+_PLAIN = Semantics()
+_ROUND = 15.0
+
+
+class Balancer:
+    """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
+
+    - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
+      URLs or of `Instance`, or an object with `resolve() -> Answer`.
+    - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, or an object with
+      `pick(candidates, call)`.
+    - `retry`: when to try again; None is one attempt.
+    - `breaker`: when an instance leaves the rotation; None disables.
+    - `name`: the service's name, for a static list or a resolver that has none.
+    - `scheme`: `"http"` or `"https"`, where the service does not say.
+    - `max_in_flight`: attempts that one instance may have under way; more wait in turn.
+    - `max_in_flight_total`: the same for all instances together.
+    - `nameservers`: such as `["127.0.0.1:5353"]`; None is the system's resolver configuration.
+    - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
+      loopback, link-local, multicast or a cloud's metadata service.
+    - `within`: a domain that the targets of SRV records must belong to.
+    - `max_stale`: seconds for which the last good answer is used while discovery fails; None is
+      without end.
+    - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
+    - `clock`: monotonic seconds; `rng`: the dice.
+    - `judge`: what a result or an exception means (`Verdict`); the default knows the operating
+      system's network errors.
+
+    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    """
+
+    _scheduler: ClassVar[Scheduler] = REFRESHER
+
+    def __init__(
+        self,
+        service: str | Iterable[str | Instance] | Resolver,
+        *,
+        strategy: str | Strategy = "weighted",
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  # a frozen value
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008  # a frozen value
+        name: str | None = None,
+        scheme: str = "http",
+        max_in_flight: int | None = None,
+        max_in_flight_total: int | None = None,
+        nameservers: Iterable[str] | None = None,
+        allow: Iterable[str] = (),
+        within: str | None = None,
+        max_stale: float | None = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        _check_kind("retry", retry, RetryPolicy)
+        _check_kind("breaker", breaker, BreakerPolicy)
+        _check_limit("max_in_flight", max_in_flight)
+        _check_limit("max_in_flight_total", max_in_flight_total)
+        _check_callable("clock", clock)
+        _check_callable("judge", judge or network_judge)
+        self._dice = rng or random.Random()  # noqa: S311  # dice, no secrets
+        self._own_dice = rng is None
+        self.target = target_of(
+            service,
+            name=name,
+            scheme=scheme,
+            dns=Dns(nameservers_of(nameservers)),
+            guard=Guard(allow, None if within is None else checks.host("within", within)),
+            clock=clock,
+        )
+        policy = breaker or DISABLED
+        pool = Pool(policy)
+        telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
+        self._core = Core(
+            self.target.name,
+            self.target.resolver,
+            pool=pool,
+            selection=Selection(
+                pool, strategy_of(strategy), policy, max_in_flight, max_in_flight_total
+            ),
+            retries=Retries(retry or _ONE_ATTEMPT, self._dice),
+            telemetry=telemetry,
+            scheduler=self._scheduler,
+            clock=clock,
+            rng=self._dice,
+            lock=threading.RLock(),
+            max_stale=None if max_stale is None else checks.seconds("max_stale", max_stale),
+        )
+        self._judge = judge or network_judge
+        self._closed = False
+        self._core.start()
+        forking.track(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target.name}>"
+
+    def call(
+        self,
+        fn: Callable[[Instance], T],
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+    ) -> T:
+        """Call `fn` with an instance, and again with another as the policy says.
+
+        `idempotent`: it may be repeated though an attempt may have been carried out. `deadline`:
+        seconds for all of it; `fn` learns what is left by `lbclient.time_left()`.
+        Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
+        """
+        terms = _terms(idempotent, key, deadline)
+        return run(self.begin(terms, _PLAIN), lambda attempt: fn(attempt.instance))
+
+    async def acall(
+        self,
+        fn: Callable[[Instance], Awaitable[T]],
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+    ) -> T:
+        """The same for a coroutine function; an attempt is cancelled when its time is up."""
+
+        async def send(attempt: Attempt[T]) -> T:
+            if attempt.expiry is None:
+                return await fn(attempt.instance)
+            with anyio.fail_after(attempt.expiry.left()):
+                return await fn(attempt.instance)
+
+        return await arun(self.begin(_terms(idempotent, key, deadline), _PLAIN), send)
+
+    def acquire(
+        self, *, idempotent: bool = False, key: object = None, deadline: float | None = None
+    ) -> Lease:
+        """One pick for the time of a `with` or `async with` block; no retry."""
+        return Lease(self.begin(_terms(idempotent, key, deadline), _PLAIN))
+
+    def begin(self, terms: Terms, semantics: Semantics) -> Call[T]:
+        """A call for a shell to carry out: for whoever binds another protocol."""
+        if self._closed:
+            raise RuntimeError(f"the balancer of {self.target.name} is closed")
+        return Call(self._core, self._judge, terms, semantics)
+
+    def instances(self) -> list[Instance]:
+        """The instances known now, in rotation or not."""
+        with self._core.lock:
+            return [one.instance for one in self._core.pool.endpoints]
+
+    @property
+    def membership(self) -> int:
+        """A number that changes with the set of instances."""
+        return self._core.pool.membership
+
+    def snapshot(self) -> ServiceSnapshot:
+        """What is known now."""
+        core = self._core
+        with core.lock:
+            instances = tuple(
+                InstanceSnapshot(
+                    instance=one.instance,
+                    in_flight=one.in_flight,
+                    breaker=one.breaker.state,
+                    attempts=one.attempts,
+                    failures=one.failures,
+                    latency=one.latency,
+                )
+                for one in core.pool.endpoints
+            )
+            age = core.watch.age(core.clock())
+            return ServiceSnapshot(self.target.name, instances, age, core.watch.error)
+
+    def refresh(self) -> None:
+        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
+        stays in use)."""
+        for pause in self._round():
+            sleep(pause)
+
+    async def arefresh(self) -> None:
+        """The same, without blocking the event loop."""
+        for pause in self._round():
+            await asleep(pause)
+
+    def close(self) -> None:
+        """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
+        self._closed = True
+        self._core.stop()
+
+    async def aclose(self) -> None:
+        """The same as `close`, which does not block."""
+        self.close()
+
+    def after_fork(self) -> None:
+        """In a child: new locks, and other dice than the parent's."""
+        self._core.after_fork(threading.RLock())
+        if self._own_dice:
+            self._dice.seed()
+
+    def _round(self) -> Iterable[Pause]:
+        core = self._core
+        if core.watch.settled:
+            return
+        signal = core.refresh()
+        yield Pause(_ROUND, signal)
+        core.leave(signal)
+        if not signal.is_set:
+            raise DiscoveryError(f"no answer about {self.target.name} within {_ROUND:g} s")
+        if core.watch.error is not None:
+            raise DiscoveryError(
+                f"refresh of {self.target.name} failed: {core.watch.error}"
+            ) from core.watch.error
+
+
+def _terms(idempotent: bool, key: object, deadline: float | None) -> Terms:  # noqa: FBT001  # passed on from a keyword
+    if deadline is not None:
+        checks.seconds("deadline", deadline)
+    return Terms(idempotent=idempotent, key=key, deadline=deadline)
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be lbclient.{kind.__name__}(...) or None, not {value!r}")
+
+
+def _check_limit(name: str, value: object) -> None:
+    if value is not None:
+        checks.count(name, value)
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")

@@ -1,0 +1,269 @@
+"""One call: its attempts, one after another, until one outcome stands.
+
+    with call:
+        for step in call:
+            if isinstance(step, Pause):
+                ...                         wait, as your world waits
+            else:
+                with step:
+                    step.result = ...       send to step.instance
+    return call.result()
+
+Threads, event loops and virtual time drive this same loop; none adds to what it decides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from lbclient.attempt import Attempt
+from lbclient.core import Core
+from lbclient.deadline import Expiry
+from lbclient.endpoint import Endpoint
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+)
+from lbclient.info import CallInfo, attach, describe
+from lbclient.outcome import FINE, Judge, Verdict
+from lbclient.retry import Turn, Turns
+from lbclient.selection import Pick
+from lbclient.telemetry import Semantics
+from lbclient.waiting import Pause, Signal
+
+__all__ = ["Call", "Terms"]
+
+R = TypeVar("R")
+logger = logging.getLogger(__name__)
+
+_FIRST_ANSWER = 10.0
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one call asks for.
+
+    - `idempotent`: it may be repeated though an attempt may have been carried out.
+    - `key`: for strategies that pick by it.
+    - `deadline`: seconds for the whole call; None for the policy's.
+    - `patience`: seconds to wait in turn where every instance is at its limit.
+    - `replayable`: whether the body can be sent once more; asked after a failure.
+    """
+
+    idempotent: bool = False
+    key: object = None
+    deadline: float | None = None
+    patience: float = 5.0
+    replayable: Callable[[], bool] = _always
+
+
+class Call(Generic[R]):
+    """One call of one balancer, used once."""
+
+    __slots__ = (
+        "_attempts",
+        "_error",
+        "_judge",
+        "_signal",
+        "_terms",
+        "_turns",
+        "core",
+        "deadline",
+        "idempotent",
+        "key",
+        "now",
+        "rng",
+        "semantics",
+        "span",
+        "started",
+        "tried",
+    )
+
+    def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
+        policy = core.retries.policy
+        self.core = core
+        self.semantics = semantics
+        self.rng = core.rng
+        self.now = self.started = core.clock()
+        self.key = terms.key
+        self.idempotent = terms.idempotent
+        limit = policy.deadline if terms.deadline is None else terms.deadline
+        self.deadline = None if limit is None else self.started + limit
+        self.span = core.telemetry.call(semantics)
+        self.tried: list[Endpoint] = []
+        self._judge = judge
+        self._terms = terms
+        self._turns = Turns(core.retries)
+        self._attempts: list[Attempt[R]] = []
+        self._signal: Signal | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Call[R]:
+        with self.core.lock:
+            self.core.retries.began(self.now)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave_queue()
+        last = self._attempts[-1] if self._attempts else None
+        if error is not None and last is not None:
+            last.abandon()
+        self._error = error or (last.error if last is not None else None)
+        self.span.end(self._error, len(self._attempts))
+
+    def __iter__(self) -> Iterator[Pause | Attempt[R]]:
+        delay: float | None = 0.0
+        while delay is not None:
+            if delay > 0:
+                yield Pause(delay)
+            pick = yield from self._admission()
+            if pick is None:
+                return
+            attempt = self._attempt(pick)
+            yield attempt
+            delay = self._delay_after(attempt)
+
+    def result(self) -> R:
+        """The outcome that stands: the last result, or the last error, raised."""
+        last = self._attempts[-1]
+        if last.error is None:
+            return last.result
+        raise self._final(last.error, last)
+
+    def info(self) -> CallInfo:
+        """Its attempts so far."""
+        return CallInfo(describe(self._attempts))
+
+    def expiry(self) -> Expiry | None:
+        """When an attempt that starts now must end."""
+        timeout = self.core.retries.policy.attempt_timeout
+        ends = [] if self.deadline is None else [self.deadline]
+        if timeout is not None:
+            ends.append(self.now + timeout)
+        return Expiry(min(ends), self.core.clock) if ends else None
+
+    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
+        """What the outcome of an attempt means."""
+        try:
+            verdict = self._judge(attempt.result if error is None else error)
+        except Exception:
+            logger.exception("the judge failed; the outcome counts as neutral")
+            return FINE
+        if error is not None and verdict.fault and self._over():
+            return self._cut(attempt)
+        return verdict
+
+    def _attempt(self, pick: Pick) -> Attempt[R]:
+        before = self._attempts[-1] if self._attempts else None
+        replaces = before.result if before is not None and before.error is None else None
+        if before is not None and before.open:
+            before.passed_on()
+        attempt = Attempt(self, pick, replaces, len(self._attempts))
+        self._attempts.append(attempt)
+        self.tried.append(pick.endpoint)
+        return attempt
+
+    def _admission(self) -> Generator[Pause, None, Pick | None]:
+        """Wait for an instance. None: there is none for a retry, so the last outcome stands."""
+        last = self._attempts[-1] if self._attempts else None
+        holding = last.endpoint if last is not None and last.open else None
+        until: float | None = None
+        while True:
+            got = self.core.admit(self, self._signal, holding)
+            if not isinstance(got, Signal):
+                self._leave_queue()
+                if got is None and last is None:
+                    raise self.core.refusal()
+                return got
+            self._signal = got
+            if last is not None and last.error is None:
+                return None
+            until = self._patience() if until is None else until
+            if self.now >= until:
+                if last is not None:
+                    return None
+                raise self._tired()
+            yield Pause(until - self.now, got)
+
+    def _leave_queue(self) -> None:
+        if self._signal is not None:
+            self.core.leave(self._signal)
+            self._signal = None
+
+    def _patience(self) -> float:
+        patience = self._terms.patience if self.core.watch.known else _FIRST_ANSWER
+        until = self.now + patience
+        return until if self.deadline is None else min(until, self.deadline)
+
+    def _tired(self) -> LoadBalancingError:
+        waited = f"after {self.now - self.started:.2f} s"
+        if self._over():
+            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made")
+        if not self.core.watch.known:
+            return DiscoveryError(f"nothing is known of {self.core.service} {waited}")
+        return NoInstanceAvailable(
+            f"every instance of {self.core.service} is still at its limit of attempts "
+            f"in flight {waited}"
+        )
+
+    def _delay_after(self, attempt: Attempt[R]) -> float | None:
+        verdict = attempt.verdict
+        if verdict is None or verdict.again == "never":
+            return None
+        turn = Turn(
+            verdict=verdict,
+            now=self.core.clock(),
+            repeatable=self.idempotent,
+            replayable=self._terms.replayable(),
+            deadline=self.deadline,
+            pause=self.core.rest_of_all(),
+        )
+        with self.core.lock:
+            delay = self._turns.delay(turn)
+        if delay is not None:
+            self.core.telemetry.counts.retry()
+        elif turn.refused:
+            self.core.telemetry.counts.refusal()
+        return delay
+
+    def _over(self) -> bool:
+        return self.deadline is not None and self.core.clock() >= self.deadline
+
+    def _cut(self, attempt: Attempt[R]) -> Verdict:
+        """Our own deadline ended it: its fault only if it had at least half of the time."""
+        assert self.deadline is not None  # _over() says so
+        attempt.cut = True
+        return Verdict(fault=attempt.started - self.started <= (self.deadline - self.started) / 2)
+
+    def _final(self, error: Exception, last: Attempt[R]) -> Exception:
+        records = describe(self._attempts)
+        if last.cut:
+            over = DeadlineExceeded(
+                f"the deadline is over after {self.now - self.started:.2f} s "
+                f"and {len(records)} attempts"
+            )
+            over.__cause__ = error
+            error = over
+        attach(error, records)
+        error.add_note(
+            "lbclient tried "
+            + "; ".join(
+                f"{one.instance}: {one.status or type(one.error).__name__}" for one in records
+            )
+        )
+        return error

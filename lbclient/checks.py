@@ -1,0 +1,78 @@
+"""Checks of what a user passes in: each error names the argument and what would do."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterable
+
+__all__ = ["count", "fraction", "host", "number", "port", "seconds"]
+
+_LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
+
+
+def number(name: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+    """A finite number of at least `least` (or above it), else TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value) or value < least or (above and value == least):
+        bound = f"above {least:g}" if above else f"of {least:g} or more"
+        raise ValueError(f"{name} must be a finite number {bound}, not {value!r}")
+    return value
+
+
+def seconds(name: str, value: object) -> float:
+    """A finite time above zero, in seconds."""
+    return number(f"{name} (seconds)", value, above=True)
+
+
+def count(name: str, value: object, *, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, not {value!r}")
+    return value
+
+
+def fraction(name: str, value: object) -> float:
+    """A number from 0 to 1."""
+    if number(name, value) > 1:
+        raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
+    return float(value)  # type: ignore[arg-type]  # number() has just proved it
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> str:
+    """One of the named choices."""
+    known = sorted(choices)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+    return value
+
+
+def port(name: str, value: object) -> int:
+    """A TCP port, 1 to 65535."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number from 1 to 65535, not {value!r}")
+    if not 1 <= value <= 65535:
+        raise ValueError(f"{name} must be from 1 to 65535, not {value!r}")
+    return value
+
+
+def host(name: str, value: object) -> str:
+    """An IP address or a host name of at most 253 characters, in lower case, without final dot."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a host name or an IP address, not {value!r}")
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        pass
+    try:
+        plain = value.encode("ascii" if value.isascii() else "idna").decode().lower()
+    except UnicodeError:
+        plain = ""
+    plain = plain.removesuffix(".")
+    if len(plain) > 253 or not _LABELS.fullmatch(plain):
+        raise ValueError(f"{name} must be a host name or an IP address, not {value!r}")
+    return plain

@@ -1,0 +1,269 @@
+"""The state that all calls of one balancer share, and the decisions that change it.
+
+Everything here is decided under one lock that is never held across I/O, a sleep or an await. The
+lock, the clock and the dice are handed in.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from lbclient.breaker import Breaker, Permit
+from lbclient.discovery.resolver import Resolver
+from lbclient.discovery.static import StaticResolver
+from lbclient.discovery.watch import Watch
+from lbclient.endpoint import Endpoint
+from lbclient.errors import NoInstanceAvailable
+from lbclient.instance import Answer
+from lbclient.outcome import Verdict
+from lbclient.pool import Pool
+from lbclient.retry import Retries
+from lbclient.selection import Pick, Picker, Selection
+from lbclient.telemetry import Telemetry
+from lbclient.waiting import Signal
+
+__all__ = ["Core", "Scheduler"]
+
+_LONGEST_REST = 30.0
+
+
+class Scheduler(Protocol):
+    """Who runs the rounds of a watch: background threads, or virtual time."""
+
+    generation: object
+
+    def schedule(self, watch: Watch) -> None:
+        """Run the next round of `watch` at its `next_at`."""
+        ...
+
+
+class Core:
+    """One balancer's decisions."""
+
+    def __init__(
+        self,
+        service: str,
+        resolver: Resolver,
+        *,
+        pool: Pool,
+        selection: Selection,
+        retries: Retries,
+        telemetry: Telemetry,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        rng: random.Random,
+        lock: AbstractContextManager[object],
+        max_stale: float | None,
+    ) -> None:
+        self.service = service
+        self.pool = pool
+        self.retries = retries
+        self.telemetry = telemetry
+        self.clock = clock
+        self.rng = rng
+        self.lock = lock
+        self.watch = Watch(
+            service, resolver, self, clock=clock, rng=rng, lock=lock, max_stale=max_stale
+        )
+        self._resolver = resolver
+        self._selection = selection
+        self._scheduler = scheduler
+        self._generation: object = None
+        self._queue: deque[Signal] = deque()
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts from pick until the body is closed, all instances together."""
+        return self._selection.in_flight
+
+    # Discovery
+
+    def start(self) -> None:
+        """Take a list that never changes over at once; anything else waits for the first call."""
+        if isinstance(self._resolver, StaticResolver) and self.watch.claim():
+            self.watch.run()
+
+    def stop(self) -> None:
+        """Ask discovery no more."""
+        with self.lock:
+            self.watch.next_at = math.inf
+
+    def after_fork(self, lock: AbstractContextManager[object]) -> None:
+        """In a child: a lock that nobody holds, and no waiters but one's own."""
+        self.lock = lock
+        self._queue.clear()
+        self.watch.restart(lock)
+
+    def refresh(self) -> Signal:
+        """Ask discovery now; the signal is set when the round is over."""
+        with self.lock:
+            signal = self.watch.wait()
+            if not self.watch.busy:
+                self.watch.next_at = self.clock()
+        self._scheduler.schedule(self.watch)
+        return signal
+
+    def discovered(self, answer: Answer) -> None:
+        """A good answer came: take it over as a difference."""
+        self.pool.update(answer.instances)
+        self.telemetry.counts.lookup(0.0, failed=False)
+        self._wake()
+
+    def vanished(self) -> None:
+        """The service declared itself absent."""
+        self.pool.update(())
+        self._wake()
+
+    def lookup_failed(self) -> None:
+        """The last good set stands."""
+        self.telemetry.counts.lookup(self.watch.age(self.clock()), failed=True)
+
+    def _follow(self) -> None:
+        """Have the watch run in this process: for the first call, and the first after a fork."""
+        if self._generation is self._scheduler.generation:
+            return
+        self._generation = self._scheduler.generation
+        if not self.watch.settled:
+            self._scheduler.schedule(self.watch)
+
+    def _hurry(self, now: float) -> None:
+        if self.watch.hurry(now):
+            self._scheduler.schedule(self.watch)
+
+    # Admission
+
+    def admit(
+        self, call: Picker, waiting: Signal | None, holding: Endpoint | None
+    ) -> Pick | Signal | None:
+        """An instance for the next attempt of `call`, a signal to wait for, or None.
+
+        The slot of `holding`, whose answer is about to be given up, passes to the pick.
+        Raises DiscoveryError where nothing usable is known.
+        """
+        with self.lock:
+            now = call.now = self.clock()
+            self._follow()
+            if (failure := self.watch.failure(now)) is not None:
+                raise failure
+            if not self.watch.known:
+                return self.watch.wait()
+            if self._queue and self._queue[0] is not waiting:
+                return self._enqueue(waiting)
+            if holding is not None:
+                self._move(holding, -1)
+            pick = self._selection.pick(call, now)
+            if isinstance(pick, Pick):
+                self._taken(pick.endpoint)
+                return pick
+            if holding is not None:
+                self._move(holding, 1)
+            if pick is None:
+                self._hurry(now)
+                return None
+            return self._enqueue(waiting)
+
+    def refusal(self) -> NoInstanceAvailable:
+        """Why none may be used now."""
+        with self.lock:
+            retry_in = self._selection.retry_in(self.clock())
+            shown = ", ".join(
+                f"{one.instance} ({one.breaker.state})" for one in list(self.pool.endpoints)[:10]
+            )
+        more = f" and {len(self.pool) - 10} more" if len(self.pool) > 10 else ""
+        when = "" if retry_in is None else f"; try again in {retry_in:.2f} s"
+        return NoInstanceAvailable(
+            f"no instance of {self.service} may be used now: {shown}{more}{when}", retry_in
+        )
+
+    def leave(self, signal: Signal) -> None:
+        """The call that waited for `signal` has what it wants, or has given up."""
+        with self.lock:
+            self.watch.forget(signal)
+            if signal in self._queue:
+                self._queue.remove(signal)
+                self._wake()
+
+    def _enqueue(self, waiting: Signal | None) -> Signal:
+        signal = waiting or Signal()
+        signal.rearm()
+        if signal not in self._queue:
+            self._queue.append(signal)
+        return signal
+
+    def _wake(self) -> None:
+        """Who has waited longest looks again; whoever leaves the queue wakes the next."""
+        if self._queue:
+            self._queue[0].set()
+
+    def _taken(self, endpoint: Endpoint) -> None:
+        endpoint.attempts += 1
+        self._move(endpoint, 1)
+        self.telemetry.counts.pick()
+
+    def _move(self, endpoint: Endpoint, change: int) -> None:
+        endpoint.in_flight += change
+        self._selection.in_flight += change
+        self.telemetry.counts.in_flight(change)
+
+    # Outcomes
+
+    def release(self, endpoint: Endpoint) -> None:
+        """The body of an attempt is closed."""
+        with self.lock:
+            self._move(endpoint, -1)
+            self._wake()
+
+    def answered(self, endpoint: Endpoint, elapsed: float) -> None:
+        """An answer came after so many seconds."""
+        with self.lock:
+            endpoint.took(elapsed)
+
+    def settle(
+        self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict | None
+    ) -> None:
+        """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged."""
+        with self.lock:
+            if verdict is None:
+                breaker.cancel(permit)
+                return
+            now = self.clock()
+            if verdict.fault:
+                endpoint.failed(now)
+            if verdict.fault and verdict.again == "always":
+                self._hurry(now)
+            if verdict.rest > 0:
+                self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
+            if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):
+                self._turned(breaker, now)
+
+    def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
+        """Good headers came: the next probe may go while this one's body is still read."""
+        with self.lock:
+            breaker.cancel(permit)
+
+    def rest_of_all(self) -> float:
+        """Seconds until the first instance has rested, where all of them rest; else 0."""
+        with self.lock:
+            now = self.clock()
+            if self.pool.candidates(now) or (soonest := self.pool.resting()) is None:
+                return 0.0
+            return max(0.0, soonest.rest_until - now)
+
+    def _rest(self, endpoint: Endpoint, until: float) -> None:
+        endpoint.rest_until = max(endpoint.rest_until, until)
+        self.pool.changed()
+
+    def _turned(self, breaker: Breaker, now: float) -> None:
+        self.telemetry.counts.breaker(breaker.state)
+        outage = not self.pool.candidates(now)
+        self.pool.changed()
+        if not breaker.closed:
+            self._selection.tripped(now)
+        elif outage:
+            self.pool.healed(now, self.rng)
+        self._wake()

@@ -1,0 +1,95 @@
+"""Endpoint: one instance with what a client knows of it: its breaker and its load."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from lbclient.breaker import Breaker, BreakerPolicy
+from lbclient.instance import Instance
+
+__all__ = ["Endpoint", "draw"]
+
+_DECAY = 5.0
+_EWMA = 0.3
+
+
+class Endpoint:
+    """One instance in rotation. Read by strategies, written by the core only.
+
+    `instance` is its current record, `in_flight` the attempts from pick until the body is closed,
+    `latency` an exponentially weighted mean of attempt times in seconds (None before the first),
+    `weight` the share it counts with (0 made usable, see `pool`).
+    """
+
+    __slots__ = (
+        "_penalty",
+        "_penalty_at",
+        "attempts",
+        "breaker",
+        "failures",
+        "gone",
+        "in_flight",
+        "instance",
+        "latency",
+        "rest_until",
+        "weight",
+    )
+
+    def __init__(self, instance: Instance, policy: BreakerPolicy) -> None:
+        self.instance = instance
+        self.weight = float(instance.weight)
+        self.breaker = Breaker(policy, str(instance))
+        self.in_flight = 0
+        self.attempts = 0
+        self.failures = 0
+        self.latency: float | None = None
+        self.rest_until = 0.0
+        self.gone = False
+        self._penalty = 0.0
+        self._penalty_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.instance} {self.breaker.state}, {self.in_flight} in flight>"
+
+    def load(self, now: float) -> float:
+        """Attempts in flight plus what its recent faults add.
+
+        Without the second part an instance that fails fast looks idle and draws all traffic
+        (linkerd/linkerd2#4537). Each fault weighs as one attempt in flight, fading over seconds.
+        """
+        return self.in_flight + self._faults(now)
+
+    def renew(self, policy: BreakerPolicy) -> None:
+        """The same name stands for another machine now: past faults are not its own."""
+        self.breaker = Breaker(policy, str(self.instance))
+        self.rest_until = 0.0
+        self._penalty = 0.0
+        self.latency = None
+
+    def took(self, elapsed: float) -> None:
+        """An attempt that it answered took so long, in seconds."""
+        old = self.latency
+        self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
+
+    def failed(self, now: float) -> None:
+        """An attempt was its fault."""
+        self.failures += 1
+        self._penalty = self._faults(now) + 1.0
+        self._penalty_at = now
+
+    def _faults(self, now: float) -> float:
+        if not self._penalty:
+            return 0.0
+        return self._penalty * math.exp((self._penalty_at - now) / _DECAY)
+
+
+def draw(endpoints: Sequence[Endpoint], rng: random.Random) -> Endpoint:
+    """Throw the dice in proportion to the weights."""
+    place = rng.random() * sum(one.weight for one in endpoints)
+    for one in endpoints:
+        place -= one.weight
+        if place < 0:
+            return one
+    return endpoints[-1]

@@ -1,0 +1,43 @@
+"""What can go wrong, by name.
+
+Out of `Client` and `Transport` each of these is also the httpx exception that a
+caller already handles; see `lbclient.transport`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DeadlineExceeded",
+    "DiscoveryError",
+    "LoadBalancingError",
+    "NoInstanceAvailable",
+    "ServiceAbsent",
+]
+
+
+class LoadBalancingError(Exception):
+    """Base of every error that balancing itself raises."""
+
+
+class DiscoveryError(LoadBalancingError):
+    """Nothing usable is known about the service yet, or what is known is too old."""
+
+
+class ServiceAbsent(DiscoveryError):
+    """The service declares that it is not offered: an SRV record whose target is `.` (RFC 2782)."""
+
+
+class NoInstanceAvailable(LoadBalancingError):
+    """Instances are known, but none may be used now.
+
+    `retry_in` is the time in seconds until one may be tried again, or None where
+    that is not known (every instance is at its limit, or a probe is under way).
+    """
+
+    def __init__(self, message: str, retry_in: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_in = retry_in
+
+
+class DeadlineExceeded(LoadBalancingError):
+    """The total time of the call is up: attempts, delays and the body together."""

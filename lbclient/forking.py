@@ -1,0 +1,33 @@
+"""What a forked child must have new: locks that a dead thread may hold, dice, sockets."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+__all__ = ["Forkable", "track"]
+
+
+class Forkable(Protocol):
+    """Who shares something with a parent process that must not be shared."""
+
+    def after_fork(self) -> None:
+        """Begin anew, in the child."""
+        ...
+
+
+_tracked: WeakSet[Forkable] = WeakSet()
+
+
+def track(one: Forkable) -> None:
+    """Call `one.after_fork()` in every child, for as long as it lives."""
+    _tracked.add(one)
+
+
+def _after_fork() -> None:
+    for one in list(_tracked):
+        one.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,1 @@
+"""HTTP over the balancer. The only folder with httpx and httpcore."""

@@ -1,0 +1,169 @@
+"""Response bodies: an instance is busy until its body has been closed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+import anyio
+import httpx
+
+from lbclient.attempt import Attempt
+from lbclient.deadline import Expiry
+from lbclient.errors import DeadlineExceeded
+from lbclient.http.dial import Stream
+from lbclient.http.errors import as_httpx
+
+__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
+
+_DRAIN_BYTES = 16_384
+_DRAIN_SECONDS = 0.05
+S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
+
+
+class _Held(Generic[S]):
+    """The attempt ends with its body: once, however that ends."""
+
+    def __init__(self, stream: S, attempt: Attempt[httpx.Response]) -> None:
+        self.stream = stream
+        self._attempt = attempt
+        attempt.hold()
+
+    def __del__(self) -> None:
+        attempt = getattr(self, "_attempt", None)
+        if attempt is not None and attempt.open:
+            attempt.finish()
+            warnings.warn(
+                f"a response of {attempt.instance} was never closed; "
+                "use `with client.stream(...)` or call response.close()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+    def _broke(self, error: Exception) -> Exception:
+        self._attempt.finish(error)
+        if not self._attempt.cut:
+            return error
+        over = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
+        over.__cause__ = error
+        return over
+
+
+class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
+    """The body of a response that is still to be read."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self.stream:
+                _check(self._attempt.expiry)
+                yield chunk
+        except Exception as error:
+            failure = self._broke(error)
+            if failure is error:
+                raise
+            raise failure from error
+
+    def close(self) -> None:
+        """Free the instance, then close the connection's side of it."""
+        self._attempt.finish()
+        self.stream.close()
+
+
+class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
+    """The same for the async side."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self.stream:
+                _check(self._attempt.expiry)
+                yield chunk
+        except Exception as error:
+            failure = self._broke(error)
+            if failure is error:
+                raise
+            raise failure from error
+
+    async def aclose(self) -> None:
+        """Free the instance, before anything that could be cancelled."""
+        self._attempt.finish()
+        await self.stream.aclose()
+
+
+def read(response: httpx.Response, expiry: Expiry | None) -> None:
+    """Read the whole body now, in place."""
+    stream = cast("httpx.SyncByteStream", response.stream)
+    chunks = []
+    try:
+        for chunk in stream:
+            _check(expiry)
+            chunks.append(chunk)
+    finally:
+        stream.close()
+    response.stream = httpx.ByteStream(b"".join(chunks))
+
+
+async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
+    """The same for the async side."""
+    stream = cast("httpx.AsyncByteStream", response.stream)
+    chunks = []
+    try:
+        async for chunk in stream:
+            _check(expiry)
+            chunks.append(chunk)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+    response.stream = httpx.ByteStream(b"".join(chunks))
+
+
+def drain(response: httpx.Response) -> None:
+    """Give up an answer: read a little of it, so that its connection can live, then close it."""
+    with contextlib.suppress(httpx.TransportError):
+        try:
+            if (held := _drainable(response)) is not None:
+                for _ in held:
+                    pass
+        finally:
+            _calm(response)
+            response.close()
+
+
+async def adrain(response: httpx.Response) -> None:
+    """The same for the async side."""
+    with contextlib.suppress(httpx.TransportError):
+        try:
+            if (held := _drainable(response)) is not None:
+                async for _ in held:
+                    pass
+        finally:
+            _calm(response)
+            await response.aclose()
+
+
+def _drainable(response: httpx.Response) -> Any:
+    """What is left of a short body, with its connection told to hurry; None where none can be."""
+    connection = response.extensions.get("network_stream")
+    length = response.headers.get("content-length", "")
+    http1 = response.http_version.startswith("HTTP/1")
+    if not (http1 and isinstance(connection, Stream) and length.isdigit()):
+        return None
+    if int(length[:9]) > _DRAIN_BYTES or not isinstance(response.stream, _Held):
+        return None
+    connection.hurry = Expiry(time.monotonic() + _DRAIN_SECONDS, time.monotonic)
+    return response.stream.stream
+
+
+def _calm(response: httpx.Response) -> None:
+    """Before the connection goes back, where another request may take it."""
+    connection = response.extensions.get("network_stream")
+    if isinstance(connection, Stream):
+        connection.hurry = None
+
+
+def _check(expiry: Expiry | None) -> None:
+    """A drip outlives any timeout per read; the deadline holds between chunks too."""
+    if expiry is not None and not expiry.left():
+        raise httpx.ReadTimeout("the time of the attempt is up")

@@ -1,0 +1,178 @@
+"""Client and AsyncClient: httpx's own clients, with a balancing transport in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
+
+import httpx
+
+from lbclient.balancer import Balancer
+from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
+from lbclient.http.options import TransportOptions, part, refuse_bypass
+from lbclient.http.request import UNSTREAMED
+from lbclient.http.transport import AsyncTransport, Service, Transport
+from lbclient.target import Target
+
+if TYPE_CHECKING:
+    from httpx._client import EventHook, UseClientDefault
+    from httpx._types import (
+        AuthTypes,
+        CookieTypes,
+        HeaderTypes,
+        QueryParamTypes,
+        TimeoutTypes,
+    )
+
+__all__ = ["AsyncClient", "Client"]
+
+DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
+"""httpx's own, but for connecting: Linux repeats a lost SYN after one second."""
+
+
+class ClientOptions(TransportOptions, total=False):
+    """What a client takes after the service: the transport's options, and those of httpx's."""
+
+    auth: AuthTypes | None
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    timeout: TimeoutTypes
+    follow_redirects: bool
+    max_redirects: int
+    event_hooks: Mapping[str, list[EventHook]] | None
+    base_url: httpx.URL | str
+    default_encoding: str | Callable[[bytes], str]
+
+
+class Client(httpx.Client):
+    """An `httpx.Client` whose calls are spread over the instances of one service.
+
+    Takes the arguments of `Transport` and those of `httpx.Client`; `proxy` and `mounts`, which
+    would go past the balancer, are refused. `base_url` is the service's own URL, to which a path
+    may be added; paths of requests are relative to it. An unstreamed call reads its body within
+    the attempt, so that an instance which dies in the middle of it can be replaced.
+
+    Its requests may say, in `extensions={"lbclient": {...}}`: `idempotent`, `deadline` (seconds),
+    `key`. A request for another origin raises LoadBalancingError.
+
+    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: TransportFactory | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        given = _checked(options)
+        balancing = Transport(service, transport=transport, **part(given, TransportOptions))
+        self._balancer = balancing.balancer
+        super().__init__(transport=balancing, **_own(given, self._balancer.target))
+        balancing.own(self._balancer.target.origin)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The engine inside."""
+        return self._balancer
+
+    def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = httpx.USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = httpx.USE_CLIENT_DEFAULT,
+    ) -> httpx.Response:
+        """Send a request, as `httpx.Client.send` does."""
+        request.extensions = {**request.extensions, UNSTREAMED: not stream}
+        return super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+
+
+class AsyncClient(httpx.AsyncClient):
+    """The same for asyncio and trio: an `httpx.AsyncClient`."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: AsyncTransportFactory | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None:
+        given = _checked(options)
+        balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
+        self._balancer = balancing.balancer
+        super().__init__(transport=balancing, **_own(given, self._balancer.target))
+        balancing.own(self._balancer.target.origin)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The engine inside."""
+        return self._balancer
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = httpx.USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = httpx.USE_CLIENT_DEFAULT,
+    ) -> httpx.Response:
+        """Send a request, as `httpx.AsyncClient.send` does."""
+        request.extensions = {**request.extensions, UNSTREAMED: not stream}
+        return await super().send(
+            request, stream=stream, auth=auth, follow_redirects=follow_redirects
+        )
+
+
+def _checked(options: Mapping[str, object]) -> dict[str, object]:
+    given = dict(options)
+    refuse_bypass(given, ClientOptions.__annotations__)
+    timeout = given.setdefault("timeout", DEFAULT_TIMEOUT)
+    for name, value in _timeout(timeout).as_dict().items():
+        if value is not None and not _is_time(value):
+            raise ValueError(f"timeout ({name}, seconds) must be None or above 0, not {value!r}")
+    return given
+
+
+def _timeout(value: Any) -> httpx.Timeout:
+    try:
+        return httpx.Timeout(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"timeout must be seconds, None or httpx.Timeout(...): {error}") from None
+
+
+def _is_time(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value > 0
+        and math.isfinite(value)
+    )
+
+
+def _own(given: Mapping[str, object], target: Target) -> dict[str, Any]:
+    """What httpx's client keeps to itself; the rest has gone to the transport."""
+    mine = {name: value for name, value in given.items() if name not in _TRANSPORTS}
+    mine["base_url"] = _base_url(given.get("base_url", ""), target)
+    mine["trust_env"] = given.get("trust_env", True)
+    return mine
+
+
+_TRANSPORTS = frozenset(TransportOptions.__annotations__)
+
+
+def _base_url(wanted: object, target: Target) -> httpx.URL:
+    """The service's URL, with the path that the caller adds."""
+    if not isinstance(wanted, str | httpx.URL):
+        raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
+    here = httpx.URL(target.origin + target.path)
+    url = httpx.URL(wanted)
+    if url.is_absolute_url:
+        if (url.scheme, url.netloc) != (here.scheme, here.netloc):
+            raise ValueError(f"base_url must be a path, or a URL of {target.origin}, not {wanted}")
+        return url
+    path = here.path.rstrip("/") + "/" + url.path.lstrip("/")
+    return here.copy_with(path=path)

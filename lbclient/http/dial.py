@@ -1,0 +1,210 @@
+"""Sockets to one instance, under httpcore's public `network_backend`.
+
+Two things are ours. A socket opens to the vetted addresses of the instance only, each tried in
+turn. And a timeout may be an `Allowance`: then every single read and write is bounded by what is
+left of the attempt, so that a server that drips cannot outlive the deadline.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+import httpcore
+
+from lbclient.deadline import Expiry
+from lbclient.instance import Instance
+
+__all__ = ["Allowance", "AsyncDialer", "Dialer", "Stream"]
+
+_LEAST = 0.001
+"""A timeout of 0 would mean a socket that never waits."""
+
+S = TypeVar("S", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
+Options = Iterable[httpcore.SOCKET_OPTION] | None
+_UNREACHED = (httpcore.ConnectError, httpcore.ConnectTimeout)
+
+
+class Allowance(float):
+    """A timeout in seconds (None for none of its own) that also ends when the attempt does.
+
+    httpcore hands timeouts through untouched, so this arrives at the socket together with the
+    request that it belongs to, whichever connection that travels on.
+    """
+
+    __slots__ = ("_expiry", "_seconds")
+
+    _expiry: Expiry
+    _seconds: float | None
+
+    def __new__(cls, seconds: float | None, expiry: Expiry) -> Allowance:
+        left = expiry.left()
+        made = super().__new__(cls, left if seconds is None else min(seconds, left))
+        made._seconds, made._expiry = seconds, expiry
+        return made
+
+    def now(self) -> float | None:
+        """Seconds that one operation may take from now on; None without any limit."""
+        left = max(_LEAST, self._expiry.left())
+        if self._seconds is None:
+            return None if left == math.inf else left
+        return min(self._seconds, left)
+
+
+def _now(timeout: float | None) -> float | None:
+    return timeout.now() if isinstance(timeout, Allowance) else timeout
+
+
+class Stream(Generic[S]):
+    """One connection: what it wraps, and how many answers it has brought."""
+
+    def __init__(self, inner: S) -> None:
+        self.inner = inner
+        self.answers = 0
+        self.hurry: Expiry | None = None
+        """While set, reads end with it: what is drained must not cost a whole timeout."""
+
+    def get_extra_info(self, info: str) -> object:
+        """What the connection knows of itself."""
+        return self.inner.get_extra_info(info)
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if self.hurry is None:
+            return _now(timeout)
+        return max(_LEAST, self.hurry.left())
+
+
+class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self.inner.read(max_bytes, self._patience(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if not isinstance(timeout, Allowance):
+            self.inner.write(buffer, timeout)
+            return
+        # A peer that takes in drips would be given a whole timeout for each of them.
+        view = memoryview(buffer)
+        while view:
+            view = view[self._write_some(view, timeout.now()) :]
+
+    def _write_some(self, view: memoryview, timeout: float | None) -> int:
+        sock = self.inner.get_extra_info("socket")
+        assert isinstance(sock, socket.socket)  # httpcore.SyncBackend makes no other streams
+        try:
+            sock.settimeout(timeout)
+            return sock.send(view)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        return _Stream(self.inner.start_tls(ssl_context, server_hostname, _now(timeout)))
+
+
+class _AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self.inner.read(max_bytes, self._patience(timeout))
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self.inner.write(buffer, _now(timeout))
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        inner = await self.inner.start_tls(ssl_context, server_hostname, _now(timeout))
+        return _AsyncStream(inner)
+
+
+class _Addresses:
+    """Where to dial, whatever host the request's URL may name."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._hosts = instance.addresses or (instance.host,)
+
+    def _shares(self, timeout: float | None) -> Iterable[tuple[str, float | None]]:
+        """Each address, with its share of the time."""
+        for host in self._hosts:
+            left = _now(timeout)
+            yield host, None if left is None else left / len(self._hosts)
+
+
+class Dialer(_Addresses, httpcore.NetworkBackend):
+    """Opens sockets to one instance, for threads."""
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(instance)
+        self._inner = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Options = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address that answers."""
+        failure: Exception = httpcore.ConnectError(f"no address for {host}")
+        for address, share in self._shares(timeout):
+            try:
+                return _Stream(
+                    self._inner.connect_tcp(address, port, share, local_address, socket_options)
+                )
+            except _UNREACHED as error:
+                failure = error
+        raise failure
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self._inner.sleep(seconds)
+
+
+class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
+    """The same for event loops, asyncio's and trio's."""
+
+    def __init__(self, instance: Instance) -> None:
+        super().__init__(instance)
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Options = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address that answers."""
+        failure: Exception = httpcore.ConnectError(f"no address for {host}")
+        for address, share in self._shares(timeout):
+            try:
+                return _AsyncStream(
+                    await self._inner.connect_tcp(
+                        address, port, share, local_address, socket_options
+                    )
+                )
+            except _UNREACHED as error:
+                failure = error
+        raise failure
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await self._inner.sleep(seconds)

@@ -1,0 +1,84 @@
+"""What an HTTP attempt means. Other results are judged by the network's errors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+import httpx
+
+from lbclient.http.wire import on_reused_connection
+from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
+from lbclient.outcome import judge as network_judge
+
+__all__ = ["HttpJudge", "rest_asked"]
+
+_NOT_PROCESSED = Verdict(fault=False, again="always")
+_LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
+_CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+_TIMEOUT, _TOO_MANY = 408, 429
+
+
+class HttpJudge:
+    """The table of outcomes for HTTP; `statuses` are those that are tried again."""
+
+    def __init__(self, statuses: Collection[int]) -> None:
+        self._statuses = statuses
+
+    def __call__(self, result: object) -> Verdict:
+        """Judge a response by its status, an httpx error by how far the request can have come."""
+        if isinstance(result, httpx.Response):
+            return FINE if result.status_code < 400 else self._status(result)
+        if isinstance(result, httpx.TransportError):
+            return _error(result)
+        return network_judge(result)
+
+    def _status(self, response: httpx.Response) -> Verdict:
+        status = response.status_code
+        if status == _TIMEOUT and on_reused_connection(response):
+            return _NOT_PROCESSED
+        fault = 500 <= status <= 599
+        if status not in self._statuses:
+            return Verdict(fault=fault)
+        again: Literal["idempotent"] = "idempotent"
+        return Verdict(fault=fault, again=again, rest=rest_asked(response.headers))
+
+
+def _error(error: httpx.TransportError) -> Verdict:
+    if isinstance(error, _CALLERS_FAULT):
+        return FINE
+    if isinstance(error, httpx.PoolTimeout):
+        return _LOCAL_LIMIT
+    if isinstance(error, _NEVER_SENT):
+        return _local_origin(error) or NEVER_SENT
+    return FAULT
+
+
+def _local_origin(error: BaseException) -> Verdict | None:
+    """An error of this machine's own making, somewhere among the causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):
+            found = [_local_origin(one) for one in cause.exceptions]
+            return found[0] if all(found) else None
+        if (own := own_fault(cause)) is not None:
+            return own
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def rest_asked(headers: httpx.Headers) -> float:
+    """Seconds that `Retry-After` asks for, as a number or as a date; nonsense is 0.
+
+    A date counts against the response's own `Date`, so that the two clocks need not agree.
+    """
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        until, now = parsedate_to_datetime(text), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (until - now).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,122 @@
+"""The arguments of the HTTP entry points: whose they are, and whether they can be used."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import httpx
+
+from lbclient import checks
+from lbclient.options import BalancerOptions
+
+__all__ = [
+    "SocketOption",
+    "TransportOptions",
+    "WireOptions",
+    "part",
+    "refuse_bypass",
+    "wire_options",
+]
+
+SocketOption = (
+    tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+)
+_BYPASS = ("proxy", "uds", "mounts")
+
+
+class WireArguments(TypedDict, total=False):
+    """How connections are made: the words of `httpx.HTTPTransport`."""
+
+    verify: ssl.SSLContext | str | bool
+    cert: str | tuple[str, str] | tuple[str, str, str] | None
+    trust_env: bool
+    http1: bool
+    http2: bool
+    limits: httpx.Limits
+    local_address: str | None
+    retries: int
+    socket_options: Iterable[SocketOption] | None
+
+
+class TransportOptions(BalancerOptions, WireArguments, total=False):
+    """What a transport takes after the service."""
+
+    tls_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WireOptions:
+    """How connections are made, checked. `ssl_context` is None where nothing speaks TLS."""
+
+    scheme: str
+    ssl_context: ssl.SSLContext | None
+    http1: bool
+    http2: bool
+    limits: httpx.Limits
+    local_address: str | None
+    retries: int
+    socket_options: tuple[SocketOption, ...] | None
+
+
+def wire_options(
+    scheme: str,
+    *,
+    verify: ssl.SSLContext | str | bool = True,
+    cert: str | tuple[str, str] | tuple[str, str, str] | None = None,
+    trust_env: bool = True,
+    http1: bool = True,
+    http2: bool = False,
+    limits: httpx.Limits | None = None,
+    local_address: str | None = None,
+    retries: int = 0,
+    socket_options: Iterable[SocketOption] | None = None,
+) -> WireOptions:
+    """Check them, and make the one TLS context that all connections share.
+
+    Raises ValueError or TypeError; ImportError where `http2` lacks its extra.
+    """
+    if limits is not None and not isinstance(limits, httpx.Limits):
+        raise TypeError(f"limits must be httpx.Limits(...), not {limits!r}")
+    if not (http1 or http2):
+        raise ValueError("http1 and http2 must not both be False")
+    if http2:
+        _import_h2()
+    tls = scheme == "https"
+    return WireOptions(
+        scheme=scheme,
+        ssl_context=httpx.create_ssl_context(verify, cert, trust_env) if tls else None,
+        http1=http1,
+        http2=http2,
+        limits=limits or httpx.Limits(max_keepalive_connections=20),
+        local_address=local_address,
+        retries=checks.count("retries", retries, least=0),
+        socket_options=None if socket_options is None else tuple(socket_options),
+    )
+
+
+def part(options: Mapping[str, object], kind: type) -> dict[str, Any]:
+    """Those of the options that the TypedDict `kind` knows."""
+    return {name: options[name] for name in kind.__annotations__ if name in options}
+
+
+def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
+    """Raises ValueError for what would go past the balancer, TypeError for what nobody knows."""
+    for name in _BYPASS:
+        if options.pop(name, None) is not None:
+            raise ValueError(
+                f"{name}= would go past the balancer. To reach instances through a proxy or a "
+                "socket, pass transport=lambda instance: httpx.HTTPTransport(...); to balance "
+                "one service among other origins, httpx.Client(mounts={...: lbclient.Transport})"
+            )
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def _import_h2() -> None:
+    try:
+        import h2  # noqa: F401, PLC0415  # asked for only by http2=True
+    except ImportError:
+        raise ImportError("http2=True needs the package h2: pip install 'httpx[http2]'") from None

@@ -1,0 +1,64 @@
+"""Whose URL a request names: the service's own, one of its instances', or a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import httpx
+
+from lbclient.errors import LoadBalancingError
+from lbclient.instance import Instance
+
+__all__ = ["Origin"]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Origin:
+    """The origin that a `Client` balances: its own, and its instances' where a redirect names one.
+
+    `instances` tells who they are now.
+    """
+
+    def __init__(self, url: str, instances: Callable[[], Iterable[Instance]]) -> None:
+        self._url = httpx.URL(url)
+        self._netloc = self._url.netloc
+        self._scheme = self._url.scheme
+        self._instances = instances
+
+    def admit(self, url: httpx.URL) -> None:
+        """Raises LoadBalancingError for a URL that is not the service's."""
+        if not self.is_own(url) and not self._names_instance(url):
+            raise LoadBalancingError(
+                f"this client balances {self._url} only, not {url.scheme}://{url.host}; for other "
+                "origins use httpx.Client(mounts={...: lbclient.Transport(...)})"
+            )
+
+    def is_own(self, url: httpx.URL) -> bool:
+        """True for a URL that names the service itself."""
+        return url.netloc == self._netloc and url.scheme == self._scheme
+
+    def make_logical(self, response: httpx.Response) -> None:
+        """Name the service in a redirect that names one of its instances.
+
+        As a reverse proxy does: so cookies and credentials stay with the service, and the next
+        request is balanced like any other.
+        """
+        location = response.headers.get("location")
+        if location is None or "//" not in location:
+            return
+        try:
+            url = httpx.URL(location)
+        except httpx.InvalidURL:
+            return
+        if url.host and self._names_instance(url):
+            here = url.copy_with(scheme=self._scheme, host=self._url.host, port=self._url.port)
+            response.headers["location"] = str(here)
+
+    def _names_instance(self, url: httpx.URL) -> bool:
+        if url.scheme not in ("", self._scheme):
+            return False
+        port = url.port or _DEFAULT_PORTS[self._scheme]
+        return any(
+            port == one.port and url.host in (one.host, *one.addresses) for one in self._instances()
+        )

@@ -1,0 +1,186 @@
+"""Bytes to one instance, by httpcore. The only room with httpcore.
+
+One pool an instance, uncapped (a capped one loses slots under cancellation, encode/httpcore#1093),
+and never shared between services: a connection verified for one name must not serve another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import httpcore
+import httpx
+
+from lbclient.http.dial import AsyncDialer, Dialer, Stream
+from lbclient.http.options import WireOptions
+from lbclient.instance import Instance
+
+__all__ = ["AsyncWire", "Wire", "on_reused_connection"]
+
+
+Extensions = Mapping[str, object]
+
+
+def _pool(options: WireOptions) -> dict[str, object]:
+    """The arguments of a pool that has no cap of its own."""
+    return {
+        "ssl_context": options.ssl_context,
+        "max_connections": None,
+        "max_keepalive_connections": options.limits.max_keepalive_connections,
+        "keepalive_expiry": options.limits.keepalive_expiry,
+        "http1": options.http1,
+        "http2": options.http2,
+        "retries": options.retries,
+        "local_address": options.local_address,
+        "socket_options": options.socket_options,
+    }
+
+
+class _Addressed:
+    """Makes httpcore's requests: the socket and the TLS name are ours, the rest is the caller's."""
+
+    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
+        self._scheme = options.scheme.encode()
+        self._host = (tls_name or instance.host).encode("ascii")
+        self._port = instance.port
+
+    def _request(
+        self, request: httpx.Request, headers: httpx.Headers, body: object, extensions: Extensions
+    ) -> httpcore.Request:
+        return httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(
+                scheme=self._scheme,
+                host=self._host,
+                port=self._port,
+                target=request.url.raw_path,
+            ),
+            headers=headers.raw,
+            content=body,  # type: ignore[arg-type]  # sync or async, as the caller's side is
+            extensions=dict(extensions),
+        )
+
+
+class Wire(_Addressed):
+    """Connections to one instance, for threads."""
+
+    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
+        super().__init__(instance, options, tls_name)
+        self._pool = httpcore.ConnectionPool(
+            network_backend=Dialer(instance),
+            **_pool(options),  # type: ignore[arg-type]  # as typed there
+        )
+
+    def send(
+        self,
+        request: httpx.Request,
+        headers: httpx.Headers,
+        body: httpx.SyncByteStream,
+        extensions: Extensions,
+    ) -> httpx.Response:
+        """Send it, and return once the headers came. Raises httpx's transport errors."""
+        with _as_httpx():
+            answer = self._pool.handle_request(self._request(request, headers, body, extensions))
+        return _response(answer, _Body(answer))
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+
+class AsyncWire(_Addressed):
+    """Connections to one instance, for one event loop."""
+
+    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
+        super().__init__(instance, options, tls_name)
+        self._pool = httpcore.AsyncConnectionPool(
+            network_backend=AsyncDialer(instance),
+            **_pool(options),  # type: ignore[arg-type]  # as typed there
+        )
+
+    async def send(
+        self,
+        request: httpx.Request,
+        headers: httpx.Headers,
+        body: httpx.AsyncByteStream,
+        extensions: Extensions,
+    ) -> httpx.Response:
+        """Send it, and return once the headers came. Raises httpx's transport errors."""
+        with _as_httpx():
+            answer = await self._pool.handle_async_request(
+                self._request(request, headers, body, extensions)
+            )
+        return _response(answer, _AsyncBody(answer))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._pool.aclose()
+
+
+class _Body(httpx.SyncByteStream):
+    """The bytes of a response, errors in httpx's words."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_httpx():
+            yield from self._answer.iter_stream()
+
+    def close(self) -> None:
+        """Give the connection back, or close it if there is more to come."""
+        self._answer.close()
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    """The same for the async side."""
+
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _as_httpx():
+            async for chunk in self._answer.aiter_stream():
+                yield chunk
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if there is more to come."""
+        await self._answer.aclose()
+
+
+def on_reused_connection(response: httpx.Response) -> bool:
+    """True if its connection had served a request before."""
+    stream = response.extensions.get("network_stream")
+    return isinstance(stream, Stream) and stream.answers > 1
+
+
+def _response(
+    answer: httpcore.Response, body: httpx.SyncByteStream | httpx.AsyncByteStream
+) -> httpx.Response:
+    stream = answer.extensions.get("network_stream")
+    if isinstance(stream, Stream):
+        stream.answers += 1
+    return httpx.Response(
+        answer.status, headers=answer.headers, stream=body, extensions=dict(answer.extensions)
+    )
+
+
+@contextlib.contextmanager
+def _as_httpx() -> Iterator[None]:
+    """Every exception of httpcore has its namesake in httpx."""
+    try:
+        yield
+    except _HTTPCORE as error:
+        names = (getattr(httpx, kind.__name__, None) for kind in type(error).__mro__)
+        kind = next(found for found in names if found is not None)
+        raise kind(str(error)) from error
+
+
+_HTTPCORE: tuple[type[Exception], ...] = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)

@@ -1,0 +1,70 @@
+"""What became of one call, attempt by attempt, for whoever wants to know afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from lbclient.attempt import Attempt
+from lbclient.instance import Instance
+
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "describe"]
+
+_KEY = "lbclient"
+_ATTRIBUTE = "_lbclient_attempts"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptInfo:
+    """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
+    (to the headers, or through the body where that was read at once), and the `reason` for which
+    this instance was chosen."""
+
+    instance: Instance
+    status: int | None
+    error: BaseException | None
+    elapsed: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """The attempts of one call, in order."""
+
+    attempts: tuple[AttemptInfo, ...]
+
+
+def call_info(outcome: object) -> CallInfo:
+    """What became of the call that gave this response or exception.
+
+    Raises ValueError for one that did not come out of a call of ours.
+    """
+    if isinstance(outcome, BaseException):
+        return CallInfo(_of(outcome))
+    info = getattr(outcome, "extensions", {}).get(_KEY)
+    if not isinstance(info, CallInfo):
+        raise ValueError(f"{outcome!r} did not come out of an lbclient call")
+    return info
+
+
+def describe(attempts: Iterable[Attempt[object]]) -> tuple[AttemptInfo, ...]:
+    """The records of these attempts."""
+    return tuple(
+        AttemptInfo(one.instance, one.status, one.error, one.elapsed, one.reason)
+        for one in attempts
+    )
+
+
+def attach(error: BaseException, records: tuple[AttemptInfo, ...]) -> None:
+    """Keep the records with the error that ends the call, without a cycle through it."""
+    last = records[-1]
+    if last.error is error:
+        last = replace(last, error=None)
+    setattr(error, _ATTRIBUTE, (*records[:-1], last))
+
+
+def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
+    records: tuple[AttemptInfo, ...] = getattr(error, _ATTRIBUTE, ())
+    if records and records[-1].error is None and records[-1].status is None:
+        return (*records[:-1], replace(records[-1], error=error))
+    return records

@@ -1,0 +1,68 @@
+"""One pick held for the time of a block, for `with` and for `async with`."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from lbclient.attempt import Attempt
+from lbclient.call import Call
+from lbclient.instance import Instance
+from lbclient.shell import asleep, sleep
+from lbclient.waiting import Pause
+
+__all__ = ["Lease"]
+
+Raised = type[BaseException] | None
+
+
+class Lease:
+    """What `Balancer.acquire` returns: entering picks, leaving settles. Used once.
+
+    A network error that leaves the block counts against the instance, and goes on to the caller.
+    """
+
+    __slots__ = ("_attempt", "_call", "_steps")
+
+    def __init__(self, call: Call[None]) -> None:
+        self._call = call
+        self._steps = iter(call)
+        self._attempt: Attempt[None] | None = None
+
+    def __enter__(self) -> Instance:
+        self._call.__enter__()
+        try:
+            while isinstance(step := next(self._steps), Pause):
+                sleep(step)
+            return self._begin(step)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
+
+    async def __aenter__(self) -> Instance:
+        self._call.__enter__()
+        try:
+            while isinstance(step := next(self._steps), Pause):
+                await asleep(step)
+            return self._begin(step)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
+
+    def __exit__(
+        self, kind: Raised, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._attempt is not None:
+            self._attempt.__exit__(kind, error, traceback)
+        self._call.__exit__(kind, error, traceback)
+
+    async def __aexit__(
+        self, kind: Raised, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _begin(self, attempt: Attempt[None]) -> Instance:
+        self._attempt = attempt
+        attempt.result = None
+        attempt.__enter__()
+        return attempt.instance

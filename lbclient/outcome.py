@@ -1,0 +1,68 @@
+"""What a finished attempt means: for the breaker, for the load, and for trying again.
+
+A judge is a function of the result, or of the exception, of one attempt. The default below
+knows the operating system's network errors only; the HTTP binding brings its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["FAULT", "FINE", "NEVER_SENT", "Judge", "Verdict", "judge", "own_fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The meaning of one attempt.
+
+    - `fault`: the instance is to blame; its breaker counts it, its load is raised for a while.
+    - `again`: `"never"`; `"idempotent"`: it may have been carried out, so only a call that may be
+      repeated is; `"always"`: it was certainly not carried out, so any call may be.
+    - `rest`: seconds for which this instance asked to be left alone (`Retry-After`).
+    - `backoff`: wait before the next attempt even if nothing was sent.
+
+    An exception without fault is neutral: it neither harms nor heals the instance.
+    """
+
+    fault: bool
+    again: Literal["never", "idempotent", "always"] = "never"
+    rest: float = 0.0
+    backoff: bool = False
+
+
+Judge = Callable[[object], Verdict]
+"""Takes the result of an attempt, or the exception (an `Exception`) that ended it."""
+
+FINE = Verdict(fault=False)
+FAULT = Verdict(fault=True, again="idempotent")
+NEVER_SENT = Verdict(fault=True, again="always")
+
+_OUT_OF_DESCRIPTORS = Verdict(fault=False, again="always", backoff=True)
+_NO_WAY_OUT = Verdict(fault=False, again="always")
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_LOCAL = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT}
+_NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
+_UNREACHED = {errno.EHOSTUNREACH, errno.EHOSTDOWN}
+
+
+def own_fault(error: BaseException) -> Verdict | None:
+    """The verdict on an error of this machine's own making (Envoy: local origin), else None."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _EXHAUSTED:
+        return _OUT_OF_DESCRIPTORS
+    return _NO_WAY_OUT if number in _LOCAL else None
+
+
+def judge(result: object) -> Verdict:
+    """Judge by the operating system's network errors; any other result or exception is fine."""
+    if not isinstance(result, OSError):
+        return FINE
+    if (own := own_fault(result)) is not None:
+        return own
+    if isinstance(result, _NEVER_SENT_ERRORS) or result.errno in _UNREACHED:
+        return NEVER_SENT
+    return FAULT if isinstance(result, ConnectionError | TimeoutError) else FINE

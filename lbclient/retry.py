@@ -1,0 +1,258 @@
+"""Whether to try again, and after how long. The only room with tenacity.
+
+tenacity's stop, wait and retry objects decide; its own loop is not used, since one `Retrying`
+shared between tasks mixes up their turns (jd/tenacity#93), its `with attempt` swallows
+cancellation, and here neither the sleep nor the I/O belongs to the decision.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import tenacity
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from lbclient import checks
+from lbclient.outcome import Verdict
+
+__all__ = ["IDEMPOTENT_METHODS", "Budget", "Retries", "RetryBudget", "RetryPolicy", "Turns"]
+
+IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110, section 9.2.2."""
+
+_MOST_ATTEMPTS = 100
+_SLICES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """How many retries all calls of one balancer may make together.
+
+    Over a sliding `window` (seconds) each call earns `ratio` of a retry, and `reserve` retries per
+    second come on top, so that a quiet client may retry too. Source: Finagle, tower.
+    """
+
+    ratio: float = 0.2
+    reserve: float = 10.0
+    window: float = 10.0
+
+    def __post_init__(self) -> None:
+        checks.number("ratio", self.ratio)
+        checks.number("reserve (retries per second)", self.reserve)
+        checks.seconds("window", self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Which calls are tried again, how often, and how long a call may take.
+
+    - `attempts`: at most so many sends, the first one included.
+    - `methods`: HTTP methods that may be repeated though the first send may have been carried out.
+    - `statuses`: HTTP statuses that are tried again, for those methods.
+    - `backoff`, `backoff_max`: full jitter over min(`backoff_max`, `backoff` * 2**n), seconds.
+    - `attempt_timeout`: seconds for one attempt, up to its headers where the body is streamed.
+    - `deadline`: seconds for the whole call: attempts, delays and the body.
+    - `budget`: see `RetryBudget`; None for no limit.
+    """
+
+    attempts: int = 3
+    methods: Collection[str] = IDEMPOTENT_METHODS
+    statuses: Collection[int] = frozenset({429, 502, 503, 504})
+    backoff: float = 0.025
+    backoff_max: float = 1.0
+    attempt_timeout: float | None = None
+    deadline: float | None = None
+    budget: RetryBudget | None = field(default_factory=RetryBudget)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "methods", _methods(self.methods))
+        put(self, "statuses", _statuses(self.statuses))
+        if checks.count("attempts", self.attempts) > _MOST_ATTEMPTS:
+            raise ValueError(f"attempts must be {_MOST_ATTEMPTS} or fewer, not {self.attempts!r}")
+        checks.number("backoff (seconds)", self.backoff)
+        checks.number("backoff_max (seconds)", self.backoff_max)
+        for name in ("attempt_timeout", "deadline"):
+            if getattr(self, name) is not None:
+                checks.seconds(name, getattr(self, name))
+        if self.backoff > self.backoff_max:
+            raise ValueError(
+                f"backoff ({self.backoff:g} s) must not be above "
+                f"backoff_max ({self.backoff_max:g} s)"
+            )
+        if self.attempt_timeout and self.deadline and self.attempt_timeout > self.deadline:
+            raise ValueError(
+                f"attempt_timeout ({self.attempt_timeout:g} s) must not be above "
+                f"deadline ({self.deadline:g} s)"
+            )
+        if self.budget is not None and not isinstance(self.budget, RetryBudget):
+            raise TypeError(f"budget must be a RetryBudget or None, not {self.budget!r}")
+
+
+def _methods(methods: Collection[str]) -> frozenset[str]:
+    if isinstance(methods, str):
+        raise TypeError(f"methods must be a collection of method names, not the string {methods!r}")
+    names = frozenset(methods)
+    if not all(isinstance(name, str) and name.isalpha() for name in names):
+        raise TypeError(f"methods must hold HTTP method names such as 'GET', not {methods!r}")
+    return frozenset(name.upper() for name in names)
+
+
+def _statuses(statuses: Collection[int]) -> frozenset[int]:
+    for status in (codes := frozenset(statuses)):
+        if checks.count("statuses", status, least=100) > 599:
+            raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {status!r}")
+    return codes
+
+
+class Budget:
+    """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
+
+    __slots__ = ("_account", "_balance", "_policy", "_slice")
+
+    def __init__(self, policy: RetryBudget) -> None:
+        self._policy = policy
+        self._slice = policy.window / _SLICES
+        self._account: deque[list[float]] = deque()
+        self._balance = policy.reserve * policy.window
+
+    def balance(self, now: float) -> float:
+        """Retries that may be made now."""
+        while self._account and self._account[0][0] <= now - self._policy.window:
+            self._balance -= self._account.popleft()[1]
+        return self._balance
+
+    def deposit(self, now: float) -> None:
+        """A call has begun."""
+        self._book(now, self._policy.ratio)
+
+    def withdraw(self, now: float) -> bool:
+        """Take one retry out, or refuse."""
+        if self.balance(now) < 1.0:
+            return False
+        self._book(now, -1.0)
+        return True
+
+    def _book(self, now: float, amount: float) -> None:
+        self.balance(now)
+        if not self._account or now - self._account[-1][0] >= self._slice:
+            self._account.append([now, 0.0])
+        self._account[-1][1] += amount
+        self._balance += amount
+
+
+@dataclass(slots=True)
+class Turn:
+    """What is known when one attempt has failed; tenacity's objects read it."""
+
+    verdict: Verdict
+    now: float
+    repeatable: bool
+    replayable: bool
+    deadline: float | None
+    pause: float
+    refused: bool = False
+
+
+class Retries:
+    """The rules of one balancer, shared by all its calls; `Turns` is the state of one call."""
+
+    def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
+        self.policy = policy
+        self.budget = Budget(policy.budget) if policy.budget is not None else None
+        stop = tenacity.stop_after_attempt(policy.attempts)
+        self.rules = tenacity.Retrying(
+            retry=tenacity.retry_if_result(_may_repeat),
+            wait=_FullJitter(policy, rng),
+            stop=tenacity.stop_any(stop, _AtDeadline(), _NoBudget(self.budget)),
+        )
+
+    def began(self, now: float) -> None:
+        """A call has begun: it pays into the budget."""
+        if self.budget is not None:
+            self.budget.deposit(now)
+
+
+class Turns:
+    """The retries of one call. Costs nothing until an attempt has failed."""
+
+    __slots__ = ("_retries", "_state", "refused")
+
+    def __init__(self, retries: Retries) -> None:
+        self._retries = retries
+        self._state: tenacity.RetryCallState | None = None
+        self.refused = False
+        """True when only the budget stood against another attempt."""
+
+    def delay(self, turn: Turn) -> float | None:
+        """Seconds to wait before the next attempt, or None: this outcome stands."""
+        rules = self._retries.rules
+        if self._state is None:
+            self._state = tenacity.RetryCallState(rules, None, (), {})
+        state = self._state
+        state.set_result(turn)
+        if not rules.retry(state):
+            return None
+        state.upcoming_sleep = rules.wait(state)
+        if rules.stop(state):
+            self.refused = turn.refused
+            return None
+        delay = state.upcoming_sleep
+        state.prepare_for_next_attempt()
+        return delay
+
+
+def _may_repeat(turn: Turn) -> bool:
+    if not turn.replayable:
+        return False
+    return turn.verdict.again == "always" or (
+        turn.verdict.again == "idempotent" and turn.repeatable
+    )
+
+
+class _FullJitter(wait_base):
+    """Full jitter (AWS, "Exponential Backoff And Jitter"), by the balancer's own dice."""
+
+    def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
+        self._rng = rng
+        self._most = policy.backoff_max
+        self._bound = tenacity.wait_exponential(multiplier=policy.backoff, max=policy.backoff_max)
+
+    def __call__(self, state: tenacity.RetryCallState) -> float:
+        turn = _turn(state)
+        verdict = turn.verdict
+        jitter = self._rng.random() * self._bound(state)
+        if verdict.again == "always" and not verdict.backoff and state.attempt_number == 1:
+            jitter = 0.0
+        return max(jitter, min(turn.pause, self._most))
+
+
+class _AtDeadline(stop_base):
+    """A delay that would overrun the deadline is not slept."""
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        turn = _turn(state)
+        return turn.deadline is not None and turn.now + state.upcoming_sleep >= turn.deadline
+
+
+class _NoBudget(stop_base):
+    """Asked last, and before any sleep: a yes takes one retry out of the budget."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self._budget = budget
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        turn = _turn(state)
+        turn.refused = self._budget is not None and not self._budget.withdraw(turn.now)
+        return turn.refused
+
+
+def _turn(state: tenacity.RetryCallState) -> Turn:
+    outcome = state.outcome
+    assert outcome is not None  # set by Turns.delay, the only caller
+    turn: Turn = outcome.result()
+    return turn

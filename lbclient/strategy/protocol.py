@@ -1,0 +1,42 @@
+"""What a strategy is: an object with `pick`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from lbclient.endpoint import Endpoint
+
+__all__ = ["PickContext", "Strategy"]
+
+
+class PickContext(Protocol):
+    """What a strategy is told of the call: the dice, the clock's time, and the call's key."""
+
+    @property
+    def rng(self) -> random.Random:
+        """The balancer's dice."""
+        ...
+
+    @property
+    def now(self) -> float:
+        """The balancer's clock, in seconds."""
+        ...
+
+    @property
+    def key(self) -> object:
+        """What the caller passed as `key`, or None."""
+        ...
+
+
+class Strategy(Protocol):
+    """Given the candidates, pick one. Asked for the first attempt of each call."""
+
+    def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
+        """Pick one of `candidates`, which are never empty.
+
+        They are a new object whenever membership, admissibility or weights have changed, so a
+        strategy may cache by their identity. Called under the balancer's lock: compute only.
+        """
+        ...

@@ -1,0 +1,43 @@
+"""What a call may wait for, in a form that threads, event loops and virtual time can each obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Pause", "Signal"]
+
+
+class Signal:
+    """Set once, from any thread; whoever listens is told, also if it was set before."""
+
+    __slots__ = ("_wake", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._wake: Callable[[], None] | None = None
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called when the signal is set; it may be called twice."""
+        self._wake = wake
+        if self.is_set:
+            wake()
+
+    def rearm(self) -> None:
+        """Make it as new, for another wait."""
+        self.is_set = False
+        self._wake = None
+
+    def set(self) -> None:
+        """Wake the listener."""
+        self.is_set = True
+        if self._wake is not None:
+            self._wake()
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait for `seconds`, or less if `signal` is set before."""
+
+    seconds: float
+    signal: Signal | None = None
