@@ -161,8 +161,8 @@ class Attempt(Generic[R]):
 
     def _charge(self, error: BaseException) -> Verdict | None:
         """An exception without fault is neutral, and so is everything that is no `Exception`."""
-        innocent = not isinstance(error, Exception) or self.verdict is None
-        return None if innocent or not self.verdict.fault else self.verdict
+        verdict = self.verdict if isinstance(error, Exception) else None
+        return verdict if verdict is not None and verdict.fault else None
 
     def _close(self, verdict: Verdict | None, *, release: bool) -> None:
         core = self._call.core

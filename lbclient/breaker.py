@@ -120,7 +120,7 @@ class Breaker:
 
     def settle(self, permit: Permit, *, fault: bool, now: float, rng: random.Random) -> bool:
         """Count one outcome. True if that changed the state; a stale permit changes nothing."""
-        if permit.generation != self.permit.generation or self._unmoved(fault):
+        if permit.generation != self.permit.generation or self._unmoved(fault=fault):
             return False
         self.cancel(permit)
         before = self.state
@@ -142,7 +142,7 @@ class Breaker:
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
 
-    def _unmoved(self, fault: bool) -> bool:
+    def _unmoved(self, *, fault: bool) -> bool:
         circuit = self._circuit
         return not fault and (circuit is None or (self.closed and not circuit.fail_counter))
 

@@ -246,9 +246,9 @@ class Call(Generic[R]):
 
     def _cut(self, attempt: Attempt[R]) -> Verdict:
         """Our own deadline ended it: its fault only if it had at least half of the time."""
-        assert self.deadline is not None  # _over() says so
         attempt.cut = True
-        return Verdict(fault=attempt.started - self.started <= (self.deadline - self.started) / 2)
+        half = ((self.deadline or 0.0) - self.started) / 2
+        return Verdict(fault=attempt.started - self.started <= half)
 
     def _final(self, error: Exception, last: Attempt[R]) -> Exception:
         records = describe(self._attempts)

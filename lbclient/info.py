@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
-from lbclient.attempt import Attempt
 from lbclient.instance import Instance
 
 __all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "describe"]
@@ -14,8 +13,20 @@ _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptInfo:
+class Finished(Protocol):
+    """What is asked of an attempt."""
+
+    @property
+    def instance(self) -> Instance: ...
+    @property
+    def reason(self) -> str: ...
+
+    status: int | None
+    error: Exception | None
+    elapsed: float
+
+
+class AttemptInfo(NamedTuple):
     """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
     (to the headers, or through the body where that was read at once), and the `reason` for which
     this instance was chosen."""
@@ -27,8 +38,7 @@ class AttemptInfo:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallInfo:
+class CallInfo(NamedTuple):
     """The attempts of one call, in order."""
 
     attempts: tuple[AttemptInfo, ...]
@@ -47,7 +57,7 @@ def call_info(outcome: object) -> CallInfo:
     return info
 
 
-def describe(attempts: Iterable[Attempt[object]]) -> tuple[AttemptInfo, ...]:
+def describe(attempts: Iterable[Finished]) -> tuple[AttemptInfo, ...]:
     """The records of these attempts."""
     return tuple(
         AttemptInfo(one.instance, one.status, one.error, one.elapsed, one.reason)
@@ -59,12 +69,12 @@ def attach(error: BaseException, records: tuple[AttemptInfo, ...]) -> None:
     """Keep the records with the error that ends the call, without a cycle through it."""
     last = records[-1]
     if last.error is error:
-        last = replace(last, error=None)
+        last = last._replace(error=None)
     setattr(error, _ATTRIBUTE, (*records[:-1], last))
 
 
 def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
     records: tuple[AttemptInfo, ...] = getattr(error, _ATTRIBUTE, ())
     if records and records[-1].error is None and records[-1].status is None:
-        return (*records[:-1], replace(records[-1], error=error))
+        return (*records[:-1], records[-1]._replace(error=error))
     return records

@@ -13,8 +13,6 @@ from lbclient.waiting import Pause
 
 __all__ = ["Lease"]
 
-Raised = type[BaseException] | None
-
 
 class Lease:
     """What `Balancer.acquire` returns: entering picks, leaving settles. Used once.
@@ -50,14 +48,20 @@ class Lease:
             raise
 
     def __exit__(
-        self, kind: Raised, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._attempt is not None:
             self._attempt.__exit__(kind, error, traceback)
         self._call.__exit__(kind, error, traceback)
 
     async def __aexit__(
-        self, kind: Raised, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.__exit__(kind, error, traceback)
 

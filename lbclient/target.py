@@ -104,7 +104,8 @@ def _parent(host: str) -> str:
         labels.pop(0)
     if labels[0].startswith("_"):
         raise ValueError(
-            f"service must name a domain after its _labels, as in _orders._tcp.example.com; not {host!r}"
+            "service must name a domain after its _labels, "
+            f"as in _orders._tcp.example.com; not {host!r}"
         )
     return ".".join(labels)
 

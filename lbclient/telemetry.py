@@ -39,7 +39,7 @@ _SUPPRESS = [
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
 ]
-"""Set in the context by whoever wants no spans; the API keeps the keys, but has no word for them."""
+"""In the context of whoever wants no spans; the API keeps the keys, but has no word for them."""
 
 
 class Telemetry:
@@ -131,11 +131,11 @@ class Semantics:
         """What is known before sending."""
         return _NOTHING
 
-    def result(self, result: object) -> Attributes:
+    def result(self, result: object) -> Attributes:  # noqa: ARG002  # for others
         """What the result of an attempt tells."""
         return _NOTHING
 
-    def duration(self, result: object) -> Attributes | None:
+    def duration(self, result: object) -> Attributes | None:  # noqa: ARG002  # for others
         """The labels under which an attempt's duration is recorded; None records none."""
         return None
 
@@ -168,9 +168,11 @@ class CallSpan:
     def _known(self, resend: int, peer: tuple[str, int]) -> Attributes:
         if not self._span.is_recording():
             return _NOTHING
-        count = {"http.request.resend_count": resend} if resend else _NOTHING
-        address = {"network.peer.address": peer[0], "network.peer.port": peer[1]}
-        return {**self._semantics.request(), **address, **count}
+        known: dict[str, str | int | float | bool] = {**self._semantics.request()}
+        known["network.peer.address"], known["network.peer.port"] = peer
+        if resend:
+            known["http.request.resend_count"] = resend
+        return known
 
     def end(self, error: BaseException | None, attempts: int) -> None:
         """The call is over."""

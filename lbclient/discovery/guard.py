@@ -17,6 +17,7 @@ _METADATA = {
     ipaddress.ip_address("fd00:ec2::254"): "a cloud metadata address",
     ipaddress.ip_address("100.100.100.200"): "a cloud metadata address",
 }
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -73,7 +74,7 @@ def _reason(address: IPv4Address | IPv6Address) -> str | None:
         (address.is_loopback, "loopback"),
         (address.is_link_local, "link-local"),
         (address.is_multicast, "multicast"),
-        (address.is_unspecified or (int(address) >> 24 == 0 and address.version == 4), "unspecified"),
+        (address.is_unspecified or address in _THIS_NETWORK, "unspecified"),
         (address == IPv4Address("255.255.255.255"), "broadcast"),
     )
     return next((name for holds, name in checks if holds), None)

@@ -147,7 +147,7 @@ class Watch:
         error: Exception | None = None
         try:
             answer = _usable(self._resolver.resolve())
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001  # a caller's resolver may raise anything
             error = failure
         with self._lock:
             waiting, self._waiting = self._waiting, []

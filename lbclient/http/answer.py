@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import anyio
 import httpx
@@ -21,14 +21,12 @@ __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
 
 _DRAIN_BYTES = 16_384
 _DRAIN_SECONDS = 0.05
-S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
 
-class _Held(Generic[S]):
+class _Held:
     """The attempt ends with its body: once, however that ends."""
 
-    def __init__(self, stream: S, attempt: Attempt[httpx.Response]) -> None:
-        self.stream = stream
+    def __init__(self, attempt: Attempt[httpx.Response]) -> None:
         self._attempt = attempt
         attempt.hold()
 
@@ -52,8 +50,12 @@ class _Held(Generic[S]):
         return over
 
 
-class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
+class Answer(_Held, httpx.SyncByteStream):
     """The body of a response that is still to be read."""
+
+    def __init__(self, response: httpx.Response, attempt: Attempt[httpx.Response]) -> None:
+        super().__init__(attempt)
+        self.stream = cast("httpx.SyncByteStream", response.stream)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -72,8 +74,12 @@ class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
         self.stream.close()
 
 
-class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
+class AsyncAnswer(_Held, httpx.AsyncByteStream):
     """The same for the async side."""
+
+    def __init__(self, response: httpx.Response, attempt: Attempt[httpx.Response]) -> None:
+        super().__init__(attempt)
+        self.stream = cast("httpx.AsyncByteStream", response.stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -150,7 +156,7 @@ def _drainable(response: httpx.Response) -> Any:
     http1 = response.http_version.startswith("HTTP/1")
     if not (http1 and isinstance(connection, Stream) and length.isdigit()):
         return None
-    if int(length[:9]) > _DRAIN_BYTES or not isinstance(response.stream, _Held):
+    if int(length[:9]) > _DRAIN_BYTES or not isinstance(response.stream, Answer | AsyncAnswer):
         return None
     connection.hurry = Expiry(time.monotonic() + _DRAIN_SECONDS, time.monotonic)
     return response.stream.stream

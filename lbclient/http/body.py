@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["AsyncBody", "Body", "awatch", "watch"]
+__all__ = ["AsyncBody", "Body", "awatch", "replays", "watch"]
 
 
 class _Replay:
@@ -64,24 +64,29 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-def watch(request: httpx.Request) -> Body | None:
-    """The request's body, watched; None where it is plain bytes, which always replay."""
+def watch(request: httpx.Request) -> httpx.SyncByteStream:
+    """The request's body; watched, unless it is plain bytes, which always replay."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
-        return None
+        return stream
     if not isinstance(stream, httpx.SyncByteStream):
         raise RuntimeError("an async request body needs lbclient.AsyncClient")
     return Body(stream)
 
 
-def awatch(request: httpx.Request) -> AsyncBody | None:
+def awatch(request: httpx.Request) -> httpx.AsyncByteStream:
     """The same for the async side."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
-        return None
+        return stream
     if not isinstance(stream, httpx.AsyncByteStream):
         raise RuntimeError("a sync request body needs lbclient.Client")
     return AsyncBody(stream)
+
+
+def replays(stream: object) -> Callable[[], bool] | None:
+    """Whether it can be sent once more, asked when that matters; None for always."""
+    return stream.replayable if isinstance(stream, _Replay) else None
 
 
 def _rewinder(stream: object) -> Callable[[], object] | None:

@@ -11,7 +11,7 @@ import math
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Any, Self
 
 import httpcore
 
@@ -23,7 +23,6 @@ __all__ = ["Allowance", "AsyncDialer", "Dialer", "Stream"]
 _LEAST = 0.001
 """A timeout of 0 would mean a socket that never waits."""
 
-S = TypeVar("S", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
 Options = Iterable[httpcore.SOCKET_OPTION] | None
 _UNREACHED = (httpcore.ConnectError, httpcore.ConnectTimeout)
 
@@ -40,7 +39,8 @@ class Allowance(float):
     _expiry: Expiry
     _seconds: float | None
 
-    def __new__(cls, seconds: float | None, expiry: Expiry) -> Allowance:
+    def __new__(cls, seconds: float | None, expiry: Expiry) -> Self:
+        """Bound `seconds` by what is left of the attempt."""
         left = expiry.left()
         made = super().__new__(cls, left if seconds is None else min(seconds, left))
         made._seconds, made._expiry = seconds, expiry
@@ -58,18 +58,13 @@ def _now(timeout: float | None) -> float | None:
     return timeout.now() if isinstance(timeout, Allowance) else timeout
 
 
-class Stream(Generic[S]):
-    """One connection: what it wraps, and how many answers it has brought."""
+class Stream:
+    """One connection: how many answers it has brought, and when reading it must end."""
 
-    def __init__(self, inner: S) -> None:
-        self.inner = inner
+    def __init__(self) -> None:
         self.answers = 0
         self.hurry: Expiry | None = None
         """While set, reads end with it: what is drained must not cost a whole timeout."""
-
-    def get_extra_info(self, info: str) -> object:
-        """What the connection knows of itself."""
-        return self.inner.get_extra_info(info)
 
     def _patience(self, timeout: float | None) -> float | None:
         if self.hurry is None:
@@ -77,7 +72,14 @@ class Stream(Generic[S]):
         return max(_LEAST, self.hurry.left())
 
 
-class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
+class _Stream(Stream, httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.inner.get_extra_info(info)
+
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self.inner.read(max_bytes, self._patience(timeout))
 
@@ -91,8 +93,7 @@ class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
             view = view[self._write_some(view, timeout.now()) :]
 
     def _write_some(self, view: memoryview, timeout: float | None) -> int:
-        sock = self.inner.get_extra_info("socket")
-        assert isinstance(sock, socket.socket)  # httpcore.SyncBackend makes no other streams
+        sock: socket.socket = self.inner.get_extra_info("socket")
         try:
             sock.settimeout(timeout)
             return sock.send(view)
@@ -113,7 +114,14 @@ class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
         return _Stream(self.inner.start_tls(ssl_context, server_hostname, _now(timeout)))
 
 
-class _AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
+class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
+    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.inner.get_extra_info(info)
+
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return await self.inner.read(max_bytes, self._patience(timeout))
 

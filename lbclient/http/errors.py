@@ -1,4 +1,4 @@
-"""Our errors as httpx knows them: each is also the httpx exception that a caller handles already."""
+"""Our errors in httpx's terms: each is also the httpx exception that a caller handles already."""
 
 from __future__ import annotations
 

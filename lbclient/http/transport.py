@@ -12,9 +12,9 @@ from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.discovery import Resolver
 from lbclient.errors import LoadBalancingError
-from lbclient.http import body
 from lbclient.http.answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from lbclient.http.binding import Binding
+from lbclient.http.body import awatch, replays, watch
 from lbclient.http.errors import as_httpx
 from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
 from lbclient.http.options import TransportOptions, WireOptions
@@ -64,10 +64,10 @@ class Transport(httpx.BaseTransport):
         binding = self._binding
         for wire in binding.departed():
             wire.close()
-        watched = body.watch(request)
+        stream = watch(request)
         try:
-            call = binding.call(request, watched and watched.replayable)
-            response = run(call, partial(self._send, request, watched or request.stream))
+            call = binding.call(request, replays(stream))
+            response = run(call, partial(self._send, request, stream))
         except LoadBalancingError as error:
             raise as_httpx(error) from error.__cause__
         return binding.finished(call, response)
@@ -92,7 +92,7 @@ class Transport(httpx.BaseTransport):
             if binding.reads_at_once(request, response):
                 read(response, attempt.expiry)
             else:
-                response.stream = Answer(response.stream, attempt)
+                response.stream = Answer(response, attempt)
         return response
 
 
@@ -127,10 +127,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         binding = self._binding
         for wire in binding.departed():
             await wire.aclose()
-        watched = body.awatch(request)
+        stream = awatch(request)
         try:
-            call = binding.call(request, watched and watched.replayable)
-            response = await arun(call, partial(self._send, request, watched or request.stream))
+            call = binding.call(request, replays(stream))
+            response = await arun(call, partial(self._send, request, stream))
         except LoadBalancingError as error:
             raise as_httpx(error) from error.__cause__
         return binding.finished(call, response)
@@ -158,7 +158,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             if binding.reads_at_once(request, response):
                 await aread(response, attempt.expiry)
             else:
-                response.stream = AsyncAnswer(response.stream, attempt)
+                response.stream = AsyncAnswer(response, attempt)
         return response
 
 

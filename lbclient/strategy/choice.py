@@ -55,4 +55,7 @@ def _claim(strategy: object) -> None:
 
 
 def _forget(key: int) -> Callable[[object], None]:
-    return lambda _: _owned.pop(key, None) and None
+    def forget(_: object) -> None:
+        _owned.pop(key, None)
+
+    return forget
