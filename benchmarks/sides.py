@@ -1,0 +1,109 @@
+"""The two sides, bare httpx and lbclient, each as a block of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+from pairs import Block
+
+import lbclient
+
+KEPT_ALIVE = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=60)
+"""For both sides: a pool that shrinks in the middle of a run would decide the comparison."""
+
+
+class NullTransport(httpx.BaseTransport):
+    """Answers at once."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        return httpx.Response(200)
+
+
+class AsyncNullTransport(httpx.AsyncBaseTransport):
+    """The same for the async side."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        return httpx.Response(200)
+
+
+class Streamed(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that is read after the headers, as a socket's is."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"ok\n"
+
+    async def __aiter__(self):
+        yield b"ok\n"
+
+
+class StreamingTransport(NullTransport):
+    """Answers at once, with a body still to be read."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        return httpx.Response(200, stream=Streamed())
+
+
+class AsyncStreamingTransport(AsyncNullTransport):
+    """The same for the async side."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+        return httpx.Response(200, stream=Streamed())
+
+
+def bare(**options: Any) -> httpx.Client:
+    return httpx.Client(trust_env=False, **options)
+
+
+def bare_async(**options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(trust_env=False, **options)
+
+
+def ours(urls: Sequence[str], **options: Any) -> lbclient.Client:
+    return lbclient.Client(urls, rng=random.Random(1), trust_env=False, **options)
+
+
+def ours_async(urls: Sequence[str], **options: Any) -> lbclient.AsyncClient:
+    return lbclient.AsyncClient(urls, rng=random.Random(1), trust_env=False, **options)
+
+
+@contextlib.contextmanager
+def calling(client: httpx.Client, url: str) -> Iterator[Block]:
+    """Calls on this thread, one at a time."""
+
+    def block(calls: int) -> None:
+        for _ in range(calls):
+            _check(client.get(url))
+
+    with client:
+        yield block
+
+
+@contextlib.contextmanager
+def awaiting(
+    client: httpx.AsyncClient, url: str, runner: asyncio.Runner, *, at_once: int = 1
+) -> Iterator[Block]:
+    """Calls in `at_once` tasks of one event loop."""
+
+    async def some(calls: int) -> None:
+        for _ in range(calls):
+            _check(await client.get(url))
+
+    async def all_of(calls: int) -> None:
+        share = -(-calls // at_once)
+        await asyncio.gather(*(some(share) for _ in range(at_once)))
+
+    runner.run(client.__aenter__())
+    try:
+        yield lambda calls: runner.run(some(calls) if at_once == 1 else all_of(calls))
+    finally:
+        runner.run(client.aclose())
+
+
+def _check(response: httpx.Response) -> None:
+    if response.status_code != 200:
+        raise RuntimeError(f"a benchmark must not measure failures: {response}")

@@ -1,0 +1,71 @@
+"""A world with a clock of its own, in which processes wait for pauses and for nothing else."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from lbclient.waiting import Pause
+
+__all__ = ["Process", "World"]
+
+R = TypeVar("R")
+Process = Generator[Pause, None, R]
+"""Yields the pauses that it waits for, and returns its result."""
+
+
+class World:
+    """Discrete events: time jumps from one to the next. The same spawns give the same run."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def clock(self) -> float:
+        """Virtual seconds: the `clock` of every balancer in this world."""
+        return self._now
+
+    def spawn(self, process: Process[R]) -> list[R]:
+        """Start a process now; the list that is returned holds its result once it has one."""
+        results: list[R] = []
+        self.at(self._now, lambda: self._step(process, results))
+        return results
+
+    def at(self, time: float, event: Callable[[], None]) -> None:
+        """Have something happen at a time, not before now."""
+        heapq.heappush(self._events, (max(time, self._now), next(self._order), event))
+
+    def run(self) -> None:
+        """Let everything happen. An exception that leaves a process leaves here too."""
+        while self._events:
+            self._now, _, event = heapq.heappop(self._events)
+            event()
+
+    def _step(self, process: Process[R], results: list[R]) -> None:
+        try:
+            pause = next(process)
+        except StopIteration as end:
+            results.append(end.value)
+            return
+        self._resume(pause, _once(lambda: self._step(process, results)))
+
+    def _resume(self, pause: Pause, go_on: Callable[[], None]) -> None:
+        self.at(self._now + pause.seconds, go_on)
+        if pause.signal is not None:
+            pause.signal.listen(lambda: self.at(self._now, go_on))
+
+
+def _once(event: Callable[[], None]) -> Callable[[], None]:
+    """A pause may end twice, by its signal and by its time."""
+    happened = False
+
+    def happen() -> None:
+        nonlocal happened
+        if not happened:
+            happened = True
+            event()
+
+    return happen

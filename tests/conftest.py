@@ -1,0 +1,37 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+
+from tests.support import http
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture
+def servers():
+    """Start instances: `servers(behaviour, ...)`; all are stopped at the end."""
+    started: list[http.Server] = []
+
+    def start(*behaviours: http.Behaviour) -> list[http.Server]:
+        new = [http.Server(behaviour) for behaviour in behaviours]
+        started.extend(new)
+        return new
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def dead_port():
+    """A port on loopback that refuses connections."""
+    with http.refused_port() as port:
+        yield port
