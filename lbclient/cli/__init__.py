@@ -1,0 +1,36 @@
+"""The command line: `lbclient demo` and `lbclient resolve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lbclient.cli.child import ChildFailed
+from lbclient.cli.parser import parser
+from lbclient.errors import LoadBalancingError
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (None: this process's own) and return its exit status.
+
+    Raises SystemExit with status 2 for a command line that cannot be read, 0 for `--help`.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except (LoadBalancingError, ChildFailed) as error:
+        print(f"lbclient: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; without this the interpreter's own flush would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status

@@ -1,0 +1,128 @@
+"""The words of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from lbclient import __version__
+from lbclient.cli.demo import demo
+from lbclient.cli.resolve import resolve
+from lbclient.strategy import BY_NAME
+
+__all__ = ["parser"]
+
+_LEAST, _MOST = 5.0, 3600.0
+
+_DEMO = """\
+Watch the load balancer at work. A small DNS server and five HTTP instances of
+different speed and weight start on this machine, each a process of its own.
+Twelve threads call them through lbclient.Client("http+srv://orders.demo.test").
+Then one instance is killed, one becomes slow, and a new one appears in DNS.
+
+The exit status is 1 if any call was lost, else 0.
+"""
+
+_RESOLVE = """\
+Ask discovery about a service once, and print what it says: the instances by
+tier, each with its weight, its share of the tier and its addresses, the TTL,
+and which records were refused and why.
+
+The exit status is 1 where nothing usable is known, 2 for bad arguments.
+
+  lbclient resolve http+srv://orders.example.com
+  lbclient resolve http+srv://_orders._tcp.example.com --nameserver 127.0.0.1:5353
+  lbclient resolve http+dns://orders.example.com:8080
+  lbclient resolve http://10.0.0.1:8080 http://10.0.0.2:8080
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Reads the command line into a namespace whose `run` carries it out."""
+    main = argparse.ArgumentParser(
+        prog="lbclient",
+        description="Client-side load balancing: see it work, and see what discovery says.",
+    )
+    main.add_argument("--version", action="version", version=f"lbclient {__version__}")
+    commands = main.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_resolve(commands)
+    return main
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    add = _command(commands, "demo", "watch instances fail and the traffic move", _DEMO)
+    add.set_defaults(run=demo)
+    add.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=24.0,
+        metavar="N",
+        help=f"how long it plays, {_LEAST:g} to {_MOST:g} (default 24)",
+    )
+    add.add_argument(
+        "--strategy",
+        choices=sorted(BY_NAME),
+        default="least-busy",
+        help="how instances are picked (default least-busy); only least-busy looks at their load",
+    )
+    add.add_argument(
+        "--plain",
+        action="store_true",
+        help="lines of text in place of the live view; also used where stdout is no terminal",
+    )
+
+
+def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    add = _command(commands, "resolve", "print what discovery says of a service", _RESOLVE)
+    add.set_defaults(run=resolve)
+    add.add_argument(
+        "service",
+        nargs="+",
+        metavar="SERVICE",
+        help="a URL such as http+srv://orders.example.com, or the URLs of a static list",
+    )
+    add.add_argument(
+        "--nameserver",
+        action="append",
+        metavar="ADDRESS",
+        help="ask this DNS server, such as 127.0.0.1:5353; repeatable (default: the system's)",
+    )
+    add.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="also accept addresses of this network, such as 127.0.0.0/8; repeatable",
+    )
+    add.add_argument(
+        "--within",
+        metavar="DOMAIN",
+        help="refuse SRV targets outside this domain",
+    )
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not _LEAST <= seconds <= _MOST:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds from {_LEAST:g} to {_MOST:g}, not {text!r}"
+        )
+    return seconds
