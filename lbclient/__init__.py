@@ -7,6 +7,7 @@ with lbclient.Client("http+srv://orders.example.com") as client:
 from lbclient._version import __version__
 from lbclient.balancer import Balancer
 from lbclient.breaker import BreakerPolicy
+from lbclient.budget import RetryBudget
 from lbclient.deadline import time_left
 from lbclient.discovery import Resolver
 from lbclient.endpoint import Endpoint
@@ -22,7 +23,7 @@ from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
-from lbclient.retry import RetryBudget, RetryPolicy
+from lbclient.retry import RetryPolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
 from lbclient.strategy import LeastBusy, Random, RoundRobin, Strategy, Weighted
 

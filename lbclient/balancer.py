@@ -16,10 +16,11 @@ import anyio
 from lbclient import checks, forking
 from lbclient.attempt import Attempt
 from lbclient.breaker import DISABLED, BreakerPolicy
-from lbclient.call import Call, Terms
-from lbclient.core import Core, Scheduler
+from lbclient.call import Call
+from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
+from lbclient.discovery.watch import Scheduler
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Instance
 from lbclient.lease import Lease
@@ -29,10 +30,11 @@ from lbclient.pool import Pool
 from lbclient.retry import Retries, RetryPolicy
 from lbclient.selection import Selection
 from lbclient.shell import arun, asleep, run, sleep
-from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
+from lbclient.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.strategy import Strategy, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, Telemetry, TracerProvider
+from lbclient.terms import Terms
 from lbclient.waiting import Pause
 
 __all__ = ["Balancer"]
@@ -93,12 +95,12 @@ class Balancer:
         rng: random.Random | None = None,
         judge: Judge | None = None,
     ) -> None:
-        _check_kind("retry", retry, RetryPolicy)
-        _check_kind("breaker", breaker, BreakerPolicy)
-        _check_limit("max_in_flight", max_in_flight)
-        _check_limit("max_in_flight_total", max_in_flight_total)
-        _check_callable("clock", clock)
-        _check_callable("judge", judge or network_judge)
+        checks.kind("retry", retry, RetryPolicy)
+        checks.kind("breaker", breaker, BreakerPolicy)
+        checks.limit("max_in_flight", max_in_flight)
+        checks.limit("max_in_flight_total", max_in_flight_total)
+        checks.function("clock", clock)
+        checks.function("judge", judge or network_judge)
         self._dice = rng or random.Random()  # noqa: S311  # dice, no secrets
         self._own_dice = rng is None
         self.target = target_of(
@@ -178,8 +180,7 @@ class Balancer:
 
     def begin(self, terms: Terms, semantics: Semantics) -> Call[T]:
         """A call for a shell to carry out: for whoever binds another protocol."""
-        if self._closed:
-            raise RuntimeError(f"the balancer of {self.target.name} is closed")
+        self._check_open()
         return Call(self._core, self._judge, terms, semantics)
 
     def instances(self) -> list[Instance]:
@@ -194,21 +195,7 @@ class Balancer:
 
     def snapshot(self) -> ServiceSnapshot:
         """What is known now."""
-        core = self._core
-        with core.lock:
-            instances = tuple(
-                InstanceSnapshot(
-                    instance=one.instance,
-                    in_flight=one.in_flight,
-                    breaker=one.breaker.state,
-                    attempts=one.attempts,
-                    failures=one.failures,
-                    latency=one.latency,
-                )
-                for one in core.pool.endpoints
-            )
-            age = core.watch.age(core.clock())
-            return ServiceSnapshot(self.target.name, instances, age, core.watch.error)
+        return snapshot_of(self._core)
 
     def refresh(self) -> None:
         """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
@@ -236,7 +223,12 @@ class Balancer:
         if self._own_dice:
             self._dice.seed()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the balancer of {self.target.name} is closed")
+
     def _round(self) -> Iterable[Pause]:
+        self._check_open()
         core = self._core
         if core.watch.settled:
             return
@@ -255,18 +247,3 @@ def _terms(idempotent: bool, key: object, deadline: float | None) -> Terms:  # n
     if deadline is not None:
         checks.seconds("deadline", deadline)
     return Terms(idempotent=idempotent, key=key, deadline=deadline)
-
-
-def _check_kind(name: str, value: object, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be lbclient.{kind.__name__}(...) or None, not {value!r}")
-
-
-def _check_limit(name: str, value: object) -> None:
-    if value is not None:
-        checks.count(name, value)
-
-
-def _check_callable(name: str, value: object) -> None:
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, not {value!r}")

@@ -15,8 +15,7 @@ Threads, event loops and virtual time drive this same loop; none adds to what it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -35,36 +34,15 @@ from lbclient.outcome import FINE, Judge, Verdict
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import Semantics
+from lbclient.terms import Terms
 from lbclient.waiting import Pause, Signal
 
-__all__ = ["Call", "Terms"]
+__all__ = ["Call"]
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 _FIRST_ANSWER = 10.0
-
-
-def _always() -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What one call asks for.
-
-    - `idempotent`: it may be repeated though an attempt may have been carried out.
-    - `key`: for strategies that pick by it.
-    - `deadline`: seconds for the whole call; None for the policy's.
-    - `patience`: seconds to wait in turn where every instance is at its limit.
-    - `replayable`: whether the body can be sent once more; asked after a failure.
-    """
-
-    idempotent: bool = False
-    key: object = None
-    deadline: float | None = None
-    patience: float = 5.0
-    replayable: Callable[[], bool] = _always
 
 
 class Call(Generic[R]):

@@ -7,7 +7,18 @@ import math
 import re
 from collections.abc import Iterable
 
-__all__ = ["count", "fraction", "host", "number", "port", "seconds"]
+__all__ = [
+    "count",
+    "fraction",
+    "function",
+    "host",
+    "kind",
+    "limit",
+    "number",
+    "one_of",
+    "port",
+    "seconds",
+]
 
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 
@@ -34,6 +45,24 @@ def count(name: str, value: object, *, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value!r}")
     return value
+
+
+def limit(name: str, value: object) -> None:
+    """A whole number of at least 1, or None for no limit."""
+    if value is not None:
+        count(name, value)
+
+
+def kind(name: str, value: object, wanted: type) -> None:
+    """A value of one of our classes, or None."""
+    if value is not None and not isinstance(value, wanted):
+        raise TypeError(f"{name} must be lbclient.{wanted.__name__}(...) or None, not {value!r}")
+
+
+def function(name: str, value: object) -> None:
+    """Something to call."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
 
 
 def fraction(name: str, value: object) -> float:

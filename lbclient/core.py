@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 from lbclient.breaker import Breaker, Permit
 from lbclient.discovery.resolver import Resolver
 from lbclient.discovery.static import StaticResolver
-from lbclient.discovery.watch import Watch
+from lbclient.discovery.watch import Scheduler, Watch
 from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
 from lbclient.instance import Answer
+from lbclient.line import Line
 from lbclient.outcome import Verdict
 from lbclient.pool import Pool
 from lbclient.retry import Retries
@@ -27,19 +26,9 @@ from lbclient.selection import Pick, Picker, Selection
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
 
-__all__ = ["Core", "Scheduler"]
+__all__ = ["Core"]
 
 _LONGEST_REST = 30.0
-
-
-class Scheduler(Protocol):
-    """Who runs the rounds of a watch: background threads, or virtual time."""
-
-    generation: object
-
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`."""
-        ...
 
 
 class Core:
@@ -74,7 +63,7 @@ class Core:
         self._selection = selection
         self._scheduler = scheduler
         self._generation: object = None
-        self._queue: deque[Signal] = deque()
+        self._line = Line()
 
     @property
     def in_flight(self) -> int:
@@ -96,7 +85,7 @@ class Core:
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
         self.lock = lock
-        self._queue.clear()
+        self._line.clear()
         self.watch.restart(lock)
 
     def refresh(self) -> Signal:
@@ -112,12 +101,12 @@ class Core:
         """A good answer came: take it over as a difference."""
         self.pool.update(answer.instances)
         self.telemetry.counts.lookup(0.0, failed=False)
-        self._wake()
+        self._line.wake()
 
     def vanished(self) -> None:
         """The service declared itself absent."""
         self.pool.update(())
-        self._wake()
+        self._line.wake()
 
     def lookup_failed(self) -> None:
         """The last good set stands."""
@@ -152,8 +141,8 @@ class Core:
                 raise failure
             if not self.watch.known:
                 return self.watch.wait()
-            if self._queue and self._queue[0] is not waiting:
-                return self._enqueue(waiting)
+            if not self._line.passes(waiting):
+                return self._line.join(waiting)
             if holding is not None:
                 self._move(holding, -1)
             pick = self._selection.pick(call, now)
@@ -165,7 +154,7 @@ class Core:
             if pick is None:
                 self._hurry(now)
                 return None
-            return self._enqueue(waiting)
+            return self._line.join(waiting)
 
     def refusal(self) -> NoInstanceAvailable:
         """Why none may be used now."""
@@ -184,21 +173,7 @@ class Core:
         """The call that waited for `signal` has what it wants, or has given up."""
         with self.lock:
             self.watch.forget(signal)
-            if signal in self._queue:
-                self._queue.remove(signal)
-                self._wake()
-
-    def _enqueue(self, waiting: Signal | None) -> Signal:
-        signal = waiting or Signal()
-        signal.rearm()
-        if signal not in self._queue:
-            self._queue.append(signal)
-        return signal
-
-    def _wake(self) -> None:
-        """Who has waited longest looks again; whoever leaves the queue wakes the next."""
-        if self._queue:
-            self._queue[0].set()
+            self._line.leave(signal)
 
     def _taken(self, endpoint: Endpoint) -> None:
         endpoint.attempts += 1
@@ -216,7 +191,7 @@ class Core:
         """The body of an attempt is closed."""
         with self.lock:
             self._move(endpoint, -1)
-            self._wake()
+            self._line.wake()
 
     def answered(self, endpoint: Endpoint, elapsed: float) -> None:
         """An answer came after so many seconds."""
@@ -266,4 +241,4 @@ class Core:
             self._selection.tripped(now)
         elif outage:
             self.pool.healed(now, self.rng)
-        self._wake()
+        self._line.wake()

@@ -8,7 +8,6 @@ cancellation, and here neither the sleep nor the I/O belongs to the decision.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
@@ -18,33 +17,15 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from lbclient import checks
+from lbclient.budget import Budget, RetryBudget
 from lbclient.outcome import Verdict
 
-__all__ = ["IDEMPOTENT_METHODS", "Budget", "Retries", "RetryBudget", "RetryPolicy", "Turns"]
+__all__ = ["IDEMPOTENT_METHODS", "Retries", "RetryPolicy", "Turn", "Turns"]
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2."""
 
 _MOST_ATTEMPTS = 100
-_SLICES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class RetryBudget:
-    """How many retries all calls of one balancer may make together.
-
-    Over a sliding `window` (seconds) each call earns `ratio` of a retry, and `reserve` retries per
-    second come on top, so that a quiet client may retry too. Source: Finagle, tower.
-    """
-
-    ratio: float = 0.2
-    reserve: float = 10.0
-    window: float = 10.0
-
-    def __post_init__(self) -> None:
-        checks.number("ratio", self.ratio)
-        checks.number("reserve (retries per second)", self.reserve)
-        checks.seconds("window", self.window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,42 +89,6 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
         if checks.count("statuses", status, least=100) > 599:
             raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {status!r}")
     return codes
-
-
-class Budget:
-    """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
-
-    __slots__ = ("_account", "_balance", "_policy", "_slice")
-
-    def __init__(self, policy: RetryBudget) -> None:
-        self._policy = policy
-        self._slice = policy.window / _SLICES
-        self._account: deque[list[float]] = deque()
-        self._balance = policy.reserve * policy.window
-
-    def balance(self, now: float) -> float:
-        """Retries that may be made now."""
-        while self._account and self._account[0][0] <= now - self._policy.window:
-            self._balance -= self._account.popleft()[1]
-        return self._balance
-
-    def deposit(self, now: float) -> None:
-        """A call has begun."""
-        self._book(now, self._policy.ratio)
-
-    def withdraw(self, now: float) -> bool:
-        """Take one retry out, or refuse."""
-        if self.balance(now) < 1.0:
-            return False
-        self._book(now, -1.0)
-        return True
-
-    def _book(self, now: float, amount: float) -> None:
-        self.balance(now)
-        if not self._account or now - self._account[-1][0] >= self._slice:
-            self._account.append([now, 0.0])
-        self._account[-1][1] += amount
-        self._balance += amount
 
 
 @dataclass(slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbclient.breaker import State
+from lbclient.core import Core
+from lbclient.endpoint import Endpoint
 from lbclient.instance import Instance
 
-__all__ = ["InstanceSnapshot", "ServiceSnapshot"]
+__all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +34,22 @@ class ServiceSnapshot:
     instances: tuple[InstanceSnapshot, ...]
     age: float | None
     error: Exception | None
+
+
+def snapshot_of(core: Core) -> ServiceSnapshot:
+    """All of one moment."""
+    with core.lock:
+        instances = tuple(map(_instance, core.pool.endpoints))
+        age = core.watch.age(core.clock())
+        return ServiceSnapshot(core.service, instances, age, core.watch.error)
+
+
+def _instance(one: Endpoint) -> InstanceSnapshot:
+    return InstanceSnapshot(
+        instance=one.instance,
+        in_flight=one.in_flight,
+        breaker=one.breaker.state,
+        attempts=one.attempts,
+        failures=one.failures,
+        latency=one.latency,
+    )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
-import anyio
 import pytest
 
 from tests.support import http

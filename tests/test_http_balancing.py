@@ -56,9 +56,7 @@ def test_an_own_strategy_is_asked(servers):
             return candidates[-1]
 
     with lbclient.Client(urls, strategy=Last()) as client:
-        seen = {
-            client.get("/", extensions={"lbclient": {"key": "user-42"}}).text for _ in range(5)
-        }
+        seen = {client.get("/", extensions={"lbclient": {"key": "user-42"}}).text for _ in range(5)}
     assert len(seen) == 1
     assert keys == ["user-42"] * 5
 
@@ -71,7 +69,7 @@ def test_a_strategy_that_fails_does_not_fail_the_call(servers, caplog):
         def __init__(self):
             self.turn = 0
 
-        def pick(self, candidates, call):
+        def pick(self, *_):
             self.turn += 1
             if self.turn == 1:
                 raise RuntimeError("no idea")
@@ -85,17 +83,23 @@ def test_a_strategy_that_fails_does_not_fail_the_call(servers, caplog):
 
 
 def test_least_busy_avoids_a_busy_instance(servers):
-    """Least-busy sends the next call to the instance with nothing in flight."""
-    gate = Gate()
-    busy, idle = servers(gate, tells_port)
-    with lbclient.Client([busy.url, idle.url], strategy=lbclient.LeastBusy(choices=None)) as client:
-        first = threading.Thread(target=lambda: [client.get("/") for _ in range(2)])
-        first.start()
-        assert gate.entered.acquire(timeout=5)
+    """Least-busy spreads calls under way, and sends the next to whoever has none."""
+    gates = [Gate(), Gate()]
+    instances = servers(*gates)
+    with lbclient.Client([one.url for one in instances], strategy="least-busy") as client:
+        held = [threading.Thread(target=client.get, args=("/",)) for _ in range(2)]
+        for thread in held:
+            thread.start()
+        for gate in gates:
+            assert gate.entered.acquire(timeout=5)
+        gates[1].open.set()
+        while client.balancer.snapshot().instances[1].in_flight:
+            pass
         seen = [int(client.get("/").text) for _ in range(10)]
-        gate.open.set()
-        first.join()
-    assert seen == [idle.port] * 10
+        gates[0].open.set()
+        for thread in held:
+            thread.join()
+    assert seen == [instances[1].port] * 10
 
 
 def test_under_somebody_elses_client(servers):
@@ -149,7 +153,7 @@ def test_all_at_their_limit_wait_in_turn(servers):
         for number in range(4):
             threads.append(threading.Thread(target=call, args=(number,)))
             threads[-1].start()
-            while len(client.balancer._core._queue) < number:
+            while len(client.balancer._core._line) < number:
                 pass
             if number == 0:
                 assert gate.entered.acquire(timeout=5)
@@ -192,9 +196,9 @@ async def test_waiting_at_the_limit_async(servers):
             with anyio.move_on_after(0.05):
                 await client.get("/cancelled")
             group.start_soon(client.get, "/1")
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             gate.open.set()
         snapshot = client.balancer.snapshot()
     assert [request.target for request in server.requests] == ["/0", "/1"]
     assert snapshot.instances[0].in_flight == 0
-    assert not client.balancer._core._queue
+    assert not client.balancer._core._line

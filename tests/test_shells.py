@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbclient import Balancer, BreakerPolicy, Instance, RetryBudget, RetryPolicy, Verdict
-from lbclient.call import Terms
 from lbclient.info import describe
 from lbclient.shell import arun, run
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
+from lbclient.terms import Terms
 from lbclient.waiting import Pause
 
 
@@ -99,7 +99,9 @@ class Run:
         done = describe(call._attempts)
         self.trace.append((type(error).__name__, [tuple(map(repr, one)) for one in done]))
         snapshot = self.balancer.snapshot()
-        self.trace.append([(one.breaker, one.in_flight, one.attempts) for one in snapshot.instances])
+        self.trace.append(
+            [(one.breaker, one.in_flight, one.attempts) for one in snapshot.instances]
+        )
 
 
 def finish(outcome: Outcome) -> Verdict:
@@ -124,7 +126,7 @@ def in_threads(script: Script) -> list[object]:
     for call in here.calls():
         try:
             run(call, send, rest)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # compared by the trace
             here.ended(call, error)
         else:
             here.ended(call, None)
@@ -150,7 +152,7 @@ def in_tasks(script: Script, backend: str) -> list[object]:
         for call in here.calls():
             try:
                 await arun(call, send, rest)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # compared by the trace
                 here.ended(call, error)
             else:
                 here.ended(call, None)
@@ -174,7 +176,7 @@ def in_virtual_time(script: Script) -> list[object]:
             error: BaseException | None = None
             try:
                 yield from watched(process)
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001  # compared by the trace
                 error = failure
             here.ended(call, error)
 

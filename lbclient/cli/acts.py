@@ -47,8 +47,8 @@ class Kill:
         return None if row is None or row.known.breaker == "closed" else "breaker open"
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The calls that it had failed were answered by others."""
-        return f"{now.tally.retries - before.tally.retries} calls sent again elsewhere"
+        """The calls that it failed went to others."""
+        return f"{now.tally.retries - before.tally.retries} retries"
 
 
 class Slow:
@@ -56,7 +56,7 @@ class Slow:
 
     def __init__(self, at: float, machine: Machine, delay: float) -> None:
         self.at = at
-        self.what = f"{machine.name} slowed, {machine.delay * 1e3:g} to {delay * 1e3:g} ms"
+        self.what = f"{machine.name} slowed from {machine.delay * 1e3:g} to {delay * 1e3:g} ms"
         self._machine = machine
         self._delay = delay
 
@@ -102,6 +102,6 @@ def _moved(machine: Machine, before: Frame, now: Frame) -> str:
 
 ACTS: tuple[Act, ...] = (
     Kill(0.2, CAST[1]),
-    Slow(0.4, CAST[0], 0.4),
+    Slow(0.4, CAST[2], 0.3),
     Join(0.65, NEWCOMER),
 )

@@ -38,7 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     disable_nagle_algorithm = True
 
-    def do_GET(self) -> None:  # noqa: N802  # the standard library's name
+    def do_GET(self) -> None:
         time.sleep(self.server.delay)
         body = json.dumps({"path": self.path, "instance": self.server.name}).encode()
         self.send_response(200)

@@ -8,13 +8,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 __all__ = ["Child", "ChildFailed"]
 
 _HERE = Path(__file__).parent
 
 
-class ChildFailed(Exception):  # noqa: N818  # reads as what happened
+class ChildFailed(Exception):
     """A process did not start, or went away."""
 
 
@@ -30,13 +31,15 @@ class Child:
         # By its path, not by -m: it starts in a tenth of the time without the package around it.
         # -P: the other files of this folder must not stand in for modules of the same name. A group
         # of its own: Ctrl-C is for the parent, which ends it in order.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  # our own file
             [sys.executable, "-P", str(_HERE / f"{program}.py"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             process_group=0,
         )
+        self._words = cast("IO[str]", self._process.stdin)
+        self._answers = cast("IO[str]", self._process.stdout)
 
     @property
     def pid(self) -> int:
@@ -50,11 +53,10 @@ class Child:
 
     def tell(self, word: object) -> None:
         """Tell it something, and wait until it has taken it over."""
-        assert self.port
-        assert self._process.stdin is not None
+        _ = self.port  # what it says first
         with contextlib.suppress(BrokenPipeError):  # the missing answer says it
-            self._process.stdin.write(json.dumps(word) + "\n")
-            self._process.stdin.flush()
+            self._words.write(json.dumps(word) + "\n")
+            self._words.flush()
         self._line()
 
     def kill(self) -> None:
@@ -64,7 +66,6 @@ class Child:
             pass  # leaving waits for it and closes its pipes
 
     def _line(self) -> str:
-        assert self._process.stdout is not None
-        if not (line := self._process.stdout.readline()):
+        if not (line := self._answers.readline()):
             raise ChildFailed(f"the process {self.program} (pid {self.pid}) has ended")
         return line

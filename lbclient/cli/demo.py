@@ -22,7 +22,7 @@ _TICK = 0.1
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Play it. The exit status is 1 if a call was lost."""
+    """Play it. The exit status is 1 if a call failed."""
     bill = Playbill(SERVICE, arguments.strategy, arguments.seconds)
     view = _view(bill, plain=arguments.plain)
     with stage() as world, _client(world, bill) as client:
@@ -34,9 +34,9 @@ def demo(arguments: argparse.Namespace) -> int:
         last = meter.read(bill.seconds)
         director.end(last)
     view.close(last, director.scenes)
-    if last.tally.lost:
-        print(f"the last lost call: {load.lost_to}", file=sys.stderr)
-    return 1 if last.tally.lost else 0
+    if last.tally.failed:
+        print(f"the last failed call: {load.last_failure}", file=sys.stderr)
+    return 1 if last.tally.failed else 0
 
 
 def _play(meter: Meter, director: Director, view: View, seconds: float) -> None:

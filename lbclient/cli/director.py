@@ -34,8 +34,8 @@ class Scene:
         """Look for its sign, and bring its result up to date."""
         if not self.noticed and (sign := self._act.sign(self._before, frame)) is not None:
             self.noticed = f"{sign} at {frame.at:.1f} s"
-        lost = frame.tally.lost - self._before.tally.lost
-        self.result = f"{self._act.result(self._before, frame)}, {lost} calls lost"
+        failed = frame.tally.failed - self._before.tally.failed
+        self.result = f"{self._act.result(self._before, frame)}, {failed} calls failed"
 
 
 class Director:

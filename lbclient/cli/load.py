@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Self
 
 import httpx
 
@@ -14,10 +15,10 @@ __all__ = ["Load", "Tally"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Calls made, calls `lost` (failed for good), and attempts beyond each call's first."""
+    """Calls made, calls `failed` for good, and attempts beyond each call's first."""
 
     calls: int = 0
-    lost: int = 0
+    failed: int = 0
     retries: int = 0
 
 
@@ -26,14 +27,14 @@ class Load:
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
         self.tally = Tally()
-        self.lost_to = ""
-        """What the last lost call came to."""
+        self.last_failure = ""
+        """What the last failed call came to."""
         self._client = client
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -50,13 +51,13 @@ class Load:
     def _call(self) -> httpx.Response | Exception:
         try:
             return self._client.get("/orders/42")
-        except Exception as error:  # noqa: BLE001  # whatever it was, the call is lost
+        except Exception as error:  # noqa: BLE001  # whatever it was, the call has failed
             return error
 
     def _count(self, outcome: httpx.Response | Exception) -> None:
-        lost = isinstance(outcome, Exception) or outcome.is_error
+        failed = isinstance(outcome, Exception) or outcome.is_error
         retries = max(0, len(lbclient.call_info(outcome).attempts) - 1)
         with self._lock:
             old = self.tally
-            self.tally = Tally(old.calls + 1, old.lost + lost, old.retries + retries)
-            self.lost_to = repr(outcome) if lost else self.lost_to
+            self.tally = Tally(old.calls + 1, old.failed + failed, old.retries + retries)
+            self.last_failure = repr(outcome) if failed else self.last_failure

@@ -20,7 +20,7 @@ different speed and weight start on this machine, each a process of its own.
 Twelve threads call them through lbclient.Client("http+srv://orders.demo.test").
 Then one instance is killed, one becomes slow, and a new one appears in DNS.
 
-The exit status is 1 if any call was lost, else 0.
+The exit status is 1 if any call failed, else 0.
 """
 
 _RESOLVE = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 from lbclient.cli.director import Scene
 from lbclient.cli.frame import Frame, Row
@@ -21,11 +22,12 @@ class Plain:
         self._bill = bill
         self._every = bill.seconds / 12
         self._due = self._every
+        self._names: list[str] = []
         self._told = 0
 
-    def __enter__(self) -> Plain:
+    def __enter__(self) -> Self:
         bill = self._bill
-        print(f"lbclient demo: {bill.service}, {bill.strategy}, {bill.seconds:g} s", flush=True)
+        print(f"lbclient demo: {bill.service}, {bill.strategy}, {bill.seconds:g} s\n", flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,7 +38,7 @@ class Plain:
         self._tell(scenes)
         if frame.at >= self._due:
             self._due += self._every
-            print(_state(frame), flush=True)
+            self._state(frame)
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
         """The table, and what happened when."""
@@ -44,29 +46,31 @@ class Plain:
         print(f"\n{columns((_HEAD, *map(_cells, frame.rows)), '<>>>>><')}\n")
         print(f"{frame.at:.1f} s: {summary(frame.tally)}")
         for one in scenes:
-            print(f"{one.at:6.1f} s  {one.what} -> {one.outcome}")
-        print(end="", flush=True)
+            print(f"{one.at:6.1f} s  {one.what}\n          -> {one.outcome}")
+
+    def _state(self, frame: Frame) -> None:
+        names = [row.name for row in frame.rows]
+        if names != self._names:
+            self._names = names
+            print("    time  calls/s  " + "  ".join(names))
+        shares = "  ".join(f"{row.share:>{len(row.name)}.0%}" for row in frame.rows)
+        print(f"{frame.at:6.1f} s  {frame.rate:7.0f}  {shares}", flush=True)
 
     def _tell(self, scenes: Sequence[Scene]) -> None:
         lines = list(_events(scenes))
         for line in lines[self._told :]:
-            print(f"          * {line}", flush=True)
+            print(line, flush=True)
         self._told = len(lines)
 
 
 def _events(scenes: Sequence[Scene]) -> Iterator[str]:
     """Only ever longer: an act is over before the next begins."""
     for one in scenes:
-        yield f"{one.what} at {one.at:.1f} s"
+        yield f"{one.at:6.1f} s  ** {one.what}"
         if one.noticed:
-            yield f"{one.noticed}"
+            yield f"          ** {one.noticed}"
         if one.over:
-            yield one.result
-
-
-def _state(frame: Frame) -> str:
-    shares = "  ".join(f"{row.name} {row.share:3.0%}" for row in frame.rows)
-    return f"{frame.at:6.1f} s  {frame.rate:4.0f} calls/s  {shares}"
+            yield f"          ** {one.result}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

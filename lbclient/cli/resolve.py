@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,10 @@ def resolve(arguments: argparse.Namespace) -> int:
     with contextlib.closing(balancer):
         answer = balancer.target.resolver.resolve()
     print("\n".join(_lines(balancer.target.name, answer)))
-    return 0 if answer.instances else 1
+    if not answer.instances:
+        print("lbclient resolve: there is no usable instance", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _balancer(arguments: argparse.Namespace) -> lbclient.Balancer:
@@ -53,7 +57,7 @@ def _lines(name: str, answer: lbclient.Answer) -> Iterator[str]:
         yield columns((_HEAD, *_rows(tier)), "<>><")
     if answer.refused:
         yield f"\nrefused: {_count(answer.refused, 'record')}"
-        yield columns(((one.record, _as_options(one.reason)) for one in answer.refused), "<<")
+        yield columns(sorted((one.record, _as_options(one.reason)) for one in answer.refused), "<<")
 
 
 def _tiers(instances: Iterable[lbclient.Instance]) -> list[list[Endpoint]]:
@@ -73,12 +77,19 @@ def _rows(tier: Sequence[Endpoint]) -> Iterator[tuple[str, ...]]:
             str(one.instance),
             f"{one.instance.weight:g}",
             f"{one.weight / total:.1%}",
-            ", ".join(one.instance.addresses) or "looked up at connect",
+            ", ".join(one.instance.addresses) or _own_address(one.instance.host),
         )
 
 
+def _own_address(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return "looked up at connect"
+
+
 def _count(things: Sequence[object], what: str) -> str:
-    return f"{len(things) or 'no'} {what}{'' if len(things) == 1 else 's'}"
+    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _as_options(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from rich.bar import Bar
 from rich.box import SIMPLE_HEAD
@@ -20,6 +21,8 @@ from lbclient.cli.view import Playbill
 __all__ = ["Screen"]
 
 _WIDTH = 100
+_FULL_BAR = 0.5
+"""The share that fills its bar, unless one has more."""
 _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
@@ -31,7 +34,7 @@ class Screen:
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
@@ -62,32 +65,46 @@ def _body(frame: Frame, scenes: Sequence[Scene]) -> RenderableType:
 
 
 def _table(frame: Frame) -> Table:
-    table = Table(box=SIMPLE_HEAD, expand=True, header_style="dim", border_style="dim")
-    table.add_column("instance", style="bold", no_wrap=True)
+    table = Table(
+        box=SIMPLE_HEAD,
+        expand=True,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+        border_style="dim",
+    )
+    table.add_column(" instance", style="bold", min_width=9, no_wrap=True)
     table.add_column("weight", justify="right")
-    table.add_column("picks", justify="right")
-    table.add_column("share of traffic", ratio=1)
-    table.add_column("", justify="right", min_width=4)
-    table.add_column("in flight", justify="right")
+    table.add_column("picks", justify="right", min_width=5)
+    table.add_column("share of traffic", ratio=1, no_wrap=True)
+    table.add_column("in flight", justify="right", no_wrap=True)
     table.add_column("latency", justify="right", min_width=7)
     table.add_column("breaker", min_width=11, no_wrap=True)
+    full = max(_FULL_BAR, *(row.share for row in frame.rows))
     for row in frame.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, full))
     return table
 
 
-def _cells(row: Row) -> tuple[RenderableType, ...]:
+def _cells(row: Row, full: float) -> tuple[RenderableType, ...]:
     known, colour = row.known, _COLOURS[row.known.breaker]
     return (
-        row.name,
+        f" {row.name}",
         f"{known.instance.weight:g}",
         f"{known.attempts}",
-        Bar(1.0, 0.0, row.share, color=colour),
-        f"{row.share:.0%}",
+        _share(row.share, full, colour),
         f"{known.in_flight}",
         "" if known.latency is None else f"{known.latency * 1e3:.0f} ms",
         Text(f"● {known.breaker}", style=colour),
     )
+
+
+def _share(share: float, full: float, colour: str) -> RenderableType:
+    cell = Table.grid(expand=True)
+    cell.add_column(ratio=1)
+    cell.add_column(justify="right", width=5)
+    cell.add_row(Bar(full, 0.0, share, color=colour), f"{share:.0%}")
+    return cell
 
 
 def _totals(frame: Frame) -> RenderableType:
@@ -95,8 +112,8 @@ def _totals(frame: Frame) -> RenderableType:
     left = Text.assemble(
         (f" {tally.calls}", "bold"),
         " calls   ",
-        (f"{tally.lost} lost", "bold red" if tally.lost else "bold green"),
-        f"   {tally.retries} sent again elsewhere",
+        (f"{tally.failed} failed", "bold red" if tally.failed else "bold green"),
+        f"   {tally.retries} retries",
     )
     return _sides(left, Text(f"{frame.rate:.0f} calls/s ", style="dim"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from lbclient.cli.director import Scene
 from lbclient.cli.frame import Frame
@@ -25,7 +25,7 @@ class Playbill:
 class View(Protocol):
     """Shows the demo while it runs, and sums it up."""
 
-    def __enter__(self) -> View: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -40,4 +40,4 @@ class View(Protocol):
 
 def summary(tally: Tally) -> str:
     """What became of the calls, in one line."""
-    return f"{tally.calls} calls, {tally.lost} lost, {tally.retries} sent again elsewhere"
+    return f"{tally.calls} calls, {tally.failed} failed, {tally.retries} retries"

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lbclient import checks
-from lbclient.discovery.dns import Dns, NoRecords
+from lbclient.discovery.dns import Addresses, Dns, Glue, NoRecords
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer, Instance, Refusal
 
-__all__ = ["AddressBook", "AddressResolver"]
+__all__ = ["AddressBook", "AddressResolver", "Patience"]
 
 _LEAST_PATIENCE = 0.5
+_GRACE = 3.0
+_NO_GLUE = Glue()
+
+
+class Patience:
+    """Shares a time, in seconds, among the questions of one round.
+
+    A silent name must not use up all of it: who comes later is still asked, if only for as long
+    as one quick question needs; until that too has lasted too long.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._until = clock() + seconds
+        self._clock = clock
+
+    def left(self) -> float:
+        """For the next question. Raises DiscoveryError once no more should be asked."""
+        left = self._until - self._clock()
+        if left <= -_GRACE:
+            raise DiscoveryError("the time for this round is over")
+        return max(_LEAST_PATIENCE, left)
 
 
 class AddressBook:
@@ -25,27 +46,31 @@ class AddressBook:
 
     def __init__(self, dns: Dns) -> None:
         self._dns = dns
-        self._known: dict[tuple[str, str], tuple[list[str], float]] = {}
+        self._known: dict[tuple[str, str], Addresses] = {}
 
-    def lookup(self, name: str, patience: float | None = None) -> tuple[list[str], float]:
+    def lookup(
+        self, name: str, patience: Patience | None = None, glue: Glue = _NO_GLUE
+    ) -> Addresses:
         """The addresses of `name`, both families by turns, IPv4 first; and their TTL in seconds.
 
         Raises NoRecords where there are none, DiscoveryError where that is not known.
         """
         found, failures = [], []
-        for kind in ("A", "AAAA"):
+        for kind in glue.kinds(name):
             try:
-                found.append(self._ask(name, kind, patience))
+                addresses = glue.get(name, kind) or self._ask(name, kind, patience)
             except DiscoveryError as error:
                 failures.append(error)
+            else:
+                self._known[name, kind] = addresses
+                found.append(addresses)
         if not found:
             raise next((one for one in failures if not isinstance(one, NoRecords)), failures[0])
-        pairs = itertools.zip_longest(*(addresses for addresses, _ in found))
-        return [one for pair in pairs for one in pair if one], min(ttl for _, ttl in found)
+        return _by_turns(addresses for addresses, _ in found), min(ttl for _, ttl in found)
 
-    def _ask(self, name: str, kind: str, patience: float | None) -> tuple[list[str], float]:
+    def _ask(self, name: str, kind: str, patience: Patience | None) -> Addresses:
         try:
-            found = self._dns.ask(name, kind, patience)
+            found = self._dns.ask(name, kind, None if patience is None else patience.left())
         except NoRecords:
             self._known.pop((name, kind), None)
             raise
@@ -53,8 +78,7 @@ class AddressBook:
             if (known := self._known.get((name, kind))) is not None:
                 return known
             raise
-        self._known[name, kind] = ([str(one) for one in found.records], found.ttl)
-        return self._known[name, kind]
+        return [str(one) for one in found.records], found.ttl
 
     def keep(self, names: set[str]) -> None:
         """Forget all but these names."""
@@ -73,22 +97,13 @@ class AddressResolver:
     def resolve(self) -> Answer:
         """One instance an address."""
         addresses, ttl = self._book.lookup(self._name + ".")
-        instances, refused = [], []
-        for address in addresses:
-            if (reason := self._guard.refuses(address)) is not None:
-                refused.append(Refusal(f"{self._name} {address}", reason))
-            else:
-                instances.append(Instance(address, self._port, addresses=(address,)))
-        return Answer(instances, ttl, refused)
+        vetted, reasons = self._guard.vet(addresses)
+        return Answer(
+            (Instance(one, self._port, addresses=(one,)) for one in vetted),
+            ttl,
+            (Refusal(self._name, reason) for reason in reasons),
+        )
 
 
-class Patience:
-    """Shares a time, in seconds, among the questions of one round."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._until = clock() + seconds
-        self._clock = clock
-
-    def left(self) -> float:
-        """What is left, but never less than one quick question needs."""
-        return max(_LEAST_PATIENCE, self._until - self._clock())
+def _by_turns(families: Iterable[list[str]]) -> list[str]:
+    return [one for pair in itertools.zip_longest(*families) for one in pair if one]

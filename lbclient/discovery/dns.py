@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import dns.exception
 import dns.message
 import dns.name
 import dns.nameserver
+import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 import dns.rrset
@@ -17,22 +19,57 @@ import dns.rrset
 from lbclient import checks
 from lbclient.errors import DiscoveryError
 
-__all__ = ["Dns", "Found", "NoRecords", "nameservers_of"]
+__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "nameservers_of"]
+
+KINDS = ("A", "AAAA")
+Addresses = tuple[list[str], float]
+"""Addresses of one name and their TTL in seconds."""
 
 _LIFETIME = 5.0
+_WITH_PORT = re.compile(r"(?:\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(?::(?P<port>[0-9]+))?")
+_NAMESERVERS = "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53'"
 
 
 class NoRecords(DiscoveryError):
     """DNS answered, and the answer is that there are none."""
 
 
+class Glue:
+    """The addresses that came along with an answer, in its additional section."""
+
+    def __init__(self, rrsets: Iterable[dns.rrset.RRset] = ()) -> None:
+        self._found: dict[tuple[str, str], Addresses] = {
+            (rrset.name.to_text().lower(), rrset.rdtype.name): (
+                [record.address for record in rrset],
+                float(rrset.ttl),
+            )
+            for rrset in rrsets
+            if rrset.rdtype.name in KINDS and rrset.rdclass == dns.rdataclass.IN
+        }
+        self._kinds = {kind for _, kind in self._found}
+
+    def get(self, name: str, kind: str) -> Addresses | None:
+        """The addresses of that kind, if they came along."""
+        return self._found.get((name, kind))
+
+    def kinds(self, name: str) -> Sequence[str]:
+        """Which kinds of address to look for.
+
+        A server leaves out what does not fit, without a word. So a name that came with one kind
+        is trusted to have no other only where the other came with no name at all.
+        """
+        if any((name, kind) in self._found for kind in KINDS):
+            return [kind for kind in KINDS if kind in self._kinds]
+        return KINDS
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The records of one answer, its TTL in seconds (the least of the chain), and its message."""
+    """The records of one answer, its TTL in seconds (the least of the chain), what came along."""
 
     records: Sequence[object]
     ttl: float
-    message: dns.message.Message
+    glue: Glue
 
 
 class Dns:
@@ -57,24 +94,47 @@ class Dns:
                 dns.name.from_text(name, origin=dns.name.root),
                 kind,
                 search=False,
-                lifetime=lifetime or self._lifetime,
+                lifetime=self._lifetime if lifetime is None else min(lifetime, self._lifetime),
             )
         except dns.resolver.NXDOMAIN:
             raise NoRecords(f"{name} does not exist (NXDOMAIN)") from None
         except dns.resolver.NoAnswer:
             raise NoRecords(f"{name} has no {kind} record") from None
-        except dns.exception.DNSException as error:
+        except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout) as error:
+            reasons = _reasons(error.kwargs["errors"])
+            raise DiscoveryError(f"asking for {kind} of {name} failed: {reasons}") from error
+        except (dns.exception.DNSException, OSError, ValueError) as error:
             raise DiscoveryError(f"asking for {kind} of {name} failed: {error}") from error
-        except OSError as error:
-            raise DiscoveryError(f"asking for {kind} of {name} failed: {error}") from error
-        return Found(list(answer), answer.chaining_result.minimum_ttl, answer.response)
+        return Found(
+            list(answer), answer.chaining_result.minimum_ttl, Glue(answer.response.additional)
+        )
 
     def _resolver(self) -> dns.resolver.Resolver:
-        """Made for each round: a changed resolv.conf counts, and nothing is shared by threads."""
+        """Made for each question: a changed resolv.conf counts, and threads share nothing."""
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         if self._nameservers is not None:
             resolver.nameservers = list(self._nameservers)
         return resolver
+
+
+def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
+    """What each nameserver did, in words that are the same for the same failure.
+
+    dnspython's own tell the time it took, so that every failure would look new in a log.
+    """
+    reasons = {
+        f"{server.removeprefix('Do53:')}{' over TCP' if over_tcp else ''}: {_reason(what)}"
+        for server, over_tcp, _, what, _ in errors
+    }
+    return "; ".join(sorted(reasons)) or "no answer in time"
+
+
+def _reason(what: Exception | str) -> str:
+    if isinstance(what, dns.exception.Timeout):
+        return "no answer"
+    if isinstance(what, dns.message.Truncated):
+        return "truncated"
+    return str(what) or type(what).__name__
 
 
 def nameservers_of(given: Iterable[str] | None) -> list[dns.nameserver.Nameserver] | None:
@@ -84,6 +144,8 @@ def nameservers_of(given: Iterable[str] | None) -> list[dns.nameserver.Nameserve
     """
     if given is None:
         return None
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{_NAMESERVERS}, not {given!r}")
     texts = [given] if isinstance(given, str) else list(given)
     if not texts:
         raise ValueError("nameservers must not be empty; leave it out for the system's own")
@@ -91,29 +153,14 @@ def nameservers_of(given: Iterable[str] | None) -> list[dns.nameserver.Nameserve
 
 
 def _nameserver(text: object) -> dns.nameserver.Nameserver:
-    wanted = "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53'"
     if not isinstance(text, str):
-        raise TypeError(f"{wanted}, not {text!r}")
-    address, port = text, "53"
-    if text.startswith("[") and "]" in text:
-        address, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") if rest else port
-    elif text.count(":") == 1:
-        address, _, port = text.partition(":")
+        raise TypeError(f"{_NAMESERVERS}, not {text!r}")
+    parts = _WITH_PORT.fullmatch(text)
+    address = text if parts is None else parts["bracketed"] or parts["plain"]
+    port = None if parts is None else parts["port"]
     try:
         ip = str(ipaddress.ip_address(address))
-        number = checks.port("nameservers", int(port))
+        number = checks.port("nameservers", int(port or 53))
     except ValueError:
-        raise ValueError(f"{wanted}, not {text!r}") from None
+        raise ValueError(f"{_NAMESERVERS}, not {text!r}") from None
     return dns.nameserver.Do53Nameserver(ip, number)
-
-
-def addresses_in(message: dns.message.Message, name: dns.name.Name) -> list[str]:
-    """The A and AAAA records of `name` that came along in the additional section."""
-    kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
-    return [
-        record.address
-        for rrset in message.additional
-        if rrset.name == name and rrset.rdtype in kinds
-        for record in rrset
-    ]

@@ -4,12 +4,17 @@ The scheduler only waits and starts; each round, which may block in a resolver f
 a daemon thread of its own, so that ten silent names do not delay an eleventh. A service has at most
 one round under way. Nothing here holds a client alive, delays the interpreter's exit or starts
 before it is needed; after a fork the child begins anew, and its clients register again.
+
+Whoever calls may hold a lock, and a finalizer that wants that lock may run at any time on any
+thread. So what calls share with the scheduler is a queue that makes nobody wait; the rest is the
+scheduler's own.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import queue
 import threading
 import time
 import weakref
@@ -20,6 +25,7 @@ from lbclient.discovery.watch import Watch
 __all__ = ["REFRESHER", "Refresher"]
 
 _LONGEST_SLEEP = 3600.0
+_CROWDED = 64
 
 
 class Refresher:
@@ -28,54 +34,71 @@ class Refresher:
     def __init__(self) -> None:
         self.generation = object()
         """Another object in a forked child: whoever registered with the old one registers anew."""
-        self._condition = threading.Condition()
+        self._inbox: queue.SimpleQueue[weakref.ref[Watch]] = queue.SimpleQueue()
+        self._unstarted = threading.Lock()
         self._heap: list[tuple[float, int, weakref.ref[Watch]]] = []
+        self._crowded = _CROWDED
         self._order = itertools.count()
-        self._thread: threading.Thread | None = None
 
     def schedule(self, watch: Watch) -> None:
         """Run the next round of `watch` at its `next_at`; replaces what was scheduled before."""
-        at = time.monotonic() + min(watch.next_at - watch.clock(), _LONGEST_SLEEP)
-        with self._condition:
-            watch.turn = next(self._order)
-            heapq.heappush(self._heap, (at, watch.turn, weakref.ref(watch)))
-            if self._thread is None:
-                self._thread = _daemon(self._loop, "lbclient-refresher")
-            self._condition.notify()
+        self._inbox.put(weakref.ref(watch))
+        if self._unstarted.acquire(blocking=False):
+            _daemon(self._loop, "lbclient-refresher")
 
     def _loop(self) -> None:
+        # No watch may be held alive here, while this thread waits.
         while True:
-            turn, ref = self._next()
-            if (watch := ref()) is None or watch.turn != turn:
-                continue
-            if not watch.claim():
-                self.schedule(watch)
-            else:
-                self._begin(watch)
-            del watch  # while this thread waits for the next it must hold none of them alive
+            try:
+                self._note(self._inbox.get(timeout=self._pause()))
+            except queue.Empty:
+                _, turn, ref = heapq.heappop(self._heap)
+                self._begin(turn, ref)
 
-    def _next(self) -> tuple[int, weakref.ref[Watch]]:
-        with self._condition:
-            while not self._heap or self._heap[0][0] > time.monotonic():
-                wait = self._heap[0][0] - time.monotonic() if self._heap else None
-                self._condition.wait(wait)
-            _, turn, ref = heapq.heappop(self._heap)
-            return turn, ref
+    def _pause(self) -> float | None:
+        return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
-    def _begin(self, watch: Watch) -> None:
+    def _note(self, ref: weakref.ref[Watch]) -> None:
+        watch = ref()
+        if watch is None or watch.stopped:
+            return
+        watch.turn = next(self._order)
+        at = time.monotonic() + min(watch.next_at - watch.clock(), _LONGEST_SLEEP)
+        heapq.heappush(self._heap, (at, watch.turn, ref))
+        if len(self._heap) > self._crowded:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop what was replaced and what is gone, whenever that may be half of the heap."""
+        self._heap = [(at, turn, ref) for at, turn, ref in self._heap if _its(turn, ref)]
+        heapq.heapify(self._heap)
+        self._crowded = max(_CROWDED, 2 * len(self._heap))
+
+    def _begin(self, turn: int, ref: weakref.ref[Watch]) -> None:
+        if (watch := _its(turn, ref)) is None:
+            return
         try:
             _daemon(lambda: self._round(watch), "lbclient-lookup")
         except RuntimeError:  # no more threads to be had: late is better than never
             self._round(watch)
 
     def _round(self, watch: Watch) -> None:
-        watch.run()
-        if watch.next_at < float("inf"):
-            self.schedule(watch)
+        try:
+            if watch.claim():
+                watch.run()
+        finally:
+            if not watch.busy:  # else the round under way schedules the next itself
+                self.schedule(watch)
 
     def after_fork(self) -> None:
         """In a child: the threads are gone, and the locks may be held by nobody."""
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
+
+
+def _its(turn: int, ref: weakref.ref[Watch]) -> Watch | None:
+    """The watch, if it lives and this is still its turn."""
+    watch = ref()
+    return watch if watch is not None and watch.turn == turn else None
 
 
 def _daemon(run: object, name: str) -> threading.Thread:

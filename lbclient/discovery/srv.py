@@ -10,7 +10,7 @@ import dns.name
 
 from lbclient import checks
 from lbclient.discovery.addresses import AddressBook, Patience
-from lbclient.discovery.dns import Dns, Found, NoRecords, addresses_in
+from lbclient.discovery.dns import Addresses, Dns, Glue, NoRecords
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer, Instance, Refusal
@@ -47,48 +47,61 @@ class SrvResolver:
 
         Raises ServiceAbsent for the target `.`, DiscoveryError where DNS gives no answer.
         """
-        found = self._dns.ask(self.name, "SRV")
+        patience = Patience(_ROUND, self._clock)
+        found = self._dns.ask(self.name, "SRV", patience.left())
         records = [cast("_Srv", one) for one in found.records]
         if all(one.target == dns.name.root for one in records):
             raise ServiceAbsent(
                 f"{self.name} declares that the service is not offered (target '.')"
             )
+        targets = _Targets(self._book, found.glue, patience)
         ttls, instances, refused = [found.ttl], [], []
-        patience = Patience(_ROUND, self._clock)
         for one in records:
             try:
-                instance, ttl = self._instance(one, found, patience)
-                instances.append(instance)
-                ttls.append(ttl)
+                host = self._host(one)
+                addresses, ttl = targets.addresses(host)
             except _Refused as reason:
                 refused.append(Refusal(_shown(one), str(reason)))
+                continue
+            vetted, reasons = self._guard.vet(addresses)
+            refused += [Refusal(_shown(one), reason) for reason in reasons]
+            if vetted:
+                instances.append(_instance(host, one, vetted))
+                ttls.append(ttl)
         self._book.keep({one.host + "." for one in instances})
         return Answer(instances, min(ttls), refused)
 
-    def _instance(self, record: _Srv, found: Found, patience: Patience) -> tuple[Instance, float]:
+    def _host(self, record: _Srv) -> str:
         host = _host(record)
         if (reason := self._guard.refuses_name(host)) is not None:
             raise _Refused(reason)
-        addresses, ttl = self._addresses(host, record, found, patience)
-        vetted = [one for one in addresses if self._guard.refuses(one) is None]
-        if not vetted:
-            raise _Refused(str(self._guard.refuses(addresses[0])))
-        instance = Instance(
-            host, record.port, record.weight, record.priority, addresses=tuple(vetted)
-        )
-        return instance, ttl
+        return host
 
-    def _addresses(
-        self, host: str, record: _Srv, found: Found, patience: Patience
-    ) -> tuple[list[str], float]:
-        if glue := addresses_in(found.message, record.target):
-            return glue, found.ttl
+
+class _Targets:
+    """The targets of one answer. Each is looked up once, however many records name it."""
+
+    def __init__(self, book: AddressBook, glue: Glue, patience: Patience) -> None:
+        self._book = book
+        self._glue = glue
+        self._patience = patience
+        self._found: dict[str, Addresses | _Refused] = {}
+
+    def addresses(self, host: str) -> Addresses:
+        """Raises _Refused where it has none that are known."""
+        if host not in self._found:
+            self._found[host] = self._lookup(host)
+        if isinstance(found := self._found[host], _Refused):
+            raise found
+        return found
+
+    def _lookup(self, host: str) -> Addresses | _Refused:
         try:
-            return self._book.lookup(host + ".", patience.left())
+            return self._book.lookup(host + ".", self._patience, self._glue)
         except NoRecords:
-            raise _Refused("its target has no address") from None
+            return _Refused("its target has no address")
         except DiscoveryError as error:
-            raise _Refused(f"no address is known for its target: {error}") from None
+            return _Refused(f"no address is known for its target: {error}")
 
 
 class _Refused(Exception):
@@ -111,6 +124,10 @@ def _host(record: _Srv) -> str:
         return checks.host("target", text)
     except ValueError:
         raise _Refused("its target is no legal host name") from None
+
+
+def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:
+    return Instance(host, record.port, record.weight, record.priority, addresses=tuple(addresses))
 
 
 def _shown(record: _Srv) -> str:

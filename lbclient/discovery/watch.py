@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from lbclient.discovery.resolver import Resolver
 from lbclient.errors import DiscoveryError, ServiceAbsent
-from lbclient.instance import Answer
+from lbclient.instance import Answer, Refusal
 from lbclient.waiting import Signal
 
-__all__ = ["Watch"]
+__all__ = ["Scheduler", "Watch"]
 
 FLOOR, CEILING = 1.0, 3600.0
 """Bounds of the refresh interval, seconds (the floor: D11, a TTL of 0 is no licence to hammer)."""
@@ -25,6 +25,7 @@ BACKOFF, BACKOFF_MAX = 1.0, 30.0
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
 JITTER = 0.1
+_SHOWN = 5
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,16 @@ class Subscriber(Protocol):
 
     def lookup_failed(self) -> None:
         """No good answer came; the last good set stands."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Who runs the rounds of a watch: background threads, or virtual time."""
+
+    generation: object
+
+    def schedule(self, watch: Watch) -> None:
+        """Run the next round of `watch` at its `next_at`."""
         ...
 
 
@@ -87,6 +98,11 @@ class Watch:
         """True for a list that never changes."""
         return self._answer is not None and self._answer.ttl is None
 
+    @property
+    def stopped(self) -> bool:
+        """True where there is nothing more to ask: the list never changes, or nobody wants it."""
+        return self.next_at == math.inf
+
     def age(self, now: float) -> float | None:
         """Seconds since the last good answer; 0 for a list that never changes."""
         if self._answer is None:
@@ -99,11 +115,11 @@ class Watch:
             waiting = self.busy or now >= self.next_at
             return None if self.error is None or waiting else self._unknown()
         age = self.age(now)
-        if self._max_stale is None or age is None or age <= self._max_stale:
+        if self.error is None or self._max_stale is None or age is None or age <= self._max_stale:
             return None
         error = DiscoveryError(
             f"what is known of {self.service} is {age:.1f} s old, "
-            f"more than max_stale={self._max_stale:g} allows; last error: {self.error}"
+            f"more than max_stale={self._max_stale:g} allows; last error: {_text(self.error)}"
         )
         error.__cause__ = self.error
         return error
@@ -121,7 +137,7 @@ class Watch:
 
     def hurry(self, now: float) -> bool:
         """Ask for an early refresh; False where one was asked for too recently. Hold the lock."""
-        if self.next_at <= now or self.settled or now - self._early_at < EARLY:
+        if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False
         self._early_at = now
         self.next_at = now
@@ -143,62 +159,98 @@ class Watch:
 
     def run(self) -> None:
         """One round, after `claim`: ask, take over what came, wake who waits. It may block."""
-        answer: Answer | None = None
-        error: Exception | None = None
+        got = self._ask()
+        waiting: list[Signal] = []
         try:
-            answer = _usable(self._resolver.resolve())
-        except Exception as failure:  # noqa: BLE001  # a caller's resolver may raise anything
-            error = failure
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-            self.busy = False
-            if answer is not None:
-                self._succeeded(answer)
-            elif error is not None:
-                self._failed(error)
-        for signal in waiting:
-            signal.set()
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+                self.busy = False
+                if isinstance(got, Answer):
+                    self._succeeded(got)
+                else:
+                    self._failed(got)
+        finally:
+            for signal in waiting:
+                signal.set()
+
+    def _ask(self) -> Answer | Exception:
+        try:
+            return _usable(self._resolver.resolve())
+        except BaseException as error:  # noqa: BLE001  # a caller's may raise anything, on our thread
+            if isinstance(error, Exception):
+                return error
+            failure = DiscoveryError(f"resolve() was ended by {type(error).__name__}")
+            failure.__cause__ = error
+            return failure
 
     def _succeeded(self, answer: Answer) -> None:
         now = self.clock()
         if self.error is not None:
             logger.info("discovery of %s works again", self.service)
-        if answer.refused and (self._answer is None or answer.refused != self._answer.refused):
-            for one in answer.refused:
-                logger.warning("%s: refused %s: %s", self.service, one.record, one.reason)
+        self._report(answer.refused)
         self._answer, self._answered_at = answer, now
         self.error, self._backoff = None, BACKOFF
-        self.next_at = math.inf if answer.ttl is None else now + self._interval(answer.ttl)
+        self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
         self._subscriber.discovered(answer)
 
     def _failed(self, error: Exception) -> None:
-        if str(error) != str(self.error):
-            logger.warning("discovery of %s failed: %s", self.service, error)
+        if self.error is None or _text(error) != _text(self.error):
+            logger.warning("discovery of %s failed: %s", self.service, _text(error))
         self.error = error
-        self.next_at = self.clock() + self._backoff * (1 - JITTER * self._rng.random())
+        self._wait(self._backoff * (1 - JITTER * self._rng.random()))
         self._backoff = min(2 * self._backoff, BACKOFF_MAX)
         self._subscriber.lookup_failed()
         if isinstance(error, ServiceAbsent):
             self._answer = None
             self._subscriber.vanished()
 
+    def _wait(self, seconds: float) -> None:
+        """Until the next round; none follows on one during which nobody wanted any more."""
+        if not self.stopped:
+            self.next_at = self.clock() + seconds
+
+    def _report(self, refused: Sequence[Refusal]) -> None:
+        """Say once which records were left out: servers give the same ones in any order."""
+        known = set() if self._answer is None else set(self._answer.refused)
+        if new := [one for one in refused if one not in known]:
+            logger.warning("%s: refused %s", self.service, _list(new))
+
     def _interval(self, ttl: float) -> float:
         return min(max(ttl, FLOOR), CEILING) * (1 + JITTER * (2 * self._rng.random() - 1))
 
     def _unknown(self) -> DiscoveryError:
-        if isinstance(self.error, DiscoveryError):
-            kind = type(self.error)
-            error = kind(*self.error.args)
+        """A new one for each call: what is raised is changed by it."""
+        if isinstance(self.error, ServiceAbsent):
+            error: DiscoveryError = ServiceAbsent(str(self.error))
+        elif isinstance(self.error, DiscoveryError):
+            error = DiscoveryError(_text(self.error))
         else:
-            error = DiscoveryError(f"nothing is known of {self.service} yet: {self.error}")
+            error = DiscoveryError(f"nothing is known of {self.service} yet: {_text(self.error)}")
         error.__cause__ = self.error
         return error
 
 
 def _usable(answer: object) -> Answer:
     if not isinstance(answer, Answer):
-        raise DiscoveryError(f"resolve() must return an lbclient.Answer, not {answer!r}")
+        raise DiscoveryError(
+            f"resolve() must return an lbclient.Answer, not a {type(answer).__name__}"
+        )
     if not answer.instances:
-        reasons = "".join(f"; refused {one.record}: {one.reason}" for one in answer.refused)
+        reasons = f"; refused {_list(answer.refused)}" if answer.refused else ""
         raise DiscoveryError(f"the answer holds no usable instance{reasons}")
     return answer
+
+
+def _list(refused: Sequence[Refusal]) -> str:
+    """In an order of their own, so that the same ones make the same text, and not all of many."""
+    shown = sorted({f"{one.record}: {one.reason}" for one in refused})
+    more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return "; ".join(shown[:_SHOWN]) + more
+
+
+def _text(error: BaseException | None) -> str:
+    """What it says. It may be the caller's own, and say nothing, or fail to say it."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
+        return type(error).__name__

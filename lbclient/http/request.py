@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import httpx
 
 from lbclient import checks
-from lbclient.call import Terms
 from lbclient.deadline import Expiry
 from lbclient.http.dial import Allowance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
+from lbclient.terms import Terms
 
 __all__ = ["UNSTREAMED", "attempt_extensions", "attempt_headers", "terms_of"]
 

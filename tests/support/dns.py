@@ -12,7 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import dns.exception
 import dns.flags
@@ -25,84 +27,102 @@ import dns.rrset
 import pytest
 
 __all__ = [
-    "CLOSED",
-    "EMPTY",
-    "FORMERR",
-    "GARBAGE",
-    "NXDOMAIN",
-    "REFUSED",
-    "SERVFAIL",
-    "SILENCE",
-    "TRUNCATED",
-    "WRONG_ID",
-    "WRONG_QUESTION",
+    "Asked",
     "Bind",
     "Dnsmasq",
     "Fault",
     "Liar",
+    "closed",
+    "empty",
+    "formerr",
+    "garbage",
+    "nxdomain",
+    "refused",
+    "servfail",
+    "silence",
+    "truncated",
+    "wrong_id",
+    "wrong_question",
 ]
 
 _HOST = "127.0.0.1"
 _UDP_SIZE = 512
 
-Fault = Callable[[dns.message.Message, bytes, bool], bytes | None]
-"""From the query, the true answer and whether it goes over TCP to what is sent; None is nothing."""
+
+@dataclass
+class Asked:
+    """One question: its message, the true answer as bytes, and whether it came over TCP."""
+
+    query: dns.message.Message
+    truth: bytes
+    over_tcp: bool
+
+    def response(self) -> dns.message.Message:
+        """An empty one to this question."""
+        return dns.message.make_response(self.query)
+
+
+Fault = Callable[[Asked], bytes | None]
+"""What is sent instead of the truth. None is nothing; over TCP no bytes close the connection."""
 
 
 def _with_rcode(rcode: dns.rcode.Rcode) -> Fault:
-    def fault(query, truth, over_tcp):
-        response = dns.message.make_response(query)
+    def fault(asked: Asked) -> bytes:
+        response = asked.response()
         response.set_rcode(rcode)
         return response.to_wire()
 
+    fault.__name__ = dns.rcode.to_text(rcode).lower()
     return fault
 
 
-def EMPTY(query, truth, over_tcp):  # noqa: N802  # a constant to its users
+nxdomain = _with_rcode(dns.rcode.NXDOMAIN)
+servfail = _with_rcode(dns.rcode.SERVFAIL)
+refused = _with_rcode(dns.rcode.REFUSED)
+formerr = _with_rcode(dns.rcode.FORMERR)
+
+
+def empty(asked: Asked) -> bytes:
     """NOERROR without a record."""
-    return dns.message.make_response(query).to_wire()
+    return asked.response().to_wire()
 
 
-def SILENCE(query, truth, over_tcp):  # noqa: N802
+def silence(_: Asked) -> None:
     """Nothing; a TCP connection stays open."""
 
 
-def GARBAGE(query, truth, over_tcp):  # noqa: N802
-    """The right id, then nonsense."""
-    return truth[:2] + b"\xff" * 40
-
-
-def WRONG_ID(query, truth, over_tcp):  # noqa: N802
-    """The truth, as the answer to somebody else."""
-    return bytes([truth[0] ^ 0xFF]) + truth[1:]
-
-
-def WRONG_QUESTION(query, truth, over_tcp):  # noqa: N802
-    """The right id, but the answer to another question."""
-    other = dns.message.make_query("elsewhere.test.", "A", id=query.id)
-    response = dns.message.make_response(other)
-    response.answer.append(dns.rrset.from_text("elsewhere.test.", 60, "IN", "A", "192.0.2.66"))
-    return response.to_wire()
-
-
-def TRUNCATED(query, truth, over_tcp):  # noqa: N802
-    """TC over UDP, and no answer over TCP: the connection is closed at once."""
-    if over_tcp:
-        return b""
-    response = dns.message.make_response(query)
-    response.flags |= dns.flags.TC
-    return response.to_wire()
-
-
-def CLOSED(query, truth, over_tcp):  # noqa: N802
+def closed(_: Asked) -> bytes:
     """A datagram without content; over TCP the connection is closed without an answer."""
     return b""
 
 
-NXDOMAIN = _with_rcode(dns.rcode.NXDOMAIN)
-SERVFAIL = _with_rcode(dns.rcode.SERVFAIL)
-REFUSED = _with_rcode(dns.rcode.REFUSED)
-FORMERR = _with_rcode(dns.rcode.FORMERR)
+def garbage(asked: Asked) -> bytes:
+    """The right id, then nonsense."""
+    return asked.truth[:2] + b"\xff" * 40
+
+
+def wrong_id(asked: Asked) -> bytes:
+    """The truth, as the answer to somebody else."""
+    return bytes([asked.truth[0] ^ 0xFF]) + asked.truth[1:]
+
+
+def wrong_question(asked: Asked) -> bytes:
+    """The right id, but the answer to another question."""
+    other = dns.message.make_query("elsewhere.test.", "SRV", id=asked.query.id)
+    response = dns.message.make_response(other)
+    record = dns.rrset.from_text("elsewhere.test.", 60, "IN", "SRV", "0 0 66 evil.test.")
+    response.answer.append(record)
+    return response.to_wire()
+
+
+def truncated(asked: Asked) -> bytes:
+    """TC over UDP, and a connection that is closed at once over TCP."""
+    if asked.over_tcp:
+        return b""
+    response = asked.response()
+    response.flags |= dns.flags.TC
+    return response.to_wire()
+
 
 _Key = tuple[dns.name.Name | None, str | None]
 
@@ -112,7 +132,7 @@ class Liar:
 
     with Liar() as liar:
         liar.put("_http._tcp.a.test", "SRV", "0 1 80 b.test.", ttl=5)
-        liar.fault(SERVFAIL, "b.test", "A")
+        liar.fault(servfail, "b.test", "A")
 
     `glue` adds the addresses of SRV targets that the zone holds. Everything may change while it
     runs.
@@ -132,7 +152,7 @@ class Liar:
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="liar", daemon=True)
 
-    def __enter__(self) -> Liar:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -269,7 +289,7 @@ class Liar:
             truth = self._truth(query, *asked)
         size = 65535 if over_tcp else _UDP_SIZE
         plain = truth.to_wire(max_size=size, prefer_truncation=True)
-        return fault(query, plain, over_tcp) if fault else plain
+        return fault(Asked(query, plain, over_tcp)) if fault else plain
 
     def _fault_for(self, name: dns.name.Name, kind: str) -> Fault | None:
         keys: tuple[_Key, ...] = ((name, kind), (name, None), (None, kind), (None, None))
@@ -312,7 +332,7 @@ class _Server:
         if self._binary is None:
             pytest.skip(f"{self.command} is not installed")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         for _ in range(3):
             self._port = _free_port()
             if self._begin():
@@ -371,7 +391,7 @@ class Bind(_Server):
     def __init__(self, directory: Path, zone: str, records: str) -> None:
         super().__init__(directory)
         self.zone = zone
-        self.probe = records.split()[0]
+        self.probe = records.split(maxsplit=1)[0]
         (directory / "zone").write_text(
             f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
             f"@ NS ns\nns A {_HOST}\n{records}\n"

@@ -160,7 +160,7 @@ class Server:
 # Behaviours
 
 
-def tells_port(connection: Connection, request: Request) -> None:
+def tells_port(connection: Connection, _: Request) -> None:
     """200, with the instance's port as the body."""
     connection.answer(200, str(connection.server.port).encode())
 

@@ -1,0 +1,68 @@
+"""The retry budget: how many retries all calls of one balancer may make together.
+
+A fixed share of the traffic, not of each call, so that retries cannot multiply an outage. Source:
+Finagle's and tower's retry budgets (20 %, 10 a second, over 10 seconds).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from lbclient import checks
+
+__all__ = ["Budget", "RetryBudget"]
+
+_SLICES = 10
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """Over a sliding `window` (seconds) each call earns `ratio` of a retry, and `reserve` retries
+    a second come on top, so that a quiet client may retry too."""
+
+    ratio: float = 0.2
+    reserve: float = 10.0
+    window: float = 10.0
+
+    def __post_init__(self) -> None:
+        checks.number("ratio", self.ratio)
+        checks.number("reserve (retries per second)", self.reserve)
+        checks.seconds("window", self.window)
+
+
+class Budget:
+    """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
+
+    __slots__ = ("_account", "_balance", "_policy", "_slice")
+
+    def __init__(self, policy: RetryBudget) -> None:
+        self._policy = policy
+        self._slice = policy.window / _SLICES
+        self._account: deque[list[float]] = deque()
+        self._balance = policy.reserve * policy.window
+
+    def balance(self, now: float) -> float:
+        """Retries that may be made now."""
+        while self._account and self._account[0][0] <= now - self._policy.window:
+            self._balance -= self._account.popleft()[1]
+        return self._balance
+
+    def deposit(self, now: float) -> None:
+        """A call has begun."""
+        self._book(now, self._policy.ratio)
+
+    def withdraw(self, now: float) -> bool:
+        """Take one retry out, or refuse."""
+        if self.balance(now) < 1.0 - _ROUNDING:
+            return False
+        self._book(now, -1.0)
+        return True
+
+    def _book(self, now: float, amount: float) -> None:
+        self.balance(now)
+        if not self._account or now - self._account[-1][0] >= self._slice:
+            self._account.append([now, 0.0])
+        self._account[-1][1] += amount
+        self._balance += amount

@@ -1,0 +1,48 @@
+"""The line of calls that wait for a place: first come, first served."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from lbclient.waiting import Signal
+
+__all__ = ["Line"]
+
+
+class Line:
+    """Who has waited longest looks again first; whoever leaves wakes the next. Hold the lock."""
+
+    __slots__ = ("_signals",)
+
+    def __init__(self) -> None:
+        self._signals: deque[Signal] = deque()
+
+    def __len__(self) -> int:
+        return len(self._signals)
+
+    def passes(self, signal: Signal | None) -> bool:
+        """True for the first in line, and for anybody where there is none."""
+        return not self._signals or self._signals[0] is signal
+
+    def join(self, signal: Signal | None) -> Signal:
+        """Wait, at the end or where one stands already; the signal says when to look again."""
+        signal = signal or Signal()
+        signal.rearm()
+        if signal not in self._signals:
+            self._signals.append(signal)
+        return signal
+
+    def leave(self, signal: Signal) -> None:
+        """Have what one wants, or give up."""
+        if signal in self._signals:
+            self._signals.remove(signal)
+            self.wake()
+
+    def wake(self) -> None:
+        """Something has changed: let the first look again."""
+        if self._signals:
+            self._signals[0].set()
+
+    def clear(self) -> None:
+        """In a forked child: those who waited were the parent's threads."""
+        self._signals.clear()

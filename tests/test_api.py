@@ -1,0 +1,45 @@
+"""The public names: what users and their tests may rely on."""
+
+import inspect
+
+import pytest
+
+import lbclient
+
+CONTRACT = {
+    "Answer", "AsyncClient", "AsyncTransport", "Balancer", "BreakerPolicy", "Client",
+    "DeadlineExceeded", "DiscoveryError", "Instance", "LeastBusy", "LoadBalancingError",
+    "NoInstanceAvailable", "Random", "RetryBudget", "RetryPolicy", "RoundRobin", "Transport",
+    "Verdict", "Weighted", "call_info",
+}  # fmt: skip
+
+
+def test_the_contract_is_there():
+    """Every name of the contract can be imported, and is declared."""
+    assert set(lbclient.__all__) >= CONTRACT
+    assert all(hasattr(lbclient, name) for name in lbclient.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(lbclient.__all__) - {"__version__"}))
+def test_every_public_name_has_a_docstring(name):
+    """Each public name says what it is, and so does each of its public members."""
+    thing = getattr(lbclient, name)
+    assert inspect.getdoc(thing)
+    if not inspect.isclass(thing):
+        return
+    for member, value in vars(thing).items():
+        if not member.startswith("_") and (
+            inspect.isfunction(value) or isinstance(value, property)
+        ):
+            assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_defaults():
+    """The defaults are those that the documentation names."""
+    retry, breaker = lbclient.RetryPolicy(), lbclient.BreakerPolicy()
+    assert (retry.attempts, retry.backoff, retry.backoff_max) == (3, 0.025, 1.0)
+    assert retry.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
+    assert retry.statuses == {429, 502, 503, 504}
+    assert (retry.attempt_timeout, retry.deadline) == (None, None)
+    assert retry.budget == lbclient.RetryBudget(ratio=0.2, reserve=10.0, window=10.0)
+    assert breaker == lbclient.BreakerPolicy(5, 1.0, 30.0, 1, 0.0)

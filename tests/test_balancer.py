@@ -1,0 +1,372 @@
+"""Balancer: the engine without HTTP, for threads and for event loops."""
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+import lbclient
+from lbclient import Balancer, BreakerPolicy, Instance, RetryPolicy, Verdict
+from lbclient.simulation import World
+
+pytestmark = pytest.mark.anyio
+
+A, B = Instance("10.0.0.1", 1), Instance("10.0.0.2", 2)
+QUICK = RetryPolicy(backoff=0.0)
+
+
+def refuse(_):
+    raise ConnectionRefusedError
+
+
+def test_call_gives_what_the_function_gives():
+    """`call` returns the function's result, and hands it an instance."""
+    assert Balancer([A]).call(lambda instance: instance.port) == 1
+
+
+async def test_acall_gives_what_the_coroutine_gives():
+    """`acall` awaits a coroutine function, on asyncio and trio."""
+
+    async def ask(instance):
+        await anyio.lowlevel.checkpoint()
+        return instance.port
+
+    assert await Balancer([A]).acall(ask) == 1
+
+
+def test_refused_goes_elsewhere_whatever_the_call():
+    """A refused connection was never sent, so even a call that is not idempotent goes elsewhere."""
+
+    def ask(instance):
+        return refuse(instance) if instance == A else instance
+
+    assert {Balancer([A, B]).call(ask) for _ in range(10)} == {B}
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, TimeoutError, BrokenPipeError])
+def test_maybe_sent_goes_elsewhere_only_if_idempotent(error):
+    """A network error after sending is repeated for an idempotent call only."""
+    asked = []
+
+    def ask(instance):
+        asked.append(instance)
+        raise error
+
+    balancer = Balancer([A, B], retry=QUICK)
+    with pytest.raises(error):
+        balancer.call(ask)
+    assert len(asked) == 1
+    with pytest.raises(error):
+        balancer.call(ask, idempotent=True)
+    assert len(asked) == 4
+    assert set(asked[1:3]) == {A, B}
+
+
+def test_the_callers_own_exception_is_neutral():
+    """An exception that says nothing of the network passes through as it is, charging nobody."""
+    balancer = Balancer([A])
+    error = KeyError("mine")
+
+    def ask(_):
+        raise error
+
+    for _ in range(10):
+        with pytest.raises(KeyError) as caught:
+            balancer.call(ask, idempotent=True)
+        assert caught.value is error
+    (one,) = balancer.snapshot().instances
+    assert (one.attempts, one.failures, one.breaker, one.in_flight) == (10, 0, "closed", 0)
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_an_interrupt_is_neutral(error):
+    """C4: KeyboardInterrupt and its like pass through and charge nobody."""
+    balancer = Balancer([A])
+
+    def ask(_):
+        raise error
+
+    with pytest.raises(error):
+        balancer.call(ask, idempotent=True)
+    (one,) = balancer.snapshot().instances
+    assert (one.attempts, one.failures, one.in_flight) == (1, 0, 0)
+
+
+def test_a_judge_teaches_another_protocol():
+    """`judge` tells what a result means: a busy answer is tried elsewhere, or is the result."""
+
+    def judge(result):
+        return Verdict(fault=True, again="idempotent") if result == "busy" else Verdict(fault=False)
+
+    asked = Counter()
+
+    def ask(instance):
+        asked[instance] += 1
+        return "busy" if instance == A else "fine"
+
+    balancer = Balancer([A, B], judge=judge, retry=QUICK)
+    assert {balancer.call(ask, idempotent=True) for _ in range(6)} == {"fine"}
+    assert Balancer([A], judge=judge, retry=QUICK).call(ask, idempotent=True) == "busy"
+
+
+def test_a_judge_that_fails_fails_no_call(caplog):
+    """C18: a judge that raises is logged; the outcome counts as neutral."""
+    balancer = Balancer([A], judge=lambda _: 1 / 0)
+    assert balancer.call(lambda _: "fine") == "fine"
+    assert "the judge failed" in caplog.text
+
+
+def test_threads_run_in_parallel_through_one_breaker():
+    """C5: eight threads on an instance that takes 0.2 s are done in 0.9 s."""
+    balancer = Balancer([A])
+    threads = [
+        threading.Thread(target=balancer.call, args=(lambda _: time.sleep(0.2),)) for _ in range(8)
+    ]
+    start = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - start < 0.9
+
+
+def test_half_open_lets_exactly_one_of_eight_through():
+    """Of eight threads that meet a half-open breaker together, one probes and seven are refused."""
+    world = World()
+    balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
+    with pytest.raises(ConnectionRefusedError):
+        balancer.call(refuse)
+    world._now = 2.0
+    together, inside, go = threading.Barrier(8), threading.Semaphore(0), threading.Event()
+    outcomes = []
+
+    def ask(_):
+        inside.release()
+        assert go.wait(5)
+        return "through"
+
+    def work():
+        together.wait()
+        try:
+            outcomes.append(balancer.call(ask))
+        except lbclient.NoInstanceAvailable:
+            outcomes.append("refused")
+            if outcomes.count("refused") == 7:
+                go.set()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(outcomes) == {"refused": 7, "through": 1}
+    assert balancer.snapshot().instances[0].breaker == "closed"
+
+
+async def test_async_failures_trip_the_breaker():
+    """C6: failures of coroutines count; the breaker opens after `fail_max` of them."""
+
+    async def fail(_):
+        await anyio.lowlevel.checkpoint()
+        raise ConnectionResetError
+
+    balancer = Balancer([A], retry=None, breaker=BreakerPolicy(fail_max=3))
+    for _ in range(3):
+        with pytest.raises(ConnectionResetError):
+            await balancer.acall(fail)
+    assert balancer.snapshot().instances[0].breaker == "open"
+    with pytest.raises(lbclient.NoInstanceAvailable):
+        await balancer.acall(fail)
+
+
+async def test_cancellation_is_neutral():
+    """C1, C3: cancelled attempts return permit and place, and charge nobody."""
+    balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1))
+    for _ in range(5):
+        with anyio.move_on_after(0.001):
+            await balancer.acall(lambda _: anyio.sleep(10))
+    (one,) = balancer.snapshot().instances
+    assert (one.in_flight, one.failures, one.breaker, one.attempts) == (0, 0, "closed", 5)
+
+
+async def test_a_cancelled_probe_returns_its_slot():
+    """C22: a probe that is cancelled leaves the next call free to probe."""
+    world = World()
+    balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
+    with pytest.raises(ConnectionRefusedError):
+        balancer.call(refuse)
+    world._now = 2.0
+    with anyio.move_on_after(0.001):
+        await balancer.acall(lambda _: anyio.sleep(10))
+    assert balancer.snapshot().instances[0].breaker == "half-open"
+    assert balancer.call(lambda _: "fine") == "fine"
+    assert balancer.snapshot().instances[0].breaker == "closed"
+
+
+def test_acquire_holds_one_pick():
+    """`acquire` keeps its instance busy until the block ends."""
+    balancer = Balancer([A])
+    with balancer.acquire() as instance:
+        assert instance == A
+        assert balancer.snapshot().instances[0].in_flight == 1
+    assert balancer.snapshot().instances[0].in_flight == 0
+
+
+async def test_acquire_holds_one_pick_async():
+    """`acquire` does the same for `async with`."""
+    balancer = Balancer([A])
+    async with balancer.acquire() as instance:
+        assert instance == A
+        assert balancer.snapshot().instances[0].in_flight == 1
+    assert balancer.snapshot().instances[0].in_flight == 0
+
+
+def test_an_error_that_leaves_acquire_counts():
+    """A network error in the block counts against the instance, and goes on; there is no retry."""
+    balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1))
+    with pytest.raises(ConnectionResetError), balancer.acquire(idempotent=True) as taken:
+        raise ConnectionResetError
+    states = {one.instance: one.breaker for one in balancer.snapshot().instances}
+    assert states.pop(taken) == "open"
+    assert set(states.values()) == {"closed"}
+
+
+async def test_acall_is_cut_at_its_deadline():
+    """`acall` cancels an attempt when the deadline is up, by name."""
+    balancer = Balancer([A], retry=RetryPolicy(deadline=0.05))
+    with pytest.raises(lbclient.DeadlineExceeded) as caught:
+        await balancer.acall(lambda _: anyio.sleep(10))
+    assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+def test_a_function_is_told_the_time_left():
+    """`time_left` tells the function what its deadline leaves, and None where there is none."""
+    world = World()
+    balancer = Balancer([A], clock=world.clock)
+    assert balancer.call(lambda _: lbclient.time_left()) is None
+    assert balancer.call(lambda _: lbclient.time_left(), deadline=3.0) == 3.0
+    assert lbclient.time_left() is None
+
+
+def test_call_info_of_an_error_tells_every_attempt():
+    """The error that ends a call tells its attempts, and keeps no cycle through itself."""
+    with pytest.raises(ConnectionRefusedError) as caught:
+        Balancer([A, B], retry=QUICK).call(refuse)
+    info = lbclient.call_info(caught.value)
+    assert len(info.attempts) == 3
+    assert {one.instance for one in info.attempts[:2]} == {A, B}
+    assert info.attempts[-1].error is caught.value
+    assert caught.value._lbclient_attempts[-1].error is None
+
+
+def test_panic_ignores_the_breakers():
+    """With `panic_threshold`, when too few are admissible their breakers are ignored."""
+    instances = [Instance("10.0.0.1", port) for port in range(1, 5)]
+    policy = BreakerPolicy(fail_max=1, panic_threshold=0.5)
+    balancer = Balancer(instances, breaker=policy, retry=None, strategy="round-robin")
+    for instance in instances[:3]:
+        for _ in range(8):
+            try:
+                balancer.call(lambda one, bad=instance: refuse(one) if one == bad else None)
+            except ConnectionRefusedError:
+                break
+    assert [one.breaker for one in balancer.snapshot().instances].count("closed") == 1
+    assert len({balancer.call(lambda one: one) for _ in range(8)}) == 4
+
+
+def test_a_tier_serves_only_while_no_better_one_can():
+    """D10: the next priority serves while the first cannot, and traffic fails back."""
+    world = World()
+    first, second = Instance("10.0.0.1", 1, priority=1), Instance("10.0.0.2", 1, priority=2)
+    down = True
+
+    def ask(instance):
+        return refuse(instance) if down and instance == first else instance
+
+    balancer = Balancer([second, first], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
+    assert {balancer.call(ask) for _ in range(5)} == {second}
+    down = False
+    world._now = 2.0
+    assert {balancer.call(ask) for _ in range(5)} == {first}
+
+
+def test_a_full_tier_does_not_open_the_next():
+    """Instances at their limit do not send traffic to the next tier: the call waits."""
+    first, second = Instance("10.0.0.1", 1, priority=0), Instance("10.0.0.2", 1, priority=1)
+    balancer = Balancer([first, second], max_in_flight=1)
+    with balancer.acquire() as held, pytest.raises(lbclient.DeadlineExceeded):
+        balancer.call(lambda one: one, deadline=0.02)
+    assert held == first
+    assert balancer.call(lambda one: one) == first
+
+
+def test_an_outage_is_probed_once_a_reset_timeout_and_healing_is_quick():
+    """I16: in an outage one call a `reset_timeout` probes; its success brings the peers back."""
+    world = World()
+    instances = [Instance("10.0.0.1", port) for port in range(1, 4)]
+    balancer = Balancer(
+        instances, breaker=BreakerPolicy(fail_max=1), clock=world.clock, rng=random.Random(3),
+        retry=None,
+    )  # fmt: skip
+    sent = []
+    down = True
+
+    def ask(instance):
+        sent.append(world.clock())
+        return refuse(instance) if down else instance
+
+    for _ in range(6000):
+        world._now += 0.01
+        with contextlib.suppress(ConnectionRefusedError, lbclient.NoInstanceAvailable):
+            balancer.call(ask, idempotent=True)
+    assert 40 <= len(sent) <= 70
+    down = False
+    healed = world.clock()
+    used = set()
+    while len(used) < 3:
+        world._now += 0.01
+        with contextlib.suppress(lbclient.NoInstanceAvailable):
+            used.add(balancer.call(ask, idempotent=True))
+    assert world.clock() - healed < 3.5
+
+
+def test_a_due_probe_prefers_a_call_that_may_be_repeated():
+    """A due probe goes to an idempotent call if one comes, else to any after a while."""
+    world = World()
+    balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
+    assert balancer.call(lambda one: refuse(one) if one == A else one) == B
+    while balancer.snapshot().instances[0].breaker == "closed":
+        assert balancer.call(lambda one: refuse(one) if one == A else one) == B
+    world._now = 1.5
+    assert {balancer.call(lambda one: one) for _ in range(5)} == {B}
+    assert balancer.call(lambda one: one, idempotent=True) == A
+
+
+def test_a_wall_clock_jump_changes_nothing(monkeypatch):
+    """C15: neither breaker nor budget looks at the wall clock."""
+    balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1, reset_timeout=30))
+    while "open" not in {one.breaker for one in balancer.snapshot().instances}:
+        balancer.call(lambda one: refuse(one) if one == A else one)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    assert {balancer.call(lambda one: one, idempotent=True) for _ in range(5)} == {B}
+
+
+def test_a_call_inside_a_call_does_not_deadlock():
+    """C24: a strategy or a function that uses the balancer itself does not deadlock."""
+    balancer = Balancer([A, B])
+    assert balancer.call(lambda _: balancer.call(lambda one: one)) in {A, B}
+
+    class Curious:
+        def pick(self, candidates, _):
+            balancer.snapshot()
+            return candidates[0]
+
+    balancer = Balancer([A, B], strategy=Curious())
+    assert balancer.call(lambda one: one) == A

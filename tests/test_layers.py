@@ -1,0 +1,121 @@
+"""The architecture, run: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lbclient
+
+ROOT = Path(lbclient.__file__).parent
+ORDER = [
+    {"_version", "checks", "deadline", "errors", "forking", "terms", "waiting"},
+    {"instance", "line", "outcome"},
+    {"breaker", "budget"},
+    {"endpoint"},
+    {"strategy", "retry", "telemetry", "discovery"},
+    {"pool", "target", "options"},
+    {"selection"},
+    {"core"},
+    {"attempt", "info"},
+    {"call"},
+    {"shell", "snapshot"},
+    {"lease"},
+    {"balancer"},
+    {"http", "simulation"},
+    {"", "testing"},
+    {"cli", "__main__"},
+]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+ROOM_OF = {
+    "pybreaker": {"breaker"},
+    "tenacity": {"retry"},
+    "opentelemetry": {"telemetry"},
+    "dns": {"discovery", "cli"},
+    "httpx": {"http", "cli"},
+    "httpcore": {"http"},
+    "rich": {"cli"},
+}
+IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room_of(path):
+    """The room of a file: the folder, or the file at the top."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imports_of(path):
+    """Every import of a file, but those for types alone."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "lbclient":
+                yield from (f"lbclient.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def rooms_imported(path):
+    for name in imports_of(path):
+        if name.startswith("lbclient."):
+            room = name.split(".")[1]
+            yield room if room in RANK else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    """A room imports only rooms below it."""
+    room = room_of(path)
+    for other in rooms_imported(path):
+        assert other == room or RANK[other] < RANK[room], f"{room} imports {other}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_package_has_its_room(path):
+    """Each third-party package is used in its own room only."""
+    for name in imports_of(path):
+        rooms = ROOM_OF.get(name.split(".")[0])
+        assert rooms is None or room_of(path) in rooms, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_decisions_neither_wait_nor_look_at_the_clock(path):
+    """Below `shell` nothing knows threads, loops or the clock, the refresher excepted."""
+    if RANK[room_of(path)] >= RANK["shell"] or path.name == "refresher.py":
+        return
+    assert not {name.split(".")[0] for name in imports_of(path)} & IMPURE
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dice_are_handed_in(path):
+    """Nobody throws the module's dice: `random` is imported for its type, or to make one's own."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "random"
+    ]
+    assert {node.attr for node in calls} <= {"Random"}
+
+
+def test_every_room_has_a_rank():
+    """No room is forgotten by these rules."""
+    assert {room_of(path) for path in FILES} <= set(RANK)
+
+
+def test_files_are_short():
+    """Past 250 lines there is a second concept in a file."""
+    assert {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 250} == {}
