@@ -19,6 +19,7 @@ Watch the load balancer at work. A small DNS server and five HTTP instances of
 different speed and weight start on this machine, each a process of its own.
 Twelve threads call them through lbclient.Client("http+srv://orders.demo.test").
 Then one instance is killed, one becomes slow, and a new one appears in DNS.
+The live view needs rich: pip install 'lbclient[cli]'.
 
 The exit status is 1 if any call failed, else 0.
 """

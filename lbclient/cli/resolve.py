@@ -56,7 +56,7 @@ def _lines(name: str, answer: lbclient.Answer) -> Iterator[str]:
         yield f"\npriority {tier[0].instance.priority}, {when}"
         yield columns((_HEAD, *_rows(tier)), "<>><")
     if answer.refused:
-        yield f"\nrefused: {_count(answer.refused, 'record')}"
+        yield "\nrefused"
         yield columns(sorted((one.record, _as_options(one.reason)) for one in answer.refused), "<<")
 
 

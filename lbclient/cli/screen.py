@@ -38,7 +38,8 @@ class Screen:
         self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._live.transient = kind is None  # interrupted: `close` will not come
         self._live.stop()
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:

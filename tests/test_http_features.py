@@ -1,0 +1,899 @@
+"""All that users of httpx rely on works through a balancing client, sync, on asyncio and on trio."""
+
+import base64
+import contextlib
+import functools
+import gc
+import inspect
+import threading
+import types
+import warnings
+from collections import Counter
+
+import anyio
+import anyio.from_thread
+import httpx
+import pytest
+
+import lbclient
+from tests.support.http import (
+    Gate,
+    dies_in_body,
+    drips,
+    in_turn,
+    resets,
+    says,
+    tells_port,
+)
+
+
+class Caller:
+    """A client as a test uses it: the coroutines of an async one are run to their end."""
+
+    def __init__(self, client, portal=None):
+        self.client = client
+        self.portal = portal
+
+    def __getattr__(self, name):
+        found = getattr(self.client, name)
+        if self.portal is None or not inspect.iscoroutinefunction(found):
+            return found
+        return lambda *args, **kwargs: self.portal.call(functools.partial(found, *args, **kwargs))
+
+    def stream(self, *args, **kwargs):
+        stream = self.client.stream(*args, **kwargs)
+        return stream if self.portal is None else self.portal.wrap_async_context_manager(stream)
+
+    def read(self, response):
+        return response.read() if self.portal is None else self.portal.call(response.aread)
+
+    def shut(self, response):
+        return response.close() if self.portal is None else self.portal.call(response.aclose)
+
+    @property
+    def in_flight(self):
+        """Attempts from pick to the end of the body, as the balancer counts them."""
+        return sum(one.in_flight for one in self.client.balancer.snapshot().instances)
+
+
+class World:
+    """Where a client lives: on threads, or on an event loop of its own."""
+
+    def __init__(self, backend=None):
+        self.backend = backend
+
+    @contextlib.contextmanager
+    def entered(self, sync, asynchronous):
+        """One of these two clients, open."""
+        if self.backend is None:
+            with sync() as client:
+                yield Caller(client)
+            return
+        with anyio.from_thread.start_blocking_portal(self.backend) as portal:
+            with portal.wrap_async_context_manager(portal.call(asynchronous)) as client:
+                yield Caller(client, portal)
+
+    def client(self, service, **options):
+        """`Client`, or `AsyncClient`."""
+        return self.entered(
+            functools.partial(lbclient.Client, service, **options),
+            functools.partial(lbclient.AsyncClient, service, **options),
+        )
+
+    def under_httpx(self, service, **options):
+        """httpx's own client, over `Transport` or `AsyncTransport`."""
+        return self.entered(
+            lambda: httpx.Client(transport=lbclient.Transport(service, **options)),
+            lambda: httpx.AsyncClient(transport=lbclient.AsyncTransport(service, **options)),
+        )
+
+    def hook(self, function):
+        """A function in the colour that an event hook must have."""
+        if self.backend is None:
+            return function
+
+        async def coloured(*args):
+            return function(*args)
+
+        return coloured
+
+    def body(self, chunks):
+        """A generator in the colour that a request body must have."""
+        if self.backend is None:
+            return (chunk for chunk in chunks)
+
+        async def coloured():
+            for chunk in chunks:
+                yield chunk
+
+        return coloured()
+
+
+worlds = pytest.mark.parametrize(
+    "world", [World(), World("asyncio"), World("trio")], ids=["sync", "asyncio", "trio"]
+)
+
+
+def urls(servers, path=""):
+    return [server.url + path for server in servers]
+
+
+def all_requests(*servers):
+    return [request for server in servers for request in server.requests]
+
+
+# Authentication and cookies
+
+
+@worlds
+def test_basic_auth(servers, world):
+    """`auth=(user, password)` arrives at every instance."""
+    pair = servers(tells_port, tells_port)
+    with world.client(urls(pair), auth=("me", "secret")) as client:
+        for _ in range(2):
+            client.get("/")
+    token = base64.b64encode(b"me:secret").decode()
+    assert [one.requests[0].headers["authorization"] for one in pair] == [f"Basic {token}"] * 2
+
+
+CHALLENGE = 'Digest realm="r", nonce="n", qop="auth", algorithm=SHA-256'
+
+
+def wants_digest(connection, request):
+    if "authorization" in request.headers:
+        connection.answer(200, b"welcome")
+    else:
+        connection.answer(401, b"who?", WWW_Authenticate=CHALLENGE)
+
+
+@worlds
+def test_digest_auth(servers, world):
+    """Digest is two requests, both balanced, and the body is sent with each."""
+    pair = servers(wants_digest, wants_digest)
+    with world.client(
+        urls(pair), strategy="round-robin", auth=httpx.DigestAuth("me", "secret")
+    ) as client:
+        response = client.post("/orders", content=b"order")
+        assert client.in_flight == 0
+    assert response.text == "welcome"
+    assert [one.status_code for one in response.history] == [401]
+    assert [one.hits for one in pair] == [1, 1]
+    assert {request.body for request in all_requests(*pair)} == {b"order"}
+    assert len(lbclient.call_info(response).attempts) == 1
+
+
+class TokenAuth(httpx.Auth):
+    """Asks the same service for a token first, as OAuth flows do."""
+
+    requires_response_body = True
+
+    def auth_flow(self, request):
+        answer = yield httpx.Request("POST", request.url.join("/token"), content=b"grant")
+        request.headers["Authorization"] = f"Bearer {answer.text}"
+        yield request
+
+
+def grants(connection, request):
+    if request.target == "/token":
+        connection.answer(200, b"t-1")
+    else:
+        connection.answer(200, request.headers["authorization"].encode())
+
+
+@worlds
+@pytest.mark.parametrize("name", [None, "orders.test"])
+def test_custom_auth_flow(servers, world, name):
+    """An auth flow's own request to the same origin is balanced, with the right Host."""
+    pair = servers(grants, grants)
+    with world.client(urls(pair), name=name, auth=TokenAuth()) as client:
+        response = client.get("/orders")
+        assert client.in_flight == 0
+    assert response.text == "Bearer t-1"
+    assert sorted(request.target for request in all_requests(*pair)) == ["/orders", "/token"]
+    for one in pair:
+        host = name or f"127.0.0.1:{one.port}"
+        assert [request.headers["host"] for request in one.requests] == [host]
+
+
+@worlds
+def test_one_cookie_jar_for_the_service(servers, world):
+    """S3: a cookie set by one instance is sent to all, and kept under the service's name."""
+    pair = servers(*[says(200, b"", Set_Cookie="session=42; Path=/")] * 2)
+    with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
+        for _ in range(4):
+            client.get("/")
+        (cookie,) = client.cookies.jar
+    assert cookie.domain == "orders.test"
+    sent = [[request.headers.get("cookie") for request in one.requests] for one in pair]
+    assert sorted(sent, key=str) == [["session=42"] * 2, [None, "session=42"]]
+
+
+# URLs and redirects
+
+
+@worlds
+def test_base_path(servers, world):
+    """A path in the service's URL, and one in base_url, come before the path of each request."""
+    (server,) = servers(tells_port)
+    with world.client([server.url + "/v1"]) as client:
+        client.get("/orders")
+        client.get("orders/42")
+        assert client.base_url == f"{server.url}/v1/"
+    with world.client([server.url + "/v1/"], base_url="/eu") as client:
+        client.get("/orders")
+    assert [one.target for one in server.requests] == ["/v1/orders", "/v1/orders/42", "/v1/eu/orders"]
+
+
+@worlds
+def test_params_and_headers(servers, world):
+    """Query, headers and encodings of client and call are merged as httpx merges them."""
+    (server,) = servers(says(200, "Zürich".encode("latin-1"), Content_Type="text/plain"))
+    with world.client(
+        [server.url],
+        params={"tenant": "a b"},
+        headers={"X-Client": "one"},
+        default_encoding="latin-1",
+    ) as client:
+        response = client.get("/o", params={"q": "[1]"}, headers={"X-Call": "two"})
+    (request,) = server.requests
+    assert request.target == "/o?tenant=a+b&q=%5B1%5D"
+    assert (request.headers["x-client"], request.headers["x-call"]) == ("one", "two")
+    assert response.text == "Zürich"
+
+
+def redirects(location, status=302):
+    """To /old: there; to anything else: 200 with what it was asked with."""
+
+    def behave(connection, request):
+        if request.target.startswith("/old"):
+            connection.answer(status, b"moved", Location=location)
+        else:
+            connection.answer(200, f"{connection.server.port} {request.target}".encode())
+
+    return behave
+
+
+@worlds
+def test_redirects_are_off_by_default(servers, world):
+    """I27: a redirect is returned, with the next request ready, and not followed."""
+    (server,) = servers(redirects("/new"))
+    with world.client([server.url], name="orders.test") as client:
+        response = client.get("/old")
+        assert response.status_code == 302
+        assert str(response.next_request.url) == "http://orders.test/new"
+        assert client.send(response.next_request).text == f"{server.port} /new"
+    assert server.hits == 2
+
+
+@worlds
+def test_a_relative_redirect_is_balanced(servers, world):
+    """I27: a relative redirect is a request like any other: the next instance gets it."""
+    pair = servers(redirects("/new"), redirects("/new"))
+    with world.client(
+        urls(pair), strategy="round-robin", name="orders.test", follow_redirects=True
+    ) as client:
+        response = client.get("/old", headers={"Authorization": "Bearer x"})
+        assert client.in_flight == 0
+    assert str(response.url) == "http://orders.test/new"
+    assert [one.status_code for one in response.history] == [302]
+    assert [one.hits for one in pair] == [1, 1]
+    assert {one.headers["authorization"] for one in all_requests(*pair)} == {"Bearer x"}
+
+
+@worlds
+@pytest.mark.parametrize("form", ["http://{}/new?a=1#top", "//{}/new?a=1#top"])
+def test_a_redirect_to_an_instance_is_balanced(servers, world, form):
+    """I27: a redirect that names an instance is made logical: credentials and cookies stay."""
+    pair = servers(tells_port, tells_port)
+    for one, other in zip(pair, reversed(pair), strict=True):
+        one.behaviour = redirects(form.format(f"127.0.0.1:{other.port}"))
+    with world.client(
+        urls(pair), strategy="round-robin", name="orders.test", cookies={"session": "42"}
+    ) as client:
+        seen = Counter()
+        for _ in range(2):
+            first = client.get("/old", auth=("me", "secret"))
+            assert first.headers["location"] == "http://orders.test/new?a=1#top"
+            second = client.get("/old", auth=("me", "secret"), follow_redirects=True)
+            assert str(second.url) == "http://orders.test/new?a=1#top"
+            seen[second.text.split()[0]] += 1
+    assert len(all_requests(*pair)) == 6
+    for request in all_requests(*pair):
+        assert request.headers["host"] == "orders.test"
+        assert request.headers["authorization"].startswith("Basic ")
+        assert request.headers["cookie"] == "session=42"
+
+
+@worlds
+def test_a_redirect_to_an_instance_of_an_unnamed_list(servers, world):
+    """I27: without a name the logical URL is the first entry's; each instance gets its own Host."""
+    pair = servers(tells_port, tells_port)
+    pair[0].behaviour = pair[1].behaviour = redirects(pair[1].url + "/new")
+    with world.client(urls(pair), strategy="round-robin", follow_redirects=True) as client:
+        response = client.get("/old", headers={"Authorization": "Bearer x"})
+    assert str(response.url) == pair[0].url + "/new"
+    for one in pair:
+        (request,) = one.requests
+        assert request.headers["host"] == f"127.0.0.1:{one.port}"
+        assert request.headers["authorization"] == "Bearer x"
+
+
+@worlds
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_elsewhere_is_refused(servers, world, status):
+    """S2, I27: a redirect to a foreign origin is refused by name, and nothing is sent there."""
+    foreign, server = servers(tells_port, tells_port)
+    server.behaviour = redirects(f"http://localhost:{foreign.port}/new", status)
+    with world.client([server.url], name="orders.test", follow_redirects=True) as client:
+        with pytest.raises(lbclient.LoadBalancingError, match=r"httpx\.Client\(mounts=") as caught:
+            client.post("/old", content=b"x", headers={"X-Api-Key": "secret"})
+        assert client.in_flight == 0
+    assert isinstance(caught.value, httpx.TransportError)
+    assert caught.value.request.url.port == foreign.port
+    assert foreign.hits == 0
+
+
+@worlds
+@pytest.mark.parametrize("url", ["https://orders.test/", "http://orders.test:81/", "http://x.test"])
+def test_another_origin_is_refused(servers, world, url):
+    """S2: a client of one service sends to no other origin, scheme and port included."""
+    (server,) = servers(tells_port)
+    with world.client([server.url], name="orders.test") as client:
+        with pytest.raises(lbclient.LoadBalancingError, match="orders.test"):
+            client.get(url)
+        assert client.get("http://orders.test:80/").status_code == 200
+    assert server.hits == 1
+
+
+@worlds
+def test_max_redirects(servers, world):
+    """A loop of redirects ends as httpx ends it, with nothing left in flight."""
+    (server,) = servers(says(302, b"again", Location="/old"))
+    with world.client([server.url], follow_redirects=True, max_redirects=3) as client:
+        with pytest.raises(httpx.TooManyRedirects):
+            client.get("/old")
+        assert client.in_flight == 0
+    assert server.hits == 4
+
+
+# Event hooks
+
+
+@worlds
+def test_hooks_fire_once_per_request(servers, world):
+    """A retry is no request of the caller's: hooks fire once, on what the caller gets."""
+    pair = servers(says(503), says(503), in_turn(says(503), tells_port))
+    seen = []
+    hooks = {
+        "request": [world.hook(lambda request: seen.append(str(request.url)))],
+        "response": [world.hook(lambda response: seen.append(response.status_code))],
+    }
+    with world.client(urls(pair), name="orders.test", event_hooks=hooks) as client:
+        response = client.get("/", extensions={"lbclient": {"idempotent": True}})
+    assert seen == ["http://orders.test/", response.status_code]
+    assert len(lbclient.call_info(response).attempts) == 3
+
+
+@worlds
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_hook_that_raises(servers, world, streamed):
+    """What a hook raises reaches the caller, charges nobody, and leaves nothing in flight."""
+    (server,) = servers(says(200, b"x" * 100_000))
+
+    def raises(_):
+        raise LookupError("mine")
+
+    def call():
+        if streamed:
+            with client.stream("GET", "/") as response:
+                client.read(response)
+        else:
+            client.get("/")
+
+    for kind in ("request", "response"):
+        with world.client([server.url], event_hooks={kind: [world.hook(raises)]}) as client:
+            with pytest.raises(LookupError, match="mine"):
+                call()
+            assert client.in_flight == 0
+            (one,) = client.balancer.snapshot().instances
+            assert one.failures == 0
+
+
+def test_a_call_from_within_a_hook(servers):
+    """C24: a call of the same client from inside a hook is served, and nothing waits for itself."""
+    (server,) = servers(tells_port)
+    client = lbclient.Client([server.url])
+    inner = []
+
+    def again(response):
+        if response.request.url.path == "/outer":
+            inner.append(client.get("/inner").status_code)
+
+    client.event_hooks = {"request": [], "response": [again]}
+    with client:
+        assert client.get("/outer").status_code == 200
+        with client.stream("GET", "/outer") as response:
+            assert response.status_code == 200
+    assert inner == [200, 200]
+
+
+@pytest.mark.anyio
+async def test_a_call_from_within_an_async_hook(servers):
+    """C24: a call of the same client from inside a hook is served, also async."""
+    (server,) = servers(tells_port)
+    client = lbclient.AsyncClient([server.url])
+    inner = []
+
+    async def again(response):
+        if response.request.url.path == "/outer":
+            inner.append((await client.get("/inner")).status_code)
+
+    client.event_hooks = {"request": [], "response": [again]}
+    async with client:
+        assert (await client.get("/outer")).status_code == 200
+        async with client.stream("GET", "/outer") as response:
+            assert response.status_code == 200
+    assert inner == [200, 200]
+
+
+# Requests and responses as the caller sees them
+
+
+@worlds
+def test_the_response_is_httpxs(servers, world):
+    """URL, request, elapsed, version, reason and headers are those of the logical request."""
+    pair = servers(resets, tells_port)
+    with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
+        for _ in range(2):
+            response = client.get("/o?q=1")
+            assert str(response.url) == str(response.request.url) == "http://orders.test/o?q=1"
+            assert response.request.headers["host"] == "orders.test"
+            assert response.http_version == "HTTP/1.1"
+            assert response.reason_phrase == "X"
+            assert 0 < response.elapsed.total_seconds() < 5
+            assert response.is_closed
+            assert response.num_bytes_downloaded == len(response.content) > 0
+            assert response.raise_for_status() is response
+
+
+@worlds
+def test_the_callers_request_is_never_changed(servers, world):
+    """But for its extensions a request stays as it was, so that it can be sent once more."""
+    pair = servers(in_turn(resets, tells_port), tells_port)
+    with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
+        request = client.build_request("PUT", "/o?q=1", json={"a": 1}, headers={"X": "y"})
+        before = (request.method, str(request.url), request.headers.raw[:], request.content)
+        stream = request.stream
+        for _ in range(3):
+            assert client.send(request).status_code == 200
+            after = (request.method, str(request.url), request.headers.raw[:], request.content)
+            assert after == before
+            assert request.stream is stream
+    bodies = {one.body for one in all_requests(*pair)}
+    assert len(bodies) == 1
+    assert len(all_requests(*pair)) == 4
+
+
+@worlds
+def test_one_request_streamed_and_not(servers, world):
+    """The same request may be sent streamed once and unstreamed the next time."""
+    (server,) = servers(says(200, b"x" * 10))
+    with world.client([server.url]) as client:
+        request = client.build_request("GET", "/")
+        for streamed in (True, False, True):
+            response = client.send(request, stream=streamed)
+            assert response.is_closed is not streamed
+            assert client.in_flight == int(streamed)
+            assert client.read(response) == b"x" * 10
+            client.shut(response)
+            assert client.in_flight == 0
+
+
+@worlds
+def test_host(servers, world):
+    """Host is the service's name, else each instance's own; the caller's own word goes first."""
+    pair = servers(tells_port, tells_port)
+    own = [f"127.0.0.1:{one.port}" for one in pair]
+
+    def hosts(client, **kwargs):
+        for _ in range(2):
+            client.get("http://orders.test/" if kwargs.pop("absolute", False) else "/", **kwargs)
+        return [one.requests[-1].headers["host"] for one in pair]
+
+    with world.client(urls(pair), strategy="round-robin") as client:
+        assert hosts(client) == own
+        assert hosts(client, headers={"Host": "mine.test"}) == ["mine.test"] * 2
+    with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
+        assert hosts(client) == ["orders.test"] * 2
+        assert hosts(client, headers={"Host": "mine.test"}) == ["mine.test"] * 2
+    with world.client(urls(pair), strategy="round-robin", headers={"Host": "a.test"}) as client:
+        assert hosts(client) == ["a.test"] * 2
+    with world.under_httpx(urls(pair), strategy="round-robin") as client:
+        for _ in range(2):
+            client.get("http://logical.test:8080/")
+        assert [one.requests[-1].headers["host"] for one in pair] == ["logical.test:8080"] * 2
+
+
+@worlds
+def test_a_named_instance_is_only_a_hint(servers, world):
+    """An absolute URL that names one instance is balanced, and carries the service's Host."""
+    pair = servers(tells_port, tells_port)
+    with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
+        for _ in range(2):
+            client.get(pair[0].url + "/x")
+    assert [[one.headers["host"] for one in server.requests] for server in pair] == [
+        ["orders.test"]
+    ] * 2
+
+
+@worlds
+def test_timeouts(servers, world):
+    """Timeouts of the client, of one call, and of `extensions` hold, each over the one before."""
+    gate = Gate()
+    (server,) = servers(gate)
+    one_try = {"retry": None, "breaker": None}
+    with world.client([server.url], timeout=0.05, **one_try) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/")
+    with world.client([server.url], timeout=30, **one_try) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/", timeout=0.05)
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/", timeout=httpx.Timeout(30, read=0.05))
+        bounds = {"connect": 30, "read": 0.05, "write": 30, "pool": 30}
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/", extensions={"timeout": bounds})
+        gate.open.set()
+        assert client.get("/", timeout=None).status_code == 200
+        assert client.in_flight == 0
+
+
+@worlds
+def test_trace_extension(servers, world):
+    """httpcore's `trace` extension hears of every attempt."""
+    pair = servers(resets, tells_port)
+    events = []
+    trace = world.hook(lambda name, info: events.append(name))
+    with world.client(urls(pair), strategy="round-robin") as client:
+        for _ in range(2):
+            client.get("/", extensions={"trace": trace})
+    assert events.count("connection.connect_tcp.complete") == 2 + (events.count("x"))
+    assert events.count("http11.receive_response_headers.complete") == 2
+
+
+# Errors and what they tell
+
+
+class First:
+    """A strategy that begins with the first instance, so that a test knows where a call goes."""
+
+    def pick(self, candidates, call):
+        return candidates[0]
+
+
+@worlds
+def test_call_info_of_a_response(servers, world, dead_port):
+    """`call_info(response)` tells each attempt: instance, status or error, and why this one."""
+    busy, server = servers(says(503), tells_port)
+    for first, status, error in (
+        (busy.url, 503, type(None)),
+        (f"http://127.0.0.1:{dead_port}", None, httpx.ConnectError),
+    ):
+        with world.client([first, server.url], strategy=First()) as client:
+            response = client.get("/")
+        one, two = lbclient.call_info(response).attempts
+        assert f"http://{one.instance}" == first
+        assert (one.status, type(one.error), one.reason) == (status, error, "First")
+        assert (two.instance.port, two.status, two.error) == (server.port, 200, None)
+        assert two.reason == "retry"
+        assert 0 < one.elapsed + two.elapsed < response.elapsed.total_seconds() + 1
+
+
+@worlds
+def test_call_info_of_an_exception(servers, world, dead_port):
+    """`call_info(exception)` tells the attempts; the exception is httpx's, with request and note."""
+    (server,) = servers(resets)
+    service = [f"http://127.0.0.1:{dead_port}", server.url]
+    with world.client(service, name="orders.test") as client:
+        with pytest.raises((httpx.ReadError, httpx.ConnectError)) as caught:
+            client.get("/o")
+        assert client.in_flight == 0
+    error = caught.value
+    assert not isinstance(error, lbclient.LoadBalancingError)
+    assert str(error.request.url) == "http://orders.test/o"
+    attempts = lbclient.call_info(error).attempts
+    assert len(attempts) == 3
+    assert {one.instance.port for one in attempts} == {dead_port, server.port}
+    assert attempts[-1].error is error
+    (note,) = error.__notes__
+    assert f"127.0.0.1:{dead_port}: ConnectError" in note
+    assert f"127.0.0.1:{server.port}: ReadError" in note
+
+
+@worlds
+def test_errors_are_httpxs_own(world, dead_port):
+    """`except httpx.ConnectError` catches a dead instance, and an open breaker all the same."""
+    breaker = lbclient.BreakerPolicy(fail_max=1, reset_timeout=30)
+    with world.client([f"http://127.0.0.1:{dead_port}"], retry=None, breaker=breaker) as client:
+        with pytest.raises(httpx.ConnectError) as first:
+            client.post("/", content=b"x")
+        with pytest.raises(httpx.ConnectError) as second:
+            client.post("/", content=b"x")
+    assert type(first.value) is httpx.ConnectError
+    assert first.value.request.method == "POST"
+    assert isinstance(second.value, lbclient.NoInstanceAvailable)
+    assert 0 < second.value.retry_in <= 30
+    assert second.value.request.method == "POST"
+    assert lbclient.call_info(second.value).attempts == ()
+
+
+@worlds
+def test_raise_for_status(servers, world):
+    """The last response is returned, whatever its status, and `raise_for_status` raises."""
+    pair = servers(says(503, b"busy"), says(503, b"busy"))
+    with world.client(urls(pair)) as client:
+        response = client.get("/")
+        assert response.text == "busy"
+        with pytest.raises(httpx.HTTPStatusError) as caught:
+            response.raise_for_status()
+        assert client.in_flight == 0
+    assert caught.value.response is response
+    assert [one.status for one in lbclient.call_info(response).attempts] == [503] * 3
+
+
+# In flight: from the pick until the body is closed
+
+
+@worlds
+def test_a_stream_is_in_flight_until_it_is_closed(servers, world):
+    """An instance is busy while its body is open: to its end, an early close, or an error."""
+    (server,) = servers(says(200, b"x" * 100_000))
+    with world.client([server.url], breaker=None) as client:
+        with client.stream("GET", "/") as response:
+            assert client.in_flight == 1
+            client.read(response)
+            assert client.in_flight == 0
+        with client.stream("GET", "/") as response:
+            assert client.in_flight == 1
+        assert client.in_flight == 0
+        with contextlib.suppress(KeyError), client.stream("GET", "/") as response:
+            assert client.in_flight == 1
+            raise KeyError
+        assert client.in_flight == 0
+        server.behaviour = dies_in_body
+        with client.stream("GET", "/") as response:
+            assert client.in_flight == 1
+            with pytest.raises(httpx.TransportError):
+                client.read(response)
+            assert client.in_flight == 0
+        assert client.in_flight == 0
+
+
+@worlds
+def test_closing_twice_frees_once(servers, world):
+    """A response that is read, then closed, and closed again, frees its place once."""
+    (server,) = servers(says(200, b"x" * 100))
+    with world.client([server.url]) as client:
+        other = client.send(client.build_request("GET", "/"), stream=True)
+        response = client.send(client.build_request("GET", "/"), stream=True)
+        client.read(response)
+        for _ in range(3):
+            client.shut(response)
+            assert client.in_flight == 1
+        client.shut(other)
+        assert client.in_flight == 0
+
+
+@worlds
+def test_without_a_with_block(servers, world):
+    """A client works without `with` too, and is closed by its own method."""
+    (server,) = servers(tells_port)
+    if world.backend is None:
+        client = lbclient.Client([server.url])
+        assert client.get("/").status_code == 200
+        client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            client.get("/")
+        return
+
+    async def use():
+        client = lbclient.AsyncClient([server.url])
+        assert (await client.get("/")).status_code == 200
+        await client.aclose()
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.get("/")
+
+    anyio.run(use, backend=world.backend)
+
+
+def test_limits_bound_what_is_in_flight(servers):
+    """`limits=httpx.Limits(max_connections=2)` lets two calls out at a time, over all instances."""
+    gates = [Gate(), Gate()]
+    pair = servers(*gates)
+    limits = httpx.Limits(max_connections=2)
+    with lbclient.Client(urls(pair), limits=limits, strategy="round-robin") as client:
+        threads = [threading.Thread(target=client.get, args=("/",)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for gate in gates:
+            assert gate.entered.acquire(timeout=5)
+        with pytest.raises(httpx.ConnectError, match="limit"):
+            client.get("/", timeout=httpx.Timeout(5, pool=0.05))
+        assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 2
+        assert len(all_requests(*pair)) == 2
+        for gate in gates:
+            gate.open.set()
+        for thread in threads:
+            thread.join()
+        assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+    assert len(all_requests(*pair)) == 6
+
+
+def open_connections(client):
+    """Connections that its pools believe to be in use, and requests that these still hold."""
+    pools = [wire._pool for _, wire in client._transport._binding._wires.values()]
+    busy = [one for pool in pools for one in pool.connections if not one.is_idle()]
+    return len(busy) + sum(len(pool._requests) for pool in pools)
+
+
+@worlds
+def test_a_dropped_response_frees_its_instance(servers, world):
+    """C14: who drops a response unclosed is warned, and neither place nor connection is lost."""
+    (server,) = servers(says(200, b"x" * 1_000_000))
+    limits = httpx.Limits(max_connections=3)
+    with world.client([server.url], limits=limits) as client:
+        for _ in range(5):
+            for _ in range(3):
+                client.send(client.build_request("GET", "/"), stream=True)
+            with pytest.warns(ResourceWarning, match="never closed"):
+                gc.collect()
+            assert client.in_flight == 0
+        assert client.get("/").status_code == 200
+        assert open_connections(client.client) == 0
+
+
+def test_threads_share_a_client(servers):
+    """Forty threads through one client: every call is served, and nothing stays in flight."""
+    pair = servers(tells_port, in_turn(says(503), resets, tells_port), tells_port)
+    seen = []
+    with lbclient.Client(urls(pair)) as client:
+
+        def calls():
+            for turn in range(10):
+                if turn % 2:
+                    seen.append(client.get("/").status_code)
+                else:
+                    with client.stream("GET", "/") as response:
+                        seen.append(response.status_code)
+
+        threads = [threading.Thread(target=calls) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+        assert open_connections(client) == 0
+    assert Counter(seen)[200] >= 395
+    assert len(seen) == 400
+
+
+# A transport of the caller's own
+
+
+@worlds
+def test_a_mock_transport(world):
+    """`transport=` gets the instance's URL, the logical Host and the time left, per instance."""
+    made, seen = [], []
+
+    def answer(request):
+        seen.append((str(request.url), request.headers["host"], request.content))
+        return httpx.Response(200, json={"ok": True})
+
+    def factory(instance):
+        made.append(instance)
+        return httpx.MockTransport(answer)
+
+    service = [lbclient.Instance("10.0.0.1", 8080), lbclient.Instance("2001:db8::1", 8080)]
+    with world.client(
+        service, transport=factory, name="orders.test", strategy="round-robin"
+    ) as client:
+        for _ in range(4):
+            response = client.put("/o?q=%5B1%5D", content=b"order")
+            assert response.json() == {"ok": True}
+            assert str(response.url) == "http://orders.test/o?q=%5B1%5D"
+        assert client.in_flight == 0
+    assert sorted(made) == sorted(service) if hasattr(made[0], "__lt__") else len(made) == 2
+    assert Counter(seen) == {
+        ("http://10.0.0.1:8080/o?q=%5B1%5D", "orders.test", b"order"): 2,
+        ("http://[2001:db8::1]:8080/o?q=%5B1%5D", "orders.test", b"order"): 2,
+    }
+
+
+@worlds
+def test_a_transport_of_ones_own_cannot_change_the_request(world):
+    """What a caller's transport does to its request stays with that attempt."""
+
+    def answer(request):
+        assert "x-mine" not in request.headers
+        request.headers["X-Mine"] = "1"
+        request.headers["Host"] = "spoilt"
+        request.extensions["mine"] = 1
+        request.method = "DELETE"
+        return httpx.Response(503)
+
+    with world.client(
+        ["http://10.0.0.1", "http://10.0.0.2"],
+        name="orders.test",
+        transport=lambda _: httpx.MockTransport(answer),
+    ) as client:
+        response = client.get("/", headers={"X": "y"})
+    assert response.request.method == "GET"
+    assert response.request.headers["host"] == "orders.test"
+    assert "x-mine" not in response.request.headers
+    assert "mine" not in response.request.extensions
+
+
+@worlds
+def test_a_transport_with_a_streamed_answer(world):
+    """The body of a caller's transport holds its instance too, until it is closed."""
+    answer = lambda _: httpx.Response(200, content=world.body([b"ab", b"cd"]))  # noqa: E731
+    with world.client(
+        ["http://10.0.0.1"], transport=lambda _: httpx.MockTransport(answer)
+    ) as client:
+        assert client.get("/").text == "abcd"
+        with client.stream("GET", "/") as response:
+            assert client.in_flight == 1
+            assert client.read(response) == b"abcd"
+        assert client.in_flight == 0
+
+
+@worlds
+def test_httpxs_transport_as_the_engine(servers, world):
+    """httpx's own transports carry the bytes as well, one an instance, errors and all."""
+    pair = servers(resets, tells_port)
+    kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
+    with world.client(
+        urls(pair), name="orders.test", transport=lambda _: kind(), strategy="round-robin"
+    ) as client:
+        for _ in range(2):
+            assert client.get("/").text == str(pair[1].port)
+        assert client.in_flight == 0
+    assert {one.headers["host"] for one in all_requests(*pair)} == {"orders.test"}
+
+
+@worlds
+def test_a_mock_transports_exception(world):
+    """A transport that raises httpx's ConnectError is a dead instance; its own error is its own."""
+
+    def answer(request):
+        if request.url.host == "10.0.0.1":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200)
+
+    def bug(_):
+        raise ZeroDivisionError
+
+    service = ["http://10.0.0.1", "http://10.0.0.2"]
+    with world.client(service, transport=lambda _: httpx.MockTransport(answer)) as client:
+        assert {client.post("/").status_code for _ in range(4)} == {200}
+    with world.client(service, transport=lambda _: httpx.MockTransport(bug)) as client:
+        with pytest.raises(ZeroDivisionError):
+            client.get("/")
+        assert client.in_flight == 0
+        assert {one.failures for one in client.balancer.snapshot().instances} == {0}
+
+
+@worlds
+def test_under_httpxs_client(servers, world):
+    """Under httpx.Client hooks, cookies and auth are httpx's; HTTP/1.1 is spoken by default."""
+    pair = servers(in_turn(says(503), tells_port), tells_port)
+    with world.under_httpx(urls(pair), strategy="round-robin") as client:
+        client.cookies.set("a", "b", domain="orders.test")
+        for _ in range(4):
+            response = client.get("http://orders.test/x", auth=("me", "x"))
+            assert response.http_version == "HTTP/1.1"
+            assert response.status_code == 200
+            assert str(response.url) == "http://orders.test/x"
+    for request in all_requests(*pair):
+        assert request.headers["cookie"] == "a=b"
+        assert request.headers["host"] == "orders.test"
