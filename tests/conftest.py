@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.support import http
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Where everything is installed, a skipped test is one that did not run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("LBCLIENT_NO_SKIPS") and reporter.stats.get("skipped") and not exitstatus:
+        reporter.write_line("tests were skipped, and LBCLIENT_NO_SKIPS forbids it", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -39,7 +39,8 @@ $TTL 30
 ns A 127.0.0.1
 a A 127.0.0.1
 b A 10.0.0.3
-b A 127.0.0.1
+two A 10.0.0.3
+two A 127.0.0.1
 c A 10.0.0.4
 meta A 169.254.169.254
 """
@@ -100,9 +101,9 @@ def test_the_demo_loses_no_call_and_reports_every_event():
     summary = out.partition("\n6.0 s: ")[2]
     assert re.match(r"\d{3,} calls, 0 failed, \d+ retries\n", summary)
     for event in (
-        r"1\.\d s  orders-2 killed, still in DNS\n +-> breaker open at \d\.\d s, \d+ retries",
-        r"2\.\d s  orders-3 slowed from 30 to 300 ms\n +-> traffic halved at \d\.\d s, share \d+%",
-        r"(3\.9|4\.\d) s  orders-6 added to DNS\n +-> first call at \d\.\d s, share 0% to \d\d%",
+        r"\d\.\d s  orders-2 killed, still in DNS\n +-> breaker open at \d\.\d s, \d+ retries",
+        r"\d\.\d s  orders-3 slowed from 30 to 300 ms\n +-> traffic halved at \d\.\d s, share \d+%",
+        r"\d\.\d s  orders-6 added to DNS\n +-> first call at \d\.\d s, share 0% to \d\d%",
     ):
         assert re.search(event, summary), summary
     assert summary.count("0 calls failed") == 3
@@ -121,7 +122,7 @@ def test_no_process_outlives_the_demo(sent, status):
 
 def test_a_closed_pipe_ends_the_demo_quietly():
     """Under `| head -1` the demo ends at its next line, without a traceback, and cleans up."""
-    process = started("--seconds", "6")
+    process = started("--seconds", "5")
     process.stdout.close()
     with process:
         assert process.stderr.read() == ""
@@ -165,7 +166,7 @@ def test_without_rich_the_demo_is_plain_and_says_why(monkeypatch, capsys):
     """Where rich is missing a terminal gets plain text, and is told how to get the live view."""
     monkeypatch.setattr(demo_module, "_can_draw", lambda: True)
     monkeypatch.setitem(sys.modules, "lbclient.cli.screen", None)
-    demo(argparse.Namespace(seconds=0.3, strategy="least-busy", plain=False))
+    demo(argparse.Namespace(seconds=0.1, strategy="least-busy", plain=False))
     out = capsys.readouterr().out
     assert out.startswith("For the live view: pip install 'lbclient[cli]'\nlbclient demo: ")
 
@@ -180,7 +181,7 @@ def test_resolve_shows_tiers_weights_and_shares(resolve):
         ["priority", "0,", "serves", "first"],
         ["instance", "weight", "share", "addresses"],
         ["a.demo.test:8001", "3", "75.0%", "127.0.0.1"],
-        ["b.demo.test:8002", "1", "25.0%", "10.0.0.3,", "127.0.0.1"],
+        ["b.demo.test:8002", "1", "25.0%", "10.0.0.3"],
         ["priority", "7,", "serves", "while", "no", "better", "tier", "can"],
         ["instance", "weight", "share", "addresses"],
         ["c.demo.test:8003", "0", "50.0%", "10.0.0.4"],
@@ -193,7 +194,7 @@ def test_resolve_says_what_was_refused_and_how_to_allow_it(resolve):
     _, out, _ = resolve("http+srv://orders.demo.test")
     refused = out.partition("\nrefused\n")[2]
     for line in (
-        r"  0 3 8001 a\.demo\.test\.  +127\.0\.0\.1 is loopback; pass --allow 127\.0\.0\.0/8 to permit",
+        r"  0 3 8001 a\.demo\.test\.  +127\.0\.0\.1 is loopback; pass --allow 127\.0\.0\.0/8",
         r"  7 1 0 c\.demo\.test\.  +its port is 0\n",
         r"  7 1 80 meta\.demo\.test\.  +169\.254\.169\.254 is a cloud metadata address;",
     ):
@@ -209,10 +210,10 @@ def test_resolve_holds_targets_to_a_domain(resolve):
 
 def test_resolve_of_addresses_and_of_a_list(resolve):
     """`http+dns` gives an instance an address, and a static list what it says, without a TTL."""
-    status, out, _ = resolve("http+dns://b.demo.test:8080")
-    assert (status, out.split("\n")[0]) == (0, "b.demo.test: 1 instance in 1 tier, TTL 30 s")
+    status, out, _ = resolve("http+dns://two.demo.test:8080")
+    assert (status, out.split("\n")[0]) == (0, "two.demo.test: 1 instance in 1 tier, TTL 30 s")
     assert "  10.0.0.3:8080       1  100.0%  10.0.0.3\n" in out
-    assert re.search(r"\nrefused\n  b\.demo\.test.* 127\.0\.0\.1 is loopback", out)
+    assert re.search(r"\nrefused\n  two\.demo\.test.* 127\.0\.0\.1 is loopback", out)
     status, out, _ = resolve("http://10.0.0.1:8080", "http://orders:8080")
     assert out.startswith("10.0.0.1:8080: 2 instances in 1 tier, it never changes\n")
     assert "  10.0.0.1:8080       1  50.0%  10.0.0.1\n" in out

@@ -101,7 +101,7 @@ def _moved(machine: Machine, before: Frame, now: Frame) -> str:
 
 
 ACTS: tuple[Act, ...] = (
-    Kill(0.2, CAST[1]),
-    Slow(0.4, CAST[2], 0.3),
+    Kill(0.15, CAST[1]),
+    Slow(0.35, CAST[2], 0.3),
     Join(0.65, NEWCOMER),
 )

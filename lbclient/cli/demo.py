@@ -28,7 +28,7 @@ def demo(arguments: argparse.Namespace) -> int:
     with stage() as world, _client(world, bill) as client:
         client.balancer.refresh()
         load, director = Load(client), Director(world, bill.seconds)
-        meter = Meter(client.balancer, load)
+        meter = Meter(client.balancer, load, window=min(1.0, bill.seconds / 12))
         with view, load:
             _play(meter, director, view, bill.seconds)
         last = meter.read(bill.seconds)

@@ -11,9 +11,6 @@ from lbclient.snapshot import InstanceSnapshot
 
 __all__ = ["Frame", "Meter", "Row"]
 
-_WINDOW = 1.0
-"""Seconds of traffic that count as recent."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -51,11 +48,15 @@ class _Mark:
 
 
 class Meter:
-    """Reads frames from the balancer's snapshot and the load's tally."""
+    """Reads frames from the balancer's snapshot and the load's tally.
 
-    def __init__(self, balancer: Balancer, load: Load) -> None:
+    The last `window` seconds of traffic count as recent.
+    """
+
+    def __init__(self, balancer: Balancer, load: Load, window: float) -> None:
         self._balancer = balancer
         self._load = load
+        self._window = window
         self._marks: deque[_Mark] = deque()
 
     def read(self, now: float) -> Frame:
@@ -75,7 +76,7 @@ class Meter:
     def _since(self, mark: _Mark) -> _Mark:
         """The mark from one window ago."""
         self._marks.append(mark)
-        while len(self._marks) > 2 and self._marks[1].at <= mark.at - _WINDOW:
+        while len(self._marks) > 2 and self._marks[1].at <= mark.at - self._window:
             self._marks.popleft()
         return self._marks[0]
 

@@ -38,7 +38,7 @@ class Screen:
         self._live.start()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, /, *_: object) -> None:
         self._live.transient = kind is None  # interrupted: `close` will not come
         self._live.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 from collections.abc import Callable, Iterable
 
@@ -86,10 +87,18 @@ class AddressBook:
 
 
 class AddressResolver:
-    """Every address of a name, on one port: a Kubernetes headless service, for one."""
+    """Every address of a name, on one port: a Kubernetes headless service, for one.
+
+    Raises ValueError for what is no name.
+    """
 
     def __init__(self, name: str, port: int, dns: Dns, guard: Guard) -> None:
-        self._name = checks.host("host", name)
+        self._name = checks.host("service (its host)", name)
+        if _is_literal(self._name):
+            raise ValueError(
+                f"service must name a host for DNS to look up, not the address {self._name}; "
+                "pass it as http://address:port, or a list of such"
+            )
         self._port = port
         self._book = AddressBook(dns)
         self._guard = guard
@@ -99,10 +108,18 @@ class AddressResolver:
         addresses, ttl = self._book.lookup(self._name + ".")
         vetted, reasons = self._guard.vet(addresses)
         return Answer(
-            (Instance(one, self._port, addresses=(one,)) for one in vetted),
+            (Instance(one, self._port, addresses=(one,)) for one in sorted(vetted)),
             ttl,
             (Refusal(self._name, reason) for reason in reasons),
         )
+
+
+def _is_literal(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _by_turns(families: Iterable[list[str]]) -> list[str]:

@@ -69,7 +69,7 @@ class SrvResolver:
                 instances.append(_instance(host, one, vetted))
                 ttls.append(ttl)
         self._book.keep({one.host + "." for one in instances})
-        return Answer(instances, min(ttls), refused)
+        return Answer(sorted(instances, key=_place), min(ttls), refused)
 
     def _host(self, record: _Srv) -> str:
         host = _host(record)
@@ -128,6 +128,11 @@ def _host(record: _Srv) -> str:
 
 def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:
     return Instance(host, record.port, record.weight, record.priority, addresses=tuple(addresses))
+
+
+def _place(one: Instance) -> tuple[int, str, int]:
+    """Servers give the same records in any order; to people they are shown in this."""
+    return one.priority, one.host, one.port
 
 
 def _shown(record: _Srv) -> str:

@@ -175,7 +175,7 @@ class Watch:
 
     def _ask(self) -> Answer | Exception:
         try:
-            return _usable(self._resolver.resolve())
+            return _usable(self._resolver.resolve(), self.service)
         except BaseException as error:  # noqa: BLE001  # a caller's may raise anything, on our thread
             if isinstance(error, Exception):
                 return error
@@ -230,14 +230,13 @@ class Watch:
         return error
 
 
-def _usable(answer: object) -> Answer:
+def _usable(answer: object, service: str) -> Answer:
     if not isinstance(answer, Answer):
-        raise DiscoveryError(
-            f"resolve() must return an lbclient.Answer, not a {type(answer).__name__}"
-        )
+        kind = type(answer).__name__
+        raise DiscoveryError(f"resolve() for {service} must return an lbclient.Answer, not {kind}")
     if not answer.instances:
         reasons = f"; refused {_list(answer.refused)}" if answer.refused else ""
-        raise DiscoveryError(f"the answer holds no usable instance{reasons}")
+        raise DiscoveryError(f"the answer about {service} holds no usable instance{reasons}")
     return answer
 
 
