@@ -12,7 +12,7 @@ from lbclient.endpoint import Endpoint
 from lbclient.instance import Instance
 from lbclient.outcome import Verdict
 from lbclient.selection import Pick
-from lbclient.telemetry import Attributes, error_attributes
+from lbclient.telemetry import SILENT, Attributes, Semantics, error_attributes
 
 if TYPE_CHECKING:
     from lbclient.call import Call
@@ -34,15 +34,18 @@ class Attempt(Generic[R]):
         "_call",
         "_held",
         "_open",
-        "_pick",
+        "_permit",
         "_settled",
         "_span",
         "_token",
         "breaker",
         "cut",
         "elapsed",
+        "endpoint",
         "error",
         "expiry",
+        "instance",
+        "reason",
         "replaces",
         "result",
         "started",
@@ -52,19 +55,20 @@ class Attempt(Generic[R]):
 
     def __init__(self, call: Call[R], pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
-        self._pick = pick
+        self.endpoint, self._permit, self.reason = pick
+        self.instance = self.endpoint.instance
         self._held = False
         self._open = True
         self._settled = False
         self._token: Token[deadline.Expiry | None] | None = None
-        self._span = call.span.attempt(resend, _peer(pick.endpoint.instance))
-        self.breaker = pick.endpoint.breaker
+        self._span = call.span.attempt(resend, self.instance)
+        self.breaker = self.endpoint.breaker
         self.started = call.now
         self.elapsed = 0.0
         self.expiry = call.expiry()
         self.replaces = replaces
         """The answer that this attempt is to replace: close it before sending."""
-        self.result: R
+        self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
         self.cut = False
@@ -72,27 +76,13 @@ class Attempt(Generic[R]):
         self.verdict: Verdict | None = None
 
     @property
-    def endpoint(self) -> Endpoint:
-        """Where it goes, as the pool knows it."""
-        return self._pick.endpoint
-
-    @property
-    def instance(self) -> Instance:
-        """Where to send."""
-        return self._pick.endpoint.instance
-
-    @property
-    def reason(self) -> str:
-        """Why this instance was chosen."""
-        return self._pick.reason
-
-    @property
     def open(self) -> bool:
         """True while it counts as in flight."""
         return self._open
 
     def __enter__(self) -> Attempt[R]:
-        self._span.enter()
+        if self._span is not SILENT:
+            self._span.enter()
         if self.expiry is not None:
             self._token = deadline.enter(self.expiry)
         return self
@@ -103,9 +93,9 @@ class Attempt(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._leave()
-        core = self._call.core
-        self.elapsed = core.clock() - self.started
+        if self._token is not None or self._span is not SILENT:
+            self._leave()
+        self.elapsed = self._call.core.clock() - self.started
         failure = error if isinstance(error, Exception) else None
         if error is None or failure is not None:
             self.verdict = self._call.verdict(self, failure)
@@ -142,17 +132,23 @@ class Attempt(Generic[R]):
         self._span.end(dict)
         self._close(None, release=True)
 
+    def take(self) -> R:
+        """Its result, which it then no longer holds."""
+        result, self.result = self.result, None
+        return result  # type: ignore[return-value]  # asked for once, after it was set
+
     def passed_on(self) -> None:
         """Its place in flight now belongs to the next attempt of the call."""
         self._open = False
 
     def _answered(self) -> None:
         core, verdict = self._call.core, self.verdict
-        core.answered(self.endpoint, self.elapsed)
+        with core.lock:
+            self.endpoint.took(self.elapsed)
         if not self._held or verdict is None or verdict.fault or verdict.again != "never":
             self._close(verdict, release=not self._held)
-        elif self._pick.permit.probe:
-            core.probe_answered(self.breaker, self._pick.permit)
+        elif self._permit.probe:
+            core.probe_answered(self.breaker, self._permit)
 
     def _ours(self) -> bool:
         """False for an exception that says nothing of the instance: the caller's own."""
@@ -169,7 +165,7 @@ class Attempt(Generic[R]):
         with core.lock:
             if not self._settled:
                 self._settled = True
-                core.settle(self.endpoint, self.breaker, self._pick.permit, verdict)
+                core.settle(self.endpoint, self.breaker, self._permit, verdict)
             if release and self._open:
                 self._open = False
                 core.release(self.endpoint)
@@ -182,15 +178,12 @@ class Attempt(Generic[R]):
 
     def _tell(self, error: BaseException | None) -> None:
         semantics = self._call.semantics
-
-        def attributes() -> Attributes:
-            return semantics.result(self.result) if error is None else error_attributes(error)
-
-        self._span.end(attributes)
+        if self._span is not SILENT:
+            self._span.end(lambda: _attributes(semantics, self.result, error))
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
             self._call.core.telemetry.counts.duration(self.elapsed, labels)
 
 
-def _peer(instance: Instance) -> tuple[str, int]:
-    return (instance.addresses[0] if instance.addresses else instance.host, instance.port)
+def _attributes(semantics: Semantics, result: object, error: BaseException | None) -> Attributes:
+    return semantics.result(result) if error is None else error_attributes(error)

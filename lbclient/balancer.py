@@ -189,9 +189,9 @@ class Balancer:
             return [one.instance for one in self._core.pool.endpoints]
 
     @property
-    def membership(self) -> int:
-        """A number that changes with the set of instances."""
-        return self._core.pool.membership
+    def pool(self) -> Pool:
+        """Who is known and who is in rotation, as the core keeps it: for whoever binds a protocol."""
+        return self._core.pool
 
     def snapshot(self) -> ServiceSnapshot:
         """What is known now."""

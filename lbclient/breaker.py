@@ -105,6 +105,12 @@ class Breaker:
         """True while every call is let through."""
         return self._circuit is None or self._circuit.current_state == pybreaker.STATE_CLOSED
 
+    @property
+    def unmoved(self) -> bool:
+        """True where one more success changes nothing."""
+        circuit = self._circuit
+        return circuit is None or (self.closed and not circuit.fail_counter)
+
     def probing(self, now: float) -> bool:
         """True while a probe is under way and has not outlived its time."""
         return self._probe is not None and now < (self._probe.expires or 0.0)
@@ -120,7 +126,7 @@ class Breaker:
 
     def settle(self, permit: Permit, *, fault: bool, now: float, rng: random.Random) -> bool:
         """Count one outcome. True if that changed the state; a stale permit changes nothing."""
-        if permit.generation != self.permit.generation or self._unmoved(fault=fault):
+        if permit.generation != self.permit.generation or (not fault and self.unmoved):
             return False
         self.cancel(permit)
         before = self.state
@@ -141,10 +147,6 @@ class Breaker:
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
-
-    def _unmoved(self, *, fault: bool) -> bool:
-        circuit = self._circuit
-        return not fault and (circuit is None or (self.closed and not circuit.fail_counter))
 
     def _wake(self) -> pybreaker.CircuitBreaker:
         """Made at the first fault: an instance that never fails costs no breaker."""

@@ -61,8 +61,9 @@ class Budget:
         return True
 
     def _book(self, now: float, amount: float) -> None:
-        self.balance(now)
-        if not self._account or now - self._account[-1][0] >= self._slice:
-            self._account.append([now, 0.0])
-        self._account[-1][1] += amount
+        account = self._account
+        if not account or now - account[-1][0] >= self._slice:
+            self.balance(now)
+            account.append([now, 0.0])
+        account[-1][1] += amount
         self._balance += amount

@@ -29,7 +29,7 @@ from lbclient.errors import (
     LoadBalancingError,
     NoInstanceAvailable,
 )
-from lbclient.info import CallInfo, attach, describe
+from lbclient.info import AttemptInfo, CallInfo, attach, record
 from lbclient.outcome import FINE, Judge, Verdict
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
@@ -49,9 +49,9 @@ class Call(Generic[R]):
     """One call of one balancer, used once."""
 
     __slots__ = (
-        "_attempts",
-        "_error",
         "_judge",
+        "_last",
+        "_records",
         "_signal",
         "_terms",
         "_turns",
@@ -81,10 +81,10 @@ class Call(Generic[R]):
         self.tried: list[Endpoint] = []
         self._judge = judge
         self._terms = terms
-        self._turns = Turns(core.retries)
-        self._attempts: list[Attempt[R]] = []
+        self._turns: Turns | None = None
+        self._last: Attempt[R] | None = None
+        self._records: list[AttemptInfo] = []
         self._signal: Signal | None = None
-        self._error: BaseException | None = None
 
     def __enter__(self) -> Call[R]:
         with self.core.lock:
@@ -97,12 +97,14 @@ class Call(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave_queue()
-        last = self._attempts[-1] if self._attempts else None
-        if error is not None and last is not None:
-            last.abandon()
-        self._error = error or (last.error if last is not None else None)
-        self.span.end(self._error, len(self._attempts))
+        if self._signal is not None:
+            self._leave_line(self._signal)
+        if self._last is not None and error is None:
+            error = self._last.error
+        elif self._last is not None:
+            self._last.abandon()
+            self._last = None
+        self.span.end(error, len(self.tried))
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
         delay: float | None = 0.0
@@ -114,26 +116,36 @@ class Call(Generic[R]):
                 return
             attempt = self._attempt(pick)
             yield attempt
+            self._records.append(record(attempt))
             delay = self._delay_after(attempt)
 
     def result(self) -> R:
-        """The outcome that stands: the last result, or the last error, raised."""
-        last = self._attempts[-1]
-        if last.error is None:
-            return last.result
-        raise self._final(last.error, last)
+        """The outcome that stands: the last result, or the last error, raised. Ask once.
+
+        Nothing of it stays here: a call and its attempts know each other, and what such a cycle
+        holds (a response, its body) would live until the garbage collector comes.
+        """
+        last, self._last = self._last, None
+        if last is None:
+            raise RuntimeError("the outcome of a call can be asked for once")
+        error, last.error = last.error, None
+        if error is not None:
+            raise self._final(error, cut=last.cut)
+        return last.take()
 
     def info(self) -> CallInfo:
         """Its attempts so far."""
-        return CallInfo(describe(self._attempts))
+        return CallInfo(tuple(self._records))
 
     def expiry(self) -> Expiry | None:
         """When an attempt that starts now must end."""
         timeout = self.core.retries.policy.attempt_timeout
+        if timeout is None and self.deadline is None:
+            return None
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
             ends.append(self.now + timeout)
-        return Expiry(min(ends), self.core.clock) if ends else None
+        return Expiry(min(ends), self.core.clock)
 
     def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
         """What the outcome of an attempt means."""
@@ -147,24 +159,24 @@ class Call(Generic[R]):
         return verdict
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
-        before = self._attempts[-1] if self._attempts else None
-        replaces = before.result if before is not None and before.error is None else None
+        before = self._last
+        replaces = before.take() if before is not None and before.error is None else None
         if before is not None and before.open:
             before.passed_on()
-        attempt = Attempt(self, pick, replaces, len(self._attempts))
-        self._attempts.append(attempt)
+        self._last = Attempt(self, pick, replaces, len(self.tried))
         self.tried.append(pick.endpoint)
-        return attempt
+        return self._last
 
     def _admission(self) -> Generator[Pause, None, Pick | None]:
         """Wait for an instance. None: there is none for a retry, so the last outcome stands."""
-        last = self._attempts[-1] if self._attempts else None
+        last = self._last
         holding = last.endpoint if last is not None and last.open else None
         until: float | None = None
         while True:
             got = self.core.admit(self, self._signal, holding)
             if not isinstance(got, Signal):
-                self._leave_queue()
+                if self._signal is not None:
+                    self._leave_line(self._signal)
                 if got is None and last is None:
                     raise self.core.refusal()
                 return got
@@ -178,10 +190,9 @@ class Call(Generic[R]):
                 raise self._tired()
             yield Pause(until - self.now, got)
 
-    def _leave_queue(self) -> None:
-        if self._signal is not None:
-            self.core.leave(self._signal)
-            self._signal = None
+    def _leave_line(self, signal: Signal) -> None:
+        self.core.leave(signal)
+        self._signal = None
 
     def _patience(self) -> float:
         patience = self._terms.patience if self.core.watch.known else _FIRST_ANSWER
@@ -207,11 +218,12 @@ class Call(Generic[R]):
             verdict=verdict,
             now=self.core.clock(),
             repeatable=self.idempotent,
-            replayable=self._terms.replayable(),
+            replayable=self._terms.replayable is None or self._terms.replayable(),
             deadline=self.deadline,
             pause=self.core.rest_of_all(),
         )
         with self.core.lock:
+            self._turns = self._turns or Turns(self.core.retries)
             delay = self._turns.delay(turn)
         if delay is not None:
             self.core.telemetry.counts.retry()
@@ -228,12 +240,12 @@ class Call(Generic[R]):
         half = ((self.deadline or 0.0) - self.started) / 2
         return Verdict(fault=attempt.started - self.started <= half)
 
-    def _final(self, error: Exception, last: Attempt[R]) -> Exception:
-        records = describe(self._attempts)
-        if last.cut:
+    def _final(self, error: Exception, *, cut: bool) -> Exception:
+        records = tuple(self._records)
+        if cut:
+            took = self.core.clock() - self.started
             over = DeadlineExceeded(
-                f"the deadline is over after {self.now - self.started:.2f} s "
-                f"and {len(records)} attempts"
+                f"the deadline is over after {took:.2f} s; attempts made: {len(records)}"
             )
             over.__cause__ = error
             error = over

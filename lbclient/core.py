@@ -19,7 +19,7 @@ from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
 from lbclient.instance import Answer
 from lbclient.line import Line
-from lbclient.outcome import Verdict
+from lbclient.outcome import FINE, Verdict
 from lbclient.pool import Pool
 from lbclient.retry import Retries
 from lbclient.selection import Pick, Picker, Selection
@@ -114,8 +114,6 @@ class Core:
 
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""
-        if self._generation is self._scheduler.generation:
-            return
         self._generation = self._scheduler.generation
         if not self.watch.settled:
             self._scheduler.schedule(self.watch)
@@ -136,12 +134,14 @@ class Core:
         """
         with self.lock:
             now = call.now = self.clock()
-            self._follow()
-            if (failure := self.watch.failure(now)) is not None:
-                raise failure
-            if not self.watch.known:
-                return self.watch.wait()
-            if not self._line.passes(waiting):
+            if self._generation is not self._scheduler.generation:
+                self._follow()
+            if not self.watch.fresh:
+                if (failure := self.watch.failure(now)) is not None:
+                    raise failure
+                if not self.watch.known:
+                    return self.watch.wait()
+            if self._line.waiting and not self._line.passes(waiting):
                 return self._line.join(waiting)
             if holding is not None:
                 self._move(holding, -1)
@@ -188,33 +188,39 @@ class Core:
     # Outcomes
 
     def release(self, endpoint: Endpoint) -> None:
-        """The body of an attempt is closed."""
-        with self.lock:
-            self._move(endpoint, -1)
+        """The body of an attempt is closed. Hold the lock."""
+        self._move(endpoint, -1)
+        if self._line.waiting:
             self._line.wake()
-
-    def answered(self, endpoint: Endpoint, elapsed: float) -> None:
-        """An answer came after so many seconds."""
-        with self.lock:
-            endpoint.took(elapsed)
 
     def settle(
         self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict | None
     ) -> None:
-        """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged."""
-        with self.lock:
-            if verdict is None:
-                breaker.cancel(permit)
-                return
-            now = self.clock()
-            if verdict.fault:
-                endpoint.failed(now)
-            if verdict.fault and verdict.again == "always":
-                self._hurry(now)
-            if verdict.rest > 0:
-                self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-            if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):
-                self._turned(breaker, now)
+        """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged.
+
+        Hold the lock.
+        """
+        if verdict is None:
+            breaker.cancel(permit)
+        elif verdict is not FINE or not breaker.unmoved:
+            self._judge(endpoint, breaker, permit, verdict, self.clock())
+
+    def _judge(
+        self,
+        endpoint: Endpoint,
+        breaker: Breaker,
+        permit: Permit,
+        verdict: Verdict,
+        now: float,
+    ) -> None:
+        if verdict.fault:
+            endpoint.failed(now)
+        if verdict.fault and verdict.again == "always":
+            self._hurry(now)
+        if verdict.rest > 0:
+            self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
+        if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):
+            self._turned(breaker, now)
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from lbclient.instance import Instance
 
-__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "describe"]
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "record"]
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
@@ -57,11 +56,10 @@ def call_info(outcome: object) -> CallInfo:
     return info
 
 
-def describe(attempts: Iterable[Finished]) -> tuple[AttemptInfo, ...]:
-    """The records of these attempts."""
-    return tuple(
-        AttemptInfo(one.instance, one.status, one.error, one.elapsed, one.reason)
-        for one in attempts
+def record(attempt: Finished) -> AttemptInfo:
+    """What became of one attempt."""
+    return AttemptInfo(
+        attempt.instance, attempt.status, attempt.error, attempt.elapsed, attempt.reason
     )
 
 

@@ -12,37 +12,35 @@ __all__ = ["Line"]
 class Line:
     """Who has waited longest looks again first; whoever leaves wakes the next. Hold the lock."""
 
-    __slots__ = ("_signals",)
+    __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self._signals: deque[Signal] = deque()
-
-    def __len__(self) -> int:
-        return len(self._signals)
+        self.waiting: deque[Signal] = deque()
+        """Who waits, the first first; empty almost always."""
 
     def passes(self, signal: Signal | None) -> bool:
-        """True for the first in line, and for anybody where there is none."""
-        return not self._signals or self._signals[0] is signal
+        """True for the first in line."""
+        return self.waiting[0] is signal
 
     def join(self, signal: Signal | None) -> Signal:
         """Wait, at the end or where one stands already; the signal says when to look again."""
         signal = signal or Signal()
         signal.rearm()
-        if signal not in self._signals:
-            self._signals.append(signal)
+        if signal not in self.waiting:
+            self.waiting.append(signal)
         return signal
 
     def leave(self, signal: Signal) -> None:
         """Have what one wants, or give up."""
-        if signal in self._signals:
-            self._signals.remove(signal)
+        if signal in self.waiting:
+            self.waiting.remove(signal)
             self.wake()
 
     def wake(self) -> None:
         """Something has changed: let the first look again."""
-        if self._signals:
-            self._signals[0].set()
+        if self.waiting:
+            self.waiting[0].set()
 
     def clear(self) -> None:
         """In a forked child: those who waited were the parent's threads."""
-        self._signals.clear()
+        self.waiting.clear()

@@ -40,8 +40,10 @@ class Pool:
         self._tiers: list[tuple[Endpoint, ...]] = []
         self._open: list[tuple[Endpoint, ...]] = []
         self._serving: int | None = None
+        self._candidates: tuple[Endpoint, ...] = ()
         self._stale_at = 0.0
-        self._broken: list[Endpoint] = []
+        self.broken: list[Endpoint] = []
+        """Those whose breaker is not closed, as of the last look."""
         self.membership = 0
         """A number that changes when somebody joins or leaves."""
 
@@ -92,12 +94,14 @@ class Pool:
 
         The same object until membership, admissibility or weights change.
         """
-        self._look(now)
-        return () if self._serving is None else self._open[self._serving]
+        if now >= self._stale_at:
+            self._look(now)
+        return self._candidates
 
     def admissible(self, now: float) -> Iterable[Sequence[Endpoint]]:
         """The admissible endpoints of each tier, best tier first."""
-        self._look(now)
+        if now >= self._stale_at:
+            self._look(now)
         return self._open
 
     def resting(self) -> Endpoint | None:
@@ -107,15 +111,12 @@ class Pool:
 
     def probe_due(self, now: float) -> Endpoint | None:
         """The endpoint longest due for a probe, of the serving tier or a better one."""
-        if not self._broken:
-            return None
-        self._look(now)
         worst = (
             math.inf if self._serving is None else self._tiers[self._serving][0].instance.priority
         )
         due = (
             one
-            for one in self._broken
+            for one in self.broken
             if one.breaker.due <= now
             and one.instance.priority <= worst
             and not one.breaker.probing(now)
@@ -124,13 +125,13 @@ class Pool:
 
     def due_soonest(self, now: float) -> Endpoint | None:
         """The broken endpoint whose open period ends first; None while any of them is probed."""
-        if any(one.breaker.probing(now) for one in self._broken):
+        if any(one.breaker.probing(now) for one in self.broken):
             return None
-        return min(self._broken, key=lambda one: one.breaker.due, default=None)
+        return min(self.broken, key=lambda one: one.breaker.due, default=None)
 
     def retry_in(self, now: float) -> float | None:
         """Seconds until an open breaker lets a probe through."""
-        waits = [one.breaker.due - now for one in self._broken if not one.breaker.probing(now)]
+        waits = [one.breaker.due - now for one in self.broken if not one.breaker.probing(now)]
         return max(0.0, min(waits)) if waits else None
 
     def _arrange(self) -> None:
@@ -144,16 +145,15 @@ class Pool:
         self.changed()
 
     def _look(self, now: float) -> None:
-        if now < self._stale_at:
-            return
-        self._broken = [one for one in self._endpoints.values() if not one.breaker.closed]
+        self.broken = [one for one in self._endpoints.values() if not one.breaker.closed]
         rests = [one.rest_until for one in self._endpoints.values() if one.rest_until > now]
         self._stale_at = min(rests, default=math.inf)
-        kept_out = bool(self._broken or rests)
+        kept_out = bool(self.broken or rests)
         opened = [_admissible(tier, now) if kept_out else tier for tier in self._tiers]
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
         self._panic(opened)
         self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
+        self._candidates = () if self._serving is None else self._open[self._serving]
 
     def _panic(self, opened: list[tuple[Endpoint, ...]]) -> None:
         threshold = self._policy.panic_threshold

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
@@ -21,8 +20,7 @@ FULL: Literal["full"] = "full"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """An endpoint with leave to send one attempt to it, and the reason it was chosen."""
 
     endpoint: Endpoint
@@ -72,14 +70,17 @@ class Selection:
         if self._total is not None and self.in_flight >= self._total:
             return FULL
         candidates = self._pool.candidates(now)
-        if (probe := self._probe(call, now, needed=not candidates)) is not None:
+        if self._pool.broken and (probe := self._probe(call, now, needed=not candidates)):
             return probe
         if not candidates:
             return self._last_resort(call, now)
         if call.tried:
             return self._another(call, candidates, now)
-        endpoint = self._with_room(self._ask(candidates, call), candidates)
-        return FULL if endpoint is None else self._permitted(endpoint, self._name)
+        picked = self._ask(candidates, call)
+        if self._limit is None:
+            return Pick(picked, picked.breaker.permit, self._name)
+        roomy = self._with_room(picked, candidates)
+        return FULL if roomy is None else Pick(roomy, roomy.breaker.permit, self._name)
 
     def retry_in(self, now: float) -> float | None:
         """Seconds until an attempt may be let through."""
@@ -103,7 +104,7 @@ class Selection:
     def _last_resort(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
         """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
         if (resting := self._pool.resting()) is not None:
-            return FULL if self._full(resting) else self._permitted(resting, "resting")
+            return FULL if self._full(resting) else _again(resting, "resting")
         if now - self._last_probe < self._patience:
             return None
         endpoint = self._pool.due_soonest(now)
@@ -118,9 +119,9 @@ class Selection:
         for tier in self._pool.admissible(now):
             untried = [one for one in tier if one not in call.tried and not self._full(one)]
             if untried:
-                return self._permitted(draw(untried, call.rng), "retry")
+                return _again(draw(untried, call.rng), "retry")
         roomy = [one for one in candidates if not self._full(one)]
-        return self._permitted(draw(roomy, call.rng), "retry, all tried") if roomy else FULL
+        return _again(draw(roomy, call.rng), "retry, all tried") if roomy else FULL
 
     def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
         try:
@@ -147,8 +148,10 @@ class Selection:
         self._last_probe = now
         return Pick(endpoint, endpoint.breaker.probe(now), "probe")
 
-    def _permitted(self, endpoint: Endpoint, reason: str) -> Pick:
-        return Pick(endpoint, endpoint.breaker.permit, reason)
+
+
+def _again(endpoint: Endpoint, reason: str) -> Pick:
+    return Pick(endpoint, endpoint.breaker.permit, reason)
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:

@@ -15,6 +15,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
 from lbclient._version import __version__
+from lbclient.instance import Instance
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -141,41 +142,47 @@ class Semantics:
 
 
 class CallSpan:
-    """The INTERNAL span of one call, and the factory of its attempts' spans."""
+    """The INTERNAL span of one call, and the factory of its attempts' spans.
+
+    Where its context is invalid nobody traces (there is no SDK, and no caller's span), so there is
+    nothing that the spans of attempts could add.
+    """
 
     __slots__ = ("_context", "_semantics", "_silent", "_span", "_tracer")
 
     def __init__(self, tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> None:
         self._tracer = tracer
         self._semantics = semantics
-        self._silent = _suppressed()
         self._context: Context | None = None
-        self._span: Span = trace.INVALID_SPAN
-        if not self._silent:
-            self._span = tracer.start_span("lbclient.call")
-            if self._span.is_recording():
-                self._span.set_attributes(service)
+        span = trace.INVALID_SPAN if _suppressed() else tracer.start_span("lbclient.call")
+        self._span = span
+        self._silent = not span.get_span_context().is_valid
+        if not self._silent and span.is_recording():
+            span.set_attributes(service)
 
-    def attempt(self, resend: int, peer: tuple[str, int]) -> AttemptSpan:
-        """Open the span of one attempt at `peer`; `resend` counts from 1 at the second one."""
+    def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
+        """Open the span of one attempt; `resend` counts from 1 at the second one."""
         if self._silent:
-            return AttemptSpan(trace.INVALID_SPAN)
+            return SILENT
         if self._context is None:
             self._context = trace.set_span_in_context(self._span)
-        name, known = self._semantics.span_name, self._known(resend, peer)
+        name, known = self._semantics.span_name, self._known(resend, instance)
         return AttemptSpan(self._tracer.start_span(name, self._context, SpanKind.CLIENT, known))
 
-    def _known(self, resend: int, peer: tuple[str, int]) -> Attributes:
+    def _known(self, resend: int, instance: Instance) -> Attributes:
         if not self._span.is_recording():
             return _NOTHING
         known: dict[str, str | int | float | bool] = {**self._semantics.request()}
-        known["network.peer.address"], known["network.peer.port"] = peer
+        known["network.peer.address"] = (*instance.addresses, instance.host)[0]
+        known["network.peer.port"] = instance.port
         if resend:
             known["http.request.resend_count"] = resend
         return known
 
     def end(self, error: BaseException | None, attempts: int) -> None:
         """The call is over."""
+        if self._silent:
+            return
         if self._span.is_recording():
             self._span.set_attribute("lbclient.attempts", attempts)
             _conclude(self._span, error_attributes(error))
@@ -183,17 +190,17 @@ class CallSpan:
 
 
 class AttemptSpan:
-    """The CLIENT span of one attempt."""
+    """The CLIENT span of one attempt; without a span, of one that nobody traces."""
 
     __slots__ = ("_span", "_token")
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span | None) -> None:
         self._span = span
         self._token: Token[Context] | None = None
 
     def enter(self) -> None:
         """Make it the current span; `leave`, in the same task or thread, takes that back."""
-        if self._span.get_span_context().is_valid:
+        if self._span is not None:
             self._token = context.attach(trace.set_span_in_context(self._span))
 
     def leave(self) -> None:
@@ -204,9 +211,14 @@ class AttemptSpan:
 
     def end(self, attributes: Callable[[], Attributes]) -> None:
         """The headers came, or the failure is known."""
+        if self._span is None:
+            return
         if self._span.is_recording():
             _conclude(self._span, attributes())
         self._span.end()
+
+
+SILENT = AttemptSpan(None)
 
 
 def propagation() -> dict[str, str]:

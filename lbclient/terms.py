@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Terms"]
 
 
-def _always() -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """The caller's word on one call.
 
     - `idempotent`: it may be repeated though an attempt may have been carried out.
     - `key`: for strategies that pick by it.
     - `deadline`: seconds for the whole call; None for the policy's.
     - `patience`: seconds to wait in turn where every instance is at its limit.
-    - `replayable`: whether the body can be sent once more; asked after a failure.
+    - `replayable`: whether the body can be sent once more, asked after a failure; None for always.
     """
 
     idempotent: bool = False
     key: object = None
     deadline: float | None = None
     patience: float = 5.0
-    replayable: Callable[[], bool] = _always
+    replayable: Callable[[], bool] | None = None

@@ -75,16 +75,14 @@ def test_wrapped_harmless_address_is_let_through(form):
     assert Guard().refuses(form.format("10.0.0.1")) is None
 
 
-@pytest.mark.parametrize(("address", "kind"), REFUSED)
-def test_what_the_error_says_allows_exactly_that(address, kind):
+@pytest.mark.parametrize("address", [address for address, _ in REFUSED])
+def test_what_the_error_says_allows_exactly_that(address):
     """The refusal tells the words that allow the address, and following them does."""
     reason = Guard().refuses(address)
-    network = reason.partition("allow=['")[2].partition("']")[0]
-    assert Guard([network]).refuses(address) is None
-    others = [
-        one for one, _ in REFUSED if ipaddress.ip_address(one) not in ipaddress.ip_network(network)
-    ]
-    assert all(Guard([network]).refuses(one) for one in others)
+    network = ipaddress.ip_network(reason.partition("allow=['")[2].partition("']")[0])
+    guard = Guard([str(network)])
+    for one, _ in REFUSED:
+        assert (guard.refuses(one) is None) is (ipaddress.ip_address(one) in network)
 
 
 def test_allowing_a_network_allows_its_wrapped_forms():
@@ -103,14 +101,14 @@ def test_allow_takes_one_network_as_a_string():
 @pytest.mark.parametrize("allow", ["127.0.0.1/8", "localhost", ["10.0.0.0/99"], [""]])
 def test_bad_network_is_a_value_error(allow):
     """What is no network is refused at construction, by the argument's name."""
-    with pytest.raises(ValueError, match="^allow must hold networks"):
+    with pytest.raises(ValueError, match=r"^allow must hold networks"):
         Guard(allow)
 
 
 @pytest.mark.parametrize("allow", [5, [5], [ipaddress.ip_network("10.0.0.0/8")], [None]])
 def test_network_of_the_wrong_type_is_a_type_error(allow):
     """What is no string is refused at construction, by the argument's name."""
-    with pytest.raises(TypeError, match="^allow must hold networks"):
+    with pytest.raises(TypeError, match=r"^allow must hold networks"):
         Guard(allow)
 
 
@@ -123,8 +121,14 @@ def test_vet_parts_the_harmless_from_the_others():
 
 @pytest.mark.parametrize(
     ("target", "within"),
-    [("a.example.com", True), ("example.com", True), ("a.b.example.com", True)]
-    + [("badexample.com", False), ("example.com.evil.net", False), ("com", False)],
+    [
+        ("example.com", True),
+        ("a.example.com", True),
+        ("a.b.example.com", True),
+        ("badexample.com", False),
+        ("example.com.evil.net", False),
+        ("com", False),
+    ],
 )
 def test_within_holds_targets_to_a_domain(target, within):
     """S12: with `within`, a target outside that domain is refused, by whole labels."""

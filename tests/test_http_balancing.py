@@ -153,7 +153,7 @@ def test_all_at_their_limit_wait_in_turn(servers):
         for number in range(4):
             threads.append(threading.Thread(target=call, args=(number,)))
             threads[-1].start()
-            while len(client.balancer._core._line) < number:
+            while len(client.balancer._core._line.waiting) < number:
                 pass
             if number == 0:
                 assert gate.entered.acquire(timeout=5)
@@ -201,4 +201,4 @@ async def test_waiting_at_the_limit_async(servers):
         snapshot = client.balancer.snapshot()
     assert [request.target for request in server.requests] == ["/0", "/1"]
     assert snapshot.instances[0].in_flight == 0
-    assert not client.balancer._core._line
+    assert not client.balancer._core._line.waiting

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbclient import Balancer, BreakerPolicy, Instance, RetryBudget, RetryPolicy, Verdict
-from lbclient.info import describe
 from lbclient.shell import arun, run
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
@@ -96,7 +95,7 @@ class Run:
         self.trace.append(("pause", pause.seconds))
 
     def ended(self, call, error: BaseException | None) -> None:
-        done = describe(call._attempts)
+        done = call.info().attempts
         self.trace.append((type(error).__name__, [tuple(map(repr, one)) for one in done]))
         snapshot = self.balancer.snapshot()
         self.trace.append(

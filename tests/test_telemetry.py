@@ -752,6 +752,15 @@ async def test_a_cancelled_reader_of_a_stream(servers, telemetry):
         assert telemetry.total("lbclient.in_flight") == 0
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, also where whoever started the tests has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", ["waiting_for_headers", "waiting_for_the_body"])
 def test_an_interrupted_call_leaves_no_span_open(telemetry, wait):
     """C4: a KeyboardInterrupt in the middle of a call ends its spans and passes through."""

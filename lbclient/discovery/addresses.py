@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from lbclient import checks
-from lbclient.discovery.dns import Addresses, Dns, Glue, NoRecords
+from lbclient.discovery.dns import KINDS, Addresses, Dns, Glue, NoRecords
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer, Instance, Refusal
 
 __all__ = ["AddressBook", "AddressResolver", "Patience"]
 
+_ROUND = 5.0
 _LEAST_PATIENCE = 0.5
 _GRACE = 3.0
 _NO_GLUE = Glue()
@@ -49,11 +50,10 @@ class AddressBook:
         self._dns = dns
         self._known: dict[tuple[str, str], Addresses] = {}
 
-    def lookup(
-        self, name: str, patience: Patience | None = None, glue: Glue = _NO_GLUE
-    ) -> Addresses:
+    def lookup(self, name: str, patience: Callable[[], float], glue: Glue = _NO_GLUE) -> Addresses:
         """The addresses of `name`, both families by turns, IPv4 first; and their TTL in seconds.
 
+        `patience` tells how many seconds the next question may take.
         Raises NoRecords where there are none, DiscoveryError where that is not known.
         """
         found, failures = [], []
@@ -69,9 +69,9 @@ class AddressBook:
             raise next((one for one in failures if not isinstance(one, NoRecords)), failures[0])
         return _by_turns(addresses for addresses, _ in found), min(ttl for _, ttl in found)
 
-    def _ask(self, name: str, kind: str, patience: Patience | None) -> Addresses:
+    def _ask(self, name: str, kind: str, patience: Callable[[], float]) -> Addresses:
         try:
-            found = self._dns.ask(name, kind, None if patience is None else patience.left())
+            found = self._dns.ask(name, kind, patience())
         except NoRecords:
             self._known.pop((name, kind), None)
             raise
@@ -105,7 +105,7 @@ class AddressResolver:
 
     def resolve(self) -> Answer:
         """One instance an address."""
-        addresses, ttl = self._book.lookup(self._name + ".")
+        addresses, ttl = self._book.lookup(self._name + ".", lambda: _ROUND / len(KINDS))
         vetted, reasons = self._guard.vet(addresses)
         return Answer(
             (Instance(one, self._port, addresses=(one,)) for one in sorted(vetted)),

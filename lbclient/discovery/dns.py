@@ -26,6 +26,7 @@ Addresses = tuple[list[str], float]
 """Addresses of one name and their TTL in seconds."""
 
 _LIFETIME = 5.0
+_PORT = 53
 _WITH_PORT = re.compile(r"(?:\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(?::(?P<port>[0-9]+))?")
 _NAMESERVERS = "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53'"
 
@@ -83,18 +84,20 @@ class Dns:
     ) -> None:
         self._nameservers = nameservers
         self._lifetime = lifetime
+        self._answered: tuple[str | None, int | None] | None = None
 
     def ask(self, name: str, kind: str, lifetime: float | None = None) -> Found:
         """The records of `kind` at the absolute name `name`.
 
         Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
         """
+        lifetime = self._lifetime if lifetime is None else min(lifetime, self._lifetime)
         try:
-            answer = self._resolver().resolve(
+            answer = self._resolver(lifetime).resolve(
                 dns.name.from_text(name, origin=dns.name.root),
                 kind,
                 search=False,
-                lifetime=self._lifetime if lifetime is None else min(lifetime, self._lifetime),
+                lifetime=lifetime,
             )
         except dns.resolver.NXDOMAIN:
             raise NoRecords(f"{name} does not exist (NXDOMAIN)") from None
@@ -105,16 +108,27 @@ class Dns:
             raise DiscoveryError(f"asking for {kind} of {name} failed: {reasons}") from error
         except (dns.exception.DNSException, OSError, ValueError) as error:
             raise DiscoveryError(f"asking for {kind} of {name} failed: {error}") from error
+        self._answered = answer.nameserver, answer.port
         return Found(
             list(answer), answer.chaining_result.minimum_ttl, Glue(answer.response.additional)
         )
 
-    def _resolver(self) -> dns.resolver.Resolver:
-        """Made for each question: a changed resolv.conf counts, and threads share nothing."""
+    def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
+        """Made for each question: a changed resolv.conf counts, and threads share nothing.
+
+        Each nameserver gets its turn within the lifetime, the one that answered last the first:
+        else a dead one would cost every question its patience.
+        """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
-        if self._nameservers is not None:
-            resolver.nameservers = list(self._nameservers)
+        given = resolver.nameservers if self._nameservers is None else self._nameservers
+        resolver.nameservers = sorted(given, key=lambda one: _place(one) != self._answered)
+        resolver.timeout = min(resolver.timeout, lifetime / len(given))
         return resolver
+
+
+def _place(nameserver: object) -> tuple[object, object]:
+    """Its address and port; the system's configuration holds addresses alone."""
+    return getattr(nameserver, "address", nameserver), getattr(nameserver, "port", _PORT)
 
 
 def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
@@ -160,7 +174,7 @@ def _nameserver(text: object) -> dns.nameserver.Nameserver:
     port = None if parts is None else parts["port"]
     try:
         ip = str(ipaddress.ip_address(address))
-        number = checks.port("nameservers", int(port or 53))
+        number = checks.port("nameservers", int(port or _PORT))
     except ValueError:
         raise ValueError(f"{_NAMESERVERS}, not {text!r}") from None
     return dns.nameserver.Do53Nameserver(ip, number)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -26,6 +27,8 @@ __all__ = ["REFRESHER", "Refresher"]
 
 _LONGEST_SLEEP = 3600.0
 _CROWDED = 64
+
+logger = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -44,16 +47,28 @@ class Refresher:
         """Run the next round of `watch` at its `next_at`; replaces what was scheduled before."""
         self._inbox.put(weakref.ref(watch))
         if self._unstarted.acquire(blocking=False):
-            _daemon(self._loop, "lbclient-refresher")
+            try:
+                _daemon(self._loop, "lbclient-refresher")
+            except RuntimeError:  # no more threads to be had: the next who schedules tries again
+                self._unstarted.release()
+                raise
 
     def _loop(self) -> None:
         # No watch may be held alive here, while this thread waits.
         while True:
             try:
-                self._note(self._inbox.get(timeout=self._pause()))
-            except queue.Empty:
-                _, turn, ref = heapq.heappop(self._heap)
-                self._begin(turn, ref)
+                self._step()
+            except Exception:  # a caller's clock, for one; other services need this thread
+                logger.exception("a service could not be scheduled")
+
+    def _step(self) -> None:
+        try:
+            ref = self._inbox.get(timeout=self._pause())
+        except queue.Empty:
+            _, turn, ref = heapq.heappop(self._heap)
+            self._begin(turn, ref)
+        else:
+            self._note(ref)
 
     def _pause(self) -> float | None:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None

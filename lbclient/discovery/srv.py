@@ -97,7 +97,7 @@ class _Targets:
 
     def _lookup(self, host: str) -> Addresses | _Refused:
         try:
-            return self._book.lookup(host + ".", self._patience, self._glue)
+            return self._book.lookup(host + ".", self._patience.left, self._glue)
         except NoRecords:
             return _Refused("its target has no address")
         except DiscoveryError as error:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from lbclient.discovery.resolver import Resolver
+from lbclient.discovery.words import listed, text_of
 from lbclient.errors import DiscoveryError, ServiceAbsent
-from lbclient.instance import Answer, Refusal
+from lbclient.instance import Answer
 from lbclient.waiting import Signal
 
 __all__ = ["Scheduler", "Watch"]
@@ -25,7 +26,6 @@ BACKOFF, BACKOFF_MAX = 1.0, 30.0
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
 JITTER = 0.1
-_SHOWN = 5
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class Watch:
         self.error: Exception | None = None
         self.next_at = -math.inf
         self.busy = False
+        self.fresh = False
+        """True while the last answer was good: then there is nothing else to ask before a pick."""
         self.turn = -1
         """The refresher's ticket for the next round."""
         self._resolver = resolver
@@ -119,7 +121,7 @@ class Watch:
             return None
         error = DiscoveryError(
             f"what is known of {self.service} is {age:.1f} s old, "
-            f"more than max_stale={self._max_stale:g} allows; last error: {_text(self.error)}"
+            f"more than max_stale={self._max_stale:g} allows; last error: {text_of(self.error)}"
         )
         error.__cause__ = self.error
         return error
@@ -159,7 +161,7 @@ class Watch:
 
     def run(self) -> None:
         """One round, after `claim`: ask, take over what came, wake who waits. It may block."""
-        got = self._ask()
+        got, error, known = self._ask(), self.error, self._answer
         waiting: list[Signal] = []
         try:
             with self._lock:
@@ -169,6 +171,7 @@ class Watch:
                     self._succeeded(got)
                 else:
                     self._failed(got)
+            self._tell(got, error, known)
         finally:
             for signal in waiting:
                 signal.set()
@@ -184,19 +187,13 @@ class Watch:
             return failure
 
     def _succeeded(self, answer: Answer) -> None:
-        now = self.clock()
-        if self.error is not None:
-            logger.info("discovery of %s works again", self.service)
-        self._report(answer.refused)
-        self._answer, self._answered_at = answer, now
-        self.error, self._backoff = None, BACKOFF
+        self._answer, self._answered_at = answer, self.clock()
+        self.error, self.fresh, self._backoff = None, True, BACKOFF
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
         self._subscriber.discovered(answer)
 
     def _failed(self, error: Exception) -> None:
-        if self.error is None or _text(error) != _text(self.error):
-            logger.warning("discovery of %s failed: %s", self.service, _text(error))
-        self.error = error
+        self.error, self.fresh = error, False
         self._wait(self._backoff * (1 - JITTER * self._rng.random()))
         self._backoff = min(2 * self._backoff, BACKOFF_MAX)
         self._subscriber.lookup_failed()
@@ -209,11 +206,17 @@ class Watch:
         if not self.stopped:
             self.next_at = self.clock() + seconds
 
-    def _report(self, refused: Sequence[Refusal]) -> None:
-        """Say once which records were left out: servers give the same ones in any order."""
-        known = set() if self._answer is None else set(self._answer.refused)
-        if new := [one for one in refused if one not in known]:
-            logger.warning("%s: refused %s", self.service, _list(new))
+    def _tell(self, got: Answer | Exception, error: Exception | None, known: Answer | None) -> None:
+        """Log what is new. Without the lock: a log's handler has one of its own."""
+        if isinstance(got, Exception):
+            if error is None or text_of(error) != text_of(got):
+                logger.warning("discovery of %s failed: %s", self.service, text_of(got))
+            return
+        if error is not None:
+            logger.info("discovery of %s works again", self.service)
+        told = set() if known is None else set(known.refused)
+        if new := [one for one in got.refused if one not in told]:
+            logger.warning("%s: refused %s", self.service, listed(new))
 
     def _interval(self, ttl: float) -> float:
         return min(max(ttl, FLOOR), CEILING) * (1 + JITTER * (2 * self._rng.random() - 1))
@@ -223,9 +226,9 @@ class Watch:
         if isinstance(self.error, ServiceAbsent):
             error: DiscoveryError = ServiceAbsent(str(self.error))
         elif isinstance(self.error, DiscoveryError):
-            error = DiscoveryError(_text(self.error))
+            error = DiscoveryError(text_of(self.error))
         else:
-            error = DiscoveryError(f"nothing is known of {self.service} yet: {_text(self.error)}")
+            error = DiscoveryError(f"nothing is known of {self.service} yet: {text_of(self.error)}")
         error.__cause__ = self.error
         return error
 
@@ -235,21 +238,6 @@ def _usable(answer: object, service: str) -> Answer:
         kind = type(answer).__name__
         raise DiscoveryError(f"resolve() for {service} must return an lbclient.Answer, not {kind}")
     if not answer.instances:
-        reasons = f"; refused {_list(answer.refused)}" if answer.refused else ""
+        reasons = f"; refused {listed(answer.refused)}" if answer.refused else ""
         raise DiscoveryError(f"the answer about {service} holds no usable instance{reasons}")
     return answer
-
-
-def _list(refused: Sequence[Refusal]) -> str:
-    """In an order of their own, so that the same ones make the same text, and not all of many."""
-    shown = sorted({f"{one.record}: {one.reason}" for one in refused})
-    more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return "; ".join(shown[:_SHOWN]) + more
-
-
-def _text(error: BaseException | None) -> str:
-    """What it says. It may be the caller's own, and say nothing, or fail to say it."""
-    try:
-        return str(error) or type(error).__name__
-    except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
-        return type(error).__name__

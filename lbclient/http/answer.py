@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 import httpx
@@ -16,17 +16,29 @@ from lbclient.deadline import Expiry
 from lbclient.errors import DeadlineExceeded
 from lbclient.http.dial import Stream
 from lbclient.http.errors import as_httpx
+from lbclient.info import CallInfo, attach
 
-__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
+__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell"]
 
 _DRAIN_BYTES = 16_384
 _DRAIN_SECONDS = 0.05
 
+S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
-class _Held:
-    """The attempt ends with its body: once, however that ends."""
 
-    def __init__(self, attempt: Attempt[httpx.Response]) -> None:
+class _Held(Generic[S]):
+    """The attempt ends with its body: once, however that ends.
+
+    `lost` is told the inner stream where the caller drops the response unclosed: a finalizer must
+    not do I/O, nor take the locks of a pool.
+    """
+
+    def __init__(
+        self, stream: S, attempt: Attempt[httpx.Response], lost: Callable[[S], object]
+    ) -> None:
+        self.stream: S = stream
+        self.info: CallInfo | None = None
+        self._lost: Callable[[S], object] = lost
         self._attempt = attempt
         attempt.hold()
 
@@ -34,6 +46,7 @@ class _Held:
         attempt = getattr(self, "_attempt", None)
         if attempt is not None and attempt.open:
             attempt.finish()
+            self._lost(self.stream)
             warnings.warn(
                 f"a response of {attempt.instance} was never closed; "
                 "use `with client.stream(...)` or call response.close()",
@@ -42,20 +55,20 @@ class _Held:
             )
 
     def _broke(self, error: Exception) -> Exception:
-        self._attempt.finish(error)
-        if not self._attempt.cut:
-            return error
-        over = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
-        over.__cause__ = error
-        return over
+        attempt = self._attempt
+        attempt.finish(error)
+        if attempt.cut:
+            over = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
+            over.__cause__ = error
+            error = over
+        if self.info is not None:
+            attach(error, self.info.attempts)
+        error.add_note(f"lbclient: in the middle of the body from {attempt.instance}")
+        return error
 
 
-class Answer(_Held, httpx.SyncByteStream):
+class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
     """The body of a response that is still to be read."""
-
-    def __init__(self, response: httpx.Response, attempt: Attempt[httpx.Response]) -> None:
-        super().__init__(attempt)
-        self.stream = cast("httpx.SyncByteStream", response.stream)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -74,12 +87,8 @@ class Answer(_Held, httpx.SyncByteStream):
         self.stream.close()
 
 
-class AsyncAnswer(_Held, httpx.AsyncByteStream):
+class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """The same for the async side."""
-
-    def __init__(self, response: httpx.Response, attempt: Attempt[httpx.Response]) -> None:
-        super().__init__(attempt)
-        self.stream = cast("httpx.AsyncByteStream", response.stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -96,6 +105,13 @@ class AsyncAnswer(_Held, httpx.AsyncByteStream):
         """Free the instance, before anything that could be cancelled."""
         self._attempt.finish()
         await self.stream.aclose()
+
+
+def tell(response: httpx.Response, info: CallInfo) -> None:
+    """What became of the call, for the caller, and for an error of the body that is yet to come."""
+    response.extensions["lbclient"] = info
+    if isinstance(response.stream, Answer | AsyncAnswer):
+        response.stream.info = info
 
 
 def read(response: httpx.Response, expiry: Expiry | None) -> None:

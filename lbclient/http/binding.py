@@ -13,6 +13,7 @@ from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.endpoint import Endpoint
+from lbclient.http.answer import tell
 from lbclient.http.judge import HttpJudge
 from lbclient.http.options import (
     TransportOptions,
@@ -23,7 +24,7 @@ from lbclient.http.options import (
     wire_options,
 )
 from lbclient.http.origin import Origin
-from lbclient.http.request import UNSTREAMED, attempt_headers, terms_of
+from lbclient.http.request import UNSTREAMED, Place, terms_of
 from lbclient.http.semantics import HttpSemantics, Labels
 from lbclient.instance import Instance
 from lbclient.options import BalancerOptions
@@ -46,7 +47,7 @@ class Binding(Generic[W]):
         self,
         service: object,
         options: Mapping[str, object],
-        make: Callable[[Instance, WireOptions, str | None], W],
+        make: Callable[[Place, WireOptions], W],
     ) -> None:
         options = dict(options)
         refuse_bypass(options, TransportOptions.__annotations__)
@@ -61,9 +62,12 @@ class Binding(Generic[W]):
         self.origin: Origin | None = None
         self._options = wire_options(target.scheme, **part(options, WireArguments))
         self._make = make
-        self._labels = Labels(httpx.URL(target.origin))
+        url = httpx.URL(target.origin)
+        self._labels = Labels(url)
+        self._logical_host = url.netloc
         self._wires: dict[Endpoint, tuple[tuple[str, ...], W]] = {}
         self._lock = threading.Lock()
+        self._pool = self.balancer.pool
         self._seen = 0
         self._leaving: list[tuple[Endpoint, W]] = []
         forking.track(self)
@@ -76,14 +80,12 @@ class Binding(Generic[W]):
         self, request: httpx.Request, replayable: Callable[[], bool] | None
     ) -> Call[httpx.Response]:
         """The call that carries this request."""
-        if self.origin is not None:
-            self.origin.admit(request.url)
         terms = terms_of(request, self.policy, replayable)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
 
-    def headers(self, request: httpx.Request, attempt: Attempt[httpx.Response]) -> httpx.Headers:
-        """The headers of one attempt."""
-        return attempt_headers(request, self._own_host(request, attempt.instance))
+    def admitted(self, request: httpx.Request) -> httpx.Request:
+        """The request, named by the service; LoadBalancingError for a foreign one."""
+        return request if self.origin is None else self.origin.admitted(request)
 
     def wire(self, endpoint: Endpoint) -> W:
         """The wire to an instance; a new one where its addresses are others than before."""
@@ -94,10 +96,10 @@ class Binding(Generic[W]):
 
     def departed(self) -> Sequence[W]:
         """Wires to close: nobody uses them any more, and nobody will."""
-        if self._seen == self.balancer.membership and not self._leaving:
+        if self._seen == self._pool.membership and not self._leaving:
             return ()
         with self._lock:
-            self._seen = self.balancer.membership
+            self._seen = self._pool.membership
             gone = [one for one in self._wires if one.gone]
             self._leaving += [(one, self._wires.pop(one)[1]) for one in gone]
             idle = [wire for one, wire in self._leaving if not one.in_flight]
@@ -123,7 +125,7 @@ class Binding(Generic[W]):
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
         """The response as the caller gets it."""
-        response.extensions["lbclient"] = call.info()
+        tell(response, call.info())
         if self.origin is not None and response.has_redirect_location:
             self.origin.make_logical(response)
         return response
@@ -133,14 +135,13 @@ class Binding(Generic[W]):
         self._lock = threading.Lock()
         self._wires, self._leaving = {}, []
 
-    def _own_host(self, request: httpx.Request, instance: Instance) -> bytes | None:
-        """The Host to send where the URL's is not it, unless the caller has set one."""
-        if self.origin is None or (self.target.authority and self.origin.is_own(request.url)):
-            return None
-        if request.headers.get("host", "").encode() != request.url.netloc:
-            return None
-        named = self.target.authority
-        return (named or authority_of(instance.host, instance.port, self.target.scheme)).encode()
+    def _place(self, instance: Instance) -> Place:
+        """How an instance is addressed: an unnamed list by each one's own Host."""
+        hosts = None
+        if self.origin is not None and self.target.authority is None:
+            own = authority_of(instance.host, instance.port, self.target.scheme)
+            hosts = (self._logical_host, own.encode("ascii"))
+        return Place(instance, self.target.scheme, self.tls_name, hosts)
 
     def _new_wire(self, endpoint: Endpoint) -> W:
         with self._lock:
@@ -151,7 +152,7 @@ class Binding(Generic[W]):
                     self._wires[endpoint] = (addresses, known[1])
                     return known[1]
                 self._leaving.append((endpoint, known[1]))
-            wire = self._make(endpoint.instance, self._options, self.tls_name)
+            wire = self._make(self._place(endpoint.instance), self._options)
             self._wires[endpoint] = (addresses, wire)
             return wire
 

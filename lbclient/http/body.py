@@ -1,17 +1,20 @@
 """Request bodies: which can be sent once more.
 
 Bytes can. A file is rewound to where it stood. A generator never is replayed, unless sending it has
-not even begun.
+not even begun. What a body itself raises is the caller's own error, whatever its class.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
 
-__all__ = ["AsyncBody", "Body", "awatch", "replays", "watch"]
+__all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "replays", "watch"]
+
+_CALLERS_OWN = "_lbclient_callers_own"
 
 
 class _Replay:
@@ -26,7 +29,11 @@ class _Replay:
         return not self._begun or self._rewind is not None
 
     def _begin(self) -> None:
-        if self._begun and self._rewind is not None:
+        if self._begun:
+            if self._rewind is None:  # httpcore itself sends again what HTTP/2's GOAWAY turned away
+                raise httpx.RemoteProtocolError(
+                    "the connection was closed, and the body of the request cannot be sent again"
+                )
             self._rewind()
         self._begun = True
 
@@ -40,7 +47,11 @@ class Body(_Replay, httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         self._begin()
-        yield from self._stream
+        try:
+            yield from self._stream
+        except Exception as error:
+            _mark(error)
+            raise
 
     def close(self) -> None:
         """Close what is inside."""
@@ -54,14 +65,27 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
         super().__init__(stream)
         self._stream = stream
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         self._begin()
-        async for chunk in self._stream:
-            yield chunk
+        return _Chunks(aiter(self._stream))
 
     async def aclose(self) -> None:
         """Close what is inside."""
         await self._stream.aclose()
+
+
+class _Chunks(AsyncIterator[bytes]):
+    """No async generator, of which trio complains where it is not read to its end."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except Exception as error:
+            _mark(error)
+            raise
 
 
 def watch(request: httpx.Request) -> httpx.SyncByteStream:
@@ -89,6 +113,15 @@ def replays(stream: object) -> Callable[[], bool] | None:
     return stream.replayable if isinstance(stream, _Replay) else None
 
 
+def is_callers_own(error: BaseException) -> bool:
+    """True for an error that came out of the body of a request."""
+    return hasattr(error, _CALLERS_OWN)
+
+
+def _mark(error: Exception) -> None:
+    setattr(error, _CALLERS_OWN, True)
+
+
 def _rewinder(stream: object) -> Callable[[], object] | None:
     """How to rewind what httpx made of `content=file` or `files=`; None where that cannot be."""
     fields = getattr(stream, "fields", None)
@@ -102,9 +135,11 @@ def _rewinder(stream: object) -> Callable[[], object] | None:
     return _seek_back(source) if _seekable(source) else None
 
 
-def _seekable(file: object) -> bool:
-    seekable = getattr(file, "seekable", None)
-    return bool(seekable and seekable())
+def _seekable(file: Any) -> bool:
+    ways = [getattr(file, name, None) for name in ("seekable", "tell", "seek")]
+    if not all(ways) or any(map(inspect.iscoroutinefunction, ways)):
+        return False
+    return bool(file.seekable())
 
 
 def _seek_back(file: Any) -> Callable[[], object]:

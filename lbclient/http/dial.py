@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any, Self
 
+import anyio
 import httpcore
 
 from lbclient.deadline import Expiry
@@ -111,7 +112,11 @@ class _Stream(Stream, httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self.inner.start_tls(ssl_context, server_hostname, _now(timeout)))
+        try:
+            return _Stream(self.inner.start_tls(ssl_context, server_hostname, _now(timeout)))
+        except BaseException:  # httpcore closes it for an Exception only
+            self.inner.close()
+            raise
 
 
 class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
@@ -123,10 +128,16 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
         return self.inner.get_extra_info(info)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self.inner.read(max_bytes, self._patience(timeout))
+        try:
+            return await self.inner.read(max_bytes, self._patience(timeout))
+        except ssl.SSLError as error:  # httpcore lets it through, on this side only
+            raise httpcore.ReadError(error) from error
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self.inner.write(buffer, _now(timeout))
+        try:
+            await self.inner.write(buffer, _now(timeout))
+        except ssl.SSLError as error:
+            raise httpcore.WriteError(error) from error
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -137,7 +148,12 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        inner = await self.inner.start_tls(ssl_context, server_hostname, _now(timeout))
+        try:
+            inner = await self.inner.start_tls(ssl_context, server_hostname, _now(timeout))
+        except BaseException:  # httpcore closes it for an Exception only
+            with anyio.CancelScope(shield=True):
+                await self.inner.aclose()
+            raise
         return _AsyncStream(inner)
 
 

@@ -7,7 +7,6 @@ go past the balancer.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ import anyio
 import httpx
 
 from lbclient.deadline import time_left
+from lbclient.http.request import Place, own_headers
 from lbclient.instance import Instance
 
 __all__ = ["AsyncForeign", "AsyncTransportFactory", "Foreign", "TransportFactory"]
@@ -27,38 +27,39 @@ _URLS = 256
 class _Rebased:
     """Turns a request for the service into one for the instance."""
 
-    def __init__(self, instance: Instance, scheme: str, tls_name: str | None) -> None:
+    def __init__(self, place: Place) -> None:
+        instance = place.instance
         host = f"[{instance.host}]" if ":" in instance.host else instance.host
-        origin = f"{scheme}://{host}:{instance.port}".encode("ascii")
+        origin = f"{place.scheme}://{host}:{instance.port}".encode("ascii")
 
         def url(raw_path: bytes) -> httpx.URL:
             return httpx.URL((origin + raw_path).decode("ascii"))
 
         self._url = lru_cache(_URLS)(url)
-        self._tls: Mapping[str, object] = {"sni_hostname": tls_name} if tls_name else {}
+        self._hosts = place.hosts
+        self._tls = {"sni_hostname": place.tls_name} if place.tls_name else {}
 
     def _rebased(
         self,
         request: httpx.Request,
-        headers: httpx.Headers,
         body: httpx.SyncByteStream | httpx.AsyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Request:
-        made = copy.copy(request)
-        made.url = self._url(request.url.raw_path)
-        made.headers = headers
-        made.stream = body
-        made.extensions = {**self._tls, **extensions}
+        made = httpx.Request(
+            request.method,
+            self._url(request.url.raw_path),
+            stream=body,
+            extensions={**self._tls, **extensions},
+        )
+        made.headers = own_headers(request, self._hosts)
         return made
 
 
 class Foreign(_Rebased):
     """The caller's transport to one instance, for threads."""
 
-    def __init__(
-        self, transport: httpx.BaseTransport, instance: Instance, scheme: str, tls_name: str | None
-    ) -> None:
-        super().__init__(instance, scheme, tls_name)
+    def __init__(self, transport: httpx.BaseTransport, place: Place) -> None:
+        super().__init__(place)
         if not isinstance(transport, httpx.BaseTransport):
             raise TypeError(f"transport= must make httpx.BaseTransport objects, not {transport!r}")
         self._transport = transport
@@ -66,12 +67,11 @@ class Foreign(_Rebased):
     def send(
         self,
         request: httpx.Request,
-        headers: httpx.Headers,
         body: httpx.SyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Response:
         """Send it, and return once the headers came."""
-        return self._transport.handle_request(self._rebased(request, headers, body, extensions))
+        return self._transport.handle_request(self._rebased(request, body, extensions))
 
     def close(self) -> None:
         """Close the transport."""
@@ -81,14 +81,8 @@ class Foreign(_Rebased):
 class AsyncForeign(_Rebased):
     """The caller's transport to one instance, for an event loop."""
 
-    def __init__(
-        self,
-        transport: httpx.AsyncBaseTransport,
-        instance: Instance,
-        scheme: str,
-        tls_name: str | None,
-    ) -> None:
-        super().__init__(instance, scheme, tls_name)
+    def __init__(self, transport: httpx.AsyncBaseTransport, place: Place) -> None:
+        super().__init__(place)
         if not isinstance(transport, httpx.AsyncBaseTransport):
             raise TypeError(
                 f"transport= must make httpx.AsyncBaseTransport objects, not {transport!r}"
@@ -98,12 +92,11 @@ class AsyncForeign(_Rebased):
     async def send(
         self,
         request: httpx.Request,
-        headers: httpx.Headers,
         body: httpx.AsyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Response:
         """Send it, and return once the headers came; cancelled when the attempt's time is up."""
-        made = self._rebased(request, headers, body, extensions)
+        made = self._rebased(request, body, extensions)
         if (left := time_left()) is None:
             return await self._transport.handle_async_request(made)
         with anyio.move_on_after(left):

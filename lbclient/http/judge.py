@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Collection
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import httpx
 
-from lbclient.http.wire import on_reused_connection
+from lbclient.http.body import is_callers_own
+from lbclient.http.wire import on_reused_connection, went_away
 from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
 from lbclient.outcome import judge as network_judge
 
 __all__ = ["HttpJudge", "rest_asked"]
 
 _NOT_PROCESSED = Verdict(fault=False, again="always")
+_MAYBE_PROCESSED = Verdict(fault=False, again="idempotent")
 _LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
 _CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
@@ -31,6 +34,8 @@ class HttpJudge:
         """Judge a response by its status, an httpx error by how far the request can have come."""
         if isinstance(result, httpx.Response):
             return FINE if result.status_code < 400 else self._status(result)
+        if isinstance(result, Exception) and is_callers_own(result):
+            return FINE
         if isinstance(result, httpx.TransportError):
             return _error(result)
         return network_judge(result)
@@ -47,6 +52,8 @@ class HttpJudge:
 
 
 def _error(error: httpx.TransportError) -> Verdict:
+    if (away := went_away(error)) is not None:
+        return _NOT_PROCESSED if away == "unprocessed" else _MAYBE_PROCESSED
     if isinstance(error, _CALLERS_FAULT):
         return FINE
     if isinstance(error, httpx.PoolTimeout):
@@ -63,7 +70,8 @@ def _local_origin(error: BaseException) -> Verdict | None:
         if isinstance(cause, BaseExceptionGroup):
             found = [_local_origin(one) for one in cause.exceptions]
             return found[0] if all(found) else None
-        if (own := own_fault(cause)) is not None:
+        # An SSLError's number is OpenSSL's, and no errno, though 1 would be EPERM.
+        if not isinstance(cause, ssl.SSLError) and (own := own_fault(cause)) is not None:
             return own
         cause = cause.__cause__ or cause.__context__
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import httpx
 
-from lbclient.errors import LoadBalancingError
+from lbclient.http.errors import LoadBalancingError
 from lbclient.instance import Instance
 
 __all__ = ["Origin"]
@@ -22,21 +22,34 @@ class Origin:
 
     def __init__(self, url: str, instances: Callable[[], Iterable[Instance]]) -> None:
         self._url = httpx.URL(url)
-        self._netloc = self._url.netloc
+        self._host = self._url.raw_host
+        self._port = self._url.port
         self._scheme = self._url.scheme
         self._instances = instances
 
-    def admit(self, url: httpx.URL) -> None:
-        """Raises LoadBalancingError for a URL that is not the service's."""
-        if not self.is_own(url) and not self._names_instance(url):
+    def admitted(self, request: httpx.Request) -> httpx.Request:
+        """The request; a new one that names the service where it named an instance.
+
+        Raises LoadBalancingError for a URL that is not the service's.
+        """
+        url = request.url
+        if url.raw_host == self._host and url.port == self._port and url.scheme == self._scheme:
+            return request
+        if not self._names_instance(url):
             raise LoadBalancingError(
                 f"this client balances {self._url} only, not {url.scheme}://{url.host}; for other "
                 "origins use httpx.Client(mounts={...: lbclient.Transport(...)})"
             )
-
-    def is_own(self, url: httpx.URL) -> bool:
-        """True for a URL that names the service itself."""
-        return url.netloc == self._netloc and url.scheme == self._scheme
+        headers = httpx.Headers(request.headers)
+        if headers.get("host", "").encode() == url.netloc:
+            headers["host"] = self._url.netloc.decode("ascii")
+        return httpx.Request(
+            request.method,
+            self._logical(url),
+            headers=headers,
+            stream=request.stream,
+            extensions=request.extensions,
+        )
 
     def make_logical(self, response: httpx.Response) -> None:
         """Name the service in a redirect that names one of its instances.
@@ -52,8 +65,10 @@ class Origin:
         except httpx.InvalidURL:
             return
         if url.host and self._names_instance(url):
-            here = url.copy_with(scheme=self._scheme, host=self._url.host, port=self._url.port)
-            response.headers["location"] = str(here)
+            response.headers["location"] = str(self._logical(url))
+
+    def _logical(self, url: httpx.URL) -> httpx.URL:
+        return url.copy_with(scheme=self._scheme, host=self._url.host, port=self._url.port)
 
     def _names_instance(self, url: httpx.URL) -> bool:
         if url.scheme not in ("", self._scheme):

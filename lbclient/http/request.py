@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from typing import NamedTuple
 
 import httpx
 
 from lbclient import checks
 from lbclient.deadline import Expiry
 from lbclient.http.dial import Allowance
+from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
 from lbclient.terms import Terms
 
-__all__ = ["UNSTREAMED", "attempt_extensions", "attempt_headers", "terms_of"]
+__all__ = [
+    "UNSTREAMED",
+    "Place",
+    "attempt_extensions",
+    "own_headers",
+    "raw_headers",
+    "terms_of",
+]
 
 UNSTREAMED = "lbclient.unstreamed"
 """The extension by which a `Client` says that it is about to read the whole body."""
@@ -38,11 +48,11 @@ def terms_of(
         idempotent = request.method in policy.methods or "idempotency-key" in request.headers
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
     return Terms(
-        idempotent=bool(idempotent),
-        key=asked.get("key"),
-        deadline=asked.get("deadline"),
-        patience=_POOL if patience is None else patience,
-        **({} if replayable is None else {"replayable": replayable}),
+        bool(idempotent),
+        asked.get("key"),
+        asked.get("deadline"),
+        _POOL if patience is None else patience,
+        replayable,
     )
 
 
@@ -57,15 +67,44 @@ def _check(asked: object) -> None:
         checks.seconds(f"{name}['deadline']", asked["deadline"])
 
 
-def attempt_headers(request: httpx.Request, own_host: bytes | None) -> httpx.Headers:
-    """The caller's headers, with the span's, and with `own_host` where the instance has its own."""
-    carrier = propagation()
-    if not carrier and own_host is None:
-        return request.headers
-    headers = httpx.Headers(request.headers)
-    if own_host is not None:
-        headers["host"] = own_host.decode("ascii")
-    headers.update(carrier)
+class Place(NamedTuple):
+    """One instance as a wire addresses it.
+
+    `tls_name` is what TLS verifies, None for the instance's own name; of `hosts` the second is
+    sent where the request says the first.
+    """
+
+    instance: Instance
+    scheme: str
+    tls_name: str | None
+    hosts: tuple[bytes, bytes] | None
+
+
+def raw_headers(
+    request: httpx.Request, hosts: tuple[bytes, bytes] | None
+) -> Sequence[tuple[bytes, bytes]]:
+    """The headers of one attempt, as httpcore wants them: the caller's, with those of the span."""
+    headers = request.headers.raw
+    if hosts is not None:
+        old, new = hosts
+        headers = [
+            (name, new) if value == old and name.lower() == b"host" else (name, value)
+            for name, value in headers
+        ]
+    if carrier := propagation():
+        ours = {name.lower().encode(): value.encode() for name, value in carrier.items()}
+        headers = [pair for pair in headers if pair[0].lower() not in ours]
+        headers.extend(ours.items())
+    return headers
+
+
+def own_headers(request: httpx.Request, hosts: tuple[bytes, bytes] | None) -> httpx.Headers:
+    """The same for a transport of the caller's, which may change them as it likes."""
+    headers = request.headers.copy()
+    if hosts is not None and headers.get("host", "").encode() == hosts[0]:
+        headers["host"] = hosts[1].decode("ascii")
+    if carrier := propagation():
+        headers.update(carrier)
     return headers
 
 

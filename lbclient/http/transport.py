@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Protocol, Unpack
+from typing import Protocol, TypeVar, Unpack, cast
 
+import anyio
 import httpx
 
 from lbclient.attempt import Attempt
@@ -18,7 +21,7 @@ from lbclient.http.body import awatch, replays, watch
 from lbclient.http.errors import as_httpx
 from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
 from lbclient.http.options import TransportOptions, WireOptions
-from lbclient.http.request import attempt_extensions
+from lbclient.http.request import Place, attempt_extensions
 from lbclient.http.wire import AsyncWire, Wire
 from lbclient.instance import Instance
 from lbclient.shell import arun, run
@@ -26,6 +29,7 @@ from lbclient.shell import arun, run
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
 Service = str | Iterable[str | Instance] | Resolver
+S = TypeVar("S")
 
 
 class Transport(httpx.BaseTransport):
@@ -49,6 +53,7 @@ class Transport(httpx.BaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None:
         self._binding: Binding[Wire | Foreign] = Binding(service, options, _maker(transport))
+        self._lost: deque[httpx.SyncByteStream] = deque()
 
     @property
     def balancer(self) -> Balancer:
@@ -62,14 +67,19 @@ class Transport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        for wire in binding.departed():
-            wire.close()
+        self._tidy()
+        request = binding.admitted(request)
         stream = watch(request)
+        answers: list[httpx.Response] = []
         try:
             call = binding.call(request, replays(stream))
-            response = run(call, partial(self._send, request, stream))
-        except LoadBalancingError as error:
-            raise as_httpx(error) from error.__cause__
+            response = run(call, partial(self._send, request, stream, answers))
+        except BaseException as error:
+            for answer in answers:  # interrupted before it was replaced
+                answer.close()
+            if isinstance(error, LoadBalancingError):
+                raise as_httpx(error) from error.__cause__
+            raise
         return binding.finished(call, response)
 
     def close(self) -> None:
@@ -77,22 +87,34 @@ class Transport(httpx.BaseTransport):
         for wire in self._binding.all_wires():
             wire.close()
 
+    def _tidy(self) -> None:
+        for wire in self._binding.departed():
+            wire.close()
+        if self._lost:
+            for body in _each(self._lost):
+                body.close()
+
     def _send(
-        self, request: httpx.Request, stream: httpx.SyncByteStream, attempt: Attempt[httpx.Response]
+        self,
+        request: httpx.Request,
+        stream: httpx.SyncByteStream,
+        answers: list[httpx.Response],
+        attempt: Attempt[httpx.Response],
     ) -> httpx.Response:
         binding = self._binding
         if attempt.replaces is not None:
             drain(attempt.replaces)
         wire = binding.wire(attempt.endpoint)
-        headers = binding.headers(request, attempt)
         extensions = attempt_extensions(request, attempt.expiry)
-        response = wire.send(request, headers, stream, extensions)
+        response = wire.send(request, stream, extensions)
         attempt.status = response.status_code
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 read(response, attempt.expiry)
             else:
-                response.stream = Answer(response, attempt)
+                body = cast("httpx.SyncByteStream", response.stream)
+                response.stream = Answer(body, attempt, self._lost.append)
+                answers.append(response)
         return response
 
 
@@ -112,6 +134,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         self._binding: Binding[AsyncWire | AsyncForeign] = Binding(
             service, options, _async_maker(transport)
         )
+        self._lost: deque[httpx.AsyncByteStream] = deque()
 
     @property
     def balancer(self) -> Balancer:
@@ -125,14 +148,20 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        for wire in binding.departed():
-            await wire.aclose()
+        await self._tidy()
+        request = binding.admitted(request)
         stream = awatch(request)
+        answers: list[httpx.Response] = []
         try:
             call = binding.call(request, replays(stream))
-            response = await arun(call, partial(self._send, request, stream))
-        except LoadBalancingError as error:
-            raise as_httpx(error) from error.__cause__
+            response = await arun(call, partial(self._send, request, stream, answers))
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                for answer in answers:  # cancelled before it was replaced
+                    await answer.aclose()
+            if isinstance(error, LoadBalancingError):
+                raise as_httpx(error) from error.__cause__
+            raise
         return binding.finished(call, response)
 
     async def aclose(self) -> None:
@@ -140,38 +169,50 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         for wire in self._binding.all_wires():
             await wire.aclose()
 
+    async def _tidy(self) -> None:
+        for wire in self._binding.departed():
+            await wire.aclose()
+        if self._lost:
+            for body in _each(self._lost):
+                await body.aclose()
+
     async def _send(
         self,
         request: httpx.Request,
         stream: httpx.AsyncByteStream,
+        answers: list[httpx.Response],
         attempt: Attempt[httpx.Response],
     ) -> httpx.Response:
         binding = self._binding
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
         wire = binding.wire(attempt.endpoint)
-        headers = binding.headers(request, attempt)
         extensions = attempt_extensions(request, attempt.expiry)
-        response = await wire.send(request, headers, stream, extensions)
+        response = await wire.send(request, stream, extensions)
         attempt.status = response.status_code
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 await aread(response, attempt.expiry)
             else:
-                response.stream = AsyncAnswer(response, attempt)
+                body = cast("httpx.AsyncByteStream", response.stream)
+                response.stream = AsyncAnswer(body, attempt, self._lost.append)
+                answers.append(response)
         return response
 
 
+def _each(lost: deque[S]) -> Iterator[S]:
+    """Each once, whichever other thread takes from it meanwhile."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield lost.popleft()
+
+
 class _Maker(Protocol):
-    def __call__(
-        self, instance: Instance, options: WireOptions, tls_name: str | None
-    ) -> Wire | Foreign: ...
+    def __call__(self, place: Place, options: WireOptions) -> Wire | Foreign: ...
 
 
 class _AsyncMaker(Protocol):
-    def __call__(
-        self, instance: Instance, options: WireOptions, tls_name: str | None
-    ) -> AsyncWire | AsyncForeign: ...
+    def __call__(self, place: Place, options: WireOptions) -> AsyncWire | AsyncForeign: ...
 
 
 def _maker(factory: TransportFactory | None) -> _Maker:
@@ -179,10 +220,7 @@ def _maker(factory: TransportFactory | None) -> _Maker:
         return Wire
     _check_factory(factory)
 
-    def make(instance: Instance, options: WireOptions, tls_name: str | None) -> Foreign:
-        return Foreign(factory(instance), instance, options.scheme, tls_name)
-
-    return make
+    return lambda place, _: Foreign(factory(place.instance), place)
 
 
 def _async_maker(factory: AsyncTransportFactory | None) -> _AsyncMaker:
@@ -190,10 +228,7 @@ def _async_maker(factory: AsyncTransportFactory | None) -> _AsyncMaker:
         return AsyncWire
     _check_factory(factory)
 
-    def make(instance: Instance, options: WireOptions, tls_name: str | None) -> AsyncForeign:
-        return AsyncForeign(factory(instance), instance, options.scheme, tls_name)
-
-    return make
+    return lambda place, _: AsyncForeign(factory(place.instance), place)
 
 
 def _check_factory(factory: object) -> None:

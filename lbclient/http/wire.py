@@ -7,17 +7,22 @@ and never shared between services: a connection verified for one name must not s
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Literal
 
+import anyio
 import httpcore
 import httpx
 
 from lbclient.http.dial import AsyncDialer, Dialer, Stream
 from lbclient.http.options import WireOptions
-from lbclient.instance import Instance
+from lbclient.http.request import Place, raw_headers
 
-__all__ = ["AsyncWire", "Wire", "on_reused_connection"]
+__all__ = ["AsyncWire", "Wire", "on_reused_connection", "went_away"]
 
+_NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
+_AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
 
 Extensions = Mapping[str, object]
 
@@ -40,13 +45,14 @@ def _pool(options: WireOptions) -> dict[str, object]:
 class _Addressed:
     """Makes httpcore's requests: the socket and the TLS name are ours, the rest is the caller's."""
 
-    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
-        self._scheme = options.scheme.encode()
-        self._host = (tls_name or instance.host).encode("ascii")
-        self._port = instance.port
+    def __init__(self, place: Place) -> None:
+        self._scheme = place.scheme.encode()
+        self._host = (place.tls_name or place.instance.host).encode("ascii")
+        self._port = place.instance.port
+        self._hosts = place.hosts
 
     def _request(
-        self, request: httpx.Request, headers: httpx.Headers, body: object, extensions: Extensions
+        self, request: httpx.Request, body: object, extensions: Extensions
     ) -> httpcore.Request:
         return httpcore.Request(
             method=request.method,
@@ -56,7 +62,7 @@ class _Addressed:
                 port=self._port,
                 target=request.url.raw_path,
             ),
-            headers=headers.raw,
+            headers=raw_headers(request, self._hosts),
             content=body,  # type: ignore[arg-type]  # sync or async, as the caller's side is
             extensions=dict(extensions),
         )
@@ -65,23 +71,22 @@ class _Addressed:
 class Wire(_Addressed):
     """Connections to one instance, for threads."""
 
-    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
-        super().__init__(instance, options, tls_name)
+    def __init__(self, place: Place, options: WireOptions) -> None:
+        super().__init__(place)
         self._pool = httpcore.ConnectionPool(
-            network_backend=Dialer(instance),
+            network_backend=Dialer(place.instance),
             **_pool(options),  # type: ignore[arg-type]  # as typed there
         )
 
     def send(
         self,
         request: httpx.Request,
-        headers: httpx.Headers,
         body: httpx.SyncByteStream,
         extensions: Extensions,
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
         with _as_httpx():
-            answer = self._pool.handle_request(self._request(request, headers, body, extensions))
+            answer = self._pool.handle_request(self._request(request, body, extensions))
         return _response(answer, _Body(answer))
 
     def close(self) -> None:
@@ -92,26 +97,41 @@ class Wire(_Addressed):
 class AsyncWire(_Addressed):
     """Connections to one instance, for one event loop."""
 
-    def __init__(self, instance: Instance, options: WireOptions, tls_name: str | None) -> None:
-        super().__init__(instance, options, tls_name)
+    def __init__(self, place: Place, options: WireOptions) -> None:
+        super().__init__(place)
         self._pool = httpcore.AsyncConnectionPool(
-            network_backend=AsyncDialer(instance),
+            network_backend=AsyncDialer(place.instance),
             **_pool(options),  # type: ignore[arg-type]  # as typed there
         )
 
     async def send(
         self,
         request: httpx.Request,
-        headers: httpx.Headers,
         body: httpx.AsyncByteStream,
         extensions: Extensions,
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
-        with _as_httpx():
-            answer = await self._pool.handle_async_request(
-                self._request(request, headers, body, extensions)
-            )
+        try:
+            with _as_httpx():
+                answer = await self._pool.handle_async_request(
+                    self._request(request, body, extensions)
+                )
+        except Exception:
+            raise
+        except BaseException:
+            await self._close_stillborn()
+            raise
         return _response(answer, _AsyncBody(answer))
+
+    async def _close_stillborn(self) -> None:
+        """Cancelled between connecting and sending, httpcore never again looks at the connection.
+
+        Another task's that is just there gets a new one.
+        """
+        with anyio.CancelScope(shield=True):
+            for connection in self._pool.connections:
+                if ", NEW, " in connection.info():
+                    await connection.aclose()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -155,6 +175,24 @@ def on_reused_connection(response: httpx.Response) -> bool:
     return isinstance(stream, Stream) and stream.answers > 1
 
 
+def went_away(error: httpx.TransportError) -> Literal["unprocessed", "unknown"] | None:
+    """Whether an HTTP/2 peer ended the connection or the stream without a fault of its own.
+
+    "unprocessed" where it says that it has not begun the request: by REFUSED_STREAM, or by a GOAWAY
+    that names no stream. (For one that names an earlier stream httpcore opens a new connection.)
+    "unknown" for any other orderly GOAWAY: h2 takes in no frame after it, not even the answer.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, httpcore.ProtocolError) or not cause.args:
+        return None
+    code: int | None = getattr(cause.args[0], "error_code", None)
+    last_begun: int | None = getattr(cause.args[0], "last_stream_id", None)
+    if last_begun == 0 or (last_begun is None and code == _REFUSED_STREAM):
+        return "unprocessed"
+    orderly = last_begun is not None and code == _NO_ERROR
+    return "unknown" if orderly or _AFTER_GOAWAY.match(str(cause)) else None
+
+
 def _response(
     answer: httpcore.Response, body: httpx.SyncByteStream | httpx.AsyncByteStream
 ) -> httpx.Response:
@@ -174,7 +212,15 @@ def _as_httpx() -> Iterator[None]:
     except _HTTPCORE as error:
         names = (getattr(httpx, kind.__name__, None) for kind in type(error).__mro__)
         kind = next(found for found in names if found is not None)
-        raise kind(str(error)) from error
+        raise kind(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What it says, else the first of its causes that says anything: async ones are often mute."""
+    cause: BaseException | None = error
+    while isinstance(cause, Exception) and not str(cause):
+        cause = cause.__cause__ or cause.__context__
+    return str(cause) if isinstance(cause, Exception) else type(error).__name__
 
 
 _HTTPCORE: tuple[type[Exception], ...] = (

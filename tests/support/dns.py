@@ -388,10 +388,10 @@ class Bind(_Server):
 
     command = "named"
 
-    def __init__(self, directory: Path, zone: str, records: str) -> None:
+    def __init__(self, directory: Path, zone: str, probe: str, records: str) -> None:
         super().__init__(directory)
         self.zone = zone
-        self.probe = records.split(maxsplit=1)[0]
+        self.probe = probe
         (directory / "zone").write_text(
             f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
             f"@ NS ns\nns A {_HOST}\n{records}\n"

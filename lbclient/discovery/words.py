@@ -1,0 +1,26 @@
+"""What discovery says in logs and errors about what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lbclient.instance import Refusal
+
+__all__ = ["listed", "text_of"]
+
+_SHOWN = 5
+
+
+def listed(refused: Iterable[Refusal]) -> str:
+    """In an order of their own, so that the same ones make the same text, and not all of many."""
+    shown = sorted({f"{one.record}: {one.reason}" for one in refused})
+    more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return "; ".join(shown[:_SHOWN]) + more
+
+
+def text_of(error: BaseException | None) -> str:
+    """What it says. It may be the caller's own, and say nothing, or fail to say it."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
+        return type(error).__name__

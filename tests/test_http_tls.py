@@ -1,0 +1,623 @@
+"""TLS names the service, whoever the instance is; HTTP/2 on top, against a real nginx."""
+
+import contextlib
+import datetime
+import ssl
+import threading
+from collections import Counter
+
+import anyio
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import httpx
+import pytest
+import trustme
+
+import lbclient
+from tests.support.http import Server, drips, in_turn, says, tells_port
+from tests.support.nginx import BINARY, nginx
+from tests.test_http_bodies import BIG, echoes, failures
+from tests.test_http_features import (
+    First,
+    all_requests,
+    busy_connections,
+    cancelled_by_scope,
+    get,
+    urls,
+    worlds,
+)
+
+NAME = "orders.test"
+
+
+class TlsServer(Server):
+    """An instance that speaks TLS; `names` keeps the server names it was asked for."""
+
+    def __init__(self, behaviour, certificate):
+        self.names = []
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self.context)
+        self.context.sni_callback = lambda _sock, name, _context: self.names.append(name)
+        super().__init__(behaviour)
+
+    @property
+    def url(self):
+        return f"https://127.0.0.1:{self.port}"
+
+    def _serve(self, connection):
+        connection.file.close()
+        try:
+            connection.sock = self.context.wrap_socket(connection.sock, server_side=True)
+        except OSError:
+            connection.sock.close()
+        else:
+            connection.file = connection.sock.makefile("rb")
+        super()._serve(connection)
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def trust(ca):
+    """A context that trusts our authority alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def serve_tls(ca):
+    """Start instances: `serve_tls(name, ..., behaviour=...)`, one for each name certified."""
+    started = []
+
+    def start(*names, behaviour=tells_port, authority=ca, **options):
+        new = [TlsServer(behaviour, authority.issue_cert(name, **options)) for name in names]
+        started.extend(new)
+        return new
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+# Whose name is asked for, and verified
+
+
+@worlds
+def test_the_services_name(serve_tls, trust, world):
+    """S6: Host, SNI and certificate are the service's, though sockets go to addresses."""
+    pair = serve_tls(NAME, NAME)
+    with world.client(urls(pair), name=NAME, verify=trust, strategy="round-robin") as client:
+        for _ in range(4):
+            response = client.get("/")
+            assert str(response.url) == f"https://{NAME}/"
+        with client.stream("GET", "/") as response:
+            client.read(response)
+        assert client.in_flight == 0
+    assert [set(one.names) for one in pair] == [{NAME}, {NAME}]
+    assert {request.headers["host"] for request in all_requests(*pair)} == {NAME}
+    assert [one.accepted for one in pair] == [1, 1]
+
+
+@worlds
+def test_under_httpxs_client(serve_tls, trust, world):
+    """S6: a Transport verifies its service's name too, whatever the URL above says."""
+    (server,) = serve_tls(NAME)
+    with world.under_httpx([server.url], name=NAME, verify=trust) as client:
+        assert client.get("https://whatever.test/").status_code == 200
+    assert server.names == [NAME]
+    assert server.requests[0].headers["host"] == "whatever.test"
+
+
+def wrong_name(ca):
+    return {"name": "other.test"}
+
+
+def expired(ca):
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    return {"name": NAME, "not_after": past}
+
+
+def not_ours(ca):
+    return {"name": NAME, "authority": trustme.CA()}
+
+
+@worlds
+@pytest.mark.parametrize("fault", [wrong_name, expired, not_ours], ids=lambda one: one.__name__)
+def test_a_wrong_certificate(serve_tls, ca, trust, world, fault):
+    """I20: a wrong certificate fails that instance, for any method; never sent, never downgraded."""
+    options = fault(ca)
+    (bad,) = serve_tls(options.pop("name"), **options)
+    (good,) = serve_tls(NAME)
+    with world.client(urls([bad, good]), name=NAME, verify=trust, strategy=First()) as client:
+        response = client.post("/", content=b"order")
+        assert response.text == str(good.port)
+        one, two = lbclient.call_info(response).attempts
+        assert isinstance(one.error, httpx.ConnectError)
+        assert (one.instance.port, two.instance.port) == (bad.port, good.port)
+        assert failures(client) == [1, 0]
+    with world.client([bad.url], name=NAME, verify=trust) as client:
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get("/")
+        assert client.in_flight == 0
+    assert bad.hits == 0
+
+
+@worlds
+def test_the_instances_name(serve_tls, trust, world):
+    """S6: `tls_name="instance"` asks for, and verifies, each instance's own host; Host stays."""
+    by_address, by_name = serve_tls("127.0.0.1", "localhost")
+    service = [
+        lbclient.Instance("127.0.0.1", by_address.port),
+        lbclient.Instance("localhost", by_name.port),
+    ]
+    options = {"scheme": "https", "name": NAME, "verify": trust, "strategy": "round-robin"}
+    with world.client(service, tls_name="instance", **options) as client:
+        for _ in range(2):
+            assert client.get("/").status_code == 200
+    assert (by_address.names, by_name.names) == ([None], ["localhost"])
+    assert {one.headers["host"] for one in all_requests(by_address, by_name)} == {NAME}
+    with world.client(service, **options) as client, pytest.raises(httpx.ConnectError):
+        client.get("/")
+
+
+@worlds
+def test_an_unnamed_list(serve_tls, trust, world):
+    """S6: without a name each instance answers for its own host, and for no other's."""
+    pair = serve_tls("localhost", "127.0.0.1")
+    service = [f"https://localhost:{pair[0].port}", pair[1].url]
+    with world.client(service, verify=trust, strategy="round-robin") as client:
+        for _ in range(2):
+            assert client.get("/").status_code == 200
+    hosts = [server.requests[0].headers["host"] for server in pair]
+    assert hosts == [f"localhost:{pair[0].port}", f"127.0.0.1:{pair[1].port}"]
+    swapped = [pair[0].url, f"https://localhost:{pair[1].port}"]
+    with world.client(swapped, verify=trust) as client, pytest.raises(httpx.ConnectError):
+        client.get("/")
+
+
+@worlds
+def test_verify(serve_tls, ca, trust, world, monkeypatch, tmp_path):
+    """K7: `verify` is a context, or False; SSL_CERT_FILE names the authorities, by default none
+    but the well-known."""
+    (server,) = serve_tls(NAME)
+    with world.client([server.url], name=NAME, verify=False) as client:
+        assert client.get("/").status_code == 200
+    with world.client([server.url], name="other.test", verify=False) as client:
+        assert client.get("/").status_code == 200
+    with world.client([server.url], name=NAME) as client, pytest.raises(httpx.ConnectError):
+        client.get("/")
+    bundle = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(str(bundle))
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    with world.client([server.url], name=NAME) as client:
+        assert client.get("/").status_code == 200
+    with (
+        world.client([server.url], name=NAME, trust_env=False) as client,
+        pytest.raises(httpx.ConnectError),
+    ):
+        client.get("/")
+
+
+@worlds
+def test_a_connection_serves_the_service_it_was_verified_for(serve_tls, trust, world):
+    """S6: one service's open connection is never another's, though address and port are the same."""
+    (server,) = serve_tls(NAME)
+    with (
+        world.client([server.url], name=NAME, verify=trust) as orders,
+        world.client([server.url], name="payments.test", verify=trust) as payments,
+    ):
+        for _ in range(2):
+            assert orders.get("/").status_code == 200
+            with pytest.raises(httpx.ConnectError):
+                payments.get("/")
+        assert orders.get("/").status_code == 200
+    assert {request.headers["host"] for request in server.requests} == {NAME}
+    assert set(server.names) == {NAME, "payments.test"}
+
+
+def test_two_transports_under_one_client(serve_tls, trust):
+    """S6: two services mounted in one client keep their connections apart."""
+    (server,) = serve_tls(NAME)
+    orders = lbclient.Transport([server.url], name=NAME, verify=trust)
+    payments = lbclient.Transport([server.url], name="payments.test", verify=trust)
+    mounts = {f"https://{NAME}": orders, "https://payments.test": payments}
+    with httpx.Client(mounts=mounts) as client:
+        assert client.get(f"https://{NAME}/").status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            client.get("https://payments.test/")
+    assert server.hits == 1
+
+
+@worlds
+def test_httpxs_transport_as_the_engine(serve_tls, trust, world):
+    """S6: a transport of the caller's own gets the service's name as `sni_hostname`."""
+    (server,) = serve_tls(NAME)
+    kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
+    for name, works in ((NAME, True), ("payments.test", False)):
+        with world.client(
+            [server.url], name=name, transport=lambda _: kind(verify=trust)
+        ) as client:
+            if works:
+                assert client.get("/").status_code == 200
+            else:
+                with pytest.raises(httpx.ConnectError):
+                    client.get("/")
+    assert server.hits == 1
+
+
+# TLS where none is, and the reverse
+
+
+@worlds
+def test_https_to_a_plain_port(servers, serve_tls, trust, world):
+    """I21: a plain port fails the handshake: a connect error that says TLS, for any method."""
+    (plain,) = servers(answers_garbage)
+    (good,) = serve_tls(NAME)
+    bad = f"https://127.0.0.1:{plain.port}"
+    with world.client([bad, good.url], name=NAME, verify=trust, strategy=First()) as client:
+        assert client.post("/", content=b"order").text == str(good.port)
+        assert failures(client) == [1, 0]
+    with world.client([bad], name=NAME, verify=trust) as client:
+        with pytest.raises(httpx.ConnectError, match="(?i)ssl|tls"):
+            client.get("/")
+        assert client.in_flight == 0
+
+
+def answers_garbage(connection, _):
+    """What a plain HTTP server says to a TLS handshake."""
+    connection.sock.recv(1000)
+    connection.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    connection.close()
+
+
+answers_garbage.on_accept = True
+
+
+@worlds
+def test_http_to_a_tls_port(servers, serve_tls, world):
+    """I21: a TLS port breaks off: httpx's protocol or read error; repeated elsewhere if it may."""
+    (good,) = servers(tells_port)
+    (tls,) = serve_tls(NAME)
+    bad = f"http://127.0.0.1:{tls.port}"
+    with world.client([bad, good.url], strategy=First()) as client:
+        assert client.get("/").text == str(good.port)
+        assert failures(client) == [1, 0]
+    with world.client([bad, good.url], strategy=First()) as client:
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)) as caught:
+            client.post("/", content=b"order")
+        assert str(caught.value)
+        assert client.in_flight == 0
+    assert (tls.hits, good.hits) == (0, 1)
+
+
+def says_nothing(connection, _):
+    connection.server.stopping.wait(30)
+
+
+says_nothing.on_accept = True
+
+
+@worlds
+def test_a_handshake_that_hangs(servers, serve_tls, trust, world):
+    """I20: the connect timeout bounds the handshake; nothing was sent, so any method goes on."""
+    (hung,) = servers(says_nothing)
+    (good,) = serve_tls(NAME)
+    service = [f"https://127.0.0.1:{hung.port}", good.url]
+    timeout = httpx.Timeout(20, connect=0.5)
+    with world.client(
+        service, name=NAME, verify=trust, strategy=First(), timeout=timeout
+    ) as client:
+        response = client.post("/", content=b"order")
+        assert response.text == str(good.port)
+        one, _ = lbclient.call_info(response).attempts
+        assert isinstance(one.error, httpx.ConnectTimeout)
+        assert response.elapsed.total_seconds() < 10
+
+
+@worlds
+def test_a_certificate_of_the_clients(ca, trust, world):
+    """I20: `cert` is sent to whoever asks; without it the rejection, which TLS 1.3 sends after the
+    request, is httpx's read error, a fault, and no leave to repeat a POST."""
+    (server,) = (TlsServer(tells_port, ca.issue_cert(NAME)),)
+    server.context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(server.context)
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(own)
+    ca.issue_cert("client.test").configure_cert(own)
+    try:
+        with world.client([server.url], name=NAME, verify=own) as client:
+            assert client.get("/").status_code == 200
+        with world.client([server.url] * 1, name=NAME, verify=trust) as client:
+            with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+                client.post("/", content=b"order")
+            assert failures(client) == [1]
+            assert client.in_flight == 0
+    finally:
+        server.stop()
+
+
+# The deadline, and interruptions, through TLS
+
+
+@worlds
+def test_the_deadline_holds_through_tls(serve_tls, trust, world):
+    """I6: a drip through TLS ends with the deadline; 5 MB both ways arrive before it."""
+    (drip,) = serve_tls(NAME, behaviour=drips(0.02))
+    (server,) = serve_tls(NAME, behaviour=echoes)
+    asked = {"lbclient": {"deadline": 0.5}}
+    with world.client([drip.url], name=NAME, verify=trust, retry=None) as client:
+        with pytest.raises(lbclient.DeadlineExceeded):
+            client.get("/", extensions=asked)
+        assert client.in_flight == 0
+    with world.client([server.url], name=NAME, verify=trust) as client:
+        asked = {"lbclient": {"deadline": 20}}
+        assert client.put("/", content=BIG, extensions=asked).content == BIG
+
+
+@pytest.mark.anyio
+async def test_cancelled_at_every_await_of_tls(serve_tls, trust):
+    """C1: wherever a call is cancelled in its handshake or after, nothing stays in flight or open."""
+    (server,) = serve_tls(NAME, behaviour=says(200, b"x" * 100_000))
+    at, more = 0, True
+    while more:
+        at += 1
+        async with lbclient.AsyncClient([server.url], name=NAME, verify=trust) as client:
+            more = await cancelled_by_scope(get(client), at)
+            (one,) = client.balancer.snapshot().instances
+            assert (one.in_flight, one.failures) == (0, 0), at
+            assert busy_connections(client) == [], at
+    assert at > 6
+
+
+# HTTP/2 against nginx
+
+needs_nginx = pytest.mark.skipif(BINARY is None, reason="nginx is not installed")
+
+_SERVER = """
+        ssl_certificate {home}/cert.pem;
+        ssl_certificate_key {home}/key.pem;
+        keepalive_requests {requests};
+        location / {{ return 200 "$server_protocol $host $ssl_server_name $request_method"; }}
+        location /busy {{ return 503; }}
+        location /backend {{ proxy_pass http://127.0.0.1:{backend}; }}
+"""
+
+
+@pytest.fixture
+def serve_h2(ca, tmp_path):
+    """Start nginx: `serve_h2(backend=port, requests=1000)`; its URL."""
+    with contextlib.ExitStack() as stack:
+
+        def start(backend=9, requests=1000):
+            home = tmp_path / str(len(list(tmp_path.iterdir())))
+            home.mkdir()
+            certificate = ca.issue_cert(NAME)
+            (home / "cert.pem").write_bytes(
+                b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+            )
+            certificate.private_key_pem.write_to_path(str(home / "key.pem"))
+            server = _SERVER.format(home=home, backend=backend, requests=requests)
+            return f"https://127.0.0.1:{stack.enter_context(nginx(home, server, 'ssl http2'))}"
+
+        yield start
+
+
+@needs_nginx
+@worlds
+def test_http2(serve_h2, servers, trust, world):
+    """S6: HTTP/2 is spoken where asked for, with the service's name as authority and SNI."""
+    (backend,) = servers(echoes)
+    service = [serve_h2(backend.port), serve_h2(backend.port)]
+    options = {"name": NAME, "verify": trust, "strategy": "round-robin"}
+    with world.client(service, http2=True, **options) as client:
+        for method in ("GET", "POST") * 2:
+            response = client.request(method, "/", content=b"x" if method == "POST" else None)
+            assert response.http_version == "HTTP/2"
+            assert response.text == f"HTTP/2.0 {NAME} {NAME} {method}"
+            assert str(response.url) == f"https://{NAME}/"
+        assert client.get("/busy").status_code == 503
+        assert client.post("/backend", content=BIG).content == BIG
+        assert client.put("/backend", content=world.body([BIG, b"x"])).content == BIG + b"x"
+        with client.stream("POST", "/backend", content=BIG) as response:
+            assert client.in_flight == 1
+            assert client.read(response) == BIG
+        with client.stream("POST", "/backend", content=BIG) as response:
+            assert client.in_flight == 1
+        assert client.in_flight == 0
+        assert client.get("/").status_code == 200
+    with world.client(service, **options) as client:
+        assert client.get("/").http_version == "HTTP/1.1"
+
+
+@needs_nginx
+def test_http2_for_threads(serve_h2, trust):
+    """Twenty threads share a connection an instance: every call is served, none stays in flight."""
+    service = [serve_h2(), serve_h2()]
+    seen = Counter()
+    with lbclient.Client(service, name=NAME, verify=trust, http2=True) as client:
+
+        def calls():
+            for _ in range(10):
+                response = client.get("/")
+                seen[response.status_code, response.http_version] += 1
+
+        threads = [threading.Thread(target=calls) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+    assert seen == {(200, "HTTP/2"): 200}
+
+
+@needs_nginx
+@pytest.mark.anyio
+async def test_http2_concurrently(serve_h2, trust):
+    """Concurrent streams share a connection an instance, and a cancelled one harms no other."""
+    service = [serve_h2(), serve_h2()]
+    seen = Counter()
+    async with lbclient.AsyncClient(service, name=NAME, verify=trust, http2=True) as client:
+        for _ in service:
+            await client.get("/")
+
+        async def call(number):
+            with anyio.CancelScope() as scope:
+                if number % 5 == 0:
+                    scope.cancel()
+                response = await client.get("/")
+                seen[response.status_code, response.http_version] += 1
+
+        for _ in range(3):
+            async with anyio.create_task_group() as group:
+                for number in range(50):
+                    group.start_soon(call, number)
+        snapshot = client.balancer.snapshot()
+        pools = [wire._pool for _, wire in client._transport._binding._wires.values()]
+        assert [len(pool.connections) for pool in pools] == [1, 1]
+    assert seen == {(200, "HTTP/2"): 120}
+    assert [(one.in_flight, one.failures) for one in snapshot.instances] == [(0, 0)] * 2
+
+
+@needs_nginx
+@worlds
+def test_http2_connections_that_end(serve_h2, trust, world):
+    """I25: a connection that ends in order after some requests is no fault, and costs no GET."""
+    attempts = Counter()
+    with world.client([serve_h2(requests=3)], name=NAME, verify=trust, http2=True) as client:
+        for _ in range(10):
+            response = client.get("/")
+            assert response.status_code == 200
+            attempts[len(lbclient.call_info(response).attempts)] += 1
+        assert failures(client) == [0]
+        assert client.in_flight == 0
+    assert attempts[2] >= 3
+
+
+# HTTP/2 turned away
+
+
+class H2:
+    """An instance of HTTP/2 by prior knowledge, which turns the first `refuse` requests away."""
+
+    on_accept = True
+
+    def __init__(self, refuse=0, how=None):
+        self.refuse = refuse
+        self.how = how
+        self.bodies = []
+
+    def __call__(self, connection, _):
+        config = h2.config.H2Configuration(client_side=False)
+        peer = h2.connection.H2Connection(config)
+        peer.initiate_connection()
+        bodies = {}
+        while True:
+            connection.send(peer.data_to_send())
+            if not (data := connection.sock.recv(65_536)):
+                return
+            for event in peer.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    bodies[event.stream_id] = b""
+                elif isinstance(event, h2.events.DataReceived):
+                    bodies[event.stream_id] += event.data
+                    peer.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, h2.events.StreamEnded):
+                    self.bodies.append(bodies[event.stream_id])
+                    self._answer(peer, event.stream_id)
+
+    def _answer(self, peer, stream):
+        if self.refuse:
+            self.refuse -= 1
+            self.how(peer, stream)
+            return
+        peer.send_headers(stream, [(":status", "200")])
+        peer.send_data(stream, b"ok", end_stream=True)
+
+
+def refused_stream(peer, stream):
+    peer.reset_stream(stream, h2.errors.ErrorCodes.REFUSED_STREAM)
+
+
+def goaway_before_any(peer, _):
+    peer.close_connection(last_stream_id=0)
+
+
+def internal_error(peer, stream):
+    peer.reset_stream(stream, h2.errors.ErrorCodes.INTERNAL_ERROR)
+
+
+H2C = {"http1": False, "http2": True}
+
+
+@worlds
+@pytest.mark.parametrize(
+    "how", [refused_stream, goaway_before_any], ids=lambda one: one.__name__
+)
+def test_what_was_not_processed_is_sent_again(servers, world, how):
+    """I25: what an HTTP/2 peer says it did not process is sent again, POST too; no fault."""
+    away, taking = H2(1, how), H2()
+    pair = servers(away, taking)
+    with world.client(urls(pair), strategy=First(), **H2C) as client:
+        response = client.post("/", content=b"order")
+        assert response.text == "ok"
+        assert failures(client) == [0, 0]
+        assert client.in_flight == 0
+        assert client.post("/", content=b"order").text == "ok"
+    assert taking.bodies == [b"order"]
+    assert away.bodies == [b"order", b"order"]
+
+
+@worlds
+def test_a_generator_turned_away_is_not_cut_short(servers, world):
+    """C11: a body that was begun is not sent again, not even where the peer asks for it."""
+    away, taking = H2(1, refused_stream), H2()
+    with world.client(urls(servers(away, taking)), strategy=First(), **H2C) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.post("/", content=world.body([b"order"]))
+        assert client.in_flight == 0
+    assert (away.bodies, taking.bodies) == ([b"order"], [])
+
+
+@worlds
+def test_a_reset_stream_may_have_been_processed(servers, world):
+    """I25: any other reset of a stream is a fault, and only idempotent calls are sent again."""
+    broken, taking = H2(2, internal_error), H2()
+    with world.client(urls(servers(broken, taking)), strategy=First(), **H2C) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.post("/", content=b"order")
+        assert client.put("/", content=b"order").text == "ok"
+        assert failures(client) == [2, 0]
+        assert client.in_flight == 0
+
+
+def goaway_before_the_second(peer, stream):
+    """Streams after the first were not begun: httpcore itself opens a new connection for them."""
+    if stream > 1:
+        peer.close_connection(last_stream_id=1)
+    else:
+        peer.send_headers(stream, [(":status", "200")])
+        peer.send_data(stream, b"ok", end_stream=True)
+
+
+@worlds
+def test_goaway_between_streams(servers, world):
+    """I25: what httpcore repeats by itself is whole: bytes again, a generator not at all."""
+    instance = H2(2, goaway_before_the_second)
+    with world.client(urls(servers(instance)), **H2C) as client:
+        assert client.post("/", content=b"first").text == "ok"
+        assert client.post("/", content=b"second").text == "ok"
+        assert failures(client) == [0]
+    assert instance.bodies == [b"first", b"second", b"second"]
+    instance = H2(2, goaway_before_the_second)
+    with world.client(urls(servers(instance)), **H2C) as client:
+        assert client.post("/", content=b"first").text == "ok"
+        with pytest.raises((httpx.RemoteProtocolError, httpx.StreamConsumed)):
+            client.post("/", content=world.body([b"second"]))
+        assert client.in_flight == 0
+    assert instance.bodies == [b"first", b"second"]
