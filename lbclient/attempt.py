@@ -8,8 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lbclient import deadline
-from lbclient.endpoint import Endpoint
-from lbclient.instance import Instance
 from lbclient.outcome import Verdict
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, Attributes, Semantics, error_attributes
@@ -61,11 +59,11 @@ class Attempt(Generic[R]):
         self._open = True
         self._settled = False
         self._token: Token[deadline.Expiry | None] | None = None
-        self._span = call.span.attempt(resend, self.instance)
+        self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = self.endpoint.breaker
         self.started = call.now
         self.elapsed = 0.0
-        self.expiry = call.expiry()
+        self.expiry = call.expiry() if call.timed else None
         self.replaces = replaces
         """The answer that this attempt is to replace: close it before sending."""
         self.result: R | None = None
@@ -97,11 +95,11 @@ class Attempt(Generic[R]):
             self._leave()
         self.elapsed = self._call.core.clock() - self.started
         failure = error if isinstance(error, Exception) else None
-        if error is None or failure is not None:
-            self.verdict = self._call.verdict(self, failure)
         if error is None:
-            self._answered()
+            self.verdict = verdict = self._call.verdict(self, None)
+            self._answered(verdict)
         else:
+            self.verdict = None if failure is None else self._call.verdict(self, failure)
             self._close(self._charge(error), release=True)
         self._tell(error)
         if failure is None or not self._ours():
@@ -141,12 +139,16 @@ class Attempt(Generic[R]):
         """Its place in flight now belongs to the next attempt of the call."""
         self._open = False
 
-    def _answered(self) -> None:
-        core, verdict = self._call.core, self.verdict
+    def _answered(self, verdict: Verdict) -> None:
+        core = self._call.core
+        if not self._held:
+            self._settled, self._open = True, False
+            core.done(self.endpoint, self.breaker, self._permit, verdict, self.elapsed)
+            return
         with core.lock:
             self.endpoint.took(self.elapsed)
-        if not self._held or verdict is None or verdict.fault or verdict.again != "never":
-            self._close(verdict, release=not self._held)
+        if verdict.fault or verdict.again != "never":
+            self._close(verdict, release=False)
         elif self._permit.probe:
             core.probe_answered(self.breaker, self._permit)
 

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import anyio
 
@@ -180,7 +180,8 @@ class Balancer:
 
     def begin(self, terms: Terms, semantics: Semantics) -> Call[T]:
         """A call for a shell to carry out: for whoever binds another protocol."""
-        self._check_open()
+        if self._closed:
+            self._refuse()
         return Call(self._core, self._judge, terms, semantics)
 
     def instances(self) -> list[Instance]:
@@ -190,7 +191,7 @@ class Balancer:
 
     @property
     def pool(self) -> Pool:
-        """Who is known and who is in rotation, as the core keeps it: for whoever binds a protocol."""
+        """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
         return self._core.pool
 
     def snapshot(self) -> ServiceSnapshot:
@@ -223,12 +224,12 @@ class Balancer:
         if self._own_dice:
             self._dice.seed()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the balancer of {self.target.name} is closed")
+    def _refuse(self) -> NoReturn:
+        raise RuntimeError(f"the balancer of {self.target.name} is closed")
 
     def _round(self) -> Iterable[Pause]:
-        self._check_open()
+        if self._closed:
+            self._refuse()
         core = self._core
         if core.watch.settled:
             return

@@ -51,19 +51,23 @@ class Budget:
 
     def deposit(self, now: float) -> None:
         """A call has begun."""
-        self._book(now, self._policy.ratio)
+        account = self._account
+        if not account or now - account[-1][0] >= self._slice:
+            self._open(now)
+        account[-1][1] += self._policy.ratio
+        self._balance += self._policy.ratio
 
     def withdraw(self, now: float) -> bool:
         """Take one retry out, or refuse."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
-        self._book(now, -1.0)
+        if not self._account:
+            self._open(now)
+        self._account[-1][1] -= 1.0
+        self._balance -= 1.0
         return True
 
-    def _book(self, now: float, amount: float) -> None:
-        account = self._account
-        if not account or now - account[-1][0] >= self._slice:
-            self.balance(now)
-            account.append([now, 0.0])
-        account[-1][1] += amount
-        self._balance += amount
+    def _open(self, now: float) -> None:
+        """Begin a slice, after dropping those that the window has left behind."""
+        self.balance(now)
+        self._account.append([now, 0.0])

@@ -64,6 +64,7 @@ class Call(Generic[R]):
         "semantics",
         "span",
         "started",
+        "timed",
         "tried",
     )
 
@@ -77,6 +78,8 @@ class Call(Generic[R]):
         self.idempotent = terms.idempotent
         limit = policy.deadline if terms.deadline is None else terms.deadline
         self.deadline = None if limit is None else self.started + limit
+        self.timed = limit is not None or policy.attempt_timeout is not None
+        """True where its attempts must end at some time."""
         self.span = core.telemetry.call(semantics)
         self.tried: list[Endpoint] = []
         self._judge = judge
@@ -87,8 +90,6 @@ class Call(Generic[R]):
         self._signal: Signal | None = None
 
     def __enter__(self) -> Call[R]:
-        with self.core.lock:
-            self.core.retries.began(self.now)
         return self
 
     def __exit__(
@@ -104,7 +105,8 @@ class Call(Generic[R]):
         elif self._last is not None:
             self._last.abandon()
             self._last = None
-        self.span.end(error, len(self.tried))
+        if not self.span.silent:
+            self.span.end(error, len(self.tried))
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
         delay: float | None = 0.0
@@ -117,7 +119,10 @@ class Call(Generic[R]):
             attempt = self._attempt(pick)
             yield attempt
             self._records.append(record(attempt))
-            delay = self._delay_after(attempt)
+            verdict = attempt.verdict
+            if verdict is None or verdict.again == "never":
+                return
+            delay = self._delay_after(verdict)
 
     def result(self) -> R:
         """The outcome that stands: the last result, or the last error, raised. Ask once.
@@ -137,11 +142,9 @@ class Call(Generic[R]):
         """Its attempts so far."""
         return CallInfo(tuple(self._records))
 
-    def expiry(self) -> Expiry | None:
-        """When an attempt that starts now must end."""
+    def expiry(self) -> Expiry:
+        """When an attempt that starts now must end, where the call is `timed`."""
         timeout = self.core.retries.policy.attempt_timeout
-        if timeout is None and self.deadline is None:
-            return None
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
             ends.append(self.now + timeout)
@@ -210,10 +213,7 @@ class Call(Generic[R]):
             f"in flight {waited}"
         )
 
-    def _delay_after(self, attempt: Attempt[R]) -> float | None:
-        verdict = attempt.verdict
-        if verdict is None or verdict.again == "never":
-            return None
+    def _delay_after(self, verdict: Verdict) -> float | None:
         turn = Turn(
             verdict=verdict,
             now=self.core.clock(),

@@ -147,7 +147,7 @@ class Core:
                 self._move(holding, -1)
             pick = self._selection.pick(call, now)
             if isinstance(pick, Pick):
-                self._taken(pick.endpoint)
+                self._taken(pick.endpoint, now, first=not call.tried)
                 return pick
             if holding is not None:
                 self._move(holding, 1)
@@ -175,10 +175,13 @@ class Core:
             self.watch.forget(signal)
             self._line.leave(signal)
 
-    def _taken(self, endpoint: Endpoint) -> None:
+    def _taken(self, endpoint: Endpoint, now: float, *, first: bool) -> None:
         endpoint.attempts += 1
-        self._move(endpoint, 1)
+        endpoint.in_flight += 1
+        self._selection.in_flight += 1
         self.telemetry.counts.pick()
+        if first and self.retries.budget is not None:
+            self.retries.budget.deposit(now)
 
     def _move(self, endpoint: Endpoint, change: int) -> None:
         endpoint.in_flight += change
@@ -186,6 +189,15 @@ class Core:
         self.telemetry.counts.in_flight(change)
 
     # Outcomes
+
+    def done(
+        self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict, elapsed: float
+    ) -> None:
+        """An attempt that was answered is over, body and all: settled and released."""
+        with self.lock:
+            endpoint.took(elapsed)
+            self.settle(endpoint, breaker, permit, verdict)
+            self.release(endpoint)
 
     def release(self, endpoint: Endpoint) -> None:
         """The body of an attempt is closed. Hold the lock."""

@@ -117,11 +117,6 @@ class Retries:
             stop=tenacity.stop_any(stop, _AtDeadline(), _NoBudget(self.budget)),
         )
 
-    def began(self, now: float) -> None:
-        """A call has begun: it pays into the budget."""
-        if self.budget is not None:
-            self.budget.deposit(now)
-
 
 class Turns:
     """The retries of one call. Costs nothing until an attempt has failed."""

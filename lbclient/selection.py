@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
 from lbclient.pool import Pool
-from lbclient.strategy import Strategy
+from lbclient.strategy import BY_NAME, Strategy
 
 __all__ = ["FULL", "Pick", "Picker", "Selection"]
 
@@ -59,6 +59,7 @@ class Selection:
         self._pool = pool
         self._strategy = strategy
         self._name = type(strategy).__name__
+        self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
         self._limit = limit
         self._total = total
@@ -126,7 +127,7 @@ class Selection:
     def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
         try:
             endpoint = self._strategy.pick(candidates, call)
-            if _usable(endpoint, candidates):
+            if self._ours or _usable(endpoint, candidates):
                 return endpoint
             logger.error("strategy %s picked %r, not a candidate", self._name, endpoint)
         except Exception:
@@ -147,7 +148,6 @@ class Selection:
     def _probing(self, endpoint: Endpoint, now: float) -> Pick:
         self._last_probe = now
         return Pick(endpoint, endpoint.breaker.probe(now), "probe")
-
 
 
 def _again(endpoint: Endpoint, reason: str) -> Pick:

@@ -36,6 +36,8 @@ Attributes = Mapping[str, str | int | float | bool]
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _NOTHING: Attributes = {}
+_NO_HEADERS: Mapping[str, str] = {}
+_CALL = "lbclient.call"
 _SUPPRESS = [
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
@@ -87,8 +89,9 @@ class _Counts:
         )
 
     def pick(self) -> None:
-        """An instance was picked."""
+        """An instance was picked, and an attempt is under way."""
         self._picks.add(1, self._service)
+        self._in_flight.add(1, self._service)
 
     def in_flight(self, change: int) -> None:
         """So many more attempts are under way."""
@@ -148,21 +151,23 @@ class CallSpan:
     nothing that the spans of attempts could add.
     """
 
-    __slots__ = ("_context", "_semantics", "_silent", "_span", "_tracer")
+    __slots__ = ("_context", "_semantics", "_span", "_tracer", "silent")
 
     def __init__(self, tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> None:
         self._tracer = tracer
         self._semantics = semantics
         self._context: Context | None = None
-        span = trace.INVALID_SPAN if _suppressed() else tracer.start_span("lbclient.call")
+        now = context.get_current()
+        span = trace.INVALID_SPAN if _suppressed(now) else tracer.start_span(_CALL, now)
         self._span = span
-        self._silent = not span.get_span_context().is_valid
-        if not self._silent and span.is_recording():
+        self.silent = not span.get_span_context().is_valid
+        """True where nobody traces."""
+        if not self.silent and span.is_recording():
             span.set_attributes(service)
 
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
         """Open the span of one attempt; `resend` counts from 1 at the second one."""
-        if self._silent:
+        if self.silent:
             return SILENT
         if self._context is None:
             self._context = trace.set_span_in_context(self._span)
@@ -181,7 +186,7 @@ class CallSpan:
 
     def end(self, error: BaseException | None, attempts: int) -> None:
         """The call is over."""
-        if self._silent:
+        if self.silent:
             return
         if self._span.is_recording():
             self._span.set_attribute("lbclient.attempts", attempts)
@@ -221,10 +226,12 @@ class AttemptSpan:
 SILENT = AttemptSpan(None)
 
 
-def propagation() -> dict[str, str]:
+def propagation() -> Mapping[str, str]:
     """The headers that tell the server which span calls it: `traceparent`, for one."""
+    if not (now := context.get_current()):
+        return _NO_HEADERS  # an empty context has nothing to say
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    propagate.inject(carrier, now)
     return carrier
 
 
@@ -239,6 +246,5 @@ def _conclude(span: Span, attributes: Attributes) -> None:
         span.set_status(Status(StatusCode.ERROR))
 
 
-def _suppressed() -> bool:
-    now = context.get_current()
+def _suppressed(now: Context) -> bool:
     return bool(now) and any(now.get(key) for key in _SUPPRESS)

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 import httpx
 
 from lbclient import checks, forking
-from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.endpoint import Endpoint

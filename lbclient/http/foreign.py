@@ -52,6 +52,8 @@ class _Rebased:
             extensions={**self._tls, **extensions},
         )
         made.headers = own_headers(request, self._hosts)
+        if isinstance(body, httpx.ByteStream):
+            made.read()  # as httpx does: a transport may ask for its `content`
         return made
 
 

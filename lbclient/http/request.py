@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-
 from typing import NamedTuple
 
 import httpx
@@ -100,12 +99,7 @@ def raw_headers(
 
 def own_headers(request: httpx.Request, hosts: tuple[bytes, bytes] | None) -> httpx.Headers:
     """The same for a transport of the caller's, which may change them as it likes."""
-    headers = request.headers.copy()
-    if hosts is not None and headers.get("host", "").encode() == hosts[0]:
-        headers["host"] = hosts[1].decode("ascii")
-    if carrier := propagation():
-        headers.update(carrier)
-    return headers
+    return httpx.Headers(raw_headers(request, hosts))
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:

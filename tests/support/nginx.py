@@ -64,8 +64,9 @@ def _free_port() -> int:
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
     end = time.monotonic() + 10
     while process.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(
-            ("127.0.0.1", port)
+        with (
+            contextlib.suppress(ConnectionRefusedError),
+            socket.create_connection(("127.0.0.1", port)),
         ):
             return True
         time.sleep(0.01)  # nobody tells when another process listens
