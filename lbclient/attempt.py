@@ -79,9 +79,8 @@ class Attempt(Generic[R]):
         return self._open
 
     def __enter__(self) -> Attempt[R]:
-        if self._span is not SILENT:
+        if self.expiry is not None or self._span is not SILENT:
             self._span.enter()
-        if self.expiry is not None:
             self._token = deadline.enter(self.expiry)
         return self
 
@@ -91,8 +90,8 @@ class Attempt(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if self._token is not None or self._span is not SILENT:
-            self._leave()
+        if self._token is not None:
+            self._leave(self._token)
         self.elapsed = self._call.core.clock() - self.started
         failure = error if isinstance(error, Exception) else None
         if error is None:
@@ -172,11 +171,10 @@ class Attempt(Generic[R]):
                 self._open = False
                 core.release(self.endpoint)
 
-    def _leave(self) -> None:
-        if self._token is not None:
-            deadline.leave(self._token)
-            self._token = None
-        self._span.leave()
+    def _leave(self, token: Token[deadline.Expiry | None]) -> None:
+        self._token = None
+        if deadline.leave(token):
+            self._span.leave()
 
     def _tell(self, error: BaseException | None) -> None:
         semantics = self._call.semantics

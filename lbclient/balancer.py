@@ -31,7 +31,7 @@ from lbclient.retry import Retries, RetryPolicy
 from lbclient.selection import Selection
 from lbclient.shell import arun, asleep, run, sleep
 from lbclient.snapshot import ServiceSnapshot, snapshot_of
-from lbclient.strategy import Strategy, strategy_of
+from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, Telemetry, TracerProvider
 from lbclient.terms import Terms
@@ -100,8 +100,12 @@ class Balancer:
         checks.limit("max_in_flight", max_in_flight)
         checks.limit("max_in_flight_total", max_in_flight_total)
         checks.function("clock", clock)
-        checks.function("judge", judge or network_judge)
-        self._dice = rng or random.Random()  # noqa: S311  # dice, no secrets
+        self._judge = network_judge if judge is None else judge
+        checks.function("judge", self._judge)
+        checks.of("rng", rng, random.Random, "random.Random()")
+        checks.of("tracer_provider", tracer_provider, TracerProvider, "a TracerProvider")
+        checks.of("meter_provider", meter_provider, MeterProvider, "a MeterProvider")
+        self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
         self._own_dice = rng is None
         self.target = target_of(
             service,
@@ -114,13 +118,12 @@ class Balancer:
         policy = breaker or DISABLED
         pool = Pool(policy)
         telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
+        self._strategy = strategy_of(strategy)
         self._core = Core(
             self.target.name,
             self.target.resolver,
             pool=pool,
-            selection=Selection(
-                pool, strategy_of(strategy), policy, max_in_flight, max_in_flight_total
-            ),
+            selection=Selection(pool, self._strategy, policy, max_in_flight, max_in_flight_total),
             retries=Retries(retry or _ONE_ATTEMPT, self._dice),
             telemetry=telemetry,
             scheduler=self._scheduler,
@@ -129,8 +132,8 @@ class Balancer:
             lock=threading.RLock(),
             max_stale=None if max_stale is None else checks.seconds("max_stale", max_stale),
         )
-        self._judge = judge or network_judge
         self._closed = False
+        claim(self._strategy)
         self._core.start()
         forking.track(self)
 
@@ -213,6 +216,7 @@ class Balancer:
         """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
         self._closed = True
         self._core.stop()
+        release(self._strategy)
 
     async def aclose(self) -> None:
         """The same as `close`, which does not block."""

@@ -33,7 +33,7 @@ from lbclient.info import AttemptInfo, CallInfo, attach, record
 from lbclient.outcome import FINE, Judge, Verdict
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
-from lbclient.telemetry import Semantics
+from lbclient.telemetry import CallSpan, Semantics
 from lbclient.terms import Terms
 from lbclient.waiting import Pause, Signal
 
@@ -80,7 +80,7 @@ class Call(Generic[R]):
         self.deadline = None if limit is None else self.started + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
         """True where its attempts must end at some time."""
-        self.span = core.telemetry.call(semantics)
+        self.span: CallSpan
         self.tried: list[Endpoint] = []
         self._judge = judge
         self._terms = terms
@@ -90,6 +90,7 @@ class Call(Generic[R]):
         self._signal: Signal | None = None
 
     def __enter__(self) -> Call[R]:
+        self.span = self.core.telemetry.call(self.semantics)
         return self
 
     def __exit__(
@@ -101,7 +102,7 @@ class Call(Generic[R]):
         if self._signal is not None:
             self._leave_line(self._signal)
         if self._last is not None and error is None:
-            error = self._last.error
+            error = DeadlineExceeded() if self._last.cut else self._last.error
         elif self._last is not None:
             self._last.abandon()
             self._last = None

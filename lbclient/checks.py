@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 __all__ = [
+    "address",
     "count",
     "fraction",
     "function",
@@ -15,9 +16,11 @@ __all__ = [
     "kind",
     "limit",
     "number",
+    "of",
     "one_of",
     "port",
     "seconds",
+    "several",
 ]
 
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
@@ -27,10 +30,17 @@ def number(name: str, value: object, *, least: float = 0.0, above: bool = False)
     """A finite number of at least `least` (or above it), else TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or value < least or (above and value == least):
+    if not _finite(value) or value < least or (above and value == least):
         bound = f"above {least:g}" if above else f"of {least:g} or more"
         raise ValueError(f"{name} must be a finite number {bound}, not {value!r}")
     return value
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def seconds(name: str, value: object) -> float:
@@ -57,6 +67,12 @@ def kind(name: str, value: object, wanted: type) -> None:
     """A value of one of our classes, or None."""
     if value is not None and not isinstance(value, wanted):
         raise TypeError(f"{name} must be lbclient.{wanted.__name__}(...) or None, not {value!r}")
+
+
+def of(name: str, value: object, wanted: type, shown: str) -> None:
+    """A value of somebody else's class, or None."""
+    if value is not None and not isinstance(value, wanted):
+        raise TypeError(f"{name} must be {shown} or None, not {value!r}")
 
 
 def function(name: str, value: object) -> None:
@@ -89,6 +105,23 @@ def port(name: str, value: object) -> int:
     return value
 
 
+def several(name: str, value: object, of: str) -> list[object]:
+    """A collection, and no text."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a collection of {of}, not {value!r}")
+    return list(value)
+
+
+def address(name: str, value: object) -> str:
+    """An IP address."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must hold IP addresses, not {value!r}")
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError(f"{name} must hold IP addresses, not {value!r}") from None
+
+
 def host(name: str, value: object) -> str:
     """An IP address or a host name of at most 253 characters, in lower case, without final dot."""
     if not isinstance(value, str):
@@ -103,5 +136,6 @@ def host(name: str, value: object) -> str:
         plain = ""
     plain = plain.removesuffix(".")
     if len(plain) > 253 or not _LABELS.fullmatch(plain):
-        raise ValueError(f"{name} must be a host name or an IP address, not {value!r}")
+        shown = value.rpartition("@")[2]  # before it there may be a password
+        raise ValueError(f"{name} must be a host name or an IP address, not {shown!r}")
     return plain

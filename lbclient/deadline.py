@@ -34,11 +34,19 @@ def time_left() -> float | None:
     return None if expiry is None else expiry.left()
 
 
-def enter(expiry: Expiry) -> Token[Expiry | None]:
-    """Make it the current one until `leave`."""
-    return _current.set(expiry)
+def enter(expiry: Expiry | None) -> Token[Expiry | None]:
+    """Make it the current one until `leave`; None leaves the one that is."""
+    return _current.set(_current.get() if expiry is None else expiry)
 
 
-def leave(token: Token[Expiry | None]) -> None:
-    """Make current again what was before."""
-    _current.reset(token)
+def leave(token: Token[Expiry | None]) -> bool:
+    """Make current again what was before. False in another context than `enter`'s.
+
+    A framework may run the halves of a caller's generator on two threads; there is nothing to take
+    back then.
+    """
+    try:
+        _current.reset(token)
+    except ValueError:
+        return False
+    return True

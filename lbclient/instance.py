@@ -36,8 +36,11 @@ class Instance:
         checks.port("port", self.port)
         checks.number("weight", self.weight)
         checks.count("priority", self.priority, least=0)
+        if not isinstance(self.metadata, Mapping):
+            raise TypeError(f"metadata must be a dict, not {self.metadata!r}")
         put(self, "metadata", MappingProxyType(dict(self.metadata)))
-        put(self, "addresses", tuple(self.addresses))
+        given = checks.several("addresses", self.addresses, "IP addresses")
+        put(self, "addresses", tuple(checks.address("addresses", one) for one in given))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -81,7 +84,7 @@ class Answer:
 
 def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     best: dict[Instance, Instance] = {}
-    for one in instances:
+    for one in checks.several("instances", instances, "lbclient.Instance values"):
         if not isinstance(one, Instance):
             raise TypeError(f"instances must hold lbclient.Instance values, not {one!r}")
         rival = best.setdefault(one, one)

@@ -8,6 +8,7 @@ cancellation, and here neither the sleep nor the I/O belongs to the decision.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
@@ -26,6 +27,8 @@ IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 """RFC 9110, section 9.2.2."""
 
 _MOST_ATTEMPTS = 100
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, section 5.6.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +79,17 @@ class RetryPolicy:
 
 
 def _methods(methods: Collection[str]) -> frozenset[str]:
-    if isinstance(methods, str):
-        raise TypeError(f"methods must be a collection of method names, not the string {methods!r}")
-    names = frozenset(methods)
-    if not all(isinstance(name, str) and name.isalpha() for name in names):
+    names = checks.several("methods", methods, "HTTP method names such as 'GET'")
+    if not all(isinstance(name, str) and _TOKEN.fullmatch(name) for name in names):
         raise TypeError(f"methods must hold HTTP method names such as 'GET', not {methods!r}")
-    return frozenset(name.upper() for name in names)
+    return frozenset(str(name).upper() for name in names)
 
 
 def _statuses(statuses: Collection[int]) -> frozenset[int]:
-    for status in (codes := frozenset(statuses)):
+    for status in (given := checks.several("statuses", statuses, "HTTP statuses such as 503")):
         if checks.count("statuses", status, least=100) > 599:
             raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {status!r}")
-    return codes
+    return frozenset(cast("list[int]", given))
 
 
 @dataclass(slots=True)

@@ -65,10 +65,10 @@ def target_of(
     alias = None if name is None else checks.host("name", name)
     if isinstance(service, str):
         return _from_url(service, alias, scheme, dns, guard, clock)
-    if isinstance(service, Resolver):
+    if isinstance(service, Resolver) and not isinstance(service, type):
         return _named(alias, scheme, "", service, fallback=type(service).__name__)
     if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
-        raise TypeError(f"service must be one of {_FORMS}; not {service!r}")
+        raise TypeError(f"service must be one of {_FORMS}; not {_kind(service)}")
     return _from_list(list(service), alias, scheme)
 
 
@@ -86,6 +86,7 @@ def _from_url(
         raise ValueError(f"service must be one of {_FORMS}; {_shown(url)!r} is none of them")
     if not kind:
         return _from_list([service], alias, scheme)
+    _agree(scheme, plain)
     host, path = _host(url), url.path.rstrip("/")
     if kind == "dns":
         port = url.port or DEFAULT_PORTS[plain]
@@ -117,7 +118,8 @@ def _from_list(items: Sequence[object], alias: str | None, scheme: str) -> Targe
         instances = [one for one in items if isinstance(one, Instance)]
         return _static(instances, alias, scheme, "")
     if not all(isinstance(one, str) for one in items):
-        raise TypeError(f"service must be one of {_FORMS}; not {items!r}")
+        kinds = ", ".join(dict.fromkeys(map(_kind, items)))
+        raise TypeError(f"service must be one of {_FORMS}; not a list of {kinds}")
     urls = [_split(str(one)) for one in items]
     schemes = {url.scheme for url in urls}
     if len(schemes) > 1:
@@ -127,13 +129,23 @@ def _from_list(items: Sequence[object], alias: str | None, scheme: str) -> Targe
         raise ValueError(
             f"service must be one of {_FORMS}; {_shown(urls[0])!r} cannot be in a list"
         )
-    if scheme not in ("http", plain):
-        raise ValueError(f"scheme={scheme!r} contradicts the URLs, which say {plain!r}")
+    _agree(scheme, plain)
     paths = {url.path.rstrip("/") for url in urls}
     if len(paths) > 1:
         raise ValueError(f"service must have one base path for all: {', '.join(sorted(paths))}")
     found = [Instance(_host(url), url.port or DEFAULT_PORTS[plain]) for url in urls]
     return _static(found, alias, plain, paths.pop())
+
+
+def _agree(scheme: str, said: str) -> None:
+    """`"http"`, the default, agrees with everything."""
+    if scheme not in ("http", said):
+        raise ValueError(f"scheme={scheme!r} contradicts the URL, which says {said!r}")
+
+
+def _kind(value: object) -> str:
+    """Its type alone: what it holds may be secret."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _static(instances: Sequence[Instance], alias: str | None, scheme: str, path: str) -> Target:

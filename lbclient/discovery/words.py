@@ -19,8 +19,9 @@ def listed(refused: Iterable[Refusal]) -> str:
 
 
 def text_of(error: BaseException | None) -> str:
-    """What it says. It may be the caller's own, and say nothing, or fail to say it."""
+    """What it says, in one line. It may be the caller's own, and say nothing, or fail to say it."""
     try:
-        return str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
+        return text if text.isprintable() else repr(text)[1:-1]
     except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
         return type(error).__name__

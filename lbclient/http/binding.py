@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import httpx
@@ -30,7 +31,7 @@ from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
 from lbclient.target import authority_of
 
-__all__ = ["Binding"]
+__all__ = ["Binding", "closed_on_error"]
 
 W = TypeVar("W")
 _TLS_NAMES = ("instance", "service")
@@ -52,14 +53,16 @@ class Binding(Generic[W]):
         refuse_bypass(options, TransportOptions.__annotations__)
         mine = part(options, BalancerOptions)
         if isinstance(limits := options.get("limits"), httpx.Limits):
+            checks.limit("limits (max_connections)", limits.max_connections)
             mine.setdefault("max_in_flight_total", limits.max_connections)
         self.policy = _policy(mine.get("retry", RetryPolicy()))
         self.balancer = Balancer(service, judge=HttpJudge(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
         self.target = target = self.balancer.target
-        tls_name = checks.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
-        self.tls_name = target.host if tls_name == "service" else None
         self.origin: Origin | None = None
-        self._options = wire_options(target.scheme, **part(options, WireArguments))
+        with closed_on_error(self.balancer):
+            tls_name = checks.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
+            self._options = wire_options(target.scheme, **part(options, WireArguments))
+        self.tls_name = target.host if tls_name == "service" else None
         self._make = make
         url = httpx.URL(target.origin)
         self._labels = Labels(url)
@@ -154,6 +157,16 @@ class Binding(Generic[W]):
             wire = self._make(self._place(endpoint.instance), self._options)
             self._wires[endpoint] = (addresses, wire)
             return wire
+
+
+@contextlib.contextmanager
+def closed_on_error(balancer: Balancer) -> Iterator[None]:
+    """Close it if what is built around it cannot be finished."""
+    try:
+        yield
+    except BaseException:
+        balancer.close()
+        raise
 
 
 def _policy(policy: object) -> RetryPolicy:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import httpx
 
+from lbclient import checks
 from lbclient.balancer import Balancer
+from lbclient.http.binding import closed_on_error
 from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
 from lbclient.http.options import TransportOptions, part, refuse_bypass
 from lbclient.http.request import UNSTREAMED
@@ -70,7 +71,8 @@ class Client(httpx.Client):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        super().__init__(transport=balancing, **_own(given, self._balancer.target))
+        with closed_on_error(self._balancer):
+            super().__init__(transport=balancing, **_own(given, self._balancer.target))
         balancing.own(self._balancer.target.origin)
 
     @property
@@ -104,7 +106,8 @@ class AsyncClient(httpx.AsyncClient):
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        super().__init__(transport=balancing, **_own(given, self._balancer.target))
+        with closed_on_error(self._balancer):
+            super().__init__(transport=balancing, **_own(given, self._balancer.target))
         balancing.own(self._balancer.target.origin)
 
     @property
@@ -132,25 +135,16 @@ def _checked(options: Mapping[str, object]) -> dict[str, object]:
     refuse_bypass(given, ClientOptions.__annotations__)
     timeout = given.setdefault("timeout", DEFAULT_TIMEOUT)
     for name, value in _timeout(timeout).as_dict().items():
-        if value is not None and not _is_time(value):
-            raise ValueError(f"timeout ({name}, seconds) must be None or above 0, not {value!r}")
+        if value is not None:
+            checks.seconds(f"timeout ({name})", value)
     return given
 
 
 def _timeout(value: Any) -> httpx.Timeout:
     try:
         return httpx.Timeout(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise TypeError(f"timeout must be seconds, None or httpx.Timeout(...): {error}") from None
-
-
-def _is_time(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and value > 0
-        and math.isfinite(value)
-    )
 
 
 def _own(given: Mapping[str, object], target: Target) -> dict[str, Any]:
@@ -169,10 +163,16 @@ def _base_url(wanted: object, target: Target) -> httpx.URL:
     if not isinstance(wanted, str | httpx.URL):
         raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
     here = httpx.URL(target.origin + target.path)
-    url = httpx.URL(wanted)
-    if url.is_absolute_url:
+    try:
+        url = httpx.URL(wanted)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"base_url must be a path such as '/v1': {error}") from None
+    if url.query or url.fragment:
+        raise ValueError("base_url must be a path without query and fragment; pass params= instead")
+    if url.scheme or url.host:
         if (url.scheme, url.netloc) != (here.scheme, here.netloc):
-            raise ValueError(f"base_url must be a path, or a URL of {target.origin}, not {wanted}")
+            shown = f"{url.scheme}://{url.netloc.decode('ascii')}"  # no user name, no password
+            raise ValueError(f"base_url must be a path, or a URL of {target.origin}, not {shown}")
         return url
     path = here.path.rstrip("/") + "/" + url.path.lstrip("/")
     return here.copy_with(path=path)

@@ -64,6 +64,8 @@ class Stream:
 
     def __init__(self) -> None:
         self.answers = 0
+        self.peer: str | None = None
+        """The IP address at the other end."""
         self.hurry: Expiry | None = None
         """While set, reads end with it: what is drained must not cost a whole timeout."""
 
@@ -73,10 +75,19 @@ class Stream:
         return max(_LEAST, self.hurry.left())
 
 
+def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | None:
+    try:
+        address = inner.get_extra_info("server_addr")
+    except OSError:  # the other end has gone already
+        return None
+    return address[0] if isinstance(address, tuple) else None
+
+
 class _Stream(Stream, httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         super().__init__()
         self.inner = inner
+        self.peer = _peer(inner)
 
     def get_extra_info(self, info: str) -> Any:
         return self.inner.get_extra_info(info)
@@ -123,6 +134,7 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
     def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
         super().__init__()
         self.inner = inner
+        self.peer = _peer(inner)
 
     def get_extra_info(self, info: str) -> Any:
         return self.inner.get_extra_info(info)

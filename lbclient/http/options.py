@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import httpx
 
@@ -84,6 +84,10 @@ def wire_options(
         raise ValueError("http1 and http2 must not both be False")
     if http2:
         _import_h2()
+    if local_address is not None:
+        checks.host("local_address", local_address)
+    if socket_options is not None:
+        socket_options = _socket_options(socket_options)
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
@@ -93,8 +97,16 @@ def wire_options(
         limits=limits or httpx.Limits(max_keepalive_connections=20),
         local_address=local_address,
         retries=checks.count("retries", retries, least=0),
-        socket_options=None if socket_options is None else tuple(socket_options),
+        socket_options=socket_options,
     )
+
+
+def _socket_options(options: object) -> tuple[SocketOption, ...]:
+    shown = "tuples such as (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
+    given = checks.several("socket_options", options, shown)
+    if not all(isinstance(one, tuple) for one in given):
+        raise TypeError(f"socket_options must hold {shown}, not {options!r}")
+    return cast("tuple[SocketOption, ...]", tuple(given))
 
 
 def part(options: Mapping[str, object], kind: type) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -39,15 +39,13 @@ def terms_of(
 
     Raises ValueError or TypeError for what the extension may not hold.
     """
-    asked = request.extensions.get("lbclient", {})
-    if asked:
-        _check(asked)
+    asked = _asked(request.extensions.get("lbclient"))
     idempotent = asked.get("idempotent")
     if idempotent is None:
         idempotent = request.method in policy.methods or "idempotency-key" in request.headers
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
     return Terms(
-        bool(idempotent),
+        idempotent,
         asked.get("key"),
         asked.get("deadline"),
         _POOL if patience is None else patience,
@@ -55,15 +53,20 @@ def terms_of(
     )
 
 
-def _check(asked: object) -> None:
+def _asked(asked: object) -> Mapping[str, Any]:
     name = "extensions['lbclient']"
+    if asked is None:
+        return {}
     if not isinstance(asked, Mapping):
         raise TypeError(f"{name} must be a dict, not {asked!r}")
     if unknown := set(asked) - _ASKED:
         known = ", ".join(sorted(_ASKED))
-        raise ValueError(f"{name} may hold {known}; not {', '.join(map(repr, sorted(unknown)))}")
+        raise ValueError(f"{name} may hold {known}; not {', '.join(sorted(map(repr, unknown)))}")
     if asked.get("deadline") is not None:
         checks.seconds(f"{name}['deadline']", asked["deadline"])
+    if not isinstance(idempotent := asked.get("idempotent"), bool | None):
+        raise TypeError(f"{name}['idempotent'] must be True or False, not {idempotent!r}")
+    return asked
 
 
 class Place(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from lbclient.http.wire import peer_of
 from lbclient.telemetry import Attributes, Semantics, error_attributes
 
 __all__ = ["HttpSemantics", "Labels", "redacted"]
@@ -11,6 +12,7 @@ __all__ = ["HttpSemantics", "Labels", "redacted"]
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
+_PEER = "network.peer.address"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -47,18 +49,24 @@ class HttpSemantics(Semantics):
         """The method."""
         return "HTTP" if self._method == "_OTHER" else self._method
 
-    def request(self) -> Attributes:
+    def request(self, resend: int) -> Attributes:
         """What is known before sending."""
         url = self._request.url
-        return {
+        known: dict[str, str | int | float | bool] = {
             "http.request.method": self._method,
             **_server(url),
             "url.full": redacted(url),
         }
+        if self._method == "_OTHER":
+            known["http.request.method_original"] = self._request.method
+        if resend:
+            known["http.request.resend_count"] = resend
+        return known
 
     def result(self, result: object) -> Attributes:
-        """The status; one of 400 and above is an error."""
-        return _outcome(result)
+        """The status (one of 400 and above is an error), and the address that answered."""
+        peer = peer_of(result)
+        return _outcome(result) if peer is None else {**_outcome(result), _PEER: peer}
 
     def duration(self, result: object) -> Attributes | None:
         """The labels of the duration."""
@@ -84,6 +92,7 @@ def _outcome(result: object) -> Attributes:
 def redacted(url: httpx.URL) -> str:
     """The URL without user name, password and the values of its query."""
     netloc = url.netloc.decode("ascii")
-    query = "&".join(f"{key}=REDACTED" for key in dict.fromkeys(url.params.keys()))
+    names = (part.partition("=")[0] for part in url.query.decode("ascii").split("&") if part)
+    query = "&".join(f"{name}=REDACTED" for name in dict.fromkeys(names))
     path = url.raw_path.partition(b"?")[0].decode("ascii")
     return f"{url.scheme}://{netloc}{path}" + (f"?{query}" if query else "")

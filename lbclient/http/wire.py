@@ -19,7 +19,7 @@ from lbclient.http.dial import AsyncDialer, Dialer, Stream
 from lbclient.http.options import WireOptions
 from lbclient.http.request import Place, raw_headers
 
-__all__ = ["AsyncWire", "Wire", "on_reused_connection", "went_away"]
+__all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of", "went_away"]
 
 _NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
 _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
@@ -191,6 +191,12 @@ def went_away(error: httpx.TransportError) -> Literal["unprocessed", "unknown"] 
         return "unprocessed"
     orderly = last_begun is not None and code == _NO_ERROR
     return "unknown" if orderly or _AFTER_GOAWAY.match(str(cause)) else None
+
+
+def peer_of(response: object) -> str | None:
+    """The IP address that a response came from, where the connection is one of ours."""
+    stream = getattr(response, "extensions", {}).get("network_stream")
+    return stream.peer if isinstance(stream, Stream) else None
 
 
 def _response(

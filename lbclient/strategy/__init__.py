@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbclient.strategy.choice import BY_NAME, strategy_of
+from lbclient.strategy.choice import BY_NAME, claim, release, strategy_of
 from lbclient.strategy.least_busy import LeastBusy
 from lbclient.strategy.protocol import PickContext, Strategy
 from lbclient.strategy.random import Random
@@ -17,5 +17,7 @@ __all__ = [
     "RoundRobin",
     "Strategy",
     "Weighted",
+    "claim",
+    "release",
     "strategy_of",
 ]

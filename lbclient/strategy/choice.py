@@ -13,7 +13,7 @@ from lbclient.strategy.random import Random
 from lbclient.strategy.round_robin import RoundRobin
 from lbclient.strategy.weighted import Weighted
 
-__all__ = ["BY_NAME", "strategy_of"]
+__all__ = ["BY_NAME", "claim", "release", "strategy_of"]
 
 BY_NAME: dict[str, Callable[[], Strategy]] = {
     "least-busy": LeastBusy,
@@ -27,8 +27,7 @@ _owned: dict[int, weakref.ref[object]] = {}
 def strategy_of(strategy: object) -> Strategy:
     """A strategy by name, or the caller's own object.
 
-    Raises ValueError for an unknown name (it lists the known ones) and for an object that another
-    balancer has already, since a strategy keeps state; TypeError for what cannot pick.
+    Raises ValueError for an unknown name (it lists the known ones), TypeError for what cannot pick.
     """
     if isinstance(strategy, str):
         return BY_NAME[checks.one_of("strategy", strategy, BY_NAME)]()
@@ -38,11 +37,14 @@ def strategy_of(strategy: object) -> Strategy:
             f"strategy must be one of {known}, or an object with pick(candidates, call), "
             f"not {strategy!r}"
         )
-    _claim(strategy)
     return cast("Strategy", strategy)
 
 
-def _claim(strategy: object) -> None:
+def claim(strategy: object) -> None:
+    """Make it one balancer's own until `release`.
+
+    Raises ValueError where another balancer has it already, since a strategy keeps state.
+    """
     if (owned := _owned.get(id(strategy))) is not None and owned() is strategy:
         raise ValueError(
             f"strategy {strategy!r} belongs to another balancer already: "
@@ -52,6 +54,11 @@ def _claim(strategy: object) -> None:
         _owned[id(strategy)] = weakref.ref(strategy, _forget(id(strategy)))
     except TypeError:  # it has __slots__ without __weakref__: nothing can be remembered of it
         return
+
+
+def release(strategy: object) -> None:
+    """Its balancer is closed, or was never finished."""
+    _owned.pop(id(strategy), None)
 
 
 def _forget(key: int) -> Callable[[object], None]:

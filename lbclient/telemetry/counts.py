@@ -1,0 +1,90 @@
+"""What is counted."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from opentelemetry.metrics import MeterProvider
+
+from lbclient._version import __version__
+from lbclient.telemetry.semantics import Attributes
+
+__all__ = ["Counts", "Instruments", "instruments"]
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+
+class Instruments:
+    """What one meter provider counts with, for all balancers: the API without an SDK keeps every
+    instrument that it has ever made."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        meter = provider.get_meter("lbclient", __version__)
+        counter = meter.create_counter
+        self.picks = counter("lbclient.picks", "{pick}", "Instances picked")
+        self.retries = counter("lbclient.retries", "{attempt}", "Attempts after the first")
+        self.refused = counter("lbclient.retries.refused", "{attempt}", "Refused by the budget")
+        self.breakers = counter("lbclient.breaker.changes", "{change}", "Breaker state changes")
+        self.lookups = counter("lbclient.discovery.errors", "{lookup}", "Failed lookups")
+        self.in_flight = meter.create_up_down_counter(
+            "lbclient.in_flight", "{attempt}", "Attempts under way"
+        )
+        self.age = meter.create_gauge(
+            "lbclient.discovery.age", "s", "Since the last good answer, as of the last lookup"
+        )
+        self.duration = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+
+
+_shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
+
+
+def instruments(provider: MeterProvider) -> Instruments:
+    """Those of this provider, made once."""
+    if (known := _shared.get(provider)) is None:
+        known = _shared[provider] = Instruments(provider)
+    return known
+
+
+class Counts:
+    """The counters of one balancer."""
+
+    def __init__(self, instruments: Instruments, service: Attributes) -> None:
+        self._instruments = instruments
+        self._service = service
+
+    def pick(self) -> None:
+        """An instance was picked, and an attempt is under way."""
+        self._instruments.picks.add(1, self._service)
+        self._instruments.in_flight.add(1, self._service)
+
+    def in_flight(self, change: int) -> None:
+        """So many more attempts are under way."""
+        self._instruments.in_flight.add(change, self._service)
+
+    def retry(self) -> None:
+        """An attempt beyond the first was decided."""
+        self._instruments.retries.add(1, self._service)
+
+    def refusal(self) -> None:
+        """The budget refused a retry."""
+        self._instruments.refused.add(1, self._service)
+
+    def breaker(self, state: str) -> None:
+        """A breaker changed to `state`."""
+        self._instruments.breakers.add(1, {**self._service, "lbclient.breaker.state": state})
+
+    def lookup(self, age: float | None, *, failed: bool) -> None:
+        """Discovery asked; the last good answer is now `age` seconds old."""
+        if failed:
+            self._instruments.lookups.add(1, self._service)
+        if age is not None:
+            self._instruments.age.set(age, self._service)
+
+    def duration(self, elapsed: float, attributes: Attributes) -> None:
+        """An HTTP attempt took `elapsed` seconds."""
+        self._instruments.duration.record(elapsed, attributes)

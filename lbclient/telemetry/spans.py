@@ -1,0 +1,127 @@
+"""The span of a call, and those of its attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import Token
+from typing import TYPE_CHECKING
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from lbclient.instance import Instance
+from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+__all__ = ["SILENT", "AttemptSpan", "CallSpan", "propagation"]
+
+_NOTHING: Attributes = {}
+_NO_HEADERS: Mapping[str, str] = {}
+_CALL = "lbclient.call"
+_SUPPRESS = [
+    getattr(context, f"_{name.upper()}_KEY", name)
+    for name in ("suppress_instrumentation", "suppress_http_instrumentation")
+]
+"""In the context of whoever wants no spans; the API keeps the keys, but has no word for them."""
+
+
+class CallSpan:
+    """The INTERNAL span of one call, and the factory of its attempts' spans.
+
+    Where its context is invalid nobody traces (there is no SDK, and no caller's span), so there is
+    nothing that the spans of attempts could add.
+    """
+
+    __slots__ = ("_context", "_semantics", "_span", "_tracer", "silent")
+
+    def __init__(self, tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> None:
+        self._tracer = tracer
+        self._semantics = semantics
+        self._context: Context | None = None
+        now = context.get_current()
+        span = trace.INVALID_SPAN if _suppressed(now) else tracer.start_span(_CALL, now)
+        self._span = span
+        self.silent = not span.get_span_context().is_valid
+        """True where nobody traces."""
+        if not self.silent and span.is_recording():
+            span.set_attributes(service)
+
+    def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
+        """Open the span of one attempt; `resend` counts from 1 at the second one."""
+        if self.silent:
+            return SILENT
+        if self._context is None:
+            self._context = trace.set_span_in_context(self._span)
+        name, known = self._semantics.span_name, self._known(resend, instance)
+        return AttemptSpan(self._tracer.start_span(name, self._context, SpanKind.CLIENT, known))
+
+    def _known(self, resend: int, instance: Instance) -> Attributes:
+        if not self._span.is_recording():
+            return _NOTHING
+        known: dict[str, str | int | float | bool] = {**self._semantics.request(resend)}
+        known["network.peer.address"] = (*instance.addresses, instance.host)[0]
+        known["network.peer.port"] = instance.port
+        return known
+
+    def end(self, error: BaseException | None, attempts: int) -> None:
+        """The call is over."""
+        if self.silent:
+            return
+        if self._span.is_recording():
+            self._span.set_attribute("lbclient.attempts", attempts)
+            _conclude(self._span, error_attributes(error))
+        self._span.end()
+
+
+class AttemptSpan:
+    """The CLIENT span of one attempt; without a span, of one that nobody traces."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span | None) -> None:
+        self._span = span
+        self._token: Token[Context] | None = None
+
+    def enter(self) -> None:
+        """Make it the current span; `leave`, in the same task or thread, takes that back."""
+        if self._span is not None:
+            self._token = context.attach(trace.set_span_in_context(self._span))
+
+    def leave(self) -> None:
+        """Make current again what was before."""
+        if self._token is not None:
+            context.detach(self._token)
+            self._token = None
+
+    def end(self, attributes: Callable[[], Attributes]) -> None:
+        """The headers came, or the failure is known. More than once does no harm."""
+        if (span := self._span) is None:
+            return
+        self._span = None
+        if span.is_recording():
+            _conclude(span, attributes())
+        span.end()
+
+
+SILENT = AttemptSpan(None)
+
+
+def propagation() -> Mapping[str, str]:
+    """The headers that tell the server which span calls it: `traceparent`, for one."""
+    if not (now := context.get_current()) or _suppressed(now):
+        return _NO_HEADERS  # an empty context has nothing to say, and who suppresses has said it
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, now)
+    return carrier
+
+
+def _conclude(span: Span, attributes: Attributes) -> None:
+    span.set_attributes(attributes)
+    if "error.type" in attributes:
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _suppressed(now: Context) -> bool:
+    return bool(now) and any(now.get(key) for key in _SUPPRESS)
