@@ -34,7 +34,7 @@ from lbclient.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, Telemetry, TracerProvider
-from lbclient.terms import Terms
+from lbclient.terms import Terms, terms
 from lbclient.waiting import Pause
 
 __all__ = ["Balancer"]
@@ -154,8 +154,8 @@ class Balancer:
         seconds for all of it; `fn` learns what is left by `lbclient.time_left()`.
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
-        terms = _terms(idempotent, key, deadline)
-        return run(self.begin(terms, _PLAIN), lambda attempt: fn(attempt.instance))
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline)
+        return run(self.begin(asked, _PLAIN), lambda attempt: fn(attempt.instance))
 
     async def acall(
         self,
@@ -173,19 +173,21 @@ class Balancer:
             with anyio.fail_after(attempt.expiry.left()):
                 return await fn(attempt.instance)
 
-        return await arun(self.begin(_terms(idempotent, key, deadline), _PLAIN), send)
+        return await arun(
+            self.begin(terms(idempotent=idempotent, key=key, deadline=deadline), _PLAIN), send
+        )
 
     def acquire(
         self, *, idempotent: bool = False, key: object = None, deadline: float | None = None
     ) -> Lease:
         """One pick for the time of a `with` or `async with` block; no retry."""
-        return Lease(self.begin(_terms(idempotent, key, deadline), _PLAIN))
+        return Lease(self.begin(terms(idempotent=idempotent, key=key, deadline=deadline), _PLAIN))
 
-    def begin(self, terms: Terms, semantics: Semantics) -> Call[T]:
+    def begin(self, asked: Terms, semantics: Semantics) -> Call[T]:
         """A call for a shell to carry out: for whoever binds another protocol."""
         if self._closed:
             self._refuse()
-        return Call(self._core, self._judge, terms, semantics)
+        return Call(self._core, self._judge, asked, semantics)
 
     def instances(self) -> list[Instance]:
         """The instances known now, in rotation or not."""
@@ -246,9 +248,3 @@ class Balancer:
             raise DiscoveryError(
                 f"refresh of {self.target.name} failed: {core.watch.error}"
             ) from core.watch.error
-
-
-def _terms(idempotent: bool, key: object, deadline: float | None) -> Terms:  # noqa: FBT001  # passed on from a keyword
-    if deadline is not None:
-        checks.seconds("deadline", deadline)
-    return Terms(idempotent=idempotent, key=key, deadline=deadline)

@@ -29,7 +29,7 @@ from lbclient.errors import (
     LoadBalancingError,
     NoInstanceAvailable,
 )
-from lbclient.info import AttemptInfo, CallInfo, attach, record
+from lbclient.info import AttemptInfo, CallInfo, concluded, record
 from lbclient.outcome import FINE, Judge, Verdict
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
@@ -136,7 +136,8 @@ class Call(Generic[R]):
             raise RuntimeError("the outcome of a call can be asked for once")
         error, last.error = last.error, None
         if error is not None:
-            raise self._final(error, cut=last.cut)
+            took = self.core.clock() - self.started
+            raise concluded(error, tuple(self._records), took if last.cut else None)
         return last.take()
 
     def info(self) -> CallInfo:
@@ -240,21 +241,3 @@ class Call(Generic[R]):
         attempt.cut = True
         half = ((self.deadline or 0.0) - self.started) / 2
         return Verdict(fault=attempt.started - self.started <= half)
-
-    def _final(self, error: Exception, *, cut: bool) -> Exception:
-        records = tuple(self._records)
-        if cut:
-            took = self.core.clock() - self.started
-            over = DeadlineExceeded(
-                f"the deadline is over after {took:.2f} s; attempts made: {len(records)}"
-            )
-            over.__cause__ = error
-            error = over
-        attach(error, records)
-        error.add_note(
-            "lbclient tried "
-            + "; ".join(
-                f"{one.instance}: {one.status or type(one.error).__name__}" for one in records
-            )
-        )
-        return error

@@ -65,13 +65,6 @@ class Core:
         self._generation: object = None
         self._line = Line()
 
-    @property
-    def in_flight(self) -> int:
-        """Attempts from pick until the body is closed, all instances together."""
-        return self._selection.in_flight
-
-    # Discovery
-
     def start(self) -> None:
         """Take a list that never changes over at once; anything else waits for the first call."""
         if isinstance(self._resolver, StaticResolver) and self.watch.claim():
@@ -122,8 +115,6 @@ class Core:
         if self.watch.hurry(now):
             self._scheduler.schedule(self.watch)
 
-    # Admission
-
     def admit(
         self, call: Picker, waiting: Signal | None, holding: Endpoint | None
     ) -> Pick | Signal | None:
@@ -160,13 +151,10 @@ class Core:
         """Why none may be used now."""
         with self.lock:
             retry_in = self._selection.retry_in(self.clock())
-            shown = ", ".join(
-                f"{one.instance} ({one.breaker.state})" for one in list(self.pool.endpoints)[:10]
-            )
-        more = f" and {len(self.pool) - 10} more" if len(self.pool) > 10 else ""
+            shown = self.pool.describe()
         when = "" if retry_in is None else f"; try again in {retry_in:.2f} s"
         return NoInstanceAvailable(
-            f"no instance of {self.service} may be used now: {shown}{more}{when}", retry_in
+            f"no instance of {self.service} may be used now: {shown}{when}", retry_in
         )
 
     def leave(self, signal: Signal) -> None:
@@ -187,8 +175,6 @@ class Core:
         endpoint.in_flight += change
         self._selection.in_flight += change
         self.telemetry.counts.in_flight(change)
-
-    # Outcomes
 
     def done(
         self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict, elapsed: float

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from lbclient.errors import DeadlineExceeded
 from lbclient.instance import Instance
 
-__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "record"]
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "record"]
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
@@ -63,8 +64,28 @@ def record(attempt: Finished) -> AttemptInfo:
     )
 
 
+def concluded(
+    error: Exception, records: tuple[AttemptInfo, ...], cut_after: float | None
+) -> Exception:
+    """The error that ends a call, with what was tried: as a note, and for `call_info`.
+
+    `cut_after` is the time in seconds after which our own deadline cut it; then the error is its
+    cause.
+    """
+    if cut_after is not None:
+        over = DeadlineExceeded(
+            f"the deadline is over after {cut_after:.2f} s; attempts made: {len(records)}"
+        )
+        over.__cause__ = error
+        error = over
+    attach(error, records)
+    tried = (f"{one.instance}: {one.status or type(one.error).__name__}" for one in records)
+    error.add_note("lbclient tried " + "; ".join(tried))
+    return error
+
+
 def attach(error: BaseException, records: tuple[AttemptInfo, ...]) -> None:
-    """Keep the records with the error that ends the call, without a cycle through it."""
+    """Keep the records with the error, without a cycle through it."""
     last = records[-1]
     if last.error is error:
         last = last._replace(error=None)

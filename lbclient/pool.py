@@ -20,6 +20,7 @@ from lbclient.instance import Instance
 __all__ = ["Change", "Pool"]
 
 _ZERO_WEIGHT = 0.1
+_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,12 @@ class Pool:
         """Seconds until an open breaker lets a probe through."""
         waits = [one.breaker.due - now for one in self.broken if not one.breaker.probing(now)]
         return max(0.0, min(waits)) if waits else None
+
+    def describe(self) -> str:
+        """Its instances and the states of their breakers, for an error; not all of many."""
+        shown = [f"{one.instance} ({one.breaker.state})" for one in self._endpoints.values()]
+        more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+        return ", ".join(shown[:_SHOWN] + more)
 
     def _arrange(self) -> None:
         tiers: dict[int, list[Endpoint]] = {}

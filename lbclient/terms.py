@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Terms"]
+from lbclient import checks
+
+__all__ = ["Terms", "terms"]
 
 
 class Terms(NamedTuple):
@@ -23,3 +25,10 @@ class Terms(NamedTuple):
     deadline: float | None = None
     patience: float = 5.0
     replayable: Callable[[], bool] | None = None
+
+
+def terms(*, idempotent: bool, key: object, deadline: float | None) -> Terms:
+    """Checked. Raises ValueError or TypeError for a deadline that is no time above zero."""
+    if deadline is not None:
+        checks.seconds("deadline", deadline)
+    return Terms(idempotent, key, deadline)

@@ -19,7 +19,14 @@ from tests.support.http import (
     resets,
     says,
 )
-from tests.test_http_features import BIG, First, all_requests, urls, worlds
+from tests.test_http_features import (
+    BIG,
+    First,
+    all_requests,
+    busy_connections,
+    urls,
+    worlds,
+)
 
 
 def echoes(connection, request):
@@ -530,7 +537,17 @@ def test_a_large_answer_retried_is_given_up(servers, world, behaviour):
         assert response.content == b"ok"
         assert response.elapsed.total_seconds() < 10
         assert client.in_flight == 0
+        assert busy_connections(client.client) == []
     assert [one.accepted for one in pair] == [1, 1]
+
+
+@worlds
+def test_a_large_answer_retried_costs_its_connection(servers, world):
+    """A large 503 is not read: its connection closes, and the retry opens another."""
+    (server,) = servers(in_turn(says(503, b"x" * 100_000), says(200)))
+    with world.client([server.url], breaker=None) as client:
+        assert client.get("/").status_code == 200
+    assert (server.hits, server.accepted) == (2, 2)
 
 
 @worlds

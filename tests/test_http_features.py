@@ -697,6 +697,45 @@ def test_a_stream_is_in_flight_until_it_is_closed(servers, world):
         assert client.in_flight == 0
 
 
+def test_leaving_a_stream_in_the_middle(servers):
+    """An instance is free once the block is left, also in the middle of the body."""
+    (server,) = servers(says(200, BIG))
+    with lbclient.Client([server.url]) as client:
+        for read in ("iter_raw", "iter_bytes"):
+            with client.stream("GET", "/") as response:
+                for chunk in getattr(response, read)():
+                    assert chunk
+                    break
+            assert client.balancer._core._selection.in_flight == 0
+            assert busy_connections(client) == []
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # httpx's, cut short: trio
+async def test_leaving_an_async_stream_in_the_middle(servers):
+    """An instance is free once the block is left in the middle of the body, also async."""
+    (server,) = servers(says(200, BIG))
+    async with lbclient.AsyncClient([server.url]) as client:
+        for read in ("aiter_raw", "aiter_bytes"):
+            async with client.stream("GET", "/") as response:
+                async for chunk in getattr(response, read)():
+                    assert chunk
+                    break
+            assert client.balancer._core._selection.in_flight == 0
+            assert busy_connections(client) == []
+
+
+@worlds
+def test_a_streamed_redirect(servers, world):
+    """A redirect followed under `stream` leaves only the last answer in flight."""
+    pair = servers(redirects("/new"), redirects("/new"))
+    with world.client(urls(pair), follow_redirects=True) as client:
+        with client.stream("GET", "/old") as response:
+            assert client.in_flight == 1
+            assert client.read(response).endswith(b"/new")
+        assert client.in_flight == 0
+
+
 @worlds
 def test_closing_twice_frees_once(servers, world):
     """A response that is read, then closed, and closed again, frees its place once."""
@@ -898,6 +937,21 @@ def test_a_transport_of_ones_own_cannot_change_the_request(world):
 
 
 @worlds
+def test_a_factory_that_fails(world):
+    """What a transport factory raises reaches the caller, charges nobody, and frees the place."""
+
+    def factory(_):
+        raise LookupError("no such transport")
+
+    for made, error in ((factory, LookupError), (lambda _: None, TypeError)):
+        with world.client(["http://10.0.0.1"], transport=made) as client:
+            with pytest.raises(error):
+                client.get("/")
+            assert client.in_flight == 0
+            assert client.balancer.snapshot().instances[0].failures == 0
+
+
+@worlds
 def test_a_transport_that_reads_the_content(world):
     """A body of bytes is at hand as `request.content`, as it is for any transport of httpx's."""
 
@@ -1090,10 +1144,35 @@ async def test_cancelled_at_every_await(servers, scene, cancelled):
                 more = await cancelled(call(client), at)
             snapshot = client.balancer.snapshot()
             assert [one.in_flight for one in snapshot.instances] == [0, 0], at
-            assert client.balancer._core.in_flight == 0
+            assert client.balancer._core._selection.in_flight == 0
             if cancelled is cancelled_by_scope:  # the other way cuts httpcore's clean-up short, too
                 assert busy_connections(client) == [], at
     assert at > 4
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_probe_returns_its_slot(servers):
+    """C1, C22: wherever a half-open probe is cancelled, the next call is the probe, at once."""
+    (server,) = servers(says(200, b"x" * 100_000))
+    at, more, reasons = 0, True, []
+    while more:
+        at += 1
+        server.behaviour = says(500)
+        now = [1000.0]
+        async with lbclient.AsyncClient(
+            [server.url], breaker=lbclient.BreakerPolicy(fail_max=1), clock=lambda now=now: now[0]
+        ) as client:
+            await client.get("/")
+            assert client.balancer.snapshot().instances[0].breaker == "open"
+            server.behaviour = long_answer
+            now[0] += 100.0
+            more = await cancelled_by_scope(read_stream(client), at)
+            response = await client.get("/")
+            assert client.balancer.snapshot().instances[0].breaker == "closed", at
+            reasons.append(lbclient.call_info(response).attempts[0].reason)
+            assert client.balancer._core._selection.in_flight == 0
+    assert reasons[:4] == ["probe"] * 4
+    assert reasons[-1] == "Weighted"
 
 
 class Interrupt(BaseException):
@@ -1153,7 +1232,7 @@ def test_interrupted_at_every_step(servers, scene):
             with contextlib.suppress(Interrupt, httpx.TransportError):
                 call(client, {"trace": trace})
             assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0], at
-            assert client.balancer._core.in_flight == 0
+            assert client.balancer._core._selection.in_flight == 0
     assert at > 4
 
 

@@ -9,8 +9,8 @@ import lbclient
 
 ROOT = Path(lbclient.__file__).parent
 ORDER = [
-    {"_version", "checks", "deadline", "errors", "forking", "terms", "waiting"},
-    {"instance", "line", "outcome"},
+    {"_version", "checks", "deadline", "errors", "forking", "waiting"},
+    {"instance", "line", "outcome", "terms"},
     {"breaker", "budget"},
     {"endpoint"},
     {"strategy", "retry", "telemetry", "discovery"},
