@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import os
 import ssl
 import threading
 from collections import Counter
@@ -17,9 +18,9 @@ import pytest
 import trustme
 
 import lbclient
-from tests.support.http import Server, drips, says, tells_port
+from tests.support.http import Server, drips, head, says, tells_port
 from tests.support.nginx import BINARY, nginx
-from tests.test_http_bodies import echoes, failures
+from tests.test_http_bodies import Pipe, echoes, failures
 from tests.test_http_features import (
     BIG,
     First,
@@ -344,6 +345,31 @@ def test_a_certificate_of_the_clients(ca, trust, world):
         server.stop()
 
 
+def breaks_tls(connection, request):
+    """Bytes that are no TLS record: instead of an answer, or in the middle of its body."""
+    if request.target == "/body":
+        connection.send(head(200, {"Content-Length": "100"}) + b"x" * 50)
+    os.write(connection.sock.fileno(), b"no TLS" * 10)
+
+
+@worlds
+def test_tls_that_breaks(serve_tls, trust, world):
+    """I9: broken TLS after the request is httpx's read error and a fault; no POST is repeated."""
+    (bad,) = serve_tls(NAME, behaviour=breaks_tls)
+    (good,) = serve_tls(NAME)
+    options = {"name": NAME, "verify": trust, "strategy": First()}
+    with world.client(urls([bad, good]), **options) as client:
+        with pytest.raises(httpx.ReadError, match="SSL"):
+            client.post("/", content=b"order")
+        with client.stream("GET", "/body") as response, pytest.raises(httpx.ReadError):
+            client.read(response)
+        assert failures(client) == [2, 0]
+        for path in ("/", "/body"):
+            assert client.get(path).text == str(good.port)
+        assert failures(client) == [4, 0]
+        assert client.in_flight == 0
+
+
 # The deadline, and interruptions, through TLS
 
 
@@ -624,4 +650,14 @@ def test_goaway_between_streams(servers, world):
         with pytest.raises((httpx.RemoteProtocolError, httpx.StreamConsumed)):
             client.post("/", content=world.body([b"second"]))
         assert client.in_flight == 0
+    assert instance.bodies == [b"first", b"second"]
+
+
+def test_goaway_does_not_cut_a_body_short(servers):
+    """C12: a source that cannot seek is not sent again as what is left of it: as nothing."""
+    instance = H2(2, goaway_before_the_second)
+    with lbclient.Client(urls(servers(instance)), **H2C) as client:
+        assert client.post("/", content=b"first").text == "ok"
+        with pytest.raises(httpx.RemoteProtocolError, match="cannot be sent again"):
+            client.post("/", content=Pipe(b"second"))
     assert instance.bodies == [b"first", b"second"]

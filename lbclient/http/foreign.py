@@ -45,15 +45,12 @@ class _Rebased:
         body: httpx.SyncByteStream | httpx.AsyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Request:
-        made = httpx.Request(
-            request.method,
-            self._url(request.url.raw_path),
-            stream=body,
-            extensions={**self._tls, **extensions},
-        )
+        made = httpx.Request.__new__(httpx.Request)
+        made.__dict__.update(request.__dict__)  # copy.copy would pickle it, and lose its body
+        made.url = self._url(request.url.raw_path)
         made.headers = own_headers(request, self._hosts)
-        if isinstance(body, httpx.ByteStream):
-            made.read()  # as httpx does: a transport may ask for its `content`
+        made.stream = body
+        made.extensions = {**self._tls, **extensions}
         return made
 
 

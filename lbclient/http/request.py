@@ -102,6 +102,8 @@ def raw_headers(
 
 def own_headers(request: httpx.Request, hosts: tuple[bytes, bytes] | None) -> httpx.Headers:
     """The same for a transport of the caller's, which may change them as it likes."""
+    if hosts is None and not propagation():
+        return request.headers.copy()
     return httpx.Headers(raw_headers(request, hosts))
 
 
