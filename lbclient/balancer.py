@@ -21,9 +21,11 @@ from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
 from lbclient.discovery.watch import Scheduler
+from lbclient.discovery.words import text_of
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Instance
 from lbclient.lease import Lease
+from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
 from lbclient.pool import Pool
@@ -116,14 +118,17 @@ class Balancer:
             clock=clock,
         )
         policy = breaker or DISABLED
-        pool = Pool(policy)
+        pool, news = Pool(policy), News()
         telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
         self._strategy = strategy_of(strategy)
         self._core = Core(
             self.target.name,
             self.target.resolver,
             pool=pool,
-            selection=Selection(pool, self._strategy, policy, max_in_flight, max_in_flight_total),
+            selection=Selection(
+                pool, self._strategy, policy, news, max_in_flight, max_in_flight_total
+            ),
+            news=news,
             retries=Retries(retry or _ONE_ATTEMPT, self._dice),
             telemetry=telemetry,
             scheduler=self._scheduler,
@@ -240,11 +245,13 @@ class Balancer:
         if core.watch.settled:
             return
         signal = core.refresh()
-        yield Pause(_ROUND, signal)
-        core.leave(signal)
+        try:
+            yield Pause(_ROUND, signal)
+        finally:
+            core.leave(signal)
         if not signal.is_set:
             raise DiscoveryError(f"no answer about {self.target.name} within {_ROUND:g} s")
         if core.watch.error is not None:
             raise DiscoveryError(
-                f"refresh of {self.target.name} failed: {core.watch.error}"
+                f"refresh of {self.target.name} failed: {text_of(core.watch.error)}"
             ) from core.watch.error

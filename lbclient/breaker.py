@@ -14,7 +14,6 @@ when healthy) and AWS ("equal jitter" of the open period).
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import sys
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from lbclient import checks
 __all__ = ["DISABLED", "Breaker", "BreakerPolicy", "Permit", "State"]
 
 State = Literal["closed", "open", "half-open"]
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,11 @@ class Permit:
 class Breaker:
     """Permits for one instance. Told the time and handed the dice; not locked: its owner is."""
 
-    __slots__ = ("_circuit", "_closed_at", "_name", "_period", "_policy", "_probe", "due", "permit")
+    __slots__ = ("_circuit", "_closed_at", "_period", "_policy", "_probe", "due", "name", "permit")
 
     def __init__(self, policy: BreakerPolicy, name: str) -> None:
         self._policy = policy
-        self._name = name
+        self.name = name
         self._circuit: pybreaker.CircuitBreaker | None = None
         self._period = 0.0
         self._closed_at = 0.0
@@ -154,7 +152,7 @@ class Breaker:
             fail_max=self._policy.fail_max,
             success_threshold=self._policy.success_threshold,
             listeners=[_Generations(self)],
-            name=self._name,
+            name=self.name,
         )
         return self._circuit
 
@@ -164,7 +162,6 @@ class Breaker:
         else:
             self._period = self._next_period(before, now)
             self.due = now + _jittered(self._period, rng)
-        logger.info("breaker of %s: %s, was %s", self._name, self.state, before)
 
     def _next_period(self, before: State, now: float) -> float:
         policy = self._policy

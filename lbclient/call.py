@@ -43,6 +43,8 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 _FIRST_ANSWER = 10.0
+_LOOK_AGAIN = 0.25
+"""A response that was dropped unclosed gives its place back without telling anybody."""
 
 
 class Call(Generic[R]):
@@ -193,7 +195,7 @@ class Call(Generic[R]):
                 if last is not None:
                     return None
                 raise self._tired()
-            yield Pause(until - self.now, got)
+            yield Pause(min(until - self.now, _LOOK_AGAIN), got)
 
     def _leave_line(self, signal: Signal) -> None:
         self.core.leave(signal)

@@ -6,10 +6,13 @@ lock, the clock and the dice are handed in.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from logging import INFO
 
 from lbclient.breaker import Breaker, Permit
 from lbclient.discovery.resolver import Resolver
@@ -19,6 +22,7 @@ from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
 from lbclient.instance import Answer
 from lbclient.line import Line
+from lbclient.news import News
 from lbclient.outcome import FINE, Verdict
 from lbclient.pool import Pool
 from lbclient.retry import Retries
@@ -44,6 +48,7 @@ class Core:
         retries: Retries,
         telemetry: Telemetry,
         scheduler: Scheduler,
+        news: News,
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
@@ -62,6 +67,9 @@ class Core:
         self._resolver = resolver
         self._selection = selection
         self._scheduler = scheduler
+        self.news = news
+        self.forsaken: deque[Callable[[], object]] = deque()
+        """What finalizers want done. They may run at any time, inside any lock, so they only ask."""
         self._generation: object = None
         self._line = Line()
 
@@ -84,7 +92,7 @@ class Core:
     def refresh(self) -> Signal:
         """Ask discovery now; the signal is set when the round is over."""
         with self.lock:
-            signal = self.watch.wait()
+            signal = self.watch.wait_anew()
             if not self.watch.busy:
                 self.watch.next_at = self.clock()
         self._scheduler.schedule(self.watch)
@@ -107,9 +115,9 @@ class Core:
 
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""
-        self._generation = self._scheduler.generation
         if not self.watch.settled:
             self._scheduler.schedule(self.watch)
+        self._generation = self._scheduler.generation
 
     def _hurry(self, now: float) -> None:
         if self.watch.hurry(now):
@@ -125,6 +133,8 @@ class Core:
         """
         with self.lock:
             now = call.now = self.clock()
+            if self.forsaken:
+                self.reap()
             if self._generation is not self._scheduler.generation:
                 self._follow()
             if not self.watch.fresh:
@@ -225,6 +235,12 @@ class Core:
         with self.lock:
             breaker.cancel(permit)
 
+    def reap(self) -> None:
+        """Do what finalizers have asked for."""
+        with contextlib.suppress(IndexError):  # another thread may be quicker
+            while True:
+                self.forsaken.popleft()()
+
     def rest_of_all(self) -> float:
         """Seconds until the first instance has rested, where all of them rest; else 0."""
         with self.lock:
@@ -239,6 +255,7 @@ class Core:
 
     def _turned(self, breaker: Breaker, now: float) -> None:
         self.telemetry.counts.breaker(breaker.state)
+        self.news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
         outage = not self.pool.candidates(now)
         self.pool.changed()
         if not breaker.closed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Collection, Sequence
+from logging import ERROR
 from typing import Literal, NamedTuple, Protocol
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
+from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.strategy import BY_NAME, Strategy
 
@@ -16,8 +17,6 @@ __all__ = ["FULL", "Pick", "Picker", "Selection"]
 
 FULL: Literal["full"] = "full"
 """Instances are admissible, but all are at their limit: wait in turn."""
-
-logger = logging.getLogger(__name__)
 
 
 class Pick(NamedTuple):
@@ -53,11 +52,13 @@ class Selection:
         pool: Pool,
         strategy: Strategy,
         policy: BreakerPolicy,
+        news: News,
         limit: int | None = None,
         total: int | None = None,
     ) -> None:
         self._pool = pool
         self._strategy = strategy
+        self._news = news
         self._name = type(strategy).__name__
         self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
@@ -129,9 +130,11 @@ class Selection:
             endpoint = self._strategy.pick(candidates, call)
             if self._ours or _usable(endpoint, candidates):
                 return endpoint
-            logger.error("strategy %s picked %r, not a candidate", self._name, endpoint)
-        except Exception:
-            logger.exception("strategy %s failed; picked by dice instead", self._name)
+            self._news.add(ERROR, "strategy %s picked %r, not a candidate", self._name, endpoint)
+        except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+            self._news.add(
+                ERROR, "strategy %s failed; picked by dice instead", self._name, error=error
+            )
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:

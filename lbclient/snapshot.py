@@ -39,6 +39,7 @@ class ServiceSnapshot:
 def snapshot_of(core: Core) -> ServiceSnapshot:
     """All of one moment."""
     with core.lock:
+        core.reap()
         instances = tuple(map(_instance, core.pool.endpoints))
         age = core.watch.age(core.clock())
         return ServiceSnapshot(core.service, instances, age, core.watch.error)

@@ -1,6 +1,7 @@
 """Balancer: the engine without HTTP, for threads and for event loops."""
 
 import contextlib
+import gc
 import random
 import threading
 import time
@@ -370,3 +371,81 @@ def test_a_call_inside_a_call_does_not_deadlock():
 
     balancer = Balancer([A, B], strategy=Curious())
     assert balancer.call(lambda one: one) == A
+
+
+def test_a_dropped_response_takes_no_lock(servers):
+    """C14: a finalizer may run inside any lock, so it waits for none: its place is freed later."""
+    from tests.support.http import drips
+
+    (server,) = servers(drips(0.05))
+    with lbclient.Client([server.url]) as client:
+        request = client.build_request("GET", "/")
+        response = client.send(request, stream=True)
+        held, free = threading.Event(), threading.Event()
+
+        def hold():
+            with client.balancer._core.lock:
+                held.set()
+                assert free.wait(5)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(5)
+        with pytest.warns(ResourceWarning, match="never closed"):
+            del response, request
+            gc.collect()
+        free.set()
+        holder.join()
+        assert client.balancer.snapshot().instances[0].in_flight == 0
+
+
+def test_nothing_is_logged_under_the_lock():
+    """C24: a log handler may itself make calls; no other thread can then wait for it under ours."""
+    import logging
+
+    balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1))
+    free = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            other = threading.Thread(target=lambda: free.append(balancer.snapshot()))
+            other.start()
+            other.join(5)
+
+    handler, logger = Handler(), logging.getLogger("lbclient")
+    logger.addHandler(handler)
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            balancer.call(refuse)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert [one.instances[0].breaker for one in free] == ["open"]
+
+
+def test_refresh_during_a_round_waits_for_the_next():
+    """`refresh` gives what is true now: a round that began before may have asked too early."""
+    asked, go = threading.Semaphore(0), threading.Semaphore(0)
+    answers = iter([[A], [A, B]])
+
+    class Mine:
+        def resolve(self):
+            asked.release()
+            assert go.acquire(timeout=5)
+            return lbclient.Answer(next(answers), ttl=60)
+
+    balancer = Balancer(Mine())
+    first = threading.Thread(target=balancer.refresh)
+    first.start()
+    assert asked.acquire(timeout=5)
+    second = threading.Thread(target=balancer.refresh)
+    second.start()
+    while not balancer._core.watch._later:
+        pass
+    go.release(2)
+    first.join()
+    second.join()
+    assert {one.instance for one in balancer.snapshot().instances} == {A, B}
+    balancer.close()

@@ -18,6 +18,7 @@ from tests.support.http import (
     refused_port,
     resets,
     says,
+    slow,
 )
 from tests.test_http_features import (
     BIG,
@@ -510,6 +511,15 @@ def test_a_small_answer_retried_keeps_its_connection(servers, world, method):
         assert client.request(method, "/").status_code == 200
         assert client.in_flight == 0
     assert (server.hits, server.accepted) == (3, 1)
+
+
+@worlds
+def test_a_drained_connection_is_as_patient_as_before(servers, world):
+    """The haste in which an answer is drained ends before its connection serves the retry."""
+    (server,) = servers(in_turn(says(503, b"busy"), slow(0.2)))
+    with world.client([server.url]) as client:
+        assert client.get("/").status_code == 200
+    assert (server.hits, server.accepted) == (2, 1)
 
 
 def endless(connection, _):

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import gc
 import os
 import ssl
 import threading
@@ -18,12 +19,13 @@ import pytest
 import trustme
 
 import lbclient
-from tests.support.http import Server, drips, head, says, tells_port
+from tests.support.http import Gate, Server, drips, head, says, tells_port
 from tests.support.nginx import BINARY, nginx
 from tests.test_http_bodies import Pipe, echoes, failures
 from tests.test_http_features import (
     BIG,
     First,
+    Interrupt,
     all_requests,
     busy_connections,
     cancelled_by_scope,
@@ -403,6 +405,25 @@ async def test_cancelled_at_every_await_of_tls(serve_tls, trust):
     assert at > 6
 
 
+class Interrupting(ssl.SSLContext):
+    """Ctrl-C in the handshake."""
+
+    def wrap_socket(self, *_args, **_kwargs):
+        raise Interrupt
+
+
+def test_interrupted_in_the_handshake(serve_tls):
+    """C4: Ctrl-C in a handshake closes the socket, and leaves nothing in flight."""
+    (server,) = serve_tls(NAME)
+    context = Interrupting(ssl.PROTOCOL_TLS_CLIENT)
+    with lbclient.Client([server.url], name=NAME, verify=context) as client:
+        with pytest.raises(Interrupt):
+            client.get("/")
+        gc.collect()  # a socket left open warns, and that fails the test
+        (one,) = client.balancer.snapshot().instances
+        assert (one.in_flight, one.failures) == (0, 0)
+
+
 # HTTP/2 against nginx
 
 needs_nginx = pytest.mark.skipif(BINARY is None, reason="nginx is not installed")
@@ -488,7 +509,7 @@ def test_http2_for_threads(serve_h2, trust):
 @needs_nginx
 @pytest.mark.anyio
 async def test_http2_concurrently(serve_h2, trust):
-    """Concurrent streams share a connection an instance, and a cancelled one harms no other."""
+    """Concurrent streams share a connection, and one cancelled before it is sent harms no other."""
     service = [serve_h2(), serve_h2()]
     seen = Counter()
     async with lbclient.AsyncClient(service, name=NAME, verify=trust, http2=True) as client:
@@ -511,6 +532,38 @@ async def test_http2_concurrently(serve_h2, trust):
         assert [len(pool.connections) for pool in pools] == [1, 1]
     assert seen == {(200, "HTTP/2"): 120}
     assert [(one.in_flight, one.failures) for one in snapshot.instances] == [(0, 0)] * 2
+
+
+@needs_nginx
+@pytest.mark.anyio
+async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
+    """C1: streams cancelled while they wait for headers leave their connection to the others."""
+    gate = Gate(then=echoes)
+    (backend,) = servers(gate)
+    url = serve_h2(backend.port)
+    async with lbclient.AsyncClient([url], name=NAME, verify=trust, http2=True) as client:
+        await client.get("/")
+        bodies = []
+
+        async def stay():
+            bodies.append((await client.post("/backend", content=b"stay")).content)
+
+        async with anyio.create_task_group() as staying:
+            staying.start_soon(stay)
+            async with anyio.create_task_group() as leaving:
+                for _ in range(5):
+                    leaving.start_soon(client.get, "/backend")
+                for _ in range(6):
+                    assert await anyio.to_thread.run_sync(gate.entered.acquire, True, 5)
+                leaving.cancel_scope.cancel()
+            assert (await client.get("/")).status_code == 200
+            assert [one.in_flight for one in client.balancer.snapshot().instances] == [1]
+            gate.open.set()
+        (one,) = client.balancer.snapshot().instances
+        assert (one.in_flight, one.failures) == (0, 0)
+        ((_, wire),) = client._transport._binding._wires.values()
+        assert len(wire._pool.connections) == 1
+    assert bodies == [b"stay"]
 
 
 @needs_nginx

@@ -10,7 +10,7 @@ import lbclient
 ROOT = Path(lbclient.__file__).parent
 ORDER = [
     {"_version", "checks", "deadline", "errors", "forking", "waiting"},
-    {"instance", "line", "outcome", "terms"},
+    {"instance", "line", "news", "outcome", "terms"},
     {"breaker", "budget"},
     {"endpoint"},
     {"strategy", "retry", "telemetry", "discovery"},

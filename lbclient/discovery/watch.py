@@ -89,6 +89,7 @@ class Watch:
         self._early_at = -math.inf
         self._backoff = BACKOFF
         self._waiting: list[Signal] = []
+        self._later: list[Signal] = []
 
     @property
     def known(self) -> bool:
@@ -132,10 +133,19 @@ class Watch:
         self._waiting.append(signal)
         return signal
 
+    def wait_anew(self) -> Signal:
+        """The same for a round that begins from now on: one under way may have asked before."""
+        if not self.busy:
+            return self.wait()
+        signal = Signal()
+        self._later.append(signal)
+        return signal
+
     def forget(self, signal: Signal) -> None:
         """Nobody listens to this signal any more. Hold the lock."""
-        if signal in self._waiting:
-            self._waiting.remove(signal)
+        for signals in (self._waiting, self._later):
+            if signal in signals:
+                signals.remove(signal)
 
     def hurry(self, now: float) -> bool:
         """Ask for an early refresh; False where one was asked for too recently. Hold the lock."""
@@ -157,6 +167,7 @@ class Watch:
         """In a forked child: the round under way died with the parent's threads."""
         self._lock = lock
         self._waiting.clear()
+        self._later.clear()
         self.busy = False
 
     def run(self) -> None:
@@ -165,12 +176,16 @@ class Watch:
         waiting: list[Signal] = []
         try:
             with self._lock:
-                waiting, self._waiting = self._waiting, []
+                waiting, self._waiting, self._later = self._waiting, self._later, []
                 self.busy = False
                 if isinstance(got, Answer):
                     self._succeeded(got)
                 else:
                     self._failed(got)
+                if self._waiting and not self.stopped:
+                    self.next_at = self.clock()
+                elif self._waiting:
+                    waiting, self._waiting = waiting + self._waiting, []
             self._tell(got, error, known)
         finally:
             for signal in waiting:

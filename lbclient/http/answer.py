@@ -45,7 +45,7 @@ class _Held(Generic[S]):
     def __del__(self) -> None:
         attempt = getattr(self, "_attempt", None)
         if attempt is not None and attempt.open:
-            attempt.finish()
+            attempt.forsake()
             self._lost(self.stream)
             warnings.warn(
                 f"a response of {attempt.instance} was never closed; "
