@@ -20,11 +20,10 @@ from lbclient.call import Call
 from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
-from lbclient.discovery.watch import Scheduler
-from lbclient.discovery.words import text_of
-from lbclient.errors import DiscoveryError
+from lbclient.discovery.roles import Scheduler
 from lbclient.instance import Instance
 from lbclient.lease import Lease
+from lbclient.membership import Membership
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
@@ -44,7 +43,6 @@ __all__ = ["Balancer"]
 T = TypeVar("T")
 _ONE_ATTEMPT = RetryPolicy(attempts=1)
 _PLAIN = Semantics()
-_ROUND = 15.0
 
 
 class Balancer:
@@ -117,29 +115,35 @@ class Balancer:
             guard=Guard(allow, None if within is None else checks.host("within", within)),
             clock=clock,
         )
-        policy = breaker or DISABLED
-        pool, news = Pool(policy), News()
-        telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
         self._strategy = strategy_of(strategy)
-        self._core = Core(
+        policy = breaker or DISABLED
+        pool, news, lock = Pool(policy), News(), threading.RLock()
+        telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
+        membership = Membership(
             self.target.name,
             self.target.resolver,
             pool=pool,
-            selection=Selection(
-                pool, self._strategy, policy, news, max_in_flight, max_in_flight_total
-            ),
-            news=news,
-            retries=Retries(retry or _ONE_ATTEMPT, self._dice),
-            telemetry=telemetry,
+            counts=telemetry.counts,
             scheduler=self._scheduler,
             clock=clock,
             rng=self._dice,
-            lock=threading.RLock(),
+            lock=lock,
             max_stale=None if max_stale is None else checks.seconds("max_stale", max_stale),
+        )
+        self._core = Core(
+            membership,
+            selection=Selection(
+                pool, self._strategy, policy, news, max_in_flight, max_in_flight_total
+            ),
+            retries=Retries(retry or _ONE_ATTEMPT, self._dice),
+            telemetry=telemetry,
+            news=news,
+            clock=clock,
+            rng=self._dice,
+            lock=lock,
         )
         self._closed = False
         claim(self._strategy)
-        self._core.start()
         forking.track(self)
 
     def __repr__(self) -> str:
@@ -211,18 +215,18 @@ class Balancer:
     def refresh(self) -> None:
         """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
         stays in use)."""
-        for pause in self._round():
+        for pause in self._asked():
             sleep(pause)
 
     async def arefresh(self) -> None:
         """The same, without blocking the event loop."""
-        for pause in self._round():
+        for pause in self._asked():
             await asleep(pause)
 
     def close(self) -> None:
         """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
         self._closed = True
-        self._core.stop()
+        self._core.membership.stop()
         release(self._strategy)
 
     async def aclose(self) -> None:
@@ -238,20 +242,7 @@ class Balancer:
     def _refuse(self) -> NoReturn:
         raise RuntimeError(f"the balancer of {self.target.name} is closed")
 
-    def _round(self) -> Iterable[Pause]:
+    def _asked(self) -> Iterable[Pause]:
         if self._closed:
             self._refuse()
-        core = self._core
-        if core.watch.settled:
-            return
-        signal = core.refresh()
-        try:
-            yield Pause(_ROUND, signal)
-        finally:
-            core.leave(signal)
-        if not signal.is_set:
-            raise DiscoveryError(f"no answer about {self.target.name} within {_ROUND:g} s")
-        if core.watch.error is not None:
-            raise DiscoveryError(
-                f"refresh of {self.target.name} failed: {text_of(core.watch.error)}"
-            ) from core.watch.error
+        return self._core.membership.round()

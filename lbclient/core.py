@@ -7,7 +7,6 @@ lock, the clock and the dice are handed in.
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -15,16 +14,11 @@ from contextlib import AbstractContextManager
 from logging import INFO
 
 from lbclient.breaker import Breaker, Permit
-from lbclient.discovery.resolver import Resolver
-from lbclient.discovery.static import StaticResolver
-from lbclient.discovery.watch import Scheduler, Watch
 from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
-from lbclient.instance import Answer
-from lbclient.line import Line
+from lbclient.membership import Membership
 from lbclient.news import News
 from lbclient.outcome import FINE, Verdict
-from lbclient.pool import Pool
 from lbclient.retry import Retries
 from lbclient.selection import Pick, Picker, Selection
 from lbclient.telemetry import Telemetry
@@ -40,88 +34,36 @@ class Core:
 
     def __init__(
         self,
-        service: str,
-        resolver: Resolver,
+        membership: Membership,
         *,
-        pool: Pool,
         selection: Selection,
         retries: Retries,
         telemetry: Telemetry,
-        scheduler: Scheduler,
         news: News,
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
-        max_stale: float | None,
     ) -> None:
-        self.service = service
-        self.pool = pool
+        self.membership = membership
+        self.service = membership.watch.service
+        self.watch = membership.watch
+        self.pool = membership.pool
         self.retries = retries
         self.telemetry = telemetry
+        self.news = news
         self.clock = clock
         self.rng = rng
         self.lock = lock
-        self.watch = Watch(
-            service, resolver, self, clock=clock, rng=rng, lock=lock, max_stale=max_stale
-        )
-        self._resolver = resolver
-        self._selection = selection
-        self._scheduler = scheduler
-        self.news = news
         self.forsaken: deque[Callable[[], object]] = deque()
-        """What finalizers want done. They may run at any time, inside any lock, so they only ask."""
-        self._generation: object = None
-        self._line = Line()
-
-    def start(self) -> None:
-        """Take a list that never changes over at once; anything else waits for the first call."""
-        if isinstance(self._resolver, StaticResolver) and self.watch.claim():
-            self.watch.run()
-
-    def stop(self) -> None:
-        """Ask discovery no more."""
-        with self.lock:
-            self.watch.next_at = math.inf
+        """What finalizers ask for: they may run at any time, inside any lock."""
+        self._selection = selection
+        self._line = membership.line
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
         self.lock = lock
-        self._line.clear()
-        self.watch.restart(lock)
-
-    def refresh(self) -> Signal:
-        """Ask discovery now; the signal is set when the round is over."""
-        with self.lock:
-            signal = self.watch.wait_anew()
-            if not self.watch.busy:
-                self.watch.next_at = self.clock()
-        self._scheduler.schedule(self.watch)
-        return signal
-
-    def discovered(self, answer: Answer) -> None:
-        """A good answer came: take it over as a difference."""
-        self.pool.update(answer.instances)
-        self.telemetry.counts.lookup(0.0, failed=False)
-        self._line.wake()
-
-    def vanished(self) -> None:
-        """The service declared itself absent."""
-        self.pool.update(())
-        self._line.wake()
-
-    def lookup_failed(self) -> None:
-        """The last good set stands."""
-        self.telemetry.counts.lookup(self.watch.age(self.clock()), failed=True)
-
-    def _follow(self) -> None:
-        """Have the watch run in this process: for the first call, and the first after a fork."""
-        if not self.watch.settled:
-            self._scheduler.schedule(self.watch)
-        self._generation = self._scheduler.generation
-
-    def _hurry(self, now: float) -> None:
-        if self.watch.hurry(now):
-            self._scheduler.schedule(self.watch)
+        self._line.waiting.clear()
+        self.membership.after_fork(lock)
 
     def admit(
         self, call: Picker, waiting: Signal | None, holding: Endpoint | None
@@ -135,13 +77,8 @@ class Core:
             now = call.now = self.clock()
             if self.forsaken:
                 self.reap()
-            if self._generation is not self._scheduler.generation:
-                self._follow()
-            if not self.watch.fresh:
-                if (failure := self.watch.failure(now)) is not None:
-                    raise failure
-                if not self.watch.known:
-                    return self.watch.wait()
+            if not self.membership.ready and (unready := self.membership.unready(now)):
+                return unready
             if self._line.waiting and not self._line.passes(waiting):
                 return self._line.join(waiting)
             if holding is not None:
@@ -153,7 +90,7 @@ class Core:
             if holding is not None:
                 self._move(holding, 1)
             if pick is None:
-                self._hurry(now)
+                self.membership.hurry(now)
                 return None
             return self._line.join(waiting)
 
@@ -224,7 +161,7 @@ class Core:
         if verdict.fault:
             endpoint.failed(now)
         if verdict.fault and verdict.again == "always":
-            self._hurry(now)
+            self.membership.hurry(now)
         if verdict.rest > 0:
             self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
         if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):

@@ -15,7 +15,7 @@ ORDER = [
     {"endpoint"},
     {"strategy", "retry", "telemetry", "discovery"},
     {"pool", "target", "options"},
-    {"selection"},
+    {"membership", "selection"},
     {"core"},
     {"attempt", "info"},
     {"call"},

@@ -8,6 +8,7 @@ from lbclient.discovery.guard import Guard
 from lbclient.discovery.resolver import Resolver
 from lbclient.discovery.srv import SrvResolver
 from lbclient.discovery.static import StaticResolver
+from lbclient.discovery.words import text_of
 
 __all__ = [
     "AddressResolver",
@@ -17,4 +18,5 @@ __all__ = [
     "SrvResolver",
     "StaticResolver",
     "nameservers_of",
+    "text_of",
 ]

@@ -10,15 +10,15 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 from lbclient.discovery.resolver import Resolver
+from lbclient.discovery.roles import Subscriber
 from lbclient.discovery.words import listed, text_of
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer
 from lbclient.waiting import Signal
 
-__all__ = ["Scheduler", "Watch"]
+__all__ = ["Watch"]
 
 FLOOR, CEILING = 1.0, 3600.0
 """Bounds of the refresh interval, seconds (the floor: D11, a TTL of 0 is no licence to hammer)."""
@@ -28,32 +28,6 @@ EARLY = 5.0
 JITTER = 0.1
 
 logger = logging.getLogger(__name__)
-
-
-class Subscriber(Protocol):
-    """Who is told what a round brought; called under the lock."""
-
-    def discovered(self, answer: Answer) -> None:
-        """A good answer came."""
-        ...
-
-    def vanished(self) -> None:
-        """The service declared itself absent, or the lookup failed and nothing was known."""
-        ...
-
-    def lookup_failed(self) -> None:
-        """No good answer came; the last good set stands."""
-        ...
-
-
-class Scheduler(Protocol):
-    """Who runs the rounds of a watch: background threads, or virtual time."""
-
-    generation: object
-
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`."""
-        ...
 
 
 class Watch:

@@ -20,6 +20,7 @@ __all__ = [
     "AttemptSpan",
     "Attributes",
     "CallSpan",
+    "Counts",
     "MeterProvider",
     "Semantics",
     "Telemetry",
