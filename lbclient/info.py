@@ -11,6 +11,7 @@ __all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "recor
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
+_ENDED = "_lbclient_ended_the_last"
 
 
 class Finished(Protocol):
@@ -47,7 +48,7 @@ class CallInfo(NamedTuple):
 def call_info(outcome: object) -> CallInfo:
     """What became of the call that gave this response or exception.
 
-    Raises ValueError for one that did not come out of a call of ours.
+    An exception that ended no attempt has none. Raises ValueError for a response of somebody else.
     """
     if isinstance(outcome, BaseException):
         return CallInfo(_of(outcome))
@@ -79,7 +80,7 @@ def concluded(
         over.__cause__ = error
         error = over
     attach(error, records)
-    tried = (f"{one.instance}: {one.status or type(one.error).__name__}" for one in records)
+    tried = (f"{one.instance}: {_outcome(one)}" for one in records)
     error.add_note("lbclient tried " + "; ".join(tried))
     return error
 
@@ -87,13 +88,17 @@ def concluded(
 def attach(error: BaseException, records: tuple[AttemptInfo, ...]) -> None:
     """Keep the records with the error, without a cycle through it."""
     last = records[-1]
-    if last.error is error:
-        last = last._replace(error=None)
-    setattr(error, _ATTRIBUTE, (*records[:-1], last))
+    ended = last.error is error
+    setattr(error, _ATTRIBUTE, ((*records[:-1], last._replace(error=None)) if ended else records))
+    setattr(error, _ENDED, ended)
 
 
 def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
     records: tuple[AttemptInfo, ...] = getattr(error, _ATTRIBUTE, ())
-    if records and records[-1].error is None and records[-1].status is None:
+    if records and getattr(error, _ENDED, False):
         return (*records[:-1], records[-1]._replace(error=error))
     return records
+
+
+def _outcome(one: AttemptInfo) -> object:
+    return one.status if one.error is None else type(one.error).__name__

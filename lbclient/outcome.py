@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,8 @@ _UNREACHED = {errno.EHOSTUNREACH, errno.EHOSTDOWN}
 
 def own_fault(error: BaseException) -> Verdict | None:
     """The verdict on an error of this machine's own making (Envoy: local origin), else None."""
+    if isinstance(error, ssl.SSLError):
+        return None  # its numbers are OpenSSL's, and mean other things
     number = error.errno if isinstance(error, OSError) else None
     if number in _EXHAUSTED:
         return _OUT_OF_DESCRIPTORS

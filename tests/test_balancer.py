@@ -452,3 +452,18 @@ def test_refresh_during_a_round_waits_for_the_next():
     second.join()
     assert {one.instance for one in balancer.snapshot().instances} == {A, B}
     balancer.close()
+
+
+def test_a_tls_error_is_not_this_machines_fault():
+    """I20: OpenSSL numbers its errors itself; its 1 is not the operating system's EPERM."""
+    import ssl
+
+    asked = []
+
+    def ask(instance):
+        asked.append(instance)
+        raise ssl.SSLError(1, "certificate verify failed")
+
+    with pytest.raises(ssl.SSLError):
+        Balancer([A, B]).call(ask)
+    assert len(asked) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Collection
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -70,8 +69,7 @@ def _local_origin(error: BaseException) -> Verdict | None:
         if isinstance(cause, BaseExceptionGroup):
             found = [_local_origin(one) for one in cause.exceptions]
             return found[0] if all(found) else None
-        # An SSLError's number is OpenSSL's, and no errno, though 1 would be EPERM.
-        if not isinstance(cause, ssl.SSLError) and (own := own_fault(cause)) is not None:
+        if (own := own_fault(cause)) is not None:
             return own
         cause = cause.__cause__ or cause.__context__
     return None

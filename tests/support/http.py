@@ -124,16 +124,21 @@ class Server:
             thread.start()
 
     def _serve(self, connection: Connection) -> None:
+        try:
+            self._answer(connection)
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+            connection.close()
+
+    def _answer(self, connection: Connection) -> None:
         with contextlib.suppress(OSError, ValueError):
-            if getattr(self.behaviour, "on_accept", False):
+            if getattr(self.behaviour, "on_accept", False):  # before any request, a TLS hello say
                 self.behaviour(connection, Request("", "", {}, b""))
             while (request := connection.read_request()) is not None:
                 self.requests.append(request)
                 self.arrived.release()
                 self.behaviour(connection, request)
-        with self._lock:
-            self._open.discard(connection)
-        connection.close()
 
     def drop_connections(self) -> None:
         with self._lock:
