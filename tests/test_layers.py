@@ -24,7 +24,8 @@ ORDER = [
     {"balancer"},
     {"http", "simulation"},
     {"", "testing"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ROOM_OF = {
