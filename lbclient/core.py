@@ -129,7 +129,8 @@ class Core:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
             endpoint.took(elapsed)
-            self.settle(endpoint, breaker, permit, verdict)
+            if verdict is not FINE or not breaker.unmoved:
+                self.settle(endpoint, breaker, permit, verdict)
             self.release(endpoint)
 
     def release(self, endpoint: Endpoint) -> None:

@@ -85,10 +85,6 @@ class Binding(Generic[W]):
         terms = terms_of(request, self.policy, replayable)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
 
-    def admitted(self, request: httpx.Request) -> httpx.Request:
-        """The request, named by the service; LoadBalancingError for a foreign one."""
-        return request if self.origin is None else self.origin.admitted(request)
-
     def wire(self, endpoint: Endpoint) -> W:
         """The wire to an instance; a new one where its addresses are others than before."""
         known = self._wires.get(endpoint)
@@ -96,10 +92,13 @@ class Binding(Generic[W]):
             return known[1]
         return self._new_wire(endpoint)
 
+    @property
+    def untidy(self) -> bool:
+        """True where there may be wires to close."""
+        return self._seen != self._pool.membership or bool(self._leaving)
+
     def departed(self) -> Sequence[W]:
         """Wires to close: nobody uses them any more, and nobody will."""
-        if self._seen == self._pool.membership and not self._leaving:
-            return ()
         with self._lock:
             self._seen = self._pool.membership
             gone = [one for one in self._wires if one.gone]
@@ -141,8 +140,8 @@ class Binding(Generic[W]):
         """How an instance is addressed: an unnamed list by each one's own Host."""
         hosts = None
         if self.origin is not None and self.target.authority is None:
-            own = authority_of(instance.host, instance.port, self.target.scheme)
-            hosts = (self._logical_host, own.encode("ascii"))
+            own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
+            hosts = None if own == self._logical_host else (self._logical_host, own)
         return Place(instance, self.target.scheme, self.tls_name, hosts)
 
     def _new_wire(self, endpoint: Endpoint) -> W:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import httpx
 
@@ -14,6 +14,7 @@ from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
 from lbclient.http.options import TransportOptions, part, refuse_bypass
 from lbclient.http.request import UNSTREAMED
 from lbclient.http.transport import AsyncTransport, Service, Transport
+from lbclient.http.urls import Urls
 from lbclient.target import Target
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
         CookieTypes,
         HeaderTypes,
         QueryParamTypes,
+        RequestContent,
+        RequestData,
+        RequestExtensions,
+        RequestFiles,
         TimeoutTypes,
     )
 
@@ -45,6 +50,20 @@ class ClientOptions(TransportOptions, total=False):
     event_hooks: Mapping[str, list[EventHook]] | None
     base_url: httpx.URL | str
     default_encoding: str | Callable[[bytes], str]
+
+
+class RequestOptions(TypedDict, total=False):
+    """What `build_request` takes after the URL."""
+
+    content: RequestContent | None
+    data: RequestData | None
+    files: RequestFiles | None
+    json: object
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    timeout: TimeoutTypes | UseClientDefault
+    extensions: RequestExtensions | None
 
 
 class Client(httpx.Client):
@@ -71,6 +90,7 @@ class Client(httpx.Client):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
+        self._urls = Urls()
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
         balancing.own(self._balancer.target.origin)
@@ -79,6 +99,16 @@ class Client(httpx.Client):
     def balancer(self) -> Balancer:
         """The engine inside."""
         return self._balancer
+
+    def build_request(
+        self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
+    ) -> httpx.Request:
+        """Build a request, as `httpx.Client.build_request` does."""
+        known = self._urls.merged(url, self.base_url)
+        request = super().build_request(method, known, **options)
+        if known is url and options.get("params") is None and not self.params:
+            self._urls.learn(url, self.base_url, request.url)
+        return request
 
     def send(
         self,
@@ -106,6 +136,7 @@ class AsyncClient(httpx.AsyncClient):
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
+        self._urls = Urls()
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
         balancing.own(self._balancer.target.origin)
@@ -114,6 +145,16 @@ class AsyncClient(httpx.AsyncClient):
     def balancer(self) -> Balancer:
         """The engine inside."""
         return self._balancer
+
+    def build_request(
+        self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
+    ) -> httpx.Request:
+        """Build a request, as `httpx.AsyncClient.build_request` does."""
+        known = self._urls.merged(url, self.base_url)
+        request = super().build_request(method, known, **options)
+        if known is url and options.get("params") is None and not self.params:
+            self._urls.learn(url, self.base_url, request.url)
+        return request
 
     async def send(
         self,

@@ -67,8 +67,10 @@ class Transport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        self._tidy()
-        request = binding.admitted(request)
+        if self._lost or binding.untidy:
+            self._tidy()
+        if binding.origin is not None:
+            request = binding.origin.admitted(request)
         stream = watch(request)
         answers: list[httpx.Response] = []
         try:
@@ -148,8 +150,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        await self._tidy()
-        request = binding.admitted(request)
+        if self._lost or binding.untidy:
+            await self._tidy()
+        if binding.origin is not None:
+            request = binding.origin.admitted(request)
         stream = awatch(request)
         answers: list[httpx.Response] = []
         try:
