@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import httpx
 import loopback
 import sides
 from opentelemetry import metrics, trace
@@ -103,6 +104,9 @@ def null_rows(runner: asyncio.Runner) -> Iterator[Row]:
         client = sides.ours(_NULL_URLS, transport=lambda _: transport())
         return sides.calling(client, url)
 
+    def anew(client: httpx.Client) -> Side:
+        return sides.calling_anew(client, url)
+
     def bare_async(transport: Callable[[], sides.AsyncNullTransport]) -> Side:
         return sides.awaiting(sides.bare_async(transport=transport()), url, runner)
 
@@ -114,6 +118,8 @@ def null_rows(runner: asyncio.Runner) -> Iterator[Row]:
     streaming, async_streaming = sides.StreamingTransport, sides.AsyncStreamingTransport
     yield Row("sync", bare(null), ours(null), TIME)
     yield Row("async", bare_async(async_null), ours_async(async_null), TIME)
+    ours_null = sides.ours(_NULL_URLS, transport=lambda _: null())
+    yield Row("sync, every path new", anew(sides.bare(transport=null())), anew(ours_null))
     yield Row("sync, streamed body", bare(streaming), ours(streaming))
     yield Row("async, streamed body", bare_async(async_streaming), ours_async(async_streaming))
     yield Row("noise: bare/bare, sync", bare(null), bare(null))

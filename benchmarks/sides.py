@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,6 +79,19 @@ def calling(client: httpx.Client, url: str) -> Iterator[Block]:
     def block(calls: int) -> None:
         for _ in range(calls):
             _check(client.get(url))
+
+    with client:
+        yield block
+
+
+@contextlib.contextmanager
+def calling_anew(client: httpx.Client, url: str) -> Iterator[Block]:
+    """The same, with a path that was never asked for before in each call."""
+    paths = itertools.count()
+
+    def block(calls: int) -> None:
+        for _ in range(calls):
+            _check(client.get(f"{url}{next(paths)}"))
 
     with client:
         yield block

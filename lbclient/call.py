@@ -116,9 +116,13 @@ class Call(Generic[R]):
         while delay is not None:
             if delay > 0:
                 yield Pause(delay)
-            pick = yield from self._admission()
-            if pick is None:
-                return
+            last = self._last
+            holding = last.endpoint if last is not None and last.open else None
+            pick = self.core.admit(self, None, holding)
+            if not isinstance(pick, Pick):
+                pick = yield from self._admission(pick, holding)
+                if pick is None:
+                    return
             attempt = self._attempt(pick)
             yield attempt
             self._records.append(record(attempt))
@@ -174,19 +178,13 @@ class Call(Generic[R]):
         self.tried.append(pick.endpoint)
         return self._last
 
-    def _admission(self) -> Generator[Pause, None, Pick | None]:
+    def _admission(
+        self, got: Pick | Signal | None, holding: Endpoint | None
+    ) -> Generator[Pause, None, Pick | None]:
         """Wait for an instance. None: there is none for a retry, so the last outcome stands."""
         last = self._last
-        holding = last.endpoint if last is not None and last.open else None
         until: float | None = None
-        while True:
-            got = self.core.admit(self, self._signal, holding)
-            if not isinstance(got, Signal):
-                if self._signal is not None:
-                    self._leave_line(self._signal)
-                if got is None and last is None:
-                    raise self.core.refusal()
-                return got
+        while isinstance(got, Signal):
             self._signal = got
             if last is not None and last.error is None:
                 return None
@@ -196,6 +194,12 @@ class Call(Generic[R]):
                     return None
                 raise self._tired()
             yield Pause(min(until - self.now, _LOOK_AGAIN), got)
+            got = self.core.admit(self, got, holding)
+        if self._signal is not None:
+            self._leave_line(self._signal)
+        if got is None and last is None:
+            raise self.core.refusal()
+        return got
 
     def _leave_line(self, signal: Signal) -> None:
         self.core.leave(signal)
