@@ -5,19 +5,38 @@ from __future__ import annotations
 import math
 from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lbclient import deadline
+from lbclient.core import Core
+from lbclient.deadline import Expiry
 from lbclient.outcome import Verdict
 from lbclient.selection import Pick
-from lbclient.telemetry import SILENT, Attributes, Semantics, error_attributes
-
-if TYPE_CHECKING:
-    from lbclient.call import Call
+from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics, error_attributes
 
 __all__ = ["Attempt"]
 
 R = TypeVar("R")
+
+
+class Owner(Protocol):
+    """What an attempt asks of the call that makes it."""
+
+    core: Core
+    span: CallSpan
+    semantics: Semantics
+    now: float
+    started: float
+    deadline: float | None
+    timed: bool
+
+    def expiry(self) -> Expiry:
+        """When an attempt that starts now must end, where the call is `timed`."""
+        ...
+
+    def verdict(self, attempt: Attempt[Any], error: Exception | None) -> Verdict:
+        """What the outcome of an attempt means."""
+        ...
 
 
 class Attempt(Generic[R]):
@@ -51,14 +70,14 @@ class Attempt(Generic[R]):
         "verdict",
     )
 
-    def __init__(self, call: Call[R], pick: Pick, replaces: R | None, resend: int) -> None:
+    def __init__(self, call: Owner, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
         self.endpoint, self._permit, self.reason = pick
         self.instance = self.endpoint.instance
         self._held = False
         self._open = True
         self._settled = False
-        self._token: Token[deadline.Expiry | None] | None = None
+        self._token: Token[Expiry | None] | None = None
         self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = self.endpoint.breaker
         self.started = call.now
@@ -177,7 +196,7 @@ class Attempt(Generic[R]):
                 self._open = False
                 core.release(self.endpoint)
 
-    def _leave(self, token: Token[deadline.Expiry | None]) -> None:
+    def _leave(self, token: Token[Expiry | None]) -> None:
         self._token = None
         if deadline.leave(token):
             self._span.leave()

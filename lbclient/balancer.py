@@ -20,10 +20,9 @@ from lbclient.call import Call
 from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
-from lbclient.discovery.roles import Scheduler
 from lbclient.instance import Instance
 from lbclient.lease import Lease
-from lbclient.membership import Membership
+from lbclient.membership import Membership, Scheduler
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge

@@ -6,9 +6,9 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 from lbclient.discovery import Resolver, StaticResolver, text_of
-from lbclient.discovery.roles import Scheduler
 from lbclient.discovery.watch import Watch
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer
@@ -17,9 +17,19 @@ from lbclient.pool import Pool
 from lbclient.telemetry import Counts
 from lbclient.waiting import Pause, Signal
 
-__all__ = ["Membership"]
+__all__ = ["Membership", "Scheduler"]
 
 _ROUND = 15.0
+
+
+class Scheduler(Protocol):
+    """Who runs the rounds of a watch: background threads, or virtual time."""
+
+    generation: object
+
+    def schedule(self, watch: Watch) -> None:
+        """Run the next round of `watch` at its `next_at`."""
+        ...
 
 
 class Membership:

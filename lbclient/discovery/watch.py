@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from lbclient.discovery.resolver import Resolver
-from lbclient.discovery.roles import Subscriber
+from lbclient.discovery.subscriber import Subscriber
 from lbclient.discovery.words import listed, text_of
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer

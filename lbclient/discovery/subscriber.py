@@ -1,15 +1,12 @@
-"""Who works with a watch: whoever is told what it found, and whoever runs its rounds."""
+"""Who is told what a watch has found."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from lbclient.instance import Answer
 
-if TYPE_CHECKING:
-    from lbclient.discovery.watch import Watch
-
-__all__ = ["Scheduler", "Subscriber"]
+__all__ = ["Subscriber"]
 
 
 class Subscriber(Protocol):
@@ -25,14 +22,4 @@ class Subscriber(Protocol):
 
     def lookup_failed(self) -> None:
         """No good answer came; the last good set stands."""
-        ...
-
-
-class Scheduler(Protocol):
-    """Who runs the rounds of a watch: background threads, or virtual time."""
-
-    generation: object
-
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`."""
         ...
