@@ -17,6 +17,7 @@ from lbclient import checks, forking
 from lbclient.attempt import Attempt
 from lbclient.breaker import DISABLED, BreakerPolicy
 from lbclient.call import Call
+from lbclient.closing import Closing
 from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
@@ -44,7 +45,7 @@ _ONE_ATTEMPT = RetryPolicy(attempts=1)
 _PLAIN = Semantics()
 
 
-class Balancer:
+class Balancer(Closing):
     """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
@@ -162,6 +163,7 @@ class Balancer:
         seconds for all of it; `fn` learns what is left by `lbclient.time_left()`.
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
+        checks.function("fn", fn)
         asked = terms(idempotent=idempotent, key=key, deadline=deadline)
         return run(self.begin(asked, _PLAIN), lambda attempt: fn(attempt.instance))
 
@@ -227,10 +229,6 @@ class Balancer:
         self._closed = True
         self._core.membership.stop()
         release(self._strategy)
-
-    async def aclose(self) -> None:
-        """The same as `close`, which does not block."""
-        self.close()
 
     def after_fork(self) -> None:
         """In a child: new locks, and other dice than the parent's."""

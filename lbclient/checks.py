@@ -13,6 +13,7 @@ __all__ = [
     "fraction",
     "function",
     "host",
+    "is_address",
     "kind",
     "limit",
     "number",
@@ -120,6 +121,15 @@ def address(name: str, value: object) -> str:
         return str(ipaddress.ip_address(value))
     except ValueError:
         raise ValueError(f"{name} must hold IP addresses, not {value!r}") from None
+
+
+def is_address(text: str) -> bool:
+    """True for an IP address, False for a name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def host(name: str, value: object) -> str:

@@ -13,7 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from lbclient import checks
+
 __all__ = ["FAULT", "FINE", "NEVER_SENT", "Judge", "Verdict", "judge", "own_fault"]
+
+
+_AGAIN = ("always", "idempotent", "never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,10 @@ class Verdict:
     again: Literal["never", "idempotent", "always"] = "never"
     rest: float = 0.0
     backoff: bool = False
+
+    def __post_init__(self) -> None:
+        checks.one_of("again", self.again, _AGAIN)
+        checks.number("rest (seconds)", self.rest)
 
 
 Judge = Callable[[object], Verdict]

@@ -94,7 +94,10 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
 
 @dataclass(slots=True)
 class Turn:
-    """What is known when one attempt has failed; tenacity's objects read it."""
+    """What is known when one attempt has failed; tenacity's objects read it.
+
+    `pause` is how long all instances want to rest, `rested` how long the call has waited for that.
+    """
 
     verdict: Verdict
     now: float
@@ -102,6 +105,7 @@ class Turn:
     replayable: bool
     deadline: float | None
     pause: float
+    rested: float = 0.0
     refused: bool = False
 
 
@@ -122,13 +126,12 @@ class Retries:
 class Turns:
     """The retries of one call. Costs nothing until an attempt has failed."""
 
-    __slots__ = ("_retries", "_state", "refused")
+    __slots__ = ("_rested", "_retries", "_state")
 
     def __init__(self, retries: Retries) -> None:
         self._retries = retries
         self._state: tenacity.RetryCallState | None = None
-        self.refused = False
-        """True when only the budget stood against another attempt."""
+        self._rested = 0.0
 
     def delay(self, turn: Turn) -> float | None:
         """Seconds to wait before the next attempt, or None: this outcome stands."""
@@ -136,14 +139,15 @@ class Turns:
         if self._state is None:
             self._state = tenacity.RetryCallState(rules, None, (), {})
         state = self._state
+        turn.rested = self._rested
         state.set_result(turn)
         if not rules.retry(state):
             return None
         state.upcoming_sleep = rules.wait(state)
         if rules.stop(state):
-            self.refused = turn.refused
             return None
         delay = state.upcoming_sleep
+        self._rested += min(delay, turn.pause)
         state.prepare_for_next_attempt()
         return delay
 
@@ -170,7 +174,7 @@ class _FullJitter(wait_base):
         jitter = self._rng.random() * self._bound(state)
         if verdict.again == "always" and not verdict.backoff and state.attempt_number == 1:
             jitter = 0.0
-        return max(jitter, min(turn.pause, self._most))
+        return max(jitter, min(turn.pause, self._most - turn.rested))
 
 
 class _AtDeadline(stop_base):

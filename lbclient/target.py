@@ -92,6 +92,8 @@ def _from_url(
         port = url.port or DEFAULT_PORTS[plain]
         resolver: Resolver = AddressResolver(host, port, dns, guard)
         return _named(alias or host, plain, path, resolver, port=port)
+    if checks.is_address(host):
+        raise ValueError(f"service must name a domain that has SRV records, not the address {host}")
     if url.port is not None:
         raise ValueError(f"service must not name a port: SRV records do ({_shown(url)!r})")
     query = host if host.startswith("_") else f"_{plain}._tcp.{host}"

@@ -28,7 +28,9 @@ class Terms(NamedTuple):
 
 
 def terms(*, idempotent: bool, key: object, deadline: float | None) -> Terms:
-    """Checked. Raises ValueError or TypeError for a deadline that is no time above zero."""
+    """Checked. Raises ValueError or TypeError, naming the argument."""
+    if not isinstance(idempotent, bool):
+        raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
     if deadline is not None:
         checks.seconds("deadline", deadline)
     return Terms(idempotent, key, deadline)

@@ -467,3 +467,32 @@ def test_a_tls_error_is_not_this_machines_fault():
     with pytest.raises(ssl.SSLError):
         Balancer([A, B]).call(ask)
     assert len(asked) == 1
+
+
+async def test_with_closes_a_balancer():
+    """`with` and `async with` close a balancer; a call after that is refused."""
+    with Balancer([A]) as one:
+        assert one.call(lambda instance: instance) == A
+    async with Balancer([A]) as other:
+        assert other.call(lambda instance: instance) == A
+    for balancer in (one, other):
+        with pytest.raises(RuntimeError, match="closed"):
+            balancer.call(lambda instance: instance)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda balancer: balancer.call(None), "fn"),
+        (lambda balancer: balancer.call(refuse, idempotent="yes"), "idempotent"),
+        (lambda _: Verdict(True, "maybe"), "again.*'always', 'idempotent', 'never'"),
+        (lambda _: Verdict(True, "never", rest=-1), "rest"),
+        (lambda _: Balancer("http+srv://10.0.0.1"), "10.0.0.1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(wrong, named):
+    """Arguments of calls and verdicts are checked too, and nothing is sent for a wrong one."""
+    balancer = Balancer([A])
+    with pytest.raises((TypeError, ValueError), match=named):
+        wrong(balancer)
+    assert balancer.snapshot().instances[0].attempts == 0

@@ -113,6 +113,15 @@ def test_under_somebody_elses_client(servers):
     assert one.requests[0].headers["host"] == "orders"
 
 
+def test_a_transports_base_path(servers):
+    """A path in the service's URL is the base path under somebody else's client too."""
+    (server,) = servers(tells_port)
+    with httpx.Client(transport=lbclient.Transport(f"{server.url}/base")) as client:
+        response = client.get("http://orders/x?a=1")
+    assert server.requests[0].target == "/base/x?a=1"
+    assert response.request.url == "http://orders/x?a=1"
+
+
 async def test_under_somebody_elses_async_client(servers):
     """An AsyncTransport balances under httpx.AsyncClient."""
     one, two = servers(tells_port, tells_port)

@@ -9,7 +9,7 @@ import lbclient
 
 ROOT = Path(lbclient.__file__).parent
 ORDER = [
-    {"_version", "checks", "deadline", "errors", "forking", "waiting"},
+    {"_version", "checks", "closing", "deadline", "errors", "forking", "waiting"},
     {"instance", "line", "news", "outcome", "terms"},
     {"breaker", "budget"},
     {"endpoint"},

@@ -92,6 +92,13 @@ def test_a_rest_of_all_is_waited_for_up_to_backoff_max():
     assert delays(policy, 1, pause=1e9) == [1.0]
 
 
+def test_a_call_waits_for_rests_no_longer_than_backoff_max_in_all():
+    """S11: however often a call is tried, it sleeps `backoff_max` for `Retry-After` at the most."""
+    policy = RetryPolicy(attempts=6, backoff=0.0, backoff_max=1.0)
+    slept = delays(policy, 5, pause=0.4)
+    assert slept == pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0])
+
+
 def test_the_budget_is_asked_last_and_before_the_sleep():
     """A retry that the deadline forbids takes nothing out of the budget."""
     retries = Retries(RetryPolicy(backoff=1.0), random.Random(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 from collections.abc import Callable, Iterable
 
@@ -94,7 +93,7 @@ class AddressResolver:
 
     def __init__(self, name: str, port: int, dns: Dns, guard: Guard) -> None:
         self._name = checks.host("service (its host)", name)
-        if _is_literal(self._name):
+        if checks.is_address(self._name):
             raise ValueError(
                 f"service must name a host for DNS to look up, not the address {self._name}; "
                 "pass it as http://address:port, or a list of such"
@@ -112,14 +111,6 @@ class AddressResolver:
             ttl,
             (Refusal(self._name, reason) for reason in reasons),
         )
-
-
-def _is_literal(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _by_turns(families: Iterable[list[str]]) -> list[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "UNSTREAMED",
     "Place",
     "attempt_extensions",
+    "below",
     "own_headers",
     "raw_headers",
     "terms_of",
@@ -80,6 +81,15 @@ class Place(NamedTuple):
     scheme: str
     tls_name: str | None
     hosts: tuple[bytes, bytes] | None
+
+
+def below(base: str, request: httpx.Request) -> httpx.Request:
+    """The request with the service's base path before its own path."""
+    url = request.url
+    made = httpx.Request.__new__(httpx.Request)
+    made.__dict__.update(request.__dict__)  # the caller's own is never changed
+    made.url = url.copy_with(raw_path=base.encode("ascii") + url.raw_path)
+    return made
 
 
 def raw_headers(

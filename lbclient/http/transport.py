@@ -21,7 +21,7 @@ from lbclient.http.body import awatch, replays, watch
 from lbclient.http.errors import as_httpx
 from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
 from lbclient.http.options import TransportOptions, WireOptions
-from lbclient.http.request import Place, attempt_extensions
+from lbclient.http.request import Place, attempt_extensions, below
 from lbclient.http.wire import AsyncWire, Wire
 from lbclient.instance import Instance
 from lbclient.shell import arun, run
@@ -36,8 +36,8 @@ class Transport(httpx.BaseTransport):
     """Balances what a client sends: `httpx.Client(transport=lbclient.Transport(service))`.
 
     Or one of several origins: `mounts={"http://orders": lbclient.Transport(service)}`. The
-    request's own Host is left alone. Takes the arguments of `Balancer`, those of
-    `httpx.HTTPTransport` (`proxy` and `uds` excepted), and
+    request's own Host is left alone; a path in the service's URL goes before its path. Takes the
+    arguments of `Balancer`, those of `httpx.HTTPTransport` (`proxy` and `uds` excepted), and
 
     - `tls_name`: the name that TLS asks for and verifies: `"service"`'s or the `"instance"`'s.
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`.
@@ -71,6 +71,8 @@ class Transport(httpx.BaseTransport):
             self._tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
+        elif binding.target.path:
+            request = below(binding.target.path, request)
         stream = watch(request)
         answers: list[httpx.Response] = []
         try:
@@ -154,6 +156,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             await self._tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
+        elif binding.target.path:
+            request = below(binding.target.path, request)
         stream = awatch(request)
         answers: list[httpx.Response] = []
         try:
