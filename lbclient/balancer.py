@@ -23,7 +23,7 @@ from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
 from lbclient.instance import Instance
 from lbclient.lease import Lease
-from lbclient.membership import Membership, Scheduler
+from lbclient.membership import Bounds, Membership, Scheduler
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
@@ -64,6 +64,8 @@ class Balancer(Closing):
     - `within`: a domain that the targets of SRV records must belong to.
     - `max_stale`: seconds for which the last good answer is used while discovery fails; None is
       without end.
+    - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
+    - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
     - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
     - `clock`: monotonic seconds; `rng`: the dice.
     - `judge`: what a result or an exception means (`Verdict`); the default knows the operating
@@ -89,6 +91,8 @@ class Balancer(Closing):
         allow: Iterable[str] = (),
         within: str | None = None,
         max_stale: float | None = None,
+        min_refresh: float = 1.0,
+        max_instances: int | None = None,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -97,8 +101,7 @@ class Balancer(Closing):
     ) -> None:
         checks.kind("retry", retry, RetryPolicy)
         checks.kind("breaker", breaker, BreakerPolicy)
-        checks.limit("max_in_flight", max_in_flight)
-        checks.limit("max_in_flight_total", max_in_flight_total)
+        bounds = Bounds(max_stale, min_refresh, max_instances)
         checks.function("clock", clock)
         self._judge = network_judge if judge is None else judge
         checks.function("judge", self._judge)
@@ -124,11 +127,12 @@ class Balancer(Closing):
             self.target.resolver,
             pool=pool,
             counts=telemetry.counts,
+            news=news,
             scheduler=self._scheduler,
             clock=clock,
             rng=self._dice,
             lock=lock,
-            max_stale=None if max_stale is None else checks.seconds("max_stale", max_stale),
+            bounds=bounds,
         )
         self._core = Core(
             membership,

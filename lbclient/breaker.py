@@ -76,6 +76,9 @@ class Permit:
         return self.expires is not None
 
 
+_FIRST = Permit(0)
+
+
 class Breaker:
     """Permits for one instance. Told the time and handed the dice; not locked: its owner is."""
 
@@ -90,7 +93,7 @@ class Breaker:
         self._probe: Permit | None = None
         self.due = 0.0
         """Clock time from which an open breaker may be probed."""
-        self.permit = Permit(0)
+        self.permit = _FIRST
         """What a closed breaker hands to everybody; new with each change of state."""
 
     @property

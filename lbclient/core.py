@@ -166,7 +166,7 @@ class Core:
         if verdict.rest > 0:
             self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
         if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):
-            self._turned(breaker, now)
+            self._turned(endpoint, breaker, now)
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
@@ -189,13 +189,13 @@ class Core:
 
     def _rest(self, endpoint: Endpoint, until: float) -> None:
         endpoint.rest_until = max(endpoint.rest_until, until)
-        self.pool.changed()
+        self.pool.changed(endpoint)
 
-    def _turned(self, breaker: Breaker, now: float) -> None:
+    def _turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         self.telemetry.counts.breaker(breaker.state)
         self.news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
         outage = not self.pool.candidates(now)
-        self.pool.changed()
+        self.pool.changed(endpoint)
         if not breaker.closed:
             self._selection.tripped(now)
         elif outage:

@@ -61,9 +61,9 @@ class Endpoint:
         """
         return self.in_flight + self._faults(now)
 
-    def renew(self, policy: BreakerPolicy) -> None:
+    def renew(self, breaker: Breaker) -> None:
         """The same name stands for another machine now: past faults are not its own."""
-        self.breaker = Breaker(policy, str(self.instance))
+        self.breaker = breaker
         self.rest_until = 0.0
         self._penalty = 0.0
         self.latency = None

@@ -10,6 +10,8 @@ from lbclient import checks
 
 __all__ = ["Answer", "Instance", "Refusal"]
 
+_NO_METADATA: Mapping[str, object] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -38,9 +40,10 @@ class Instance:
         checks.count("priority", self.priority, least=0)
         if not isinstance(self.metadata, Mapping):
             raise TypeError(f"metadata must be a dict, not {self.metadata!r}")
-        put(self, "metadata", MappingProxyType(dict(self.metadata)))
-        given = checks.several("addresses", self.addresses, "IP addresses")
-        put(self, "addresses", tuple(checks.address("addresses", one) for one in given))
+        given = MappingProxyType(dict(self.metadata)) if self.metadata else _NO_METADATA
+        put(self, "metadata", given)
+        addresses = checks.several("addresses", self.addresses, "IP addresses")
+        put(self, "addresses", tuple(checks.address("addresses", one) for one in addresses))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -6,20 +6,51 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from logging import INFO, WARNING
 from typing import Protocol
 
+from lbclient import checks
 from lbclient.discovery import Resolver, StaticResolver, text_of
-from lbclient.discovery.watch import Watch
+from lbclient.discovery.watch import CEILING, FLOOR, Watch
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer
 from lbclient.line import Line
+from lbclient.news import News
 from lbclient.pool import Pool
+from lbclient.roster import Change
+from lbclient.subset import Subset
 from lbclient.telemetry import Counts
 from lbclient.waiting import Pause, Signal
 
-__all__ = ["Membership", "Scheduler"]
+__all__ = ["Bounds", "Membership", "Scheduler"]
 
 _ROUND = 15.0
+_MANY = 4
+"""From so many instances on it is worth a warning when most of them leave at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What limits the discovery of one service, checked.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+
+    max_stale: float | None = None
+    min_refresh: float = FLOOR
+    max_instances: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_stale is not None:
+            checks.seconds("max_stale", self.max_stale)
+        checks.seconds("min_refresh", self.min_refresh)
+        if self.min_refresh > CEILING:
+            raise ValueError(
+                f"min_refresh (seconds) must be at most {CEILING:g}, not {self.min_refresh!r}"
+            )
+        checks.limit("max_instances", self.max_instances)
 
 
 class Scheduler(Protocol):
@@ -43,28 +74,50 @@ class Membership:
         *,
         pool: Pool,
         counts: Counts,
+        news: News,
         scheduler: Scheduler,
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
-        max_stale: float | None,
+        bounds: Bounds,
     ) -> None:
+        self.name = service
         self.watch = Watch(
-            service, resolver, self, clock=clock, rng=rng, lock=lock, max_stale=max_stale
+            service,
+            resolver,
+            self,
+            clock=clock,
+            rng=rng,
+            lock=lock,
+            max_stale=bounds.max_stale,
+            floor=bounds.min_refresh,
         )
         self.pool = pool
         self.line = Line()
+        self._subset = Subset(bounds.max_instances, rng)
         self._counts = counts
+        self._news = news
         self._scheduler = scheduler
         self._generation: object = None
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.watch.claim():
             self.watch.run()  # a list that never changes; all else waits for the first call
+        counts.observe(self)
 
     @property
     def ready(self) -> bool:
         """True where there is nothing to ask before a pick."""
         return self.watch.fresh and self._generation is self._scheduler.generation
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last good answer; None for a list that never changes."""
+        return None if self.watch.settled else self.watch.age(self.watch.clock())
+
+    @property
+    def size(self) -> int:
+        """How many instances are known."""
+        return len(self.pool)
 
     def unready(self, now: float) -> Signal | None:
         """A signal to wait for, where nothing is known yet. Hold the lock.
@@ -81,10 +134,12 @@ class Membership:
         """Ask discovery no more."""
         with self._lock:
             self.watch.next_at = math.inf
+        self._counts.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds."""
         self._lock = lock
+        self._subset.reseed()
         self.watch.restart(lock)
 
     def hurry(self, now: float) -> None:
@@ -108,20 +163,22 @@ class Membership:
         if error is not None:
             raise DiscoveryError(f"refresh of {service} failed: {text_of(error)}") from error
 
-    def discovered(self, answer: Answer) -> None:
-        """A good answer came: take it over as a difference."""
-        self.pool.update(answer.instances)
-        self._counts.lookup(0.0, failed=False)
-        self.line.wake()
+    def prepared(self, answer: Answer) -> Callable[[], None]:
+        """Work out what a good answer changes, beside the calls."""
+        change = self.pool.plan(self._subset.of(answer.instances))
+        return partial(self._changed, change)
 
     def vanished(self) -> None:
         """The service declared itself absent."""
-        self.pool.update(())
-        self.line.wake()
+        self._changed(self.pool.plan(()))
 
     def lookup_failed(self) -> None:
         """The last good set stands."""
-        self._counts.lookup(self.watch.age(self.watch.clock()), failed=True)
+        self._counts.lookup_failed(self.watch.error)
+
+    def publish(self) -> None:
+        """Log what came of a round."""
+        self._news.publish()
 
     def _begin(self) -> Signal:
         with self._lock:
@@ -130,6 +187,21 @@ class Membership:
                 self.watch.next_at = self.watch.clock()
         self._scheduler.schedule(self.watch)
         return signal
+
+    def _changed(self, change: Change) -> None:
+        """Hold the lock."""
+        joined, left, before = len(change.joined), len(change.left), len(self.pool)
+        self.pool.take(change)
+        self.line.wake()
+        if self.watch.settled or not (joined or left):
+            return
+        self._counts.changed(joined, left)
+        if before >= _MANY and left > before / 2:
+            text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
+            self._news.add(WARNING, text, self.name, left, joined, before, len(self.pool))
+        else:
+            text = "%s: %d instances joined, %d left; %d now"
+            self._news.add(INFO, text, self.name, joined, left, len(self.pool))
 
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""

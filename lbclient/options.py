@@ -28,6 +28,8 @@ class BalancerOptions(TypedDict, total=False):
     allow: Iterable[str]
     within: str | None
     max_stale: float | None
+    min_refresh: float
+    max_instances: int | None
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     clock: Callable[[], float]

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from logging import ERROR
 from typing import Literal, NamedTuple, Protocol
 
+from lbclient import checks
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
 from lbclient.news import News
@@ -44,7 +45,8 @@ class Picker(Protocol):
 class Selection:
     """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
 
-    `limit` is the most attempts in flight at one instance, `total` at all of them together.
+    `limit` (`max_in_flight`) is the most attempts in flight at one instance, `total` at all of them
+    together. Raises ValueError or TypeError for what are no such numbers.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Selection:
         limit: int | None = None,
         total: int | None = None,
     ) -> None:
+        checks.limit("max_in_flight", limit)
+        checks.limit("max_in_flight_total", total)
         self._pool = pool
         self._strategy = strategy
         self._news = news

@@ -76,8 +76,11 @@ class Told:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def discovered(self, _: Answer) -> None:
-        self.events.append("discovered")
+    def prepared(self, _: Answer):
+        return lambda: self.events.append("discovered")
+
+    def publish(self) -> None:
+        pass
 
     def vanished(self) -> None:
         self.events.append("vanished")
@@ -349,10 +352,10 @@ def test_whoever_waits_is_woken_whatever_happens():
     def fail(_: Answer) -> None:
         raise RuntimeError("a bug")
 
-    world.told.discovered = fail
+    world.told.prepared = fail
     signal = world.watch.wait()
-    with pytest.raises(RuntimeError, match="a bug"):
-        world.round()
+    world.round()
+    assert str(world.watch.error) == "a bug"
     assert signal.is_set
     assert world.watch.next_at > world.now
 

@@ -11,9 +11,9 @@ ROOT = Path(lbclient.__file__).parent
 ORDER = [
     {"_version", "checks", "closing", "deadline", "errors", "forking", "waiting"},
     {"instance", "line", "news", "outcome", "terms"},
-    {"breaker", "budget"},
+    {"breaker", "budget", "subset"},
     {"endpoint"},
-    {"strategy", "retry", "telemetry", "discovery"},
+    {"strategy", "retry", "telemetry", "discovery", "roster"},
     {"pool", "target", "options"},
     {"membership", "selection"},
     {"core"},

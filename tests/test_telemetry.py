@@ -98,12 +98,18 @@ class Telemetry:
 
     def points(self, name):
         """The points of a metric: (labels, value), where a histogram's value is its count."""
-        return [
-            (dict(point.attributes), getattr(point, "count", None) or getattr(point, "value", 0))
+        return self.all_points().get(name, [])
+
+    def all_points(self):
+        """The points of every metric, as of one collection."""
+        return {
+            metric.name: [
+                (dict(point.attributes), getattr(point, "count", None) or getattr(point, "value", 0))
+                for point in metric.data.data_points
+            ]
             for metric in self.metrics()
-            if metric.name == name
-            for point in metric.data.data_points
-        ]
+            if metric.data.data_points
+        }
 
     def total(self, name):
         return sum(value for _, value in self.points(name))
@@ -1206,8 +1212,8 @@ def test_breaker_changes_are_counted(telemetry):
 
 
 def test_discovery_errors_and_age(telemetry):
-    """Each failed lookup is counted; the age of the last good answer is told by the service's
-    name alone."""
+    """D22: each failed lookup is counted by the type of its error; the age of the last good answer,
+    as it is when metrics are collected, and the number of instances are told until `close`."""
     clock = Clock()
     turns = [lambda: lbclient.Answer([lbclient.Instance("127.0.0.1", 9)], ttl=60), None, None]
 
@@ -1224,11 +1230,45 @@ def test_discovery_errors_and_age(telemetry):
         clock.now += 10
         with pytest.raises(lbclient.DiscoveryError):
             balancer.refresh()
-    balancer.close()
+    clock.now += 5
     label = {"lbclient.service": "orders"}
-    # The age first: the oldest SDK allowed tells a gauge's value in one collection only.
-    assert telemetry.points("lbclient.discovery.age") == [(label, 20.0)]
-    assert telemetry.points("lbclient.discovery.errors") == [(label, 2)]
+    told = telemetry.all_points()
+    assert told["lbclient.discovery.age"] == [(label, 25.0)]
+    assert told["lbclient.discovery.instances"] == [(label, 1)]
+    assert told["lbclient.discovery.changes"] == [({**label, "lbclient.change": "joined"}, 1)]
+    assert told["lbclient.discovery.errors"] == [({**label, "error.type": "OSError"}, 2)]
+    balancer.close()
+    assert "lbclient.discovery.age" not in telemetry.all_points()
+
+
+def test_worst_of_a_service_is_told(telemetry):
+    """Of two clients of one service the older answer and the smaller set are told; of a list that
+    never changes no age; a client that nobody holds is forgotten."""
+    clock = Clock()
+    two = [lbclient.Instance("127.0.0.1", port) for port in (1, 2)]
+
+    class Scripted:
+        def __init__(self, *instances):
+            self.instances = instances
+
+        def resolve(self):
+            return lbclient.Answer(self.instances, ttl=3600)
+
+    options = {"name": "orders", "clock": clock, **telemetry.options}
+    old, static = lbclient.Balancer(Scripted(*two), **options), lbclient.Balancer(two, **options)
+    old.refresh()
+    clock.now += 10
+    young = lbclient.Balancer(Scripted(two[0]), **options)
+    young.refresh()
+    told = telemetry.all_points()
+    assert [value for _, value in told["lbclient.discovery.age"]] == [10.0]
+    assert [value for _, value in told["lbclient.discovery.instances"]] == [1]
+    del old, young
+    gc.collect()
+    told = telemetry.all_points()
+    assert "lbclient.discovery.age" not in told
+    assert [value for _, value in told["lbclient.discovery.instances"]] == [2]
+    static.close()
 
 
 def test_many_balancers_share_one_meter(telemetry, caplog):

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from lbclient.discovery.resolver import Resolver
 from lbclient.discovery.subscriber import Subscriber
@@ -21,7 +22,8 @@ from lbclient.waiting import Signal
 __all__ = ["Watch"]
 
 FLOOR, CEILING = 1.0, 3600.0
-"""Bounds of the refresh interval, seconds (the floor: D11, a TTL of 0 is no licence to hammer)."""
+"""Bounds of the refresh interval, seconds: a TTL of 0 is no licence to hammer (D11). The floor may
+be set."""
 BACKOFF, BACKOFF_MAX = 1.0, 30.0
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
@@ -30,8 +32,16 @@ JITTER = 0.1
 logger = logging.getLogger(__name__)
 
 
+class _Found(NamedTuple):
+    answer: Answer
+    take_over: Callable[[], None]
+
+
 class Watch:
-    """The discovery of one service."""
+    """The discovery of one service.
+
+    `max_stale` and `floor` (the least refresh interval) are in seconds.
+    """
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class Watch:
         rng: random.Random,
         lock: AbstractContextManager[object],
         max_stale: float | None,
+        floor: float = FLOOR,
     ) -> None:
         self.service = service
         self.clock = clock
@@ -58,6 +69,7 @@ class Watch:
         self._rng = rng
         self._lock = lock
         self._max_stale = max_stale
+        self._floor = floor
         self._answer: Answer | None = None
         self._answered_at = 0.0
         self._early_at = -math.inf
@@ -152,10 +164,10 @@ class Watch:
             with self._lock:
                 waiting, self._waiting, self._later = self._waiting, self._later, []
                 self.busy = False
-                if isinstance(got, Answer):
-                    self._succeeded(got)
-                else:
+                if isinstance(got, Exception):
                     self._failed(got)
+                else:
+                    self._succeeded(got)
                 if self._waiting and not self.stopped:
                     self.next_at = self.clock()
                 elif self._waiting:
@@ -165,9 +177,11 @@ class Watch:
             for signal in waiting:
                 signal.set()
 
-    def _ask(self) -> Answer | Exception:
+    def _ask(self) -> _Found | Exception:
+        """An answer, and what takes it over: ten thousand instances are no work for the lock."""
         try:
-            return _usable(self._resolver.resolve(), self.service)
+            answer = _usable(self._resolver.resolve(), self.service)
+            return _Found(answer, self._subscriber.prepared(answer))
         except BaseException as error:  # noqa: BLE001  # a caller's may raise anything, on our thread
             if isinstance(error, Exception):
                 return error
@@ -175,11 +189,12 @@ class Watch:
             failure.__cause__ = error
             return failure
 
-    def _succeeded(self, answer: Answer) -> None:
-        self._answer, self._answered_at = answer, self.clock()
+    def _succeeded(self, found: _Found) -> None:
+        answer, self._answered_at = found.answer, self.clock()
+        self._answer = Answer((), answer.ttl, answer.refused)  # who is in it, the subscriber knows
         self.error, self.fresh, self._backoff = None, True, BACKOFF
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
-        self._subscriber.discovered(answer)
+        found.take_over()
 
     def _failed(self, error: Exception) -> None:
         self.error, self.fresh = error, False
@@ -195,8 +210,9 @@ class Watch:
         if not self.stopped:
             self.next_at = self.clock() + seconds
 
-    def _tell(self, got: Answer | Exception, error: Exception | None, known: Answer | None) -> None:
+    def _tell(self, got: _Found | Exception, error: Exception | None, known: Answer | None) -> None:
         """Log what is new. Without the lock: a log's handler has one of its own."""
+        self._subscriber.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
                 logger.warning("discovery of %s failed: %s", self.service, text_of(got))
@@ -204,11 +220,11 @@ class Watch:
         if error is not None:
             logger.info("discovery of %s works again", self.service)
         told = set() if known is None else set(known.refused)
-        if new := [one for one in got.refused if one not in told]:
+        if new := [one for one in got.answer.refused if one not in told]:
             logger.warning("%s: refused %s", self.service, listed(new))
 
     def _interval(self, ttl: float) -> float:
-        return min(max(ttl, FLOOR), CEILING) * (1 + JITTER * (2 * self._rng.random() - 1))
+        return min(max(ttl, self._floor), CEILING) * (1 + JITTER * (2 * self._rng.random() - 1))
 
     def _unknown(self) -> DiscoveryError:
         """A new one for each call: what is raised is changed by it."""

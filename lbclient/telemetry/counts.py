@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 from opentelemetry.metrics import MeterProvider
 
 from lbclient._version import __version__
-from lbclient.telemetry.semantics import Attributes
+from lbclient.telemetry.observed import Observed, Service
+from lbclient.telemetry.semantics import Attributes, error_attributes
 
 __all__ = ["Counts", "Instruments", "instruments"]
 
@@ -29,8 +30,18 @@ class Instruments:
         self.in_flight = meter.create_up_down_counter(
             "lbclient.in_flight", "{attempt}", "Attempts under way"
         )
-        self.age = meter.create_gauge(
-            "lbclient.discovery.age", "s", "Since the last good answer, as of the last lookup"
+        self.changes = counter(
+            "lbclient.discovery.changes", "{instance}", "Instances that joined or left"
+        )
+        self.observed = Observed()
+        meter.create_observable_gauge(
+            "lbclient.discovery.age", [self.observed.ages], "s", "Since the last good answer"
+        )
+        meter.create_observable_gauge(
+            "lbclient.discovery.instances",
+            [self.observed.sizes],
+            "{instance}",
+            "Instances that are known",
         )
         self.duration = meter.create_histogram(
             "http.client.request.duration",
@@ -78,12 +89,23 @@ class Counts:
         """A breaker changed to `state`."""
         self._instruments.breakers.add(1, {**self._service, "lbclient.breaker.state": state})
 
-    def lookup(self, age: float | None, *, failed: bool) -> None:
-        """Discovery asked; the last good answer is now `age` seconds old."""
-        if failed:
-            self._instruments.lookups.add(1, self._service)
-        if age is not None:
-            self._instruments.age.set(age, self._service)
+    def lookup_failed(self, error: BaseException | None) -> None:
+        """Discovery asked, and got no good answer."""
+        self._instruments.lookups.add(1, {**self._service, **error_attributes(error)})
+
+    def changed(self, joined: int, left: int) -> None:
+        """So many instances came and went."""
+        for what, number in (("joined", joined), ("left", left)):
+            if number:
+                self._instruments.changes.add(number, {**self._service, "lbclient.change": what})
+
+    def observe(self, service: Service) -> None:
+        """Tell the age and size of its discovery."""
+        self._instruments.observed.add(service)
+
+    def forget(self, service: Service) -> None:
+        """Tell of it no more."""
+        self._instruments.observed.remove(service)
 
     def duration(self, elapsed: float, attributes: Attributes) -> None:
         """An HTTP attempt took `elapsed` seconds."""
