@@ -25,6 +25,7 @@ from tests.support.http import (
     resets,
     says,
     tells_port,
+    wires_of,
 )
 
 
@@ -798,7 +799,7 @@ def test_limits_bound_what_is_in_flight(servers):
 
 def busy_connections(client):
     """What its pools believe to be in use."""
-    pools = [wire._pool for _, wire in client._transport._binding._wires.values()]
+    pools = [wire._pool for wire in wires_of(client)]
     connections = [one for pool in pools for one in pool.connections]
     return [one.info() for one in connections if not (one.is_idle() or one.is_closed())]
 

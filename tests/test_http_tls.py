@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 import lbclient
-from tests.support.http import Gate, Server, drips, head, says, tells_port
+from tests.support.http import Gate, Server, drips, head, says, tells_port, wires_of
 from tests.support.nginx import BINARY, nginx
 from tests.test_http_bodies import Pipe, echoes, failures
 from tests.test_http_features import (
@@ -528,7 +528,7 @@ async def test_http2_concurrently(serve_h2, trust):
                 for number in range(50):
                     group.start_soon(call, number)
         snapshot = client.balancer.snapshot()
-        pools = [wire._pool for _, wire in client._transport._binding._wires.values()]
+        pools = [wire._pool for wire in wires_of(client)]
         assert [len(pool.connections) for pool in pools] == [1, 1]
     assert seen == {(200, "HTTP/2"): 120}
     assert [(one.in_flight, one.failures) for one in snapshot.instances] == [(0, 0)] * 2
@@ -561,7 +561,7 @@ async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
             gate.open.set()
         (one,) = client.balancer.snapshot().instances
         assert (one.in_flight, one.failures) == (0, 0)
-        ((_, wire),) = client._transport._binding._wires.values()
+        (wire,) = wires_of(client)
         assert len(wire._pool.connections) == 1
     assert bodies == [b"stay"]
 

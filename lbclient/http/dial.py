@@ -1,68 +1,38 @@
 """Sockets to one instance, under httpcore's public `network_backend`.
 
 Two things are ours. A socket opens to the vetted addresses of the instance only, each tried in
-turn. And a timeout may be an `Allowance`: then every single read and write is bounded by what is
-left of the attempt, so that a server that drips cannot outlive the deadline.
+turn. And every single read and write is bounded by what is left of the attempt (see `allowance`).
 """
 
 from __future__ import annotations
 
-import math
+import os
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
+from weakref import WeakSet
 
 import anyio
 import httpcore
 
 from lbclient.deadline import Expiry
+from lbclient.http.allowance import LEAST, Allowance, seconds_now
 from lbclient.instance import Instance
 
-__all__ = ["Allowance", "AsyncDialer", "Dialer", "Stream"]
-
-_LEAST = 0.001
-"""A timeout of 0 would mean a socket that never waits."""
+__all__ = ["AsyncDialer", "Dialer", "Stream"]
 
 Options = Iterable[httpcore.SOCKET_OPTION] | None
 _UNREACHED = (httpcore.ConnectError, httpcore.ConnectTimeout)
 
 
-class Allowance(float):
-    """A timeout in seconds (None for none of its own) that also ends when the attempt does.
-
-    httpcore hands timeouts through untouched, so this arrives at the socket together with the
-    request that it belongs to, whichever connection that travels on.
-    """
-
-    __slots__ = ("_expiry", "_seconds")
-
-    _expiry: Expiry
-    _seconds: float | None
-
-    def __new__(cls, seconds: float | None, expiry: Expiry) -> Self:
-        """Bound `seconds` by what is left of the attempt."""
-        left = expiry.left()
-        made = super().__new__(cls, left if seconds is None else min(seconds, left))
-        made._seconds, made._expiry = seconds, expiry
-        return made
-
-    def now(self) -> float | None:
-        """Seconds that one operation may take from now on; None without any limit."""
-        left = max(_LEAST, self._expiry.left())
-        if self._seconds is None:
-            return None if left == math.inf else left
-        return min(self._seconds, left)
-
-
-def _now(timeout: float | None) -> float | None:
-    return timeout.now() if isinstance(timeout, Allowance) else timeout
-
-
-class Stream:
+class Stream(ABC):
     """One connection: how many answers it has brought, and when reading it must end."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: WeakSet[Stream]) -> None:
+        opened.add(self)
+        self.opened = opened
         self.answers = 0
         self.peer: str | None = None
         """The IP address at the other end."""
@@ -71,8 +41,12 @@ class Stream:
 
     def _patience(self, timeout: float | None) -> float | None:
         if self.hurry is None:
-            return _now(timeout)
-        return max(_LEAST, self.hurry.left())
+            return seconds_now(timeout)
+        return max(LEAST, self.hurry.left())
+
+    @abstractmethod
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's socket, without a word to the other end."""
 
 
 def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | None:
@@ -84,8 +58,8 @@ def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | 
 
 
 class _Stream(Stream, httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        super().__init__()
+    def __init__(self, inner: httpcore.NetworkStream, opened: WeakSet[Stream]) -> None:
+        super().__init__(opened)
         self.inner = inner
         self.peer = _peer(inner)
 
@@ -117,6 +91,9 @@ class _Stream(Stream, httpcore.NetworkStream):
     def close(self) -> None:
         self.inner.close()
 
+    def disown(self) -> None:
+        self.inner.close()
+
     def start_tls(
         self,
         ssl_context: ssl.SSLContext,
@@ -124,15 +101,16 @@ class _Stream(Stream, httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            return _Stream(self.inner.start_tls(ssl_context, server_hostname, _now(timeout)))
+            inner = self.inner.start_tls(ssl_context, server_hostname, seconds_now(timeout))
         except BaseException:  # httpcore closes it for an Exception only
             self.inner.close()
             raise
+        return _Stream(inner, self.opened)
 
 
 class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
-    def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
-        super().__init__()
+    def __init__(self, inner: httpcore.AsyncNetworkStream, opened: WeakSet[Stream]) -> None:
+        super().__init__(opened)
         self.inner = inner
         self.peer = _peer(inner)
 
@@ -147,12 +125,21 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:
-            await self.inner.write(buffer, _now(timeout))
+            await self.inner.write(buffer, seconds_now(timeout))
         except ssl.SSLError as error:
             raise httpcore.WriteError(error) from error
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+    def disown(self) -> None:
+        # The socket belongs to an event loop that must not be told: it shares its selector with
+        # the parent's. So only what the descriptor stands for is let go.
+        sock = self.inner.get_extra_info("socket")
+        if sock is not None and (descriptor := sock.fileno()) >= 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor)
+            os.close(null)
 
     async def start_tls(
         self,
@@ -161,12 +148,12 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         try:
-            inner = await self.inner.start_tls(ssl_context, server_hostname, _now(timeout))
+            inner = await self.inner.start_tls(ssl_context, server_hostname, seconds_now(timeout))
         except BaseException:  # httpcore closes it for an Exception only
             with anyio.CancelScope(shield=True):
                 await self.inner.aclose()
             raise
-        return _AsyncStream(inner)
+        return _AsyncStream(inner, self.opened)
 
 
 class _Addresses:
@@ -174,11 +161,18 @@ class _Addresses:
 
     def __init__(self, instance: Instance) -> None:
         self._hosts = instance.addresses or (instance.host,)
+        self.opened: WeakSet[Stream] = WeakSet()
+        """The connections that may be open."""
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's sockets."""
+        for stream in list(self.opened):
+            stream.disown()
 
     def _shares(self, timeout: float | None) -> Iterable[tuple[str, float | None]]:
         """Each address, with its share of the time."""
         for host in self._hosts:
-            left = _now(timeout)
+            left = seconds_now(timeout)
             yield host, None if left is None else left / len(self._hosts)
 
 
@@ -201,11 +195,11 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
         failure: Exception = httpcore.ConnectError(f"no address for {host}")
         for address, share in self._shares(timeout):
             try:
-                return _Stream(
-                    self._inner.connect_tcp(address, port, share, local_address, socket_options)
-                )
+                inner = self._inner.connect_tcp(address, port, share, local_address, socket_options)
             except _UNREACHED as error:
                 failure = error
+            else:
+                return _Stream(inner, self.opened)
         raise failure
 
     def sleep(self, seconds: float) -> None:
@@ -232,13 +226,13 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
         failure: Exception = httpcore.ConnectError(f"no address for {host}")
         for address, share in self._shares(timeout):
             try:
-                return _AsyncStream(
-                    await self._inner.connect_tcp(
-                        address, port, share, local_address, socket_options
-                    )
+                inner = await self._inner.connect_tcp(
+                    address, port, share, local_address, socket_options
                 )
             except _UNREACHED as error:
                 failure = error
+            else:
+                return _AsyncStream(inner, self.opened)
         raise failure
 
     async def sleep(self, seconds: float) -> None:

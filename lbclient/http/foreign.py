@@ -53,6 +53,9 @@ class _Rebased:
         made.extensions = {**self._tls, **extensions}
         return made
 
+    def disown(self) -> None:
+        """In a forked child: what the caller's transport shares with the parent, it must know."""
+
 
 class Foreign(_Rebased):
     """The caller's transport to one instance, for threads."""

@@ -9,7 +9,7 @@ import httpx
 
 from lbclient import checks
 from lbclient.deadline import Expiry
-from lbclient.http.dial import Allowance
+from lbclient.http.allowance import Allowance
 from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from typing import Protocol, TypeVar, Unpack, cast
+from typing import Protocol, Unpack, cast
 
 import anyio
 import httpx
@@ -20,16 +18,17 @@ from lbclient.http.binding import Binding
 from lbclient.http.body import awatch, replays, watch
 from lbclient.http.errors import as_httpx
 from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
+from lbclient.http.homes import Homes
 from lbclient.http.options import TransportOptions, WireOptions
 from lbclient.http.request import Place, attempt_extensions, below
 from lbclient.http.wire import AsyncWire, Wire
+from lbclient.http.wires import AsyncSender, AsyncWires, Sender, Wires
 from lbclient.instance import Instance
 from lbclient.shell import arun, run
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
 Service = str | Iterable[str | Instance] | Resolver
-S = TypeVar("S")
 
 
 class Transport(httpx.BaseTransport):
@@ -52,8 +51,11 @@ class Transport(httpx.BaseTransport):
         transport: TransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        self._binding: Binding[Wire | Foreign] = Binding(service, options, _maker(transport))
-        self._lost: deque[httpx.SyncByteStream] = deque()
+        make = _maker(transport)
+        self._binding = binding = Binding(service, options)
+        self._wires = Wires(
+            binding.balancer.pool, lambda one: make(binding.place(one), binding.wire_options)
+        )
 
     @property
     def balancer(self) -> Balancer:
@@ -67,8 +69,8 @@ class Transport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        if self._lost or binding.untidy:
-            self._tidy()
+        if self._wires.untidy:
+            self._wires.tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
         elif binding.target.path:
@@ -88,15 +90,8 @@ class Transport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Close every connection and stop discovery; later requests raise RuntimeError."""
-        for wire in self._binding.all_wires():
-            wire.close()
-
-    def _tidy(self) -> None:
-        for wire in self._binding.departed():
-            wire.close()
-        if self._lost:
-            for body in _each(self._lost):
-                body.close()
+        self._binding.balancer.close()
+        self._wires.close()
 
     def _send(
         self,
@@ -108,7 +103,7 @@ class Transport(httpx.BaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             drain(attempt.replaces)
-        wire = binding.wire(attempt.endpoint)
+        wire = self._wires.to(attempt.endpoint)
         extensions = attempt_extensions(request, attempt.expiry)
         response = wire.send(request, stream, extensions)
         attempt.status = response.status_code
@@ -117,7 +112,7 @@ class Transport(httpx.BaseTransport):
                 read(response, attempt.expiry)
             else:
                 body = cast("httpx.SyncByteStream", response.stream)
-                response.stream = Answer(body, attempt, self._lost.append)
+                response.stream = Answer(body, attempt, self._wires.lost.append)
                 answers.append(response)
         return response
 
@@ -135,10 +130,15 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        self._binding: Binding[AsyncWire | AsyncForeign] = Binding(
-            service, options, _async_maker(transport)
-        )
-        self._lost: deque[httpx.AsyncByteStream] = deque()
+        make = _async_maker(transport)
+        self._binding = binding = Binding(service, options)
+
+        def wires() -> AsyncWires:
+            return AsyncWires(
+                binding.balancer.pool, lambda one: make(binding.place(one), binding.wire_options)
+            )
+
+        self._homes = Homes(wires)
 
     @property
     def balancer(self) -> Balancer:
@@ -152,8 +152,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        if self._lost or binding.untidy:
-            await self._tidy()
+        wires = await self._homes.here()
+        if wires.untidy:
+            await wires.tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
         elif binding.target.path:
@@ -162,7 +163,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         answers: list[httpx.Response] = []
         try:
             call = binding.call(request, replays(stream))
-            response = await arun(call, partial(self._send, request, stream, answers))
+            response = await arun(call, partial(self._send, wires, request, stream, answers))
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 for answer in answers:  # cancelled before it was replaced
@@ -174,18 +175,12 @@ class AsyncTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection and stop discovery; later requests raise RuntimeError."""
-        for wire in self._binding.all_wires():
-            await wire.aclose()
-
-    async def _tidy(self) -> None:
-        for wire in self._binding.departed():
-            await wire.aclose()
-        if self._lost:
-            for body in _each(self._lost):
-                await body.aclose()
+        self._binding.balancer.close()
+        await self._homes.aclose()
 
     async def _send(
         self,
+        wires: AsyncWires,
         request: httpx.Request,
         stream: httpx.AsyncByteStream,
         answers: list[httpx.Response],
@@ -194,7 +189,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
-        wire = binding.wire(attempt.endpoint)
+        wire = wires.to(attempt.endpoint)
         extensions = attempt_extensions(request, attempt.expiry)
         response = await wire.send(request, stream, extensions)
         attempt.status = response.status_code
@@ -203,24 +198,17 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 await aread(response, attempt.expiry)
             else:
                 body = cast("httpx.AsyncByteStream", response.stream)
-                response.stream = AsyncAnswer(body, attempt, self._lost.append)
+                response.stream = AsyncAnswer(body, attempt, wires.lost.append)
                 answers.append(response)
         return response
 
 
-def _each(lost: deque[S]) -> Iterator[S]:
-    """Each once, whichever other thread takes from it meanwhile."""
-    with contextlib.suppress(IndexError):
-        while True:
-            yield lost.popleft()
-
-
 class _Maker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> Wire | Foreign: ...
+    def __call__(self, place: Place, options: WireOptions) -> Sender: ...
 
 
 class _AsyncMaker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> AsyncWire | AsyncForeign: ...
+    def __call__(self, place: Place, options: WireOptions) -> AsyncSender: ...
 
 
 def _maker(factory: TransportFactory | None) -> _Maker:

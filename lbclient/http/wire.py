@@ -73,8 +73,9 @@ class Wire(_Addressed):
 
     def __init__(self, place: Place, options: WireOptions) -> None:
         super().__init__(place)
+        self._dialer = Dialer(place.instance)
         self._pool = httpcore.ConnectionPool(
-            network_backend=Dialer(place.instance),
+            network_backend=self._dialer,
             **_pool(options),  # type: ignore[arg-type]  # as typed there
         )
 
@@ -93,14 +94,19 @@ class Wire(_Addressed):
         """Close every connection."""
         self._pool.close()
 
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's sockets."""
+        self._dialer.disown()
+
 
 class AsyncWire(_Addressed):
     """Connections to one instance, for one event loop."""
 
     def __init__(self, place: Place, options: WireOptions) -> None:
         super().__init__(place)
+        self._dialer = AsyncDialer(place.instance)
         self._pool = httpcore.AsyncConnectionPool(
-            network_backend=AsyncDialer(place.instance),
+            network_backend=self._dialer,
             **_pool(options),  # type: ignore[arg-type]  # as typed there
         )
 
@@ -136,6 +142,10 @@ class AsyncWire(_Addressed):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._pool.aclose()
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's sockets."""
+        self._dialer.disown()
 
 
 class _Body(httpx.SyncByteStream):

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import lbclient
+
 
 @dataclass
 class Request:
@@ -269,3 +271,13 @@ def refused_port() -> Iterator[int]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
+
+
+def wires_of(client) -> list:
+    """The wires of a client, in whichever event loop."""
+    transport = client._transport
+    if isinstance(transport, lbclient.Transport):
+        homes = [transport._wires]
+    else:
+        homes = [home.wires for home in transport._homes._homes.values()]
+    return [wire for home in homes for _, wire in home._wires.values()]

@@ -1,0 +1,396 @@
+"""Loops, forks and the end of the interpreter: what a client must outlive, and what it must not.
+
+What forks, and what ends an interpreter, does so in a process of its own; servers stay here.
+"""
+
+import asyncio
+import gc
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+import lbclient
+from tests.support.http import says, tells_port, wires_of
+
+LOOPS = FORKS = 100
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def script(text: str, *arguments: str, options=("-W", "error", "-W", "ignore:.*fork:")):
+    """Run it in an interpreter of its own: its status and all that it said."""
+    command = [sys.executable, *options, "-c", textwrap.dedent(text), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# Event loops, one after another and side by side
+
+
+def test_one_client_in_a_hundred_loops(servers):
+    """C9: an async client that is used in a hundred event loops one after another works in each,
+    and leaves nothing open that a loop before had opened."""
+    urls = [server.url for server in servers(tells_port, tells_port)]
+    client = lbclient.AsyncClient(urls, strategy="round-robin")
+
+    async def job():
+        return [(await client.get("/")).text for _ in range(3)]
+
+    asyncio.run(job())
+    before = descriptors()
+    for _ in range(LOOPS):
+        assert len(set(asyncio.run(job()))) == 2
+        assert wires_of(client) == []
+    assert descriptors() <= before
+    assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+    asyncio.run(client.aclose())
+
+
+def test_asyncio_and_trio_by_turns(servers):
+    """C9: the loops may be of different kinds."""
+    (server,) = servers(says(200))
+    client = lbclient.AsyncClient([server.url])
+
+    async def job():
+        return (await client.get("/")).status_code
+
+    for run in (asyncio.run, trio.run) * 10:
+        assert run(job) == 200 if run is trio.run else run(job()) == 200
+        assert wires_of(client) == []
+    trio.run(client.aclose)
+
+
+def test_one_client_in_two_loops_at_once(servers):
+    """C9, C25: loops in several threads share a client, each with connections of its own."""
+    urls = [server.url for server in servers(*[says(200)] * 3)]
+    client = lbclient.AsyncClient(urls)
+    together = threading.Barrier(4)
+
+    async def job():
+        await asyncio.to_thread(together.wait, 10)
+        statuses = [(await client.get("/")).status_code for _ in range(50)]
+        await asyncio.gather(*[client.get("/") for _ in range(20)])
+        return statuses
+
+    with ThreadPoolExecutor(4) as pool:
+        for statuses in pool.map(lambda _: asyncio.run(job()), range(4)):
+            assert statuses == [200] * 50
+    assert wires_of(client) == []
+    assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+
+
+def test_body_dropped_in_a_loop_that_ended(servers):
+    """C9, C14: a response that was dropped unread in one loop is no burden to the next."""
+    (server,) = servers(says(200, b"x" * 1_000_000))
+    client = lbclient.AsyncClient([server.url], max_in_flight=1)
+
+    async def drop():
+        await client.send(client.build_request("GET", "/"), stream=True)
+
+    async def read():
+        return len((await client.get("/")).content)
+
+    def forget():
+        asyncio.run(drop())
+        gc.collect()
+
+    for _ in range(3):
+        with pytest.warns(ResourceWarning, match="never closed"):
+            forget()
+        assert asyncio.run(read()) == 1_000_000
+
+
+def test_closing_in_one_loop_ends_all(servers):
+    """C20: after `aclose` in one loop, calls in any other raise RuntimeError."""
+    (server,) = servers(says(200))
+    client = lbclient.AsyncClient([server.url])
+
+    async def call():
+        await client.get("/")
+
+    asyncio.run(call())
+    asyncio.run(client.aclose())
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(call())
+
+
+@pytest.mark.anyio
+async def test_closing_twice_at_once(servers):
+    """C20: two tasks may close one client together."""
+    (server,) = servers(says(200))
+    transport = lbclient.AsyncTransport([server.url])
+    async with lbclient.AsyncClient([server.url]) as client:
+        await client.get("/")
+        await client._transport.aclose()
+        await client._transport.aclose()
+    await transport.aclose()
+
+
+def test_loop_that_was_not_ended_properly(servers):
+    """C9: a loop that was closed without a word to its generators costs its connections (and
+    asyncio's own warning), not the next call; nothing of it is kept."""
+    (server,) = servers(says(200))
+    text = """
+    import asyncio, gc, sys, lbclient
+    from pathlib import Path
+    client = lbclient.AsyncClient(sys.argv[1])
+    async def call():
+        assert (await client.get("/")).status_code == 200
+    def crude():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(call())
+        loop.close()
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+    assert len({crude() for _ in range(10)}) == 1
+    """
+    assert script(text, server.url, options=("-W", "ignore")) == (0, "", "")
+
+
+def test_forgotten_client_costs_nothing(servers):
+    """S7, D22: a client that nobody holds is collected, its watch is gone, it asks no more."""
+    (server,) = servers(says(200))
+
+    class Mine:
+        rounds = 0
+
+        def resolve(self):
+            self.rounds += 1
+            return lbclient.Answer([lbclient.Instance("127.0.0.1", server.port)], 0)
+
+    resolver = Mine()
+    client = lbclient.Client(resolver, name="orders.test")
+    assert client.get("/").status_code == 200
+    watch = weakref.ref(client.balancer._core.watch)
+    client._transport._wires.close()  # its sockets would be warned of, as any that is left open
+    del client
+    until = time.monotonic() + 5
+    while watch() is not None and time.monotonic() < until:
+        gc.collect()  # a round under way may hold it for a moment
+    assert watch() is None
+
+
+# Forks
+
+WARM = """
+    import os, sys, lbclient
+    url = sys.argv[1]
+    def wait(child):
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the child failed"
+    def forked(work):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        return child
+"""
+
+
+@needs_fork
+def test_a_hundred_forks_with_a_warm_client(servers):
+    """C8: children of a process whose client has open connections call with it, four at a time,
+    and so does the process itself; nobody's answer goes to somebody else."""
+    urls = [server.url for server in servers(tells_port, tells_port)]
+    work = f"""
+    client = lbclient.Client(sys.argv[1:], strategy="round-robin")
+    def work():
+        assert len({{client.get("/").text for _ in range(4)}}) == 2
+    work()
+    for _ in range({FORKS} // 4):
+        children = [forked(work) for _ in range(4)]
+        work()
+        for child in children:
+            wait(child)
+    client.close()
+    """
+    assert script(WARM + work, *urls) == (0, "", "")
+
+
+@needs_fork
+@pytest.mark.parametrize("kind", ["asyncio", "trio"])
+def test_forks_with_a_warm_async_client(servers, kind):
+    """C8, C9: children run loops of their own with an async client that was used in their parent's,
+    also where that loop is still running."""
+    (server,) = servers(says(200))
+    work = f"""
+    import {kind}
+    client = lbclient.AsyncClient(url)
+    async def call():
+        assert (await client.get("/")).status_code == 200
+    def run(job):
+        {kind}.run(job() if "{kind}" == "asyncio" else job)
+    def child():
+        import threading  # a loop cannot run in a thread that has one
+        errors = []
+        thread = threading.Thread(target=lambda: (run(call), errors.append(0)))
+        thread.start()
+        thread.join()
+        assert errors == [0]
+    async def parent():
+        await call()
+        for _ in range(20):
+            children = [forked(child) for _ in range(2)]
+            await call()
+            for one in children:
+                wait(one)
+            await call()
+    run(parent)
+    wait(forked(child))
+    run(parent)
+    """
+    assert script(WARM + work, server.url) == (0, "", "")
+
+
+@needs_fork
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_child_keeps_no_connection_of_its_parent(servers, kind):
+    """C8: when the parent closes its connections, they are closed, though a child still lives."""
+    work = f"""
+    import asyncio
+    ready, go = os.pipe(), os.pipe()
+    def child():
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+    if "{kind}" == "sync":
+        client = lbclient.Client(url)
+        client.get("/")
+        one = forked(child)
+        os.read(ready[0], 1)
+        client.close()
+    else:
+        client = lbclient.AsyncClient(url)
+        async def parent():
+            await client.get("/")
+            one = forked(child)
+            os.read(ready[0], 1)
+            await client.aclose()
+            return one
+        one = asyncio.run(parent())
+    print("closed", flush=True)
+    sys.stdin.read(1)
+    os.write(go[1], b"x")
+    wait(one)
+    """
+    ended = threading.Event()
+
+    def behaviour(connection, _):
+        connection.answer()
+        connection.sock.settimeout(30)
+        if connection.sock.recv(1) == b"":
+            ended.set()
+
+    (server,) = servers(behaviour)
+    command = [sys.executable, "-c", textwrap.dedent(WARM + work), server.url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "closed\n"
+        assert ended.wait(10)
+        process.communicate("x", timeout=30)
+        assert process.returncode == 0
+
+
+@needs_fork
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_child_does_not_end_tls_of_its_parent(kind, tmp_path):
+    """C8: a child that ends sends nothing on a TLS connection which is its parent's."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("orders.test").configure_cert(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        plain, _ = listener.accept()
+        with context.wrap_socket(plain, server_side=True) as sock:
+            for _ in range(2):
+                request = b""
+                while not request.endswith(b"\r\n\r\n"):
+                    if not (more := sock.recv(4096)):
+                        return
+                    request += more
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    work = f"""
+    import asyncio, gc
+    options = {{"name": "orders.test", "verify": sys.argv[2]}}
+    def child():
+        gc.collect()
+    if "{kind}" == "sync":
+        client = lbclient.Client([url], **options)
+        client.get("/")
+        wait(forked(child))
+        client.get("/")
+        client.close()
+    else:
+        async def main():
+            async with lbclient.AsyncClient([url], **options) as client:
+                await client.get("/")
+                wait(forked(child))
+                await client.get("/")
+        asyncio.run(main())
+    """
+    thread = threading.Thread(target=serve)
+    thread.start()
+    url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    # One connection is all that is accepted: a second request needs the first one's.
+    options = ("-W", "ignore")
+    assert script(WARM + work, url, str(tmp_path / "ca.pem"), options=options) == (0, "", "")
+    thread.join(10)
+    listener.close()
+    assert not thread.is_alive()
+
+
+# The end of the interpreter
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "client = lbclient.Client(url); client.get('/')",
+        "client = lbclient.Client(url); stack.enter_context(client.stream('GET', '/'))",
+        "client = lbclient.AsyncClient(url); asyncio.run(call())",
+        "client = lbclient.AsyncClient(url); trio.run(call)",
+        """\
+class Mine:
+    def resolve(self):
+        return lbclient.Answer([lbclient.Instance("127.0.0.1", 9)], 0)
+client = lbclient.Balancer(Mine())
+client.refresh()""",
+        """\
+client = lbclient.Balancer('http+srv://a.test', nameservers=['192.0.2.1:9'])
+threading.Thread(target=client.refresh, daemon=True).start()""",
+    ],
+    ids=["sync", "stream", "asyncio", "trio", "refreshed", "silent"],
+)
+def test_interpreter_ends_with_an_open_client(servers, work):
+    """C10: an interpreter with an open client ends within a second of its last line, silently."""
+    (server,) = servers(says(200, b"x" * 100_000))
+    text = f"""
+import asyncio, contextlib, sys, threading, time, trio, lbclient
+url, stack = sys.argv[1], contextlib.ExitStack()
+async def call():
+    await client.get("/")
+{work}
+print(time.time())
+"""
+    status, said, errors = script(text, server.url, options=())
+    assert (status, errors) == (0, "")
+    assert time.time() - float(said) < 1
