@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -38,11 +39,16 @@ class World:
         """Have something happen at a time, not before now."""
         heapq.heappush(self._events, (max(time, self._now), next(self._order), event))
 
-    def run(self) -> None:
-        """Let everything happen. An exception that leaves a process leaves here too."""
-        while self._events:
+    def run(self, until: float = math.inf) -> None:
+        """Let everything happen, or what happens up to a time, which then is now.
+
+        An exception that leaves a process leaves here too.
+        """
+        while self._events and self._events[0][0] <= until:
             self._now, _, event = heapq.heappop(self._events)
             event()
+        if until < math.inf:
+            self._now = until
 
     def _step(self, process: Process[R], results: list[R]) -> None:
         try:
