@@ -24,6 +24,7 @@ __all__ = [
     "several",
 ]
 
+_ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 
 
@@ -118,9 +119,18 @@ def address(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must hold IP addresses, not {value!r}")
     try:
-        return str(ipaddress.ip_address(value))
+        return _address(value)
     except ValueError:
         raise ValueError(f"{name} must hold IP addresses, not {value!r}") from None
+
+
+def _address(text: str) -> str:
+    """A zone is free text to Python; here it may end in a header."""
+    found = ipaddress.ip_address(text)
+    zone = getattr(found, "scope_id", None)
+    if zone is not None and not _ZONE.fullmatch(zone):
+        raise ValueError("the zone of an address must be letters, digits, '.', '_' or '-'")
+    return str(found)
 
 
 def is_address(text: str) -> bool:
@@ -137,7 +147,7 @@ def host(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a host name or an IP address, not {value!r}")
     try:
-        return str(ipaddress.ip_address(value))
+        return _address(value)
     except ValueError:
         pass
     try:

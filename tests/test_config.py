@@ -1207,6 +1207,16 @@ def test_a_closed_transport():
         transport.handle_request(httpx.Request("GET", URL))
 
 
+@pytest.mark.parametrize("zone", ["\r\nX: y", "a b", "\xe9", "a" * 65, "%"])
+def test_a_zone_is_a_word(zone):
+    """S4: what follows the `%` of an IPv6 address ends in headers and logs, so it is a word."""
+    with pytest.raises(ValueError, match="host must be"):
+        Instance(f"fe80::1%{zone}", 80)
+    with pytest.raises(ValueError, match="addresses must"):
+        Instance("a.test", 80, addresses=(f"fe80::1%{zone}",))
+    assert Instance("fe80::1%eth0.1", 80).host == "fe80::1%eth0.1"
+
+
 async def test_a_closed_async_transport():
     """C20: a bare transport says itself that it is closed, also async."""
     transport = lbclient.AsyncTransport(URL)

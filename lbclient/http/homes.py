@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from weakref import WeakSet
 
 from lbclient import forking
 from lbclient.http.wires import AsyncWires, inherited
@@ -22,80 +22,86 @@ class Homes:
 
     def __init__(self, make: Callable[[], AsyncWires]) -> None:
         self._make = make
-        self._homes: dict[object, _Home] = {}
-        self._last: tuple[object, AsyncWires | None] = None, None
+        self._homes: dict[object, AsyncWires] = {}
+        self._last: tuple[object, AsyncWires] | None = None
         self._lock = threading.Lock()
         forking.track(self)
 
     async def here(self) -> AsyncWires:
         """The wires of the running loop."""
-        loop = _running()
-        last, wires = self._last
-        if last is loop and wires is not None:
-            return wires
+        loop, last = _running(), self._last
+        if last is not None and last[0] is loop:
+            return last[1]
         with self._lock:
-            home = self._homes.get(loop) or self._found(loop)
-        self._last = loop, home.wires
-        await home.settle()
-        return home.wires
+            if (wires := self._homes.get(loop)) is None:
+                wires = self._settle(loop)
+        await _tell_at_end(self, loop)
+        self._last = loop, wires
+        return wires
 
     async def aclose(self) -> None:
         """Close the wires of the running loop; those of others are closed as they end."""
-        if (home := self._homes.pop(_running(), None)) is not None:
-            await home.aclose()
+        await self.leave(_running())
+
+    async def leave(self, loop: object) -> None:
+        """Close the wires of this loop, which is running."""
+        if self._last is not None and self._last[0] is loop:
+            self._last = None
+        if (wires := self._homes.pop(loop, None)) is not None:
+            await wires.aclose()
 
     def after_fork(self) -> None:
         """In a child: no loop of the parent's runs here."""
-        homes, self._homes = self._homes, {}
-        self._last = None, None
+        homes, self._homes, self._last = self._homes, {}, None
         self._lock = threading.Lock()
-        for home in homes.values():
-            home.wires.disown()
-        inherited.append(homes)
+        for wires in homes.values():
+            wires.disown()
+        inherited.append((homes, dict(_ends)))
+        _ends.clear()
 
-    def _found(self, loop: object) -> _Home:
-        me = weakref.ref(self)
-
-        def forget() -> None:
-            if (homes := me()) is not None:
-                homes.forget(loop)
-
-        for one in [one for one in self._homes if getattr(one, "is_closed", _never)()]:
-            del self._homes[one]  # closed without a word to its generators
-        return self._homes.setdefault(loop, _Home(self._make(), forget))
-
-    def forget(self, loop: object) -> None:
-        """This loop has ended."""
-        self._homes.pop(loop, None)
-        if self._last[0] is loop:
-            self._last = None, None
+    def _settle(self, loop: object) -> AsyncWires:
+        for one in _crudely_ended(self._homes):
+            del self._homes[one]
+        wires = self._homes[loop] = self._make()
+        return wires
 
 
-class _Home:
-    """Wires that are closed when their loop ends: it ends every generator that is left in it."""
+class _End:
+    """Tells the end of one loop: a loop, as it ends, closes every generator that is left in it."""
 
-    def __init__(self, wires: AsyncWires, forget: Callable[[], None]) -> None:
-        self.wires = wires
-        self._stay = _stay(wires, forget)
-        self._settled = False
+    def __init__(self, loop: object) -> None:
+        self.homes: WeakSet[Homes] = WeakSet()
+        self._generator = self._stay(loop)
 
-    async def settle(self) -> None:
+    async def begin(self) -> None:
         """Be known to the loop."""
-        if not self._settled:
-            self._settled = True
-            await anext(self._stay)
+        await anext(self._generator)
 
-    async def aclose(self) -> None:
-        """Close the wires now."""
-        await self._stay.aclose()
+    async def _stay(self, loop: object) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _ends.pop(loop, None)
+            for homes in list(self.homes):
+                await homes.leave(loop)
 
 
-async def _stay(wires: AsyncWires, forget: Callable[[], None]) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        forget()
-        await wires.aclose()
+_ends: dict[object, _End] = {}
+
+
+async def _tell_at_end(homes: Homes, loop: object) -> None:
+    """Have it leave the loop when that ends. One generator a loop, whatever becomes of clients."""
+    if (end := _ends.get(loop)) is None:
+        for one in _crudely_ended(_ends):
+            _ends.pop(one, None)
+        end = _ends[loop] = _End(loop)
+        await end.begin()
+    end.homes.add(homes)
+
+
+def _crudely_ended(loops: Iterable[object]) -> list[object]:
+    """Loops that were closed without a word to their generators."""
+    return [one for one in list(loops) if getattr(one, "is_closed", _never)()]
 
 
 def _never() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Protocol, Unpack, cast
 
@@ -11,7 +10,7 @@ import httpx
 
 from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
-from lbclient.discovery import Resolver
+from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 from lbclient.http.answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from lbclient.http.binding import Binding
@@ -23,12 +22,9 @@ from lbclient.http.options import TransportOptions, WireOptions
 from lbclient.http.request import Place, attempt_extensions, below
 from lbclient.http.wire import AsyncWire, Wire
 from lbclient.http.wires import AsyncSender, AsyncWires, Sender, Wires
-from lbclient.instance import Instance
 from lbclient.shell import arun, run
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
-
-Service = str | Iterable[str | Instance] | Resolver
 
 
 class Transport(httpx.BaseTransport):
@@ -152,9 +148,6 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        wires = await self._homes.here()
-        if wires.untidy:
-            await wires.tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
         elif binding.target.path:
@@ -163,6 +156,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         answers: list[httpx.Response] = []
         try:
             call = binding.call(request, replays(stream))
+            wires = await self._homes.here()
+            if wires.untidy:
+                await wires.tidy()
             response = await arun(call, partial(self._send, wires, request, stream, answers))
         except BaseException as error:
             with anyio.CancelScope(shield=True):

@@ -279,5 +279,5 @@ def wires_of(client) -> list:
     if isinstance(transport, lbclient.Transport):
         homes = [transport._wires]
     else:
-        homes = [home.wires for home in transport._homes._homes.values()]
+        homes = transport._homes._homes.values()
     return [wire for home in homes for _, wire in home._wires.values()]
