@@ -9,7 +9,7 @@ from lbclient.balancer import Balancer
 from lbclient.breaker import BreakerPolicy
 from lbclient.budget import RetryBudget
 from lbclient.deadline import time_left
-from lbclient.discovery import Resolver
+from lbclient.discovery import FileResolver, FirstOf, Resolver, Union
 from lbclient.endpoint import Endpoint
 from lbclient.errors import (
     DeadlineExceeded,
@@ -23,6 +23,7 @@ from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
+from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
 from lbclient.strategy import LeastBusy, Random, RoundRobin, Strategy, Weighted
@@ -39,6 +40,8 @@ __all__ = [
     "DeadlineExceeded",
     "DiscoveryError",
     "Endpoint",
+    "FileResolver",
+    "FirstOf",
     "Instance",
     "InstanceSnapshot",
     "LeastBusy",
@@ -46,6 +49,8 @@ __all__ = [
     "NoInstanceAvailable",
     "Random",
     "Refusal",
+    "Registration",
+    "RegistrationError",
     "Resolver",
     "RetryBudget",
     "RetryPolicy",
@@ -54,6 +59,7 @@ __all__ = [
     "ServiceSnapshot",
     "Strategy",
     "Transport",
+    "Union",
     "Verdict",
     "Weighted",
     "__version__",

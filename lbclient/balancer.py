@@ -19,7 +19,7 @@ from lbclient.breaker import DISABLED, BreakerPolicy
 from lbclient.call import Call
 from lbclient.closing import Closing
 from lbclient.core import Core
-from lbclient.discovery import Dns, Guard, Resolver, nameservers_of
+from lbclient.discovery import Dns, Guard, Service, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
 from lbclient.instance import Instance
 from lbclient.lease import Lease
@@ -49,7 +49,8 @@ class Balancer(Closing):
     """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
-      URLs or of `Instance`, or an object with `resolve() -> Answer`.
+      URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
+      `FirstOf(...)` or `Union(...)`.
     - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, or an object with
       `pick(candidates, call)`.
     - `retry`: when to try again; None is one attempt.
@@ -58,12 +59,12 @@ class Balancer(Closing):
     - `scheme`: `"http"` or `"https"`, where the service does not say.
     - `max_in_flight`: attempts that one instance may have under way; more wait in turn.
     - `max_in_flight_total`: the same for all instances together.
-    - `nameservers`: such as `["127.0.0.1:5353"]`; None is the system's resolver configuration.
+    - `nameservers`: such as `["127.0.0.1:5353"]`, `tls://` and `https://` included; None is the
+      system's resolver configuration.
     - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
       loopback, link-local, multicast or a cloud's metadata service.
     - `within`: a domain that the targets of SRV records must belong to.
-    - `max_stale`: seconds for which the last good answer is used while discovery fails; None is
-      without end.
+    - `max_stale`: seconds for which the last good answer is used while discovery fails; or no end.
     - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
     - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
     - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
@@ -78,7 +79,7 @@ class Balancer(Closing):
 
     def __init__(
         self,
-        service: str | Iterable[str | Instance] | Resolver,
+        service: Service,
         *,
         strategy: str | Strategy = "weighted",
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  # a frozen value
@@ -114,7 +115,7 @@ class Balancer(Closing):
             service,
             name=name,
             scheme=scheme,
-            dns=Dns(nameservers_of(nameservers)),
+            dns=Dns(nameservers_of(nameservers, clock)),
             guard=Guard(allow, None if within is None else checks.host("within", within)),
             clock=clock,
         )

@@ -1,4 +1,4 @@
-"""Discovery against real DNS servers, how nameservers are named, and the scripted server itself."""
+"""Discovery against real DNS servers, and the scripted server itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import dns.rcode
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import nameservers_of
 from tests.support.dns import Bind, Dnsmasq, Liar, servfail, silence
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -133,73 +132,6 @@ def test_dead_server_beside_a_real_one(dnsmasq):
         balancer.refresh()
         assert hosts(balancer) == {"a.shop.test", "b.shop.test"}
         balancer.close()
-
-
-# Naming nameservers
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "port"),
-    [
-        ("127.0.0.1:5353", "127.0.0.1", 5353),
-        ("10.0.0.2", "10.0.0.2", 53),
-        ("[::1]:5353", "::1", 5353),
-        ("[::1]", "::1", 53),
-        ("::1", "::1", 53),
-        ("fe80::1%lo", "fe80::1%lo", 53),
-        ("[fe80::1%lo]:54", "fe80::1%lo", 54),
-    ],
-)
-def test_nameserver_is_an_address_with_or_without_port(text, address, port):
-    """`nameservers=` takes addresses of both families, with a port or without; also one alone."""
-    for given in (text, [text], (text,)):
-        (one,) = nameservers_of(given)
-        assert (one.address, one.port) == (address, port)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ":",
-        ":53",
-        "localhost",
-        "localhost:53",
-        " 127.0.0.1",
-        "127.0.0.1:",
-        "127.0.0.1:0",
-        "127.0.0.1:65536",
-        "127.0.0.1: 53",
-        "127.0.0.1:+53",
-        "127.0.0.1:5_3",
-        "127.0.0.1:٥٣",
-        "127.0.0.1:53:53",
-        "[::1",
-        "::1]:53",
-        "[]:53",
-        "[::1]5353",
-        "https://192.0.2.1/dns-query",
-    ],
-)
-def test_bad_nameserver_is_a_value_error(text):
-    """K1: what is no address is refused at construction, by the argument's name."""
-    with pytest.raises(ValueError, match=r"^nameservers must hold addresses such as") as caught:
-        Balancer("http+srv://shop.test", nameservers=[text])
-    assert repr(text) in str(caught.value)
-
-
-@pytest.mark.parametrize("given", [5, [5], [None], [b"127.0.0.1"], b"127.0.0.1"])
-def test_nameserver_of_the_wrong_type_is_a_type_error(given):
-    """K1: what is no string is refused at construction, by the argument's name."""
-    with pytest.raises(TypeError, match=r"^nameservers must hold addresses such as"):
-        Balancer("http+srv://shop.test", nameservers=given)
-
-
-def test_no_nameservers_are_a_mistake():
-    """K1: an empty list is not taken for the system's own."""
-    with pytest.raises(ValueError, match="nameservers must not be empty"):
-        Balancer("http+srv://shop.test", nameservers=[])
-    assert nameservers_of(None) is None
 
 
 # The scripted server

@@ -22,7 +22,7 @@ ORDER = [
     {"shell", "snapshot"},
     {"lease"},
     {"balancer"},
-    {"http", "simulation"},
+    {"http", "registration", "simulation"},
     {"", "testing"},
     {"cli"},
     {"__main__"},

@@ -104,7 +104,10 @@ class Telemetry:
         """The points of every metric, as of one collection."""
         return {
             metric.name: [
-                (dict(point.attributes), getattr(point, "count", None) or getattr(point, "value", 0))
+                (
+                    dict(point.attributes),
+                    getattr(point, "count", None) or getattr(point, "value", 0),
+                )
                 for point in metric.data.data_points
             ]
             for metric in self.metrics()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
+import ssl
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
-from lbclient import checks
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.errors import DiscoveryError
 
 __all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "nameservers_of"]
@@ -27,8 +26,6 @@ Addresses = tuple[list[str], float]
 
 _LIFETIME = 5.0
 _PORT = 53
-_WITH_PORT = re.compile(r"(?:\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(?::(?P<port>[0-9]+))?")
-_NAMESERVERS = "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53'"
 
 
 class NoRecords(DiscoveryError):
@@ -126,9 +123,11 @@ class Dns:
         return resolver
 
 
-def _place(nameserver: object) -> tuple[object, object]:
-    """Its address and port; the system's configuration holds addresses alone."""
-    return getattr(nameserver, "address", nameserver), getattr(nameserver, "port", _PORT)
+def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
+    """What tells it from others; the system's configuration holds addresses alone."""
+    if isinstance(nameserver, str):
+        return nameserver, _PORT
+    return nameserver.answer_nameserver(), nameserver.answer_port()
 
 
 def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
@@ -137,10 +136,15 @@ def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -
     dnspython's own tell the time it took, so that every failure would look new in a log.
     """
     reasons = {
-        f"{server.removeprefix('Do53:')}{' over TCP' if over_tcp else ''}: {_reason(what)}"
+        f"{_server(server, over_tcp=over_tcp)}: {_reason(what)}"
         for server, over_tcp, _, what, _ in errors
     }
     return "; ".join(sorted(reasons)) or "no answer in time"
+
+
+def _server(server: str, *, over_tcp: bool) -> str:
+    plain = server.removeprefix("Do53:")
+    return f"{plain} over TCP" if over_tcp and plain != server else plain
 
 
 def _reason(what: Exception | str) -> str:
@@ -148,33 +152,8 @@ def _reason(what: Exception | str) -> str:
         return "no answer"
     if isinstance(what, dns.message.Truncated):
         return "truncated"
+    if isinstance(what, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {what.verify_message}"
+    if isinstance(what, ssl.SSLError):
+        return f"TLS failed: {what.reason or 'closed'}"
     return str(what) or type(what).__name__
-
-
-def nameservers_of(given: Iterable[str] | None) -> list[dns.nameserver.Nameserver] | None:
-    """From `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"` or `"::1"`; None is the system's own.
-
-    Raises ValueError or TypeError, naming `nameservers`.
-    """
-    if given is None:
-        return None
-    if not isinstance(given, Iterable):
-        raise TypeError(f"{_NAMESERVERS}, not {given!r}")
-    texts = [given] if isinstance(given, str) else list(given)
-    if not texts:
-        raise ValueError("nameservers must not be empty; leave it out for the system's own")
-    return [_nameserver(text) for text in texts]
-
-
-def _nameserver(text: object) -> dns.nameserver.Nameserver:
-    if not isinstance(text, str):
-        raise TypeError(f"{_NAMESERVERS}, not {text!r}")
-    parts = _WITH_PORT.fullmatch(text)
-    address = text if parts is None else parts["bracketed"] or parts["plain"]
-    port = None if parts is None else parts["port"]
-    try:
-        ip = str(ipaddress.ip_address(address))
-        number = checks.port("nameservers", int(port or _PORT))
-    except ValueError:
-        raise ValueError(f"{_NAMESERVERS}, not {text!r}") from None
-    return dns.nameserver.Do53Nameserver(ip, number)

@@ -21,7 +21,7 @@ import time
 import weakref
 
 from lbclient import forking
-from lbclient.discovery.watch import Watch
+from lbclient.discovery.job import Job
 
 __all__ = ["REFRESHER", "Refresher"]
 
@@ -32,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 
 class Refresher:
-    """Runs the rounds of many watches, each when it is due."""
+    """Runs the rounds of many jobs, each when it is due."""
 
     def __init__(self) -> None:
         self.generation = object()
         """Another object in a forked child: whoever registered with the old one registers anew."""
-        self._inbox: queue.SimpleQueue[weakref.ref[Watch]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[weakref.ref[Job]] = queue.SimpleQueue()
         self._unstarted = threading.Lock()
-        self._heap: list[tuple[float, int, weakref.ref[Watch]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
 
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`; replaces what was scheduled before."""
-        self._inbox.put(weakref.ref(watch))
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        self._inbox.put(weakref.ref(job))
         if self._unstarted.acquire(blocking=False):
             try:
                 _daemon(self._loop, "lbclient-refresher")
@@ -54,7 +54,7 @@ class Refresher:
                 raise
 
     def _loop(self) -> None:
-        # No watch may be held alive here, while this thread waits.
+        # No job may be held alive here, while this thread waits.
         while True:
             try:
                 self._step()
@@ -73,13 +73,13 @@ class Refresher:
     def _pause(self) -> float | None:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
-    def _note(self, ref: weakref.ref[Watch]) -> None:
-        watch = ref()
-        if watch is None or watch.stopped:
+    def _note(self, ref: weakref.ref[Job]) -> None:
+        job = ref()
+        if job is None or job.stopped:
             return
-        watch.turn = next(self._order)
-        at = time.monotonic() + min(watch.next_at - watch.clock(), _LONGEST_SLEEP)
-        heapq.heappush(self._heap, (at, watch.turn, ref))
+        job.turn = next(self._order)
+        at = time.monotonic() + min(job.next_at - job.clock(), _LONGEST_SLEEP)
+        heapq.heappush(self._heap, (at, job.turn, ref))
         if len(self._heap) > self._crowded:
             self._sweep()
 
@@ -89,31 +89,31 @@ class Refresher:
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
 
-    def _begin(self, turn: int, ref: weakref.ref[Watch]) -> None:
-        if (watch := _its(turn, ref)) is None:
+    def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
+        if (job := _its(turn, ref)) is None:
             return
         try:
-            _daemon(lambda: self._round(watch), "lbclient-lookup")
+            _daemon(lambda: self._round(job), "lbclient-lookup")
         except RuntimeError:  # no more threads to be had: late is better than never
-            self._round(watch)
+            self._round(job)
 
-    def _round(self, watch: Watch) -> None:
+    def _round(self, job: Job) -> None:
         try:
-            if watch.claim():
-                watch.run()
+            if job.claim():
+                job.run()
         finally:
-            if not watch.busy:  # else the round under way schedules the next itself
-                self.schedule(watch)
+            if not job.busy:  # else the round under way schedules the next itself
+                self.schedule(job)
 
     def after_fork(self) -> None:
         """In a child: the threads are gone, and the locks may be held by nobody."""
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
 
 
-def _its(turn: int, ref: weakref.ref[Watch]) -> Watch | None:
-    """The watch, if it lives and this is still its turn."""
-    watch = ref()
-    return watch if watch is not None and watch.turn == turn else None
+def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
+    """The job, if it lives and this is still its turn."""
+    job = ref()
+    return job if job is not None and job.turn == turn else None
 
 
 def _daemon(run: object, name: str) -> threading.Thread:

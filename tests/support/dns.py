@@ -384,12 +384,18 @@ class _Server:
 
 
 class Bind(_Server):
-    """BIND 9 with one zone that it lets `update` change (RFC 2136)."""
+    """BIND 9 with one zone that it lets `update` change (RFC 2136).
+
+    With `key`, `"name:secret"` of an HMAC-SHA256, only who signs with it may (TSIG, RFC 8945).
+    """
 
     command = "named"
 
-    def __init__(self, directory: Path, zone: str, probe: str, records: str) -> None:
+    def __init__(
+        self, directory: Path, zone: str, probe: str, records: str, key: str | None = None
+    ) -> None:
         super().__init__(directory)
+        self.key = key
         self.zone = zone
         self.probe = probe
         (directory / "zone").write_text(
@@ -404,7 +410,7 @@ class Bind(_Server):
             pytest.skip("nsupdate is not installed")
         script = [f"server {_HOST} {self._port}", f"local {_HOST}", f"zone {self.zone}"]
         subprocess.run(
-            [nsupdate],
+            [nsupdate, *(["-y", f"hmac-sha256:{self.key}"] if self.key else [])],
             input="\n".join([*script, *commands, "send", ""]),
             text=True,
             check=True,
@@ -413,13 +419,18 @@ class Bind(_Server):
         )
 
     def _arguments(self) -> list[str]:
+        clause, who = "", _HOST
+        if self.key is not None:
+            name, _, secret = self.key.partition(":")
+            clause = f'key "{name}" {{ algorithm hmac-sha256; secret "{secret}"; }};\n'
+            who = f'key "{name}"'
         config = self._directory / "named.conf"
         config.write_text(
             f'options {{ directory "{self._directory}"; pid-file none; recursion no; notify no;\n'
             f"  listen-on port {self._port} {{ {_HOST}; }}; listen-on-v6 {{ none; }};\n"
             "  dnssec-validation no; minimal-responses no; };\n"
-            "controls { };\n"
-            f'zone "{self.zone}" {{ type primary; file "zone"; allow-update {{ {_HOST}; }}; }};\n'
+            f"controls {{ }};\n{clause}"
+            f'zone "{self.zone}" {{ type primary; file "zone"; allow-update {{ {who}; }}; }};\n'
         )
         return ["-g", "-n", "1", "-c", str(config)]
 

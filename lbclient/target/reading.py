@@ -1,0 +1,173 @@
+"""What a user passes as `service`, read: its resolver, and what it says of name and scheme."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote_to_bytes
+
+from lbclient import checks
+from lbclient.discovery import (
+    AddressResolver,
+    Composite,
+    Dns,
+    FileResolver,
+    Guard,
+    Part,
+    Resolver,
+    SrvResolver,
+    StaticResolver,
+)
+from lbclient.instance import Instance
+from lbclient.target.url import DEFAULT_PORTS, FORMS, host_of, path_of, shown, split
+
+__all__ = ["Said", "Sources", "read"]
+
+
+class Sources(NamedTuple):
+    """What the balancer hands to whatever resolves for it."""
+
+    dns: Dns
+    guard: Guard
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Who resolves a service, and what the service says of itself: None where it says nothing.
+
+    `shown` is what to call it where it has no name, `first` the first of a list.
+    """
+
+    resolver: Resolver
+    shown: str
+    scheme: str | None = None
+    path: str | None = None
+    host: str | None = None
+    port: int | None = None
+    first: Instance | None = None
+
+
+def read(service: object, sources: Sources) -> Said:
+    """Raises ValueError or TypeError that names the argument and the forms known."""
+    if isinstance(service, str):
+        return _from_url(service, sources)
+    if isinstance(service, Composite):
+        return _from_parts(service, sources)
+    if isinstance(service, FileResolver):
+        return Said(service, str(service))
+    if isinstance(service, Resolver) and not isinstance(service, type):
+        return Said(service, type(service).__name__)
+    if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
+        raise TypeError(f"service must be one of {FORMS}; not {_kind(service)}")
+    return _from_list(list(service))
+
+
+def _from_url(service: str, sources: Sources) -> Said:
+    url = split(service)
+    scheme, _, kind = url.scheme.partition("+")
+    if scheme not in DEFAULT_PORTS or kind not in _KINDS:
+        raise ValueError(f"service must be one of {FORMS}; {shown(url)!r} is none of them")
+    return _KINDS[kind](url, scheme, sources)
+
+
+def _plain(url: SplitResult, _scheme: str, _sources: Sources) -> Said:
+    return _from_urls([url])
+
+
+def _file(url: SplitResult, scheme: str, _sources: Sources) -> Said:
+    if url.netloc not in ("", "localhost") or not url.path:
+        raise ValueError(
+            "service must name a file by its absolute path, "
+            f"as in {scheme}+file:///etc/orders/instances; not {shown(url)!r}"
+        )
+    resolver = FileResolver(os.fsdecode(unquote_to_bytes(url.path)))
+    return Said(resolver, str(resolver), scheme)
+
+
+def _dns(url: SplitResult, scheme: str, sources: Sources) -> Said:
+    host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
+    resolver = AddressResolver(host, port, sources.dns, sources.guard)
+    return Said(resolver, shown(url), scheme, path_of(url), host, port)
+
+
+def _srv(url: SplitResult, scheme: str, sources: Sources) -> Said:
+    host = host_of(url)
+    if checks.is_address(host):
+        raise ValueError(f"service must name a domain that has SRV records, not the address {host}")
+    if url.port is not None:
+        raise ValueError(f"service must not name a port: SRV records do ({shown(url)!r})")
+    query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
+    return Said(SrvResolver(query, *sources), shown(url), scheme, path_of(url), _parent(host))
+
+
+_KINDS = {"": _plain, "srv": _srv, "dns": _dns, "file": _file}
+
+
+def _parent(host: str) -> str:
+    """`_orders._tcp.example.com` is offered by `example.com`."""
+    labels = host.split(".")
+    while len(labels) > 1 and labels[0].startswith("_"):
+        labels.pop(0)
+    if labels[0].startswith("_"):
+        raise ValueError(
+            "service must name a domain after its _labels, "
+            f"as in _orders._tcp.example.com; not {host!r}"
+        )
+    return ".".join(labels)
+
+
+def _from_list(items: Sequence[object]) -> Said:
+    if not items:
+        raise ValueError("service must not be an empty list")
+    instances = [one for one in items if isinstance(one, Instance)]
+    if len(instances) == len(items):
+        return _static(instances, None, None)
+    if not all(isinstance(one, str) for one in items):
+        kinds = ", ".join(dict.fromkeys(map(_kind, items)))
+        raise TypeError(f"service must be one of {FORMS}; not a list of {kinds}")
+    return _from_urls([split(str(one)) for one in items])
+
+
+def _from_urls(urls: Sequence[SplitResult]) -> Said:
+    scheme = _common("scheme", (url.scheme for url in urls))
+    if scheme not in DEFAULT_PORTS:
+        raise ValueError(f"service must be one of {FORMS}; {shown(urls[0])!r} cannot be in a list")
+    path = _common("base path", map(path_of, urls))
+    found = [Instance(host_of(url), url.port or DEFAULT_PORTS[scheme]) for url in urls]
+    return _static(found, scheme, path)
+
+
+def _static(instances: Sequence[Instance], scheme: str | None, path: str | None) -> Said:
+    first = instances[0]
+    return Said(StaticResolver(instances), str(first), scheme, path, first=first)
+
+
+def _from_parts(service: Composite, sources: Sources) -> Said:
+    """Scheme and path are those of the parts that say one; the name is that of the first."""
+    parts = [read(one, sources) for one in service.services]
+    named = next((one for one in parts if one.host is not None), parts[0])
+    return Said(
+        service.over([Part(one.shown, one.resolver) for one in parts], sources.clock),
+        f"{type(service).__name__}({', '.join(one.shown for one in parts)})",
+        _common("scheme", (one.scheme for one in parts)),
+        _common("base path", (one.path for one in parts)),
+        named.host,
+        named.port,
+    )
+
+
+def _common(what: str, said: Iterable[str | None]) -> str | None:
+    """What all say who say something."""
+    known = {one for one in said if one is not None}
+    if len(known) > 1:
+        listed = ", ".join(one or "/" for one in sorted(known))
+        raise ValueError(f"service must have one {what} for all: {listed}")
+    return known.pop() if known else None
+
+
+def _kind(value: object) -> str:
+    """Its type alone: what it holds may be secret."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
