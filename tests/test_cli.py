@@ -8,10 +8,13 @@ import http.client
 import json
 import os
 import pty
+import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -19,10 +22,15 @@ import lbclient
 from lbclient.cli import demo as demo_module
 from lbclient.cli import main
 from lbclient.cli.acts import Kill
+from lbclient.cli.changes import changes
 from lbclient.cli.child import Child, ChildFailed
 from lbclient.cli.demo import demo
 from lbclient.cli.director import Director
+from lbclient.cli.picture import shares
 from lbclient.cli.stage import CAST
+from lbclient.cli.watching import Reporter
+from lbclient.cli.wording import as_arguments
+from tests.support.dns import Bind
 
 MAIN = "import sys; from lbclient.cli import main; sys.exit(main())"
 SHORT = """
@@ -74,14 +82,19 @@ def resolve(server, capsys):
     return run
 
 
-def started(*arguments):
-    """A demo under way: its first line has come, so its processes are there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "demo", "--plain", *arguments],
+def begun(*arguments):
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def started(*arguments):
+    """A demo under way: its first line has come, so its processes are there."""
+    process = begun("demo", "--plain", *arguments)
     assert process.stdout.readline().startswith("lbclient demo: ")
     return process
 
@@ -172,11 +185,11 @@ def test_without_rich_the_demo_is_plain_and_says_why(monkeypatch, capsys):
 
 
 def test_resolve_shows_tiers_weights_and_shares(resolve):
-    """Instances stand by tier, with weight, share of the tier, vetted addresses, and the TTL."""
+    """Instances stand by tier, with weight, share of the tier, vetted addresses; TTL and age."""
     status, out, err = resolve("http+srv://orders.demo.test", "--allow", "127.0.0.0/8")
     assert (status, err) == (0, "")
     first, _, rest = out.partition("\n")
-    assert first == "orders.demo.test: 4 instances in 2 tiers, TTL 30 s"
+    assert first == "orders.demo.test: 4 instances in 2 tiers, TTL 30 s, age 0 s"
     assert [line.split() for line in rest.partition("refused")[0].splitlines() if line] == [
         ["priority", "0,", "serves", "first"],
         ["instance", "weight", "share", "addresses"],
@@ -211,7 +224,10 @@ def test_resolve_holds_targets_to_a_domain(resolve):
 def test_resolve_of_addresses_and_of_a_list(resolve):
     """`http+dns` gives an instance an address, and a static list what it says, without a TTL."""
     status, out, _ = resolve("http+dns://two.demo.test:8080")
-    assert (status, out.split("\n")[0]) == (0, "two.demo.test: 1 instance in 1 tier, TTL 30 s")
+    assert (status, out.split("\n")[0]) == (
+        0,
+        "two.demo.test: 1 instance in 1 tier, TTL 30 s, age 0 s",
+    )
     assert "  10.0.0.3:8080       1  100.0%  10.0.0.3\n" in out
     assert re.search(r"\nrefused\n  two\.demo\.test.* 127\.0\.0\.1 is loopback", out)
     status, out, _ = resolve("http://10.0.0.1:8080", "http://orders:8080")
@@ -240,10 +256,10 @@ def test_resolve_without_an_answer(resolve, service, reason):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["orders"], "service must be one of"),
-        (["http+srv://x.test", "--nameserver", "here"], "nameservers must hold addresses"),
-        (["http+srv://x.test", "--allow", "loopback"], "allow must hold networks"),
-        (["http+srv://x.test", "--within", "-"], "within must be a host name"),
+        (["orders"], "SERVICE must be one of"),
+        (["http+srv://x.test", "--nameserver", "here"], "--nameserver must hold addresses"),
+        (["http+srv://x.test", "--allow", "loopback"], "--allow must hold networks"),
+        (["http+srv://x.test", "--within", "-"], "--within must be a host name"),
     ],
 )
 def test_resolve_with_bad_arguments(capsys, arguments, named):
@@ -251,6 +267,308 @@ def test_resolve_with_bad_arguments(capsys, arguments, named):
     assert main(["resolve", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith(f"lbclient resolve: {named}")) == ("", True)
+
+
+def test_bad_arguments_are_told_without_python():
+    """What is said of a service leaves out what only Python can pass."""
+    with pytest.raises(ValueError) as told:
+        lbclient.Balancer("orders")
+    text = as_arguments(str(told.value))
+    assert text.endswith("'https://host:port', or several of the latter; 'orders' has no scheme")
+    with pytest.raises(ValueError) as told:
+        lbclient.Balancer("http://me:secret@orders")
+    assert as_arguments(str(told.value)) == "SERVICE must not hold user name or password"
+
+
+def test_resolve_says_what_a_nameserver_over_https_needs(monkeypatch, capsys):
+    """Where the extra for DNS over HTTPS is missing stderr says how to get it, with status 2."""
+    monkeypatch.setattr("dns.query.have_doh", False)
+    asked = ["http+srv://x.test", "--nameserver", "https://dns.example/dns-query"]
+    assert main(["resolve", *asked]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.startswith("lbclient resolve: --nameserver with https:// need")) == ("", True)
+    assert "pip install" in err
+
+
+def test_resolve_of_a_file(tmp_path, capsys):
+    """`http+file` shows what a file names, and which of its entries were refused."""
+    file = tmp_path / "instances"
+    file.write_text("10.0.0.1:80 weight=3\n10.0.0.2:80\nnonsense\n")
+    assert main(["resolve", f"http+file://{file}"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.split("\n")[0], err) == (f"{file}: 2 instances in 1 tier, TTL 1 s, age 0 s", "")
+    assert "  10.0.0.1:80       3  75.0%  10.0.0.1\n" in out
+    assert "\nrefused\n  line 3 nonsense  must be host:port" in out
+
+
+def instance(host, weight=1, priority=0, addresses=("10.0.0.1",)):
+    return lbclient.Instance(host, 80, weight, priority, addresses=addresses)
+
+
+def answer(*instances, refused=()):
+    return lbclient.Answer(instances, 30, [lbclient.Refusal(*one) for one in refused])
+
+
+def test_a_share_is_of_the_tier():
+    """Shares add up to one in each tier; a weight of 0 beside others is a small one."""
+    found = shares([instance("a", 1), instance("b", 0), instance("c", 0, 7), instance("d", 0, 7)])
+    known = {one.host: share for one, share in found.items()}
+    assert known == pytest.approx({"a": 1 / 1.1, "b": 0.1 / 1.1, "c": 0.5, "d": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("now", "lines"),
+    [
+        ([instance("b", 3), instance("a", addresses=("10.0.0.2", "10.0.0.1"))], []),
+        ([instance("a", addresses=("10.0.0.1", "10.0.0.2"))], ["left b:80"]),
+        (
+            [
+                instance("a", addresses=("10.0.0.1", "10.0.0.2")),
+                instance("b", 3),
+                instance("c", 4, addresses=()),
+            ],
+            ["joined c:80: priority 0, weight 4, share 50.0%, addresses looked up at connect"],
+        ),
+        (
+            [instance("a", 3, 2, ["10.0.0.3"]), instance("b", 3)],
+            [
+                (
+                    "changed a:80: priority 0 to 2, weight 1 to 3, "
+                    "addresses 10.0.0.1, 10.0.0.2 to 10.0.0.3, share now 100.0%"
+                )
+            ],
+        ),
+    ],
+)
+def test_changes_of_instances(now, lines):
+    """Each difference of the set is a line; the order of records and of addresses is none."""
+    before = answer(instance("a", addresses=("10.0.0.1", "10.0.0.2")), instance("b", 3))
+    assert list(changes(before, answer(*now))) == lines
+
+
+def test_changes_of_refusals():
+    """A record newly refused, or for another reason, is a line; so is one that is gone."""
+    before = answer(refused=[("one", "old"), ("two", "same"), ("three", "old")])
+    now = answer(
+        refused=[("two", "same"), ("one", "new"), ("four", "pass allow=['::1/128'] to permit it")]
+    )
+    assert list(changes(before, now)) == [
+        "refused four: pass --allow ::1/128 to permit it",
+        "refused one: new",
+        "no longer refused three",
+    ]
+
+
+class Script:
+    """A resolver that plays what it is given, and the clock of whoever asks it."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def resolve(self):
+        if isinstance(self.next, BaseException):
+            raise self.next
+        return self.next
+
+
+@pytest.fixture
+def told(capsys):
+    script = Script()
+    watch = Reporter("orders", script, lambda: script.now).watch
+
+    def run(outcome):
+        """What a round with this outcome has printed, 20 s after the last, without time stamps."""
+        script.next, script.now = outcome, max(script.now + 20, watch.next_at)
+        assert watch.claim()
+        watch.run()
+        out, err = (
+            re.sub(r"(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "", one) for one in capsys.readouterr()
+        )
+        return (out or f"stderr: {err}" if out or err else "").splitlines()
+
+    return run
+
+
+def test_the_first_answer_is_shown_in_full(told):
+    """Until there is an answer failures go to stderr, each once; then comes the whole picture."""
+    failure = lbclient.DiscoveryError("no answer")
+    line = "stderr: lookup failed, no instance is known, next try in 1 s: no answer"
+    assert told(failure) == [line]
+    assert told(failure) == []
+    assert told(ValueError()) == [re.sub("1 s.*", "4 s: ValueError", line)]
+    first, *_, last = told(answer(instance("a")))
+    assert first == "orders: 1 instance in 1 tier, TTL 30 s, age 0 s"
+    assert re.fullmatch("watching, next lookup in (27|28|29|30|31|32|33) s", last)
+
+
+def test_failed_lookups_are_told_once_with_the_age_of_what_is_in_use(told):
+    """A failure tells age and next try, is told once a reason, and so is its end."""
+    told(answer(instance("a")))
+    (line,) = told(lbclient.DiscoveryError("no answer"))
+    shown = re.fullmatch(
+        r"lookup failed, 1 instance still in use, age (\d+) s, next try in 1 s: no answer", line
+    )
+    assert 20 <= int(shown[1]) <= 33
+    assert told(lbclient.DiscoveryError("no answer")) == []
+    assert "in 4 s: refused" in told(lbclient.DiscoveryError("refused"))[0]
+    (line,) = told(answer(instance("a")))
+    assert line == f"lookup works again, age was {int(shown[1]) + 60} s"
+
+
+def test_a_service_declared_absent_and_offered_again(told):
+    """Absence drops everybody; failures from then on know nobody; then all are seen to join."""
+    told(answer(instance("a"), instance("b"), refused=[("c", "its port is 0")]))
+    absent = lbclient.ServiceAbsent("not offered")
+    assert told(absent) == [
+        "service declared absent, 2 instances dropped, next try in 1 s: not offered"
+    ]
+    assert told(absent) == []
+    assert told(answer(instance("a"))) == [
+        "offered again",
+        "joined a:80: priority 0, weight 1, share 100.0%, addresses 10.0.0.1",
+    ]
+    told(absent)
+    assert told(ValueError("odd")) == ["lookup failed, no instance is known, next try in 2 s: odd"]
+    assert told(answer(instance("a")))[0] == "lookup works again"
+
+
+def test_an_interrupted_question_is_no_failed_lookup(told):
+    """Ctrl-C while a question is under way ends the watching; nothing is told."""
+    with pytest.raises(KeyboardInterrupt):
+        told(KeyboardInterrupt())
+
+
+def test_a_list_that_never_changes_is_not_watched(capfd):
+    """`--watch` of a list shows it, says that it never changes, and ends with status 0."""
+    assert main(["resolve", "http://10.0.0.1:8080", "--watch"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("10.0.0.1:8080: 1 instance in 1 tier, it never changes\n")
+    assert out.endswith(" nothing to watch: this never changes\n")
+    assert err == ""
+
+
+class Watching:
+    """`lbclient resolve --watch` as a process, its lines as they come."""
+
+    def __init__(self, *arguments):
+        self.process = begun("resolve", "--watch", *arguments)
+        self._lines = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait(20)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+    def line(self):
+        return self._lines.get(timeout=20)
+
+    def until(self, pattern):
+        """The first line that matches, and those before it."""
+        before = []
+        while (match := re.fullmatch(pattern, line := self.line())) is None:
+            before.append(line)
+        return match, before
+
+    def end(self):
+        """Its status and what it said on stderr, after Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(20), self.process.stderr.read()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put("the end")
+
+
+ORDERS = "_http._tcp.orders.zone.test"
+RECORDS = """\
+_http._tcp.orders 1 SRV 0 3 8001 a
+_http._tcp.orders 1 SRV 0 1 8002 b
+a A 10.0.0.1
+b A 10.0.0.2
+c A 10.0.0.3
+lo A 127.0.0.1
+"""
+
+
+@pytest.fixture
+def bind(tmp_path):
+    with Bind(tmp_path, "zone.test.", f"{ORDERS}.", RECORDS) as running:
+        yield running
+
+
+def test_watch_shows_what_happens_in_dns(bind):
+    """As a zone changes and its server stops and starts, each change is one line with the time."""
+
+    def comes(watching, *patterns):
+        for pattern in patterns:
+            assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d {pattern}", watching.line())
+
+    with Watching("http+srv://orders.zone.test", "--nameserver", bind.address) as watching:
+        assert watching.line() == "orders.zone.test: 2 instances in 1 tier, TTL 1 s, age 0 s"
+        _, picture = watching.until(r".* watching, next lookup in 1 s")
+        assert "  a.zone.test:8001       3  75.0%  10.0.0.1" in picture
+        bind.update(f"update add {ORDERS} 1 SRV 0 4 8003 c.zone.test.")
+        comes(watching, "joined c.zone.test:8003: priority 0, weight 4, share 50.0%, .* 10.0.0.3")
+        bind.update(
+            f"update delete {ORDERS} SRV 0 1 8002 b.zone.test.",
+            f"update delete {ORDERS} SRV 0 3 8001 a.zone.test.",
+            f"update add {ORDERS} 1 SRV 0 6 8001 a.zone.test.",
+            f"update add {ORDERS} 1 SRV 0 1 8004 lo.zone.test.",
+        )
+        comes(
+            watching,
+            "left b.zone.test:8002",
+            "changed a.zone.test:8001: weight 3 to 6, share now 60.0%",
+            "refused 0 1 8004 lo.zone.test.: 127.0.0.1 is loopback; pass --allow 127.0.0.0/8 .*",
+        )
+        bind.update(f"update delete {ORDERS} SRV 0 1 8004 lo.zone.test.")
+        comes(watching, "no longer refused 0 1 8004 lo.zone.test.")
+        bind._stop()
+        comes(watching, r"lookup failed, 2 instances still in use, age \d+ s, next try in 1 s: .*")
+        assert bind._begin()
+        _, failures = watching.until(r".* lookup works again, age was \d+ s")
+        assert all(" lookup failed, 2 instances " in one for one in failures)
+        bind.update(f"update delete {ORDERS} SRV", f"update add {ORDERS} 1 SRV 0 0 0 .")
+        comes(watching, "service declared absent, 2 instances dropped, next try in 1 s: .* '\\.'.*")
+        bind.update(
+            f"update delete {ORDERS} SRV", f"update add {ORDERS} 1 SRV 2 1 8001 a.zone.test."
+        )
+        comes(watching, "offered again", "joined a.zone.test:8001: priority 2, .*")
+        assert watching.end() == (130, "")
+
+
+def test_a_closed_pipe_ends_the_watch_at_once(bind):
+    """Under `| head` the watch does not wait for the next change to notice."""
+    process = begun(
+        "resolve", "http+srv://orders.zone.test", "--watch", "--nameserver", bind.address
+    )
+    while " watching, " not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    with process:
+        try:
+            status = process.wait(20)
+        finally:
+            process.kill()
+        assert (status, process.stderr.read()) == (1, "")
+
+
+def test_an_interrupt_ends_a_question_that_nobody_answers():
+    """Ctrl-C ends the watch while a nameserver is silent, without a word."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.settimeout(20)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with Watching("http+srv://orders.test", "--nameserver", address) as watching:
+            silent.recv(512)
+            assert watching.end() == (130, "")
+            assert watching.line() == "the end"
 
 
 def test_the_dns_server_answers_what_it_was_told_last(server, resolve):

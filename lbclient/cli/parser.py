@@ -25,15 +25,33 @@ The exit status is 1 if any call failed, else 0.
 """
 
 _RESOLVE = """\
-Ask discovery about a service once, and print what it says: the instances by
-tier, each with its weight, its share of the tier and its addresses, the TTL,
-and which records were refused and why.
+Ask discovery about a service and print what it says: the instances by tier,
+each with its weight, its share of the tier and its addresses; the TTL; the age
+of the answer, 0 s as it has just come; which records were refused, and why.
 
-The exit status is 1 where nothing usable is known, 2 for bad arguments.
+With --watch it goes on asking, just as a client does: again at the TTL (at
+least 1 s, at most 1 h, give or take a tenth), after a failure in 1 s, then ever
+later up to 30 s; meanwhile the last good answer stays in use. Each change is a
+line with the local time: who joined, left or changed, what is refused or no
+longer so, when the service is declared absent, when lookups fail (with the age
+of what stays in use) and when they work again. Until a first answer has come,
+failures go to standard error.
+
+SERVICE is one of
+  http+srv://NAME        SRV records; https+srv://, https+dns:// and so on alike
+  http+dns://NAME:PORT   A and AAAA records
+  http+file:///PATH      a file of instances, read again every second
+  http://HOST:PORT ...   a list, which never changes
+
+The exit status is 0 once an answer was shown, 1 where nothing usable is known
+or nobody reads the output any more, 2 for bad arguments, 130 after Ctrl-C.
 
   lbclient resolve http+srv://orders.example.com
+  lbclient resolve http+srv://orders.example.com --watch
   lbclient resolve http+srv://_orders._tcp.example.com --nameserver 127.0.0.1:5353
+  lbclient resolve http+srv://orders.example.com --nameserver tls://10.0.0.2#dns.example
   lbclient resolve http+dns://orders.example.com:8080
+  lbclient resolve http+file:///etc/orders/instances --watch
   lbclient resolve http://10.0.0.1:8080 http://10.0.0.2:8080
 """
 
@@ -87,7 +105,8 @@ def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--nameserver",
         action="append",
         metavar="ADDRESS",
-        help="ask this DNS server, such as 127.0.0.1:5353; repeatable (default: the system's)",
+        help="ask this DNS server: 127.0.0.1:5353, over TLS as tls://10.0.0.2#dns.example, over "
+        "HTTPS as https://dns.example/dns-query; repeatable (default: the system's)",
     )
     add.add_argument(
         "--allow",
@@ -100,6 +119,11 @@ def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--within",
         metavar="DOMAIN",
         help="refuse SRV targets outside this domain",
+    )
+    add.add_argument(
+        "--watch",
+        action="store_true",
+        help="go on asking, and print each change as it comes, until Ctrl-C",
     )
 
 
