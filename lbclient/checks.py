@@ -6,6 +6,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 __all__ = [
     "address",
@@ -24,6 +25,7 @@ __all__ = [
     "several",
 ]
 
+_KNOWN = 16_384
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 
@@ -124,8 +126,10 @@ def address(name: str, value: object) -> str:
         raise ValueError(f"{name} must hold IP addresses, not {value!r}") from None
 
 
+@lru_cache(_KNOWN)
 def _address(text: str) -> str:
-    """A zone is free text to Python; here it may end in a header."""
+    """Kept, since the same come with every refresh, by the thousand. A zone is free text to Python;
+    here it may end in a header."""
     found = ipaddress.ip_address(text)
     zone = getattr(found, "scope_id", None)
     if zone is not None and not _ZONE.fullmatch(zone):
@@ -146,10 +150,11 @@ def host(name: str, value: object) -> str:
     """An IP address or a host name of at most 253 characters, in lower case, without final dot."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a host name or an IP address, not {value!r}")
-    try:
-        return _address(value)
-    except ValueError:
-        pass
+    if ":" in value or value[-1:].isdigit():  # else it can be no address
+        try:
+            return _address(value)
+        except ValueError:
+            pass
     try:
         plain = value.encode("ascii" if value.isascii() else "idna").decode().lower()
     except UnicodeError:

@@ -14,7 +14,7 @@ from typing import Protocol
 from lbclient import checks
 from lbclient.discovery import Resolver, StaticResolver, text_of
 from lbclient.discovery.watch import CEILING, FLOOR, Watch
-from lbclient.errors import DiscoveryError
+from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer
 from lbclient.line import Line
 from lbclient.news import News
@@ -161,7 +161,8 @@ class Membership:
         if not signal.is_set:
             raise DiscoveryError(f"no answer about {service} within {_ROUND:g} s")
         if error is not None:
-            raise DiscoveryError(f"refresh of {service} failed: {text_of(error)}") from error
+            kind = ServiceAbsent if isinstance(error, ServiceAbsent) else DiscoveryError
+            raise kind(f"refresh of {service} failed: {text_of(error)}") from error
 
     def prepared(self, answer: Answer) -> Callable[[], None]:
         """Work out what a good answer changes, beside the calls."""

@@ -85,7 +85,7 @@ def test_failures_tell_the_name_and_what_came(liar, fault, said):
     liar.fault(fault)
     with pytest.raises(DiscoveryError) as caught:
         resolver(liar).resolve()
-    assert str(caught.value) == said.format(liar.address.replace(":", "@"))
+    assert str(caught.value) == said.format(liar.address)
 
 
 def test_silence_of_both_families_fails_in_time():

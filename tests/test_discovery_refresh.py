@@ -572,7 +572,7 @@ def test_absent_service(liar, balancers):
     balancer = balancers(SERVICE, nameservers=[liar.address])
     assert balancer.call(lambda one: one.port) == 80
     liar.put(NAME, "SRV", "0 0 0 .")
-    with pytest.raises(DiscoveryError):
+    with pytest.raises(ServiceAbsent, match=r"refresh of shop\.test failed"):
         balancer.refresh()
     with pytest.raises(ServiceAbsent, match="declares that the service is not offered"):
         balancer.call(str)

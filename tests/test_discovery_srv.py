@@ -17,7 +17,7 @@ import pytest
 
 from lbclient import Balancer, BreakerPolicy, DiscoveryError, Instance
 from lbclient.discovery import Dns, Guard, SrvResolver, nameservers_of
-from lbclient.discovery.dns import Found, Glue
+from lbclient.discovery.dns import Found, Glue, NoRecords
 from lbclient.errors import ServiceAbsent
 from tests.support.dns import (
     Asked,
@@ -476,7 +476,7 @@ def test_failures_tell_the_name_and_what_came(liar, fault, said):
     """D1, D3, D4, D5, D6, D16: each failure is a DiscoveryError with the name and the cause, in
     words that stay the same from one failure to the next."""
     liar.fault(fault, NAME, "SRV")
-    server = liar.address.replace(":", "@")
+    server = liar.address
     asking = resolver(liar, lifetime=QUICK)
     texts = set()
     for _ in range(2):
@@ -568,6 +568,28 @@ def test_one_silent_target_does_not_cost_the_others():
 
     answer = SrvResolver(NAME, Partly(), Guard(), lambda: now[0]).resolve()
     assert [one.host for one in answer.instances] == ["a.test"]
+
+
+def test_large_set_is_found_over_several_rounds():
+    """D15, D20: where the time of a round does not suffice for all targets, the next round asks for
+    those first of which nothing is known, so that each is found in the end."""
+    now = [0.0]
+
+    class Slow:
+        def ask(self, name: str, kind: str, _: float) -> Found:
+            now[0] += 0.01
+            if kind == "SRV":
+                texts = (f"0 0 80 n{place}.test." for place in range(1000))
+                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+            if kind == "AAAA":
+                raise NoRecords("none")
+            return Found(list(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1")), 60, Glue())
+
+    resolver = SrvResolver(NAME, Slow(), Guard(), lambda: now[0])
+    found = [len(resolver.resolve().instances) for _ in range(4)]
+    assert found[0] < 500
+    assert found == sorted(found)
+    assert found[-1] == 1000
 
 
 class Mutilator(dns.nameserver.Do53Nameserver):

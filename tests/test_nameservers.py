@@ -18,7 +18,7 @@ import pytest
 from lbclient import Balancer, DiscoveryError
 from lbclient.discovery import Dns, nameservers_of
 from lbclient.discovery.nameservers import plain_nameserver
-from tests.support.dns import Asked, Liar, formerr
+from tests.support.dns import Asked, Liar, formerr, servfail
 from tests.support.secure_dns import Certificates, SecureBind, peer
 
 NAME = "_http._tcp.shop.test."
@@ -178,6 +178,24 @@ def test_secrets_of_a_bad_nameserver_are_not_told(text):
         nameservers_of(text)
     assert "hush" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_nameserver_over_tcp():
+    """D6: `tcp://` asks over TCP at once, for servers that cut without a word; it is told apart
+    from the same one over UDP, and named as it was given."""
+    with Liar(glue=True) as liar:
+        liar.put("_http._tcp.shop.test", "SRV", "0 0 80 a.test.")
+        liar.put("a.test", "A", "192.0.2.1")
+        balancer = Balancer("http+srv://shop.test", nameservers=[f"tcp://{liar.address}"])
+        balancer.refresh()
+        assert liar.over_tcp == liar.asked() > 0
+        liar.fault(servfail)
+        with pytest.raises(DiscoveryError, match=f"tcp://{liar.address}: SERVFAIL$"):
+            balancer.refresh()
+        balancer.close()
+    plain, tcp = nameservers_of(["10.0.0.2", "tcp://10.0.0.2"])
+    assert plain.answer_nameserver() != tcp.answer_nameserver()
+    assert str(nameservers_of(["tcp://[::1]:54"])[0]) == "tcp://[::1]:54"
 
 
 @pytest.mark.parametrize("text", ["tls://10.0.0.2", "https://10.0.0.2/dns-query", "dns.example"])

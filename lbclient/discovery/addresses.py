@@ -80,6 +80,10 @@ class AddressBook:
             raise
         return [str(one) for one in found.records], found.ttl
 
+    def knows(self, name: str) -> bool:
+        """True where something would be remembered of it."""
+        return any((name, kind) in self._known for kind in KINDS)
+
     def keep(self, names: set[str]) -> None:
         """Forget all but these names."""
         self._known = {key: value for key, value in self._known.items() if key[0] in names}

@@ -15,10 +15,10 @@ import dns.rdatatype
 import dns.resolver
 import dns.rrset
 
-from lbclient.discovery.nameservers import nameservers_of
+from lbclient.discovery.secure import bracketed
 from lbclient.errors import DiscoveryError
 
-__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "nameservers_of"]
+__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords"]
 
 KINDS = ("A", "AAAA")
 Addresses = tuple[list[str], float]
@@ -143,8 +143,11 @@ def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -
 
 
 def _server(server: str, *, over_tcp: bool) -> str:
-    plain = server.removeprefix("Do53:")
-    return f"{plain} over TCP" if over_tcp and plain != server else plain
+    """`Do53:127.0.0.1@53` is dnspython's way to write it; the others are as they were given."""
+    if not server.startswith("Do53:"):
+        return server
+    address, _, port = server.removeprefix("Do53:").rpartition("@")
+    return f"{bracketed(address)}:{port}{' over TCP' if over_tcp else ''}"
 
 
 def _reason(what: Exception | str) -> str:

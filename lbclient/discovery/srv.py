@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 import dns.name
@@ -56,7 +56,7 @@ class SrvResolver:
             )
         targets = _Targets(self._book, found.glue, patience)
         ttls, instances, refused = [found.ttl], [], []
-        for one in records:
+        for one in self._unknown_first(records):
             try:
                 host = self._host(one)
                 addresses, ttl = targets.addresses(host)
@@ -70,6 +70,10 @@ class SrvResolver:
                 ttls.append(ttl)
         self._book.keep({one.host + "." for one in instances})
         return Answer(sorted(instances, key=_place), min(ttls), refused)
+
+    def _unknown_first(self, records: Iterable[_Srv]) -> list[_Srv]:
+        """Where time does not suffice for all targets, what is remembered does for the others."""
+        return sorted(records, key=lambda one: self._book.knows(one.target.to_text().lower()))
 
     def _host(self, record: _Srv) -> str:
         host = _host(record)
