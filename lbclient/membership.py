@@ -14,6 +14,7 @@ from typing import Protocol
 from lbclient import checks
 from lbclient.discovery import Resolver, StaticResolver, text_of
 from lbclient.discovery.watch import CEILING, FLOOR, Watch
+from lbclient.endpoint import Endpoint
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer
 from lbclient.line import Line
@@ -27,6 +28,7 @@ from lbclient.waiting import Pause, Signal
 __all__ = ["Bounds", "Membership", "Scheduler"]
 
 _ROUND = 15.0
+_AT_ONCE = 256
 _MANY = 4
 """From so many instances on it is worth a warning when most of them leave at once."""
 
@@ -98,6 +100,7 @@ class Membership:
         self._counts = counts
         self._news = news
         self._scheduler = scheduler
+        self._left: list[Endpoint] = []
         self._generation: object = None
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.watch.claim():
@@ -178,8 +181,12 @@ class Membership:
         self._counts.lookup_failed(self.watch.error)
 
     def publish(self) -> None:
-        """Log what came of a round."""
+        """Log what came of a round; and let go of who left, thousands not at once: that too takes
+        time, during which no other thread has a turn."""
         self._news.publish()
+        left, self._left = self._left, []
+        while left:
+            del left[-_AT_ONCE:]
 
     def _begin(self) -> Signal:
         with self._lock:
@@ -192,6 +199,7 @@ class Membership:
     def _changed(self, change: Change) -> None:
         """Hold the lock."""
         joined, left, before = len(change.joined), len(change.left), len(self.pool)
+        self._left = change.left
         self.pool.take(change)
         self.line.wake()
         if self.watch.settled or not (joined or left):

@@ -62,7 +62,7 @@ class Pool:
         if change.joined or change.left:
             self.membership += 1
         if change:
-            self._open = [()] * len(self._roster.tiers)
+            self._open, self._candidates = [()] * len(self._roster.tiers), ()
             self._stale_at = -math.inf
 
     def update(self, instances: Iterable[Instance]) -> Change:

@@ -1,8 +1,12 @@
 """The benchmarks run; what they measure is not for a test to say."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -15,3 +19,27 @@ def test_overhead_prints_its_ratios():
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
     assert {"sync", "async", "noise:"} <= {row[0] for row in rows if row}
     assert "<= 1.25" in done.stdout
+
+
+def quick(script: str) -> list[str]:
+    """What it prints when it is only to show that it runs."""
+    command = [sys.executable, BENCHMARKS / script, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_churn_prints_its_rows():
+    """`churn.py --quick` measures both sources and names its goal."""
+    said = quick("churn.py")
+    assert "goal 10" in said[1]
+    assert sum("by DNS" in line or "by a resolver" in line for line in said) == 4
+
+
+def test_outage_loses_no_call():
+    """`outage.py --quick` makes calls during each fault, and none fails."""
+    if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("nginx is not installed")
+    rows = [line.split() for line in quick("outage.py")[2:]]
+    assert len(rows) == 14
+    assert {row[-5] for row in rows} == {"0"}

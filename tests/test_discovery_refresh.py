@@ -280,8 +280,8 @@ def test_a_long_stop_of_the_process_is_no_failure():
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (None, "resolve() for shop.test must return an lbclient.Answer, not NoneType"),
-        ([A], "resolve() for shop.test must return an lbclient.Answer, not list"),
+        (None, "resolve() about shop.test must return an lbclient.Answer, not NoneType"),
+        ([A], "resolve() about shop.test must return an lbclient.Answer, not list"),
         (Answer([]), "the answer about shop.test holds no usable instance"),
         (Answer([], 5, [Refusal("r", "bad")]), "holds no usable instance; refused r: bad"),
         (ValueError("what?"), "what?"),

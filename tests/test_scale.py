@@ -183,7 +183,7 @@ def test_weighted_forgets_who_left():
             picked = strategy.pick(pool.candidates(0.0), Asked())
             assert isinstance(picked, Endpoint)
             assert not picked.gone
-    assert len(strategy._heap) + len(strategy._spent) <= 3000
+    assert len(strategy._heap) <= 2 * 1000 + 20 * 256 + 256
 
 
 def test_only_who_fails_is_looked_at():

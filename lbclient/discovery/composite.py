@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from lbclient import checks
-from lbclient.discovery.resolver import Resolver
-from lbclient.discovery.words import listed, text_of
+from lbclient.discovery.resolver import Resolver, usable
+from lbclient.discovery.words import text_of
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer, Instance, Refusal
 
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     def ask(self) -> Answer | Exception:
         """A usable answer, or why there is none."""
         try:
-            return _usable(self.resolver.resolve())
+            return usable(self.resolver.resolve())
         except Exception as error:  # noqa: BLE001  # a caller's own may raise anything
             return error
 
@@ -172,16 +172,6 @@ class UnionResolver:
         if isinstance(got, ServiceAbsent):
             self._known.pop(place, None)
         return got
-
-
-def _usable(answer: object) -> Answer:
-    if not isinstance(answer, Answer):
-        kind = type(answer).__name__
-        raise DiscoveryError(f"resolve() must return an lbclient.Answer, not {kind}")
-    if not answer.instances:
-        reasons = f"; refused {listed(answer.refused)}" if answer.refused else ""
-        raise DiscoveryError(f"the answer holds no usable instance{reasons}")
-    return answer
 
 
 def _for_now(answer: Answer) -> Answer:

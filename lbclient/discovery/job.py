@@ -28,6 +28,11 @@ class Job(Protocol):
         """True while a round is under way."""
         ...
 
+    @property
+    def large(self) -> bool:
+        """True where a round may compute for long, and others wait for the interpreter."""
+        ...
+
     def clock(self) -> float:
         """Monotonic seconds."""
         ...

@@ -12,10 +12,13 @@ scheduler's own.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
+import math
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -26,6 +29,7 @@ from lbclient.discovery.job import Job
 __all__ = ["REFRESHER", "Refresher"]
 
 _LONGEST_SLEEP = 3600.0
+_SHORT_TURN = 0.0005
 _CROWDED = 64
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ class Refresher:
         self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
+        self._turns = _ShortTurns()
 
     def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
@@ -100,14 +105,49 @@ class Refresher:
     def _round(self, job: Job) -> None:
         try:
             if job.claim():
-                job.run()
+                with self._turns if job.large else contextlib.nullcontext():
+                    job.run()
         finally:
             if not job.busy:  # else the round under way schedules the next itself
                 self.schedule(job)
 
     def after_fork(self) -> None:
         """In a child: the threads are gone, and the locks may be held by nobody."""
+        self._turns.end()
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
+
+
+class _ShortTurns:
+    """While large answers are worked out, other threads have their turns sooner.
+
+    CPython lets a thread that computes go on for 5 ms before another's turn; an event loop, which
+    waits for its turn about twice a step, would be held up by 10. Whoever sets another interval
+    meanwhile is obeyed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rounds = 0
+        self._before = _SHORT_TURN
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._rounds += 1
+            if self._rounds == 1 and sys.getswitchinterval() > _SHORT_TURN:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(_SHORT_TURN)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._rounds -= 1
+            if not self._rounds:
+                self.end()
+
+    def end(self) -> None:
+        """Have turns as they were."""
+        if self._before > _SHORT_TURN and math.isclose(sys.getswitchinterval(), _SHORT_TURN):
+            sys.setswitchinterval(self._before)
+        self._before = _SHORT_TURN
 
 
 def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from lbclient.discovery.words import listed
+from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer
 
-__all__ = ["Resolver"]
+__all__ = ["Resolver", "usable"]
 
 
 @runtime_checkable
@@ -20,3 +22,14 @@ class Resolver(Protocol):
         empty answer, keeps the last good set; `ServiceAbsent` drops it.
         """
         ...
+
+
+def usable(answer: object, about: str = "") -> Answer:
+    """What `resolve` returned, if calls can go by it. Raises DiscoveryError."""
+    if not isinstance(answer, Answer):
+        kind = type(answer).__name__
+        raise DiscoveryError(f"resolve(){about} must return an lbclient.Answer, not {kind}")
+    if not answer.instances:
+        reasons = f"; refused {listed(answer.refused)}" if answer.refused else ""
+        raise DiscoveryError(f"the answer{about} holds no usable instance{reasons}")
+    return answer

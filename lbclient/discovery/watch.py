@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-from lbclient.discovery.resolver import Resolver
+from lbclient.discovery.resolver import Resolver, usable
 from lbclient.discovery.subscriber import Subscriber
 from lbclient.discovery.words import listed, text_of
 from lbclient.errors import DiscoveryError, ServiceAbsent
@@ -28,6 +28,7 @@ BACKOFF, BACKOFF_MAX = 1.0, 30.0
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
 JITTER = 0.1
+_LARGE = 200
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Watch:
         """True while the last answer was good: then there is nothing else to ask before a pick."""
         self.turn = -1
         """The refresher's ticket for the next round."""
+        self.large = True
+        """True where the next answer may be large; so may the first."""
         self._resolver = resolver
         self._subscriber = subscriber
         self._rng = rng
@@ -180,7 +183,7 @@ class Watch:
     def _ask(self) -> _Found | Exception:
         """An answer, and what takes it over: ten thousand instances are no work for the lock."""
         try:
-            answer = _usable(self._resolver.resolve(), self.service)
+            answer = usable(self._resolver.resolve(), f" about {self.service}")
             return _Found(answer, self._subscriber.prepared(answer))
         except BaseException as error:  # noqa: BLE001  # a caller's may raise anything, on our thread
             if isinstance(error, Exception):
@@ -192,6 +195,7 @@ class Watch:
     def _succeeded(self, found: _Found) -> None:
         answer, self._answered_at = found.answer, self.clock()
         self._answer = Answer((), answer.ttl, answer.refused)  # who is in it, the subscriber knows
+        self.large = len(answer.instances) >= _LARGE
         self.error, self.fresh, self._backoff = None, True, BACKOFF
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
         found.take_over()
@@ -236,13 +240,3 @@ class Watch:
             error = DiscoveryError(f"nothing is known of {self.service} yet: {text_of(self.error)}")
         error.__cause__ = self.error
         return error
-
-
-def _usable(answer: object, service: str) -> Answer:
-    if not isinstance(answer, Answer):
-        kind = type(answer).__name__
-        raise DiscoveryError(f"resolve() for {service} must return an lbclient.Answer, not {kind}")
-    if not answer.instances:
-        reasons = f"; refused {listed(answer.refused)}" if answer.refused else ""
-        raise DiscoveryError(f"the answer about {service} holds no usable instance{reasons}")
-    return answer

@@ -25,16 +25,19 @@ class Weighted:
 
     A change of the set keeps everybody's place: who stays, waits no longer and no shorter than
     before (in proportion, where its weight has changed); who joins, starts at a random point of
-    its stride, which is also what makes clients that start together differ. Of thousands who join
-    at once a few hundred do so at each pick, so that no single call pays for all of them.
+    its stride, which is also what makes clients that start together differ. Of thousands that are
+    new a few hundred join at each pick, so that no single call pays for all of them.
     """
 
     def __init__(self) -> None:
         self._candidates: Sequence[Endpoint] = ()
+        self._members: frozenset[Endpoint] = frozenset()
         self._heap: list[_Turn] = []
         self._turns: dict[Endpoint, _Turn] = {}
-        self._joining: list[Endpoint] = []
         self._spent: list[_Turn] = []
+        self._unseen = 0
+        """So many candidates, from `_next` on, may be new or have another weight."""
+        self._next = 0
         self._order = count()
         self._time = 0.0
 
@@ -42,39 +45,48 @@ class Weighted:
         """The one due first."""
         if candidates is not self._candidates:
             self._follow(candidates, call)
-        if self._joining or self._spent:
-            self._go_on(call)
-        turn = self._heap[0]
-        while self._turns.get(turn[2]) is not turn:  # whoever left, and whose weight has changed
-            heappop(self._heap)
-            turn = self._heap[0]
-        due, order, endpoint, stride = turn
+        if self._unseen:
+            self._look(call)
+        if self._spent:
+            del self._spent[-_AT_ONCE:]  # to free thousands takes time too
+        due, order, endpoint, stride = self._first()
         self._time = due
         turn = self._turns[endpoint] = (due + stride, order, endpoint, stride)
         heapreplace(self._heap, turn)
         return endpoint
 
-    def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        now, turns = dict.fromkeys(candidates), self._turns
-        for one in [one for one in turns if one not in now]:
-            del turns[one]
-        for turn in [turn for turn in turns.values() if turn[3] != 1.0 / turn[2].weight]:
-            self._wait(turn[2], (turn[0] - self._time) / turn[3])
-        self._joining = [one for one in now if one not in turns]
-        if len(self._joining) > _AT_ONCE:  # else every client would begin with the same few
-            place = call.rng.randrange(len(self._joining))
-            self._joining = self._joining[place:] + self._joining[:place]
-        if len(self._heap) > 2 * len(turns):
-            self._spent, self._heap = self._heap, list(turns.values())
-            heapify(self._heap)
-        self._candidates = candidates
+    def _first(self) -> _Turn:
+        """Past those who have left, and turns that were replaced by others."""
+        while True:
+            turn = self._heap[0]
+            if self._turns.get(turn[2]) is turn:
+                if turn[2] in self._members:
+                    return turn
+                del self._turns[turn[2]]
+            heappop(self._heap)
 
-    def _go_on(self, call: PickContext) -> None:
-        """Let a few hundred join, and forget a few hundred: that takes time too."""
-        for one in self._joining[-_AT_ONCE:]:
-            self._wait(one, call.rng.random())
-        del self._joining[-_AT_ONCE:]
-        del self._spent[-_AT_ONCE:]
+    def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
+        self._candidates, self._members = candidates, frozenset(candidates)
+        self._unseen, self._next = len(candidates), 0
+        if self._unseen > _AT_ONCE:  # else every client would begin with the same few
+            self._next = call.rng.randrange(self._unseen)
+        if len(self._heap) > 2 * len(candidates) + _AT_ONCE:
+            self._spent = self._heap
+            self._heap = [turn for turn in self._turns.values() if turn[2] in self._members]
+            heapify(self._heap)
+            self._turns = {turn[2]: turn for turn in self._heap}
+
+    def _look(self, call: PickContext) -> None:
+        """At a few hundred candidates: who is new joins, who has another weight waits anew."""
+        for _ in range(min(self._unseen, _AT_ONCE)):
+            one = self._candidates[self._next]
+            turn = self._turns.get(one)
+            if turn is None:
+                self._wait(one, call.rng.random())
+            elif turn[3] != 1.0 / one.weight:
+                self._wait(one, (turn[0] - self._time) / turn[3])
+            self._next = (self._next + 1) % len(self._candidates)
+            self._unseen -= 1
 
     def _wait(self, one: Endpoint, share: float) -> None:
         """Its turn comes after that share of its stride."""
