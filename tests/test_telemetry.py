@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 
 import anyio
@@ -1267,8 +1268,10 @@ def test_worst_of_a_service_is_told(telemetry):
     assert [value for _, value in told["lbclient.discovery.age"]] == [10.0]
     assert [value for _, value in told["lbclient.discovery.instances"]] == [1]
     del old, young
-    gc.collect()
-    told = telemetry.all_points()
+    until = time.monotonic() + 5
+    while "lbclient.discovery.age" in told and time.monotonic() < until:
+        gc.collect()  # a round that is just over may hold one for a moment
+        told = telemetry.all_points()
     assert "lbclient.discovery.age" not in told
     assert [value for _, value in told["lbclient.discovery.instances"]] == [2]
     static.close()
