@@ -63,6 +63,7 @@ class Core:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
         self.lock = lock
         self._line.waiting.clear()
+        self._selection.in_flight = 0
         self.membership.after_fork(lock)
 
     def admit(
@@ -119,6 +120,8 @@ class Core:
             self.retries.budget.deposit(now)
 
     def _move(self, endpoint: Endpoint, change: int) -> None:
+        if endpoint.in_flight + change < 0:
+            return  # its attempt was begun before a fork
         endpoint.in_flight += change
         self._selection.in_flight += change
         self.telemetry.counts.in_flight(change)
@@ -159,6 +162,8 @@ class Core:
         verdict: Verdict,
         now: float,
     ) -> None:
+        if endpoint.gone or breaker is not endpoint.breaker:
+            return  # it is nobody's any more, or that of the machine that was there before
         if verdict.fault:
             endpoint.failed(now)
         if verdict.fault and verdict.again == "always":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Protocol
 from weakref import WeakSet
@@ -17,6 +18,7 @@ class Forkable(Protocol):
         ...
 
 
+logger = logging.getLogger(__name__)
 _tracked: WeakSet[Forkable] = WeakSet()
 
 
@@ -27,7 +29,10 @@ def track(one: Forkable) -> None:
 
 def _after_fork() -> None:
     for one in list(_tracked):
-        one.after_fork()
+        try:
+            one.after_fork()
+        except Exception:  # the others must not go on with the parent's locks
+            logger.exception("%r could not be made new in a forked child", one)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -20,7 +20,9 @@ class Line:
 
     def passes(self, signal: Signal | None) -> bool:
         """True for the first in line."""
-        return self.waiting[0] is signal
+        if self.waiting[0] is not signal and self.waiting[0].is_set:
+            self.wake()  # who was woken and has not come may be gone with its event loop
+        return not self.waiting or self.waiting[0] is signal
 
     def join(self, signal: Signal | None) -> Signal:
         """Wait, at the end or where one stands already; the signal says when to look again."""
@@ -37,9 +39,9 @@ class Line:
             self.wake()
 
     def wake(self) -> None:
-        """Something has changed: let the first look again."""
-        if self.waiting:
-            self.waiting[0].set()
+        """Something has changed: let the first look again who is still there."""
+        while self.waiting and not self.waiting[0].set():
+            self.waiting.popleft()
 
     def clear(self) -> None:
         """In a forked child: those who waited were the parent's threads."""

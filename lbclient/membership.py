@@ -144,6 +144,8 @@ class Membership:
         self._lock = lock
         self._subset.reseed()
         self.watch.restart(lock)
+        if self.pool.after_fork() and not self.watch.stopped:
+            self.watch.next_at = -math.inf
 
     def hurry(self, now: float) -> None:
         """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
@@ -190,6 +192,8 @@ class Membership:
 
     def _begin(self) -> Signal:
         with self._lock:
+            if self.watch.stopped:
+                raise RuntimeError(f"the balancer of {self.name} is closed")
             signal = self.watch.wait_anew()
             if not self.watch.busy:
                 self.watch.next_at = self.watch.clock()

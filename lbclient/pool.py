@@ -37,6 +37,7 @@ class Pool:
         self._suspects: dict[Endpoint, None] = {}
         self.broken: list[Endpoint] = []
         """Those whose breaker is not closed, as of the last look."""
+        self._torn = False
         self.membership = 0
         """A number that changes when somebody joins or leaves."""
 
@@ -57,13 +58,26 @@ class Pool:
 
         Who stays but has new addresses starts with a new breaker: it is another machine.
         """
+        self._torn = True
         change.apply()
         self._roster = change.roster
         if change.joined or change.left:
             self.membership += 1
         if change:
-            self._open, self._candidates = [()] * len(self._roster.tiers), ()
-            self._stale_at = -math.inf
+            self._forget_looks()
+        self._torn = False
+
+    def after_fork(self) -> bool:
+        """In a child: what a thread of the parent's was in the middle of is not gone on with.
+
+        True where that was a change of who is known: ask again.
+        """
+        for one in self.endpoints:
+            one.gone, one.in_flight = False, 0
+        self._suspects = dict.fromkeys(self.endpoints)
+        self._forget_looks()
+        torn, self._torn = self._torn, False
+        return torn
 
     def update(self, instances: Iterable[Instance]) -> Change:
         """Plan and take over at once."""
@@ -131,6 +145,10 @@ class Pool:
         shown = [f"{one.instance} ({one.breaker.state})" for one in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
+
+    def _forget_looks(self) -> None:
+        self._open, self._candidates = [()] * len(self._roster.tiers), ()
+        self._stale_at = -math.inf
 
     def _look(self, now: float) -> None:
         """Only suspects are looked at: in a large pool nearly all have never failed."""

@@ -7,7 +7,6 @@ the same script and compares every decision.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -77,8 +76,11 @@ async def asleep(pause: Pause) -> None:
         await event.wait()
 
 
-def _from_any_thread(wake: Callable[[], None]) -> Callable[[], None]:
-    """The same, to be called from whichever thread, without waiting for the loop."""
+def _from_any_thread(wake: Callable[[], None]) -> Callable[[], bool]:
+    """The same, to be called from whichever thread, without waiting for the loop.
+
+    It returns False where the loop has ended, with the one who waited on it.
+    """
     try:
         soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
@@ -86,9 +88,11 @@ def _from_any_thread(wake: Callable[[], None]) -> Callable[[], None]:
 
         soon = trio.lowlevel.current_trio_token().run_sync_soon
 
-    def wake_soon() -> None:
-        # The loop may have ended since, with the one who waited on it.
-        with contextlib.suppress(RuntimeError):
+    def wake_soon() -> bool:
+        try:
             soon(wake)
+        except RuntimeError:
+            return False
+        return True
 
     return wake_soon

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -21,7 +20,8 @@ class Subset:
     Rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a hash with a
     seed of its own. So another instance that comes or goes moves one place, clients spread over
     all instances, and none needs to know of another (gRPC's A68, MongoDB's `srvMaxHosts`). Each
-    tier keeps at least one where `limit` allows: a fail-over must find somebody.
+    tier keeps one where `limit` allows, since a fail-over must find somebody; all other places go
+    to the best tier first.
     """
 
     def __init__(self, limit: int | None, rng: random.Random) -> None:
@@ -45,8 +45,8 @@ class Subset:
             if ranks[one] < ranks[rival]:
                 firsts[one.priority] = one
 
-        def place(one: Instance) -> tuple[float, bytes]:
-            return one.priority if firsts[one.priority] is one else math.inf, ranks[one]
+        def place(one: Instance) -> tuple[bool, int, bytes]:
+            return firsts[one.priority] is not one, one.priority, ranks[one]
 
         kept = set(nsmallest(self._limit, instances, place))
         return [one for one in instances if one in kept]

@@ -15,10 +15,13 @@ class Signal:
 
     def __init__(self) -> None:
         self.is_set = False
-        self._wake: Callable[[], None] | None = None
+        self._wake: Callable[[], object] | None = None
 
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called when the signal is set; it may be called twice."""
+    def listen(self, wake: Callable[[], object]) -> None:
+        """Have `wake` called when the signal is set; it may be called twice.
+
+        It returns False where the listener is gone.
+        """
         self._wake = wake
         if self.is_set:
             wake()
@@ -28,11 +31,10 @@ class Signal:
         self.is_set = False
         self._wake = None
 
-    def set(self) -> None:
-        """Wake the listener."""
+    def set(self) -> bool:
+        """Wake the listener. False where it is gone."""
         self.is_set = True
-        if self._wake is not None:
-            self._wake()
+        return self._wake is None or self._wake() is not False
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class AddressBook:
     def __init__(self, dns: Dns) -> None:
         self._dns = dns
         self._known: dict[tuple[str, str], Addresses] = {}
+        self._asked: dict[str, int] = {}
+        self._turns = itertools.count(1)
 
     def lookup(self, name: str, patience: Callable[[], float], glue: Glue = _NO_GLUE) -> Addresses:
         """The addresses of `name`, both families by turns, IPv4 first; and their TTL in seconds.
@@ -70,7 +72,9 @@ class AddressBook:
 
     def _ask(self, name: str, kind: str, patience: Callable[[], float]) -> Addresses:
         try:
-            found = self._dns.ask(name, kind, patience())
+            seconds = patience()
+            self._asked[name] = next(self._turns)
+            found = self._dns.ask(name, kind, seconds)
         except NoRecords:
             self._known.pop((name, kind), None)
             raise
@@ -80,13 +84,14 @@ class AddressBook:
             raise
         return [str(one) for one in found.records], found.ttl
 
-    def knows(self, name: str) -> bool:
-        """True where something would be remembered of it."""
-        return any((name, kind) in self._known for kind in KINDS)
+    def asked(self, name: str) -> int:
+        """When it was last asked for: a number that grows, 0 for never."""
+        return self._asked.get(name, 0)
 
     def keep(self, names: set[str]) -> None:
         """Forget all but these names."""
         self._known = {key: value for key, value in self._known.items() if key[0] in names}
+        self._asked = {name: turn for name, turn in self._asked.items() if name in names}
 
 
 class AddressResolver:

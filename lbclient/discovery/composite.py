@@ -116,6 +116,7 @@ class FirstOfResolver:
         Raises DiscoveryError where none is, and while the one that serves is given time.
         """
         failures: list[tuple[Part, Exception]] = []
+        serving, absent = self._serving, False
         for part in self._parts:
             got = part.ask()
             if isinstance(got, Answer):
@@ -124,7 +125,8 @@ class FirstOfResolver:
             failures.append((part, got))
             if part is self._serving and not self._given_up(got):
                 raise _failure([(part, got)])
-        raise _failure(failures)
+            absent = absent or (part is serving and isinstance(got, ServiceAbsent))
+        raise _failure(failures, absent=absent)
 
     def _given_up(self, error: Exception) -> bool:
         if isinstance(error, ServiceAbsent):
@@ -152,7 +154,7 @@ class UnionResolver:
         ]
         told = len(failures) < len(self._parts) or any(map(_absent, failures))
         if not (told and self._known):
-            raise _failure(failures)
+            raise _failure(failures, absent=not self._known and any(map(_absent, failures)))
         answers = [self._known[place] for place in sorted(self._known)]
         ttls = [one.ttl for one in answers if one.ttl is not None] + [_SOON for _ in failures]
         return Answer(
@@ -184,9 +186,9 @@ def _absent(failure: tuple[Part, Exception]) -> bool:
     return isinstance(failure[1], ServiceAbsent)
 
 
-def _failure(failures: Sequence[tuple[Part, Exception]]) -> DiscoveryError:
-    """One for all; absent is only what all say is absent."""
-    kind = ServiceAbsent if all(map(_absent, failures)) else DiscoveryError
+def _failure(failures: Sequence[tuple[Part, Exception]], *, absent: bool = False) -> DiscoveryError:
+    """One for all. Absent is what all say is absent, and that of which nobody else knows."""
+    kind = ServiceAbsent if absent or all(map(_absent, failures)) else DiscoveryError
     error = kind("; ".join(f"{part.name}: {text_of(error)}" for part, error in failures))
     error.__cause__ = failures[0][1]
     return error

@@ -56,7 +56,7 @@ class SrvResolver:
             )
         targets = _Targets(self._book, found.glue, patience)
         ttls, instances, refused = [found.ttl], [], []
-        for one in self._unknown_first(records):
+        for one in self._longest_unasked_first(records):
             try:
                 host = self._host(one)
                 addresses, ttl = targets.addresses(host)
@@ -68,12 +68,12 @@ class SrvResolver:
             if vetted:
                 instances.append(_instance(host, one, vetted))
                 ttls.append(ttl)
-        self._book.keep({one.host + "." for one in instances})
+        self._book.keep(set(map(_target, records)))
         return Answer(sorted(instances, key=_place), min(ttls), refused)
 
-    def _unknown_first(self, records: Iterable[_Srv]) -> list[_Srv]:
-        """Where time does not suffice for all targets, what is remembered does for the others."""
-        return sorted(records, key=lambda one: self._book.knows(one.target.to_text().lower()))
+    def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
+        """Where time does not suffice for all targets, each has its turn in one of the rounds."""
+        return sorted(records, key=lambda one: self._book.asked(_target(one)))
 
     def _host(self, record: _Srv) -> str:
         host = _host(record)
@@ -110,6 +110,10 @@ class _Targets:
 
 class _Refused(Exception):
     """Why one record is left out."""
+
+
+def _target(record: _Srv) -> str:
+    return record.target.to_text().lower()
 
 
 def _host(record: _Srv) -> str:

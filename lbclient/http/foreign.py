@@ -53,6 +53,11 @@ class _Rebased:
         made.extensions = {**self._tls, **extensions}
         return made
 
+    @property
+    def quiet(self) -> bool:
+        """False: what a caller's transport is doing, only that knows."""
+        return False
+
     def disown(self) -> None:
         """In a forked child: what the caller's transport shares with the parent, it must know."""
 

@@ -7,14 +7,19 @@ the same time. A connection can not. So each loop has wires of its own; they are
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable
 from weakref import WeakSet
+
+import anyio
 
 from lbclient import forking
 from lbclient.http.wires import AsyncWires, inherited
 
 __all__ = ["Homes"]
+
+logger = logging.getLogger(__name__)
 
 
 class Homes:
@@ -40,8 +45,12 @@ class Homes:
         return wires
 
     async def aclose(self) -> None:
-        """Close the wires of the running loop; those of others are closed as they end."""
-        await self.leave(_running())
+        """Close the wires of the running loop; those of others are closed as they end.
+
+        So is what a call that is still under way opens after this.
+        """
+        if (wires := self._homes.get(_running())) is not None:
+            await wires.aclose()
 
     async def leave(self, loop: object) -> None:
         """Close the wires of this loop, which is running."""
@@ -82,8 +91,17 @@ class _End:
             yield
         finally:
             _ends.pop(loop, None)
-            for homes in list(self.homes):
-                await homes.leave(loop)
+            with anyio.CancelScope(shield=True):  # trio ends generators in a cancelled scope
+                for homes in list(self.homes):
+                    await _leave(homes, loop)
+
+
+async def _leave(homes: Homes, loop: object) -> None:
+    """One transport that fails to close must not keep the others open."""
+    try:
+        await homes.leave(loop)
+    except Exception:
+        logger.exception("connections could not be closed at the end of their event loop")
 
 
 _ends: dict[object, _End] = {}

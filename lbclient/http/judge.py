@@ -9,7 +9,8 @@ from typing import Literal
 import httpx
 
 from lbclient.http.body import is_callers_own
-from lbclient.http.wire import on_reused_connection, went_away
+from lbclient.http.goaway import went_away
+from lbclient.http.wire import on_reused_connection
 from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
 from lbclient.outcome import judge as network_judge
 

@@ -7,9 +7,7 @@ and never shared between services: a connection verified for one name must not s
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Literal
 
 import anyio
 import httpcore
@@ -19,10 +17,7 @@ from lbclient.http.dial import AsyncDialer, Dialer, Stream
 from lbclient.http.options import WireOptions
 from lbclient.http.request import Place, raw_headers
 
-__all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of", "went_away"]
-
-_NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
-_AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
+__all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of"]
 
 Extensions = Mapping[str, object]
 
@@ -68,6 +63,10 @@ class _Addressed:
         )
 
 
+def _quiet(pool: httpcore.ConnectionPool | httpcore.AsyncConnectionPool) -> bool:
+    return all(one.is_idle() or one.is_closed() for one in pool.connections)
+
+
 class Wire(_Addressed):
     """Connections to one instance, for threads."""
 
@@ -89,6 +88,11 @@ class Wire(_Addressed):
         with _as_httpx():
             answer = self._pool.handle_request(self._request(request, body, extensions))
         return _response(answer, _Body(answer))
+
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        return _quiet(self._pool)
 
     def close(self) -> None:
         """Close every connection."""
@@ -139,6 +143,11 @@ class AsyncWire(_Addressed):
                 if ", NEW, " in connection.info():
                     await connection.aclose()
 
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        return _quiet(self._pool)
+
     async def aclose(self) -> None:
         """Close every connection."""
         await self._pool.aclose()
@@ -183,24 +192,6 @@ def on_reused_connection(response: httpx.Response) -> bool:
     """True if its connection had served a request before."""
     stream = response.extensions.get("network_stream")
     return isinstance(stream, Stream) and stream.answers > 1
-
-
-def went_away(error: httpx.TransportError) -> Literal["unprocessed", "unknown"] | None:
-    """Whether an HTTP/2 peer ended the connection or the stream without a fault of its own.
-
-    "unprocessed" where it says that it has not begun the request: by REFUSED_STREAM, or by a GOAWAY
-    that names no stream. (For one that names an earlier stream httpcore opens a new connection.)
-    "unknown" for any other orderly GOAWAY: h2 takes in no frame after it, not even the answer.
-    """
-    cause = error.__cause__
-    if not isinstance(cause, httpcore.ProtocolError) or not cause.args:
-        return None
-    code: int | None = getattr(cause.args[0], "error_code", None)
-    last_begun: int | None = getattr(cause.args[0], "last_stream_id", None)
-    if last_begun == 0 or (last_begun is None and code == _REFUSED_STREAM):
-        return "unprocessed"
-    orderly = last_begun is not None and code == _NO_ERROR
-    return "unknown" if orderly or _AFTER_GOAWAY.match(str(cause)) else None
 
 
 def peer_of(response: object) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
+import anyio
 import httpx
 
 from lbclient import forking
@@ -20,15 +22,20 @@ _AT_ONCE = 32
 """So many are closed before one call: thousands may leave together, and one call pays for few."""
 
 
-class _Inherited(Protocol):
-    """What a forked child shares with its parent."""
+class _Kept(Protocol):
+    """What both kinds of wire can say and do."""
+
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        ...
 
     def disown(self) -> None:
         """In the child: let go of the parent's sockets, without a word to the other end."""
         ...
 
 
-class Sender(_Inherited, Protocol):
+class Sender(_Kept, Protocol):
     """A wire for threads."""
 
     def send(
@@ -42,7 +49,7 @@ class Sender(_Inherited, Protocol):
         ...
 
 
-class AsyncSender(_Inherited, Protocol):
+class AsyncSender(_Kept, Protocol):
     """A wire for one event loop."""
 
     async def send(
@@ -56,7 +63,8 @@ class AsyncSender(_Inherited, Protocol):
         ...
 
 
-W = TypeVar("W", bound=_Inherited)
+logger = logging.getLogger(__name__)
+W = TypeVar("W", bound=_Kept)
 S = TypeVar("S")
 inherited: list[object] = []
 """What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
@@ -71,8 +79,8 @@ class _Wires(Generic[W, S]):
         self._pool = pool
         self._make = make
         self._wires: dict[Endpoint, tuple[tuple[str, ...], W]] = {}
-        self._leaving: list[tuple[Endpoint, W]] = []
-        self._lock = threading.Lock()
+        self._leaving: deque[tuple[Endpoint, W]] = deque()
+        self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
         self._seen = 0
 
     def to(self, endpoint: Endpoint) -> W:
@@ -90,8 +98,8 @@ class _Wires(Generic[W, S]):
     def disown(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
         wires = self._all()
-        self._lock = threading.Lock()
-        self._wires, self._leaving = {}, []
+        self._lock = threading.RLock()
+        self._wires, self._leaving = {}, deque()
         inherited.append(wires)
         for wire in wires:
             wire.disown()
@@ -107,18 +115,27 @@ class _Wires(Generic[W, S]):
                 self._leaving.append((endpoint, known[1]))
             wire = self._make(endpoint)
             self._wires[endpoint] = (addresses, wire)
+            if endpoint.gone:
+                self._seen = -1  # it left after it was picked: look again
             return wire
 
-    def _departed(self) -> Sequence[W]:
-        """Wires to close: nobody uses them any more, and nobody will."""
+    def _departed(self) -> Iterator[W]:
+        """Some wires to close: nobody uses them any more, and nobody will."""
         with self._lock:
             if self._seen != self._pool.membership:
                 self._seen = self._pool.membership
                 gone = [one for one in self._wires if one.gone]
-                self._leaving += [(one, self._wires.pop(one)[1]) for one in gone]
-            idle = [pair for pair in self._leaving if not pair[0].in_flight][:_AT_ONCE]
-            self._leaving = [pair for pair in self._leaving if pair not in idle]
-        return [wire for _, wire in idle]
+                self._leaving.extend((one, self._wires.pop(one)[1]) for one in gone)
+            some = [self._leaving.popleft() for _ in range(min(_AT_ONCE, len(self._leaving)))]
+        try:
+            while some:
+                endpoint, wire = some.pop()
+                if endpoint.in_flight and (endpoint.gone or not wire.quiet):
+                    self._leaving.append((endpoint, wire))
+                else:
+                    yield wire
+        finally:
+            self._leaving.extend(some)  # those left when a closing was cancelled
 
     def _all(self) -> Sequence[W]:
         return [wire for _, wire in (*self._wires.values(), *self._leaving)]
@@ -127,7 +144,7 @@ class _Wires(Generic[W, S]):
         """Every wire, handed over for closing."""
         with self._lock:
             wires = self._all()
-            self._wires, self._leaving = {}, []
+            self._wires, self._leaving = {}, deque()
         return wires
 
 
@@ -145,14 +162,17 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
     def tidy(self) -> None:
         """Close what was lost and what has left."""
         for wire in self._departed():
-            wire.close()
+            with _told(wire):
+                wire.close()
         for body in _each(self.lost):
-            body.close()
+            with _told(body):
+                body.close()
 
     def close(self) -> None:
-        """Close every wire."""
-        for wire in self._taken():
-            wire.close()
+        """Close every wire. What one of them raises is raised after that."""
+        with contextlib.ExitStack() as stack:
+            for wire in self._taken():
+                stack.callback(wire.close)
 
 
 class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
@@ -160,15 +180,28 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
 
     async def tidy(self) -> None:
         """Close what was lost and what has left."""
-        for wire in self._departed():
-            await wire.aclose()
-        for body in _each(self.lost):
-            await body.aclose()
+        with anyio.CancelScope(shield=True):  # the call that does it may have little time left
+            for wire in self._departed():
+                with _told(wire):
+                    await wire.aclose()
+            for body in _each(self.lost):
+                with _told(body):
+                    await body.aclose()
 
     async def aclose(self) -> None:
-        """Close every wire."""
-        for wire in self._taken():
-            await wire.aclose()
+        """Close every wire. What one of them raises is raised after that."""
+        async with contextlib.AsyncExitStack() as stack:
+            for wire in self._taken():
+                stack.push_async_callback(wire.aclose)
+
+
+@contextlib.contextmanager
+def _told(what: object) -> Iterator[None]:
+    """A caller's own transport may fail to close; that is not for whoever calls next to hear."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%r could not be closed", what)
 
 
 def _each(lost: deque[S]) -> Iterator[S]:
