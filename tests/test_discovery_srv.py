@@ -592,6 +592,30 @@ def test_large_set_is_found_over_several_rounds():
     assert found[-1] == 1000
 
 
+def test_silent_targets_do_not_starve_the_others():
+    """D20: however many targets are silent for ever, the others are looked up in their turn, and a
+    new address of theirs is found."""
+    now, address = [0.0], ["192.0.2.1"]
+
+    class Mostly:
+        def ask(self, name: str, kind: str, lifetime: float) -> Found:
+            if kind == "SRV":
+                texts = ("0 0 80 good.test.", *(f"0 0 80 silent{one}.test." for one in range(12)))
+                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+            if name != "good.test.":
+                now[0] += lifetime
+                raise DiscoveryError("no answer")
+            if kind == "AAAA":
+                raise NoRecords("none")
+            return Found(list(dns.rrset.from_text(name, 60, "IN", "A", address[0])), 60, Glue())
+
+    resolver = SrvResolver(NAME, Mostly(), Guard(), lambda: now[0])
+    assert resolver.resolve().instances[0].addresses == ("192.0.2.1",)
+    address[0] = "192.0.2.2"
+    found = [resolver.resolve().instances[0].addresses for _ in range(4)]
+    assert found[-1] == ("192.0.2.2",)
+
+
 class Mutilator(dns.nameserver.Do53Nameserver):
     """Answers with the bytes of a true answer, some of them replaced."""
 

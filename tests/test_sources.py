@@ -848,6 +848,18 @@ def test_union_of_failures():
     trial.failure(ServiceAbsent)
 
 
+@pytest.mark.parametrize("kind", [FirstOf, Union])
+def test_absent_part_is_called_no_more_though_another_fails(kind):
+    """D7: where the part that served declares itself absent, and nothing is known of the others,
+    the whole is absent: the set must not stand."""
+    first, second = Source(ONE), Other()
+    second.fails()
+    trial = Trial(kind, first, second)
+    assert trial.hosts() == ["1"]
+    first.fails(ABSENT)
+    assert trial.failure(ServiceAbsent) == "Source: not offered; Other: down"
+
+
 def test_what_a_part_refused_is_told(path):
     """What a part left out is told in the answer of the whole, in the same words."""
     path.write_text("a:1\nb\n")
