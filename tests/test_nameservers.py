@@ -217,7 +217,7 @@ def test_missing_extra_is_told():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1] == (
         "ImportError: nameservers with https:// need what dnspython wants for it: "
-        "pip install 'dnspython[doh]'"
+        "pip install 'lbclient[doh]'"
     )
 
 

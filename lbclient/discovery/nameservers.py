@@ -19,7 +19,8 @@ _DNS, _DOT, _DOH = 53, 853, 443
 _WITH_PORT = re.compile(r"(?:\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(?::(?P<port>[0-9]+))?")
 _NAMESERVERS = (
     "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53', "
-    "'tls://10.0.0.2#dns.example', or 'https://dns.example/dns-query#10.0.0.2'"
+    "'tcp://127.0.0.1:5353', 'tls://10.0.0.2#dns.example', "
+    "or 'https://dns.example/dns-query#10.0.0.2'"
 )
 
 
@@ -93,7 +94,7 @@ def _https(text: str, clock: Callable[[], float] | None) -> Https:
     if not dns.query.have_doh:
         raise ImportError(
             "nameservers with https:// need what dnspython wants for it: "
-            "pip install 'dnspython[doh]'"
+            "pip install 'lbclient[doh]'"
         )
     authority = bracketed(host) + ("" if port == _DOH else f":{port}")
     query = f"?{parts.query}" if parts.query else ""
