@@ -9,7 +9,7 @@ from lbclient.balancer import Balancer
 from lbclient.breaker import BreakerPolicy
 from lbclient.budget import RetryBudget
 from lbclient.deadline import time_left
-from lbclient.discovery import FileResolver, FirstOf, Resolver, Union
+from lbclient.discovery import FileResolver, FirstOf, Resolver, Service, Union
 from lbclient.endpoint import Endpoint
 from lbclient.errors import (
     DeadlineExceeded,
@@ -26,7 +26,7 @@ from lbclient.outcome import Verdict
 from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
-from lbclient.strategy import LeastBusy, Random, RoundRobin, Strategy, Weighted
+from lbclient.strategy import LeastBusy, PickContext, Random, RoundRobin, Strategy, Weighted
 
 __all__ = [
     "Answer",
@@ -47,6 +47,7 @@ __all__ = [
     "LeastBusy",
     "LoadBalancingError",
     "NoInstanceAvailable",
+    "PickContext",
     "Random",
     "Refusal",
     "Registration",
@@ -55,6 +56,7 @@ __all__ = [
     "RetryBudget",
     "RetryPolicy",
     "RoundRobin",
+    "Service",
     "ServiceAbsent",
     "ServiceSnapshot",
     "Strategy",

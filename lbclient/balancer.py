@@ -11,12 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import ClassVar, NoReturn, TypeVar
 
-import anyio
-
 from lbclient import checks, forking
-from lbclient.attempt import Attempt
 from lbclient.breaker import DISABLED, BreakerPolicy
 from lbclient.call import Call
+from lbclient.calling import asender, sender
 from lbclient.closing import Closing
 from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Service, nameservers_of
@@ -170,7 +168,7 @@ class Balancer(Closing):
         """
         checks.function("fn", fn)
         asked = terms(idempotent=idempotent, key=key, deadline=deadline)
-        return run(self.begin(asked, _PLAIN), lambda attempt: fn(attempt.instance))
+        return run(self.begin(asked, _PLAIN), sender(fn))
 
     async def acall(
         self,
@@ -181,16 +179,9 @@ class Balancer(Closing):
         deadline: float | None = None,
     ) -> T:
         """The same for a coroutine function; an attempt is cancelled when its time is up."""
-
-        async def send(attempt: Attempt[T]) -> T:
-            if attempt.expiry is None:
-                return await fn(attempt.instance)
-            with anyio.fail_after(attempt.expiry.left()):
-                return await fn(attempt.instance)
-
-        return await arun(
-            self.begin(terms(idempotent=idempotent, key=key, deadline=deadline), _PLAIN), send
-        )
+        checks.function("fn", fn)
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline)
+        return await arun(self.begin(asked, _PLAIN), asender(fn))
 
     def acquire(
         self, *, idempotent: bool = False, key: object = None, deadline: float | None = None

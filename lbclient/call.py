@@ -211,15 +211,14 @@ class Call(Generic[R]):
         return until if self.deadline is None else min(until, self.deadline)
 
     def _tired(self) -> LoadBalancingError:
-        waited = f"after {self.now - self.started:.2f} s"
+        service, waited = self.core.service, f"after {self.now - self.started:.2f} s"
+        reason = f"every instance of {service} is still at its limit of attempts in flight"
+        if not (known := self.core.watch.known):
+            reason = f"nothing is known of {service}: discovery has not answered"
         if self._over():
-            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made")
-        if not self.core.watch.known:
-            return DiscoveryError(f"nothing is known of {self.core.service} {waited}")
-        return NoInstanceAvailable(
-            f"every instance of {self.core.service} is still at its limit of attempts "
-            f"in flight {waited}"
-        )
+            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made: {reason}")
+        kind = NoInstanceAvailable if known else DiscoveryError
+        return kind(f"{reason} {waited}")
 
     def _delay_after(self, verdict: Verdict) -> float | None:
         turn = Turn(

@@ -142,7 +142,7 @@ class Pool:
     def describe(self) -> str:
         """Its instances and the states of their breakers, for an error; not all of many."""
         few = islice(self.endpoints, _SHOWN)
-        shown = [f"{one.instance} ({one.breaker.state})" for one in few]
+        shown = [f"{one.instance} (breaker {one.breaker.state})" for one in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 

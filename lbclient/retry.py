@@ -87,7 +87,7 @@ def _methods(methods: Collection[str]) -> frozenset[str]:
 
 def _statuses(statuses: Collection[int]) -> frozenset[int]:
     for status in (given := checks.several("statuses", statuses, "HTTP statuses such as 503")):
-        if checks.count("statuses", status, least=100) > 599:
+        if checks.count("statuses (each of them)", status, least=100) > 599:
             raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {status!r}")
     return frozenset(cast("list[int]", given))
 

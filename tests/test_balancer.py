@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -28,6 +29,48 @@ def refuse(_):
 def test_call_gives_what_the_function_gives():
     """`call` returns the function's result, and hands it an instance."""
     assert Balancer([A]).call(lambda instance: instance.port) == 1
+
+
+async def ask_port(instance):
+    return instance.port
+
+
+def test_coroutine_is_no_result():
+    """C6: `call` refuses what has not begun yet, however the coroutine was made; no attempt counts
+    as a success or as a fault, and the error names the way."""
+    balancer = Balancer([A])
+    for fn in (ask_port, partial(ask_port)):
+        with pytest.raises(TypeError, match=r"coroutine; use `await balancer\.acall\(fn\)`"):
+            balancer.call(fn, idempotent=True)
+    (one,) = balancer.snapshot().instances
+    assert (one.attempts, one.failures, one.in_flight) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("deadline", [None, 5.0])
+async def test_plain_result_cannot_be_awaited(deadline):
+    """`acall` says what is wrong with a plain function, and what would do."""
+    with pytest.raises(TypeError, match=r"an awaitable, not int; use `balancer\.call\(fn\)`"):
+        await Balancer([A]).acall(lambda instance: instance.port, deadline=deadline)
+
+
+def test_deadline_tells_what_was_waited_for():
+    """C19, I24: a call whose deadline ends before any attempt says whether it waited for a place or
+    for discovery."""
+    balancer = Balancer([A], max_in_flight=1)
+    with balancer.acquire(), pytest.raises(lbclient.DeadlineExceeded, match="at its limit"):
+        balancer.call(str, deadline=0.01)
+    asked = threading.Event()
+
+    class Silent:
+        def resolve(self):
+            asked.wait(10)
+            raise OSError
+
+    silent = Balancer(Silent(), name="shop.test")
+    with pytest.raises(lbclient.DeadlineExceeded, match="discovery has not answered"):
+        silent.call(str, deadline=0.01)
+    asked.set()
+    silent.close()
 
 
 async def test_acall_gives_what_the_coroutine_gives():

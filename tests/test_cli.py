@@ -428,7 +428,9 @@ def test_a_service_declared_absent_and_offered_again(told):
         "joined a:80: priority 0, weight 1, share 100.0%, addresses 10.0.0.1",
     ]
     told(absent)
-    assert told(ValueError("odd")) == ["lookup failed, no instance is known, next try in 2 s: odd"]
+    assert told(ValueError("odd")) == [
+        "lookup failed, no instance is known, next try in 2 s: ValueError: odd"
+    ]
     assert told(answer(instance("a")))[0] == "lookup works again"
 
 

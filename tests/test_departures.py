@@ -1,6 +1,5 @@
 """What leaves while something still holds it: instances, addresses, loops, threads at a fork."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -214,7 +213,6 @@ def test_closed_balancer_is_not_asked_for_by_a_refresh_under_way():
 # Forks
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_places_of_the_parents_threads_are_free_in_a_child(servers):
     """C8: calls of other threads that were under way at a fork hold no place in the child."""
     (server,) = servers(says(200))

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import itertools
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -334,6 +333,14 @@ def test_odd_error_of_a_callers_resolver(error, said):
     assert type(failure) is DiscoveryError
     assert str(failure).endswith(said)
     assert failure.__cause__ is error
+
+
+def test_kind_of_a_callers_error_is_told():
+    """The text of a KeyError is but its key: an error that is not ours, nor the system's, is told
+    with its type."""
+    world = World(KeyError("host"))
+    world.round()
+    assert str(world.watch.failure(world.now)).endswith("KeyError: 'host'")
 
 
 def test_each_call_gets_an_error_of_its_own():
@@ -1066,7 +1073,6 @@ def test_interpreter_ends_during_a_round():
     assert script(STUCK, "-W", "error") == (0, b"", b"")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_child_forked_during_a_round_asks_itself():
     """C8: a child discovers on threads of its own, also if a round was under way in its parent."""
     forking = """

@@ -506,6 +506,24 @@ def test_http2_for_threads(serve_h2, trust):
     assert seen == {(200, "HTTP/2"): 200}
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"verify": "/nowhere.pem"}, "'/nowhere.pem'"),
+        ({"cert": ("/nowhere.pem", "/nowhere.key", "secret")}, "'/nowhere.pem'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*verify=<str>.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*cert=.*:DeprecationWarning")
+def test_certificate_that_is_not_there(options, named):
+    """K1, S5: a file that cannot be read is a ValueError at construction that names the arguments
+    and the file, and no password."""
+    with pytest.raises(ValueError, match=r"^verify or cert cannot be used") as caught:
+        lbclient.Client("https://127.0.0.1:1", **options)
+    assert named in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 @needs_nginx
 @pytest.mark.anyio
 async def test_http2_concurrently(serve_h2, trust):

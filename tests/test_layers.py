@@ -19,7 +19,7 @@ ORDER = [
     {"core"},
     {"attempt", "info"},
     {"call"},
-    {"shell", "snapshot"},
+    {"shell", "snapshot", "calling"},
     {"lease"},
     {"balancer"},
     {"http", "registration", "simulation"},

@@ -5,7 +5,6 @@ What forks, and what ends an interpreter, does so in a process of its own; serve
 
 import asyncio
 import gc
-import os
 import socket
 import ssl
 import subprocess
@@ -24,7 +23,6 @@ import lbclient
 from tests.support.http import says, tells_port, wires_of
 
 LOOPS = FORKS = 100
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def script(text: str, *arguments: str, options=("-W", "error", "-W", "ignore:.*fork:")):
@@ -200,7 +198,6 @@ WARM = """
 """
 
 
-@needs_fork
 def test_a_hundred_forks_with_a_warm_client(servers):
     """C8: children of a process whose client has open connections call with it, four at a time,
     and so does the process itself; nobody's answer goes to somebody else."""
@@ -220,7 +217,6 @@ def test_a_hundred_forks_with_a_warm_client(servers):
     assert script(WARM + work, *urls) == (0, "", "")
 
 
-@needs_fork
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
 def test_forks_with_a_warm_async_client(servers, kind):
     """C8, C9: children run loops of their own with an async client that was used in their parent's,
@@ -255,7 +251,6 @@ def test_forks_with_a_warm_async_client(servers, kind):
     assert script(WARM + work, server.url) == (0, "", "")
 
 
-@needs_fork
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_child_keeps_no_connection_of_its_parent(servers, kind):
     """C8: when the parent closes its connections, they are closed, though a child still lives."""
@@ -303,7 +298,6 @@ def test_child_keeps_no_connection_of_its_parent(servers, kind):
         assert process.returncode == 0
 
 
-@needs_fork
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_child_does_not_end_tls_of_its_parent(kind, tmp_path):
     """C8: a child that ends sends nothing on a TLS connection which is its parent's."""

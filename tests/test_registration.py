@@ -47,6 +47,18 @@ ZONE = "shop.test."
 _numbers = itertools.count()
 
 
+def holding():
+    """A hook that holds a message back, what tells that one has come, and what lets it go on."""
+    reached, proceed = threading.Event(), threading.Event()
+
+    def hold(forward):
+        reached.set()
+        assert proceed.wait(10)
+        return forward()
+
+    return hold, reached, proceed
+
+
 @pytest.fixture(scope="module")
 def bind(tmp_path_factory):
     records = (
@@ -445,7 +457,7 @@ def test_odd_addresses_of_others(bind, service, registration):
         ({"key": "reg:QUJD"}, r"NOTAUTH \(BADSIG\)"),
         ({"key": f"other:{SECRET}"}, r"NOTAUTH \(BADKEY\)"),
         ({"key": f"hmac-sha512:{KEY}"}, r"NOTAUTH \(BADKEY\)"),
-        ({"key": None}, r"zone shop\.test\.: REFUSED: it does not allow this"),
+        ({"key": None}, r"zone shop\.test\., without a key: REFUSED: it does not allow this"),
         ({"zone": "test"}, r"zone test\.: NOTAUTH: it is not authoritative"),
         ({"service": "_x._tcp.elsewhere.test"}, "REFUSED"),
         ({"service": "_alias._tcp.shop.test"}, "alias"),
@@ -527,7 +539,10 @@ def test_unsigned_answers_are_not_believed(registration, rcode):
             answer.flags |= dns.flags.AA
             return answer.to_wire()
 
-    with Stranger("127.0.0.1:53") as bad, pytest.raises(RegistrationError, match=r"signed|TSIG"):
+    with (
+        Stranger("127.0.0.1:53") as bad,
+        pytest.raises(RegistrationError, match="its answer is not signed"),
+    ):
         registration(server=bad.address).__enter__()
 
 
@@ -676,12 +691,7 @@ def test_renewal_survives_any_error(caplog):
 
 def test_renewal_under_way_is_not_the_last_word(bind, service, registration, proxy):
     """A renewal that was about to add the record when it was left does not bring it back."""
-    reached, proceed = threading.Event(), threading.Event()
-
-    def hold(forward):
-        reached.set()
-        assert proceed.wait(10)
-        return forward()
+    hold, reached, proceed = holding()
 
     proxy.hooks = [lambda forward: forward(), hold]
     one = registration(server=proxy.address)
@@ -1261,12 +1271,7 @@ async def test_cancelled(bind, service, registration, proxy, when, sigterm):
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_asyncio_task_cancelled_while_entering(bind, service, registration, proxy, times):
     """The cancel() of asyncio, which no scope holds up, even more than once: nothing is left."""
-    reached, proceed = threading.Event(), threading.Event()
-
-    def hold(forward):
-        reached.set()
-        assert proceed.wait(10)
-        return forward()
+    hold, reached, proceed = holding()
 
     async def enter():
         async with registration(server=proxy.address):
@@ -1294,12 +1299,7 @@ def test_asyncio_task_cancelled_while_entering(bind, service, registration, prox
 @pytest.mark.parametrize("times", [1, 2])
 def test_asyncio_task_cancelled_while_leaving(bind, service, registration, proxy, times):
     """The same on the way out: the record goes."""
-    reached, proceed = threading.Event(), threading.Event()
-
-    def hold(forward):
-        reached.set()
-        assert proceed.wait(10)
-        return forward()
+    hold, reached, proceed = holding()
 
     async def enter():
         async with registration(server=proxy.address):

@@ -1,7 +1,6 @@
 """Many instances: which of them a client keeps, what a change costs, and what is left of it."""
 
 import logging
-import os
 import random
 import subprocess
 import sys
@@ -310,7 +309,6 @@ START = """
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("client", ["fresh", "inherited"])
 @pytest.mark.parametrize("strategy", ["weighted", "round-robin", "random", "least-busy"])
 def test_processes_started_together_do_not_begin_alike(client, strategy):

@@ -848,6 +848,28 @@ def test_union_of_failures():
     trial.failure(ServiceAbsent)
 
 
+def test_path_alone_is_no_service(tmp_path):
+    """K1: a path, which has a `resolve` of its own, is refused with the way to pass it."""
+    with pytest.raises(TypeError, match=r"pass lbclient\.FileResolver\(path\)"):
+        Balancer(tmp_path / "instances")
+
+
+def test_list_of_what_discovery_resolves_is_a_union():
+    """K1: URLs that cannot stand in a list are refused with what puts them together."""
+    with pytest.raises(ValueError, match=r"cannot be in a list: lbclient\.Union"):
+        Balancer(["http+srv://a.test", "http+srv://b.test"])
+
+
+def test_emptied_file_names_nobody(path):
+    """A file without a byte is not taken for one that is half-written."""
+    path.write_text("10.0.0.1:80\n")
+    resolver = FileResolver(path)
+    resolver.resolve()
+    path.write_text("")
+    with pytest.raises(DiscoveryError, match="it names no instance"):
+        resolver.resolve()
+
+
 @pytest.mark.parametrize("kind", [FirstOf, Union])
 def test_absent_part_is_called_no_more_though_another_fails(kind):
     """D7: where the part that served declares itself absent, and nothing is known of the others,

@@ -91,6 +91,9 @@ class Union(Composite):
     Raises TypeError for no service.
     """
 
+    def __init__(self, *services: Service) -> None:
+        super().__init__(*services)
+
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:  # noqa: ARG002
         """What asks them all."""
         return UnionResolver(parts)

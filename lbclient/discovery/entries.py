@@ -39,7 +39,7 @@ class Malformed(Exception):
 
 def is_cut(data: bytes) -> bool:
     """True for lines of which the last does not end; JSON tells by itself."""
-    return not data.endswith(b"\n") and not _JSON.match(_text(data))
+    return bool(data) and not data.endswith(b"\n") and not _JSON.match(_text(data))
 
 
 def parse(data: bytes, ttl: float) -> Answer:

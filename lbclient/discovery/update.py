@@ -39,7 +39,7 @@ _RCODES = {
     dns.rcode.FORMERR: "it could not read the message",
     dns.rcode.SERVFAIL: "it failed; its log may tell why",
     dns.rcode.NOTIMP: "it takes no updates",
-    dns.rcode.REFUSED: "it does not allow this",
+    dns.rcode.REFUSED: "it does not allow this, or does not serve this domain",
     dns.rcode.NOTAUTH: "it is not authoritative for the zone",
     dns.rcode.NOTZONE: "a name is outside of the zone",
 }
@@ -54,6 +54,7 @@ _ERRORS: dict[type[BaseException], str] = {
     EOFError: "it closed the connection without an answer",
     ConnectionRefusedError: "it refused the connection",
 }
+_UNSIGNED = "its answer is not signed: it may not know TSIG, or not be the zone's primary server"
 _NOT_DONE = (dns.tsig.PeerError, ConnectionRefusedError)
 
 
@@ -147,6 +148,8 @@ class Primary:
         rcode = self._exchange(_message(zone, ttl, change), seconds, about, update=True).rcode()
         if rcode in _PREREQUISITES:
             return False
+        if self._key is None:
+            about = f"{about}, without a key"
         _expect(rcode, about, dns.rcode.NOERROR)
         return True
 
@@ -169,7 +172,7 @@ class Primary:
             undecided = update and not isinstance(error, _NOT_DONE)
             raise UpdateError(f"{about}: {_reason(error)}", undecided=undecided) from error
         if self._key is not None and not response.had_tsig:
-            raise UpdateError(f"{about}: its answer is not signed", undecided=update)
+            raise UpdateError(f"{about}: {_UNSIGNED}", undecided=update)
         return response
 
 
@@ -197,6 +200,8 @@ def _expect(rcode: dns.rcode.Rcode, about: str, *wanted: dns.rcode.Rcode) -> Non
 
 def _reason(error: Exception) -> str:
     """In words that are the same for the same failure: a log tells only what is new."""
+    if "requires a TSIG" in str(error):
+        return _UNSIGNED
     words = next((text for kind, text in _ERRORS.items() if isinstance(error, kind)), None)
     if isinstance(error, OSError) and words is None:
         words = error.strerror

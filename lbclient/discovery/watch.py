@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from lbclient.discovery.pace import Backoff, jittered
 from lbclient.discovery.resolver import Resolver, usable
 from lbclient.discovery.subscriber import Subscriber
 from lbclient.discovery.words import listed, text_of
@@ -24,10 +25,8 @@ __all__ = ["Watch"]
 FLOOR, CEILING = 1.0, 3600.0
 """Bounds of the refresh interval, seconds: a TTL of 0 is no licence to hammer (D11). The floor may
 be set."""
-BACKOFF, BACKOFF_MAX = 1.0, 30.0
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
-JITTER = 0.1
 _LARGE = 200
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class Watch:
         self._answer: Answer | None = None
         self._answered_at = 0.0
         self._early_at = -math.inf
-        self._backoff = BACKOFF
+        self._backoff = Backoff(rng)
         self._waiting: list[Signal] = []
         self._later: list[Signal] = []
 
@@ -196,14 +195,14 @@ class Watch:
         answer, self._answered_at = found.answer, self.clock()
         self._answer = Answer((), answer.ttl, answer.refused)  # who is in it, the subscriber knows
         self.large = len(answer.instances) >= _LARGE
-        self.error, self.fresh, self._backoff = None, True, BACKOFF
+        self.error, self.fresh = None, True
+        self._backoff.succeeded()
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
         found.take_over()
 
     def _failed(self, error: Exception) -> None:
         self.error, self.fresh = error, False
-        self._wait(self._backoff * (1 - JITTER * self._rng.random()))
-        self._backoff = min(2 * self._backoff, BACKOFF_MAX)
+        self._wait(self._backoff.failed())
         self._subscriber.lookup_failed()
         if isinstance(error, ServiceAbsent):
             self._answer = None
@@ -228,7 +227,7 @@ class Watch:
             logger.warning("%s: refused %s", self.service, listed(new))
 
     def _interval(self, ttl: float) -> float:
-        return min(max(ttl, self._floor), CEILING) * (1 + JITTER * (2 * self._rng.random() - 1))
+        return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:
         """A new one for each call: what is raised is changed by it."""

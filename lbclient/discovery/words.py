@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lbclient.errors import LoadBalancingError
 from lbclient.instance import Refusal
 
 __all__ = ["listed", "text_of"]
@@ -21,7 +22,9 @@ def listed(refused: Iterable[Refusal]) -> str:
 def text_of(error: BaseException | None) -> str:
     """What it says, in one line. It may be the caller's own, and say nothing, or fail to say it."""
     try:
-        text = str(error) or type(error).__name__
+        kind, text = type(error).__name__, str(error)
+        if not text or not isinstance(error, LoadBalancingError | OSError):
+            text = f"{kind}: {text}" if text else kind  # that of a KeyError is but the key
         return text if text.isprintable() else repr(text)[1:-1]
     except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
         return type(error).__name__

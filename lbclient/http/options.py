@@ -91,7 +91,7 @@ def wire_options(
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
-        ssl_context=httpx.create_ssl_context(verify, cert, trust_env) if tls else None,
+        ssl_context=_ssl_context(verify=verify, cert=cert, trust_env=trust_env) if tls else None,
         http1=http1,
         http2=http2,
         limits=limits or httpx.Limits(max_keepalive_connections=20),
@@ -99,6 +99,20 @@ def wire_options(
         retries=checks.count("retries", retries, least=0),
         socket_options=socket_options,
     )
+
+
+def _ssl_context(
+    *,
+    verify: ssl.SSLContext | str | bool,
+    cert: str | tuple[str, str] | tuple[str, str, str] | None,
+    trust_env: bool,
+) -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context(verify, cert, trust_env)
+    except OSError as error:  # it names no file; a third part of `cert` would be a password
+        files = (verify, cert[0] if isinstance(cert, tuple) else cert)
+        named = ", ".join(repr(one) for one in files if isinstance(one, str))
+        raise ValueError(f"verify or cert cannot be used ({named}): {error}") from error
 
 
 def _socket_options(options: object) -> tuple[SocketOption, ...]:

@@ -8,11 +8,9 @@ import threading
 from collections.abc import Callable
 
 from lbclient.discovery import text_of
+from lbclient.discovery.pace import Backoff, jittered
 
 __all__ = ["Renewal"]
-
-BACKOFF, BACKOFF_MAX = 1.0, 30.0
-JITTER = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +41,8 @@ class Renewal:
         self._rng = rng
         self._round = threading.Lock()
         self._failure = ""
-        self._backoff = BACKOFF
-        self.next_at = self._after(interval)
+        self._backoff = Backoff(rng)
+        self.next_at = clock() + jittered(interval, rng)
 
     @property
     def busy(self) -> bool:
@@ -61,7 +59,7 @@ class Renewal:
         before = self._failure
         try:
             self._failure = self._try()
-            self.next_at = self._after(self._pause())
+            self.next_at = self.clock() + self._pause()
         finally:
             self._round.release()
         if self._failure and self._failure != before:
@@ -78,11 +76,7 @@ class Renewal:
         return ""
 
     def _pause(self) -> float:
-        if not self._failure:
-            self._backoff = BACKOFF
-            return self._interval
-        pause, self._backoff = self._backoff, min(2 * self._backoff, BACKOFF_MAX)
-        return pause
-
-    def _after(self, seconds: float) -> float:
-        return self.clock() + seconds * (1 + JITTER * (2 * self._rng.random() - 1))
+        if self._failure:
+            return self._backoff.failed()
+        self._backoff.succeeded()
+        return jittered(self._interval, self._rng)

@@ -58,6 +58,8 @@ def read(service: object, sources: Sources) -> Said:
         return _from_parts(service, sources)
     if isinstance(service, FileResolver):
         return Said(service, str(service))
+    if isinstance(service, os.PathLike):
+        raise TypeError("service must not be a path alone; pass lbclient.FileResolver(path)")
     if isinstance(service, Resolver) and not isinstance(service, type):
         return Said(service, type(service).__name__)
     if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
@@ -134,7 +136,10 @@ def _from_list(items: Sequence[object]) -> Said:
 def _from_urls(urls: Sequence[SplitResult]) -> Said:
     scheme = _common("scheme", (url.scheme for url in urls))
     if scheme not in DEFAULT_PORTS:
-        raise ValueError(f"service must be one of {FORMS}; {shown(urls[0])!r} cannot be in a list")
+        raise ValueError(
+            f"service must be one of {FORMS}; {shown(urls[0])!r} cannot be in a list: "
+            "lbclient.Union(...) puts such together"
+        )
     path = _common("base path", map(path_of, urls))
     found = [Instance(host_of(url), url.port or DEFAULT_PORTS[scheme]) for url in urls]
     return _static(found, scheme, path)

@@ -41,6 +41,7 @@ __all__ = [
     "servfail",
     "silence",
     "truncated",
+    "write_zone",
     "wrong_id",
     "wrong_question",
 ]
@@ -383,6 +384,14 @@ class _Server:
             self._process.wait(5)
 
 
+def write_zone(directory: Path, zone: str, records: str) -> None:
+    """The file `zone`, with what every zone has."""
+    (directory / "zone").write_text(
+        f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
+        f"@ NS ns\nns A {_HOST}\n{records}\n"
+    )
+
+
 class Bind(_Server):
     """BIND 9 with one zone that it lets `update` change (RFC 2136).
 
@@ -398,10 +407,7 @@ class Bind(_Server):
         self.key = key
         self.zone = zone
         self.probe = probe
-        (directory / "zone").write_text(
-            f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
-            f"@ NS ns\nns A {_HOST}\n{records}\n"
-        )
+        write_zone(directory, zone, records)
 
     def update(self, *commands: str) -> None:
         """Change the zone: `update add name ttl SRV ...`, `update delete name SRV`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trustme
 
-from tests.support.dns import _free_port, _Server
+from tests.support.dns import _free_port, _Server, write_zone
 
 __all__ = ["Certificates", "SecureBind", "peer"]
 
@@ -53,10 +53,7 @@ class SecureBind(_Server):
         self.probe = probe
         self._zone = zone
         self._certificates = certificates
-        (directory / "zone").write_text(
-            f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
-            f"@ NS ns\nns A {_HOST}\n{records}\n"
-        )
+        write_zone(directory, zone, records)
 
     @property
     def tls(self) -> str:
