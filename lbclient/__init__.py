@@ -5,6 +5,7 @@ with lbclient.Client("http+srv://orders.example.com") as client:
 """
 
 from lbclient._version import __version__
+from lbclient.adaptive import AdaptiveLimit
 from lbclient.balancer import Balancer
 from lbclient.breaker import BreakerPolicy
 from lbclient.budget import RetryBudget
@@ -17,36 +18,64 @@ from lbclient.errors import (
     LoadBalancingError,
     NoInstanceAvailable,
     ServiceAbsent,
+    Throttled,
 )
+from lbclient.events import (
+    Admitted,
+    AttemptPicked,
+    BreakerChanged,
+    DiscoveryFailed,
+    Ejected,
+    Event,
+    HealthChanged,
+    InstancesChanged,
+    RetryDecided,
+    RetryRefused,
+)
+from lbclient.hedging import HedgePolicy
 from lbclient.http.client import AsyncClient, Client
 from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
+from lbclient.outliers import OutlierPolicy
 from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
+from lbclient.slow_start import SlowStart
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
 from lbclient.strategy import LeastBusy, PickContext, Random, RoundRobin, Strategy, Weighted
+from lbclient.throttle import ThrottlePolicy
 
 __all__ = [
+    "AdaptiveLimit",
+    "Admitted",
     "Answer",
     "AsyncClient",
     "AsyncTransport",
     "AttemptInfo",
+    "AttemptPicked",
     "Balancer",
+    "BreakerChanged",
     "BreakerPolicy",
     "CallInfo",
     "Client",
     "DeadlineExceeded",
     "DiscoveryError",
+    "DiscoveryFailed",
+    "Ejected",
     "Endpoint",
+    "Event",
     "FileResolver",
     "FirstOf",
+    "HealthChanged",
+    "HedgePolicy",
     "Instance",
     "InstanceSnapshot",
+    "InstancesChanged",
     "LeastBusy",
     "LoadBalancingError",
     "NoInstanceAvailable",
+    "OutlierPolicy",
     "PickContext",
     "Random",
     "Refusal",
@@ -54,12 +83,17 @@ __all__ = [
     "RegistrationError",
     "Resolver",
     "RetryBudget",
+    "RetryDecided",
     "RetryPolicy",
+    "RetryRefused",
     "RoundRobin",
     "Service",
     "ServiceAbsent",
     "ServiceSnapshot",
+    "SlowStart",
     "Strategy",
+    "ThrottlePolicy",
+    "Throttled",
     "Transport",
     "Union",
     "Verdict",

@@ -11,6 +11,7 @@ from lbclient import deadline
 from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.outcome import Verdict
+from lbclient.race import Race
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics, error_attributes
 
@@ -29,6 +30,7 @@ class Owner(Protocol):
     started: float
     deadline: float | None
     timed: bool
+    race: Race[Any] | None
 
     def expiry(self) -> Expiry:
         """When an attempt that starts now must end, where the call is `timed`."""
@@ -62,6 +64,7 @@ class Attempt(Generic[R]):
         "error",
         "expiry",
         "instance",
+        "lost",
         "reason",
         "replaces",
         "result",
@@ -88,6 +91,8 @@ class Attempt(Generic[R]):
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
+        self.lost = False
+        """True where another attempt of its call was quicker."""
         self.cut = False
         """True where our own deadline ended it."""
         self.verdict: Verdict | None = None
@@ -101,6 +106,8 @@ class Attempt(Generic[R]):
         if self.expiry is not None or self._span is not SILENT:
             self._span.enter()
             self._token = deadline.enter(self.expiry)
+        if (race := self._call.race) is not None:
+            race.begun(self)
         return self
 
     def __exit__(
@@ -113,10 +120,14 @@ class Attempt(Generic[R]):
             self._leave(self._token)
         self.elapsed = self._call.core.clock() - self.started
         failure = error if isinstance(error, Exception) else None
-        if error is None:
-            self.verdict = verdict = self._call.verdict(self, None)
+        verdict = self._call.verdict(self, None) if error is None else None
+        if (race := self._call.race) is not None and race.lost(self, verdict):
+            self._overtaken()
+            return failure is not None
+        if error is None and verdict is not None:
+            self.verdict = verdict
             self._answered(verdict)
-        else:
+        elif error is not None:
             self.verdict = None if failure is None else self._call.verdict(self, failure)
             self._close(self._charge(error), release=True)
         self._tell(error)
@@ -170,11 +181,24 @@ class Attempt(Generic[R]):
             core.done(self.endpoint, self.breaker, self._permit, verdict, self.elapsed)
             return
         with core.lock:
-            self.endpoint.took(self.elapsed)
+            core.took(self.endpoint, self.elapsed)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
         elif self._permit.probe:
             core.probe_answered(self.breaker, self._permit)
+
+    def _overtaken(self) -> None:
+        """Another attempt is the outcome of the call: nobody is charged, and it counts as nothing.
+
+        Its instance has taken so long at the least.
+        """
+        self.lost = True
+        endpoint = self.endpoint
+        with self._call.core.lock:
+            if self.elapsed > (endpoint.latency or 0.0):
+                endpoint.took(self.elapsed)
+        self._close(None, release=True)
+        self._span.end(_lost)
 
     def _ours(self) -> bool:
         """False for an exception that says nothing of the instance: the caller's own."""
@@ -191,7 +215,7 @@ class Attempt(Generic[R]):
         with core.lock:
             if not self._settled:
                 self._settled = True
-                core.settle(self.endpoint, self.breaker, self._permit, verdict)
+                core.settle(self.endpoint, self.breaker, self._permit, verdict, self.elapsed)
             if release and self._open:
                 self._open = False
                 core.release(self.endpoint)
@@ -208,6 +232,10 @@ class Attempt(Generic[R]):
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
             self._call.core.telemetry.counts.duration(self.elapsed, labels)
+
+
+def _lost() -> Attributes:
+    return {"lbclient.lost": True}
 
 
 def _attributes(semantics: Semantics, result: object, error: BaseException | None) -> Attributes:

@@ -12,34 +12,40 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import ClassVar, NoReturn, TypeVar
 
 from lbclient import checks, forking
-from lbclient.breaker import DISABLED, BreakerPolicy
+from lbclient.adaptive import AdaptiveLimit
+from lbclient.assembly import Means, Rules, assembled
+from lbclient.breaker import BreakerPolicy
 from lbclient.call import Call
 from lbclient.calling import asender, sender
 from lbclient.closing import Closing
-from lbclient.core import Core
 from lbclient.discovery import Dns, Guard, Service, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
+from lbclient.endpoint import Endpoint
+from lbclient.hedging import HedgePolicy
 from lbclient.instance import Instance
 from lbclient.lease import Lease
-from lbclient.membership import Bounds, Membership, Scheduler
+from lbclient.limits import Limits
+from lbclient.listening import Listener, Listening
+from lbclient.membership import Bounds, Scheduler
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
+from lbclient.outliers import OutlierPolicy
 from lbclient.pool import Pool
-from lbclient.retry import Retries, RetryPolicy
-from lbclient.selection import Selection
+from lbclient.retry import RetryPolicy
 from lbclient.shell import arun, asleep, run, sleep
+from lbclient.slow_start import SlowStart
 from lbclient.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
-from lbclient.telemetry import MeterProvider, Semantics, Telemetry, TracerProvider
+from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
 from lbclient.terms import Terms, terms
-from lbclient.waiting import Pause
+from lbclient.throttle import ThrottlePolicy
+from lbclient.waiting import Pause, Signal
 
 __all__ = ["Balancer"]
 
 T = TypeVar("T")
-_ONE_ATTEMPT = RetryPolicy(attempts=1)
 _PLAIN = Semantics()
 
 
@@ -57,6 +63,12 @@ class Balancer(Closing):
     - `scheme`: `"http"` or `"https"`, where the service does not say.
     - `max_in_flight`: attempts that one instance may have under way; more wait in turn.
     - `max_in_flight_total`: the same for all instances together.
+    - `limit`: an `AdaptiveLimit` learns how much each instance can bear.
+    - `throttle`: a `ThrottlePolicy` keeps calls back while the service turns most away.
+    - `hedge`: a `HedgePolicy` sends a second attempt where the first takes long.
+    - `outliers`: an `OutlierPolicy` ejects who fails far more often than its peers.
+    - `slow_start`: `SlowStart` lets an instance that is new, or back, warm up.
+    - `listener`: a function that is given each `Event`, in order, on a thread of its own.
     - `nameservers`: such as `["127.0.0.1:5353"]`, `tls://` and `https://` included; None is the
       system's resolver configuration.
     - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
@@ -86,6 +98,12 @@ class Balancer(Closing):
         scheme: str = "http",
         max_in_flight: int | None = None,
         max_in_flight_total: int | None = None,
+        limit: AdaptiveLimit | None = None,
+        throttle: ThrottlePolicy | None = None,
+        hedge: HedgePolicy | None = None,
+        outliers: OutlierPolicy | None = None,
+        slow_start: SlowStart | None = None,
+        listener: Listener | None = None,
         nameservers: Iterable[str] | None = None,
         allow: Iterable[str] = (),
         within: str | None = None,
@@ -98,17 +116,15 @@ class Balancer(Closing):
         rng: random.Random | None = None,
         judge: Judge | None = None,
     ) -> None:
-        checks.kind("retry", retry, RetryPolicy)
-        checks.kind("breaker", breaker, BreakerPolicy)
+        limits = Limits(max_in_flight, max_in_flight_total, limit)
         bounds = Bounds(max_stale, min_refresh, max_instances)
-        checks.function("clock", clock)
+        rules = Rules(retry, breaker, limits, throttle, hedge, outliers, slow_start, bounds)
         self._judge = network_judge if judge is None else judge
         checks.function("judge", self._judge)
         checks.of("rng", rng, random.Random, "random.Random()")
-        checks.of("tracer_provider", tracer_provider, TracerProvider, "a TracerProvider")
-        checks.of("meter_provider", meter_provider, MeterProvider, "a MeterProvider")
         self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
         self._own_dice = rng is None
+        means = Means(clock, self._dice, self._scheduler, tracer_provider, meter_provider)
         self.target = target_of(
             service,
             name=name,
@@ -118,33 +134,9 @@ class Balancer(Closing):
             clock=clock,
         )
         self._strategy = strategy_of(strategy)
-        policy = breaker or DISABLED
-        pool, news, lock = Pool(policy), News(), threading.RLock()
-        telemetry = Telemetry(self.target.name, tracer_provider, meter_provider)
-        membership = Membership(
-            self.target.name,
-            self.target.resolver,
-            pool=pool,
-            counts=telemetry.counts,
-            news=news,
-            scheduler=self._scheduler,
-            clock=clock,
-            rng=self._dice,
-            lock=lock,
-            bounds=bounds,
-        )
-        self._core = Core(
-            membership,
-            selection=Selection(
-                pool, self._strategy, policy, news, max_in_flight, max_in_flight_total
-            ),
-            retries=Retries(retry or _ONE_ATTEMPT, self._dice),
-            telemetry=telemetry,
-            news=news,
-            clock=clock,
-            rng=self._dice,
-            lock=lock,
-        )
+        self._listening = None if listener is None else Listening(listener)
+        news = News(None if self._listening is None else self._listening.deliver)
+        self._core = assembled(self.target, self._strategy, rules, means, news)
         self._closed = False
         claim(self._strategy)
         forking.track(self)
@@ -205,6 +197,15 @@ class Balancer(Closing):
         """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
         return self._core.pool
 
+    @property
+    def rng(self) -> random.Random:
+        """The dice."""
+        return self._dice
+
+    def idle(self) -> Signal:
+        """A signal that is set once no attempt is in flight: for whoever binds a protocol."""
+        return self._core.drained()
+
     def snapshot(self) -> ServiceSnapshot:
         """What is known now."""
         return snapshot_of(self._core)
@@ -220,10 +221,32 @@ class Balancer(Closing):
         for pause in self._asked():
             await asleep(pause)
 
+    def eject(self, instance: Instance, seconds: float) -> None:
+        """Have no call go to `instance` for so many seconds; what is under way goes on.
+
+        Raises ValueError for an instance that is not known, or no such time.
+        """
+        checks.seconds("seconds", seconds)
+        with self._core.lock:
+            self._core.rotation.eject(self._known(instance), seconds, "hand")
+        self._core.news.publish()
+
+    def admit(self, instance: Instance) -> None:
+        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
+        rest that it asked for, a failed health check (until the checks change their mind).
+
+        Raises ValueError for an instance that is not known.
+        """
+        with self._core.lock:
+            self._core.rotation.admit(self._known(instance))
+        self._core.news.publish()
+
     def close(self) -> None:
         """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
         self._closed = True
         self._core.membership.stop()
+        if self._listening is not None:
+            self._listening.stop()
         release(self._strategy)
 
     def after_fork(self) -> None:
@@ -231,6 +254,12 @@ class Balancer(Closing):
         self._core.after_fork(threading.RLock())
         if self._own_dice:
             self._dice.seed()
+
+    def _known(self, instance: Instance) -> Endpoint:
+        checks.of("instance", instance, Instance, "lbclient.Instance(...)")
+        if (endpoint := self._core.pool.find(instance)) is None:
+            raise ValueError(f"{self.target.name} has no instance {instance}")
+        return endpoint
 
     def _refuse(self) -> NoReturn:
         raise RuntimeError(f"the balancer of {self.target.name} is closed")

@@ -15,7 +15,8 @@ Threads, event loops and virtual time drive this same loop; none adds to what it
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -23,28 +24,23 @@ from lbclient.attempt import Attempt
 from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
-from lbclient.errors import (
-    DeadlineExceeded,
-    DiscoveryError,
-    LoadBalancingError,
-    NoInstanceAvailable,
-)
+from lbclient.errors import DeadlineExceeded
+from lbclient.events import Event, RetryDecided, RetryRefused
+from lbclient.hedge import Hedge
 from lbclient.info import AttemptInfo, CallInfo, concluded, record
 from lbclient.outcome import FINE, Judge, Verdict
+from lbclient.race import Race
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.terms import Terms
-from lbclient.waiting import Pause, Signal
+from lbclient.wait import Wait
+from lbclient.waiting import Pause
 
 __all__ = ["Call"]
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
-
-_FIRST_ANSWER = 10.0
-_LOOK_AGAIN = 0.25
-"""A response that was dropped unclosed gives its place back without telling anybody."""
 
 
 class Call(Generic[R]):
@@ -54,14 +50,15 @@ class Call(Generic[R]):
         "_judge",
         "_last",
         "_records",
-        "_signal",
         "_terms",
         "_turns",
+        "_wait",
         "core",
         "deadline",
         "idempotent",
         "key",
         "now",
+        "race",
         "rng",
         "semantics",
         "span",
@@ -82,6 +79,8 @@ class Call(Generic[R]):
         self.deadline = None if limit is None else self.started + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
         """True where its attempts must end at some time."""
+        self.race: Race[Attempt[R]] | None = None
+        """Set where a second attempt may go beside the first."""
         self.span: CallSpan
         self.tried: list[Endpoint] = []
         self._judge = judge
@@ -89,7 +88,7 @@ class Call(Generic[R]):
         self._turns: Turns | None = None
         self._last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
-        self._signal: Signal | None = None
+        self._wait: Wait | None = None
 
     def __enter__(self) -> Call[R]:
         self.span = self.core.telemetry.call(self.semantics)
@@ -101,26 +100,33 @@ class Call(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._signal is not None:
-            self._leave_line(self._signal)
+        if self._wait is not None:
+            self._wait.leave()
+            self._wait = None
         if self._last is not None and error is None:
             error = DeadlineExceeded() if self._last.cut else self._last.error
-        elif self._last is not None:
+        elif self._last is not None and self.race is None:
             self._last.abandon()
             self._last = None
         if not self.span.silent:
             self.span.end(error, len(self.tried))
+        if self.core.news:
+            self.core.news.publish()
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
         delay: float | None = 0.0
         while delay is not None:
             if delay > 0:
-                yield Pause(delay)
+                yield Pause(delay, None if self.race is None else self.race.ended)
+            if self.over:
+                return
             last = self._last
             holding = last.endpoint if last is not None and last.open else None
             pick = self.core.admit(self, None, holding)
             if not isinstance(pick, Pick):
-                pick = yield from self._admission(pick, holding)
+                self._wait = Wait(self, self._terms.patience, last)
+                pick = yield from self._wait.steps(pick, holding)
+                self._wait = None
                 if pick is None:
                     return
             attempt = self._attempt(pick)
@@ -137,7 +143,10 @@ class Call(Generic[R]):
         Nothing of it stays here: a call and its attempts know each other, and what such a cycle
         holds (a response, its body) would live until the garbage collector comes.
         """
-        last, self._last = self._last, None
+        if self.race is not None:
+            last = self._after(self.race)
+        else:
+            last, self._last = self._last, None
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
         error, last.error = last.error, None
@@ -146,17 +155,48 @@ class Call(Generic[R]):
             raise concluded(error, tuple(self._records), took if last.cut else None)
         return last.take()
 
+    def hedge_after(self) -> float | None:
+        """Seconds after which a second attempt may go beside the first.
+
+        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
+        """
+        hedging = self.core.hedging
+        if hedging is None or not self.idempotent or self._terms.replayable is not None:
+            return None
+        with self.core.lock:
+            after = hedging.after()
+        if after is not None:
+            self.race, self.timed = Race(self.core.lock), True
+        return after
+
+    def hedge(self) -> Hedge[R] | None:
+        """The second attempt, as steps of its own; None while the first has no instance yet."""
+        if self.race is None or self.race.over or not self.tried:
+            return None
+        return Hedge(self)
+
+    def leftover(self) -> R | None:
+        """An answer that was not the quickest good one, to be closed."""
+        last, race = self._last, self.race
+        if race is None or last is None or last is race.winner or not race.over:
+            return None
+        return last.take()
+
     def info(self) -> CallInfo:
         """Its attempts so far."""
         return CallInfo(tuple(self._records))
 
     def expiry(self) -> Expiry:
         """When an attempt that starts now must end, where the call is `timed`."""
+        return self.expiry_from(self.now)
+
+    def expiry_from(self, now: float) -> Expiry:
+        """The same for one that starts at that time."""
         timeout = self.core.retries.policy.attempt_timeout
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
-            ends.append(self.now + timeout)
-        return Expiry(min(ends), self.core.clock)
+            ends.append(now + timeout)
+        return Expiry(min(ends, default=math.inf), self.core.clock)
 
     def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
         """What the outcome of an attempt means."""
@@ -165,9 +205,22 @@ class Call(Generic[R]):
         except Exception:
             logger.exception("the judge failed; the outcome counts as neutral")
             return FINE
-        if error is not None and verdict.fault and self._over():
+        if error is not None and verdict.fault and self.overdue():
             return self._cut(attempt)
         return verdict
+
+    def _after(self, race: Race[Attempt[R]]) -> Attempt[R] | None:
+        """The attempt that is the outcome of a race; in the records it is the last.
+
+        One that still is under way stays with whoever carries it out.
+        """
+        outcome, race.winner = race.winner or self._last, None
+        attempts, race.attempts = race.attempts, []
+        attempts.sort(key=lambda one: one is outcome)
+        self._records = [record(one) for one in attempts]
+        if outcome is self._last:
+            self._last = None
+        return outcome if attempts else None
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last
@@ -177,48 +230,6 @@ class Call(Generic[R]):
         self._last = Attempt(self, pick, replaces, len(self.tried))
         self.tried.append(pick.endpoint)
         return self._last
-
-    def _admission(
-        self, got: Pick | Signal | None, holding: Endpoint | None
-    ) -> Generator[Pause, None, Pick | None]:
-        """Wait for an instance. None: there is none for a retry, so the last outcome stands."""
-        last = self._last
-        until: float | None = None
-        while isinstance(got, Signal):
-            self._signal = got
-            if last is not None and last.error is None:
-                return None
-            until = self._patience() if until is None else until
-            if self.now >= until:
-                if last is not None:
-                    return None
-                raise self._tired()
-            yield Pause(min(until - self.now, _LOOK_AGAIN), got)
-            got = self.core.admit(self, got, holding)
-        if self._signal is not None:
-            self._leave_line(self._signal)
-        if got is None and last is None:
-            raise self.core.refusal()
-        return got
-
-    def _leave_line(self, signal: Signal) -> None:
-        self.core.leave(signal)
-        self._signal = None
-
-    def _patience(self) -> float:
-        patience = self._terms.patience if self.core.watch.known else _FIRST_ANSWER
-        until = self.now + patience
-        return until if self.deadline is None else min(until, self.deadline)
-
-    def _tired(self) -> LoadBalancingError:
-        service, waited = self.core.service, f"after {self.now - self.started:.2f} s"
-        reason = f"every instance of {service} is still at its limit of attempts in flight"
-        if not (known := self.core.watch.known):
-            reason = f"nothing is known of {service}: discovery has not answered"
-        if self._over():
-            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made: {reason}")
-        kind = NoInstanceAvailable if known else DiscoveryError
-        return kind(f"{reason} {waited}")
 
     def _delay_after(self, verdict: Verdict) -> float | None:
         turn = Turn(
@@ -234,11 +245,23 @@ class Call(Generic[R]):
             delay = self._turns.delay(turn)
         if delay is not None:
             self.core.telemetry.counts.retry()
+            self._tell(RetryDecided, delay)
         elif turn.refused:
             self.core.telemetry.counts.refusal()
+            self._tell(RetryRefused)
         return delay
 
-    def _over(self) -> bool:
+    def _tell(self, kind: Callable[..., Event], *details: object) -> None:
+        if self._last is not None:
+            self.core.rotation.tell(kind, self._last.endpoint, *details)
+
+    @property
+    def over(self) -> bool:
+        """True where another attempt has brought the outcome, or nobody wants one any more."""
+        return self.race is not None and self.race.over
+
+    def overdue(self) -> bool:
+        """True once its time is up."""
         return self.deadline is not None and self.core.clock() >= self.deadline
 
     def _cut(self, attempt: Attempt[R]) -> Verdict:

@@ -11,15 +11,19 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from logging import INFO
+from itertools import chain
 
 from lbclient.breaker import Breaker, Permit
 from lbclient.endpoint import Endpoint
-from lbclient.errors import NoInstanceAvailable
+from lbclient.errors import NoInstanceAvailable, Throttled
+from lbclient.events import AttemptPicked
+from lbclient.guards import Guards
+from lbclient.hedging import Hedging
 from lbclient.membership import Membership
 from lbclient.news import News
 from lbclient.outcome import FINE, Verdict
 from lbclient.retry import Retries
+from lbclient.rotation import Rotation
 from lbclient.selection import Pick, Picker, Selection
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
@@ -38,6 +42,8 @@ class Core:
         *,
         selection: Selection,
         retries: Retries,
+        guards: Guards,
+        hedging: Hedging | None,
         telemetry: Telemetry,
         news: News,
         clock: Callable[[], float],
@@ -49,6 +55,8 @@ class Core:
         self.watch = membership.watch
         self.pool = membership.pool
         self.retries = retries
+        self.guards = guards
+        self.hedging = hedging
         self.telemetry = telemetry
         self.news = news
         self.clock = clock
@@ -58,6 +66,8 @@ class Core:
         """What finalizers ask for: they may run at any time, inside any lock."""
         self._selection = selection
         self._line = membership.line
+        self._drained: list[Signal] = []
+        self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
@@ -72,7 +82,7 @@ class Core:
         """An instance for the next attempt of `call`, a signal to wait for, or None.
 
         The slot of `holding`, whose answer is about to be given up, passes to the pick.
-        Raises DiscoveryError where nothing usable is known.
+        Raises DiscoveryError where nothing usable is known, Throttled where the call is kept back.
         """
         with self.lock:
             now = call.now = self.clock()
@@ -80,13 +90,18 @@ class Core:
                 self.reap()
             if not self.membership.ready and (unready := self.membership.unready(now)):
                 return unready
+            if waiting is None and not call.tried and not self.guards.admits(now):
+                self.telemetry.counts.throttled()
+                raise Throttled(
+                    f"{self.service} turns away so many calls that this one was not sent"
+                )
             if self._line.waiting and not self._line.passes(waiting):
                 return self._line.join(waiting)
             if holding is not None:
                 self._move(holding, -1)
             pick = self._selection.pick(call, now)
             if isinstance(pick, Pick):
-                self._taken(pick.endpoint, now, first=not call.tried)
+                self._taken(pick, now, first=not call.tried)
                 return pick
             if holding is not None:
                 self._move(holding, 1)
@@ -95,11 +110,28 @@ class Core:
                 return None
             return self._line.join(waiting)
 
+    def beside(self, call: Picker) -> Pick | None:
+        """A hedge waits for nobody, is the last to get a place, and costs a retry."""
+        with self.lock:
+            now = call.now = self.clock()
+            pick = None if self._line.waiting else self._selection.beside(call, now)
+            if pick is None:
+                return None
+            budget = self.retries.budget
+            if budget is not None and not budget.withdraw(now):
+                pick.endpoint.breaker.cancel(pick.permit)
+                self.telemetry.counts.refusal()
+                return None
+            self._taken(pick, now, first=False)
+            self.telemetry.counts.hedge()
+            return pick
+
     def refusal(self) -> NoInstanceAvailable:
         """Why none may be used now."""
         with self.lock:
-            retry_in = self._selection.retry_in(self.clock())
-            shown = self.pool.describe()
+            now = self.clock()
+            retry_in = self._selection.retry_in(now)
+            shown = self.pool.describe(now)
         when = "" if retry_in is None else f"; try again in {retry_in:.2f} s"
         return NoInstanceAvailable(
             f"no instance of {self.service} may be used now: {shown}{when}", retry_in
@@ -111,11 +143,14 @@ class Core:
             self.watch.forget(signal)
             self._line.leave(signal)
 
-    def _taken(self, endpoint: Endpoint, now: float, *, first: bool) -> None:
+    def _taken(self, pick: Pick, now: float, *, first: bool) -> None:
+        endpoint = pick.endpoint
         endpoint.attempts += 1
         endpoint.in_flight += 1
         self._selection.in_flight += 1
         self.telemetry.counts.pick()
+        if self.news.heard:
+            self.rotation.tell(AttemptPicked, endpoint, pick.reason)
         if first and self.retries.budget is not None:
             self.retries.budget.deposit(now)
 
@@ -131,19 +166,32 @@ class Core:
     ) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
-            endpoint.took(elapsed)
-            if verdict is not FINE or not breaker.unmoved:
-                self.settle(endpoint, breaker, permit, verdict)
+            self.took(endpoint, elapsed)
+            self.settle(endpoint, breaker, permit, verdict, elapsed)
             self.release(endpoint)
+
+    def took(self, endpoint: Endpoint, elapsed: float) -> None:
+        """It has answered after so many seconds. Hold the lock."""
+        endpoint.took(elapsed)
+        if self.hedging is not None:
+            self.hedging.took(elapsed)
 
     def release(self, endpoint: Endpoint) -> None:
         """The body of an attempt is closed. Hold the lock."""
         self._move(endpoint, -1)
         if self._line.waiting:
             self._line.wake()
+        if self._drained and not self._selection.in_flight:
+            for signal in self._drained:
+                signal.set()
 
     def settle(
-        self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict | None
+        self,
+        endpoint: Endpoint,
+        breaker: Breaker,
+        permit: Permit,
+        verdict: Verdict | None,
+        elapsed: float,
     ) -> None:
         """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged.
 
@@ -151,8 +199,8 @@ class Core:
         """
         if verdict is None:
             breaker.cancel(permit)
-        elif verdict is not FINE or not breaker.unmoved:
-            self._judge(endpoint, breaker, permit, verdict, self.clock())
+        elif verdict is not FINE or not breaker.unmoved or self.guards:
+            self._judge(endpoint, breaker, permit, verdict, elapsed)
 
     def _judge(
         self,
@@ -160,8 +208,9 @@ class Core:
         breaker: Breaker,
         permit: Permit,
         verdict: Verdict,
-        now: float,
+        elapsed: float,
     ) -> None:
+        now = self.clock()
         if endpoint.gone or breaker is not endpoint.breaker:
             return  # it is nobody's any more, or that of the machine that was there before
         if verdict.fault:
@@ -169,9 +218,17 @@ class Core:
         if verdict.fault and verdict.again == "always":
             self.membership.hurry(now)
         if verdict.rest > 0:
-            self._rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-        if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng):
-            self._turned(endpoint, breaker, now)
+            self.rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
+        if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng, elapsed=elapsed):
+            self.rotation.turned(endpoint, breaker, now)
+        if self.guards and self.guards.saw(endpoint, verdict, now):
+            self._eject_outliers(now)
+
+    def _eject_outliers(self, now: float) -> None:
+        serving = frozenset(chain.from_iterable(self.pool.admissible(now)))
+        outliers = self.guards.outliers(self.pool.tiers(), serving.__contains__, now)
+        for outlier, seconds in outliers:
+            self.rotation.eject(outlier, seconds, "outlier")
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
@@ -188,21 +245,17 @@ class Core:
         """Seconds until the first instance has rested, where all of them rest; else 0."""
         with self.lock:
             now = self.clock()
-            if self.pool.candidates(now) or (soonest := self.pool.resting()) is None:
+            if self.pool.candidates(now) or (soonest := self.pool.resting(now)) is None:
                 return 0.0
             return max(0.0, soonest.rest_until - now)
 
-    def _rest(self, endpoint: Endpoint, until: float) -> None:
-        endpoint.rest_until = max(endpoint.rest_until, until)
-        self.pool.changed(endpoint)
-
-    def _turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        self.telemetry.counts.breaker(breaker.state)
-        self.news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
-        outage = not self.pool.candidates(now)
-        self.pool.changed(endpoint)
-        if not breaker.closed:
-            self._selection.tripped(now)
-        elif outage:
-            self.pool.healed(now, self.rng)
-        self._line.wake()
+    def drained(self) -> Signal:
+        """A signal that is set once nothing is in flight."""
+        with self.lock:
+            self.reap()
+            signal = Signal()
+            if self._selection.in_flight:
+                self._drained.append(signal)
+            else:
+                signal.set()
+            return signal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -15,10 +16,24 @@ class Expiry:
 
     at: float
     clock: Callable[[], float]
+    interrupt: Callable[[], object] | None = None
+    """Ends the I/O under way, from another thread; set by whoever does that I/O."""
 
     def left(self) -> float:
         """Seconds left, 0 when it is over."""
         return max(0.0, self.at - self.clock())
+
+    def cut(self) -> None:
+        """Nobody waits for the attempt any more: end it now."""
+        self.at = -math.inf
+        if (interrupt := self.interrupt) is not None:
+            interrupt()
+
+    def calm(self) -> None:
+        """Its I/O is over: the connection may be another's soon. One that was cut is not."""
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt is not None and self.at == -math.inf:
+            interrupt()
 
 
 _current: ContextVar[Expiry | None] = ContextVar("lbclient.expiry", default=None)
@@ -31,7 +46,7 @@ def time_left() -> float | None:
     For the function given to `Balancer.call` or `acall`, and for a transport made by `transport=`.
     """
     expiry = _current.get()
-    return None if expiry is None else expiry.left()
+    return None if expiry is None or (left := expiry.left()) == math.inf else left
 
 
 def enter(expiry: Expiry | None) -> Token[Expiry | None]:

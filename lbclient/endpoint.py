@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from lbclient.breaker import Breaker, BreakerPolicy
 from lbclient.instance import Instance
 
-__all__ = ["Endpoint", "draw"]
+__all__ = ["Endpoint", "Standing", "draw"]
+
+Standing = Literal["serving", "resting", "open", "half-open", "unhealthy", "ejected"]
 
 _DECAY = 5.0
 _EWMA = 0.3
@@ -30,10 +33,14 @@ class Endpoint:
         "breaker",
         "failures",
         "gone",
+        "healthy",
         "in_flight",
         "instance",
         "latency",
+        "limit",
+        "out_until",
         "rest_until",
+        "warm_since",
         "weight",
     )
 
@@ -45,7 +52,16 @@ class Endpoint:
         self.attempts = 0
         self.failures = 0
         self.latency: float | None = None
+        self.limit: float | None = None
+        """How many attempts it may have in flight, where that is learned."""
         self.rest_until = 0.0
+        """Until then it asked to be left alone."""
+        self.out_until = 0.0
+        """Until then it is ejected: by hand, or for a success rate far below its peers'."""
+        self.warm_since = -math.inf
+        """Since then it is in rotation again, or for the first time among others."""
+        self.healthy = True
+        """What active checks say."""
         self.gone = False
         self._penalty = 0.0
         self._penalty_at = 0.0
@@ -65,8 +81,24 @@ class Endpoint:
         """The same name stands for another machine now: past faults are not its own."""
         self.breaker = breaker
         self.rest_until = 0.0
+        self.out_until = 0.0
+        self.healthy = True
+        self.limit = None
         self._penalty = 0.0
         self.latency = None
+
+    def standing(self, now: float, *, blind: bool = False) -> Standing:
+        """Whether it serves, or the one thing that keeps it out most firmly.
+
+        `blind` has active checks disregarded.
+        """
+        if self.out_until > now:
+            return "ejected"
+        if not (self.healthy or blind):
+            return "unhealthy"
+        if self.breaker.refuses:
+            return "half-open" if self.breaker.state == "half-open" else "open"
+        return "resting" if self.rest_until > now else "serving"
 
     def took(self, elapsed: float) -> None:
         """An attempt that it answered took so long, in seconds."""

@@ -12,6 +12,7 @@ __all__ = [
     "LoadBalancingError",
     "NoInstanceAvailable",
     "ServiceAbsent",
+    "Throttled",
 ]
 
 
@@ -37,6 +38,10 @@ class NoInstanceAvailable(LoadBalancingError):
     def __init__(self, message: str, retry_in: float | None = None) -> None:
         super().__init__(message)
         self.retry_in = retry_in
+
+
+class Throttled(NoInstanceAvailable):
+    """The service turns away most of what it is sent, so this call was not sent (`throttle=`)."""
 
 
 class DeadlineExceeded(LoadBalancingError):

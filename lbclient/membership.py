@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,8 @@ from lbclient.discovery import Resolver, StaticResolver, text_of
 from lbclient.discovery.watch import CEILING, FLOOR, Watch
 from lbclient.endpoint import Endpoint
 from lbclient.errors import DiscoveryError, ServiceAbsent
-from lbclient.instance import Answer
+from lbclient.events import DiscoveryFailed, InstancesChanged
+from lbclient.instance import Answer, Instance
 from lbclient.line import Line
 from lbclient.news import News
 from lbclient.pool import Pool
@@ -180,7 +181,10 @@ class Membership:
 
     def lookup_failed(self) -> None:
         """The last good set stands."""
-        self._counts.lookup_failed(self.watch.error)
+        error = self.watch.error
+        self._counts.lookup_failed(error)
+        if error is not None:
+            self._news.tell(DiscoveryFailed(self.name, self.watch.clock(), error))
 
     def publish(self) -> None:
         """Log what came of a round; and let go of who left, thousands not at once: that too takes
@@ -209,6 +213,9 @@ class Membership:
         if self.watch.settled or not (joined or left):
             return
         self._counts.changed(joined, left)
+        if self._news.heard:
+            came, went = map(_instances, (change.joined, change.left))
+            self._news.tell(InstancesChanged(self.name, self.watch.clock(), came, went))
         if before >= _MANY and left > before / 2:
             text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
             self._news.add(WARNING, text, self.name, left, joined, before, len(self.pool))
@@ -221,3 +228,7 @@ class Membership:
         if not self.watch.settled:
             self._scheduler.schedule(self.watch)
         self._generation = self._scheduler.generation
+
+
+def _instances(endpoints: Iterable[Endpoint]) -> tuple[Instance, ...]:
+    return tuple(one.instance for one in endpoints)

@@ -1,13 +1,16 @@
-"""What is to be logged of a decision, once the lock under which it was made is free again.
+"""What is to be said of a decision, once the lock under which it was made is free again.
 
 A log handler has a lock of its own, and may itself make calls; to log under ours would let two
-threads wait for each other.
+threads wait for each other. A listener is told at the same moment.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
+
+from lbclient.events import Event
 
 __all__ = ["News"]
 
@@ -15,12 +18,15 @@ logger = logging.getLogger("lbclient")
 
 
 class News:
-    """Added to under the lock, published without it."""
+    """Added to under the lock, published without it. `deliver` takes events to a listener."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_deliver", "_items", "heard")
 
-    def __init__(self) -> None:
-        self._items: deque[tuple[int, str, tuple[object, ...], BaseException | None]] = deque()
+    def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
+        self._items: deque[Callable[[], None]] = deque()
+        self._deliver = deliver
+        self.heard = deliver is not None
+        """True where somebody listens: else an event need not even be made."""
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -28,14 +34,19 @@ class News:
     def add(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
-        """Something happened."""
-        self._items.append((level, text, values, error))
+        """Something to log."""
+        self._items.append(lambda: logger.log(level, text, *values, exc_info=error))
+
+    def tell(self, event: Event) -> None:
+        """Something that a listener wants to know."""
+        if (deliver := self._deliver) is not None:
+            self._items.append(lambda: deliver(event))
 
     def publish(self) -> None:
-        """Log it all."""
+        """Say it all."""
         while self._items:
             try:
-                level, text, values, error = self._items.popleft()
+                say = self._items.popleft()
             except IndexError:  # another thread was quicker
                 return
-            logger.log(level, text, *values, exc_info=error)
+            say()

@@ -6,10 +6,16 @@ import random
 from collections.abc import Callable, Iterable
 from typing import TypedDict
 
+from lbclient.adaptive import AdaptiveLimit
 from lbclient.breaker import BreakerPolicy
+from lbclient.hedging import HedgePolicy
+from lbclient.listening import Listener
+from lbclient.outliers import OutlierPolicy
 from lbclient.retry import RetryPolicy
+from lbclient.slow_start import SlowStart
 from lbclient.strategy import Strategy
 from lbclient.telemetry import MeterProvider, TracerProvider
+from lbclient.throttle import ThrottlePolicy
 
 __all__ = ["BalancerOptions"]
 
@@ -24,6 +30,12 @@ class BalancerOptions(TypedDict, total=False):
     scheme: str
     max_in_flight: int | None
     max_in_flight_total: int | None
+    limit: AdaptiveLimit | None
+    throttle: ThrottlePolicy | None
+    hedge: HedgePolicy | None
+    outliers: OutlierPolicy | None
+    slow_start: SlowStart | None
+    listener: Listener | None
     nameservers: Iterable[str] | None
     allow: Iterable[str]
     within: str | None

@@ -39,6 +39,11 @@ class Verdict:
     rest: float = 0.0
     backoff: bool = False
 
+    @property
+    def turned_away(self) -> bool:
+        """True where the call was not served: a fault, or an answer such as 429."""
+        return self.fault or self.again != "never"
+
     def __post_init__(self) -> None:
         checks.one_of("again", self.again, _AGAIN)
         checks.number("rest (seconds)", self.rest)

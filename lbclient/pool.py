@@ -1,9 +1,12 @@
 """The pool: every known instance of one service, and who of them is in rotation.
 
 Tiers follow RFC 2782: the lowest priority value first, and a tier serves only while no instance of
-a better one is admissible. Admissible means: its breaker is closed and it does not rest
-(`Retry-After`). An instance at its limit stays admissible, it is only passed over; so a full tier
-does not open the next one.
+a better one is admissible. Admissible means: nobody has ejected it, active checks do not call it
+down, its breaker refuses nothing, and it does not rest (`Retry-After`). An instance at its limit
+stays admissible, it is only passed over; so a full tier does not open the next one.
+
+Where active checks call everybody down, they are disregarded: a wrong path must not take a service
+down (AWS's load balancers and Envoy's panic mode do likewise).
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import random
 from collections.abc import Container, Iterable, Sequence
 from itertools import islice
 
-from lbclient.breaker import BreakerPolicy
-from lbclient.endpoint import Endpoint
+from lbclient.breaker import Breaker, BreakerPolicy
+from lbclient.endpoint import Endpoint, Standing
 from lbclient.instance import Instance
 from lbclient.roster import Change, Roster
 
@@ -36,7 +39,8 @@ class Pool:
         self._stale_at = 0.0
         self._suspects: dict[Endpoint, None] = {}
         self.broken: list[Endpoint] = []
-        """Those whose breaker is not closed, as of the last look."""
+        """Those whom nothing but their breaker keeps out, as of the last look."""
+        self._blind = False
         self._torn = False
         self.membership = 0
         """A number that changes when somebody joins or leaves."""
@@ -48,6 +52,14 @@ class Pool:
     def endpoints(self) -> Iterable[Endpoint]:
         """Every known one, in rotation or not."""
         return self._roster.endpoints.values()
+
+    def find(self, instance: Instance) -> Endpoint | None:
+        """The endpoint of this instance, where it is known."""
+        return self._roster.endpoints.get(instance)
+
+    def fresh_breaker(self, endpoint: Endpoint) -> Breaker:
+        """One without a past, for this endpoint."""
+        return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance]) -> Change:
         """What a full set changes. One at a time; it needs no lock, and may take long."""
@@ -110,10 +122,14 @@ class Pool:
             self._look(now)
         return self._open
 
-    def resting(self) -> Endpoint | None:
+    def resting(self, now: float) -> Endpoint | None:
         """The one due soonest of those that are kept out by nothing but their rest."""
-        rested = [one for one in self.endpoints if one.breaker.closed]
+        rested = [one for one in self._suspects if self._standing(one, now) == "resting"]
         return min(rested, key=lambda one: one.rest_until, default=None)
+
+    def tiers(self) -> Sequence[Sequence[Endpoint]]:
+        """Everybody, best tier first."""
+        return self._roster.tiers
 
     def probe_due(self, now: float) -> Endpoint | None:
         """The endpoint longest due for a probe, of the serving tier or a better one."""
@@ -134,15 +150,20 @@ class Pool:
             return None
         return min(self.broken, key=lambda one: one.breaker.due, default=None)
 
-    def retry_in(self, now: float) -> float | None:
+    def probe_in(self, now: float) -> float | None:
         """Seconds until an open breaker lets a probe through."""
         waits = [one.breaker.due - now for one in self.broken if not one.breaker.probing(now)]
         return max(0.0, min(waits)) if waits else None
 
-    def describe(self) -> str:
-        """Its instances and the states of their breakers, for an error; not all of many."""
+    def back_in(self, now: float) -> float | None:
+        """Seconds until the first of those who were ejected is back."""
+        waits = [one.out_until - now for one in self._suspects if one.out_until > now]
+        return min(waits, default=None)
+
+    def describe(self, now: float) -> str:
+        """Its instances and what keeps each out, for an error; not all of many."""
         few = islice(self.endpoints, _SHOWN)
-        shown = [f"{one.instance} (breaker {one.breaker.state})" for one in few]
+        shown = [f"{one.instance} ({_words(one.standing(now))})" for one in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 
@@ -153,27 +174,38 @@ class Pool:
     def _look(self, now: float) -> None:
         """Only suspects are looked at: in a large pool nearly all have never failed."""
         tiers = self._roster.tiers
-        kept_out = [one for one in self._suspects if not one.gone and not _admissible(one, now)]
-        self._suspects = dict.fromkeys(kept_out)
-        self.broken = [one for one in kept_out if not one.breaker.closed]
-        rests = (one.rest_until for one in kept_out if one.rest_until > now)
-        self._stale_at = min(rests, default=math.inf)
-        opened = [_without(tier, self._suspects) for tier in tiers] if kept_out else list(tiers)
+        suspects = [one for one in self._suspects if not one.gone]
+        sick = sum(not one.healthy for one in suspects)
+        self._blind = sick == len(self)
+        out = {one: why for one in suspects if (why := self._standing(one, now)) != "serving"}
+        self._suspects = dict.fromkeys(one for one in suspects if one in out or not one.healthy)
+        self.broken = [one for one, why in out.items() if why in ("open", "half-open")]
+        self._stale_at = min((_next_change(one, now) for one in out), default=math.inf)
+        opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
-        self._panic(opened)
+        self._panic(opened, now)
         self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
         self._candidates = () if self._serving is None else self._open[self._serving]
 
-    def _panic(self, opened: list[tuple[Endpoint, ...]]) -> None:
+    def _standing(self, one: Endpoint, now: float) -> Standing:
+        return one.standing(now, blind=self._blind)
+
+    def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
+        """Whom somebody ejected stays out even so."""
         threshold, tiers = self._policy.panic_threshold, self._roster.tiers
         place = 0 if self._serving is None else self._serving
         if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
-            self._serving = place
-            opened[place] = tiers[place]
+            opened[place] = tuple(one for one in tiers[place] if one.out_until <= now)
+            self._serving = place if opened[place] else self._serving
 
 
-def _admissible(one: Endpoint, now: float) -> bool:
-    return one.breaker.closed and one.rest_until <= now
+def _next_change(one: Endpoint, now: float) -> float:
+    """When time alone lets it in again."""
+    return min((at for at in (one.rest_until, one.out_until) if at > now), default=math.inf)
+
+
+def _words(standing: Standing) -> str:
+    return f"breaker {standing}" if standing in ("open", "half-open") else standing
 
 
 def _without(tier: tuple[Endpoint, ...], out: Container[Endpoint]) -> tuple[Endpoint, ...]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from functools import partial
 from logging import ERROR
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
-from lbclient import checks
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
+from lbclient.limits import Limits
 from lbclient.news import News
 from lbclient.pool import Pool
+from lbclient.slow_start import SlowStart
 from lbclient.strategy import BY_NAME, Strategy
+from lbclient.telemetry import Counts
 
 __all__ = ["FULL", "Pick", "Picker", "Selection"]
 
@@ -45,8 +48,7 @@ class Picker(Protocol):
 class Selection:
     """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
 
-    `limit` (`max_in_flight`) is the most attempts in flight at one instance, `total` at all of them
-    together. Raises ValueError or TypeError for what are no such numbers.
+    Whom `slow_start` lets warm up is picked more rarely: the strategy is asked again.
     """
 
     def __init__(
@@ -55,25 +57,28 @@ class Selection:
         strategy: Strategy,
         policy: BreakerPolicy,
         news: News,
-        limit: int | None = None,
-        total: int | None = None,
+        counts: Counts,
+        limits: Limits,
+        slow_start: SlowStart | None = None,
     ) -> None:
-        checks.limit("max_in_flight", limit)
-        checks.limit("max_in_flight_total", total)
         self._pool = pool
         self._strategy = strategy
         self._news = news
         self._name = type(strategy).__name__
         self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
-        self._limit = limit
-        self._total = total
+        self._observing = policy.observe
+        self._counts = counts
+        self._limits = limits
+        self._limited = limits.each
+        self._slow_start = slow_start
         self._last_probe = 0.0
         self.in_flight = 0
 
     def pick(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
         """A pick, `FULL`, or None where no instance may be used now."""
-        if self._total is not None and self.in_flight >= self._total:
+        total = self._limits.total
+        if total is not None and self.in_flight >= total:
             return FULL
         candidates = self._pool.candidates(now)
         if self._pool.broken and (probe := self._probe(call, now, needed=not candidates)):
@@ -82,16 +87,26 @@ class Selection:
             return self._last_resort(call, now)
         if call.tried:
             return self._another(call, candidates, now)
-        picked = self._ask(candidates, call)
-        if self._limit is None:
-            return Pick(picked, picked.breaker.permit, self._name)
-        roomy = self._with_room(picked, candidates)
-        return FULL if roomy is None else Pick(roomy, roomy.breaker.permit, self._name)
+        ask = self._ask if self._slow_start is None else self._ask_gently
+        picked = ask(candidates, call)
+        roomy = self._with_room(picked, candidates) if self._limited else picked
+        return FULL if roomy is None else self._let(roomy, self._name, now)
+
+    def beside(self, call: Picker, now: float) -> Pick | None:
+        """For a hedge: an untried one with room, of the tier that serves, or none."""
+        total = self._limits.total
+        if total is not None and self.in_flight >= total:
+            return None
+        candidates = self._pool.candidates(now)
+        untried = [one for one in candidates if one not in call.tried and not self._full(one)]
+        return self._let(draw(untried, call.rng), "hedge", now) if untried else None
 
     def retry_in(self, now: float) -> float | None:
         """Seconds until an attempt may be let through."""
-        wait = self._pool.retry_in(now)
-        return wait and min(wait, max(0.0, self._last_probe + self._patience - now))
+        wait, back = self._pool.probe_in(now), self._pool.back_in(now)
+        if wait:
+            wait = min(wait, max(0.0, self._last_probe + self._patience - now))
+        return min((one for one in (wait, back) if one is not None), default=None)
 
     def tripped(self, now: float) -> None:
         """A breaker has opened: the last resort waits from now."""
@@ -109,8 +124,8 @@ class Selection:
 
     def _last_resort(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
         """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
-        if (resting := self._pool.resting()) is not None:
-            return FULL if self._full(resting) else _again(resting, "resting")
+        if (resting := self._pool.resting(now)) is not None:
+            return FULL if self._full(resting) else self._let(resting, "resting", now)
         if now - self._last_probe < self._patience:
             return None
         endpoint = self._pool.due_soonest(now)
@@ -125,9 +140,15 @@ class Selection:
         for tier in self._pool.admissible(now):
             untried = [one for one in tier if one not in call.tried and not self._full(one)]
             if untried:
-                return _again(draw(untried, call.rng), "retry")
+                return self._let(draw(untried, call.rng), "retry", now)
         roomy = [one for one in candidates if not self._full(one)]
-        return _again(draw(roomy, call.rng), "retry, all tried") if roomy else FULL
+        return self._let(draw(roomy, call.rng), "retry, all tried", now) if roomy else FULL
+
+    def _ask_gently(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
+        """Who warms up is passed over at times."""
+        slow_start = cast("SlowStart", self._slow_start)
+        ask = partial(self._ask, candidates, call)
+        return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
     def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
         try:
@@ -150,19 +171,29 @@ class Selection:
         return next((one for one in order if not self._full(one)), None)
 
     def _full(self, endpoint: Endpoint) -> bool:
-        return self._limit is not None and endpoint.in_flight >= self._limit
+        return self._limited and self._limits.full(endpoint)
+
+    def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
+        """With the permit of one whose breaker refuses nothing; of one that merely observes, it is
+        counted what it would have refused."""
+        if not self._observing or endpoint.breaker.closed:
+            return Pick(endpoint, endpoint.breaker.permit, reason)
+        permit = endpoint.breaker.observed(now)
+        if permit.refused:
+            self._counts.would_refuse()
+        return Pick(endpoint, permit, reason)
 
     def _probing(self, endpoint: Endpoint, now: float) -> Pick:
         self._last_probe = now
         return Pick(endpoint, endpoint.breaker.probe(now), "probe")
 
 
-def _again(endpoint: Endpoint, reason: str) -> Pick:
-    return Pick(endpoint, endpoint.breaker.permit, reason)
+def _warm_since(endpoint: Endpoint) -> float:
+    return endpoint.warm_since
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:
     """A caller's own strategy may have kept an endpoint that left, or broke, since."""
     if not isinstance(endpoint, Endpoint) or endpoint.gone:
         return False
-    return endpoint.breaker.closed or endpoint in candidates
+    return not endpoint.breaker.refuses or endpoint in candidates

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lbclient.breaker import State
 from lbclient.core import Core
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint import Endpoint, Standing
 from lbclient.instance import Instance
 
 __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
@@ -15,7 +15,9 @@ __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 @dataclass(frozen=True, slots=True)
 class InstanceSnapshot:
     """One instance: attempts `in_flight`, state of its `breaker`, `attempts` and `failures` (its
-    faults) so far, and `latency`, a moving mean of its attempts in seconds (None before any)."""
+    faults) so far, `latency`, a moving mean of its attempts in seconds (None before any), and its
+    `standing`: `"serving"`, or what keeps it out of the rotation: `"ejected"`, `"unhealthy"` (by
+    active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`)."""
 
     instance: Instance
     in_flight: int
@@ -23,6 +25,7 @@ class InstanceSnapshot:
     attempts: int
     failures: int
     latency: float | None
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,13 @@ def snapshot_of(core: Core) -> ServiceSnapshot:
     """All of one moment."""
     with core.lock:
         core.reap()
-        instances = tuple(map(_instance, core.pool.endpoints))
-        age = core.watch.age(core.clock())
+        now = core.clock()
+        instances = tuple(_instance(one, now) for one in core.pool.endpoints)
+        age = core.watch.age(now)
         return ServiceSnapshot(core.service, instances, age, core.watch.error)
 
 
-def _instance(one: Endpoint) -> InstanceSnapshot:
+def _instance(one: Endpoint, now: float) -> InstanceSnapshot:
     return InstanceSnapshot(
         instance=one.instance,
         in_flight=one.in_flight,
@@ -53,4 +57,5 @@ def _instance(one: Endpoint) -> InstanceSnapshot:
         attempts=one.attempts,
         failures=one.failures,
         latency=one.latency,
+        standing=one.standing(now),
     )

@@ -136,13 +136,13 @@ def test_wire_of_who_left_meanwhile_is_closed(servers):
         wires = client._transport._wires
         true, turns = wires.to, []
 
-        def to(endpoint):
+        def to(endpoint, now):
             if not turns:
                 turns.append(endpoint)
                 resolver.instances = [Instance("127.0.0.1", new.port)]
                 client.balancer.refresh()
                 client.get("/")
-            return true(endpoint)
+            return true(endpoint, now)
 
         wires.to = to
         client.get("/")

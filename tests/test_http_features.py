@@ -1244,7 +1244,7 @@ def test_interrupted_in_the_back_off(servers, monkeypatch):
     def interrupt(_):
         raise Interrupt
 
-    monkeypatch.setattr("lbclient.shell.sleep", interrupt)
+    monkeypatch.setattr("lbclient.shell.threads.sleep", interrupt)
     with lbclient.Client([server.url]) as client:
         with pytest.raises(Interrupt):
             client.get("/")

@@ -7,7 +7,10 @@ each by what is left of the attempt.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Self
+
+import httpcore
 
 from lbclient.deadline import Expiry
 
@@ -43,7 +46,26 @@ class Allowance(float):
             return None if left == math.inf else left
         return min(self._seconds, left)
 
+    def interruptible(self, interrupt: Callable[[], object]) -> None:
+        """Tell whoever may cut the attempt short how to end the I/O that begins now."""
+        self._expiry.interrupt = interrupt
 
-def seconds_now(timeout: float | None) -> float | None:
-    """What a timeout, an allowance or not, is worth at this moment."""
-    return timeout.now() if isinstance(timeout, Allowance) else timeout
+    @property
+    def over(self) -> bool:
+        """True from the end of the attempt on."""
+        return not self._expiry.left()
+
+
+def seconds_now(
+    timeout: float | None, over: type[httpcore.TimeoutException] = httpcore.ConnectTimeout
+) -> float | None:
+    """What a timeout, an allowance or not, is worth at this moment.
+
+    Raises `over` once the attempt has ended: bytes that are there already are read without any
+    wait, so a peer that floods would never see a timeout.
+    """
+    if not isinstance(timeout, Allowance):
+        return timeout
+    if timeout.over:
+        raise over("the time of the attempt is up")
+    return timeout.now()

@@ -123,6 +123,8 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
             _check(expiry)
             chunks.append(chunk)
     finally:
+        if expiry is not None:
+            expiry.calm()
         stream.close()
     response.stream = httpx.ByteStream(b"".join(chunks))
 

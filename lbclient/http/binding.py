@@ -16,6 +16,7 @@ from lbclient.http.judge import HttpJudge
 from lbclient.http.options import (
     TransportOptions,
     WireArguments,
+    deadline_header,
     part,
     refuse_bypass,
     wire_options,
@@ -26,10 +27,12 @@ from lbclient.http.semantics import HttpSemantics, Labels
 from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
 from lbclient.target import authority_of
+from lbclient.waiting import Pause
 
 __all__ = ["Binding", "closed_on_error"]
 
 _TLS_NAMES = ("instance", "service")
+_CLOSE_GRACE = 1.0
 
 
 class Binding:
@@ -49,6 +52,10 @@ class Binding:
         with closed_on_error(self.balancer):
             tls_name = checks.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
             self.wire_options = wire_options(target.scheme, **part(options, WireArguments))
+            self._deadline_header = deadline_header(options.get("deadline_header"))
+            self.close_grace = checks.number(
+                "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
+            )
         self.tls_name = target.host if tls_name == "service" else None
         url = httpx.URL(target.origin)
         self._labels = Labels(url)
@@ -65,13 +72,17 @@ class Binding:
         terms = terms_of(request, self.policy, replayable)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
 
+    def drain(self) -> Pause:
+        """What to wait for before connections are closed."""
+        return Pause(self.close_grace, self.balancer.idle())
+
     def place(self, endpoint: Endpoint) -> Place:
         """How an instance is addressed: of an unnamed list by each one's own Host."""
         instance, hosts = endpoint.instance, None
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
             hosts = None if own == self._logical_host else (self._logical_host, own)
-        return Place(instance, self.target.scheme, self.tls_name, hosts)
+        return Place(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
         """True where the body belongs to the attempt: an instance that dies in it can be replaced.

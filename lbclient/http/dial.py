@@ -6,43 +6,53 @@ turn. And every single read and write is bounded by what is left of the attempt 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 import anyio
 import httpcore
 
 from lbclient.deadline import Expiry
-from lbclient.http.allowance import LEAST, Allowance, seconds_now
+from lbclient.http.allowance import Allowance, seconds_now
+from lbclient.http.goaway import Ear, Liveness
 from lbclient.instance import Instance
 
 __all__ = ["AsyncDialer", "Dialer", "Stream"]
 
+N = TypeVar("N", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
 Options = Iterable[httpcore.SOCKET_OPTION] | None
 _UNREACHED = (httpcore.ConnectError, httpcore.ConnectTimeout)
+_UNHEARD = (httpcore.ReadError, httpcore.ReadTimeout)
 
 
-class Stream(ABC):
-    """One connection: how many answers it has brought, and when reading it must end."""
+class Stream(ABC, Generic[N]):
+    """One connection: what it has brought so far, and when reading must end."""
 
-    def __init__(self, opened: WeakSet[Stream]) -> None:
-        opened.add(self)
-        self.opened = opened
-        self.answers = 0
-        self.peer: str | None = None
+    def __init__(self, inner: N, home: _Addresses) -> None:
+        home.opened.add(self)
+        self.inner: N = inner
+        self.home: _Addresses = home
+        self.ear = Ear(home.liveness)
+        self.peer = _peer(inner)
         """The IP address at the other end."""
         self.hurry: Expiry | None = None
         """While set, reads end with it: what is drained must not cost a whole timeout."""
 
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore wants to know of it."""
+        if info == "is_readable" and self.ear.stale:
+            return True  # to httpcore an idle connection that can be read is one that has ended
+        return self.inner.get_extra_info(info)
+
     def _patience(self, timeout: float | None) -> float | None:
-        if self.hurry is None:
-            return seconds_now(timeout)
-        return max(LEAST, self.hurry.left())
+        hurried = timeout if self.hurry is None else Allowance(None, self.hurry)
+        return seconds_now(hurried, httpcore.ReadTimeout)
 
     @abstractmethod
     def disown(self) -> None:
@@ -57,26 +67,33 @@ def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | 
     return address[0] if isinstance(address, tuple) else None
 
 
-class _Stream(Stream, httpcore.NetworkStream):
-    def __init__(self, inner: httpcore.NetworkStream, opened: WeakSet[Stream]) -> None:
-        super().__init__(opened)
-        self.inner = inner
-        self.peer = _peer(inner)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self.inner.get_extra_info(info)
-
+class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self.inner.read(max_bytes, self._patience(timeout))
+        if isinstance(timeout, Allowance):
+            timeout.interruptible(self._shut)
+        try:
+            return self.ear.told(self.inner.read(max_bytes, self._patience(timeout)))
+        except _UNHEARD as error:
+            self.ear.ended(error)
+            raise
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.ear.asked()
         if not isinstance(timeout, Allowance):
             self.inner.write(buffer, timeout)
             return
+        timeout.interruptible(self._shut)
         # A peer that takes in drips would be given a whole timeout for each of them.
         view = memoryview(buffer)
         while view:
-            view = view[self._write_some(view, timeout.now()) :]
+            view = view[self._write_some(view, seconds_now(timeout, httpcore.WriteTimeout)) :]
+
+    def _shut(self) -> None:
+        """Wake a thread that waits for this socket. The descriptor stays, or it would soon be
+        another's; and TLS is not asked, since that thread may be in the middle of it."""
+        sock = self.inner.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def _write_some(self, view: memoryview, timeout: float | None) -> int:
         sock: socket.socket = self.inner.get_extra_info("socket")
@@ -105,27 +122,23 @@ class _Stream(Stream, httpcore.NetworkStream):
         except BaseException:  # httpcore closes it for an Exception only
             self.inner.close()
             raise
-        return _Stream(inner, self.opened)
+        return _Stream(inner, self.home)
 
 
-class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
-    def __init__(self, inner: httpcore.AsyncNetworkStream, opened: WeakSet[Stream]) -> None:
-        super().__init__(opened)
-        self.inner = inner
-        self.peer = _peer(inner)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self.inner.get_extra_info(info)
-
+class _AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            return await self.inner.read(max_bytes, self._patience(timeout))
+            return self.ear.told(await self.inner.read(max_bytes, self._patience(timeout)))
         except ssl.SSLError as error:  # httpcore lets it through, on this side only
             raise httpcore.ReadError(error) from error
+        except _UNHEARD as error:
+            self.ear.ended(error)
+            raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.ear.asked()
         try:
-            await self.inner.write(buffer, seconds_now(timeout))
+            await self.inner.write(buffer, seconds_now(timeout, httpcore.WriteTimeout))
         except ssl.SSLError as error:
             raise httpcore.WriteError(error) from error
 
@@ -153,7 +166,7 @@ class _AsyncStream(Stream, httpcore.AsyncNetworkStream):
             with anyio.CancelScope(shield=True):
                 await self.inner.aclose()
             raise
-        return _AsyncStream(inner, self.opened)
+        return _AsyncStream(inner, self.home)
 
 
 class _Addresses:
@@ -161,8 +174,9 @@ class _Addresses:
 
     def __init__(self, instance: Instance) -> None:
         self._hosts = instance.addresses or (instance.host,)
-        self.opened: WeakSet[Stream] = WeakSet()
+        self.opened: WeakSet[Stream[Any]] = WeakSet()
         """The connections that may be open."""
+        self.liveness = Liveness()
 
     def disown(self) -> None:
         """In a forked child: let go of the parent's sockets."""
@@ -199,7 +213,7 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
             except _UNREACHED as error:
                 failure = error
             else:
-                return _Stream(inner, self.opened)
+                return _Stream(inner, self)
         raise failure
 
     def sleep(self, seconds: float) -> None:
@@ -232,7 +246,7 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
             except _UNREACHED as error:
                 failure = error
             else:
-                return _AsyncStream(inner, self.opened)
+                return _AsyncStream(inner, self)
         raise failure
 
     async def sleep(self, seconds: float) -> None:

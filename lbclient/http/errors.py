@@ -29,6 +29,10 @@ class NoInstanceAvailable(errors.NoInstanceAvailable, httpx.ConnectError):
         self.retry_in = retry_in
 
 
+class Throttled(errors.Throttled, NoInstanceAvailable):
+    """Also a connect error of httpx: nothing was sent."""
+
+
 class DeadlineExceeded(errors.DeadlineExceeded, httpx.TimeoutException):
     """Also a timeout of httpx."""
 
@@ -46,6 +50,8 @@ def as_httpx(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
 def _bound(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
     message = str(error)
     match error:
+        case errors.Throttled():
+            return Throttled(message, error.retry_in)
         case errors.NoInstanceAvailable():
             return NoInstanceAvailable(message, error.retry_in)
         case errors.ServiceAbsent():

@@ -36,7 +36,7 @@ class _Rebased:
             return httpx.URL((origin + raw_path).decode("ascii"))
 
         self._url = lru_cache(_URLS)(url)
-        self._hosts = place.hosts
+        self._place = place
         self._tls = {"sni_hostname": place.tls_name} if place.tls_name else {}
 
     def _rebased(
@@ -48,7 +48,7 @@ class _Rebased:
         made = httpx.Request.__new__(httpx.Request)
         made.__dict__.update(request.__dict__)  # copy.copy would pickle it, and lose its body
         made.url = self._url(request.url.raw_path)
-        made.headers = own_headers(request, self._hosts)
+        made.headers = own_headers(request, self._place)
         made.stream = body
         made.extensions = {**self._tls, **extensions}
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
@@ -85,7 +86,13 @@ def rest_asked(headers: httpx.Headers) -> float:
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
-        until, now = parsedate_to_datetime(text), parsedate_to_datetime(headers.get("date", ""))
-        return max(0.0, (until - now).total_seconds())
-    except (TypeError, ValueError):
+        wait = _date(text) - _date(headers.get("date", ""))
+        return max(0.0, wait.total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
+
+
+def _date(text: str) -> datetime:
+    """One of HTTP's three forms, of which asctime's has no zone (RFC 9110, section 5.6.7)."""
+    date = parsedate_to_datetime(text)
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date

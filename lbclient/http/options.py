@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ __all__ = [
     "SocketOption",
     "TransportOptions",
     "WireOptions",
+    "deadline_header",
     "part",
     "refuse_bypass",
     "wire_options",
@@ -25,6 +27,11 @@ SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 )
 _BYPASS = ("proxy", "uds", "mounts")
+_LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=4.0)
+"""Many servers end an idle connection after 5 s; at that very moment no request should be sent."""
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, section 5.6.2."""
 
 
 class WireArguments(TypedDict, total=False):
@@ -39,12 +46,15 @@ class WireArguments(TypedDict, total=False):
     local_address: str | None
     retries: int
     socket_options: Iterable[SocketOption] | None
+    max_connection_age: float | None
 
 
 class TransportOptions(BalancerOptions, WireArguments, total=False):
     """What a transport takes after the service."""
 
     tls_name: str
+    deadline_header: str | None
+    close_grace: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class WireOptions:
     local_address: str | None
     retries: int
     socket_options: tuple[SocketOption, ...] | None
+    max_connection_age: float | None
 
 
 def wire_options(
@@ -73,6 +84,7 @@ def wire_options(
     local_address: str | None = None,
     retries: int = 0,
     socket_options: Iterable[SocketOption] | None = None,
+    max_connection_age: float | None = None,
 ) -> WireOptions:
     """Check them, and make the one TLS context that all connections share.
 
@@ -88,16 +100,19 @@ def wire_options(
         checks.host("local_address", local_address)
     if socket_options is not None:
         socket_options = _socket_options(socket_options)
+    if max_connection_age is not None:
+        checks.seconds("max_connection_age", max_connection_age)
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
         ssl_context=_ssl_context(verify=verify, cert=cert, trust_env=trust_env) if tls else None,
         http1=http1,
         http2=http2,
-        limits=limits or httpx.Limits(max_keepalive_connections=20),
+        limits=limits or _LIMITS,
         local_address=local_address,
         retries=checks.count("retries", retries, least=0),
         socket_options=socket_options,
+        max_connection_age=max_connection_age,
     )
 
 
@@ -121,6 +136,15 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
     if not all(isinstance(one, tuple) for one in given):
         raise TypeError(f"socket_options must hold {shown}, not {options!r}")
     return cast("tuple[SocketOption, ...]", tuple(given))
+
+
+def deadline_header(name: object) -> str | None:
+    """The name of a header, or None. Raises ValueError for what can be none."""
+    if name is None or (isinstance(name, str) and _HEADER.fullmatch(name)):
+        return name
+    raise ValueError(
+        f"deadline_header must be the name of a header such as 'X-Time-Left-Ms', not {name!r}"
+    )
 
 
 def part(options: Mapping[str, object], kind: type) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from lbclient import checks
-from lbclient.deadline import Expiry
+from lbclient.deadline import Expiry, time_left
 from lbclient.http.allowance import Allowance
 from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
@@ -74,13 +74,14 @@ class Place(NamedTuple):
     """One instance as a wire addresses it.
 
     `tls_name` is what TLS verifies, None for the instance's own name; of `hosts` the second is
-    sent where the request says the first.
+    sent where the request says the first; `deadline_header` tells it the milliseconds left.
     """
 
     instance: Instance
     scheme: str
     tls_name: str | None
     hosts: tuple[bytes, bytes] | None
+    deadline_header: str | None = None
 
 
 def below(base: str, request: httpx.Request) -> httpx.Request:
@@ -92,29 +93,35 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
     return made
 
 
-def raw_headers(
-    request: httpx.Request, hosts: tuple[bytes, bytes] | None
-) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of one attempt, as httpcore wants them: the caller's, with those of the span."""
+def raw_headers(request: httpx.Request, place: Place) -> Sequence[tuple[bytes, bytes]]:
+    """The headers of one attempt, as httpcore wants them: the caller's, and its own."""
     headers = request.headers.raw
-    if hosts is not None:
-        old, new = hosts
+    if place.hosts is not None:
+        old, new = place.hosts
         headers = [
             (name, new) if value == old and name.lower() == b"host" else (name, value)
             for name, value in headers
         ]
-    if carrier := propagation():
+    if carrier := _carried(place):
         ours = {name.lower().encode(): value.encode() for name, value in carrier.items()}
         headers = [pair for pair in headers if pair[0].lower() not in ours]
         headers.extend(ours.items())
     return headers
 
 
-def own_headers(request: httpx.Request, hosts: tuple[bytes, bytes] | None) -> httpx.Headers:
+def own_headers(request: httpx.Request, place: Place) -> httpx.Headers:
     """The same for a transport of the caller's, which may change them as it likes."""
-    if hosts is None and not propagation():
+    if place.hosts is None and not _carried(place):
         return request.headers.copy()
-    return httpx.Headers(raw_headers(request, hosts))
+    return httpx.Headers(raw_headers(request, place))
+
+
+def _carried(place: Place) -> Mapping[str, str]:
+    """What the attempt adds: which span calls, and how much time is left for it."""
+    carrier = propagation()
+    if place.deadline_header is None or (left := time_left()) is None:
+        return carrier
+    return {**carrier, place.deadline_header: str(int(1000 * left))}
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:

@@ -22,7 +22,7 @@ from lbclient.http.options import TransportOptions, WireOptions
 from lbclient.http.request import Place, attempt_extensions, below
 from lbclient.http.wire import AsyncWire, Wire
 from lbclient.http.wires import AsyncSender, AsyncWires, Sender, Wires
-from lbclient.shell import arun, run
+from lbclient.shell import arun, asleep, run, sleep
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
@@ -36,6 +36,11 @@ class Transport(httpx.BaseTransport):
 
     - `tls_name`: the name that TLS asks for and verifies: `"service"`'s or the `"instance"`'s.
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`.
+    - `deadline_header`: tells an instance, in whole milliseconds, how much time the attempt has
+      left, where it has a `deadline` or `attempt_timeout`.
+    - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more
+      requests, so that certificates, addresses and load balancers in between can change.
+    - `close_grace`: seconds for which `close` waits for calls under way.
 
     Raises ValueError or TypeError, naming the argument, for what cannot be used.
     """
@@ -47,10 +52,13 @@ class Transport(httpx.BaseTransport):
         transport: TransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = _maker(transport)
+        make = _maker(transport, options)
         self._binding = binding = Binding(service, options)
         self._wires = Wires(
-            binding.balancer.pool, lambda one: make(binding.place(one), binding.wire_options)
+            binding.balancer.pool,
+            lambda one: make(binding.place(one), binding.wire_options),
+            binding.wire_options.max_connection_age,
+            binding.balancer.rng,
         )
 
     @property
@@ -75,7 +83,8 @@ class Transport(httpx.BaseTransport):
         answers: list[httpx.Response] = []
         try:
             call = binding.call(request, replays(stream))
-            response = run(call, partial(self._send, request, stream, answers))
+            send = partial(self._send, request, stream, answers)
+            response = run(call, send, discard=httpx.Response.close)
         except BaseException as error:
             for answer in answers:  # interrupted before it was replaced
                 answer.close()
@@ -85,9 +94,13 @@ class Transport(httpx.BaseTransport):
         return binding.finished(call, response)
 
     def close(self) -> None:
-        """Close every connection and stop discovery; later requests raise RuntimeError."""
+        """Stop discovery, wait for what is under way (`close_grace` seconds at the most), and close
+        every connection. Later requests raise RuntimeError."""
         self._binding.balancer.close()
-        self._wires.close()
+        try:
+            sleep(self._binding.drain())
+        finally:
+            self._wires.close()
 
     def _send(
         self,
@@ -99,7 +112,7 @@ class Transport(httpx.BaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             drain(attempt.replaces)
-        wire = self._wires.to(attempt.endpoint)
+        wire = self._wires.to(attempt.endpoint, attempt.started)
         extensions = attempt_extensions(request, attempt.expiry)
         response = wire.send(request, stream, extensions)
         attempt.status = response.status_code
@@ -126,12 +139,15 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = _async_maker(transport)
+        make = _async_maker(transport, options)
         self._binding = binding = Binding(service, options)
 
         def wires() -> AsyncWires:
             return AsyncWires(
-                binding.balancer.pool, lambda one: make(binding.place(one), binding.wire_options)
+                binding.balancer.pool,
+                lambda one: make(binding.place(one), binding.wire_options),
+                binding.wire_options.max_connection_age,
+                binding.balancer.rng,
             )
 
         self._homes = Homes(wires)
@@ -159,7 +175,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             wires = await self._homes.here()
             if wires.untidy:
                 await wires.tidy()
-            response = await arun(call, partial(self._send, wires, request, stream, answers))
+            send = partial(self._send, wires, request, stream, answers)
+            response = await arun(call, send, discard=httpx.Response.aclose)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 for answer in answers:  # cancelled before it was replaced
@@ -170,9 +187,14 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         return binding.finished(call, response)
 
     async def aclose(self) -> None:
-        """Close every connection and stop discovery; later requests raise RuntimeError."""
+        """The same for the connections of the running event loop; those of others are closed as
+        they end."""
         self._binding.balancer.close()
-        await self._homes.aclose()
+        try:
+            await asleep(self._binding.drain())
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._homes.aclose()
 
     async def _send(
         self,
@@ -185,7 +207,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
-        wire = wires.to(attempt.endpoint)
+        wire = wires.to(attempt.endpoint, attempt.started)
         extensions = attempt_extensions(request, attempt.expiry)
         response = await wire.send(request, stream, extensions)
         attempt.status = response.status_code
@@ -207,23 +229,25 @@ class _AsyncMaker(Protocol):
     def __call__(self, place: Place, options: WireOptions) -> AsyncSender: ...
 
 
-def _maker(factory: TransportFactory | None) -> _Maker:
+def _maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
     if factory is None:
         return Wire
-    _check_factory(factory)
+    _check_factory(factory, options)
 
     return lambda place, _: Foreign(factory(place.instance), place)
 
 
-def _async_maker(factory: AsyncTransportFactory | None) -> _AsyncMaker:
+def _async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
     if factory is None:
         return AsyncWire
-    _check_factory(factory)
+    _check_factory(factory, options)
 
     return lambda place, _: AsyncForeign(factory(place.instance), place)
 
 
-def _check_factory(factory: object) -> None:
+def _check_factory(factory: object, options: TransportOptions) -> None:
+    if options.get("max_connection_age") is not None:
+        raise ValueError("max_connection_age is for connections of our own, not for transport=")
     if isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport) or not callable(factory):
         raise TypeError(
             "transport must be a function that makes a transport for each instance, such as "

@@ -14,12 +14,15 @@ import httpcore
 import httpx
 
 from lbclient.http.dial import AsyncDialer, Dialer, Stream
+from lbclient.http.goaway import unasked
 from lbclient.http.options import WireOptions
 from lbclient.http.request import Place, raw_headers
+from lbclient.http.uncut import uncut
 
 __all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of"]
 
 Extensions = Mapping[str, object]
+_UNASKED = "there was an answer before the request"
 
 
 def _pool(options: WireOptions) -> dict[str, object]:
@@ -44,7 +47,7 @@ class _Addressed:
         self._scheme = place.scheme.encode()
         self._host = (place.tls_name or place.instance.host).encode("ascii")
         self._port = place.instance.port
-        self._hosts = place.hosts
+        self._place = place
 
     def _request(
         self, request: httpx.Request, body: object, extensions: Extensions
@@ -57,7 +60,7 @@ class _Addressed:
                 port=self._port,
                 target=request.url.raw_path,
             ),
-            headers=raw_headers(request, self._hosts),
+            headers=raw_headers(request, self._place),
             content=body,  # type: ignore[arg-type]  # sync or async, as the caller's side is
             extensions=dict(extensions),
         )
@@ -87,6 +90,9 @@ class Wire(_Addressed):
         """Send it, and return once the headers came. Raises httpx's transport errors."""
         with _as_httpx():
             answer = self._pool.handle_request(self._request(request, body, extensions))
+        if unasked(answer):
+            answer.close()
+            raise httpx.RemoteProtocolError(_UNASKED)
         return _response(answer, _Body(answer))
 
     @property
@@ -129,8 +135,11 @@ class AsyncWire(_Addressed):
         except Exception:
             raise
         except BaseException:
-            await self._close_stillborn()
+            await uncut(self._close_stillborn())
             raise
+        if unasked(answer):
+            await uncut(answer.aclose())
+            raise httpx.RemoteProtocolError(_UNASKED)
         return _response(answer, _AsyncBody(answer))
 
     async def _close_stillborn(self) -> None:
@@ -150,7 +159,7 @@ class AsyncWire(_Addressed):
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._pool.aclose()
+        await uncut(self._pool.aclose())
 
     def disown(self) -> None:
         """In a forked child: let go of the parent's sockets."""
@@ -185,13 +194,13 @@ class _AsyncBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if there is more to come."""
-        await self._answer.aclose()
+        await uncut(self._answer.aclose())
 
 
 def on_reused_connection(response: httpx.Response) -> bool:
     """True if its connection had served a request before."""
     stream = response.extensions.get("network_stream")
-    return isinstance(stream, Stream) and stream.answers > 1
+    return isinstance(stream, Stream) and stream.ear.answers > 1
 
 
 def peer_of(response: object) -> str | None:
@@ -205,7 +214,7 @@ def _response(
 ) -> httpx.Response:
     stream = answer.extensions.get("network_stream")
     if isinstance(stream, Stream):
-        stream.answers += 1
+        stream.ear.answers += 1
     return httpx.Response(
         answer.status, headers=answer.headers, stream=body, extensions=dict(answer.extensions)
     )

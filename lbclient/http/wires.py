@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from lbclient.pool import Pool
 
 __all__ = ["AsyncSender", "AsyncWires", "Sender", "Wires", "inherited"]
 
+_JITTER = 0.1
 _AT_ONCE = 32
 """So many are closed before one call: thousands may leave together, and one call pays for few."""
 
@@ -71,24 +74,37 @@ inherited: list[object] = []
 
 
 class _Wires(Generic[W, S]):
-    """`make` makes the wire to one endpoint of `pool`."""
+    """`make` makes the wire to one endpoint of `pool`.
 
-    def __init__(self, pool: Pool, make: Callable[[Endpoint], W]) -> None:
+    A wire is `max_age` seconds old at the most, less up to a tenth by the dice; then a new one
+    takes its place, and what is under way on the old one goes on.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint], W],
+        max_age: float | None,
+        rng: random.Random,
+    ) -> None:
         self.lost: deque[S] = deque()
         """Bodies that their callers dropped unclosed."""
         self._pool = pool
         self._make = make
-        self._wires: dict[Endpoint, tuple[tuple[str, ...], W]] = {}
+        self._max_age = max_age
+        self._rng = rng
+        self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self._leaving: deque[tuple[Endpoint, W]] = deque()
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
         self._seen = 0
 
-    def to(self, endpoint: Endpoint) -> W:
-        """The wire to an instance; a new one where its addresses are others than before."""
+    def to(self, endpoint: Endpoint, now: float) -> W:
+        """The wire to an instance; a new one where its addresses are others than before, or where
+        it is too old."""
         known = self._wires.get(endpoint)
-        if known is not None and known[0] is endpoint.instance.addresses:
+        if known is not None and known[0] is endpoint.instance.addresses and now < known[2]:
             return known[1]
-        return self._new(endpoint)
+        return self._new(endpoint, now)
 
     @property
     def untidy(self) -> bool:
@@ -104,20 +120,25 @@ class _Wires(Generic[W, S]):
         for wire in wires:
             wire.disown()
 
-    def _new(self, endpoint: Endpoint) -> W:
+    def _new(self, endpoint: Endpoint, now: float) -> W:
         with self._lock:
             known = self._wires.get(endpoint)
             addresses = endpoint.instance.addresses
             if known is not None:
-                if set(known[0]) == set(addresses):
-                    self._wires[endpoint] = (addresses, known[1])
+                if set(known[0]) == set(addresses) and now < known[2]:
+                    self._wires[endpoint] = (addresses, *known[1:])
                     return known[1]
                 self._leaving.append((endpoint, known[1]))
             wire = self._make(endpoint)
-            self._wires[endpoint] = (addresses, wire)
+            self._wires[endpoint] = (addresses, wire, self._until(now))
             if endpoint.gone:
                 self._seen = -1  # it left after it was picked: look again
             return wire
+
+    def _until(self, now: float) -> float:
+        if self._max_age is None:
+            return math.inf
+        return now + self._max_age * (1 - _JITTER * self._rng.random())
 
     def _departed(self) -> Iterator[W]:
         """Some wires to close: nobody uses them any more, and nobody will."""
@@ -138,7 +159,7 @@ class _Wires(Generic[W, S]):
             self._leaving.extend(some)  # those left when a closing was cancelled
 
     def _all(self) -> Sequence[W]:
-        return [wire for _, wire in (*self._wires.values(), *self._leaving)]
+        return [wire for _, wire, _ in self._wires.values()] + [wire for _, wire in self._leaving]
 
     def _taken(self) -> Sequence[W]:
         """Every wire, handed over for closing."""
@@ -151,8 +172,14 @@ class _Wires(Generic[W, S]):
 class Wires(_Wires[Sender, httpx.SyncByteStream]):
     """The wires of a transport for threads."""
 
-    def __init__(self, pool: Pool, make: Callable[[Endpoint], Sender]) -> None:
-        super().__init__(pool, make)
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint], Sender],
+        max_age: float | None,
+        rng: random.Random,
+    ) -> None:
+        super().__init__(pool, make, max_age, rng)
         forking.track(self)
 
     def after_fork(self) -> None:

@@ -2,26 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import math
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
 from lbclient.attempt import Attempt
 from lbclient.call import Call
 from lbclient.simulation.world import Process
-from lbclient.waiting import Pause
+from lbclient.waiting import Pause, Signal
 
 __all__ = ["carry_out"]
 
 R = TypeVar("R")
+Send = Callable[[Attempt[R]], Process[R]]
 
 
-def carry_out(call: Call[R], send: Callable[[Attempt[R]], Process[R]]) -> Process[R]:
+def carry_out(call: Call[R], send: Send[R]) -> Process[R]:
     """Carry a call out in a world; `send` is a process too, and takes its time by yielding."""
     with call:
-        for step in call:
-            if isinstance(step, Pause):
-                yield step
-            else:
-                with step:
-                    step.result = yield from send(step)
+        if (after := call.hedge_after()) is None:
+            yield from _steps(call, send)
+        else:
+            yield from _Lanes(call, send).race(after)
     return call.result()
+
+
+def _steps(steps: Iterable[Pause | Attempt[R]], send: Send[R]) -> Process[None]:
+    for step in steps:
+        if isinstance(step, Pause):
+            yield step
+        else:
+            with step:
+                step.result = yield from send(step)
+
+
+class _Lane:
+    """A process beside another, and what it waits for."""
+
+    def __init__(self, process: Process[None], now: float) -> None:
+        self.process = process
+        self.due = now
+        self.signal: Signal | None = None
+
+    def step(self, now: float) -> bool:
+        """Go on if it is time. False once it has ended."""
+        while self.due <= now or (self.signal is not None and self.signal.is_set):
+            try:
+                pause = next(self.process)
+            except StopIteration:
+                return False
+            self.due, self.signal = now + pause.seconds, pause.signal
+        return True
+
+
+class _Lanes(Generic[R]):
+    """The steps of a call and of its hedge, by turns. The slower attempt is closed."""
+
+    def __init__(self, call: Call[R], send: Send[R]) -> None:
+        self._call = call
+        self._send = send
+        self._clock = call.core.clock
+        self._lanes: list[_Lane] = []
+        self._hedge_at = math.inf
+
+    def race(self, after: float) -> Process[None]:
+        """The hedge begins `after` so many seconds."""
+        self._hedge_at = self._clock() + after
+        self._begin(_steps(self._call, self._send))
+        try:
+            while self._go_on():
+                yield self._pause()
+        finally:
+            for lane in self._lanes:
+                lane.process.close()
+            if self._call.race is not None:
+                self._call.race.end()
+
+    def _begin(self, process: Process[None]) -> None:
+        self._lanes.append(_Lane(process, self._clock()))
+
+    def _go_on(self) -> bool:
+        now = self._clock()
+        if now >= self._hedge_at:
+            self._hedge_at = math.inf
+            if (hedge := self._call.hedge()) is not None:
+                self._begin(_steps(hedge, self._send))
+        for lane in list(self._lanes):
+            if not lane.step(now):
+                self._lanes.remove(lane)
+            if self._call.over:
+                return False
+        return bool(self._lanes)
+
+    def _pause(self) -> Pause:
+        woken = Signal()
+        for lane in self._lanes:
+            if lane.signal is not None:
+                lane.signal.listen(woken.set)
+        until = min(self._hedge_at, *(lane.due for lane in self._lanes))
+        return Pause(until - self._clock(), woken)

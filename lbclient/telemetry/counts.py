@@ -33,6 +33,13 @@ class Instruments:
         self.changes = counter(
             "lbclient.discovery.changes", "{instance}", "Instances that joined or left"
         )
+        self.would_refuse = counter(
+            "lbclient.breaker.observed", "{attempt}", "What observing breakers would have refused"
+        )
+        self.ejections = counter("lbclient.ejections", "{ejection}", "Instances ejected")
+        self.health = counter("lbclient.health.changes", "{change}", "Changes by active checks")
+        self.hedges = counter("lbclient.hedges", "{attempt}", "Attempts sent beside a first")
+        self.throttled = counter("lbclient.throttled", "{call}", "Calls kept back unsent")
         self.observed = Observed()
         meter.create_observable_gauge(
             "lbclient.discovery.age", [self.observed.ages], "s", "Since the last good answer"
@@ -88,6 +95,27 @@ class Counts:
     def breaker(self, state: str) -> None:
         """A breaker changed to `state`."""
         self._instruments.breakers.add(1, {**self._service, "lbclient.breaker.state": state})
+
+    def would_refuse(self) -> None:
+        """An attempt goes where a breaker that merely observes would have refused it."""
+        self._instruments.would_refuse.add(1, self._service)
+
+    def ejected(self, by: str) -> None:
+        """An instance was ejected, by hand or as an outlier."""
+        self._instruments.ejections.add(1, {**self._service, "lbclient.ejection.by": by})
+
+    def health(self, *, healthy: bool) -> None:
+        """Active checks say that an instance is up, or down."""
+        state = "up" if healthy else "down"
+        self._instruments.health.add(1, {**self._service, "lbclient.health.state": state})
+
+    def hedge(self) -> None:
+        """An attempt was sent beside the first of its call."""
+        self._instruments.hedges.add(1, self._service)
+
+    def throttled(self) -> None:
+        """A call was kept back by the throttle."""
+        self._instruments.throttled.add(1, self._service)
 
     def lookup_failed(self, error: BaseException | None) -> None:
         """Discovery asked, and got no good answer."""

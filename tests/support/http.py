@@ -280,4 +280,4 @@ def wires_of(client) -> list:
         homes = [transport._wires]
     else:
         homes = transport._homes._homes.values()
-    return [wire for home in homes for _, wire in home._wires.values()]
+    return [wire for home in homes for _, wire, _ in home._wires.values()]

@@ -1,58 +1,17 @@
-"""The shells: they carry out what a call decides, on threads and on event loops.
-
-Both are the same lines, one with `await`; a property test drives them, and virtual time, through
-the same script and compares every decision.
-"""
+"""How threads and event loops wait for a pause."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 import anyio
 
-from lbclient.attempt import Attempt
-from lbclient.call import Call
 from lbclient.waiting import Pause
 
-__all__ = ["arun", "asleep", "run", "sleep"]
-
-R = TypeVar("R")
-
-
-def run(
-    call: Call[R], send: Callable[[Attempt[R]], R], rest: Callable[[Pause], None] | None = None
-) -> R:
-    """Carry a call out on this thread."""
-    wait = rest or sleep
-    with call:
-        for step in call:
-            if isinstance(step, Pause):
-                wait(step)
-            else:
-                with step:
-                    step.result = send(step)
-    return call.result()
-
-
-async def arun(
-    call: Call[R],
-    send: Callable[[Attempt[R]], Awaitable[R]],
-    rest: Callable[[Pause], Awaitable[None]] | None = None,
-) -> R:
-    """Carry a call out in this task, on asyncio or trio."""
-    wait = rest or asleep
-    with call:
-        for step in call:
-            if isinstance(step, Pause):
-                await wait(step)
-            else:
-                with step:
-                    step.result = await send(step)
-    return call.result()
+__all__ = ["asleep", "sleep"]
 
 
 def sleep(pause: Pause) -> None:

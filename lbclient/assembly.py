@@ -1,0 +1,108 @@
+"""How the decisions of one balancer are put together: rules, and the means to follow them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbclient import checks
+from lbclient.breaker import DISABLED, BreakerPolicy
+from lbclient.core import Core
+from lbclient.guards import Guards
+from lbclient.hedging import HedgePolicy, Hedging
+from lbclient.limits import Limits
+from lbclient.membership import Bounds, Membership, Scheduler
+from lbclient.news import News
+from lbclient.outliers import OutlierPolicy
+from lbclient.pool import Pool
+from lbclient.retry import Retries, RetryPolicy
+from lbclient.selection import Selection
+from lbclient.slow_start import SlowStart
+from lbclient.strategy import Strategy
+from lbclient.target import Target
+from lbclient.telemetry import MeterProvider, Telemetry, TracerProvider
+from lbclient.throttle import ThrottlePolicy
+
+__all__ = ["Means", "Rules", "assembled"]
+
+_ONE_ATTEMPT = RetryPolicy(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a caller has asked for, checked; None is without.
+
+    Raises TypeError, naming the argument.
+    """
+
+    retry: RetryPolicy | None
+    breaker: BreakerPolicy | None
+    limits: Limits
+    throttle: ThrottlePolicy | None
+    hedge: HedgePolicy | None
+    outliers: OutlierPolicy | None
+    slow_start: SlowStart | None
+    bounds: Bounds
+
+    def __post_init__(self) -> None:
+        checks.kind("retry", self.retry, RetryPolicy)
+        checks.kind("breaker", self.breaker, BreakerPolicy)
+        checks.kind("throttle", self.throttle, ThrottlePolicy)
+        checks.kind("hedge", self.hedge, HedgePolicy)
+        checks.kind("outliers", self.outliers, OutlierPolicy)
+        checks.kind("slow_start", self.slow_start, SlowStart)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """The clock and the dice, who runs what is due, and who is told; checked.
+
+    Raises TypeError, naming the argument.
+    """
+
+    clock: Callable[[], float]
+    rng: random.Random
+    scheduler: Scheduler
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+
+    def __post_init__(self) -> None:
+        checks.function("clock", self.clock)
+        checks.of("tracer_provider", self.tracer_provider, TracerProvider, "a TracerProvider")
+        checks.of("meter_provider", self.meter_provider, MeterProvider, "a MeterProvider")
+
+
+def assembled(target: Target, strategy: Strategy, rules: Rules, means: Means, news: News) -> Core:
+    """The core of a balancer over `target`."""
+    policy = rules.breaker or DISABLED
+    pool, lock = Pool(policy), threading.RLock()
+    telemetry = Telemetry(target.name, means.tracer_provider, means.meter_provider)
+    membership = Membership(
+        target.name,
+        target.resolver,
+        pool=pool,
+        counts=telemetry.counts,
+        news=news,
+        scheduler=means.scheduler,
+        clock=means.clock,
+        rng=means.rng,
+        lock=lock,
+        bounds=rules.bounds,
+    )
+    selection = Selection(
+        pool, strategy, policy, news, telemetry.counts, rules.limits, rules.slow_start
+    )
+    return Core(
+        membership,
+        selection=selection,
+        retries=Retries(rules.retry or _ONE_ATTEMPT, means.rng),
+        guards=Guards(rules.outliers, rules.limits.adaptive, rules.throttle, means.rng),
+        hedging=None if rules.hedge is None else Hedging(rules.hedge),
+        telemetry=telemetry,
+        news=news,
+        clock=means.clock,
+        rng=means.rng,
+        lock=lock,
+    )

@@ -1,0 +1,191 @@
+"""Permits for one instance: who may send to it, and what the outcomes change."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from lbclient.breaker.circuit import CLOSED, OPEN, Circuit, new_circuit, tell
+from lbclient.breaker.policy import BreakerPolicy
+from lbclient.breaker.window import Window
+
+__all__ = ["Breaker", "Permit", "State"]
+
+State = Literal["closed", "open", "half-open"]
+
+_PROBE_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to send one attempt. `expires` (clock time) is set for a probe only."""
+
+    generation: int
+    expires: float | None = None
+
+    @property
+    def probe(self) -> bool:
+        """True for the one attempt that a half-open breaker lets through."""
+        return self.expires is not None
+
+    @property
+    def refused(self) -> bool:
+        """True where the breaker would have refused, but merely observes. It moves nothing."""
+        return self.generation < 0
+
+
+_FIRST = Permit(0)
+_REFUSED = Permit(-1)
+
+
+class Breaker:
+    """Permits for one instance. Told the time and handed the dice; not locked: its owner is."""
+
+    __slots__ = (
+        "_circuit",
+        "_closed_at",
+        "_period",
+        "_policy",
+        "_probe",
+        "_rated",
+        "_window",
+        "due",
+        "name",
+        "permit",
+    )
+
+    def __init__(self, policy: BreakerPolicy, name: str) -> None:
+        self._policy = policy
+        self.name = name
+        self._circuit: Circuit | None = None
+        self._window: Window | None = None
+        self._rated = policy.failure_rate is not None or policy.slow_rate is not None
+        self._period = 0.0
+        self._closed_at = 0.0
+        self._probe: Permit | None = None
+        self.due = 0.0
+        """Clock time from which an open breaker may be probed."""
+        self.permit = _FIRST
+        """What a closed breaker hands to everybody; new with each change of state."""
+
+    @property
+    def state(self) -> State:
+        """`"closed"`, `"open"` or `"half-open"`."""
+        return "closed" if self._circuit is None else self._circuit.current_state  # type: ignore[return-value]  # pybreaker says str
+
+    @property
+    def closed(self) -> bool:
+        """True while every call would be let through."""
+        return self._circuit is None or self._circuit.current_state == CLOSED
+
+    @property
+    def refuses(self) -> bool:
+        """True while calls are refused, the probe excepted; never where it merely observes."""
+        return not (self.closed or self._policy.observe)
+
+    @property
+    def unmoved(self) -> bool:
+        """True where one more success changes nothing."""
+        circuit = self._circuit
+        if circuit is None:
+            return not self._rated
+        return self.closed and not (self._rated or circuit.fail_counter)
+
+    def probing(self, now: float) -> bool:
+        """True while a probe is under way and has not outlived its time."""
+        return self._probe is not None and now < (self._probe.expires or 0.0)
+
+    def probe(self, now: float) -> Permit:
+        """Half-open it for one attempt. A probe that never reports is given up after a time."""
+        circuit = self._circuit or self._wake()
+        if circuit.current_state == OPEN:
+            circuit.half_open()
+        patience = max(self._policy.reset_timeout_max, _PROBE_PATIENCE)
+        self._probe = Permit(self.permit.generation, now + patience)
+        return self._probe
+
+    def observed(self, now: float) -> Permit:
+        """Leave for a call that goes whatever the state: the probe's where one is due.
+
+        Otherwise, unless closed, one that is `refused`: its outcome moves nothing.
+        """
+        if self.closed:
+            return self.permit
+        return _REFUSED if now < self.due or self.probing(now) else self.probe(now)
+
+    def settle(
+        self, permit: Permit, *, fault: bool, now: float, rng: random.Random, elapsed: float = 0.0
+    ) -> bool:
+        """Count one outcome, after `elapsed` seconds. True if that changed the state.
+
+        A stale permit changes nothing; unless closed, only a probe's does.
+        """
+        if permit.generation != self.permit.generation or (not fault and self.unmoved):
+            return False
+        self.cancel(permit)
+        before = self.state
+        if before == "closed":
+            self._count(fault=fault, now=now, elapsed=elapsed)
+        elif permit.probe:
+            tell(self._circuit or self._wake(), fault=fault or self._slow(elapsed))
+        if self.state == before:
+            return False
+        self._changed(before, now, rng)
+        return True
+
+    def cancel(self, permit: Permit) -> None:
+        """Hand a permit back without an outcome."""
+        if permit is self._probe:
+            self._probe = None
+
+    def sooner(self, now: float, rng: random.Random) -> None:
+        """A peer has healed: wait no longer than after a first trip."""
+        if self.state == "open":
+            self._period = self._policy.reset_timeout
+            self.due = min(self.due, now + _jittered(self._period, rng))
+
+    def _count(self, *, fault: bool, now: float, elapsed: float) -> None:
+        if fault or self._circuit is not None:
+            tell(self._circuit or self._wake(), fault=fault)
+        if not self._rated or not self.closed:
+            return
+        window = self._window = self._window or Window(self._policy, now)
+        if window.outslept(now, elapsed):
+            return
+        window.add(now, fault=fault, slow=self._slow(elapsed))
+        if window.tripped:
+            (self._circuit or self._wake()).open()
+
+    def _slow(self, elapsed: float) -> bool:
+        after = self._policy.slow_after
+        return after is not None and elapsed > after
+
+    def _wake(self) -> Circuit:
+        """Made at the first fault: an instance that never fails costs no breaker."""
+        self._circuit = new_circuit(self._policy, self.name, self._turned)
+        return self._circuit
+
+    def _turned(self) -> None:
+        """Every permit is stale now, and what was counted is of the past."""
+        self.permit = Permit(self.permit.generation + 1)
+        self._probe = None
+        self._window = None
+
+    def _changed(self, before: State, now: float, rng: random.Random) -> None:
+        if self.closed:
+            self._closed_at = now
+        else:
+            self._period = self._next_period(before, now)
+            self.due = now + _jittered(self._period, rng)
+
+    def _next_period(self, before: State, now: float) -> float:
+        policy = self._policy
+        healthy = before == "closed" and now - self._closed_at >= policy.reset_timeout_max
+        if not self._period or healthy:
+            return policy.reset_timeout
+        return min(2 * self._period, policy.reset_timeout_max)
+
+
+def _jittered(period: float, rng: random.Random) -> float:
+    return period / 2 + rng.random() * period / 2

@@ -1,0 +1,61 @@
+"""What watches outcomes besides the breakers: limits that are learned, outliers, a throttle."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from lbclient.adaptive import AdaptiveLimit
+from lbclient.endpoint import Endpoint
+from lbclient.outcome import Verdict
+from lbclient.outliers import OutlierPolicy, Outliers
+from lbclient.throttle import Throttle, ThrottlePolicy
+
+__all__ = ["Guards"]
+
+
+class Guards:
+    """The opt-in rules of one balancer; false where there is none. Told the time; not locked: its
+    owner is."""
+
+    def __init__(
+        self,
+        outliers: OutlierPolicy | None,
+        limit: AdaptiveLimit | None,
+        throttle: ThrottlePolicy | None,
+        rng: random.Random,
+    ) -> None:
+        self._rng = rng
+        self._throttle = None if throttle is None else Throttle(throttle)
+        self._outliers = None if outliers is None else Outliers(outliers, rng)
+        self._limit = limit
+        self._any = any(one is not None for one in (outliers, limit, throttle))
+
+    def __bool__(self) -> bool:
+        return self._any
+
+    def admits(self, now: float) -> bool:
+        """False where the throttle keeps a new call back."""
+        return self._throttle is None or self._throttle.admits(now, self._rng)
+
+    def saw(self, endpoint: Endpoint, verdict: Verdict, now: float) -> bool:
+        """An attempt that is still in flight has its verdict. True: ask for `outliers`."""
+        if self._throttle is not None:
+            (self._throttle.refused if verdict.turned_away else self._throttle.accepted)(now)
+        if (rule := self._limit) is not None:
+            endpoint.limit = (
+                rule.shrunk(endpoint.limit)
+                if verdict.turned_away
+                else rule.grown(endpoint.limit, endpoint.in_flight)
+            )
+        outliers = self._outliers
+        return outliers is not None and outliers.count(endpoint, fault=verdict.fault, now=now)
+
+    def outliers(
+        self,
+        tiers: Sequence[Sequence[Endpoint]],
+        serving: Callable[[Endpoint], bool],
+        now: float,
+    ) -> list[tuple[Endpoint, float]]:
+        """Whom to eject now, and for how many seconds."""
+        return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)

@@ -1,0 +1,82 @@
+"""The second attempt of a call, sent beside a first that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from lbclient.attempt import Attempt
+from lbclient.deadline import Expiry
+from lbclient.endpoint import Endpoint
+from lbclient.outcome import Verdict
+
+if TYPE_CHECKING:
+    from lbclient.call import Call
+
+__all__ = ["Hedge"]
+
+R = TypeVar("R")
+
+
+class Hedge(Generic[R]):
+    """One attempt of `call` at most, as steps for a shell. It is not repeated and waits for nobody:
+    where no other instance has room, or the retry budget is empty, there is none."""
+
+    __slots__ = (
+        "_attempt",
+        "_call",
+        "core",
+        "deadline",
+        "idempotent",
+        "key",
+        "now",
+        "race",
+        "rng",
+        "semantics",
+        "span",
+        "started",
+        "timed",
+    )
+
+    def __init__(self, call: Call[R]) -> None:
+        self._call = call
+        self._attempt: Attempt[R] | None = None
+        self.core = call.core
+        self.deadline = call.deadline
+        self.idempotent = True
+        self.key = call.key
+        self.now = self.started = call.started
+        self.race = call.race
+        self.rng = call.rng
+        self.semantics = call.semantics
+        self.span = call.span
+        self.timed = True
+
+    def __iter__(self) -> Iterator[Attempt[R]]:
+        pick = self.core.beside(self)
+        if pick is None:
+            return
+        attempt: Attempt[R] = Attempt(self, pick, None, len(self.tried))
+        self._attempt = attempt
+        self._call.tried.append(pick.endpoint)
+        yield attempt
+
+    @property
+    def tried(self) -> Collection[Endpoint]:
+        """Endpoints that attempts of the call went to."""
+        return self._call.tried
+
+    def expiry(self) -> Expiry:
+        """When an attempt that starts now must end."""
+        return self._call.expiry_from(self.now)
+
+    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
+        """What the outcome of an attempt means."""
+        return self._call.verdict(attempt, error)
+
+    def leftover(self) -> R | None:
+        """An answer that was not the quickest good one, to be closed."""
+        attempt, race = self._attempt, self.race
+        if attempt is None or race is None or attempt is race.winner:
+            return None
+        return attempt.take()

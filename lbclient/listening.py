@@ -1,0 +1,99 @@
+"""A listener, isolated from the calls: it is told on a thread of its own.
+
+So a listener may be slow, may raise, and may itself make calls; nobody waits for it. Events come in
+their order. Where it is too slow for what happens, events are dropped, and counted in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+
+from lbclient import checks, forking
+from lbclient.events import Event
+
+__all__ = ["Listener", "Listening"]
+
+Listener = Callable[[Event], object]
+_MOST = 10_000
+
+logger = logging.getLogger(__name__)
+
+
+class Listening:
+    """Takes events to `listener`. The thread starts with the first event, and ends with `stop`, or
+    when this object is gone. A process that ends does not wait for it.
+
+    Raises TypeError for a listener that cannot be called.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        checks.function("listener", listener)
+        self._listener = listener
+        self._begin_anew()
+        forking.track(self)
+
+    def deliver(self, event: Event) -> None:
+        """Queue an event. It waits for nobody."""
+        box = self._box
+        if box.closed:
+            return
+        if box.queue.qsize() >= _MOST:
+            box.dropped += 1
+            return
+        box.queue.put(event)
+        if self._unstarted.acquire(blocking=False):
+            self._start()
+
+    def stop(self) -> None:
+        """Tell what is queued, and then no more."""
+        self._box.close()
+
+    def after_fork(self) -> None:
+        """In a child: the thread was the parent's, and so is what it had not told yet."""
+        closed = self._box.closed
+        self._begin_anew()
+        self._box.closed = closed
+
+    def _begin_anew(self) -> None:
+        self._box = _Box()
+        self._unstarted = threading.Lock()
+        weakref.finalize(self, self._box.close).atexit = False
+
+    def _start(self) -> None:
+        target, arguments = _listen, (self._box, self._listener)
+        try:
+            threading.Thread(
+                target=target, args=arguments, name="lbclient-listener", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads to be had: the next event tries again
+            self._unstarted.release()
+
+
+class _Box:
+    """What the thread shares with those who call: it must not keep these alive."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.dropped = 0
+        self.closed = False
+
+    def close(self) -> None:
+        """The thread ends once it has told what came before."""
+        if not self.closed:
+            self.closed = True
+            self.queue.put(None)
+
+
+def _listen(box: _Box, listener: Listener) -> None:
+    while (event := box.queue.get()) is not None:
+        dropped, box.dropped = box.dropped, 0
+        if dropped:
+            logger.warning("the listener is too slow: %d events were dropped", dropped)
+        try:
+            listener(event)
+        except Exception:
+            logger.exception("the listener failed at %r", event)

@@ -1,0 +1,100 @@
+"""Who is put out of the rotation and who is let in again, and who hears of it.
+
+By its breaker, by its own word (`Retry-After`), by hand, as an outlier, by active checks: all of it
+goes through here, under the balancer's lock, and is logged, counted and told once that is free.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from logging import INFO, WARNING
+from typing import Literal
+
+from lbclient.breaker import Breaker
+from lbclient.endpoint import Endpoint
+from lbclient.events import Admitted, BreakerChanged, Ejected, Event, HealthChanged
+from lbclient.membership import Membership
+from lbclient.news import News
+from lbclient.selection import Selection
+from lbclient.telemetry import Counts
+
+__all__ = ["Rotation"]
+
+
+class Rotation:
+    """The ways in and out for the endpoints of one balancer. Hold the lock for each."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        selection: Selection,
+        counts: Counts,
+        news: News,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._service = membership.name
+        self._pool = membership.pool
+        self._line = membership.line
+        self._selection = selection
+        self._counts = counts
+        self._news = news
+        self._clock = clock
+        self._rng = rng
+
+    def rest(self, endpoint: Endpoint, until: float) -> None:
+        """It asked to be left alone."""
+        endpoint.rest_until = max(endpoint.rest_until, until)
+        self._pool.changed(endpoint)
+
+    def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
+        """Its breaker has changed."""
+        self._counts.breaker(breaker.state)
+        self._news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
+        self.tell(BreakerChanged, endpoint, breaker.state)
+        outage = not self._pool.candidates(now)
+        self._pool.changed(endpoint)
+        if not breaker.closed:
+            self._selection.tripped(now)
+        else:
+            endpoint.warm_since = now
+            if outage:
+                self._pool.healed(now, self._rng)
+        self._line.wake()
+
+    def eject(self, endpoint: Endpoint, seconds: float, by: Literal["hand", "outlier"]) -> None:
+        """Out, for so long."""
+        endpoint.out_until = endpoint.warm_since = self._clock() + seconds
+        self._pool.changed(endpoint)
+        self._counts.ejected(by)
+        self._news.add(INFO, "%s is ejected for %.1f s, by %s", endpoint.instance, seconds, by)
+        self.tell(Ejected, endpoint, seconds, by)
+
+    def admit(self, endpoint: Endpoint) -> None:
+        """In, whatever kept it out."""
+        endpoint.renew(self._pool.fresh_breaker(endpoint))
+        endpoint.warm_since = self._clock()
+        self._pool.changed(endpoint)
+        self._news.add(INFO, "%s is admitted by hand", endpoint.instance)
+        self.tell(Admitted, endpoint)
+        self._line.wake()
+
+    def checked(self, endpoint: Endpoint, *, healthy: bool) -> None:
+        """Active checks have come to another result. An open breaker may be probed soon then."""
+        now = self._clock()
+        endpoint.healthy = healthy
+        if healthy:
+            endpoint.warm_since = now
+            endpoint.breaker.sooner(now, self._rng)
+        self._pool.changed(endpoint)
+        self._counts.health(healthy=healthy)
+        text = "%s passes its health checks" if healthy else "%s fails its health checks"
+        self._news.add(INFO if healthy else WARNING, text, endpoint.instance)
+        self.tell(HealthChanged, endpoint, healthy)
+        self._line.wake()
+
+    def tell(self, kind: Callable[..., Event], endpoint: Endpoint, *details: object) -> None:
+        """Something has happened to an endpoint."""
+        if self._news.heard:
+            self._news.tell(kind(self._service, self._clock(), endpoint.instance, *details))

@@ -1,0 +1,119 @@
+"""The shell of event loops, asyncio's and trio's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, TypeVar
+
+import anyio
+
+from lbclient.attempt import Attempt
+from lbclient.call import Call
+from lbclient.hedge import Hedge
+from lbclient.shell.waits import asleep
+from lbclient.waiting import Pause
+
+__all__ = ["arun"]
+
+R = TypeVar("R")
+Send = Callable[[Attempt[R]], Awaitable[R]]
+logger = logging.getLogger(__name__)
+
+
+async def arun(
+    call: Call[R],
+    send: Send[R],
+    rest: Callable[[Pause], Awaitable[None]] | None = None,
+    discard: Callable[[R], Awaitable[object]] | None = None,
+) -> R:
+    """Carry a call out in this task; the hedge of one that may be hedged, in another.
+
+    `discard` is given answers that came too late.
+    """
+    wait = rest or asleep
+    with call:
+        if (after := call.hedge_after()) is None:
+            await _carry_out(call, send, wait)
+        else:
+            await _Lanes(call, send, wait, discard or _drop).race(after)
+    return call.result()
+
+
+async def _carry_out(
+    steps: Iterable[Pause | Attempt[R]], send: Send[R], wait: Callable[[Pause], Awaitable[None]]
+) -> None:
+    for step in steps:
+        if isinstance(step, Pause):
+            await wait(step)
+        else:
+            with step:
+                step.result = await send(step)
+
+
+class _Lanes(Generic[R]):
+    """Two tasks; the slower attempt is cancelled."""
+
+    def __init__(
+        self,
+        call: Call[R],
+        send: Send[R],
+        wait: Callable[[Pause], Awaitable[None]],
+        discard: Callable[[R], Awaitable[object]],
+    ) -> None:
+        self._call = call
+        self._send = send
+        self._wait = wait
+        self._discard = discard
+        self._first = anyio.CancelScope()
+        self._hedging = False
+        self._error: Exception | None = None
+
+    async def race(self, after: float) -> None:
+        """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._beside, after)
+                with self._first:
+                    await self._lane(self._call)
+                if self._call.over or self._error is not None or not self._hedging:
+                    group.cancel_scope.cancel()
+        finally:
+            if (race := self._call.race) is not None:
+                race.end()
+            await self._tidy(self._call)
+        if self._error is not None:
+            raise self._error
+
+    async def _beside(self, after: float) -> None:
+        await anyio.sleep(after)
+        if (hedge := self._call.hedge()) is None:
+            return
+        self._hedging = True
+        try:
+            await self._lane(hedge)
+        finally:
+            self._hedging = False
+            await self._tidy(hedge)
+        if self._call.over or self._error is not None:
+            self._first.cancel()
+
+    async def _lane(self, steps: Call[R] | Hedge[R]) -> None:
+        try:
+            await _carry_out(steps, self._send, self._wait)
+        except Exception as error:  # noqa: BLE001  # raised where the call was made, and ungrouped
+            self._error = error
+
+    async def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
+        """Close an answer that was not the quickest."""
+        if (answer := steps.leftover()) is None:
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._discard(answer)
+            except Exception:
+                logger.exception("an answer that came too late could not be closed")
+
+
+async def _drop(answer: object) -> None:
+    """What needs no closing."""

@@ -1,0 +1,137 @@
+"""The shell of threads."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from lbclient.attempt import Attempt
+from lbclient.call import Call
+from lbclient.hedge import Hedge
+from lbclient.race import Race
+from lbclient.shell.waits import sleep
+from lbclient.waiting import Pause
+
+__all__ = ["run"]
+
+R = TypeVar("R")
+Send = Callable[[Attempt[R]], R]
+logger = logging.getLogger(__name__)
+
+
+def run(
+    call: Call[R],
+    send: Send[R],
+    rest: Callable[[Pause], None] | None = None,
+    discard: Callable[[R], object] | None = None,
+) -> R:
+    """Carry a call out on this thread; one that may be hedged, on a thread an attempt.
+
+    `discard` is given answers that came too late.
+    """
+    wait = rest or sleep
+    with call:
+        if (after := call.hedge_after()) is None:
+            _carry_out(call, send, wait)
+        else:
+            _Lanes(call, send, wait, discard or _drop).race(after)
+    return call.result()
+
+
+def _carry_out(
+    steps: Iterable[Pause | Attempt[R]], send: Send[R], wait: Callable[[Pause], None]
+) -> None:
+    for step in steps:
+        if isinstance(step, Pause):
+            wait(step)
+        else:
+            with step:
+                step.result = send(step)
+
+
+class _Lanes(Generic[R]):
+    """Threads, since a thread that reads cannot be told of a quicker answer.
+
+    The slower attempt is interrupted where its connection is ours; else it ends in its own time,
+    and its instance is busy until then.
+    """
+
+    def __init__(
+        self,
+        call: Call[R],
+        send: Send[R],
+        wait: Callable[[Pause], None],
+        discard: Callable[[R], object],
+    ) -> None:
+        self._call = call
+        self._send = send
+        self._wait = wait
+        self._discard = discard
+        self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._running = 0
+
+    def race(self, after: float) -> None:
+        """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
+        race = _race_of(self._call)
+        self._start(self._call)
+        timeout: float | None = after
+        try:
+            while self._running:
+                try:
+                    error = self._ended.get(timeout=timeout)
+                except queue.Empty:
+                    timeout = None
+                    if (hedge := self._call.hedge()) is not None:
+                        self._start(hedge)
+                    continue
+                self._running -= 1
+                if error is not None:
+                    raise error
+                if race.over:
+                    break
+        finally:
+            race.end()
+        self._tidy(self._call)
+
+    def _start(self, steps: Call[R] | Hedge[R]) -> None:
+        context = contextvars.copy_context()
+        lane = threading.Thread(
+            target=context.run, args=(self._lane, steps), name="lbclient-attempt", daemon=True
+        )
+        self._running += 1
+        try:
+            lane.start()
+        except RuntimeError:  # no more threads to be had
+            context.run(self._lane, steps)
+
+    def _lane(self, steps: Call[R] | Hedge[R]) -> None:
+        error: BaseException | None = None
+        try:
+            _carry_out(steps, self._send, self._wait)
+        except BaseException as failure:  # noqa: BLE001  # raised where the call was made
+            error = failure
+        self._tidy(steps)
+        self._ended.put(error)
+
+    def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
+        """Close an answer that was not the quickest."""
+        if (answer := steps.leftover()) is None:
+            return
+        try:
+            self._discard(answer)
+        except Exception:
+            logger.exception("an answer that came too late could not be closed")
+
+
+def _race_of(call: Call[R]) -> Race[Attempt[R]]:
+    if call.race is None:
+        raise RuntimeError("this call is not to be hedged")
+    return call.race
+
+
+def _drop(answer: object) -> None:
+    """What needs no closing."""

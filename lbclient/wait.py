@@ -1,0 +1,104 @@
+"""A call's wait for an instance: in line for a place, or for a first answer of discovery."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+from lbclient.core import Core
+from lbclient.endpoint import Endpoint
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+)
+from lbclient.selection import Pick, Picker
+from lbclient.waiting import Pause, Signal
+
+__all__ = ["Wait"]
+
+_FIRST_ANSWER = 10.0
+_LOOK_AGAIN = 0.25
+"""A response that was dropped unclosed gives its place back without telling anybody."""
+
+
+class Waiter(Picker, Protocol):
+    """What is asked of the call that waits."""
+
+    core: Core
+    started: float
+    deadline: float | None
+
+    @property
+    def over(self) -> bool:
+        """True where another attempt of the call has brought its outcome."""
+        ...
+
+    def overdue(self) -> bool:
+        """True once its time is up."""
+        ...
+
+
+class Last(Protocol):
+    """What is asked of the attempt before, if there was one."""
+
+    error: Exception | None
+
+
+class Wait:
+    """Of one call, once: at most `patience` seconds in line, or as its deadline allows."""
+
+    __slots__ = ("_call", "_last", "_patience", "_signal")
+
+    def __init__(self, call: Waiter, patience: float, last: Last | None) -> None:
+        self._call = call
+        self._patience = patience
+        self._last = last
+        self._signal: Signal | None = None
+
+    def steps(
+        self, got: Pick | Signal | None, holding: Endpoint | None
+    ) -> Generator[Pause, None, Pick | None]:
+        """Yields pauses. None: there is no instance for a retry, so the last outcome stands."""
+        call, last = self._call, self._last
+        until: float | None = None
+        while isinstance(got, Signal):
+            self._signal = got
+            if last is not None and last.error is None:
+                return None
+            until = self._until() if until is None else until
+            if call.now >= until:
+                if last is not None:
+                    return None
+                raise self._tired()
+            yield Pause(min(until - call.now, _LOOK_AGAIN), got)
+            if call.over:
+                return None
+            got = call.core.admit(call, got, holding)
+        self.leave()
+        if got is None and last is None:
+            raise call.core.refusal()
+        return got
+
+    def leave(self) -> None:
+        """Stand in no line any more."""
+        if self._signal is not None:
+            self._call.core.leave(self._signal)
+            self._signal = None
+
+    def _until(self) -> float:
+        call = self._call
+        until = call.now + (self._patience if call.core.watch.known else _FIRST_ANSWER)
+        return until if call.deadline is None else min(until, call.deadline)
+
+    def _tired(self) -> LoadBalancingError:
+        call = self._call
+        service, waited = call.core.service, f"after {call.now - call.started:.2f} s"
+        reason = f"every instance of {service} is still at its limit of attempts in flight"
+        if not (known := call.core.watch.known):
+            reason = f"nothing is known of {service}: discovery has not answered"
+        if call.overdue():
+            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made: {reason}")
+        kind = NoInstanceAvailable if known else DiscoveryError
+        return kind(f"{reason} {waited}")

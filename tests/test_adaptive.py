@@ -1,0 +1,151 @@
+"""The adaptive limit: up where it is reached and things go well, down where they do not."""
+
+import math
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbclient.adaptive import AdaptiveLimit
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"initial": 0}, "initial"),
+        ({"least": 0}, "least"),
+        ({"most": 0}, "most"),
+        ({"initial": 5, "least": 6}, "between least"),
+        ({"initial": 50, "most": 49}, "between least"),
+        ({"backoff": 0}, "backoff"),
+        ({"backoff": 1}, "backoff must be below 1"),
+        ({"backoff": 1.5}, "backoff"),
+    ],
+)
+def test_policy_is_checked(wrong, named):
+    """K4, K8: what is no limit is refused at construction, and the argument is named."""
+    with pytest.raises(ValueError, match=named):
+        AdaptiveLimit(**wrong)
+
+
+def test_policy_wants_whole_numbers():
+    """K4: half an attempt is no limit."""
+    with pytest.raises(TypeError, match="initial"):
+        AdaptiveLimit(initial=20.5)
+
+
+def test_full_counts_whole_attempts():
+    """I24: a limit of 4.9 lets four in; None stands for `initial`."""
+    policy = AdaptiveLimit(initial=20)
+    assert [policy.full(4.9, n) for n in (3, 4, 5)] == [False, True, True]
+    assert [policy.full(4.0, n) for n in (3, 4)] == [False, True]
+    assert [policy.full(None, n) for n in (19, 20)] == [False, True]
+    assert [policy.full(1.0, n) for n in (0, 1)] == [False, True]
+
+
+def test_it_grows_where_it_was_nearly_reached():
+    """A success adds 1/limit where at least `backoff` of the limit was in flight, else nothing."""
+    policy = AdaptiveLimit()
+    assert policy.grown(None, 17) == 20
+    assert policy.grown(None, 18) == pytest.approx(20.05)
+    assert policy.grown(20.0, 20) == pytest.approx(20.05)
+
+
+def test_a_full_round_adds_about_one():
+    """As many successes as the limit holds raise it by one: a straight line, not a curve."""
+    policy, limit = AdaptiveLimit(), 20.0
+    for _ in range(20):
+        limit = policy.grown(limit, 20)
+    assert 20.9 < limit <= 21
+
+
+def test_it_falls_by_a_tenth_to_a_whole_number():
+    """A dropped attempt takes a tenth, down to a whole number, and to `least`."""
+    policy, limits = AdaptiveLimit(), [20.9]
+    while limits[-1] > 1:
+        limits.append(policy.shrunk(limits[-1]))
+    assert limits == [20.9, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert policy.shrunk(1.0) == 1
+    assert policy.shrunk(None) == 18
+
+
+@given(
+    bounds=st.lists(st.integers(1, 2000), min_size=3, max_size=3).map(sorted),
+    backoff=st.floats(0.01, 0.99),
+    outcomes=st.lists(st.tuples(st.booleans(), st.integers(1, 2500)), max_size=60),
+)
+def test_it_keeps_its_bounds(bounds, backoff, outcomes):
+    """Whatever happens it stays between `least` and `most`, no success lowers it by anything or
+    raises it by more than one, and two drops cost a place unless it is at `least`."""
+    least, initial, most = bounds
+    policy = AdaptiveLimit(initial, least, most, backoff)
+    limit = None
+    for dropped, in_flight in outcomes:
+        old = initial if limit is None else limit
+        limit = policy.shrunk(limit) if dropped else policy.grown(limit, in_flight)
+        assert least <= limit <= most
+        if dropped:
+            assert limit < old or limit == least
+            assert policy.shrunk(limit) <= math.floor(old) - 1 or limit == least
+        else:
+            assert old <= limit <= old + 1
+        assert not policy.full(limit, 0)
+        assert policy.full(limit, math.floor(limit))
+
+
+class Server:
+    """Serves so many attempts at once, each for one tick, and sends the others away.
+
+    A client that always has more to send holds the adaptive limit.
+    """
+
+    def __init__(self, policy):
+        self.policy = policy
+        self.limit = None
+
+    def run(self, capacity, ticks):
+        """The share of its capacity that was used, and the share of attempts sent away."""
+        served = dropped = 0
+        for _ in range(ticks):
+            flying = 0
+            while not self.policy.full(self.limit, flying):
+                flying += 1
+            ends = deque(place >= capacity for place in range(flying))
+            while ends:
+                in_flight, drop = len(ends), ends.popleft()
+                if drop:
+                    self.limit = self.policy.shrunk(self.limit)
+                else:
+                    self.limit = self.policy.grown(self.limit, in_flight)
+                served, dropped = served + (not drop), dropped + drop
+        return served / (capacity * ticks), dropped / (served + dropped)
+
+
+@pytest.mark.parametrize("capacity", [5, 10, 40, 200])
+def test_it_finds_what_a_server_can_bear(capacity):
+    """I13: against a server that serves C at once and sends the rest away with 429, nearly all of C
+    is used and few are sent away, whatever C is."""
+    server = Server(AdaptiveLimit())
+    server.run(capacity, 2000)
+    used, dropped = server.run(capacity, 1000)
+    assert used > 0.85
+    assert dropped < 0.05
+
+
+def test_it_follows_a_server_that_changes():
+    """I15, I18: when the server can bear less the limit is down within a hundred rounds, when it
+    can bear more it is up again as fast as one place a round allows."""
+    server = Server(AdaptiveLimit())
+    server.run(40, 2000)
+    server.run(10, 100)
+    assert server.limit < 12
+    assert server.run(10, 500)[1] < 0.05
+    server.run(40, 400)
+    assert server.limit > 35
+
+
+def test_without_it_a_server_that_sheds_is_flooded():
+    """The rule is what helps: a fixed limit of 20 has half of its attempts sent away by a server
+    that bears ten."""
+    assert Server(AdaptiveLimit(20, 20, 20)).run(10, 100) == (1.0, 0.5)
