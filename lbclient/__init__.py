@@ -5,7 +5,6 @@ with lbclient.Client("http+srv://orders.example.com") as client:
 """
 
 from lbclient._version import __version__
-from lbclient.adaptive import AdaptiveLimit
 from lbclient.balancer import Balancer
 from lbclient.breaker import BreakerPolicy
 from lbclient.budget import RetryBudget
@@ -32,19 +31,16 @@ from lbclient.events import (
     RetryDecided,
     RetryRefused,
 )
-from lbclient.hedging import HedgePolicy
 from lbclient.http.client import AsyncClient, Client
 from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
-from lbclient.outliers import OutlierPolicy
 from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
-from lbclient.slow_start import SlowStart
+from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
 from lbclient.strategy import LeastBusy, PickContext, Random, RoundRobin, Strategy, Weighted
-from lbclient.throttle import ThrottlePolicy
 
 __all__ = [
     "AdaptiveLimit",

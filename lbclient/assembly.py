@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from lbclient import checks
 from lbclient.breaker import DISABLED, BreakerPolicy
 from lbclient.core import Core
-from lbclient.guards import Guards
-from lbclient.hedging import HedgePolicy, Hedging
-from lbclient.limits import Limits
 from lbclient.membership import Bounds, Membership, Scheduler
 from lbclient.news import News
-from lbclient.outliers import OutlierPolicy
 from lbclient.pool import Pool
 from lbclient.retry import Retries, RetryPolicy
+from lbclient.rules import (
+    Guards,
+    HedgePolicy,
+    Hedging,
+    Limits,
+    OutlierPolicy,
+    SlowStart,
+    ThrottlePolicy,
+)
 from lbclient.selection import Selection
-from lbclient.slow_start import SlowStart
 from lbclient.strategy import Strategy
 from lbclient.target import Target
 from lbclient.telemetry import MeterProvider, Telemetry, TracerProvider
-from lbclient.throttle import ThrottlePolicy
 
 __all__ = ["Means", "Rules", "assembled"]
 

@@ -9,39 +9,38 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import ClassVar, NoReturn, TypeVar
+from typing import ClassVar, TypeVar
 
 from lbclient import checks, forking
-from lbclient.adaptive import AdaptiveLimit
 from lbclient.assembly import Means, Rules, assembled
 from lbclient.breaker import BreakerPolicy
 from lbclient.call import Call
 from lbclient.calling import asender, sender
 from lbclient.closing import Closing
+from lbclient.control import Control
 from lbclient.discovery import Dns, Guard, Service, nameservers_of
 from lbclient.discovery.refresher import REFRESHER
-from lbclient.endpoint import Endpoint
-from lbclient.hedging import HedgePolicy
 from lbclient.instance import Instance
 from lbclient.lease import Lease
-from lbclient.limits import Limits
 from lbclient.listening import Listener, Listening
 from lbclient.membership import Bounds, Scheduler
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
-from lbclient.outliers import OutlierPolicy
-from lbclient.pool import Pool
 from lbclient.retry import RetryPolicy
-from lbclient.shell import arun, asleep, run, sleep
-from lbclient.slow_start import SlowStart
-from lbclient.snapshot import ServiceSnapshot, snapshot_of
+from lbclient.rules import (
+    AdaptiveLimit,
+    HedgePolicy,
+    Limits,
+    OutlierPolicy,
+    SlowStart,
+    ThrottlePolicy,
+)
+from lbclient.shell import arun, run
 from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
 from lbclient.terms import Terms, terms
-from lbclient.throttle import ThrottlePolicy
-from lbclient.waiting import Pause, Signal
 
 __all__ = ["Balancer"]
 
@@ -49,7 +48,7 @@ T = TypeVar("T")
 _PLAIN = Semantics()
 
 
-class Balancer(Closing):
+class Balancer(Control, Closing):
     """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
@@ -187,60 +186,6 @@ class Balancer(Closing):
             self._refuse()
         return Call(self._core, self._judge, asked, semantics)
 
-    def instances(self) -> list[Instance]:
-        """The instances known now, in rotation or not."""
-        with self._core.lock:
-            return [one.instance for one in self._core.pool.endpoints]
-
-    @property
-    def pool(self) -> Pool:
-        """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
-        return self._core.pool
-
-    @property
-    def rng(self) -> random.Random:
-        """The dice."""
-        return self._dice
-
-    def idle(self) -> Signal:
-        """A signal that is set once no attempt is in flight: for whoever binds a protocol."""
-        return self._core.drained()
-
-    def snapshot(self) -> ServiceSnapshot:
-        """What is known now."""
-        return snapshot_of(self._core)
-
-    def refresh(self) -> None:
-        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
-        stays in use)."""
-        for pause in self._asked():
-            sleep(pause)
-
-    async def arefresh(self) -> None:
-        """The same, without blocking the event loop."""
-        for pause in self._asked():
-            await asleep(pause)
-
-    def eject(self, instance: Instance, seconds: float) -> None:
-        """Have no call go to `instance` for so many seconds; what is under way goes on.
-
-        Raises ValueError for an instance that is not known, or no such time.
-        """
-        checks.seconds("seconds", seconds)
-        with self._core.lock:
-            self._core.rotation.eject(self._known(instance), seconds, "hand")
-        self._core.news.publish()
-
-    def admit(self, instance: Instance) -> None:
-        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
-        rest that it asked for, a failed health check (until the checks change their mind).
-
-        Raises ValueError for an instance that is not known.
-        """
-        with self._core.lock:
-            self._core.rotation.admit(self._known(instance))
-        self._core.news.publish()
-
     def close(self) -> None:
         """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
         self._closed = True
@@ -254,17 +199,3 @@ class Balancer(Closing):
         self._core.after_fork(threading.RLock())
         if self._own_dice:
             self._dice.seed()
-
-    def _known(self, instance: Instance) -> Endpoint:
-        checks.of("instance", instance, Instance, "lbclient.Instance(...)")
-        if (endpoint := self._core.pool.find(instance)) is None:
-            raise ValueError(f"{self.target.name} has no instance {instance}")
-        return endpoint
-
-    def _refuse(self) -> NoReturn:
-        raise RuntimeError(f"the balancer of {self.target.name} is closed")
-
-    def _asked(self) -> Iterable[Pause]:
-        if self._closed:
-            self._refuse()
-        return self._core.membership.round()

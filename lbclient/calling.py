@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import anyio
 
-from lbclient.attempt import Attempt
+from lbclient.call import Attempt
 from lbclient.instance import Instance
 
 __all__ = ["asender", "sender"]

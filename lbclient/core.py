@@ -11,26 +11,23 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from itertools import chain
 
 from lbclient.breaker import Breaker, Permit
+from lbclient.charges import Charges
 from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.events import AttemptPicked
-from lbclient.guards import Guards
-from lbclient.hedging import Hedging
 from lbclient.membership import Membership
 from lbclient.news import News
 from lbclient.outcome import FINE, Verdict
 from lbclient.retry import Retries
 from lbclient.rotation import Rotation
+from lbclient.rules import Guards, Hedging
 from lbclient.selection import Pick, Picker, Selection
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
 
 __all__ = ["Core"]
-
-_LONGEST_REST = 30.0
 
 
 class Core:
@@ -68,6 +65,7 @@ class Core:
         self._line = membership.line
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
+        self._charges = Charges(membership, self.rotation, guards, clock, rng)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
@@ -200,35 +198,7 @@ class Core:
         if verdict is None:
             breaker.cancel(permit)
         elif verdict is not FINE or not breaker.unmoved or self.guards:
-            self._judge(endpoint, breaker, permit, verdict, elapsed)
-
-    def _judge(
-        self,
-        endpoint: Endpoint,
-        breaker: Breaker,
-        permit: Permit,
-        verdict: Verdict,
-        elapsed: float,
-    ) -> None:
-        now = self.clock()
-        if endpoint.gone or breaker is not endpoint.breaker:
-            return  # it is nobody's any more, or that of the machine that was there before
-        if verdict.fault:
-            endpoint.failed(now)
-        if verdict.fault and verdict.again == "always":
-            self.membership.hurry(now)
-        if verdict.rest > 0:
-            self.rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-        if breaker.settle(permit, fault=verdict.fault, now=now, rng=self.rng, elapsed=elapsed):
-            self.rotation.turned(endpoint, breaker, now)
-        if self.guards and self.guards.saw(endpoint, verdict, now):
-            self._eject_outliers(now)
-
-    def _eject_outliers(self, now: float) -> None:
-        serving = frozenset(chain.from_iterable(self.pool.admissible(now)))
-        outliers = self.guards.outliers(self.pool.tiers(), serving.__contains__, now)
-        for outlier, seconds in outliers:
-            self.rotation.eject(outlier, seconds, "outlier")
+            self._charges.settle(endpoint, breaker, permit, verdict, elapsed)
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""

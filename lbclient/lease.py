@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from lbclient.attempt import Attempt
-from lbclient.call import Call
+from lbclient.call import Attempt, Call
 from lbclient.instance import Instance
 from lbclient.shell import asleep, sleep
 from lbclient.waiting import Pause

@@ -172,7 +172,7 @@ class Membership:
 
     def prepared(self, answer: Answer) -> Callable[[], None]:
         """Work out what a good answer changes, beside the calls."""
-        change = self.pool.plan(self._subset.of(answer.instances))
+        change = self.pool.plan(self._subset.of(answer.instances), self.watch.clock())
         return partial(self._changed, change)
 
     def vanished(self) -> None:

@@ -6,16 +6,12 @@ import random
 from collections.abc import Callable, Iterable
 from typing import TypedDict
 
-from lbclient.adaptive import AdaptiveLimit
 from lbclient.breaker import BreakerPolicy
-from lbclient.hedging import HedgePolicy
 from lbclient.listening import Listener
-from lbclient.outliers import OutlierPolicy
 from lbclient.retry import RetryPolicy
-from lbclient.slow_start import SlowStart
+from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
 from lbclient.strategy import Strategy
 from lbclient.telemetry import MeterProvider, TracerProvider
-from lbclient.throttle import ThrottlePolicy
 
 __all__ = ["BalancerOptions"]
 

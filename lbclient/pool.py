@@ -61,9 +61,9 @@ class Pool:
         """One without a past, for this endpoint."""
         return Breaker(self._policy, str(endpoint.instance))
 
-    def plan(self, instances: Iterable[Instance]) -> Change:
+    def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> Change:
         """What a full set changes. One at a time; it needs no lock, and may take long."""
-        return Change(self._roster, self._policy, instances)
+        return Change(self._roster, self._policy, instances, now)
 
     def take(self, change: Change) -> None:
         """Take a plan over: who stays keeps breaker, load and latency.

@@ -6,6 +6,7 @@ out beside the calls, without their lock; to take it over is then a matter of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,14 +38,22 @@ class _Revision(NamedTuple):
 
 
 class Change:
-    """From one roster to the next: who joined, who left, whose addresses are others now."""
+    """From one roster to the next: who joined, who left, whose addresses are others now.
+
+    Who joins others, or has moved, warms up from `now` on.
+    """
 
     def __init__(
-        self, roster: Roster, policy: BreakerPolicy, instances: Iterable[Instance]
+        self,
+        roster: Roster,
+        policy: BreakerPolicy,
+        instances: Iterable[Instance],
+        now: float = -math.inf,
     ) -> None:
         self.joined: list[Endpoint] = []
         self.moved: list[Endpoint] = []
         self._policy = policy
+        self._now = now if roster.endpoints else -math.inf
         self._revisions: list[_Revision] = []
         self._endpoints: dict[Instance, Endpoint] = {}
         old = dict(roster.endpoints)
@@ -69,9 +78,11 @@ class Change:
             endpoint.weight = weight
             if breaker is not None:
                 endpoint.renew(breaker)
+                endpoint.warm_since = self._now
 
     def _join(self, instance: Instance) -> Endpoint:
         endpoint = Endpoint(instance, self._policy)
+        endpoint.warm_since = self._now
         self.joined.append(endpoint)
         return endpoint
 

@@ -49,10 +49,14 @@ class Rotation:
         self._pool.changed(endpoint)
 
     def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """Its breaker has changed."""
+        """Its breaker has changed. One that merely observes changes nothing in the rotation."""
         self._counts.breaker(breaker.state)
         self._news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
         self.tell(BreakerChanged, endpoint, breaker.state)
+        if not breaker.observes:
+            self._follow(endpoint, breaker, now)
+
+    def _follow(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         outage = not self._pool.candidates(now)
         self._pool.changed(endpoint)
         if not breaker.closed:

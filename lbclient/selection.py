@@ -10,10 +10,9 @@ from typing import Literal, NamedTuple, Protocol, cast
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
-from lbclient.limits import Limits
 from lbclient.news import News
 from lbclient.pool import Pool
-from lbclient.slow_start import SlowStart
+from lbclient.rules import Limits, SlowStart
 from lbclient.strategy import BY_NAME, Strategy
 from lbclient.telemetry import Counts
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.support import http
+from tests.support import http, telemetry
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -42,3 +42,9 @@ def dead_port():
     """A port on loopback that refuses connections."""
     with http.refused_port() as port:
         yield port
+
+
+@pytest.fixture
+def metrics():
+    """What is counted: a provider to pass, and `sum(name)` of what it was told."""
+    return telemetry.Metrics()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.adaptive import AdaptiveLimit
+from lbclient.rules.adaptive import AdaptiveLimit
 
 
 @pytest.mark.parametrize(

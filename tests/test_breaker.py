@@ -373,6 +373,7 @@ def test_an_observing_breaker_refuses_nothing():
         refusals.append(bench.breaker.refuses)
         assert bench.breaker.state == "half-open"
     assert refusals == [False, True, True, False, False, False]
+    assert (real.breaker.observes, dry.breaker.observes) == (False, True)
 
 
 def test_observed_calls_are_probes_when_due_and_else_move_nothing():
@@ -480,7 +481,7 @@ class Naive:
         self.moves += 1
         self.probe = None
         self.faults = self.probed = 0
-        self.first = self.heard = None
+        self.heard = None
         self.silences = []
         self.ends = []
 

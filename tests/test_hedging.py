@@ -9,7 +9,7 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy
-from lbclient.hedging import Hedging
+from lbclient.rules.hedging import Hedging
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lbclient.breaker import BreakerPolicy
 from lbclient.endpoint import Endpoint
 from lbclient.instance import Instance
-from lbclient.outliers import OutlierPolicy, Outliers
+from lbclient.rules.outliers import OutlierPolicy, Outliers
 
 
 def peers(number):

@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from lbclient.breaker import BreakerPolicy
 from lbclient.endpoint import Endpoint
 from lbclient.instance import Instance
-from lbclient.slow_start import SlowStart
-from lbclient.strategy import Random, RoundRobin, Weighted
+from lbclient.rules.slow_start import SlowStart
+from lbclient.strategy import LeastBusy, Random, RoundRobin, Weighted
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,27 @@ def test_no_cold_instance_gets_more_than_its_fair_share(make, number, warming):
     fleet = Fleet(make(), number, warming, SlowStart())
     shares = fleet.shares(0.0, 3.0, 20_000)
     assert max(shares[:warming]) <= 1.05 / number + 0.005
+
+
+def test_least_busy_warms_up_too():
+    """I18: with ten calls in flight the less busy of two warms up faster than the factor says, but
+    begins with less than half of a fair share, and never exceeds it."""
+    fleet, flying = Fleet(LeastBusy(), 4, 1, SlowStart()), deque()
+    shares = []
+    for tenth in range(12):
+        seen = 0
+        for n in range(8000):
+            if len(flying) == 10:
+                flying.rotate(fleet.call.rng.randrange(10))
+                flying.popleft().in_flight -= 1
+            picked = fleet.pick(3.0 * tenth + 3.0 * n / 8000)
+            picked.in_flight += 1
+            flying.append(picked)
+            seen += picked in fleet.warming
+        shares.append(seen / 8000)
+    assert shares[0] < 0.125
+    assert all(low < high + 0.02 for low, high in pairwise(shares))
+    assert max(shares) <= 1.05 * 0.25
 
 
 def test_the_strategy_is_asked_at_most_four_times():

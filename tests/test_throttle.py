@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.throttle import Throttle, ThrottlePolicy
+from lbclient.rules.throttle import Throttle, ThrottlePolicy
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Permit:
 
     @property
     def refused(self) -> bool:
-        """True where the breaker would have refused, but merely observes. It moves nothing."""
+        """True where the breaker would have refused, had it been heeded. It moves nothing."""
         return self.generation < 0
 
 
@@ -85,6 +85,11 @@ class Breaker:
         return not (self.closed or self._policy.observe)
 
     @property
+    def observes(self) -> bool:
+        """True where it refuses nothing, whatever its state: a dry run."""
+        return self._policy.observe
+
+    @property
     def unmoved(self) -> bool:
         """True where one more success changes nothing."""
         circuit = self._circuit
@@ -106,9 +111,9 @@ class Breaker:
         return self._probe
 
     def observed(self, now: float) -> Permit:
-        """Leave for a call that goes whatever the state: the probe's where one is due.
+        """Leave for a call that goes whatever the state, as under `observe` or in panic.
 
-        Otherwise, unless closed, one that is `refused`: its outcome moves nothing.
+        Closed, it is everybody's; else the probe's where one is due, or one that is `refused`.
         """
         if self.closed:
             return self.permit

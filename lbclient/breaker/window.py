@@ -53,7 +53,8 @@ class Window:
         """True where a call of `elapsed` seconds that ends `now` tells nothing. Ask once for each.
 
         A process that was stopped for minutes finds whatever it had in flight minutes old. Seen
-        from here: for a minute no call ends, and then such end that are older than a minute.
+        from here: for a minute no call ends, and then such end that are older than a minute. A
+        shorter stop looks like a slow instance.
         """
         if now - self._heard >= _STANDSTILL:
             self._resumed = now

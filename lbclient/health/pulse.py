@@ -9,17 +9,18 @@ __all__ = ["Pulse"]
 
 
 class Pulse:
-    """Counts the checks in a row that speak against what `endpoint.healthy` says.
+    """Counts the checks in a row that came out alike.
 
     It belongs to the machine that `breaker` stands for: another breaker is another machine.
     """
 
-    __slots__ = ("_against", "breaker", "endpoint")
+    __slots__ = ("_good", "_run", "breaker", "endpoint")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.breaker = endpoint.breaker
-        self._against = 0
+        self._good = True
+        self._run = 0
 
     @property
     def stale(self) -> bool:
@@ -28,8 +29,7 @@ class Pulse:
 
     def count(self, *, good: bool, policy: HealthCheck) -> bool:
         """Count one check. True where it is now enough for `endpoint.healthy` to change."""
-        if good is self.endpoint.healthy:
-            self._against = 0
-            return False
-        self._against += 1
-        return self._against >= (policy.up if good else policy.down)
+        self._run = self._run + 1 if good is self._good else 1
+        self._good = good
+        enough = self._run >= (policy.up if good else policy.down)
+        return enough and good is not self.endpoint.healthy

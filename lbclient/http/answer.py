@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 import httpx
 
-from lbclient.attempt import Attempt
+from lbclient.call import Attempt
 from lbclient.deadline import Expiry
 from lbclient.errors import DeadlineExceeded
 from lbclient.http.dial import Stream
@@ -91,9 +91,10 @@ class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """The same for the async side."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        expiry = _to_check(self.stream, self._attempt.expiry)
         try:
             async for chunk in self.stream:
-                _check(self._attempt.expiry)
+                _check(expiry)
                 yield chunk
         except Exception as error:
             failure = self._broke(error)
@@ -132,6 +133,7 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
 async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
     """The same for the async side."""
     stream = cast("httpx.AsyncByteStream", response.stream)
+    expiry = _to_check(stream, expiry)
     chunks = []
     try:
         async for chunk in stream:
@@ -185,6 +187,12 @@ def _calm(response: httpx.Response) -> None:
     connection = response.extensions.get("network_stream")
     if isinstance(connection, Stream):
         connection.hurry = None
+
+
+def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
+    """None for what ends by itself: to leave generators of httpcore's in the middle leaves them to
+    the garbage collector, of which trio warns."""
+    return None if getattr(stream, "bounded", False) else expiry
 
 
 def _check(expiry: Expiry | None) -> None:

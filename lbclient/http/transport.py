@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol, Unpack, cast
+from typing import Unpack, cast
 
 import anyio
 import httpx
 
-from lbclient.attempt import Attempt
 from lbclient.balancer import Balancer
+from lbclient.call import Attempt
 from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 from lbclient.http.answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from lbclient.http.binding import Binding
 from lbclient.http.body import awatch, replays, watch
 from lbclient.http.errors import as_httpx
-from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
+from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
 from lbclient.http.homes import Homes
-from lbclient.http.options import TransportOptions, WireOptions
-from lbclient.http.request import Place, attempt_extensions, below
-from lbclient.http.wire import AsyncWire, Wire
-from lbclient.http.wires import AsyncSender, AsyncWires, Sender, Wires
+from lbclient.http.makers import async_maker, maker
+from lbclient.http.options import TransportOptions
+from lbclient.http.request import attempt_extensions, below
+from lbclient.http.wires import AsyncWires, Wires
 from lbclient.shell import arun, asleep, run, sleep
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
@@ -52,7 +52,7 @@ class Transport(httpx.BaseTransport):
         transport: TransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = _maker(transport, options)
+        make = maker(transport, options)
         self._binding = binding = Binding(service, options)
         self._wires = Wires(
             binding.balancer.pool,
@@ -139,7 +139,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = _async_maker(transport, options)
+        make = async_maker(transport, options)
         self._binding = binding = Binding(service, options)
 
         def wires() -> AsyncWires:
@@ -219,37 +219,3 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 response.stream = AsyncAnswer(body, attempt, wires.lost.append)
                 answers.append(response)
         return response
-
-
-class _Maker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> Sender: ...
-
-
-class _AsyncMaker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> AsyncSender: ...
-
-
-def _maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
-    if factory is None:
-        return Wire
-    _check_factory(factory, options)
-
-    return lambda place, _: Foreign(factory(place.instance), place)
-
-
-def _async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
-    if factory is None:
-        return AsyncWire
-    _check_factory(factory, options)
-
-    return lambda place, _: AsyncForeign(factory(place.instance), place)
-
-
-def _check_factory(factory: object, options: TransportOptions) -> None:
-    if options.get("max_connection_age") is not None:
-        raise ValueError("max_connection_age is for connections of our own, not for transport=")
-    if isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport) or not callable(factory):
-        raise TypeError(
-            "transport must be a function that makes a transport for each instance, such as "
-            f"lambda instance: httpx.HTTPTransport(), not {factory!r}"
-        )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
-import anyio
 import httpcore
 import httpx
 
+from lbclient.http.connections import Connections, Use
 from lbclient.http.dial import AsyncDialer, Dialer, Stream
 from lbclient.http.goaway import unasked
 from lbclient.http.options import WireOptions
@@ -25,12 +26,10 @@ Extensions = Mapping[str, object]
 _UNASKED = "there was an answer before the request"
 
 
-def _pool(options: WireOptions) -> dict[str, object]:
-    """The arguments of a pool that has no cap of its own."""
+def _how(options: WireOptions) -> dict[str, Any]:
+    """How connections are made and kept."""
     return {
         "ssl_context": options.ssl_context,
-        "max_connections": None,
-        "max_keepalive_connections": options.limits.max_keepalive_connections,
         "keepalive_expiry": options.limits.keepalive_expiry,
         "http1": options.http1,
         "http2": options.http2,
@@ -77,8 +76,10 @@ class Wire(_Addressed):
         super().__init__(place)
         self._dialer = Dialer(place.instance)
         self._pool = httpcore.ConnectionPool(
+            max_connections=None,
+            max_keepalive_connections=options.limits.max_keepalive_connections,
             network_backend=self._dialer,
-            **_pool(options),  # type: ignore[arg-type]  # as typed there
+            **_how(options),
         )
 
     def send(
@@ -115,9 +116,10 @@ class AsyncWire(_Addressed):
     def __init__(self, place: Place, options: WireOptions) -> None:
         super().__init__(place)
         self._dialer = AsyncDialer(place.instance)
-        self._pool = httpcore.AsyncConnectionPool(
+        self._pool = Connections(
+            options.limits.max_keepalive_connections,
             network_backend=self._dialer,
-            **_pool(options),  # type: ignore[arg-type]  # as typed there
+            **_how(options),
         )
 
     async def send(
@@ -127,30 +129,13 @@ class AsyncWire(_Addressed):
         extensions: Extensions,
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
-        try:
-            with _as_httpx():
-                answer = await self._pool.handle_async_request(
-                    self._request(request, body, extensions)
-                )
-        except Exception:
-            raise
-        except BaseException:
-            await uncut(self._close_stillborn())
-            raise
+        with _as_httpx():
+            answer = await self._pool.handle_async_request(self._request(request, body, extensions))
+        content = _AsyncBody(answer)
         if unasked(answer):
-            await uncut(answer.aclose())
+            await content.aclose()
             raise httpx.RemoteProtocolError(_UNASKED)
-        return _response(answer, _AsyncBody(answer))
-
-    async def _close_stillborn(self) -> None:
-        """Cancelled between connecting and sending, httpcore never again looks at the connection.
-
-        Another task's that is just there gets a new one.
-        """
-        with anyio.CancelScope(shield=True):
-            for connection in self._pool.connections:
-                if ", NEW, " in connection.info():
-                    await connection.aclose()
+        return _response(answer, content)
 
     @property
     def quiet(self) -> bool:
@@ -184,8 +169,12 @@ class _Body(httpx.SyncByteStream):
 class _AsyncBody(httpx.AsyncByteStream):
     """The same for the async side."""
 
+    bounded = True
+    """Each of its reads ends with the attempt."""
+
     def __init__(self, answer: httpcore.Response) -> None:
         self._answer = answer
+        self._use = Use(answer)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _as_httpx():
@@ -194,7 +183,7 @@ class _AsyncBody(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if there is more to come."""
-        await uncut(self._answer.aclose())
+        await uncut(self._use.end())
 
 
 def on_reused_connection(response: httpx.Response) -> bool:

@@ -8,9 +8,7 @@ from typing import Generic, TypeVar
 
 import anyio
 
-from lbclient.attempt import Attempt
-from lbclient.call import Call
-from lbclient.hedge import Hedge
+from lbclient.call import Attempt, Call, Hedge
 from lbclient.shell.waits import asleep
 from lbclient.waiting import Pause
 

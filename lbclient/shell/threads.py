@@ -9,10 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from lbclient.attempt import Attempt
-from lbclient.call import Call
-from lbclient.hedge import Hedge
-from lbclient.race import Race
+from lbclient.call import Attempt, Call, Hedge, Race
 from lbclient.shell.waits import sleep
 from lbclient.waiting import Pause
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from lbclient.attempt import Attempt
-from lbclient.call import Call
+from lbclient.call import Attempt, Call
 from lbclient.simulation.world import Process
 from lbclient.waiting import Pause, Signal
 

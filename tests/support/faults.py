@@ -111,7 +111,7 @@ class Acting(Victim):
 
     def _behave(self, behaviour: Behaviour) -> None:
         self.server.behaviour = behaviour
-        if getattr(behaviour, "on_accept", False):
+        if getattr(behaviour, "on_accept", False) and not hasattr(behaviour, "answer"):
             self.server.drop_connections()
 
 
@@ -311,9 +311,9 @@ def answered(connection: Connection, stream: int) -> bytes:
     return frame(HEADERS, stream, STATUS_200, END_HEADERS) + frame(DATA, stream, body, END_STREAM)
 
 
-def goes_away(_: Connection, __: int) -> bytes:
-    """GOAWAY: no stream was begun."""
-    return frame(GOAWAY, payload=struct.pack(">II", 0, 0))
+def goes_away(_: Connection, stream: int) -> bytes:
+    """GOAWAY: this stream was not begun."""
+    return frame(GOAWAY, payload=struct.pack(">II", max(0, stream - 2), 0))
 
 
 def refuses_stream(_: Connection, stream: int) -> bytes:
@@ -321,7 +321,7 @@ def refuses_stream(_: Connection, stream: int) -> bytes:
 
 
 def speaks_h2(answer: Callable[[Connection, int], bytes]) -> Behaviour:
-    """HTTP/2 by prior knowledge; `answer` is what a whole request gets."""
+    """HTTP/2 by prior knowledge; `answer` is what a whole request gets, on whichever connection."""
 
     @on_accept
     def behave(connection: Connection, _: Request) -> None:
@@ -332,10 +332,11 @@ def speaks_h2(answer: Callable[[Connection, int], bytes]) -> Behaviour:
             connection.file.read(int.from_bytes(got[:3], "big"))
             if kind in {DATA, HEADERS} and flags & END_STREAM:
                 connection.server.requests.append(Request("", "", {}, b""))
-                connection.send(answer(connection, stream))
+                connection.send(connection.server.behaviour.answer(connection, stream))
             elif kind == SETTINGS and not flags & ACK:
                 connection.send(frame(SETTINGS, flags=ACK))
 
+    behave.answer = answer
     return behave
 
 
@@ -491,6 +492,8 @@ class Process(Victim):
         self._process.send_signal(self._signal)
         if self._signal == signal.SIGKILL:
             self._end()
+        else:
+            os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def heal(self) -> None:
         if self._signal == signal.SIGKILL:

@@ -1,13 +1,13 @@
-"""Storms of calls: cut off at random steps of an event loop, and instances that behave at random."""
+"""Storms of calls: cut off at random, and to instances that behave at random."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -18,7 +18,7 @@ __all__ = ["Cuts", "Instances", "descriptors"]
 
 def descriptors() -> int:
     """How many this process has open; that of the look itself always counts."""
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class Cuts:

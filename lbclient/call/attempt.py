@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from lbclient import deadline
+from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.outcome import Verdict
-from lbclient.race import Race
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics, error_attributes
 

@@ -18,23 +18,24 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from lbclient.attempt import Attempt
+from lbclient.call.attempt import Attempt
+from lbclient.call.hedge import Hedge
+from lbclient.call.race import Race
+from lbclient.call.raced import Raced
+from lbclient.call.wait import Wait
 from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.errors import DeadlineExceeded
 from lbclient.events import Event, RetryDecided, RetryRefused
-from lbclient.hedge import Hedge
 from lbclient.info import AttemptInfo, CallInfo, concluded, record
 from lbclient.outcome import FINE, Judge, Verdict
-from lbclient.race import Race
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.terms import Terms
-from lbclient.wait import Wait
 from lbclient.waiting import Pause
 
 __all__ = ["Call"]
@@ -43,28 +44,20 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-class Call(Generic[R]):
+class Call(Raced[R]):
     """One call of one balancer, used once."""
 
     __slots__ = (
         "_judge",
-        "_last",
-        "_records",
-        "_terms",
         "_turns",
         "_wait",
-        "core",
         "deadline",
-        "idempotent",
         "key",
         "now",
-        "race",
         "rng",
         "semantics",
         "span",
         "started",
-        "timed",
-        "tried",
     )
 
     def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
@@ -155,32 +148,11 @@ class Call(Generic[R]):
             raise concluded(error, tuple(self._records), took if last.cut else None)
         return last.take()
 
-    def hedge_after(self) -> float | None:
-        """Seconds after which a second attempt may go beside the first.
-
-        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
-        """
-        hedging = self.core.hedging
-        if hedging is None or not self.idempotent or self._terms.replayable is not None:
-            return None
-        with self.core.lock:
-            after = hedging.after()
-        if after is not None:
-            self.race, self.timed = Race(self.core.lock), True
-        return after
-
     def hedge(self) -> Hedge[R] | None:
         """The second attempt, as steps of its own; None while the first has no instance yet."""
         if self.race is None or self.race.over or not self.tried:
             return None
         return Hedge(self)
-
-    def leftover(self) -> R | None:
-        """An answer that was not the quickest good one, to be closed."""
-        last, race = self._last, self.race
-        if race is None or last is None or last is race.winner or not race.over:
-            return None
-        return last.take()
 
     def info(self) -> CallInfo:
         """Its attempts so far."""
@@ -208,19 +180,6 @@ class Call(Generic[R]):
         if error is not None and verdict.fault and self.overdue():
             return self._cut(attempt)
         return verdict
-
-    def _after(self, race: Race[Attempt[R]]) -> Attempt[R] | None:
-        """The attempt that is the outcome of a race; in the records it is the last.
-
-        One that still is under way stays with whoever carries it out.
-        """
-        outcome, race.winner = race.winner or self._last, None
-        attempts, race.attempts = race.attempts, []
-        attempts.sort(key=lambda one: one is outcome)
-        self._records = [record(one) for one in attempts]
-        if outcome is self._last:
-            self._last = None
-        return outcome if attempts else None
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last
@@ -254,11 +213,6 @@ class Call(Generic[R]):
     def _tell(self, kind: Callable[..., Event], *details: object) -> None:
         if self._last is not None:
             self.core.rotation.tell(kind, self._last.endpoint, *details)
-
-    @property
-    def over(self) -> bool:
-        """True where another attempt has brought the outcome, or nobody wants one any more."""
-        return self.race is not None and self.race.over
 
     def overdue(self) -> bool:
         """True once its time is up."""

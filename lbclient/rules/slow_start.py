@@ -23,8 +23,10 @@ class SlowStart:
     - `least`: the smallest factor, above 0 to 1.
 
     The factor is applied by thinning: a pick of an instance that warms up stands with that
-    probability, else the strategy is asked again. So it works with every strategy, and weights
-    need not change with each second. Where everybody warms up nobody is spared.
+    probability, else the strategy is asked again. So no strategy needs to know of it, and weights
+    need not change with each second. Where everybody warms up nobody is spared. A strategy that
+    prefers whoever has little in flight warms it up faster: under load the least busy of two begins
+    with three times what the factor says, and the least busy of all takes no notice.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 

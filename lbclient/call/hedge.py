@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lbclient.attempt import Attempt
+from lbclient.call.attempt import Attempt
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
 
 if TYPE_CHECKING:
-    from lbclient.call import Call
+    from lbclient.call.call import Call
 
 __all__ = ["Hedge"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from lbclient.adaptive import AdaptiveLimit
 from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
-from lbclient.outliers import OutlierPolicy, Outliers
-from lbclient.throttle import Throttle, ThrottlePolicy
+from lbclient.rules.adaptive import AdaptiveLimit
+from lbclient.rules.outliers import OutlierPolicy, Outliers
+from lbclient.rules.throttle import Throttle, ThrottlePolicy
 
 __all__ = ["Guards"]
 

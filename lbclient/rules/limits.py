@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbclient import checks
-from lbclient.adaptive import AdaptiveLimit
 from lbclient.endpoint import Endpoint
+from lbclient.rules.adaptive import AdaptiveLimit
 
 __all__ = ["Limits"]
 
@@ -37,7 +37,5 @@ class Limits:
         """True for one at its limit."""
         if self.fixed is not None and endpoint.in_flight >= self.fixed:
             return True
-        if self.adaptive is None:
-            return False
-        limit = self.adaptive.initial if endpoint.limit is None else endpoint.limit
-        return endpoint.in_flight >= int(limit)
+        rule = self.adaptive
+        return rule is not None and rule.full(endpoint.limit, endpoint.in_flight)

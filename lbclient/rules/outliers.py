@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from lbclient import checks
+from lbclient.breaker import Breaker
 from lbclient.endpoint import Endpoint
 
 __all__ = ["OutlierPolicy", "Outliers"]
@@ -66,11 +67,12 @@ class OutlierPolicy:
 
 
 class _Tally:
-    """The outcomes of one instance in the interval."""
+    """The outcomes of one instance in the interval; of the machine that has this breaker."""
 
-    __slots__ = ("calls", "faults")
+    __slots__ = ("breaker", "calls", "faults")
 
-    def __init__(self) -> None:
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
         self.calls = 0
         self.faults = 0
 
@@ -96,8 +98,10 @@ class Outliers:
         if now >= self._ends and self._overslept(now):
             self._begin(now)
         tally = self._tallies.get(endpoint)
-        if tally is None:
-            tally = self._tallies[endpoint] = _Tally()
+        if tally is None or tally.breaker is not endpoint.breaker:
+            if tally is not None:
+                self.forget(endpoint)
+            tally = self._tallies[endpoint] = _Tally(endpoint.breaker)
         tally.calls += 1
         tally.faults += fault
         return now >= self._ends
@@ -142,7 +146,8 @@ class Outliers:
     def _outliers(self, tier: Sequence[Endpoint]) -> list[Endpoint]:
         """Those of a tier that fail far more than their peers, the worst first."""
         policy = self._policy
-        called = [(one, self._tallies[one]) for one in tier if one in self._tallies]
+        tallies = ((one, self._tallies[one]) for one in tier if one in self._tallies)
+        called = [(one, tally) for one, tally in tallies if tally.breaker is one.breaker]
         calls = sum(tally.calls for _, tally in called)
         faults = sum(tally.faults for _, tally in called)
         found: list[tuple[float, Endpoint]] = []
