@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from opentelemetry import trace
 
-from tests.support import http, telemetry
+from tests.support import http
+from tests.support.telemetry import Telemetry
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -45,6 +47,12 @@ def dead_port():
 
 
 @pytest.fixture
-def metrics():
-    """What is counted: a provider to pass, and `sum(name)` of what it was told."""
-    return telemetry.Metrics()
+def telemetry():
+    """At the end every span has ended, nothing is in flight, and no span is current."""
+    made = Telemetry()
+    yield made
+    assert made.open == []
+    assert made.total("lbclient.in_flight") == 0
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    made.tracers.shutdown()
+    made.meters.shutdown()

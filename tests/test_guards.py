@@ -300,16 +300,16 @@ def test_an_observing_breaker_refuses_nothing(caplog):
     assert "breaker of 10.0.0.1:1 is open" in caplog.text
 
 
-def test_what_an_observing_breaker_would_refuse_is_counted(metrics):
+def test_what_an_observing_breaker_would_refuse_is_counted(telemetry):
     """`lbclient.breaker.observed` counts the calls that a real breaker would have refused."""
     service = Service(1.0)
     policy = BreakerPolicy(fail_max=3, observe=True)
     with Balancer(
-        THREE[:1], breaker=policy, retry=None, clock=Clock(), meter_provider=metrics.provider
+        THREE[:1], breaker=policy, retry=None, clock=Clock(), **telemetry.options
     ) as balancer:
         for _ in range(10):
             attempt(balancer, service)
-    assert metrics.sum("lbclient.breaker.observed") == 7
+    assert telemetry.total("lbclient.breaker.observed") == 7
 
 
 @pytest.mark.parametrize(
@@ -345,3 +345,26 @@ def test_all_of_it_at_once(servers):
     ) as client:
         assert all(client.get("/").status_code == 200 for _ in range(100))
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0] * 3
+
+
+def test_what_rules_do_is_counted(telemetry):
+    """Ejections, hedges and throttled calls each have a counter."""
+    throttle = ThrottlePolicy(most=1.0, minimum_calls=1)
+    with Balancer(
+        THREE[:1], throttle=throttle, breaker=None, retry=None, rng=random.Random(1),
+        **telemetry.options,
+    ) as balancer:  # fmt: skip
+        with pytest.raises(Throttled):
+            attempt_many(balancer, Service(1.0), 50)
+        balancer.eject(THREE[0], 1)
+    assert telemetry.total("lbclient.throttled") == 1
+    ejections = [
+        (labels["lbclient.ejection.by"], value)
+        for labels, value in telemetry.points("lbclient.ejections")
+    ]
+    assert ejections == [("hand", 1)]
+
+
+def attempt_many(balancer, service, many):
+    for _ in range(many):
+        attempt(balancer, service)

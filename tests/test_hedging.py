@@ -292,6 +292,26 @@ def test_a_body_that_cannot_be_sent_twice_is_not_hedged(servers):
     assert other.hits == 0
 
 
+async def test_neither_attempt_counts_twice(servers, telemetry):
+    """One call has one span and one duration, the winner's; the other attempt's span says so."""
+    gate = Gate()
+    bad, good = servers(gate, tells_port)
+    async with lbclient.AsyncClient(
+        [bad.url, good.url], hedge=AT_ONCE, strategy="round-robin", **telemetry.options
+    ) as client:
+        while not bad.hits:
+            await client.get("/")
+        calls = bad.hits + good.hits - 1
+    gate.open.set()
+    assert len(telemetry.calls) == calls
+    assert telemetry.total("http.client.request.duration") == calls
+    assert telemetry.total("lbclient.hedges") == 1
+    lost = [one for one in telemetry.attempts if one.attributes.get("lbclient.lost")]
+    assert [one.attributes["network.peer.port"] for one in lost] == [bad.port]
+    assert len(telemetry.attempts) == calls + 1
+    assert not any("error.type" in one.attributes for one in telemetry.spans)
+
+
 def test_hedging_in_virtual_time():
     """In virtual time a hedged call takes the delay and what the second attempt takes."""
     world = World()

@@ -13,7 +13,9 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-__all__ = ["Cuts", "Instances", "descriptors"]
+__all__ = ["HOSTS", "Cuts", "Instances", "descriptors"]
+
+HOSTS = ("127.0.0.1",)
 
 
 def descriptors() -> int:
@@ -87,30 +89,36 @@ class Cuts:
 
 
 class Instances:
-    """HTTP servers in the event loop of their callers, each of which answers as the dice tell."""
+    """HTTP servers in one event loop, each of which answers as the dice tell.
 
-    def __init__(self, dice: random.Random) -> None:
-        self.urls: list[str] = []
+    A body begins with the target of the request that it answers. `large` is how many chunks, of
+    8 KiB each, some bodies have more.
+    """
+
+    def __init__(self, dice: random.Random, large: int) -> None:
+        self.ports: list[int] = []
         self.calm = False
         """True: from now on each answers well."""
         self.open = 0
         """Connections that are open now, as the servers see them."""
-        self.most = 0
         self._dice = dice
+        self._large = large
         self._changed = anyio.Event()
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def serving(cls, dice: random.Random, many: int) -> AsyncIterator[Instances]:
-        """So many of them."""
-        made = cls(dice)
+    async def serving(
+        cls, dice: random.Random, many: int, *, hosts: tuple[str, ...] = HOSTS, large: int = 0
+    ) -> AsyncIterator[Instances]:
+        """So many of them, each at one port of all these hosts."""
+        made = cls(dice, large)
         async with contextlib.AsyncExitStack() as stack:
             listeners = []
-            for _ in range(many):
-                listener = await anyio.create_tcp_listener(local_host="127.0.0.1", backlog=1000)
-                listeners.append(await stack.enter_async_context(listener))
-                port = listener.extra(anyio.abc.SocketAttribute.local_port)
-                made.urls.append(f"http://127.0.0.1:{port}")
+            while len(made.ports) < many:
+                with contextlib.suppress(OSError):  # another host's port may be taken
+                    found = await _listen(hosts)
+                    listeners += [await stack.enter_async_context(one) for one in found]
+                    made.ports.append(_port(found[0]))
             async with anyio.create_task_group() as group:
                 for listener in listeners:
                     group.start_soon(listener.serve, made._serve)
@@ -118,6 +126,11 @@ class Instances:
                     yield made
                 finally:
                     group.cancel_scope.cancel()
+
+    @property
+    def urls(self) -> list[str]:
+        """By the first of the hosts."""
+        return [f"http://{HOSTS[0]}:{port}" for port in self.ports]
 
     async def at_rest(self, most: int) -> None:
         """Until no more connections than these are open."""
@@ -127,7 +140,6 @@ class Instances:
 
     async def _serve(self, stream: anyio.abc.SocketStream) -> None:
         self.open += 1
-        self.most = max(self.most, self.open)
         try:
             async with stream:
                 with contextlib.suppress(
@@ -143,26 +155,54 @@ class Instances:
         while True:
             while b"\r\n\r\n" not in received:
                 received += await stream.receive()
-            received = received.partition(b"\r\n\r\n")[2]
+            head, _, received = received.partition(b"\r\n\r\n")
             for _ in range(self._dice.randrange(4)):
                 await anyio.lowlevel.checkpoint()
-            for part in self._answer():
-                await stream.send(part)
-                if not part:
+            for part in self._answer(head.split(b" ", 2)[1]):
+                if part is None:
                     return
+                await stream.send(part)
 
-    def _answer(self) -> Iterator[bytes]:
-        """An answer in parts; an empty one ends the connection."""
+    def _answer(self, target: bytes) -> Iterator[bytes | None]:
+        """An answer in parts; None ends the connection."""
         kind = 0.5 if self.calm else self._dice.random()
         if kind < 0.1:
-            yield b""
+            yield None
         status = 503 if kind < 0.3 else 200
         if kind < 0.4:
-            yield b"HTTP/1.1 %d X\r\nContent-Length: 3\r\n\r\nabc" % status
+            yield b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(target))
+            yield target
             return
         yield b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status
-        for _ in range(self._dice.randrange(4)):
-            yield b"3\r\nabc\r\n"
-        if kind > 0.95:
-            yield b""
-        yield b"0\r\n\r\n"
+        yield _chunk(target)
+        for _ in range(self._dice.randrange(3)):
+            yield _chunk(b"abc")
+        if kind > 0.9:
+            for _ in range(self._large):
+                yield _chunk(b"x" * 8192)
+        if kind > 0.97:
+            yield None
+        yield _chunk(b"")
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+async def _listen(hosts: tuple[str, ...]) -> list[anyio.abc.SocketListener]:
+    """At the same free port of each."""
+    found: list[anyio.abc.SocketListener] = []
+    try:
+        for host in hosts:
+            port = _port(found[0]) if found else 0
+            multi = await anyio.create_tcp_listener(local_host=host, local_port=port, backlog=1000)
+            found += multi.listeners
+    except BaseException:
+        for one in found:
+            await one.aclose()
+        raise
+    return found
+
+
+def _port(listener: anyio.abc.SocketListener) -> int:
+    return listener.extra(anyio.abc.SocketAttribute.local_port)
