@@ -5,6 +5,7 @@ import random
 import threading
 
 import anyio
+import httpx
 import pytest
 
 import lbclient
@@ -243,6 +244,45 @@ async def test_a_slow_instance_costs_little_async(servers):
         assert idle(client.balancer)
     gate.open.set()
     assert {answer.text for answer in answers} == {str(good.port)}
+
+
+def test_nobody_elses_request_is_interrupted(servers):
+    """Ending the slower attempt ends no other request, wherever its connection has gone since."""
+    dice = random.Random(5)
+
+    def echo(connection, request):
+        connection.server.stopping.wait(dice.choice([0, 0, 0, 0.001, 0.002, 0.02]))
+        connection.answer(200, f"{request.method} {request.target}".encode())
+
+    instances = servers(echo, echo, echo)
+    failed = []
+    with lbclient.Client(
+        [one.url for one in instances],
+        hedge=HedgePolicy(delay=0.002),
+        retry=RetryPolicy(budget=None),
+    ) as client:
+
+        def work(number):
+            for turn in range(100):
+                method = "POST" if turn % 2 else "GET"
+                try:
+                    answer = client.request(method, f"/{number}/{turn}").text
+                except httpx.HTTPError as error:
+                    answer = repr(error)
+                if answer != f"{method} /{number}/{turn}":
+                    failed.append(answer)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert idle_soon(client.balancer)
+        snapshot = client.balancer.snapshot()
+    assert failed == []
+    assert [one.in_flight for one in snapshot.instances] == [0, 0, 0]
+    assert [one.failures for one in snapshot.instances] == [0, 0, 0]
+    assert sum(one.attempts for one in snapshot.instances) > 810
 
 
 def test_a_late_answer_is_closed(servers):

@@ -69,7 +69,7 @@ def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | 
 
 class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if isinstance(timeout, Allowance):
+        if isinstance(timeout, Allowance) and not self.home.shared:
             timeout.interruptible(self._shut)
         try:
             return self.ear.told(self.inner.read(max_bytes, self._patience(timeout)))
@@ -82,7 +82,8 @@ class _Stream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
         if not isinstance(timeout, Allowance):
             self.inner.write(buffer, timeout)
             return
-        timeout.interruptible(self._shut)
+        if not self.home.shared:
+            timeout.interruptible(self._shut)
         # A peer that takes in drips would be given a whole timeout for each of them.
         view = memoryview(buffer)
         while view:
@@ -170,9 +171,13 @@ class _AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStr
 
 
 class _Addresses:
-    """Where to dial, whatever host the request's URL may name."""
+    """Where to dial, whatever host the request's URL may name.
 
-    def __init__(self, instance: Instance) -> None:
+    `shared` where a connection may carry several requests at a time: one of them must not end it.
+    """
+
+    def __init__(self, instance: Instance, *, shared: bool) -> None:
+        self.shared = shared
         self._hosts = instance.addresses or (instance.host,)
         self.opened: WeakSet[Stream[Any]] = WeakSet()
         """The connections that may be open."""
@@ -193,8 +198,8 @@ class _Addresses:
 class Dialer(_Addresses, httpcore.NetworkBackend):
     """Opens sockets to one instance, for threads."""
 
-    def __init__(self, instance: Instance) -> None:
-        super().__init__(instance)
+    def __init__(self, instance: Instance, *, shared: bool) -> None:
+        super().__init__(instance, shared=shared)
         self._inner = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -224,8 +229,8 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
 class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
     """The same for event loops, asyncio's and trio's."""
 
-    def __init__(self, instance: Instance) -> None:
-        super().__init__(instance)
+    def __init__(self, instance: Instance, *, shared: bool) -> None:
+        super().__init__(instance, shared=shared)
         self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(

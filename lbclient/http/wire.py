@@ -74,7 +74,7 @@ class Wire(_Addressed):
 
     def __init__(self, place: Place, options: WireOptions) -> None:
         super().__init__(place)
-        self._dialer = Dialer(place.instance)
+        self._dialer = Dialer(place.instance, shared=options.http2)
         self._pool = httpcore.ConnectionPool(
             max_connections=None,
             max_keepalive_connections=options.limits.max_keepalive_connections,
@@ -115,7 +115,7 @@ class AsyncWire(_Addressed):
 
     def __init__(self, place: Place, options: WireOptions) -> None:
         super().__init__(place)
-        self._dialer = AsyncDialer(place.instance)
+        self._dialer = AsyncDialer(place.instance, shared=options.http2)
         self._pool = Connections(
             options.limits.max_keepalive_connections,
             network_backend=self._dialer,
