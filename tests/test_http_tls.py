@@ -92,6 +92,27 @@ def serve_tls(ca):
         server.stop()
 
 
+def test_a_hedge_through_tls(serve_tls, trust):
+    """The slower attempt of a hedged call is ended through TLS too, and charged to nobody."""
+    gate = Gate()
+    (bad,) = serve_tls("127.0.0.1", behaviour=gate)
+    (good,) = serve_tls("127.0.0.1")
+    ended = threading.Event()
+    with lbclient.Client(
+        [bad.url, good.url],
+        verify=trust,
+        hedge=lbclient.HedgePolicy(delay=0.02),
+        strategy="round-robin",
+    ) as client:
+        answers = {client.get("/").text for _ in range(6)}
+        client.balancer.idle().listen(ended.set)
+        assert ended.wait(10)
+        snapshot = client.balancer.snapshot()
+    gate.open.set()
+    assert answers == {str(good.port)}
+    assert [one.failures for one in snapshot.instances] == [0, 0]
+
+
 # Whose name is asked for, and verified
 
 
