@@ -355,8 +355,8 @@ def test_stop_between_two_rounds():
 
 
 def test_a_machine_out_of_descriptors_is_nobodys_fault():
-    """I22, I23: where this machine has no descriptor left, a check neither harms nor heals; where it
-    knows no way to an instance, that is of no use."""
+    """I22, I23: where this machine has no descriptor left, a check neither harms nor heals; an
+    instance to which it knows no way is of no use."""
     clinic = Clinic(down=2).begin()
     (one,) = clinic.known
     wrapped = httpx.ConnectError("no more")
@@ -674,7 +674,9 @@ def test_a_silent_address_leaves_time_for_the_next():
             socket.create_connection(("127.0.0.1", port)),
         ):
             both = Instance("a.invalid", port, addresses=("127.0.0.1", "127.0.0.2"))
-            plain_check(HealthCheck(path=None))(Endpoint(both, BREAKER), in_time(1))
+            expiry = in_time(1)
+            plain_check(HealthCheck(path=None))(Endpoint(both, BREAKER), expiry)
+            assert expiry.left()
             listener.accept()[0].close()
 
 
