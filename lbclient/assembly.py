@@ -101,7 +101,7 @@ def assembled(target: Target, strategy: Strategy, rules: Rules, means: Means, ne
         membership,
         selection=selection,
         retries=Retries(rules.retry or _ONE_ATTEMPT, means.rng),
-        guards=Guards(rules.outliers, rules.limits.adaptive, rules.throttle, means.rng),
+        guards=_guards(rules, means.rng),
         hedging=None if rules.hedge is None else Hedging(rules.hedge),
         telemetry=telemetry,
         news=news,
@@ -109,3 +109,9 @@ def assembled(target: Target, strategy: Strategy, rules: Rules, means: Means, ne
         rng=means.rng,
         lock=lock,
     )
+
+
+def _guards(rules: Rules, rng: random.Random) -> Guards | None:
+    """None where there is nothing to guard: it would be asked at each attempt."""
+    asked = (rules.outliers, rules.limits.adaptive, rules.throttle)
+    return Guards(*asked, rng) if any(one is not None for one in asked) else None

@@ -26,7 +26,7 @@ class Charges:
         self,
         membership: Membership,
         rotation: Rotation,
-        guards: Guards,
+        guards: Guards | None,
         clock: Callable[[], float],
         rng: random.Random,
     ) -> None:
@@ -57,11 +57,11 @@ class Charges:
             self._rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
         if breaker.settle(permit, fault=verdict.fault, now=now, rng=self._rng, elapsed=elapsed):
             self._rotation.turned(endpoint, breaker, now)
-        if self._guards and self._guards.saw(endpoint, verdict, now):
-            self._eject_outliers(now)
+        guards = self._guards
+        if guards is not None and guards.saw(endpoint, verdict, now):
+            self._eject_outliers(guards, now)
 
-    def _eject_outliers(self, now: float) -> None:
+    def _eject_outliers(self, guards: Guards, now: float) -> None:
         serving = frozenset(chain.from_iterable(self._pool.admissible(now)))
-        outliers = self._guards.outliers(self._pool.tiers(), serving.__contains__, now)
-        for outlier, seconds in outliers:
+        for outlier, seconds in guards.outliers(self._pool.tiers(), serving.__contains__, now):
             self._rotation.eject(outlier, seconds, "outlier")

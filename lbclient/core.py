@@ -39,7 +39,7 @@ class Core:
         *,
         selection: Selection,
         retries: Retries,
-        guards: Guards,
+        guards: Guards | None,
         hedging: Hedging | None,
         telemetry: Telemetry,
         news: News,
@@ -88,11 +88,8 @@ class Core:
                 self.reap()
             if not self.membership.ready and (unready := self.membership.unready(now)):
                 return unready
-            if waiting is None and not call.tried and not self.guards.admits(now):
-                self.telemetry.counts.throttled()
-                raise Throttled(
-                    f"{self.service} turns away so many calls that this one was not sent"
-                )
+            if self.guards is not None and waiting is None and not call.tried:
+                self._throttle(self.guards, now)
             if self._line.waiting and not self._line.passes(waiting):
                 return self._line.join(waiting)
             if holding is not None:
@@ -107,6 +104,11 @@ class Core:
                 self.membership.hurry(now)
                 return None
             return self._line.join(waiting)
+
+    def _throttle(self, guards: Guards, now: float) -> None:
+        if not guards.admits(now):
+            self.telemetry.counts.throttled()
+            raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
     def beside(self, call: Picker) -> Pick | None:
         """A hedge waits for nobody, is the last to get a place, and costs a retry."""
@@ -197,7 +199,7 @@ class Core:
         """
         if verdict is None:
             breaker.cancel(permit)
-        elif verdict is not FINE or not breaker.unmoved or self.guards:
+        elif verdict is not FINE or not breaker.unmoved or self.guards is not None:
             self._charges.settle(endpoint, breaker, permit, verdict, elapsed)
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:

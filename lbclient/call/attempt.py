@@ -131,8 +131,6 @@ class Attempt(Generic[R]):
             self.verdict = None if failure is None else self._call.verdict(self, failure)
             self._close(self._charge(error), release=True)
         self._tell(error)
-        if self._call.core.news:
-            self._call.core.news.publish()
         if failure is None or not self._ours():
             return False
         self.error = failure
@@ -155,6 +153,8 @@ class Attempt(Generic[R]):
             self._close(self._charge(error), release=True)
         else:
             self._close(self.verdict, release=True)
+        if self._call.core.news:
+            self._call.core.news.publish()
 
     def forsake(self) -> None:
         """The body was dropped unclosed: `finish`, but by whoever next uses the balancer."""

@@ -111,7 +111,7 @@ class Call(Raced[R]):
         while delay is not None:
             if delay > 0:
                 yield Pause(delay, None if self.race is None else self.race.ended)
-            if self.over:
+            if self.race is not None and self.race.over:
                 return
             last = self._last
             holding = last.endpoint if last is not None and last.open else None

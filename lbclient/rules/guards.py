@@ -15,8 +15,7 @@ __all__ = ["Guards"]
 
 
 class Guards:
-    """The opt-in rules of one balancer; false where there is none. Told the time; not locked: its
-    owner is."""
+    """The opt-in rules of one balancer. Told the time; not locked: its owner is."""
 
     def __init__(
         self,
@@ -29,10 +28,6 @@ class Guards:
         self._throttle = None if throttle is None else Throttle(throttle)
         self._outliers = None if outliers is None else Outliers(outliers, rng)
         self._limit = limit
-        self._any = any(one is not None for one in (outliers, limit, throttle))
-
-    def __bool__(self) -> bool:
-        return self._any
 
     def admits(self, now: float) -> bool:
         """False where the throttle keeps a new call back."""
