@@ -197,6 +197,9 @@ class Core:
 
         Hold the lock.
         """
+        if verdict is not None and self._selection.learning is not None:
+            failed = verdict.turned_away
+            self._selection.ended(endpoint, elapsed, failed=failed, now=self.clock())
         if verdict is None:
             breaker.cancel(permit)
         elif verdict is not FINE or not breaker.unmoved or self.guards is not None:

@@ -13,7 +13,7 @@ from lbclient.endpoint import Endpoint, draw
 from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
-from lbclient.strategy import BY_NAME, Strategy
+from lbclient.strategy import BY_NAME, Learning, Strategy
 from lbclient.telemetry import Counts
 
 __all__ = ["FULL", "Pick", "Picker", "Selection"]
@@ -63,6 +63,7 @@ class Selection:
         self._pool = pool
         self._strategy = strategy
         self._news = news
+        self.learning = strategy if isinstance(strategy, Learning) else None
         self._name = type(strategy).__name__
         self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
@@ -106,6 +107,15 @@ class Selection:
         if wait:
             wait = min(wait, max(0.0, self._last_probe + self._patience - now))
         return min((one for one in (wait, back) if one is not None), default=None)
+
+    def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
+        """Tell a strategy that learns."""
+        if self.learning is None:
+            return
+        try:
+            self.learning.ended(endpoint, elapsed, failed=failed, now=now)
+        except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+            self._news.add(ERROR, "strategy %s failed to learn", self._name, error=error)
 
     def tripped(self, now: float) -> None:
         """A breaker has opened: the last resort waits from now."""

@@ -368,3 +368,36 @@ def test_what_rules_do_is_counted(telemetry):
 def attempt_many(balancer, service, many):
     for _ in range(many):
         attempt(balancer, service)
+
+
+class Learns:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told = []
+
+    def pick(self, candidates, call):
+        return candidates[0]
+
+    def ended(self, endpoint, elapsed, *, failed, now):
+        self.told.append((endpoint.instance, elapsed, failed, now, endpoint.in_flight))
+        if failed:
+            raise RuntimeError("mine")
+
+
+def test_a_strategy_may_learn(caplog):
+    """A strategy with `ended` is told of each attempt; what it raises is logged (C18)."""
+    clock, strategy, service = Clock(), Learns(), Service(1.0)
+
+    def call(instance):
+        clock.now += 2
+        return service(instance)
+
+    with Balancer(THREE[:1], clock=clock, strategy=strategy, retry=None) as balancer:
+        assert not attempt(balancer, call)
+        service.share = 0.0
+        assert attempt(balancer, call)
+        with pytest.raises(KeyError):
+            balancer.call({}.__getitem__)
+    assert strategy.told == [(THREE[0], 2, True, 102, 1), (THREE[0], 2, False, 104, 1)]
+    assert "strategy Learns failed to learn" in caplog.text

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from lbclient.strategy.choice import BY_NAME, claim, release, strategy_of
 from lbclient.strategy.least_busy import LeastBusy
-from lbclient.strategy.protocol import PickContext, Strategy
+from lbclient.strategy.protocol import Learning, PickContext, Strategy
 from lbclient.strategy.random import Random
 from lbclient.strategy.round_robin import RoundRobin
 from lbclient.strategy.weighted import Weighted
 
 __all__ = [
     "BY_NAME",
+    "Learning",
     "LeastBusy",
     "PickContext",
     "Random",

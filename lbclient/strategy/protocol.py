@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lbclient.endpoint import Endpoint
 
-__all__ = ["PickContext", "Strategy"]
+__all__ = ["Learning", "PickContext", "Strategy"]
 
 
 class PickContext(Protocol):
@@ -38,5 +38,19 @@ class Strategy(Protocol):
 
         They are a new object whenever membership, admissibility or weights have changed, so a
         strategy may cache by their identity. Called under the balancer's lock: compute only.
+        """
+        ...
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A strategy that is told how attempts ended."""
+
+    def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
+        """An attempt, whoever picked its instance, has its verdict after `elapsed` seconds.
+
+        `failed` where it was not served: a fault, or an answer such as 429. Attempts that say
+        nothing of the instance (cancelled, overtaken by a hedge) are not told. Called under the
+        balancer's lock, while the attempt still counts as in flight.
         """
         ...
