@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from lbclient import checks
+from lbclient.budget import Budget
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
 from lbclient.instance import Instance
@@ -45,6 +46,11 @@ class Control:
     def idle(self) -> Signal:
         """A signal that is set once no attempt is in flight: for whoever binds a protocol."""
         return self._core.drained()
+
+    @property
+    def budget(self) -> Budget | None:
+        """The account of retries, where there is a budget. Read it only."""
+        return self._core.retries.budget
 
     def snapshot(self) -> ServiceSnapshot:
         """What is known now."""

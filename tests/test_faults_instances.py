@@ -6,6 +6,7 @@
 import contextlib
 import email.utils
 import errno
+import itertools
 import random
 import threading
 import time
@@ -16,14 +17,15 @@ import pytest
 
 import lbclient
 from lbclient import Answer, BreakerPolicy, Instance, RetryPolicy
-from tests.support.faults import FAULTS, Fault
-from tests.support.http import Gate, drips_headers, says, tells_port
+from tests.support.faults import FAULTS, Fault, on_accept, says_nothing
+from tests.support.http import Gate, says, tells_port
 from tests.test_http_features import First, urls, worlds
 
 # A body of bytes that is cut short is a generator of httpx's, of which trio complains.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:ResourceWarning")
 
-PATIENCE = 0.25
+SYNC, ASYNCIO, TRIO = worlds.args[1]
+PATIENCE = 0.2
 """Seconds that an attempt may take, and a connection to be made."""
 POLICY = RetryPolicy(backoff=0.001, backoff_max=0.002, attempt_timeout=PATIENCE)
 TIMEOUT = httpx.Timeout(5, connect=PATIENCE)
@@ -64,17 +66,16 @@ def attempts(outcome):
 
 CERTAIN = [name for name, fault in FAULTS.items() if fault.alone is not None]
 PROMPT = [name for name in CERTAIN if not FAULTS[name].hangs]
+HANGS = [name for name in CERTAIN if FAULTS[name].hangs]
+LOOPS = itertools.cycle([("asyncio", ASYNCIO), ("trio", TRIO)])
+"""What hangs takes its time: on threads, and on one kind of event loop by turns."""
 
 
 def outcome_of(attempt):
     return attempt.status if attempt.error is None else type(attempt.error)
 
 
-@worlds
-@faults(CERTAIN)
-def test_what_a_fault_costs_a_get(world, fault: Fault):
-    """I1 to I31: an idempotent call that meets a fault is answered by another instance, within two
-    attempts; only what is the instance's fault is charged to it, and nothing stays in flight."""
+def check_a_get(world, fault):
     with bad_and_good(world, fault) as (client, bad, good):
         bad.strike()
         response = client.get("/")
@@ -85,6 +86,27 @@ def test_what_a_fault_costs_a_get(world, fault: Fault):
             assert (response.status_code, response.text) == (200, str(good.port))
         assert failures(client) == [int(fault.charged), 0]
         assert client.in_flight == 0
+
+
+@worlds
+@faults(PROMPT)
+def test_what_a_fault_costs_a_get(world, fault: Fault):
+    """I1 to I29: an idempotent call that meets a fault is answered by another instance, within two
+    attempts; only what is the instance's fault is charged to it, and nothing stays in flight."""
+    check_a_get(world, fault)
+
+
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [pytest.param(SYNC, name, id=f"{name}-sync") for name in HANGS]
+    + [
+        pytest.param(world, name, id=f"{name}-{loop}")
+        for name, (loop, world) in zip(HANGS, LOOPS, strict=False)
+    ],
+)
+def test_what_a_fault_that_hangs_costs_a_get(world, name):
+    """I2, I5, I6, I7, I20, I26, I31: the same for those that end by a timeout."""
+    check_a_get(world, FAULTS[name])
 
 
 def check_a_post(world, fault):
@@ -108,11 +130,10 @@ def test_what_a_fault_costs_a_post(world, fault: Fault):
     check_a_post(world, fault)
 
 
-@faults(sorted(set(CERTAIN) - set(PROMPT)))
+@faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "flood-1xx", "stopped"])
 def test_what_a_fault_that_hangs_costs_a_post(fault: Fault):
-    """I2, I5, I6, I7, I20, I26, I31: the same for those that end by a timeout."""
-    (world,) = worlds.args[1][:1]
-    check_a_post(world, fault)
+    """I2, I5, I6, I7, I20, I26: the same for those that end by a timeout."""
+    check_a_post(SYNC, fault)
 
 
 @worlds
@@ -130,7 +151,7 @@ def test_reset_after_accept(world):
 
 
 DRIPS = [name for name in FAULTS if name.startswith(("drip-", "endless-", "flood-"))]
-DEADLINE, LATE = 0.3, 0.15
+DEADLINE, LATE = 0.2, 0.15
 
 
 @worlds
@@ -158,7 +179,7 @@ def test_no_drip_outlives_the_deadline(world, fault: Fault):
 
 
 @worlds
-@faults(["drip-body", "drip-chunks", "drip-trailers", "flood-body"])
+@faults(["drip-body", "drip-trailers", "flood-body"])
 def test_no_drip_outlives_the_deadline_of_a_stream(world, fault: Fault):
     """I6: the same for a body that is streamed, though its headers came at once."""
     with fault.instance() as bad, world.client([bad.url], timeout=30) as client:
@@ -177,12 +198,15 @@ def test_no_drip_outlives_the_deadline_of_a_stream(world, fault: Fault):
 def test_an_endless_upload_ends_with_the_deadline(servers, world):
     """I5: a body that never ends, to an instance that takes it in, ends with the deadline too."""
 
+    @on_accept
     def takes_in(connection, _):
-        connection.answer(200)
+        while connection.sock.recv(1_000_000):
+            pass
 
     def chunks():
-        while True:
-            yield b"x" * 10_000
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            yield b"x" * 1000
 
     (server,) = servers(takes_in)
     with world.client([server.url], retry=RetryPolicy(deadline=DEADLINE)) as client:
@@ -194,7 +218,7 @@ def test_an_endless_upload_ends_with_the_deadline(servers, world):
     assert took <= DEADLINE + LATE
 
 
-@worlds
+@pytest.mark.parametrize("world", [SYNC, TRIO], ids=["sync", "trio"])
 def test_blackholed_syn(world):
     """I2: a lost SYN costs the client's own connect timeout, 1.25 s, and no call, POST included."""
     fault = FAULTS["blackholed-syn"]
@@ -301,10 +325,10 @@ def test_a_path_that_is_gone_takes_its_connections_along(world):
 @worlds
 def test_a_slow_request_costs_only_its_own_connection(servers, world):
     """I15: a request that times out while others are answered says nothing of their connections."""
-    gate, stuck = Gate(), drips_headers(0.05)
+    gate = Gate()
 
     def behave(connection, request):
-        (stuck if request.target == "/slow" else gate)(connection, request)
+        (says_nothing if request.target == "/slow" else gate)(connection, request)
 
     (server,) = servers(behave)
     with world.client([server.url], limits=LIMITS, breaker=None) as client:
@@ -597,9 +621,12 @@ def test_no_route_charges_nobody(servers, world, method):
     assert [(one.failures, one.breaker) for one in snapshot.instances] == [(0, "closed")] * 2
 
 
-@pytest.mark.parametrize("world", worlds.args[1][:2], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("world", [SYNC, ASYNCIO], ids=["sync", "asyncio"])
 def test_no_local_address_charges_nobody(servers, world):
-    """I23: a `local_address` that is not this machine's fails every call, and charges nobody."""
+    """I23: a `local_address` that is not this machine's fails every call, and charges nobody.
+
+    On trio anyio leaves the socket to the garbage collector, which warns of it.
+    """
     pair = servers(tells_port, tells_port)
     with world.client(urls(pair), local_address="192.0.2.1", retry=POLICY) as client:
         for _ in range(4):
@@ -662,7 +689,7 @@ def test_packet_loss(world):
         client = stack.enter_context(world.client([one.url for one in lossy]))
         for one in lossy:
             one.strike()
-        assert {client.get("/").status_code for _ in range(12)} == {200}
+        assert {client.get("/").status_code for _ in range(8)} == {200}
 
 
 @worlds

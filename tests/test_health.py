@@ -700,7 +700,7 @@ class Examined:
 
     def __init__(self, client, policy, make=Wire, of=checked):
         binding = client._transport._binding
-        self.check = of(policy, binding.target, binding.place, make, binding.wire_options)
+        self.check = of(policy, binding, make)
         self.endpoint = next(iter(client.balancer.pool.endpoints))
 
     def __call__(self, seconds=SOON):
@@ -742,10 +742,7 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
             transport = client._transport
-            binding = transport._binding
-            check = checked(
-                HealthCheck(), binding.target, binding.place, Wire, binding.wire_options
-            )
+            check = checked(HealthCheck(), transport._binding, Wire)
             for one in transport.balancer.pool.endpoints:
                 check(one, in_time())
     for server in pair:

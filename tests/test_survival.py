@@ -125,12 +125,12 @@ def attempts_of(client):
     return next(iter(counts.values())), sum(counts.values())
 
 
-WARM, SETTLED, SEEN = 0.2, 2.0, 0.8
+WARM, SETTLED, SEEN = 0.2, 2.0, 0.5
 """Seconds of load before the fault, from there until the client must have got over it, and after
 that."""
 
 POLICIES = {"stopped": RetryPolicy(attempt_timeout=0.3)}
-KILLING = ["killed", "death-mid-body", "reset-after-accept", "reset-after-request"]
+KILLING = ["killed", "death-mid-body", "reset-after-accept"]
 BAD = [
     *((name, "weighted") for name in (*KILLING, "stopped", "blackholed-syn", "status-503")),
     ("status-503", "least-busy"),
@@ -192,7 +192,7 @@ def test_one_of_three_is_slow(callers):
         lbclient.Client([one.url for one in servers], strategy="least-busy") as client,
     ):
         with loaded(client, callers) as load:
-            time.sleep(1.5)
+            time.sleep(1.2)
         hits = [one.hits for one in servers]
     assert load.failed == []
     assert hits[0] >= 5
@@ -249,7 +249,7 @@ class Outage:
         return attempt.instance
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("rate", [10, 100])
 @pytest.mark.parametrize(
     "fault",
@@ -277,8 +277,7 @@ def test_total_outage(fault, rate, seed):
 
 @pytest.mark.slow
 def test_total_outage_over_sockets():
-    """I16, I18: the same for processes that are killed for five seconds, under eight threads that
-    are in no haste."""
+    """I16, I18: the same for processes that are killed for four seconds, under eight threads."""
     with contextlib.ExitStack() as stack:
         trio = [stack.enter_context(FAULTS["killed"].instance()) for _ in range(3)]
         client = stack.enter_context(lbclient.Client([one.url for one in trio]))
@@ -287,7 +286,7 @@ def test_total_outage_over_sockets():
             for one in trio:
                 one.strike()
             calls, (_, attempts) = len(load.calls), attempts_of(client)
-            time.sleep(5)
+            time.sleep(4)
             down, (_, during) = len(load.calls), attempts_of(client)
             for one in trio:
                 one.heal()
@@ -310,7 +309,7 @@ import json, sys, threading
 import anyio, httpx, lbclient
 from tests.support.faults import LOCAL, enter_own_network
 
-fault, world = sys.argv[1:]
+fault = sys.argv[1]
 if fault != "no-descriptors":
     try:
         enter_own_network()
@@ -380,17 +379,17 @@ async def tasks(urls):
 
 with serve(tells_port, tells_port) as servers:
     urls = [one.url for one in servers]
-    told_of = sync(urls) if world == "sync" else anyio.run(tasks, urls, backend=world)
-print(json.dumps(told_of))
+    loops = [anyio.run(tasks, urls, backend=backend) for backend in ("asyncio", "trio")]
+    print(json.dumps([sync(urls), *loops]))
 """
 
 
-@pytest.mark.parametrize("world", ["sync", "asyncio", "trio"])
 @pytest.mark.parametrize("fault", ["no-descriptors", "no-route", "no-local-port"])
-def test_own_machine_fails(fault, world):
+def test_own_machine_fails(fault):
     """I22, I23: without file descriptors, route or local port every call fails as a connect error,
-    and no instance is charged; as soon as they are back calls succeed again."""
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, fault, world]
+    on threads and event loops, and no instance is charged; as soon as they are back calls succeed
+    again."""
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, fault]
     root = Path(lbclient.__file__).parents[1]
     done = subprocess.run(
         command, cwd=root, capture_output=True, text=True, timeout=60, check=False
@@ -398,7 +397,7 @@ def test_own_machine_fails(fault, world):
     if done.stderr.startswith("cannot:"):
         pytest.skip(f"needs a network namespace: {done.stderr.strip()}")
     assert (done.returncode, done.stderr) == (0, "")
-    during, after = json.loads(done.stdout)
     nobody = {"charged": [0, 0], "breakers": ["closed"] * 2, "in flight": [0, 0], "calls": 80}
-    assert during == {"errors": ["ConnectError"], **nobody}
-    assert after == {"errors": ["200"], **nobody}
+    for during, after in json.loads(done.stdout):
+        assert during == {"errors": ["ConnectError"], **nobody}
+        assert after == {"errors": ["200"], **nobody}

@@ -15,11 +15,12 @@ from lbclient._version import __version__
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.health import Check, CheckFailed, HealthCheck, plain_check
+from lbclient.http.binding import Binding
 from lbclient.http.options import WireOptions
 from lbclient.http.request import Place, attempt_extensions
 from lbclient.http.wires import AsyncSender, Sender
 from lbclient.instance import Instance
-from lbclient.target import Target, authority_of
+from lbclient.target import authority_of
 
 __all__ = ["achecked", "checked"]
 
@@ -32,45 +33,26 @@ W = TypeVar("W")
 Make = Callable[[Place, WireOptions], W]
 
 
-def checked(
-    policy: HealthCheck,
-    target: Target,
-    place: Callable[[Endpoint], Place],
-    make: Make[Sender],
-    options: WireOptions,
-) -> Check:
+def checked(policy: HealthCheck, binding: Binding, make: Make[Sender]) -> Check:
     """What `policy` asks for; over HTTP, by wires that `make` makes."""
-    return plain_check(policy) or _Checkup(policy, target, place, make, options).check
+    return plain_check(policy) or _Checkup(policy, binding, make).check
 
 
-def achecked(
-    policy: HealthCheck,
-    target: Target,
-    place: Callable[[Endpoint], Place],
-    make: Make[AsyncSender],
-    options: WireOptions,
-) -> Check:
+def achecked(policy: HealthCheck, binding: Binding, make: Make[AsyncSender]) -> Check:
     """The same for wires that want an event loop: a caller's own. Each check is an asyncio loop."""
-    return plain_check(policy) or _AsyncCheckup(policy, target, place, make, options).check
+    return plain_check(policy) or _AsyncCheckup(policy, binding, make).check
 
 
 class _Asks(Generic[W]):
     """The request, and a wire for each check: that connecting works is part of what it proves."""
 
-    def __init__(
-        self,
-        policy: HealthCheck,
-        target: Target,
-        place: Callable[[Endpoint], Place],
-        make: Make[W],
-        options: WireOptions,
-    ) -> None:
+    def __init__(self, policy: HealthCheck, binding: Binding, make: Make[W]) -> None:
         self._policy = policy
-        self._target = target
-        self._url = httpx.URL(f"{target.origin}{policy.path}")
-        self._place = place
+        self._target = binding.target
+        self._url = httpx.URL(f"{binding.target.origin}{policy.path}")
+        self._place = binding.place
         self._make = make
-        self._options = replace(options, retries=0)
+        self._options = replace(binding.wire_options, retries=0)
 
     def _wire(self, endpoint: Endpoint) -> W:
         return self._make(self._place(endpoint), self._options)

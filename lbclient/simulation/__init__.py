@@ -1,17 +1,65 @@
-"""The third shell: the same decisions, in virtual time.
+"""Simulate a service: the very same decisions, in virtual time.
 
-    world = World()
-    balancer = simulated(world, resolver, rng=random.Random(1))
-    world.spawn(carry_out(balancer.begin(terms, semantics), send))
-    world.run()
+    from lbclient.simulation import Open, Scenario, Server, answers, constant, simulate
 
-So far it runs what it is given; scripted servers, load and reports are to come.
+    servers = [Server(f"s{n}", answers(constant(0.1))) for n in range(3)]
+    print(simulate(Scenario(servers, Open(rate=100, seconds=60)), strategy="least-busy"))
+
+Nothing sleeps, and every throw of the dice comes from one seed: the same arguments give the same
+report, whose `trace` is a hash of all that was decided.
 """
 
 from __future__ import annotations
 
+from lbclient.simulation.behaviour import (
+    Behaviour,
+    Latency,
+    answers,
+    constant,
+    exponential,
+    fails,
+    linear,
+    mixed,
+    phases,
+    refuses,
+    silent,
+    until_capacity,
+)
+from lbclient.simulation.load import Closed, Load, Open
+from lbclient.simulation.reply import Reply, judge_of
+from lbclient.simulation.report import Outcome, Report, Slice
 from lbclient.simulation.rounds import simulated
+from lbclient.simulation.run import Scenario, simulate
+from lbclient.simulation.server import Server
 from lbclient.simulation.shell import carry_out
 from lbclient.simulation.world import Process, World
 
-__all__ = ["Process", "World", "carry_out", "simulated"]
+__all__ = [
+    "Behaviour",
+    "Closed",
+    "Latency",
+    "Load",
+    "Open",
+    "Outcome",
+    "Process",
+    "Reply",
+    "Report",
+    "Scenario",
+    "Server",
+    "Slice",
+    "World",
+    "answers",
+    "carry_out",
+    "constant",
+    "exponential",
+    "fails",
+    "judge_of",
+    "linear",
+    "mixed",
+    "phases",
+    "refuses",
+    "silent",
+    "simulate",
+    "simulated",
+    "until_capacity",
+]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Unpack
 
 from lbclient.balancer import Balancer
-from lbclient.discovery import Resolver
+from lbclient.discovery import Service
 from lbclient.discovery.watch import Watch
 from lbclient.options import BalancerOptions
+from lbclient.outcome import Judge
 from lbclient.simulation.world import World
 
 __all__ = ["Rounds", "simulated"]
@@ -33,10 +34,16 @@ class Rounds:
             self.schedule(watch)
 
 
-def simulated(world: World, service: Resolver, **options: Unpack[BalancerOptions]) -> Balancer:
+def simulated(
+    world: World,
+    service: Service,
+    *,
+    judge: Judge | None = None,
+    **options: Unpack[BalancerOptions],
+) -> Balancer:
     """A balancer whose clock and discovery are the world's."""
 
     class Simulated(Balancer):
         _scheduler = Rounds(world)
 
-    return Simulated(service, clock=world.clock, **options)  # type: ignore[misc]  # one clock only
+    return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # one clock only

@@ -59,7 +59,8 @@ class World:
         self._resume(pause, _once(lambda: self._step(process, results)))
 
     def _resume(self, pause: Pause, go_on: Callable[[], None]) -> None:
-        self.at(self._now + pause.seconds, go_on)
+        if pause.seconds < math.inf:  # else it waits for its signal, or for ever
+            self.at(self._now + pause.seconds, go_on)
         if pause.signal is not None:
             pause.signal.listen(lambda: self.at(self._now, go_on))
 

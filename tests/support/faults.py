@@ -27,6 +27,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ SLOW = 0.1
 """Seconds that a slow instance takes."""
 DRIP = 0.02
 """Seconds between two bytes of a drip."""
+LONGEST = 10.0
+"""Whatever has no end by itself ends after so many seconds."""
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -127,7 +130,8 @@ def resets_at_once(connection: Connection, _: Request) -> None:
 
 
 def says_nothing(connection: Connection, _: Request) -> None:
-    connection.server.stopping.wait(30)
+    connection.server.stopping.wait(LONGEST)
+    connection.close()
 
 
 @on_accept
@@ -166,18 +170,23 @@ def trickles(before: bytes, drop: bytes = b"x") -> Behaviour:
 
     def behave(connection: Connection, _: Request) -> None:
         connection.send(before)
-        while not connection.server.stopping.wait(DRIP):
+        until = time.monotonic() + LONGEST
+        while time.monotonic() < until and not connection.server.stopping.wait(DRIP):
             connection.send(drop)
+        connection.close()
 
     return behave
 
 
-def floods(drop: bytes) -> Behaviour:
-    """The same drop over and over, as fast as it is taken in: no read ever waits."""
+def floods(before: bytes, drop: bytes) -> Behaviour:
+    """The same as fast as it is taken in: no read ever waits."""
 
     def behave(connection: Connection, _: Request) -> None:
-        while not connection.server.stopping.is_set():
+        connection.send(before)
+        until = time.monotonic() + LONGEST
+        while time.monotonic() < until and not connection.server.stopping.is_set():
             connection.send(drop * 500)
+        connection.close()
 
     return behave
 
@@ -185,9 +194,9 @@ def floods(drop: bytes) -> Behaviour:
 def stalls(before: bytes) -> Behaviour:
     """These bytes, and no more."""
 
-    def behave(connection: Connection, _: Request) -> None:
+    def behave(connection: Connection, request: Request) -> None:
         connection.send(before)
-        connection.server.stopping.wait(30)
+        says_nothing(connection, request)
 
     return behave
 
@@ -620,10 +629,10 @@ FAULTS: dict[str, Fault] = {
     "drip-trailers": _acts(
         "I6", trickles(CHUNKED + b"2\r\nok\r\n0\r\nX-Slow: "), httpx.ReadTimeout
     ),
-    "flood-body": _acts("I6", trickles(CHUNKED, b"1\r\nx\r\n" * 1000), httpx.ReadTimeout),
+    "flood-body": _acts("I6", floods(CHUNKED, b"40\r\n" + b"x" * 64 + b"\r\n"), httpx.ReadTimeout),
     "stalled-body": _acts("I6", stalls(head(200, {"Content-Length": "9"})), httpx.ReadTimeout),
     "endless-1xx": _acts("I7", trickles(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
-    "flood-1xx": _acts("I7", floods(b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
+    "flood-1xx": _acts("I7", floods(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
     "death-mid-body": _acts("I8", dies_in_body, httpx.ReadError),
     "truncated-body": _acts(
         "I8", sends(head(200, {"Content-Length": "9"}) + b"x"), httpx.RemoteProtocolError

@@ -1,0 +1,91 @@
+"""How requests come: at a rate, whoever has been answered, or from workers that wait."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from lbclient import checks
+from lbclient.simulation.world import Process, World
+from lbclient.waiting import Pause
+
+__all__ = ["Closed", "Load", "Open"]
+
+Request = Callable[[int], Process[object]]
+"""Makes the process of one request, of the client with that number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """`rate` requests a second for so many `seconds`, whether or not others were answered.
+
+    Evenly spaced, or at random (`poisson`); by turns from each client.
+    """
+
+    rate: float
+    seconds: float
+    poisson: bool = False
+
+    def __post_init__(self) -> None:
+        checks.number("rate (requests per second)", self.rate, above=True)
+        checks.seconds("seconds", self.seconds)
+
+    def start(self, world: World, clients: int, request: Request, rng: random.Random) -> None:
+        """Have the requests come."""
+        world.spawn(self._arrive(world, clients, request, rng))
+
+    def _arrive(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> Process[None]:
+        for number, gap in enumerate(self._gaps(rng)):
+            if gap:
+                yield Pause(gap)
+            world.spawn(request(number % clients))
+
+    def _gaps(self, rng: random.Random) -> Iterator[float]:
+        """The time before each arrival."""
+        if not self.poisson:
+            yield 0.0
+            for _ in range(round(self.rate * self.seconds) - 1):
+                yield 1 / self.rate
+            return
+        now = 0.0
+        while (now := now + (gap := rng.expovariate(self.rate))) < self.seconds:
+            yield gap
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """`workers` of each client, each with one request at a time, `think` seconds apart, for so many
+    `seconds`."""
+
+    workers: int
+    seconds: float
+    think: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks.count("workers", self.workers)
+        checks.seconds("seconds", self.seconds)
+        checks.number("think (seconds)", self.think)
+
+    def start(self, world: World, clients: int, request: Request, rng: random.Random) -> None:
+        """Have the workers begin, at random within their first pause."""
+        for client in range(clients):
+            for _ in range(self.workers):
+                world.spawn(self._work(world, request, client, rng.random() * self.think))
+
+    def _work(self, world: World, request: Request, client: int, first: float) -> Process[None]:
+        if first:
+            yield Pause(first)
+        while world.clock() < self.seconds:
+            before = world.clock()
+            yield from request(client)
+            if pause := max(self.think, 0.0 if world.clock() > before else _LEAST):
+                yield Pause(pause)
+
+
+_LEAST = 0.001
+"""A worker that is refused at once takes a breath: else the world would stand still."""
+
+Load = Open | Closed

@@ -1,0 +1,43 @@
+"""What a simulated instance answers, and what that means: the table of outcomes, by status."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lbclient.outcome import FINE, Judge, Verdict
+from lbclient.outcome import judge as network_judge
+
+__all__ = ["Reply", "judge_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with `status` after `seconds` (for ever: `math.inf`).
+
+    With `error` that is raised in its place: `ConnectionRefusedError()` was never sent,
+    `ConnectionResetError()` may have been. `rest` is what `Retry-After` asks for, in seconds.
+    """
+
+    seconds: float
+    status: int = 200
+    error: Exception | None = None
+    rest: float = 0.0
+
+
+def judge_of(statuses: Collection[int]) -> Judge:
+    """Judges as HTTP's judge does; `statuses` are those that are tried again."""
+    again = {status: Verdict(fault=500 <= status <= 599, again="idempotent") for status in statuses}
+    fault = Verdict(fault=True)
+
+    def judge(result: object) -> Verdict:
+        if not isinstance(result, Reply):
+            return network_judge(result)
+        verdict = again.get(result.status)
+        if verdict is None:
+            return fault if 500 <= result.status <= 599 else FINE
+        if result.rest:
+            return Verdict(fault=verdict.fault, again="idempotent", rest=result.rest)
+        return verdict
+
+    return judge

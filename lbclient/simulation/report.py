@@ -1,0 +1,142 @@
+"""What came of a simulated run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = ["Outcome", "Report", "Slice"]
+
+_SHOWN = (50, 90, 99, 99.9)
+
+
+class Outcome(NamedTuple):
+    """One request: when it `arrived`, how long it took (seconds, waiting included), the final
+    `status`, or the name of the `error`, and how many `attempts` it made."""
+
+    arrived: float
+    elapsed: float
+    status: int | None
+    error: str | None
+    attempts: int
+
+
+class Slice(NamedTuple):
+    """The requests that arrived from `start` on, in seconds, up to the next slice."""
+
+    start: float
+    requests: int
+    success: float
+    mean: float
+    p99: float
+    sent: Mapping[str, int]
+    """Attempts by server, counted when they were sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run is a pure function of its scenario, its options and its `seed`: so is all of this.
+
+    `sent` are the attempts, as (time, server); `answered` what each server answered; `trace` is a
+    hash of every decision, the same on every machine; `breaches` are the invariants that did not
+    hold, which must be none.
+    """
+
+    seed: int
+    outcomes: Sequence[Outcome]
+    sent: Sequence[tuple[float, str]]
+    answered: Mapping[str, Mapping[int | str, int]]
+    trace: str
+    breaches: Sequence[str] = ()
+
+    @property
+    def success(self) -> float:
+        """The share of requests that ended with a status below 400."""
+        return _success(self.outcomes)
+
+    @property
+    def mean(self) -> float:
+        """Seconds from the arrival of a request to its end, on average."""
+        return _mean(self.outcomes)
+
+    def percentile(self, percent: float) -> float:
+        """Seconds below which so many per cent of the requests ended."""
+        return _percentile(sorted(one.elapsed for one in self.outcomes), percent)
+
+    @property
+    def responses(self) -> int:
+        """Answers that servers gave, to first attempts and to others."""
+        return sum(
+            many
+            for answers in self.answered.values()
+            for answer, many in answers.items()
+            if isinstance(answer, int)
+        )
+
+    @property
+    def amplification(self) -> float:
+        """Attempts for each request."""
+        return len(self.sent) / max(1, len(self.outcomes))
+
+    def shares(self, since: float = 0.0, until: float = math.inf) -> dict[str, float]:
+        """The share of the attempts in that time (seconds) that each server was sent."""
+        sent = Counter(server for time, server in self.sent if since <= time < until)
+        total = max(1, sent.total())
+        return {server: sent[server] / total for server in self.answered}
+
+    def endings(self) -> Counter[int | str]:
+        """How many requests ended with which status or error."""
+        return Counter(
+            one.status if one.status is not None else str(one.error) for one in self.outcomes
+        )
+
+    def over_time(self, seconds: float) -> list[Slice]:
+        """Slice by slice, each so many seconds long."""
+        requests: dict[int, list[Outcome]] = {}
+        for one in self.outcomes:
+            requests.setdefault(int(one.arrived / seconds), []).append(one)
+        sent: dict[int, Counter[str]] = {}
+        for time, server in self.sent:
+            sent.setdefault(int(time / seconds), Counter())[server] += 1
+        return [
+            _slice(place * seconds, requests.get(place, []), sent.get(place, Counter()))
+            for place in range(max([*requests, *sent, -1]) + 1)
+        ]
+
+    def __str__(self) -> str:
+        """For people."""
+        percentiles = ", ".join(f"p{one:g} {self.percentile(one):.3f} s" for one in _SHOWN)
+        lines = [
+            f"{len(self.outcomes)} requests, {100 * self.success:.2f} % successful",
+            f"mean {self.mean:.3f} s; {percentiles}",
+            f"{len(self.sent)} attempts, {self.amplification:.3f} for each request",
+            "ended: " + ", ".join(f"{key} {many}" for key, many in self.endings().most_common()),
+        ]
+        for server, share in self.shares().items():
+            answers = ", ".join(f"{key} {n}" for key, n in self.answered[server].items())
+            lines.append(f"  {server:<20} {100 * share:6.2f} %   {answers}")
+        return "\n".join([*lines, *self.breaches, f"seed {self.seed}, trace {self.trace}"])
+
+
+def _slice(start: float, outcomes: Sequence[Outcome], sent: Mapping[str, int]) -> Slice:
+    p99 = _percentile(sorted(one.elapsed for one in outcomes), 99)
+    return Slice(start, len(outcomes), _success(outcomes), _mean(outcomes), p99, sent)
+
+
+def _success(outcomes: Sequence[Outcome]) -> float:
+    good = sum(one.status is not None and one.status < 400 for one in outcomes)
+    return good / len(outcomes) if outcomes else math.nan
+
+
+def _mean(outcomes: Sequence[Outcome]) -> float:
+    return math.fsum(one.elapsed for one in outcomes) / len(outcomes) if outcomes else math.nan
+
+
+def _percentile(ordered: Sequence[float], percent: float) -> float:
+    """The nearest rank."""
+    if not ordered:
+        return math.nan
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]

@@ -1,0 +1,84 @@
+"""A simulated instance: it counts what it has in flight, and answers as its behaviour says."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from lbclient import checks
+from lbclient.instance import Instance
+from lbclient.simulation.behaviour import Behaviour
+from lbclient.simulation.reply import Reply
+from lbclient.simulation.world import World
+
+__all__ = ["Host", "Server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One instance of the simulated service, by name.
+
+    It is known to discovery from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are
+    those of its instance. Raises ValueError or TypeError for what is none of that.
+    """
+
+    name: str
+    behaviour: Behaviour
+    joins: float = 0.0
+    leaves: float = math.inf
+    weight: float = 1
+    priority: int = 0
+    zone: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.host("name", self.name)
+        checks.function("behaviour", self.behaviour)
+        checks.number("joins (seconds)", self.joins)
+        if not self.leaves > self.joins:
+            raise ValueError(f"{self.name} must leave after it joins, not at {self.leaves!r}")
+        _ = self.instance
+
+    @property
+    def instance(self) -> Instance:
+        """As discovery names it."""
+        metadata = {} if self.zone is None else {"zone": self.zone}
+        return Instance(self.name, 80, self.weight, self.priority, metadata)
+
+    def known(self, now: float) -> bool:
+        """True while discovery names it."""
+        return self.joins <= now < self.leaves
+
+
+class Host:
+    """A server in a world. A request that its caller gives up goes on here until it is done."""
+
+    __slots__ = ("_rng", "_server", "_world", "answered", "in_flight", "most")
+
+    def __init__(self, server: Server, world: World, rng: random.Random) -> None:
+        self._server = server
+        self._world = world
+        self._rng = rng
+        self.in_flight = 0
+        self.most = 0
+        """The most it ever had in flight."""
+        self.answered: Counter[int | str] = Counter()
+        """How often it answered what: a status, or the name of an error."""
+
+    def receive(self) -> Reply:
+        """A request arrives; the reply is due after its seconds."""
+        world = self._world
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        reply = self._server.behaviour(world.clock(), self.in_flight, self._rng)
+        if reply.seconds < math.inf:
+            world.at(world.clock() + reply.seconds, self._finish)
+        if reply.error is None:
+            self.answered[reply.status] += 1
+        else:
+            self.answered[type(reply.error).__name__] += 1
+        return reply
+
+    def _finish(self) -> None:
+        self.in_flight -= 1

@@ -1,0 +1,534 @@
+"""A hundred thousand inputs that were mutated at random, from DNS, from HTTP, from a caller.
+
+Whatever comes: only errors that have a name, no connection to an address that is refused, and no
+secret in what is told. Each input has a seed of its own, which a failure names.
+"""
+
+import base64
+import contextlib
+import gzip
+import ipaddress
+import itertools
+import logging
+import random
+import socket
+import struct
+import types
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.query
+import dns.rcode
+import dns.resolver
+import dns.rrset
+import httpcore
+import httpx
+import pytest
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+import lbclient
+from lbclient.discovery.dns import Dns
+from lbclient.discovery.guard import Guard
+from lbclient.discovery.nameservers import nameservers_of
+from lbclient.discovery.srv import SrvResolver
+
+DNS_ANSWERS, HTTP_ANSWERS, CONFIGURATIONS = 30_000, 25_000, 45_000
+assert DNS_ANSWERS + HTTP_ANSWERS + CONFIGURATIONS == 100_000
+
+CLIENTS = 500
+
+pytestmark = pytest.mark.slow
+
+
+@contextlib.contextmanager
+def telling(seed):
+    """A failure names its input."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"the seed of the input was {seed}")
+        raise
+
+
+def mutated(dice, data, often=0.75):
+    """Some bytes changed, put in, left out or repeated."""
+    data = bytearray(data)
+    while data and dice.random() < often:
+        place = dice.randrange(len(data))
+        match dice.randrange(6):
+            case 0:
+                data[place] = dice.choice(b"\x00\x01\x20\x2e\x3f\x7f\x80\xc0\xff\r\n\t")
+            case 1:
+                data[place] ^= 1 << dice.randrange(8)
+            case 2:
+                data[place:place] = dice.randbytes(dice.choice([1, 1, 2, 16]))
+            case 3:
+                del data[place : place + dice.choice([1, 1, 2, 8, 200])]
+            case 4:
+                data[place:place] = data[place : place + dice.randrange(1, 40)]
+            case 5:
+                del data[place:]
+    return bytes(data)
+
+
+# DNS
+
+SERVER, NAME = "192.0.2.53", "_http._tcp.orders.test."
+TARGETS = [
+    "a.orders.test.",
+    "b.orders.test.",
+    "A.OrDeRs.test.",
+    "c.elsewhere.test.",
+    ".",
+    "*.orders.test.",
+    "127.0.0.1.",
+    "169.254.169.254.",
+    r"x\032y.test.",
+    r"x\013\010y.test.",
+    r"x\000.test.",
+    r"\255\254.test.",
+    f"{'l' * 63}.{'m' * 63}.{'n' * 63}.test.",
+    "localhost.",
+]
+BAD = [
+    *["127.0.0.1", "127.8.9.1", "0.0.0.0", "0.1.2.3", "169.254.169.254", "169.254.0.9"],
+    *["224.0.0.1", "255.255.255.255", "100.100.100.200", "168.63.129.16", "192.0.0.192"],
+    *["::1", "::", "fe80::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe"],
+    *["fd00:ec2::254", "fd20:ce::254", "2002:7f00:1::", "::127.0.0.1", "::ffff:0:127.0.0.1"],
+]
+GOOD = ["10.0.0.1", "192.0.2.7", "198.51.100.9", "203.0.113.250", "2001:db8::7", "fd12:3456::1"]
+METADATA = {
+    ipaddress.ip_address(one)
+    for one in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+}
+INNER = [
+    (ipaddress.ip_network("::ffff:0:0/96"), 0),
+    (ipaddress.ip_network("::ffff:0:0:0/96"), 0),
+    (ipaddress.ip_network("::/96"), 0),
+    (ipaddress.ip_network("64:ff9b::/96"), 0),
+    (ipaddress.ip_network("2002::/16"), 80),
+]
+
+
+def forbidden(text):
+    """What the guard must refuse, told in other words than its own."""
+    address = ipaddress.ip_address(text)
+    forms = [address]
+    for network, shift in INNER:
+        if address.version == 6 and address in network and int(address) > 1:
+            forms.append(ipaddress.IPv4Address((int(address) >> shift) & 0xFFFFFFFF))
+    return any(
+        one.is_loopback
+        or one.is_link_local
+        or one.is_multicast
+        or one.is_unspecified
+        or one in METADATA
+        or (one.version == 4 and (int(one) >> 24 == 0 or int(one) == 0xFFFFFFFF))
+        for one in forms
+    )
+
+
+def records(dice, owner, kind):
+    """A set of records, mostly sensible."""
+    if kind == "SRV":
+        made = [
+            f"{dice.choice([0, 0, 1, 65535])} {dice.choice([0, 1, 10, 65535])} "
+            f"{dice.choice([80, 8080, 8080, 0, 65535])} "
+            f"{dice.choice(TARGETS[:3] if dice.random() < 0.8 else TARGETS)}"
+            for _ in range(dice.randrange(1, 5))
+        ]
+    else:
+        family = 4 if kind == "A" else 6
+        pool = dice.choice([GOOD, GOOD, BAD, GOOD + BAD])
+        fitting = [one for one in pool if ipaddress.ip_address(one).version == family]
+        made = dice.sample(fitting, dice.randrange(1, len(fitting) + 1))
+    rrset = dns.rrset.from_text(owner, 0, "IN", kind, *made)
+    rrset.ttl = dice.choice([0, 1, 60, 3600, 2**31 - 1])
+    return rrset
+
+
+def answer_to(dice, question):
+    """A whole answer, with what servers add."""
+    response = dns.message.make_response(question)
+    asked, kind = question.question[0].name, question.question[0].rdtype.name
+    if dice.random() < 0.1:
+        response.set_rcode(dns.rcode.from_text(dice.choice(["NXDOMAIN", "SERVFAIL", "REFUSED"])))
+    if dice.random() < 0.05:
+        response.flags |= dns.flags.TC
+    owner = asked
+    for _ in range(dice.choice([0, 0, 0, 1, 2])):
+        alias = dns.name.from_text("alias.orders.test.") if dice.random() < 0.8 else asked
+        response.answer.append(dns.rrset.from_text(owner, 60, "IN", "CNAME", alias.to_text()))
+        owner = alias
+    if dice.random() < 0.95:
+        response.answer.append(records(dice, owner, kind))
+    for target in dice.sample(TARGETS[:4], dice.choice([0, 1, 2])):
+        response.additional.append(records(dice, target, dice.choice(["A", "AAAA"])))
+    return response.to_wire()
+
+
+class Network:
+    """What dnspython takes for the network: it answers each question with a mutated answer, and
+    its time passes where somebody waits."""
+
+    family = socket.AF_INET
+
+    def __init__(self):
+        self.dice = random.Random()
+        self.answers = 0
+        self.now = 1000.0
+        self._known = {}
+
+    def made(self, *_):
+        return contextlib.nullcontext(self)
+
+    def sendto(self, data, _):
+        self.datagrams = [self.answer(data)]
+
+    def recvfrom(self, _):
+        if not self.datagrams:
+            self.now += 0.5
+            raise dns.exception.Timeout
+        return self.datagrams.pop(), (SERVER, 53)
+
+    def connect_ex(self, _):
+        return 0
+
+    def send(self, data):
+        answer = self.answer(data[2:])
+        self.stream = mutated(self.dice, struct.pack("!H", len(answer)), 0.02) + answer
+        return len(data)
+
+    def recv(self, size):
+        found, self.stream = self.stream[:size], self.stream[size:]
+        return found
+
+    def answer(self, question):
+        """Most keep header and question, or nobody would read on."""
+        self.answers += 1
+        answer = question[:2] + self._template(question, self.dice.randrange(30))
+        size = len(question)
+        return mutated(self.dice, answer[:size], 0.05) + mutated(self.dice, answer[size:])
+
+    def _template(self, question, number):
+        """The same for the same question and number, whatever came before."""
+        if len(self._known) > 5000:
+            self._known.clear()
+        key = question[2:], number
+        if key not in self._known:
+            dice = random.Random(repr(key))
+            self._known[key] = answer_to(dice, dns.message.from_wire(question))[2:]
+        return self._known[key]
+
+    def time(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """The code of dnspython, over bytes instead of sockets, and in no time."""
+    made = Network()
+    monkeypatch.setattr(dns.query, "make_socket", made.made)
+    monkeypatch.setattr(
+        dns.resolver, "time", types.SimpleNamespace(time=made.time, sleep=made.sleep)
+    )
+    return made
+
+
+def test_answers_of_dns(network):
+    """S1, S4, D16, D17: whatever DNS answers, discovery finds instances that may be connected to,
+    or fails with an error of ours; what it tells is printable."""
+    seen = Counter()
+    for seed in itertools.count():
+        if network.answers >= DNS_ANSWERS:
+            break
+        with telling(seed):
+            network.dice.seed(seed)
+            dns = Dns(nameservers_of([SERVER]))
+            resolver = SrvResolver(NAME, dns, Guard(), network.time)
+            for _ in range(2):  # the second time it remembers addresses
+                seen.update(outcome_of(resolver))
+    assert min(seen[one] for one in ("found", "refused", "failed")) > 1000, seen
+
+
+def outcome_of(resolver):
+    """How many it found and refused: no address that must be refused is among those found, and
+    nothing that would break a line of a log is told."""
+    try:
+        answer = resolver.resolve()
+    except lbclient.DiscoveryError as error:
+        assert str(error).isprintable()
+        return {"failed": 1}
+    for one in answer.instances:
+        assert one.addresses
+        assert not any(map(forbidden, one.addresses)), one.addresses
+        assert 1 <= one.port <= 65535
+    for one in answer.refused:
+        assert f"{one.record}{one.reason}".isprintable()
+    return {"found": len(answer.instances), "refused": len(answer.refused)}
+
+
+@pytest.mark.parametrize("service", ["http+srv://orders.test", "http+dns://orders.test:80"])
+def test_no_connection_to_what_is_refused(network, monkeypatch, service):
+    """S1: whatever DNS answers, a client connects to no address that is refused."""
+    dialled = []
+
+    class Backend(httpcore.NetworkBackend):
+        def connect_tcp(self, host, *_, **__):
+            dialled.append(host)
+            raise httpcore.ConnectError("refused")
+
+    monkeypatch.setattr(httpcore, "SyncBackend", Backend)
+    policy = lbclient.RetryPolicy(attempts=5, backoff=0, budget=None)
+    for seed in range(CLIENTS):
+        with telling(seed), lbclient.Client(service, nameservers=[SERVER], retry=policy) as client:
+            network.dice.seed(seed)
+            with pytest.raises(httpx.ConnectError) as caught:
+                client.get("/")
+            assert str(caught.value).isprintable()
+            assert not [one for one in dialled if forbidden(one)]
+    assert set(GOOD[:4]) <= set(dialled)
+
+
+# HTTP
+
+SECRETS = ["S3CRET-QUERY", "S3CRET-AUTH", "S3CRET-COOKIE", "S3CRET-HEADER", "S3CRET-USER"]
+TOLD_AS = [*SECRETS, base64.b64encode(f"user:{SECRETS[1]}".encode()).decode()]
+GZIPPED = gzip.compress(b"hello" * 20)
+JANUARY = "Thu, 01 Jan 2026 00:00:0{} GMT".format
+
+
+def reply(status, body=b"", /, *, version="1.1", **fields):
+    """The bytes of one answer."""
+    if version == "1.1":
+        fields.setdefault("Content_Length", len(body))
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    return "\r\n".join([f"HTTP/{version} {status} X", *lines, "", ""]).encode() + body
+
+
+def chunked(*chunks, trailer=b""):
+    """The bytes of an answer in chunks."""
+    body = b"".join(b"%x;x=y\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + body + b"0\r\n" + trailer + b"\r\n"
+
+
+REPLIES = [
+    reply(200, b"hello"),
+    reply(200, b"hello", Content_Type="text/plain; charset=utf-8", Server="x"),
+    reply(200, b"until the end", version="1.0"),
+    reply(200, GZIPPED, Content_Encoding="gzip"),
+    reply(200, b"x", Set_Cookie="a=b; Domain=orders.test; Path=/; Max-Age=9"),
+    chunked(b"hello", b"there"),
+    chunked(b"hello", trailer=b"X: y\r\n"),
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: </a>\r\n\r\n" + reply(204),
+    reply(301, Location="/orders?a=b"),
+    reply(302, Location="http://elsewhere.test/x"),
+    reply(307, Location="http://10.0.0.2/orders"),
+    reply(401, WWW_Authenticate="Basic realm=x"),
+    reply(408, Connection="close"),
+    reply(429, Date=JANUARY(0), Retry_After=JANUARY(1)),
+    reply(503, b"busy", Retry_After="1"),
+    reply(500, b"oops"),
+    reply(999),
+]
+
+
+class Connection:
+    """One connection: it brings mutated answers, in pieces, then it ends, or fails."""
+
+    def __init__(self, dice):
+        self.dice = dice
+        self.left = b""
+
+    def sent(self):
+        if self.dice.random() < 0.02:
+            raise httpcore.WriteError("broken")
+        if not self.left:
+            replies = self.dice.choices(REPLIES, k=self.dice.choice([1, 1, 1, 1, 2]))
+            self.left = mutated(self.dice, b"".join(replies), 0.6)
+
+    def piece(self):
+        if not self.left and self.dice.random() < 0.3:
+            raise self.dice.choice([httpcore.ReadError, httpcore.ReadTimeout])("over")
+        size = self.dice.choice([1, 3, 20, 1000, 65536])
+        piece, self.left = self.left[:size], self.left[size:]
+        return piece
+
+    def get_extra_info(self, info):
+        facts = {"is_readable": self.dice.random() < 0.3, "server_addr": ("10.0.0.9", 80)}
+        return facts.get(info)
+
+
+class Stream(Connection, httpcore.NetworkStream):
+    def read(self, *_):
+        return self.piece()
+
+    def write(self, *_):
+        self.sent()
+
+    def close(self):
+        pass
+
+
+class AsyncStream(Connection, httpcore.AsyncNetworkStream):
+    async def read(self, *_):
+        await anyio.lowlevel.checkpoint()
+        return self.piece()
+
+    async def write(self, *_):
+        self.sent()
+
+    async def aclose(self):
+        pass
+
+
+class Ears(logging.Handler, SpanProcessor):
+    """Hears what our loggers and spans tell, and that no secret is in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = Counter()
+
+    def emit(self, record):
+        self.hear("log", record.getMessage())
+        assert record.getMessage().isprintable()
+
+    def on_end(self, span):
+        self.hear("span", span.to_json())
+
+    def error(self, error):
+        """With its notes, and whatever caused it."""
+        while error is not None:
+            self.hear(
+                "error", " ".join([str(error), repr(error), *getattr(error, "__notes__", ())])
+            )
+            error = error.__cause__ or error.__context__
+
+    def hear(self, what, text):
+        self.heard[what] += 1
+        assert not any(secret in text for secret in TOLD_AS), text
+
+
+class Caller:
+    """Calls a service of two instances over a network that answers anything."""
+
+    def __init__(self, monkeypatch):
+        self.dice = random.Random()
+        self.ears = Ears()
+        self.dialled = set()
+        self.outcomes = Counter()
+        tracers = TracerProvider(shutdown_on_exit=False)
+        tracers.add_span_processor(self.ears)
+        logger = logging.getLogger("lbclient")
+        monkeypatch.setattr(logger, "handlers", [self.ears])
+        monkeypatch.setattr(logger, "level", logging.DEBUG)
+        monkeypatch.setattr(httpcore, "SyncBackend", self.backend)
+        monkeypatch.setattr(httpcore, "AnyIOBackend", self.abackend)
+        self.options = {
+            "name": "orders.test",
+            "retry": lbclient.RetryPolicy(attempts=2, backoff=0, backoff_max=0, budget=None),
+            "breaker": lbclient.BreakerPolicy(reset_timeout=0.001, reset_timeout_max=0.01),
+            "auth": ("user", SECRETS[1]),
+            "headers": {"X-Api-Key": SECRETS[3]},
+            "tracer_provider": tracers,
+            "rng": self.dice,
+        }
+
+    def backend(self):
+        return types.SimpleNamespace(connect_tcp=self.connected)
+
+    def abackend(self):
+        return types.SimpleNamespace(connect_tcp=self.aconnected)
+
+    def connected(self, host, *_):
+        self.dialled.add(host)
+        if self.dice.random() < 0.05:
+            raise httpcore.ConnectError("refused")
+        return Stream(self.dice)
+
+    async def aconnected(self, host, *_):
+        self.dialled.add(host)
+        return AsyncStream(self.dice)
+
+    def asked(self, seed):
+        """The next request: its client's cookies, its method, its URL, and the rest."""
+        self.dice.seed(seed)
+        host = self.dice.choice(["orders.test", "orders.test", "10.0.0.1", "elsewhere.test"])
+        user = self.dice.choice(["", f"user:{SECRETS[4]}@"])
+        urls = ["/orders", "/orders", "/orders", f"http://{user}{host}/orders"]
+        url = f"{self.dice.choice(urls)}?token={SECRETS[0]}"
+        headers = {"Cookie": f"session={SECRETS[2]}"}
+        return self.dice.choice(["GET", "GET", "POST", "HEAD"]), url, headers
+
+    @contextlib.contextmanager
+    def judging(self, seed):
+        """Only errors of httpx, ours among them, may come out."""
+        with telling(seed):
+            try:
+                yield
+            except (httpx.HTTPError, httpx.InvalidURL) as error:  # the latter for a Location
+                self.outcomes[type(error).__name__] += 1
+                self.ears.error(error)
+            else:
+                self.outcomes["answered"] += 1
+
+    def check(self, client):
+        """What must hold at the end."""
+        assert self.dialled == {"10.0.0.1", "10.0.0.2"}
+        assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0]
+        assert all(self.ears.heard[what] for what in ("log", "span", "error"))
+        for name in ("answered", "RemoteProtocolError", "ReadError", "LoadBalancingError"):
+            assert self.outcomes[name] > 20, self.outcomes
+
+
+INSTANCES = [lbclient.Instance("10.0.0.1", 80), lbclient.Instance("10.0.0.2", 80)]
+
+
+def test_answers_of_http(monkeypatch):
+    """S5, I9: whatever bytes come for an answer, a call ends with an answer or an error of httpx's
+    own, nothing stays in flight, and no secret of the request is told."""
+    caller = Caller(monkeypatch)
+    with lbclient.Client(INSTANCES, **caller.options) as client:
+        for seed in range(HTTP_ANSWERS * 3 // 5):
+            method, url, headers = caller.asked(seed)
+            with caller.judging(seed):
+                follow = caller.dice.random() < 0.5
+                if caller.dice.random() < 0.7:
+                    client.request(method, url, headers=headers, follow_redirects=follow)
+                    continue
+                with client.stream(method, url, headers=headers) as response:
+                    for _ in response.iter_bytes():
+                        if caller.dice.random() < 0.1:
+                            break
+            client.cookies.clear()
+        caller.check(client)
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_answers_of_http_async(monkeypatch):
+    """S5, I9: the same for event loops."""
+    caller = Caller(monkeypatch)
+    async with lbclient.AsyncClient(INSTANCES, **caller.options) as client:
+        for seed in range(HTTP_ANSWERS // 5):
+            method, url, headers = caller.asked(seed)
+            with caller.judging(seed):
+                follow = caller.dice.random() < 0.5
+                if caller.dice.random() < 0.7:
+                    await client.request(method, url, headers=headers, follow_redirects=follow)
+                    continue
+                async with client.stream(method, url, headers=headers) as response:
+                    async for _ in response.aiter_bytes():
+                        if caller.dice.random() < 0.1:
+                            break
+            client.cookies.clear()
+        caller.check(client)
