@@ -31,6 +31,7 @@ from lbclient.events import (
     RetryDecided,
     RetryRefused,
 )
+from lbclient.health import HealthCheck
 from lbclient.http.client import AsyncClient, Client
 from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
@@ -64,6 +65,7 @@ __all__ = [
     "FileResolver",
     "FirstOf",
     "HealthChanged",
+    "HealthCheck",
     "HedgePolicy",
     "Instance",
     "InstanceSnapshot",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from lbclient import checks
 from lbclient.breaker import DISABLED, BreakerPolicy
 from lbclient.core import Core
-from lbclient.membership import Bounds, Membership, Scheduler
+from lbclient.discovery.job import Scheduler
+from lbclient.membership import Bounds, Membership
 from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.retry import Retries, RetryPolicy

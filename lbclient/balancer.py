@@ -19,11 +19,13 @@ from lbclient.calling import asender, sender
 from lbclient.closing import Closing
 from lbclient.control import Control
 from lbclient.discovery import Dns, Guard, Service, nameservers_of
+from lbclient.discovery.job import Scheduler
 from lbclient.discovery.refresher import REFRESHER
+from lbclient.health import HealthCheck, plain_check
 from lbclient.instance import Instance
 from lbclient.lease import Lease
 from lbclient.listening import Listener, Listening
-from lbclient.membership import Bounds, Scheduler
+from lbclient.membership import Bounds
 from lbclient.news import News
 from lbclient.outcome import Judge
 from lbclient.outcome import judge as network_judge
@@ -67,6 +69,8 @@ class Balancer(Control, Closing):
     - `hedge`: a `HedgePolicy` sends a second attempt where the first takes long.
     - `outliers`: an `OutlierPolicy` ejects who fails far more often than its peers.
     - `slow_start`: `SlowStart` lets an instance that is new, or back, warm up.
+    - `health`: a `HealthCheck` asks every instance whether it is well; here one that connects
+      (`path=None`) or asks a function of yours (`check=`), over HTTP also one with a `path`.
     - `listener`: a function that is given each `Event`, in order, on a thread of its own.
     - `nameservers`: such as `["127.0.0.1:5353"]`, `tls://` and `https://` included; None is the
       system's resolver configuration.
@@ -102,6 +106,7 @@ class Balancer(Control, Closing):
         hedge: HedgePolicy | None = None,
         outliers: OutlierPolicy | None = None,
         slow_start: SlowStart | None = None,
+        health: HealthCheck | None = None,
         listener: Listener | None = None,
         nameservers: Iterable[str] | None = None,
         allow: Iterable[str] = (),
@@ -115,6 +120,13 @@ class Balancer(Control, Closing):
         rng: random.Random | None = None,
         judge: Judge | None = None,
     ) -> None:
+        checks.kind("health", health, HealthCheck)
+        check = None if health is None else plain_check(health)
+        if health is not None and check is None:
+            raise ValueError(
+                "health: without HTTP there is no path to ask for; pass HealthCheck(path=None), "
+                "which connects, or HealthCheck(check=...)"
+            )
         limits = Limits(max_in_flight, max_in_flight_total, limit)
         bounds = Bounds(max_stale, min_refresh, max_instances)
         rules = Rules(retry, breaker, limits, throttle, hedge, outliers, slow_start, bounds)
@@ -137,6 +149,8 @@ class Balancer(Control, Closing):
         news = News(None if self._listening is None else self._listening.deliver)
         self._core = assembled(self.target, self._strategy, rules, means, news)
         self._closed = False
+        if health is not None and check is not None:
+            self.examine(health, check)
         claim(self._strategy)
         forking.track(self)
 

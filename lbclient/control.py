@@ -10,6 +10,7 @@ from lbclient import checks
 from lbclient.budget import Budget
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
+from lbclient.health import Check, Crew, HealthCheck, Monitor, Threads
 from lbclient.instance import Instance
 from lbclient.pool import Pool
 from lbclient.shell import asleep, sleep
@@ -67,6 +68,20 @@ class Control:
         for pause in self._asked():
             await asleep(pause)
 
+    def examine(self, policy: HealthCheck, check: Check) -> None:
+        """Have `check` made of every instance, from the first call on: for whoever binds a
+        protocol."""
+        core = self._core
+        core.membership.companion = Monitor(
+            policy,
+            check,
+            endpoints=lambda: core.pool.endpoints,
+            report=core.checked,
+            clock=core.clock,
+            rng=core.rng,
+            crew=self._crew(),
+        )
+
     def eject(self, instance: Instance, seconds: float) -> None:
         """Have no call go to `instance` for so many seconds; what is under way goes on.
 
@@ -86,6 +101,10 @@ class Control:
         with self._core.lock:
             self._core.rotation.admit(self._known(instance))
         self._core.news.publish()
+
+    def _crew(self) -> Crew:
+        """Who makes the checks."""
+        return Threads()
 
     def _known(self, instance: Instance) -> Endpoint:
         if not isinstance(instance, Instance):

@@ -205,6 +205,14 @@ class Core:
         elif verdict is not FINE or not breaker.unmoved or self.guards is not None:
             self._charges.settle(endpoint, breaker, permit, verdict, elapsed)
 
+    def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
+        """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""
+        with self.lock:
+            void = endpoint.gone or endpoint.breaker is not breaker
+            if not void and endpoint.healthy is not healthy:
+                self.rotation.checked(endpoint, healthy=healthy, why=why)
+        self.news.publish()
+
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
         with self.lock:

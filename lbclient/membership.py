@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO, WARNING
-from typing import Protocol
 
 from lbclient import checks
 from lbclient.discovery import Resolver, StaticResolver, text_of
+from lbclient.discovery.job import Companion, Scheduler
 from lbclient.discovery.watch import CEILING, FLOOR, Watch
 from lbclient.endpoint import Endpoint
 from lbclient.errors import DiscoveryError, ServiceAbsent
@@ -26,7 +26,7 @@ from lbclient.subset import Subset
 from lbclient.telemetry import Counts
 from lbclient.waiting import Pause, Signal
 
-__all__ = ["Bounds", "Membership", "Scheduler"]
+__all__ = ["Bounds", "Membership"]
 
 _ROUND = 15.0
 _AT_ONCE = 256
@@ -54,16 +54,6 @@ class Bounds:
                 f"min_refresh (seconds) must be at most {CEILING:g}, not {self.min_refresh!r}"
             )
         checks.limit("max_instances", self.max_instances)
-
-
-class Scheduler(Protocol):
-    """Who runs the rounds of a watch: background threads, or virtual time."""
-
-    generation: object
-
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`."""
-        ...
 
 
 class Membership:
@@ -101,6 +91,7 @@ class Membership:
         self._counts = counts
         self._news = news
         self._scheduler = scheduler
+        self.companion: Companion | None = None
         self._left: list[Endpoint] = []
         self._generation: object = None
         self._lock = lock
@@ -138,6 +129,8 @@ class Membership:
         """Ask discovery no more."""
         with self._lock:
             self.watch.next_at = math.inf
+        if self.companion is not None:
+            self.companion.stop()
         self._counts.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
@@ -227,6 +220,9 @@ class Membership:
         """Have the watch run in this process: for the first call, and the first after a fork."""
         if not self.watch.settled:
             self._scheduler.schedule(self.watch)
+        if self.companion is not None:
+            self.companion.begin()
+            self._scheduler.schedule(self.companion)
         self._generation = self._scheduler.generation
 
 

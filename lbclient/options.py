@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TypedDict
 
 from lbclient.breaker import BreakerPolicy
+from lbclient.health import HealthCheck
 from lbclient.listening import Listener
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
@@ -31,6 +32,7 @@ class BalancerOptions(TypedDict, total=False):
     hedge: HedgePolicy | None
     outliers: OutlierPolicy | None
     slow_start: SlowStart | None
+    health: HealthCheck | None
     listener: Listener | None
     nameservers: Iterable[str] | None
     allow: Iterable[str]

@@ -84,7 +84,7 @@ class Rotation:
         self.tell(Admitted, endpoint)
         self._line.wake()
 
-    def checked(self, endpoint: Endpoint, *, healthy: bool) -> None:
+    def checked(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
         """Active checks have come to another result. An open breaker may be probed soon then."""
         now = self._clock()
         endpoint.healthy = healthy
@@ -93,8 +93,10 @@ class Rotation:
             endpoint.breaker.sooner(now, self._rng)
         self._pool.changed(endpoint)
         self._counts.health(healthy=healthy)
-        text = "%s passes its health checks" if healthy else "%s fails its health checks"
-        self._news.add(INFO if healthy else WARNING, text, endpoint.instance)
+        if healthy:
+            self._news.add(INFO, "%s passes its health checks", endpoint.instance)
+        else:
+            self._news.add(WARNING, "%s fails its health checks: %s", endpoint.instance, why)
         self.tell(HealthChanged, endpoint, healthy)
         self._line.wake()
 

@@ -42,7 +42,10 @@ assert DNS_ANSWERS + HTTP_ANSWERS + CONFIGURATIONS == 100_000
 
 CLIENTS = 500
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:http.cookiejar bug!"),  # its own, and it goes on
+]
 
 
 @contextlib.contextmanager
@@ -431,6 +434,7 @@ class Caller:
         logger = logging.getLogger("lbclient")
         monkeypatch.setattr(logger, "handlers", [self.ears])
         monkeypatch.setattr(logger, "level", logging.DEBUG)
+        monkeypatch.setattr(logger, "propagate", False)
         monkeypatch.setattr(httpcore, "SyncBackend", self.backend)
         monkeypatch.setattr(httpcore, "AnyIOBackend", self.abackend)
         self.options = {

@@ -1,14 +1,14 @@
-"""What the control plane runs: something that is due at a time, again and again."""
+"""What the control plane runs, again and again, each when it is due; and who runs it."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Job"]
+__all__ = ["Companion", "Job", "Scheduler"]
 
 
 class Job(Protocol):
-    """One service's discovery, or one registration's renewal. Its rounds may block."""
+    """A service's discovery or health checks, or a registration's renewal. Its rounds may block."""
 
     turn: int
     """The scheduler's ticket for the next round."""
@@ -43,4 +43,27 @@ class Job(Protocol):
 
     def run(self) -> None:
         """One round, after `claim`."""
+        ...
+
+
+class Companion(Job, Protocol):
+    """A job over the instances of a service, for as long as they are followed."""
+
+    def begin(self) -> None:
+        """The first call of this process has come."""
+        ...
+
+    def stop(self) -> None:
+        """No round is to follow."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Who runs the rounds of jobs: background threads, or virtual time."""
+
+    generation: object
+    """Another object in a forked child."""
+
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`."""
         ...

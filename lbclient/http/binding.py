@@ -11,6 +11,7 @@ from lbclient import checks
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.endpoint import Endpoint
+from lbclient.health import HealthCheck
 from lbclient.http.answer import tell
 from lbclient.http.judge import HttpJudge
 from lbclient.http.options import (
@@ -45,6 +46,8 @@ class Binding:
         if isinstance(limits := options.get("limits"), httpx.Limits):
             checks.limit("limits (max_connections)", limits.max_connections)
             mine.setdefault("max_in_flight_total", limits.max_connections)
+        self.health: HealthCheck | None = mine.pop("health", None)
+        checks.kind("health", self.health, HealthCheck)
         self.policy = _policy(mine.get("retry", RetryPolicy()))
         self.balancer = Balancer(service, judge=HttpJudge(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
         self.target = target = self.balancer.target

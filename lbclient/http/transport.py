@@ -15,12 +15,14 @@ from lbclient.errors import LoadBalancingError
 from lbclient.http.answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from lbclient.http.binding import Binding
 from lbclient.http.body import awatch, replays, watch
+from lbclient.http.checkup import achecked, checked
 from lbclient.http.errors import as_httpx
 from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
 from lbclient.http.homes import Homes
 from lbclient.http.makers import async_maker, maker
 from lbclient.http.options import TransportOptions
 from lbclient.http.request import attempt_extensions, below
+from lbclient.http.wire import Wire
 from lbclient.http.wires import AsyncWires, Wires
 from lbclient.shell import arun, asleep, run, sleep
 
@@ -60,6 +62,8 @@ class Transport(httpx.BaseTransport):
             binding.wire_options.max_connection_age,
             binding.balancer.rng,
         )
+        if (health := binding.health) is not None:
+            binding.balancer.examine(health, checked(health, binding, make))
 
     @property
     def balancer(self) -> Balancer:
@@ -151,6 +155,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             )
 
         self._homes = Homes(wires)
+        if (health := binding.health) is not None:
+            ours = transport is None
+            check = checked(health, binding, Wire) if ours else achecked(health, binding, make)
+            binding.balancer.examine(health, check)
 
     @property
     def balancer(self) -> Balancer:

@@ -1,4 +1,4 @@
-"""Discovery in a world: the rounds of a watch, each at its virtual time."""
+"""Discovery and health checks in a world: the rounds of a job, each at its virtual time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Unpack
 
 from lbclient.balancer import Balancer
 from lbclient.discovery import Service
-from lbclient.discovery.watch import Watch
+from lbclient.discovery.job import Job
+from lbclient.health import Crew, in_turn
 from lbclient.options import BalancerOptions
 from lbclient.outcome import Judge
 from lbclient.simulation.world import World
@@ -15,23 +16,23 @@ __all__ = ["Rounds", "simulated"]
 
 
 class Rounds:
-    """Runs what the refresher's threads run elsewhere. A look-up takes no virtual time."""
+    """Runs what the refresher's threads run elsewhere. No round takes virtual time."""
 
     def __init__(self, world: World) -> None:
         self.generation = object()
         self._world = world
 
-    def schedule(self, watch: Watch) -> None:
-        """Run the next round of `watch` at its `next_at`; replaces what was scheduled before."""
-        watch.turn += 1
-        turn = watch.turn
-        if not watch.stopped:
-            self._world.at(watch.next_at, lambda: self._round(watch, turn))
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        job.turn += 1
+        turn = job.turn
+        if not job.stopped:
+            self._world.at(job.next_at, lambda: self._round(job, turn))
 
-    def _round(self, watch: Watch, turn: int) -> None:
-        if watch.turn == turn and watch.claim():
-            watch.run()
-            self.schedule(watch)
+    def _round(self, job: Job, turn: int) -> None:
+        if job.turn == turn and job.claim():
+            job.run()
+            self.schedule(job)
 
 
 def simulated(
@@ -45,5 +46,8 @@ def simulated(
 
     class Simulated(Balancer):
         _scheduler = Rounds(world)
+
+        def _crew(self) -> Crew:
+            return in_turn
 
     return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # one clock only
