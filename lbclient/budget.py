@@ -35,17 +35,17 @@ class RetryBudget:
 class Budget:
     """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
 
-    __slots__ = ("_account", "_balance", "_policy", "_slice")
+    __slots__ = ("_account", "_balance", "_slice", "policy")
 
     def __init__(self, policy: RetryBudget) -> None:
-        self._policy = policy
+        self.policy = policy
         self._slice = policy.window / _SLICES
         self._account: deque[list[float]] = deque()
         self._balance = policy.reserve * policy.window
 
     def balance(self, now: float) -> float:
         """Retries that may be made now."""
-        while self._account and self._account[0][0] <= now - self._policy.window:
+        while self._account and self._account[0][0] <= now - self.policy.window:
             self._balance -= self._account.popleft()[1]
         return self._balance
 
@@ -54,8 +54,8 @@ class Budget:
         account = self._account
         if not account or now - account[-1][0] >= self._slice:
             self._open(now)
-        account[-1][1] += self._policy.ratio
-        self._balance += self._policy.ratio
+        account[-1][1] += self.policy.ratio
+        self._balance += self.policy.ratio
 
     def withdraw(self, now: float) -> bool:
         """Take one retry out, or refuse."""

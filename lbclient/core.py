@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from lbclient.breaker import Breaker, Permit
@@ -66,6 +66,11 @@ class Core:
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self._charges = Charges(membership, self.rotation, guards, clock, rng)
+
+    @property
+    def line(self) -> Sequence[Signal]:
+        """The signals of those who wait for a place, the first first."""
+        return self._line.waiting
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""

@@ -7,6 +7,7 @@ secret in what is told. Each input has a seed of its own, which a failure names.
 import base64
 import contextlib
 import gzip
+import inspect
 import ipaddress
 import itertools
 import logging
@@ -36,6 +37,7 @@ from lbclient.discovery.dns import Dns
 from lbclient.discovery.guard import Guard
 from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.srv import SrvResolver
+from lbclient.http.options import TransportOptions
 
 DNS_ANSWERS, HTTP_ANSWERS, CONFIGURATIONS = 30_000, 25_000, 45_000
 assert DNS_ANSWERS + HTTP_ANSWERS + CONFIGURATIONS == 100_000
@@ -268,15 +270,16 @@ def outcome_of(resolver):
     try:
         answer = resolver.resolve()
     except lbclient.DiscoveryError as error:
-        assert str(error).isprintable()
-        return {"failed": 1}
-    for one in answer.instances:
-        assert one.addresses
-        assert not any(map(forbidden, one.addresses)), one.addresses
-        assert 1 <= one.port <= 65535
-    for one in answer.refused:
-        assert f"{one.record}{one.reason}".isprintable()
-    return {"found": len(answer.instances), "refused": len(answer.refused)}
+        texts, seen = [str(error)], {"failed": 1}
+    else:
+        texts = [f"{one.record}{one.reason}" for one in answer.refused]
+        seen = {"found": len(answer.instances), "refused": len(answer.refused)}
+        for one in answer.instances:
+            assert one.addresses
+            assert not any(map(forbidden, one.addresses)), one.addresses
+            assert 1 <= one.port <= 65535
+    assert all(text.isprintable() for text in texts), texts
+    return seen
 
 
 @pytest.mark.parametrize("service", ["http+srv://orders.test", "http+dns://orders.test:80"])
@@ -431,10 +434,7 @@ class Caller:
         self.outcomes = Counter()
         tracers = TracerProvider(shutdown_on_exit=False)
         tracers.add_span_processor(self.ears)
-        logger = logging.getLogger("lbclient")
-        monkeypatch.setattr(logger, "handlers", [self.ears])
-        monkeypatch.setattr(logger, "level", logging.DEBUG)
-        monkeypatch.setattr(logger, "propagate", False)
+        monkeypatch.setattr(logging.getLogger("lbclient"), "handlers", [self.ears])
         monkeypatch.setattr(httpcore, "SyncBackend", self.backend)
         monkeypatch.setattr(httpcore, "AnyIOBackend", self.abackend)
         self.options = {
@@ -497,10 +497,17 @@ class Caller:
 INSTANCES = [lbclient.Instance("10.0.0.1", 80), lbclient.Instance("10.0.0.2", 80)]
 
 
-def test_answers_of_http(monkeypatch):
+@pytest.fixture
+def caller(monkeypatch, caplog):
+    """A caller, whose ears hear every level."""
+    caplog.set_level(logging.DEBUG, "lbclient")
+    monkeypatch.setattr(logging.getLogger("lbclient"), "propagate", False)
+    return Caller(monkeypatch)
+
+
+def test_answers_of_http(caller):
     """S5, I9: whatever bytes come for an answer, a call ends with an answer or an error of httpx's
     own, nothing stays in flight, and no secret of the request is told."""
-    caller = Caller(monkeypatch)
     with lbclient.Client(INSTANCES, **caller.options) as client:
         for seed in range(HTTP_ANSWERS * 3 // 5):
             method, url, headers = caller.asked(seed)
@@ -519,9 +526,8 @@ def test_answers_of_http(monkeypatch):
 
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-async def test_answers_of_http_async(monkeypatch):
+async def test_answers_of_http_async(caller):
     """S5, I9: the same for event loops."""
-    caller = Caller(monkeypatch)
     async with lbclient.AsyncClient(INSTANCES, **caller.options) as client:
         for seed in range(HTTP_ANSWERS // 5):
             method, url, headers = caller.asked(seed)
@@ -536,3 +542,122 @@ async def test_answers_of_http_async(monkeypatch):
                             break
             client.cookies.clear()
         caller.check(client)
+
+
+# Configuration
+
+SECRET = "S3CRET-OF-CONFIG"
+VALUES = [
+    *[None, True, False, 0, 1, -1, 2, 100, 10**400, 0.0, 0.5, -0.5, 1.0, 1e308, 1e-320],
+    *[float("nan"), float("inf"), -float("inf"), 1j, "", " ", "x", "0", "5", "5 s", "GET", b"x"],
+    *["\r\nX: y", "a\x00b", "\u00e9", "\ud800", "x" * 300, "*", ".", "_", "-", "a..b", "[::1]"],
+    *[(), [], {}, set(), [None], ["x"], [1], {"x": 1}, (1, 2, 3), [[]], iter("ab"), range(3)],
+    *[object(), object, int, lambda *_: 1, len, Exception("x"), random.Random(1), "random"],
+    *[lbclient.RetryPolicy(), lbclient.RetryBudget(), lbclient.BreakerPolicy(), INSTANCES],
+    *["10.0.0.1", "orders.test", "127.0.0.0/8", ["10.0.0.0/8"], ["10.0.0.2:53"], httpx.Limits()],
+    *["/v1", "http://h:80/v1", "https", "ftp", httpx.Timeout(3), INSTANCES[0]],
+]
+SERVICES = [
+    "http://10.0.0.1:80",
+    "https://[::1]:443/v1",
+    "http+srv://orders.test/v1",
+    "https+srv://_orders._tcp.orders.test",
+    "http+dns://orders.test:8080",
+    "http+file:///nowhere/instances",
+    f"http://user:{SECRET}@10.0.0.1:80",
+    f"http+srv://user:{SECRET}@orders.test:99999",
+    f"//user:{SECRET}@orders.test",
+    f"user:{SECRET}@orders.test",
+    f"https://user:{SECRET}@[::1",
+    f"http://orders.test/?token={SECRET}",
+]
+FITTING = {
+    "service": SERVICES,
+    "name": [*SERVICES, "orders.test"],
+    "base_url": [*SERVICES, "/v1"],
+    "within": ["test", *SERVICES],
+    "nameservers": [[one] for one in (*SERVICES, f"tls://user:{SECRET}@10.0.0.2#dns.test")],
+    "server": ["10.0.0.2:53", f"user:{SECRET}@10.0.0.2"],
+    "key": [f"hmac-sha256:name:{SECRET}", f"name:{SECRET}", f"md5:a:b:{SECRET}"],
+    "host": ["10.0.0.1", "a.test", f"user:{SECRET}@a.test"],
+    "instances": [INSTANCES, INSTANCES[:1]],
+    "port": [80, 65535],
+    "instance": INSTANCES,
+    "verify": [False],
+    "transport": [lambda _: httpx.MockTransport(len)],
+}
+PLAIN = [
+    *[lbclient.RetryPolicy, lbclient.RetryBudget, lbclient.BreakerPolicy, lbclient.HedgePolicy],
+    *[lbclient.OutlierPolicy, lbclient.SlowStart, lbclient.ThrottlePolicy, lbclient.AdaptiveLimit],
+    *[lbclient.Instance, lbclient.Answer, lbclient.Verdict, lbclient.LeastBusy],
+    *[lbclient.FileResolver, lbclient.FirstOf, lbclient.Union, lbclient.Registration],
+]
+HTTP = {
+    lbclient.Transport: [*TransportOptions.__annotations__, "transport"],
+    lbclient.AsyncTransport: [*TransportOptions.__annotations__, "transport"],
+    lbclient.Client: [*TransportOptions.__annotations__, "transport", "timeout", "base_url"],
+    lbclient.AsyncClient: [*TransportOptions.__annotations__, "transport", "timeout", "base_url"],
+}
+
+
+def parameters(entry):
+    """The names of what it takes, those it wants first; and whether it takes any number."""
+    if entry in HTTP:
+        return ["service"], [*HTTP[entry], "proxy", "unknown"], False
+    known = list(inspect.signature(entry).parameters.values())
+    wanted = [
+        one.name for one in known if one.default is one.empty and one.kind != one.VAR_POSITIONAL
+    ]
+    many = any(one.kind == one.VAR_POSITIONAL for one in known)
+    rest = [one.name for one in known if one.name not in wanted and one.kind != one.VAR_POSITIONAL]
+    return wanted, rest, many
+
+
+def value(dice, name):
+    """One to try for a parameter: some fit, some nearly, some not at all."""
+    fitting = FITTING.get(name)
+    chosen = dice.choice(fitting if fitting and dice.random() < 0.6 else VALUES)
+    if isinstance(chosen, str) and dice.random() < 0.1:
+        place = dice.randrange(len(chosen) + 1)
+        chosen = chosen[:place] + dice.choice("\r\n\0 @:/?#[]%.\u2028") + chosen[place:]
+    if name == "service" and dice.random() < 0.2:
+        return [chosen, dice.choice(SERVICES)]
+    return chosen
+
+
+def built(dice, entry):
+    """What an entry makes of a few random arguments."""
+    wanted, rest, many = parameters(entry)
+    few = dice.sample(rest, min(len(rest), dice.choice([0, 1, 1, 2, 3])))
+    arguments = {name: value(dice, name) for name in (*wanted, *few)}
+    return entry(*[value(dice, "service") for _ in range(2 * many)], **arguments)
+
+
+def told_by(dice, entry):
+    """Whether it takes what it is given, and what it then says, or shows of itself."""
+    try:
+        made = built(dice, entry)
+    except (ValueError, TypeError) as error:
+        return "refused", f"{error}{error!r}"
+    engine = getattr(made, "balancer", made)
+    if isinstance(engine, lbclient.Balancer):
+        engine.close()
+    return "taken", f"{made}{made!r}"
+
+
+@pytest.mark.filterwarnings("ignore:`:DeprecationWarning")  # httpx's, of `cert` and `verify`
+def test_configuration():
+    """K1 to K8, S5: whatever is passed to whichever entry point, it is taken or refused by a
+    ValueError or TypeError, which repeats no password and no query."""
+    seen = Counter()
+    entries = [*PLAIN, lbclient.Balancer, *HTTP]
+    for seed in range(CONFIGURATIONS):
+        with telling(seed):
+            dice = random.Random(seed)
+            entry = dice.choice(entries)
+            outcome, text = told_by(dice, entry)
+            assert SECRET not in text
+        seen[outcome, entry.__name__] += 1
+    for entry in entries:
+        assert seen["taken", entry.__name__] > 20, seen
+        assert seen["refused", entry.__name__] > 20, seen

@@ -170,6 +170,13 @@ class Attempt(Generic[R]):
         result, self.result = self.result, None
         return result  # type: ignore[return-value]  # asked for once, after it was set
 
+    def step_aside(self) -> None:
+        """Count as in flight no more: its answer, still unread, waits for a retry."""
+        with self._call.core.lock:
+            if self._open:
+                self._open = False
+                self._call.core.release(self.endpoint)
+
     def passed_on(self) -> None:
         """Its place in flight now belongs to the next attempt of the call."""
         self._open = False

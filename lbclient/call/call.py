@@ -119,6 +119,7 @@ class Call(Raced[R]):
             if not isinstance(pick, Pick):
                 self._wait = Wait(self, self._terms.patience, last)
                 pick = yield from self._wait.steps(pick, holding)
+                self._wait.leave()
                 self._wait = None
                 if pick is None:
                     return

@@ -21,6 +21,7 @@ __all__ = ["Wait"]
 _FIRST_ANSWER = 10.0
 _LOOK_AGAIN = 0.25
 """A response that was dropped unclosed gives its place back without telling anybody."""
+_CROWD = 16
 
 
 class Waiter(Picker, Protocol):
@@ -43,7 +44,14 @@ class Waiter(Picker, Protocol):
 class Last(Protocol):
     """What is asked of the attempt before, if there was one."""
 
-    error: Exception | None
+    @property
+    def open(self) -> bool:
+        """True while it counts as in flight."""
+        ...
+
+    def step_aside(self) -> None:
+        """Count as in flight no more."""
+        ...
 
 
 class Wait:
@@ -60,23 +68,27 @@ class Wait:
     def steps(
         self, got: Pick | Signal | None, holding: Endpoint | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Yields pauses. None: there is no instance for a retry, so the last outcome stands."""
+        """Yields pauses. None: there is no instance for a retry, so the last outcome stands.
+
+        An answer that is to be retried gives its place back before it waits: else calls that all
+        hold one would wait for each other.
+        """
         call, last = self._call, self._last
         until: float | None = None
         while isinstance(got, Signal):
             self._signal = got
-            if last is not None and last.error is None:
-                return None
+            if last is not None and last.open:
+                last.step_aside()
+                holding = None
             until = self._until() if until is None else until
             if call.now >= until:
                 if last is not None:
                     return None
                 raise self._tired()
-            yield Pause(min(until - call.now, _LOOK_AGAIN), got)
+            yield Pause(min(until - call.now, self._look_again(got)), got)
             if call.over:
                 return None
             got = call.core.admit(call, got, holding)
-        self.leave()
         if got is None and last is None:
             raise call.core.refusal()
         return got
@@ -86,6 +98,13 @@ class Wait:
         if self._signal is not None:
             self._call.core.leave(self._signal)
             self._signal = None
+
+    def _look_again(self, signal: Signal) -> float:
+        """A crowd need not look all the time: it is enough that the first in line does."""
+        line = self._call.core.line
+        if not line or line[0] is signal:
+            return _LOOK_AGAIN
+        return _LOOK_AGAIN * max(1.0, len(line) / _CROWD)
 
     def _until(self) -> float:
         call = self._call

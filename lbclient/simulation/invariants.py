@@ -19,10 +19,14 @@ class Invariants:
         self._balancer = balancer
         self._name = name
         self._panics = panics
+        self._calls = 0
+        self._repeats = 0
         self.breaches: list[str] = []
 
-    def sending(self, attempt: Attempt[Reply], now: float) -> None:
+    def sending(self, attempt: Attempt[Reply], now: float, *, first: bool) -> None:
         """Just before an attempt is sent."""
+        self._calls += first
+        self._repeats += not first
         endpoint = attempt.endpoint
         standing = endpoint.standing(now)
         observed = endpoint.breaker.observes
@@ -42,9 +46,20 @@ class Invariants:
     def over(self, now: float) -> None:
         """Nothing is under way any more."""
         self._look(now)
+        self._count(now)
         busy = [one for one in self._balancer.snapshot().instances if one.in_flight]
         if busy:
             self._breach(now, f"still in flight at the end: {busy}")
+
+    def _count(self, now: float) -> None:
+        """No more was repeated than the budget can have earned."""
+        budget = self._balancer.budget
+        if budget is None:
+            return
+        policy = budget.policy
+        earned = policy.ratio * self._calls + policy.reserve * (now + policy.window)
+        if self._repeats > earned + _SLACK:
+            self._breach(now, f"{self._repeats} retries and hedges, {earned:g} were earned")
 
     def _look(self, now: float) -> None:
         budget = self._balancer.budget

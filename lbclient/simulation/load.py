@@ -31,9 +31,11 @@ class Open:
         checks.number("rate (requests per second)", self.rate, above=True)
         checks.seconds("seconds", self.seconds)
 
-    def start(self, world: World, clients: int, request: Request, rng: random.Random) -> None:
-        """Have the requests come."""
-        world.spawn(self._arrive(world, clients, request, rng))
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> list[list[None]]:
+        """Have the requests come. Each list is empty until its part of the load is over."""
+        return [world.spawn(self._arrive(world, clients, request, rng))]
 
     def _arrive(
         self, world: World, clients: int, request: Request, rng: random.Random
@@ -69,11 +71,15 @@ class Closed:
         checks.seconds("seconds", self.seconds)
         checks.number("think (seconds)", self.think)
 
-    def start(self, world: World, clients: int, request: Request, rng: random.Random) -> None:
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> list[list[None]]:
         """Have the workers begin, at random within their first pause."""
-        for client in range(clients):
-            for _ in range(self.workers):
-                world.spawn(self._work(world, request, client, rng.random() * self.think))
+        return [
+            world.spawn(self._work(world, request, client, rng.random() * self.think))
+            for client in range(clients)
+            for _ in range(self.workers)
+        ]
 
     def _work(self, world: World, request: Request, client: int, first: float) -> Process[None]:
         if first:

@@ -126,14 +126,17 @@ class _Run:
 
     def report(self) -> Report:
         world, scenario = self._world, self._scenario
-        scenario.load.start(world, scenario.clients, self._request, self._dice("load"))
-        world.run(scenario.until)
+        loads = scenario.load.start(world, scenario.clients, self._request, self._dice("load"))
+        while (self._waiting or not all(loads)) and world.step(scenario.until):
+            pass  # discovery would go on for ever
         if not self._waiting:
             for watched in self._watched:
                 watched.over(world.clock())
-        for arrived in self._waiting.values():
-            elapsed = world.clock() - arrived
-            self._outcomes.append(Outcome(arrived, elapsed, None, "unanswered", 0))
+        end = scenario.until if scenario.until < math.inf else world.clock()
+        self._outcomes.extend(
+            Outcome(arrived, end - arrived, None, "unanswered", 0)
+            for arrived in self._waiting.values()
+        )
         for balancer in self._clients:
             balancer.close()
         answered = {name: dict(host.answered) for name, host in self._hosts.items()}
@@ -186,10 +189,14 @@ class _Run:
         return None
 
     def _sender(self, client: int) -> Callable[[Attempt[Reply]], Process[Reply]]:
+        sent = 0
+
         def send(attempt: Attempt[Reply]) -> Process[Reply]:
-            now, name = self._world.clock(), attempt.instance.host
+            nonlocal sent
+            sent += 1
+            first, now, name = sent == 1, self._world.clock(), attempt.instance.host
             if self._checked:
-                self._watched[client].sending(attempt, now)
+                self._watched[client].sending(attempt, now, first=first)
             self._sent.append((now, name))
             self._note(now, client, name, attempt.reason)
             reply = self._hosts[name].receive()

@@ -44,11 +44,18 @@ class World:
 
         An exception that leaves a process leaves here too.
         """
-        while self._events and self._events[0][0] <= until:
-            self._now, _, event = heapq.heappop(self._events)
-            event()
+        while self.step(until):
+            pass
         if until < math.inf:
             self._now = until
+
+    def step(self, until: float = math.inf) -> bool:
+        """Let the next thing happen. False where nothing is to happen up to that time."""
+        if not self._events or self._events[0][0] > until:
+            return False
+        self._now, _, event = heapq.heappop(self._events)
+        event()
+        return True
 
     def _step(self, process: Process[R], results: list[R]) -> None:
         try:
