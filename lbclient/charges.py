@@ -58,7 +58,7 @@ class Charges:
         if breaker.settle(permit, fault=verdict.fault, now=now, rng=self._rng, elapsed=elapsed):
             self._rotation.turned(endpoint, breaker, now)
         guards = self._guards
-        if guards is not None and guards.saw(endpoint, verdict, now):
+        if guards is not None and guards.saw(endpoint, verdict, elapsed, now):
             self._eject_outliers(guards, now)
 
     def _eject_outliers(self, guards: Guards, now: float) -> None:

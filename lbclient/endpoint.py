@@ -30,6 +30,7 @@ class Endpoint:
         "_penalty",
         "_penalty_at",
         "attempts",
+        "base",
         "breaker",
         "failures",
         "gone",
@@ -54,6 +55,8 @@ class Endpoint:
         self.latency: float | None = None
         self.limit: float | None = None
         """How many attempts it may have in flight, where that is learned."""
+        self.base: float | None = None
+        """The least latency of late, in seconds, where a limit is learned."""
         self.rest_until = 0.0
         """Until then it asked to be left alone."""
         self.out_until = 0.0
@@ -83,7 +86,7 @@ class Endpoint:
         self.rest_until = 0.0
         self.out_until = 0.0
         self.healthy = True
-        self.limit = None
+        self.limit = self.base = None
         self._penalty = 0.0
         self.latency = None
 

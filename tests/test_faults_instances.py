@@ -25,9 +25,10 @@ from tests.test_http_features import First, urls, worlds
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:ResourceWarning")
 
 SYNC, ASYNCIO, TRIO = worlds.args[1]
-PATIENCE = 0.2
-"""Seconds that an attempt may take, and a connection to be made."""
-POLICY = RetryPolicy(backoff=0.001, backoff_max=0.002, attempt_timeout=PATIENCE)
+PATIENCE = 0.25
+"""Seconds that an attempt may take, and a connection to be made, where something hangs."""
+QUICK = RetryPolicy(backoff=0.001, backoff_max=0.002)
+IMPATIENT = RetryPolicy(backoff=0.001, backoff_max=0.002, attempt_timeout=PATIENCE)
 TIMEOUT = httpx.Timeout(5, connect=PATIENCE)
 
 
@@ -37,7 +38,9 @@ def faults(names):
 
 def over(world, fault, instances, **options):
     """A client that begins with the first of these instances."""
-    given = {"strategy": First(), "retry": POLICY, "timeout": TIMEOUT, **fault.speech.options()}
+    given = {"strategy": First(), "retry": QUICK, **fault.speech.options()}
+    if fault.hangs:
+        given |= {"retry": IMPATIENT, "timeout": TIMEOUT}
     return world.client([one.url for one in instances], **given | options)
 
 
@@ -331,7 +334,7 @@ def test_a_path_that_is_gone_takes_its_connections_along(world):
     """I26, I31: of connections whose path has been dropped the first to time out is the last: the
     others are not waited for, though each was good when it was kept."""
     fault = FAULTS["path-dropped"]
-    with fault.instance() as bad, world.client([bad.url], retry=POLICY, limits=LIMITS) as client:
+    with fault.instance() as bad, world.client([bad.url], retry=IMPATIENT, limits=LIMITS) as client:
         gate = bad.server.behaviour = Gate()
         open_connections(client, gate)
         bad.strike()
@@ -379,7 +382,7 @@ def test_no_answer_but_ones_own(world):
     even a POST, which fails; a GET is sent again."""
     with (
         FAULTS["answer-unasked"].instance() as bad,
-        world.client([bad.url], retry=POLICY, breaker=None) as client,
+        world.client([bad.url], retry=QUICK, breaker=None) as client,
     ):
         assert {client.get("/").text for _ in range(6)} == {str(bad.port)}
         outcomes = []
@@ -412,7 +415,7 @@ def test_500_is_opted_into(servers, world):
 def test_throttling_never_opens_a_breaker(servers, world):
     """I13: twenty 429s in a row are no fault: the instance rests, and its breaker stays closed."""
     pair = servers(says(429), tells_port)
-    with world.client(urls(pair), strategy=First(), retry=POLICY) as client:
+    with world.client(urls(pair), strategy=First(), retry=QUICK) as client:
         for _ in range(20):
             assert client.get("/").status_code == 200
         assert client.post("/").status_code == 429
@@ -458,7 +461,7 @@ def test_retry_after(servers, asked, rest, status):
     busy, free = servers(says(status, Retry_After=asked, Date=DATE), tells_port)
     now = [1000.0]
     with lbclient.Client(
-        urls([busy, free]), strategy=First(), retry=POLICY, breaker=None, clock=lambda: now[0]
+        urls([busy, free]), strategy=First(), retry=QUICK, breaker=None, clock=lambda: now[0]
     ) as client:
         assert client.get("/").text == str(free.port)
         for at in (0.0, rest - 0.001, rest + 0.001):
@@ -527,7 +530,7 @@ def test_the_last_error_names_each_attempt():
         bad = [stack.enter_context(FAULTS[name].instance()) for name in names]
         for one in bad:
             one.strike()
-        client = stack.enter_context(lbclient.Client([one.url for one in bad], retry=POLICY))
+        client = stack.enter_context(lbclient.Client([one.url for one in bad], retry=QUICK))
         with pytest.raises(httpx.TransportError) as caught:
             client.get("/")
     (note,) = caught.value.__notes__
@@ -578,7 +581,7 @@ def test_one_probe_at_a_time(servers):
     gate = Gate()
     bad, good = servers(says(503), tells_port)
     clock = Clock()
-    with lbclient.Client(urls([bad, good]), retry=POLICY, clock=clock) as client:
+    with lbclient.Client(urls([bad, good]), retry=QUICK, clock=clock) as client:
         while client.balancer.snapshot().instances[0].breaker == "closed":
             client.get("/")
         bad.behaviour = gate
@@ -648,7 +651,7 @@ def test_no_local_address_charges_nobody(servers, world):
     On trio anyio leaves the socket to the garbage collector, which warns of it.
     """
     pair = servers(tells_port, tells_port)
-    with world.client(urls(pair), local_address="192.0.2.1", retry=POLICY) as client:
+    with world.client(urls(pair), local_address="192.0.2.1", retry=QUICK) as client:
         for _ in range(4):
             with pytest.raises(httpx.ConnectError):
                 client.get("/")

@@ -33,16 +33,12 @@ class Guards:
         """False where the throttle keeps a new call back."""
         return self._throttle is None or self._throttle.admits(now, self._rng)
 
-    def saw(self, endpoint: Endpoint, verdict: Verdict, now: float) -> bool:
+    def saw(self, endpoint: Endpoint, verdict: Verdict, elapsed: float, now: float) -> bool:
         """An attempt that is still in flight has its verdict. True: ask for `outliers`."""
         if self._throttle is not None:
             (self._throttle.refused if verdict.turned_away else self._throttle.accepted)(now)
-        if (rule := self._limit) is not None:
-            endpoint.limit = (
-                rule.shrunk(endpoint.limit)
-                if verdict.turned_away
-                else rule.grown(endpoint.limit, endpoint.in_flight)
-            )
+        if self._limit is not None:
+            _learn(self._limit, endpoint, verdict, elapsed)
         outliers = self._outliers
         return outliers is not None and outliers.count(endpoint, fault=verdict.fault, now=now)
 
@@ -54,3 +50,14 @@ class Guards:
     ) -> list[tuple[Endpoint, float]]:
         """Whom to eject now, and for how many seconds."""
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
+
+
+def _learn(rule: AdaptiveLimit, endpoint: Endpoint, verdict: Verdict, elapsed: float) -> None:
+    if verdict.turned_away:
+        endpoint.limit = rule.shrunk(endpoint.limit)
+    elif rule.queued(elapsed, endpoint.base):
+        endpoint.limit = rule.slowed(endpoint.limit)
+    else:
+        endpoint.limit = rule.grown(endpoint.limit, endpoint.in_flight)
+    if not verdict.turned_away:
+        endpoint.base = rule.base(elapsed, endpoint.base)

@@ -15,52 +15,43 @@ __all__ = ["Memory", "PeakEwma", "Record"]
 _UNKNOWN = 1e9
 _MOST_DOUBT = 2.0**16
 _LEFT_OF_DOUBT = 0.75
-_GAIN = 0.1
+_GAIN = 0.05
 _ROOM = 256
 
 
 class Record:
-    """What one instance's answers say against it, as of the time `at`.
+    """What the answers of one instance say against it, as of the time `at`.
 
-    It costs (1 + `doubt`) times as much. Each failure doubles that, at most once a round trip, as
-    TCP halves its window; so a burst that failed together counts as one. Each answer that was
-    served takes back a quarter of the doubt, and time all of it, with e^(-t / decay).
+    It costs (1 + `doubt`) times as much as it would without.
     """
 
-    __slots__ = ("_failed_at", "at", "doubt")
+    __slots__ = ("at", "doubt", "failed_at")
 
     def __init__(self, now: float) -> None:
         self.at = now
         self.doubt = 0.0
-        self._failed_at = -math.inf
-
-    def fade(self, now: float, decay: float) -> float:
-        """How much of what is remembered still counts: from 1 down to 0."""
-        return math.exp((self.at - now) / decay)
-
-    def judge(self, elapsed: float, now: float, decay: float, *, failed: bool) -> None:
-        """An attempt of `elapsed` seconds has ended."""
-        self.doubt *= self.fade(now, decay)
-        self.at = now
-        if not failed:
-            self.doubt *= _LEFT_OF_DOUBT
-        elif now - elapsed >= self._failed_at:
-            self.doubt = min(2.0 * self.doubt + 1.0, _MOST_DOUBT)
-            self._failed_at = now
+        self.failed_at = -math.inf
 
 
 R = TypeVar("R", bound=Record)
 
 
 class Memory(Generic[R]):
-    """A record for each endpoint that has answered, made by `make(now)`.
+    """A record, made by `make(now)`, for each endpoint that has answered.
 
-    Who has left is forgotten once as many have come; who was let in again starts afresh. O(1),
+    A failure doubles what an instance costs, at most once a round trip, as TCP halves its window:
+    calls that failed together count as one. It does so less, the more of all attempts fail: in an
+    outage, or where all shed load, nobody is worse than the others. An answer that was served
+    takes back a quarter of the doubt, and time all of it, with e^(-t / `decay`).
+
+    Who has left is forgotten once as many have come; who is let in again starts afresh. O(1),
     amortised.
     """
 
-    def __init__(self, make: Callable[[float], R]) -> None:
+    def __init__(self, make: Callable[[float], R], decay: float) -> None:
         self._make = make
+        self._decay = decay
+        self._failing = 0.0
         self._records: dict[Endpoint, R] = {}
         self._room = _ROOM
 
@@ -80,12 +71,25 @@ class Memory(Generic[R]):
         if record is None:
             record = self._records[endpoint] = self._make(now)
             if len(self._records) > self._room:
-                self._forget()
+                self._records = {one: kept for one, kept in self._records.items() if not one.gone}
+                self._room = 2 * len(self._records) + _ROOM
         return record
 
-    def _forget(self) -> None:
-        self._records = {one: record for one, record in self._records.items() if not one.gone}
-        self._room = 2 * len(self._records) + _ROOM
+    def fade(self, record: Record, now: float) -> float:
+        """How much of it still counts: from 1 down to 0."""
+        return math.exp((record.at - now) / self._decay)
+
+    def judge(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
+        """Count an attempt of `elapsed` seconds for or against it. Returns what `fade` was."""
+        fade = self.fade(record, now)
+        record.at = now
+        record.doubt *= fade if failed else fade * _LEFT_OF_DOUBT
+        if failed and now - elapsed >= record.failed_at:
+            worse = (1.0 + record.doubt) * (1.0 - self._failing) ** 2
+            record.doubt = min(record.doubt + worse, _MOST_DOUBT)
+            record.failed_at = now
+        self._failing += _GAIN * (failed - self._failing)
+        return fade
 
 
 class _Peak(Record):
@@ -97,16 +101,14 @@ class _Peak(Record):
         super().__init__(now)
         self.latency: float | None = None
 
-    def saw(self, elapsed: float, now: float, decay: float, *, failed: bool) -> None:
+    def saw(self, elapsed: float, fade: float, *, failed: bool) -> None:
         """A failure tells of latency only where it took longer than answers do."""
         old = self.latency
         if failed:
             self.latency = old if old is None else max(old, elapsed)
         else:
-            kept = self.fade(now, decay)
-            mean = elapsed if old is None else kept * old + (1.0 - kept) * elapsed
+            mean = elapsed if old is None else fade * old + (1.0 - fade) * elapsed
             self.latency = max(mean, elapsed)
-        self.judge(elapsed, now, decay, failed=failed)
 
 
 class PeakEwma:
@@ -137,7 +139,7 @@ class PeakEwma:
     def __init__(self, decay: float = 10.0, choices: int = 2) -> None:
         self._decay = checks.seconds("decay", decay)
         self._choices = checks.count("choices", choices, least=2)
-        self._memory = Memory(_Peak)
+        self._memory = Memory(_Peak, decay)
         self._usual: float | None = None
 
     def __repr__(self) -> str:
@@ -160,7 +162,9 @@ class PeakEwma:
         """Remember how long it took, or that it failed."""
         if endpoint.gone:
             return
-        self._memory.of(endpoint, now).saw(elapsed, now, self._decay, failed=failed)
+        record = self._memory.of(endpoint, now)
+        fade = self._memory.judge(record, elapsed, failed=failed, now=now)
+        record.saw(elapsed, fade, failed=failed)
         if not failed:
             usual = elapsed if self._usual is None else self._usual
             self._usual = usual + _GAIN * (elapsed - usual)
@@ -170,7 +174,7 @@ class PeakEwma:
         record = self._memory.known(one, now)
         if record is None:
             return (_UNKNOWN + one.in_flight) / one.weight if one.in_flight else 0.0
-        fade = record.fade(now, self._decay)
+        fade = self._memory.fade(record, now)
         latency = record.latency
         if latency is None:  # it has only failed: no better than the others
             latency = 1.0 if self._usual is None else self._usual

@@ -15,7 +15,7 @@ __all__ = ["Prequal"]
 
 _READINGS = 64
 _GAIN = 0.3
-_DOUBT_FADES = 10.0
+_DECAY = 10.0
 
 
 class _Recent(Record):
@@ -81,13 +81,11 @@ class Prequal:
     latency alone), or an `age` (seconds) that is not above 0.
     """
 
-    def __init__(
-        self, choices: int = 3, quantile: float = 2.0**-0.25, age: float = 10.0
-    ) -> None:
+    def __init__(self, choices: int = 3, quantile: float = 2.0**-0.25, age: float = 10.0) -> None:
         self._choices = checks.count("choices", choices, least=2)
         self._quantile = checks.fraction("quantile", quantile)
         self._age = checks.seconds("age", age)
-        self._memory = Memory(_Recent)
+        self._memory = Memory(_Recent, _DECAY)
         self._readings: deque[float] = deque(maxlen=_READINGS)
 
     def __repr__(self) -> str:
@@ -106,7 +104,7 @@ class Prequal:
         if endpoint.gone:
             return
         record = self._memory.of(endpoint, now)
-        record.judge(elapsed, now, _DOUBT_FADES, failed=failed)
+        self._memory.judge(record, elapsed, failed=failed, now=now)
         if not failed:
             record.saw(endpoint.in_flight - 1, elapsed, now, self._age)
 
@@ -115,7 +113,7 @@ class Prequal:
         record = self._memory.known(one, now)
         cost, latency = 1.0, None
         if record is not None:
-            cost += record.doubt * record.fade(now, _DOUBT_FADES)
+            cost += record.doubt * self._memory.fade(record, now)
             latency = record.latency(one.in_flight, now, self._age)
         busy = (int(cost * (one.in_flight + 1)) - 1) / one.weight
         if busy > limit:
