@@ -44,6 +44,11 @@ class Control:
         """The dice."""
         return self._dice
 
+    def abandon(self) -> None:
+        """Calls under way lose their connections now: that is nobody's fault, and not tried again.
+        For whoever binds a protocol."""
+        self._core.abandoned = True
+
     def idle(self) -> Signal:
         """A signal that is set once no attempt is in flight: for whoever binds a protocol."""
         return self._core.drained()
@@ -87,7 +92,7 @@ class Control:
 
         Raises ValueError for an instance that is not known, or no such time.
         """
-        checks.seconds("seconds", seconds)
+        checks.number("seconds", seconds, above=True)
         with self._core.lock:
             self._core.rotation.eject(self._known(instance), seconds, "hand")
         self._core.news.publish()

@@ -61,16 +61,15 @@ class Core:
         self.lock = lock
         self.forsaken: deque[Callable[[], object]] = deque()
         """What finalizers ask for: they may run at any time, inside any lock."""
+        self.abandoned = False
+        """True once connections are closed under the calls that are under way."""
         self._selection = selection
         self._line = membership.line
+        self.line: Sequence[Signal] = membership.line.waiting
+        """The signals of those who wait for a place, the first first."""
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self._charges = Charges(membership, self.rotation, guards, clock, rng)
-
-    @property
-    def line(self) -> Sequence[Signal]:
-        """The signals of those who wait for a place, the first first."""
-        return self._line.waiting
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""

@@ -37,6 +37,7 @@ class Endpoint:
         "healthy",
         "in_flight",
         "instance",
+        "last_fault",
         "latency",
         "limit",
         "out_until",
@@ -65,6 +66,8 @@ class Endpoint:
         """Since then it is in rotation again, or for the first time among others."""
         self.healthy = True
         """What active checks say."""
+        self.last_fault: str | None = None
+        """A status, or the name of an error."""
         self.gone = False
         self._penalty = 0.0
         self._penalty_at = 0.0

@@ -55,10 +55,10 @@ class RetryRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
-    """The breaker of `instance` is in another `state`."""
+    """The breaker of `instance` is in another `state`; a probe that fails opens it anew."""
 
     instance: Instance
-    state: Literal["closed", "open", "half-open"]
+    state: Literal["closed", "open"]
 
 
 @dataclass(frozen=True, slots=True)

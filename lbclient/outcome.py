@@ -41,8 +41,13 @@ class Verdict:
 
     @property
     def turned_away(self) -> bool:
-        """True where the call was not served: a fault, or an answer such as 429."""
-        return self.fault or self.again != "never"
+        """True where the instance did not serve the call: a fault, or an answer such as 429."""
+        return self.fault or self.again == "idempotent"
+
+    @property
+    def good(self) -> bool:
+        """True for an answer that nothing speaks against."""
+        return not self.fault and self.again == "never"
 
     def __post_init__(self) -> None:
         checks.one_of("again", self.again, _AGAIN)

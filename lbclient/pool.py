@@ -163,7 +163,7 @@ class Pool:
     def describe(self, now: float) -> str:
         """Its instances and what keeps each out, for an error; not all of many."""
         few = islice(self.endpoints, _SHOWN)
-        shown = [f"{one.instance} ({_words(one.standing(now))})" for one in few]
+        shown = [f"{one.instance} ({_words(one, now)})" for one in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 
@@ -204,8 +204,10 @@ def _next_change(one: Endpoint, now: float) -> float:
     return min((at for at in (one.rest_until, one.out_until) if at > now), default=math.inf)
 
 
-def _words(standing: Standing) -> str:
-    return f"breaker {standing}" if standing in ("open", "half-open") else standing
+def _words(one: Endpoint, now: float) -> str:
+    standing = one.standing(now)
+    words = f"breaker {standing}" if standing in ("open", "half-open") else standing
+    return words if one.last_fault is None else f"{words}, last fault {one.last_fault}"
 
 
 def _without(tier: tuple[Endpoint, ...], out: Container[Endpoint]) -> tuple[Endpoint, ...]:

@@ -51,7 +51,8 @@ class Rotation:
     def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """Its breaker has changed. One that merely observes changes nothing in the rotation."""
         self._counts.breaker(breaker.state)
-        self._news.add(INFO, "breaker of %s is %s", breaker.name, breaker.state)
+        text = "breaker of %s would be %s" if breaker.observes else "breaker of %s is %s"
+        self._news.add(INFO, text, breaker.name, breaker.state)
         self.tell(BreakerChanged, endpoint, breaker.state)
         if not breaker.observes:
             self._follow(endpoint, breaker, now)

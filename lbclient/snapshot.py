@@ -15,9 +15,10 @@ __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 @dataclass(frozen=True, slots=True)
 class InstanceSnapshot:
     """One instance: attempts `in_flight`, state of its `breaker`, `attempts` and `failures` (its
-    faults) so far, `latency`, a moving mean of its attempts in seconds (None before any), and its
-    `standing`: `"serving"`, or what keeps it out of the rotation: `"ejected"`, `"unhealthy"` (by
-    active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`)."""
+    faults) so far, `latency`, a moving mean of those that it answered, in seconds (None before
+    any), and its `standing`: `"serving"`, or what keeps it out of the rotation: `"ejected"`,
+    `"unhealthy"` (by active checks), `"open"` or `"half-open"` (its breaker), `"resting"`
+    (`Retry-After`)."""
 
     instance: Instance
     in_flight: int

@@ -205,3 +205,35 @@ async def test_close_that_is_cancelled_closes_all_the_same(servers):
             await client.aclose()
         with pytest.raises(httpx.TransportError):
             await response.aread()
+
+
+def test_a_call_past_the_grace_ends_and_is_not_repeated(servers):
+    """Who is cut off by `close` ends at once, is tried nowhere else, and charges nobody."""
+    gate = Gate()
+    first, second = servers(gate, gate)
+    client = lbclient.Client([first.url, second.url], close_grace=0.01)
+    errors = []
+
+    def call():
+        try:
+            client.get("/")
+        except httpx.TransportError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert gate.entered.acquire(timeout=10)
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    gate.open.set()
+    assert len(errors) == 1
+    assert first.hits + second.hits == 1
+    assert [one.failures for one in client.balancer.snapshot().instances] == [0, 0]
+
+
+def test_what_belongs_to_a_policy_is_pointed_there():
+    """An option of a policy, passed to the client, is refused with a word on where it belongs."""
+    text = r"deadline belongs to retry=lbclient\.RetryPolicy\(deadline=\.\.\.\)"
+    with pytest.raises(TypeError, match=text):
+        lbclient.Client(["http://10.0.0.1:1"], deadline=1)

@@ -125,8 +125,8 @@ def test_calls_under_way_go_on():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((ONE, 0), ValueError, r"seconds \(seconds\) must be"),
-        ((ONE, True), TypeError, r"seconds \(seconds\) must be"),
+        ((ONE, 0), ValueError, "seconds must be"),
+        ((ONE, True), TypeError, "seconds must be"),
         ((TWO, 1), ValueError, r"has no instance 10\.0\.0\.2:2"),
         (("10.0.0.1:1", 1), TypeError, r"instance must be lbclient\.Instance"),
         ((None, 1), TypeError, r"instance must be lbclient\.Instance"),

@@ -21,6 +21,7 @@ from lbclient import (
     Throttled,
     ThrottlePolicy,
 )
+from lbclient.simulation import Open, Scenario, Server, constant, simulate, until_capacity
 from tests.support.http import says, tells_port
 
 pytestmark = pytest.mark.anyio
@@ -297,7 +298,7 @@ def test_an_observing_breaker_refuses_nothing(caplog):
         clock.now += 2
         assert attempt(balancer, service)
         assert balancer.snapshot().instances[0].breaker == "closed"
-    assert "breaker of 10.0.0.1:1 is open" in caplog.text
+    assert "breaker of 10.0.0.1:1 would be open" in caplog.text
 
 
 def test_what_an_observing_breaker_would_refuse_is_counted(telemetry):
@@ -376,7 +377,7 @@ class Learns:
     def __init__(self) -> None:
         self.told = []
 
-    def pick(self, candidates, call):
+    def pick(self, candidates, call):  # noqa: ARG002  # the protocol's signature
         return candidates[0]
 
     def ended(self, endpoint, elapsed, *, failed, now):
@@ -401,3 +402,18 @@ def test_a_strategy_may_learn(caplog):
             balancer.call({}.__getitem__)
     assert strategy.told == [(THREE[0], 2, True, 102, 1), (THREE[0], 2, False, 104, 1)]
     assert "strategy Learns failed to learn" in caplog.text
+
+
+def test_a_retry_that_finds_no_place_blocks_nobody():
+    """An answer to be retried gives its place back while it waits, and the line goes on."""
+    scenario = Scenario(
+        [Server("a", until_capacity(constant(0.1), 2, 503))],
+        Open(rate=50, seconds=4),
+        until=600,
+        patience=1000,
+    )
+    report = simulate(
+        scenario, limit=AdaptiveLimit(initial=4), breaker=NEVER, retry=RetryPolicy(attempts=20)
+    )
+    assert report.endings() == {200: 200}
+    assert report.breaches == []

@@ -13,7 +13,7 @@ from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.outcome import Verdict
 from lbclient.selection import Pick
-from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics, error_attributes
+from lbclient.telemetry import SILENT, CallSpan, Semantics
 
 __all__ = ["Attempt"]
 
@@ -205,7 +205,7 @@ class Attempt(Generic[R]):
             if self.elapsed > (endpoint.latency or 0.0):
                 endpoint.took(self.elapsed)
         self._close(None, release=True)
-        self._span.end(_lost)
+        self._span.end(lambda: {"lbclient.lost": True})
 
     def _ours(self) -> bool:
         """False for an exception that says nothing of the instance: the caller's own."""
@@ -234,16 +234,16 @@ class Attempt(Generic[R]):
 
     def _tell(self, error: BaseException | None) -> None:
         semantics = self._call.semantics
+        if self.verdict is not None and self.verdict.fault:
+            self.endpoint.last_fault = _named(self.status, error)
         if self._span is not SILENT:
-            self._span.end(lambda: _attributes(semantics, self.result, error))
+            self._span.end(lambda: semantics.outcome(self.result, error))
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
             self._call.core.telemetry.counts.duration(self.elapsed, labels)
 
 
-def _lost() -> Attributes:
-    return {"lbclient.lost": True}
-
-
-def _attributes(semantics: Semantics, result: object, error: BaseException | None) -> Attributes:
-    return semantics.result(result) if error is None else error_attributes(error)
+def _named(status: int | None, error: BaseException | None) -> str:
+    if error is not None:
+        return type(error).__name__
+    return "a fault" if status is None else str(status)

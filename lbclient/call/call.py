@@ -173,6 +173,8 @@ class Call(Raced[R]):
 
     def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
         """What the outcome of an attempt means."""
+        if error is not None and self.core.abandoned:
+            return FINE
         try:
             verdict = self._judge(attempt.result if error is None else error)
         except Exception:

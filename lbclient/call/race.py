@@ -49,7 +49,7 @@ class Race(Generic[A]):
             self._running.remove(attempt)
             if self.over:
                 return True
-            if verdict is not None and not verdict.turned_away:
+            if verdict is not None and verdict.good:
                 self.winner = attempt
                 self._end()
             return False

@@ -14,8 +14,8 @@ import httpx
 from lbclient.call import Attempt
 from lbclient.deadline import Expiry
 from lbclient.errors import DeadlineExceeded
-from lbclient.http.dial import Stream
 from lbclient.http.errors import as_httpx
+from lbclient.http.stream import Stream
 from lbclient.info import CallInfo, attach
 
 __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell"]

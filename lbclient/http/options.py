@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypedDict, cast
 
 import httpx
 
 from lbclient import checks
+from lbclient.breaker import BreakerPolicy
 from lbclient.options import BalancerOptions
+from lbclient.retry import RetryPolicy
 
 __all__ = [
     "SocketOption",
@@ -30,6 +32,10 @@ _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=4.0)
 """Many servers end an idle connection after 5 s; at that very moment no request should be sent."""
 
+_POLICIES: dict[str, type[RetryPolicy | BreakerPolicy]] = {
+    "retry": RetryPolicy,
+    "breaker": BreakerPolicy,
+}
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """RFC 9110, section 5.6.2."""
 
@@ -162,7 +168,17 @@ def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
                 "one service among other origins, httpx.Client(mounts={...: lbclient.Transport})"
             )
     if unknown := sorted(set(options) - set(known)):
-        raise TypeError(f"unknown argument {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        hints = [hint for name in unknown for hint in _hints(name)]
+        names = ", ".join(sorted({*known, "transport"}))
+        told = [f"unknown argument {', '.join(unknown)}", *hints, f"known: {names}"]
+        raise TypeError("; ".join(told))
+
+
+def _hints(name: str) -> Iterable[str]:
+    """Where what was passed belongs."""
+    for argument, policy in _POLICIES.items():
+        if name in {one.name for one in fields(policy)}:
+            yield f"{name} belongs to {argument}=lbclient.{policy.__name__}({name}=...)"
 
 
 def _import_h2() -> None:

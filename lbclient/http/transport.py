@@ -104,6 +104,7 @@ class Transport(httpx.BaseTransport):
         try:
             sleep(self._binding.drain())
         finally:
+            self._binding.balancer.abandon()
             self._wires.close()
 
     def _send(
@@ -201,6 +202,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         try:
             await asleep(self._binding.drain())
         finally:
+            self._binding.balancer.abandon()
             with anyio.CancelScope(shield=True):
                 await self._homes.aclose()
 

@@ -14,10 +14,11 @@ import httpcore
 import httpx
 
 from lbclient.http.connections import Connections, Use
-from lbclient.http.dial import AsyncDialer, Dialer, Stream
+from lbclient.http.dial import AsyncDialer, Dialer
 from lbclient.http.goaway import unasked
 from lbclient.http.options import WireOptions
 from lbclient.http.request import Place, raw_headers
+from lbclient.http.stream import Stream
 from lbclient.http.uncut import uncut
 
 __all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of"]
@@ -102,7 +103,8 @@ class Wire(_Addressed):
         return _quiet(self._pool)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; a thread that waits for one is woken."""
+        self._dialer.shut()
         self._pool.close()
 
     def disown(self) -> None:

@@ -29,6 +29,10 @@ class Semantics:
         """What the result of an attempt tells."""
         return _NOTHING
 
+    def outcome(self, result: object, error: BaseException | None) -> Attributes:
+        """What an attempt came to: its result, or the error that ended it."""
+        return self.result(result) if error is None else error_attributes(error)
+
     def duration(self, result: object) -> Attributes | None:  # noqa: ARG002  # for others
         """The labels under which an attempt's duration is recorded; None records none."""
         return None

@@ -387,10 +387,12 @@ class Refusing(Victim):
         self.port = self.server.port
 
     def strike(self) -> None:
+        self.server.behaviour = hangs_up  # for who was accepted this very moment
         self.server.close_port()
         self.server.drop_connections()
 
     def heal(self) -> None:
+        self.server.behaviour = tells_port
         self.server.open_port()
 
     def stop(self) -> None:
@@ -439,6 +441,7 @@ class Filtered(Victim):
         if self._port:
             attach(self.server._listener, self._program)
         if not self._paths:
+            self.server.behaviour = hangs_up  # for who waits to be accepted this very moment
             self.server.drop_connections()
             return
         with self.server._lock:
@@ -446,6 +449,7 @@ class Filtered(Victim):
                 attach(connection.sock, self._program)
 
     def heal(self) -> None:
+        self.server.behaviour = tells_port
         detach(self.server._listener)
 
     def stop(self) -> None:

@@ -1,0 +1,185 @@
+"""One connection to an instance, under httpcore: its reads and writes end with the attempt, and
+what it has brought is remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
+
+import anyio
+import httpcore
+
+from lbclient.deadline import Expiry
+from lbclient.http.allowance import Allowance, seconds_now
+from lbclient.http.goaway import Ear, Liveness
+
+__all__ = ["AsyncStream", "Home", "Stream", "SyncStream"]
+
+N = TypeVar("N", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
+_UNHEARD = (httpcore.ReadError, httpcore.ReadTimeout)
+
+
+class Home(Protocol):
+    """What the connections to one instance share."""
+
+    shared: bool
+    opened: WeakSet[Stream[Any]]
+    liveness: Liveness
+
+
+class Stream(ABC, Generic[N]):
+    """One connection: what it has brought so far, and when reading must end."""
+
+    def __init__(self, inner: N, home: Home) -> None:
+        home.opened.add(self)
+        self.inner: N = inner
+        self.home: Home = home
+        self.ear = Ear(home.liveness)
+        self.peer = _peer(inner)
+        """The IP address at the other end."""
+        self.hurry: Expiry | None = None
+        """While set, reads end with it: what is drained must not cost a whole timeout."""
+
+    def get_extra_info(self, info: str) -> Any:
+        """What httpcore wants to know of it."""
+        if info == "is_readable" and self.ear.stale:
+            return True  # to httpcore an idle connection that can be read is one that has ended
+        return self.inner.get_extra_info(info)
+
+    def _patience(self, timeout: float | None) -> float | None:
+        hurried = timeout if self.hurry is None else Allowance(None, self.hurry)
+        return seconds_now(hurried, httpcore.ReadTimeout)
+
+    @abstractmethod
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's socket, without a word to the other end."""
+
+
+def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | None:
+    try:
+        address = inner.get_extra_info("server_addr")
+    except OSError:  # the other end has gone already
+        return None
+    return address[0] if isinstance(address, tuple) else None
+
+
+class SyncStream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
+    """For threads."""
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what is there, within the time."""
+        if isinstance(timeout, Allowance) and not self.home.shared:
+            timeout.interruptible(self.shut)
+        try:
+            return self.ear.told(self.inner.read(max_bytes, self._patience(timeout)))
+        except _UNHEARD as error:
+            self.ear.ended(error)
+            raise
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it, within the time."""
+        self.ear.asked()
+        if not isinstance(timeout, Allowance):
+            self.inner.write(buffer, timeout)
+            return
+        if not self.home.shared:
+            timeout.interruptible(self.shut)
+        # A peer that takes in drips would be given a whole timeout for each of them.
+        view = memoryview(buffer)
+        while view:
+            view = view[self._write_some(view, seconds_now(timeout, httpcore.WriteTimeout)) :]
+
+    def shut(self) -> None:
+        """Wake a thread that waits for this socket. The descriptor stays, or it would soon be
+        another's; and TLS is not asked, since that thread may be in the middle of it."""
+        sock = self.inner.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def _write_some(self, view: memoryview, timeout: float | None) -> int:
+        sock: socket.socket = self.inner.get_extra_info("socket")
+        try:
+            sock.settimeout(timeout)
+            return sock.send(view)
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(error) from error
+        except OSError as error:
+            raise httpcore.WriteError(error) from error
+
+    def close(self) -> None:
+        """Close it."""
+        self.inner.close()
+
+    def disown(self) -> None:
+        """Let go of the parent's socket."""
+        self.inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        """Speak TLS from here on."""
+        try:
+            inner = self.inner.start_tls(ssl_context, server_hostname, seconds_now(timeout))
+        except BaseException:  # httpcore closes it for an Exception only
+            self.inner.close()
+            raise
+        return SyncStream(inner, self.home)
+
+
+class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
+    """For event loops."""
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what is there, within the time."""
+        try:
+            return self.ear.told(await self.inner.read(max_bytes, self._patience(timeout)))
+        except ssl.SSLError as error:  # httpcore lets it through, on this side only
+            raise httpcore.ReadError(error) from error
+        except _UNHEARD as error:
+            self.ear.ended(error)
+            raise
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write all of it, within the time."""
+        self.ear.asked()
+        try:
+            await self.inner.write(buffer, seconds_now(timeout, httpcore.WriteTimeout))
+        except ssl.SSLError as error:
+            raise httpcore.WriteError(error) from error
+
+    async def aclose(self) -> None:
+        """Close it."""
+        await self.inner.aclose()
+
+    def disown(self) -> None:
+        """Let go of the parent's socket."""
+        # The socket belongs to an event loop that must not be told: it shares its selector with
+        # the parent's. So only what the descriptor stands for is let go.
+        sock = self.inner.get_extra_info("socket")
+        if sock is not None and (descriptor := sock.fileno()) >= 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor)
+            os.close(null)
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Speak TLS from here on."""
+        try:
+            inner = await self.inner.start_tls(ssl_context, server_hostname, seconds_now(timeout))
+        except BaseException:  # httpcore closes it for an Exception only
+            with anyio.CancelScope(shield=True):
+                await self.inner.aclose()
+            raise
+        return AsyncStream(inner, self.home)
