@@ -15,6 +15,9 @@ __all__ = ["Endpoint", "Standing", "draw"]
 Standing = Literal["serving", "resting", "open", "half-open", "unhealthy", "ejected"]
 
 _DECAY = 5.0
+_FORGOTTEN = 0.05
+"""So little left of a penalty must not decide between two that are idle: all fade alike, so whoever
+has failed last would never be picked again."""
 _EWMA = 0.3
 
 
@@ -120,7 +123,8 @@ class Endpoint:
     def _faults(self, now: float) -> float:
         if not self._penalty:
             return 0.0
-        return self._penalty * math.exp((self._penalty_at - now) / _DECAY)
+        left = self._penalty * math.exp((self._penalty_at - now) / _DECAY)
+        return left if left >= _FORGOTTEN else 0.0
 
 
 def draw(endpoints: Sequence[Endpoint], rng: random.Random) -> Endpoint:

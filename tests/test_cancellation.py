@@ -281,7 +281,9 @@ async def test_connections_cut_off(anyio_backend_name):
         async with client:
             await cuts.storm(use_of(client, dice), wanted=OVER_SOCKETS, workers=WORKERS)
             settled(client.balancer)
-            assert all(wire.quiet for wire in wires_of(client))
+            for wire in wires_of(client):
+                assert wire.quiet
+                assert "Requests: 0 active, 0 queued" in repr(wire._pool)
             with anyio.fail_after(10):
                 await instances.at_rest(AT_ONE * 3)
             assert descriptors() - before <= 2 * AT_ONE * 3 + 3 + 3

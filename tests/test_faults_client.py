@@ -123,7 +123,7 @@ async def test_many_tasks_at_once(servers, dead_port):
                 group.start_soon(call)
         assert at_rest(client)
     assert answered == [200] * 200
-    assert crowd.most == LIMIT
+    assert 2 <= crowd.most <= LIMIT
 
 
 # The process: its end, its clock, its sleep

@@ -417,3 +417,16 @@ def test_a_retry_that_finds_no_place_blocks_nobody():
     )
     assert report.endings() == {200: 200}
     assert report.breaches == []
+
+
+def test_a_fault_is_forgiven():
+    """An instance that failed has its share of an idle service's calls again, in seconds."""
+    clock, service = Clock(), Service(1.0)
+    with Balancer(
+        THREE[:2], clock=clock, strategy="least-busy", rng=random.Random(1), retry=None
+    ) as balancer:
+        while not service.hits[THREE[0]]:
+            attempt(balancer, service)
+        service.share = 0.0
+        clock.now += 20
+        assert 0.4 < shares(balancer, 1000)[THREE[0]] < 0.6

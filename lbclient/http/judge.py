@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -71,9 +73,19 @@ def _local_origin(error: BaseException) -> Verdict | None:
         if isinstance(cause, BaseExceptionGroup):
             found = [_local_origin(one) for one in cause.exceptions]
             return found[0] if all(found) else None
-        if (own := own_fault(cause)) is not None:
+        if (own := own_fault(cause) or _starved(cause)) is not None:
             return own
         cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _starved(error: BaseException) -> Verdict | None:
+    """A look-up without a file descriptor left says no more than that the name is not known."""
+    if isinstance(error, socket.gaierror):
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as reason:
+            return own_fault(reason)
     return None
 
 

@@ -10,6 +10,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from heapq import heapreplace
 
 from lbclient import checks
 from lbclient.simulation.reply import Reply
@@ -24,6 +25,7 @@ __all__ = [
     "linear",
     "mixed",
     "phases",
+    "queued",
     "refuses",
     "silent",
     "until_capacity",
@@ -72,6 +74,24 @@ def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
 
     def behave(_: float, in_flight: int, rng: random.Random) -> Reply:
         return Reply(latency(in_flight, rng), 200 if in_flight <= capacity else status)
+
+    return behave
+
+
+def queued(work: Latency, workers: int, speed: Callable[[float], float] | None = None) -> Behaviour:
+    """So many workers with one queue, first come, first served: a request waits for a free worker,
+    and then takes its work, divided by `speed` at that time (1 where it is not given).
+
+    It remembers who is busy until when, so each server needs one of its own.
+    """
+    free = [0.0] * checks.count("workers", workers)
+
+    def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
+        begun = max(now, free[0])
+        pace = 1.0 if speed is None else speed(begun)
+        done = begun + work(in_flight, rng) / pace
+        heapreplace(free, done)
+        return Reply(done - now)
 
     return behave
 

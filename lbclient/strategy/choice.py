@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import cast
 
 from lbclient import checks
+from lbclient.strategy.consistent_hash import ConsistentHash
 from lbclient.strategy.least_busy import LeastBusy
+from lbclient.strategy.peak_ewma import PeakEwma
+from lbclient.strategy.prequal import Prequal
 from lbclient.strategy.protocol import Strategy
 from lbclient.strategy.random import Random
 from lbclient.strategy.round_robin import RoundRobin
@@ -16,7 +19,10 @@ from lbclient.strategy.weighted import Weighted
 __all__ = ["BY_NAME", "claim", "release", "strategy_of"]
 
 BY_NAME: dict[str, Callable[[], Strategy]] = {
+    "consistent-hash": ConsistentHash,
     "least-busy": LeastBusy,
+    "peak-ewma": PeakEwma,
+    "prequal": Prequal,
     "random": Random,
     "round-robin": RoundRobin,
     "weighted": Weighted,

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import chain
+from operator import itemgetter
 from struct import Struct
 
 from lbclient import checks
@@ -16,41 +16,104 @@ from lbclient.strategy.protocol import PickContext
 __all__ = ["ConsistentHash"]
 
 _POINTS = 16
-_RING = 2**64
-_SPOTS = Struct("<8Q")
+_NUMBER = 2**24 - 1
+_AROUND = 2**64
+_BLOCK = Struct("<8Q")
+_SPOTS = Struct("<4Q")
+_DISTANCE = itemgetter(0)
+_JUMPS = 16
 _AT_ONCE = 128
 _REMOVED_AT_ONCE = 4
-_SEEN = 32
+_SWEPT_AT_ONCE = 16
 
 Key = str | bytes | int
+
+
+class _Ring:
+    """Points on a circle, and who owns them: the low bits of a point are its owner's number.
+
+    Who is no candidate keeps its points, and is passed over.
+    """
+
+    def __init__(self) -> None:
+        self.owners: dict[Endpoint, tuple[int, int]] = {}
+        """The number of each, and how many points it has."""
+        self._points: list[int] = []
+        self._new: list[int] = []
+        self._here: list[Endpoint | None] = []
+        self._free: list[int] = []
+
+    def give(self, one: Endpoint, wanted: int) -> None:
+        """So many points; after some of this, `sort`."""
+        number, had = self.owners.get(one) or (self._number(one), 0)
+        self._new += _points(one, number, had, wanted)
+        for point in _points(one, number, wanted, had):
+            del self._points[bisect_left(self._points, point)]
+        self.owners[one] = number, wanted
+
+    def sort(self) -> None:
+        """Take in the new points."""
+        self._points += self._new
+        self._points.sort()
+        self._new.clear()
+
+    def show(self, one: Endpoint, *, here: bool) -> None:
+        """Whether it is a candidate."""
+        if (known := self.owners.get(one)) is not None:
+            self._here[known[0]] = one if here else None
+
+    def remove(self, one: Endpoint) -> None:
+        """For good."""
+        self.give(one, 0)
+        number, _ = self.owners.pop(one)
+        self._free.append(number)
+
+    def after(self, spot: int) -> tuple[int, Endpoint]:
+        """How far it is from there to the next point of a candidate, and whose that is."""
+        points, here = self._points, self._here
+        place = bisect_left(points, spot) % len(points)
+        while (one := here[points[place] & _NUMBER]) is None:
+            place = (place + 1) % len(points)
+        return (points[place] - spot) % _AROUND, one
+
+    def _number(self, one: Endpoint) -> int:
+        if not self._free:
+            self._here.append(None)
+            self._free.append(len(self._here) - 1)
+        number = self._free.pop()
+        self._here[number] = one
+        return number
 
 
 class ConsistentHash:
     """By the key of the call: the same instance each time, in every process, while it has room.
 
     Instances own points on a ring, 16 each on average, in proportion to their weights; a key is
-    put on eight spots of it, and goes to the instance whose point comes soonest after any of them
-    (so shares differ by 7 %, as on a ring with fourteen times as many points). Where one joins or
-    leaves, only keys that it gets or had move: 1/n of them, where weights are equal.
+    put on four spots of it, and goes to the instance whose point comes soonest after any of them.
+    (So shares differ by 9 %, as on a plain ring with 112 points each.) Where an instance joins or
+    leaves, only keys that it gets or had move: 1/n of all, where weights are equal.
 
     No instance gets more than `load` times its share of what this client has in flight, faults of
-    late included (1 is always allowed; None is no bound): past that the key's next spot is asked,
-    at last the ring's next instances. So one hot key spreads over several instances.
+    late included (one call is always allowed; None is no bound): past that the key's next spot is
+    asked, and so on, so that a hot key spreads over as many as it needs.
 
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request:
     text, bytes or a whole number, hashed by BLAKE2b, which unlike `hash()` is alike everywhere.
-    `key` here, a function, makes one of what else the caller passes: `key=str`. Without a key the
-    dice throw one, so the pick is by weight. With a key of any other type `pick` raises TypeError;
-    a balancer logs it and throws the dice. A retry is thrown too: the key's own has just failed.
+    The function `key` makes one of what else is passed there, or None. Without a key the dice make
+    one, so instances are picked by weight. With a key of another type `pick` raises TypeError,
+    which a balancer logs, and throws the dice. A retry goes by the dice too: where the key belongs
+    it has just failed.
 
-    Use it for caches and sessions: what an instance knows of a key is worth more than an even
-    load. Do not use it for equal shares, or where a few keys are most of the traffic and must not
-    spread. A pick costs O(log n) and 1.2 times as much at 10,000 instances as at ten; of thousands
-    that are new 128 join at each pick, and until then keys may go elsewhere.
+    Use it for caches and sessions: what an instance knows of a key is worth more than even loads.
+    Do not use it to share load evenly, nor as the only thing that keeps two writers of one key
+    apart: clients disagree while the set changes. A pick costs O(log n). Of thousands that are new
+    128 join at each pick, and until all have, keys may go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
-    in HAProxy (`hash-balance-factor`) and Envoy; the spots are Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015).
+    in HAProxy (`hash-balance-factor`) and Envoy. The spots: Appleton and O'Reilly, "Multi-probe
+    consistent hashing" (2015). Jumping on where one is full, not walking on, so that its neighbour
+    does not get all: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded
+    Loads" (2021).
 
     Raises ValueError for a `load` that is not above 1, TypeError for a `key` that is no function.
     """
@@ -64,136 +127,110 @@ class ConsistentHash:
         self._load = None if load is None else checks.number("load", load, least=1.0, above=True)
         self._candidates: Sequence[Endpoint] = ()
         self._members: frozenset[Endpoint] = frozenset()
-        self._points: list[int] = []
-        self._owners: dict[int, Endpoint] = {}
-        self._counts: dict[Endpoint, int] = {}
-        self._left: list[Endpoint] = []
-        self._mean = 1.0
+        self._ring = _Ring()
+        self._gone: list[Endpoint] = []
+        self._weight = 1.0
         self._unseen = 0
         """So many candidates, from `_next` on, may be new or have another weight."""
         self._next = 0
-        self._sampled = 0
+        self._loads: list[float] = []
+        self._total = 0.0
+        self._swept = 0
 
     def __repr__(self) -> str:
         return f"ConsistentHash(key={self._key!r}, load={self._load})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The key's own, or the next that has room. Raises TypeError for a key of another type."""
+        text = self._text(call)
         if candidates is not self._candidates:
             self._follow(candidates, call)
         if self._unseen:
-            self._place()
-        if self._left:
+            self._look()
+        if self._gone:
             self._remove()
-        spots = [self._after(spot) for spot in self._spots(call)]
-        first = self._at(min(spots)[1])
-        if self._load is None or first.load(call.now) < 1.0:
-            return first
-        limit = self._load * self._mean_load(call.now)
-        seen = self._in_order(spots)
-        return next((one for one in seen if _has_room(one, limit, call.now)), first)
+        _, own = min(map(self._ring.after, _hashed(text, _SPOTS)), key=_DISTANCE)
+        if self._load is None or own.load(call.now) < 1.0:
+            return own
+        return self._with_room(text, self._load * self._mean_load(call.now), call.now)
 
-    def _spots(self, call: PickContext) -> Sequence[int]:
+    def _text(self, call: PickContext) -> bytes:
         key: object = call.key
         if self._key is not None and key is not None:
             key = self._key(key)
-        if key is None:
-            return _SPOTS.unpack(call.rng.randbytes(_SPOTS.size))
-        return _hashed(_encoded(key))
+        return call.rng.randbytes(8) if key is None else _encoded(key)
 
-    def _after(self, spot: int) -> tuple[int, int]:
-        """How far it is to the next point of a candidate, and that point's place."""
-        place = bisect_left(self._points, spot) % len(self._points)
-        while self._at(place) not in self._members:
-            place = (place + 1) % len(self._points)
-        return (self._points[place] - spot) % _RING, place
+    def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
+        """The first of the key's that may have one more; after some dozens, the least busy."""
+        seen: dict[Endpoint, float] = {}
+        for one in self._order(text):
+            load = seen[one] = one.load(now)
+            if load < math.ceil(limit * one.weight):
+                return one
+        return min(seen, key=lambda one: seen[one] / one.weight)
 
-    def _at(self, place: int) -> Endpoint:
-        return self._owners[self._points[place]]
-
-    def _in_order(self, spots: list[tuple[int, int]]) -> Iterator[Endpoint]:
-        """The key's instances by distance, then a few dozen others as they follow on the ring."""
-        spots.sort()
-        seen: set[Endpoint] = set()
-        start = spots[0][1]
-        around = range(start + 1, start + len(self._points))
-        for place in chain((place for _, place in spots), around):
-            one = self._at(place % len(self._points))
-            if one not in seen and one in self._members:
-                seen.add(one)
-                yield one
-            if len(seen) == _SEEN:
-                return
+    def _order(self, text: bytes) -> Iterator[Endpoint]:
+        for jump in range(_JUMPS):
+            spots = _hashed(text + bytes(jump), _SPOTS)
+            yield from (one for _, one in sorted(map(self._ring.after, spots), key=_DISTANCE))
 
     def _mean_load(self, now: float) -> float:
-        """For one unit of weight, this call included: of all, or of the next few dozen."""
+        """For one unit of weight, this call included; a few loads are looked at anew."""
         number = len(self._candidates)
-        few = self._candidates
-        if number > _SEEN:
-            few = self._candidates[self._sampled : self._sampled + _SEEN]
-            self._sampled = (self._sampled + _SEEN) % number
-        total = sum(one.load(now) for one in few) + len(few) / number
-        return total / sum(one.weight for one in few)
+        for _ in range(min(number, _SWEPT_AT_ONCE)):
+            load = self._candidates[self._swept].load(now)
+            self._total += load - self._loads[self._swept]
+            self._loads[self._swept] = load
+            self._swept = (self._swept + 1) % number
+        return (self._total + 1.0) / self._weight
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        self._candidates, self._members = candidates, frozenset(candidates)
-        self._mean = sum(one.weight for one in candidates) / len(candidates)
-        self._left = [one for one in self._counts.keys() - self._members if one.gone]
-        self._unseen, self._next, self._sampled = len(candidates), 0, 0
+        old, self._members = self._members, frozenset(candidates)
+        self._candidates = candidates
+        for one in self._members - old:
+            self._ring.show(one, here=True)
+        out = self._ring.owners.keys() - self._members
+        for one in out:
+            self._ring.show(one, here=False)
+        self._gone = [one for one in out if one.gone]
+        self._weight = sum(one.weight for one in candidates)
+        self._loads = [float(one.in_flight) for one in candidates]
+        self._total = sum(self._loads)
+        self._unseen, self._next, self._swept = len(candidates), 0, 0
         if self._unseen > _AT_ONCE:  # else every client would begin with the same few
             self._next = call.rng.randrange(self._unseen)
 
-    def _place(self) -> None:
+    def _look(self) -> None:
         """A few candidates get as many points as their weights ask for."""
-        new: list[int] = []
+        owners, unit = self._ring.owners, _POINTS * len(self._candidates) / self._weight
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]
-            wanted = max(1, round(_POINTS * one.weight / self._mean))
-            had = self._counts.get(one, 0)
-            if wanted > had:
-                new += self._add(one, had, wanted)
-            elif wanted < had:
-                self._drop(one, wanted, had)
-            self._counts[one] = wanted
+            wanted = max(1, round(unit * one.weight))
+            known = owners.get(one)
+            if known is None or known[1] != wanted:
+                self._ring.give(one, wanted)
             self._next = (self._next + 1) % len(self._candidates)
             self._unseen -= 1
-        if new:
-            self._points += new
-            self._points.sort()
-
-    def _add(self, one: Endpoint, first: int, end: int) -> list[int]:
-        """Its points from the first to the end. Returns those that nobody of its name had."""
-        points = _points(one, first, end)
-        new = [point for point in points if point not in self._owners]
-        self._owners.update(dict.fromkeys(points, one))
-        return new
-
-    def _drop(self, one: Endpoint, first: int, end: int) -> None:
-        for point in _points(one, first, end):
-            if self._owners.get(point) is one:
-                del self._owners[point], self._points[bisect_left(self._points, point)]
+        self._ring.sort()
 
     def _remove(self) -> None:
-        """A few of those who are gone, so that no single call pays for all of them."""
-        for one in self._left[-_REMOVED_AT_ONCE:]:
-            self._drop(one, 0, self._counts.pop(one))
-        del self._left[-_REMOVED_AT_ONCE:]
+        """A few of those who have left, so that no single call pays for all of them."""
+        for one in self._gone[-_REMOVED_AT_ONCE:]:
+            self._ring.remove(one)
+        del self._gone[-_REMOVED_AT_ONCE:]
 
 
-def _has_room(one: Endpoint, limit: float, now: float) -> bool:
-    return one.load(now) < math.ceil(limit * one.weight)
+def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
+    """Its points from the first to the end: alike in every process, but for the low bits."""
+    size = _BLOCK.size // 8
+    blocks = range(first // size, -(-end // size)) if first < end else ()
+    texts = (f"{one.instance} {block}".encode() for block in blocks)
+    points = [point & ~_NUMBER | number for text in texts for point in _hashed(text, _BLOCK)]
+    return points[first % size :][: max(0, end - first)]
 
 
-def _points(one: Endpoint, first: int, end: int) -> list[int]:
-    """The same for the same name and port, wherever it is asked."""
-    name, size = str(one.instance), len(_hashed(b""))
-    blocks = range(first // size, -(-end // size))
-    points = [point for block in blocks for point in _hashed(f"{name} {block}".encode())]
-    return points[first % size :][: end - first]
-
-
-def _hashed(text: bytes) -> tuple[int, ...]:
-    return _SPOTS.unpack(blake2b(text, digest_size=_SPOTS.size).digest())
+def _hashed(text: bytes, form: Struct) -> tuple[int, ...]:
+    return form.unpack(blake2b(text, digest_size=form.size).digest())
 
 
 def _encoded(key: object) -> bytes:
