@@ -10,6 +10,7 @@ from functools import lru_cache
 
 __all__ = [
     "address",
+    "bare",
     "count",
     "fraction",
     "function",
@@ -161,6 +162,10 @@ def host(name: str, value: object) -> str:
         plain = ""
     plain = plain.removesuffix(".")
     if len(plain) > 253 or not _LABELS.fullmatch(plain):
-        shown = value.rpartition("@")[2]  # before it there may be a password
-        raise ValueError(f"{name} must be a host name or an IP address, not {shown!r}")
+        raise ValueError(f"{name} must be a host name or an IP address, not {bare(value)!r}")
     return plain
+
+
+def bare(text: str) -> str:
+    """Without what may be a password, or a secret in a query: for errors."""
+    return text.rpartition("@")[2].partition("?")[0]

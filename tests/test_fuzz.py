@@ -348,6 +348,10 @@ REPLIES = [
 ]
 
 
+CLOSED = socket.socket()
+CLOSED.close()
+
+
 class Connection:
     """One connection: it brings mutated answers, in pieces, then it ends, or fails."""
 
@@ -371,7 +375,7 @@ class Connection:
 
     def get_extra_info(self, info):
         facts = {"is_readable": self.dice.random() < 0.3, "server_addr": ("10.0.0.9", 80)}
-        return facts.get(info)
+        return CLOSED if info == "socket" else facts.get(info)
 
 
 class Stream(Connection, httpcore.NetworkStream):

@@ -29,7 +29,7 @@ from lbclient.strategy.peak_ewma import PeakEwma
 from lbclient.strategy.prequal import Prequal
 
 BOTH = pytest.mark.parametrize("make", [PeakEwma, Prequal])
-SEEDED = pytest.mark.parametrize("seed", range(3, 23))
+SEEDED = pytest.mark.parametrize("seed", range(3))
 NEVER = math.inf
 
 

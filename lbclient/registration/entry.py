@@ -91,7 +91,7 @@ def _service(service: object) -> tuple[str, str]:
     scheme, found, rest = service.partition("://")
     known = scheme.lower() in ("http+srv", "https+srv") if found else _BARE.fullmatch(service)
     if not known:
-        shown = (rest if found else service).rpartition("@")[2]  # before it may be a password
+        shown = checks.bare(rest if found else service)
         raise ValueError(f"service must be {_FORMS}; {shown!r} is none of them")
     url = service if found else f"http+srv://{service}"
     target = target_of(

@@ -22,9 +22,7 @@ def split(text: str) -> SplitResult:
     if any(char <= " " or char == "\x7f" for char in text):
         raise ValueError("service must be a URL without spaces or control characters")
     if "://" not in text:
-        raise ValueError(
-            f"service must be one of {FORMS}; {text.rpartition('@')[2]!r} has no scheme"
-        )
+        raise ValueError(f"service must be one of {FORMS}; {checks.bare(text)!r} has no scheme")
     try:
         url = urlsplit(text)
         port = url.port
