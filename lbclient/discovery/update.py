@@ -22,6 +22,7 @@ import dns.rdatatype
 import dns.tsig
 import dns.update
 
+from lbclient import checks
 from lbclient.discovery.nameservers import plain_nameserver
 from lbclient.discovery.tsig import Tsig
 from lbclient.errors import LoadBalancingError
@@ -112,7 +113,7 @@ class Primary:
         try:
             place = plain_nameserver(server)
         except ValueError:
-            raise ValueError(f"{_SERVER}, not {server!r}") from None
+            raise ValueError(f"{_SERVER}, not {checks.bare(server)!r}") from None
         self._server = server
         self._address, self._port = place.address, place.port
         self._key = key

@@ -126,7 +126,7 @@ def _word(identity: object) -> str:
         raise TypeError(f"identity must be a word, not {identity!r}")
     if not _LABEL.fullmatch(identity.lower()):
         raise ValueError(
-            f"identity must be a word of letters, digits and hyphens, not {identity!r}"
+            f"identity must be a word of letters, digits and hyphens, not {checks.bare(identity)!r}"
         )
     return identity.lower()
 

@@ -105,7 +105,7 @@ class Prequal:
             return
         record = self._memory.of(endpoint, now)
         self._memory.judge(record, elapsed, failed=failed, now=now)
-        if True:
+        if not failed:
             record.saw(endpoint.in_flight - 1, elapsed, now, self._age)
 
     def _rank(self, one: Endpoint, limit: float, now: float) -> tuple[bool, float, float]:

@@ -49,7 +49,7 @@ def path_of(url: SplitResult) -> str:
 
 def shown(url: SplitResult) -> str:
     """Without userinfo and query: they may be secret."""
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    return f"{url.scheme}://{checks.bare(url.netloc + url.path)}"
 
 
 def authority_of(host: str, port: int, scheme: str) -> str:
