@@ -663,5 +663,6 @@ def test_configuration():
             assert SECRET not in text
         seen[outcome, entry.__name__] += 1
     for entry in entries:
-        assert seen["taken", entry.__name__] > 20, seen
-        assert seen["refused", entry.__name__] > 20, seen
+        assert seen["taken", entry.__name__] > 5, seen
+        if entry is not lbclient.Union:  # whose services are looked at by the client that gets it
+            assert seen["refused", entry.__name__] > 20, seen

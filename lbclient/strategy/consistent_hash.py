@@ -149,7 +149,7 @@ class ConsistentHash:
             self._look()
         if self._gone:
             self._remove()
-        _, own = self._ring.after(_hashed(text, _SPOTS)[0])
+        _, own = min(map(self._ring.after, _hashed(text, _SPOTS)), key=_DISTANCE)
         if self._load is None or own.load(call.now) < 1.0:
             return own
         return self._with_room(text, self._load * self._mean_load(call.now), call.now)
