@@ -497,6 +497,15 @@ def test_latency_is_that_at_the_present_load():
     assert picked(strategy, endpoints) == {1: 200}
 
 
+def test_a_failure_says_nothing_of_latency():
+    """I14: a quick failure does not make an instance look quicker, once its doubt has faded."""
+    endpoints, strategy = candidates(1, 1), Prequal()
+    answered(strategy, endpoints[0], 0.11)
+    answered(strategy, endpoints[1], 0.1)
+    answered(strategy, endpoints[0], 0.001, failed=True)
+    assert picked(strategy, endpoints, now=5.0) == {1: 200}
+
+
 def test_old_latencies_do_not_count():
     """What is older than `age` is forgotten, so that the slow one is tried again."""
     endpoints, strategy = candidates(1, 1), Prequal(age=10.0)

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from lbclient.call.attempt import Attempt
+from lbclient.call.race import Race
+from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
-
-if TYPE_CHECKING:
-    from lbclient.call.call import Call
+from lbclient.selection import Picker
+from lbclient.telemetry import CallSpan, Semantics
 
 __all__ = ["Hedge"]
 
 R = TypeVar("R")
+
+
+class Hedged(Picker, Protocol[R]):
+    """What a hedge has from its call."""
+
+    core: Core
+    deadline: float | None
+    started: float
+    race: Race[Attempt[R]] | None
+    semantics: Semantics
+    span: CallSpan
+    tried: list[Endpoint]
+
+    def expiry_from(self, now: float) -> Expiry:
+        """When an attempt that starts at that time must end."""
+        ...
+
+    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
+        """What the outcome of an attempt means."""
+        ...
 
 
 class Hedge(Generic[R]):
@@ -38,7 +59,7 @@ class Hedge(Generic[R]):
         "timed",
     )
 
-    def __init__(self, call: Call[R]) -> None:
+    def __init__(self, call: Hedged[R]) -> None:
         self._call = call
         self._attempt: Attempt[R] | None = None
         self.core = call.core

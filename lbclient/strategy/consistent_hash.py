@@ -165,7 +165,7 @@ class ConsistentHash:
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
             load = seen[one] = one.load(now)
-            if load < math.ceil(limit * one.weight):
+            if load < math.ceil(limit):
                 return one
         return min(seen, key=lambda one: seen[one] / one.weight)
 

@@ -31,7 +31,7 @@ class _Side:
     def take(self, endpoints: list[Endpoint]) -> None:
         """The same object while they are the same: the strategy may know it."""
         new = tuple(endpoints)
-        self.endpoints = new
+        self.endpoints = self.endpoints if new == self.endpoints else new
         self.weight = sum(one.weight for one in new)
 
     def pick(self, call: PickContext) -> Endpoint:
