@@ -61,7 +61,7 @@ class Budget:
         """Take one retry out, or refuse."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
-        if not self._account:
+        if not self._account or now - self._account[-1][0] >= self._slice:
             self._open(now)
         self._account[-1][1] -= 1.0
         self._balance -= 1.0

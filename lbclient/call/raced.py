@@ -50,11 +50,14 @@ class Raced(Generic[R]):
         return after
 
     def leftover(self) -> R | None:
-        """An answer that was not the quickest good one, to be closed."""
+        """An answer that another one has made needless, to be closed.
+
+        One that is not good stands, where there is no better.
+        """
         last, race = self._last, self.race
-        if race is None or last is None or last is race.winner or not race.over:
+        if race is None or last is None or last is race.winner:
             return None
-        return last.take()
+        return last.take() if last.lost or race.winner is not None else None
 
     def _after(self, race: Race[Attempt[R]]) -> Attempt[R] | None:
         """The attempt that is the outcome of a race; in the records it is the last.

@@ -15,6 +15,7 @@ from lbclient.simulation.behaviour import (
     Behaviour,
     Latency,
     answers,
+    breaks,
     constant,
     exponential,
     fails,
@@ -30,7 +31,8 @@ from lbclient.simulation.load import Closed, Load, Open
 from lbclient.simulation.reply import Reply, judge_of
 from lbclient.simulation.report import Outcome, Report, Slice
 from lbclient.simulation.rounds import simulated
-from lbclient.simulation.run import Scenario, simulate
+from lbclient.simulation.run import simulate
+from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Server
 from lbclient.simulation.shell import carry_out
 from lbclient.simulation.world import Process, World
@@ -50,6 +52,7 @@ __all__ = [
     "Slice",
     "World",
     "answers",
+    "breaks",
     "carry_out",
     "constant",
     "exponential",

@@ -19,6 +19,7 @@ __all__ = [
     "Behaviour",
     "Latency",
     "answers",
+    "breaks",
     "constant",
     "exponential",
     "fails",
@@ -63,14 +64,24 @@ def exponential(mean: float) -> Latency:
     return lambda _, rng: rng.expovariate(1 / mean)
 
 
-def answers(latency: Latency, status: int = 200, rest: float = 0.0) -> Behaviour:
-    """Always this status; `rest` is its `Retry-After`, in seconds."""
-    return lambda _, in_flight, rng: Reply(latency(in_flight, rng), status, rest=rest)
+def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float = 0.0) -> Behaviour:
+    """Always this status; `rest` is its `Retry-After`, `body` how long its body comes after its
+    headers, in seconds.
+
+    Raises ValueError or TypeError for what is none of that.
+    """
+    checks.function("latency", latency)
+    checks.count("status", status, least=100)
+    checks.number("rest (seconds)", rest)
+    checks.number("body (seconds)", body)
+    return lambda _, in_flight, rng: Reply(latency(in_flight, rng), status, rest=rest, body=body)
 
 
 def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
     """200 while at most so many are in flight, else `status`."""
+    checks.function("latency", latency)
     checks.count("capacity", capacity)
+    checks.count("status", status, least=100)
 
     def behave(_: float, in_flight: int, rng: random.Random) -> Reply:
         return Reply(latency(in_flight, rng), 200 if in_flight <= capacity else status)
@@ -99,6 +110,8 @@ def queued(work: Latency, workers: int, speed: Callable[[float], float] | None =
 def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
     """A `share` of the requests, by dice, gets `some` behaviour, the rest the other."""
     checks.fraction("share", share)
+    checks.function("some", some)
+    checks.function("others", others)
 
     def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
         return (some if rng.random() < share else others)(now, in_flight, rng)
@@ -109,11 +122,24 @@ def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
 def fails(latency: Latency) -> Behaviour:
     """Takes the request, and resets the connection after that time: it may have been carried
     out."""
+    checks.function("latency", latency)
     return lambda _, in_flight, rng: Reply(latency(in_flight, rng), error=ConnectionResetError())
 
 
+def breaks(latency: Latency, body: float) -> Behaviour:
+    """Answers 200, and resets the connection in the middle of the body, `body` seconds later."""
+    checks.function("latency", latency)
+    checks.seconds("body", body)
+
+    def behave(_: float, in_flight: int, rng: random.Random) -> Reply:
+        return Reply(latency(in_flight, rng), error=ConnectionResetError(), body=body)
+
+    return behave
+
+
 def refuses(seconds: float = 0.0) -> Behaviour:
-    """Refuses connections: nothing is sent."""
+    """Refuses connections after that time: nothing is sent."""
+    checks.number("seconds", seconds)
     return lambda *_: Reply(seconds, error=ConnectionRefusedError())
 
 
@@ -125,9 +151,11 @@ def silent() -> Behaviour:
 def phases(*steps: tuple[float, Behaviour]) -> Behaviour:
     """Each behaviour from its time (seconds) on; the first must begin at 0.
 
-    Raises ValueError for steps that are not in order.
+    Raises ValueError for steps that are not in order, TypeError for what is no behaviour.
     """
-    times = [time for time, _ in steps]
+    times = [checks.number("phases (seconds)", time) for time, _ in steps]
+    for _, behaviour in steps:
+        checks.function("phases (behaviour)", behaviour)
     if not steps or times[0] != 0 or times != sorted(times):
         raise ValueError("phases must be (seconds, behaviour) in order, the first from 0 on")
     behaviours: Sequence[Behaviour] = [behaviour for _, behaviour in steps]

@@ -2,74 +2,147 @@
 
 from __future__ import annotations
 
-from lbclient.balancer import Balancer
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+from lbclient.breaker import Breaker
 from lbclient.call import Attempt
+from lbclient.core import Core
+from lbclient.endpoint import Endpoint
+from lbclient.rules import Limits
+from lbclient.simulation.oracle import Moment
+from lbclient.simulation.picks import of_call, of_pick
 from lbclient.simulation.reply import Reply
+from lbclient.simulation.trail import Trail
+from lbclient.waiting import Signal
 
 __all__ = ["Invariants"]
 
-_NOT_ASKED = ("probe", "resting")
 _SLACK = 1e-6
+_LOOK_AGAIN = 0.25
+"""Of what time alone brings nobody tells those in line: the first looks so often, in seconds."""
+_PROBE = 30.0
+"""A probe that has not ended after so many seconds is given up at the earliest."""
+_SLICE = 0.9
+"""A budget forgets by slices, up to a tenth of its window early."""
 
 
 class Invariants:
-    """Looks at one balancer each time an attempt begins, and when the run is over."""
+    """Looks at one balancer as each attempt is sent, between events, and at the end."""
 
-    def __init__(self, balancer: Balancer, name: str, *, panics: bool) -> None:
-        self._balancer = balancer
+    def __init__(self, core: Core, name: str, limits: Limits, panic: float) -> None:
+        self._core = core
         self._name = name
-        self._panics = panics
+        self._limits = limits
+        self._panic = panic
         self._calls = 0
         self._repeats = 0
+        self._attempts: dict[Endpoint, list[Attempt[Reply]]] = {}
+        self._probes: dict[Breaker, Attempt[Reply]] = {}
+        self._order: Sequence[Signal] = ()
         self.breaches: list[str] = []
 
-    def sending(self, attempt: Attempt[Reply], now: float, *, first: bool) -> None:
+    def sending(self, trail: Trail, attempt: Attempt[Reply], now: float) -> None:
         """Just before an attempt is sent."""
-        self._calls += first
-        self._repeats += not first
-        endpoint = attempt.endpoint
-        standing = endpoint.standing(now)
-        observed = endpoint.breaker.observes
-        if standing == "ejected" or not (
-            standing == "serving" or attempt.reason in _NOT_ASKED or self._panics or observed
-        ):
-            self._breach(now, f"{endpoint.instance} was picked ({attempt.reason}): {standing}")
-        if attempt.expiry is not None and attempt.expiry.at < now:
-            self._breach(now, f"an attempt began {now - attempt.expiry.at:g} s past its time")
-        self._look(now)
+        self._calls += not trail.attempts
+        self._repeats += bool(trail.attempts)
+        texts = chain(
+            of_pick(self._moment(now), trail, attempt),
+            of_call(trail, attempt, now),
+            self._of_probe(attempt, now),
+            self._of_budget(now),
+        )
+        who = f"{attempt.instance}, picked as {attempt.reason}"
+        self._breach(now, (f"{who}: {text}" for text in texts))
+        trail.attempts.append(attempt)
+        self._attempts.setdefault(attempt.endpoint, []).append(attempt)
+        self._breach(now, self._of_load(attempt.endpoint, now))
 
-    def ended(self, now: float, late: float) -> None:
-        """A request is over, `late` seconds past its deadline."""
-        if late > _SLACK:
-            self._breach(now, f"a call ended {late:g} s past its deadline")
+    def done(self, trail: Trail, error: str | None, now: float) -> None:
+        """A call is over, body and all; `error` is the name of what it raised."""
+        deadline = trail.call.deadline
+        if deadline is not None and now - deadline > _SLACK:
+            self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
+        if left := [one.instance for one in trail.attempts if one.open]:
+            self._breach(now, [f"a call is over, and still in flight at {left}"])
+        if error == "NoInstanceAvailable" and not trail.attempts and (free := self._free(now)):
+            self._breach(now, [f"a call found no instance, room has {free}"])
+
+    def between(self, now: float) -> None:
+        """Everything that was to happen at once has happened."""
+        line = self._core.line
+        if not line:
+            self._order = ()
+            return
+        if free := self._free(now):
+            self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
+        stayed = [one for one in self._order if one in line]
+        if stayed != list(line)[: len(stayed)]:
+            self._breach(now, ["somebody in line was overtaken"])
+        self._order = tuple(line)
 
     def over(self, now: float) -> None:
         """Nothing is under way any more."""
-        self._look(now)
-        self._count(now)
-        busy = [one for one in self._balancer.snapshot().instances if one.in_flight]
-        if busy:
-            self._breach(now, f"still in flight at the end: {busy}")
+        endpoints = {**dict.fromkeys(self._core.pool.endpoints), **self._attempts}
+        self._breach(now, chain.from_iterable(self._of_load(one, now) for one in endpoints))
+        left = {
+            "in flight": [one for one in endpoints if one.in_flight],
+            "in flight, in all": [] if self._core.drained().is_set else [self._core.service],
+            "probed": [one for one in endpoints if not one.gone and one.breaker.probing(now)],
+            "in line": self._core.line,
+        }
+        self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
-    def _count(self, now: float) -> None:
-        """No more was repeated than the budget can have earned."""
-        budget = self._balancer.budget
-        if budget is None:
+    def forgotten(self, now: float) -> None:
+        """Nothing is to happen any more, and a call still waits, for no silent instance."""
+        self._breach(now, ["a call waits for ever"])
+
+    def _of_probe(self, attempt: Attempt[Reply], now: float) -> Iterator[str]:
+        """One at a time."""
+        if attempt.reason != "probe":
+            return
+        before = self._probes.get(attempt.breaker)
+        self._probes[attempt.breaker] = attempt
+        if before is None or not before.open or before.verdict is not None:
+            return
+        if now - before.started < _PROBE:
+            yield "it is probed already"
+
+    def _of_budget(self, now: float) -> Iterator[str]:
+        """No more is repeated than can have been earned."""
+        if (budget := self._core.retries.budget) is None:
             return
         policy = budget.policy
-        earned = policy.ratio * self._calls + policy.reserve * (now + policy.window)
+        earned = policy.ratio * self._calls + policy.reserve * (now / _SLICE + policy.window)
         if self._repeats > earned + _SLACK:
-            self._breach(now, f"{self._repeats} retries and hedges, {earned:g} were earned")
+            yield f"{self._repeats} retries and hedges so far, {earned:g} were earned"
 
-    def _look(self, now: float) -> None:
-        budget = self._balancer.budget
-        if budget is not None and not budget.balance(now) >= -_SLACK:
-            self._breach(now, f"the retry budget is {budget.balance(now):g}")
-        for one in self._balancer.pool.endpoints:
-            if one.in_flight < 0:
-                self._breach(now, f"{one.instance} has {one.in_flight} in flight")
-            if one.breaker.state != "half-open" and one.breaker.probing(now):
-                self._breach(now, f"{one.instance} is probed while {one.breaker.state}")
+    def _of_load(self, one: Endpoint, now: float) -> Iterator[str]:
+        """What counts as in flight is what was sent and has not ended, and within the limits."""
+        sent = self._attempts[one] = [it for it in self._attempts.get(one, ()) if it.open]
+        if one.in_flight != len(sent):
+            yield f"{one.instance} counts {one.in_flight} in flight, there are {len(sent)}"
+        rule, limit = self._limits.adaptive, one.limit
+        if rule is not None and limit is not None and not rule.least <= limit <= rule.most:
+            yield f"{one.instance} has learned a limit of {limit:g}"
+        if one.breaker.state != "half-open" and one.breaker.probing(now):
+            yield f"{one.instance} is probed while {one.breaker.state}"
 
-    def _breach(self, now: float, text: str) -> None:
-        self.breaches.append(f"BREACH at {now:.6f} s, {self._name}: {text}")
+    def _free(self, now: float) -> list[Endpoint]:
+        """Who has room, and not only since a moment, while nobody in line is about to look."""
+        line, total = self._core.line, self._limits.total
+        if (line and line[0].is_set) or (total is not None and self._in_flight() >= total):
+            return []
+        moment = self._moment(now)
+        lately = now - _LOOK_AGAIN - _SLACK
+        free = moment.roomy(moment.serving)
+        return [one for one in free if not lately <= max(one.rest_until, one.out_until) <= now]
+
+    def _in_flight(self) -> int:
+        return sum(one.in_flight for one in self._attempts)
+
+    def _moment(self, now: float) -> Moment:
+        return Moment(self._core.pool, self._limits, self._panic, now)
+
+    def _breach(self, now: float, texts: Iterable[str]) -> None:
+        self.breaches += (f"BREACH at {now:.6f} s, {self._name}: {text}" for text in texts)

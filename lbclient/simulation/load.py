@@ -40,21 +40,19 @@ class Open:
     def _arrive(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> Process[None]:
-        for number, gap in enumerate(self._gaps(rng)):
-            if gap:
-                yield Pause(gap)
+        for number, time in enumerate(self._times(rng)):
+            if time > world.clock():
+                yield Pause(time - world.clock())
             world.spawn(request(number % clients))
 
-    def _gaps(self, rng: random.Random) -> Iterator[float]:
-        """The time before each arrival."""
+    def _times(self, rng: random.Random) -> Iterator[float]:
+        """When each arrives."""
         if not self.poisson:
-            yield 0.0
-            for _ in range(round(self.rate * self.seconds) - 1):
-                yield 1 / self.rate
+            yield from (n / self.rate for n in range(round(self.rate * self.seconds)))
             return
-        now = 0.0
-        while (now := now + (gap := rng.expovariate(self.rate))) < self.seconds:
-            yield gap
+        time = 0.0
+        while (time := time + rng.expovariate(self.rate)) < self.seconds:
+            yield time
 
 
 @dataclass(frozen=True, slots=True)

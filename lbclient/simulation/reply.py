@@ -17,12 +17,21 @@ class Reply:
 
     With `error` that is raised in its place: `ConnectionRefusedError()` was never sent,
     `ConnectionResetError()` may have been. `rest` is what `Retry-After` asks for, in seconds.
+
+    `body` is how many seconds after its headers the answer is complete; until then its instance is
+    busy. With `error` too, the headers come, and the body breaks off.
     """
 
     seconds: float
     status: int = 200
-    error: Exception | None = None
+    error: OSError | None = None
     rest: float = 0.0
+    body: float = 0.0
+
+    @property
+    def broken(self) -> OSError | None:
+        """What is raised in place of an answer."""
+        return None if self.body else self.error
 
 
 def judge_of(statuses: Collection[int]) -> Judge:

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lbclient import checks
+
 __all__ = ["Outcome", "Report", "Slice"]
 
 _SHOWN = (50, 90, 99, 99.9)
+_ROUNDING = 1e-9
+"""0.3 / 0.1 is a little less than 3."""
 
 
 class Outcome(NamedTuple):
@@ -63,7 +67,12 @@ class Report:
         return _mean(self.outcomes)
 
     def percentile(self, percent: float) -> float:
-        """Seconds below which so many per cent of the requests ended."""
+        """Seconds within which so many per cent (0 to 100) of the requests ended: the nearest rank.
+
+        Raises ValueError for any other percentage.
+        """
+        if checks.number("percent", percent) > 100:
+            raise ValueError(f"percent must be from 0 to 100, not {percent!r}")
         return _percentile(sorted(one.elapsed for one in self.outcomes), percent)
 
     @property
@@ -94,13 +103,14 @@ class Report:
         )
 
     def over_time(self, seconds: float) -> list[Slice]:
-        """Slice by slice, each so many seconds long."""
+        """Slice by slice, each so many seconds long. Raises ValueError for no such time."""
+        checks.seconds("seconds", seconds)
         requests: dict[int, list[Outcome]] = {}
         for one in self.outcomes:
-            requests.setdefault(int(one.arrived / seconds), []).append(one)
+            requests.setdefault(_place(one.arrived, seconds), []).append(one)
         sent: dict[int, Counter[str]] = {}
         for time, server in self.sent:
-            sent.setdefault(int(time / seconds), Counter())[server] += 1
+            sent.setdefault(_place(time, seconds), Counter())[server] += 1
         return [
             _slice(place * seconds, requests.get(place, []), sent.get(place, Counter()))
             for place in range(max([*requests, *sent, -1]) + 1)
@@ -121,6 +131,10 @@ class Report:
         return "\n".join([*lines, *self.breaches, f"seed {self.seed}, trace {self.trace}"])
 
 
+def _place(time: float, seconds: float) -> int:
+    return int(time / seconds + _ROUNDING)
+
+
 def _slice(start: float, outcomes: Sequence[Outcome], sent: Mapping[str, int]) -> Slice:
     p99 = _percentile(sorted(one.elapsed for one in outcomes), 99)
     return Slice(start, len(outcomes), _success(outcomes), _mean(outcomes), p99, sent)
@@ -139,4 +153,5 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
     """The nearest rank."""
     if not ordered:
         return math.nan
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+    rank = math.ceil(percent * len(ordered) / 100 - _ROUNDING)
+    return ordered[max(0, rank - 1)]

@@ -27,7 +27,7 @@ class Rounds:
         job.turn += 1
         turn = job.turn
         if not job.stopped:
-            self._world.at(job.next_at, lambda: self._round(job, turn))
+            self._world.at(job.next_at, lambda: self._round(job, turn), background=True)
 
     def _round(self, job: Job, turn: int) -> None:
         if job.turn == turn and job.claim():

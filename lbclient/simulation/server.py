@@ -36,8 +36,8 @@ class Server:
         checks.host("name", self.name)
         checks.function("behaviour", self.behaviour)
         checks.number("joins (seconds)", self.joins)
-        if not self.leaves > self.joins:
-            raise ValueError(f"{self.name} must leave after it joins, not at {self.leaves!r}")
+        if self.leaves != math.inf:
+            checks.number("leaves (seconds)", self.leaves, least=self.joins, above=True)
         _ = self.instance
 
     @property
@@ -67,17 +67,15 @@ class Host:
         """How often it answered what: a status, or the name of an error."""
 
     def receive(self) -> Reply:
-        """A request arrives; the reply is due after its seconds."""
+        """A request arrives; the reply is due after its seconds, and its body after more."""
         world = self._world
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         reply = self._server.behaviour(world.clock(), self.in_flight, self._rng)
-        if reply.seconds < math.inf:
-            world.at(world.clock() + reply.seconds, self._finish)
-        if reply.error is None:
-            self.answered[reply.status] += 1
-        else:
-            self.answered[type(reply.error).__name__] += 1
+        if (took := reply.seconds + reply.body) < math.inf:
+            world.at(world.clock() + took, self._finish)
+        answer = reply.status if reply.broken is None else type(reply.broken).__name__
+        self.answered[answer] += 1
         return reply
 
     def _finish(self) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from lbclient.call import Attempt, Call
+from lbclient.call import Attempt, Call, Hedge
 from lbclient.simulation.world import Process
 from lbclient.waiting import Pause, Signal
 
@@ -16,13 +16,18 @@ R = TypeVar("R")
 Send = Callable[[Attempt[R]], Process[R]]
 
 
-def carry_out(call: Call[R], send: Send[R]) -> Process[R]:
-    """Carry a call out in a world; `send` is a process too, and takes its time by yielding."""
+def carry_out(
+    call: Call[R], send: Send[R], discard: Callable[[R], object] | None = None
+) -> Process[R]:
+    """Carry a call out in a world; `send` is a process too, and takes its time by yielding.
+
+    `discard` is given answers that came too late.
+    """
     with call:
         if (after := call.hedge_after()) is None:
             yield from _steps(call, send)
         else:
-            yield from _Lanes(call, send).race(after)
+            yield from _Lanes(call, send, discard or _drop).race(after)
     return call.result()
 
 
@@ -35,11 +40,12 @@ def _steps(steps: Iterable[Pause | Attempt[R]], send: Send[R]) -> Process[None]:
                 step.result = yield from send(step)
 
 
-class _Lane:
+class _Lane(Generic[R]):
     """A process beside another, and what it waits for."""
 
-    def __init__(self, process: Process[None], now: float) -> None:
-        self.process = process
+    def __init__(self, steps: Call[R] | Hedge[R], send: Send[R], now: float) -> None:
+        self.steps = steps
+        self.process = _steps(steps, send)
         self.due = now
         self.signal: Signal | None = None
 
@@ -57,41 +63,53 @@ class _Lane:
 class _Lanes(Generic[R]):
     """The steps of a call and of its hedge, by turns. The slower attempt is closed."""
 
-    def __init__(self, call: Call[R], send: Send[R]) -> None:
+    def __init__(self, call: Call[R], send: Send[R], discard: Callable[[R], object]) -> None:
         self._call = call
         self._send = send
+        self._discard = discard
         self._clock = call.core.clock
-        self._lanes: list[_Lane] = []
+        self._lanes: list[_Lane[R]] = []
         self._hedge_at = math.inf
 
     def race(self, after: float) -> Process[None]:
         """The hedge begins `after` so many seconds."""
         self._hedge_at = self._clock() + after
-        self._begin(_steps(self._call, self._send))
+        self._begin(self._call)
         try:
             while self._go_on():
                 yield self._pause()
         finally:
-            for lane in self._lanes:
-                lane.process.close()
             if self._call.race is not None:
                 self._call.race.end()
+            for lane in self._lanes:
+                self._end(lane)
+            self._tidy(self._call)
 
-    def _begin(self, process: Process[None]) -> None:
-        self._lanes.append(_Lane(process, self._clock()))
+    def _begin(self, steps: Call[R] | Hedge[R]) -> None:
+        self._lanes.append(_Lane(steps, self._send, self._clock()))
 
     def _go_on(self) -> bool:
         now = self._clock()
         if now >= self._hedge_at:
             self._hedge_at = math.inf
             if (hedge := self._call.hedge()) is not None:
-                self._begin(_steps(hedge, self._send))
+                self._begin(hedge)
         for lane in list(self._lanes):
             if not lane.step(now):
                 self._lanes.remove(lane)
+                self._end(lane)
             if self._call.over:
                 return False
         return bool(self._lanes)
+
+    def _end(self, lane: _Lane[R]) -> None:
+        lane.process.close()
+        self._tidy(lane.steps)
+
+    def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
+        """Close an answer that was not the quickest."""
+        if (answer := steps.leftover()) is not None:
+            self._discard(answer)
 
     def _pause(self) -> Pause:
         woken = Signal()
@@ -100,3 +118,7 @@ class _Lanes(Generic[R]):
                 lane.signal.listen(woken.set)
         until = min(self._hedge_at, *(lane.due for lane in self._lanes))
         return Pause(until - self._clock(), woken)
+
+
+def _drop(answer: object) -> None:
+    """What needs no closing."""

@@ -22,8 +22,9 @@ class World:
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], None], bool]] = []
         self._order = itertools.count()
+        self._awaited = 0
 
     def clock(self) -> float:
         """Virtual seconds: the `clock` of every balancer in this world."""
@@ -35,9 +36,16 @@ class World:
         self.at(self._now, lambda: self._step(process, results))
         return results
 
-    def at(self, time: float, event: Callable[[], None]) -> None:
-        """Have something happen at a time, not before now."""
-        heapq.heappush(self._events, (max(time, self._now), next(self._order), event))
+    @property
+    def idle(self) -> bool:
+        """True where nothing is to happen any more but in the background."""
+        return not self._awaited
+
+    def at(self, time: float, event: Callable[[], None], *, background: bool = False) -> None:
+        """Have something happen at a time, not before now; in the `background` what would go on
+        though nobody waits for it."""
+        self._awaited += not background
+        heapq.heappush(self._events, (max(time, self._now), next(self._order), event, background))
 
     def run(self, until: float = math.inf) -> None:
         """Let everything happen, or what happens up to a time, which then is now.
@@ -53,7 +61,8 @@ class World:
         """Let the next thing happen. False where nothing is to happen up to that time."""
         if not self._events or self._events[0][0] > until:
             return False
-        self._now, _, event = heapq.heappop(self._events)
+        self._now, _, event, background = heapq.heappop(self._events)
+        self._awaited -= not background
         event()
         return True
 

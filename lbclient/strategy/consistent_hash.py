@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from operator import itemgetter
@@ -21,6 +21,7 @@ _AROUND = 2**64
 _BLOCK = Struct("<8Q")
 _SPOTS = Struct("<4Q")
 _DISTANCE = itemgetter(0)
+_FEW = 64
 _JUMPS = 16
 _AT_ONCE = 128
 _REMOVED_AT_ONCE = 4
@@ -53,8 +54,12 @@ class _Ring:
 
     def sort(self) -> None:
         """Take in the new points."""
-        self._points += self._new
-        self._points.sort()
+        if len(self._new) > _FEW:
+            self._points += self._new
+            self._points.sort()
+        else:
+            for point in self._new:
+                insort(self._points, point)
         self._new.clear()
 
     def show(self, one: Endpoint, *, here: bool) -> None:
@@ -165,7 +170,7 @@ class ConsistentHash:
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
             load = seen[one] = one.load(now)
-            if load < math.ceil(limit):
+            if load < math.ceil(limit * one.weight):
                 return one
         return min(seen, key=lambda one: seen[one] / one.weight)
 

@@ -1,0 +1,110 @@
+"""One of the clients of a run: a balancer, the requests it is given, and who watches it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+from lbclient.balancer import Balancer
+from lbclient.call import Attempt, Call
+from lbclient.errors import LoadBalancingError
+from lbclient.simulation.invariants import Invariants
+from lbclient.simulation.journal import Journal
+from lbclient.simulation.reply import Reply
+from lbclient.simulation.report import Outcome
+from lbclient.simulation.server import Host
+from lbclient.simulation.shell import carry_out
+from lbclient.simulation.trail import Trail
+from lbclient.simulation.world import Process, World
+from lbclient.telemetry import Semantics
+from lbclient.terms import Terms
+from lbclient.waiting import Pause
+
+__all__ = ["Client"]
+
+_SEMANTICS = Semantics()
+
+
+class Client:
+    """All its requests have the same `terms`. `watch` is told of each step, where there is one."""
+
+    def __init__(
+        self,
+        number: int,
+        balancer: Balancer,
+        terms: Terms,
+        world: World,
+        hosts: Mapping[str, Host],
+        journal: Journal,
+        watch: Invariants | None,
+    ) -> None:
+        self.number = number
+        self.balancer = balancer
+        self.watch = watch
+        self.waiting: dict[Trail, float] = {}
+        """Requests that are under way, and when they arrived."""
+        self._terms = terms
+        self._world = world
+        self._hosts = hosts
+        self._journal = journal
+
+    def request(self) -> Process[object]:
+        """One request, from its arrival to the end of its body."""
+        world = self._world
+        call: Call[Reply] = self.balancer.begin(self._terms, _SEMANTICS)
+        trail, arrived = Trail(call), world.clock()
+        self.waiting[trail] = arrived
+        self._journal.began()
+        status: int | None = None
+        error: str | None = None
+        try:
+            reply = yield from carry_out(call, partial(self._send, trail), trail.close)
+            if reply.body:
+                yield from self._read(trail, reply)
+            status = reply.status
+        except (LoadBalancingError, OSError) as failure:
+            error = type(failure).__name__
+        trail.close_all()
+        del self.waiting[trail]
+        now = world.clock()
+        if self.watch is not None:
+            self.watch.done(trail, error, now)
+        outcome = Outcome(arrived, now - arrived, status, error, len(call.tried))
+        self._journal.ended(self.number, outcome)
+        return None
+
+    def _send(self, trail: Trail, attempt: Attempt[Reply]) -> Process[Reply]:
+        if attempt.replaces is not None:
+            trail.close(attempt.replaces)
+        now, name = self._world.clock(), attempt.instance.host
+        if self.watch is not None:
+            self.watch.sending(trail, attempt, now)
+        self._journal.sending(now, self.number, name, attempt.reason)
+        reply = self._hosts[name].receive()
+        left = _left(attempt)
+        trail.comes(reply, left)
+        if reply.seconds > left:
+            yield Pause(left)
+            raise TimeoutError
+        if reply.seconds:
+            yield Pause(reply.seconds)
+        if reply.broken is not None:
+            raise reply.broken.with_traceback(None)
+        attempt.status = reply.status
+        return trail.hold(attempt, reply) if reply.body else reply
+
+    def _read(self, trail: Trail, reply: Reply) -> Process[None]:
+        """The body, which may break off, or outlive the time of the call."""
+        if (attempt := trail.holder(reply)) is None:
+            return
+        left = _left(attempt)
+        yield Pause(min(reply.body, left))
+        error = TimeoutError() if reply.body > left else reply.error
+        attempt.finish(error)
+        if error is not None:
+            raise error.with_traceback(None)
+
+
+def _left(attempt: Attempt[Reply]) -> float:
+    return math.inf if attempt.expiry is None else attempt.expiry.left()

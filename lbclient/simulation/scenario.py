@@ -1,0 +1,50 @@
+"""What happens to whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lbclient import checks
+from lbclient.simulation.load import Closed, Load, Open
+from lbclient.simulation.server import Server
+
+__all__ = ["Scenario"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What happens to whom: `servers`, the `load`, and so many `clients` that share it.
+
+    - `idempotent`: whether the requests may be repeated.
+    - `until`: the run is broken off then, in seconds; who is unanswered has failed.
+    - `patience`: seconds that a request without deadline waits for a place.
+    - `ttl`: seconds between two look-ups of who is there; who joins or leaves is known that late.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+
+    servers: Sequence[Server]
+    load: Load
+    clients: int = 1
+    idempotent: bool = True
+    until: float = math.inf
+    patience: float = 5.0
+    ttl: float = 1.0
+
+    def __post_init__(self) -> None:
+        servers = checks.several("servers", self.servers, "Server(...)")
+        if not all(isinstance(one, Server) for one in servers):
+            raise TypeError(f"servers must be Server(...) each, not {self.servers!r}")
+        if not servers or len({one.name for one in self.servers}) < len(servers):
+            raise ValueError("servers must be some, each with a name of its own")
+        if not isinstance(self.load, Open | Closed):
+            raise TypeError(f"load must be Open(...) or Closed(...), not {self.load!r}")
+        checks.count("clients", self.clients)
+        if not isinstance(self.idempotent, bool):
+            raise TypeError(f"idempotent must be True or False, not {self.idempotent!r}")
+        if self.until != math.inf:
+            checks.seconds("until", self.until)
+        checks.number("patience (seconds)", self.patience)
+        checks.seconds("ttl", self.ttl)

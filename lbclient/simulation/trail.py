@@ -1,0 +1,59 @@
+"""One call as it is seen from outside: what was sent for it, and what came of that."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from lbclient.call import Attempt, Call
+from lbclient.endpoint import Endpoint
+from lbclient.simulation.reply import Reply
+
+__all__ = ["Trail"]
+
+
+class Trail:
+    """Kept by the simulator, which trusts no count of the call's own."""
+
+    __slots__ = ("_held", "attempts", "call", "lost", "unsure")
+
+    def __init__(self, call: Call[Reply]) -> None:
+        self.call = call
+        self.attempts: list[Attempt[Reply]] = []
+        """All that were sent, in order; who is `open` counts as in flight."""
+        self.unsure = False
+        """True once one may have been carried out."""
+        self.lost = False
+        """True once one waits for what never comes."""
+        self._held: list[tuple[Reply, Attempt[Reply]]] = []
+
+    @property
+    def tried(self) -> list[Endpoint]:
+        """Whom they were sent to."""
+        return [one.endpoint for one in self.attempts]
+
+    def comes(self, reply: Reply, left: float) -> None:
+        """What an attempt with so many seconds left will come to."""
+        self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
+        self.lost |= reply.seconds == left == math.inf
+
+    def hold(self, attempt: Attempt[Reply], reply: Reply) -> Reply:
+        """Its headers have come, its body has not. Returns a reply that stands for no other."""
+        attempt.hold()
+        own = dataclasses.replace(reply)
+        self._held.append((own, attempt))
+        return own
+
+    def holder(self, reply: Reply) -> Attempt[Reply] | None:
+        """The attempt whose body is still to be read."""
+        return next((attempt for own, attempt in self._held if own is reply), None)
+
+    def close(self, reply: Reply) -> None:
+        """Its body is read, or nobody wants it."""
+        if (attempt := self.holder(reply)) is not None:
+            attempt.finish()
+
+    def close_all(self) -> None:
+        """Whatever became of the call, no body stays open."""
+        for _, attempt in self._held:
+            attempt.finish()
