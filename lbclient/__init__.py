@@ -41,7 +41,18 @@ from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
-from lbclient.strategy import LeastBusy, PickContext, Random, RoundRobin, Strategy, Weighted
+from lbclient.strategy import (
+    ConsistentHash,
+    LeastBusy,
+    PeakEwma,
+    PickContext,
+    Prequal,
+    Random,
+    RoundRobin,
+    Strategy,
+    Weighted,
+    Zone,
+)
 
 __all__ = [
     "AdaptiveLimit",
@@ -56,6 +67,7 @@ __all__ = [
     "BreakerPolicy",
     "CallInfo",
     "Client",
+    "ConsistentHash",
     "DeadlineExceeded",
     "DiscoveryError",
     "DiscoveryFailed",
@@ -74,7 +86,9 @@ __all__ = [
     "LoadBalancingError",
     "NoInstanceAvailable",
     "OutlierPolicy",
+    "PeakEwma",
     "PickContext",
+    "Prequal",
     "Random",
     "Refusal",
     "Registration",
@@ -96,6 +110,7 @@ __all__ = [
     "Union",
     "Verdict",
     "Weighted",
+    "Zone",
     "__version__",
     "call_info",
     "time_left",

@@ -56,8 +56,8 @@ class Balancer(Control, Closing):
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
       `FirstOf(...)` or `Union(...)`.
-    - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, or an object with
-      `pick(candidates, call)`.
+    - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`,
+      `"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.
     - `retry`: when to try again; None is one attempt.
     - `breaker`: when an instance leaves the rotation; None disables.
     - `name`: the service's name, for a static list or a resolver that has none.

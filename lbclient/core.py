@@ -185,9 +185,8 @@ class Core:
         self._move(endpoint, -1)
         if self._line.waiting:
             self._line.wake()
-        if self._drained and not self._selection.in_flight:
-            for signal in self._drained:
-                signal.set()
+        while self._drained and not self._selection.in_flight:
+            self._drained.pop().set()
 
     def settle(
         self,
@@ -201,12 +200,12 @@ class Core:
 
         Hold the lock.
         """
-        if verdict is not None and self._selection.learning is not None:
-            failed = verdict.turned_away
-            self._selection.ended(endpoint, elapsed, failed=failed, now=self.clock())
         if verdict is None:
             breaker.cancel(permit)
-        elif verdict is not FINE or not breaker.unmoved or self.guards is not None:
+            return
+        if self._selection.learning is not None:
+            self.learned(endpoint, elapsed, failed=verdict.turned_away)
+        if verdict is not FINE or not breaker.unmoved or self.guards is not None:
             self._charges.settle(endpoint, breaker, permit, verdict, elapsed)
 
     def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
@@ -216,6 +215,10 @@ class Core:
             if not void and endpoint.healthy is not healthy:
                 self.rotation.checked(endpoint, healthy=healthy, why=why)
         self.news.publish()
+
+    def learned(self, endpoint: Endpoint, elapsed: float, *, failed: bool) -> None:
+        """Tell a strategy that learns. Hold the lock."""
+        self._selection.ended(endpoint, elapsed, failed=failed, now=self.clock())
 
     def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
@@ -241,8 +244,7 @@ class Core:
         with self.lock:
             self.reap()
             signal = Signal()
-            if self._selection.in_flight:
-                self._drained.append(signal)
-            else:
+            self._drained.append(signal)
+            if not self._selection.in_flight:
                 signal.set()
             return signal

@@ -82,7 +82,8 @@ class Endpoint:
         """Attempts in flight plus what its recent faults add.
 
         Without the second part an instance that fails fast looks idle and draws all traffic
-        (linkerd/linkerd2#4537). Each fault weighs as one attempt in flight, fading over seconds.
+        (linkerd/linkerd2-proxy#4537). Each fault weighs as one attempt in flight, fading over
+        seconds.
         """
         return self.in_flight + self._faults(now)
 

@@ -47,6 +47,7 @@ class Rotation:
         """It asked to be left alone."""
         endpoint.rest_until = max(endpoint.rest_until, until)
         self._pool.changed(endpoint)
+        self._line.wake()
 
     def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """Its breaker has changed. One that merely observes changes nothing in the rotation."""
@@ -75,6 +76,7 @@ class Rotation:
         self._counts.ejected(by)
         self._news.add(INFO, "%s is ejected for %.1f s, by %s", endpoint.instance, seconds, by)
         self.tell(Ejected, endpoint, seconds, by)
+        self._line.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
         """In, whatever kept it out."""

@@ -211,3 +211,28 @@ async def test_waiting_at_the_limit_async(servers):
     assert [request.target for request in server.requests] == ["/0", "/1"]
     assert snapshot.instances[0].in_flight == 0
     assert not client.balancer._core._line.waiting
+
+
+def test_a_key_from_the_request(servers):
+    """`key` gives a request its key, unless that names one itself; one key, one instance."""
+    instances = servers(*[tells_port] * 5)
+    with lbclient.Client(
+        [one.url for one in instances],
+        strategy="consistent-hash",
+        key=lambda request: request.headers.get("x-user"),
+    ) as client:
+        by_header = {client.get("/", headers={"X-User": "ann"}).text for _ in range(20)}
+        users = {client.get("/", headers={"X-User": f"u{n}"}).text for n in range(60)}
+        asked = {"lbclient": {"key": "ann"}}
+        by_word = {
+            client.get("/", headers={"X-User": f"u{n}"}, extensions=asked).text for n in range(20)
+        }
+    assert len(by_header) == 1
+    assert by_word == by_header
+    assert len(users) == 5
+
+
+def test_a_key_must_be_a_function():
+    """`key` is a function of the request, or None."""
+    with pytest.raises(TypeError, match="key must be callable, not 'x-user'"):
+        lbclient.Client(["http://10.0.0.1:1"], key="x-user")

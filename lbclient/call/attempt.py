@@ -204,6 +204,7 @@ class Attempt(Generic[R]):
         with self._call.core.lock:
             if self.elapsed > (endpoint.latency or 0.0):
                 endpoint.took(self.elapsed)
+            self._call.core.learned(endpoint, self.elapsed, failed=False)
         self._close(None, release=True)
         self._span.end(lambda: {"lbclient.lost": True})
 

@@ -83,7 +83,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--strategy",
         choices=sorted(BY_NAME),
         default="least-busy",
-        help="how instances are picked (default least-busy); only least-busy looks at their load",
+        help="how instances are picked (default least-busy)",
     )
     add.add_argument(
         "--plain",

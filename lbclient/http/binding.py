@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import httpx
 
@@ -55,6 +56,7 @@ class Binding:
         with closed_on_error(self.balancer):
             tls_name = checks.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
             self.wire_options = wire_options(target.scheme, **part(options, WireArguments))
+            self._key_of = _function("key", options.get("key"))
             self._deadline_header = deadline_header(options.get("deadline_header"))
             self.close_grace = checks.number(
                 "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
@@ -72,7 +74,7 @@ class Binding:
         self, request: httpx.Request, replayable: Callable[[], bool] | None
     ) -> Call[httpx.Response]:
         """The call that carries this request."""
-        terms = terms_of(request, self.policy, replayable)
+        terms = terms_of(request, self.policy, replayable, self._key_of)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
@@ -116,3 +118,9 @@ def closed_on_error(balancer: Balancer) -> Iterator[None]:
 def _policy(policy: object) -> RetryPolicy:
     """For the table of outcomes; what is no policy, the balancer refuses."""
     return policy if isinstance(policy, RetryPolicy) else RetryPolicy(attempts=1)
+
+
+def _function(name: str, value: object) -> Callable[[httpx.Request], object] | None:
+    if value is not None:
+        checks.function(name, value)
+    return cast("Callable[[httpx.Request], object] | None", value)

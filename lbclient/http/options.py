@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, cast
 
@@ -59,6 +59,7 @@ class TransportOptions(BalancerOptions, WireArguments, total=False):
     """What a transport takes after the service."""
 
     tls_name: str
+    key: Callable[[httpx.Request], object] | None
     deadline_header: str | None
     close_grace: float
 

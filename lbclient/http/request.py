@@ -34,9 +34,13 @@ _TIMEOUTS = ("connect", "read", "write", "pool")
 
 
 def terms_of(
-    request: httpx.Request, policy: RetryPolicy, replayable: Callable[[], bool] | None
+    request: httpx.Request,
+    policy: RetryPolicy,
+    replayable: Callable[[], bool] | None,
+    key_of: Callable[[httpx.Request], object] | None,
 ) -> Terms:
-    """From the method, the headers and `extensions={"lbclient": {...}}`.
+    """From the method, the headers and `extensions={"lbclient": {...}}`; its key, where that names
+    none, from `key_of`.
 
     Raises ValueError or TypeError for what the extension may not hold.
     """
@@ -45,9 +49,12 @@ def terms_of(
     if idempotent is None:
         idempotent = request.method in policy.methods or "idempotency-key" in request.headers
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
+    key = asked.get("key")
+    if key is None and key_of is not None:
+        key = key_of(request)
     return Terms(
         idempotent,
-        asked.get("key"),
+        key,
         asked.get("deadline"),
         _POOL if patience is None else patience,
         replayable,

@@ -38,6 +38,7 @@ class Transport(httpx.BaseTransport):
 
     - `tls_name`: the name that TLS asks for and verifies: `"service"`'s or the `"instance"`'s.
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`.
+    - `key`: gives each request its key, for a strategy that picks by it: `request -> object`.
     - `deadline_header`: tells an instance, in whole milliseconds, how much time the attempt has
       left, where it has a `deadline` or `attempt_timeout`.
     - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more

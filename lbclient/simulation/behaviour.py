@@ -11,6 +11,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from heapq import heapreplace
+from weakref import WeakKeyDictionary
 
 from lbclient import checks
 from lbclient.simulation.reply import Reply
@@ -93,11 +94,13 @@ def queued(work: Latency, workers: int, speed: Callable[[float], float] | None =
     """So many workers with one queue, first come, first served: a request waits for a free worker,
     and then takes its work, divided by `speed` at that time (1 where it is not given).
 
-    It remembers who is busy until when, so each server needs one of its own.
+    Each server of each run has workers of its own: it is known by its dice.
     """
-    free = [0.0] * checks.count("workers", workers)
+    checks.count("workers", workers)
+    busy: WeakKeyDictionary[random.Random, list[float]] = WeakKeyDictionary()
 
     def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
+        free = busy.setdefault(rng, [0.0] * workers)
         begun = max(now, free[0])
         pace = 1.0 if speed is None else speed(begun)
         done = begun + work(in_flight, rng) / pace

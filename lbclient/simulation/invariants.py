@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from lbclient.breaker import Breaker
+from lbclient.breaker import Breaker, Permit
 from lbclient.call import Attempt
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
@@ -38,7 +38,7 @@ class Invariants:
         self._calls = 0
         self._repeats = 0
         self._attempts: dict[Endpoint, list[Attempt[Reply]]] = {}
-        self._probes: dict[Breaker, Attempt[Reply]] = {}
+        self._probes: dict[Breaker, tuple[Attempt[Reply], Permit]] = {}
         self._order: Sequence[Signal] = ()
         self.breaches: list[str] = []
 
@@ -98,14 +98,14 @@ class Invariants:
         self._breach(now, ["a call waits for ever"])
 
     def _of_probe(self, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-        """One at a time."""
+        """One at a time, as long as the breaker does not change and headers have not come."""
         if attempt.reason != "probe":
             return
-        before = self._probes.get(attempt.breaker)
-        self._probes[attempt.breaker] = attempt
-        if before is None or not before.open or before.verdict is not None:
-            return
-        if now - before.started < _PROBE:
+        breaker = attempt.breaker
+        before, permit = self._probes.get(breaker, (attempt, None))
+        self._probes[breaker] = attempt, breaker.permit
+        unanswered = before.open and before.verdict is None and now - before.started < _PROBE
+        if unanswered and permit is breaker.permit:
             yield "it is probed already"
 
     def _of_budget(self, now: float) -> Iterator[str]:
@@ -133,10 +133,12 @@ class Invariants:
         line, total = self._core.line, self._limits.total
         if (line and line[0].is_set) or (total is not None and self._in_flight() >= total):
             return []
-        moment = self._moment(now)
         lately = now - _LOOK_AGAIN - _SLACK
-        free = moment.roomy(moment.serving)
-        return [one for one in free if not lately <= max(one.rest_until, one.out_until) <= now]
+        pool = self._core.pool
+        if any(lately <= max(one.rest_until, one.out_until) <= now for one in pool.endpoints):
+            return []
+        moment = self._moment(now)
+        return moment.roomy(moment.serving)
 
     def _in_flight(self) -> int:
         return sum(one.in_flight for one in self._attempts)

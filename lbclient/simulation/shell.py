@@ -85,22 +85,30 @@ class _Lanes(Generic[R]):
                 self._end(lane)
             self._tidy(self._call)
 
-    def _begin(self, steps: Call[R] | Hedge[R]) -> None:
-        self._lanes.append(_Lane(steps, self._send, self._clock()))
+    def _begin(self, steps: Call[R] | Hedge[R]) -> _Lane[R]:
+        lane = _Lane(steps, self._send, self._clock())
+        self._lanes.append(lane)
+        return lane
 
     def _go_on(self) -> bool:
         now = self._clock()
-        if now >= self._hedge_at:
-            self._hedge_at = math.inf
-            if (hedge := self._call.hedge()) is not None:
-                self._begin(hedge)
         for lane in list(self._lanes):
-            if not lane.step(now):
-                self._lanes.remove(lane)
-                self._end(lane)
-            if self._call.over:
+            if not self._stepped(lane, now):
+                return False
+        if self._lanes and now >= self._hedge_at:
+            self._hedge_at = math.inf
+            if (hedge := self._call.hedge()) is not None and not self._stepped(
+                self._begin(hedge), now
+            ):
                 return False
         return bool(self._lanes)
+
+    def _stepped(self, lane: _Lane[R], now: float) -> bool:
+        """Let it go on. False where the outcome is there."""
+        if not lane.step(now):
+            self._lanes.remove(lane)
+            self._end(lane)
+        return not self._call.over
 
     def _end(self, lane: _Lane[R]) -> None:
         lane.process.close()

@@ -25,6 +25,8 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None], bool]] = []
         self._order = itertools.count()
         self._awaited = 0
+        self._processes: set[Process[object]] = set()
+        """Those that have not ended: one that waits for ever would be collected, and so closed."""
 
     def clock(self) -> float:
         """Virtual seconds: the `clock` of every balancer in this world."""
@@ -33,6 +35,7 @@ class World:
     def spawn(self, process: Process[R]) -> list[R]:
         """Start a process now; the list that is returned holds its result once it has one."""
         results: list[R] = []
+        self._processes.add(process)
         self.at(self._now, lambda: self._step(process, results))
         return results
 
@@ -70,6 +73,7 @@ class World:
         try:
             pause = next(process)
         except StopIteration as end:
+            self._processes.discard(process)
             results.append(end.value)
             return
         self._resume(pause, _once(lambda: self._step(process, results)))

@@ -105,9 +105,8 @@ class ConsistentHash:
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request:
     text, bytes or a whole number, hashed by BLAKE2b, which unlike `hash()` is alike everywhere.
     The function `key` makes one of what else is passed there, or None. Without a key the dice make
-    one, so instances are picked by weight. With a key of another type `pick` raises TypeError,
-    which a balancer logs, and throws the dice. A retry goes by the dice too: where the key belongs
-    it has just failed.
+    one, so instances are picked by weight. With a key of another type `pick` raises TypeError: a
+    balancer logs it, and throws the dice. Retries go by the dice too.
 
     Use it for caches and sessions: what an instance knows of a key is worth more than even loads.
     Do not use it to share load evenly, nor as the only thing that keeps two writers of one key
@@ -115,10 +114,9 @@ class ConsistentHash:
     128 join at each pick, and until all have, keys may go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
-    in HAProxy (`hash-balance-factor`) and Envoy. The spots: Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015). Jumping on where one is full, not walking on, so that its neighbour
-    does not get all: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded
-    Loads" (2021).
+    in HAProxy and Envoy (`hash_balance_factor`). The spots: Appleton and O'Reilly, "Multi-probe
+    consistent hashing" (2015). Past a full one it jumps, since to walk on would give its neighbour
+    all: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded Loads" (2021).
 
     Raises ValueError for a `load` that is not above 1, TypeError for a `key` that is no function.
     """

@@ -120,7 +120,7 @@ class PeakEwma:
     once, but gets no second call before the first has ended.
 
     A failure is no quick answer: it leaves the latency as it was, or raises it, and doubles the
-    cost (see `Record`). Else an instance that fails fast would look best and draw all traffic
+    cost (see `Memory`). Else an instance that fails fast would look best and draw all traffic
     (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of five seconds; doubling
     needs no such number, holds under any load, and lets errors that all have alike cancel out).
     An instance that fails more than about three calls in ten is left but for one call every

@@ -58,16 +58,15 @@ class Prequal:
     Hot is who has more requests in flight (RIF) than the `quantile` of what was seen of late; its
     speed does not count, since it is about to queue. A latency is one at the present RIF, and at
     most `age` seconds old; who has none is tried, but gets no second call before the first has
-    ended. A failure is no quick answer: it makes an instance hotter and slower (see `Record`).
+    ended. A failure is no quick answer: it makes an instance hotter (see `Memory`).
 
     What carries over from the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned
-    on RIF, three instances looked at for each call, an age limit, aversion to errors (the paper
-    says that it is needed, and not how). What cannot: instances are not asked. RIF is that of this
-    client alone, and an instance that gets no calls tells nothing, so an age of ten seconds
-    stands for one, and an answer costs a call. RIF is taken as the attempt ends and not as it
-    begins (in the long run both are seen equally often). The pool of sixteen answers that waits
-    for later calls, its reuse and its removals hide the time that a probe takes. There is none to
-    hide: a counter is read at once, and a pool of them came out no better than three fresh ones.
+    on RIF, three instances looked at for each call, an age limit, aversion to errors (which the
+    paper asks for and does not spell out). What cannot: instances are not asked. RIF is that of
+    this client alone, and is taken as an attempt ends, not as it begins. An instance that gets no
+    calls tells nothing, and to hear of it costs a call, so the age is ten seconds, not one. The
+    pool of sixteen answers that waits for later calls, its reuse and removals, hide the time that
+    a probe takes; here a counter is read at once, and such a pool came out no better.
 
     Use it for many alike instances under high load, where neighbours slow some of them down: it
     cuts the tail further than `PeakEwma`. Do not use it with little load (it then sends nearly all

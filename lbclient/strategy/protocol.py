@@ -49,8 +49,9 @@ class Learning(Protocol):
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
         """An attempt, whoever picked its instance, has its verdict after `elapsed` seconds.
 
-        `failed` where it was not served: a fault, or an answer such as 429. Attempts that say
-        nothing of the instance (cancelled, overtaken by a hedge) are not told. Called under the
-        balancer's lock, while the attempt still counts as in flight.
+        `failed` where it was not served: a fault, or an answer such as 429. One that was overtaken
+        by a hedge is told with the time so far, a lower bound; one that says nothing of the
+        instance (cancelled) is not told. Called under the balancer's lock, while the attempt still
+        counts as in flight.
         """
         ...
