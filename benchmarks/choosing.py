@@ -1,5 +1,5 @@
-"""Which strategy and which rules for which service: the runs behind docs/choosing.md, in virtual time,
-so the same on every machine."""
+"""Which strategy and which rules for which service: the runs behind docs/choosing.md, in virtual
+time, so the same on every machine."""
 
 from __future__ import annotations
 

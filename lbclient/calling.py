@@ -35,8 +35,12 @@ def asender(fn: Callable[[Instance], Awaitable[T]]) -> Callable[[Attempt[T]], Aw
     async def send(attempt: Attempt[T]) -> T:
         if attempt.expiry is None:
             return await _checked(fn(attempt.instance))
-        with anyio.fail_after(attempt.expiry.left()):
-            return await _checked(fn(attempt.instance))
+        try:
+            with anyio.fail_after(attempt.expiry.left()):
+                return await _checked(fn(attempt.instance))
+        except TimeoutError:
+            attempt.expiry.noticed()
+            raise
 
     return send
 

@@ -168,4 +168,5 @@ def host(name: str, value: object) -> str:
 
 def bare(text: str) -> str:
     """Without what may be a password, or a secret in a query: for errors."""
-    return text.rpartition("@")[2].partition("?")[0]
+    before, _, query = text.partition("?")
+    return "..." if "@" in query else before.rpartition("@")[2]

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 __all__ = ["Expiry", "time_left"]
 
 
+STOOD_STILL = 0.5
+"""Seconds by which no timer is late, unless this process stood still (SIGSTOP, a closed lid)."""
+
+
 @dataclass(slots=True)
 class Expiry:
     """When an attempt must end, by `clock`. `at` may move: a streamed body has the call's time."""
@@ -18,6 +22,14 @@ class Expiry:
     clock: Callable[[], float]
     interrupt: Callable[[], object] | None = None
     """Ends the I/O under way, from another thread; set by whoever does that I/O."""
+
+    missed: bool = False
+    """True where whoever ends the attempt in time found it long over: of the instance that says
+    nothing."""
+
+    def noticed(self) -> None:
+        """Whoever ends the attempt in time has seen that it is over."""
+        self.missed = STOOD_STILL < self.clock() - self.at < math.inf
 
     def left(self) -> float:
         """Seconds left, 0 when it is over."""

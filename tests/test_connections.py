@@ -10,7 +10,7 @@ import pytest
 import lbclient
 from lbclient import RetryPolicy
 from lbclient.http.options import wire_options
-from tests.support.http import Gate, drips, in_turn, says, tells_port
+from tests.support.http import Gate, drips, in_turn, says, tells_port, wires_of
 
 pytestmark = pytest.mark.anyio
 HEADER = "X-Time-Left-Ms"
@@ -40,7 +40,7 @@ def test_a_connection_is_used_again_until_it_is_too_old(servers):
         for _ in range(3):
             client.get("/")
         assert server.accepted == 2
-        assert len(server._open) == 1
+        assert not client._transport._wires._leaving
 
 
 async def test_a_connection_is_used_again_until_it_is_too_old_async(servers):
@@ -193,7 +193,7 @@ def test_close_waits_no_longer_than_its_grace(servers):
     client = lbclient.Client([server.url], close_grace=0.05)
     with contextlib.suppress(httpx.TransportError, httpx.StreamError), client.stream("GET", "/"):
         client.close()
-    assert len(server._open) <= 1
+    assert wires_of(client) == []
 
 
 async def test_close_that_is_cancelled_closes_all_the_same(servers):

@@ -1,6 +1,8 @@
 """Faults of the client's own side, of its configuration, and of security (C, K and S)."""
 
 import contextlib
+import gc
+import itertools
 import os
 import random
 import signal
@@ -10,6 +12,7 @@ import textwrap
 import threading
 import time
 import tracemalloc
+import weakref
 import zlib
 
 import anyio
@@ -209,27 +212,45 @@ def test_a_wall_clock_that_jumps(servers, world, monkeypatch, jump):
 
 
 STOPPED = """
-    import sys, threading, httpx, lbclient
-    client = lbclient.Client(
-        sys.argv[1:],
-        retry=None,
-        breaker=lbclient.BreakerPolicy(fail_max=1, reset_timeout=30),
-        timeout=httpx.Timeout(5, read=1.5),
-    )
-    threads = [threading.Thread(target=client.get, args=("/",)) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    import contextlib, sys, threading, anyio, httpx, lbclient
+    kind, bound, *urls = sys.argv[1:]
+    options = {
+        "retry": lbclient.RetryPolicy(attempts=1, **({} if bound == "timeout" else {bound: 1.5})),
+        "breaker": lbclient.BreakerPolicy(fail_max=1, reset_timeout=30),
+        "timeout": httpx.Timeout(5, read=1.5),
+    }
+    def work():
+        with contextlib.suppress(httpx.TimeoutException):
+            client.get("/")
+    async def awork():
+        with contextlib.suppress(httpx.TimeoutException):
+            await client.get("/")
+    async def main():
+        async with client, anyio.create_task_group() as group:
+            for _ in range(12):
+                group.start_soon(awork)
+    if kind == "sync":
+        client = lbclient.Client(urls, **options)
+        threads = [threading.Thread(target=work) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    else:
+        client = lbclient.AsyncClient(urls, **options)
+        anyio.run(main, backend=kind)
     print(sum(one.failures for one in client.balancer.snapshot().instances))
 """
 
 
-def test_a_process_that_stood_still(servers):
+@pytest.mark.parametrize("bound", ["timeout", "deadline", "attempt_timeout"])
+@pytest.mark.parametrize("kind", ["sync", "asyncio", "trio"])
+def test_a_process_that_stood_still(servers, kind, bound):
     """C26: a process that is stopped for longer than its timeouts while calls are under way ejects
-    nobody as it goes on: the answers that came meanwhile count."""
+    nobody as it goes on: the answers that came meanwhile count, and a deadline that passed
+    meanwhile was nobody's fault."""
     gates = [Gate() for _ in range(3)]
-    command = [sys.executable, "-c", textwrap.dedent(STOPPED), *urls(servers(*gates))]
+    command = [sys.executable, "-c", textwrap.dedent(STOPPED), kind, bound, *urls(servers(*gates))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for gate in gates:
             for _ in range(4):
@@ -237,13 +258,81 @@ def test_a_process_that_stood_still(servers):
         os.kill(process.pid, signal.SIGSTOP)
         for gate in gates:
             gate.open.set()
-        time.sleep(2)  # what it sleeps through, beyond its timeout
+        time.sleep(2.2)  # what it sleeps through, well beyond its timeout
         os.kill(process.pid, signal.SIGCONT)
         said, _ = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "0\n")
 
 
 # Bodies
+
+
+class Counted(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body, of which is known whether it is still there."""
+
+    def __init__(self, alive):
+        self.data = b"x" * 1000
+        alive.add(self)
+
+    def __iter__(self):
+        yield self.data
+
+    async def __aiter__(self):
+        yield self.data
+
+
+class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers 503, and the next time not at all."""
+
+    def __init__(self, alive):
+        self.alive, self.turns = alive, itertools.cycle([True, False])
+
+    def answer(self):
+        if next(self.turns):
+            return httpx.Response(503, stream=Counted(self.alive))
+        raise httpx.ReadError("broken")
+
+    def handle_request(self, _):
+        return self.answer()
+
+    async def handle_async_request(self, _):
+        return self.answer()
+
+
+@pytest.fixture
+def failing():
+    """Options of a client whose calls all fail, and the bodies that are still there."""
+    transport = Failing(weakref.WeakSet())
+    options = {
+        "transport": lambda _: transport,
+        "retry": RetryPolicy(attempts=2, backoff=0),
+        "breaker": BreakerPolicy(fail_max=100),
+    }
+    gc.disable()
+    yield options, transport.alive
+    gc.enable()
+
+
+def test_an_error_keeps_no_body(failing):
+    """C23: nothing of a failed call, its bodies and its frames, waits for the garbage collector:
+    once its error is gone so are they."""
+    options, alive = failing
+    with lbclient.Client([lbclient.Instance("a.test", 80)], **options) as client:
+        for _ in range(3):
+            with contextlib.suppress(httpx.ReadError):
+                client.get("/")
+            assert not alive
+
+
+@pytest.mark.anyio
+async def test_an_error_keeps_no_body_async(failing):
+    """C23: the same for event loops."""
+    options, alive = failing
+    async with lbclient.AsyncClient([lbclient.Instance("a.test", 80)], **options) as client:
+        for _ in range(3):
+            with contextlib.suppress(httpx.ReadError):
+                await client.get("/")
+            assert not alive
 
 
 def swallows(received):

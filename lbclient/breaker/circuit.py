@@ -7,7 +7,6 @@ nothing, and half-opened by us.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -34,8 +33,18 @@ def new_circuit(policy: BreakerPolicy, name: str, turned: Callable[[], None]) ->
 
 def tell(circuit: Circuit, *, fault: bool) -> None:
     """An outcome, at zero length."""
-    with contextlib.suppress(_Fault, pybreaker.CircuitBreakerError):
+    try:
         circuit.call(_fail if fault else _succeed)
+    except (_Fault, pybreaker.CircuitBreakerError) as error:
+        _forget(error)
+
+
+def _forget(error: BaseException | None) -> None:
+    """The frames of pybreaker hold what they raise: a cycle, and in it the whole stack, with the
+    caller's own frames, until the garbage collector comes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 class _Turns(pybreaker.CircuitBreakerListener):

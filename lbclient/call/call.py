@@ -144,10 +144,14 @@ class Call(Raced[R]):
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
         error, last.error = last.error, None
-        if error is not None:
-            took = self.core.clock() - self.started
-            raise concluded(error, tuple(self._records), took if last.cut else None)
-        return last.take()
+        if error is None:
+            return last.take()
+        records, self._records = tuple(self._records), []
+        took = self.core.clock() - self.started if last.cut else None
+        try:
+            raise concluded(error, records, took)
+        finally:
+            del error, records  # the error's traceback holds this frame
 
     def hedge(self) -> Hedge[R] | None:
         """The second attempt, as steps of its own; None while the first has no instance yet."""
@@ -180,9 +184,12 @@ class Call(Raced[R]):
         except Exception:
             logger.exception("the judge failed; the outcome counts as neutral")
             return FINE
-        if error is not None and verdict.fault and self.overdue():
-            return self._cut(attempt)
-        return verdict
+        if error is None or not verdict.fault:
+            return verdict
+        if self.overdue():
+            verdict = self._cut(attempt)
+        missed = attempt.expiry is not None and attempt.expiry.missed
+        return Verdict(fault=False, again=verdict.again) if missed else verdict
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last

@@ -46,6 +46,10 @@ class Allowance(float):
             return None if left == math.inf else left
         return min(self._seconds, left)
 
+    def noticed(self) -> None:
+        """It is over, and the attempt ends for that reason."""
+        self._expiry.noticed()
+
     def interruptible(self, interrupt: Callable[[], object]) -> None:
         """Tell whoever may cut the attempt short how to end the I/O that begins now."""
         self._expiry.interrupt = interrupt
@@ -67,5 +71,6 @@ def seconds_now(
     if not isinstance(timeout, Allowance):
         return timeout
     if timeout.over:
+        timeout.noticed()
         raise over("the time of the attempt is up")
     return timeout.now()

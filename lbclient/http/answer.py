@@ -198,4 +198,5 @@ def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | 
 def _check(expiry: Expiry | None) -> None:
     """A drip outlives any timeout per read; the deadline holds between chunks too."""
     if expiry is not None and not expiry.left():
+        expiry.noticed()
         raise httpx.ReadTimeout("the time of the attempt is up")

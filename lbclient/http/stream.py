@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
+import time
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
@@ -14,13 +15,14 @@ from weakref import WeakSet
 import anyio
 import httpcore
 
-from lbclient.deadline import Expiry
+from lbclient.deadline import STOOD_STILL, Expiry
 from lbclient.http.allowance import Allowance, seconds_now
 from lbclient.http.goaway import Ear, Liveness
 
 __all__ = ["AsyncStream", "Home", "Stream", "SyncStream"]
 
 N = TypeVar("N", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
+_LOOK = 0.05
 _UNHEARD = (httpcore.ReadError, httpcore.ReadTimeout)
 
 
@@ -141,11 +143,25 @@ class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStre
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what is there, within the time."""
         try:
-            return self.ear.told(await self.inner.read(max_bytes, self._patience(timeout)))
+            return self.ear.told(await self._read(max_bytes, timeout))
         except ssl.SSLError as error:  # httpcore lets it through, on this side only
             raise httpcore.ReadError(error) from error
         except _UNHEARD as error:
             self.ear.ended(error)
+            raise
+
+    async def _read(self, max_bytes: int, timeout: float | None) -> bytes:
+        """A process that stood still hears its timers before its sockets: so look once more."""
+        patience, began = self._patience(timeout), time.monotonic()
+        try:
+            return await self.inner.read(max_bytes, patience)
+        except httpcore.ReadTimeout:
+            if patience is None or time.monotonic() - began - patience < STOOD_STILL:
+                raise
+        try:
+            return await self.inner.read(max_bytes, _LOOK)
+        except httpcore.ReadTimeout:
+            seconds_now(timeout, httpcore.ReadTimeout)
             raise
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:

@@ -80,8 +80,12 @@ class _Lanes(Generic[R]):
             if (race := self._call.race) is not None:
                 race.end()
             await self._tidy(self._call)
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
 
     async def _beside(self, after: float) -> None:
         await anyio.sleep(after)

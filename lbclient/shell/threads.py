@@ -86,8 +86,11 @@ class _Lanes(Generic[R]):
                         self._start(hedge)
                     continue
                 self._running -= 1
-                if error is not None:
-                    raise error
+                try:
+                    if error is not None:
+                        raise error
+                finally:
+                    del error  # its traceback holds this frame
                 if race.over:
                     break
         finally:
