@@ -156,8 +156,9 @@ class Pool:
         return max(0.0, min(waits)) if waits else None
 
     def back_in(self, now: float) -> float | None:
-        """Seconds until the first of those who were ejected is back."""
-        waits = [one.out_until - now for one in self._suspects if one.out_until > now]
+        """Seconds until the first of those who were ejected is back, or may be probed."""
+        out = [one for one in self._suspects if one.out_until > now and self._fit(one)]
+        waits = [max(one.out_until, one.breaker.due * one.breaker.refuses) - now for one in out]
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
@@ -186,6 +187,10 @@ class Pool:
         self._panic(opened, now)
         self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
         self._candidates = () if self._serving is None else self._open[self._serving]
+
+    def _fit(self, one: Endpoint) -> bool:
+        """True where active checks do not keep it out."""
+        return one.healthy or self._blind
 
     def _standing(self, one: Endpoint, now: float) -> Standing:
         return one.standing(now, blind=self._blind)

@@ -43,6 +43,11 @@ class Picker(Protocol):
         """Endpoints that its attempts went to."""
         ...
 
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Those of them where an attempt has not ended: a hedge, or whom it is beside."""
+        ...
+
 
 class Selection:
     """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
@@ -133,7 +138,7 @@ class Selection:
 
     def _last_resort(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
         """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
-        if (resting := self._pool.resting(now)) is not None:
+        if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
             return FULL if self._full(resting) else self._let(resting, "resting", now)
         if now - self._last_probe < self._patience:
             return None
@@ -144,14 +149,20 @@ class Selection:
 
     def _another(
         self, call: Picker, candidates: Sequence[Endpoint], now: float
-    ) -> Pick | Literal["full"]:
-        """An untried one by dice, also of the next tier, before any is tried twice."""
+    ) -> Pick | Literal["full"] | None:
+        """An untried one by dice, also of the next tier, before any is tried twice.
+
+        Beside another attempt of the call it goes elsewhere, and waits for no place: None.
+        """
         for tier in self._pool.admissible(now):
             untried = [one for one in tier if one not in call.tried and not self._full(one)]
             if untried:
                 return self._let(draw(untried, call.rng), "retry", now)
-        roomy = [one for one in candidates if not self._full(one)]
-        return self._let(draw(roomy, call.rng), "retry, all tried", now) if roomy else FULL
+        beside = call.under_way
+        roomy = [one for one in candidates if one not in beside and not self._full(one)]
+        if roomy:
+            return self._let(draw(roomy, call.rng), "retry, all tried", now)
+        return None if beside else FULL
 
     def _ask_gently(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
         """Who warms up is passed over at times."""

@@ -87,6 +87,11 @@ class Hedge(Generic[R]):
         """Endpoints that attempts of the call went to."""
         return self._call.tried
 
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Where an attempt of the call is under way. Hold the lock."""
+        return self._call.under_way
+
     def expiry(self) -> Expiry:
         """When an attempt that starts now must end."""
         return self._call.expiry_from(self.now)

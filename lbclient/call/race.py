@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Generic, Protocol, TypeVar
 
 from lbclient.deadline import Expiry
+from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
 from lbclient.waiting import Signal
 
@@ -16,6 +18,7 @@ class Runner(Protocol):
     """What a race knows of an attempt."""
 
     expiry: Expiry | None
+    endpoint: Endpoint
 
 
 A = TypeVar("A", bound=Runner)
@@ -36,6 +39,11 @@ class Race(Generic[A]):
         self.over = False
         self.ended = Signal()
         """Set when it is over."""
+
+    @property
+    def places(self) -> Collection[Endpoint]:
+        """Where attempts are under way. Hold the lock."""
+        return [one.endpoint for one in self._running]
 
     def begun(self, attempt: A) -> None:
         """It is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Generic, TypeVar
 
 from lbclient.call.attempt import Attempt
@@ -34,6 +35,11 @@ class Raced(Generic[R]):
     def over(self) -> bool:
         """True where another attempt has brought the outcome, or nobody wants one any more."""
         return self.race is not None and self.race.over
+
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Where an attempt of it is under way while it looks for another. Hold the lock."""
+        return () if self.race is None else self.race.places
 
     def hedge_after(self) -> float | None:
         """Seconds after which a second attempt may go beside the first.

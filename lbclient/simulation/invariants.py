@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 from lbclient.breaker import Breaker, Permit
 from lbclient.call import Attempt
@@ -23,6 +23,8 @@ _LOOK_AGAIN = 0.25
 """Of what time alone brings nobody tells those in line: the first looks so often, in seconds."""
 _PROBE = 30.0
 """A probe that has not ended after so many seconds is given up at the earliest."""
+_FIRST = 8
+"""So many of those in line are looked at."""
 _SLICE = 0.9
 """A budget forgets by slices, up to a tenth of its window early."""
 
@@ -40,6 +42,7 @@ class Invariants:
         self._attempts: dict[Endpoint, list[Attempt[Reply]]] = {}
         self._probes: dict[Breaker, tuple[Attempt[Reply], Permit]] = {}
         self._order: Sequence[Signal] = ()
+        self._woken: tuple[Signal, float] | None = None
         self.breaches: list[str] = []
 
     def sending(self, trail: Trail, attempt: Attempt[Reply], now: float) -> None:
@@ -57,6 +60,9 @@ class Invariants:
         trail.attempts.append(attempt)
         self._attempts.setdefault(attempt.endpoint, []).append(attempt)
         self._breach(now, self._of_load(attempt.endpoint, now))
+        total = self._limits.total
+        if total is not None and (many := self._in_flight()) > total:
+            self._breach(now, [f"{many} in flight, at all of them together"])
 
     def done(self, trail: Trail, error: str | None, now: float) -> None:
         """A call is over, body and all; `error` is the name of what it raised."""
@@ -65,21 +71,23 @@ class Invariants:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
         if left := [one.instance for one in trail.attempts if one.open]:
             self._breach(now, [f"a call is over, and still in flight at {left}"])
-        if error == "NoInstanceAvailable" and not trail.attempts and (free := self._free(now)):
+        alone = not trail.attempts and not self._core.line
+        if error == "NoInstanceAvailable" and alone and (free := self._free(now)):
             self._breach(now, [f"a call found no instance, room has {free}"])
 
     def between(self, now: float) -> None:
-        """Everything that was to happen at once has happened."""
+        """One thing has happened, and another is to happen, now or later."""
         line = self._core.line
         if not line:
-            self._order = ()
+            self._order, self._woken = (), None
             return
-        if free := self._free(now):
+        if self._nobody_comes(line[0], now) and (free := self._free(now)):
             self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
-        stayed = [one for one in self._order if one in line]
-        if stayed != list(line)[: len(stayed)]:
+        first = tuple(islice(line, _FIRST))
+        stayed = tuple(one for one in self._order if one in first)
+        if stayed != first[: len(stayed)]:
             self._breach(now, ["somebody in line was overtaken"])
-        self._order = tuple(line)
+        self._order = first
 
     def over(self, now: float) -> None:
         """Nothing is under way any more."""
@@ -128,17 +136,25 @@ class Invariants:
         if one.breaker.state != "half-open" and one.breaker.probing(now):
             yield f"{one.instance} is probed while {one.breaker.state}"
 
+    def _nobody_comes(self, head: Signal, now: float) -> bool:
+        """True where the first in line is not woken, or was and has not looked at that moment."""
+        if not head.is_set:
+            self._woken = None
+            return True
+        if self._woken is None or self._woken[0] is not head:
+            self._woken = head, now
+        return self._woken[1] < now
+
     def _free(self, now: float) -> list[Endpoint]:
-        """Who has room, and not only since a moment, while nobody in line is about to look."""
-        line, total = self._core.line, self._limits.total
-        if (line and line[0].is_set) or (total is not None and self._in_flight() >= total):
+        """Who has room, and not only since a moment."""
+        total = self._limits.total
+        if total is not None and self._in_flight() >= total:
             return []
-        lately = now - _LOOK_AGAIN - _SLACK
-        pool = self._core.pool
-        if any(lately <= max(one.rest_until, one.out_until) <= now for one in pool.endpoints):
-            return []
-        moment = self._moment(now)
-        return moment.roomy(moment.serving)
+        moment, lately = self._moment(now), now - _LOOK_AGAIN - _SLACK
+        ends = chain.from_iterable(
+            (it.rest_until, it.out_until) for it in self._core.pool.endpoints
+        )
+        return [] if any(lately <= at <= now for at in ends) else moment.roomy(moment.serving)
 
     def _in_flight(self) -> int:
         return sum(one.in_flight for one in self._attempts)

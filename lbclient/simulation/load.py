@@ -44,6 +44,7 @@ class Open:
             if time > world.clock():
                 yield Pause(time - world.clock())
             world.spawn(request(number % clients))
+        yield Pause(0.0)  # the last has begun, too
 
     def _times(self, rng: random.Random) -> Iterator[float]:
         """When each arrives."""

@@ -44,7 +44,8 @@ def simulate(
     `checked` has the invariants looked at before every attempt and after every event; it changes
     nothing but `breaches`. Raises ValueError or TypeError for what cannot be used.
     """
-    checks.kind("scenario", scenario, Scenario)
+    if not isinstance(scenario, Scenario):
+        raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
     if not isinstance(strategy, str):
         checks.function("strategy, which is a name or makes one for each client,", strategy)
     return _Run(scenario, seed, strategy, options, checked=checked).report()

@@ -1,0 +1,262 @@
+"""A thousand random services, in virtual time: whatever is asked of them, no rule is broken.
+
+Each is a line of Python, which Hypothesis makes as short as it can where it finds a fault; paste it
+behind the imports below to run it again.
+"""
+
+import itertools
+import logging
+
+import pytest
+from hypothesis import HealthCheck as Check
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbclient import *  # noqa: F403
+from lbclient.simulation import *  # noqa: F403
+from lbclient.simulation import simulate
+from lbclient.strategy import BY_NAME
+
+pytestmark = pytest.mark.slow
+
+
+def down(*names):
+    """A health check that these fail."""
+    return lambda instance: instance.host not in names
+
+
+def flapping(*results):
+    """A health check that comes out like this, over and over."""
+    result = itertools.cycle(results)
+    return lambda _: next(result)
+
+
+def call(name, *values, **named):
+    """The text of a call, of strategies that draw its arguments' text; one that is None is left
+    out."""
+    keys = list(named)
+
+    def text(drawn):
+        plain, given = drawn[: len(values)], zip(keys, drawn[len(values) :], strict=True)
+        said = [f"{key}={value}" for key, value in given if value is not None]
+        return f"{name}({', '.join([*plain, *said])})"
+
+    return st.tuples(*values, *named.values()).map(text)
+
+
+def some(*values):
+    """One of these, as text; None leaves it out."""
+    return st.sampled_from([value if value is None else repr(value) for value in values])
+
+
+def maybe(strategy):
+    """Left out half of the time."""
+    return st.none() | strategy
+
+
+latencies = st.one_of(
+    call("constant", some(0.0, 0.01, 0.1, 0.5)),
+    call("linear", some(0.05), some(1, 3)),
+    call("exponential", some(0.02, 0.2)),
+)
+bodies = some(None, None, 0.05, 0.3)
+good = call("answers", latencies, body=bodies)
+plain = st.one_of(
+    good,
+    good,
+    good,
+    call("answers", latencies, some(200, 404, 429, 500, 502, 503), body=bodies),
+    call("answers", latencies, some(429, 503), rest=some(0.1, 1.0, 40.0), body=bodies),
+    call("until_capacity", latencies, some(1, 4), some(429, 503)),
+    call("fails", latencies),
+    call("breaks", latencies, some(0.1)),
+    call("refuses", some(0.0, 0.05)),
+    st.just("silent()"),
+)
+behaviours = st.one_of(
+    plain,
+    call("mixed", some(0.1, 0.5, 0.9), plain, plain),
+    call("phases", plain.map("(0, {})".format), plain.map("(1.0, {})".format)),
+    call(
+        "phases",
+        plain.map("(0, {})".format),
+        plain.map("(0.3, {})".format),
+        plain.map("(2.0, {})".format),
+    ),
+)
+times = st.sampled_from([(None, None)] * 12 + [("0.5", None), (None, "1.0"), ("0.2", "1.5")])
+
+
+@st.composite
+def servers(draw):
+    """One to five."""
+    made = []
+    for number in range(draw(st.integers(1, 5))):
+        joins, leaves = draw(times)
+        server = call(
+            "Server",
+            st.just(repr(f"s{number}")),
+            behaviours,
+            joins=st.just(joins),
+            leaves=st.just(leaves),
+            weight=some(None, None, 0, 1, 5),
+            priority=some(None, None, None, 1, 2),
+        )
+        made.append(draw(server))
+    return f"[{', '.join(made)}]"
+
+
+@st.composite
+def loads(draw):
+    """20 to 200 requests, open or closed."""
+    if draw(st.booleans()):
+        rate, requests = draw(st.sampled_from([5, 40, 400])), draw(st.integers(20, 200))
+        return f"Open({rate}, {requests / rate!r}, {draw(st.booleans())})"
+    workers, think = draw(st.integers(2, 10)), draw(st.sampled_from([0.02, 0.1, 0.5]))
+    return f"Closed({workers}, {10 * think!r}, {think!r})"
+
+
+scenarios = call(
+    "Scenario",
+    servers(),
+    loads(),
+    clients=some(None, None, 2, 3, 4),
+    idempotent=some(None, None, False),
+    patience=some(None, 0.0, 0.3, 2.0),
+    ttl=some(None, 3.0),
+)
+budgets = call("RetryBudget", some(0.0, 0.2, 1.0), some(0.0, 1.0, 10.0), some(1.0, 10.0))
+retries = call(
+    "RetryPolicy",
+    attempts=some(None, 1, 2, 5),
+    statuses=some(None, (), (429, 500, 503)),
+    backoff=some(None, 0.0, 0.1),
+    attempt_timeout=some(None, 0.05, 0.3),
+    deadline=some(0.3, 1.0, 3.0, None),
+    budget=st.none() | budgets | st.just("None"),
+)
+breakers = call(
+    "BreakerPolicy",
+    fail_max=some(None, 1, 2, 1000),
+    reset_timeout=some(None, 0.1, 0.5),
+    reset_timeout_max=some(None, 2.0),
+    success_threshold=some(None, 2),
+    panic_threshold=some(None, None, 0.5, 1.0),
+    failure_rate=some(None, None, 0.5),
+    minimum_calls=some(None, 5),
+    window=some(None, 1.0),
+    observe=some(None, None, None, True),
+)
+slow = call("BreakerPolicy", slow_rate=some(0.3, 1.0), slow_after=some(0.05), minimum_calls=some(3))
+limits = call(
+    "AdaptiveLimit",
+    initial=some(2),
+    least=some(None, 2),
+    most=some(2, 10),
+    backoff=some(None, 0.5),
+    tolerance=some(None, 2.0),
+)
+outliers = call(
+    "OutlierPolicy",
+    interval=some(0.2, 1.0),
+    margin=some(0.1, 0.3),
+    minimum_calls=some(1, 5),
+    ejection=some(0.5, 2.0),
+    max_ejected=some(None, 0.5, 1.0),
+)
+healths = call(
+    "HealthCheck",
+    path=st.just("None"),
+    interval=some(0.2, 0.7),
+    timeout=some(0.1),
+    up=some(None, 1),
+    down=some(None, 1),
+    check=call("down", some("s0", "s1"))
+    | st.just("down('s0', 's1', 's2', 's3', 's4')")
+    | call("flapping", some(True), some(False), some(True, False)),
+)
+runs = call(
+    "simulate",
+    scenarios,
+    seed=st.integers(0, 9).map(repr),
+    strategy=some(*sorted(BY_NAME)),
+    retry=st.one_of(retries, retries, st.none(), st.just("None")),
+    breaker=st.one_of(breakers, breakers, slow, st.none(), st.just("None")),
+    max_in_flight=some(None, None, 1, 2),
+    max_in_flight_total=some(None, None, None, 1, 3),
+    limit=maybe(limits),
+    throttle=maybe(
+        call("ThrottlePolicy", k=some(None, 1.0), window=some(1.0), minimum_calls=some(None, 2))
+    ),
+    hedge=maybe(call("HedgePolicy", delay=some(None, 0.0, 0.05, 0.1))),
+    outliers=maybe(outliers),
+    slow_start=maybe(call("SlowStart", window=some(0.5, 3.0), aggression=some(None, 2.0))),
+    health=maybe(healths),
+    max_instances=some(None, None, None, 1, 2),
+)
+
+
+class Errors(logging.Handler):
+    """What the library's log says that no run may cause: a strategy or a judge that failed."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(self.format(record))
+
+    def __enter__(self):
+        logging.getLogger("lbclient").addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger("lbclient").removeHandler(self)
+
+
+def check(run):
+    """Run a line, and look at all that came of it."""
+    with Errors() as errors:
+        report = eval(run, globals())
+    assert errors.records == []
+    assert list(report.breaches) == []
+    assert report.outcomes
+    if "silent()" not in run or "attempt_timeout" in run or "deadline" in run:
+        assert "unanswered" not in report.endings()
+    adds_up(report)
+
+
+def adds_up(report):
+    """Nothing is counted twice, or not at all."""
+    assert sum(one.attempts for one in report.outcomes) == len(report.sent)
+    assert sum(sum(many.values()) for many in report.answered.values()) == len(report.sent)
+    assert sum(report.endings().values()) == len(report.outcomes)
+    slices = report.over_time(0.25)
+    assert sum(one.requests for one in slices) == len(report.outcomes)
+    assert sum(sum(one.sent.values()) for one in slices) == len(report.sent)
+    if report.sent:
+        assert sum(report.shares().values()) == pytest.approx(1)
+
+
+@settings(
+    max_examples=1000,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[Check.too_slow, Check.data_too_large],
+)
+@given(runs)
+def test_no_run_breaks_a_rule(run):
+    """Any service under any load by any rules: no invariant is broken, every request is answered,
+    no strategy fails, and the report adds up."""
+    check(run)
+
+
+@settings(max_examples=25, derandomize=True, database=None, deadline=None)
+@given(runs)
+def test_to_look_changes_nothing(run):
+    """A run takes the same decisions again, and also where nobody looks at the invariants."""
+    report = eval(run, globals())
+    assert eval(run, globals()).trace == report.trace
+    assert eval(f"{run[:-1]}, checked=False)", globals()).trace == report.trace
+    assert simulate is not None
