@@ -43,3 +43,16 @@ def test_outage_loses_no_call():
     rows = [line.split() for line in quick("outage.py")[2:]]
     assert len(rows) == 14
     assert {row[-5] for row in rows} == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("scoreboard.py", "## one_big_spike"),
+        ("replicas.py", "At 110 % of capacity"),
+        ("choosing.py", "Equal instances, calls alike, 70 % busy"),
+    ],
+)
+def test_simulated_benchmarks_run(script, said):
+    """The benchmarks in virtual time run, each to its last table."""
+    assert said in quick(script)
