@@ -83,7 +83,8 @@ def of(name: str, value: object, wanted: type, shown: str) -> None:
 def function(name: str, value: object) -> None:
     """Something to call."""
     if not callable(value):
-        raise TypeError(f"{name} must be callable, not {value!r}")
+        shown = "text" if isinstance(value, str) else repr(value)  # it may be a secret
+        raise TypeError(f"{name} must be callable, not {shown}")
 
 
 def fraction(name: str, value: object) -> float:

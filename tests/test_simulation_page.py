@@ -25,8 +25,8 @@ def test_the_example(capsys):
 
 def test_the_example_is_short():
     """It is twenty lines, as it says, without blank ones and the import."""
-    lines = [line for line in EXAMPLE.splitlines() if line.strip()]
-    assert len(lines) <= 20
+    code = EXAMPLE.partition("\nfast")[2]
+    assert len([line for line in code.splitlines() if line.strip()]) < 20
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+)\(", PAGE)) - {"print"}))
