@@ -22,7 +22,7 @@ from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms
 from lbclient.waiting import Pause
-from tests.support.faults import FAULTS
+from tests.support.faults import FAULTS, NAMESPACE
 from tests.support.http import serve, slow, tells_port
 
 CALLERS = 8
@@ -403,7 +403,7 @@ def test_own_machine_fails(fault, host):
         command, cwd=root, capture_output=True, text=True, timeout=60, check=False
     )
     if done.stderr.startswith("cannot:"):
-        pytest.skip(f"needs a network namespace: {done.stderr.strip()}")
+        pytest.skip(f"{NAMESPACE}: {done.stderr.strip()}")
     assert (done.returncode, done.stderr) == (0, "")
     nobody = {"charged": [0, 0], "breakers": ["closed"] * 2, "in flight": [0, 0], "calls": 80}
     for during, after in json.loads(done.stdout):

@@ -54,6 +54,8 @@ from tests.support.http import (
     tells_port,
 )
 
+NAMESPACE = "needs a network namespace"
+"""Why a test is skipped whose machine does not let it make one."""
 NAME = "orders.test"
 """The service's name, where it is spoken to over TLS."""
 SLOW = 0.1
