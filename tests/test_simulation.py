@@ -13,10 +13,13 @@ import tenacity
 
 from lbclient import (
     AdaptiveLimit,
+    Balancer,
     BreakerPolicy,
     HealthCheck,
     HedgePolicy,
+    Instance,
     LeastBusy,
+    NoInstanceAvailable,
     RetryBudget,
     RetryPolicy,
 )
@@ -556,6 +559,67 @@ class TestRuns:
         report = sound(simulate(scenario, max_in_flight=1))
         assert [time for time, _ in report.sent] == [0.0, 1.0, 2.0]
         assert report.endings() == {200: 3, "NoInstanceAvailable": 1}
+
+
+class First:
+    """Picks the first candidate."""
+
+    def pick(self, candidates, _):
+        return candidates[0]
+
+
+class TestFound:
+    """What random scenarios have found, as small as it gets."""
+
+    def test_a_retry_is_paid_for_a_whole_window(self):
+        """A retry late in a slice of the budget's window counts for about a window all the same."""
+        budget = Budget(RetryBudget(ratio=0.0, reserve=1.0, window=1.0))
+        budget.deposit(0.0)
+        assert budget.withdraw(0.99)
+        assert not budget.withdraw(1.5)
+        assert budget.withdraw(2.0)
+
+    def test_who_waits_hears_of_a_rest(self):
+        """Where the headers say that an instance rests, the next tier opens at once for those in
+        line, not as the body ends."""
+        rests = answers(constant(0.1), 429, rest=5.0, body=3.0)
+        servers = [Server("s0", rests), Server("s1", FAST, priority=1)]
+        report = sound(run(servers, Open(100, 0.02), max_in_flight=1, retry=ONE))
+        assert report.sent == [(0.0, "s0"), (0.1, "s1")]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_a_retry_does_not_join_its_own_hedge(self, seed):
+        """A retry goes where no attempt of its call is under way."""
+        servers = named(fails(constant(0.1)), answers(constant(1.0)))
+        options = {"seed": seed, "strategy": First, "hedge": HedgePolicy(delay=0.05)}
+        report = sound(run(servers, Open(1, 1), **options))
+        assert [server for _, server in report.sent] == ["s0", "s1", "s0", "s0"]
+        assert report.endings() == {200: 1}
+
+    def test_a_retry_waits_for_its_own_hedge(self):
+        """Where there is nobody else, the hedge's outcome is waited for."""
+        servers = named(fails(constant(0.1)), answers(constant(1.0)))
+        options = {"strategy": First, "hedge": HedgePolicy(delay=0.05)}
+        report = sound(run(servers, Open(1, 1), breaker=BreakerPolicy(fail_max=1), **options))
+        assert [server for _, server in report.sent] == ["s0", "s1"]
+        assert report.endings() == {200: 1}
+
+    def test_who_is_ejected_and_broken_is_not_back_soon(self):
+        """I16: `retry_in` counts the breaker of one whose ejection ends first."""
+        instances = [Instance("10.0.0.1", 1), Instance("10.0.0.1", 2)]
+        breaker = BreakerPolicy(fail_max=1, reset_timeout=10.0)
+        with Balancer(instances, clock=World().clock, breaker=breaker, retry=ONE) as balancer:
+            for _ in instances:
+                with pytest.raises(ConnectionRefusedError):
+                    balancer.call(refused)
+            balancer.eject(instances[0], 0.5)
+            with pytest.raises(NoInstanceAvailable) as caught:
+                balancer.call(refused)
+        assert caught.value.retry_in >= 5.0
+
+
+def refused(_):
+    raise ConnectionRefusedError
 
 
 RICH = """
