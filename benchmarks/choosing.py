@@ -7,7 +7,14 @@ import argparse
 import sys
 from typing import NamedTuple
 
-from lbclient import AdaptiveLimit, BreakerPolicy, HedgePolicy, OutlierPolicy, RetryPolicy
+from lbclient import (
+    RECOMMENDED,
+    AdaptiveLimit,
+    BreakerPolicy,
+    HedgePolicy,
+    OutlierPolicy,
+    RetryPolicy,
+)
 from lbclient.simulation import (
     Open,
     Report,
@@ -99,14 +106,13 @@ def flaky() -> Case:
 
 def overloaded() -> Case:
     servers = [Server(f"s{n}", until_capacity(linear(0.1, 30), 40, 503)) for n in range(3)]
-    panics = BreakerPolicy(panic_threshold=0.5)
     limit = AdaptiveLimit(backoff=0.5, tolerance=2.0)
     busy: dict[str, object] = {"strategy": "least-busy"}
     choices = {
         "defaults": {},
         "least-busy": busy,
         "with a limit": {**busy, "limit": limit},
-        "with a limit, panics": {**busy, "limit": limit, "breaker": panics},
+        "RECOMMENDED": {**RECOMMENDED},
     }
     load = Open(rate=900, seconds=10, poisson=True)
     scenario = Scenario(servers, load, 10, patience=60)

@@ -4,9 +4,9 @@ and one configuration that is run through all of them."""
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
-from lbclient import AdaptiveLimit, BreakerPolicy, RetryPolicy
+from lbclient import RECOMMENDED, RetryPolicy
 from lbclient.simulation import (
     Behaviour,
     Open,
@@ -22,7 +22,6 @@ from lbclient.simulation import (
 )
 
 REFUSALS = frozenset({429, 503})
-ATTEMPTS = 10
 PATIENT = 1e6
 """Requests wait for a place as long as it takes, as Dialogue's do."""
 
@@ -138,15 +137,19 @@ CASES: dict[str, Case] = {
 
 
 def configured(case: Case, strategy: str = "least-busy", seed: int = 0) -> Report:
-    """The one configuration in a scenario; only the retryable statuses follow that."""
+    """The recommended configuration in a scenario; only the retryable statuses follow that."""
+    retry = cast("RetryPolicy", RECOMMENDED["retry"])
+    options: dict[str, Any] = {
+        **RECOMMENDED,
+        "retry": dataclasses.replace(retry, statuses=case.statuses),
+    }
+    del options["strategy"]
     return simulate(
         case.scenario,
         seed=seed,
         strategy=strategy,
         checked=False,
-        limit=AdaptiveLimit(backoff=0.5, tolerance=2.0),
-        breaker=BreakerPolicy(reset_timeout=2.0, panic_threshold=0.5),
-        retry=RetryPolicy(attempts=ATTEMPTS, statuses=case.statuses),
+        **options,
     )
 
 

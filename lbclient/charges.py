@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable
 from itertools import chain
 
-from lbclient.breaker import Breaker, Permit
-from lbclient.endpoint import Endpoint
 from lbclient.membership import Membership
 from lbclient.outcome import Verdict
 from lbclient.rotation import Rotation
 from lbclient.rules import Guards
+from lbclient.sent import Sent
 
 __all__ = ["Charges"]
 
@@ -37,15 +36,9 @@ class Charges:
         self._clock = clock
         self._rng = rng
 
-    def settle(
-        self,
-        endpoint: Endpoint,
-        breaker: Breaker,
-        permit: Permit,
-        verdict: Verdict,
-        elapsed: float,
-    ) -> None:
-        """An attempt of `elapsed` seconds, sent with this permit, came to this verdict."""
+    def settle(self, attempt: Sent, verdict: Verdict) -> None:
+        """An attempt came to this verdict."""
+        endpoint, breaker = attempt.endpoint, attempt.breaker
         if endpoint.gone or breaker is not endpoint.breaker:
             return  # it is nobody's any more, or that of the machine that was there before
         now = self._clock()
@@ -55,10 +48,12 @@ class Charges:
             self._membership.hurry(now)
         if verdict.rest > 0:
             self._rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-        if breaker.settle(permit, fault=verdict.fault, now=now, rng=self._rng, elapsed=elapsed):
+        if breaker.settle(
+            attempt.permit, fault=verdict.fault, now=now, rng=self._rng, elapsed=attempt.elapsed
+        ):
             self._rotation.turned(endpoint, breaker, now)
         guards = self._guards
-        if guards is not None and guards.saw(endpoint, verdict, elapsed, now):
+        if guards is not None and guards.saw(attempt, verdict, now):
             self._eject_outliers(guards, now)
 
     def _eject_outliers(self, guards: Guards, now: float) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from lbclient.breaker import Breaker, Permit
+from lbclient.breaker import Breaker
 from lbclient.charges import Charges
 from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable, Throttled
@@ -24,6 +24,7 @@ from lbclient.retry import Retries
 from lbclient.rotation import Rotation
 from lbclient.rules import Guards, Hedging
 from lbclient.selection import Pick, Picker, Selection
+from lbclient.sent import Sent
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
 
@@ -165,14 +166,12 @@ class Core:
         self._selection.in_flight += change
         self.telemetry.counts.in_flight(change)
 
-    def done(
-        self, endpoint: Endpoint, breaker: Breaker, permit: Permit, verdict: Verdict, elapsed: float
-    ) -> None:
+    def done(self, attempt: Sent, verdict: Verdict) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
-            self.took(endpoint, elapsed)
-            self.settle(endpoint, breaker, permit, verdict, elapsed)
-            self.release(endpoint)
+            self.took(attempt.endpoint, attempt.elapsed)
+            self.settle(attempt, verdict)
+            self.release(attempt.endpoint)
 
     def took(self, endpoint: Endpoint, elapsed: float) -> None:
         """It has answered after so many seconds. Hold the lock."""
@@ -188,25 +187,18 @@ class Core:
         while self._drained and not self._selection.in_flight:
             self._drained.pop().set()
 
-    def settle(
-        self,
-        endpoint: Endpoint,
-        breaker: Breaker,
-        permit: Permit,
-        verdict: Verdict | None,
-        elapsed: float,
-    ) -> None:
+    def settle(self, attempt: Sent, verdict: Verdict | None) -> None:
         """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged.
 
         Hold the lock.
         """
         if verdict is None:
-            breaker.cancel(permit)
+            attempt.breaker.cancel(attempt.permit)
             return
         if self._selection.learning is not None:
-            self.learned(endpoint, elapsed, failed=verdict.turned_away)
-        if verdict is not FINE or not breaker.unmoved or self.guards is not None:
-            self._charges.settle(endpoint, breaker, permit, verdict, elapsed)
+            self.learned(attempt.endpoint, attempt.elapsed, failed=verdict.turned_away)
+        if verdict is not FINE or not attempt.breaker.unmoved or self.guards is not None:
+            self._charges.settle(attempt, verdict)
 
     def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
         """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""
@@ -220,10 +212,10 @@ class Core:
         """Tell a strategy that learns. Hold the lock."""
         self._selection.ended(endpoint, elapsed, failed=failed, now=self.clock())
 
-    def probe_answered(self, breaker: Breaker, permit: Permit) -> None:
+    def probe_answered(self, attempt: Sent) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
         with self.lock:
-            breaker.cancel(permit)
+            attempt.breaker.cancel(attempt.permit)
 
     def reap(self) -> None:
         """Do what finalizers have asked for."""

@@ -33,8 +33,8 @@ class Endpoint:
         "_penalty",
         "_penalty_at",
         "attempts",
-        "base",
         "breaker",
+        "calm",
         "failures",
         "gone",
         "healthy",
@@ -59,8 +59,8 @@ class Endpoint:
         self.latency: float | None = None
         self.limit: float | None = None
         """How many attempts it may have in flight, where that is learned."""
-        self.base: float | None = None
-        """The least latency of late, in seconds, where a limit is learned."""
+        self.calm: float | None = None
+        """Mean seconds of attempts sent while it was far from its limit, where one is learned."""
         self.rest_until = 0.0
         """Until then it asked to be left alone."""
         self.out_until = 0.0
@@ -93,7 +93,7 @@ class Endpoint:
         self.rest_until = 0.0
         self.out_until = 0.0
         self.healthy = True
-        self.limit = self.base = None
+        self.limit = self.calm = None
         self._penalty = 0.0
         self.latency = None
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from lbclient import checks
 
-__all__ = ["FAULT", "FINE", "NEVER_SENT", "Judge", "Verdict", "judge", "own_fault"]
+__all__ = ["FAULT", "FINE", "NEVER_SENT", "Judge", "Verdict", "fault_name", "judge", "own_fault"]
 
 
 _AGAIN = ("always", "idempotent", "never")
@@ -88,3 +88,10 @@ def judge(result: object) -> Verdict:
     if isinstance(result, _NEVER_SENT_ERRORS) or result.errno in _UNREACHED:
         return NEVER_SENT
     return FAULT if isinstance(result, ConnectionError | TimeoutError) else FINE
+
+
+def fault_name(status: int | None, error: BaseException | None) -> str:
+    """What a fault is called where people read of it."""
+    if error is not None:
+        return type(error).__name__
+    return "a fault" if status is None else str(status)

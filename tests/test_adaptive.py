@@ -21,6 +21,8 @@ from lbclient.rules.adaptive import AdaptiveLimit
         ({"backoff": 0}, "backoff"),
         ({"backoff": 1}, "backoff must be below 1"),
         ({"backoff": 1.5}, "backoff"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"tolerance": -1}, "tolerance"),
     ],
 )
 def test_policy_is_checked(wrong, named):
@@ -46,18 +48,48 @@ def test_full_counts_whole_attempts():
 
 def test_it_grows_where_it_was_nearly_reached():
     """A success adds 1/limit where at least `backoff` of the limit was in flight, else nothing."""
-    policy = AdaptiveLimit()
-    assert policy.grown(None, 17) == 20
-    assert policy.grown(None, 18) == pytest.approx(20.05)
-    assert policy.grown(20.0, 20) == pytest.approx(20.05)
+    policy = AdaptiveLimit(initial=4)
+    assert policy.grown(None, 2) == 4
+    assert policy.grown(None, 3) == pytest.approx(4.25)
+    assert policy.grown(4.0, 4) == pytest.approx(4.25)
 
 
-def test_a_full_round_adds_about_one():
-    """As many successes as the limit holds raise it by one: a straight line, not a curve."""
-    policy, limit = AdaptiveLimit(), 20.0
-    for _ in range(20):
-        limit = policy.grown(limit, 20)
-    assert 20.9 < limit <= 21
+@pytest.mark.parametrize(("limit", "added"), [(1, 1.0), (4, 1.0), (16, 2.0), (100, 5.0)])
+def test_a_full_round_adds_half_the_root(limit, added):
+    """As many successes as the limit holds raise it by one, or by half its square root."""
+    policy, grown = AdaptiveLimit(), float(limit)
+    for _ in range(limit):
+        grown = policy.grown(grown, limit)
+    assert grown - limit == pytest.approx(added, rel=0.06)
+
+
+def test_a_queued_answer_takes_what_another_adds():
+    """Where the limit is reached, an answer that stood in a queue lowers it by a step, down to
+    `least`; where it is not reached, by nothing."""
+    policy = AdaptiveLimit(least=3, tolerance=2.0)
+    assert policy.slowed(None, 18) == pytest.approx(20 - (policy.grown(None, 18) - 20))
+    assert policy.slowed(None, 17) == 20
+    assert policy.slowed(3.1, 3) == 3
+
+
+def test_what_stood_in_a_queue():
+    """An answer is queued above `tolerance` times the mean of calm ones; without either, never."""
+    policy = AdaptiveLimit(tolerance=2.0)
+    assert [policy.queued(seconds, 0.1) for seconds in (0.19, 0.21)] == [False, True]
+    assert not policy.queued(9.0, None)
+    assert not AdaptiveLimit().queued(9.0, 0.1)
+
+
+def test_calm_is_who_was_sent_to_a_half_idle_instance():
+    """The mean of calm answers takes a tenth of each that was sent while at most half the limit was
+    in flight, itself included, and nothing of others; a limit of one is always calm."""
+    policy = AdaptiveLimit(tolerance=2.0)
+    assert policy.calm(None, 0.1, 9, None) == 0.1
+    assert policy.calm(None, 0.1, 10, None) is None
+    assert policy.calm(0.1, 0.2, 9, 20.0) == pytest.approx(0.11)
+    assert policy.calm(0.1, 0.2, 10, 20.0) == 0.1
+    assert policy.calm(0.1, 0.2, 0, 1.0) == pytest.approx(0.11)
+    assert policy.calm(0.1, 0.2, 1, 2.9) == 0.1
 
 
 def test_it_falls_by_a_tenth_to_a_whole_number():
@@ -77,7 +109,7 @@ def test_it_falls_by_a_tenth_to_a_whole_number():
 )
 def test_it_keeps_its_bounds(bounds, backoff, outcomes):
     """Whatever happens it stays between `least` and `most`, no success lowers it by anything or
-    raises it by more than one, and two drops cost a place unless it is at `least`."""
+    raises it by more than one or half its root, and two drops cost a place, down to `least`."""
     least, initial, most = bounds
     policy = AdaptiveLimit(initial, least, most, backoff)
     limit = None
@@ -89,7 +121,7 @@ def test_it_keeps_its_bounds(bounds, backoff, outcomes):
             assert limit < old or limit == least
             assert policy.shrunk(limit) <= math.floor(old) - 1 or limit == least
         else:
-            assert old <= limit <= old + 1
+            assert old <= limit <= old + max(1, math.sqrt(old) / 2)
         assert not policy.full(limit, 0)
         assert policy.full(limit, math.floor(limit))
 
@@ -135,7 +167,7 @@ def test_it_finds_what_a_server_can_bear(capacity):
 
 def test_it_follows_a_server_that_changes():
     """I15, I18: when the server can bear less the limit is down within a hundred rounds, when it
-    can bear more it is up again as fast as one place a round allows."""
+    can bear more it is up again as fast as a place a round allows."""
     server = Server(AdaptiveLimit())
     server.run(40, 2000)
     server.run(10, 100)

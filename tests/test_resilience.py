@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import itertools
+import math
 import random
 import re
 import socket
@@ -727,7 +728,7 @@ def test_an_outlier_is_out():
 
 
 def test_a_learned_limit():
-    """It falls by the documented steps, and a full round of good answers adds about one."""
+    """It falls by the documented steps, and a full round of good answers adds half the root."""
     steps = [int(one) for one in re.search(r"\(((\d+, )+\d+)\)", TEXT)[1].split(", ")]
     rule, limit = lbclient.AdaptiveLimit(), None
     found = [rule.initial]
@@ -738,7 +739,8 @@ def test_a_learned_limit():
     limit = 20.0
     for _ in range(20):
         limit = rule.grown(limit, in_flight=20)
-    assert 20.9 < limit < 21
+    assert "adds half the square root of the limit" in TEXT
+    assert limit - 20 == pytest.approx(math.sqrt(20) / 2, rel=0.05)
 
 
 def test_the_throttle():

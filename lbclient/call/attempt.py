@@ -11,7 +11,7 @@ from lbclient import deadline
 from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
-from lbclient.outcome import Verdict
+from lbclient.outcome import Verdict, fault_name
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, CallSpan, Semantics
 
@@ -53,10 +53,10 @@ class Attempt(Generic[R]):
         "_call",
         "_held",
         "_open",
-        "_permit",
         "_settled",
         "_span",
         "_token",
+        "beside",
         "breaker",
         "cut",
         "elapsed",
@@ -65,6 +65,7 @@ class Attempt(Generic[R]):
         "expiry",
         "instance",
         "lost",
+        "permit",
         "reason",
         "replaces",
         "result",
@@ -75,7 +76,7 @@ class Attempt(Generic[R]):
 
     def __init__(self, call: Owner, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
-        self.endpoint, self._permit, self.reason = pick
+        self.endpoint, self.permit, self.reason = pick
         self.instance = self.endpoint.instance
         self._held = False
         self._open = True
@@ -83,6 +84,7 @@ class Attempt(Generic[R]):
         self._token: Token[Expiry | None] | None = None
         self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = self.endpoint.breaker
+        self.beside = self.endpoint.in_flight - 1  # read without the lock: one more or less is fine
         self.started = call.now
         self.elapsed = 0.0
         self.expiry = call.expiry() if call.timed else None
@@ -185,14 +187,14 @@ class Attempt(Generic[R]):
         core = self._call.core
         if not self._held:
             self._settled, self._open = True, False
-            core.done(self.endpoint, self.breaker, self._permit, verdict, self.elapsed)
+            core.done(self, verdict)
             return
         with core.lock:
             core.took(self.endpoint, self.elapsed)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
-        elif self._permit.probe:
-            core.probe_answered(self.breaker, self._permit)
+        elif self.permit.probe:
+            core.probe_answered(self)
 
     def _overtaken(self) -> None:
         """Another attempt is the outcome of the call: nobody is charged, and it counts as nothing.
@@ -223,7 +225,7 @@ class Attempt(Generic[R]):
         with core.lock:
             if not self._settled:
                 self._settled = True
-                core.settle(self.endpoint, self.breaker, self._permit, verdict, self.elapsed)
+                core.settle(self, verdict)
             if release and self._open:
                 self._open = False
                 core.release(self.endpoint)
@@ -236,15 +238,9 @@ class Attempt(Generic[R]):
     def _tell(self, error: BaseException | None) -> None:
         semantics = self._call.semantics
         if self.verdict is not None and self.verdict.fault:
-            self.endpoint.last_fault = _named(self.status, error)
+            self.endpoint.last_fault = fault_name(self.status, error)
         if self._span is not SILENT:
             self._span.end(lambda: semantics.outcome(self.result, error))
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
             self._call.core.telemetry.counts.duration(self.elapsed, labels)
-
-
-def _named(status: int | None, error: BaseException | None) -> str:
-    if error is not None:
-        return type(error).__name__
-    return "a fault" if status is None else str(status)

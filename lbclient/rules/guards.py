@@ -10,6 +10,7 @@ from lbclient.outcome import Verdict
 from lbclient.rules.adaptive import AdaptiveLimit
 from lbclient.rules.outliers import OutlierPolicy, Outliers
 from lbclient.rules.throttle import Throttle, ThrottlePolicy
+from lbclient.sent import Sent
 
 __all__ = ["Guards"]
 
@@ -33,14 +34,16 @@ class Guards:
         """False where the throttle keeps a new call back."""
         return self._throttle is None or self._throttle.admits(now, self._rng)
 
-    def saw(self, endpoint: Endpoint, verdict: Verdict, elapsed: float, now: float) -> bool:
+    def saw(self, attempt: Sent, verdict: Verdict, now: float) -> bool:
         """An attempt that is still in flight has its verdict. True: ask for `outliers`."""
         if self._throttle is not None:
             (self._throttle.refused if verdict.turned_away else self._throttle.accepted)(now)
         if self._limit is not None:
-            _learn(self._limit, endpoint, verdict, elapsed)
+            _learn(self._limit, attempt, verdict)
         outliers = self._outliers
-        return outliers is not None and outliers.count(endpoint, fault=verdict.fault, now=now)
+        if outliers is None:
+            return False
+        return outliers.count(attempt.endpoint, fault=verdict.fault, now=now)
 
     def outliers(
         self,
@@ -52,12 +55,11 @@ class Guards:
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
 
 
-def _learn(rule: AdaptiveLimit, endpoint: Endpoint, verdict: Verdict, elapsed: float) -> None:
+def _learn(rule: AdaptiveLimit, attempt: Sent, verdict: Verdict) -> None:
+    one, elapsed = attempt.endpoint, attempt.elapsed
     if verdict.turned_away:
-        endpoint.limit = rule.shrunk(endpoint.limit)
-    elif rule.queued(elapsed, endpoint.base):
-        endpoint.limit = rule.slowed(endpoint.limit)
-    else:
-        endpoint.limit = rule.grown(endpoint.limit, endpoint.in_flight)
-    if not verdict.turned_away:
-        endpoint.base = rule.base(elapsed, endpoint.base)
+        one.limit = rule.shrunk(one.limit)
+        return
+    move = rule.slowed if rule.queued(elapsed, one.calm) else rule.grown
+    one.calm = rule.calm(one.calm, elapsed, attempt.beside, one.limit)
+    one.limit = move(one.limit, one.in_flight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from lbclient import checks
@@ -48,7 +49,9 @@ def simulate(
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
     if not isinstance(strategy, str):
         checks.function("strategy, which is a name or makes one for each client,", strategy)
-    return _Run(scenario, seed, strategy, options, checked=checked).report()
+    run = _Run(scenario, seed, strategy, options, checked=checked)
+    # In a context of its own: attempts that overlap leave the one they began in, in any order.
+    return copy_context().run(run.report)
 
 
 class _Known:

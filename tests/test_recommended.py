@@ -1,0 +1,108 @@
+"""The recommended options beside the defaults: what they gain in an overload, and that they cost a
+service that is well nothing. All in virtual time."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks.scenarios import CASES, configured, plain
+from lbclient import RECOMMENDED, AsyncClient, Balancer, Client
+from lbclient.simulation import (
+    Open,
+    Scenario,
+    Server,
+    answers,
+    constant,
+    exponential,
+    mixed,
+    phases,
+    queued,
+    simulate,
+)
+
+QUICK_OR_SLOW = (answers(constant(0.01)), answers(constant(0.2)))
+THRICE_AS_LONG = phases((0, answers(constant(0.05))), (5, answers(constant(0.15))))
+WORKERS = queued(exponential(0.05), 8)
+CAPACITY = 3 * 8 / 0.05
+
+
+def service(behaviour, rate, clients=1):
+    servers = [Server(name, behaviour) for name in "abc"]
+    return Scenario(servers, Open(rate, 20), clients=clients)
+
+
+WELL = {
+    "quick and slow calls": service(mixed(0.5, *QUICK_OR_SLOW), 300),
+    "few quick and many slow calls": service(mixed(0.4, *QUICK_OR_SLOW), 300),
+    "a tenth of the calls long": service(
+        mixed(0.9, answers(constant(0.01)), answers(constant(0.5))), 300
+    ),
+    "exponential times": service(answers(exponential(0.1)), 600),
+    "90 % busy": service(WORKERS, 0.9 * CAPACITY, clients=10),
+    "90 % busy, two clients": service(WORKERS, 0.9 * CAPACITY, clients=2),
+    "slower for good": service(THRICE_AS_LONG, 300),
+}
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_they_cost_nothing_where_all_is_well(name):
+    """I24: calls that differ in length, that vary, or have become slower for good, are no queue: no
+    limit falls for them, and calls take what they take with the defaults."""
+    ours = simulate(WELL[name], checked=False, **RECOMMENDED)
+    bare = simulate(WELL[name], checked=False, strategy="least-busy")
+    assert ours.success == bare.success == 1
+    assert ours.mean <= 1.01 * bare.mean
+    assert ours.percentile(99) <= 1.01 * bare.percentile(99)
+
+
+def test_a_limit_that_is_too_low_is_soon_found_out():
+    """A service that needs forty in flight at each instance is given them within seconds, though
+    the limit begins at twenty: calls wait less than a quarter longer over all."""
+    scenario = service(answers(exponential(0.1)), 1200)
+    ours = simulate(scenario, checked=False, **RECOMMENDED)
+    bare = simulate(scenario, checked=False, strategy="least-busy")
+    assert ours.success == 1
+    assert ours.mean <= 1.3 * bare.mean
+    late = [one.elapsed for one in ours.outcomes if one.arrived > 10]
+    assert sum(late) / len(late) <= 1.05 * bare.mean
+
+
+def varied(case, *, rate=1.0, clients=None):
+    load = dataclasses.replace(case.scenario.load, rate=case.scenario.load.rate * rate)
+    clients = clients or case.scenario.clients
+    return case._replace(scenario=dataclasses.replace(case.scenario, load=load, clients=clients))
+
+
+@pytest.mark.parametrize("change", [{"rate": 0.7}, {"rate": 1.3}, {"clients": 2}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slow_503s_then_revert",
+        "drastic_slowdown",
+        "all_nodes_500",
+        "live_reloading",
+        "one_big_spike",
+    ],
+)
+def test_they_gain_in_neighbours_of_the_scoreboard(name, change):
+    """With other rates and numbers of clients than the published ones, no fewer calls succeed than
+    with the defaults, and where all do, they take no longer."""
+    case = varied(CASES[name], **change)
+    ours, bare = configured(case), plain(case, "weighted")
+    assert ours.success >= bare.success
+    if bare.success == 1:
+        assert ours.mean <= 1.01 * bare.mean
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", ["all_nodes_500", "live_reloading", "one_big_spike"])
+def test_luck_has_no_part_in_it(name, seed):
+    """Other dice than the scoreboard's reach the published success too."""
+    assert configured(CASES[name], seed=seed).success >= CASES[name].success
+
+
+@pytest.mark.parametrize("entry", [Balancer, Client, AsyncClient])
+def test_every_entry_point_takes_them(entry):
+    """They are options like others, as often as one likes."""
+    first, second = (entry("http://127.0.0.1:1", **RECOMMENDED) for _ in range(2))
+    assert first is not second
