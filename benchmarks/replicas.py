@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from lbclient import RetryPolicy
+from lbclient import Prequal, RetryPolicy
 from lbclient.simulation import Open, Report, Scenario, Server, exponential, queued, simulate
-from lbclient.strategy import BY_NAME
+from lbclient.strategy import BY_NAME, LoadProbe, Strategy
 
 WORK = 0.1
 """Seconds of work a request is on average, exponentially spread."""
@@ -24,6 +24,9 @@ DEADLINE = 2.0
 LOADS = (0.7, 0.9, 1.1)
 RULES = ("random", "round-robin", "weighted", "least-busy", "peak-ewma", "prequal")
 SUBSET = 16
+REPORTED = "prequal, reports"
+PROBED = "prequal, probes"
+"""By what the servers say of their load: with their answers, and to probes too."""
 
 
 def antagonist(number: int, seed: int) -> Callable[[float], float]:
@@ -36,11 +39,21 @@ def antagonist(number: int, seed: int) -> Callable[[float], float]:
     return speed
 
 
-def scenario(servers: int, clients: int, load: float, seconds: float, seed: int) -> Scenario:
+def probing() -> Strategy:
+    return Prequal(probe=LoadProbe("/load"))
+
+
+def scenario(
+    servers: int, clients: int, load: float, seconds: float, seed: int, *, reports: bool = False
+) -> Scenario:
     capacity = servers * WORKERS / WORK * (1 - HIT * (1 - HALF))
     return Scenario(
         [
-            Server(f"s{number}", queued(exponential(WORK), WORKERS, antagonist(number, seed)))
+            Server(
+                f"s{number}",
+                queued(exponential(WORK), WORKERS, antagonist(number, seed)),
+                reports=reports,
+            )
             for number in range(servers)
         ],
         Open(load * capacity, seconds, poisson=True),
@@ -49,10 +62,18 @@ def scenario(servers: int, clients: int, load: float, seconds: float, seed: int)
 
 
 def run(arguments: argparse.Namespace, load: float, rule: str, subset: int | None) -> Report:
-    made = scenario(arguments.servers, arguments.clients, load, arguments.seconds, arguments.seed)
+    made = scenario(
+        arguments.servers,
+        arguments.clients,
+        load,
+        arguments.seconds,
+        arguments.seed,
+        reports=rule in (REPORTED, PROBED),
+    )
+    strategies: dict[str, str | Callable[[], Strategy]] = {REPORTED: "prequal", PROBED: probing}
     return simulate(
         made,
-        strategy=rule,
+        strategy=strategies.get(rule, rule),
         seed=arguments.seed,
         checked=False,
         retry=RetryPolicy(attempts=1, deadline=DEADLINE),
@@ -73,6 +94,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=5.0, help="of virtual time")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reports", action="store_true", help="servers that say how busy they are")
     parser.add_argument("--quick", action="store_true", help="a few servers: does it run?")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -87,7 +109,7 @@ def main() -> int:
         print(f"\nAt {100 * load:g} % of capacity")
         heads = "  ".join(f"{head:>7}" for head in ("p50", "p90", "p99", "p99.9", "errors"))
         print(f"  {'':<28} {heads}   trace        s")
-        for rule, subset in rows():
+        for rule, subset in rows(reports=arguments.reports):
             begun = time.perf_counter()
             report = run(arguments, load, rule, subset)
             name = rule if subset is None else f"{rule}, {subset} each"
@@ -95,8 +117,14 @@ def main() -> int:
     return 0
 
 
-def rows() -> list[tuple[str, int | None]]:
-    """Each rule over all servers, then those that look at load over a subset for each client."""
+def rows(*, reports: bool) -> list[tuple[str, int | None]]:
+    """Each rule over all servers, then those that look at load over a subset for each client.
+
+    With `reports` only Prequal, by what each kind of it knows, beside the best that knows nothing.
+    """
+    if reports:
+        kinds = ["least-busy", "prequal", REPORTED, PROBED]
+        return [(kind, subset) for subset in (None, SUBSET) for kind in kinds]
     known = [rule for rule in RULES if rule in BY_NAME]
     whole: list[tuple[str, int | None]] = [(rule, None) for rule in known]
     return whole + [(rule, SUBSET) for rule in known if rule not in RULES[:3]]

@@ -10,11 +10,12 @@ from lbclient import checks
 from lbclient.budget import Budget
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
-from lbclient.health import Check, Crew, HealthCheck, Monitor, Threads
+from lbclient.health import Check, Crew, HealthCheck, Loads, Monitor, Threads
 from lbclient.instance import Instance
 from lbclient.pool import Pool
 from lbclient.shell import asleep, sleep
 from lbclient.snapshot import ServiceSnapshot, snapshot_of
+from lbclient.strategy import LoadAware, Strategy
 from lbclient.target import Target
 from lbclient.waiting import Pause, Signal
 
@@ -26,6 +27,7 @@ class Control:
 
     target: Target
     _core: Core
+    _strategy: Strategy
     _dice: random.Random
     _closed: bool
 
@@ -72,6 +74,12 @@ class Control:
         """The same, without blocking the event loop."""
         for pause in self._asked():
             await asleep(pause)
+
+    def loads(self) -> Loads | None:
+        """Whom to tell what instances say of their load: for whoever binds a protocol. None where
+        the strategy heeds no reports, and nobody need look for any."""
+        strategy = self._strategy
+        return Loads(strategy, self._core) if isinstance(strategy, LoadAware) else None
 
     def examine(self, policy: HealthCheck, check: Check) -> None:
         """Have `check` made of every instance, from the first call on: for whoever binds a

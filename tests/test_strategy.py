@@ -1,31 +1,18 @@
 """Each strategy alone, with fakes for the rest: seeded dice, no clock, no sockets."""
 
+import math
 import random
+import statistics
+import sys
 from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 
 from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Weighted
 from lbclient.endpoint import Endpoint
 from lbclient.pool import Pool
-
-
-@dataclass
-class Asked:
-    """What a strategy is told of a call."""
-
-    rng: random.Random = field(default_factory=lambda: random.Random(7))
-    now: float = 0.0
-    key: object = None
-
-
-def candidates(*weights):
-    pool = Pool(BreakerPolicy())
-    pool.update(
-        Instance("10.0.0.1", 1 + place, weight=weight) for place, weight in enumerate(weights)
-    )
-    return pool.candidates(0.0)
+from lbclient.strategy import BY_NAME
+from tests.support.strategies import Asked, candidates
 
 
 def shares(strategy, endpoints, picks=10_000):
@@ -155,3 +142,57 @@ def test_one_candidate_is_picked(strategy):
     (only,) = candidates(1)
     assert isinstance(only, Endpoint)
     assert strategy.pick((only,), Asked()) is only
+
+
+def most_in_flight(strategy, number):
+    """The most that one of so many equal instances has, when each has one attempt on average."""
+    endpoints, call = candidates(*[1] * number), Asked()
+    for _ in range(number):
+        strategy.pick(endpoints, call).in_flight += 1
+    return max(one.in_flight for one in endpoints)
+
+
+@pytest.mark.parametrize("number", [100, 1_000, 10_000, 100_000])
+def test_two_choices_grow_like_log_log(number):
+    """Of n instances with n attempts the busiest has ln ln n / ln 2 and a little (Azar et al.,
+    Mitzenmacher): one more place from a hundred to a hundred thousand, where dice need several."""
+    expected = math.log(math.log(number)) / math.log(2)
+    assert most_in_flight(LeastBusy(), number) <= expected + 2
+    if number >= 10_000:
+        assert most_in_flight(Random(), number) > expected + 2
+
+
+def steps(strategy, number):
+    """Bytecodes that a pick takes among so many, in the middle, once all of them are known: those
+    who keep an order take newcomers in a few at a time."""
+    endpoints = candidates(*[1 + place % 3 for place in range(number)])
+    taken = []
+
+    def note(frame, event, _):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            taken[-1] += 1
+        return note
+
+    for turn in range(10_040):
+        asked = Asked(rng=random.Random(turn), now=turn * 0.01, key=f"key {turn}")
+        if turn < 10_000:
+            strategy.pick(endpoints, asked)
+            continue
+        taken.append(0)
+        sys.settrace(note)
+        try:
+            strategy.pick(endpoints, asked)
+        finally:
+            sys.settrace(None)
+    return statistics.median(taken)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_a_pick_does_not_depend_on_the_number(name):
+    """From ten instances to a hundred thousand a pick takes as many steps; those that keep an order
+    (weighted) or a ring (consistent-hash) may take a few more for each doubling."""
+    most = 10_000 if name == "consistent-hash" else 100_000  # a ring of more takes long to make
+    few, many = steps(BY_NAME[name](), 10), steps(BY_NAME[name](), most)
+    doublings = math.log2(most / 10) if name in {"weighted", "consistent-hash"} else 0
+    assert many <= 1.3 * few + 25 * doublings

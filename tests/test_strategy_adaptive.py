@@ -13,7 +13,6 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,27 +26,11 @@ from lbclient.pool import Pool
 from lbclient.strategy import BY_NAME, Learning, strategy_of
 from lbclient.strategy.peak_ewma import PeakEwma
 from lbclient.strategy.prequal import Prequal
+from tests.support.strategies import Asked, candidates
 
 BOTH = pytest.mark.parametrize("make", [PeakEwma, Prequal])
 SEEDED = pytest.mark.parametrize("seed", range(3))
 NEVER = math.inf
-
-
-@dataclass
-class Asked:
-    """What a strategy is told of a call."""
-
-    rng: random.Random = field(default_factory=lambda: random.Random(7))
-    now: float = 0.0
-    key: object = None
-
-
-def candidates(*weights):
-    pool = Pool(BreakerPolicy())
-    pool.update(
-        Instance("10.0.0.1", 1 + place, weight=weight) for place, weight in enumerate(weights)
-    )
-    return pool.candidates(0.0)
 
 
 def answered(strategy, endpoint, elapsed, *, now=0.0, failed=False, others=0):

@@ -11,7 +11,6 @@ import sys
 import textwrap
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -21,17 +20,9 @@ from lbclient.pool import Pool
 from lbclient.strategy import BY_NAME, Learning, strategy_of
 from lbclient.strategy.consistent_hash import ConsistentHash
 from tests.support.http import tells_port
+from tests.support.strategies import Asked
 
 KEYS = [f"user-{number}" for number in range(3000)]
-
-
-@dataclass
-class Asked:
-    """What a strategy is told of a call."""
-
-    key: object = None
-    rng: random.Random = field(default_factory=lambda: random.Random(7))
-    now: float = 0.0
 
 
 def instances(number, weights=None):
@@ -50,7 +41,7 @@ def candidates(number, weights=None):
 def settled(strategy, endpoints):
     """Once it has looked at all of them, a few hundred at a time."""
     for _ in range(1 + len(endpoints) // 128):
-        strategy.pick(endpoints, Asked("any"))
+        strategy.pick(endpoints, Asked(key="any"))
     return strategy
 
 
@@ -111,7 +102,7 @@ def test_name():
 def test_keys(key):
     """Text, bytes and whole numbers of any kind are keys; each has one place."""
     endpoints, strategy = candidates(20), ConsistentHash()
-    assert len({strategy.pick(endpoints, Asked(key)) for _ in range(20)}) == 1
+    assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize("key", [1.5, ("a", 1), object(), uuid.UUID(int=1), ["a"]], ids=repr)
@@ -119,16 +110,19 @@ def test_what_is_no_key(key):
     """Anything else is refused by type, and the way out is named; `key=` makes a key of it."""
     endpoints = candidates(20)
     with pytest.raises(TypeError, match=r"key must be text.*not \w+; ConsistentHash\(key="):
-        ConsistentHash().pick(endpoints, Asked(key))
+        ConsistentHash().pick(endpoints, Asked(key=key))
     strategy = ConsistentHash(key=lambda _: "one")
-    assert len({strategy.pick(endpoints, Asked(key)) for _ in range(20)}) == 1
+    assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1
 
 
 def test_a_function_may_choose_the_part_that_counts():
     """`key=` is given what the caller passed, never None, and may say that there is no key."""
     endpoints, strategy = candidates(20), ConsistentHash(key=lambda key: key[0])
-    assert len({strategy.pick(endpoints, Asked(("tenant", n))) for n in range(50)}) == 1
-    strategy, call = ConsistentHash(key=lambda key: None if key == "none" else key), Asked("none")
+    assert len({strategy.pick(endpoints, Asked(key=("tenant", n))) for n in range(50)}) == 1
+    strategy, call = (
+        ConsistentHash(key=lambda key: None if key == "none" else key),
+        Asked(key="none"),
+    )
     assert len({strategy.pick(endpoints, call) for _ in range(200)}) == 20
     assert strategy.pick(endpoints, Asked())
 
@@ -279,7 +273,7 @@ def test_history_leaves_no_trace():
     for _ in range(200):
         pool.update(dice.sample(everybody, dice.randrange(1, 60)))
         for _ in range(dice.randrange(4)):
-            assert strategy.pick(pool.candidates(0.0), Asked(dice.random().hex())).gone is False
+            assert strategy.pick(pool.candidates(0.0), Asked(key=dice.random().hex())).gone is False
     fresh = Pool(BreakerPolicy())
     fresh.update([one.instance for one in pool.candidates(0.0)])
     expected = owners(ConsistentHash(), fresh.candidates(0.0))
@@ -292,7 +286,7 @@ def test_churn_leaves_nothing_behind():
     for turn in range(20):
         pool.update(Instance("10.0.0.1", 1 + turn * 500 + port) for port in range(1000))
         for pick in range(150):
-            strategy.pick(pool.candidates(0.0), Asked(pick))
+            strategy.pick(pool.candidates(0.0), Asked(key=pick))
     assert len(strategy._ring.owners) == 1000
     assert len(strategy._ring._points) == 16 * 1000
     assert len(strategy._ring._here) <= 1500 + 128
@@ -317,7 +311,7 @@ def test_of_thousands_few_join_at_a_pick():
     endpoints, strategy = candidates(5000), ConsistentHash()
     known = [0]
     while known[-1] < 5000:
-        strategy.pick(endpoints, Asked("any"))
+        strategy.pick(endpoints, Asked(key="any"))
         known.append(len(strategy._ring.owners))
         assert 0 < known[-1] - known[-2] <= 128
     assert owners(strategy, endpoints, KEYS[:200]) == owners(
@@ -336,7 +330,7 @@ def in_flight(endpoints, strategy, keys, *, calls, together):
         if len(ends) == together:
             heapq.heappop(ends)[2].in_flight -= 1
         key = keys(dice)
-        one = strategy.pick(endpoints, Asked(key))
+        one = strategy.pick(endpoints, Asked(key=key))
         one.in_flight += 1
         heapq.heappush(ends, (turn + dice.expovariate(1 / together), turn, one))
         spread[key, one] += 1
@@ -368,10 +362,10 @@ def test_at_little_load_keys_keep_their_place():
     endpoints, strategy = candidates(100), ConsistentHash()
     expected = owners(strategy, endpoints)
     for key in KEYS:
-        one = strategy.pick(endpoints, Asked(key))
+        one = strategy.pick(endpoints, Asked(key=key))
         assert one.instance == expected[key]
         one.in_flight += 1
-        strategy.pick(endpoints, Asked("another"))
+        strategy.pick(endpoints, Asked(key="another"))
         one.in_flight -= 1
 
 
@@ -382,18 +376,18 @@ def test_the_bound_is_one_of_weight(place, held):
     found = owners(strategy, endpoints)
     key = next(key for key in KEYS if found[key] == endpoints[place].instance)
     for _ in range(400):
-        strategy.pick(endpoints, Asked(key)).in_flight += 1
+        strategy.pick(endpoints, Asked(key=key)).in_flight += 1
     assert endpoints[place].in_flight == pytest.approx(held, abs=2)
 
 
 def test_faults_take_room():
     """I14: an instance that fails fast is full for some seconds, and its keys go on."""
     endpoints, strategy = candidates(10), ConsistentHash()
-    own = strategy.pick(endpoints, Asked("user"))
+    own = strategy.pick(endpoints, Asked(key="user"))
     for _ in range(5):
         own.failed(now=0.0)
-    assert strategy.pick(endpoints, Asked("user")) is not own
-    assert strategy.pick(endpoints, Asked("user", now=30.0)) is own
+    assert strategy.pick(endpoints, Asked(key="user")) is not own
+    assert strategy.pick(endpoints, Asked(key="user", now=30.0)) is own
 
 
 def test_where_nobody_has_room_somebody_is_picked():
@@ -403,7 +397,7 @@ def test_where_nobody_has_room_somebody_is_picked():
     for place, one in enumerate(endpoints):
         one.in_flight = 5 + (place != 4)
     strategy._mean_load = lambda _: 0.0
-    assert strategy.pick(endpoints, Asked("user")) is endpoints[4]
+    assert strategy.pick(endpoints, Asked(key="user")) is endpoints[4]
 
 
 # In a balancer

@@ -3,7 +3,6 @@
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -11,15 +10,7 @@ from lbclient import Balancer, BreakerPolicy, Instance, LeastBusy, RoundRobin
 from lbclient.pool import Pool
 from lbclient.strategy import BY_NAME, Learning, strategy_of
 from lbclient.strategy.zone import Zone
-
-
-@dataclass
-class Asked:
-    """What a strategy is told of a call."""
-
-    rng: random.Random = field(default_factory=lambda: random.Random(7))
-    now: float = 0.0
-    key: object = None
+from tests.support.strategies import Asked
 
 
 def instances(zones, weights=None):

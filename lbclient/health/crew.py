@@ -14,7 +14,7 @@ from lbclient import deadline
 from lbclient.deadline import Expiry
 from lbclient.health.plain import CheckFailed
 
-__all__ = ["Crew", "Threads", "in_turn"]
+__all__ = ["Crew", "Threads", "in_turn", "outcome"]
 
 _AT_ONCE = 32
 
@@ -37,7 +37,7 @@ def in_turn(
 ) -> Results[S]:
     """One after another on the calling thread: for virtual time, where a check takes none."""
     for subject in subjects:
-        yield subject, _outcome(check, subject, Expiry(seconds, _still))
+        yield subject, outcome(check, subject, Expiry(seconds, _still))
 
 
 class Threads:
@@ -80,7 +80,7 @@ class Threads:
         done: queue.SimpleQueue[tuple[S, Exception | None]],
     ) -> None:
         def work() -> None:
-            done.put((subject, _outcome(check, subject, expiry)))
+            done.put((subject, outcome(check, subject, expiry)))
 
         # In a context of its own: a thread may inherit one, with the span of some call in it.
         thread = threading.Thread(
@@ -109,7 +109,7 @@ def _late(seconds: float) -> CheckFailed:
     return CheckFailed(f"it took longer than {seconds:g} s")
 
 
-def _outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> Exception | None:
+def outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> Exception | None:
     """What speaks against it. A caller's check may raise anything, on our thread."""
     token = deadline.enter(expiry)
     try:

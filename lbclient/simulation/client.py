@@ -8,6 +8,7 @@ from functools import partial
 
 from lbclient.balancer import Balancer
 from lbclient.call import Attempt, Call
+from lbclient.endpoint import Endpoint
 from lbclient.errors import LoadBalancingError
 from lbclient.simulation.invariants import Invariants
 from lbclient.simulation.journal import Journal
@@ -24,6 +25,8 @@ from lbclient.waiting import Pause
 __all__ = ["Client"]
 
 _SEMANTICS = Semantics()
+_TRIP = 0.001
+"""Seconds until a probe is answered."""
 
 
 class Client:
@@ -48,6 +51,9 @@ class Client:
         self._world = world
         self._hosts = hosts
         self._journal = journal
+        self._loads = balancer.loads()
+        self._probes = 0.0
+        """How many are owed."""
 
     def request(self) -> Process[object]:
         """One request, from its arrival to the end of its body."""
@@ -56,6 +62,7 @@ class Client:
         trail, arrived = Trail(call), world.clock()
         self.waiting[trail] = arrived
         self._journal.began()
+        self._probe()
         status: int | None = None
         error: str | None = None
         try:
@@ -92,7 +99,25 @@ class Client:
         if reply.broken is not None:
             raise reply.broken.with_traceback(None)
         attempt.status = reply.status
+        if self._loads is not None and (load := self._hosts[name].load()) is not None:
+            self._loads.heard(attempt.endpoint, load)
         return trail.hold(attempt, reply) if reply.body else reply
+
+    def _probe(self) -> None:
+        """Ask some for their load, as a call sets out; the answers come later, and take no time of
+        theirs."""
+        if self._loads is None or self._loads.probe is None:
+            return
+        self._probes += self._loads.probe.rate
+        endpoints, rng, world = self._loads.candidates(), self.balancer.rng, self._world
+        for _ in range(min(int(self._probes), len(endpoints))):
+            asked = partial(self._probed, rng.choice(endpoints))
+            world.at(world.clock() + _TRIP, asked, background=True)
+        self._probes %= 1.0
+
+    def _probed(self, endpoint: Endpoint) -> None:
+        if self._loads is not None:
+            self._loads.heard(endpoint, self._hosts[endpoint.instance.host].load())
 
     def _read(self, trail: Trail, reply: Reply) -> Process[None]:
         """The body, which may break off, or outlive the time of the call."""

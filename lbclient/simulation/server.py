@@ -12,8 +12,13 @@ from lbclient.instance import Instance
 from lbclient.simulation.behaviour import Behaviour
 from lbclient.simulation.reply import Reply
 from lbclient.simulation.world import World
+from lbclient.strategy.load import LoadReport
+from lbclient.strategy.memory import Levels
 
 __all__ = ["Host", "Server"]
+
+_MEMORY = 2.0
+"""Seconds for which a server knows how long its answers took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,10 @@ class Server:
     """One instance of the simulated service, by name.
 
     It is known to discovery from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are
-    those of its instance. Raises ValueError or TypeError for what is none of that.
+    those of its instance. With `reports` it says, with each answer and to probes, how many requests
+    it has in flight, and how long answers take at so many (`LoadReport`).
+
+    Raises ValueError or TypeError for what is none of that.
     """
 
     name: str
@@ -31,6 +39,7 @@ class Server:
     weight: float = 1
     priority: int = 0
     zone: str | None = None
+    reports: bool = False
 
     def __post_init__(self) -> None:
         checks.host("name", self.name)
@@ -38,6 +47,8 @@ class Server:
         checks.number("joins (seconds)", self.joins)
         if self.leaves != math.inf:
             checks.number("leaves (seconds)", self.leaves, least=self.joins, above=True)
+        if not isinstance(self.reports, bool):
+            raise TypeError(f"reports must be True or False, not {self.reports!r}")
         _ = self.instance
 
     @property
@@ -54,12 +65,13 @@ class Server:
 class Host:
     """A server in a world. A request that its caller gives up goes on here until it is done."""
 
-    __slots__ = ("_rng", "_server", "_world", "answered", "in_flight", "most")
+    __slots__ = ("_levels", "_rng", "_server", "_world", "answered", "in_flight", "most")
 
     def __init__(self, server: Server, world: World, rng: random.Random) -> None:
         self._server = server
         self._world = world
         self._rng = rng
+        self._levels = Levels()
         self.in_flight = 0
         self.most = 0
         """The most it ever had in flight."""
@@ -73,10 +85,20 @@ class Host:
         self.most = max(self.most, self.in_flight)
         reply = self._server.behaviour(world.clock(), self.in_flight, self._rng)
         if (took := reply.seconds + reply.body) < math.inf:
-            world.at(world.clock() + took, self._finish)
+            others = self.in_flight - 1
+            world.at(world.clock() + took, lambda: self._finish(others, took, reply))
         answer = reply.status if reply.broken is None else type(reply.broken).__name__
         self.answered[answer] += 1
         return reply
 
-    def _finish(self) -> None:
+    def load(self) -> LoadReport | None:
+        """What it says of its load now, where it does."""
+        if not self._server.reports:
+            return None
+        now = self._world.clock()
+        return LoadReport(self.in_flight, self._levels.latency(self.in_flight, now, _MEMORY))
+
+    def _finish(self, others: int, took: float, reply: Reply) -> None:
         self.in_flight -= 1
+        if self._server.reports and reply.error is None and reply.status < 400:
+            self._levels.saw(others, took, self._world.clock(), _MEMORY)

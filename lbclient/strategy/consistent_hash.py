@@ -3,91 +3,26 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
 from operator import itemgetter
 from struct import Struct
 
 from lbclient import checks
 from lbclient.endpoint import Endpoint
 from lbclient.strategy.protocol import PickContext
+from lbclient.strategy.ring import Ring, hashed
 
 __all__ = ["ConsistentHash"]
 
 _POINTS = 16
-_NUMBER = 2**24 - 1
-_AROUND = 2**64
-_BLOCK = Struct("<8Q")
 _SPOTS = Struct("<4Q")
 _DISTANCE = itemgetter(0)
-_FEW = 64
 _JUMPS = 16
 _AT_ONCE = 128
 _REMOVED_AT_ONCE = 4
 _SWEPT_AT_ONCE = 16
 
 Key = str | bytes | int
-
-
-class _Ring:
-    """Points on a circle, and who owns them: the low bits of a point are its owner's number.
-
-    Who is no candidate keeps its points, and is passed over.
-    """
-
-    def __init__(self) -> None:
-        self.owners: dict[Endpoint, tuple[int, int]] = {}
-        """The number of each, and how many points it has."""
-        self._points: list[int] = []
-        self._new: list[int] = []
-        self._here: list[Endpoint | None] = []
-        self._free: list[int] = []
-
-    def give(self, one: Endpoint, wanted: int) -> None:
-        """So many points; after some of this, `sort`."""
-        number, had = self.owners.get(one) or (self._number(one), 0)
-        self._new += _points(one, number, had, wanted)
-        for point in _points(one, number, wanted, had):
-            del self._points[bisect_left(self._points, point)]
-        self.owners[one] = number, wanted
-
-    def sort(self) -> None:
-        """Take in the new points."""
-        if len(self._new) > _FEW:
-            self._points += self._new
-            self._points.sort()
-        else:
-            for point in self._new:
-                insort(self._points, point)
-        self._new.clear()
-
-    def show(self, one: Endpoint, *, here: bool) -> None:
-        """Whether it is a candidate."""
-        if (known := self.owners.get(one)) is not None:
-            self._here[known[0]] = one if here else None
-
-    def remove(self, one: Endpoint) -> None:
-        """For good."""
-        self.give(one, 0)
-        number, _ = self.owners.pop(one)
-        self._free.append(number)
-
-    def after(self, spot: int) -> tuple[int, Endpoint]:
-        """How far it is from there to the next point of a candidate, and whose that is."""
-        points, here = self._points, self._here
-        place = bisect_left(points, spot) % len(points)
-        while (one := here[points[place] & _NUMBER]) is None:
-            place = (place + 1) % len(points)
-        return (points[place] - spot) % _AROUND, one
-
-    def _number(self, one: Endpoint) -> int:
-        if not self._free:
-            self._here.append(None)
-            self._free.append(len(self._here) - 1)
-        number = self._free.pop()
-        self._here[number] = one
-        return number
 
 
 class ConsistentHash:
@@ -130,7 +65,7 @@ class ConsistentHash:
         self._load = None if load is None else checks.number("load", load, least=1.0, above=True)
         self._candidates: Sequence[Endpoint] = ()
         self._members: frozenset[Endpoint] = frozenset()
-        self._ring = _Ring()
+        self._ring = Ring()
         self._gone: list[Endpoint] = []
         self._weight = 1.0
         self._unseen = 0
@@ -152,7 +87,7 @@ class ConsistentHash:
             self._look()
         if self._gone:
             self._remove()
-        _, own = min(map(self._ring.after, _hashed(text, _SPOTS)), key=_DISTANCE)
+        _, own = min(map(self._ring.after, hashed(text, _SPOTS)), key=_DISTANCE)
         if self._load is None or own.load(call.now) < 1.0:
             return own
         return self._with_room(text, self._load * self._mean_load(call.now), call.now)
@@ -174,7 +109,7 @@ class ConsistentHash:
 
     def _order(self, text: bytes) -> Iterator[Endpoint]:
         for jump in range(_JUMPS):
-            spots = _hashed(text + bytes(jump), _SPOTS)
+            spots = hashed(text + bytes(jump), _SPOTS)
             yield from (one for _, one in sorted(map(self._ring.after, spots), key=_DISTANCE))
 
     def _mean_load(self, now: float) -> float:
@@ -221,19 +156,6 @@ class ConsistentHash:
         for one in self._gone[-_REMOVED_AT_ONCE:]:
             self._ring.remove(one)
         del self._gone[-_REMOVED_AT_ONCE:]
-
-
-def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
-    """Its points from the first to the end: alike in every process, but for the low bits."""
-    size = _BLOCK.size // 8
-    blocks = range(first // size, -(-end // size)) if first < end else ()
-    texts = (f"{one.instance} {block}".encode() for block in blocks)
-    points = [point & ~_NUMBER | number for text in texts for point in _hashed(text, _BLOCK)]
-    return points[first % size :][: max(0, end - first)]
-
-
-def _hashed(text: bytes, form: Struct) -> tuple[int, ...]:
-    return form.unpack(blake2b(text, digest_size=form.size).digest())
 
 
 def _encoded(key: object) -> bytes:

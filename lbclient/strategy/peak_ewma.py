@@ -1,95 +1,18 @@
-"""Peak EWMA: of two choices the one that costs least; and what it remembers of each instance."""
+"""Peak EWMA: of two choices the one that costs least."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
 from lbclient import checks
 from lbclient.endpoint import Endpoint, draw
+from lbclient.strategy.memory import Memory, Record
 from lbclient.strategy.protocol import PickContext
 
-__all__ = ["Memory", "PeakEwma", "Record"]
+__all__ = ["PeakEwma"]
 
 _UNKNOWN = 1e9
-_MOST_DOUBT = 2.0**16
-_LEFT_OF_DOUBT = 0.75
 _GAIN = 0.05
-_ROOM = 256
-
-
-class Record:
-    """What the answers of one instance say against it, as of the time `at`.
-
-    It costs (1 + `doubt`) times as much as it would without.
-    """
-
-    __slots__ = ("at", "doubt", "failed_at")
-
-    def __init__(self, now: float) -> None:
-        self.at = now
-        self.doubt = 0.0
-        self.failed_at = -math.inf
-
-
-R = TypeVar("R", bound=Record)
-
-
-class Memory(Generic[R]):
-    """A record, made by `make(now)`, for each endpoint that has answered.
-
-    A failure doubles what an instance costs, at most once a round trip, as TCP halves its window:
-    calls that failed together count as one. It does so less, the more of all attempts fail: in an
-    outage, or where all shed load, nobody is worse than the others. An answer that was served
-    takes back a quarter of the doubt, and time all of it, with e^(-t / `decay`).
-
-    Who has left is forgotten once as many have come; who is let in again starts afresh. O(1),
-    amortised.
-    """
-
-    def __init__(self, make: Callable[[float], R], decay: float) -> None:
-        self._make = make
-        self._decay = decay
-        self._failing = 0.0
-        self._records: dict[Endpoint, R] = {}
-        self._room = _ROOM
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def known(self, endpoint: Endpoint, now: float) -> R | None:
-        """What is remembered of it since it was let in."""
-        record = self._records.get(endpoint)
-        if record is None or record.at <= endpoint.warm_since <= now:
-            return None
-        return record
-
-    def of(self, endpoint: Endpoint, now: float) -> R:
-        """The same; a new record where there is none."""
-        record = self.known(endpoint, now)
-        if record is None:
-            record = self._records[endpoint] = self._make(now)
-            if len(self._records) > self._room:
-                self._records = {one: kept for one, kept in self._records.items() if not one.gone}
-                self._room = 2 * len(self._records) + _ROOM
-        return record
-
-    def fade(self, record: Record, now: float) -> float:
-        """How much of it still counts: from 1 down to 0."""
-        return math.exp((record.at - now) / self._decay)
-
-    def judge(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
-        """Count an attempt of `elapsed` seconds for or against it. Returns what `fade` was."""
-        fade = self.fade(record, now)
-        record.at = now
-        record.doubt *= fade if failed else fade * _LEFT_OF_DOUBT
-        if failed and now - elapsed >= record.failed_at:
-            worse = (1.0 + record.doubt) * (1.0 - self._failing) ** 2
-            record.doubt = min(record.doubt + worse, _MOST_DOUBT)
-            record.failed_at = now
-        self._failing += _GAIN * (failed - self._failing)
-        return fade
 
 
 class _Peak(Record):

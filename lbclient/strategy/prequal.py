@@ -8,48 +8,31 @@ from collections.abc import Sequence
 
 from lbclient import checks
 from lbclient.endpoint import Endpoint
-from lbclient.strategy.peak_ewma import Memory, Record
+from lbclient.strategy.load import LoadReport
+from lbclient.strategy.memory import Levels, Memory, Record
+from lbclient.strategy.probe import LoadProbe
 from lbclient.strategy.protocol import PickContext
+from lbclient.strategy.reports import Reports
 
 __all__ = ["Prequal"]
 
 _READINGS = 64
-_GAIN = 0.3
 _DECAY = 10.0
+_REPORT_AGE = 1.0
+_ENOUGH = 2
+_GAIN = 0.05
+_SURE = 0.95
 
 
 class _Recent(Record):
-    """How long its answers took of late, for each level of requests in flight.
+    """How long its answers took of late, and whether it reports its load."""
 
-    Levels are powers of two: 0, 1, 2 to 3, 4 to 7, ... others beside the attempt.
-    """
-
-    __slots__ = ("_levels",)
+    __slots__ = ("levels", "reports")
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
-        self._levels: dict[int, tuple[float, float]] = {}
-
-    def saw(self, others: int, elapsed: float, now: float, age: float) -> None:
-        """An answer came while so many others were in flight."""
-        level = others.bit_length()
-        mean, at = self._levels.get(level, (elapsed, now))
-        if now - at <= age:
-            elapsed = mean + _GAIN * (elapsed - mean)
-        self._levels[level] = (elapsed, now)
-
-    def latency(self, in_flight: int, now: float, age: float) -> float | None:
-        """At this level, else at the nearest of which something was heard within `age` seconds."""
-        level = in_flight.bit_length()
-        mean, at = self._levels.get(level, (0.0, -math.inf))
-        if now - at <= age:
-            return mean
-        fresh = [
-            (abs(other - level), mean)
-            for other, (mean, at) in self._levels.items()
-            if now - at <= age
-        ]
-        return min(fresh)[1] if fresh else None
+        self.levels = Levels()
+        self.reports = False
 
 
 class Prequal:
@@ -60,43 +43,71 @@ class Prequal:
     most `age` seconds old; who has none is tried, but gets no second call before the first has
     ended. A failure is no quick answer: it makes an instance hotter (see `Memory`).
 
-    What carries over from the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned
-    on RIF, three instances looked at for each call, an age limit, aversion to errors (which the
-    paper asks for and does not spell out). What cannot: instances are not asked. RIF is that of
-    this client alone, and is taken as an attempt ends, not as it begins. An instance that gets no
-    calls tells nothing, and to hear of it costs a call, so the age is ten seconds, not one. The
-    pool of sixteen answers that waits for later calls, its reuse and removals, hide the time that
-    a probe takes; here a counter is read at once, and such a pool came out no better.
+    Where instances report their load (`LoadReport`), with their answers or to a `probe`, what they
+    say, with what this client has sent since, stands in place of its own observations. The last
+    sixteen reports wait for a pick; each is good for one, for a second at the most. While there
+    are two, each of the drawn that reports gives place to one of these. Who does not report is
+    judged by what this client sees of it, and each kind has a quantile of its own. In a large
+    fleet, where a client sees a thousandth of what an instance does, that makes the difference.
+
+    From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
+    sixteen, its limit of a second, one use of a report, aversion to errors (which the paper asks
+    for and does not spell out). Otherwise here: of the pool `choices` are looked at, not all, since
+    many clients that took the best of many would all take the same; so the pool need not be freed
+    of its worst, and one report for each call is nearly enough. Without reports the RIF is that of
+    this client alone, taken as an attempt ends, not as it begins; and since it costs a call to hear
+    of an instance, the age is ten seconds.
 
     Use it for many alike instances under high load, where neighbours slow some of them down: it
     cuts the tail further than `PeakEwma`. Do not use it with little load (it then sends nearly all
     to the quickest), nor where calls differ much in size. Weights count under load only. A pick
-    and an answer cost O(1), at any number of instances.
+    and an answer cost O(1), at any number of instances; with reports, O(n) when the set changes.
 
     Source: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance:
-    Introducing Prequal" (NSDI 2024), its synchronous mode.
+    Introducing Prequal" (NSDI 2024).
 
-    Raises ValueError for `choices` below 2, a `quantile` outside 0 to 1 (0 is RIF alone, 1 is
-    latency alone), or an `age` (seconds) that is not above 0.
+    Raises ValueError or TypeError for `choices` below 2, a `quantile` outside 0 to 1 (0 is RIF
+    alone, 1 is latency alone), an `age` (seconds) that is not above 0, or a `probe` that is no
+    `LoadProbe`.
     """
 
-    def __init__(self, choices: int = 3, quantile: float = 2.0**-0.25, age: float = 10.0) -> None:
+    def __init__(
+        self,
+        choices: int = 3,
+        quantile: float = 2.0**-0.25,
+        age: float = 10.0,
+        probe: LoadProbe | None = None,
+    ) -> None:
         self._choices = checks.count("choices", choices, least=2)
         self._quantile = checks.fraction("quantile", quantile)
         self._age = checks.seconds("age", age)
+        checks.kind("probe", probe, LoadProbe)
+        self.probe = probe
         self._memory = Memory(_Recent, _DECAY)
-        self._readings: deque[float] = deque(maxlen=_READINGS)
+        self._reports = Reports(_REPORT_AGE)
+        self._reporting = 0.0
+        self._candidates: Sequence[Endpoint] = ()
+        self._members: frozenset[Endpoint] = frozenset()
+        self._seen: deque[float] = deque(maxlen=_READINGS)
+        self._told: deque[float] = deque(maxlen=_READINGS)
 
     def __repr__(self) -> str:
-        return f"Prequal(choices={self._choices}, quantile={self._quantile:g}, age={self._age:g})"
+        probe = "" if self.probe is None else f", probe={self.probe!r}"
+        numbers = f"choices={self._choices}, quantile={self._quantile:g}, age={self._age:g}"
+        return f"Prequal({numbers}{probe})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The quickest of a few that is not hot."""
         drawn = call.rng.sample(candidates, min(self._choices, len(candidates)))
-        self._readings.extend(one.in_flight / one.weight for one in drawn)
-        ranked = sorted(self._readings)
-        limit = ranked[int(self._quantile * (len(ranked) - 1))]
-        return min(drawn, key=lambda one: self._rank(one, limit, call.now))
+        if self._reports:
+            drawn = self._with_reports(drawn, candidates, call)
+        self._seen.extend(
+            one.in_flight / one.weight for one in drawn if self._reports.of(one) is None
+        )
+        limits = self._limit(self._seen), self._limit(self._told)
+        picked = min(drawn, key=lambda one: self._rank(one, limits, call.now))
+        self._reports.drop(picked)
+        return picked
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
         """Remember how long it took, or that it failed."""
@@ -105,18 +116,60 @@ class Prequal:
         record = self._memory.of(endpoint, now)
         self._memory.judge(record, elapsed, failed=failed, now=now)
         if not failed:
-            record.saw(endpoint.in_flight - 1, elapsed, now, self._age)
+            record.levels.saw(endpoint.in_flight - 1, elapsed, now, self._age)
+            self._reporting += _GAIN * (record.reports - self._reporting)
 
-    def _rank(self, one: Endpoint, limit: float, now: float) -> tuple[bool, float, float]:
-        """Cold before hot; the cold by latency, the hot by RIF."""
-        record = self._memory.known(one, now)
+    def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
+        """Remember what it says of its load, or that it says nothing."""
+        if endpoint.gone:
+            return
+        self._memory.of(endpoint, now).reports = load is not None
+        if load is None:
+            self._reports.drop(endpoint)
+        else:
+            self._reports.take(endpoint, load, now)
+            self._told.append(load.in_flight / endpoint.weight)
+
+    def _with_reports(
+        self, drawn: list[Endpoint], candidates: Sequence[Endpoint], call: PickContext
+    ) -> list[Endpoint]:
+        """Who of the drawn reports its load gives place to one who has done so of late."""
+        if candidates is not self._candidates:
+            self._candidates, self._members = candidates, frozenset(candidates)
+        fresh = [one for one in self._reports.fresh(call.now) if one in self._members]
+        if len(fresh) < min(_ENOUGH, len(candidates)):
+            return drawn
+        silent = [one for one in drawn if not self._reports_load(one, call)]
+        return call.rng.sample(fresh, min(len(drawn) - len(silent), len(fresh))) + silent
+
+    def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
+        """Who is not known is probed in time; without probes the dice say, by what others do."""
+        record = self._memory.known(one, call.now)
+        if record is not None:
+            return record.reports
+        return self.probe is not None or call.rng.random() < min(self._reporting, _SURE)
+
+    def _limit(self, readings: Sequence[float]) -> float:
+        """Above that is hot."""
+        ranked = sorted(readings)
+        return ranked[int(self._quantile * (len(ranked) - 1))] if ranked else 0.0
+
+    def _rank(
+        self, one: Endpoint, limits: tuple[float, float], now: float
+    ) -> tuple[bool, float, float]:
+        """Cold before hot; the cold by latency, the hot by RIF, as a multiple of what is usual."""
+        record, report = self._memory.known(one, now), self._reports.of(one)
         cost, latency = 1.0, None
         if record is not None:
             cost += record.doubt * self._memory.fade(record, now)
-            latency = record.latency(one.in_flight, now, self._age)
-        busy = (int(cost * (one.in_flight + 1)) - 1) / one.weight
+            latency = record.levels.latency(one.in_flight, now, self._age)
+        in_flight, limit = float(one.in_flight), limits[0]
+        if report is not None:
+            in_flight, limit = report.in_flight(one.in_flight), limits[1]
+            latency = latency if report.latency is None else report.latency
+        busy = (int(cost * (in_flight + 1)) - 1) / one.weight
         if busy > limit:
-            return True, busy, 0.0
+            return True, (busy + 1) / (limit + 1), 0.0
         if latency is None:
             latency = math.inf if one.in_flight else 0.0
         return False, latency, busy

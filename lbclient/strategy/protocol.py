@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lbclient.endpoint import Endpoint
+from lbclient.strategy.load import LoadReport
+from lbclient.strategy.probe import LoadProbe
 
-__all__ = ["Learning", "PickContext", "Strategy"]
+__all__ = ["Learning", "LoadAware", "PickContext", "Probing", "Strategy"]
 
 
 class PickContext(Protocol):
@@ -54,4 +56,27 @@ class Learning(Protocol):
         instance (cancelled) is not told. Called under the balancer's lock, while the attempt still
         counts as in flight.
         """
+        ...
+
+
+@runtime_checkable
+class LoadAware(Protocol):
+    """A strategy that is told what instances say of their own load."""
+
+    def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
+        """It has said so, with an answer or to a probe. None: it was probed, and said nothing.
+
+        A lie cannot be told from the truth, but nonsense never comes here. Called under the
+        balancer's lock; of an answer, while its attempt still counts as in flight.
+        """
+        ...
+
+
+@runtime_checkable
+class Probing(LoadAware, Protocol):
+    """One that wants instances asked for their load, too."""
+
+    @property
+    def probe(self) -> LoadProbe | None:
+        """How; None is not at all."""
         ...

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from lbclient import checks
 from lbclient.endpoint import Endpoint
 from lbclient.strategy.choice import strategy_of
-from lbclient.strategy.protocol import Learning, PickContext, Strategy
+from lbclient.strategy.load import LoadReport
+from lbclient.strategy.probe import LoadProbe
+from lbclient.strategy.protocol import Learning, LoadAware, PickContext, Probing, Strategy
 
 __all__ = ["Zone"]
 
@@ -23,6 +25,8 @@ class _Side:
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
         self._learning = strategy if isinstance(strategy, Learning) else None
+        self._aware = strategy if isinstance(strategy, LoadAware) else None
+        self.probe = strategy.probe if isinstance(strategy, Probing) else None
         self._failing = 0.0
         self._at = 0.0
         self.endpoints: tuple[Endpoint, ...] = ()
@@ -42,6 +46,10 @@ class _Side:
         self._failing, self._at = failing + _GAIN * (failed - failing), now
         if self._learning is not None:
             self._learning.ended(endpoint, elapsed, failed=failed, now=now)
+
+    def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
+        if self._aware is not None:
+            self._aware.reported(endpoint, load, now=now)
 
     def failing(self, now: float) -> float:
         """The share of its attempts of late that were not served."""
@@ -108,8 +116,19 @@ class Zone:
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
         """Remember how either side fares; its strategy may learn too."""
-        side = self._local if _zone(endpoint) == self._here else self._remote
-        side.ended(endpoint, elapsed, failed=failed, now=now)
+        self._side(endpoint).ended(endpoint, elapsed, failed=failed, now=now)
+
+    def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
+        """For the strategy of its side, where that asks."""
+        self._side(endpoint).reported(endpoint, load, now=now)
+
+    @property
+    def probe(self) -> LoadProbe | None:
+        """As its strategies want."""
+        return self._local.probe
+
+    def _side(self, endpoint: Endpoint) -> _Side:
+        return self._local if _zone(endpoint) == self._here else self._remote
 
     def _staying(self, now: float) -> float:
         """The part of the calls that stays in the zone."""
