@@ -1,5 +1,6 @@
 """The page on simulation: what it shows runs, and comes to what it says."""
 
+import builtins
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from lbclient import simulation
 
 PAGE = (Path(__file__).parents[1] / "docs" / "simulation.md").read_text()
-EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+EXAMPLE, PLOT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_example(capsys):
@@ -29,8 +30,30 @@ def test_the_example_is_short():
     assert len([line for line in code.splitlines() if line.strip()]) < 20
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+)\(", PAGE)) - {"print"}))
+def test_the_plot(tmp_path, monkeypatch):
+    """The example of a plot runs on the report of the first, and writes its file."""
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)
+    servers = [simulation.Server(name, simulation.answers(lambda *_: 0.1)) for name in "abc"]
+    report = simulation.simulate(simulation.Scenario(servers, simulation.Open(30, 3)))
+    exec(PLOT, {"report": report})
+    assert "<svg" in (tmp_path / "report.svg").read_text()
+
+
+def test_the_plot_is_short():
+    """It is eight lines, as it says, without the import."""
+    code = PLOT.partition("\n\n")[2]
+    assert len(code.splitlines()) == 8
+
+
+@pytest.mark.parametrize("name", simulation.__all__)
+def test_the_page_is_complete(name):
+    """Every public name of the simulator stands on its page, as code."""
+    assert re.search(rf"`{name}\b|```python[^`]*\b{name}\b", PAGE)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+)\(", PAGE)) - set(dir(builtins))))
 def test_what_the_page_names_is_there(name):
     """Every function that the page names is one of the simulator's."""
     known = {"Balancer", "simulate", *simulation.__all__}
-    assert name in known or name in {"latency", "behaviour", "speed"}
+    assert name in known or name in {"latency", "behaviour", "speed", "send"}
