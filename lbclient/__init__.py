@@ -37,6 +37,7 @@ from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
+from lbclient.recommended import RECOMMENDED
 from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
@@ -44,6 +45,8 @@ from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
 from lbclient.strategy import (
     ConsistentHash,
     LeastBusy,
+    LoadProbe,
+    LoadReport,
     PeakEwma,
     PickContext,
     Prequal,
@@ -55,6 +58,7 @@ from lbclient.strategy import (
 )
 
 __all__ = [
+    "RECOMMENDED",
     "AdaptiveLimit",
     "Admitted",
     "Answer",
@@ -84,6 +88,8 @@ __all__ = [
     "InstancesChanged",
     "LeastBusy",
     "LoadBalancingError",
+    "LoadProbe",
+    "LoadReport",
     "NoInstanceAvailable",
     "OutlierPolicy",
     "PeakEwma",

@@ -56,3 +56,39 @@ def test_outage_loses_no_call():
 def test_simulated_benchmarks_run(script, said):
     """The benchmarks in virtual time run, each to its last table."""
     assert said in quick(script)
+
+
+@pytest.fixture(scope="module")
+def performance():
+    """What `performance.py --quick` prints."""
+    return [line.strip() for line in quick("performance.py")]
+
+
+@pytest.mark.parametrize(
+    ("row", "needs"),
+    [
+        ("+ breaker: the defaults", ()),
+        ("noise: bare httpx again", ()),
+        ("lbclient", ("nginx",)),
+        ("bare httpx through HAProxy", ("nginx", "haproxy")),
+        ('lbclient, transport="aiohttp"', ("nginx", "the package aiohttp")),
+        ("httpx over httpx-aiohttp", ("nginx", "the package httpx-aiohttp")),
+        ("lbclient.httpx2", ("nginx", "the package httpx2")),
+        ("`weighted`", ()),
+        ("100 instances", ()),
+        ("known, never called", ()),
+    ],
+)
+def test_performance_runs_or_says_why_not(performance, row, needs):
+    """`performance.py --quick` runs each row, or tells what for it is not installed."""
+    skipped = [one for one in needs if f"skipped: {one} is not installed" in performance]
+    assert (row in performance) != bool(skipped)
+
+
+def test_the_performance_page_has_each_goal(performance):
+    """The page shows what became of each goal that the benchmarks have, as it is now."""
+    page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
+    goals = [line.removeprefix("goal: ") for line in performance if line.startswith("goal: ")]
+    assert goals
+    missing = [goal for goal in goals if f"| {goal} |" not in page]
+    assert not missing, "run python benchmarks/performance.py --write"

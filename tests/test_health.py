@@ -862,8 +862,8 @@ def test_no_retries_of_connecting(dead_port):
     dialled = []
 
     class Counted(Wire):
-        def __init__(self, place, options):
-            super().__init__(place, options)
+        def __init__(self, place, options, idle):
+            super().__init__(place, options, idle)
             connect = self._dialer.connect_tcp
 
             def counting(*args, **kwargs):
@@ -912,7 +912,7 @@ def test_by_a_callers_transport(kind):
     status = 204
     transport, seen = foreign(lambda: httpx.Response(status, content=b"fine"))
     client = entry(["http://10.0.0.1:8080"], name="orders.test")
-    make = lambda place, _: wire(transport, place)  # noqa: E731
+    make = lambda place, *_: wire(transport, place)  # noqa: E731
     examined = Examined(client, HealthCheck("/healthz"), make, of)
     examined()
     assert seen == [("http://10.0.0.1:8080/healthz", "orders.test"), "closed"]
@@ -945,7 +945,7 @@ def test_time_bounds_a_callers_async_transport(where):
             return httpx.Response(200, stream=Body())
 
     client = lbclient.AsyncClient(["http://10.0.0.1:8080"])
-    make = lambda place, _: AsyncForeign(Silent(), place)  # noqa: E731
+    make = lambda place, *_: AsyncForeign(Silent(), place)  # noqa: E731
     examined, crew = Examined(client, HealthCheck(), make, achecked), Threads()
     results = results_of(crew, examined.check, [examined.endpoint], 0.1)
     assert results == [(examined.endpoint, "it took longer than 0.1 s")]

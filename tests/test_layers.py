@@ -14,6 +14,7 @@ ORDER = [
     {"events"},
     {"breaker", "budget", "news", "subset"},
     {"endpoint"},
+    {"sent"},
     {"strategy", "retry", "telemetry", "discovery", "roster"},
     {"pool", "target", "rules"},
     {"membership", "selection"},
@@ -25,7 +26,8 @@ ORDER = [
     {"shell", "snapshot", "calling", "health", "listening", "assembly"},
     {"control", "lease", "options"},
     {"balancer"},
-    {"http", "registration", "simulation"},
+    {"http", "recommended", "registration", "simulation"},
+    {"httpx2"},
     {"", "testing"},
     {"cli"},
     {"__main__"},
@@ -38,6 +40,9 @@ ROOM_OF = {
     "dns": {"discovery", "cli"},
     "httpx": {"http", "cli"},
     "httpcore": {"http"},
+    "httpx2": {"httpx2"},
+    "httpcore2": {"http", "httpx2"},
+    "aiohttp": {"http"},
     "rich": {"cli"},
 }
 IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}
@@ -65,7 +70,9 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.module == "lbclient":
+            if node.level:
+                yield f"lbclient.{room_of(path)}.{node.module}"
+            elif node.module == "lbclient":
                 yield from (f"lbclient.{alias.name}" for alias in node.names)
             else:
                 yield node.module
@@ -92,6 +99,18 @@ def test_each_package_has_its_room(path):
     for name in imports_of(path):
         rooms = ROOM_OF.get(name.split(".")[0])
         assert rooms is None or room_of(path) in rooms, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_http_names_no_flavour(path):
+    """What is loaded for httpx and for httpx2 names neither, nor itself: it asks `.library`."""
+    for name in imports_of(path):
+        if room_of(path) == "http":
+            assert not name.startswith(("httpx", "httpcore")) or path.name == "library.py", name
+        assert not name.startswith("lbclient.http.") or room_of(path) in {"", "http"}, name
+    twice = room_of(path) in {"http", "httpx2"}
+    assert not twice or "from lbclient.http" not in path.read_text()
+    assert twice or "\nfrom ." not in path.read_text()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

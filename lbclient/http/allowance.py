@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Self
 
-import httpcore
-
 from lbclient.deadline import Expiry
+
+from .library import httpcore
 
 __all__ = ["LEAST", "Allowance", "seconds_now"]
 
@@ -45,6 +45,16 @@ class Allowance(float):
         if self._seconds is None:
             return None if left == math.inf else left
         return min(self._seconds, left)
+
+    def left(self) -> float | None:
+        """Seconds until the attempt ends, whatever one operation may take; None for no end."""
+        left = self._expiry.left()
+        return None if left == math.inf else left
+
+    @property
+    def seconds(self) -> float | None:
+        """The timeout itself."""
+        return self._seconds
 
     def noticed(self) -> None:
         """It is over, and the attempt ends for that reason."""

@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
-import httpx
 
 from lbclient.call import Attempt
 from lbclient.deadline import Expiry
 from lbclient.errors import DeadlineExceeded
-from lbclient.http.errors import as_httpx
-from lbclient.http.stream import Stream
 from lbclient.info import CallInfo, attach
+
+from .errors import as_httpx
+from .library import httpx
+from .stream import Line
 
 __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell"]
 
@@ -174,7 +175,7 @@ def _drainable(response: httpx.Response) -> Any:
     connection = response.extensions.get("network_stream")
     length = response.headers.get("content-length", "")
     http1 = response.http_version.startswith("HTTP/1")
-    if not (http1 and isinstance(connection, Stream) and length.isdigit()):
+    if not (http1 and isinstance(connection, Line) and length.isdigit()):
         return None
     if int(length[:9]) > _DRAIN_BYTES or not isinstance(response.stream, Answer | AsyncAnswer):
         return None
@@ -185,7 +186,7 @@ def _drainable(response: httpx.Response) -> Any:
 def _calm(response: httpx.Response) -> None:
     """Before the connection goes back, where another request may take it."""
     connection = response.extensions.get("network_stream")
-    if isinstance(connection, Stream):
+    if isinstance(connection, Line):
         connection.hurry = None
 
 

@@ -6,16 +6,20 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
-import httpx
-
 from lbclient import checks
 from lbclient.balancer import Balancer
 from lbclient.call import Call
 from lbclient.endpoint import Endpoint
 from lbclient.health import HealthCheck
-from lbclient.http.answer import tell
-from lbclient.http.judge import HttpJudge
-from lbclient.http.options import (
+from lbclient.options import BalancerOptions
+from lbclient.retry import RetryPolicy
+from lbclient.target import authority_of
+from lbclient.waiting import Pause
+
+from .answer import tell
+from .judge import HttpJudge
+from .library import httpx
+from .options import (
     TransportOptions,
     WireArguments,
     deadline_header,
@@ -23,13 +27,9 @@ from lbclient.http.options import (
     refuse_bypass,
     wire_options,
 )
-from lbclient.http.origin import Origin
-from lbclient.http.request import UNSTREAMED, Place, terms_of
-from lbclient.http.semantics import HttpSemantics, Labels
-from lbclient.options import BalancerOptions
-from lbclient.retry import RetryPolicy
-from lbclient.target import authority_of
-from lbclient.waiting import Pause
+from .origin import Origin
+from .request import UNSTREAMED, Place, terms_of
+from .semantics import HttpSemantics, Labels
 
 __all__ = ["Binding", "closed_on_error"]
 

@@ -7,10 +7,10 @@ not even begun. What a body itself raises is the caller's own error, whatever it
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
-import httpx
+from .library import NAME, PUBLIC, httpx
 
 __all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "replays", "watch"]
 
@@ -64,10 +64,18 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
     def __init__(self, stream: httpx.AsyncByteStream) -> None:
         super().__init__(stream)
         self._stream = stream
+        self._chunks: _Chunks | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._begin()
-        return _Chunks(aiter(self._stream))
+        self._chunks = _Chunks(aiter(self._stream))
+        return self._chunks
+
+    async def leave(self) -> None:
+        """End the iteration, of which there may be more: left to the garbage collector, a generator
+        that awaits as it ends (httpx2's do) is what trio complains of."""
+        if self._chunks is not None:
+            await self._chunks.aclose()
 
     async def aclose(self) -> None:
         """Close what is inside."""
@@ -79,6 +87,10 @@ class _Chunks(AsyncIterator[bytes]):
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
+
+    async def aclose(self) -> None:
+        if isinstance(self._chunks, AsyncGenerator):
+            await self._chunks.aclose()
 
     async def __anext__(self) -> bytes:
         try:
@@ -94,7 +106,7 @@ def watch(request: httpx.Request) -> httpx.SyncByteStream:
     if isinstance(stream, httpx.ByteStream):
         return stream
     if not isinstance(stream, httpx.SyncByteStream):
-        raise RuntimeError("an async request body needs lbclient.AsyncClient")
+        raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
     return Body(stream)
 
 
@@ -104,8 +116,19 @@ def awatch(request: httpx.Request) -> httpx.AsyncByteStream:
     if isinstance(stream, httpx.ByteStream):
         return stream
     if not isinstance(stream, httpx.AsyncByteStream):
-        raise RuntimeError("a sync request body needs lbclient.Client")
+        raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
     return AsyncBody(stream)
+
+
+def _unfit(request: object, wrong_side: str) -> Exception:
+    """A body for the other side, or the request of another HTTP library."""
+    if isinstance(request, httpx.Request):
+        return RuntimeError(wrong_side)
+    whose = type(request).__module__.partition(".")[0]
+    return TypeError(
+        f"this is a transport for clients of {NAME}, and the request is of {whose}; "
+        "lbclient.Transport is for httpx, lbclient.httpx2.Transport for httpx2"
+    )
 
 
 def replays(stream: object) -> Callable[[], bool] | None:

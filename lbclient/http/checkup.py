@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
-import httpx
 
 from lbclient._version import __version__
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.health import Check, CheckFailed, HealthCheck, plain_check
-from lbclient.http.binding import Binding
-from lbclient.http.options import WireOptions
-from lbclient.http.request import Place, attempt_extensions
-from lbclient.http.wires import AsyncSender, Sender
 from lbclient.instance import Instance
 from lbclient.target import authority_of
+
+from .binding import Binding
+from .idle import Idle, idle_of
+from .library import httpx
+from .options import WireOptions
+from .request import Place, attempt_extensions
+from .wires import AsyncSender, Sender
 
 __all__ = ["achecked", "checked"]
 
@@ -30,7 +32,7 @@ _MOST = 65_536
 _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
-Make = Callable[[Place, WireOptions], W]
+Make = Callable[[Place, WireOptions, Idle[Any]], W]
 
 
 def checked(policy: HealthCheck, binding: Binding, make: Make[Sender]) -> Check:
@@ -55,7 +57,7 @@ class _Asks(Generic[W]):
         self._options = replace(binding.wire_options, retries=0)
 
     def _wire(self, endpoint: Endpoint) -> W:
-        return self._make(self._place(endpoint), self._options)
+        return self._make(self._place(endpoint), self._options, idle_of(self._options))
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target

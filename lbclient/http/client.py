@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import httpx
-
 from lbclient import checks
 from lbclient.balancer import Balancer
-from lbclient.http.binding import closed_on_error
-from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
-from lbclient.http.options import TransportOptions, part, refuse_bypass
-from lbclient.http.request import UNSTREAMED
-from lbclient.http.transport import AsyncTransport, Service, Transport
-from lbclient.http.urls import Urls
 from lbclient.target import Target
+
+from .binding import closed_on_error
+from .drafts import Drafts
+from .foreign import TransportFactory
+from .jar import Jar
+from .library import NAME, httpx
+from .makers import AsyncMeans
+from .options import TransportOptions, part, refuse_bypass
+from .request import UNSTREAMED
+from .transport import AsyncTransport, Service, Transport
 
 if TYPE_CHECKING:
     from httpx._client import EventHook, UseClientDefault
@@ -90,9 +92,10 @@ class Client(httpx.Client):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._urls = Urls()
+        self._drafts = Drafts()
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
+            self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
         balancing.own(self._balancer.target.origin)
 
     @property
@@ -100,15 +103,20 @@ class Client(httpx.Client):
         """The engine inside."""
         return self._balancer
 
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """Cookies to send, and those that responses have set."""
+        return self._jar
+
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None:
+        self._jar = Jar(cookies)
+
     def build_request(
         self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx.Request:
         """Build a request, as `httpx.Client.build_request` does."""
-        known = self._urls.merged(url, self.base_url)
-        request = super().build_request(method, known, **options)
-        if known is url and options.get("params") is None and not self.params:
-            self._urls.learn(url, self.base_url, request.url)
-        return request
+        return self._drafts.request(self, method, url, options, super().build_request)
 
     def send(
         self,
@@ -130,15 +138,16 @@ class AsyncClient(httpx.AsyncClient):
         self,
         service: Service,
         *,
-        transport: AsyncTransportFactory | None = None,
+        transport: AsyncMeans | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._urls = Urls()
+        self._drafts = Drafts()
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
+            self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
         balancing.own(self._balancer.target.origin)
 
     @property
@@ -146,15 +155,20 @@ class AsyncClient(httpx.AsyncClient):
         """The engine inside."""
         return self._balancer
 
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """Cookies to send, and those that responses have set."""
+        return self._jar
+
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None:
+        self._jar = Jar(cookies)
+
     def build_request(
         self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx.Request:
         """Build a request, as `httpx.AsyncClient.build_request` does."""
-        known = self._urls.merged(url, self.base_url)
-        request = super().build_request(method, known, **options)
-        if known is url and options.get("params") is None and not self.params:
-            self._urls.learn(url, self.base_url, request.url)
-        return request
+        return self._drafts.request(self, method, url, options, super().build_request)
 
     async def send(
         self,
@@ -185,12 +199,14 @@ def _timeout(value: Any) -> httpx.Timeout:
     try:
         return httpx.Timeout(value)
     except (TypeError, ValueError, IndexError) as error:
-        raise TypeError(f"timeout must be seconds, None or httpx.Timeout(...): {error}") from None
+        wanted = f"seconds, None or {NAME}.Timeout(...)"
+        raise TypeError(f"timeout must be {wanted}: {error}") from None
 
 
 def _own(given: Mapping[str, object], target: Target) -> dict[str, Any]:
     """What httpx's client keeps to itself; the rest has gone to the transport."""
     mine = {name: value for name, value in given.items() if name not in _TRANSPORTS}
+    mine.pop("cookies", None)
     mine["base_url"] = _base_url(given.get("base_url", ""), target)
     mine["trust_env"] = given.get("trust_env", True)
     return mine

@@ -1,76 +1,199 @@
-"""httpcore's pool for event loops, of whose connections none gets lost.
+"""The connections to one instance: httpcore's, under a pool of our own.
 
-A cancellation that comes while httpcore cleans up after an error, or between connecting and
-sending, leaves a connection that is neither idle nor closed. httpcore never again looks at it, and
-its socket stays open. So whoever is the last to leave a connection closes it if that is its state.
+httpcore's pool looks at every connection for every request, twice, and asks the kernel of each idle
+one whether it still stands. With sixty in use that takes longer than the requests. Its cap loses
+places under cancellation (encode/httpcore#1093). What is left to a pool without a cap is a stack.
+
+Whoever is the last to leave a connection puts it back, or closes it: a cancellation that comes
+while httpcore cleans up after an error, or between connecting and sending, leaves one that is
+neither idle nor closed, and whose socket would stay open.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from typing import Any, Generic, TypeVar
 
 import anyio
-import httpcore
 
-from lbclient.http.uncut import uncut
+from .idle import Idle, Shelf
+from .library import httpcore
+from .uncut import uncut
 
-__all__ = ["Connections", "Use"]
+__all__ = ["AsyncConnections", "AsyncUse", "Connections", "Use"]
 
-_CONNECTION = "lbclient.connection"
-
-
-class Connections(httpcore.AsyncConnectionPool):
-    """A pool without a cap; `options` are those of `httpcore.AsyncHTTPConnection`."""
-
-    def __init__(self, most_idle: int | None, **options: Any) -> None:
-        super().__init__(
-            max_connections=None,
-            max_keepalive_connections=most_idle,
-            keepalive_expiry=options["keepalive_expiry"],
-        )
-        self._made_with = options
-
-    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
-        """A new one, for httpcore."""
-        return _Connection(origin, **self._made_with)
+C = TypeVar("C", httpcore.HTTPConnection, httpcore.AsyncHTTPConnection)
 
 
-class _Connection(httpcore.AsyncHTTPConnection):
-    """Counts its users, also those who came while another had it."""
+class _Pool(Generic[C]):
+    """`options` are those of httpcore's connections. One that speaks HTTP/2 has several users."""
 
-    users = 0
+    def __init__(self, origin: httpcore.Origin, idle: Idle[C], options: dict[str, Any]) -> None:
+        self._origin = origin
+        self._idle: Idle[C] = idle
+        self._options = options
+        self._closed = False
+        self._shelf: Shelf[C] = deque()
+        self._users: dict[C, int] = {}
 
-    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        """Send a request; whoever gets the answer leaves once that is closed."""
-        self.users += 1
-        try:
-            answer = await super().handle_async_request(request)
-        except BaseException:
-            await uncut(self.left())
-            raise
-        answer.extensions[_CONNECTION] = self
-        return answer
+    @property
+    def connections(self) -> list[C]:
+        """Those in use, and the idle ones."""
+        with self._idle.lock:
+            return list(self._users) + list(self._shelf)
 
-    async def left(self) -> None:
-        """One user is done."""
-        self.users -= 1
-        if not (self.users or self.is_idle() or self.is_closed()):
-            with anyio.CancelScope(shield=True):
-                await self.aclose()
+    @property
+    def quiet(self) -> bool:
+        """True where none is in use."""
+        return not self._users
+
+    def _shared(self) -> C | None:
+        """One in use that bears another request: HTTP/2."""
+        if not self._options["http2"]:
+            return None
+        with self._idle.lock:
+            for one in self._users:
+                if one.is_available() and not one.is_closed():
+                    self._users[one] += 1
+                    return one
+        return None
+
+    def _used(self, connection: C) -> C:
+        with self._idle.lock:
+            self._users[connection] = 1
+        return connection
+
+    def _left(self, connection: C) -> list[C]:
+        """One user is done. Returns what to close."""
+        with self._idle.lock:
+            self._users[connection] -= 1
+            if self._users[connection]:
+                return []
+            del self._users[connection]
+        if connection.is_closed():
+            return []
+        if self._closed or not connection.is_idle():
+            return [connection]
+        return self._idle.put(connection, self._shelf)
+
+    def _all(self) -> list[C]:
+        self._closed = True
+        return self._idle.clear(self._shelf) + self.connections
+
+
+class Connections(_Pool[httpcore.HTTPConnection]):
+    """For threads."""
+
+    def send(self, request: httpcore.Request) -> Use:
+        """Send it, and return once the headers came."""
+        while True:
+            connection = self._ready()
+            try:
+                return Use(connection.handle_request(request), connection, self)
+            except httpcore.ConnectionNotAvailable:  # HTTP/2: it takes no more; so to another
+                self.leave(connection)
+            except BaseException:
+                self.leave(connection)
+                raise
+
+    def _ready(self) -> httpcore.HTTPConnection:
+        while (one := self._idle.take(self._shelf)) is not None:
+            if one.is_available() and not one.has_expired():
+                return self._used(one)
+            one.close()
+        return self._shared() or self._used(httpcore.HTTPConnection(self._origin, **self._options))
+
+    def leave(self, connection: httpcore.HTTPConnection) -> None:
+        """One user of it is done."""
+        for one in self._left(connection):
+            one.close()
+
+    def close(self) -> None:
+        """Close every connection, those in use too."""
+        for one in self._all():
+            one.close()
+
+
+class AsyncConnections(_Pool[httpcore.AsyncHTTPConnection]):
+    """For one event loop."""
+
+    async def send(self, request: httpcore.Request) -> AsyncUse:
+        """Send it, and return once the headers came."""
+        while True:
+            connection = await self._ready()
+            try:
+                answer = await connection.handle_async_request(request)
+            except httpcore.ConnectionNotAvailable:  # as above
+                await uncut(self.leave(connection))
+            except BaseException:
+                await uncut(self.leave(connection))
+                raise
+            else:
+                return AsyncUse(answer, connection, self)
+
+    async def _ready(self) -> httpcore.AsyncHTTPConnection:
+        while (one := self._idle.take(self._shelf)) is not None:
+            if one.is_available() and not one.has_expired():
+                return self._used(one)
+            await uncut(_shielded(one))
+        made = self._shared()
+        return made or self._used(httpcore.AsyncHTTPConnection(self._origin, **self._options))
+
+    async def leave(self, connection: httpcore.AsyncHTTPConnection) -> None:
+        """One user of it is done."""
+        for one in self._left(connection):
+            await _shielded(one)
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use too."""
+        for one in self._all():
+            await _shielded(one)
+
+
+async def _shielded(connection: httpcore.AsyncHTTPConnection) -> None:
+    with anyio.CancelScope(shield=True):
+        await connection.aclose()
 
 
 class Use:
     """The use of a connection, from the headers of an answer on."""
 
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-        self._connection: _Connection | None = answer.extensions.pop(_CONNECTION, None)
+    def __init__(
+        self, answer: httpcore.Response, connection: httpcore.HTTPConnection, pool: Connections
+    ) -> None:
+        self.answer = answer
+        self._connection: httpcore.HTTPConnection | None = connection
+        self._pool = pool
+
+    def end(self) -> None:
+        """Close the answer, and leave. More than once does no harm."""
+        connection, self._connection = self._connection, None
+        try:
+            self.answer.close()
+        finally:
+            if connection is not None:
+                self._pool.leave(connection)
+
+
+class AsyncUse:
+    """The same for event loops."""
+
+    def __init__(
+        self,
+        answer: httpcore.Response,
+        connection: httpcore.AsyncHTTPConnection,
+        pool: AsyncConnections,
+    ) -> None:
+        self.answer = answer
+        self._connection: httpcore.AsyncHTTPConnection | None = connection
+        self._pool = pool
 
     async def end(self) -> None:
         """Close the answer, and leave. More than once does no harm."""
         connection, self._connection = self._connection, None
         try:
-            await self._answer.aclose()
+            with anyio.CancelScope(shield=True):
+                await self.answer.aclose()
         finally:
             if connection is not None:
-                await connection.left()
+                await self._pool.leave(connection)

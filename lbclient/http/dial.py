@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakSet
 
-import httpcore
-
-from lbclient.http.allowance import seconds_now
-from lbclient.http.goaway import Liveness
-from lbclient.http.stream import AsyncStream, Stream, SyncStream
 from lbclient.instance import Instance
+
+from .allowance import seconds_now
+from .goaway import Liveness
+from .library import httpcore
+from .stream import AsyncStream, Stream, SyncStream
 
 __all__ = ["AsyncDialer", "Dialer"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import httpx
-
 from lbclient import errors
+
+from .library import httpx
 
 __all__ = ["as_httpx"]
 

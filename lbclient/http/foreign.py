@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import anyio
-import httpx
 
 from lbclient.deadline import time_left
-from lbclient.http.request import Place, own_headers
 from lbclient.instance import Instance
+
+from .library import NAME, httpx
+from .request import Place, own_headers
 
 __all__ = ["AsyncForeign", "AsyncTransportFactory", "Foreign", "TransportFactory"]
 
@@ -68,7 +69,7 @@ class Foreign(_Rebased):
     def __init__(self, transport: httpx.BaseTransport, place: Place) -> None:
         super().__init__(place)
         if not isinstance(transport, httpx.BaseTransport):
-            raise TypeError(f"transport= must make httpx.BaseTransport objects, not {transport!r}")
+            raise TypeError(f"transport= must make {NAME}.BaseTransport objects, not {transport!r}")
         self._transport = transport
 
     def send(
@@ -92,7 +93,7 @@ class AsyncForeign(_Rebased):
         super().__init__(place)
         if not isinstance(transport, httpx.AsyncBaseTransport):
             raise TypeError(
-                f"transport= must make httpx.AsyncBaseTransport objects, not {transport!r}"
+                f"transport= must make {NAME}.AsyncBaseTransport objects, not {transport!r}"
             )
         self._transport = transport
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-import httpcore
-import httpx
+from .library import httpcore, httpx
 
 __all__ = ["Ear", "Liveness", "unasked", "went_away"]
 

@@ -15,7 +15,8 @@ from weakref import WeakSet
 import anyio
 
 from lbclient import forking
-from lbclient.http.wires import AsyncWires, inherited
+
+from .wires import AsyncWires, inherited
 
 __all__ = ["Homes"]
 

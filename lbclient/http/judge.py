@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-import httpx
-
-from lbclient.http.body import is_callers_own
-from lbclient.http.goaway import went_away
-from lbclient.http.wire import on_reused_connection
 from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
 from lbclient.outcome import judge as network_judge
+
+from .body import is_callers_own
+from .goaway import went_away
+from .library import httpx
+from .wire import on_reused_connection
 
 __all__ = ["HttpJudge", "rest_asked"]
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
-import httpx
+from .foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
+from .idle import Idle
+from .library import NAME, httpx
+from .options import TransportOptions, WireOptions
+from .request import Place
+from .wire import AsyncWire, Wire
+from .wires import AsyncSender, Sender
 
-from lbclient.http.foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
-from lbclient.http.options import TransportOptions, WireOptions
-from lbclient.http.request import Place
-from lbclient.http.wire import AsyncWire, Wire
-from lbclient.http.wires import AsyncSender, Sender
+__all__ = ["AsyncMeans", "async_maker", "maker"]
 
-__all__ = ["async_maker", "maker"]
+AsyncMeans = AsyncTransportFactory | Literal["aiohttp"]
+"""What sends the bytes of an async client in place of our own wires."""
 
 
 class _Maker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> Sender: ...
+    def __call__(self, place: Place, options: WireOptions, idle: Idle[Any]) -> Sender: ...
 
 
 class _AsyncMaker(Protocol):
-    def __call__(self, place: Place, options: WireOptions) -> AsyncSender: ...
+    def __call__(self, place: Place, options: WireOptions, idle: Idle[Any]) -> AsyncSender: ...
 
 
 def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
@@ -29,23 +32,46 @@ def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker
         return Wire
     _check_factory(factory, options)
 
-    return lambda place, _: Foreign(factory(place.instance), place)
+    return lambda place, *_: Foreign(factory(place.instance), place)
 
 
-def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
-    """The same for event loops."""
+def async_maker(factory: AsyncMeans | None, options: TransportOptions) -> _AsyncMaker:
+    """The same for event loops. Raises ImportError where `"aiohttp"` lacks its extra."""
     if factory is None:
         return AsyncWire
+    if factory == "aiohttp":
+        return _over_aiohttp(options)
     _check_factory(factory, options)
 
-    return lambda place, _: AsyncForeign(factory(place.instance), place)
+    return lambda place, *_: AsyncForeign(factory(place.instance), place)
+
+
+def _over_aiohttp(options: TransportOptions) -> _AsyncMaker:
+    for name, can in _NOT_WITH_AIOHTTP.items():
+        if (given := options.get(name, can)) != can:
+            raise ValueError(f'{name}={given!r} cannot be had with transport="aiohttp"')
+    try:
+        from .aiohttp import AiohttpWire  # noqa: PLC0415  # asked for only here
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "transport=\"aiohttp\" needs the package aiohttp: pip install 'lbclient[aiohttp]'"
+        ) from error
+    return lambda place, options, _: AiohttpWire(place, options)
+
+
+_NOT_WITH_AIOHTTP = {"http1": True, "http2": False, "retries": 0, "max_idle_connections": None}
+"""What aiohttp lacks, and what is meant where it is not asked for."""
 
 
 def _check_factory(factory: object, options: TransportOptions) -> None:
-    if options.get("max_connection_age") is not None:
-        raise ValueError("max_connection_age is for connections of our own, not for transport=")
+    for name in ("max_connection_age", "max_idle_connections"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is for connections of our own, not for transport=")
+    if factory == "aiohttp":
+        raise ValueError('transport="aiohttp" is for AsyncClient and AsyncTransport only')
     if isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport) or not callable(factory):
-        raise TypeError(
+        kind = ValueError if isinstance(factory, str) else TypeError
+        raise kind(
             "transport must be a function that makes a transport for each instance, such as "
-            f"lambda instance: httpx.HTTPTransport(), not {factory!r}"
+            f'lambda instance: {NAME}.HTTPTransport(), or "aiohttp" (async only), not {factory!r}'
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import resource
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, cast
-
-import httpx
 
 from lbclient import checks
 from lbclient.breaker import BreakerPolicy
 from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
+
+from .library import NAME, PUBLIC, httpx
 
 __all__ = [
     "SocketOption",
@@ -29,8 +31,11 @@ SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 )
 _BYPASS = ("proxy", "uds", "mounts")
-_LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=4.0)
+_LIMITS = httpx.Limits(keepalive_expiry=4.0)
 """Many servers end an idle connection after 5 s; at that very moment no request should be sent."""
+
+_OF_DESCRIPTORS = 0.5
+"""So large a part of those that the process may have open may be idle connections."""
 
 _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy]] = {
     "retry": RetryPolicy,
@@ -53,6 +58,7 @@ class WireArguments(TypedDict, total=False):
     retries: int
     socket_options: Iterable[SocketOption] | None
     max_connection_age: float | None
+    max_idle_connections: int | None
 
 
 class TransportOptions(BalancerOptions, WireArguments, total=False):
@@ -77,6 +83,7 @@ class WireOptions:
     retries: int
     socket_options: tuple[SocketOption, ...] | None
     max_connection_age: float | None
+    max_idle: int
 
 
 def wire_options(
@@ -92,13 +99,14 @@ def wire_options(
     retries: int = 0,
     socket_options: Iterable[SocketOption] | None = None,
     max_connection_age: float | None = None,
+    max_idle_connections: int | None = None,
 ) -> WireOptions:
     """Check them, and make the one TLS context that all connections share.
 
     Raises ValueError or TypeError; ImportError where `http2` lacks its extra.
     """
     if limits is not None and not isinstance(limits, httpx.Limits):
-        raise TypeError(f"limits must be httpx.Limits(...), not {limits!r}")
+        raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r}")
     if not (http1 or http2):
         raise ValueError("http1 and http2 must not both be False")
     if http2:
@@ -109,6 +117,7 @@ def wire_options(
         socket_options = _socket_options(socket_options)
     if max_connection_age is not None:
         checks.seconds("max_connection_age", max_connection_age)
+    checks.limit("max_idle_connections", max_idle_connections)
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
@@ -120,7 +129,14 @@ def wire_options(
         retries=checks.count("retries", retries, least=0),
         socket_options=socket_options,
         max_connection_age=max_connection_age,
+        max_idle=max_idle_connections or _bearable(),
     )
+
+
+def _bearable() -> int:
+    """So many idle connections as leave descriptors for the rest of the process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _OF_DESCRIPTORS))
 
 
 def _ssl_context(
@@ -165,8 +181,9 @@ def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
         if options.pop(name, None) is not None:
             raise ValueError(
                 f"{name}= would go past the balancer. To reach instances through a proxy or a "
-                "socket, pass transport=lambda instance: httpx.HTTPTransport(...); to balance "
-                "one service among other origins, httpx.Client(mounts={...: lbclient.Transport})"
+                f"socket, pass transport=lambda instance: {NAME}.HTTPTransport(...); to balance "
+                f"one service among other origins, {NAME}.Client(mounts={{...: "
+                f"{PUBLIC}.Transport}})"
             )
     if unknown := sorted(set(options) - set(known)):
         hints = [hint for name in unknown for hint in _hints(name)]
@@ -186,4 +203,6 @@ def _import_h2() -> None:
     try:
         import h2  # noqa: F401, PLC0415  # asked for only by http2=True
     except ImportError:
-        raise ImportError("http2=True needs the package h2: pip install 'httpx[http2]'") from None
+        raise ImportError(
+            "http2=True needs the package h2: pip install 'lbclient[http2]'"
+        ) from None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import httpx
-
-from lbclient.http.errors import LoadBalancingError
 from lbclient.instance import Instance
+
+from .errors import LoadBalancingError
+from .library import NAME, PUBLIC, httpx
 
 __all__ = ["Origin"]
 
@@ -38,7 +38,7 @@ class Origin:
         if not self._names_instance(url):
             raise LoadBalancingError(
                 f"this client balances {self._url} only, not {url.scheme}://{url.host}; for other "
-                "origins use httpx.Client(mounts={...: lbclient.Transport(...)})"
+                f"origins use {NAME}.Client(mounts={{...: {PUBLIC}.Transport(...)}})"
             )
         headers = httpx.Headers(request.headers)
         if headers.get("host", "").encode() == url.netloc:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import httpx
-
 from lbclient import checks
 from lbclient.deadline import Expiry, time_left
-from lbclient.http.allowance import Allowance
 from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
 from lbclient.terms import Terms
+
+from .allowance import Allowance
+from .library import httpx
 
 __all__ = [
     "UNSTREAMED",

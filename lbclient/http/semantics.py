@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import httpx
-
-from lbclient.http.wire import peer_of
 from lbclient.telemetry import Attributes, Semantics, error_attributes
+
+from .library import httpx
+from .wire import peer_of
 
 __all__ = ["HttpSemantics", "Labels", "redacted"]
 

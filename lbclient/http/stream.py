@@ -13,13 +13,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 import anyio
-import httpcore
 
 from lbclient.deadline import STOOD_STILL, Expiry
-from lbclient.http.allowance import Allowance, seconds_now
-from lbclient.http.goaway import Ear, Liveness
 
-__all__ = ["AsyncStream", "Home", "Stream", "SyncStream"]
+from .allowance import Allowance, seconds_now
+from .goaway import Ear, Liveness
+from .library import httpcore
+
+__all__ = ["AsyncStream", "Home", "Line", "Stream", "SyncStream"]
 
 N = TypeVar("N", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
 _LOOK = 0.05
@@ -34,18 +35,25 @@ class Home(Protocol):
     liveness: Liveness
 
 
-class Stream(ABC, Generic[N]):
-    """One connection: what it has brought so far, and when reading must end."""
+class Line:
+    """One connection, whoever carries its bytes: what it has brought so far, when reading ends."""
 
-    def __init__(self, inner: N, home: Home) -> None:
-        home.opened.add(self)
-        self.inner: N = inner
-        self.home: Home = home
-        self.ear = Ear(home.liveness)
-        self.peer = _peer(inner)
+    def __init__(self, liveness: Liveness, address: object) -> None:
+        self.ear = Ear(liveness)
+        self.peer = address[0] if isinstance(address, tuple) else None
         """The IP address at the other end."""
         self.hurry: Expiry | None = None
         """While set, reads end with it: what is drained must not cost a whole timeout."""
+
+
+class Stream(Line, ABC, Generic[N]):
+    """One connection under httpcore."""
+
+    def __init__(self, inner: N, home: Home) -> None:
+        super().__init__(home.liveness, _address(inner))
+        home.opened.add(self)
+        self.inner: N = inner
+        self.home: Home = home
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore wants to know of it."""
@@ -62,12 +70,11 @@ class Stream(ABC, Generic[N]):
         """In a forked child: let go of the parent's socket, without a word to the other end."""
 
 
-def _peer(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> str | None:
+def _address(inner: httpcore.NetworkStream | httpcore.AsyncNetworkStream) -> object:
     try:
-        address = inner.get_extra_info("server_addr")
+        return inner.get_extra_info("server_addr")
     except OSError:  # the other end has gone already
         return None
-    return address[0] if isinstance(address, tuple) else None
 
 
 class SyncStream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):

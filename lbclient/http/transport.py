@@ -6,25 +6,27 @@ from functools import partial
 from typing import Unpack, cast
 
 import anyio
-import httpx
 
 from lbclient.balancer import Balancer
 from lbclient.call import Attempt
 from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
-from lbclient.http.answer import Answer, AsyncAnswer, adrain, aread, drain, read
-from lbclient.http.binding import Binding
-from lbclient.http.body import awatch, replays, watch
-from lbclient.http.checkup import achecked, checked
-from lbclient.http.errors import as_httpx
-from lbclient.http.foreign import AsyncTransportFactory, TransportFactory
-from lbclient.http.homes import Homes
-from lbclient.http.makers import async_maker, maker
-from lbclient.http.options import TransportOptions
-from lbclient.http.request import attempt_extensions, below
-from lbclient.http.wire import Wire
-from lbclient.http.wires import AsyncWires, Wires
 from lbclient.shell import arun, asleep, run, sleep
+
+from .answer import Answer, AsyncAnswer, adrain, aread, drain, read
+from .binding import Binding
+from .body import awatch, replays, watch
+from .checkup import achecked, checked
+from .errors import as_httpx
+from .foreign import TransportFactory
+from .homes import Homes
+from .library import httpx
+from .loads import areports, reports
+from .makers import AsyncMeans, async_maker, maker
+from .options import TransportOptions
+from .request import attempt_extensions, below
+from .wire import Wire
+from .wires import AsyncWires, Wires
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
@@ -43,6 +45,8 @@ class Transport(httpx.BaseTransport):
       left, where it has a `deadline` or `attempt_timeout`.
     - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more
       requests, so that certificates, addresses and load balancers in between can change.
+    - `max_idle_connections`: of all instances together; who has been idle longest is closed. None:
+      half of the descriptors that the process may have open.
     - `close_grace`: seconds for which `close` waits for calls under way.
 
     Raises ValueError or TypeError, naming the argument, for what cannot be used.
@@ -59,12 +63,13 @@ class Transport(httpx.BaseTransport):
         self._binding = binding = Binding(service, options)
         self._wires = Wires(
             binding.balancer.pool,
-            lambda one: make(binding.place(one), binding.wire_options),
-            binding.wire_options.max_connection_age,
+            lambda one, idle: make(binding.place(one), binding.wire_options, idle),
+            binding.wire_options,
             binding.balancer.rng,
         )
         if (health := binding.health) is not None:
             binding.balancer.examine(health, checked(health, binding, make))
+        self._reports = reports(binding, make)
 
     @property
     def balancer(self) -> Balancer:
@@ -107,6 +112,8 @@ class Transport(httpx.BaseTransport):
         finally:
             self._binding.balancer.abandon()
             self._wires.close()
+            if self._reports is not None:
+                self._reports.close()
 
     def _send(
         self,
@@ -122,6 +129,8 @@ class Transport(httpx.BaseTransport):
         extensions = attempt_extensions(request, attempt.expiry)
         response = wire.send(request, stream, extensions)
         attempt.status = response.status_code
+        if self._reports is not None:
+            self._reports.heard(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 read(response, attempt.expiry)
@@ -135,14 +144,15 @@ class Transport(httpx.BaseTransport):
 class AsyncTransport(httpx.AsyncBaseTransport):
     """The same for `httpx.AsyncClient`, on asyncio and trio.
 
-    `transport` makes httpx.AsyncBaseTransport objects.
+    `transport` makes httpx.AsyncBaseTransport objects, or is `"aiohttp"`, which then carries the
+    bytes: on asyncio, HTTP/1.1 only, without `retries`.
     """
 
     def __init__(
         self,
         service: Service,
         *,
-        transport: AsyncTransportFactory | None = None,
+        transport: AsyncMeans | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
         make = async_maker(transport, options)
@@ -151,16 +161,17 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         def wires() -> AsyncWires:
             return AsyncWires(
                 binding.balancer.pool,
-                lambda one: make(binding.place(one), binding.wire_options),
-                binding.wire_options.max_connection_age,
+                lambda one, idle: make(binding.place(one), binding.wire_options, idle),
+                binding.wire_options,
                 binding.balancer.rng,
             )
 
         self._homes = Homes(wires)
+        ours = transport is None or isinstance(transport, str)
         if (health := binding.health) is not None:
-            ours = transport is None
             check = checked(health, binding, Wire) if ours else achecked(health, binding, make)
             binding.balancer.examine(health, check)
+        self._reports = reports(binding, Wire) if ours else areports(binding, make)
 
     @property
     def balancer(self) -> Balancer:
@@ -204,6 +215,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             await asleep(self._binding.drain())
         finally:
             self._binding.balancer.abandon()
+            if self._reports is not None:
+                self._reports.close()
             with anyio.CancelScope(shield=True):
                 await self._homes.aclose()
 
@@ -222,6 +235,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         extensions = attempt_extensions(request, attempt.expiry)
         response = await wire.send(request, stream, extensions)
         attempt.status = response.status_code
+        if self._reports is not None:
+            self._reports.heard(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 await aread(response, attempt.expiry)

@@ -1,7 +1,7 @@
 """Bytes to one instance, by httpcore. The only room with httpcore.
 
-One pool an instance, uncapped (a capped one loses slots under cancellation, encode/httpcore#1093),
-and never shared between services: a connection verified for one name must not serve another.
+Its connections, under a pool of our own for each instance (see connections.py), and never shared
+between services: a connection verified for one name must not serve another.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-import httpcore
-import httpx
-
-from lbclient.http.connections import Connections, Use
-from lbclient.http.dial import AsyncDialer, Dialer
-from lbclient.http.goaway import unasked
-from lbclient.http.options import WireOptions
-from lbclient.http.request import Place, raw_headers
-from lbclient.http.stream import Stream
-from lbclient.http.uncut import uncut
+from .body import AsyncBody
+from .connections import AsyncConnections, AsyncUse, Connections, Use
+from .dial import AsyncDialer, Dialer
+from .goaway import unasked
+from .idle import Idle
+from .library import httpcore, httpx
+from .options import WireOptions
+from .request import Place, raw_headers
+from .stream import Line, Stream
+from .uncut import uncut
 
 __all__ = ["AsyncWire", "Wire", "on_reused_connection", "peer_of"]
 
@@ -48,40 +48,33 @@ class _Addressed:
         self._host = (place.tls_name or place.instance.host).encode("ascii")
         self._port = place.instance.port
         self._place = place
+        self._origin = self._url(b"/").origin
+
+    def _url(self, target: bytes) -> httpcore.URL:
+        return httpcore.URL(scheme=self._scheme, host=self._host, port=self._port, target=target)
 
     def _request(
         self, request: httpx.Request, body: object, extensions: Extensions
     ) -> httpcore.Request:
         return httpcore.Request(
             method=request.method,
-            url=httpcore.URL(
-                scheme=self._scheme,
-                host=self._host,
-                port=self._port,
-                target=request.url.raw_path,
-            ),
+            url=self._url(request.url.raw_path),
             headers=raw_headers(request, self._place),
             content=body,  # type: ignore[arg-type]  # sync or async, as the caller's side is
             extensions=dict(extensions),
         )
 
 
-def _quiet(pool: httpcore.ConnectionPool | httpcore.AsyncConnectionPool) -> bool:
-    return all(one.is_idle() or one.is_closed() for one in pool.connections)
-
-
 class Wire(_Addressed):
     """Connections to one instance, for threads."""
 
-    def __init__(self, place: Place, options: WireOptions) -> None:
+    def __init__(
+        self, place: Place, options: WireOptions, idle: Idle[httpcore.HTTPConnection]
+    ) -> None:
         super().__init__(place)
         self._dialer = Dialer(place.instance, shared=options.http2)
-        self._pool = httpcore.ConnectionPool(
-            max_connections=None,
-            max_keepalive_connections=options.limits.max_keepalive_connections,
-            network_backend=self._dialer,
-            **_how(options),
-        )
+        how = {"network_backend": self._dialer, **_how(options)}
+        self._pool = Connections(self._origin, idle, how)
 
     def send(
         self,
@@ -91,16 +84,16 @@ class Wire(_Addressed):
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
         with _as_httpx():
-            answer = self._pool.handle_request(self._request(request, body, extensions))
-        if unasked(answer):
-            answer.close()
+            use = self._pool.send(self._request(request, body, extensions))
+        if unasked(use.answer):
+            use.end()
             raise httpx.RemoteProtocolError(_UNASKED)
-        return _response(answer, _Body(answer))
+        return _response(use.answer, _Body(use))
 
     @property
     def quiet(self) -> bool:
         """True where none of its connections is in use."""
-        return _quiet(self._pool)
+        return self._pool.quiet
 
     def close(self) -> None:
         """Close every connection; a thread that waits for one is woken."""
@@ -115,14 +108,13 @@ class Wire(_Addressed):
 class AsyncWire(_Addressed):
     """Connections to one instance, for one event loop."""
 
-    def __init__(self, place: Place, options: WireOptions) -> None:
+    def __init__(
+        self, place: Place, options: WireOptions, idle: Idle[httpcore.AsyncHTTPConnection]
+    ) -> None:
         super().__init__(place)
         self._dialer = AsyncDialer(place.instance, shared=options.http2)
-        self._pool = Connections(
-            options.limits.max_keepalive_connections,
-            network_backend=self._dialer,
-            **_how(options),
-        )
+        how = {"network_backend": self._dialer, **_how(options)}
+        self._pool = AsyncConnections(self._origin, idle, how)
 
     async def send(
         self,
@@ -131,18 +123,23 @@ class AsyncWire(_Addressed):
         extensions: Extensions,
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
-        with _as_httpx():
-            answer = await self._pool.handle_async_request(self._request(request, body, extensions))
-        content = _AsyncBody(answer)
-        if unasked(answer):
+        try:
+            with _as_httpx():
+                made = self._request(request, body, extensions)
+                use = await self._pool.send(made)
+        finally:
+            if isinstance(body, AsyncBody):
+                await body.leave()
+        content = _AsyncBody(use)
+        if unasked(use.answer):
             await content.aclose()
             raise httpx.RemoteProtocolError(_UNASKED)
-        return _response(answer, content)
+        return _response(use.answer, content)
 
     @property
     def quiet(self) -> bool:
         """True where none of its connections is in use."""
-        return _quiet(self._pool)
+        return self._pool.quiet
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -156,16 +153,16 @@ class AsyncWire(_Addressed):
 class _Body(httpx.SyncByteStream):
     """The bytes of a response, errors in httpx's words."""
 
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
+    def __init__(self, use: Use) -> None:
+        self._use = use
 
     def __iter__(self) -> Iterator[bytes]:
         with _as_httpx():
-            yield from self._answer.iter_stream()
+            yield from self._use.answer.iter_stream()
 
     def close(self) -> None:
         """Give the connection back, or close it if there is more to come."""
-        self._answer.close()
+        self._use.end()
 
 
 class _AsyncBody(httpx.AsyncByteStream):
@@ -174,13 +171,12 @@ class _AsyncBody(httpx.AsyncByteStream):
     bounded = True
     """Each of its reads ends with the attempt."""
 
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-        self._use = Use(answer)
+    def __init__(self, use: AsyncUse) -> None:
+        self._use = use
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _as_httpx():
-            async for chunk in self._answer.aiter_stream():
+            async for chunk in self._use.answer.aiter_stream():
                 yield chunk
 
     async def aclose(self) -> None:
@@ -190,14 +186,14 @@ class _AsyncBody(httpx.AsyncByteStream):
 
 def on_reused_connection(response: httpx.Response) -> bool:
     """True if its connection had served a request before."""
-    stream = response.extensions.get("network_stream")
-    return isinstance(stream, Stream) and stream.ear.answers > 1
+    line = response.extensions.get("network_stream")
+    return isinstance(line, Line) and line.ear.answers > 1
 
 
 def peer_of(response: object) -> str | None:
     """The IP address that a response came from, where the connection is one of ours."""
-    stream = getattr(response, "extensions", {}).get("network_stream")
-    return stream.peer if isinstance(stream, Stream) else None
+    line = getattr(response, "extensions", {}).get("network_stream")
+    return line.peer if isinstance(line, Line) else None
 
 
 def _response(

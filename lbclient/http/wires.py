@@ -9,14 +9,17 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
-import httpx
 
 from lbclient import forking
 from lbclient.endpoint import Endpoint
 from lbclient.pool import Pool
+
+from .idle import Idle, idle_of
+from .library import httpx
+from .options import WireOptions
 
 __all__ = ["AsyncSender", "AsyncWires", "Sender", "Wires", "inherited"]
 
@@ -74,25 +77,27 @@ inherited: list[object] = []
 
 
 class _Wires(Generic[W, S]):
-    """`make` makes the wire to one endpoint of `pool`.
+    """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
 
-    A wire is `max_age` seconds old at the most, less up to a tenth by the dice; then a new one
-    takes its place, and what is under way on the old one goes on.
+    A wire is `max_connection_age` seconds old at the most, less up to a tenth by the dice; then a
+    new one takes its place, and what is under way on the old one goes on.
     """
 
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint], W],
-        max_age: float | None,
+        make: Callable[[Endpoint, Idle[Any]], W],
+        options: WireOptions,
         rng: random.Random,
     ) -> None:
         self.lost: deque[S] = deque()
         """Bodies that their callers dropped unclosed."""
         self._pool = pool
         self._make = make
-        self._max_age = max_age
+        self._max_age = options.max_connection_age
         self._rng = rng
+        self._options = options
+        self._idle = idle_of(options)
         self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self._leaving: deque[tuple[Endpoint, W]] = deque()
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
@@ -116,6 +121,7 @@ class _Wires(Generic[W, S]):
         wires = self._all()
         self._lock = threading.RLock()
         self._wires, self._leaving = {}, deque()
+        self._idle = idle_of(self._options)
         inherited.append(wires)
         for wire in wires:
             wire.disown()
@@ -129,7 +135,7 @@ class _Wires(Generic[W, S]):
                     self._wires[endpoint] = (addresses, *known[1:])
                     return known[1]
                 self._leaving.append((endpoint, known[1]))
-            wire = self._make(endpoint)
+            wire = self._make(endpoint, self._idle)
             self._wires[endpoint] = (addresses, wire, self._until(now))
             if endpoint.gone:
                 self._seen = -1  # it left after it was picked: look again
@@ -175,11 +181,11 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint], Sender],
-        max_age: float | None,
+        make: Callable[[Endpoint, Idle[Any]], Sender],
+        options: WireOptions,
         rng: random.Random,
     ) -> None:
-        super().__init__(pool, make, max_age, rng)
+        super().__init__(pool, make, options, rng)
         forking.track(self)
 
     def after_fork(self) -> None:

@@ -1,0 +1,173 @@
+# What type checkers are told of `lbclient/http`, loaded for httpx2: the same, with httpx2's types.
+# `tests/test_httpx2_types.py` compares it with the source.
+
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeAlias, TypedDict, Unpack
+
+import httpx2
+from httpx2._client import EventHook, UseClientDefault
+from httpx2._types import (
+    AuthTypes,
+    CookieTypes,
+    HeaderTypes,
+    QueryParamTypes,
+    RequestContent,
+    RequestData,
+    RequestExtensions,
+    RequestFiles,
+    TimeoutTypes,
+)
+
+from lbclient.balancer import Balancer
+from lbclient.discovery import Service
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+    ServiceAbsent,
+    Throttled,
+)
+from lbclient.http.options import SocketOption
+from lbclient.instance import Instance
+from lbclient.options import BalancerOptions
+
+__all__ = [
+    "AsyncClient",
+    "AsyncTransport",
+    "Client",
+    "DeadlineExceeded",
+    "DiscoveryError",
+    "LoadBalancingError",
+    "NoInstanceAvailable",
+    "ServiceAbsent",
+    "Throttled",
+    "Transport",
+]
+
+TransportFactory: TypeAlias = Callable[[Instance], httpx2.BaseTransport]
+AsyncTransportFactory: TypeAlias = Callable[[Instance], httpx2.AsyncBaseTransport]
+AsyncMeans: TypeAlias = AsyncTransportFactory | Literal["aiohttp"]
+
+class WireArguments(TypedDict, total=False):
+    verify: ssl.SSLContext | str | bool
+    cert: str | tuple[str, str] | tuple[str, str, str] | None
+    trust_env: bool
+    http1: bool
+    http2: bool
+    limits: httpx2.Limits
+    local_address: str | None
+    retries: int
+    socket_options: Iterable[SocketOption] | None
+    max_connection_age: float | None
+    max_idle_connections: int | None
+
+class TransportOptions(BalancerOptions, WireArguments, total=False):
+    tls_name: str
+    key: Callable[[httpx2.Request], object] | None
+    deadline_header: str | None
+    close_grace: float
+
+class ClientOptions(TransportOptions, total=False):
+    auth: AuthTypes | None
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    timeout: TimeoutTypes
+    follow_redirects: bool
+    max_redirects: int
+    event_hooks: Mapping[str, list[EventHook]] | None
+    base_url: httpx2.URL | str
+    default_encoding: str | Callable[[bytes], str]
+
+class RequestOptions(TypedDict, total=False):
+    content: RequestContent | None
+    data: RequestData | None
+    files: RequestFiles | None
+    json: object
+    params: QueryParamTypes | None
+    headers: HeaderTypes | None
+    cookies: CookieTypes | None
+    timeout: TimeoutTypes | UseClientDefault
+    extensions: RequestExtensions | None
+
+class Transport(httpx2.BaseTransport):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: TransportFactory | None = None,
+        **options: Unpack[TransportOptions],
+    ) -> None: ...
+    @property
+    def balancer(self) -> Balancer: ...
+    def own(self, origin: str) -> None: ...
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    def close(self) -> None: ...
+
+class AsyncTransport(httpx2.AsyncBaseTransport):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: AsyncMeans | None = None,
+        **options: Unpack[TransportOptions],
+    ) -> None: ...
+    @property
+    def balancer(self) -> Balancer: ...
+    def own(self, origin: str) -> None: ...
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
+    async def aclose(self) -> None: ...
+
+class Client(httpx2.Client):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: TransportFactory | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None: ...
+    @property
+    def balancer(self) -> Balancer: ...
+    @property
+    def cookies(self) -> httpx2.Cookies: ...
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None: ...
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: Unpack[RequestOptions]
+    ) -> httpx2.Request: ...
+    def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = ...,
+        follow_redirects: bool | UseClientDefault = ...,
+    ) -> httpx2.Response: ...
+
+class AsyncClient(httpx2.AsyncClient):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: AsyncMeans | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None: ...
+    @property
+    def balancer(self) -> Balancer: ...
+    @property
+    def cookies(self) -> httpx2.Cookies: ...
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None: ...
+    def build_request(
+        self, method: str, url: httpx2.URL | str, **options: Unpack[RequestOptions]
+    ) -> httpx2.Request: ...
+    async def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = ...,
+        follow_redirects: bool | UseClientDefault = ...,
+    ) -> httpx2.Response: ...

@@ -1,0 +1,221 @@
+"""What one call costs that succeeds at once, counted: functions called, memory used and kept.
+
+Counts are the same on any machine at any load, so a step that somebody adds to the way of a call
+shows here, and seconds are left to the benchmarks.
+"""
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from pathlib import Path
+
+import httpx
+import pytest
+
+import lbclient
+from lbclient import Balancer, BreakerPolicy, RetryPolicy
+
+OURS = str(Path(lbclient.__file__).parent)
+FEW, MANY = 10, 5_000
+CALLS = 40
+
+
+def urls(number):
+    return [f"http://10.0.{place >> 8}.{place & 255}:8001" for place in range(number)]
+
+
+class Null(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers at once."""
+
+    def handle_request(self, _):
+        return httpx.Response(200)
+
+    async def handle_async_request(self, _):
+        return httpx.Response(200)
+
+
+def counted(step):
+    """Functions of ours, and functions of any kind, that one step calls, on average."""
+    seen = {"ours": 0, "all": 0}
+
+    def note(frame, event, _):
+        if event in {"call", "c_call"}:
+            seen["all"] += 1
+            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+                seen["ours"] += 1
+
+    sys.setprofile(note)
+    try:
+        for _ in range(CALLS):
+            step()
+    finally:
+        sys.setprofile(None)
+    return seen["ours"] / CALLS, seen["all"] / CALLS
+
+
+def peak(step):
+    """Bytes that one step holds at its height."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        step()
+        heights = []
+        for _ in range(5):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            step()
+            heights.append(tracemalloc.get_traced_memory()[1] - before)
+        return min(heights)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def client_of():
+    """Makes the step of a client: a get that answers at once, warmed up."""
+    with lbclient.Client("http://127.0.0.1:1") as first:
+        clients = [first]
+
+        def make(number=FEW, kind=lbclient.Client, **options):
+            where = urls(number) if kind is lbclient.Client else ()
+            transport = (lambda _: Null()) if kind is lbclient.Client else Null()
+            client = kind(*([where] if where else []), transport=transport, **options)
+            clients.append(client)
+            url = urls(1)[0] + "/"
+            for _ in range(number + 50):
+                client.get(url)
+            return lambda: client.get(url)
+
+        yield make
+        for client in clients:
+            client.close()
+
+
+def test_functions_of_a_call(client_of):
+    """A call goes through so many functions of ours, and through fewer of all kinds than a call of
+    httpx alone: what we save in building requests and looking for cookies is more than we add."""
+    ours, total = counted(client_of())
+    _, bare = counted(client_of(kind=httpx.Client, trust_env=False))
+    assert ours <= 82
+    assert total <= 0.75 * bare
+
+
+def test_functions_of_a_plain_call():
+    """The same of the engine alone."""
+    balancer = Balancer(urls(FEW))
+
+    def step():
+        balancer.call(_nothing)
+
+    for _ in range(50):
+        step()
+    ours, total = counted(step)
+    assert ours <= 52
+    assert total <= 100
+
+
+def test_functions_of_an_async_call():
+    """The same on an event loop: as many as on a thread, and what a coroutine needs."""
+
+    async def nothing(_):
+        return None
+
+    async def some():
+        for _ in range(CALLS):
+            await balancer.acall(nothing)
+
+    balancer = Balancer(urls(FEW))
+    with asyncio.Runner() as runner:
+        runner.run(some())
+        seen = {"ours": 0}
+
+        def note(frame, event, _):
+            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+                seen["ours"] += 1
+
+        async def watched():
+            sys.setprofile(note)
+            try:
+                await some()
+            finally:
+                sys.setprofile(None)
+
+        runner.run(watched())
+    assert seen["ours"] / CALLS <= 54
+
+
+@pytest.mark.parametrize(
+    "strategy", ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal"]
+)
+def test_no_more_for_more_instances(strategy):
+    """Among thousands of instances a pick takes as many steps as among ten."""
+
+    def steps(number):
+        balancer = Balancer(urls(number), strategy=strategy)
+        for _ in range(number + 50):
+            balancer.call(_nothing)
+        return counted(lambda: balancer.call(_nothing))
+
+    few, many = steps(FEW), steps(MANY)
+    assert many[0] <= few[0] + 1
+    assert many[1] <= few[1] * 1.1
+
+
+def test_policies_cost_nothing_while_all_goes_well():
+    """Neither tenacity nor pybreaker is asked anything by a first attempt that succeeds."""
+
+    def steps(**options):
+        balancer = Balancer(urls(FEW), **options)
+        for _ in range(50):
+            balancer.call(_nothing)
+        return counted(lambda: balancer.call(_nothing))
+
+    bare = steps(retry=None, breaker=None)
+    full = steps(retry=RetryPolicy(attempts=5), breaker=BreakerPolicy(fail_max=3))
+    assert full[0] <= bare[0] + 2
+    assert full[1] <= bare[1] + 4
+
+
+def test_memory_at_its_height(client_of):
+    """A call holds no more than 2 KiB above what one of httpx alone holds."""
+    ours = peak(client_of())
+    bare = peak(client_of(kind=httpx.Client, trust_env=False))
+    assert ours <= bare + 2048
+
+
+def kept(step):
+    """Blocks of memory that one step leaves to the garbage collector, or for ever."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        for _ in range(1000):
+            step()
+        return (sys.getallocatedblocks() - before) / 1000
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_left_to_the_collector(client_of):
+    """The engine leaves no cycle behind; a client no more than those that httpx's responses are."""
+    balancer = Balancer(urls(FEW))
+    assert kept(lambda: balancer.call(_nothing)) < 0.2
+    assert kept(client_of()) < kept(client_of(kind=httpx.Client, trust_env=False))
+
+
+def test_memory_of_an_idle_instance():
+    """An instance that is known and not called takes less than 2 KiB, its `Instance` included."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        balancer = Balancer(urls(MANY))
+        balancer.call(_nothing)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used / MANY < 2048
+
+
+def _nothing(_):
+    return None

@@ -1,0 +1,206 @@
+"""Idle connections: the last one used is the next, and who has been idle longest goes first."""
+
+import random
+from collections import Counter, deque
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lbclient
+from lbclient.http.idle import Idle
+from lbclient.http.options import wire_options
+from tests.support.http import tells_port, wires_of
+
+LIMITS = httpx.Limits(keepalive_expiry=60)
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_last_one_used_is_the_next():
+    """A few stay warm, and the rest can go: the stack of one instance does not touch another's."""
+    idle, here, there = Idle(60.0, 100, None), deque(), deque()
+    for name in "abc":
+        assert idle.put(name, here) == []
+    assert idle.put("d", there) == []
+    assert [idle.take(here) for _ in range(4)] == ["c", "b", "a", None]
+    assert len(idle) == 1
+    assert idle.take(there) == "d"
+
+
+def test_too_many_in_all():
+    """S: beyond `most` in all, whoever has been idle longest goes, whichever instance it is of."""
+    idle, here, there = Idle(None, 3, None), deque(), deque()
+    assert idle.put("a", here) == idle.put("b", there) == idle.put("c", here) == []
+    assert idle.put("d", there) == ["a"]
+    assert idle.take(there) == "d"
+    assert idle.put("e", here) == []
+    assert idle.put("f", here) == ["b"]
+    assert [*here] == ["c", "e", "f"]
+    assert not there
+
+
+def test_too_many_to_one():
+    """Beyond `each` to one instance its oldest goes, and nobody else's."""
+    idle, here, there = Idle(None, 100, 2), deque(), deque()
+    idle.put("a", there)
+    gone = [idle.put(name, here) for name in "bcd"]
+    assert gone == [[], [], ["b"]]
+    assert [*there] == ["a"]
+
+
+def test_too_long():
+    """Whoever has been idle for `expiry` seconds goes as soon as any other becomes idle."""
+    clock = Clock()
+    idle, here, there = Idle(4.0, 100, None, clock), deque(), deque()
+    idle.put("a", here)
+    clock.now = 2.0
+    idle.put("b", there)
+    clock.now = 3.9
+    assert idle.put("c", there) == []
+    clock.now = 6.0
+    assert idle.put("d", there) == ["a", "b"]
+    assert not here
+    assert [*there] == ["c", "d"]
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["put", "take", "clear"]), st.integers(0, 3), st.floats(0, 3)),
+    max_size=60,
+)
+
+
+@given(steps=STEPS, most=st.integers(1, 6), each=st.none() | st.integers(1, 3))
+def test_nothing_is_lost_or_kept_too_long(steps, most, each):
+    """Each connection is on a shelf, taken, or told to be closed, once; no limit is passed, and
+    after a `put` nobody is left whose time is over."""
+    clock = Clock()
+    idle, shelves = Idle(4.0, most, each, clock), [deque() for _ in range(4)]
+    out, since, number = Counter(), {}, 0
+    for what, place, passed in steps:
+        clock.now += passed
+        shelf = shelves[place]
+        if what == "put":
+            number += 1
+            since[number] = clock.now
+            out.update(idle.put(number, shelf))
+            assert len(idle) <= most
+            assert each is None or len(shelf) <= each
+            assert all(clock.now - since[one] < 4.0 for some in shelves for one in some)
+        elif what == "take":
+            if (one := idle.take(shelf)) is not None:
+                out[one] += 1
+        else:
+            out.update(idle.clear(shelf))
+    out.update(one for shelf in shelves for one in shelf)
+    assert len(idle) == sum(map(len, shelves))
+    assert out == Counter(range(1, number + 1))
+
+
+def idle_connections(client):
+    return [one for wire in wires_of(client) for one in wire._pool.connections]
+
+
+def test_a_limit_for_all_instances(servers):
+    """`max_idle_connections`: with more instances than that, the instance that was called longest
+    ago has its connection closed, and is connected to anew when it is called again."""
+    pair = servers(tells_port, tells_port, tells_port)
+    with lbclient.Client(
+        [one.url for one in pair], strategy="round-robin", max_idle_connections=2, limits=LIMITS
+    ) as client:
+        for _ in range(3):
+            client.get("/")
+        assert len(idle_connections(client)) == 2
+        for _ in range(3):
+            client.get("/")
+        assert sorted(one.accepted for one in pair) == [2, 2, 2]
+
+
+@pytest.mark.anyio
+async def test_a_limit_for_all_instances_async(servers):
+    """The same for async calls."""
+    pair = servers(tells_port, tells_port, tells_port)
+    async with lbclient.AsyncClient(
+        [one.url for one in pair], strategy="round-robin", max_idle_connections=2, limits=LIMITS
+    ) as client:
+        for _ in range(6):
+            await client.get("/")
+        assert len(idle_connections(client)) == 2
+        assert sorted(one.accepted for one in pair) == [2, 2, 2]
+
+
+def test_instances_that_are_called_no_more(servers):
+    """S: a connection whose time is over is closed by the next call to any instance; httpcore's
+    own pools would keep it until their instance is called again."""
+    pair = servers(tells_port, tells_port)
+    with lbclient.Client([one.url for one in pair], strategy="round-robin") as client:
+        clock = client._transport._wires._idle._clock = Clock()
+        client.get("/")
+        client.get("/")
+        client.balancer.eject(client.balancer.instances()[0], 3600)
+        clock.now = 100.0
+        for _ in range(2):
+            client.get("/")
+        assert len(idle_connections(client)) == 1
+
+
+@pytest.mark.anyio
+async def test_many_at_once_leave_no_more_than_allowed(servers):
+    """A burst opens what it needs; `limits` bounds what each instance keeps of it."""
+    (server,) = servers(tells_port)
+    limits = httpx.Limits(max_keepalive_connections=3, keepalive_expiry=60)
+    async with lbclient.AsyncClient([server.url], limits=limits) as client:
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(client.get, "/")
+        assert 1 <= len(idle_connections(client)) <= 3
+        assert client.balancer.snapshot().instances[0].in_flight == 0
+
+
+def test_half_of_the_descriptors():
+    """Unless said, idle connections leave half of the process's descriptors to others."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert wire_options("http").max_idle == soft // 2
+    assert wire_options("http", max_idle_connections=7).max_idle == 7
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "7", True])
+def test_what_is_no_limit(wrong):
+    """K: nonsense is refused at construction, by name."""
+    with pytest.raises((ValueError, TypeError), match="max_idle_connections"):
+        lbclient.Client("http://127.0.0.1:1", max_idle_connections=wrong)
+
+
+@pytest.mark.parametrize("transport", [lambda _: httpx.AsyncHTTPTransport(), "aiohttp"])
+def test_where_connections_are_not_ours(transport):
+    """K: over another engine the limit would mean nothing, so it is refused."""
+    with pytest.raises(ValueError, match="max_idle_connections"):
+        lbclient.AsyncClient("http://127.0.0.1:1", transport=transport, max_idle_connections=7)
+
+
+def test_threads_share_a_stack(servers):
+    """C: sixteen threads use each connection by one at a time, and lose none."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pair = servers(tells_port, tells_port)
+    with (
+        lbclient.Client([one.url for one in pair], rng=random.Random(1), limits=LIMITS) as client,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        answers = list(pool.map(lambda _: client.get("/").status_code, range(800)))
+        connections = idle_connections(client)
+        assert all(one.is_idle() for one in connections)
+        assert len(connections) == len(set(connections)) == sum(one.accepted for one in pair)
+    assert answers == [200] * 800
+    assert sum(one.accepted for one in pair) <= 32
