@@ -490,7 +490,7 @@ class Caller:
                 self.ears.error(error)
             except UnicodeEncodeError as error:  # httpx's, for a cookie beyond ASCII in a redirect
                 where = traceback.extract_tb(error.__traceback__)[-2].name
-                assert where == COOKIE_SETTER  # noqa: PT017  # others must not come out
+                assert where == COOKIE_SETTER  # others must not come out
             else:
                 self.outcomes["answered"] += 1
 

@@ -33,7 +33,8 @@ EVERY = {
     "prequal, probes": (lambda: Prequal(probe=LoadProbe("/load")), True),
 }
 STRATEGIES = pytest.mark.parametrize("name", EVERY)
-SEEDED = pytest.mark.parametrize("seed", range(2))
+SEEDED = pytest.mark.parametrize("seed", [0])
+"""More of them were looked at; one is what there is time for each time."""
 SICK = answers(constant(0.001), 503)
 
 
