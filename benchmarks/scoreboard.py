@@ -28,7 +28,9 @@ mean is the time of a request, waiting in the client included; responses are wha
 
 *Configured* is `lbclient.RECOMMENDED`, the same everywhere, with each strategy in turn: the
 statuses that are tried again follow the scenario, and requests wait in line as long as it takes, as
-Dialogue's do. *Defaults* are those of `Client`.
+Dialogue's do (a client's line ends with the call's deadline, or its pool timeout). *Defaults* are
+those of `Client`. Of Dialogue's, *CL-PIN* stays with one server until that errs and *CL-RR* takes
+them in a balanced order, both below a concurrency limit; *RR* has no limit.
 
 With `"least-busy"`, which is the recommended strategy, it reaches in each the best success rate
 that Dialogue publishes, and where that is 100 %, its best mean or a lower one (`python -m pytest
@@ -40,6 +42,34 @@ too many; and a latency that rises with a client's own load cannot be told from 
 
 `python benchmarks/scoreboard.py --write` made this page and its plots, from seed 0.
 """
+ABOUT = {
+    "simplest_possible_case": (
+        "Three servers that always take 0.6, 0.8 and 1 s; 11 requests a second."
+    ),
+    "slowdown_and_error_thresholds": (
+        "Three servers that get slower up to thirty requests in flight, five times as slow "
+        "above, and fail from forty on; 500 requests a second for 20 s are far more than they "
+        "bear."
+    ),
+    "slow_503s_then_revert": (
+        "One of two servers answers 503 from 3 to 10 s, after more than a second."
+    ),
+    "fast_503s_then_revert": ("One of two servers answers 503 from 3 to 60 s, at once."),
+    "drastic_slowdown": (
+        "One of two servers takes more than a hundred times as long from 3 to 10 s."
+    ),
+    "all_nodes_500": (
+        "Both servers answer 500, which is not tried again, for the first half of 20 s."
+    ),
+    "live_reloading": (
+        "One of two servers always answers 500, which is not tried again; a third joins after "
+        "5 of 10 s."
+    ),
+    "one_big_spike": (
+        "A thousand requests at once from one client, to two servers that answer 429 above a "
+        "hundred in flight."
+    ),
+}
 
 
 def row(name: str, report: Report) -> str:
@@ -96,7 +126,8 @@ def write() -> None:
         print(name, flush=True)
         runs = run(case)
         draw(PLOTS / f"scoreboard-{name}.svg", name, case, runs, source(runs))
-        lines += [f"## {name}", "", LINK.format(name=name), "", *table(case, runs), ""]
+        picture = LINK.format(name=name)
+        lines += [f"## {name}", "", ABOUT[name], "", picture, "", *table(case, runs), ""]
     PAGE.write_text("\n".join(lines))
 
 

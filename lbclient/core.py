@@ -30,6 +30,8 @@ from lbclient.waiting import Signal
 
 __all__ = ["Core"]
 
+_GAIN = 0.1
+
 
 class Core:
     """One balancer's decisions."""
@@ -62,6 +64,8 @@ class Core:
         self.lock = lock
         self.forsaken: deque[Callable[[], object]] = deque()
         """What finalizers ask for: they may run at any time, inside any lock."""
+        self.usual: float | None = None
+        """Seconds that an answer takes, a moving mean over all instances."""
         self.abandoned = False
         """True once connections are closed under the calls that are under way."""
         self._selection = selection
@@ -176,6 +180,8 @@ class Core:
     def took(self, endpoint: Endpoint, elapsed: float) -> None:
         """It has answered after so many seconds. Hold the lock."""
         endpoint.took(elapsed)
+        usual = elapsed if self.usual is None else self.usual
+        self.usual = usual + _GAIN * (elapsed - usual)
         if self.hedging is not None:
             self.hedging.took(elapsed)
 

@@ -16,7 +16,7 @@ RECOMMENDED: BalancerOptions = {
     "retry": RetryPolicy(attempts=5),
 }
 """Options for any entry point: `Client(service, **RECOMMENDED)`. To change one of them, pass
-`**{**RECOMMENDED, "retry": RetryPolicy(attempts=5, deadline=2.0)}`.
+`**(RECOMMENDED | {"retry": RetryPolicy(attempts=5, deadline=2.0)})`.
 
 They differ from the defaults where a service that is overloaded, or partly slow, is better off, and
 cost one that is well nothing: see docs/scoreboard.md and tests/test_recommended.py. Only a first
@@ -25,5 +25,5 @@ burst of more than twenty calls for each instance waits a few round trips, while
 
 The defaults take instances in turn, so that shares and weights are exact and every call goes out at
 once; these send calls to where few are under way, and let them wait in line for what the service
-can bear. So have a deadline: in an outage of everybody a line is long.
+can bear: as long as their deadline allows, or without one for httpx's pool timeout.
 """

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from benchmarks.scenarios import CASES, configured, plain
-from lbclient import RECOMMENDED, AsyncClient, Balancer, Client
+from lbclient import RECOMMENDED, AsyncClient, Balancer, Client, RetryPolicy
 from lbclient.simulation import (
     Open,
     Scenario,
@@ -14,10 +14,12 @@ from lbclient.simulation import (
     answers,
     constant,
     exponential,
+    linear,
     mixed,
     phases,
     queued,
     simulate,
+    until_capacity,
 )
 
 QUICK_OR_SLOW = (answers(constant(0.01)), answers(constant(0.2)))
@@ -106,3 +108,24 @@ def test_every_entry_point_takes_them(entry):
     """They are options like others, as often as one likes."""
     first, second = (entry("http://127.0.0.1:1", **RECOMMENDED) for _ in range(2))
     assert first is not second
+
+
+def overloaded(patience, rate=900):
+    servers = [Server(name, until_capacity(linear(0.1, 30), 40, 503)) for name in "abc"]
+    return Scenario(servers, Open(rate, 10, poisson=True), clients=10, patience=patience)
+
+
+@pytest.mark.parametrize(
+    ("patience", "deadline", "defaults", "recommended"),
+    [(60, None, 12, 100), (5, None, 12, 42), (5, 5.0, 12, 38), (5, 2.0, 12, 32), (5, 0.5, 13, 21)],
+)
+def test_in_line(patience, deadline, defaults, recommended):
+    """K: what docs/choosing.md says of twice the load that can be borne: however long calls may
+    take, more of them succeed, since nobody is sent whose time is nearly over."""
+    scenario = overloaded(patience)
+    retry = dataclasses.replace(RECOMMENDED["retry"], deadline=deadline)
+    bare = simulate(scenario, seed=1, checked=False, retry=RetryPolicy(deadline=deadline))
+    ours = simulate(scenario, seed=1, checked=False, **(RECOMMENDED | {"retry": retry}))
+    assert round(100 * bare.success) == defaults
+    assert round(100 * ours.success) == recommended
+    assert ours.amplification < 1.2

@@ -1102,3 +1102,33 @@ def test_a_breach_is_seen(name, monkeypatch):
     breaches = broken(monkeypatch.setattr).breaches
     assert any(re.search(text, one) for one in breaches), breaches[:3]
     assert all(one.startswith("BREACH at ") and ", client 0: " in one for one in breaches)
+
+
+def lined_up(deadline, patience):
+    """Ten requests a second for one place, where each takes a second."""
+    scenario = Scenario([Server("a", answers(constant(1.0)))], Open(10, 4), patience=patience)
+    retry = RetryPolicy(attempts=1, deadline=deadline)
+    report = simulate(scenario, retry=retry, max_in_flight=1, breaker=None)
+    assert not report.breaches
+    return [one for one in report.outcomes if one.error is not None]
+
+
+def test_who_has_too_little_time_left_leaves_the_line():
+    """K: three times what answers take, at most half of its time, is too little for a call in line;
+    while nothing is known of that, it waits to its deadline. No pool timeout matters then."""
+    for deadline, waits in ((4.0, 2.0), (10.0, 7.0)):
+        gone = lined_up(deadline, patience=0.1)
+        assert {one.error for one in gone} == {"DeadlineExceeded"}
+        early = [one.elapsed for one in gone if one.arrived < 0.9]
+        late = [one.elapsed for one in gone if one.arrived > 1.1]
+        assert early == pytest.approx([deadline] * len(early), abs=0.01)
+        assert late == pytest.approx([waits] * len(late), abs=0.01)
+        assert early or deadline > 9  # there is time for all of them then
+        assert late
+
+
+def test_who_has_no_deadline_waits_for_the_pool_timeout():
+    """Without a deadline the wait in line is the pool timeout; then it is NoInstanceAvailable."""
+    gone = lined_up(None, patience=2.5)
+    assert {one.error for one in gone} == {"NoInstanceAvailable"}
+    assert [one.elapsed for one in gone] == pytest.approx([2.5] * len(gone), abs=0.01)

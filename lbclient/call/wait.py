@@ -22,6 +22,8 @@ _FIRST_ANSWER = 10.0
 _LOOK_AGAIN = 0.25
 """A response that was dropped unclosed gives its place back without telling anybody."""
 _CROWD = 16
+_TAKES = 3.0
+"""An answer takes longer than so many times the mean once in twenty, if times are exponential."""
 
 
 class Waiter(Picker, Protocol):
@@ -55,7 +57,12 @@ class Last(Protocol):
 
 
 class Wait:
-    """Of one call, once: at most `patience` seconds in line, or as its deadline allows."""
+    """Of one call, once: at most `patience` seconds in line, or, where it has a deadline, until too
+    little of that is left for an answer.
+
+    Else an overload would send nothing but calls whose time is nearly over: a line that is served
+    in turn is then as long as the deadline allows, and all that is sent is given up unanswered.
+    """
 
     __slots__ = ("_call", "_last", "_patience", "_signal")
 
@@ -108,8 +115,13 @@ class Wait:
 
     def _until(self) -> float:
         call = self._call
-        until = call.now + (self._patience if call.core.watch.known else _FIRST_ANSWER)
-        return until if call.deadline is None else min(until, call.deadline)
+        if not call.core.watch.known:
+            until = call.now + _FIRST_ANSWER
+            return until if call.deadline is None else min(until, call.deadline)
+        if call.deadline is None:
+            return call.now + self._patience
+        takes = _TAKES * (call.core.usual or 0.0)
+        return call.deadline - min(takes, (call.deadline - call.now) / 2)
 
     def _tired(self) -> LoadBalancingError:
         call = self._call
@@ -117,7 +129,9 @@ class Wait:
         reason = f"every instance of {service} is still at its limit of attempts in flight"
         if not (known := call.core.watch.known):
             reason = f"nothing is known of {service}: discovery has not answered"
-        if call.overdue():
-            return DeadlineExceeded(f"{waited} the deadline is over; no attempt was made: {reason}")
+        if call.deadline is not None and (known or call.overdue()):
+            left = max(0.0, call.deadline - call.now)
+            over = "is over" if call.overdue() else f"leaves {left:.2g} s, too little for an answer"
+            return DeadlineExceeded(f"{waited} the deadline {over}; no attempt was made: {reason}")
         kind = NoInstanceAvailable if known else DiscoveryError
         return kind(f"{reason} {waited}")
