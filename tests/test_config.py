@@ -1394,3 +1394,23 @@ def test_verify_of_the_callers_own(client_entry, https_url, authority):
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
     assert status_of(client_entry, https_url, verify=tls) == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"max_connections": 3}, r"max_connections belongs to limits=httpx\.Limits\("),
+        ({"keepalive_expiry": 3}, r"keepalive_expiry belongs to limits=httpx\.Limits\("),
+        ({"tolerance": 2}, r"tolerance belongs to limit=lbclient\.AdaptiveLimit\("),
+        ({"probe": "/load"}, r"probe belongs to strategy=lbclient\.Prequal\(probe="),
+        ({"stategy": "random"}, "did you mean strategy"),
+        ({"transport": httpx.HTTPTransport}, "transport must be a function that makes"),
+        ({"limits": httpx.Limits(max_keepalive_connections="4")}, "max_keepalive_connections"),
+        ({"limits": httpx.Limits(keepalive_expiry="4")}, "keepalive_expiry"),
+        ({"timeout": "soon"}, r"timeout must be seconds, None or httpx\.Timeout"),
+    ],
+)
+def test_where_it_belongs(wrong, told):
+    """K: what was put in the wrong place, or nearly written, is told its place at construction."""
+    with pytest.raises((TypeError, ValueError), match=told):
+        lbclient.Client("http://127.0.0.1:1", **wrong)

@@ -46,6 +46,10 @@ class Binding:
         mine = part(options, BalancerOptions)
         if isinstance(limits := options.get("limits"), httpx.Limits):
             checks.limit("limits (max_connections)", limits.max_connections)
+            if (idle := limits.max_keepalive_connections) is not None:
+                checks.count("limits (max_keepalive_connections)", idle, least=0)
+            if (expiry := limits.keepalive_expiry) is not None:
+                checks.number("limits (keepalive_expiry, seconds)", expiry)
             mine.setdefault("max_in_flight_total", limits.max_connections)
         self.health: HealthCheck | None = mine.pop("health", None)
         checks.kind("health", self.health, HealthCheck)

@@ -196,10 +196,12 @@ def _checked(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def _timeout(value: Any) -> httpx.Timeout:
+    wanted = f"seconds, None or {NAME}.Timeout(...)"
+    if not isinstance(value, int | float | tuple | httpx.Timeout | None):
+        raise TypeError(f"timeout must be {wanted}, not {value!r} ({type(value)})")
     try:
         return httpx.Timeout(value)
     except (TypeError, ValueError, IndexError) as error:
-        wanted = f"seconds, None or {NAME}.Timeout(...)"
         raise TypeError(f"timeout must be {wanted}: {error}") from None
 
 

@@ -30,7 +30,7 @@ def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker
     """For threads. Raises TypeError or ValueError for what can make none."""
     if factory is None:
         return Wire
-    _check_factory(factory, options)
+    _check_factory(factory, options, 'HTTPTransport(), or "aiohttp" (async only)')
 
     return lambda place, *_: Foreign(factory(place.instance), place)
 
@@ -41,7 +41,7 @@ def async_maker(factory: AsyncMeans | None, options: TransportOptions) -> _Async
         return AsyncWire
     if factory == "aiohttp":
         return _over_aiohttp(options)
-    _check_factory(factory, options)
+    _check_factory(factory, options, 'AsyncHTTPTransport(), or "aiohttp"')
 
     return lambda place, *_: AsyncForeign(factory(place.instance), place)
 
@@ -63,15 +63,20 @@ _NOT_WITH_AIOHTTP = {"http1": True, "http2": False, "retries": 0, "max_idle_conn
 """What aiohttp lacks, and what is meant where it is not asked for."""
 
 
-def _check_factory(factory: object, options: TransportOptions) -> None:
+_TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+"""An instance would be their `verify`, and certificates be checked by nobody knows what."""
+
+
+def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:
     for name in ("max_connection_age", "max_idle_connections"):
         if options.get(name) is not None:
             raise ValueError(f"{name} is for connections of our own, not for transport=")
     if factory == "aiohttp":
         raise ValueError('transport="aiohttp" is for AsyncClient and AsyncTransport only')
-    if isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport) or not callable(factory):
+    made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)
+    if made or factory in _TAKE_NO_INSTANCE or not callable(factory):
         kind = ValueError if isinstance(factory, str) else TypeError
         raise kind(
             "transport must be a function that makes a transport for each instance, such as "
-            f'lambda instance: {NAME}.HTTPTransport(), or "aiohttp" (async only), not {factory!r}'
+            f"lambda instance: {NAME}.{shown}, not {factory!r}"
         )

@@ -8,12 +8,14 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, TypedDict, cast
 
 from lbclient import checks
 from lbclient.breaker import BreakerPolicy
 from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
+from lbclient.rules import AdaptiveLimit
 
 from .library import NAME, PUBLIC, httpx
 
@@ -37,10 +39,12 @@ _LIMITS = httpx.Limits(keepalive_expiry=4.0)
 _OF_DESCRIPTORS = 0.5
 """So large a part of those that the process may have open may be idle connections."""
 
-_POLICIES: dict[str, type[RetryPolicy | BreakerPolicy]] = {
+_POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
     "retry": RetryPolicy,
     "breaker": BreakerPolicy,
+    "limit": AdaptiveLimit,
 }
+_OF_LIMITS = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """RFC 9110, section 5.6.2."""
 
@@ -106,7 +110,7 @@ def wire_options(
     Raises ValueError or TypeError; ImportError where `http2` lacks its extra.
     """
     if limits is not None and not isinstance(limits, httpx.Limits):
-        raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r}")
+        raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
     if not (http1 or http2):
         raise ValueError("http1 and http2 must not both be False")
     if http2:
@@ -186,14 +190,20 @@ def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
                 f"{PUBLIC}.Transport}})"
             )
     if unknown := sorted(set(options) - set(known)):
-        hints = [hint for name in unknown for hint in _hints(name)]
+        hints = [hint for name in unknown for hint in _hints(name, known)]
         names = ", ".join(sorted({*known, "transport"}))
         told = [f"unknown argument {', '.join(unknown)}", *hints, f"known: {names}"]
         raise TypeError("; ".join(told))
 
 
-def _hints(name: str) -> Iterable[str]:
-    """Where what was passed belongs."""
+def _hints(name: str, known: Iterable[str]) -> Iterable[str]:
+    """Where what was passed belongs, or what may have been meant."""
+    if name in _OF_LIMITS:
+        yield f"{name} belongs to limits={NAME}.Limits({name}=...)"
+    elif name == "probe":
+        yield "probe belongs to strategy=lbclient.Prequal(probe=...)"
+    else:
+        yield from (f"did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
     for argument, policy in _POLICIES.items():
         if name in {one.name for one in fields(policy)}:
             yield f"{name} belongs to {argument}=lbclient.{policy.__name__}({name}=...)"
