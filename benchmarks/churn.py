@@ -10,19 +10,21 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' DNS server
 
+from stalls import ticking
+from turns import frozen
+
 import lbclient
 from tests.support.dns import Liar
 
 GOAL = 0.010
 _NAME = "_http._tcp.orders.test."
-_REST = 0.0005
 
 
 @dataclass
@@ -42,26 +44,6 @@ class Ticks:
     def worst(self) -> float:
         """The median of the rounds' worst."""
         return statistics.median(max(ticks) for ticks in self.rounds)
-
-
-async def ticking(call: Callable[[], Awaitable[object]], work: Awaitable[object]) -> list[float]:
-    """Make a call at every tick until `work` is done, and some more."""
-    late: list[float] = []
-    done = False
-
-    async def tick() -> None:
-        after = 50
-        while not done or (after := after - 1):
-            begun = time.perf_counter()
-            await asyncio.sleep(_REST)
-            await call()
-            late.append(time.perf_counter() - begun - _REST)
-
-    ticker = asyncio.create_task(tick())
-    await work
-    done = True
-    await ticker
-    return late
 
 
 class Replaced:
@@ -105,14 +87,6 @@ def by_dns(strategy: str, many: int) -> Iterator[tuple[lbclient.Balancer, Callab
         balancer.close()
 
 
-@contextmanager
-def frozen() -> Iterator[None]:
-    """As a service that has called `gc.freeze()` once it was up."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 async def measure(source, strategy: str, many: int, rounds: int) -> list[Ticks]:
     """By turns: nothing is refreshed; everything is replaced; the same with the collector on, and
     with it on after `gc.freeze()`."""
@@ -133,7 +107,7 @@ async def measure(source, strategy: str, many: int, rounds: int) -> list[Ticks]:
             collected.rounds.append(await ticking(call, balancer.arefresh()))
             gc.collect()
             await asyncio.to_thread(replace)
-            with frozen():
+            with frozen():  # as a service that called `gc.freeze()` once it was up
                 cold.rounds.append(await ticking(call, balancer.arefresh()))
             gc.collect()
     return [still, churned, collected, cold]

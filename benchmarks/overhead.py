@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import operator
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,33 +13,30 @@ from dataclasses import dataclass
 import httpx
 import loopback
 import sides
+from goals import Goal, at_least, at_most
 from opentelemetry import metrics, trace
-from pairs import Block, Pairs, paired, spread
+from turns import Block, by_turns, per_call, ratios, spread
 
-TIME_GOAL = 1.25
-THROUGHPUT_GOAL = 0.93
+TIME = at_most(1.25)
+THROUGHPUT = at_least(0.93)
 _INSTANCES = 3
 _AT_ONCE = 16
 _NULL_URLS = [f"http://127.0.0.1:{port}" for port in range(8001, 8001 + _INSTANCES)]
 
 Side = AbstractContextManager[Block]
-Ratios = Callable[[Pairs], list[float]]
+Times = Sequence[float]
+Compared = Callable[[Times, Times], list[float]]
+"""Bare httpx and ours, round by round."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A bound for the median of the ratios."""
-
-    sign: str
-    bound: float
-    holds: Callable[[float, float], bool]
-
-    def __str__(self) -> str:
-        return f"{self.sign} {self.bound:g}"
+def times(bare: Times, ours: Times) -> list[float]:
+    """How many times the bare time ours took."""
+    return ratios(ours, bare)
 
 
-TIME = Goal("<=", TIME_GOAL, operator.le)
-THROUGHPUT = Goal(">=", THROUGHPUT_GOAL, operator.ge)
+def throughputs(bare: Times, ours: Times) -> list[float]:
+    """Which part of the bare throughput ours reached."""
+    return ratios(bare, ours)
 
 
 @dataclass(frozen=True)
@@ -61,21 +57,21 @@ class Table:
         self._calls = calls
         self.missed = False
 
-    def section(self, title: str, rows: Iterator[Row], ratios: Ratios) -> None:
+    def section(self, title: str, rows: Iterator[Row], compared: Compared) -> None:
         print(f"\n{title}")
         print(
             f"  {'':<34} {'bare us':>8} {'ours us':>8} {'ratio':>7}"
             f" {'quartiles':>14} {'min..max':>14}  goal"
         )
         for row in rows:
-            self._row(row, ratios)
+            self._row(row, compared)
 
-    def _row(self, row: Row, ratios: Ratios) -> None:
+    def _row(self, row: Row, compared: Compared) -> None:
         with row.bare as bare, row.ours as ours:
-            pairs = paired(bare, ours, rounds=self._rounds, calls=self._calls)
-        of = spread(ratios(pairs))
+            of_bare, of_ours = by_turns([bare, ours], self._rounds, per_call(self._calls))
+        of = spread(compared(of_bare, of_ours))
         print(
-            f"  {row.name:<34} {_micros(pairs.bare):>8} {_micros(pairs.ours):>8} {of.median:>7.3f}"
+            f"  {row.name:<34} {_micros(of_bare):>8} {_micros(of_ours):>8} {of.median:>7.3f}"
             f" {of.first:>6.3f}..{of.third:<6.3f} {of.low:>6.3f}..{of.high:<6.3f}"
             f"  {self._judged(row.goal, of.median)}",
             flush=True,
@@ -84,7 +80,7 @@ class Table:
     def _judged(self, goal: Goal | None, median: float) -> str:
         if goal is None:
             return "-"
-        met = goal.holds(median, goal.bound)
+        met = goal.holds(median)
         self.missed = self.missed or not met
         return f"{goal} {'met' if met else 'MISSED'}"
 
@@ -98,21 +94,21 @@ def null_rows(runner: asyncio.Runner) -> Iterator[Row]:
     url = _NULL_URLS[0] + "/"
 
     def bare(transport: Callable[[], sides.NullTransport]) -> Side:
-        return sides.calling(sides.bare(transport=transport()), url)
+        return sides.calling(sides.bare(transport=transport()), sides.same(url))
 
     def ours(transport: Callable[[], sides.NullTransport]) -> Side:
         client = sides.ours(_NULL_URLS, transport=lambda _: transport())
-        return sides.calling(client, url)
+        return sides.calling(client, sides.same(url))
 
     def anew(client: httpx.Client) -> Side:
-        return sides.calling_anew(client, url)
+        return sides.calling(client, sides.anew(url))
 
     def bare_async(transport: Callable[[], sides.AsyncNullTransport]) -> Side:
-        return sides.awaiting(sides.bare_async(transport=transport()), url, runner)
+        return sides.awaiting(sides.bare_async(transport=transport()), sides.same(url), runner)
 
     def ours_async(transport: Callable[[], sides.AsyncNullTransport]) -> Side:
         client = sides.ours_async(_NULL_URLS, transport=lambda _: transport())
-        return sides.awaiting(client, url, runner)
+        return sides.awaiting(client, sides.same(url), runner)
 
     null, async_null = sides.NullTransport, sides.AsyncNullTransport
     streaming, async_streaming = sides.StreamingTransport, sides.AsyncStreamingTransport
@@ -131,18 +127,18 @@ def loopback_rows(urls: Sequence[str], runner: asyncio.Runner) -> Iterator[Row]:
     url = urls[0] + "/"
 
     def bare() -> Side:
-        return sides.calling(sides.bare(limits=sides.KEPT_ALIVE), url)
+        return sides.calling(sides.bare(limits=sides.KEPT_ALIVE), sides.same(url))
 
     def ours() -> Side:
-        return sides.calling(sides.ours(urls, limits=sides.KEPT_ALIVE), url)
+        return sides.calling(sides.ours(urls, limits=sides.KEPT_ALIVE), sides.same(url))
 
     def bare_async(at_once: int = 1) -> Side:
         client = sides.bare_async(limits=sides.KEPT_ALIVE)
-        return sides.awaiting(client, url, runner, at_once=at_once)
+        return sides.awaiting(client, sides.same(url), runner, at_once=at_once)
 
     def ours_async(at_once: int = 1) -> Side:
         client = sides.ours_async(urls, limits=sides.KEPT_ALIVE)
-        return sides.awaiting(client, url, runner, at_once=at_once)
+        return sides.awaiting(client, sides.same(url), runner, at_once=at_once)
 
     yield Row("sync", bare(), ours(), THROUGHPUT)
     yield Row("async", bare_async(), ours_async(), THROUGHPUT)
@@ -167,13 +163,13 @@ def main() -> int:
     print(f"{options.rounds} pairs of blocks of {options.calls} calls, by turns")
     print(f"lbclient: everything on; spans: {telemetry()}")
     with asyncio.Runner() as runner:
-        table.section("Null transport: time, ours / bare", null_rows(runner), Pairs.times)
+        table.section("Null transport: time, ours / bare", null_rows(runner), times)
         if (program := loopback.found()) is None:
             print("\nLoopback: skipped, nginx is not installed")
         else:
             with loopback.nginx(program, _INSTANCES) as urls:
                 title = f"Loopback, nginx, {_INSTANCES} instances: throughput, ours / bare"
-                table.section(title, loopback_rows(urls, runner), Pairs.throughputs)
+                table.section(title, loopback_rows(urls, runner), throughputs)
     return 1 if options.check and table.missed else 0
 
 

@@ -88,7 +88,8 @@ def lines(
             axes.plot(line.x, line.y, marker=".", label=name)
             if line.low:
                 axes.fill_between(line.x, line.low, line.high, alpha=0.2, linewidth=0)
-        axes.legend()
+        # A line may have to pass below it.
+        axes.legend(frameon=True, framealpha=0.8, edgecolor="none")
 
 
 def bars(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
-from pairs import Block
+from turns import Block
 
 import lbclient
 
@@ -72,26 +72,23 @@ def ours_async(urls: Sequence[str], **options: Any) -> lbclient.AsyncClient:
     return lbclient.AsyncClient(urls, rng=random.Random(1), trust_env=False, **options)
 
 
+def same(url: str) -> Iterator[str]:
+    """That URL for every call."""
+    return itertools.repeat(url)
+
+
+def anew(url: str) -> Iterator[str]:
+    """A path that was never asked for before in each call."""
+    return (f"{url}{number}" for number in itertools.count())
+
+
 @contextlib.contextmanager
-def calling(client: httpx.Client, url: str) -> Iterator[Block]:
+def calling(client: httpx.Client, urls: Iterator[str]) -> Iterator[Block]:
     """Calls on this thread, one at a time."""
 
     def block(calls: int) -> None:
         for _ in range(calls):
-            _check(client.get(url))
-
-    with client:
-        yield block
-
-
-@contextlib.contextmanager
-def calling_anew(client: httpx.Client, url: str) -> Iterator[Block]:
-    """The same, with a path that was never asked for before in each call."""
-    paths = itertools.count()
-
-    def block(calls: int) -> None:
-        for _ in range(calls):
-            _check(client.get(f"{url}{next(paths)}"))
+            check(client.get(next(urls)))
 
     with client:
         yield block
@@ -99,13 +96,13 @@ def calling_anew(client: httpx.Client, url: str) -> Iterator[Block]:
 
 @contextlib.contextmanager
 def awaiting(
-    client: httpx.AsyncClient, url: str, runner: asyncio.Runner, *, at_once: int = 1
+    client: httpx.AsyncClient, urls: Iterator[str], runner: asyncio.Runner, *, at_once: int = 1
 ) -> Iterator[Block]:
     """Calls in `at_once` tasks of one event loop."""
 
     async def some(calls: int) -> None:
         for _ in range(calls):
-            _check(await client.get(url))
+            check(await client.get(next(urls)))
 
     async def all_of(calls: int) -> None:
         share = -(-calls // at_once)
@@ -118,6 +115,7 @@ def awaiting(
         runner.run(client.aclose())
 
 
-def _check(response: httpx.Response) -> None:
+def check(response: Any) -> None:
+    """Of httpx or httpx2. Raises RuntimeError for any status but 200."""
     if response.status_code != 200:
         raise RuntimeError(f"a benchmark must not measure failures: {response}")

@@ -1,0 +1,153 @@
+"""All performance benchmarks, or the parts that are named: see README.md. `--write` makes
+docs/performance.md and its plots, which need matplotlib (`pip install -e '.[bench]'`)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import children
+import layers
+import memory
+import picks
+import report
+import threaded
+import throughput
+import updates
+from report import Section
+
+SECTIONS: dict[str, Callable[..., Section]] = {
+    "layers": layers.run,
+    "throughput": throughput.run,
+    "threads": threaded.run,
+    "picks": picks.run,
+    "updates": updates.run,
+    "memory": memory.run,
+}
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PLOTS = PAGE.parent / "plots"
+HEAD = """# Performance
+
+What lbclient costs and what it saves, measured beside bare httpx, beside other HTTP clients, and
+beside a proxy that does the balancing, all in one run on one machine.
+
+Read the ratios. Absolute figures are those of a small shared machine on which client, proxy and
+servers run together over loopback; yours will differ, and so will those of the next run. Sides take
+turns in short blocks, A B C A B C …, the garbage collector off within a block; a ratio is taken
+round by round, and shown as the median with its quartiles. Rows called *noise* compare bare httpx
+with itself: what differs by less than they do does not differ. Servers here answer at once with
+three bytes, so that a client's own time is nearly all there is. Where a service takes 20 ms to
+answer, most of these differences are lost in that, one call at a time; they tell how many calls one
+core can carry.
+"""
+MACHINE = """
+{cpus} CPUs, Linux, Python {python}; {packages}; {programs}. Load average at the start: {load:.1f}.
+
+`{command} --write` made this page and its plots; `--check` ends with status 1 if a goal is missed.
+Names of parts, as in `{command} picks`, run those alone.
+"""
+_VERSION = r"\d+\.\d+\.\d+(-\S+)?"
+_PACKAGES = ("httpx", "httpcore", "httpx2", "aiohttp", "httpx-aiohttp", "opentelemetry-api")
+
+
+def versions() -> Iterator[str]:
+    for name in _PACKAGES:
+        try:
+            yield f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            yield f"no {name}"
+
+
+def programs() -> Iterator[str]:
+    """Those of the servers, in their own words."""
+    for name in ("haproxy", "nginx"):
+        if (program := children.found(name)) is None:
+            yield f"no {name}"
+            continue
+        done = subprocess.run([program, "-v"], capture_output=True, text=True, check=False)
+        first = (done.stdout or done.stderr).splitlines()[0]
+        yield f"{name} {re.search(_VERSION, first)[0]}"
+
+
+def page(sections: Sequence[Section], load: float) -> str:
+    machine = MACHINE.format(
+        cpus=os.cpu_count(),
+        python=platform.python_version(),
+        packages=", ".join(versions()),
+        programs=", ".join(programs()),
+        load=load,
+        command=report.COMMAND,
+    )
+    parts = [HEAD, *report.goals(sections), machine]
+    for section in sections:
+        parts += section.lines()
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def write(sections: Sequence[Section], load: float) -> None:
+    for section in sections:
+        for plot in section.plots:
+            plot.draw(PLOTS / f"{plot.name}.svg")
+    PAGE.write_text(page(sections, load), encoding="utf-8")
+
+
+def measured(names: Sequence[str], *, quick: bool) -> Iterator[Section]:
+    """Each part, printed as it is done."""
+    for name in names:
+        section = SECTIONS[name](quick=quick)
+        print("\n".join(section.names() if quick else section.lines()), flush=True)
+        yield section
+
+
+def main() -> int:
+    options = _options()
+    # Whatever ends us, the servers are to end before.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    logging.disable()
+    _many_descriptors()
+    load = os.getloadavg()[0]
+    sections = list(measured(options.parts or list(SECTIONS), quick=options.quick))
+    if options.quick:
+        return 0
+    print("\n".join(report.goals(sections)))
+    if options.write:
+        write(sections, load)
+    missed = any(not one.met for section in sections for one in section.outcomes)
+    return int(options.check and missed)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="does it run? No figures")
+    parser.add_argument("--write", action="store_true", help="make docs/performance.md, and plots")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a median misses its goal")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.parts) - set(SECTIONS)):
+        parser.error(f"no such part: {', '.join(unknown)}")
+    if options.write and (options.quick or options.parts):
+        parser.error("--write takes all parts, in full")
+    return options
+
+
+def _many_descriptors() -> None:
+    """Each side keeps as many connections as it has calls at once."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

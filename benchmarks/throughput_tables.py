@@ -1,0 +1,96 @@
+"""What the blocks of throughput.py say, as tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import rivals as by
+from crowd import Turn, percentile
+from report import Plot, Table, compared, figure
+from turns import ratios, spread
+
+Measured = Mapping[int, Mapping[str, list[Turn]]]
+ENGINES = (by.HTTPX, by.OURS, by.OVER_AIOHTTP, by.HTTPX_AIOHTTP, by.ACALL, by.AIOHTTP)
+PROXIED = (by.HTTPX, by.OURS, by.OVER_AIOHTTP, *map(by.through, ("HAProxy", "nginx")))
+LIBRARIES = (by.HTTPX, by.OURS, by.HTTPX2, by.OURS_HTTPX2)
+
+
+def tables(measured: Measured, who: str = "calls at once") -> Iterator[Table]:
+    """A column for each number of them; ratios are to bare httpx."""
+
+    def rates(at_once: int, name: str) -> list[float]:
+        return [turn.rate for turn in measured[at_once][name]]
+
+    def over(at_once: int, name: str) -> str:
+        return compared(ratios(rates(at_once, name), rates(at_once, by.HTTPX)))
+
+    def costs(at_once: int, name: str) -> str:
+        cpu = [1e6 * turn.cpu_per_call for turn in measured[at_once][name]]
+        return figure(spread(cpu).median)
+
+    def took(at_once: int, name: str) -> str:
+        turns = measured[at_once][name]
+        return " / ".join(figure(1e3 * percentile(turns, one)) for one in (50, 99))
+
+    def table(title: str, cell: Callable[[int, str], str]) -> Table:
+        names = next(iter(measured.values()))
+        rows = [[name, *(cell(at_once, name) for at_once in measured)] for name in names]
+        return Table(f"{title}, by {who}", [str(at_once) for at_once in measured], rows)
+
+    def rate(at_once: int, name: str) -> str:
+        return figure(spread(rates(at_once, name)).median)
+
+    yield table("Calls a second", rate)
+    yield table(f"Calls a second over those of {by.HTTPX} (quartiles)", over)
+    yield table("Milliseconds of a call (50th / 99th percentile)", took)
+    yield table("Microseconds of CPU per call", costs)
+
+
+def plots(measured: Measured) -> Iterator[Plot]:
+    for name, title, names in (
+        ("engines", "Calls a second, by client", ENGINES),
+        ("sidecars", "Calls a second, by who balances", PROXIED),
+        ("httpx2", "Calls a second, by HTTP library", LIBRARIES),
+    ):
+        yield _plot(measured, f"performance-{name}", title, "calls a second", names, _rates)
+    yield _plot(
+        measured,
+        "performance-latency",
+        "99th percentile of a call's time",
+        "ms",
+        (*ENGINES, PROXIED[3]),
+        _p99,
+    )
+
+
+def _rates(line: Callable[..., Any], x: list[int], turns: list[list[Turn]]) -> Any:
+    of = [spread([turn.rate for turn in some]) for some in turns]
+    quartiles = [one.first for one in of], [one.third for one in of]
+    return line(x, [one.median for one in of], *quartiles)
+
+
+def _p99(line: Callable[..., Any], x: list[int], turns: list[list[Turn]]) -> Any:
+    return line(x, [1e3 * percentile(some, 99) for some in turns])
+
+
+def _plot(
+    measured: Measured,
+    name: str,
+    title: str,
+    unit: str,
+    names: tuple[str, ...],
+    line: Callable[..., Any],
+) -> Plot:
+    def draw(path: Path) -> None:
+        import plots as drawing  # noqa: PLC0415  # only a page needs matplotlib
+
+        x = list(measured)
+        there = [one for one in names if one in measured[x[0]]]
+        series = {
+            one: line(drawing.Line, x, [measured[at_once][one] for at_once in x]) for one in there
+        }
+        drawing.lines(path, title, "calls at once", unit, series, log="xy")
+
+    return Plot(name, f"{title}, against calls at once", draw)
