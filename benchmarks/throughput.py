@@ -12,8 +12,9 @@ import loopback
 import rivals as by
 from crowd import Effort, Turn, of_tasks
 from goals import Goal, Outcome, at_least, at_most
-from report import Section
+from report import Section, Table
 from rivals import Rival, entered, rivals
+from shares import shares
 from sidecars import KNOWN, Sidecar
 from throughput_tables import plots, tables
 from turns import by_turns, frozen, ratios, spread
@@ -32,6 +33,11 @@ to it as rough ones. Ours has another pool, one for each instance, which does no
 **Raw aiohttp is faster** than anything that has httpx's API, ours included: making httpx's requests
 and responses takes longer than all that aiohttp does. With many calls at once raw aiohttp through a
 sidecar carries as many as `Balancer.acall` around it, or more: the sidecar works on another CPU.
+
+At 64 at once bare httpx is erratic: how many connections its pool happens to hold decides, so its
+own noise row differs by a quarter at times, and where a block is a fixed number of calls it has
+been seen fifteen times slower than ours. What bounds ours then is the last table: most of a call is
+httpx, httpcore, h11 and anyio at work on its bytes, which a balancer does not change.
 
 CPU is that of the client's process and the sidecar's together; the instances' is not counted.
 """
@@ -54,6 +60,9 @@ FULL = {
     256: Planned(4, Effort(0.3, 0.5)),
 }
 """By how many are made at once."""
+
+
+PROFILED = (by.OURS, by.OVER_AIOHTTP, by.ACALL)
 
 
 class Wanted(NamedTuple):
@@ -92,8 +101,10 @@ def running(instances: Sequence[str], skipped: list[str]) -> Iterator[dict[str, 
         yield found
 
 
-def measure(all_rivals: dict[str, Rival], efforts: Mapping[int, Planned]) -> dict[int, Turns]:
-    """Blocks of each, by how many calls are made at once."""
+def measure(
+    all_rivals: dict[str, Rival], efforts: Mapping[int, Planned]
+) -> tuple[dict[int, Turns], Table]:
+    """Blocks of each, by how many calls are made at once; and where the time goes with most."""
     measured: dict[int, Turns] = {}
     with asyncio.Runner() as runner:
         entering = entered(all_rivals)
@@ -108,9 +119,11 @@ def measure(all_rivals: dict[str, Rival], efforts: Mapping[int, Planned]) -> dic
                 with frozen():
                     turns = by_turns(list(calls), rounds, block)
                 measured[at_once] = dict(zip(calls, turns, strict=True))
+            some = {name: calls[name] for name in PROFILED if name in calls}
+            spent = runner.run(shares(some, 64, efforts[64].effort))
         finally:
             runner.run(entering.__aexit__(None, None, None))
-    return measured
+    return measured, spent
 
 
 def outcomes(measured: Mapping[int, Turns]) -> Iterator[Outcome]:
@@ -136,8 +149,8 @@ def run(*, quick: bool) -> Section:
         running(instances, section.skipped) as sidecars,
     ):
         all_rivals = dict(rivals(instances, sidecars, section.skipped))
-        measured = measure(all_rivals, QUICK if quick else FULL)
+        measured, spent = measure(all_rivals, QUICK if quick else FULL)
     section.outcomes += outcomes(measured)
-    section.tables += tables(measured)
+    section.tables += [*tables(measured), spent]
     section.plots += plots(measured)
     return section

@@ -141,8 +141,11 @@ async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
             _check(expiry)
             chunks.append(chunk)
     finally:
-        with anyio.CancelScope(shield=True):
+        if getattr(stream, "bounded", False):  # ours: nothing cuts its end short
             await stream.aclose()
+        else:
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
     response.stream = httpx.ByteStream(b"".join(chunks))
 
 

@@ -22,7 +22,7 @@ from .idle import Idle, idle_of
 from .library import httpx
 from .options import WireOptions
 from .request import Place, attempt_extensions
-from .wires import AsyncSender, Sender
+from .senders import AsyncSender, Sender
 
 __all__ = ["achecked", "checked"]
 

@@ -35,6 +35,8 @@ class _Pool(Generic[C]):
         self._closed = False
         self._shelf: Shelf[C] = deque()
         self._users: dict[C, int] = {}
+        self._spoilt: set[C] = set()
+        """Those in use that take no other request."""
 
     @property
     def connections(self) -> list[C]:
@@ -53,7 +55,7 @@ class _Pool(Generic[C]):
             return None
         with self._idle.lock:
             for one in self._users:
-                if one.is_available() and not one.is_closed():
+                if one not in self._spoilt and one.is_available() and not one.is_closed():
                     self._users[one] += 1
                     return one
         return None
@@ -63,18 +65,24 @@ class _Pool(Generic[C]):
             self._users[connection] = 1
         return connection
 
-    def _left(self, connection: C) -> list[C]:
-        """One user is done. Returns what to close."""
+    def _left(self, connection: C, error: BaseException | None) -> list[C]:
+        """One user is done, or has failed. Returns what to close."""
         with self._idle.lock:
+            if error is not None and _spoils(error):
+                self._spoilt.add(connection)
             self._users[connection] -= 1
             if self._users[connection]:
                 return []
             del self._users[connection]
+            spoilt = connection in self._spoilt
+            self._spoilt.discard(connection)
         if connection.is_closed():
             return []
-        if self._closed or not connection.is_idle():
+        if self._closed or spoilt or not connection.is_idle():
             return [connection]
-        return self._idle.put(connection, self._shelf)
+        surplus = self._idle.put(connection, self._shelf)
+        # Who closes has looked for this one in vain where that was between the last two lines.
+        return surplus + self._idle.clear(self._shelf) if self._closed else surplus
 
     def _all(self) -> list[C]:
         self._closed = True
@@ -90,11 +98,10 @@ class Connections(_Pool[httpcore.HTTPConnection]):
             connection = self._ready()
             try:
                 return Use(connection.handle_request(request), connection, self)
-            except httpcore.ConnectionNotAvailable:  # HTTP/2: it takes no more; so to another
-                self.leave(connection)
-            except BaseException:
-                self.leave(connection)
-                raise
+            except BaseException as error:
+                self.leave(connection, error)
+                if not _turned_away(error):
+                    raise
 
     def _ready(self) -> httpcore.HTTPConnection:
         while (one := self._idle.take(self._shelf)) is not None:
@@ -103,9 +110,17 @@ class Connections(_Pool[httpcore.HTTPConnection]):
             one.close()
         return self._shared() or self._used(httpcore.HTTPConnection(self._origin, **self._options))
 
-    def leave(self, connection: httpcore.HTTPConnection) -> None:
-        """One user of it is done."""
-        for one in self._left(connection):
+    def leave(
+        self, connection: httpcore.HTTPConnection, error: BaseException | None = None
+    ) -> None:
+        """One user of it is done, or has failed."""
+        for one in self._left(connection, error):
+            one.close()
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left."""
+        self._closed = True
+        for one in self._idle.clear(self._shelf):
             one.close()
 
     def close(self) -> None:
@@ -123,11 +138,10 @@ class AsyncConnections(_Pool[httpcore.AsyncHTTPConnection]):
             connection = await self._ready()
             try:
                 answer = await connection.handle_async_request(request)
-            except httpcore.ConnectionNotAvailable:  # as above
-                await uncut(self.leave(connection))
-            except BaseException:
-                await uncut(self.leave(connection))
-                raise
+            except BaseException as error:
+                await uncut(self.leave(connection, error))
+                if not _turned_away(error):
+                    raise
             else:
                 return AsyncUse(answer, connection, self)
 
@@ -139,15 +153,41 @@ class AsyncConnections(_Pool[httpcore.AsyncHTTPConnection]):
         made = self._shared()
         return made or self._used(httpcore.AsyncHTTPConnection(self._origin, **self._options))
 
-    async def leave(self, connection: httpcore.AsyncHTTPConnection) -> None:
-        """One user of it is done."""
-        for one in self._left(connection):
+    async def leave(
+        self, connection: httpcore.AsyncHTTPConnection, error: BaseException | None = None
+    ) -> None:
+        """One user of it is done, or has failed."""
+        for one in self._left(connection, error):
             await _shielded(one)
 
     async def aclose(self) -> None:
         """Close every connection, those in use too."""
         for one in self._all():
             await _shielded(one)
+
+
+def _turned_away(error: BaseException) -> bool:
+    """True where nothing of the request was sent, and another connection must take it: HTTP/2 with
+    as many streams as it may have. To the other end those of cancelled requests count until they
+    are answered; httpcore forgets them at once."""
+    if isinstance(error, httpcore.LocalProtocolError):
+        return any(type(one).__name__ == "TooManyStreamsError" for one in error.args)
+    return isinstance(error, httpcore.ConnectionNotAvailable)
+
+
+def _spoils(error: BaseException) -> bool:
+    """True where a connection is confused, however idle it may look: it knows of other streams than
+    the other end, or counts them wrong, which httpcore does if its set-up is cancelled."""
+    return isinstance(error, Exception) and not isinstance(error, _HARMLESS)
+
+
+_HARMLESS = (
+    httpcore.ConnectionNotAvailable,
+    httpcore.NetworkError,
+    httpcore.RemoteProtocolError,
+    httpcore.TimeoutException,
+)
+"""After these httpcore itself knows whether it can be used."""
 
 
 async def _shielded(connection: httpcore.AsyncHTTPConnection) -> None:
@@ -168,11 +208,16 @@ class Use:
     def end(self) -> None:
         """Close the answer, and leave. More than once does no harm."""
         connection, self._connection = self._connection, None
+        if connection is None:
+            return
         try:
             self.answer.close()
-        finally:
-            if connection is not None:
-                self._pool.leave(connection)
+        except BaseException as error:
+            self._pool.leave(connection, error)
+            if not _spoils(error):  # else that is closed, and the answer is none the worse
+                raise
+        else:
+            self._pool.leave(connection)
 
 
 class AsyncUse:
@@ -191,9 +236,14 @@ class AsyncUse:
     async def end(self) -> None:
         """Close the answer, and leave. More than once does no harm."""
         connection, self._connection = self._connection, None
+        if connection is None:
+            return
         try:
             with anyio.CancelScope(shield=True):
                 await self.answer.aclose()
-        finally:
-            if connection is not None:
-                await self._pool.leave(connection)
+        except BaseException as error:
+            await self._pool.leave(connection, error)
+            if not _spoils(error):  # as above
+                raise
+        else:
+            await self._pool.leave(connection)

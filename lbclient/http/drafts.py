@@ -15,13 +15,14 @@ from .urls import Urls
 __all__ = ["Drafts"]
 
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
-_State = tuple[httpx.Timeout | None, list[tuple[bytes, bytes]], dict[str, httpx.Request]]
-"""Timeouts, headers, and the patterns made of them: one value, since threads share it."""
+_OWN = frozenset({b"host", b"content-length"})
+_State = tuple[httpx.URL | None, list[tuple[bytes, bytes]], dict[str, httpx.Request]]
+"""Base, headers, and the patterns made of them: one value, since threads share it."""
 
 
 class Drafts:
-    """The requests of one client. Patterns, one a method, are void as soon as the client's headers
-    or timeouts are others than when they were made."""
+    """The requests of one client. Patterns, one a method, are void as soon as the client's base or
+    headers are others than when they were made."""
 
     __slots__ = ("_state", "_urls")
 
@@ -41,23 +42,27 @@ class Drafts:
         base = client.base_url
         known = self._urls.merged(url, base)
         if known is not None and _asks_nothing(options) and not (client.cookies or client.params):
-            patterns = self._patterns(client)
+            headers, patterns = self._patterns(client, base)
             if (pattern := patterns.get(method)) is not None:
-                return _made_from(pattern, known)
+                return _made_from(pattern, known, client.timeout)
             request = build(method, known, **options)
-            patterns[method] = _made_from(request, known)
+            if _bears(request, headers):
+                patterns[method] = _made_from(request, known, client.timeout)
             return request
         request = build(method, url if known is None else known, **options)
         if known is None and options.get("params") is None and not client.params:
             self._urls.learn(url, base, request.url)
         return request
 
-    def _patterns(self, client: httpx.Client | httpx.AsyncClient) -> dict[str, httpx.Request]:
-        timeout, headers, patterns = self._state
-        if client.timeout is not timeout or client.headers.raw != headers:
+    def _patterns(
+        self, client: httpx.Client | httpx.AsyncClient, base: httpx.URL
+    ) -> tuple[list[tuple[bytes, bytes]], dict[str, httpx.Request]]:
+        of, headers, patterns = self._state
+        now = client.headers.raw
+        if of is not base or now != headers:
             patterns = {}
-            self._state = client.timeout, client.headers.raw, patterns
-        return patterns
+            self._state = base, now, patterns
+        return now, patterns
 
 
 def _asks_nothing(options: Mapping[str, Any]) -> bool:
@@ -70,11 +75,19 @@ def _asks_nothing(options: Mapping[str, Any]) -> bool:
     return True
 
 
-def _made_from(pattern: httpx.Request, url: httpx.URL) -> httpx.Request:
+def _bears(request: httpx.Request, headers: list[tuple[bytes, bytes]]) -> bool:
+    """True where these are its headers, after httpx's own: another thread may have set others, and
+    these again, since."""
+    found = request.headers.raw
+    own = found[: max(0, len(found) - len(headers))]
+    return found[len(own) :] == headers and all(name.lower() in _OWN for name, _ in own)
+
+
+def _made_from(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout) -> httpx.Request:
     """A request of its own, which may be changed as its owner likes."""
     made = httpx.Request.__new__(httpx.Request)
     made.__dict__.update(pattern.__dict__)  # copy.copy would pickle it, and lose its body
     made.url = url
     made.headers = pattern.headers.copy()
-    made.extensions = {"timeout": dict(pattern.extensions["timeout"])}
+    made.extensions = {"timeout": timeout.as_dict()}  # one may be set in place, so it is read anew
     return made

@@ -81,6 +81,10 @@ class Foreign(_Rebased):
         """Send it, and return once the headers came."""
         return self._transport.handle_request(self._rebased(request, body, extensions))
 
+    def retire(self) -> None:
+        """Close the transport."""
+        self._transport.close()
+
     def close(self) -> None:
         """Close the transport."""
         self._transport.close()

@@ -8,6 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from lbclient import forking
+
 from .options import WireOptions
 
 __all__ = ["Idle", "Shelf", "idle_of"]
@@ -40,6 +42,13 @@ class Idle(Generic[C]):
         self._each = each
         self._clock = clock
         self._since: OrderedDict[C, tuple[Shelf[C], float]] = OrderedDict()
+        forking.track(self)
+
+    def after_fork(self) -> None:
+        """In a child, which may still close a response of the parent's: some thread that is not
+        there may hold the lock, and have left things half done."""
+        self.lock = threading.Lock()
+        self._since = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._since)
@@ -53,7 +62,7 @@ class Idle(Generic[C]):
             surplus = self._each is not None and len(shelf) > self._each
             gone = [self._out(shelf)] if surplus else []
             while self._since and self._is_over(now):
-                gone.append(self._out(next(iter(self._since.values()))[0]))
+                gone.append(self._oldest())
             return gone
 
     def take(self, shelf: Shelf[C]) -> C | None:
@@ -62,7 +71,7 @@ class Idle(Generic[C]):
             if not shelf:
                 return None
             connection = shelf.pop()
-            del self._since[connection]
+            self._since.pop(connection, None)
             return connection
 
     def clear(self, shelf: Shelf[C]) -> list[C]:
@@ -78,7 +87,13 @@ class Idle(Generic[C]):
 
     def _out(self, shelf: Shelf[C]) -> C:
         connection = shelf.popleft()
-        del self._since[connection]
+        self._since.pop(connection, None)  # after a fork it need not be there
+        return connection
+
+    def _oldest(self) -> C:
+        connection, (shelf, _) = self._since.popitem(last=False)
+        if shelf and shelf[0] is connection:  # else Ctrl-C came in the middle of `take`
+            shelf.popleft()
         return connection
 
 

@@ -25,7 +25,8 @@ from .library import httpx
 from .options import WireOptions
 from .orca import HEADER, load_of
 from .request import Place, attempt_extensions
-from .wires import AsyncSender, Sender, Wires
+from .senders import AsyncSender, Sender
+from .wires import Wires
 
 __all__ = ["Reports", "areports", "reports"]
 

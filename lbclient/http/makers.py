@@ -9,8 +9,8 @@ from .idle import Idle
 from .library import NAME, httpx
 from .options import TransportOptions, WireOptions
 from .request import Place
+from .senders import AsyncSender, Sender
 from .wire import AsyncWire, Wire
-from .wires import AsyncSender, Sender
 
 __all__ = ["AsyncMeans", "async_maker", "maker"]
 

@@ -122,7 +122,8 @@ class SyncStream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
             raise httpcore.WriteError(error) from error
 
     def close(self) -> None:
-        """Close it."""
+        """Close it; a thread that waits for it is woken."""
+        self.shut()
         self.inner.close()
 
     def disown(self) -> None:
@@ -176,7 +177,7 @@ class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStre
         self.ear.asked()
         try:
             await self.inner.write(buffer, seconds_now(timeout, httpcore.WriteTimeout))
-        except ssl.SSLError as error:
+        except (ssl.SSLError, anyio.EndOfStream) as error:  # the latter where TLS had ended
             raise httpcore.WriteError(error) from error
 
     async def aclose(self) -> None:

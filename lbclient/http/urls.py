@@ -51,7 +51,7 @@ class Urls:
 def _whole(url: str, base: httpx.URL) -> str | None:
     """The URL, unparsed: of a path which is just appended to the base, or of the base's origin."""
     if url[:1] == "/":
-        plain = url[1:2] != "/" and "/." not in url and "#" not in url
-        return str(base) + url[1:] if plain else None
+        whole = str(base) + url[1:]
+        return whole if url[1:2] != "/" and "/." not in url and "#" not in whole else None
     origin = f"{base.scheme}://{base.netloc.decode('ascii')}/"
     return url if url.startswith(origin) else None

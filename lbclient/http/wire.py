@@ -6,9 +6,8 @@ between services: a connection verified for one name must not serve another.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from .body import AsyncBody
 from .connections import AsyncConnections, AsyncUse, Connections, Use
@@ -83,8 +82,10 @@ class Wire(_Addressed):
         extensions: Extensions,
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
-        with _as_httpx():
+        try:
             use = self._pool.send(self._request(request, body, extensions))
+        except _HTTPCORE as error:
+            raise _as_httpx(error) from error
         if unasked(use.answer):
             use.end()
             raise httpx.RemoteProtocolError(_UNASKED)
@@ -94,6 +95,10 @@ class Wire(_Addressed):
     def quiet(self) -> bool:
         """True where none of its connections is in use."""
         return self._pool.quiet
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left."""
+        self._pool.retire()
 
     def close(self) -> None:
         """Close every connection; a thread that waits for one is woken."""
@@ -124,9 +129,9 @@ class AsyncWire(_Addressed):
     ) -> httpx.Response:
         """Send it, and return once the headers came. Raises httpx's transport errors."""
         try:
-            with _as_httpx():
-                made = self._request(request, body, extensions)
-                use = await self._pool.send(made)
+            use = await self._pool.send(self._request(request, body, extensions))
+        except _HTTPCORE as error:
+            raise _as_httpx(error) from error
         finally:
             if isinstance(body, AsyncBody):
                 await body.leave()
@@ -157,8 +162,10 @@ class _Body(httpx.SyncByteStream):
         self._use = use
 
     def __iter__(self) -> Iterator[bytes]:
-        with _as_httpx():
-            yield from self._use.answer.iter_stream()
+        try:
+            yield from cast("Iterable[bytes]", self._use.answer.stream)
+        except _HTTPCORE as error:
+            raise _as_httpx(error) from error
 
     def close(self) -> None:
         """Give the connection back, or close it if there is more to come."""
@@ -175,9 +182,12 @@ class _AsyncBody(httpx.AsyncByteStream):
         self._use = use
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _as_httpx():
-            async for chunk in self._use.answer.aiter_stream():
+        try:
+            stream = cast("AsyncIterable[bytes]", self._use.answer.stream)
+            async for chunk in stream:
                 yield chunk
+        except _HTTPCORE as error:
+            raise _as_httpx(error) from error
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if there is more to come."""
@@ -207,15 +217,11 @@ def _response(
     )
 
 
-@contextlib.contextmanager
-def _as_httpx() -> Iterator[None]:
+def _as_httpx(error: Exception) -> Exception:
     """Every exception of httpcore has its namesake in httpx."""
-    try:
-        yield
-    except _HTTPCORE as error:
-        names = (getattr(httpx, kind.__name__, None) for kind in type(error).__mro__)
-        kind = next(found for found in names if found is not None)
-        raise kind(_words(error)) from error
+    names = (getattr(httpx, kind.__name__, None) for kind in type(error).__mro__)
+    made: Exception = next(found for found in names if found is not None)(_words(error))
+    return made
 
 
 def _words(error: Exception) -> str:

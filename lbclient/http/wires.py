@@ -8,8 +8,8 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -20,57 +20,17 @@ from lbclient.pool import Pool
 from .idle import Idle, idle_of
 from .library import httpx
 from .options import WireOptions
+from .senders import AsyncSender, Kept, Sender
 
-__all__ = ["AsyncSender", "AsyncWires", "Sender", "Wires", "inherited"]
+__all__ = ["AsyncWires", "Wires", "inherited"]
 
 _JITTER = 0.1
 _AT_ONCE = 32
 """So many are closed before one call: thousands may leave together, and one call pays for few."""
 
 
-class _Kept(Protocol):
-    """What both kinds of wire can say and do."""
-
-    @property
-    def quiet(self) -> bool:
-        """True where none of its connections is in use."""
-        ...
-
-    def disown(self) -> None:
-        """In the child: let go of the parent's sockets, without a word to the other end."""
-        ...
-
-
-class Sender(_Kept, Protocol):
-    """A wire for threads."""
-
-    def send(
-        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
-    ) -> httpx.Response:
-        """Send it, and return once the headers came."""
-        ...
-
-    def close(self) -> None:
-        """Close every connection."""
-        ...
-
-
-class AsyncSender(_Kept, Protocol):
-    """A wire for one event loop."""
-
-    async def send(
-        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Mapping[str, object]
-    ) -> httpx.Response:
-        """Send it, and return once the headers came."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close every connection."""
-        ...
-
-
 logger = logging.getLogger(__name__)
-W = TypeVar("W", bound=_Kept)
+W = TypeVar("W", bound=Kept)
 S = TypeVar("S")
 inherited: list[object] = []
 """What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
@@ -79,8 +39,8 @@ inherited: list[object] = []
 class _Wires(Generic[W, S]):
     """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
 
-    A wire is `max_connection_age` seconds old at the most, less up to a tenth by the dice; then a
-    new one takes its place, and what is under way on the old one goes on.
+    A wire is `max_connection_age` old at the most, less up to a tenth by the dice; then a new one
+    takes its place, and what is under way on the old one goes on.
     """
 
     def __init__(
@@ -102,6 +62,7 @@ class _Wires(Generic[W, S]):
         self._leaving: deque[tuple[Endpoint, W]] = deque()
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
         self._seen = 0
+        self._closed = False
 
     def to(self, endpoint: Endpoint, now: float) -> W:
         """The wire to an instance; a new one where its addresses are others than before, or where
@@ -128,6 +89,8 @@ class _Wires(Generic[W, S]):
 
     def _new(self, endpoint: Endpoint, now: float) -> W:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("this client was closed")
             known = self._wires.get(endpoint)
             addresses = endpoint.instance.addresses
             if known is not None:
@@ -146,7 +109,7 @@ class _Wires(Generic[W, S]):
             return math.inf
         return now + self._max_age * (1 - _JITTER * self._rng.random())
 
-    def _departed(self) -> Iterator[W]:
+    def _departed(self) -> Iterator[tuple[Endpoint, W]]:
         """Some wires to close: nobody uses them any more, and nobody will."""
         with self._lock:
             if self._seen != self._pool.membership:
@@ -156,11 +119,11 @@ class _Wires(Generic[W, S]):
             some = [self._leaving.popleft() for _ in range(min(_AT_ONCE, len(self._leaving)))]
         try:
             while some:
-                endpoint, wire = some.pop()
+                one = endpoint, wire = some.pop()
                 if endpoint.in_flight and (endpoint.gone or not wire.quiet):
-                    self._leaving.append((endpoint, wire))
+                    self._leaving.append(one)
                 else:
-                    yield wire
+                    yield one
         finally:
             self._leaving.extend(some)  # those left when a closing was cancelled
 
@@ -194,15 +157,16 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
 
     def tidy(self) -> None:
         """Close what was lost and what has left."""
-        for wire in self._departed():
-            with _told(wire):
-                wire.close()
+        for endpoint, wire in self._departed():
+            with _told(wire):  # a call in flight may be just about to use it
+                (wire.retire if endpoint.in_flight else wire.close)()
         for body in _each(self.lost):
             with _told(body):
                 body.close()
 
     def close(self) -> None:
-        """Close every wire. What one of them raises is raised after that."""
+        """Close every wire, and make no other. What one of them raises is raised after that."""
+        self._closed = True
         with contextlib.ExitStack() as stack:
             for wire in self._taken():
                 stack.callback(wire.close)
@@ -214,7 +178,7 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
     async def tidy(self) -> None:
         """Close what was lost and what has left."""
         with anyio.CancelScope(shield=True):  # the call that does it may have little time left
-            for wire in self._departed():
+            for _, wire in self._departed():
                 with _told(wire):
                     await wire.aclose()
             for body in _each(self.lost):

@@ -1,0 +1,55 @@
+"""What a wire can do: all that goes to one instance goes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from .library import httpx
+
+__all__ = ["AsyncSender", "Kept", "Sender"]
+
+
+class Kept(Protocol):
+    """What both kinds of wire can say and do."""
+
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        ...
+
+    def disown(self) -> None:
+        """In the child: let go of the parent's sockets, without a word to the other end."""
+        ...
+
+
+class Sender(Kept, Protocol):
+    """A wire for threads."""
+
+    def send(
+        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send it, and return once the headers came."""
+        ...
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left."""
+        ...
+
+    def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class AsyncSender(Kept, Protocol):
+    """A wire for one event loop."""
+
+    async def send(
+        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send it, and return once the headers came."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
