@@ -1,6 +1,6 @@
 """Storms on threads: whatever happens at the same time, counters are right, and zero at the end.
 
-A storm lasts 20 seconds, or as many as the environment variable LBCLIENT_HAMMER_SECONDS says.
+A storm lasts 12 seconds, or as many as the environment variable LBCLIENT_HAMMER_SECONDS says.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from lbclient import Answer, Balancer, BreakerPolicy, Instance, LoadBalancingErr
 from lbclient.core import Core
 from tests.support.hammer import Instances, descriptors
 
-SECONDS = float(os.environ.get("LBCLIENT_HAMMER_SECONDS", "20"))
+SECONDS = float(os.environ.get("LBCLIENT_HAMMER_SECONDS", "12"))
 THREADS = 16
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 AT_ONE, AT_ALL = 3, 10
