@@ -40,7 +40,7 @@ QUICK = lbclient.RetryPolicy(backoff=0.001, backoff_max=0.002)
 class Flavour(NamedTuple):
     """An HTTP library, and our clients for it."""
 
-    library: object
+    its: object
     ours: object
 
 
@@ -52,7 +52,7 @@ class Place(World):
 
     def __init__(self, flavour, backend):
         super().__init__(backend)
-        self.library, self.ours = flavour
+        self.its, self.ours = flavour
 
     def client(self, service, **options):
         return self.entered(
@@ -71,12 +71,12 @@ class Place(World):
 places = pytest.mark.parametrize(
     "place",
     [
-        pytest.param(Place(flavour, backend), id=f"{flavour.library.__name__}-{backend or 'sync'}")
+        pytest.param(Place(flavour, backend), id=f"{flavour.its.__name__}-{backend or 'sync'}")
         for flavour in FLAVOURS
         for backend in (None, "asyncio", "trio")
     ],
 )
-flavours = pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda one: one.library.__name__)
+flavours = pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda one: one.its.__name__)
 
 
 def urls(servers):
@@ -98,7 +98,7 @@ def test_calls_are_spread(servers, place):
         answers = [client.get("/") for _ in range(3)] + [client.post("/", json=[1])]
         assert client.in_flight == 0
     assert [one.hits for one in trio].count(1) == 2
-    assert all(isinstance(one, place.library.Response) for one in answers)
+    assert all(isinstance(one, place.its.Response) for one in answers)
     assert json.loads(trio[0].requests[-1].body or "[1]") == [1]
 
 
@@ -106,8 +106,8 @@ def test_calls_are_spread(servers, place):
 def test_under_the_librarys_own_client(servers, place):
     """A transport balances under the library's own client."""
     pair = servers(tells_port, tells_port)
-    library = place.library
-    with place.under(library.Client, library.AsyncClient, urls(pair)) as client:
+    its = place.its
+    with place.under(its.Client, its.AsyncClient, urls(pair)) as client:
         answers = {client.get("http://orders/").text for _ in range(4)}
     assert answers == {str(one.port) for one in pair}
     assert pair[0].requests[0].headers["host"] == "orders"
@@ -163,7 +163,7 @@ def test_an_instances_failure_is_the_librarys_error(servers, place, fault, name)
     """An instance's own failure leaves as the library's exception, with a note of who was tried."""
     (bad,) = servers(fault)
     with place.client([bad.url], retry=None) as client:
-        with pytest.raises(getattr(place.library, name)) as caught:
+        with pytest.raises(getattr(place.its, name)) as caught:
             client.post("/", content=b"order")
         assert client.in_flight == 0
     assert f"127.0.0.1:{bad.port}" in caught.value.__notes__[0]
@@ -175,10 +175,10 @@ def test_an_instances_failure_is_the_librarys_error(servers, place, fault, name)
 def test_the_librarys_timeouts_hold(servers, place):
     """I5: `timeout=` is the library's, and ends as its ReadTimeout."""
     (server,) = servers(Gate())
-    timeout = place.library.Timeout(5, read=0.05)
+    timeout = place.its.Timeout(5, read=0.05)
     with (
         place.client([server.url], timeout=timeout, retry=None) as client,
-        pytest.raises(place.library.ReadTimeout),
+        pytest.raises(place.its.ReadTimeout),
     ):
         client.get("/")
 
@@ -189,7 +189,7 @@ def test_the_deadline_holds(servers, place, behaviour):
     """I5, I6: a deadline ends a call that drips or is silent, as an error of ours and theirs."""
     (server,) = servers(behaviour)
     with place.client([server.url]) as client:
-        with pytest.raises(place.library.TimeoutException) as caught:
+        with pytest.raises(place.its.TimeoutException) as caught:
             client.get("/", extensions={"lbclient": {"deadline": 0.1}})
         assert client.in_flight == 0
     assert isinstance(caught.value, lbclient.DeadlineExceeded)
@@ -288,7 +288,7 @@ def test_nothing_known(flavour):
         pytest.raises(lbclient.DiscoveryError) as caught,
     ):
         client.get("/")
-    assert isinstance(caught.value, flavour.library.ConnectError)
+    assert isinstance(caught.value, flavour.its.ConnectError)
 
 
 class Unknown:
@@ -316,7 +316,7 @@ def test_errors_are_both(flavour, name):
     assert getattr(flavour.ours, name) is plain
     bound = as_httpx(plain("why"))
     assert isinstance(bound, plain)
-    assert isinstance(bound, getattr(flavour.library, FITTING[name]))
+    assert isinstance(bound, getattr(flavour.its, FITTING[name]))
     again = pickle.loads(pickle.dumps(bound))
     assert type(again) is type(bound)
     assert str(again) == "why"
@@ -350,9 +350,9 @@ def test_each_is_of_its_own_library():
 def test_under_the_client_of_the_other(servers, place):
     """A transport under the other library's client says so at the first call, and sends nothing."""
     (server,) = servers(tells_port)
-    (other,) = (one.library for one in FLAVOURS if one.library is not place.library)
+    (other,) = (one.its for one in FLAVOURS if one.its is not place.its)
     with place.under(other.Client, other.AsyncClient, [server.url]) as client:
-        told = f"clients of {place.library.__name__}, and the request is of {other.__name__};"
+        told = f"clients of {place.its.__name__}, and the request is of {other.__name__};"
         with pytest.raises(TypeError, match=told):
             client.get("http://orders/")
     assert server.hits == 0
@@ -361,8 +361,8 @@ def test_under_the_client_of_the_other(servers, place):
 @flavours
 def test_what_is_of_the_other_is_refused(servers, flavour):
     """Limits, timeouts, and transports that a factory makes, must be of the client's library."""
-    (other,) = (one.library for one in FLAVOURS if one.library is not flavour.library)
-    mine = flavour.library.__name__
+    (other,) = (one.its for one in FLAVOURS if one.its is not flavour.its)
+    mine = flavour.its.__name__
     with pytest.raises(TypeError, match=rf"limits must be {mine}\.Limits"):
         flavour.ours.Client("http://127.0.0.1:1", limits=other.Limits())
     with pytest.raises(TypeError, match="timeout"):
@@ -374,7 +374,7 @@ def test_what_is_of_the_other_is_refused(servers, flavour):
     ):
         client.get("/")
     with flavour.ours.Client(
-        [server.url], transport=lambda _: flavour.library.HTTPTransport()
+        [server.url], transport=lambda _: flavour.its.HTTPTransport()
     ) as client:
         assert client.get("/").text == str(server.port)
 

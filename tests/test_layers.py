@@ -103,10 +103,10 @@ def test_each_package_has_its_room(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_http_names_no_flavour(path):
-    """What is loaded for httpx and for httpx2 names neither, nor itself: it asks `.library`."""
+    """What is loaded for httpx and for httpx2 names neither, nor itself: it asks `.flavour`."""
     for name in imports_of(path):
         if room_of(path) == "http":
-            assert not name.startswith(("httpx", "httpcore")) or path.name == "library.py", name
+            assert not name.startswith(("httpx", "httpcore")) or path.name == "flavour.py", name
         assert not name.startswith("lbclient.http.") or room_of(path) in {"", "http"}, name
     twice = room_of(path) in {"http", "httpx2"}
     assert not twice or "from lbclient.http" not in path.read_text()

@@ -18,7 +18,7 @@ from yarl import URL
 
 from .aiohttp_pool import Connections, dialled
 from .aiohttp_use import Use, current, once
-from .library import httpx
+from .flavour import httpx
 from .options import WireOptions
 from .request import UNSTREAMED, Place, raw_headers
 from .uncut import uncut

@@ -14,8 +14,8 @@ from aiohttp.client_proto import ResponseHandler
 
 from .allowance import Allowance
 from .body import is_callers_own
+from .flavour import httpcore, httpx
 from .goaway import Liveness
-from .library import httpcore, httpx
 from .stream import Line
 from .upload import Upload
 

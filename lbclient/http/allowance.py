@@ -12,7 +12,7 @@ from typing import Self
 
 from lbclient.deadline import Expiry
 
-from .library import httpcore
+from .flavour import httpcore
 
 __all__ = ["LEAST", "Allowance", "seconds_now"]
 

@@ -16,7 +16,7 @@ from lbclient.errors import DeadlineExceeded
 from lbclient.info import CallInfo, attach
 
 from .errors import as_httpx
-from .library import httpx
+from .flavour import httpx
 from .stream import Line
 
 __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell"]

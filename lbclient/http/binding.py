@@ -17,8 +17,8 @@ from lbclient.target import authority_of
 from lbclient.waiting import Pause
 
 from .answer import tell
+from .flavour import httpx
 from .judge import HttpJudge
-from .library import httpx
 from .options import (
     TransportOptions,
     WireArguments,

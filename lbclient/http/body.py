@@ -10,7 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
-from .library import NAME, PUBLIC, httpx
+from .flavour import NAME, PUBLIC, httpx
 
 __all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "replays", "watch"]
 

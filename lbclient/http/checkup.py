@@ -18,8 +18,8 @@ from lbclient.instance import Instance
 from lbclient.target import authority_of
 
 from .binding import Binding
+from .flavour import httpx
 from .idle import Idle, idle_of
-from .library import httpx
 from .options import WireOptions
 from .request import Place, attempt_extensions
 from .senders import AsyncSender, Sender

@@ -11,9 +11,9 @@ from lbclient.target import Target
 
 from .binding import closed_on_error
 from .drafts import Drafts
+from .flavour import NAME, httpx
 from .foreign import TransportFactory
 from .jar import Jar
-from .library import NAME, httpx
 from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
 from .request import UNSTREAMED

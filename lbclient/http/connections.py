@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
+from .flavour import httpcore
 from .idle import Idle, Shelf
-from .library import httpcore
 from .uncut import uncut
 
 __all__ = ["AsyncConnections", "AsyncUse", "Connections", "Use"]

@@ -12,8 +12,8 @@ from weakref import WeakSet
 from lbclient.instance import Instance
 
 from .allowance import seconds_now
+from .flavour import httpcore
 from .goaway import Liveness
-from .library import httpcore
 from .stream import AsyncStream, Stream, SyncStream
 
 __all__ = ["AsyncDialer", "Dialer"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .library import httpx
+from .flavour import httpx
 from .urls import Urls
 
 __all__ = ["Drafts"]

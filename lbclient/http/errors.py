@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbclient import errors
 
-from .library import httpx
+from .flavour import httpx
 
 __all__ = ["as_httpx"]
 

@@ -15,7 +15,7 @@ import anyio
 from lbclient.deadline import time_left
 from lbclient.instance import Instance
 
-from .library import NAME, httpx
+from .flavour import NAME, httpx
 from .request import Place, own_headers
 
 __all__ = ["AsyncForeign", "AsyncTransportFactory", "Foreign", "TransportFactory"]

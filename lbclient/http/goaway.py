@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from .library import httpcore, httpx
+from .flavour import httpcore, httpx
 
 __all__ = ["Ear", "Liveness", "unasked", "went_away"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .library import httpx
+from .flavour import httpx
 
 __all__ = ["Jar"]
 

@@ -13,8 +13,8 @@ from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
 from lbclient.outcome import judge as network_judge
 
 from .body import is_callers_own
+from .flavour import httpx
 from .goaway import went_away
-from .library import httpx
 from .wire import on_reused_connection
 
 __all__ = ["HttpJudge", "rest_asked"]

@@ -20,8 +20,8 @@ from lbclient.instance import Instance
 from lbclient.target import authority_of
 
 from .binding import Binding
+from .flavour import httpx
 from .idle import Idle, idle_of
-from .library import httpx
 from .options import WireOptions
 from .orca import HEADER, load_of
 from .request import Place, attempt_extensions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+from .flavour import NAME, httpx
 from .foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
 from .idle import Idle
-from .library import NAME, httpx
 from .options import TransportOptions, WireOptions
 from .request import Place
 from .senders import AsyncSender, Sender

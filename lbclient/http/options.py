@@ -17,7 +17,7 @@ from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit
 
-from .library import NAME, PUBLIC, httpx
+from .flavour import NAME, PUBLIC, httpx
 
 __all__ = [
     "SocketOption",

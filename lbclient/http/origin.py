@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from lbclient.instance import Instance
 
 from .errors import LoadBalancingError
-from .library import NAME, PUBLIC, httpx
+from .flavour import NAME, PUBLIC, httpx
 
 __all__ = ["Origin"]
 

@@ -13,7 +13,7 @@ from lbclient.telemetry import propagation
 from lbclient.terms import Terms
 
 from .allowance import Allowance
-from .library import httpx
+from .flavour import httpx
 
 __all__ = [
     "UNSTREAMED",

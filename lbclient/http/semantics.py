@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lbclient.telemetry import Attributes, Semantics, error_attributes
 
-from .library import httpx
+from .flavour import httpx
 from .wire import peer_of
 
 __all__ = ["HttpSemantics", "Labels", "redacted"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from .library import httpx
+from .flavour import httpx
 
 __all__ = ["AsyncSender", "Kept", "Sender"]
 

@@ -17,8 +17,8 @@ import anyio
 from lbclient.deadline import STOOD_STILL, Expiry
 
 from .allowance import Allowance, seconds_now
+from .flavour import httpcore
 from .goaway import Ear, Liveness
-from .library import httpcore
 
 __all__ = ["AsyncStream", "Home", "Line", "Stream", "SyncStream"]
 

@@ -18,9 +18,9 @@ from .binding import Binding
 from .body import awatch, replays, watch
 from .checkup import achecked, checked
 from .errors import as_httpx
+from .flavour import httpx
 from .foreign import TransportFactory
 from .homes import Homes
-from .library import httpx
 from .loads import areports, reports
 from .makers import AsyncMeans, async_maker, maker
 from .options import TransportOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from .library import httpx
+from .flavour import httpx
 
 __all__ = ["Upload"]
 

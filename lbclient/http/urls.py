@@ -7,7 +7,7 @@ and again.
 
 from __future__ import annotations
 
-from .library import httpx
+from .flavour import httpx
 
 __all__ = ["Urls"]
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 from .body import AsyncBody
 from .connections import AsyncConnections, AsyncUse, Connections, Use
 from .dial import AsyncDialer, Dialer
+from .flavour import httpcore, httpx
 from .goaway import unasked
 from .idle import Idle
-from .library import httpcore, httpx
 from .options import WireOptions
 from .request import Place, raw_headers
 from .stream import Line, Stream

@@ -17,8 +17,8 @@ from lbclient import forking
 from lbclient.endpoint import Endpoint
 from lbclient.pool import Pool
 
+from .flavour import httpx
 from .idle import Idle, idle_of
-from .library import httpx
 from .options import WireOptions
 from .senders import AsyncSender, Kept, Sender
 

@@ -1,7 +1,7 @@
 """The HTTP library: httpx, and the httpcore that belongs to it.
 
 Every file of this folder has it from here, and its siblings by relative imports: `lbclient.httpx2`
-loads the same files a second time, beside a `library` of its own.
+loads the same files a second time, beside a `flavour` of its own.
 """
 
 from __future__ import annotations
