@@ -9,6 +9,7 @@ from typing import TypeVar
 import anyio
 
 from lbclient.call import Attempt
+from lbclient.deadline import Expiry
 from lbclient.instance import Instance
 
 __all__ = ["asender", "sender"]
@@ -32,21 +33,20 @@ def sender(fn: Callable[[Instance], T]) -> Callable[[Attempt[T]], T]:
 def asender(fn: Callable[[Instance], Awaitable[T]]) -> Callable[[Attempt[T]], Awaitable[T]]:
     """For event loops; an attempt is cancelled when its time is up."""
 
-    async def send(attempt: Attempt[T]) -> T:
-        if attempt.expiry is None:
-            return await _checked(fn(attempt.instance))
-        try:
-            with anyio.fail_after(attempt.expiry.left()):
-                return await _checked(fn(attempt.instance))
-        except TimeoutError:
-            attempt.expiry.noticed()
-            raise
+    def send(attempt: Attempt[T]) -> Awaitable[T]:
+        result = fn(attempt.instance)
+        if not hasattr(result, "__await__"):
+            kind = type(result).__name__
+            raise TypeError(f"fn must return an awaitable, not {kind}; use `balancer.call(fn)`")
+        return result if attempt.expiry is None else _in_time(result, attempt.expiry)
 
     return send
 
 
-def _checked(result: Awaitable[T]) -> Awaitable[T]:
-    if not hasattr(result, "__await__"):
-        kind = type(result).__name__
-        raise TypeError(f"fn must return an awaitable, not {kind}; use `balancer.call(fn)`")
-    return result
+async def _in_time(result: Awaitable[T], expiry: Expiry) -> T:
+    try:
+        with anyio.fail_after(expiry.left()):
+            return await result
+    except TimeoutError:
+        expiry.noticed()
+        raise

@@ -20,33 +20,31 @@ logger = logging.getLogger("lbclient")
 class News:
     """Added to under the lock, published without it. `deliver` takes events to a listener."""
 
-    __slots__ = ("_deliver", "_items", "heard")
+    __slots__ = ("_deliver", "heard", "untold")
 
     def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
-        self._items: deque[Callable[[], None]] = deque()
+        self.untold: deque[Callable[[], None]] = deque()
+        """What `publish` would say: look here first, there seldom is any."""
         self._deliver = deliver
         self.heard = deliver is not None
         """True where somebody listens: else an event need not even be made."""
-
-    def __bool__(self) -> bool:
-        return bool(self._items)
 
     def add(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
         """Something to log."""
-        self._items.append(lambda: logger.log(level, text, *values, exc_info=error))
+        self.untold.append(lambda: logger.log(level, text, *values, exc_info=error))
 
     def tell(self, event: Event) -> None:
         """Something that a listener wants to know."""
         if (deliver := self._deliver) is not None:
-            self._items.append(lambda: deliver(event))
+            self.untold.append(lambda: deliver(event))
 
     def publish(self) -> None:
         """Say it all."""
-        while self._items:
+        while self.untold:
             try:
-                say = self._items.popleft()
+                say = self.untold.popleft()
             except IndexError:  # another thread was quicker
                 return
             say()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from logging import ERROR
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, Protocol, cast
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
@@ -22,7 +23,8 @@ FULL: Literal["full"] = "full"
 """Instances are admissible, but all are at their limit: wait in turn."""
 
 
-class Pick(NamedTuple):
+@dataclass(slots=True)
+class Pick:
     """An endpoint with leave to send one attempt to it, and the reason it was chosen."""
 
     endpoint: Endpoint

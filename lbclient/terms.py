@@ -33,4 +33,9 @@ def terms(*, idempotent: bool, key: object, deadline: float | None) -> Terms:
         raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
     if deadline is not None:
         checks.seconds("deadline", deadline)
+    elif key is None and not idempotent:
+        return _NOTHING_ASKED
     return Terms(idempotent, key, deadline)
+
+
+_NOTHING_ASKED = Terms()

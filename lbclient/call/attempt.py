@@ -11,7 +11,7 @@ from lbclient import deadline
 from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
-from lbclient.outcome import Verdict, fault_name
+from lbclient.outcome import FINE, Verdict, fault_name
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, CallSpan, Semantics
 
@@ -76,7 +76,7 @@ class Attempt(Generic[R]):
 
     def __init__(self, call: Owner, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
-        self.endpoint, self.permit, self.reason = pick
+        self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
         self.instance = self.endpoint.instance
         self._held = False
         self._open = True
@@ -128,11 +128,16 @@ class Attempt(Generic[R]):
             return failure is not None
         if error is None and verdict is not None:
             self.verdict = verdict
-            self._answered(verdict)
+            if self._held:
+                self._answered(verdict)
+            else:
+                self._settled, self._open = True, False
+                self._call.core.done(self, verdict)
         elif error is not None:
             self.verdict = None if failure is None else self._call.verdict(self, failure)
             self._close(self._charge(error), release=True)
-        self._tell(error)
+        if self._span is not SILENT or self.verdict is not FINE or not self._call.semantics.plain:
+            self._tell(error)
         if failure is None or not self._ours():
             return False
         self.error = failure
@@ -155,7 +160,7 @@ class Attempt(Generic[R]):
             self._close(self._charge(error), release=True)
         else:
             self._close(self.verdict, release=True)
-        if self._call.core.news:
+        if self._call.core.news.untold:
             self._call.core.news.publish()
 
     def forsake(self) -> None:
@@ -185,10 +190,6 @@ class Attempt(Generic[R]):
 
     def _answered(self, verdict: Verdict) -> None:
         core = self._call.core
-        if not self._held:
-            self._settled, self._open = True, False
-            core.done(self, verdict)
-            return
         with core.lock:
             core.took(self.endpoint, self.elapsed)
         if verdict.fault or verdict.again != "never":

@@ -103,7 +103,7 @@ class Call(Raced[R]):
             self._last = None
         if not self.span.silent:
             self.span.end(error, len(self.tried))
-        if self.core.news:
+        if self.core.news.untold:
             self.core.news.publish()
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
@@ -125,7 +125,6 @@ class Call(Raced[R]):
                     return
             attempt = self._attempt(pick)
             yield attempt
-            self._records.append(record(attempt))
             verdict = attempt.verdict
             if verdict is None or verdict.again == "never":
                 return
@@ -143,6 +142,8 @@ class Call(Raced[R]):
             last, self._last = self._last, None
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
+        if self.race is None and (last.error is not None or not self.semantics.plain):
+            self._records.append(record(last))
         error, last.error = last.error, None
         if error is None:
             return last.take()
@@ -194,8 +195,11 @@ class Call(Raced[R]):
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last
         replaces = before.take() if before is not None and before.error is None else None
-        if before is not None and before.open:
-            before.passed_on()
+        if before is not None:
+            if self.race is None:
+                self._records.append(record(before))
+            if before.open:
+                before.passed_on()
         self._last = Attempt(self, pick, replaces, len(self.tried))
         self.tried.append(pick.endpoint)
         return self._last

@@ -39,6 +39,8 @@ class HttpSemantics(Semantics):
 
     __slots__ = ("_labels", "_method", "_request")
 
+    plain = False
+
     def __init__(self, request: httpx.Request, labels: Labels) -> None:
         self._request = request
         self._labels = labels

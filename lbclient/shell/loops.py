@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import anyio
@@ -32,21 +32,15 @@ async def arun(
     wait = rest or asleep
     with call:
         if (after := call.hedge_after()) is None:
-            await _carry_out(call, send, wait)
+            for step in call:  # as in a lane; a function less for nearly every call
+                if isinstance(step, Pause):
+                    await wait(step)
+                else:
+                    with step:
+                        step.result = await send(step)
         else:
             await _Lanes(call, send, wait, discard or _drop).race(after)
     return call.result()
-
-
-async def _carry_out(
-    steps: Iterable[Pause | Attempt[R]], send: Send[R], wait: Callable[[Pause], Awaitable[None]]
-) -> None:
-    for step in steps:
-        if isinstance(step, Pause):
-            await wait(step)
-        else:
-            with step:
-                step.result = await send(step)
 
 
 class _Lanes(Generic[R]):
@@ -102,7 +96,12 @@ class _Lanes(Generic[R]):
 
     async def _lane(self, steps: Call[R] | Hedge[R]) -> None:
         try:
-            await _carry_out(steps, self._send, self._wait)
+            for step in steps:
+                if isinstance(step, Pause):
+                    await self._wait(step)
+                else:
+                    with step:
+                        step.result = await self._send(step)
         except Exception as error:  # noqa: BLE001  # raised where the call was made, and ungrouped
             self._error = error
 

@@ -49,21 +49,21 @@ class Weighted:
             self._look(call)
         if self._spent:
             del self._spent[-_AT_ONCE:]  # to free thousands takes time too
-        due, order, endpoint, stride = self._first()
+        while (
+            self._turns.get((turn := self._heap[0])[2]) is not turn or turn[2] not in self._members
+        ):
+            self._drop(turn)
+        due, order, endpoint, stride = turn
         self._time = due
         turn = self._turns[endpoint] = (due + stride, order, endpoint, stride)
         heapreplace(self._heap, turn)
         return endpoint
 
-    def _first(self) -> _Turn:
-        """Past those who have left, and turns that were replaced by others."""
-        while True:
-            turn = self._heap[0]
-            if self._turns.get(turn[2]) is turn:
-                if turn[2] in self._members:
-                    return turn
-                del self._turns[turn[2]]
-            heappop(self._heap)
+    def _drop(self, turn: _Turn) -> None:
+        """That of one who has left, or that was replaced by another."""
+        if self._turns.get(turn[2]) is turn:
+            del self._turns[turn[2]]
+        heappop(self._heap)
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
         self._candidates, self._members = candidates, frozenset(candidates)

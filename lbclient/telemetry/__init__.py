@@ -6,6 +6,9 @@ for a span that records, so that with the API alone a call pays next to nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -13,7 +16,7 @@ from opentelemetry.trace import TracerProvider
 from lbclient._version import __version__
 from lbclient.telemetry.counts import Counts, instruments
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
-from lbclient.telemetry.spans import SILENT, AttemptSpan, CallSpan, propagation
+from lbclient.telemetry.spans import SILENT, AttemptSpan, CallSpan, call_span, propagation
 
 __all__ = [
     "SILENT",
@@ -39,11 +42,9 @@ class Telemetry:
         tracer_provider: TracerProvider | None,
         meter_provider: MeterProvider | None,
     ) -> None:
-        self._tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
-        self._service: Attributes = {"lbclient.service": service}
+        tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
+        label: Attributes = {"lbclient.service": service}
+        self.call: Callable[[Semantics], CallSpan] = partial(call_span, tracer, label)
+        """Opens the span of one call."""
         provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
-        self.counts = Counts(instruments(provider), self._service)
-
-    def call(self, semantics: Semantics) -> CallSpan:
-        """Open the span of one call."""
-        return CallSpan(self._tracer, self._service, semantics)
+        self.counts = Counts(instruments(provider), label)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import MeterProvider
@@ -74,15 +76,15 @@ class Counts:
     def __init__(self, instruments: Instruments, service: Attributes) -> None:
         self._instruments = instruments
         self._service = service
+        self.in_flight: Callable[[int], None] = partial(
+            instruments.in_flight.add, attributes=service
+        )
+        """So many more attempts are under way."""
 
     def pick(self) -> None:
         """An instance was picked, and an attempt is under way."""
         self._instruments.picks.add(1, self._service)
         self._instruments.in_flight.add(1, self._service)
-
-    def in_flight(self, change: int) -> None:
-        """So many more attempts are under way."""
-        self._instruments.in_flight.add(change, self._service)
 
     def retry(self) -> None:
         """An attempt beyond the first was decided."""

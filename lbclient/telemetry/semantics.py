@@ -20,6 +20,8 @@ class Semantics:
     __slots__ = ()
 
     span_name = "lbclient.attempt"
+    plain = True
+    """True where nobody asks for the duration or the record of an attempt that went well."""
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others
         """What is known before sending; `resend` counts from 1 at the second attempt."""

@@ -15,7 +15,7 @@ from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-__all__ = ["SILENT", "AttemptSpan", "CallSpan", "propagation"]
+__all__ = ["SILENT", "AttemptSpan", "CallSpan", "call_span", "propagation"]
 
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
@@ -36,17 +36,13 @@ class CallSpan:
 
     __slots__ = ("_context", "_semantics", "_span", "_tracer", "silent")
 
-    def __init__(self, tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> None:
+    def __init__(self, tracer: trace.Tracer, span: Span, semantics: Semantics) -> None:
         self._tracer = tracer
+        self._span = span
         self._semantics = semantics
         self._context: Context | None = None
-        now = context.get_current()
-        span = trace.INVALID_SPAN if _suppressed(now) else tracer.start_span(_CALL, now)
-        self._span = span
         self.silent = not span.get_span_context().is_valid
         """True where nobody traces."""
-        if not self.silent and span.is_recording():
-            span.set_attributes(service)
 
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
         """Open the span of one attempt; `resend` counts from 1 at the second one."""
@@ -106,11 +102,26 @@ class AttemptSpan:
 
 
 SILENT = AttemptSpan(None)
+_SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics())
+
+
+def call_span(tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> CallSpan:
+    """Open the span of one call; its one attribute is the service."""
+    now = context.get_current()
+    if now and _suppressed(now):
+        return _SILENT_CALL
+    span = tracer.start_span(_CALL, now)
+    if span is trace.INVALID_SPAN:
+        return _SILENT_CALL
+    if span.is_recording():
+        span.set_attributes(service)
+    return CallSpan(tracer, span, semantics)
 
 
 def propagation() -> Mapping[str, str]:
     """The headers that tell the server which span calls it: `traceparent`, for one."""
-    if not (now := context.get_current()) or _suppressed(now):
+    now = context.get_current()
+    if not now or _suppressed(now):
         return _NO_HEADERS  # an empty context has nothing to say, and who suppresses has said it
     carrier: dict[str, str] = {}
     propagate.inject(carrier, now)
@@ -124,4 +135,4 @@ def _conclude(span: Span, attributes: Attributes) -> None:
 
 
 def _suppressed(now: Context) -> bool:
-    return bool(now) and any(now.get(key) for key in _SUPPRESS)
+    return any(now.get(key) for key in _SUPPRESS)
