@@ -288,8 +288,25 @@ def test_churn_leaves_nothing_behind():
         for pick in range(150):
             strategy.pick(pool.candidates(0.0), Asked(key=pick))
     assert len(strategy._ring.owners) == 1000
-    assert len(strategy._ring._points) == 16 * 1000
+    assert sum(map(len, strategy._ring._arcs)) == 16 * 1000
+    assert max(map(len, strategy._ring._arcs)) < 256
     assert len(strategy._ring._here) <= 1500 + 128
+
+
+def test_an_outage_leaves_the_circle_as_it_is_cut():
+    """An instance that serves alone for a while does not have the ring of all made anew, twice."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    pool.update(instances(100))
+    settled(strategy, pool.candidates(0.0))
+    before = strategy._ring._arcs
+    for out in list(pool.endpoints)[1:]:
+        out.out_until = 5.0
+        pool.changed(out)
+    assert len(pool.candidates(1.0)) == 1
+    assert {strategy.pick(pool.candidates(1.0), Asked(key=key)) for key in KEYS[:50]} == {
+        *pool.candidates(1.0)
+    }
+    assert strategy._ring._arcs is before
 
 
 def test_one_that_left_while_it_was_out_is_removed_too():

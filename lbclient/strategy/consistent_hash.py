@@ -45,7 +45,7 @@ class ConsistentHash:
 
     Use it for caches and sessions: what an instance knows of a key is worth more than even loads.
     Do not use it to share load evenly, nor as the only thing that keeps two writers of one key
-    apart: clients disagree while the set changes. A pick costs O(log n). Of thousands that are new
+    apart: clients disagree while the set changes. A pick costs O(1). Of thousands that are new
     128 join at each pick, and until all have, keys may go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
@@ -125,6 +125,7 @@ class ConsistentHash:
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
         old, self._members = self._members, frozenset(candidates)
         self._candidates = candidates
+        self._ring.expect(len(candidates))
         for one in self._members - old:
             self._ring.show(one, here=True)
         out = self._ring.owners.keys() - self._members
@@ -149,7 +150,6 @@ class ConsistentHash:
                 self._ring.give(one, wanted)
             self._next = (self._next + 1) % len(self._candidates)
             self._unseen -= 1
-        self._ring.sort()
 
     def _remove(self) -> None:
         """A few of those who have left, so that no single call pays for all of them."""
