@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import sides
-from crowd import Call
+from crowd import Call, Effort, of_tasks
 from sidecars import Sidecar
 
 import lbclient
@@ -22,9 +22,13 @@ UNLIMITED = {
     "keepalive_expiry": IDLE,
 }
 HTTPX, NOISE, OURS = "bare httpx", "noise: bare httpx again", "lbclient"
+FEW = 16
+BEGUN_WITH_FEW = f"bare httpx, begun with {FEW} at once"
 OVER_AIOHTTP, HTTPX_AIOHTTP = 'lbclient, transport="aiohttp"', "httpx over httpx-aiohttp"
 AIOHTTP, ACALL = "raw aiohttp", "Balancer.acall around aiohttp"
 HTTPX2, OURS_HTTPX2 = "bare httpx2", "lbclient.httpx2"
+
+_BEGINNING = Effort(0, 0.1)
 
 
 class Rival(NamedTuple):
@@ -47,6 +51,7 @@ def rivals(
     limits = httpx.Limits(**UNLIMITED)
     yield HTTPX, Rival(_calling(sides.bare_async(limits=limits), url))
     yield NOISE, Rival(_calling(sides.bare_async(limits=limits), url))
+    yield BEGUN_WITH_FEW, Rival(_calling(sides.bare_async(limits=limits), url, begin_with=FEW))
     yield OURS, Rival(_calling(sides.ours_async(instances, limits=limits), url))
     for name, sidecar in sidecars.items():
         client = sides.bare_async(limits=limits)
@@ -98,13 +103,15 @@ def _with_httpx2(
 
 
 @asynccontextmanager
-async def _calling(client: Any, url: str) -> AsyncIterator[Call]:
-    """A client of httpx or httpx2, or ours."""
+async def _calling(client: Any, url: str, *, begin_with: int = 0) -> AsyncIterator[Call]:
+    """A client of httpx or httpx2, or ours; used by so many at once before, if any."""
 
     async def call() -> None:
         sides.check(await client.get(url))
 
     async with client:
+        if begin_with:
+            await of_tasks(call, begin_with, _BEGINNING)
         yield call
 
 
