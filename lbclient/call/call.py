@@ -148,7 +148,7 @@ class Call(Raced[R]):
         if error is None:
             return last.take()
         records, self._records = tuple(self._records), []
-        took = self.core.clock() - self.started if last.cut else None
+        took = self.elapsed if last.cut else None
         try:
             raise concluded(error, records, took)
         finally:
@@ -159,6 +159,11 @@ class Call(Raced[R]):
         if self.race is None or self.race.over or not self.tried:
             return None
         return Hedge(self)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return self.core.clock() - self.started
 
     def info(self) -> CallInfo:
         """Its attempts so far."""

@@ -21,6 +21,7 @@ from .aiohttp_use import Use, current, once
 from .flavour import httpx
 from .options import WireOptions
 from .request import UNSTREAMED, Place, raw_headers
+from .senders import AsyncContent
 from .uncut import uncut
 from .upload import Upload
 
@@ -109,11 +110,8 @@ class AiohttpWire:
         self._connections.disown()
 
 
-class _Body(httpx.AsyncByteStream, AsyncIterator[bytes]):
+class _Body(AsyncContent, AsyncIterator[bytes]):
     """The bytes of a response, errors in httpx's words."""
-
-    bounded = True
-    """Each of its reads ends with the attempt."""
 
     def __init__(self, use: Use, answer: aiohttp.ClientResponse) -> None:
         self._use = use

@@ -6,6 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -17,9 +18,10 @@ from lbclient.info import CallInfo, attach
 
 from .errors import as_httpx
 from .flavour import httpx
+from .senders import AsyncContent
 from .stream import Line
 
-__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell"]
+__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell", "unpack"]
 
 _DRAIN_BYTES = 16_384
 _DRAIN_SECONDS = 0.05
@@ -134,19 +136,36 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
 async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
     """The same for the async side."""
     stream = cast("httpx.AsyncByteStream", response.stream)
-    expiry = _to_check(stream, expiry)
+    if isinstance(stream, AsyncContent):
+        try:
+            content = await stream.whole()
+        finally:
+            await stream.aclose()
+    else:
+        content = await _whole(stream, expiry)
+    response.stream = httpx.ByteStream(content)
+
+
+async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
     chunks = []
     try:
         async for chunk in stream:
             _check(expiry)
             chunks.append(chunk)
     finally:
-        if getattr(stream, "bounded", False):  # ours: nothing cuts its end short
+        with anyio.CancelScope(shield=True):
             await stream.aclose()
-        else:
-            with anyio.CancelScope(shield=True):
-                await stream.aclose()
-    response.stream = httpx.ByteStream(b"".join(chunks))
+    return b"".join(chunks)
+
+
+def unpack(response: httpx.Response, seconds: float) -> None:
+    """Make a body that was read at once the response's content: httpx would, through four
+    generators on an event loop. One to be decompressed is left to it."""
+    if isinstance(response.stream, httpx.ByteStream) and not (
+        response.is_closed or "content-encoding" in response.headers
+    ):
+        response.read()
+        response.elapsed = timedelta(seconds=seconds)
 
 
 def drain(response: httpx.Response) -> None:
@@ -196,7 +215,7 @@ def _calm(response: httpx.Response) -> None:
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
     """None for what ends by itself: to leave generators of httpcore's in the middle leaves them to
     the garbage collector, of which trio warns."""
-    return None if getattr(stream, "bounded", False) else expiry
+    return None if isinstance(stream, AsyncContent) else expiry
 
 
 def _check(expiry: Expiry | None) -> None:

@@ -5,6 +5,7 @@ A socket opens to the vetted addresses of the instance only, each tried in turn.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakSet
@@ -14,6 +15,7 @@ from lbclient.instance import Instance
 from .allowance import seconds_now
 from .flavour import httpcore
 from .goaway import Liveness
+from .loop_stream import LoopBackend
 from .stream import AsyncStream, Stream, SyncStream
 
 __all__ = ["AsyncDialer", "Dialer"]
@@ -89,7 +91,7 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
 
     def __init__(self, instance: Instance, *, shared: bool) -> None:
         super().__init__(instance, shared=shared)
-        self._inner = httpcore.AnyIOBackend()
+        self._inner = _backend()
 
     async def connect_tcp(
         self,
@@ -115,3 +117,12 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await self._inner.sleep(seconds)
+
+
+def _backend() -> httpcore.AsyncNetworkBackend:
+    """For the running event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return httpcore.AnyIOBackend()
+    return LoopBackend()

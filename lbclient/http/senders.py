@@ -7,7 +7,16 @@ from typing import Protocol
 
 from .flavour import httpx
 
-__all__ = ["AsyncSender", "Kept", "Sender"]
+__all__ = ["AsyncContent", "AsyncSender", "Kept", "Sender"]
+
+
+class AsyncContent(httpx.AsyncByteStream):
+    """The body of an answer, on a wire of ours: each of its reads ends with the attempt, and
+    nothing cuts its closing short."""
+
+    async def whole(self) -> bytes:
+        """All of it."""
+        return b"".join([chunk async for chunk in self])
 
 
 class Kept(Protocol):

@@ -174,6 +174,8 @@ class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStre
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write all of it, within the time."""
+        if not buffer:  # of a body without any bytes
+            return
         self.ear.asked()
         try:
             await self.inner.write(buffer, seconds_now(timeout, httpcore.WriteTimeout))

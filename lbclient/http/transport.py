@@ -13,7 +13,7 @@ from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 from lbclient.shell import arun, asleep, run, sleep
 
-from .answer import Answer, AsyncAnswer, adrain, aread, drain, read
+from .answer import Answer, AsyncAnswer, adrain, aread, drain, read, unpack
 from .binding import Binding
 from .body import awatch, replays, watch
 from .checkup import achecked, checked
@@ -24,7 +24,7 @@ from .homes import Homes
 from .loads import areports, reports
 from .makers import AsyncMeans, async_maker, maker
 from .options import TransportOptions
-from .request import attempt_extensions, below
+from .request import UNSTREAMED, attempt_extensions, below
 from .wire import Wire
 from .wires import AsyncWires, Wires
 
@@ -205,7 +205,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
             raise
-        return binding.finished(call, response)
+        binding.finished(call, response)
+        if request.extensions.get(UNSTREAMED):
+            unpack(response, call.elapsed)
+        return response
 
     async def aclose(self) -> None:
         """The same for the connections of the running event loop; those of others are closed as

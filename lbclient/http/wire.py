@@ -17,6 +17,7 @@ from .goaway import unasked
 from .idle import Idle
 from .options import WireOptions
 from .request import Place, raw_headers
+from .senders import AsyncContent
 from .stream import Line, Stream
 from .uncut import uncut
 
@@ -172,11 +173,8 @@ class _Body(httpx.SyncByteStream):
         self._use.end()
 
 
-class _AsyncBody(httpx.AsyncByteStream):
+class _AsyncBody(AsyncContent):
     """The same for the async side."""
-
-    bounded = True
-    """Each of its reads ends with the attempt."""
 
     def __init__(self, use: AsyncUse) -> None:
         self._use = use
@@ -186,6 +184,14 @@ class _AsyncBody(httpx.AsyncByteStream):
             stream = cast("AsyncIterable[bytes]", self._use.answer.stream)
             async for chunk in stream:
                 yield chunk
+        except _HTTPCORE as error:
+            raise _as_httpx(error) from error
+
+    async def whole(self) -> bytes:
+        """All of it, without a generator of ours around httpcore's."""
+        try:
+            stream = cast("AsyncIterable[bytes]", self._use.answer.stream)
+            return b"".join([chunk async for chunk in stream])
         except _HTTPCORE as error:
             raise _as_httpx(error) from error
 

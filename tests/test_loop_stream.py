@@ -1,0 +1,282 @@
+"""Bytes on asyncio's own transports, and on uvloop's: what arrives, what ends, what takes too long.
+
+TLS on them, cancellation, and what httpcore makes of them, is in the tests of the clients.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+
+import anyio
+import httpcore
+import pytest
+
+from lbclient.http.loop_stream import LoopBackend
+
+pytestmark = pytest.mark.anyio
+RESET = struct.pack("ii", 1, 0)
+SOON = 20.0
+"""Seconds that nothing here takes."""
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request):
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def connected(listener, **options):
+    """A stream, and the socket at its other end, which never waits."""
+    stream = await LoopBackend().connect_tcp(*listener.getsockname(), SOON, **options)
+    try:
+        peer, _ = listener.accept()
+        with peer:
+            peer.setblocking(False)
+            yield stream, peer
+    finally:
+        await stream.aclose()
+
+
+async def rounds(number=3):
+    """The event loop goes round."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def until(true):
+    """The event loop goes round until that holds."""
+    with anyio.fail_after(SOON):
+        while not true():
+            await rounds(1)
+
+
+async def test_what_arrives_is_read_in_the_pieces_asked_for(listener):
+    """A read brings no more than was asked for, and the rest stays for the next."""
+    async with connected(listener) as (stream, peer):
+        peer.send(b"0123456789")
+        assert [await stream.read(4, SOON) for _ in range(3)] == [b"0123", b"4567", b"89"]
+
+
+async def test_a_peer_that_floods_has_to_wait(listener):
+    """Unread bytes are bounded, whatever the other end sends; read at last, none is missing."""
+    async with connected(listener) as (stream, peer):
+        sent = bytearray()
+
+        def flood():
+            with contextlib.suppress(BlockingIOError):
+                while len(sent) < 2**25:
+                    piece = len(sent).to_bytes(8, "big") * 1024
+                    sent.extend(piece[: peer.send(piece)])
+
+        before = -1
+        while before < len(sent) < 2**25:
+            before = len(sent)
+            flood()
+            await rounds(50)
+        assert len(sent) < 2**25
+        assert stream._unread <= 2**16 + 2**18
+        peer.shutdown(socket.SHUT_WR)
+        read = bytearray()
+        while data := await stream.read(50_000, SOON):
+            assert len(data) <= 50_000
+            read += data
+        assert read == sent
+
+
+async def test_the_end_is_read_as_often_as_asked(listener):
+    """After the last byte every read brings nothing; and the other end can still be written to."""
+    async with connected(listener) as (stream, peer):
+        peer.send(b"last")
+        peer.shutdown(socket.SHUT_WR)
+        assert [await stream.read(9, SOON) for _ in range(3)] == [b"last", b"", b""]
+        await stream.write(b"after", SOON)
+        assert await anyio.to_thread.run_sync(_received, peer) == b"after"
+
+
+def _received(peer):
+    peer.setblocking(True)
+    return peer.recv(100)
+
+
+async def test_a_reset_is_an_error(listener):
+    """What had arrived is read, then ReadError says what happened; writing is WriteError."""
+    async with connected(listener) as (stream, peer):
+        peer.send(b"last")
+        await until(lambda: stream._arrived)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        peer.close()
+        assert await stream.read(9, SOON) == b"last"
+        with pytest.raises(httpcore.ReadError, match="reset by peer"):
+            await stream.read(9, SOON)
+        with pytest.raises(httpcore.WriteError, match="reset by peer"):
+            await stream.write(b"more", SOON)
+
+
+async def test_reading_takes_only_so_long(listener):
+    """ReadTimeout ends a read in which nothing comes, and what comes later is there for the next;
+    a time that is over does no harm to a later read."""
+    async with connected(listener) as (stream, peer):
+        with pytest.raises(httpcore.ReadTimeout):
+            await stream.read(9, 0.01)
+        peer.send(b"late")
+        assert await stream.read(9, SOON) == b"late"
+
+
+async def test_a_read_without_a_limit(listener):
+    """A timeout of None waits for as long as it takes."""
+    async with connected(listener) as (stream, peer), anyio.create_task_group() as group:
+        read = []
+
+        async def reading():
+            read.append(await stream.read(9))
+
+        group.start_soon(reading)
+        await rounds()
+        assert not read
+        peer.send(b"at last")
+        await until(lambda: read)
+    assert read == [b"at last"]
+
+
+@pytest.mark.parametrize("by", ["task", "scope"])
+async def test_a_cancelled_read_loses_nothing(listener, by):
+    """What arrives in the same moment in which a read is cancelled is there for the next."""
+    async with connected(listener) as (stream, peer):
+        scope = anyio.CancelScope()
+
+        async def reading():
+            with scope:
+                await stream.read(9, SOON)
+
+        task = asyncio.create_task(reading())
+        await rounds()
+        peer.send(b"precious")
+        stream._transport.pause_reading()
+        scope.cancel() if by == "scope" else task.cancel()
+        stream.data_received(peer_data := b"very ")
+        stream._transport.resume_reading()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        got = peer_data[:0]
+        while len(got) < len(b"very precious"):
+            got += await stream.read(9, SOON)
+        assert got == b"very precious"
+
+
+async def test_writing_takes_only_so_long(listener):
+    """A peer that takes nothing is WriteTimeout; nothing at all is written at once."""
+    async with connected(listener) as (stream, _):
+        await stream.write(b"", 0.0)
+        with pytest.raises(httpcore.WriteTimeout):
+            await stream.write(b"x" * 2**25, 0.01)
+
+
+async def test_a_connection_that_breaks_ends_the_writing(listener):
+    """Who waits for a peer that resets gets WriteError, before its time is up."""
+    async with connected(listener) as (stream, peer):
+        write = asyncio.create_task(stream.write(b"x" * 2**25, SOON))
+        await until(lambda: not stream._writable.is_set())
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        peer.close()
+        with pytest.raises(httpcore.WriteError):
+            await write
+
+
+async def test_closing_wakes_who_reads(listener):
+    """A read under way ends with ReadError, and so does every later one; a write with WriteError;
+    closing once more does no harm."""
+    async with connected(listener) as (stream, _):
+        read = asyncio.create_task(stream.read(9, SOON))
+        await rounds()
+        await stream.aclose()
+        with pytest.raises(httpcore.ReadError, match="closed here"):
+            await read
+        with pytest.raises(httpcore.ReadError, match="closed here"):
+            await stream.read(9, SOON)
+        with pytest.raises(httpcore.WriteError, match="closed here"):
+            await stream.write(b"more", SOON)
+        await stream.aclose()
+        assert stream.get_extra_info("is_readable")
+
+
+async def test_idle_ones_that_have_something_are_told(listener):
+    """`is_readable` holds as soon as the kernel has something, before the event loop knows; and
+    goes on to hold when it does; at the end too."""
+    async with connected(listener) as (stream, peer):
+        assert not stream.get_extra_info("is_readable")
+        peer.send(b"unasked")
+        assert stream.get_extra_info("is_readable")
+        await until(lambda: stream._arrived)
+        assert stream.get_extra_info("is_readable")
+        await stream.read(9, SOON)
+        assert not stream.get_extra_info("is_readable")
+        peer.close()
+        assert stream.get_extra_info("is_readable")
+        await until(lambda: stream._ended)
+        assert stream.get_extra_info("is_readable")
+
+
+async def test_what_is_known_of_a_connection(listener):
+    """Both addresses, by httpcore's names; the local one and the options are those asked for."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7)]
+    async with connected(listener, local_address="127.0.0.9", socket_options=options) as (
+        stream,
+        peer,
+    ):
+        assert stream.get_extra_info("server_addr") == listener.getsockname()
+        assert stream.get_extra_info("client_addr") == peer.getpeername()
+        assert peer.getpeername()[0] == "127.0.0.9"
+        sock = stream.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 7
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert stream.get_extra_info("ssl_object") is None
+        assert stream.get_extra_info("no such thing") is None
+
+
+async def test_an_option_that_cannot_be_set(listener):
+    """It is ConnectError, and the connection does not stay."""
+    with pytest.raises(httpcore.ConnectError):
+        await LoopBackend().connect_tcp(
+            *listener.getsockname(), SOON, socket_options=[(12345, 12345, 1)]
+        )
+    peer, _ = listener.accept()
+    with peer:
+        assert await anyio.to_thread.run_sync(_received, peer) == b""
+
+
+async def test_refused(dead_port):
+    """ConnectError says so."""
+    with pytest.raises(httpcore.ConnectError, match="Errno 111"):
+        await LoopBackend().connect_tcp("127.0.0.1", dead_port, SOON)
+
+
+async def test_no_time_to_connect(listener):
+    """ConnectTimeout."""
+    with pytest.raises(httpcore.ConnectTimeout):
+        await LoopBackend().connect_tcp(*listener.getsockname(), 0.0)
+
+
+async def test_a_name(listener):
+    """Of the addresses of a name one that answers is found: here IPv6 refuses, if it is there."""
+    stream = await LoopBackend().connect_tcp("localhost", listener.getsockname()[1], SOON)
+    peer, _ = listener.accept()
+    with peer:
+        await stream.write(b"hello", SOON)
+        assert await anyio.to_thread.run_sync(_received, peer) == b"hello"
+    await stream.aclose()
+
+
+async def test_tls_with_who_has_gone(listener):
+    """To begin with TLS on a connection that has ended is ConnectError, at once."""
+    async with connected(listener) as (stream, peer):
+        peer.close()
+        await until(lambda: stream._ended)
+        with pytest.raises(httpcore.ConnectError, match="ended"):
+            await stream.start_tls(httpcore.default_ssl_context(), "orders.test", SOON)
