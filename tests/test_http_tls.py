@@ -1,5 +1,6 @@
 """TLS names the service, whoever the instance is; HTTP/2 on top, against a real nginx."""
 
+import asyncio
 import contextlib
 import datetime as dt
 import gc
@@ -612,6 +613,27 @@ async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
         (wire,) = wires_of(client)
         assert len(wire._pool.connections) == 1
     assert bodies == [b"stay"]
+
+
+@needs_nginx
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_http2_set_up_cancelled_under_others(serve_h2, trust):
+    """C1: whenever the call that sets a connection up is cancelled, those that waited for it get an
+    answer or one of httpx's errors, never what goes on inside."""
+    url, seen = serve_h2(), Counter()
+    options = {"name": NAME, "verify": trust, "http1": False, "http2": True, "breaker": None}
+    for rounds in range(20, 140, 3):
+        retry = lbclient.RetryPolicy(attempts=1)
+        async with lbclient.AsyncClient([url], retry=retry, **options) as client:
+            calls = [asyncio.create_task(client.get("/")) for _ in range(5)]
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            calls[0].cancel()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            seen.update(type(one) for one in outcomes[1:])
+    assert seen[httpx.Response] >= 40
+    assert set(seen) <= {httpx.Response, httpx.RemoteProtocolError}
 
 
 @needs_nginx

@@ -18,6 +18,7 @@ import anyio
 
 from .flavour import httpcore
 from .idle import Idle, Shelf
+from .spoilt import confused, spoils, turned_away
 from .uncut import uncut
 
 __all__ = ["AsyncConnections", "AsyncUse", "Connections", "Use"]
@@ -68,7 +69,7 @@ class _Pool(Generic[C]):
     def _left(self, connection: C, error: BaseException | None) -> list[C]:
         """One user is done, or has failed. Returns what to close."""
         with self._idle.lock:
-            if error is not None and _spoils(error):
+            if error is not None and spoils(error):
                 self._spoilt.add(connection)
             self._users[connection] -= 1
             if self._users[connection]:
@@ -100,7 +101,9 @@ class Connections(_Pool[httpcore.HTTPConnection]):
                 return Use(connection.handle_request(request), connection, self)
             except BaseException as error:
                 self.leave(connection, error)
-                if not _turned_away(error):
+                if confused(error):
+                    raise httpcore.RemoteProtocolError(error) from error
+                if not turned_away(error):
                     raise
 
     def _ready(self) -> httpcore.HTTPConnection:
@@ -140,7 +143,9 @@ class AsyncConnections(_Pool[httpcore.AsyncHTTPConnection]):
                 answer = await connection.handle_async_request(request)
             except BaseException as error:
                 await uncut(self.leave(connection, error))
-                if not _turned_away(error):
+                if confused(error):
+                    raise httpcore.RemoteProtocolError(error) from error
+                if not turned_away(error):
                     raise
             else:
                 return AsyncUse(answer, connection, self)
@@ -164,30 +169,6 @@ class AsyncConnections(_Pool[httpcore.AsyncHTTPConnection]):
         """Close every connection, those in use too."""
         for one in self._all():
             await _shielded(one)
-
-
-def _turned_away(error: BaseException) -> bool:
-    """True where nothing of the request was sent, and another connection must take it: HTTP/2 with
-    as many streams as it may have. To the other end those of cancelled requests count until they
-    are answered; httpcore forgets them at once."""
-    if isinstance(error, httpcore.LocalProtocolError):
-        return any(type(one).__name__ == "TooManyStreamsError" for one in error.args)
-    return isinstance(error, httpcore.ConnectionNotAvailable)
-
-
-def _spoils(error: BaseException) -> bool:
-    """True where a connection is confused, however idle it may look: it knows of other streams than
-    the other end, or counts them wrong, which httpcore does if its set-up is cancelled."""
-    return isinstance(error, Exception) and not isinstance(error, _HARMLESS)
-
-
-_HARMLESS = (
-    httpcore.ConnectionNotAvailable,
-    httpcore.NetworkError,
-    httpcore.RemoteProtocolError,
-    httpcore.TimeoutException,
-)
-"""After these httpcore itself knows whether it can be used."""
 
 
 async def _shielded(connection: httpcore.AsyncHTTPConnection) -> None:
@@ -214,7 +195,7 @@ class Use:
             self.answer.close()
         except BaseException as error:
             self._pool.leave(connection, error)
-            if not _spoils(error):  # else that is closed, and the answer is none the worse
+            if not spoils(error):  # else that is closed, and the answer is none the worse
                 raise
         else:
             self._pool.leave(connection)
@@ -243,7 +224,7 @@ class AsyncUse:
                 await self.answer.aclose()
         except BaseException as error:
             await self._pool.leave(connection, error)
-            if not _spoils(error):  # as above
+            if not spoils(error):  # as above
                 raise
         else:
             await self._pool.leave(connection)

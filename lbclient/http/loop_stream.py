@@ -1,8 +1,8 @@
 """Bytes on asyncio's own transports, under httpcore's public `network_backend`.
 
 What httpcore brings for asyncio goes by anyio: a cancel scope around each read and each write,
-reading stopped and begun again for each, TLS in Python on top. With many calls at once that was a
-fifth of the time of a call (`benchmarks/performance.py throughput`). On trio it stays anyio.
+reading stopped and begun again for each, and TLS in Python on top. Here reading goes on between
+calls, and only unread bytes stop it. On trio it is httpcore's own backend (see dial.py).
 """
 
 from __future__ import annotations
