@@ -443,6 +443,7 @@ class Caller:
         monkeypatch.setattr(logging.getLogger("lbclient"), "handlers", [self.ears])
         monkeypatch.setattr(httpcore, "SyncBackend", self.backend)
         monkeypatch.setattr(httpcore, "AnyIOBackend", self.abackend)
+        monkeypatch.setattr("lbclient.http.dial.LoopBackend", self.abackend)
         self.options = {
             "name": "orders.test",
             "retry": lbclient.RetryPolicy(attempts=2, backoff=0, backoff_max=0, budget=None),

@@ -433,7 +433,7 @@ async def test_cancelled_at_every_await_of_tls(serve_tls, trust):
             (one,) = client.balancer.snapshot().instances
             assert (one.in_flight, one.failures) == (0, 0), at
             assert busy_connections(client) == [], at
-    assert at > 6
+    assert at > 3  # connecting, the handshake and the answer are waited for
 
 
 class Interrupting(ssl.SSLContext):
