@@ -1172,7 +1172,9 @@ async def test_a_cancelled_probe_returns_its_slot(servers):
             assert client.balancer.snapshot().instances[0].breaker == "closed", at
             reasons.append(lbclient.call_info(response).attempts[0].reason)
             assert client.balancer._core._selection.in_flight == 0
-    assert reasons[:2] == ["probe"] * 2
+    probes = reasons.count("probe")  # until the headers are there, for which it waits once or more
+    assert probes >= 1
+    assert reasons == ["probe"] * probes + ["Weighted"] * (len(reasons) - probes)
     assert reasons[-1] == "Weighted"
 
 
