@@ -19,7 +19,7 @@ from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.events import AttemptPicked
 from lbclient.membership import Membership
 from lbclient.news import News
-from lbclient.outcome import FINE, Verdict
+from lbclient.outcome import Verdict
 from lbclient.retry import Retries
 from lbclient.rotation import Rotation
 from lbclient.rules import Guards, Hedging
@@ -158,6 +158,7 @@ class Core:
         endpoint.in_flight += 1
         self._selection.in_flight += 1
         self.telemetry.counts.pick()
+        self.telemetry.counts.in_flight(1)
         if self.news.heard:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
         if first and self.retries.budget is not None:
@@ -203,7 +204,9 @@ class Core:
             return
         if self._selection.learning is not None:
             self.learned(attempt.endpoint, attempt.elapsed, failed=verdict.turned_away)
-        if verdict is not FINE or not attempt.breaker.unmoved or self.guards is not None:
+        breaker = attempt.breaker
+        calm = verdict.good and not verdict.rest and self.guards is None
+        if not (calm and (breaker.pristine or breaker.unmoved)):
             self._charges.settle(attempt, verdict)
 
     def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:

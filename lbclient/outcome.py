@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lbclient import checks
@@ -38,20 +38,18 @@ class Verdict:
     again: Literal["never", "idempotent", "always"] = "never"
     rest: float = 0.0
     backoff: bool = False
+    good: bool = field(init=False, repr=False, compare=False)
+    """True for an answer that nothing speaks against."""
 
     @property
     def turned_away(self) -> bool:
         """True where the instance did not serve the call: a fault, or an answer such as 429."""
         return self.fault or self.again == "idempotent"
 
-    @property
-    def good(self) -> bool:
-        """True for an answer that nothing speaks against."""
-        return not self.fault and self.again == "never"
-
     def __post_init__(self) -> None:
         checks.one_of("again", self.again, _AGAIN)
         checks.number("rest (seconds)", self.rest)
+        object.__setattr__(self, "good", not self.fault and self.again == "never")
 
 
 Judge = Callable[[object], Verdict]

@@ -53,6 +53,7 @@ class Breaker:
         "due",
         "name",
         "permit",
+        "pristine",
     )
 
     def __init__(self, policy: BreakerPolicy, name: str) -> None:
@@ -61,6 +62,8 @@ class Breaker:
         self._circuit: Circuit | None = None
         self._window: Window | None = None
         self._rated = policy.failure_rate is not None or policy.slow_rate is not None
+        self.pristine = not self._rated
+        """True where there never was a fault, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
         self._probe: Permit | None = None
@@ -94,7 +97,7 @@ class Breaker:
         """True where one more success changes nothing."""
         circuit = self._circuit
         if circuit is None:
-            return not self._rated
+            return self.pristine
         return self.closed and not (self._rated or circuit.fail_counter)
 
     def probing(self, now: float) -> bool:
@@ -169,6 +172,7 @@ class Breaker:
     def _wake(self) -> Circuit:
         """Made at the first fault: an instance that never fails costs no breaker."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
+        self.pristine = False
         return self._circuit
 
     def _turned(self) -> None:

@@ -11,7 +11,7 @@ from lbclient import deadline
 from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
-from lbclient.outcome import FINE, Verdict, fault_name
+from lbclient.outcome import Verdict, fault_name
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, CallSpan, Semantics
 
@@ -78,9 +78,7 @@ class Attempt(Generic[R]):
         self._call = call
         self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
         self.instance = self.endpoint.instance
-        self._held = False
-        self._open = True
-        self._settled = False
+        self._held, self._open, self._settled = False, True, False
         self._token: Token[Expiry | None] | None = None
         self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = self.endpoint.breaker
@@ -121,27 +119,21 @@ class Attempt(Generic[R]):
         if self._token is not None:
             self._leave(self._token)
         self.elapsed = self._call.core.clock() - self.started
-        failure = error if isinstance(error, Exception) else None
         verdict = self._call.verdict(self, None) if error is None else None
         if (race := self._call.race) is not None and race.lost(self, verdict):
             self._overtaken()
-            return failure is not None
-        if error is None and verdict is not None:
-            self.verdict = verdict
-            if self._held:
-                self._answered(verdict)
-            else:
-                self._settled, self._open = True, False
-                self._call.core.done(self, verdict)
-        elif error is not None:
-            self.verdict = None if failure is None else self._call.verdict(self, failure)
-            self._close(self._charge(error), release=True)
-        if self._span is not SILENT or self.verdict is not FINE or not self._call.semantics.plain:
-            self._tell(error)
-        if failure is None or not self._ours():
-            return False
-        self.error = failure
-        return True
+            return isinstance(error, Exception)
+        if verdict is None:
+            return error is not None and self._failed(error)
+        self.verdict = verdict
+        if self._held:
+            self._answered(verdict)
+        else:
+            self._settled, self._open = True, False
+            self._call.core.done(self, verdict)
+        if not (verdict.good and self._span is SILENT and self._call.semantics.plain):
+            self._tell(None)
+        return False
 
     def hold(self) -> None:
         """Its answer has a body that is still to be read: `finish` comes later.
@@ -187,6 +179,17 @@ class Attempt(Generic[R]):
     def passed_on(self) -> None:
         """Its place in flight now belongs to the next attempt of the call."""
         self._open = False
+
+    def _failed(self, error: BaseException) -> bool:
+        """True where the call may go on."""
+        failure = error if isinstance(error, Exception) else None
+        self.verdict = None if failure is None else self._call.verdict(self, failure)
+        self._close(self._charge(error), release=True)
+        self._tell(error)
+        if failure is None or not self._ours():
+            return False
+        self.error = failure
+        return True
 
     def _answered(self, verdict: Verdict) -> None:
         core = self._call.core

@@ -146,7 +146,8 @@ class Call(Raced[R]):
             self._records.append(record(last))
         error, last.error = last.error, None
         if error is None:
-            return last.take()
+            result, last.result = last.result, None
+            return result  # type: ignore[return-value]  # it was set
         records, self._records = tuple(self._records), []
         took = self.elapsed if last.cut else None
         try:

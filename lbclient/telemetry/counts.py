@@ -80,11 +80,8 @@ class Counts:
             instruments.in_flight.add, attributes=service
         )
         """So many more attempts are under way."""
-
-    def pick(self) -> None:
-        """An instance was picked, and an attempt is under way."""
-        self._instruments.picks.add(1, self._service)
-        self._instruments.in_flight.add(1, self._service)
+        self.pick: Callable[[], None] = partial(instruments.picks.add, 1, service)
+        """An instance was picked."""
 
     def retry(self) -> None:
         """An attempt beyond the first was decided."""
