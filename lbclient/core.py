@@ -95,7 +95,9 @@ class Core:
             now = call.now = self.clock()
             if self.forsaken:
                 self.reap()
-            if not self.membership.ready and (unready := self.membership.unready(now)):
+            discovery = self.membership
+            ready = self.watch.fresh and discovery.generation is discovery.scheduler.generation
+            if not ready and (unready := discovery.unready(now)):
                 return unready
             if self.guards is not None and waiting is None and not call.tried:
                 self._throttle(self.guards, now)

@@ -90,19 +90,15 @@ class Membership:
         self._subset = Subset(bounds.max_instances, rng)
         self._counts = counts
         self._news = news
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self.companion: Companion | None = None
         self._left: list[Endpoint] = []
-        self._generation: object = None
+        self.generation: object = None
+        """The scheduler's when it was told to follow: another one after a fork."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.watch.claim():
             self.watch.run()  # a list that never changes; all else waits for the first call
         counts.observe(self)
-
-    @property
-    def ready(self) -> bool:
-        """True where there is nothing to ask before a pick."""
-        return self.watch.fresh and self._generation is self._scheduler.generation
 
     @property
     def age(self) -> float | None:
@@ -119,7 +115,7 @@ class Membership:
 
         Raises DiscoveryError where nothing usable is known.
         """
-        if self._generation is not self._scheduler.generation:
+        if self.generation is not self.scheduler.generation:
             self._follow()
         if (failure := self.watch.failure(now)) is not None:
             raise failure
@@ -144,7 +140,7 @@ class Membership:
     def hurry(self, now: float) -> None:
         """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
         if self.watch.hurry(now):
-            self._scheduler.schedule(self.watch)
+            self.scheduler.schedule(self.watch)
 
     def round(self) -> Iterator[Pause]:
         """Ask now, and yield what to wait for. Raises DiscoveryError if the answer is no good."""
@@ -194,7 +190,7 @@ class Membership:
             signal = self.watch.wait_anew()
             if not self.watch.busy:
                 self.watch.next_at = self.watch.clock()
-        self._scheduler.schedule(self.watch)
+        self.scheduler.schedule(self.watch)
         return signal
 
     def _changed(self, change: Change) -> None:
@@ -219,11 +215,11 @@ class Membership:
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""
         if not self.watch.settled:
-            self._scheduler.schedule(self.watch)
+            self.scheduler.schedule(self.watch)
         if self.companion is not None:
             self.companion.begin()
-            self._scheduler.schedule(self.companion)
-        self._generation = self._scheduler.generation
+            self.scheduler.schedule(self.companion)
+        self.generation = self.scheduler.generation
 
 
 def _instances(endpoints: Iterable[Endpoint]) -> tuple[Instance, ...]:
