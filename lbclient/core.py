@@ -197,16 +197,13 @@ class Core:
             self._drained.pop().set()
 
     def settle(self, attempt: Sent, verdict: Verdict | None) -> None:
-        """Judge one attempt, once. None is neutral: the permit goes back, nobody is charged.
-
-        Hold the lock.
-        """
+        """Judge one attempt, once. None only hands the permit back. Hold the lock."""
+        breaker = attempt.breaker
         if verdict is None:
-            attempt.breaker.cancel(attempt.permit)
+            breaker.cancel(attempt.permit)
             return
         if self._selection.learning is not None:
             self.learned(attempt.endpoint, attempt.elapsed, failed=verdict.turned_away)
-        breaker = attempt.breaker
         calm = verdict.good and not verdict.rest and self.guards is None
         if not (calm and (breaker.pristine or breaker.unmoved)):
             self._charges.settle(attempt, verdict)
