@@ -38,8 +38,7 @@ and responses takes longer than all that aiohttp does. With many calls at once r
 sidecar carries as many as `Balancer.acall` around it, or more: the sidecar works on another CPU.
 
 What bounds ours is the last table: most of a call is httpx, httpcore and h11 at work on its bytes,
-which a balancer does not change. On asyncio the bytes go by asyncio's own transports; by way of
-anyio, as httpcore has it, a call took a fifth longer.
+which a balancer does not change.
 
 CPU is that of the client's process and the sidecar's together; the instances' is not counted.
 """

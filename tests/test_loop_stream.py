@@ -1,6 +1,6 @@
 """Bytes on asyncio's own transports, and on uvloop's: what arrives, what ends, what takes too long.
 
-TLS on them, cancellation, and what httpcore makes of them, is in the tests of the clients.
+Cancellation, and what httpcore makes of them, is in the tests of the clients.
 """
 
 import asyncio
@@ -11,8 +11,12 @@ import struct
 import anyio
 import httpcore
 import pytest
+import trio
 
-from lbclient.http.loop_stream import LoopBackend
+import lbclient
+from lbclient.http.dial import AsyncDialer
+from lbclient.http.loop_stream import LoopBackend, LoopStream
+from tests.support.http import head, says, wires_of
 
 pytestmark = pytest.mark.anyio
 RESET = struct.pack("ii", 1, 0)
@@ -265,7 +269,9 @@ async def test_no_time_to_connect(listener):
 
 async def test_a_name(listener):
     """Of the addresses of a name one that answers is found: here IPv6 refuses, if it is there."""
-    stream = await LoopBackend().connect_tcp("localhost", listener.getsockname()[1], SOON)
+    port = listener.getsockname()[1]
+    dialer = AsyncDialer(lbclient.Instance("localhost", port), shared=False, secure=False)
+    stream = await dialer.connect_tcp("orders.test", port, SOON)
     peer, _ = listener.accept()
     with peer:
         await stream.write(b"hello", SOON)
@@ -273,10 +279,75 @@ async def test_a_name(listener):
     await stream.aclose()
 
 
-async def test_tls_with_who_has_gone(listener):
-    """To begin with TLS on a connection that has ended is ConnectError, at once."""
-    async with connected(listener) as (stream, peer):
-        peer.close()
-        await until(lambda: stream._ended)
-        with pytest.raises(httpcore.ConnectError, match="ended"):
-            await stream.start_tls(httpcore.default_ssl_context(), "orders.test", SOON)
+async def test_a_name_that_takes_long(monkeypatch):
+    """The time of a connect bounds the question too, and a name that is not known is ConnectError:
+    in both cases nothing was sent."""
+
+    async def never(*_, **__):
+        await anyio.sleep_forever()
+
+    async def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    dialer = AsyncDialer(lbclient.Instance("orders.test", 80), shared=False, secure=False)
+    monkeypatch.setattr(anyio, "getaddrinfo", never)
+    with pytest.raises(httpcore.ConnectTimeout):
+        await dialer.connect_tcp("orders.test", 80, 0.01)
+    monkeypatch.setattr(anyio, "getaddrinfo", unknown)
+    with pytest.raises(httpcore.ConnectError, match="not known"):
+        await dialer.connect_tcp("orders.test", 80, SOON)
+
+
+@pytest.mark.parametrize(("shared", "secure"), [(True, False), (False, True), (False, False)])
+async def test_for_plain_http_alone(listener, shared, secure):
+    """HTTP/2 and TLS go by httpcore's own backend."""
+    host, port = listener.getsockname()
+    dialer = AsyncDialer(lbclient.Instance(host, port), shared=shared, secure=secure)
+    stream = await dialer.connect_tcp(host, port, SOON)
+    assert isinstance(stream.inner, LoopStream) == (not shared and not secure)
+    await stream.aclose()
+
+
+@pytest.mark.parametrize("what", ["an answer to nobody", "the end"])
+async def test_a_connection_that_ended_as_it_was_taken(servers, monkeypatch, what):
+    """C14: what has come on an idle connection is seen when a request begins, though it was not yet
+    there when the connection was looked at: the request goes on another one, a POST too."""
+    (server,) = servers(says(200, b"fine"))
+    async with lbclient.AsyncClient([server.url]) as client:
+        await client.get("/")
+        ((first,),) = [wire._pool.connections for wire in wires_of(client)]
+        (line,) = wires_of(client)[0]._dialer.opened
+        if what == "the end":
+            line.inner.eof_received()
+        else:
+            line.inner.data_received(head(200, {"Content-Length": "5"}) + b"wrong")
+        monkeypatch.setattr(httpcore.AsyncHTTPConnection, "has_expired", lambda _: False)
+        response = await client.post("/", content=b"order")
+        assert (response.status_code, response.text) == (200, "fine")
+        assert len(lbclient.call_info(response).attempts) == 1
+        assert first.is_closed()
+    assert [request.method for request in server.requests] == ["GET", "POST"]
+
+
+def test_trio_as_a_guest_of_asyncio(servers):
+    """A loop of asyncio's that trio runs in is trio's."""
+    (server,) = servers(says(200, b"fine"))
+    done = asyncio.Queue()
+    loop = asyncio.new_event_loop()
+
+    async def fetched():
+        async with lbclient.AsyncClient([server.url]) as client:
+            return (await client.get("/")).text
+
+    async def host():
+        trio.lowlevel.start_guest_run(
+            fetched,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.put_nowait,
+        )
+        return (await done.get()).unwrap()
+
+    try:
+        assert loop.run_until_complete(host()) == "fine"
+    finally:
+        loop.close()

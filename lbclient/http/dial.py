@@ -1,15 +1,20 @@
 """Sockets to one instance, under httpcore's public `network_backend`.
 
-A socket opens to the vetted addresses of the instance only, each tried in turn.
+A socket opens to the vetted addresses of the instance only, each tried in turn. Of an instance that
+has none the operating system resolves the name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
 
+import anyio
+
+from lbclient import checks
 from lbclient.instance import Instance
 
 from .allowance import seconds_now
@@ -48,12 +53,6 @@ class _Addresses:
             if isinstance(stream, SyncStream):
                 stream.shut()
 
-    def _shares(self, timeout: float | None) -> Iterable[tuple[str, float | None]]:
-        """Each address, with its share of the time."""
-        for host in self._hosts:
-            left = seconds_now(timeout)
-            yield host, None if left is None else left / len(self._hosts)
-
 
 class Dialer(_Addresses, httpcore.NetworkBackend):
     """Opens sockets to one instance, for threads."""
@@ -72,7 +71,7 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Connect to the first address that answers."""
         failure: Exception = httpcore.ConnectError(f"no address for {host}")
-        for address, share in self._shares(timeout):
+        for address, share in _shares(self._hosts, timeout):
             try:
                 inner = self._inner.connect_tcp(address, port, share, local_address, socket_options)
             except _UNREACHED as error:
@@ -89,9 +88,12 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
 class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
     """The same for event loops, asyncio's and trio's."""
 
-    def __init__(self, instance: Instance, *, shared: bool) -> None:
+    def __init__(self, instance: Instance, *, shared: bool, secure: bool) -> None:
         super().__init__(instance, shared=shared)
-        self._inner = _backend()
+        plain = not (shared or secure) and _on_asyncio()
+        self._inner = LoopBackend() if plain else httpcore.AnyIOBackend()
+        # anyio would do that by itself, and race the addresses of a name (RFC 8305).
+        self._resolves = plain and not any(map(checks.is_address, self._hosts))
 
     async def connect_tcp(
         self,
@@ -103,7 +105,8 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers."""
         failure: Exception = httpcore.ConnectError(f"no address for {host}")
-        for address, share in self._shares(timeout):
+        hosts = await _resolved(self._hosts[0], port, timeout) if self._resolves else self._hosts
+        for address, share in _shares(hosts, timeout):
             try:
                 inner = await self._inner.connect_tcp(
                     address, port, share, local_address, socket_options
@@ -119,10 +122,27 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-def _backend() -> httpcore.AsyncNetworkBackend:
-    """For the running event loop."""
+def _shares(hosts: Sequence[str], timeout: float | None) -> Iterable[tuple[str, float | None]]:
+    """Each, with its share of the time."""
+    for host in hosts:
+        left = seconds_now(timeout)
+        yield host, None if left is None else left / len(hosts)
+
+
+def _on_asyncio() -> bool:
+    """False on trio, in asyncio's loop as a guest too."""
     try:
-        asyncio.get_running_loop()
+        return asyncio.current_task() is not None
     except RuntimeError:
-        return httpcore.AnyIOBackend()
-    return LoopBackend()
+        return False
+
+
+async def _resolved(name: str, port: int, timeout: float | None) -> tuple[str, ...]:
+    try:
+        with anyio.fail_after(seconds_now(timeout)):
+            found = await anyio.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout(error) from error
+    except OSError as error:
+        raise httpcore.ConnectError(error) from error
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))

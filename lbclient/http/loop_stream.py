@@ -1,22 +1,17 @@
 """Bytes on asyncio's own transports, under httpcore's public `network_backend`.
 
-What httpcore brings for asyncio goes by anyio: a cancel scope around each read and each write,
-reading stopped and begun again for each, and TLS in Python on top. Here reading goes on between
-calls, and only unread bytes stop it. On trio it is httpcore's own backend (see dial.py).
+For plain HTTP/1.1 alone; what it is worth, and why all else goes by anyio, is in the design page.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
-import ssl
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, cast
 
 import anyio
-
-from lbclient import checks
 
 from .flavour import httpcore
 
@@ -24,12 +19,11 @@ __all__ = ["LoopBackend", "LoopStream"]
 
 _ENOUGH = 2**16
 """So many unread bytes make the other end wait."""
-_HEAD_START = 0.25
-"""Seconds that each address of a name has before the next is tried beside it (RFC 8305)."""
+_NAMES = {"server_addr": "peername", "client_addr": "sockname"}
 
 
 class LoopBackend(httpcore.AsyncNetworkBackend):
-    """Opens them."""
+    """Opens them, to an IP address."""
 
     async def connect_tcp(
         self,
@@ -42,15 +36,10 @@ class LoopBackend(httpcore.AsyncNetworkBackend):
         """Connect within the time. Raises httpcore's ConnectError or ConnectTimeout."""
         loop = asyncio.get_running_loop()
         stream = LoopStream(loop)
+        local = None if local_address is None else (local_address, 0)
         try:
             with anyio.fail_after(timeout):
-                await loop.create_connection(
-                    lambda: stream,
-                    host,
-                    port,
-                    local_addr=None if local_address is None else (local_address, 0),
-                    **_race(loop, host),
-                )
+                await loop.create_connection(lambda: stream, host, port, local_addr=local)
             for option in socket_options or ():
                 stream.get_extra_info("socket").setsockopt(*option)
         except TimeoutError as error:
@@ -89,7 +78,8 @@ class LoopStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It stands."""
-        self._carry(cast("asyncio.Transport", transport))
+        self._transport = made = cast("asyncio.Transport", transport)
+        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has it
 
     def data_received(self, data: bytes) -> None:
         """Something has arrived."""
@@ -104,7 +94,7 @@ class LoopStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         """The other end sends no more. True: it may still be written to."""
         self._ended = True
         self._wake()
-        return self.get_extra_info("ssl_object") is None
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is no more."""
@@ -166,37 +156,17 @@ class LoopStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._transport is not None:
             self._transport.abort()
 
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Speak TLS from here on. Raises httpcore's ConnectError or ConnectTimeout."""
-        if self._transport is None or self._ended:
-            raise httpcore.ConnectError(self._broken or "the connection has ended")
-        try:
-            with anyio.fail_after(timeout):
-                transport = await self._loop.start_tls(
-                    self._transport, self, ssl_context, server_hostname=server_hostname
-                )
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(error) from error
-        except OSError as error:  # ssl.SSLError too
-            raise httpcore.ConnectError(error) from error
-        self._carry(cast("asyncio.Transport", transport))
-        return self
-
     def get_extra_info(self, info: str) -> Any:
         """What httpcore wants to know of it."""
         if info == "is_readable":
-            return bool(self._arrived) or self._ended or self._heard()
-        name = {"server_addr": "peername", "client_addr": "sockname"}.get(info, info)
+            return self.readable or self._heard()
+        name = _NAMES.get(info, info)
         return None if self._transport is None else self._transport.get_extra_info(name)
 
-    def _carry(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        transport.set_write_buffer_limits(1, 0)  # so that a write ends when the kernel has it
+    @property
+    def readable(self) -> bool:
+        """True where something has arrived, if only the end."""
+        return self._ended or bool(self._arrived)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -231,12 +201,6 @@ class LoopStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLIN)
         return bool(poll.poll(0))
-
-
-def _race(loop: asyncio.AbstractEventLoop, host: str) -> dict[str, Any]:
-    """Names only, and uvloop knows no such option; there a name's addresses are tried in turn."""
-    races = isinstance(loop, asyncio.BaseEventLoop) and not checks.is_address(host)
-    return {"happy_eyeballs_delay": _HEAD_START} if races else {}
 
 
 def _late(reader: asyncio.Future[None]) -> None:

@@ -19,6 +19,7 @@ from lbclient.deadline import STOOD_STILL, Expiry
 from .allowance import Allowance, seconds_now
 from .flavour import httpcore
 from .goaway import Ear, Liveness
+from .loop_stream import LoopStream
 
 __all__ = ["AsyncStream", "Home", "Line", "Stream", "SyncStream"]
 
@@ -148,6 +149,9 @@ class SyncStream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
 class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
     """For event loops."""
 
+    _served = 0
+    """So many answers it had brought when the last request began."""
+
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what is there, within the time."""
         try:
@@ -176,11 +180,20 @@ class AsyncStream(Stream[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStre
         """Write all of it, within the time."""
         if not buffer:  # of a body without any bytes
             return
+        if self._served != self.ear.answers:
+            self._begin()
         self.ear.asked()
         try:
             await self.inner.write(buffer, seconds_now(timeout, httpcore.WriteTimeout))
         except (ssl.SSLError, anyio.EndOfStream) as error:  # the latter where TLS had ended
             raise httpcore.WriteError(error) from error
+
+    def _begin(self) -> None:
+        """Another request begins, some rounds of the loop after its connection was found fit. What
+        has come since is the end, or an answer to nobody: another connection must be taken."""
+        self._served = self.ear.answers
+        if isinstance(self.inner, LoopStream) and self.inner.readable:
+            raise httpcore.ConnectionNotAvailable
 
     async def aclose(self) -> None:
         """Close it."""

@@ -118,7 +118,8 @@ class AsyncWire(_Addressed):
         self, place: Place, options: WireOptions, idle: Idle[httpcore.AsyncHTTPConnection]
     ) -> None:
         super().__init__(place)
-        self._dialer = AsyncDialer(place.instance, shared=options.http2)
+        secure = place.scheme == "https"
+        self._dialer = AsyncDialer(place.instance, shared=options.http2, secure=secure)
         how = {"network_backend": self._dialer, **_how(options)}
         self._pool = AsyncConnections(self._origin, idle, how)
 
