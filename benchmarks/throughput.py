@@ -29,9 +29,10 @@ Each number of calls at once has clients of its own, so that no pool holds what 
 
 Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
 all of them, and asks the kernel of each idle one whether it still stands. A client that begins with
-64 calls at once holds 64 from then on. One that has carried 16 at once before goes on with those,
-and so is faster at 64 than one that has not; it is beside the others. Ours has another pool, one
-for each instance, which does not look through them.
+64 calls at once holds 64, until some have been idle for the 60 s: hence the wide quartiles there.
+One that has carried 16 at once before goes on with those, and so is faster at 64 than one that has
+not; it is beside the others. Ours has another pool, one for each instance, which does not look
+through them.
 
 **Raw aiohttp is faster** than anything that has httpx's API, ours included: making httpx's requests
 and responses takes longer than all that aiohttp does. With many calls at once raw aiohttp through a

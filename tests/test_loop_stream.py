@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import threading
 
 import anyio
 import httpcore
@@ -351,3 +352,60 @@ def test_trio_as_a_guest_of_asyncio(servers):
         assert loop.run_until_complete(host()) == "fine"
     finally:
         loop.close()
+
+
+async def test_an_answer_before_the_end_of_the_request(listener):
+    """A server that will not have the body may say so and close: its answer is the response,
+    though sending the rest fails."""
+    with refusing(listener):
+        url = "http://{}:{}".format(*listener.getsockname())
+        async with lbclient.AsyncClient([url], timeout=SOON) as client:
+            response = await client.post("/", content=b"x" * 2**25)
+    assert (response.status_code, response.text) == (413, "too much")
+
+
+@contextlib.contextmanager
+def refusing(listener):
+    """It reads a little, answers, and closes while there is more, which resets."""
+
+    def refuse():
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(100)
+            peer.sendall(head(413, {"Content-Length": "8", "Connection": "close"}) + b"too much")
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+async def test_bytes_that_are_no_http(listener):
+    """After 101 (Switching Protocols) the connection is the caller's, with what came along."""
+    thread = threading.Thread(target=echo_once, args=(listener,))
+    thread.start()
+    try:
+        url = "http://{}:{}".format(*listener.getsockname())
+        async with lbclient.AsyncClient([url], timeout=SOON) as client:
+            headers = {"Upgrade": "echo", "Connection": "Upgrade"}
+            async with client.stream("GET", "/", headers=headers) as response:
+                assert response.status_code == 101
+                line = response.extensions["network_stream"]
+                assert await line.read(5, SOON) == b"hello"
+                await line.write(b"0123456789", SOON)
+                assert [await line.read(6, SOON), await line.read(6, SOON)] == [b"012345", b"6789"]
+                assert await line.read(6, SOON) == b""
+    finally:
+        thread.join()
+
+
+def echo_once(listener):
+    peer, _ = listener.accept()
+    with peer:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += peer.recv(1000)
+        peer.sendall(head(101, {"Upgrade": "echo", "Connection": "Upgrade"}) + b"hello")
+        peer.sendall(peer.recv(10))

@@ -32,7 +32,7 @@ async def arun(
     wait = rest or asleep
     with call:
         if call.core.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in a lane; a function less for nearly every call
+            for step in call:  # as in a lane; a coroutine less for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
                 else:

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from lbclient.call import Attempt, Call, Hedge, Race
@@ -33,15 +33,21 @@ def run(
     wait = rest or sleep
     with call:
         if call.core.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in a lane; a function less for nearly every call
-                if isinstance(step, Pause):
-                    wait(step)
-                else:
-                    with step:
-                        step.result = send(step)
+            _carry_out(call, send, wait)
         else:
             _Lanes(call, send, wait, discard or _drop).race(after)
     return call.result()
+
+
+def _carry_out(
+    steps: Iterable[Pause | Attempt[R]], send: Send[R], wait: Callable[[Pause], None]
+) -> None:
+    for step in steps:
+        if isinstance(step, Pause):
+            wait(step)
+        else:
+            with step:
+                step.result = send(step)
 
 
 class _Lanes(Generic[R]):
@@ -105,12 +111,7 @@ class _Lanes(Generic[R]):
     def _lane(self, steps: Call[R] | Hedge[R]) -> None:
         error: BaseException | None = None
         try:
-            for step in steps:
-                if isinstance(step, Pause):
-                    self._wait(step)
-                else:
-                    with step:
-                        step.result = self._send(step)
+            _carry_out(steps, self._send, self._wait)
         except BaseException as failure:  # noqa: BLE001  # raised where the call was made
             error = failure
         self._tidy(steps)
