@@ -354,34 +354,6 @@ def test_trio_as_a_guest_of_asyncio(servers):
         loop.close()
 
 
-async def test_an_answer_before_the_end_of_the_request(listener):
-    """A server that will not have the body may say so and close: its answer is the response,
-    though sending the rest fails."""
-    with refusing(listener):
-        url = "http://{}:{}".format(*listener.getsockname())
-        async with lbclient.AsyncClient([url], timeout=SOON) as client:
-            response = await client.post("/", content=b"x" * 2**25)
-    assert (response.status_code, response.text) == (413, "too much")
-
-
-@contextlib.contextmanager
-def refusing(listener):
-    """It reads a little, answers, and closes while there is more, which resets."""
-
-    def refuse():
-        peer, _ = listener.accept()
-        with peer:
-            peer.recv(100)
-            peer.sendall(head(413, {"Content-Length": "8", "Connection": "close"}) + b"too much")
-
-    thread = threading.Thread(target=refuse)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 async def test_bytes_that_are_no_http(listener):
     """After 101 (Switching Protocols) the connection is the caller's, with what came along."""
     thread = threading.Thread(target=echo_once, args=(listener,))
