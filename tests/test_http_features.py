@@ -1178,6 +1178,28 @@ async def test_a_cancelled_probe_returns_its_slot(servers):
     assert reasons[-1] == "Weighted"
 
 
+@worlds
+def test_a_value_that_cannot_be_is_the_callers(servers, world):
+    """A ValueError that a request brings about is its caller's own: it is not taken for a broken
+    connection, no instance is charged, and nothing is sent again."""
+    (server,) = servers(tells_port)
+
+    def refuses(name, _):
+        if name == "http11.send_request_headers.started":
+            raise ValueError("no such thing")
+
+    async def arefuses(name, info):
+        refuses(name, info)
+
+    trace = refuses if world.backend is None else arefuses
+    with world.client([server.url]) as client:
+        with pytest.raises(ValueError, match="no such thing"):
+            client.get("/", extensions={"trace": trace})
+        (one,) = client.balancer.snapshot().instances
+        assert (one.attempts, one.failures, one.in_flight) == (1, 0, 0)
+        assert client.get("/").status_code == 200
+
+
 class Interrupt(BaseException):
     """As KeyboardInterrupt, which a test's runner would take for its own."""
 

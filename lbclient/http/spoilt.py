@@ -34,5 +34,6 @@ def spoils(error: BaseException) -> bool:
 def confused(error: BaseException) -> bool:
     """True for what such a connection raises at the requests of others: h2's own exceptions, and
     the ValueError of a semaphore that was released too often."""
-    raw = type(error) is ValueError or type(error).__module__ == "h2.exceptions"
+    miscounted = isinstance(error, ValueError) and str(error).startswith("semaphore released")
+    raw = miscounted or type(error).__module__ == "h2.exceptions"
     return raw and not is_callers_own(error)
