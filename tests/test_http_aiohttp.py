@@ -81,6 +81,7 @@ OTHERWISE = {
     "test_retry_after_of_all_holds_nobody_up": "no matter of transports",
     "test_tls_that_breaks": "asyncio drops what it has read along with what it cannot read",
     "test_trace_extension": "the events are httpcore's",
+    "test_a_value_that_cannot_be_is_the_callers": "it comes by the trace extension",
     "test_what_was_not_processed_is_sent_again": "HTTP/2",
 }
 NOT_HERE = ("answer-unasked", "goaway", "refused-stream")
