@@ -137,8 +137,3 @@ def test_dice_are_handed_in(path):
 def test_every_room_has_a_rank():
     """No room is forgotten by these rules."""
     assert {room_of(path) for path in FILES} <= set(RANK)
-
-
-def test_files_are_short():
-    """Past 250 lines there is a second concept in a file."""
-    assert {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 250} == {}
