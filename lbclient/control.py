@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from lbclient import checks
@@ -45,6 +45,11 @@ class Control:
     def rng(self) -> random.Random:
         """The dice."""
         return self._dice
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic seconds, as they were handed in."""
+        return self._core.clock
 
     def abandon(self) -> None:
         """Calls under way lose their connections now: that is nobody's fault, and not tried again.

@@ -16,6 +16,7 @@ class Terms(NamedTuple):
     - `idempotent`: it may be repeated though an attempt may have been carried out.
     - `key`: for strategies that pick by it.
     - `deadline`: seconds for the whole call; None for the policy's.
+    - `since`: when the deadline began to run, by the balancer's clock; None for now.
     - `patience`: seconds to wait in turn where every instance is at its limit.
     - `replayable`: whether the body can be sent once more, asked after a failure; None for always.
     """
@@ -25,6 +26,7 @@ class Terms(NamedTuple):
     deadline: float | None = None
     patience: float = 5.0
     replayable: Callable[[], bool] | None = None
+    since: float | None = None
 
 
 def terms(*, idempotent: bool, key: object, deadline: float | None) -> Terms:

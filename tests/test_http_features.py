@@ -383,6 +383,247 @@ def test_max_redirects(servers, world):
     assert server.hits == 4
 
 
+# One deadline for all requests of a call
+
+
+class Clock:
+    """Virtual seconds: what takes time in these tests says so."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def passes(self, seconds):
+        """An event hook, or a step of an auth flow, that takes so long."""
+        return lambda _: setattr(self, "now", self.now + seconds)
+
+
+HEADER = "X-Left"
+TOTAL = lbclient.RetryPolicy(deadline=1.0)
+
+
+def moves_on(connection, request):
+    """Redirects /3 to /2, /2 to /1, and so on to /0, which answers."""
+    number = int(request.target[1:])
+    if number:
+        connection.answer(302, b"moved", Location=f"/{number - 1}")
+    else:
+        connection.answer(200, b"arrived")
+
+
+def times_left(*servers):
+    """What the instances were told of the time left, in milliseconds."""
+    return [int(request.headers[HEADER.lower()]) for request in all_requests(*servers)]
+
+
+@worlds
+@pytest.mark.parametrize("per_call", [False, True], ids=["policy", "extension"])
+def test_a_deadline_covers_redirects(servers, world, per_call):
+    """Redirects share the deadline of the call, hooks in between included, and each request is told
+    what is left of it."""
+    (server,), clock = servers(moves_on), Clock()
+    asked = {"extensions": {"lbclient": {"deadline": 1.0}}} if per_call else {}
+    with world.client(
+        [server.url],
+        clock=clock,
+        retry=None if per_call else TOTAL,
+        deadline_header=HEADER,
+        follow_redirects=True,
+        event_hooks={"response": [world.hook(clock.passes(0.25))]},
+    ) as client:
+        assert client.get("/3", **asked).text == "arrived"
+        assert times_left(server) == [1000, 750, 500, 250]
+        with pytest.raises(lbclient.DeadlineExceeded, match=r"after 1\.00 s.* not sent") as caught:
+            client.get("/5", **asked)
+        assert client.in_flight == 0
+    assert isinstance(caught.value, httpx.TimeoutException)
+    assert any("request 5 of this call" in note for note in caught.value.__notes__)
+    assert times_left(server) == [1000, 750, 500, 250] * 2
+
+
+@worlds
+def test_a_deadline_covers_what_comes_before_the_first_request(servers, world):
+    """A hook that uses up the time of the call leaves nothing to send."""
+    (server,), clock = servers(tells_port), Clock()
+    hooks = {"request": [world.hook(clock.passes(1.5))]}
+    with (
+        world.client([server.url], clock=clock, retry=TOTAL, event_hooks=hooks) as client,
+        pytest.raises(lbclient.DeadlineExceeded, match=r"after 1\.50 s.* not sent") as caught,
+    ):
+        client.get("/")
+    assert not hasattr(caught.value, "__notes__")
+    assert server.hits == 0
+
+
+class SlowTokenAuth(httpx.Auth):
+    """Asks for a token first, by a request without extensions, and takes its time over it."""
+
+    def __init__(self, clock, seconds):
+        self.pass_time = clock.passes(seconds)
+
+    def auth_flow(self, request):
+        yield httpx.Request("POST", request.url.join("/token"))
+        self.pass_time(request)
+        yield request
+
+
+@worlds
+def test_a_deadline_covers_auth_rounds(servers, world):
+    """The requests of an auth flow share the deadline of the call, those that it makes included."""
+    (server,), clock = servers(tells_port), Clock()
+    asked = {"lbclient": {"deadline": 1.0}}
+    with world.client([server.url], clock=clock, deadline_header=HEADER) as client:
+        client.get("/", auth=SlowTokenAuth(clock, 0.5), extensions=asked)
+        assert times_left(server) == [1000, 500]
+        with pytest.raises(lbclient.DeadlineExceeded):
+            client.get("/", auth=SlowTokenAuth(clock, 1.1), extensions=asked)
+        assert [one.target for one in server.requests] == ["/token", "/", "/token"]
+        assert client.in_flight == 0
+
+
+@worlds
+def test_a_deadline_covers_a_digest(servers, world):
+    """The second round of a digest has what the first has left."""
+    challenge = 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5'
+    (server,), clock = servers(in_turn(says(401, WWW_Authenticate=challenge), tells_port)), Clock()
+    with world.client(
+        [server.url],
+        clock=clock,
+        retry=TOTAL,
+        deadline_header=HEADER,
+        auth=httpx.DigestAuth("me", "secret"),
+        event_hooks={"response": [world.hook(clock.passes(0.75))]},
+    ) as client:
+        assert client.get("/").status_code == 200
+    assert times_left(server) == [1000, 250]
+
+
+@worlds
+def test_a_deadline_covers_a_stream_after_a_redirect(servers, world):
+    """The body of a streamed answer has the time of the whole call, redirects included."""
+
+    def keeps_its_body(connection, _):
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+        connection.server.stopping.wait()
+
+    (server,), clock = servers(in_turn(says(302, Location="/new"), keeps_its_body)), Clock()
+    hooks = {"response": [world.hook(clock.passes(0.4))]}
+    with world.client(
+        [server.url], clock=clock, retry=TOTAL, follow_redirects=True, event_hooks=hooks
+    ) as client:
+        with client.stream("GET", "/old") as response:
+            clock.now += 0.3
+            with pytest.raises(lbclient.DeadlineExceeded):
+                client.read(response)
+        assert client.in_flight == 0
+
+
+@worlds
+def test_each_call_has_a_deadline_of_its_own(servers, world):
+    """Extensions and requests may be used again: a second call has all of its time, also through
+    the client of httpx."""
+    (server,), clock = servers(moves_on), Clock()
+    options = {"clock": clock, "deadline_header": HEADER}
+    hooks = {"response": [world.hook(clock.passes(0.5))]}
+    asked = {"lbclient": {"deadline": 1.0}}
+    with world.client([server.url], follow_redirects=True, event_hooks=hooks, **options) as client:
+        request = client.build_request("GET", "/1", extensions=asked)
+        first = client.send(request)
+        client.send(request)
+        client.get("/1", extensions=asked)
+        client.get("/1", extensions=first.request.extensions)
+        client.send(client.send(request, follow_redirects=False).next_request)
+    assert times_left(server) == [1000, 500] * 4 + [1000, 1000]
+    with world.under_httpx([server.url], **options) as client:
+        client.send(request)
+    assert times_left(server)[-1] == 1000
+    assert asked == {"lbclient": {"deadline": 1.0}}
+
+
+@worlds
+def test_a_call_inside_a_call_has_its_own_time(servers, world):
+    """What a hook sends, by the same client or another, is not bound by the call that it is in."""
+    outer, inner = servers(tells_port, tells_port)
+    clock = Clock()
+    asked = {"extensions": {"lbclient": {"deadline": 1.0}}}
+    options = {"clock": clock, "deadline_header": HEADER}
+
+    async def asends(client, other, hooks):
+        await client.get("/inner")
+        await other.get("/", **asked)
+        client.event_hooks = hooks
+
+    def sends(client, other, hooks):
+        client.get("/inner")
+        other.get("/", **asked)
+        client.event_hooks = hooks
+
+    def hook_of(client, other):
+        def nested(_):
+            clock.now += 0.75
+            hooks, client.event_hooks = client.event_hooks, {}
+            return (sends if world.backend is None else asends)(client, other, hooks)
+
+        return nested
+
+    with (
+        world.client([outer.url], **options) as client,
+        world.client([inner.url], **options) as other,
+    ):
+        client.client.event_hooks = {"request": [hook_of(client.client, other.client)]}
+        client.get("/outer", **asked)
+    assert times_left(inner) == [1000]
+    assert [one.target for one in outer.requests] == ["/inner", "/outer"]
+    left = [one.headers.get(HEADER.lower()) for one in outer.requests]
+    assert left[0] is None
+    assert int(left[1]) == 250
+
+
+@worlds
+def test_a_request_of_its_own_may_end_earlier(servers, world):
+    """A request in a call may ask for less time than the call has left, and never gets more."""
+    (server,), clock = servers(tells_port), Clock()
+
+    class Asks(httpx.Auth):
+        def auth_flow(self, request):
+            for seconds in (0.25, 30.0):
+                asked = {"lbclient": {"deadline": seconds}}
+                yield httpx.Request("POST", request.url.join("/token"), extensions=asked)
+            yield request
+
+    with world.client([server.url], clock=clock, retry=TOTAL, deadline_header=HEADER) as client:
+        client.get("/", auth=Asks())
+    assert times_left(server) == [250, 1000, 1000]
+
+
+@worlds
+@pytest.mark.parametrize(("before", "charged"), [(0.0, 1), (0.25, 1), (0.75, 0)])
+def test_the_deadline_charges_who_had_half_of_it(servers, world, before, charged):
+    """An instance is charged for the end of the deadline if it had half of the call's whole time,
+    not half of what a redirect left."""
+    (server,), clock = servers(tells_port), Clock()
+
+    def lets_it_pass(connection, request):
+        if request.target == "/old":
+            connection.answer(302, Location="/new")
+        else:
+            clock.now = 1001.25
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n")
+            connection.send(b"x")
+
+    server.behaviour = lets_it_pass
+    hooks = {"response": [world.hook(clock.passes(before))]}
+    with world.client(
+        [server.url], clock=clock, retry=TOTAL, follow_redirects=True, event_hooks=hooks
+    ) as client:
+        with pytest.raises(lbclient.DeadlineExceeded, match=r"after 1\.25 s"):
+            client.get("/old")
+        (one,) = client.client.balancer.snapshot().instances
+    assert one.failures == charged
+
+
 # Event hooks
 
 

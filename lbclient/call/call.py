@@ -56,6 +56,7 @@ class Call(Raced[R]):
         "now",
         "rng",
         "semantics",
+        "since",
         "span",
         "started",
     )
@@ -69,7 +70,9 @@ class Call(Raced[R]):
         self.key = terms.key
         self.idempotent = terms.idempotent
         limit = policy.deadline if terms.deadline is None else terms.deadline
-        self.deadline = None if limit is None else self.started + limit
+        self.since = self.started if terms.since is None else terms.since
+        """When the deadline began to run: before `started` where earlier requests share it."""
+        self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
         """True where its attempts must end at some time."""
         self.race: Race[Attempt[R]] | None = None
@@ -149,7 +152,7 @@ class Call(Raced[R]):
             result, last.result = last.result, None
             return result  # type: ignore[return-value]  # it was set
         records, self._records = tuple(self._records), []
-        took = self.elapsed if last.cut else None
+        took = self.core.clock() - self.since if last.cut else None
         try:
             raise concluded(error, records, took)
         finally:
@@ -241,5 +244,5 @@ class Call(Raced[R]):
     def _cut(self, attempt: Attempt[R]) -> Verdict:
         """Our own deadline ended it: its fault only if it had at least half of the time."""
         attempt.cut = True
-        half = ((self.deadline or 0.0) - self.started) / 2
-        return Verdict(fault=attempt.started - self.started <= half)
+        half = ((self.deadline or 0.0) - self.since) / 2
+        return Verdict(fault=attempt.started - self.since <= half)

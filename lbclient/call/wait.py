@@ -30,7 +30,7 @@ class Waiter(Picker, Protocol):
     """What is asked of the call that waits."""
 
     core: Core
-    started: float
+    since: float
     deadline: float | None
 
     @property
@@ -125,7 +125,7 @@ class Wait:
 
     def _tired(self) -> LoadBalancingError:
         call = self._call
-        service, waited = call.core.service, f"after {call.now - call.started:.2f} s"
+        service, waited = call.core.service, f"after {call.now - call.since:.2f} s"
         reason = f"every instance of {service} is still at its limit of attempts in flight"
         if not (known := call.core.watch.known):
             reason = f"nothing is known of {service}: discovery has not answered"

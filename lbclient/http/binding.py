@@ -28,7 +28,7 @@ from .options import (
     wire_options,
 )
 from .origin import Origin
-from .request import UNSTREAMED, Place, terms_of
+from .request import SHARED_DEADLINE, UNSTREAMED, Place, SharedDeadline, terms_of
 from .semantics import HttpSemantics, Labels
 
 __all__ = ["Binding", "closed_on_error"]
@@ -79,7 +79,13 @@ class Binding:
     ) -> Call[httpx.Response]:
         """The call that carries this request."""
         terms = terms_of(request, self.policy, replayable, self._key_of)
+        if (shared := SHARED_DEADLINE.get()) is not None:
+            terms = shared.bind(terms, self)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
+
+    def shared_deadline(self, request: httpx.Request) -> SharedDeadline:
+        """The deadline of all requests that one `send` of a client makes, this one first."""
+        return SharedDeadline(request, self.policy, self.balancer.clock, self)
 
     def drain(self) -> Pause:
         """What to wait for before connections are closed."""

@@ -16,7 +16,7 @@ from .foreign import TransportFactory
 from .jar import Jar
 from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
-from .request import UNSTREAMED
+from .request import SHARED_DEADLINE, UNSTREAMED
 from .transport import AsyncTransport, Service, Transport
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Client(httpx.Client):
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        balancing.own(self._balancer.target.origin)
+        self._binding = balancing.own(self._balancer.target.origin)
+        self._untimed = self._binding.policy.deadline is None
 
     @property
     def balancer(self) -> Balancer:
@@ -127,8 +128,14 @@ class Client(httpx.Client):
         follow_redirects: bool | UseClientDefault = httpx.USE_CLIENT_DEFAULT,
     ) -> httpx.Response:
         """Send a request, as `httpx.Client.send` does."""
-        request.extensions = {**request.extensions, UNSTREAMED: not stream}
-        return super().send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        given = request.extensions
+        request.extensions = {**given, UNSTREAMED: not stream}
+        send = super().send
+        # Without a deadline there is nothing to share, unless a call around this one has one.
+        if self._untimed and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+            return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        with self._binding.shared_deadline(request):
+            return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 
 class AsyncClient(httpx.AsyncClient):
@@ -148,7 +155,8 @@ class AsyncClient(httpx.AsyncClient):
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        balancing.own(self._balancer.target.origin)
+        self._binding = balancing.own(self._balancer.target.origin)
+        self._untimed = self._binding.policy.deadline is None
 
     @property
     def balancer(self) -> Balancer:
@@ -179,10 +187,13 @@ class AsyncClient(httpx.AsyncClient):
         follow_redirects: bool | UseClientDefault = httpx.USE_CLIENT_DEFAULT,
     ) -> httpx.Response:
         """Send a request, as `httpx.AsyncClient.send` does."""
-        request.extensions = {**request.extensions, UNSTREAMED: not stream}
-        return await super().send(
-            request, stream=stream, auth=auth, follow_redirects=follow_redirects
-        )
+        given = request.extensions
+        request.extensions = {**given, UNSTREAMED: not stream}
+        send = super().send
+        if self._untimed and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+            return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        with self._binding.shared_deadline(request):
+            return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

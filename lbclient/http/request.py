@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 from lbclient import checks
 from lbclient.deadline import Expiry, time_left
+from lbclient.errors import DeadlineExceeded
 from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
@@ -16,8 +19,10 @@ from .allowance import Allowance
 from .flavour import httpx
 
 __all__ = [
+    "SHARED_DEADLINE",
     "UNSTREAMED",
     "Place",
+    "SharedDeadline",
     "attempt_extensions",
     "below",
     "own_headers",
@@ -75,6 +80,74 @@ def _asked(asked: object) -> Mapping[str, Any]:
     if not isinstance(idempotent := asked.get("idempotent"), bool | None):
         raise TypeError(f"{name}['idempotent'] must be True or False, not {idempotent!r}")
     return asked
+
+
+class SharedDeadline:
+    """The deadline of one `send` of a client, which all of its requests share: redirects, rounds of
+    authentication, and the time that event hooks take in between.
+
+    It is a context manager around httpx's own `send`. `owner` is the binding of the client, so that
+    a request which a hook sends through another client is not bound by it. Nothing is kept in the
+    request or in its extensions: an auth flow may send requests of its own, without extensions, and
+    a caller may send the same request again.
+
+    Raises ValueError or TypeError for what the extension of the first request may not hold.
+    """
+
+    __slots__ = ("_clock", "_owner", "_requests", "_seconds", "_since", "_token")
+
+    def __init__(
+        self,
+        request: httpx.Request,
+        policy: RetryPolicy,
+        clock: Callable[[], float],
+        owner: object,
+    ) -> None:
+        asked = _asked(request.extensions.get("lbclient")).get("deadline")
+        self._seconds: float | None = policy.deadline if asked is None else asked
+        self._clock = clock
+        self._since = clock()
+        self._owner = owner
+        self._requests = 0
+        self._token: Token[SharedDeadline | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = SHARED_DEADLINE.set(self)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._token is not None:
+            with contextlib.suppress(ValueError):  # resumed in another context: nothing to reset
+                SHARED_DEADLINE.reset(self._token)
+        if isinstance(error, DeadlineExceeded) and self._requests > 1:
+            error.add_note(
+                f"it was request {self._requests} of this call: redirects and rounds of "
+                "authentication share its deadline"
+            )
+
+    def bind(self, terms: Terms, owner: object) -> Terms:
+        """The terms of the next request, ended by this deadline unless their own ends earlier.
+
+        Raises DeadlineExceeded where the time is up.
+        """
+        if owner is not self._owner:
+            return terms
+        self._requests += 1
+        if self._seconds is None:
+            return terms
+        now = self._clock()
+        end = self._since + self._seconds
+        if now >= end:
+            raise DeadlineExceeded(
+                f"the deadline is over after {now - self._since:.2f} s; this request was not sent"
+            )
+        if terms.deadline is not None and now + terms.deadline < end:
+            return terms
+        return terms._replace(deadline=self._seconds, since=self._since)
+
+
+SHARED_DEADLINE: ContextVar[SharedDeadline | None] = ContextVar(
+    "lbclient.shared_deadline", default=None
+)
 
 
 class Place(NamedTuple):
