@@ -69,6 +69,98 @@ def test_6to4_address_is_unwrapped_first():
     assert "is loopback" in Guard().refuses("2002:7f00:1::")
 
 
+def teredo_server(address: str) -> str:
+    """A Teredo address (RFC 4380) of a harmless client at this server."""
+    return str(ipaddress.IPv6Address((0x20010000 << 96) | (packed(address) << 64) | 0xF5FFFFFE))
+
+
+def teredo_client(address: str) -> str:
+    """A Teredo address of this client, whose bits are inverted, at a harmless server."""
+    inverted = packed(address) ^ 0xFFFFFFFF
+    return str(ipaddress.IPv6Address((0x20010000 << 96) | (0x0A000001 << 64) | inverted))
+
+
+def isatap(identifier: int, prefix: str = "2001:db8::"):
+    """Makes ISATAP addresses (RFC 5214) of this interface identifier under this prefix."""
+
+    def made(address: str) -> str:
+        high = int(ipaddress.IPv6Address(prefix))
+        return str(ipaddress.IPv6Address(high | (identifier << 32) | packed(address)))
+
+    return made
+
+
+def nat64(length: int, prefix: str = "64:ff9b:1::", suffix: int = 0):
+    """Makes IPv4-embedded addresses by a prefix of this length (RFC 6052, 2.2)."""
+
+    def made(address: str) -> str:
+        bits = f"{int(ipaddress.IPv6Address(prefix)):0128b}"[:length] + f"{packed(address):032b}"
+        if length < 96:
+            bits = bits[:64] + "00000000" + bits[64:]
+        bits += f"{suffix:0128b}"[len(bits) :]
+        return str(ipaddress.IPv6Address(int(bits, 2)))
+
+    return made
+
+
+def packed(address: str) -> int:
+    return int(ipaddress.IPv4Address(address))
+
+
+EMBEDDED = {
+    "teredo-server": teredo_server,
+    "teredo-client": teredo_client,
+    "isatap": isatap(0x00005EFE),
+    "isatap-unique": isatap(0x02005EFE),
+    "isatap-private": isatap(0x00005EFE, "fd00:1::"),
+    "isatap-in-6to4": isatap(0x00005EFE, "2002:a00:1::"),
+    "isatap-group": isatap(0x03005EFE),
+    "nat64-48": nat64(48),
+    "nat64-48-suffix": nat64(48, suffix=0x1234),
+    "nat64-56": nat64(56, "64:ff9b:1:1200::"),
+    "nat64-56-zero": nat64(56),
+    "nat64-64": nat64(64, "64:ff9b:1:1234::"),
+    "nat64-64-zero": nat64(64),
+    "nat64-96": nat64(96, "64:ff9b:1:1234::"),
+}
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [one for one in REFUSED if ":" not in one[0] and one[1] != "unspecified"],
+)
+@pytest.mark.parametrize("form", EMBEDDED)
+def test_embedded_ipv4_address_is_unwrapped(form, address, kind):
+    """An IPv6 address that may stand for a refused IPv4 address is refused for that reason."""
+    assert f" is {kind};" in Guard().refuses(EMBEDDED[form](address))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "192.0.2.1", "8.8.8.8", "10.0.0.0"])
+@pytest.mark.parametrize("form", EMBEDDED)
+def test_embedded_harmless_address_is_let_through(form, address):
+    """An IPv6 address that stands for a harmless IPv4 address is let through."""
+    assert Guard().refuses(EMBEDDED[form](address)) is None
+
+
+@pytest.mark.parametrize("form", EMBEDDED)
+def test_allowing_an_address_allows_the_forms_that_embed_it(form):
+    """Permission for an IPv4 network covers the IPv6 addresses that stand for its addresses."""
+    assert Guard(["127.0.0.0/8"]).refuses(EMBEDDED[form]("127.0.0.1")) is None
+
+
+def test_permission_for_one_reading_does_not_cover_another():
+    """An address with several embedded addresses is let through only if none of them is refused."""
+    address = "2001:0:7f00:1:0:0:5601:5601"  # Teredo: 127.0.0.1 serves 169.254.169.254
+    assert "169.254.169.254/32" in Guard(["127.0.0.0/8"]).refuses(address)
+    assert Guard(["127.0.0.0/8", "169.254.169.254/32"]).refuses(address) is None
+    assert Guard(["2001::/32"]).refuses(address) is None
+
+
+def test_link_local_isatap_address_stays_link_local():
+    """Permission for an embedded address does not cover what the IPv6 address itself is."""
+    assert "link-local" in Guard(["127.0.0.0/8"]).refuses("fe80::5efe:127.0.0.1")
+
+
 @pytest.mark.parametrize("form", [form for form, _ in WRAPPED])
 def test_wrapped_harmless_address_is_let_through(form):
     """An IPv6 form of a harmless IPv4 address is harmless."""

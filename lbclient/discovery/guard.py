@@ -7,7 +7,7 @@ the cloud's metadata service is refused unless the caller allows that network by
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 __all__ = ["Guard"]
@@ -30,19 +30,23 @@ _METADATA = frozenset(
         ),
     )
 )
+_MAPPED = IPv6Network("::ffff:0:0/96")
 _WRAPPERS = tuple(
     map(
         IPv6Network,
         (
-            "::ffff:0:0/96",  # IPv4-mapped
             "::ffff:0:0:0/96",  # IPv4-translated, RFC 2765
             "::/96",  # IPv4-compatible, RFC 4291
-            "64:ff9b::/96",  # NAT64
-            "64:ff9b:1::/48",  # NAT64 by one's own prefix, RFC 8215
+            "64:ff9b::/96",  # NAT64, RFC 6052
         ),
     )
 )
 """Networks whose addresses end in an IPv4 address."""
+_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
+"""NAT64 by a prefix of one's own (RFC 8215), which may have any length from 48 bits on."""
+_ISATAP, _ANY_ISATAP = 0x00005EFE, 0xFCFFFFFF
+"""The first half of an ISATAP interface identifier (RFC 5214), and a mask for its bits u and g."""
+_THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
 class Guard:
@@ -70,15 +74,20 @@ class Guard:
         return vetted, reasons
 
     def refuses(self, address: str) -> str | None:
-        """Why this address may not be connected to, and how to allow it; None if it may."""
+        """Why this address may not be connected to, and how to allow it; None if it may.
+
+        An IPv6 address is judged by itself and by each IPv4 address that it may stand for.
+        """
         literal = ipaddress.ip_address(address)
-        forms = [one for one in (_inner(literal), literal) if one is not None]
-        if any(one in network for network in self._allowed for one in forms):
+        if self._allows(literal):
             return None
-        for one in forms:
-            if (reason := _reason(one)) is not None:
+        for one in _forms(literal):
+            if (reason := _reason(one)) is not None and not self._allows(one):
                 return f"{address} is {reason}; pass allow=['{_around(one)}'] to permit it"
         return None
+
+    def _allows(self, address: Address) -> bool:
+        return any(address in network for network in self._allowed)
 
     def refuses_name(self, target: str) -> str | None:
         """Why this SRV target may not be used; None if it may."""
@@ -96,13 +105,45 @@ def _network(name: object) -> IPv4Network | IPv6Network:
         raise ValueError(f"allow must hold networks such as '127.0.0.0/8': {error}") from None
 
 
-def _inner(address: Address) -> IPv4Address | None:
-    """The IPv4 address inside an IPv6 one; `::` and `::1` hold none."""
+def _forms(address: Address) -> list[Address]:
+    """The address, and the IPv4 addresses that it may stand for; `::` and `::1` hold none.
+
+    An IPv4-mapped address is its IPv4 address: the operating system sends no IPv6.
+    """
     if isinstance(address, IPv4Address) or int(address) < 2:
-        return None
+        return [address]
+    if address in _MAPPED:
+        return [_bits(address, 96)]
+    return [address, *_embedded(address)]
+
+
+def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
     if any(address in network for network in _WRAPPERS):
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.sixtofour
+        yield _bits(address, 96)
+    if address in _LOCAL_NAT64:
+        yield from _translated(address)
+    if (int(address) >> 32) & _ANY_ISATAP == _ISATAP:
+        yield _bits(address, 96)
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    yield from address.teredo or ()
+
+
+def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
+    """What a NAT64 may make of it, by each length of prefix (RFC 6052, 2.2).
+
+    Most readings are of zeros, since prefix and suffix have many; these count only where there is
+    no other.
+    """
+    without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)
+    lengths = [IPv4Address((without_u >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24)]
+    readings = [*lengths, _bits(address, 96)]
+    return [one for one in readings if one not in _THIS_HOST] or readings[-1:]
+
+
+def _bits(address: IPv6Address, start: int) -> IPv4Address:
+    """The IPv4 address that begins at this bit."""
+    return IPv4Address((int(address) >> (96 - start)) & 0xFFFFFFFF)
 
 
 def _reason(address: Address) -> str | None:
@@ -111,10 +152,7 @@ def _reason(address: Address) -> str | None:
         (address.is_loopback, "loopback"),
         (address.is_link_local, "link-local"),
         (address.is_multicast, "multicast"),
-        (
-            address.is_unspecified or (int(address) >> 24 == 0 and address.version == 4),
-            "unspecified",
-        ),
+        (address.is_unspecified or address in _THIS_HOST, "unspecified"),
         (address == IPv4Address("255.255.255.255"), "broadcast"),
     )
     return next((name for holds, name in checks if holds), None)
