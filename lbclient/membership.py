@@ -113,11 +113,15 @@ class Membership:
     def unready(self, now: float) -> Signal | None:
         """A signal to wait for, where nothing is known yet. Hold the lock.
 
-        Raises DiscoveryError where nothing usable is known.
+        Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
+        try again soon.
         """
         if self.generation is not self.scheduler.generation:
             self._follow()
-        if (failure := self.watch.failure(now)) is not None:
+        if (failure := self.watch.failure(now)) is not None and self.watch.demand(now):
+            self.scheduler.schedule(self.watch)
+            failure = self.watch.failure(now)
+        if failure is not None:
             raise failure
         return None if self.watch.known else self.watch.wait()
 

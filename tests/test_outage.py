@@ -114,6 +114,77 @@ def test_calls_go_on_while_dns_fails(liar, fault):
     assert snapshot.age <= 1.1 * TTL
 
 
+@pytest.mark.parametrize("fault", [servfail, nxdomain, silence])
+def test_first_answer_is_found_soon_while_calls_fail(liar, fault):
+    """While calls fail for lack of a first answer DNS is asked every 5 s or sooner, at most once a
+    second; calls succeed within 5 s after it is back."""
+    shop = Shop(liar)
+    liar.fault(fault)
+    shop.call(60, rate=10)
+    gaps = [b - a for a, b in pairwise(shop.rounds)]
+    assert shop.failed == shop.calls
+    assert 0.9 <= min(gaps) <= max(gaps) <= 5.2
+    assert len(shop.rounds) <= 60 / 4.5 + 5
+    liar.heal()
+    shop.call(5.2, rate=10)
+    failed = shop.failed
+    shop.call(1, rate=10)
+    assert shop.failed == failed
+
+
+def test_nobody_waits_for_a_first_answer(liar):
+    """Without calls the back-off goes on to 30 s; a call that comes more than 5 s after the last
+    try waits for the next one, which is made at once."""
+    shop = Shop(liar)
+    liar.fault(servfail)
+    shop.call(1, rate=1)
+    shop.world.run(shop.world.clock() + 300)
+    gaps = [b - a for a, b in pairwise(shop.rounds)]
+    assert min(gaps[-5:]) >= BACKED_OFF
+    shop.world.run(shop.rounds[-1] + 6)
+    assert shop.world.clock() < shop.rounds[-1] + BACKED_OFF
+    liar.heal()
+    failed = shop.failed
+    shop.call(1, rate=10)
+    assert shop.failed == failed
+
+
+def test_rare_calls_do_not_storm_dns(liar):
+    """A call every 20 s finds no answer that is older than 5 s, and asks once."""
+    shop = Shop(liar)
+    liar.fault(servfail)
+    shop.call(400, rate=0.05)
+    assert len(shop.rounds) <= 2 * shop.calls + 6
+
+
+def test_absent_service_is_found_soon_when_it_is_back(liar):
+    """A service that declared itself absent is asked for every 5 s while calls fail."""
+    shop = Shop(liar)
+    liar.put(NAME, "SRV", "0 0 0 .")
+    shop.call(60, rate=10)
+    assert shop.failed == shop.calls
+    liar.put(NAME, "SRV", "0 0 80 a.test.")
+    shop.call(5.2, rate=10)
+    failed = shop.failed
+    shop.call(1, rate=10)
+    assert shop.failed == failed
+
+
+def test_too_old_an_answer_is_replaced_soon(liar):
+    """Calls that fail because of `max_stale` have discovery try every 5 s too."""
+    shop = Shop(liar)
+    shop.balancer = simulated(shop.world, shop, name="shop.test", max_stale=10.0)
+    shop.call(1, rate=1)
+    liar.fault(servfail)
+    shop.call(120, rate=10)
+    assert shop.failed
+    liar.heal()
+    shop.call(5.2, rate=10)
+    failed = shop.failed
+    shop.call(1, rate=10)
+    assert shop.failed == failed
+
+
 def test_dns_gone_for_a_day(liar):
     """D22: DNS gone for 24 hours costs no call, and at most one round in 27 s."""
     shop = Shop(liar)

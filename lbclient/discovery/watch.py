@@ -75,6 +75,7 @@ class Watch:
         self._answer: Answer | None = None
         self._answered_at = 0.0
         self._early_at = -math.inf
+        self._failed_at = -math.inf
         self._backoff = Backoff(rng)
         self._waiting: list[Signal] = []
         self._later: list[Signal] = []
@@ -143,6 +144,18 @@ class Watch:
         self.next_at = now
         return True
 
+    def demand(self, now: float) -> bool:
+        """A call fails for lack of an answer: ask again within 5 s of the last try.
+
+        True where that is sooner than planned: schedule it. Without such calls the back-off goes
+        on to 30 s. Hold the lock.
+        """
+        at = self._failed_at + self._backoff.demanded
+        if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:
+            return False
+        self.next_at = at
+        return True
+
     def claim(self) -> bool:
         """Claim the round that is due; False while it is not due, or one is under way."""
         with self._lock:
@@ -202,6 +215,7 @@ class Watch:
 
     def _failed(self, error: Exception) -> None:
         self.error, self.fresh = error, False
+        self._failed_at = self.clock()
         self._wait(self._backoff.failed())
         self._subscriber.lookup_failed()
         if isinstance(error, ServiceAbsent):
