@@ -167,6 +167,8 @@ class Balancer(Control, Closing):
     ) -> T:
         """Call `fn` with an instance, and again with another as the policy says.
 
+        `fn` connects to `instance.address`, which discovery has vetted, not to `instance.host`.
+
         `idempotent`: it may be repeated though an attempt may have been carried out. `deadline`:
         seconds for all of it; `fn` learns what is left by `lbclient.time_left()`.
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.

@@ -20,7 +20,7 @@ class Instance:
     `weight` is its share relative to its peers (0 counts as 0.1 beside others, all zero is
     uniform), `priority` its tier (lower serves first, RFC 2782), `metadata` the caller's own.
     `addresses` are the IP addresses that discovery has vetted for it, tried in order; without
-    any, the operating system resolves `host` at connect.
+    any, the operating system resolves `host` at connect. `address` is the one to dial.
 
     Raises ValueError or TypeError, naming the field, for what no instance can have.
     """
@@ -44,6 +44,15 @@ class Instance:
         put(self, "metadata", given)
         addresses = checks.several("addresses", self.addresses, "IP addresses")
         put(self, "addresses", tuple(checks.address("addresses", one) for one in addresses))
+
+    @property
+    def address(self) -> str:
+        """Where to connect: the first of `addresses`, else `host`.
+
+        Dial this and not `host`: a name would be resolved once more, and DNS may answer with an
+        address that was never vetted. IPv6 addresses come without brackets.
+        """
+        return self.addresses[0] if self.addresses else self.host
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -37,7 +37,8 @@ class HealthCheck:
     - `statuses`: those that pass. Redirects are not followed.
     - `headers`: sent with each check, beside those of our own.
     - `check`: a function `instance -> bool` to ask instead. It runs on a thread in the background
-      and may block; `lbclient.time_left()` tells it what is left of `timeout`. Anything but True
+      and may block; `lbclient.time_left()` tells it what is left of `timeout`. It connects to
+      `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Anything but True
       is a failed check, and so is any exception. While one has not returned, no other begins for
       the same instance.
 

@@ -39,7 +39,8 @@ class Transport(httpx.BaseTransport):
     arguments of `Balancer`, those of `httpx.HTTPTransport` (`proxy` and `uds` excepted), and
 
     - `tls_name`: the name that TLS asks for and verifies: `"service"`'s or the `"instance"`'s.
-    - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`.
+    - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`. The
+      URLs of its requests name the instance's vetted address.
     - `key`: gives each request its key, for a strategy that picks by it: `request -> object`.
     - `deadline_header`: tells an instance, in whole milliseconds, how much time the attempt has
       left, where it has a `deadline` or `attempt_timeout`.

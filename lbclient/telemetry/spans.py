@@ -57,7 +57,7 @@ class CallSpan:
         if not self._span.is_recording():
             return _NOTHING
         known: dict[str, str | int | float | bool] = {**self._semantics.request(resend)}
-        known["network.peer.address"] = (*instance.addresses, instance.host)[0]
+        known["network.peer.address"] = instance.address
         known["network.peer.port"] = instance.port
         return known
 

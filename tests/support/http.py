@@ -88,13 +88,16 @@ class Server:
     behaviour: Behaviour
     requests: list[Request] = field(default_factory=list)
     accepted: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes a free one."""
 
     def __post_init__(self) -> None:
         self.arrived = threading.Semaphore(0)
         """Released once a request: a test waits for its arrival, not for time to pass."""
         self.stopping = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = socket.create_server((self.host, self.port), backlog=512)
+        self.port = self._listener.getsockname()[1]
         self._open: set[Connection] = set()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._accept)]
@@ -102,7 +105,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def hits(self) -> int:
