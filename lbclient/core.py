@@ -122,16 +122,17 @@ class Core:
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
     def beside(self, call: Picker) -> Pick | None:
-        """A hedge waits for nobody, is the last to get a place, and costs a retry."""
+        """A second attempt beside the first of `call`, or None: it waits for no place, goes after
+        everything that waits in line, and is taken from the budget of hedges."""
         with self.lock:
             now = call.now = self.clock()
             pick = None if self._line.waiting else self._selection.beside(call, now)
             if pick is None:
                 return None
-            budget = self.retries.budget
+            budget = None if self.hedging is None else self.hedging.budget
             if budget is not None and not budget.withdraw(now):
                 pick.endpoint.breaker.cancel(pick.permit)
-                self.telemetry.counts.refusal()
+                self.telemetry.counts.hedge_refused()
                 return None
             self._taken(pick, now, first=False)
             self.telemetry.counts.hedge()
@@ -165,6 +166,8 @@ class Core:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
         if first and self.retries.budget is not None:
             self.retries.budget.deposit(now)
+        if first and self.hedging is not None and self.hedging.budget is not None:
+            self.hedging.budget.deposit(now)
 
     def _move(self, endpoint: Endpoint, change: int) -> None:
         if endpoint.in_flight + change < 0:

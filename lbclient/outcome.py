@@ -30,6 +30,17 @@ class Verdict:
       repeated is; `"always"`: it was certainly not carried out, so any call may be.
     - `rest`: seconds for which this instance asked to be left alone (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
+    - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
+      for a result that is neither a fault nor asks for a `rest`, and is to be tried again.
+    - `unsent`: the result says that the instance did not read the call (408 on a connection that
+      was used before).
+
+    A good result is never repeated: for a result (not an exception), `again` counts only if
+    `fault`, `rest`, `rejected` or `unsent` says that it is not good.
+
+    An attempt that was never sent is replaced even if the retry budget is empty. That is an
+    exception with `again="always"` (unless `rest` or `rejected` says that the instance answered),
+    and a result with `unsent`.
 
     An exception without fault is neutral: it neither harms nor heals the instance.
     """
@@ -38,8 +49,21 @@ class Verdict:
     again: Literal["never", "idempotent", "always"] = "never"
     rest: float = 0.0
     backoff: bool = False
+    rejected: bool = False
+    unsent: bool = False
     good: bool = field(init=False, repr=False, compare=False)
     """True for an answer that nothing speaks against."""
+
+    def of_result(self) -> Verdict:
+        """The same for a result: `again` alone does not repeat one that is good otherwise."""
+        bad = self.fault or self.rest or self.rejected or self.unsent
+        return self if bad or self.again == "never" else FINE
+
+    def never_sent(self, error: BaseException | None) -> bool:
+        """True if the attempt, which ended with `error` or with a result, sent nothing."""
+        if error is None:
+            return self.unsent
+        return self.again == "always" and not self.rest and not self.rejected
 
     @property
     def turned_away(self) -> bool:

@@ -96,7 +96,8 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
 class Turn:
     """What is known when one attempt has failed; tenacity's objects read it.
 
-    `pause` is how long all instances want to rest, `rested` how long the call has waited for that.
+    `pause` is how long all instances want to rest, `rested` how long the call has waited for that;
+    `unsent` is True if the attempt was never sent, so that its replacement costs no budget.
     """
 
     verdict: Verdict
@@ -105,6 +106,7 @@ class Turn:
     replayable: bool
     deadline: float | None
     pause: float
+    unsent: bool = False
     rested: float = 0.0
     refused: bool = False
 
@@ -186,14 +188,20 @@ class _AtDeadline(stop_base):
 
 
 class _NoBudget(stop_base):
-    """Asked last, and before any sleep: a yes takes one retry out of the budget."""
+    """Asked last, and before any sleep: a yes takes one retry out of the budget.
+
+    The replacement of an attempt that was never sent costs nothing, as a transparent retry in gRPC
+    (its proposal A6): no instance works for it, and no budget must keep a call from a live one.
+    """
 
     def __init__(self, budget: Budget | None) -> None:
         self._budget = budget
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         turn = _turn(state)
-        turn.refused = self._budget is not None and not self._budget.withdraw(turn.now)
+        if turn.unsent or self._budget is None:
+            return False
+        turn.refused = not self._budget.withdraw(turn.now)
         return turn.refused
 
 

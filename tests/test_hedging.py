@@ -88,30 +88,95 @@ def test_a_call_that_may_not_be_repeated_is_not_hedged(hedge):
     assert [thread for _, thread in asked] == [threading.main_thread()]
 
 
-def test_a_hedge_costs_a_retry():
-    """Where the retry budget is empty no second attempt is sent."""
-    first = First()
-    poor = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=0.0))
-    with Balancer(BOTH, hedge=HedgePolicy(delay=0.0), retry=poor) as balancer:
-        threading.Timer(0.2, first.go.set).start()
-        answer = balancer.call(first, idempotent=True)
-    assert first.asked == [answer]
+TWO_HEDGES = RetryBudget(ratio=0.0, reserve=2.0, window=1.0)
+NO_RETRIES = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=0.0))
 
 
-async def test_a_hedge_costs_a_retry_async():
+def hedged(budget, retry=NO_RETRIES):
+    """Options of a balancer that hedges at once, in a time that stands still."""
+    policy = HedgePolicy(delay=0.0, budget=budget)
+    return {"hedge": policy, "retry": retry, "clock": lambda: 0.0}
+
+
+def test_hedges_have_a_budget_of_their_own(telemetry):
+    """Second attempts are sent while their own budget lasts, though that of retries is empty; what
+    is refused is counted apart from refused retries."""
+    asked = []
+    together = threading.Barrier(2)
+
+    def call(instance):
+        asked.append(instance)
+        if len(asked) <= 4:
+            together.wait(10)  # both attempts of the first two calls are under way at once
+        else:
+            threading.Event().wait(0.05)
+        return instance
+
+    with Balancer(BOTH, **hedged(TWO_HEDGES), **telemetry.options) as balancer:
+        for _ in range(4):
+            balancer.call(call, idempotent=True)
+            assert idle_soon(balancer)
+    assert len(asked) == 6
+    assert telemetry.total("lbclient.hedges") == 2
+    assert telemetry.total("lbclient.hedges.refused") == 2
+    assert telemetry.total("lbclient.retries.refused") == 0
+
+
+async def test_hedges_have_a_budget_of_their_own_async():
     """The same on an event loop."""
     asked = []
 
     async def call(instance):
         asked.append(instance)
-        await anyio.sleep(0.1)
+        await anyio.sleep(0.05)
         return instance
 
-    poor = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=1.0, window=1.0))
-    async with Balancer(BOTH, hedge=HedgePolicy(delay=0.0), retry=poor) as balancer:
-        for _ in range(3):
+    async with Balancer(BOTH, **hedged(TWO_HEDGES)) as balancer:
+        for _ in range(4):
             await balancer.acall(call, idempotent=True)
-    assert len(asked) == 4
+    assert len(asked) == 6
+
+
+@pytest.mark.parametrize(("budget", "hedges"), [(TWO_HEDGES, 2), (None, 5)])
+def test_the_budget_of_hedges_in_virtual_time(budget, hedges):
+    """The same in virtual time; a budget of None is no limit."""
+    world = World()
+    options = {**hedged(budget), "clock": world.clock}
+    balancer = Balancer(BOTH, **options)
+    sent = []
+
+    def send(attempt):
+        sent.append(attempt.reason)
+        yield Pause(0.01)
+
+    def main():
+        for _ in range(5):
+            yield from carry_out(balancer.begin(Terms(idempotent=True), Semantics()), send)
+
+    world.spawn(main())
+    world.run()
+    assert sent.count("hedge") == hedges
+    assert len(sent) == 5 + hedges
+
+
+def test_hedges_leave_the_retries_alone():
+    """However much is hedged, the retry budget is as full as without hedging."""
+    plenty = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=3.0, window=1.0))
+    with Balancer(BOTH, **hedged(None, plenty)) as balancer:
+        for _ in range(5):
+            balancer.call(lambda _: threading.Event().wait(0.02), idempotent=True)
+        assert sum(one.attempts for one in balancer.snapshot().instances) > 5
+        assert balancer.budget.balance(0.0) == 3.0
+
+
+def test_calls_earn_hedges():
+    """Each call earns `ratio` of a hedge."""
+    policy = HedgePolicy(delay=0.0, budget=RetryBudget(ratio=0.5, reserve=0.0))
+    with Balancer(BOTH, hedge=policy, clock=lambda: 0.0) as balancer:
+        for _ in range(8):
+            balancer.call(lambda _: threading.Event().wait(0.02), idempotent=True)
+            assert idle_soon(balancer)
+        assert sum(one.attempts for one in balancer.snapshot().instances) == 8 + 4
 
 
 def test_one_instance_is_not_asked_twice_at_a_time():
@@ -258,7 +323,7 @@ def test_nobody_elses_request_is_interrupted(servers):
     failed = []
     with lbclient.Client(
         [one.url for one in instances],
-        hedge=HedgePolicy(delay=0.002),
+        hedge=HedgePolicy(delay=0.002, budget=None),
         retry=RetryPolicy(budget=None),
     ) as client:
 
@@ -408,6 +473,8 @@ def test_a_delay_has_a_least():
         {"percentile": 95},
         {"least": -1},
         {"delay": float("nan")},
+        {"budget": 0.1},
+        {"budget": RetryBudget},
     ],
 )
 def test_what_a_hedge_policy_refuses(wrong):

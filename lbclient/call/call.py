@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -131,7 +132,7 @@ class Call(Raced[R]):
             verdict = attempt.verdict
             if verdict is None or verdict.again == "never":
                 return
-            delay = self._delay_after(verdict)
+            delay = self._delay_after(verdict, attempt.error)
 
     def result(self) -> R:
         """The outcome that stands: the last result, or the last error, raised. Ask once.
@@ -194,12 +195,14 @@ class Call(Raced[R]):
         except Exception:
             logger.exception("the judge failed; the outcome counts as neutral")
             return FINE
-        if error is None or not verdict.fault:
+        if error is None:
+            return verdict if verdict.good else verdict.of_result()
+        if not verdict.fault:
             return verdict
         if self.overdue():
             verdict = self._cut(attempt)
         missed = attempt.expiry is not None and attempt.expiry.missed
-        return Verdict(fault=False, again=verdict.again) if missed else verdict
+        return replace(verdict, fault=False) if missed else verdict
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last
@@ -213,7 +216,7 @@ class Call(Raced[R]):
         self.tried.append(pick.endpoint)
         return self._last
 
-    def _delay_after(self, verdict: Verdict) -> float | None:
+    def _delay_after(self, verdict: Verdict, error: Exception | None) -> float | None:
         turn = Turn(
             verdict=verdict,
             now=self.core.clock(),
@@ -221,6 +224,7 @@ class Call(Raced[R]):
             replayable=self._terms.replayable is None or self._terms.replayable(),
             deadline=self.deadline,
             pause=self.core.rest_of_all(),
+            unsent=verdict.never_sent(error),
         )
         with self.core.lock:
             self._turns = self._turns or Turns(self.core.retries)

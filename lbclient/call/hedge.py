@@ -41,7 +41,7 @@ class Hedged(Picker, Protocol[R]):
 
 class Hedge(Generic[R]):
     """One attempt of `call` at most, as steps for a shell. It is not repeated and waits for nobody:
-    where no other instance has room, or the retry budget is empty, there is none."""
+    where no other instance has room, or the budget of hedges is empty, there is none."""
 
     __slots__ = (
         "_attempt",

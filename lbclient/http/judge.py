@@ -19,7 +19,7 @@ from .wire import on_reused_connection
 
 __all__ = ["HttpJudge", "rest_asked"]
 
-_NOT_PROCESSED = Verdict(fault=False, again="always")
+_NOT_PROCESSED = Verdict(fault=False, again="always", unsent=True)
 _MAYBE_PROCESSED = Verdict(fault=False, again="idempotent")
 _LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
 _CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
@@ -51,7 +51,7 @@ class HttpJudge:
         if status not in self._statuses:
             return Verdict(fault=fault)
         again: Literal["idempotent"] = "idempotent"
-        return Verdict(fault=fault, again=again, rest=rest_asked(response.headers))
+        return Verdict(fault, again, rest_asked(response.headers), rejected=True)
 
 
 def _error(error: httpx.TransportError) -> Verdict:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lbclient import checks
+from lbclient.budget import Budget, RetryBudget
 
 __all__ = ["HedgePolicy", "Hedging"]
 
@@ -20,12 +21,15 @@ class HedgePolicy:
     """Send a second attempt to another instance where the first takes long; the first good answer
     is the call's, the other attempt is cancelled.
 
-    For calls that may be repeated and whose body is plain bytes. Each hedge is taken from the retry
-    budget, and the second attempt itself is not repeated.
+    For calls that may be repeated and whose body is plain bytes. The second attempt itself is not
+    repeated.
 
     - `delay`: seconds after which the second is sent; None takes a percentile of recent latency.
     - `percentile`: this share of recent attempts was faster than the delay; it needs 20 to begin.
     - `least`: no delay is shorter than that, in seconds.
+    - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
+      of the calls, and a reserve per second. It is separate from the retry budget, so that hedges
+      leave the retries alone. None for no limit.
 
     Source: Dean and Barroso, "The Tail at Scale" (2013): hedged requests at the 95th percentile.
     """
@@ -33,6 +37,7 @@ class HedgePolicy:
     delay: float | None = None
     percentile: float = 0.95
     least: float = 0.001
+    budget: RetryBudget | None = field(default_factory=lambda: RetryBudget(0.1, 1.0))
 
     def __post_init__(self) -> None:
         if self.delay is not None:
@@ -42,13 +47,16 @@ class HedgePolicy:
                 f"percentile must be above 0 and below 1, such as 0.95, not {self.percentile!r}"
             )
         checks.number("least (seconds)", self.least)
+        checks.kind("budget", self.budget, RetryBudget)
 
 
 class Hedging:
-    """The latencies of one balancer's latest attempts. Not locked: its owner is."""
+    """The latencies of one balancer's latest attempts, and the budget of its hedges. Not locked:
+    its owner is."""
 
     def __init__(self, policy: HedgePolicy) -> None:
         self._policy = policy
+        self.budget = None if policy.budget is None else Budget(policy.budget)
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
 

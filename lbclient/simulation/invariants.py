@@ -38,7 +38,8 @@ class Invariants:
         self._limits = limits
         self._panic = panic
         self._calls = 0
-        self._repeats = 0
+        self._retries = 0
+        self._hedges = 0
         self._attempts: dict[Endpoint, list[Attempt[Reply]]] = {}
         self._probes: dict[Breaker, tuple[Attempt[Reply], Permit]] = {}
         self._order: Sequence[Signal] = ()
@@ -47,13 +48,17 @@ class Invariants:
 
     def sending(self, trail: Trail, attempt: Attempt[Reply], now: float) -> None:
         """Just before an attempt is sent."""
-        self._calls += not trail.attempts
-        self._repeats += bool(trail.attempts)
+        if not trail.attempts:
+            self._calls += 1
+        elif attempt.reason == "hedge":
+            self._hedges += 1
+        elif not trail.unsent:
+            self._retries += 1
         texts = chain(
             of_pick(self._moment(now), trail, attempt),
             of_call(trail, attempt, now),
             self._of_probe(attempt, now),
-            self._of_budget(now),
+            self._of_budgets(now),
         )
         who = f"{attempt.instance}, picked as {attempt.reason}"
         self._breach(now, (f"{who}: {text}" for text in texts))
@@ -116,14 +121,22 @@ class Invariants:
         if unanswered and permit is breaker.permit:
             yield "it is probed already"
 
-    def _of_budget(self, now: float) -> Iterator[str]:
-        """No more is repeated than can have been earned."""
-        if (budget := self._core.retries.budget) is None:
-            return
-        policy = budget.policy
-        earned = policy.ratio * self._calls + policy.reserve * (now / _SLICE + policy.window)
-        if self._repeats > earned + _SLACK:
-            yield f"{self._repeats} retries and hedges so far, {earned:g} were earned"
+    def _of_budgets(self, now: float) -> Iterator[str]:
+        """No more is repeated, and no more is hedged, than can have been earned. What replaces an
+        attempt that was never sent is not counted."""
+        hedging = self._core.hedging
+        hedges = None if hedging is None else hedging.budget
+        retries = self._core.retries.budget
+        for what, made, budget in (
+            ("retries", self._retries, retries),
+            ("hedges", self._hedges, hedges),
+        ):
+            if budget is None:
+                continue
+            policy = budget.policy
+            earned = policy.ratio * self._calls + policy.reserve * (now / _SLICE + policy.window)
+            if made > earned + _SLACK:
+                yield f"{made} {what} of all retries and hedges so far, {earned:g} were earned"
 
     def _of_load(self, one: Endpoint, now: float) -> Iterator[str]:
         """What counts as in flight is what was sent and has not ended, and within the limits."""

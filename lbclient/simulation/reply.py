@@ -36,7 +36,10 @@ class Reply:
 
 def judge_of(statuses: Collection[int]) -> Judge:
     """Judges as HTTP's judge does; `statuses` are those that are tried again."""
-    again = {status: Verdict(fault=500 <= status <= 599, again="idempotent") for status in statuses}
+    again = {
+        status: Verdict(fault=500 <= status <= 599, again="idempotent", rejected=True)
+        for status in statuses
+    }
     fault = Verdict(fault=True)
 
     def judge(result: object) -> Verdict:

@@ -32,6 +32,12 @@ class Trail:
         """Whom they were sent to."""
         return [one.endpoint for one in self.attempts]
 
+    @property
+    def unsent(self) -> bool:
+        """True if the call's own last attempt, which was no hedge, was never sent."""
+        own = (one for one in reversed(self.attempts) if one.reason != "hedge")
+        return isinstance(getattr(next(own, None), "error", None), ConnectionRefusedError)
+
     def comes(self, reply: Reply, left: float) -> None:
         """What an attempt with so many seconds left will come to."""
         self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)

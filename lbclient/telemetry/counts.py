@@ -41,6 +41,9 @@ class Instruments:
         self.ejections = counter("lbclient.ejections", "{ejection}", "Instances ejected")
         self.health = counter("lbclient.health.changes", "{change}", "Changes by active checks")
         self.hedges = counter("lbclient.hedges", "{attempt}", "Attempts sent beside a first")
+        self.hedges_refused = counter(
+            "lbclient.hedges.refused", "{attempt}", "Refused by the budget of hedges"
+        )
         self.throttled = counter("lbclient.throttled", "{call}", "Calls kept back unsent")
         self.observed = Observed()
         meter.create_observable_gauge(
@@ -111,6 +114,10 @@ class Counts:
     def hedge(self) -> None:
         """An attempt was sent beside the first of its call."""
         self._instruments.hedges.add(1, self._service)
+
+    def hedge_refused(self) -> None:
+        """The budget of hedges refused a second attempt."""
+        self._instruments.hedges_refused.add(1, self._service)
 
     def throttled(self) -> None:
         """A call was kept back by the throttle."""
