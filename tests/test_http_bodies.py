@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import os
 import tempfile
 import zlib
 
 import anyio
 import httpx
 import pytest
+import trio
 
 import lbclient
 from tests.support.http import (
@@ -23,6 +25,7 @@ from tests.support.http import (
 from tests.test_http_features import (
     BIG,
     First,
+    World,
     all_requests,
     busy_connections,
     urls,
@@ -303,6 +306,206 @@ def test_a_redirect_keeps_the_body(servers, world):
     with world.client(urls(pair), follow_redirects=True) as client:
         assert client.put("/old", content=b"body").content == b"body"
         assert b"aaa" in client.put("/old", files={"a": io.BytesIO(b"aaa")}).content
+
+
+class Fresh:
+    """An iterable that begins anew each time."""
+
+    def __iter__(self):
+        yield from (b"a", b"bc")
+
+
+class UsedUp:
+    """An iterable that reads from one source, so that nothing is left of it the second time."""
+
+    def __init__(self):
+        self.source = iter([b"a", b"bc"])
+
+    def __iter__(self):
+        yield from self.source
+
+
+def asks_twice(connection, request):
+    """/moved/STATUS redirects; /digest wants to be asked with credentials; else the body, back."""
+    _, way, *status = request.target.split("/")
+    if way == "moved":
+        connection.answer(int(status[0]), Location="/new")
+    elif way == "digest" and "authorization" not in request.headers:
+        challenge = 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5'
+        connection.answer(401, WWW_Authenticate=challenge)
+    else:
+        connection.answer(200, request.body)
+
+
+ways = pytest.mark.parametrize("way", ["moved/307", "moved/308", "digest"])
+
+
+def outcomes_of(world, servers, way, body_of):
+    """Responses or errors of our client, and of httpx's over our transport."""
+    service, outcomes = urls(servers), []
+    for kind in (world.client, world.under_httpx):
+        with kind(service, name="orders.test") as client:
+            auth = httpx.DigestAuth("me", "secret")
+            options = {"follow_redirects": True, "auth": auth, **body_of()}
+            try:
+                outcomes.append(client.put(f"http://orders.test/{way}", **options))
+            except httpx.StreamConsumed as error:
+                outcomes.append(error)
+    return outcomes
+
+
+@ways
+@pytest.mark.parametrize("start", [0, 1234])
+def test_a_file_is_sent_whole_to_where_it_is_wanted(servers, file, way, start):
+    """A file is rewound to where it stood for a redirect and for a round of authentication."""
+    pair = servers(asks_twice, asks_twice)
+    length = {"Content-Length": str(200_000 - start)}  # httpx takes the whole file's
+
+    def body_of(source):
+        source.seek(start)
+        return {"content": source, "headers": length}
+
+    for source in (file, io.BytesIO(BIG[:200_000])):
+        for response in outcomes_of(World(), pair, way, lambda source=source: body_of(source)):
+            assert response.content == BIG[start:200_000]
+    assert {request.body for request in all_requests(*pair)} == {BIG[start:200_000]}
+
+
+@ways
+def test_a_file_is_rewound_for_a_retry_after_a_redirect(servers, file, way):
+    """A retry of the second request begins where the first request began, not where it ended."""
+    failing = {"/new", "/digest"}
+
+    def fails_once(connection, request):
+        secret = "authorization" in request.headers
+        if request.target in failing and (secret or request.target == "/new"):
+            failing.clear()
+            connection.reset()
+        else:
+            asks_twice(connection, request)
+
+    pair = servers(fails_once, fails_once)
+    auth = httpx.DigestAuth("me", "secret") if way == "digest" else None
+    with lbclient.Client(urls(pair), follow_redirects=True, auth=auth) as client:
+        response = client.put(f"/{way}", content=file)
+        assert len(lbclient.call_info(response).attempts) == 2
+    assert response.content == BIG[:200_000]
+    assert [len(request.body) for request in all_requests(*pair)] == [200_000] * 3
+
+
+@worlds
+@ways
+def test_multipart_is_sent_whole_to_where_it_is_wanted(servers, world, file, way):
+    """Multipart with files is rendered again, whole, for a redirect and for authentication."""
+    pair = servers(asks_twice, asks_twice)
+
+    def body():
+        sent = {"a": file, "b": ("b.txt", io.BytesIO(b"bbb"), "text/plain"), "c": b"ccc"}
+        return {"data": {"field": "1"}, "files": sent}
+
+    for response in outcomes_of(world, pair, way, body):
+        assert BIG[:200_000] in response.content
+        assert b"bbb" in response.content
+    assert {len(request.body) for request in all_requests(*pair)} == {len(response.content)}
+
+
+@ways
+@pytest.mark.parametrize("make", [lambda: [b"a", b"bc"], Fresh], ids=["list", "iterable"])
+def test_what_begins_anew_is_sent_again(servers, way, make):
+    """A list, and an iterable that begins anew, are sent again."""
+    pair = servers(asks_twice, asks_twice)
+    for response in outcomes_of(World(), pair, way, lambda: {"content": make()}):
+        assert response.content == b"abc"
+
+
+@ways
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: {"content": iter([b"a", b"bc"])},
+        lambda: {"content": (chunk for chunk in [b"a", b"bc"])},
+        lambda: {"content": Pipe(b"abc")},
+        lambda: {"content": Tty(b"abc")},
+        lambda: {"files": {"a": io.BytesIO(b"aaa"), "b": Pipe(b"bbb")}},
+        lambda: {"files": {"a": Tty(b"aaa")}},
+        lambda: {"content": UsedUp()},
+    ],
+    ids=["iterator", "generator", "reader", "tty", "multipart", "multipart tty", "used up"],
+)
+def test_what_is_used_up_is_an_error(servers, way, make):
+    """A body that can be read once and is wanted twice is httpx's StreamConsumed: nothing arrives
+    that is empty or cut short, and no instance is charged."""
+    pair = servers(asks_twice, asks_twice)
+    for error in outcomes_of(World(), pair, way, make):
+        assert isinstance(error, httpx.StreamConsumed)
+    whole = [request for request in all_requests(*pair) if request.target == f"/{way}"]
+    assert len(whole) == len(all_requests(*pair)) == 2
+    with lbclient.Client(urls(pair), follow_redirects=True, auth=("me", "x")) as client:
+        with pytest.raises(httpx.StreamConsumed):
+            client.put("/moved/307", **make())
+        assert failures(client) == [0, 0]
+        assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
+
+
+@pytest.mark.parametrize("way", ["moved/307", "digest"])
+@pytest.mark.parametrize("world", [World("asyncio"), World("trio")], ids=["asyncio", "trio"])
+def test_an_async_body_that_is_used_up_is_an_error(servers, world, way):
+    """The same of an async generator."""
+    pair = servers(asks_twice, asks_twice)
+    for error in outcomes_of(world, pair, way, lambda: {"content": world.body([b"a", b"bc"])}):
+        assert isinstance(error, httpx.StreamConsumed)
+    assert [request.body for request in all_requests(*pair)] == [b"abc"] * 2
+
+
+@pytest.mark.anyio
+@ways
+@pytest.mark.parametrize("start", [0, 5])
+async def test_an_async_file_is_sent_whole_to_where_it_is_wanted(
+    servers, tmp_path, anyio_backend_name, way, start
+):
+    """A file of anyio's or of trio's is rewound to where it stood, too."""
+    path = tmp_path / "body"
+    path.write_bytes(b"line\n" * 1000)
+    pair = servers(asks_twice, asks_twice)
+    opened = trio.open_file if anyio_backend_name == "trio" else anyio.open_file
+    async with (
+        lbclient.AsyncClient(
+            urls(pair), follow_redirects=True, auth=httpx.DigestAuth("me", "secret")
+        ) as client,
+        await opened(path, "rb") as file,
+    ):
+        await file.seek(start)
+        response = await client.put(f"/{way}", content=file)
+    assert response.content == path.read_bytes()[start:]
+    assert {request.body for request in all_requests(*pair)} == {path.read_bytes()[start:]}
+
+
+@pytest.mark.anyio
+async def test_an_async_file_that_cannot_seek_is_an_error(servers):
+    """A pipe that is read asynchronously is not sent again as nothing."""
+    pair = servers(asks_twice, asks_twice)
+    reading, writing = os.pipe()
+    os.write(writing, b"once")
+    os.close(writing)
+    async with (
+        lbclient.AsyncClient(urls(pair), follow_redirects=True) as client,
+        await anyio.open_file(reading, "rb") as file,
+    ):
+        with pytest.raises(httpx.StreamConsumed):
+            await client.put("/moved/307", content=file)
+    assert [request.body for request in all_requests(*pair)] == [b"once"]
+
+
+def test_a_request_with_a_file_may_be_sent_again(servers, file):
+    """The same request sent a second time has the same body; another one begins where the file
+    then stands."""
+    (server,) = servers(echoes)
+    with lbclient.Client([server.url]) as client:
+        request = client.build_request("PUT", "/", content=file)
+        assert [client.send(request).content for _ in range(2)] == [BIG[:200_000]] * 2
+        file.seek(199_990)
+        length = {"Content-Length": "10"}
+        assert client.put("/", content=file, headers=length).content == BIG[199_990:200_000]
 
 
 def test_the_wrong_colour_of_body(servers):

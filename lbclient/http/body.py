@@ -1,13 +1,13 @@
-"""Request bodies: which can be sent once more.
+"""Request bodies: which can be sent again, in a retry, a redirect or a round of authentication.
 
-Bytes can. A file is rewound to where it stood. A generator never is replayed, unless sending it has
-not even begun. What a body itself raises is the caller's own error, whatever its class.
+Bytes can. A file is rewound to where it stood before it was first sent. A generator is sent once.
+What a body itself raises is the caller's own error, whatever its class.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from .flavour import NAME, PUBLIC, httpx
@@ -15,27 +15,88 @@ from .flavour import NAME, PUBLIC, httpx
 __all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "replays", "watch"]
 
 _CALLERS_OWN = "_lbclient_callers_own"
+_SOURCE = "_lbclient_source"
+
+
+class _Source:
+    """What is known of the body of a request, for as long as its stream lives.
+
+    httpx hands the same stream to the request that follows a redirect or an authentication
+    challenge, so this is an attribute of the stream.
+    """
+
+    __slots__ = ("async_file", "begun", "once", "rewind", "sent", "start")
+
+    def __init__(self, stream: object) -> None:
+        source = getattr(stream, "_stream", stream)
+        self.begun = False
+        self.sent = 0
+        """The bytes of its longest iteration so far."""
+        self.rewind = _rewinder(stream)
+        self.async_file: Any = source if _is_async_file(source) else None
+        self.start: int | None = None
+        """Where an async file stood when it was first read."""
+        self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
+        """True for a source that is used up once it has been read."""
+
+    def check(self, sent: int) -> None:
+        """Raise httpx.StreamConsumed if an iteration ended earlier than one before: an iterable may
+        read from something that was used up."""
+        if sent < self.sent:
+            error = httpx.StreamConsumed()
+            _mark(error)
+            raise error
+
+    async def locate(self) -> None:
+        """Rewind an async file, or remember where it stands when it is first read."""
+        file = self.async_file
+        if self.start is not None:
+            await file.seek(self.start)
+            return
+        try:
+            seekable = file.seekable()  # aiofiles' is a coroutine function
+            if (await seekable) if isinstance(seekable, Awaitable) else seekable:
+                self.start = await file.tell()
+        except (OSError, ValueError):
+            pass
+        if self.start is None:
+            self.once, self.async_file = True, None
+
+
+def _source_of(stream: object) -> _Source:
+    found = getattr(stream, _SOURCE, None)
+    if not isinstance(found, _Source):
+        found = _Source(stream)
+        setattr(stream, _SOURCE, found)
+    return found
 
 
 class _Replay:
-    """Whether a body has been begun, and how to begin it again."""
+    """Whether this request has begun its body, and how to begin it again.
+
+    Raises httpx.StreamConsumed for a body that an earlier request has used up.
+    """
 
     def __init__(self, stream: object) -> None:
         self._begun = False
-        self._rewind = _rewinder(stream)
+        self._source = source = _source_of(stream)
+        if source.begun and source.once:
+            raise httpx.StreamConsumed
 
     def replayable(self) -> bool:
         """True while it can be sent from its beginning."""
-        return not self._begun or self._rewind is not None
+        return not self._begun or self._source.rewind is not None
 
     def _begin(self) -> None:
-        if self._begun:
-            if self._rewind is None:  # httpcore itself sends again what HTTP/2's GOAWAY turned away
-                raise httpx.RemoteProtocolError(
-                    "the connection was closed, and the body of the request cannot be sent again"
-                )
-            self._rewind()
-        self._begun = True
+        source = self._source
+        if self._begun and source.rewind is None:
+            # httpcore itself sends again what HTTP/2's GOAWAY turned away
+            raise httpx.RemoteProtocolError(
+                "the connection was closed, and the body of the request cannot be sent again"
+            )
+        if source.begun and source.rewind is not None:
+            source.rewind()
+        self._begun = source.begun = True
 
 
 class Body(_Replay, httpx.SyncByteStream):
@@ -47,11 +108,17 @@ class Body(_Replay, httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         self._begin()
+        source, sent = self._source, 0
         try:
-            yield from self._stream
+            for chunk in self._stream:
+                sent += len(chunk)
+                yield chunk
+            source.check(sent)
         except Exception as error:
             _mark(error)
             raise
+        finally:
+            source.sent = max(source.sent, sent)
 
     def close(self) -> None:
         """Close what is inside."""
@@ -68,7 +135,7 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         self._begin()
-        self._chunks = _Chunks(aiter(self._stream))
+        self._chunks = _Chunks(aiter(self._stream), self._source)
         return self._chunks
 
     async def leave(self) -> None:
@@ -85,19 +152,32 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
 class _Chunks(AsyncIterator[bytes]):
     """No async generator, of which trio complains where it is not read to its end."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], source: _Source) -> None:
         self._chunks = chunks
+        self._source = source
+        self._located = source.async_file is None
+        self._sent = 0
 
     async def aclose(self) -> None:
         if isinstance(self._chunks, AsyncGenerator):
             await self._chunks.aclose()
 
     async def __anext__(self) -> bytes:
+        source = self._source
         try:
-            return await anext(self._chunks)
+            if not self._located:
+                self._located = True
+                await source.locate()
+            chunk = await anext(self._chunks)
+            self._sent += len(chunk)
+            source.sent = max(source.sent, self._sent)
+        except StopAsyncIteration:
+            source.check(self._sent)
+            raise
         except Exception as error:
             _mark(error)
             raise
+        return chunk
 
 
 def watch(request: httpx.Request) -> httpx.SyncByteStream:
@@ -168,3 +248,14 @@ def _seekable(file: Any) -> bool:
 def _seek_back(file: Any) -> Callable[[], object]:
     start = file.tell()
     return lambda: file.seek(start)
+
+
+def _is_async_file(source: Any) -> bool:
+    ways = [getattr(source, name, None) for name in ("tell", "seek")]
+    return hasattr(source, "seekable") and all(map(inspect.iscoroutinefunction, ways))
+
+
+def _runs_out(stream: object, source: object) -> bool:
+    """True for iterators, and for what is read like a file; an iterable may begin anew."""
+    names = ("__next__", "__anext__", "read", "aread")
+    return hasattr(stream, "fields") or any(hasattr(source, name) for name in names)
