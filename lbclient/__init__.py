@@ -37,7 +37,7 @@ from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
-from lbclient.recommended import RECOMMENDED
+from lbclient.recommended import RECOMMENDED, recommended
 from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
@@ -119,5 +119,6 @@ __all__ = [
     "Zone",
     "__version__",
     "call_info",
+    "recommended",
     "time_left",
 ]

@@ -49,7 +49,14 @@ class Charges:
         if verdict.rest > 0:
             self._rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
         if breaker.settle(
-            attempt.permit, fault=verdict.fault, now=now, rng=self._rng, elapsed=attempt.elapsed
+            attempt.permit,
+            fault=verdict.fault,
+            now=now,
+            rng=self._rng,
+            elapsed=attempt.elapsed,
+            started=attempt.started,
+            attempts=endpoint.attempts,
+            latency=endpoint.latency,
         ):
             self._rotation.turned(endpoint, breaker, now)
         guards = self._guards

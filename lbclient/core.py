@@ -7,6 +7,7 @@ lock, the clock and the dice are handed in.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -179,12 +180,18 @@ class Core:
     def done(self, attempt: Sent, verdict: Verdict) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
-            self.took(attempt.endpoint, attempt.elapsed)
+            self.took(attempt.endpoint, attempt.elapsed, verdict)
             self.settle(attempt, verdict)
             self.release(attempt.endpoint)
 
-    def took(self, endpoint: Endpoint, elapsed: float) -> None:
-        """It has answered after so many seconds. Hold the lock."""
+    def took(self, endpoint: Endpoint, elapsed: float, verdict: Verdict) -> None:
+        """It has answered after so many seconds. Hold the lock.
+
+        A refusal or a fault tells of latency only where it took longer than answers do: it is no
+        quick answer.
+        """
+        if not verdict.good and elapsed <= (endpoint.latency or math.inf):
+            return
         endpoint.took(elapsed)
         usual = elapsed if self.usual is None else self.usual
         self.usual = usual + _GAIN * (elapsed - usual)

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from lbclient import checks, forking
 from lbclient.events import Event
-from lbclient.lazy import Lazy
 
 __all__ = ["Listener", "Listening"]
 
@@ -34,6 +33,7 @@ class Listening:
     def __init__(self, listener: Listener) -> None:
         checks.function("listener", listener)
         self._listener = listener
+        self._begin_anew()
         forking.track(self)
 
     def deliver(self, event: Event) -> None:
@@ -45,8 +45,8 @@ class Listening:
             box.dropped += 1
             return
         box.queue.put(event)
-        if not box.started:
-            self._start(box)
+        if self._unstarted.acquire(blocking=False):
+            self._start()
 
     def stop(self) -> None:
         """Tell what is queued, and then no more."""
@@ -55,25 +55,22 @@ class Listening:
     def after_fork(self) -> None:
         """In a child: the thread was the parent's, and so is what it had not told yet."""
         closed = self._box.closed
-        del self._box
-        if closed:
-            self._box.close()
+        self._begin_anew()
+        self._box.closed = closed
 
-    @Lazy
-    def _box(self) -> _Box:
-        """Made with the first event: gevent may replace the type of queue before that."""
-        box = _Box()
-        weakref.finalize(self, box.close).atexit = False
-        return box
+    def _begin_anew(self) -> None:
+        self._box = _Box()
+        self._unstarted = threading.Lock()
+        weakref.finalize(self, self._box.close).atexit = False
 
-    def _start(self, box: _Box) -> None:
+    def _start(self) -> None:
+        target, arguments = _listen, (self._box, self._listener)
         try:
             threading.Thread(
-                target=_listen, args=(box, self._listener), name="lbclient-listener", daemon=True
+                target=target, args=arguments, name="lbclient-listener", daemon=True
             ).start()
         except RuntimeError:  # no more threads to be had: the next event tries again
-            return
-        box.started = True
+            self._unstarted.release()
 
 
 class _Box:
@@ -81,9 +78,6 @@ class _Box:
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self.started = False
-        self.running = threading.Lock()
-        """Held by the one thread that tells events: several may be started at the same time."""
         self.dropped = 0
         self.closed = False
 
@@ -95,8 +89,6 @@ class _Box:
 
 
 def _listen(box: _Box, listener: Listener) -> None:
-    if not box.running.acquire(blocking=False):
-        return
     while (event := box.queue.get()) is not None:
         dropped, box.dropped = box.dropped, 0
         if dropped:

@@ -1,29 +1,59 @@
-"""What to begin with where nothing more is known of a service."""
+"""Options to begin with where nothing more is known of a service."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Unpack
+
+from lbclient import checks
 from lbclient.breaker import BreakerPolicy
 from lbclient.options import BalancerOptions
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit
 
-__all__ = ["RECOMMENDED"]
+__all__ = ["RECOMMENDED", "recommended"]
 
-RECOMMENDED: BalancerOptions = {
-    "strategy": "least-busy",
-    "limit": AdaptiveLimit(backoff=0.5, tolerance=2.0),
-    "breaker": BreakerPolicy(panic_threshold=0.5),
-    "retry": RetryPolicy(attempts=5),
-}
-"""Options for any entry point: `Client(service, **RECOMMENDED)`. To change one of them, pass
-`**(RECOMMENDED | {"retry": RetryPolicy(attempts=5, deadline=2.0)})`.
 
-They differ from the defaults where a service that is overloaded, or partly slow, is better off, and
-cost one that is well nothing: see docs/scoreboard.md and tests/test_recommended.py. Only a first
-burst of more than twenty calls for each instance waits a few round trips, while its limit grows
-(another `initial=` changes that, and how an overload begins).
+def recommended(
+    deadline: float | None = None, **changes: Unpack[BalancerOptions]
+) -> BalancerOptions:
+    """Options for any entry point where nothing more is known of a service.
 
-The defaults take instances in turn, so that shares and weights are exact and every call goes out at
-once; these send calls to where few are under way, and let them wait in line for what the service
-can bear: as long as their deadline allows, or without one for httpx's pool timeout.
-"""
+        Client(service, **recommended(deadline=2.0))
+
+    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. It goes
+    into the `RetryPolicy`, also into one among the `changes` (`retry=None` is one attempt).
+    `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
+
+    They differ from the defaults where a service that is overloaded, or partly slow, is better off,
+    and cost a healthy one nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
+    burst of more than twenty calls for each instance waits a few round trips, while its limit grows
+    (another `initial=` changes that, and how an overload begins).
+
+    The defaults take instances in turn, so that shares and weights are exact and every call is sent
+    at once. These options send calls to where few are in flight, and let them wait in line for what
+    the service can bear: as long as their deadline allows, or without one for httpx's pool timeout.
+
+    Raises TypeError for a change that is no option (the error names the options), ValueError or
+    TypeError for a `deadline` that is no time above zero.
+    """
+    for name in changes:
+        if name not in BalancerOptions.__annotations__:
+            known = ", ".join(sorted(BalancerOptions.__annotations__))
+            raise TypeError(f"recommended() has no option {name!r}; its options are: {known}")
+    options: BalancerOptions = {
+        "strategy": "least-busy",
+        "limit": AdaptiveLimit(backoff=0.5, tolerance=2.0),
+        "breaker": BreakerPolicy(panic_threshold=0.5),
+        "retry": RetryPolicy(attempts=5),
+    }
+    options.update(changes)
+    if deadline is not None:
+        retry = options["retry"]
+        checks.kind("retry", retry, RetryPolicy)
+        options["retry"] = replace(retry or RetryPolicy(attempts=1), deadline=deadline)
+    return options
+
+
+RECOMMENDED: BalancerOptions = recommended()
+"""`recommended()` as a value: `Client(service, **RECOMMENDED)`."""

@@ -34,6 +34,11 @@ class Sent(Protocol):
         ...
 
     @property
+    def started(self) -> float:
+        """When it was sent, in clock time."""
+        ...
+
+    @property
     def elapsed(self) -> float:
         """Seconds."""
         ...

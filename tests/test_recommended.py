@@ -2,11 +2,21 @@
 service that is well nothing. All in virtual time."""
 
 import dataclasses
+import math
 
 import pytest
 
 from benchmarks.scenarios import CASES, configured, plain
-from lbclient import RECOMMENDED, AsyncClient, Balancer, Client, RetryPolicy
+from lbclient import (
+    RECOMMENDED,
+    AsyncClient,
+    Balancer,
+    BreakerPolicy,
+    Client,
+    RetryPolicy,
+    recommended,
+)
+from lbclient.options import BalancerOptions
 from lbclient.simulation import (
     Open,
     Scenario,
@@ -108,6 +118,56 @@ def test_every_entry_point_takes_them(entry):
     """They are options like others, as often as one likes."""
     first, second = (entry("http://127.0.0.1:1", **RECOMMENDED) for _ in range(2))
     assert first is not second
+
+
+def test_recommended_returns_them():
+    """Without arguments they are RECOMMENDED, in a dict of the caller's own."""
+    options = recommended()
+    assert options == RECOMMENDED
+    options["strategy"] = "random"
+    assert recommended() == RECOMMENDED
+
+
+def test_a_deadline_goes_into_the_retry_policy():
+    """`deadline` is the deadline of the retry policy, also of one that is passed beside it; without
+    retries it bounds the one attempt."""
+    assert recommended(2.0)["retry"] == RetryPolicy(attempts=5, deadline=2.0)
+    own = RetryPolicy(attempts=2, deadline=9.0)
+    assert recommended(2.0, retry=own)["retry"] == RetryPolicy(attempts=2, deadline=2.0)
+    assert recommended(retry=own)["retry"] is own
+    assert recommended(2.0, retry=None)["retry"] == RetryPolicy(attempts=1, deadline=2.0)
+    assert recommended(retry=None)["retry"] is None
+
+
+def test_changes_replace_and_add_options():
+    """A change replaces the recommended option of its name, or is added to them."""
+    breaker = BreakerPolicy(fail_max=2)
+    changed = recommended(strategy="peak-ewma", breaker=breaker, max_in_flight=3)
+    assert changed == RECOMMENDED | {
+        "strategy": "peak-ewma",
+        "breaker": breaker,
+        "max_in_flight": 3,
+    }
+
+
+def test_a_change_that_is_no_option_is_refused():
+    """An unknown option is a TypeError that names it and every option that there is."""
+    with pytest.raises(TypeError, match="no option 'retires'") as refused:
+        recommended(retires=RetryPolicy())
+    assert all(name in str(refused.value) for name in BalancerOptions.__annotations__)
+
+
+@pytest.mark.parametrize("deadline", [0, -1, math.inf, "2", True])
+def test_a_deadline_that_is_no_time_is_refused(deadline):
+    """The error of a bad deadline names it."""
+    with pytest.raises((ValueError, TypeError), match="deadline"):
+        recommended(deadline)
+
+
+def test_a_retry_policy_of_another_type_is_refused():
+    """A deadline is put into nothing but a RetryPolicy."""
+    with pytest.raises(TypeError, match="retry must be"):
+        recommended(2.0, retry=5)
 
 
 def overloaded(patience, rate=900):

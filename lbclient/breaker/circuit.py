@@ -1,4 +1,4 @@
-"""pybreaker, told outcomes. It keeps the states and the count of consecutive faults.
+"""pybreaker, told when to open and how probes end. It keeps the states and counts good probes.
 
 It never wraps the I/O, since its `call` holds a lock while the function runs and cannot see a
 coroutine fail. Nor does its clock, which is the wall's, decide anything: an open circuit is told

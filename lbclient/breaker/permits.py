@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +17,10 @@ __all__ = ["Breaker", "Permit", "State"]
 State = Literal["closed", "open", "half-open"]
 
 _PROBE_PATIENCE = 30.0
+_SPREAD = 1.5
+_LATENCIES = 1.5
+"""A run of faults opens a breaker at once where no more than `_SPREAD` times as many attempts were
+sent meanwhile, else when its first fault was sent so many mean latencies ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Breaker:
         "_policy",
         "_probe",
         "_rated",
+        "_run",
         "_window",
         "due",
         "name",
@@ -62,6 +69,9 @@ class Breaker:
         self._circuit: Circuit | None = None
         self._window: Window | None = None
         self._rated = policy.failure_rate is not None or policy.slow_rate is not None
+        self._run: deque[tuple[float, int]] | None = None
+        """The latest faults that no success has answered: when each attempt was sent, and how many
+        attempts the instance had been sent when it failed."""
         self.pristine = not self._rated
         """True where there never was a fault, and successes are not counted."""
         self._period = 0.0
@@ -95,10 +105,7 @@ class Breaker:
     @property
     def unmoved(self) -> bool:
         """True where one more success changes nothing."""
-        circuit = self._circuit
-        if circuit is None:
-            return self.pristine
-        return self.closed and not (self._rated or circuit.fail_counter)
+        return self.pristine or (self.closed and not (self._rated or self._run))
 
     def probing(self, now: float) -> bool:
         """True while a probe is under way and has not outlived its time."""
@@ -123,18 +130,34 @@ class Breaker:
         return _REFUSED if now < self.due or self.probing(now) else self.probe(now)
 
     def settle(
-        self, permit: Permit, *, fault: bool, now: float, rng: random.Random, elapsed: float = 0.0
+        self,
+        permit: Permit,
+        *,
+        fault: bool,
+        now: float,
+        rng: random.Random,
+        elapsed: float = 0.0,
+        started: float | None = None,
+        attempts: int = 0,
+        latency: float | None = None,
     ) -> bool:
         """Count one outcome, after `elapsed` seconds. True if that changed the state.
 
-        A stale permit changes nothing; unless closed, only a probe's does.
+        `started` is when the attempt was sent (None: after every other), `attempts` how many the
+        instance has been sent by now, `latency` what its answers take, in seconds. A stale permit
+        changes nothing; unless closed, only a probe's does.
         """
         if permit.generation != self.permit.generation or (not fault and self.unmoved):
             return False
         self.cancel(permit)
         before = self.state
         if before == "closed":
-            self._count(fault=fault, now=now, elapsed=elapsed)
+            started = now if started is None else started
+            if fault:
+                self._count_fault(started, now, attempts, latency or 0.0)
+            elif self._run:
+                self._run = deque((one for one in self._run if one[0] > started), self._run.maxlen)
+            self._count_rates(now, elapsed, fault=fault)
         elif permit.probe:
             tell(self._circuit or self._wake(), fault=fault or self._slow(elapsed))
         if self.state == before:
@@ -153,9 +176,31 @@ class Breaker:
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
 
-    def _count(self, *, fault: bool, now: float, elapsed: float) -> None:
-        if fault or self._circuit is not None:
-            tell(self._circuit or self._wake(), fault=fault)
+    def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
+        """Faults in a row, in the order in which attempts were sent.
+
+        A success says that the instance worked when its attempt was sent: it ends the run for the
+        faults that were sent before it, and says nothing of those sent after it. So the successes
+        that are still under way at an outage do not hide it.
+
+        Faults that come sooner than successes are known before the successes that were sent
+        between them. So a run counts only if nearly all that was sent since its first fault has
+        failed too, or if a success that was sent after that fault would be known by now.
+        """
+        self.pristine = False
+        run, most = self._run, self._policy.fail_max
+        if most == sys.maxsize:
+            return  # disabled: a run that nobody looks at would only grow
+        if run is None:
+            run = self._run = deque(maxlen=most)
+        run.append((started, attempts))
+        if len(run) < most:
+            return
+        first, sent_by_then = run[0]
+        if attempts - sent_by_then <= _SPREAD * most or now - first >= _LATENCIES * latency:
+            (self._circuit or self._wake()).open()
+
+    def _count_rates(self, now: float, elapsed: float, *, fault: bool) -> None:
         if not self._rated or not self.closed:
             return
         window = self._window = self._window or Window(self._policy, now)
@@ -170,7 +215,7 @@ class Breaker:
         return after is not None and elapsed > after
 
     def _wake(self) -> Circuit:
-        """Made at the first fault: an instance that never fails costs no breaker."""
+        """Made when it first opens: an instance that serves costs no breaker."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
         self.pristine = False
         return self._circuit
@@ -180,6 +225,7 @@ class Breaker:
         self.permit = Permit(self.permit.generation + 1)
         self._probe = None
         self._window = None
+        self._run = None
 
     def _changed(self, before: State, now: float, rng: random.Random) -> None:
         if self.closed:

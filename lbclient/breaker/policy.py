@@ -14,7 +14,8 @@ __all__ = ["DISABLED", "BreakerPolicy"]
 class BreakerPolicy:
     """When an instance leaves the rotation, and for how long.
 
-    - `fail_max`: consecutive faults that open the breaker.
+    - `fail_max`: consecutive faults that open the breaker, in the order in which the attempts were
+      sent: a success that was sent before a fault says nothing of what came after it.
     - `reset_timeout`: seconds it stays open the first time (half of it is jitter); each failed
       probe, or new trip without a healthy time between, doubles that up to `reset_timeout_max`.
     - `success_threshold`: successful probes that close it.

@@ -194,7 +194,7 @@ class Attempt(Generic[R]):
     def _answered(self, verdict: Verdict) -> None:
         core = self._call.core
         with core.lock:
-            core.took(self.endpoint, self.elapsed)
+            core.took(self.endpoint, self.elapsed, verdict)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
         elif self.permit.probe:

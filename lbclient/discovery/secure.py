@@ -3,12 +3,11 @@ certificates are always verified, for a name or an address; errors hold no secre
 
 from __future__ import annotations
 
-import functools
 import re
 import ssl
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import dns.exception
 import dns.message
@@ -69,7 +68,7 @@ class Https(dns.nameserver.DoHNameserver):
         ignore_trailing: bool = False,  # noqa: ARG002, FBT001, FBT002
     ) -> dns.message.Message:
         """Ask within `timeout` seconds. Raises dns.exception.Timeout or OSError."""
-        context = _context_type()(ssl.PROTOCOL_TLS_CLIENT)
+        context = _Context(ssl.PROTOCOL_TLS_CLIENT)
         context.load_default_certs()
         context.left = self._left(timeout)
         outer = sys.exception()
@@ -113,34 +112,29 @@ def _root(error: BaseException, outer: BaseException | None) -> BaseException:
     return error
 
 
-@functools.cache
-def _context_type() -> type[Any]:
-    """Made at the first question and not at import: gevent replaces the base classes."""
+class _Socket(ssl.SSLSocket):
+    """Bounds one question as a whole: an HTTP client bounds each read alone, and no size."""
 
-    class Socket(ssl.SSLSocket):
-        """Bounds one question as a whole: an HTTP client bounds each read alone, and no size."""
+    _room = _LARGEST
 
-        _room = _LARGEST
+    def settimeout(self, value: float | None, /) -> None:
+        """Seconds for the next read or write. Raises TimeoutError where none are left."""
+        left = cast("_Context", self.context).left()
+        if left <= 0:
+            raise TimeoutError
+        super().settimeout(left if value is None else min(value, left))
 
-        def settimeout(self, value: float | None, /) -> None:
-            """Seconds for the next read or write. Raises TimeoutError where none are left."""
-            left = cast("Context", self.context).left()
-            if left <= 0:
-                raise TimeoutError
-            super().settimeout(left if value is None else min(value, left))
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Raises OSError for more than any DNS message is."""
+        data = super().recv(buflen, flags)
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError("more than a DNS message")
+        return data
 
-        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-            """Raises OSError for more than any DNS message is."""
-            data = super().recv(buflen, flags)
-            self._room -= len(data)
-            if self._room < 0:
-                raise OSError("more than a DNS message")
-            return data
 
-    class Context(ssl.SSLContext):
-        """Verifies by the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
+class _Context(ssl.SSLContext):
+    """Verifies by the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
 
-        sslsocket_class = Socket
-        left: Callable[[], float]
-
-    return Context
+    sslsocket_class = _Socket
+    left: Callable[[], float]
