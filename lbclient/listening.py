@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from lbclient import checks, forking
 from lbclient.events import Event
+from lbclient.lazy import Lazy
 
 __all__ = ["Listener", "Listening"]
 
@@ -33,7 +34,6 @@ class Listening:
     def __init__(self, listener: Listener) -> None:
         checks.function("listener", listener)
         self._listener = listener
-        self._begin_anew()
         forking.track(self)
 
     def deliver(self, event: Event) -> None:
@@ -45,8 +45,8 @@ class Listening:
             box.dropped += 1
             return
         box.queue.put(event)
-        if self._unstarted.acquire(blocking=False):
-            self._start()
+        if not box.started:
+            self._start(box)
 
     def stop(self) -> None:
         """Tell what is queued, and then no more."""
@@ -55,22 +55,25 @@ class Listening:
     def after_fork(self) -> None:
         """In a child: the thread was the parent's, and so is what it had not told yet."""
         closed = self._box.closed
-        self._begin_anew()
-        self._box.closed = closed
+        del self._box
+        if closed:
+            self._box.close()
 
-    def _begin_anew(self) -> None:
-        self._box = _Box()
-        self._unstarted = threading.Lock()
-        weakref.finalize(self, self._box.close).atexit = False
+    @Lazy
+    def _box(self) -> _Box:
+        """Made with the first event: gevent may replace the type of queue before that."""
+        box = _Box()
+        weakref.finalize(self, box.close).atexit = False
+        return box
 
-    def _start(self) -> None:
-        target, arguments = _listen, (self._box, self._listener)
+    def _start(self, box: _Box) -> None:
         try:
             threading.Thread(
-                target=target, args=arguments, name="lbclient-listener", daemon=True
+                target=_listen, args=(box, self._listener), name="lbclient-listener", daemon=True
             ).start()
         except RuntimeError:  # no more threads to be had: the next event tries again
-            self._unstarted.release()
+            return
+        box.started = True
 
 
 class _Box:
@@ -78,6 +81,9 @@ class _Box:
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.started = False
+        self.running = threading.Lock()
+        """Held by the one thread that tells events: several may be started at the same time."""
         self.dropped = 0
         self.closed = False
 
@@ -89,6 +95,8 @@ class _Box:
 
 
 def _listen(box: _Box, listener: Listener) -> None:
+    if not box.running.acquire(blocking=False):
+        return
     while (event := box.queue.get()) is not None:
         dropped, box.dropped = box.dropped, 0
         if dropped:

@@ -9,7 +9,7 @@ import lbclient
 
 ROOT = Path(lbclient.__file__).parent
 ORDER = [
-    {"_version", "checks", "closing", "deadline", "errors", "forking", "waiting"},
+    {"_version", "checks", "closing", "deadline", "errors", "forking", "lazy", "waiting"},
     {"instance", "line", "outcome", "terms"},
     {"events"},
     {"breaker", "budget", "news", "subset"},
@@ -46,6 +46,8 @@ ROOM_OF = {
     "rich": {"cli"},
 }
 IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}
+GREEN = {"_thread", "os", "queue", "select", "selectors", "signal", "socket", "ssl", "subprocess"}
+GREEN |= {"threading", "time"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -132,6 +134,17 @@ def test_dice_are_handed_in(path):
         and node.value.id == "random"
     ]
     assert {node.attr for node in calls} <= {"Random"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_gevent_replaces_is_looked_up_late(path):
+    """What gevent and eventlet replace in a module is looked up there when it is used, and neither
+    imported by name nor subclassed when a module is loaded."""
+    tree = ast.parse(path.read_text())
+    by_name = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not by_name & GREEN
+    bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+    assert not {ast.unparse(base).partition(".")[0] for base in bases} & GREEN
 
 
 def test_every_room_has_a_rank():

@@ -7,7 +7,8 @@ before it is needed; after a fork the child begins anew, and its clients registe
 
 Whoever calls may hold a lock, and a finalizer that wants that lock may run at any time on any
 thread. So what calls share with the scheduler is a queue that makes nobody wait; the rest is the
-scheduler's own.
+scheduler's own. Queue and locks are made when they are first needed: gevent and eventlet replace
+the types in `queue` and `threading`, perhaps after this module was imported.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import weakref
 
 from lbclient import forking
 from lbclient.discovery.job import Job
+from lbclient.lazy import Lazy
 
 __all__ = ["REFRESHER", "Refresher"]
 
@@ -41,25 +43,41 @@ class Refresher:
     def __init__(self) -> None:
         self.generation = object()
         """Another object in a forked child: whoever registered with the old one registers anew."""
-        self._inbox: queue.SimpleQueue[weakref.ref[Job]] = queue.SimpleQueue()
-        self._unstarted = threading.Lock()
+        self._started = False
+        self._lock_type: object = None
+        """`threading.Lock` as it was when the scheduler's thread began."""
+        self._warned = False
         self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
-        self._turns = _ShortTurns()
+
+    @Lazy
+    def _inbox(self) -> queue.SimpleQueue[weakref.ref[Job]]:
+        return queue.SimpleQueue()
+
+    @Lazy
+    def _running(self) -> threading.Lock:
+        """Held by the one thread that runs the loop."""
+        return threading.Lock()
+
+    @Lazy
+    def _turns(self) -> _ShortTurns:
+        return _ShortTurns()
 
     def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
-        if self._unstarted.acquire(blocking=False):
-            try:
-                _daemon(self._loop, "lbclient-refresher")
-            except RuntimeError:  # no more threads to be had: the next who schedules tries again
-                self._unstarted.release()
-                raise
+        if not self._started:
+            # Where this raises (no more threads, a signal's handler), the next who schedules tries
+            # again; and of several threads all but one end at once.
+            _daemon(self._loop, "lbclient-refresher")
+            self._started = True
 
     def _loop(self) -> None:
         # No job may be held alive here, while this thread waits.
+        if not self._running.acquire(blocking=False):
+            return
+        self._lock_type = threading.Lock
         while True:
             try:
                 self._step()
@@ -97,6 +115,11 @@ class Refresher:
     def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
         if (job := _its(turn, ref)) is None:
             return
+        if threading.Lock is not self._lock_type:
+            # What `threading` would start now is a green thread, and never gets its turn here.
+            self._warn_of_late_patch()
+            self._round(job)
+            return
         try:
             _daemon(lambda: self._round(job), "lbclient-lookup")
         except RuntimeError:  # no more threads to be had: late is better than never
@@ -111,9 +134,19 @@ class Refresher:
             if not job.busy:  # else the round under way schedules the next itself
                 self.schedule(job)
 
+    def _warn_of_late_patch(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "threading was patched (by gevent or eventlet) after lbclient had started its "
+                "background thread; lookups and health checks now run one after another. "
+                "Call monkey.patch_all() before the first call of a client"
+            )
+
     def after_fork(self) -> None:
         """In a child: the threads are gone, and the locks may be held by nobody."""
         self._turns.end()
+        vars(self).clear()
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
 
 

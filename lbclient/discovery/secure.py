@@ -3,11 +3,12 @@ certificates are always verified, for a name or an address; errors hold no secre
 
 from __future__ import annotations
 
+import functools
 import re
 import ssl
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import dns.exception
 import dns.message
@@ -68,7 +69,7 @@ class Https(dns.nameserver.DoHNameserver):
         ignore_trailing: bool = False,  # noqa: ARG002, FBT001, FBT002
     ) -> dns.message.Message:
         """Ask within `timeout` seconds. Raises dns.exception.Timeout or OSError."""
-        context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+        context = _context_type()(ssl.PROTOCOL_TLS_CLIENT)
         context.load_default_certs()
         context.left = self._left(timeout)
         outer = sys.exception()
@@ -112,29 +113,34 @@ def _root(error: BaseException, outer: BaseException | None) -> BaseException:
     return error
 
 
-class _Socket(ssl.SSLSocket):
-    """Bounds one question as a whole: an HTTP client bounds each read alone, and no size."""
+@functools.cache
+def _context_type() -> type[Any]:
+    """Made at the first question and not at import: gevent replaces the base classes."""
 
-    _room = _LARGEST
+    class Socket(ssl.SSLSocket):
+        """Bounds one question as a whole: an HTTP client bounds each read alone, and no size."""
 
-    def settimeout(self, value: float | None, /) -> None:
-        """Seconds for the next read or write. Raises TimeoutError where none are left."""
-        left = cast("_Context", self.context).left()
-        if left <= 0:
-            raise TimeoutError
-        super().settimeout(left if value is None else min(value, left))
+        _room = _LARGEST
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """Raises OSError for more than any DNS message is."""
-        data = super().recv(buflen, flags)
-        self._room -= len(data)
-        if self._room < 0:
-            raise OSError("more than a DNS message")
-        return data
+        def settimeout(self, value: float | None, /) -> None:
+            """Seconds for the next read or write. Raises TimeoutError where none are left."""
+            left = cast("Context", self.context).left()
+            if left <= 0:
+                raise TimeoutError
+            super().settimeout(left if value is None else min(value, left))
 
+        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+            """Raises OSError for more than any DNS message is."""
+            data = super().recv(buflen, flags)
+            self._room -= len(data)
+            if self._room < 0:
+                raise OSError("more than a DNS message")
+            return data
 
-class _Context(ssl.SSLContext):
-    """Verifies by the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
+    class Context(ssl.SSLContext):
+        """Verifies by the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
 
-    sslsocket_class = _Socket
-    left: Callable[[], float]
+        sslsocket_class = Socket
+        left: Callable[[], float]
+
+    return Context

@@ -108,9 +108,11 @@ class SyncStream(Stream[httpcore.NetworkStream], httpcore.NetworkStream):
         """Wake a thread that waits for this socket. The descriptor stays, or it would soon be
         another's; and TLS is not asked, since that thread may be in the middle of it."""
         sock = self.inner.get_extra_info("socket")
-        if isinstance(sock, socket.socket):
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            if isinstance(sock, socket.SocketType):
+                socket.SocketType.shutdown(sock, socket.SHUT_RDWR)
+            elif sock is not None:  # eventlet's plain sockets
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _write_some(self, view: memoryview, timeout: float | None) -> int:
         sock: socket.socket = self.inner.get_extra_info("socket")
