@@ -48,7 +48,7 @@ from tests.support.http import (
 from tests.test_faults_instances import FAULTS, First
 from tests.test_http_bodies import file  # noqa: F401  # a fixture
 from tests.test_http_features import SCENES, World, cancelled_by_scope, cancelled_by_task, get, urls
-from tests.test_http_tls import NAME, ca, serve_tls, trust  # noqa: F401  # fixtures
+from tests.test_http_tls import NAME, ca, files, mutual, serve_tls, trust  # noqa: F401  # fixtures
 
 aiohttp = pytest.importorskip("aiohttp")
 pytestmark = pytest.mark.anyio

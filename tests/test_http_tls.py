@@ -6,8 +6,10 @@ import datetime as dt
 import gc
 import os
 import ssl
+import subprocess
 import threading
 from collections import Counter
+from pathlib import Path
 
 import anyio
 import h2.config
@@ -18,6 +20,7 @@ import h2.exceptions
 import httpx
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 import lbclient
 from tests.support.http import Gate, Server, drips, head, says, tells_port, wires_of
@@ -367,6 +370,200 @@ def test_a_certificate_of_the_clients(ca, trust, world):
             assert client.in_flight == 0
     finally:
         server.stop()
+
+
+def tells_client(connection, _):
+    """200, with the name in the client's certificate as the body."""
+    ((_, name),) = connection.sock.getpeercert()["subjectAltName"]
+    connection.answer(200, name.encode())
+
+
+class Files:
+    """The files by which an application knows whom to trust and who it is."""
+
+    def __init__(self, folder, ca):
+        self.folder, self.ca = folder, ca
+        self.authority = str(folder / "ca.pem")
+        self.certificate, self.key = str(folder / "client.pem"), str(folder / "client.key")
+        self.both, self.locked = str(folder / "both.pem"), str(folder / "locked.key")
+        self.hashed = str(folder / "hashed")
+        ca.cert_pem.write_to_path(self.authority)
+        self.renew("old.client.test")
+
+    def renew(self, name):
+        made = self.ca.issue_cert(name)
+        chain = b"".join(one.bytes() for one in made.cert_chain_pems)
+        plain = serialization.load_pem_private_key(made.private_key_pem.bytes(), None)
+        locked = plain.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+        for path, content in (
+            (self.certificate, chain),
+            (self.key, made.private_key_pem.bytes()),
+            (self.both, made.private_key_pem.bytes() + chain),
+            (self.locked, locked),
+        ):
+            Path(path).write_bytes(content)
+
+    def directory(self):
+        """The authority's certificate, named as OpenSSL wants it."""
+        Path(self.hashed).mkdir(exist_ok=True)
+        command = ["openssl", "x509", "-hash", "-noout", "-in", self.authority]
+        name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        Path(self.hashed, f"{name}.0").write_bytes(self.ca.cert_pem.bytes())
+        return self.hashed
+
+    def context(self):
+        """A context that trusts the authority, and has no certificate of its own."""
+        return ssl.create_default_context(cafile=self.authority)
+
+
+@pytest.fixture
+def files(tmp_path, ca):
+    return Files(tmp_path, ca)
+
+
+@pytest.fixture
+def mutual(ca):
+    """A server that wants a certificate of its clients, and tells whose it got."""
+    server = TlsServer(tells_client, ca.issue_cert(NAME))
+    server.context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(server.context)
+    yield server
+    server.stop()
+
+
+VERIFY = {
+    "file": lambda files, _: files.authority,
+    "directory": lambda files, _: files.directory(),
+    "context": lambda files, _: files.context(),
+    "nobody": lambda _, __: False,
+    "SSL_CERT_FILE": lambda files, env: env("SSL_CERT_FILE", files.authority) or True,
+    "SSL_CERT_DIR": lambda files, env: env("SSL_CERT_DIR", files.directory()) or True,
+}
+CERT = {
+    "one file": lambda files: files.both,
+    "two files": lambda files: (files.certificate, files.key),
+    "two files, no password": lambda files: (files.certificate, files.key, None),
+    "two files, password": lambda files: (files.certificate, files.locked, "secret"),
+}
+
+
+@worlds
+@pytest.mark.parametrize("cert", CERT)
+@pytest.mark.parametrize("verify", VERIFY)
+def test_every_verify_goes_with_every_cert(mutual, files, world, verify, cert, monkeypatch):
+    """Whatever says whom to trust, the client certificate is sent, without a warning."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    options = {"verify": VERIFY[verify](files, monkeypatch.setenv), "cert": CERT[cert](files)}
+    with world.client([mutual.url], name=NAME, **options) as client:
+        assert client.get("/").text == "old.client.test"
+    if cert == "one file":
+        with world.under_httpx([mutual.url], name=NAME, **options) as client:
+            assert client.get(f"https://{NAME}/").text == "old.client.test"
+
+
+@worlds
+def test_verify_still_verifies_with_a_cert(mutual, files, world, tmp_path):
+    """A client certificate does not make the client trust anybody."""
+    stranger = tmp_path / "stranger.pem"
+    trustme.CA().cert_pem.write_to_path(str(stranger))
+    options = {"verify": str(stranger), "cert": files.both, "retry": None}
+    with (
+        world.client([mutual.url], name=NAME, **options) as client,
+        pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.get("/")
+    assert mutual.requests == []
+
+
+@worlds
+def test_checks_and_probes_send_the_certificate(mutual, files, world):
+    """Health checks and load probes are authenticated as calls are."""
+    with world.client(
+        [mutual.url],
+        name=NAME,
+        verify=files.authority,
+        cert=files.both,
+        health=lbclient.HealthCheck("/healthy", interval=0.2, timeout=0.2),
+        strategy=lbclient.Prequal(probe=lbclient.LoadProbe("/load")),
+    ) as client:
+        client.get("/")
+        while {one.target for one in list(mutual.requests)} != {"/", "/healthy", "/load"}:
+            assert mutual.arrived.acquire(timeout=10)
+        assert failures(client) == [0]
+
+
+@worlds
+def test_a_renewed_certificate(mutual, files, world):
+    """A context into which the caller has loaded another certificate gives that one to every
+    connection that is opened from then on."""
+    context = files.context()
+    context.load_cert_chain(files.both)
+    limits = httpx.Limits(keepalive_expiry=0)
+    with world.client([mutual.url], name=NAME, verify=context, limits=limits) as client:
+        assert client.get("/").text == "old.client.test"
+        files.renew("new.client.test")
+        assert client.get("/").text == "old.client.test"
+        context.load_cert_chain(files.both)
+        assert client.get("/").text == "new.client.test"
+
+
+@worlds
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"verify": None}, TypeError, "verify must be"),
+        ({"verify": Path("ca.pem")}, TypeError, "verify must be"),
+        ({"cert": ["a.pem", "a.key"]}, TypeError, "cert must be"),
+        ({"cert": ("a.pem",)}, TypeError, "cert must be"),
+        ({"cert": ("a.pem", "", "secret")}, TypeError, "cert must be"),
+        ({"cert": ""}, ValueError, "verify or cert cannot be used"),
+        ({"verify": ""}, ValueError, "verify must not be an empty path"),
+    ],
+)
+def test_what_can_be_no_verify_or_cert(world, options, error, named):
+    """It is refused at construction by the name of the argument, and no password is shown."""
+    with (
+        pytest.raises(error, match=named) as caught,
+        world.client("https://127.0.0.1:1", **options),
+    ):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+def test_a_locked_key_without_its_password(files, capfd):
+    """Nobody is asked for the password at a terminal, and a wrong one is not shown."""
+    for cert in ((files.certificate, files.locked), (files.certificate, files.locked, "wrong1")):
+        with pytest.raises(
+            ValueError, match=r"^(cert: the key is encrypted|verify or cert)"
+        ) as caught:
+            lbclient.Client("https://127.0.0.1:1", cert=cert)
+        assert "wrong1" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_of_the_environment_that_is_not_there(monkeypatch):
+    """The error names the variable's file, since no argument does."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
+    with pytest.raises(ValueError, match=r"/nowhere\.pem"):
+        lbclient.Client("https://127.0.0.1:1")
+    lbclient.Client("https://127.0.0.1:1", trust_env=False).close()
+
+
+def test_a_cert_is_not_for_other_transports(files):
+    """With transports of the caller's making a certificate would not be sent: it is refused."""
+    for kind, made in (
+        (lbclient.Client, httpx.HTTPTransport),
+        (lbclient.AsyncClient, httpx.AsyncHTTPTransport),
+        (lbclient.Transport, httpx.HTTPTransport),
+        (lbclient.AsyncTransport, httpx.AsyncHTTPTransport),
+    ):
+        with pytest.raises(ValueError, match="cert is not supported with transport="):
+            kind("https://127.0.0.1:1", cert=files.both, transport=lambda _, made=made: made())
 
 
 def breaks_tls(connection, request):

@@ -71,6 +71,10 @@ def _check_factory(factory: object, options: TransportOptions, shown: str) -> No
     for name in ("max_connection_age", "max_idle_connections"):
         if options.get(name) is not None:
             raise ValueError(f"{name} is for connections of our own, not for transport=")
+    if options.get("cert") is not None:
+        raise ValueError(
+            "cert is not supported with transport=; pass it to the transports that you make"
+        )
     if factory == "aiohttp":
         raise ValueError('transport="aiohttp" is for AsyncClient and AsyncTransport only')
     made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)

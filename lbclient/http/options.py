@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import ssl
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from lbclient import checks
@@ -122,6 +124,8 @@ def wire_options(
     if max_connection_age is not None:
         checks.seconds("max_connection_age", max_connection_age)
     checks.limit("max_idle_connections", max_idle_connections)
+    _check_verify(verify)
+    _check_cert(cert)
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
@@ -143,18 +147,59 @@ def _bearable() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _OF_DESCRIPTORS))
 
 
+def _check_verify(verify: object) -> None:
+    if not isinstance(verify, bool | str | ssl.SSLContext):
+        raise TypeError(
+            "verify must be True, False, the path of a file or directory of certificates, or an "
+            f"ssl.SSLContext, not {verify!r}"
+        )
+    if verify == "":
+        raise ValueError("verify must not be an empty path")
+
+
+def _check_cert(cert: object) -> None:
+    """What it holds is not shown: a third part would be a password."""
+    if cert is None or isinstance(cert, str):
+        return
+    if not (isinstance(cert, tuple) and len(cert) in (2, 3) and all(cert[:2])):
+        raise TypeError(
+            "cert must be the path of a file with certificate and key, a tuple of two such paths, "
+            "or a tuple of two paths and the key's password"
+        )
+
+
 def _ssl_context(
     *,
     verify: ssl.SSLContext | str | bool,
     cert: str | tuple[str, str] | tuple[str, str, str] | None,
     trust_env: bool,
 ) -> ssl.SSLContext:
+    """Not by httpx's function alone: with a path as `verify`, httpx ignores `cert`, httpx2 refuses
+    it, and both deprecate the two arguments."""
+    given = () if cert is None else (cert,) if isinstance(cert, str) else cert
     try:
-        return httpx.create_ssl_context(verify, cert, trust_env)
-    except OSError as error:  # it names no file; a third part of `cert` would be a password
-        files = (verify, cert[0] if isinstance(cert, tuple) else cert)
-        named = ", ".join(repr(one) for one in files if isinstance(one, str))
+        if isinstance(verify, str):
+            folder = Path(verify).is_dir()
+            context = ssl.create_default_context(
+                cafile=None if folder else verify, capath=verify if folder else None
+            )
+        else:
+            context = httpx.create_ssl_context(verify, trust_env=trust_env)
+        if given:
+            file, key, password = (*given, None, None)[:3]
+            context.load_cert_chain(file, key, password or _no_password)
+    except OSError as error:  # it names no file
+        shown = [verify, *given[:2]]
+        if verify is True and trust_env:
+            shown += [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
+        named = ", ".join(repr(one) for one in shown if isinstance(one, str))
         raise ValueError(f"verify or cert cannot be used ({named}): {error}") from error
+    return context
+
+
+def _no_password() -> str:
+    """In place of OpenSSL's own question, for which a process would wait at its terminal."""
+    raise ValueError("cert: the key is encrypted; pass its password as the third part of the tuple")
 
 
 def _socket_options(options: object) -> tuple[SocketOption, ...]:
