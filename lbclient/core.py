@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from lbclient.breaker import Breaker
@@ -32,6 +32,7 @@ from lbclient.waiting import Signal
 __all__ = ["Core"]
 
 _GAIN = 0.1
+_LOOK_AGAIN = 0.25
 
 
 class Core:
@@ -71,8 +72,10 @@ class Core:
         """True once connections are closed under the calls that are under way."""
         self._selection = selection
         self._line = membership.line
-        self.line: Sequence[Signal] = membership.line.waiting
-        """The signals of those who wait for a place, the first first."""
+        self.line = membership.line
+        self.look_again = _LOOK_AGAIN
+        """Seconds after which the first in line looks again though nothing has woken it: a response
+        that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self._charges = Charges(membership, self.rotation, guards, clock, rng)
@@ -80,7 +83,7 @@ class Core:
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
         self.lock = lock
-        self._line.waiting.clear()
+        self._line.clear()
         self._selection.in_flight = 0
         self.membership.after_fork(lock)
 
@@ -103,19 +106,21 @@ class Core:
             if self.guards is not None and waiting is None and not call.tried:
                 self._throttle(self.guards, now)
             if self._line.waiting and not self._line.passes(waiting):
-                return self._line.join(waiting)
+                return self._line.join(waiting, call.caller)
             if holding is not None:
                 self._move(holding, -1)
             pick = self._selection.pick(call, now)
             if isinstance(pick, Pick):
                 self._taken(pick, now, first=not call.tried)
+                if waiting is not None:
+                    self._line.leave(waiting, served=True)
                 return pick
             if holding is not None:
                 self._move(holding, 1)
             if pick is None:
                 self.membership.hurry(now)
                 return None
-            return self._line.join(waiting)
+            return self._line.join(waiting, call.caller)
 
     def _throttle(self, guards: Guards, now: float) -> None:
         if not guards.admits(now):
@@ -138,6 +143,15 @@ class Core:
             self._taken(pick, now, first=False)
             self.telemetry.counts.hedge()
             return pick
+
+    def changes_at(self, now: float) -> float:
+        """When time alone may change what the first in line is told; `math.inf` if it cannot.
+
+        A rule that lets an instance in again after a time is asked here, too: nothing else wakes
+        the line then.
+        """
+        with self.lock:
+            return min(self._selection.changes_at(now), self.watch.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
         """Why none may be used now."""

@@ -176,6 +176,7 @@ class Membership:
         """The last good set stands."""
         error = self.watch.error
         self._counts.lookup_failed(error)
+        self.line.wake()  # the first in line notes when what is known becomes too old
         if error is not None:
             self._news.tell(DiscoveryFailed(self.name, self.watch.clock(), error))
 

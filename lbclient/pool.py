@@ -122,6 +122,19 @@ class Pool:
             self._look(now)
         return self._open
 
+    def changes_at(self, now: float, patience: float) -> float:
+        """When time alone lets an instance in, or a probe through: one that is due goes to a call
+        that may be repeated, or `patience` seconds later to any."""
+        if now >= self._stale_at:
+            self._look(now)
+        dues = [
+            at
+            for one in self.broken
+            for at in (one.breaker.due, one.breaker.due + patience, one.breaker.probed_until)
+            if at > now
+        ]
+        return min([self._stale_at, *dues])
+
     def resting(self, now: float) -> Endpoint | None:
         """The one due soonest of those that are kept out by nothing but their rest."""
         rested = [one for one in self._suspects if self._standing(one, now) == "resting"]

@@ -38,6 +38,7 @@ class Picker(Protocol):
     rng: random.Random
     now: float
     key: object
+    caller: int | None
     idempotent: bool
 
     @property
@@ -107,6 +108,10 @@ class Selection:
         candidates = self._pool.candidates(now)
         untried = [one for one in candidates if one not in call.tried and not self._full(one)]
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
+
+    def changes_at(self, now: float) -> float:
+        """When time alone may change a pick that found no room; `math.inf` if it cannot."""
+        return self._pool.changes_at(now, self._patience)
 
     def retry_in(self, now: float) -> float | None:
         """Seconds until an attempt may be let through."""

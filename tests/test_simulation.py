@@ -1069,11 +1069,13 @@ def nobody_in_line_is_woken(patch):
 @breach(r"somebody in line was overtaken")
 def who_comes_last_is_served_first(patch):
 
-    def join(line, signal):
-        signal = signal or Signal()
-        signal.rearm()
-        if signal not in line.waiting:
-            line.waiting.appendleft(signal)
+    real = Line.join
+
+    def join(line, signal, caller):
+        joins = signal not in line.waiting
+        signal = real(line, signal, caller)
+        if joins:
+            line._turns[caller].move_to_end(signal, last=False)
         return signal
 
     patch(Line, "join", join)

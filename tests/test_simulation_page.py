@@ -10,7 +10,7 @@ import lbclient
 from lbclient import simulation
 
 PAGE = (Path(__file__).parents[1] / "docs" / "simulation.md").read_text()
-EXAMPLE, PLOT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLE, STATE, TURNS, PLOT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_example(capsys):
@@ -29,6 +29,23 @@ def test_the_example_is_short():
     """It is twenty lines, as it says, without blank ones and the import."""
     code = EXAMPLE.partition("\nfast")[2]
     assert len([line for line in code.splitlines() if line.strip()]) < 20
+
+
+def test_the_state():
+    """The example of a behaviour with state: each server of each run fails its first ten."""
+    exec(STATE, names := {})
+    scenario = simulation.Scenario(names["servers"], simulation.Open(60, 1))
+    for _ in range(2):
+        report = simulation.simulate(scenario, retry=None, breaker=None)
+        assert report.answered == {name: {503: 10, 200: 10} for name in "abc"}
+
+
+def test_the_turns(capsys):
+    """The example of turns: the last request of the steady caller, of 4.5 s, is sent within a round
+    of answers (0.1 s) where callers take turns, and behind the whole burst where they do not."""
+    exec(TURNS, {})
+    first, turns = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
+    assert (first > 5.0, turns <= 4.6) == (True, True)
 
 
 def test_the_plot(tmp_path, monkeypatch):
@@ -57,4 +74,12 @@ def test_the_page_is_complete(name):
 def test_what_the_page_names_is_there(name):
     """Every function that the page names is one of the simulator's, or of the package's."""
     known = {*lbclient.__all__, *simulation.__all__}
-    assert name in known or name in {"latency", "behaviour", "speed", "send"}
+    assert name in known or name in {
+        "latency",
+        "behaviour",
+        "speed",
+        "send",
+        "make",
+        "start",
+        "request",
+    }

@@ -109,7 +109,12 @@ class Breaker:
 
     def probing(self, now: float) -> bool:
         """True while a probe is under way and has not outlived its time."""
-        return self._probe is not None and now < (self._probe.expires or 0.0)
+        return now < self.probed_until
+
+    @property
+    def probed_until(self) -> float:
+        """When the probe that is under way is given up; 0 where there is none."""
+        return 0.0 if self._probe is None else self._probe.expires or 0.0
 
     def probe(self, now: float) -> Permit:
         """Half-open it for one attempt. A probe that never reports is given up after a time."""

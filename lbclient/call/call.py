@@ -52,6 +52,7 @@ class Call(Raced[R]):
         "_judge",
         "_turns",
         "_wait",
+        "caller",
         "deadline",
         "key",
         "now",
@@ -69,6 +70,7 @@ class Call(Raced[R]):
         self.rng = core.rng
         self.now = self.started = core.clock()
         self.key = terms.key
+        self.caller = terms.caller
         self.idempotent = terms.idempotent
         limit = policy.deadline if terms.deadline is None else terms.deadline
         self.since = self.started if terms.since is None else terms.since

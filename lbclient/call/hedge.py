@@ -46,6 +46,7 @@ class Hedge(Generic[R]):
     __slots__ = (
         "_attempt",
         "_call",
+        "caller",
         "core",
         "deadline",
         "idempotent",
@@ -66,6 +67,7 @@ class Hedge(Generic[R]):
         self.deadline = call.deadline
         self.idempotent = True
         self.key = call.key
+        self.caller = call.caller
         self.now = self.started = call.started
         self.race = call.race
         self.rng = call.rng

@@ -19,8 +19,6 @@ from lbclient.waiting import Pause, Signal
 __all__ = ["Wait"]
 
 _FIRST_ANSWER = 10.0
-_LOOK_AGAIN = 0.25
-"""A response that was dropped unclosed gives its place back without telling anybody."""
 _CROWD = 16
 _TAKES = 3.0
 """An answer takes longer than so many times the mean once in twenty, if times are exponential."""
@@ -83,7 +81,9 @@ class Wait:
         call, last = self._call, self._last
         until: float | None = None
         while isinstance(got, Signal):
-            self._signal = got
+            if got is not self._signal:
+                self.leave()  # the line, where now the first answer is waited for, and back
+                self._signal = got
             if last is not None and last.open:
                 last.step_aside()
                 holding = None
@@ -107,11 +107,17 @@ class Wait:
             self._signal = None
 
     def _look_again(self, signal: Signal) -> float:
-        """A crowd need not look all the time: it is enough that the first in line does."""
-        line = self._call.core.line
-        if not line or line[0] is signal:
-            return _LOOK_AGAIN
-        return _LOOK_AGAIN * max(1.0, len(line) / _CROWD)
+        """Seconds until the call looks though nothing wakes it.
+
+        A crowd need not look all the time: it is enough that the first in line does.
+        """
+        core, now = self._call.core, self._call.now
+        crowd = max(1.0, len(core.line) / _CROWD)
+        with core.lock:
+            first = bool(core.line) and core.line.first is signal
+        if not first:
+            return core.look_again * crowd
+        return min(core.look_again, core.changes_at(now) - now)
 
     def _until(self) -> float:
         call = self._call

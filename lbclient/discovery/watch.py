@@ -107,7 +107,7 @@ class Watch:
             waiting = self.busy or now >= self.next_at
             return None if self.error is None or waiting else self._unknown()
         age = self.age(now)
-        if self.error is None or self._max_stale is None or age is None or age <= self._max_stale:
+        if self._max_stale is None or age is None or now < self.changes_at:
             return None
         error = DiscoveryError(
             f"what is known of {self.service} is {age:.1f} s old, "
@@ -115,6 +115,14 @@ class Watch:
         )
         error.__cause__ = self.error
         return error
+
+    @property
+    def changes_at(self) -> float:
+        """When what is known becomes too old to be used, while nothing newer can be had."""
+        answer = self._answer
+        if self.error is None or self._max_stale is None or answer is None or answer.ttl is None:
+            return math.inf
+        return math.nextafter(self._answered_at + self._max_stale, math.inf)
 
     def wait(self) -> Signal:
         """A signal that is set when the round under way, or the next, is over. Hold the lock."""

@@ -21,8 +21,10 @@ from lbclient.simulation.behaviour import (
     fails,
     linear,
     mixed,
+    per_run,
     phases,
     queued,
+    rate_limited,
     refuses,
     silent,
     until_capacity,
@@ -30,6 +32,7 @@ from lbclient.simulation.behaviour import (
 from lbclient.simulation.load import Closed, Load, Open
 from lbclient.simulation.reply import Reply, judge_of
 from lbclient.simulation.report import Outcome, Report, Slice
+from lbclient.simulation.request import SimulatedRequest
 from lbclient.simulation.rounds import simulated
 from lbclient.simulation.run import simulate
 from lbclient.simulation.scenario import Scenario
@@ -49,6 +52,7 @@ __all__ = [
     "Report",
     "Scenario",
     "Server",
+    "SimulatedRequest",
     "Slice",
     "World",
     "answers",
@@ -60,8 +64,10 @@ __all__ = [
     "judge_of",
     "linear",
     "mixed",
+    "per_run",
     "phases",
     "queued",
+    "rate_limited",
     "refuses",
     "silent",
     "simulate",

@@ -2,19 +2,27 @@
 
 A `Latency` says how long an answer takes, a `Behaviour` what it is. The number in flight counts the
 request that asks.
+
+Each server of each run works on a deep copy of its behaviour. So the behaviours here are partial
+functions and not closures, which `copy.deepcopy` leaves as they are: an object of the caller's in
+one of them is copied with it.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heapreplace
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from lbclient import checks
 from lbclient.simulation.reply import Reply
+from lbclient.simulation.request import SimulatedRequest
 
 __all__ = [
     "Behaviour",
@@ -26,18 +34,85 @@ __all__ = [
     "fails",
     "linear",
     "mixed",
+    "per_run",
     "phases",
     "queued",
+    "rate_limited",
     "refuses",
     "silent",
+    "taking_request",
     "until_capacity",
 ]
 
 Latency = Callable[[int, random.Random], float]
 """Seconds, for so many requests in flight; the dice are the server's own."""
 
-Behaviour = Callable[[float, int, random.Random], Reply]
-"""What is answered at a time (seconds) with so many requests in flight."""
+Asked = Callable[[float, int, random.Random, SimulatedRequest], Reply]
+Behaviour = Callable[[float, int, random.Random], Reply] | Asked
+"""What is answered at a time (seconds) with so many requests in flight; the dice are the server's
+own. One with a fourth parameter is told the request."""
+
+_REQUEST = SimulatedRequest()
+_PARAMETERS = 4
+
+
+def taking_request(behaviour: Behaviour) -> Asked:
+    """The behaviour as a function of four parameters.
+
+    It takes the request where its fourth positional parameter has no default, or is called
+    `request`: in `lambda now, in_flight, rng, share=share: ...` the fourth is none.
+    """
+    if isinstance(behaviour, _PerRun):
+        return behaviour
+    try:
+        parameters = list(inspect.signature(behaviour).parameters.values())
+    except (TypeError, ValueError):  # of some built-in functions nothing is known
+        parameters = []
+    positional = [one for one in parameters if one.kind <= one.POSITIONAL_OR_KEYWORD]
+    fourth = positional[_PARAMETERS - 1] if len(positional) >= _PARAMETERS else None
+    if fourth is not None and (fourth.default is fourth.empty or fourth.name == "request"):
+        return cast("Asked", behaviour)
+    return partial(
+        _without_request, cast("Callable[[float, int, random.Random], Reply]", behaviour)
+    )
+
+
+def _without_request(
+    behaviour: Callable[[float, int, random.Random], Reply],
+    now: float,
+    in_flight: int,
+    rng: random.Random,
+    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # it takes none
+) -> Reply:
+    return behaviour(now, in_flight, rng)
+
+
+class _PerRun:
+    """What `per_run` returns: its copies are what `make` returns."""
+
+    def __init__(self, make: Callable[[], Behaviour]) -> None:
+        self._make = make
+
+    def __deepcopy__(self, _: object) -> Asked:
+        made = self._make()
+        checks.function("per_run (what make returns)", made)
+        return taking_request(made)
+
+    def __call__(
+        self, now: float, in_flight: int, rng: random.Random, request: SimulatedRequest = _REQUEST
+    ) -> Reply:
+        """Outside of a run, a new behaviour answers each time."""
+        return self.__deepcopy__({})(now, in_flight, rng, request)
+
+
+def per_run(make: Callable[[], Behaviour]) -> Behaviour:
+    """The behaviour that `make()` returns, made anew for each server of each run.
+
+    For functions that keep state, such as a closure with a counter: a function cannot be copied, so
+    its state would go on from run to run. An object with `__call__` needs no `per_run`.
+    """
+    checks.function("make", make)
+    return _PerRun(make)
 
 
 def constant(seconds: float) -> Latency:
@@ -75,7 +150,19 @@ def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float 
     checks.count("status", status, least=100)
     checks.number("rest (seconds)", rest)
     checks.number("body (seconds)", body)
-    return lambda _, in_flight, rng: Reply(latency(in_flight, rng), status, rest=rest, body=body)
+    return partial(_answer, latency, status, rest, body)
+
+
+def _answer(
+    latency: Latency,
+    status: int,
+    rest: float,
+    body: float,
+    _: float,
+    in_flight: int,
+    rng: random.Random,
+) -> Reply:
+    return Reply(latency(in_flight, rng), status, rest=rest, body=body)
 
 
 def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
@@ -83,11 +170,13 @@ def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
     checks.function("latency", latency)
     checks.count("capacity", capacity)
     checks.count("status", status, least=100)
+    return partial(_up_to, latency, capacity, status)
 
-    def behave(_: float, in_flight: int, rng: random.Random) -> Reply:
-        return Reply(latency(in_flight, rng), 200 if in_flight <= capacity else status)
 
-    return behave
+def _up_to(
+    latency: Latency, capacity: int, status: int, _: float, in_flight: int, rng: random.Random
+) -> Reply:
+    return Reply(latency(in_flight, rng), 200 if in_flight <= capacity else status)
 
 
 def queued(work: Latency, workers: int, speed: Callable[[float], float] | None = None) -> Behaviour:
@@ -96,18 +185,65 @@ def queued(work: Latency, workers: int, speed: Callable[[float], float] | None =
 
     Each server of each run has workers of its own: it is known by its dice.
     """
+    checks.function("work", work)
     checks.count("workers", workers)
+    if speed is not None:
+        checks.function("speed", speed)
     busy: WeakKeyDictionary[random.Random, list[float]] = WeakKeyDictionary()
+    return partial(_queue, work, workers, speed, busy)
 
-    def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
-        free = busy.setdefault(rng, [0.0] * workers)
-        begun = max(now, free[0])
-        pace = 1.0 if speed is None else speed(begun)
-        done = begun + work(in_flight, rng) / pace
-        heapreplace(free, done)
-        return Reply(done - now)
 
-    return behave
+def _queue(
+    work: Latency,
+    workers: int,
+    speed: Callable[[float], float] | None,
+    busy: WeakKeyDictionary[random.Random, list[float]],
+    now: float,
+    in_flight: int,
+    rng: random.Random,
+) -> Reply:
+    free = busy.setdefault(rng, [0.0] * workers)
+    begun = max(now, free[0])
+    pace = 1.0 if speed is None else speed(begun)
+    done = begun + work(in_flight, rng) / pace
+    heapreplace(free, done)
+    return Reply(done - now)
+
+
+def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> Behaviour:
+    """A token bucket: `rate` requests a second are answered 200 after `seconds`, and `burst` at
+    once after a pause; those beyond get `status` after the same time.
+
+    Each server of each run has a bucket of its own, full at first: it is known by its dice. To give
+    each caller one, write a behaviour that takes the request.
+    """
+    checks.number("rate (requests per second)", rate, above=True)
+    checks.count("burst", burst)
+    checks.number("seconds", seconds)
+    checks.count("status", status, least=100)
+    buckets: WeakKeyDictionary[random.Random, tuple[float, float]] = WeakKeyDictionary()
+    return partial(_take_token, rate, burst, seconds, status, buckets)
+
+
+_ROUNDING = 1e-9
+"""Ten times a tenth of a token is a little less than one."""
+
+
+def _take_token(
+    rate: float,
+    burst: int,
+    seconds: float,
+    status: int,
+    buckets: WeakKeyDictionary[random.Random, tuple[float, float]],
+    now: float,
+    _: int,
+    rng: random.Random,
+) -> Reply:
+    tokens, since = buckets.get(rng, (float(burst), now))
+    tokens = min(float(burst), tokens + rate * (now - since))
+    served = tokens >= 1.0 - _ROUNDING
+    buckets[rng] = (tokens - 1.0 if served else tokens), now
+    return Reply(seconds, 200 if served else status)
 
 
 def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
@@ -115,29 +251,37 @@ def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
     checks.fraction("share", share)
     checks.function("some", some)
     checks.function("others", others)
+    return partial(_mix, share, taking_request(some), taking_request(others))
 
-    def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
-        return (some if rng.random() < share else others)(now, in_flight, rng)
 
-    return behave
+def _mix(
+    share: float,
+    some: Asked,
+    others: Asked,
+    now: float,
+    in_flight: int,
+    rng: random.Random,
+    request: SimulatedRequest = _REQUEST,
+) -> Reply:
+    return (some if rng.random() < share else others)(now, in_flight, rng, request)
 
 
 def fails(latency: Latency) -> Behaviour:
     """Takes the request, and resets the connection after that time: it may have been carried
     out."""
     checks.function("latency", latency)
-    return lambda _, in_flight, rng: Reply(latency(in_flight, rng), error=ConnectionResetError())
+    return partial(_break, latency, 0.0)
 
 
 def breaks(latency: Latency, body: float) -> Behaviour:
     """Answers 200, and resets the connection in the middle of the body, `body` seconds later."""
     checks.function("latency", latency)
     checks.seconds("body", body)
+    return partial(_break, latency, body)
 
-    def behave(_: float, in_flight: int, rng: random.Random) -> Reply:
-        return Reply(latency(in_flight, rng), error=ConnectionResetError(), body=body)
 
-    return behave
+def _break(latency: Latency, body: float, _: float, in_flight: int, rng: random.Random) -> Reply:
+    return Reply(latency(in_flight, rng), error=ConnectionResetError(), body=body)
 
 
 def refuses(seconds: float = 0.0) -> Behaviour:
@@ -161,9 +305,15 @@ def phases(*steps: tuple[float, Behaviour]) -> Behaviour:
         checks.function("phases (behaviour)", behaviour)
     if not steps or times[0] != 0 or times != sorted(times):
         raise ValueError("phases must be (seconds, behaviour) in order, the first from 0 on")
-    behaviours: Sequence[Behaviour] = [behaviour for _, behaviour in steps]
+    return partial(_by_time, times, [taking_request(behaviour) for _, behaviour in steps])
 
-    def behave(now: float, in_flight: int, rng: random.Random) -> Reply:
-        return behaviours[bisect_right(times, now) - 1](now, in_flight, rng)
 
-    return behave
+def _by_time(
+    times: Sequence[float],
+    behaviours: Sequence[Asked],
+    now: float,
+    in_flight: int,
+    rng: random.Random,
+    request: SimulatedRequest = _REQUEST,
+) -> Reply:
+    return behaviours[bisect_right(times, now) - 1](now, in_flight, rng, request)

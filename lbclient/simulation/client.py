@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from lbclient.balancer import Balancer
@@ -14,6 +14,7 @@ from lbclient.simulation.invariants import Invariants
 from lbclient.simulation.journal import Journal
 from lbclient.simulation.reply import Reply
 from lbclient.simulation.report import Outcome
+from lbclient.simulation.request import SimulatedRequest
 from lbclient.simulation.server import Host
 from lbclient.simulation.shell import carry_out
 from lbclient.simulation.trail import Trail
@@ -30,13 +31,15 @@ _TRIP = 0.001
 
 
 class Client:
-    """All its requests have the same `terms`. `watch` is told of each step, where there is one."""
+    """`terms` says what is asked of the balancer for a request. An attempt waits at most `timeout`
+    seconds for its headers. `watch` is told of each step, where there is one."""
 
     def __init__(
         self,
         number: int,
         balancer: Balancer,
-        terms: Terms,
+        terms: Callable[[SimulatedRequest], Terms],
+        timeout: float,
         world: World,
         hosts: Mapping[str, Host],
         journal: Journal,
@@ -48,6 +51,8 @@ class Client:
         self.waiting: dict[Trail, float] = {}
         """Requests that are under way, and when they arrived."""
         self._terms = terms
+        self._timeout = timeout
+        self._asked = SimulatedRequest(caller=number)
         self._world = world
         self._hosts = hosts
         self._journal = journal
@@ -55,10 +60,14 @@ class Client:
         self._probes = 0.0
         """How many are owed."""
 
-    def request(self) -> Process[object]:
+    def request(self, asked: SimulatedRequest | None) -> Process[object]:
         """One request, from its arrival to the end of its body."""
         world = self._world
-        call: Call[Reply] = self.balancer.begin(self._terms, _SEMANTICS)
+        if asked is None:
+            asked = self._asked
+        elif asked.caller is None:
+            asked = asked._replace(caller=self.number)
+        call: Call[Reply] = self.balancer.begin(self._terms(asked), _SEMANTICS)
         trail, arrived = Trail(call), world.clock()
         self.waiting[trail] = arrived
         self._journal.began()
@@ -66,7 +75,7 @@ class Client:
         status: int | None = None
         error: str | None = None
         try:
-            reply = yield from carry_out(call, partial(self._send, trail), trail.close)
+            reply = yield from carry_out(call, partial(self._send, trail, asked), trail.close)
             if reply.body:
                 yield from self._read(trail, reply)
             status = reply.status
@@ -77,19 +86,22 @@ class Client:
         now = world.clock()
         if self.watch is not None:
             self.watch.done(trail, error, now)
-        outcome = Outcome(arrived, now - arrived, status, error, len(call.tried))
-        self._journal.ended(self.number, outcome)
+        attempts = len(call.tried)
+        outcome = Outcome(arrived, now - arrived, status, error, attempts, self.number)
+        self._journal.ended(outcome)
         return None
 
-    def _send(self, trail: Trail, attempt: Attempt[Reply]) -> Process[Reply]:
+    def _send(
+        self, trail: Trail, asked: SimulatedRequest, attempt: Attempt[Reply]
+    ) -> Process[Reply]:
         if attempt.replaces is not None:
             trail.close(attempt.replaces)
         now, name = self._world.clock(), attempt.instance.host
         if self.watch is not None:
             self.watch.sending(trail, attempt, now)
         self._journal.sending(now, self.number, name, attempt.reason)
-        reply = self._hosts[name].receive()
-        left = _left(attempt)
+        reply = self._hosts[name].receive(asked)
+        left = min(_left(attempt), self._timeout)
         trail.comes(reply, left)
         if reply.seconds > left:
             yield Pause(left)

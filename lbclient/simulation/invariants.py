@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from lbclient.breaker import Breaker, Permit
@@ -19,12 +19,11 @@ from lbclient.waiting import Signal
 __all__ = ["Invariants"]
 
 _SLACK = 1e-6
-_LOOK_AGAIN = 0.25
-"""Of what time alone brings nobody tells those in line: the first looks so often, in seconds."""
 _PROBE = 30.0
 """A probe that has not ended after so many seconds is given up at the earliest."""
 _FIRST = 8
-"""So many of those in line are looked at."""
+"""So many of the callers in line are looked at, and so many calls of each."""
+_Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
 """A budget forgets by slices, up to a tenth of its window early."""
 
@@ -42,7 +41,8 @@ class Invariants:
         self._hedges = 0
         self._attempts: dict[Endpoint, list[Attempt[Reply]]] = {}
         self._probes: dict[Breaker, tuple[Attempt[Reply], Permit]] = {}
-        self._order: Sequence[Signal] = ()
+        self._order: _Order = {}
+        self._first: Signal | None = None
         self._woken: tuple[Signal, float] | None = None
         self.breaches: list[str] = []
 
@@ -84,15 +84,18 @@ class Invariants:
         """One thing has happened, and another is to happen, now or later."""
         line = self._core.line
         if not line:
-            self._order, self._woken = (), None
+            self._order, self._first, self._woken = {}, None, None
             return
-        if self._nobody_comes(line[0], now) and (free := self._free(now)):
+        first = line.first
+        if self._nobody_comes(first, now) and (free := self._free(now)):
             self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
-        first = tuple(islice(line, _FIRST))
-        stayed = tuple(one for one in self._order if one in first)
-        if stayed != first[: len(stayed)]:
+        if first is self._first:
+            return
+        turns = islice(line.turns.items(), _FIRST)
+        order = {caller: tuple(islice(queue, _FIRST)) for caller, queue in turns}
+        if _overtaken(self._order, order):
             self._breach(now, ["somebody in line was overtaken"])
-        self._order = first
+        self._order, self._first = order, first
 
     def over(self, now: float) -> None:
         """Nothing is under way any more."""
@@ -102,7 +105,7 @@ class Invariants:
             "in flight": [one for one in endpoints if one.in_flight],
             "in flight, in all": [] if self._core.drained().is_set else [self._core.service],
             "probed": [one for one in endpoints if not one.gone and one.breaker.probing(now)],
-            "in line": self._core.line,
+            "in line": list(self._core.line.waiting),
         }
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
@@ -163,7 +166,9 @@ class Invariants:
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
             return []
-        moment, lately = self._moment(now), now - _LOOK_AGAIN - _SLACK
+        if self._limits.each and all(map(self._limits.full, self._core.pool.endpoints)):
+            return []
+        moment, lately = self._moment(now), now - _SLACK
         ends = chain.from_iterable(
             (it.rest_until, it.out_until) for it in self._core.pool.endpoints
         )
@@ -177,3 +182,13 @@ class Invariants:
 
     def _breach(self, now: float, texts: Iterable[str]) -> None:
         self.breaches += (f"BREACH at {now:.6f} s, {self._name}: {text}" for text in texts)
+
+
+def _overtaken(before: _Order, after: _Order) -> bool:
+    """True where a call, or a caller that has had no turn, has lost its place."""
+    for caller, queue in after.items():
+        stayed = tuple(one for one in before.get(caller, ()) if one in queue)
+        if stayed != queue[: len(stayed)]:
+            return True
+    still = [one for one in before if one in after and before[one][0] is after[one][0]]
+    return still != [one for one in after if one in still]

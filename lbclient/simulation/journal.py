@@ -33,8 +33,8 @@ class Journal:
         self.sent.append((now, server))
         self._trace.update(repr((now, client, server, reason)).encode())
 
-    def ended(self, client: int, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         """A request is over."""
         self.waiting -= 1
         self.outcomes.append(outcome)
-        self._trace.update(repr((client, *outcome)).encode())
+        self._trace.update(repr((outcome.client, *outcome[:-1])).encode())

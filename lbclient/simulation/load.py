@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from lbclient import checks
+from lbclient.simulation.request import SimulatedRequest
 from lbclient.simulation.world import Process, World
 from lbclient.waiting import Pause
 
 __all__ = ["Closed", "Load", "Open"]
 
-Request = Callable[[int], Process[object]]
-"""Makes the process of one request, of the client with that number."""
+Request = Callable[..., Process[object]]
+"""`request(client)` makes the process of one request of the client with that number (from 0);
+`request(client, SimulatedRequest(...))` says what is asked for."""
+
+Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
+"""What the requests of a load ask for: all the same, or a function of the request's number in the
+load, from 0. None: `SimulatedRequest()`."""
+
+
+@runtime_checkable
+class Load(Protocol):
+    """What makes the requests of a scenario: `Open`, `Closed`, or an object of your own."""
+
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> Sequence[Sequence[object]]:
+        """Have the requests come, each as `world.spawn(request(client))` or as part of a process.
+
+        Returns a list for each part of the load, such as `World.spawn` does: it is empty until that
+        part is over. `rng` is the load's own.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
     """`rate` requests a second for so many `seconds`, whether or not others were answered.
 
-    Evenly spaced, or at random (`poisson`); by turns from each client.
+    Evenly spaced, or at random (`poisson`); by turns from each client. `request` says what is asked
+    for: a `SimulatedRequest`, or a function of the request's number (from 0) that makes one.
     """
 
     rate: float
     seconds: float
     poisson: bool = False
+    request: Asked = None
 
     def __post_init__(self) -> None:
+        _check(self.request)
         checks.number("rate (requests per second)", self.rate, above=True)
         checks.seconds("seconds", self.seconds)
 
@@ -43,7 +69,7 @@ class Open:
         for number, time in enumerate(self._times(rng)):
             if time > world.clock():
                 yield Pause(time - world.clock())
-            world.spawn(request(number % clients))
+            world.spawn(_made(request, number % clients, self.request, number))
         yield Pause(0.0)  # the last has begun, too
 
     def _times(self, rng: random.Random) -> Iterator[float]:
@@ -59,13 +85,15 @@ class Open:
 @dataclass(frozen=True, slots=True)
 class Closed:
     """`workers` of each client, each with one request at a time, `think` seconds apart, for so many
-    `seconds`."""
+    `seconds`. `request` says what is asked for, as in `Open`."""
 
     workers: int
     seconds: float
     think: float = 0.0
+    request: Asked = None
 
     def __post_init__(self) -> None:
+        _check(self.request)
         checks.count("workers", self.workers)
         checks.seconds("seconds", self.seconds)
         checks.number("think (seconds)", self.think)
@@ -74,18 +102,21 @@ class Closed:
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> list[list[None]]:
         """Have the workers begin, at random within their first pause."""
+        numbers = itertools.count()
         return [
-            world.spawn(self._work(world, request, client, rng.random() * self.think))
+            world.spawn(self._work(world, request, client, rng.random() * self.think, numbers))
             for client in range(clients)
             for _ in range(self.workers)
         ]
 
-    def _work(self, world: World, request: Request, client: int, first: float) -> Process[None]:
+    def _work(
+        self, world: World, request: Request, client: int, first: float, numbers: Iterator[int]
+    ) -> Process[None]:
         if first:
             yield Pause(first)
         while world.clock() < self.seconds:
             before = world.clock()
-            yield from request(client)
+            yield from _made(request, client, self.request, next(numbers))
             if pause := max(self.think, 0.0 if world.clock() > before else _LEAST):
                 yield Pause(pause)
 
@@ -93,4 +124,16 @@ class Closed:
 _LEAST = 0.001
 """A worker that is refused at once takes a breath: else the world would stand still."""
 
-Load = Open | Closed
+
+def _check(asked: object) -> None:
+    if asked is not None and not isinstance(asked, SimulatedRequest):
+        checks.function("request, which is SimulatedRequest(...) or makes one,", asked)
+
+
+def _made(request: Request, client: int, asked: Asked, number: int) -> Process[object]:
+    if asked is None:
+        return request(client)
+    one = asked if isinstance(asked, SimulatedRequest) else asked(number)
+    if not isinstance(one, SimulatedRequest):
+        raise TypeError(f"request({number}) of the load must be SimulatedRequest(...), not {one!r}")
+    return request(client, one)

@@ -19,13 +19,15 @@ _ROUNDING = 1e-9
 
 class Outcome(NamedTuple):
     """One request: when it `arrived`, how long it took (seconds, waiting included), the final
-    `status`, or the name of the `error`, and how many `attempts` it made."""
+    `status`, or the name of the `error`, how many `attempts` it made, and the number of its
+    `client`, from 0."""
 
     arrived: float
     elapsed: float
     status: int | None
     error: str | None
     attempts: int
+    client: int = 0
 
 
 class Slice(NamedTuple):
@@ -65,6 +67,11 @@ class Report:
     def mean(self) -> float:
         """Seconds from the arrival of a request to its end, on average."""
         return _mean(self.outcomes)
+
+    @property
+    def mean_answered(self) -> float:
+        """The same for the requests that ended with an answer, whatever its status."""
+        return _mean([one for one in self.outcomes if one.status is not None])
 
     def percentile(self, percent: float) -> float:
         """Seconds within which so many per cent (0 to 100) of the requests ended: the nearest rank.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Unpack
 
 from lbclient.balancer import Balancer
@@ -50,4 +51,9 @@ def simulated(
         def _crew(self) -> Crew:
             return in_turn
 
-    return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # one clock only
+        def told(self) -> Balancer:
+            """No response is dropped here unclosed, so nothing need be looked for."""
+            self._core.look_again = math.inf
+            return self
+
+    return Simulated(service, judge=judge, clock=world.clock, **options).told()  # type: ignore[misc]  # one clock only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -20,13 +20,14 @@ from lbclient.simulation.invariants import Invariants
 from lbclient.simulation.journal import Journal
 from lbclient.simulation.reply import judge_of
 from lbclient.simulation.report import Outcome, Report
+from lbclient.simulation.request import SimulatedRequest
 from lbclient.simulation.rounds import simulated
 from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy import Strategy
 from lbclient.telemetry import Semantics
-from lbclient.terms import Terms
+from lbclient.terms import Terms, caller_of
 
 __all__ = ["simulate"]
 
@@ -37,10 +38,12 @@ def simulate(
     seed: int = 0,
     strategy: str | Callable[[], Strategy] = "weighted",
     checked: bool = True,
+    fair_by: Callable[[SimulatedRequest], object] | None = None,
     **options: Any,
 ) -> Report:
-    """Run it. `strategy` is a name, or makes a strategy for each client; `options` are those of
-    `Balancer`. The same arguments give the same report, on any machine.
+    """Run it. `strategy` is a name, or makes a strategy for each client; `fair_by` names the caller
+    of a request, as the same option of `Client` does; `options` are those of `Balancer`. The same
+    arguments give the same report, on any machine.
 
     `checked` has the invariants looked at before every attempt and after every event; it changes
     nothing but `breaches`. Raises ValueError or TypeError for what cannot be used.
@@ -49,7 +52,9 @@ def simulate(
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
     if not isinstance(strategy, str):
         checks.function("strategy, which is a name or makes one for each client,", strategy)
-    run = _Run(scenario, seed, strategy, options, checked=checked)
+    if fair_by is not None:
+        checks.function("fair_by", fair_by)
+    run = _Run(scenario, seed, strategy, fair_by, options, checked=checked)
     # In a context of its own: attempts that overlap leave the one they began in, in any order.
     return copy_context().run(run.report)
 
@@ -74,6 +79,7 @@ class _Run:
         scenario: Scenario,
         seed: int,
         strategy: str | Callable[[], Strategy],
+        fair_by: Callable[[SimulatedRequest], object] | None,
         options: dict[str, Any],
         *,
         checked: bool,
@@ -81,6 +87,7 @@ class _Run:
         self._scenario = scenario
         self._seed = seed
         self._strategy = strategy
+        self._fair_by = fair_by
         self._options = options
         self._world = World()
         self._journal = Journal()
@@ -95,7 +102,13 @@ class _Run:
 
     def report(self) -> Report:
         world, scenario, journal = self._world, self._scenario, self._journal
-        loads = scenario.load.start(world, scenario.clients, self._request, self._dice("load"))
+        loads: list[Sequence[object]] = []
+        for number, load in enumerate(scenario.loads):
+            dice = self._dice(f"load {number}" if number else "load")
+            parts = load.start(world, scenario.clients, self._request, dice)
+            if not isinstance(parts, Sequence):
+                raise TypeError(f"load: start must return a list of lists, not {parts!r}")
+            loads += parts
         while (journal.waiting or not all(loads)) and not world.idle:
             if not world.step(scenario.until):
                 break
@@ -114,15 +127,26 @@ class _Run:
         end = scenario.until if scenario.until < math.inf else now
         for client in self._clients:
             for trail, arrived in client.waiting.items():
-                outcome = Outcome(arrived, end - arrived, None, "unanswered", len(trail.call.tried))
-                self._journal.ended(client.number, outcome)
+                attempts, number = len(trail.call.tried), client.number
+                outcome = Outcome(arrived, end - arrived, None, "unanswered", attempts, number)
+                self._journal.ended(outcome)
                 if client.watch is not None and scenario.until == math.inf and not trail.lost:
                     client.watch.forgotten(now)
             if client.watch is not None and not client.waiting:
                 client.watch.over(now)
 
-    def _request(self, client: int) -> Process[object]:
-        return self._clients[client].request()
+    def _request(self, client: int, asked: SimulatedRequest | None = None) -> Process[object]:
+        return self._clients[client].request(asked)
+
+    def _terms(self, asked: SimulatedRequest) -> Terms:
+        scenario, fair_by = self._scenario, self._fair_by
+        retry = self._options.get("retry") or RetryPolicy()
+        return Terms(
+            scenario.idempotent and asked.method in retry.methods,
+            asked.key,
+            patience=scenario.patience,
+            caller=None if fair_by is None else caller_of("fair_by", fair_by(asked)),
+        )
 
     def _dice(self, whose: str) -> random.Random:
         """Each has dice of its own, so that a new client changes nobody else's luck."""
@@ -130,9 +154,11 @@ class _Run:
 
     def _client(self, number: int, *, checked: bool) -> Client:
         scenario, balancer = self._scenario, self._balancer(number)
-        terms = Terms(scenario.idempotent, patience=scenario.patience)
         watch = self._watch(number, balancer) if checked else None
-        return Client(number, balancer, terms, self._world, self._hosts, self._journal, watch)
+        timeout = math.inf if scenario.timeout is None else scenario.timeout
+        return Client(
+            number, balancer, self._terms, timeout, self._world, self._hosts, self._journal, watch
+        )
 
     def _balancer(self, number: int) -> Balancer:
         scenario, strategy = self._scenario, self._strategy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections import Counter
@@ -9,14 +10,16 @@ from dataclasses import dataclass
 
 from lbclient import checks
 from lbclient.instance import Instance
-from lbclient.simulation.behaviour import Behaviour
+from lbclient.simulation.behaviour import Asked, Behaviour, taking_request
 from lbclient.simulation.reply import Reply
+from lbclient.simulation.request import SimulatedRequest
 from lbclient.simulation.world import World
 from lbclient.strategy.load import LoadReport
 from lbclient.strategy.memory import Levels
 
 __all__ = ["Host", "Server"]
 
+_LAST_STATUS = 999
 _MEMORY = 2.0
 """Seconds for which a server knows how long its answers took."""
 
@@ -28,6 +31,10 @@ class Server:
     It is known to discovery from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are
     those of its instance. With `reports` it says, with each answer and to probes, how many requests
     it has in flight, and how long answers take at so many (`LoadReport`).
+
+    Each run begins with a deep copy of `behaviour` for each server: an object with `__call__` may
+    keep state, and servers that share one object do not share it. A function is called as it is;
+    `per_run` is for one that keeps state.
 
     Raises ValueError or TypeError for what is none of that.
     """
@@ -63,14 +70,18 @@ class Server:
 
 
 class Host:
-    """A server in a world. A request that its caller gives up goes on here until it is done."""
+    """A server in a world. A request that its caller gives up goes on here until it is done.
 
-    __slots__ = ("_levels", "_rng", "_server", "_world", "answered", "in_flight", "most")
+    Raises ValueError for a behaviour that cannot be copied.
+    """
+
+    __slots__ = ("_behave", "_levels", "_rng", "_server", "_world", "answered", "in_flight", "most")
 
     def __init__(self, server: Server, world: World, rng: random.Random) -> None:
         self._server = server
         self._world = world
         self._rng = rng
+        self._behave = _own(server)
         self._levels = Levels()
         self.in_flight = 0
         self.most = 0
@@ -78,12 +89,21 @@ class Host:
         self.answered: Counter[int | str] = Counter()
         """How often it answered what: a status, or the name of an error."""
 
-    def receive(self) -> Reply:
-        """A request arrives; the reply is due after its seconds, and its body after more."""
+    def receive(self, request: SimulatedRequest) -> Reply:
+        """A request arrives; the reply is due after its seconds, and its body after more.
+
+        Raises ValueError or TypeError, naming the server, for what can be no reply.
+        """
         world = self._world
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
-        reply = self._server.behaviour(world.clock(), self.in_flight, self._rng)
+        try:
+            reply = self._behave(world.clock(), self.in_flight, self._rng, request)
+        except Exception as error:
+            name, now = self._server.name, world.clock()
+            error.add_note(f"raised by the behaviour of server {name!r} at {now:g} s")
+            raise
+        _check(self._server.name, reply)
         if (took := reply.seconds + reply.body) < math.inf:
             others = self.in_flight - 1
             world.at(world.clock() + took, lambda: self._finish(others, took, reply))
@@ -102,3 +122,31 @@ class Host:
         self.in_flight -= 1
         if self._server.reports and reply.error is None and reply.status < 400:
             self._levels.saw(others, took, self._world.clock(), _MEMORY)
+
+
+def _own(server: Server) -> Asked:
+    """The behaviour with state of its own."""
+    try:
+        behaviour = copy.deepcopy(server.behaviour)
+    except Exception as error:
+        raise ValueError(
+            f"the behaviour of server {server.name!r} cannot be copied for this run: {error}; "
+            "pass per_run(make), which makes one for each run"
+        ) from error
+    return taking_request(behaviour)
+
+
+def _check(server: str, reply: object) -> None:
+    """Raises ValueError or TypeError for what can be no reply of this server."""
+    whose = f"the behaviour of server {server!r} returned"
+    if not isinstance(reply, Reply):
+        raise TypeError(f"{whose} {reply!r}, which is not a Reply")
+    if reply.error is not None and not isinstance(reply.error, OSError):
+        raise TypeError(f"{whose} {reply!r}: error must be an OSError or None")
+    if reply.seconds != math.inf:
+        checks.number(f"{whose} {reply!r}: seconds", reply.seconds)
+    checks.number(f"{whose} {reply!r}: rest (seconds)", reply.rest)
+    checks.number(f"{whose} {reply!r}: body (seconds)", reply.body)
+    status = checks.count(f"{whose} {reply!r}: status", reply.status, least=100)
+    if status > _LAST_STATUS:
+        raise ValueError(f"{whose} {reply!r}: status must be at most {_LAST_STATUS}")
