@@ -17,6 +17,7 @@ import pytest
 
 import lbclient
 from lbclient import Answer, BreakerPolicy, Instance, RetryPolicy
+from lbclient.http.judge import rest_asked
 from tests.support.faults import FAULTS, Fault, on_accept, says_nothing
 from tests.support.http import Gate, says, tells_port
 from tests.test_http_features import First, urls, worlds
@@ -443,7 +444,15 @@ RESTS = {
     "-7": 0.0,
     "+7": 0.0,
     "7.5": 0.0,
+    "7.0": 0.0,
+    "7.": 0.0,
+    ".5": 0.0,
+    "7.5.1": 0.0,
     "soon": 0.0,
+    "3, 7": 7.0,
+    "soon, 7": 7.0,
+    f"{stamp(3)}, {stamp(7)}": 7.0,
+    f"7, {stamp(3)}": 7.0,
     "": 0.0,
     stamp(7): 7.0,
     "Sunday, 06-Nov-94 08:49:44 GMT": 7.0,
@@ -475,6 +484,62 @@ def test_retry_after(servers, asked, rest, status):
             assert busy.hits == before + (at >= rest)
             if busy.hits > before:
                 return
+
+
+def lines(status, *fields):
+    """An answer with these header lines, several of one name too."""
+
+    def behave(connection, _):
+        head = [f"HTTP/1.1 {status} X", "Content-Length: 0", *fields, "", ""]
+        connection.send("\r\n".join(head).encode())
+
+    return behave
+
+
+NOW = 784111777.0
+HOURS_OFF = f"Date: {stamp(7200)}"
+UNDATED = {
+    "no date": ([f"Retry-After: {stamp(7)}"], 7.0),
+    "no date, RFC 850": (["Retry-After: Sunday, 06-Nov-94 08:49:44 GMT"], 7.0),
+    "no date, asctime": (["Retry-After: Sun Nov  6 08:49:44 1994"], 7.0),
+    "no date, past": ([f"Retry-After: {stamp(-7)}"], 0.0),
+    "no date, far": ([f"Retry-After: {stamp(10**9)}"], 1e9),
+    "nonsense for a date": ([f"Retry-After: {stamp(7)}", "Date: yesterday"], 7.0),
+    "empty date": ([f"Retry-After: {stamp(7)}", "Date: "], 7.0),
+    "its own date, hours off": ([f"Retry-After: {stamp(7207)}", HOURS_OFF], 7.0),
+    "two lines": (["Retry-After: 5", "Retry-After: 7"], 7.0),
+    "two lines, the same": (["Retry-After: 7", "Retry-After: 7"], 7.0),
+    "two lines, the longer first": (["Retry-After: 7", "Retry-After: 5"], 7.0),
+    "a number and a date": (["Retry-After: 5", f"Retry-After: {stamp(7)}"], 7.0),
+    "a number and nonsense": (["Retry-After: soon", "Retry-After: 7"], 7.0),
+    "a number beside a past date": (["Retry-After: 7", f"Retry-After: {stamp(-7)}"], 7.0),
+    "two dates, dated": (
+        [f"Retry-After: {stamp(7205)}", f"Retry-After: {stamp(7207)}", HOURS_OFF],
+        7,
+    ),
+}
+
+
+@worlds
+@pytest.mark.parametrize(("fields", "rest"), UNDATED.values(), ids=list(UNDATED))
+def test_retry_after_line_by_line(servers, world, fields, rest):
+    """A date counts from the answer's own date, else from its receipt; the longest of all lines is
+    what counts."""
+    (server,) = servers(lines(503, *fields))
+    with world.client([server.url], retry=None) as client:
+        assert rest_asked(client.get("/").headers, lambda: NOW) == rest
+
+
+@worlds
+def test_retry_after_as_a_date_without_date(servers, world):
+    """An instance that tells the time of its return, but not what time it is, is left alone."""
+    busy, free = servers(tells_port, tells_port)
+    later = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    busy.behaviour = lines(503, f"Retry-After: {later}")
+    with world.client(urls([busy, free]), strategy=First(), retry=QUICK, breaker=None) as client:
+        for _ in range(5):
+            assert client.get("/").text == str(free.port)
+    assert busy.hits == 1
 
 
 @worlds

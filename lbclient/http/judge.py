@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -89,22 +91,35 @@ def _starved(error: BaseException) -> Verdict | None:
     return None
 
 
-def rest_asked(headers: httpx.Headers) -> float:
+def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
     """Seconds that `Retry-After` asks for, as a number or as a date; nonsense is 0.
 
-    A date counts against the response's own `Date`, so that the two clocks need not agree.
+    A date counts from the response's own `Date`, so that the two clocks need not agree. Where that
+    is missing or invalid, the time of receipt stands in (RFC 9110, section 6.6.1). Of several
+    values the longest counts.
     """
-    text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        wait = _date(text) - _date(headers.get("date", ""))
-        return max(0.0, wait.total_seconds())
-    except (ValueError, OverflowError):
-        return 0.0
+    asked = [
+        text.strip() for line in headers.get_list("retry-after") for text in _VALUES.findall(line)
+    ]
+    seconds = [float(text[:9]) for text in asked if _SECONDS.fullmatch(text)]
+    dates = [date for text in asked if (date := _date(text)) is not None]
+    if dates:
+        sent = next(map(_date, headers.get_list("date")), None)
+        now = datetime.fromtimestamp(wall_clock(), UTC) if sent is None else sent
+        seconds += [(date - now).total_seconds() for date in dates]
+    return max(0.0, *seconds) if seconds else 0.0
 
 
-def _date(text: str) -> datetime:
+_VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
+"""A date, whose weekday ends in a comma, or what is between commas: proxies join lines by them."""
+
+_SECONDS = re.compile(r"[0-9]+")
+
+
+def _date(text: str) -> datetime | None:
     """One of HTTP's three forms, of which asctime's has no zone (RFC 9110, section 5.6.7)."""
-    date = parsedate_to_datetime(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
