@@ -113,7 +113,8 @@ def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.ti
 _VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
 """A date, whose weekday ends in a comma, or what is between commas: proxies join lines by them."""
 
-_SECONDS = re.compile(r"[0-9]+")
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""With a fraction, which RFC 9110 does not know, but some services send."""
 
 
 def _date(text: str) -> datetime | None:
