@@ -1,5 +1,13 @@
 """What the outcome of an attempt changes: its instance's breaker, load and rest, the rules that a
-caller has added, and how soon discovery is asked."""
+caller has added, and how soon discovery is asked.
+
+An instance that this host cannot reach is at fault only if others can be reached: otherwise the
+network is down, every instance would leave the rotation, and none would be in it when the network
+is back. The proof is an attempt that was sent after such a failure and reached its instance: its
+answer, or its refusal. So the first failure is neutral, and each later one is a fault if there is a
+proof since the last that counted. "After" is counted in epochs, not in time: a failure that starts
+the wait for a proof begins a new epoch, and an attempt remembers the epoch in which it was sent.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +15,7 @@ import random
 from collections.abc import Callable
 from itertools import chain
 
+from lbclient.endpoint import Endpoint
 from lbclient.membership import Membership
 from lbclient.outcome import Verdict
 from lbclient.rotation import Rotation
@@ -35,6 +44,41 @@ class Charges:
         self._guards = guards
         self._clock = clock
         self._rng = rng
+        self.epoch = 0
+        self.proved = 0
+        """The last epoch in which an attempt was sent that reached its instance."""
+
+    def unreachable(self, attempt: Sent) -> bool:
+        """An attempt found no way to its instance. True if that is the instance's fault."""
+        endpoint = attempt.endpoint
+        if endpoint.gone or attempt.breaker is not endpoint.breaker:
+            return False
+        fault = 0 < endpoint.unreached <= self.proved
+        if fault or not endpoint.unreached:
+            self.epoch += 1
+            endpoint.unreached = self.epoch
+        return fault
+
+    def reached(self, attempt: Sent) -> None:
+        """An attempt has reached its instance, whatever that said."""
+        endpoint = attempt.endpoint
+        if 0 < endpoint.unreached <= attempt.epoch:
+            self._reached_again(endpoint)
+        self.proved = max(self.proved, attempt.epoch)
+
+    def _reached_again(self, endpoint: Endpoint) -> None:
+        """There is a way again, so others that had none may be probed at once.
+
+        Those that were unreachable with no proof since were so in the same outage. It is over, and
+        says nothing about the next one.
+        """
+        endpoint.unreached = 0
+        now = self._clock()
+        for one in self._pool.endpoints:
+            if one.unreached:
+                one.breaker.at_once(now)
+            if one.unreached > self.proved:
+                one.unreached = 0
 
     def settle(self, attempt: Sent, verdict: Verdict) -> None:
         """An attempt came to this verdict."""

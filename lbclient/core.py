@@ -78,7 +78,7 @@ class Core:
         that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
-        self._charges = Charges(membership, self.rotation, guards, clock, rng)
+        self.charges = Charges(membership, self.rotation, guards, clock, rng)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and no waiters but one's own."""
@@ -194,16 +194,19 @@ class Core:
     def done(self, attempt: Sent, verdict: Verdict) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
-            self.took(attempt.endpoint, attempt.elapsed, verdict)
+            self.took(attempt, verdict)
             self.settle(attempt, verdict)
             self.release(attempt.endpoint)
 
-    def took(self, endpoint: Endpoint, elapsed: float, verdict: Verdict) -> None:
-        """It has answered after so many seconds. Hold the lock.
+    def took(self, attempt: Sent, verdict: Verdict) -> None:
+        """It has been answered, after `elapsed` seconds. Hold the lock.
 
         A refusal or a fault tells of latency only where it took longer than answers do: it is no
         quick answer.
         """
+        endpoint, elapsed, charges = attempt.endpoint, attempt.elapsed, self.charges
+        if endpoint.unreached or attempt.epoch != charges.proved:
+            charges.reached(attempt)
         if not verdict.good and elapsed <= (endpoint.latency or math.inf):
             return
         endpoint.took(elapsed)
@@ -230,7 +233,17 @@ class Core:
             self.learned(attempt.endpoint, attempt.elapsed, failed=verdict.turned_away)
         calm = verdict.good and not verdict.rest and self.guards is None
         if not (calm and (breaker.pristine or breaker.unmoved)):
-            self._charges.settle(attempt, verdict)
+            self.charges.settle(attempt, verdict)
+
+    def unreachable(self, attempt: Sent) -> bool:
+        """It found no way to its instance. True if that is the instance's fault."""
+        with self.lock:
+            return self.charges.unreachable(attempt)
+
+    def reached(self, attempt: Sent) -> None:
+        """It failed, but its instance was reached."""
+        with self.lock:
+            self.charges.reached(attempt)
 
     def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
         """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""

@@ -45,6 +45,7 @@ class Endpoint:
         "limit",
         "out_until",
         "rest_until",
+        "unreached",
         "warm_since",
         "weight",
     )
@@ -72,6 +73,9 @@ class Endpoint:
         self.last_fault: str | None = None
         """A status, or the name of an error."""
         self.gone = False
+        self.unreached = 0
+        """The epoch (see `Charges`) of the last failure to reach it that counted; 0 while it can be
+        reached."""
         self._penalty = 0.0
         self._penalty_at = 0.0
 
@@ -94,6 +98,7 @@ class Endpoint:
         self.out_until = 0.0
         self.healthy = True
         self.limit = self.calm = None
+        self.unreached = 0
         self._penalty = 0.0
         self.latency = None
 

@@ -7,15 +7,32 @@ knows the operating system's network errors only; the HTTP binding brings its ow
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lbclient import checks
 
-__all__ = ["FAULT", "FINE", "NEVER_SENT", "Judge", "Verdict", "fault_name", "judge", "own_fault"]
+if TYPE_CHECKING:
+    from lbclient.instance import Instance
+
+__all__ = [
+    "FAULT",
+    "FINE",
+    "NEVER_SENT",
+    "NO_LOCAL_PORT",
+    "Judge",
+    "Verdict",
+    "answered",
+    "fault_name",
+    "judge",
+    "lacked_port",
+    "local_origin",
+    "more_telling",
+]
 
 
 _AGAIN = ("always", "idempotent", "never")
@@ -34,6 +51,9 @@ class Verdict:
       for a result that is neither a fault nor asks for a `rest`, and is to be tried again.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
       was used before).
+    - `unreachable`: this host knows no way to the instance, or may not use it. Set it for an
+      exception. The balancer then sets `fault` itself: True if others can be reached, False if
+      none can.
 
     A good result is never repeated: for a result (not an exception), `again` counts only if
     `fault`, `rest`, `rejected` or `unsent` says that it is not good.
@@ -51,6 +71,7 @@ class Verdict:
     backoff: bool = False
     rejected: bool = False
     unsent: bool = False
+    unreachable: bool = False
     good: bool = field(init=False, repr=False, compare=False)
     """True for an answer that nothing speaks against."""
 
@@ -83,31 +104,117 @@ FINE = Verdict(fault=False)
 FAULT = Verdict(fault=True, again="idempotent")
 NEVER_SENT = Verdict(fault=True, again="always")
 
-_OUT_OF_DESCRIPTORS = Verdict(fault=False, again="always", backoff=True)
-_NO_WAY_OUT = Verdict(fault=False, again="always")
+NO_LOCAL_PORT = Verdict(fault=False, again="always")
+
+_EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
+_UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_LOCAL = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT}
+_UNREACHABLE = {
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EAFNOSUPPORT,
+    errno.EADDRNOTAVAIL,  # no address of this family here; or no local port, see `lacked_port`
+}
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
-_UNREACHED = {errno.EHOSTUNREACH, errno.EHOSTDOWN}
+_ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 
 
-def own_fault(error: BaseException) -> Verdict | None:
-    """The verdict on an error of this machine's own making (Envoy: local origin), else None."""
+def local_origin(error: BaseException | None) -> Verdict | None:
+    """The verdict on an error that arose on this host before anything was sent, else None.
+
+    Local origin, in Envoy's words: exhausted resources, or no way to the destination. The error may
+    be one that wraps the operating system's, as those of HTTP clients and event loops do.
+    """
+    found = [_local_origin(one) for one in _system_errors(error)]
+    verdicts = [one for one in found if one is not None]
+    if not verdicts or len(verdicts) < len(found):
+        return None  # of several addresses one failed for another reason, which tells more
+    return next((one for one in verdicts if not one.unreachable), verdicts[0])
+
+
+def _local_origin(error: OSError) -> Verdict | None:
     if isinstance(error, ssl.SSLError):
         return None  # its numbers are OpenSSL's, and mean other things
-    number = error.errno if isinstance(error, OSError) else None
-    if number in _EXHAUSTED:
-        return _OUT_OF_DESCRIPTORS
-    return _NO_WAY_OUT if number in _LOCAL else None
+    if isinstance(error, socket.gaierror):
+        return _starved()
+    if error.errno in _EXHAUSTED:
+        return _EXHAUSTED_HERE
+    networks = error.filename is None  # a file that may not be opened is the caller's own matter
+    return _UNREACHABLE_FROM_HERE if networks and error.errno in _UNREACHABLE else None
+
+
+def _starved() -> Verdict | None:
+    """A look-up without a file descriptor left says no more than that the name is not known."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as reason:
+        return _EXHAUSTED_HERE if reason.errno in _EXHAUSTED else None
+    return None
+
+
+def lacked_port(error: BaseException, instance: Instance) -> bool:
+    """True if an unreachable instance is one to which merely no local port was left.
+
+    EADDRNOTAVAIL says either that or that this host has no address of the destination's family. A
+    datagram socket, which needs the same route and address and sends nothing here, tells which. It
+    is not asked about names, since that would block.
+    """
+    if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
+        return False
+    places = instance.addresses or (instance.host,)
+    known = [one for one in places if checks.is_address(one)]
+    return not known or any(_has_route(one, instance.port) for one in known)
+
+
+def _has_route(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((address, port))
+    except OSError as error:
+        return error.errno not in _UNREACHABLE
+    return True
+
+
+def more_telling(before: Exception | None, error: Exception) -> Exception:
+    """Of the failures of two addresses the later one, unless only the earlier one is the
+    destination's own."""
+    if before is None or local_origin(error) is None or local_origin(before) is not None:
+        return error
+    return before
+
+
+def answered(error: BaseException) -> bool:
+    """True for an error that only the destination can have caused: there is a way to it."""
+    return any(isinstance(one, _ANSWERS) for one in _system_errors(error))
+
+
+def _system_errors(error: BaseException | None) -> Iterator[OSError]:
+    """The operating system's errors behind an error; several where addresses were raced."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                yield from _system_errors(one)
+            return
+        if isinstance(error, OSError) and (
+            error.errno is not None or isinstance(error, ConnectionError | TimeoutError)
+        ):
+            yield error
+            return
+        error = error.__cause__ or error.__context__
 
 
 def judge(result: object) -> Verdict:
     """Judge by the operating system's network errors; any other result or exception is fine."""
     if not isinstance(result, OSError):
         return FINE
-    if (own := own_fault(result)) is not None:
-        return own
-    if isinstance(result, _NEVER_SENT_ERRORS) or result.errno in _UNREACHED:
+    if (local := local_origin(result)) is not None:
+        return local
+    if isinstance(result, _NEVER_SENT_ERRORS):
         return NEVER_SENT
     return FAULT if isinstance(result, ConnectionError | TimeoutError) else FINE
 

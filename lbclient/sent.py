@@ -39,6 +39,11 @@ class Sent(Protocol):
         ...
 
     @property
+    def epoch(self) -> int:
+        """`Charges.epoch` when it was sent."""
+        ...
+
+    @property
     def elapsed(self) -> float:
         """Seconds."""
         ...

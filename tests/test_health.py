@@ -355,8 +355,7 @@ def test_stop_between_two_rounds():
 
 
 def test_a_machine_out_of_descriptors_is_nobodys_fault():
-    """I22, I23: where this machine has no descriptor left, a check neither harms nor heals; an
-    instance to which it knows no way is of no use."""
+    """I22, I23: where this machine has no descriptor left, a check neither harms nor heals."""
     clinic = Clinic(down=2).begin()
     (one,) = clinic.known
     wrapped = httpx.ConnectError("no more")
@@ -364,9 +363,43 @@ def test_a_machine_out_of_descriptors_is_nobodys_fault():
     clinic.ills[one] = wrapped
     clinic.some_rounds(5)
     assert clinic.turns == []
-    clinic.ills[one] = OSError(errno.ENETUNREACH, "no way there")
+
+
+def test_an_instance_without_a_route_fails_its_checks():
+    """I23: an instance to which this host knows no way fails its checks while another one can be
+    reached, whatever that one says, and passes again once there is a way."""
+    clinic = Clinic(2, down=2, up=2).begin()
+    one, other = clinic.known
+    no_route = httpx.ConnectError("no way there")
+    no_route.__cause__ = OSError(errno.ENETUNREACH, "no way there")
+    clinic.ills[one] = no_route
+    clinic.ills[other] = CheckFailed("status 503")
+    clinic.some_rounds(1)
+    clinic.ills.pop(other)
+    clinic.some_rounds(1)
+    assert [turn[:2] for turn in clinic.turns] == [(one, False)]
+    clinic.ills.pop(one)
     clinic.some_rounds(2)
-    assert [healthy for _, healthy, _ in clinic.turns] == [False]
+    assert [turn[:2] for turn in clinic.turns] == [(one, False), (one, True)]
+
+
+def test_no_check_fails_while_no_instance_has_a_route():
+    """I23: while no instance can be reached from this host, no check counts, so that all are in the
+    rotation when the network is back."""
+    clinic = Clinic(3, down=2).begin()
+    for one in clinic.known:
+        clinic.ills[one] = OSError(errno.ENETUNREACH, "no way there")
+    clinic.some_rounds(5)
+    assert clinic.turns == []
+
+
+def test_no_local_port_fails_no_check():
+    """I23: a check that gets no local port (EADDRNOTAVAIL although there is a route) counts as
+    nothing, even if other instances are reached."""
+    clinic = Clinic(2, down=2).begin()
+    clinic.ills[clinic.known[0]] = OSError(errno.EADDRNOTAVAIL, "no port")
+    clinic.some_rounds(5)
+    assert clinic.turns == []
 
 
 # The caller's own check

@@ -153,7 +153,7 @@ SAMPLES = {
     "502, 503, 504": statuses(502, 503, 504),
     "any other 5xx": statuses(500, 501, *range(505, 600)),
     "refused, no connection in time, TLS handshake failed, name unknown": [
-        *unconnected(errno.ECONNREFUSED, errno.EHOSTUNREACH),
+        *unconnected(errno.ECONNREFUSED),
         raised(httpx.ConnectTimeout),
         raised(httpx.ConnectError, ssl.SSLCertVerificationError("expired")),
         raised(httpx.ConnectError, socket.gaierror(socket.EAI_NONAME, "unknown")),
@@ -166,8 +166,8 @@ SAMPLES = {
     "HTTP/2: the peer ends the connection in good order": [
         went_away(error_code=0, last_stream_id=5)
     ],
-    "our own: no route, no local port, not permitted": unconnected(
-        errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM
+    "no way to it from here, while none can be reached": unconnected(
+        errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT
     ),
     "our own: no file descriptor, no memory, no place in a pool of yours": [
         *unconnected(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
@@ -181,6 +181,8 @@ SAMPLES = {
     ],
 }
 LIVE = {
+    "no way to it from here, while others can be reached",
+    "our own: no local port",
     "408 on a reused connection",
     "the same in the body, where it is not streamed",
     "the same in the body of a stream",
@@ -410,6 +412,22 @@ def overdue():
         return outcome(client)
 
 
+def overdue_between_requests():
+    clock = Clock()
+
+    def redirects(_):
+        clock.now += 0.5
+        return httpx.Response(302, headers={"Location": "/next"})
+
+    def stops(_):
+        clock.now += 0.5
+
+    hooks = {"response": [stops]}
+    retry = lbclient.RetryPolicy(deadline=1.0)
+    with client_of(redirects, clock=clock, retry=retry, event_hooks=hooks) as client:
+        return outcome(client, follow_redirects=True)
+
+
 def overdue_in_the_body():
     clock = Clock()
 
@@ -455,6 +473,7 @@ HOW = [
     throttled,
     lambda: all_full(extensions={"lbclient": {"deadline": 0.02}}),
     overdue,
+    overdue_between_requests,
     overdue_in_the_body,
     failed,
     unknown,

@@ -181,6 +181,12 @@ class Breaker:
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
 
+    def at_once(self, now: float) -> None:
+        """There is a way to the instance again: an open breaker may be probed now."""
+        if self.state == "open":
+            self._period = self._policy.reset_timeout
+            self.due = min(self.due, now)
+
     def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
         """Faults in a row, in the order in which attempts were sent.
 

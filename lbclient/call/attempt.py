@@ -61,6 +61,7 @@ class Attempt(Generic[R]):
         "cut",
         "elapsed",
         "endpoint",
+        "epoch",
         "error",
         "expiry",
         "instance",
@@ -84,6 +85,7 @@ class Attempt(Generic[R]):
         self.breaker = self.endpoint.breaker
         self.beside = self.endpoint.in_flight - 1  # read without the lock: one more or less is fine
         self.started = call.now
+        self.epoch = call.core.charges.epoch
         self.elapsed = 0.0
         self.expiry = call.expiry() if call.timed else None
         self.replaces = replaces
@@ -194,7 +196,7 @@ class Attempt(Generic[R]):
     def _answered(self, verdict: Verdict) -> None:
         core = self._call.core
         with core.lock:
-            core.took(self.endpoint, self.elapsed, verdict)
+            core.took(self, verdict)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
         elif self.permit.probe:

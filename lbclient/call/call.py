@@ -32,7 +32,7 @@ from lbclient.endpoint import Endpoint
 from lbclient.errors import DeadlineExceeded
 from lbclient.events import Event, RetryDecided, RetryRefused
 from lbclient.info import AttemptInfo, CallInfo, concluded, record
-from lbclient.outcome import FINE, Judge, Verdict
+from lbclient.outcome import FINE, NO_LOCAL_PORT, Judge, Verdict, answered, lacked_port
 from lbclient.retry import Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import CallSpan, Semantics
@@ -199,12 +199,23 @@ class Call(Raced[R]):
             return FINE
         if error is None:
             return verdict if verdict.good else verdict.of_result()
+        verdict = self._by_reach(attempt, error, verdict)
         if not verdict.fault:
             return verdict
         if self.overdue():
             verdict = self._cut(attempt)
         missed = attempt.expiry is not None and attempt.expiry.missed
         return replace(verdict, fault=False) if missed else verdict
+
+    def _by_reach(self, attempt: Attempt[R], error: Exception, verdict: Verdict) -> Verdict:
+        """Whose fault it is that an instance cannot be reached, by what else can be."""
+        if verdict.unreachable:
+            if lacked_port(error, attempt.instance):
+                return NO_LOCAL_PORT
+            return replace(verdict, fault=self.core.unreachable(attempt))
+        if answered(error):
+            self.core.reached(attempt)
+        return verdict
 
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last

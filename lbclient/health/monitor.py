@@ -18,7 +18,7 @@ from lbclient.health.crew import Crew
 from lbclient.health.plain import Check
 from lbclient.health.policy import HealthCheck
 from lbclient.health.pulse import Pulse
-from lbclient.outcome import own_fault
+from lbclient.outcome import lacked_port, local_origin
 
 __all__ = ["Monitor", "Report"]
 
@@ -98,6 +98,9 @@ class Monitor:
             self._round.release()
 
     def _check_all(self) -> None:
+        """An instance that cannot be reached from here fails its check, unless none can be: then
+        the network is down. Where a descriptor was lacking, say, that tells nothing of an instance.
+        """
         self._pulses = {one: self._pulse(one) for one in tuple(self._endpoints())}
         check = self._check
 
@@ -105,10 +108,20 @@ class Monitor:
             check(pulse.endpoint, expiry)
 
         results = self._crew(of, self._pulses.values(), self._policy.timeout)
+        unreachable: list[tuple[Pulse, Exception]] = []
+        reached = False
         with contextlib.closing(results):
             for pulse, error in results:
                 if self.stopped:
                     return
+                local = local_origin(error)
+                if error is None or local is None:
+                    reached = True
+                    self._count(pulse, error)
+                elif local.unreachable and not lacked_port(error, pulse.endpoint.instance):
+                    unreachable.append((pulse, error))
+        if reached and not self.stopped:
+            for pulse, error in unreachable:
                 self._count(pulse, error)
 
     def _pulse(self, endpoint: Endpoint) -> Pulse:
@@ -116,18 +129,8 @@ class Monitor:
         return Pulse(endpoint) if known is None or known.stale else known
 
     def _count(self, pulse: Pulse, error: Exception | None) -> None:
-        if pulse.stale or (error is not None and _exhausted(error)):
+        if pulse.stale:
             return
         if pulse.count(good=error is None, policy=self._policy):
             why = "" if error is None else text_of(error)
             self._report(pulse.endpoint, pulse.breaker, healthy=error is None, why=why)
-
-
-def _exhausted(error: BaseException) -> bool:
-    """True where this machine had no descriptor left, say: that tells nothing of an instance."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if (own := own_fault(cause)) is not None and own.backoff:
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

@@ -16,6 +16,7 @@ import anyio
 
 from lbclient import checks
 from lbclient.instance import Instance
+from lbclient.outcome import more_telling
 
 from .allowance import seconds_now
 from .flavour import httpcore
@@ -70,15 +71,15 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
         socket_options: Options = None,
     ) -> httpcore.NetworkStream:
         """Connect to the first address that answers."""
-        failure: Exception = httpcore.ConnectError(f"no address for {host}")
+        failure: Exception | None = None
         for address, share in _shares(self._hosts, timeout):
             try:
                 inner = self._inner.connect_tcp(address, port, share, local_address, socket_options)
             except _UNREACHED as error:
-                failure = error
+                failure = more_telling(failure, error)
             else:
                 return SyncStream(inner, self)
-        raise failure
+        raise failure or httpcore.ConnectError(f"no address for {host}")
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -104,7 +105,7 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
         socket_options: Options = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers."""
-        failure: Exception = httpcore.ConnectError(f"no address for {host}")
+        failure: Exception | None = None
         hosts = await _resolved(self._hosts[0], port, timeout) if self._resolves else self._hosts
         for address, share in _shares(hosts, timeout):
             try:
@@ -112,10 +113,10 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
                     address, port, share, local_address, socket_options
                 )
             except _UNREACHED as error:
-                failure = error
+                failure = more_telling(failure, error)
             else:
                 return AsyncStream(inner, self)
-        raise failure
+        raise failure or httpcore.ConnectError(f"no address for {host}")
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

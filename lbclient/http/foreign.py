@@ -16,6 +16,7 @@ import anyio
 
 from lbclient.deadline import time_left
 from lbclient.instance import Instance
+from lbclient.outcome import more_telling
 
 from .allowance import Allowance
 from .body import replays
@@ -115,13 +116,15 @@ class Foreign(_Rebased):
     ) -> httpx.Response:
         """Send it to the first address that can be connected to; return once the headers came."""
         first = at = self._at
+        failure: Exception | None = None
         while True:
             made = self._rebased(request, body, extensions, at)
             try:
                 return self._transport.handle_request(made)
-            except _NOT_CONNECTED:
-                if (following := self._after(at, first, body)) is None:
-                    raise
+            except _NOT_CONNECTED as error:
+                failure = more_telling(failure, error)
+            if (following := self._after(at, first, body)) is None:
+                raise failure
             at = following
 
     def retire(self) -> None:
@@ -164,13 +167,15 @@ class AsyncForeign(_Rebased):
         extensions: Mapping[str, object],
     ) -> httpx.Response:
         first = at = self._at
+        failure: Exception | None = None
         while True:
             made = self._rebased(request, body, extensions, at)
             try:
                 return await self._transport.handle_async_request(made)
-            except _NOT_CONNECTED:
-                if (following := self._after(at, first, body)) is None:
-                    raise
+            except _NOT_CONNECTED as error:
+                failure = more_telling(failure, error)
+            if (following := self._after(at, first, body)) is None:
+                raise failure
             at = following
 
     async def aclose(self) -> None:

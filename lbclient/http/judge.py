@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, own_fault
+from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, local_origin
 from lbclient.outcome import judge as network_judge
 
 from .body import is_callers_own
@@ -64,31 +62,8 @@ def _error(error: httpx.TransportError) -> Verdict:
     if isinstance(error, httpx.PoolTimeout):
         return _LOCAL_LIMIT
     if isinstance(error, _NEVER_SENT):
-        return _local_origin(error) or NEVER_SENT
+        return local_origin(error) or NEVER_SENT
     return FAULT
-
-
-def _local_origin(error: BaseException) -> Verdict | None:
-    """An error of this machine's own making, somewhere among the causes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BaseExceptionGroup):
-            found = [_local_origin(one) for one in cause.exceptions]
-            return found[0] if all(found) else None
-        if (own := own_fault(cause) or _starved(cause)) is not None:
-            return own
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def _starved(error: BaseException) -> Verdict | None:
-    """A look-up without a file descriptor left says no more than that the name is not known."""
-    if isinstance(error, socket.gaierror):
-        try:
-            os.close(os.open(os.devnull, os.O_RDONLY))
-        except OSError as reason:
-            return own_fault(reason)
-    return None
 
 
 def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
