@@ -1076,7 +1076,10 @@ def test_killed_process_comes_back_elsewhere(bind, service):
 
 
 def script(bind: Bind, service: str, body: str) -> subprocess.CompletedProcess[str]:
-    """Run in a process of its own, after `one` was made."""
+    """Run in a process of its own, after `one` was made.
+
+    Its output is unbuffered: `os._exit` drops what is in a buffer.
+    """
     begin = f"""
 import asyncio, os, signal, sys, threading, warnings
 from lbclient import Instance
@@ -1084,7 +1087,7 @@ from lbclient.registration import Registration
 warnings.simplefilter("ignore")
 one = Registration({service!r}, Instance("127.0.0.1", 80), server={bind.address!r}, key={KEY!r})
 """
-    command = [sys.executable, "-c", begin + body]
+    command = [sys.executable, "-u", "-c", begin + body]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
