@@ -96,7 +96,14 @@ def assembled(target: Target, strategy: Strategy, rules: Rules, means: Means, ne
         bounds=rules.bounds,
     )
     selection = Selection(
-        pool, strategy, policy, news, telemetry.counts, rules.limits, rules.slow_start
+        pool,
+        strategy,
+        policy,
+        membership.name,
+        news,
+        telemetry.counts,
+        rules.limits,
+        rules.slow_start,
     )
     return Core(
         membership,

@@ -6,22 +6,23 @@ their order. Where it is too slow for what happens, events are dropped, and coun
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from functools import partial
+from logging import WARNING
 
 from lbclient import checks, forking
 from lbclient.events import Event
 from lbclient.lazy import Lazy
+from lbclient.news import Complaint, log_now
 
 __all__ = ["Listener", "Listening"]
 
 Listener = Callable[[Event], object]
 _MOST = 10_000
-
-logger = logging.getLogger(__name__)
 
 
 class Listening:
@@ -97,11 +98,21 @@ class _Box:
 def _listen(box: _Box, listener: Listener) -> None:
     if not box.running.acquire(blocking=False):
         return
+    failing: Complaint | None = None
+    slow: Complaint | None = None
     while (event := box.queue.get()) is not None:
+        if failing is None or slow is None:
+            told = partial(Complaint, log_now, f"{event.service}: the listener")
+            failing, slow = told("failed"), told("is too slow, so events were dropped", WARNING)
         dropped, box.dropped = box.dropped, 0
         if dropped:
-            logger.warning("the listener is too slow: %d events were dropped", dropped)
+            slow.failed(time.monotonic(), detail=str(dropped), times=dropped)
+        elif slow.failing:
+            slow.recovered()
         try:
             listener(event)
-        except Exception:
-            logger.exception("the listener failed at %r", event)
+        except Exception as error:  # noqa: BLE001  # a caller's function may raise anything
+            failing.failed(time.monotonic(), error, detail=f"at {event!r}")
+        else:
+            if failing.failing:
+                failing.recovered()

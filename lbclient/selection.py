@@ -6,12 +6,11 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import ERROR
 from typing import Literal, Protocol, cast
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
-from lbclient.news import News
+from lbclient.news import Complaint, News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
 from lbclient.strategy import BY_NAME, Learning, Strategy
@@ -63,6 +62,7 @@ class Selection:
         pool: Pool,
         strategy: Strategy,
         policy: BreakerPolicy,
+        service: str,
         news: News,
         counts: Counts,
         limits: Limits,
@@ -70,9 +70,11 @@ class Selection:
     ) -> None:
         self._pool = pool
         self._strategy = strategy
-        self._news = news
         self.learning = strategy if isinstance(strategy, Learning) else None
         self._name = type(strategy).__name__
+        told = partial(Complaint, news.add, f"{service}: strategy {self._name}")
+        self._picking = told("failed to pick, so an instance was drawn")
+        self._learning = told("failed to learn")
         self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
         self._observing = policy.observe
@@ -127,7 +129,10 @@ class Selection:
         try:
             self.learning.ended(endpoint, elapsed, failed=failed, now=now)
         except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
-            self._news.add(ERROR, "strategy %s failed to learn", self._name, error=error)
+            self._learning.failed(now, error)
+        else:
+            if self._learning.failing:
+                self._learning.recovered()
 
     def tripped(self, now: float) -> None:
         """A breaker has opened: the last resort waits from now."""
@@ -181,12 +186,12 @@ class Selection:
         try:
             endpoint = self._strategy.pick(candidates, call)
             if self._ours or _usable(endpoint, candidates):
+                if self._picking.failing:
+                    self._picking.recovered()
                 return endpoint
-            self._news.add(ERROR, "strategy %s picked %r, not a candidate", self._name, endpoint)
+            self._picking.failed(call.now, detail=f"{endpoint!r} is not a candidate")
         except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
-            self._news.add(
-                ERROR, "strategy %s failed; picked by dice instead", self._name, error=error
-            )
+            self._picking.failed(call.now, error)
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from logging import ERROR, WARNING
+from logging import WARNING
 
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
+from lbclient.news import Complaint
 from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
 
 __all__ = ["Loads"]
@@ -23,25 +24,33 @@ class Loads:
         """How many reports could not be used."""
         self._strategy = strategy
         self._core = core
+        name = f"{core.service}: strategy {type(strategy).__name__}"
+        self._heeding = Complaint(core.news.add, name, "failed to heed a report")
+        self._refusals = Complaint(
+            core.news.add, f"{core.service}: a load report", "cannot be used", WARNING
+        )
 
     def heard(self, endpoint: Endpoint, load: LoadReport | None) -> None:
         """It has said so; None where it was asked, and said nothing."""
         core = self._core
         with core.lock:
+            now = core.clock()
+            if load is not None and self._refusals.failing:
+                self._refusals.recovered()
             try:
-                self._strategy.reported(endpoint, load, now=core.clock())
+                self._strategy.reported(endpoint, load, now=now)
             except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
-                name = type(self._strategy).__name__
-                core.news.add(ERROR, "strategy %s failed to heed a report", name, error=error)
+                self._heeding.failed(now, error)
+            else:
+                if self._heeding.failing:
+                    self._heeding.recovered()
         core.news.publish()
 
     def refused(self, endpoint: Endpoint, why: str) -> None:
-        """What it has said is nonsense, for reason `why`, and counts as nothing. The first time is
-        logged; the others are counted."""
-        self.nonsense += 1
-        if self.nonsense == 1:
-            text = "%s reports a load that cannot be used (and is not told again): %s"
-            self._core.news.add(WARNING, text, endpoint.instance, why)
+        """What it has said is nonsense, for reason `why`, and counts as nothing."""
+        with self._core.lock:
+            self.nonsense += 1
+            self._refusals.failed(self._core.clock(), detail=f"{endpoint.instance}: {why}")
         self.heard(endpoint, None)
 
     def candidates(self) -> Sequence[Endpoint]:

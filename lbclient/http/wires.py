@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,7 @@ import anyio
 
 from lbclient import forking
 from lbclient.endpoint import Endpoint
+from lbclient.news import Complaint, log_now
 from lbclient.pool import Pool
 
 from .flavour import httpx
@@ -29,7 +30,6 @@ _AT_ONCE = 32
 """So many are closed before one call: thousands may leave together, and one call pays for few."""
 
 
-logger = logging.getLogger(__name__)
 W = TypeVar("W", bound=Kept)
 S = TypeVar("S")
 inherited: list[object] = []
@@ -63,6 +63,7 @@ class _Wires(Generic[W, S]):
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
         self._seen = 0
         self._closed = False
+        self._closing = Complaint(log_now, "a transport", "could not be closed")
 
     def to(self, endpoint: Endpoint, now: float) -> W:
         """The wire to an instance; a new one where its addresses are others than before, or where
@@ -86,6 +87,17 @@ class _Wires(Generic[W, S]):
         inherited.append(wires)
         for wire in wires:
             wire.disown()
+
+    @contextlib.contextmanager
+    def _told(self, what: object) -> Iterator[None]:
+        """A caller's own transport may fail to close: nothing for whoever calls next to hear."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # a caller's transport may raise anything
+            self._closing.failed(time.monotonic(), error, detail=repr(what))
+        else:
+            if self._closing.failing:
+                self._closing.recovered()
 
     def _new(self, endpoint: Endpoint, now: float) -> W:
         with self._lock:
@@ -158,10 +170,10 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
     def tidy(self) -> None:
         """Close what was lost and what has left."""
         for endpoint, wire in self._departed():
-            with _told(wire):  # a call in flight may be just about to use it
+            with self._told(wire):  # a call in flight may be just about to use it
                 (wire.retire if endpoint.in_flight else wire.close)()
         for body in _each(self.lost):
-            with _told(body):
+            with self._told(body):
                 body.close()
 
     def close(self) -> None:
@@ -179,10 +191,10 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
         """Close what was lost and what has left."""
         with anyio.CancelScope(shield=True):  # the call that does it may have little time left
             for _, wire in self._departed():
-                with _told(wire):
+                with self._told(wire):
                     await wire.aclose()
             for body in _each(self.lost):
-                with _told(body):
+                with self._told(body):
                     await body.aclose()
 
     async def aclose(self) -> None:
@@ -190,15 +202,6 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
         async with contextlib.AsyncExitStack() as stack:
             for wire in self._taken():
                 stack.push_async_callback(wire.aclose)
-
-
-@contextlib.contextmanager
-def _told(what: object) -> Iterator[None]:
-    """A caller's own transport may fail to close; that is not for whoever calls next to hear."""
-    try:
-        yield
-    except Exception:
-        logger.exception("%r could not be closed", what)
 
 
 def _each(lost: deque[S]) -> Iterator[S]:

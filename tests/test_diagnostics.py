@@ -1,0 +1,206 @@
+"""What logs, metrics and errors say of the things that go wrong."""
+
+import logging
+import threading
+
+import httpx
+import pytest
+
+import lbclient
+from lbclient import Balancer, Instance
+from lbclient.news import Complaint
+
+ONE, TWO = Instance("10.0.0.1", 80), Instance("10.0.0.2", 80)
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def log(caplog):
+    """The lines that lbclient has logged: `LEVEL text`, and `!` where a traceback follows."""
+    caplog.set_level(logging.INFO, "lbclient")
+
+    def lines():
+        return [
+            f"{one.levelname} {one.getMessage()}{'!' if one.exc_info else ''}"
+            for one in caplog.records
+            if one.name.startswith("lbclient")
+        ]
+
+    return lines
+
+
+# What is logged on change
+
+
+class Told:
+    """A complaint, and what it has logged."""
+
+    def __init__(self):
+        self.lines = []
+        self.complaint = Complaint(self.log, "orders: the judge", "failed")
+
+    def log(self, level, text, *values, error=None):
+        self.lines.append((level, text % values, error))
+
+    def fail(self, now=0.0, error=None, times=1):
+        self.complaint.failed(now, error, times=times)
+
+    def new(self):
+        lines, self.lines = self.lines, []
+        return [text for _, text, _ in lines]
+
+
+def test_repeated_failures_are_counted():
+    """Of failures without end the first is logged with its traceback, then their number at powers
+    of ten."""
+    told, error = Told(), ValueError("mine")
+    for _ in range(1000):
+        told.fail(error=error)
+    assert told.lines == [
+        (logging.ERROR, "orders: the judge failed", error),
+        (logging.ERROR, "orders: the judge failed (10 times by now)", None),
+        (logging.ERROR, "orders: the judge failed (100 times by now)", None),
+        (logging.ERROR, "orders: the judge failed (1000 times by now)", None),
+    ]
+
+
+def test_recovery_is_logged_with_the_count():
+    """When it works again, that and the number of failures are logged; so is the next failure."""
+    told = Told()
+    for _ in range(3):
+        told.fail(error=ValueError())
+    told.complaint.recovered()
+    told.fail(error=ValueError())
+    assert told.new() == [
+        "orders: the judge failed",
+        "orders: the judge works again; failures: 3",
+        "orders: the judge failed",
+    ]
+
+
+def test_each_type_of_error_is_logged_once():
+    """An error of another type is another change; however many types there are, they end."""
+    told = Told()
+    for turn in range(100):
+        told.fail(error=ValueError())
+        told.fail(error=type(f"Error{turn % 20}", (Exception,), {})())
+    assert len(told.new()) <= 8 + 3
+
+
+def test_failing_by_turns_is_no_log_per_call():
+    """What fails and works by turns is logged ever more seldom, until it was quiet for a minute."""
+    told = Told()
+    for turn in range(1000):
+        told.fail(turn * 0.01, ValueError())
+        told.complaint.recovered()
+    assert len(told.new()) <= 10 * 2 + 20  # ten changes are logged; between them, few counts
+    told.fail(100.0, ValueError())
+    assert told.new() == ["orders: the judge failed"]
+
+
+class Broken:
+    """A strategy that raises in all that it does, while it is `bad`."""
+
+    bad = True
+
+    def pick(self, candidates, _):
+        if self.bad:
+            raise ValueError("mine")
+        return candidates[0]
+
+    def ended(self, *_, **__):
+        if self.bad:
+            raise KeyError("mine")
+
+
+def test_strategy_that_raises(log):
+    """A strategy that raises is logged once with its traceback, with counts, and when it works
+    again, and each line names the service."""
+    strategy = Broken()
+    with Balancer([ONE], strategy=strategy, name="orders") as balancer:
+        for _ in range(12):
+            balancer.call(str)
+        strategy.bad = False
+        for _ in range(3):
+            balancer.call(str)
+    pick = "orders: strategy Broken failed to pick, so an instance was drawn"
+    learn = "orders: strategy Broken failed to learn"
+    assert log() == [
+        f"ERROR {pick}!",
+        f"ERROR {learn}!",
+        f"ERROR {pick} (10 times by now)",
+        f"ERROR {learn} (10 times by now)",
+        "INFO orders: strategy Broken works again; failures: 12",
+        "INFO orders: strategy Broken works again; failures: 12",
+    ]
+
+
+def test_strategy_that_picks_nonsense(log):
+    """A strategy that returns what is no candidate is logged on change too."""
+
+    class Nonsense:
+        def pick(self, *_):
+            return 5
+
+    with Balancer([ONE], strategy=Nonsense(), name="orders") as balancer:
+        for _ in range(9):
+            balancer.call(str)
+    text = "strategy Nonsense failed to pick, so an instance was drawn: 5 is not a candidate"
+    assert log() == [f"ERROR orders: {text}"]
+
+
+def test_listener_that_raises(log):
+    """A listener that raises at each event is logged with its traceback once, then counted."""
+    heard = []
+
+    def listener(event):
+        heard.append(event)
+        raise ValueError("mine")
+
+    before = set(threading.enumerate())
+    balancer = Balancer([ONE], listener=listener, name="orders")
+    for _ in range(50):
+        balancer.call(str)
+    (thread,) = set(threading.enumerate()) - before
+    balancer.close()
+    thread.join(10)
+    assert len(heard) == 50
+    first, second = log()
+    assert first.startswith("ERROR orders: the listener failed: at AttemptPicked(")
+    assert first.endswith("!")
+    assert second == "ERROR orders: the listener failed (10 times by now)"
+
+
+def test_transports_that_fail_to_close(log):
+    """A caller's transports that raise when they are closed are logged on change."""
+
+    class Stuck(httpx.MockTransport):
+        def close(self):
+            raise OSError("mine")
+
+    class Service:
+        ports = iter(range(1, 100))
+
+        def resolve(self):
+            return lbclient.Answer([Instance("10.0.0.1", next(self.ports))], 3600)
+
+    def make(_):
+        return Stuck(lambda _: httpx.Response(200))
+
+    with lbclient.Client(Service(), name="orders", transport=make) as client:
+        for _ in range(9):
+            client.get("/")
+            client.balancer.refresh()
+        client.get("/")
+        assert len([line for line in log() if "could not be closed" in line]) == 1
+        with pytest.raises(OSError, match="mine"):
+            client.close()
