@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 import lbclient
+from tests.support.dns import Liar
 from tests.support.http import (
     Gate,
     dies_in_body,
@@ -370,6 +371,228 @@ def test_another_origin_is_refused(servers, world, url):
             client.get(url)
         assert client.get("http://orders.test:80/").status_code == 200
     assert server.hits == 1
+
+
+OWN_SPELLINGS = [
+    "/new",
+    "//orders.test/new",
+    "//orders.test:80/new",
+    "http://ORDERS.test/new",
+    "http://orders.test./new",
+    "http://orders.test:80/new",
+    "http://orders.test:{port}/new",
+    "http://web1.orders.test:{port}/new",
+    "http://Web2.Orders.test.:{port}/new",
+    "http://127.0.0.1:{port}/new",
+    "http://127.0.0.1.:{port}/new",
+    "http://localhost:{port}/new",
+    "http://LOCALHOST.:{port}/new",
+    "http://orders.localhost:{port}/new",
+    "http://[::1]:{port}/new",
+    "http://[0:0::1]:{port}/new",
+    "http://[0000:0000:0000:0000:0000:0000:0000:0001]:{port}/new",
+    "http://[::ffff:127.0.0.1]:{port}/new",
+    "http://[::FFFF:7f00:1]:{port}/new",
+    "http://[fe80::1]:{port}/new",
+    "http://[FE80:0::1%25eth0]:{port}/new",
+    "http://other:one@web1.orders.test:{port}/new",
+    "http://other:one@orders.test/new",
+]
+
+
+@contextlib.contextmanager
+def discovered(world, server, **options):
+    """A client of a service whose targets are this server, discovered by SRV over a socket."""
+    with Liar() as liar:
+        port = server.port
+        targets = [f"0 1 {port} Web1.Orders.Test.", f"0 1 {port} web2.orders.test."]
+        liar.put("_http._tcp.orders.test", "SRV", *targets)
+        for name in ("web1.orders.test", "web2.orders.test"):
+            liar.put(name, "A", "127.0.0.1")
+            liar.put(name, "AAAA", "::1")
+        with world.client(
+            "http+srv://orders.test",
+            nameservers=[liar.address],
+            allow=["127.0.0.0/8", "::1"],
+            **options,
+        ) as client:
+            yield client
+
+
+def moved_with_cookie(location):
+    """Redirects /old there, sets a cookie with that, and answers anything else."""
+
+    def behave(connection, request):
+        if request.target == "/old":
+            connection.answer(302, Location=location, Set_Cookie="session=42; Path=/")
+        else:
+            connection.answer(200, b"arrived")
+
+    return behave
+
+
+def assert_stays(client, server):
+    """A redirect from /old is a request to the service, with credentials and cookie."""
+    response = client.get("/old", headers={"Authorization": "Bearer x"}, follow_redirects=True)
+    assert response.text == "arrived"
+    assert str(response.url) == "http://orders.test/new"
+    assert "one@" not in str(response.history[0].headers["location"])
+    for request in server.requests:
+        assert request.headers["host"] == "orders.test"
+        assert request.headers["authorization"] == "Bearer x"
+    assert server.requests[-1].headers["cookie"] == "session=42"
+    (cookie,) = client.cookies.jar
+    assert cookie.domain == "orders.test"
+
+
+@worlds
+@pytest.mark.parametrize("location", [one for one in OWN_SPELLINGS if "80:" not in one])
+def test_a_redirect_in_another_spelling_stays(servers, world, location):
+    """A redirect to the service or to an instance, however its host is written, is a request to the
+    service: by names and addresses, not by their text."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(location.format(port=server.port))
+    with discovered(world, server) as client:
+        assert_stays(client, server)
+
+
+@pytest.mark.parametrize("location", OWN_SPELLINGS)
+def test_a_redirect_to_a_listed_address_stays(servers, location):
+    """The same of instances that a list gives with addresses, one of them with a zone."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(location.format(port=server.port))
+    service = [
+        lbclient.Instance("web1.orders.test", server.port, addresses=("127.0.0.1", "::1")),
+        lbclient.Instance("web2.orders.test", server.port, addresses=("127.0.0.1", "fe80::1%eth0")),
+    ]
+    with lbclient.Client(service, name="orders.test") as client:
+        assert_stays(client, server)
+
+
+@pytest.mark.parametrize(
+    ("service", "location"),
+    [
+        ("http://localhost:{}", "http://127.0.0.1:{}/new"),
+        ("http://localhost:{}", "http://[::1]:{}/new"),
+        ("http://127.0.0.1:{}", "http://localhost:{}/new"),
+        ("http://127.0.0.1:{}", "http://[::ffff:127.0.0.1]:{}/new"),
+        ("http://[::ffff:127.0.0.1]:{}", "http://127.0.0.1:{}/new"),
+        ("http://[::ffff:127.0.0.1]:{}", "http://[::FFFF:7F00:1]:{}/new"),
+    ],
+)
+def test_a_redirect_to_this_machine_stays(servers, service, location):
+    """`localhost` is each of its addresses, and an IPv4 address that address mapped into IPv6."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(location.format(server.port))
+    with lbclient.Client(service.format(server.port), name="orders.test") as client:
+        assert_stays(client, server)
+
+
+@pytest.mark.parametrize("host", ["bücher.test", "BÜCHER.test.", "xn--bcher-kva.test"])
+def test_a_redirect_to_an_international_name_stays(servers, host):
+    """A name beyond ASCII is the same as its ASCII form."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(f"http://{host}/new".encode().decode("latin-1"))
+    with lbclient.Client([server.url], name="bücher.test", follow_redirects=True) as client:
+        response = client.get("/old", headers={"Authorization": "Bearer x"})
+    assert response.url.raw_host == b"xn--bcher-kva.test"
+    assert [one.headers["authorization"] for one in server.requests] == ["Bearer x"] * 2
+
+
+FOREIGN = {
+    "https://orders.test/new": "https://orders.test:443;",
+    "https://web1.orders.test:{port}/new": "https://web1.orders.test:{port};",
+    "http://orders.test:0/new": "http://orders.test:0;",
+    "http://orders.test:81/new": "http://orders.test:81;",
+    "http://web1.orders.test/new": "http://web1.orders.test:80;",
+    "http://web1.orders.test:0/new": "http://web1.orders.test:0;",
+    "http://web1.orders.test..:{port}/new": "http://web1.orders.test..:{port};",
+    "http://127.0.0.1/new": "http://127.0.0.1:80;",
+    "http://127.0.0.2:{port}/new": "http://127.0.0.2:{port};",
+    "http://127.1:{port}/new": "http://127.1:{port};",
+    "http://[::2]:{port}/new": "http://[::2]:{port};",
+    "http://[::ffff:127.0.0.2]:{port}/new": "http://[::ffff:127.0.0.2]:{port};",
+    "http://[fe80::1%25eth1]:{port}/new": "http://[fe80::1%25eth1]:{port};",
+    "http://orders.test@evil.test/new": "http://evil.test:80;",
+    "http://orders.test:80@evil.test:{port}/new": "http://evil.test:{port};",
+    "http://orders.test.evil.test/new": "http://orders.test.evil.test:80;",
+    "http://orders.test%2eevil.test/new": "http://orders.test%2eevil.test:80;",
+    "http://localhost.evil.test:{port}/new": "http://localhost.evil.test:{port};",
+    "http://evillocalhost:{port}/new": "http://evillocalhost:{port};",
+    "//evil.test/new": "http://evil.test:80;",
+    "http://orders.test\\@evil.test/new": "http://evil.test:80;",
+}
+
+
+@worlds
+@pytest.mark.parametrize(("location", "told"), FOREIGN.items(), ids=list(FOREIGN))
+def test_a_redirect_elsewhere_in_disguise_is_refused(servers, world, location, told):
+    """What only looks like the service is refused, by scheme, host and port; nothing is sent."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(location.format(port=server.port))
+    service = [
+        lbclient.Instance("web1.orders.test", server.port, addresses=("127.0.0.1", "fe80::1%eth0"))
+    ]
+    with world.client(service, name="orders.test", follow_redirects=True) as client:
+        with pytest.raises(lbclient.LoadBalancingError) as caught:
+            client.get("/old", auth=("me", "secret"))
+        assert client.in_flight == 0
+    assert f"only, not {told.format(port=server.port)}" in str(caught.value)
+    assert server.hits == 1
+
+
+@worlds
+def test_a_request_in_another_spelling_stays(servers, world):
+    """A request that names an instance, or the service in another spelling, keeps its cookies and
+    credentials for the service."""
+    (server,) = servers(tells_port)
+    server.behaviour = moved_with_cookie(f"http://127.0.0.1:{server.port}/new")
+    spellings = [f"{server.url}/old", "HTTP://ORDERS.test./old", "//orders.test:80/old"]
+    for url in [*spellings, httpx.URL(spellings[0])]:
+        with world.client([server.url], name="orders.test", follow_redirects=True) as client:
+            response = client.get(url, headers={"Authorization": "Bearer x"})
+            assert str(response.url) == "http://orders.test/new"
+            (cookie,) = client.cookies.jar
+            assert cookie.domain == "orders.test"
+            asked = f"http://user:{server.port}@127.0.0.1:{server.port}/who"
+            assert client.get(asked).request.url.username == "user"
+        first, second, third = server.requests
+        assert first.headers["authorization"] == second.headers["authorization"] == "Bearer x"
+        assert second.headers["cookie"] == "session=42"
+        assert third.headers["authorization"].startswith("Basic ")
+        server.requests.clear()
+
+
+def test_an_instance_that_has_gone_is_a_stranger(servers):
+    """A URL of an instance is the service's for as long as that is an instance."""
+
+    class Changing:
+        instances = ()
+
+        def resolve(self):
+            return lbclient.Answer(self.instances, ttl=60)
+
+    stays, goes = servers(tells_port, tells_port)
+    service = Changing()
+    service.instances = [lbclient.Instance("127.0.0.1", one.port) for one in (stays, goes)]
+    with lbclient.Client(service, name="orders.test") as client:
+        assert client.get("/").status_code == 200
+        assert client.get(f"{goes.url}/x").status_code == 200
+        assert client.get(f"{goes.url}/x").status_code == 200
+        service.instances = service.instances[:1]
+        client.balancer.refresh()
+        with pytest.raises(lbclient.LoadBalancingError, match=f"not {goes.url};"):
+            client.get(f"{goes.url}/x")
+
+
+@pytest.mark.parametrize("host", ["ORDERS.test", "orders.test.", "orders.test:80"])
+def test_a_base_url_in_another_spelling(servers, host):
+    """`base_url` may name the service in any spelling; requests are the service's."""
+    (server,) = servers(tells_port)
+    with lbclient.Client([server.url], name="orders.test", base_url=f"http://{host}/v1") as client:
+        assert client.base_url == "http://orders.test/v1/"
+        assert client.get("/x").status_code == 200
+    assert server.requests[0].target == "/v1/x"
 
 
 @worlds

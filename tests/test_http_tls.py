@@ -372,6 +372,23 @@ def test_a_certificate_of_the_clients(ca, trust, world):
         server.stop()
 
 
+@worlds
+def test_a_redirect_out_of_tls_is_refused(serve_tls, trust, world):
+    """A redirect from https to http is refused, though it names an instance and its port, or the
+    service: nothing of the call is sent in clear."""
+    (server,) = serve_tls(NAME)
+    for host in (NAME, f"{NAME}:{server.port}", f"127.0.0.1:{server.port}"):
+        server.behaviour = says(307, Location=f"http://{host}/new")
+        with world.client(
+            [server.url], name=NAME, verify=trust, follow_redirects=True, auth=("me", "secret")
+        ) as client:
+            with pytest.raises(lbclient.LoadBalancingError, match=f"not http://{host}"):
+                client.put("/old", content=b"order")
+            assert client.in_flight == 0
+    assert [one.target for one in server.requests] == ["/old"] * 3
+    assert len(server.names) == 3
+
+
 def tells_client(connection, _):
     """200, with the name in the client's certificate as the body."""
     ((_, name),) = connection.sock.getpeercert()["subjectAltName"]

@@ -16,6 +16,7 @@ from .foreign import TransportFactory
 from .jar import Jar
 from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
+from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED
 from .transport import AsyncTransport, Service, Transport
 
@@ -92,7 +93,7 @@ class Client(httpx.Client):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._drafts = Drafts()
+        self._drafts = Drafts(Origin(self._balancer.target.origin, self._balancer.instances))
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
@@ -151,7 +152,7 @@ class AsyncClient(httpx.AsyncClient):
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._drafts = Drafts()
+        self._drafts = Drafts(Origin(self._balancer.target.origin, self._balancer.instances))
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
@@ -229,7 +230,7 @@ _TRANSPORTS = frozenset(TransportOptions.__annotations__)
 
 
 def _base_url(wanted: object, target: Target) -> httpx.URL:
-    """The service's URL, with the path that the caller adds."""
+    """The service's URL, with the path that the caller adds; in any spelling of its host."""
     if not isinstance(wanted, str | httpx.URL):
         raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
     here = httpx.URL(target.origin + target.path)
@@ -240,9 +241,9 @@ def _base_url(wanted: object, target: Target) -> httpx.URL:
     if url.query or url.fragment:
         raise ValueError("base_url must be a path without query and fragment; pass params= instead")
     if url.scheme or url.host:
-        if (url.scheme, url.netloc) != (here.scheme, here.netloc):
+        if not (own := Origin(target.origin, tuple)).includes(url):
             shown = f"{url.scheme}://{url.netloc.decode('ascii')}"  # no user name, no password
             raise ValueError(f"base_url must be a path, or a URL of {target.origin}, not {shown}")
-        return url
+        return own.logical(url)
     path = here.path.rstrip("/") + "/" + url.path.lstrip("/")
     return here.copy_with(path=path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .flavour import httpx
+from .origin import Origin
 from .urls import Urls
 
 __all__ = ["Drafts"]
@@ -24,9 +25,10 @@ class Drafts:
     """The requests of one client. Patterns, one a method, are void as soon as the client's base or
     headers are others than when they were made."""
 
-    __slots__ = ("_state", "_urls")
+    __slots__ = ("_origin", "_state", "_urls")
 
-    def __init__(self) -> None:
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
         self._urls = Urls()
         self._state: _State = (None, [], {})
 
@@ -49,8 +51,9 @@ class Drafts:
             if _bears(request, headers):
                 patterns[method] = _made_from(request, known, client.timeout)
             return request
-        request = build(method, url if known is None else known, **options)
-        if known is None and options.get("params") is None and not client.params:
+        named = self._origin.named(url) if known is None else known
+        request = build(method, named, **options)
+        if named is url and options.get("params") is None and not client.params:
             self._urls.learn(url, base, request.url)
         return request
 

@@ -52,7 +52,8 @@ def terms_of(
     asked = _asked(request.extensions.get("lbclient"))
     idempotent = asked.get("idempotent")
     if idempotent is None:
-        idempotent = request.method in policy.methods or "idempotency-key" in request.headers
+        header = request.headers.get  # an empty Idempotency-Key identifies nothing
+        idempotent = request.method in policy.methods or bool(header("idempotency-key", "").strip())
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
     key = asked.get("key")
     if key is None and key_of is not None:
