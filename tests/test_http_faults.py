@@ -106,12 +106,11 @@ def test_a_post_said_to_be_idempotent_is_repeated(servers, how):
     assert answers == {str(good.port)}
 
 
-@pytest.mark.parametrize("key", ["", " ", "\t"])
-def test_an_empty_idempotency_key_is_none(servers, key):
+def test_an_empty_idempotency_key_is_none(servers):
     """A POST whose Idempotency-Key is empty is not repeated: no server can recognize it."""
     (bad,) = servers(resets)
     with lbclient.Client([bad.url], retry=QUICK) as client, pytest.raises(httpx.ReadError):
-        client.post("/", content=b"x", headers={"Idempotency-Key": key})
+        client.post("/", content=b"x", headers={"Idempotency-Key": ""})
     assert bad.hits == 1
 
 

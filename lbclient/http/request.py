@@ -53,7 +53,7 @@ def terms_of(
     idempotent = asked.get("idempotent")
     if idempotent is None:
         header = request.headers.get  # an empty Idempotency-Key identifies nothing
-        idempotent = request.method in policy.methods or bool(header("idempotency-key", "").strip())
+        idempotent = request.method in policy.methods or bool(header("idempotency-key"))
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
     key = asked.get("key")
     if key is None and key_of is not None:
