@@ -164,17 +164,19 @@ class Balancer(Control, Closing):
         idempotent: bool = False,
         key: object = None,
         deadline: float | None = None,
+        caller: object = None,
     ) -> T:
         """Call `fn` with an instance, and again with another as the policy says.
 
         `fn` connects to `instance.address`, which discovery has vetted, not to `instance.host`.
 
         `idempotent`: it may be repeated though an attempt may have been carried out. `deadline`:
-        seconds for all of it; `fn` learns what is left by `lbclient.time_left()`.
+        seconds for all of it; `fn` learns what is left by `lbclient.time_left()`. `caller`: what
+        names the caller, hashable; callers whose calls wait in line for a limit take turns.
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
         checks.function("fn", fn)
-        asked = terms(idempotent=idempotent, key=key, deadline=deadline)
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
         return run(self.begin(asked, _PLAIN), sender(fn))
 
     async def acall(
@@ -184,17 +186,24 @@ class Balancer(Control, Closing):
         idempotent: bool = False,
         key: object = None,
         deadline: float | None = None,
+        caller: object = None,
     ) -> T:
         """The same for a coroutine function; an attempt is cancelled when its time is up."""
         checks.function("fn", fn)
-        asked = terms(idempotent=idempotent, key=key, deadline=deadline)
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
         return await arun(self.begin(asked, _PLAIN), asender(fn))
 
     def acquire(
-        self, *, idempotent: bool = False, key: object = None, deadline: float | None = None
+        self,
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+        caller: object = None,
     ) -> Lease:
         """One pick for the time of a `with` or `async with` block; no retry."""
-        return Lease(self.begin(terms(idempotent=idempotent, key=key, deadline=deadline), _PLAIN))
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        return Lease(self.begin(asked, _PLAIN))
 
     def begin(self, asked: Terms, semantics: Semantics) -> Call[T]:
         """A call for a shell to carry out: for whoever binds another protocol."""

@@ -38,9 +38,10 @@ class Scripted:
 # Event loops
 
 
-def test_loop_that_dies_in_line_blocks_nobody():
-    """C2, C9: a task that waits for a place when its loop is closed does not keep the place from
-    those behind it, threads and other loops alike."""
+@pytest.mark.parametrize("caller", ["None", "'gone'"])
+def test_loop_that_dies_in_line_blocks_nobody(caller):
+    """C2, C9: tasks that wait for a place when their loop is closed do not keep the place from
+    those behind them, threads and other loops alike, also where callers take turns."""
     text = """
     import asyncio, gc, logging, threading, lbclient
     logging.disable()
@@ -52,8 +53,8 @@ def test_loop_that_dies_in_line_blocks_nobody():
     async def answer(instance):
         return instance
     async def main():
-        task = loop.create_task(balancer.acall(answer))
-        while not balancer._core._line.waiting:
+        tasks = [loop.create_task(balancer.acall(answer, caller=CALLER)) for _ in range(3)]
+        while len(balancer._core.line) < 3:
             await asyncio.sleep(0)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
@@ -63,7 +64,7 @@ def test_loop_that_dies_in_line_blocks_nobody():
     print(balancer.call(str, deadline=5))
     print(asyncio.run(balancer.acall(answer, deadline=5)))
     """
-    assert script(text)[:2] == (0, "127.0.0.1:1\n127.0.0.1:1\n")
+    assert script(text.replace("CALLER", caller))[:2] == (0, "127.0.0.1:1\n127.0.0.1:1\n")
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])

@@ -194,7 +194,14 @@ runs = call(
 )
 
 
-NAMES = {**vars(lbclient), **vars(simulation), "down": down, "flapping": flapping}
+def callers(*names):
+    """A `fair_by` by which these call in turn."""
+    caller = itertools.cycle(names)
+    return lambda _: next(caller)
+
+
+OURS = {"down": down, "flapping": flapping, "callers": callers}
+NAMES = {**vars(lbclient), **vars(simulation), **OURS}
 ERRORS = {
     "ConnectionRefusedError",
     "ConnectionResetError",
@@ -270,6 +277,13 @@ def test_no_run_breaks_a_rule(run):
     """Any service under any load by any rules: no invariant is broken, every request is answered,
     no strategy fails, and the report adds up."""
     check(run)
+
+
+@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@given(runs, some((), (1, 2), (1, 1, 1, 2), (None, 1, 2, 3, 4, 5)))
+def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
+    """The same where callers take turns in line."""
+    check(f"{run[:-1]}, fair_by=callers(*{names}))" if names != "()" else run)
 
 
 @settings(max_examples=50, derandomize=True, database=None, deadline=None)

@@ -61,6 +61,7 @@ class Binding:
             tls_name = checks.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
             self.wire_options = wire_options(target.scheme, **part(options, WireArguments))
             self._key_of = _function("key", options.get("key"))
+            self._fair_by = _function("fair_by", options.get("fair_by"))
             self._deadline_header = deadline_header(options.get("deadline_header"))
             self.close_grace = checks.number(
                 "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
@@ -78,7 +79,7 @@ class Binding:
         self, request: httpx.Request, replayable: Callable[[], bool] | None
     ) -> Call[httpx.Response]:
         """The call that carries this request."""
-        terms = terms_of(request, self.policy, replayable, self._key_of)
+        terms = terms_of(request, self.policy, replayable, self._key_of, self._fair_by)
         if (shared := SHARED_DEADLINE.get()) is not None:
             terms = shared.bind(terms, self)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))

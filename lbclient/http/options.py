@@ -72,6 +72,7 @@ class TransportOptions(BalancerOptions, WireArguments, total=False):
 
     tls_name: str
     key: Callable[[httpx.Request], object] | None
+    fair_by: Callable[[httpx.Request], object] | None
     deadline_header: str | None
     close_grace: float
 

@@ -13,7 +13,7 @@ from lbclient.errors import DeadlineExceeded
 from lbclient.instance import Instance
 from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
-from lbclient.terms import Terms
+from lbclient.terms import Terms, caller_of
 
 from .allowance import Allowance
 from .flavour import httpx
@@ -33,7 +33,7 @@ __all__ = [
 UNSTREAMED = "lbclient.unstreamed"
 """The extension by which a `Client` says that it is about to read the whole body."""
 
-_ASKED = frozenset({"deadline", "idempotent", "key"})
+_ASKED = frozenset({"caller", "deadline", "idempotent", "key"})
 _POOL = 5.0
 _TIMEOUTS = ("connect", "read", "write", "pool")
 
@@ -43,9 +43,10 @@ def terms_of(
     policy: RetryPolicy,
     replayable: Callable[[], bool] | None,
     key_of: Callable[[httpx.Request], object] | None,
+    fair_by: Callable[[httpx.Request], object] | None,
 ) -> Terms:
-    """From the method, the headers and `extensions={"lbclient": {...}}`; its key, where that names
-    none, from `key_of`.
+    """From the method, the headers and `extensions={"lbclient": {...}}`; its key and its caller,
+    where that names none, from `key_of` and `fair_by`. What these raise goes on to the caller.
 
     Raises ValueError or TypeError for what the extension may not hold.
     """
@@ -58,12 +59,18 @@ def terms_of(
     key = asked.get("key")
     if key is None and key_of is not None:
         key = key_of(request)
+    caller = asked.get("caller")
+    if caller is not None:
+        caller = caller_of("extensions['lbclient']['caller']", caller)
+    elif fair_by is not None:
+        caller = caller_of("fair_by", fair_by(request))
     return Terms(
         idempotent,
         key,
         asked.get("deadline"),
         _POOL if patience is None else patience,
         replayable,
+        caller=caller,
     )
 
 

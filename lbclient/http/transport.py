@@ -42,6 +42,8 @@ class Transport(httpx.BaseTransport):
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`. The
       URLs of its requests name the instance's vetted address.
     - `key`: gives each request its key, for a strategy that picks by it: `request -> object`.
+    - `fair_by`: names the caller of each request: `request -> object`, hashable. Callers whose
+      requests wait in line for a limit take turns, so that one's burst does not hold up the others.
     - `deadline_header`: tells an instance, in whole milliseconds, how much time the attempt has
       left, where it has a `deadline` or `attempt_timeout`.
     - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more

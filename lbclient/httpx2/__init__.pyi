@@ -66,6 +66,7 @@ class WireArguments(TypedDict, total=False):
 class TransportOptions(BalancerOptions, WireArguments, total=False):
     tls_name: str
     key: Callable[[httpx2.Request], object] | None
+    fair_by: Callable[[httpx2.Request], object] | None
     deadline_header: str | None
     close_grace: float
 

@@ -89,6 +89,7 @@ class _Run:
         self._strategy = strategy
         self._fair_by = fair_by
         self._options = options
+        self._methods = getattr(options.get("retry"), "methods", RetryPolicy().methods)
         self._world = World()
         self._journal = Journal()
         self._hosts = {
@@ -140,9 +141,8 @@ class _Run:
 
     def _terms(self, asked: SimulatedRequest) -> Terms:
         scenario, fair_by = self._scenario, self._fair_by
-        retry = self._options.get("retry") or RetryPolicy()
         return Terms(
-            scenario.idempotent and asked.method in retry.methods,
+            scenario.idempotent and asked.method in self._methods,
             asked.key,
             patience=scenario.patience,
             caller=None if fair_by is None else caller_of("fair_by", fair_by(asked)),
