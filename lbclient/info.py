@@ -6,12 +6,24 @@ from typing import NamedTuple, Protocol
 
 from lbclient.errors import DeadlineExceeded
 from lbclient.instance import Instance
+from lbclient.retry import Stopped
 
 __all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "record"]
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
 _ENDED = "_lbclient_ended_the_last"
+_STOPPED = "_lbclient_stopped"
+_WHY: dict[Stopped, str] = {
+    "attempts": "no attempts are left",
+    "deadline": "the deadline leaves no time",
+    "budget": "the retry budget is empty",
+    "method": "it may have been carried out, and is not idempotent",
+    "body": "its body cannot be sent a second time",
+    "instances": "no other instance is free",
+    "verdict": "the verdict on this outcome is never to repeat it",
+    "streaming": "part of the response was already passed on",
+}
 
 
 class Finished(Protocol):
@@ -40,9 +52,15 @@ class AttemptInfo(NamedTuple):
 
 
 class CallInfo(NamedTuple):
-    """The attempts of one call, in order."""
+    """What became of one call.
+
+    `attempts` are in order. `stopped` says why a bad outcome was not tried again: `"attempts"`,
+    `"deadline"`, `"budget"`, `"method"`, `"body"`, `"instances"`, `"verdict"` or `"streaming"`; it
+    is None if the outcome is good.
+    """
 
     attempts: tuple[AttemptInfo, ...]
+    stopped: Stopped | None = None
 
 
 def call_info(outcome: object) -> CallInfo:
@@ -51,7 +69,7 @@ def call_info(outcome: object) -> CallInfo:
     An exception that ended no attempt has none. Raises ValueError for a response of somebody else.
     """
     if isinstance(outcome, BaseException):
-        return CallInfo(_of(outcome))
+        return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))
     info = getattr(outcome, "extensions", {}).get(_KEY)
     if not isinstance(info, CallInfo):
         raise ValueError(f"{outcome!r} did not come out of an lbclient call")
@@ -66,9 +84,13 @@ def record(attempt: Finished) -> AttemptInfo:
 
 
 def concluded(
-    error: Exception, records: tuple[AttemptInfo, ...], cut_after: float | None
+    error: Exception,
+    records: tuple[AttemptInfo, ...],
+    stopped: Stopped | None,
+    cut_after: float | None,
 ) -> Exception:
-    """The error that ends a call, with what was tried: as a note, and for `call_info`.
+    """The error that ends a call, with what was tried, and why nothing else was: as a note, and for
+    `call_info`.
 
     `cut_after` is the time in seconds after which our own deadline cut it; then the error is its
     cause.
@@ -79,14 +101,16 @@ def concluded(
         )
         over.__cause__ = error
         error = over
-    attach(error, records)
-    tried = (f"{one.instance}: {_outcome(one)}" for one in records)
-    error.add_note("lbclient tried " + "; ".join(tried))
+    attach(error, records, stopped)
+    tried = "; ".join(f"{one.instance}: {_outcome(one)}" for one in records)
+    why = f"; not tried again: {_WHY[stopped]}" if stopped else ""
+    error.add_note(f"lbclient tried {tried}{why}")
     return error
 
 
-def attach(error: BaseException, records: tuple[AttemptInfo, ...]) -> None:
-    """Keep the records with the error, without a cycle through it."""
+def attach(error: BaseException, records: tuple[AttemptInfo, ...], stopped: Stopped | None) -> None:
+    """Keep this with the error, without a cycle through it."""
+    setattr(error, _STOPPED, stopped)
     last = records[-1]
     ended = last.error is error
     setattr(error, _ATTRIBUTE, ((*records[:-1], last._replace(error=None)) if ended else records))

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import tenacity
 from tenacity.stop import stop_base
@@ -21,10 +21,25 @@ from lbclient import checks
 from lbclient.budget import Budget, RetryBudget
 from lbclient.outcome import Verdict
 
-__all__ = ["IDEMPOTENT_METHODS", "Retries", "RetryPolicy", "Turn", "Turns"]
+__all__ = ["IDEMPOTENT_METHODS", "Retries", "RetryPolicy", "Stopped", "Turn", "Turns"]
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2."""
+
+Stopped = Literal[
+    "attempts", "deadline", "budget", "method", "body", "instances", "verdict", "streaming"
+]
+"""Why a call whose outcome is bad was not tried again:
+
+- `"attempts"`: there were as many as the policy allows.
+- `"deadline"`: it is over, or would be before the next attempt.
+- `"budget"`: the retry budget is empty.
+- `"method"`: the request may have been carried out, and may not be repeated.
+- `"body"`: the request's body cannot be sent a second time.
+- `"instances"`: no instance was free for another attempt.
+- `"verdict"`: such an outcome is never tried again.
+- `"streaming"`: part of the response had already been passed on.
+"""
 
 _MOST_ATTEMPTS = 100
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -108,7 +123,8 @@ class Turn:
     pause: float
     unsent: bool = False
     rested: float = 0.0
-    refused: bool = False
+    stopped: Stopped | None = None
+    """Why this outcome stands, once `Turns.delay` has said that it does."""
 
 
 class Retries:
@@ -144,9 +160,11 @@ class Turns:
         turn.rested = self._rested
         state.set_result(turn)
         if not rules.retry(state):
+            turn.stopped = "method" if turn.replayable else "body"
             return None
         state.upcoming_sleep = rules.wait(state)
         if rules.stop(state):
+            turn.stopped = turn.stopped or "attempts"
             return None
         delay = state.upcoming_sleep
         self._rested += min(delay, turn.pause)
@@ -184,7 +202,10 @@ class _AtDeadline(stop_base):
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         turn = _turn(state)
-        return turn.deadline is not None and turn.now + state.upcoming_sleep >= turn.deadline
+        if turn.deadline is None or turn.now + state.upcoming_sleep < turn.deadline:
+            return False
+        turn.stopped = "deadline"
+        return True
 
 
 class _NoBudget(stop_base):
@@ -201,8 +222,10 @@ class _NoBudget(stop_base):
         turn = _turn(state)
         if turn.unsent or self._budget is None:
             return False
-        turn.refused = not self._budget.withdraw(turn.now)
-        return turn.refused
+        if self._budget.withdraw(turn.now):
+            return False
+        turn.stopped = "budget"
+        return True
 
 
 def _turn(state: tenacity.RetryCallState) -> Turn:

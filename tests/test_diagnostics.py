@@ -1,6 +1,7 @@
 """What logs, metrics and errors say of the things that go wrong."""
 
 import logging
+import random
 import threading
 
 import httpx
@@ -9,6 +10,8 @@ import pytest
 import lbclient
 from lbclient import Balancer, Instance
 from lbclient.news import Complaint
+from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
+from tests.test_http_features import worlds
 
 ONE, TWO = Instance("10.0.0.1", 80), Instance("10.0.0.2", 80)
 
@@ -204,3 +207,123 @@ def test_transports_that_fail_to_close(log):
         assert len([line for line in log() if "could not be closed" in line]) == 1
         with pytest.raises(OSError, match="mine"):
             client.close()
+
+
+# Why a call was not tried again
+
+
+def refuse(_):
+    raise ConnectionRefusedError("mine")
+
+
+def reset(_):
+    raise ConnectionResetError("mine")
+
+
+def policy(**options):
+    return lbclient.RetryPolicy(**{"backoff": 0.0, **options})
+
+
+STOPPED = {
+    "attempts": (refuse, {}, {"retry": policy(attempts=2)}, "no attempts are left"),
+    "no retry": (refuse, {}, {"retry": None}, "no attempts are left"),
+    "budget": (
+        reset,
+        {"idempotent": True},
+        {"retry": policy(budget=lbclient.RetryBudget(0.0, 0.0))},
+        "the retry budget is empty",
+    ),
+    "deadline": (
+        reset,
+        {"idempotent": True, "deadline": 5.0},
+        {"retry": policy(backoff=60.0, backoff_max=60.0), "rng": random.Random(1)},
+        "the deadline leaves no time",
+    ),
+    "method": (reset, {}, {}, "it may have been carried out, and is not idempotent"),
+    "instances": (
+        refuse,
+        {},
+        {"breaker": lbclient.BreakerPolicy(fail_max=1)},
+        "no other instance is free",
+    ),
+    "verdict": (
+        refuse,
+        {},
+        {"judge": lambda one: lbclient.Verdict(fault=isinstance(one, OSError))},
+        "the verdict on this outcome is never to repeat it",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", STOPPED)
+def test_error_says_why_it_was_not_tried_again(reason):
+    """The note on the error, and `call_info`, say why no other attempt followed."""
+    fn, call, options, why = STOPPED[reason]
+    service = [ONE] if reason == "instances" else [ONE, TWO]
+    with Balancer(service, **options) as balancer, pytest.raises(OSError, match="mine") as caught:
+        balancer.call(fn, **call)
+    (note,) = caught.value.__notes__
+    assert note.endswith(f"; not tried again: {why}")
+    expected = "attempts" if reason == "no retry" else reason
+    assert lbclient.call_info(caught.value).stopped == expected
+
+
+def test_deadline_that_cuts_an_attempt_is_the_reason():
+    """Where the deadline itself ended the attempt, the error says so."""
+    clock = Clock()
+
+    def slow(_):
+        clock.now += 2.0
+        raise TimeoutError("mine")
+
+    with (
+        Balancer([ONE], clock=clock) as balancer,
+        pytest.raises(lbclient.DeadlineExceeded) as caught,
+    ):
+        balancer.call(slow, idempotent=True, deadline=1.0)
+    (note,) = caught.value.__notes__
+    assert note.endswith("not tried again: the deadline leaves no time")
+    assert lbclient.call_info(caught.value).stopped == "deadline"
+
+
+@worlds
+def test_body_that_cannot_be_sent_again(servers, world):
+    """A generator is used up by the first attempt, and the error names the body."""
+    (server,) = servers(resets)
+    with (
+        world.client([server.url], retry=policy()) as client,
+        pytest.raises(httpx.TransportError) as caught,
+    ):
+        client.put("/", content=world.body([b"x" * 10]))
+    assert "not tried again: its body cannot be sent a second time" in caught.value.__notes__[0]
+    assert lbclient.call_info(caught.value).stopped == "body"
+
+
+@worlds
+def test_response_that_broke_while_it_was_read(servers, world):
+    """A stream that breaks in the middle of its body says that it was not tried again, and why."""
+    (server,) = servers(dies_in_body)
+    with (
+        world.client([server.url]) as client,
+        pytest.raises(httpx.TransportError) as caught,
+        client.stream("GET", "/") as response,
+    ):
+        client.read(response)
+    assert "part of the response was already passed on" in caught.value.__notes__[0]
+    assert lbclient.call_info(caught.value).stopped == "streaming"
+
+
+@worlds
+def test_response_says_why_it_stands(servers, world):
+    """`call_info(response).stopped` says why a bad response was not tried again; a good one, also
+    after a retry, has no such reason."""
+    busy, broken, good = servers(says(503), says(500), in_turn(says(503), tells_port))
+    for server, method, stopped in (
+        (busy, "GET", "attempts"),
+        (busy, "POST", "method"),
+        (broken, "GET", "verdict"),
+        (good, "GET", None),
+    ):
+        with world.client([server.url]) as client:
+            response = client.request(method, "/")
+            assert lbclient.call_info(response).stopped == stopped

@@ -114,7 +114,7 @@ def test_the_budget_refuses():
     policy = RetryPolicy(budget=RetryBudget(ratio=0, reserve=0))
     asked = turn()
     assert Turns(Retries(policy, random.Random(1))).delay(asked) is None
-    assert asked.refused
+    assert asked.stopped == "budget"
 
 
 def test_the_budget_over_its_window():

@@ -33,7 +33,7 @@ from lbclient.errors import DeadlineExceeded
 from lbclient.events import Event, RetryDecided, RetryRefused
 from lbclient.info import AttemptInfo, CallInfo, concluded, record
 from lbclient.outcome import FINE, NO_LOCAL_PORT, Judge, Verdict, answered, lacked_port
-from lbclient.retry import Turn, Turns
+from lbclient.retry import Stopped, Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.terms import Terms
@@ -87,6 +87,7 @@ class Call(Raced[R]):
         self._turns: Turns | None = None
         self._last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
+        self._stopped: Stopped | None = None
         self._wait: Wait | None = None
 
     def __enter__(self) -> Call[R]:
@@ -128,11 +129,14 @@ class Call(Raced[R]):
                 self._wait.leave()
                 self._wait = None
                 if pick is None:
+                    self._stopped = "instances"
                     return
             attempt = self._attempt(pick)
             yield attempt
             verdict = attempt.verdict
             if verdict is None or verdict.again == "never":
+                if verdict is not None and verdict.fault:
+                    self._stopped = "verdict"
                 return
             delay = self._delay_after(verdict, attempt.error)
 
@@ -156,8 +160,9 @@ class Call(Raced[R]):
             return result  # type: ignore[return-value]  # it was set
         records, self._records = tuple(self._records), []
         took = self.core.clock() - self.since if last.cut else None
+        stopped: Stopped | None = "deadline" if last.cut else self._stopped
         try:
-            raise concluded(error, records, took)
+            raise concluded(error, records, stopped, took)
         finally:
             del error, records  # the error's traceback holds this frame
 
@@ -174,7 +179,7 @@ class Call(Raced[R]):
 
     def info(self) -> CallInfo:
         """Its attempts so far."""
-        return CallInfo(tuple(self._records))
+        return CallInfo(tuple(self._records), self._stopped)
 
     def expiry(self) -> Expiry:
         """When an attempt that starts now must end, where the call is `timed`."""
@@ -245,7 +250,9 @@ class Call(Raced[R]):
         if delay is not None:
             self.core.telemetry.counts.retry()
             self._tell(RetryDecided, delay)
-        elif turn.refused:
+            return delay
+        self._stopped = turn.stopped
+        if turn.stopped == "budget":
             self.core.telemetry.counts.refusal()
             self._tell(RetryRefused)
         return delay

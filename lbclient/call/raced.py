@@ -10,6 +10,7 @@ from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
 from lbclient.info import AttemptInfo, record
+from lbclient.retry import Stopped
 from lbclient.terms import Terms
 
 __all__ = ["Raced"]
@@ -20,7 +21,17 @@ R = TypeVar("R")
 class Raced(Generic[R]):
     """What a shell asks of a call to carry out two attempts at a time."""
 
-    __slots__ = ("_last", "_records", "_terms", "core", "idempotent", "race", "timed", "tried")
+    __slots__ = (
+        "_last",
+        "_records",
+        "_stopped",
+        "_terms",
+        "core",
+        "idempotent",
+        "race",
+        "timed",
+        "tried",
+    )
 
     core: Core
     idempotent: bool
@@ -29,6 +40,7 @@ class Raced(Generic[R]):
     tried: list[Endpoint]
     _last: Attempt[R] | None
     _records: list[AttemptInfo]
+    _stopped: Stopped | None
     _terms: Terms
 
     @property
@@ -70,6 +82,8 @@ class Raced(Generic[R]):
 
         One that still is under way stays with whoever carries it out.
         """
+        if race.winner is not None:
+            self._stopped = None
         outcome, race.winner = race.winner or self._last, None
         attempts, race.attempts = race.attempts, []
         attempts.sort(key=lambda one: one is outcome)

@@ -65,8 +65,11 @@ class _Held(Generic[S]):
             over.__cause__ = error
             error = over
         if self.info is not None:
-            attach(error, self.info.attempts)
-        error.add_note(f"lbclient: in the middle of the body from {attempt.instance}")
+            attach(error, self.info.attempts, "streaming")
+        error.add_note(
+            f"lbclient: in the middle of the body from {attempt.instance}; not tried again: part "
+            "of the response was already passed on"
+        )
         return error
 
 
