@@ -119,6 +119,8 @@ _UNREACHABLE = {
     errno.EAFNOSUPPORT,
     errno.EADDRNOTAVAIL,  # no address of this family here; or no local port, see `lacked_port`
 }
+_LOOKUP_NEEDS = 4
+"""glibc has a file open, and a socket for each of at most three nameservers."""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
 _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 
@@ -140,19 +142,28 @@ def _local_origin(error: OSError) -> Verdict | None:
     if isinstance(error, ssl.SSLError):
         return None  # its numbers are OpenSSL's, and mean other things
     if isinstance(error, socket.gaierror):
-        return _starved()
+        return _EXHAUSTED_HERE if error.errno == socket.EAI_MEMORY else _starved()
     if error.errno in _EXHAUSTED:
         return _EXHAUSTED_HERE
-    networks = error.filename is None  # a file that may not be opened is the caller's own matter
-    return _UNREACHABLE_FROM_HERE if networks and error.errno in _UNREACHABLE else None
+    if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
+        return None  # a file that may not be opened is the caller's own matter
+    # A look-up that could not be made may also leave any number (EAI_SYSTEM).
+    return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
 
 
 def _starved() -> Verdict | None:
-    """A look-up without a file descriptor left says no more than that the name is not known."""
+    """A look-up that lacks a file descriptor may say that the name is not known, or anything else:
+    that depends on the modules in nsswitch.conf (libnss-mdns says so). So it is not believed unless
+    there are now as many descriptors as one needs."""
+    opened: list[int] = []
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
+        while len(opened) < _LOOKUP_NEEDS:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
     except OSError as reason:
         return _EXHAUSTED_HERE if reason.errno in _EXHAUSTED else None
+    finally:
+        for one in opened:
+            os.close(one)
     return None
 
 

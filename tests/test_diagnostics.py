@@ -1,7 +1,11 @@
 """What logs, metrics and errors say of the things that go wrong."""
 
+import errno
 import logging
+import os
 import random
+import resource
+import socket
 import threading
 
 import httpx
@@ -9,7 +13,10 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, Instance
+from lbclient.http.judge import HttpJudge
 from lbclient.news import Complaint
+from lbclient.outcome import judge as network_judge
+from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
 from tests.test_http_features import worlds
 
@@ -327,3 +334,45 @@ def test_response_says_why_it_stands(servers, world):
         with world.client([server.url]) as client:
             response = client.request(method, "/")
             assert lbclient.call_info(response).stopped == stopped
+
+
+# Failures of this host
+
+
+@pytest.mark.parametrize("free", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+        OSError(errno.EBUSY, "Device or resource busy"),
+    ],
+    ids=["EAI_NONAME", "EAI_AGAIN", "EAI_MEMORY", "EAI_SYSTEM"],
+)
+def test_lookup_without_descriptors_charges_nobody(error, free):
+    """What a look-up says that lacked file descriptors says nothing of an instance."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    judges = network_judge, HttpJudge({503})
+    wrapped = httpx.ConnectError("no")
+    wrapped.__cause__ = error
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+    try:
+        verdicts = [judges[0](error), judges[1](wrapped)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for verdict in verdicts:
+        assert (verdict.fault, verdict.again, verdict.backoff) == (False, "always", True)
+
+
+def test_unknown_name_is_a_fault():
+    """While descriptors can be opened, a name that is not known is the instance's fault, and no
+    descriptor is left open by finding out."""
+    error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    before = descriptors()
+    assert network_judge(error) == lbclient.Verdict(fault=True, again="always")
+    assert network_judge(OSError(errno.EBUSY, "mine")) == lbclient.Verdict(fault=False)
+    assert network_judge(FileNotFoundError(errno.ENOENT, "mine", "file")).again == "never"
+    assert descriptors() == before

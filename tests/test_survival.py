@@ -305,11 +305,11 @@ def test_total_outage_over_sockets():
 # The caller's own machine
 
 SCRIPT = """
-import json, sys, threading
+import errno, json, os, socket, sys, threading
 import anyio, httpx, lbclient
 from tests.support.faults import LOCAL, enter_own_network
 
-fault, host = sys.argv[1:]
+fault, host, lookups = sys.argv[1:]
 if fault != "no-descriptors":
     try:
         enter_own_network()
@@ -317,6 +317,21 @@ if fault != "no-descriptors":
         sys.exit(f"cannot: {error}")
 
 from tests.support.http import serve, tells_port
+
+look_up = socket.getaddrinfo
+
+# How a look-up fails for lack of descriptors depends on the modules in nsswitch.conf.
+def fails(*args, **options):
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        if lookups == "EAI_NONAME":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+        raise OSError(errno.EBUSY, "Device or resource busy") from None
+    return look_up(*args, **options)
+
+if lookups:
+    socket.getaddrinfo = fails
 
 POLICY = lbclient.RetryPolicy(backoff=0.001, backoff_max=0.002, budget=None)
 
@@ -385,19 +400,22 @@ with serve(tells_port, tells_port) as servers:
 
 
 @pytest.mark.parametrize(
-    ("fault", "host"),
+    ("fault", "host", "lookups"),
     [
-        ("no-descriptors", "127.0.0.1"),
-        ("no-descriptors", "localhost"),  # its look-up fails, and tells another reason
-        ("no-route", "127.0.0.1"),
-        ("no-local-port", "127.0.0.1"),
+        pytest.param("no-descriptors", "127.0.0.1", "", id="no-descriptors-127.0.0.1"),
+        # Its look-up fails, and tells another reason: which, is up to the machine.
+        pytest.param("no-descriptors", "localhost", "", id="no-descriptors-localhost"),
+        pytest.param("no-descriptors", "localhost", "EAI_NONAME", id="no-descriptors-unknown"),
+        pytest.param("no-descriptors", "localhost", "EAI_SYSTEM", id="no-descriptors-busy"),
+        pytest.param("no-route", "127.0.0.1", "", id="no-route-127.0.0.1"),
+        pytest.param("no-local-port", "127.0.0.1", "", id="no-local-port-127.0.0.1"),
     ],
 )
-def test_own_machine_fails(fault, host):
+def test_own_machine_fails(fault, host, lookups):
     """I22, I23: without file descriptors, route or local port every call fails as a connect error,
     on threads and event loops, and no instance is charged; as soon as they are back calls succeed
     again."""
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, fault, host]
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, fault, host, lookups]
     root = Path(lbclient.__file__).parents[1]
     done = subprocess.run(
         command, cwd=root, capture_output=True, text=True, timeout=60, check=False
