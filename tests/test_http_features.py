@@ -542,6 +542,23 @@ def test_a_redirect_elsewhere_in_disguise_is_refused(servers, world, location, t
 
 
 @worlds
+@pytest.mark.parametrize("location", ["http://[fe80::1%ü]/new", "http://[::1/new", "http://a:b/"])
+def test_a_redirect_that_is_no_url(servers, world, location):
+    """A redirect that names nothing is an answer like any other, an error of httpx's when it is to
+    be followed, and leaves nothing in flight."""
+    (server,) = servers(moved_with_cookie(location))
+    errors = (httpx.RemoteProtocolError, UnicodeError)
+    with world.client([server.url], name="orders.test") as client:
+        # httpx builds the next request even if it is not to be sent
+        with contextlib.suppress(*errors), client.stream("GET", "/old") as response:
+            assert response.status_code == 302
+        assert client.in_flight == 0
+        with pytest.raises(errors):
+            client.get("/old", follow_redirects=True)
+        assert client.in_flight == 0
+
+
+@worlds
 def test_a_request_in_another_spelling_stays(servers, world):
     """A request that names an instance, or the service in another spelling, keeps its cookies and
     credentials for the service."""

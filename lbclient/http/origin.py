@@ -70,10 +70,10 @@ class Origin:
             return
         try:
             url = httpx.URL(location)
-        except httpx.InvalidURL:
+            if url.host and self.includes(url):  # a redirect must not choose the credentials
+                response.headers["location"] = str(self.logical(url).copy_with(userinfo=b""))
+        except (httpx.InvalidURL, UnicodeError):  # httpx says so when it follows
             return
-        if url.host and self.includes(url):  # a redirect must not choose the credentials
-            response.headers["location"] = str(self.logical(url).copy_with(userinfo=b""))
 
     def named(self, url: httpx.URL | str) -> httpx.URL | str:
         """The URL of a request that is to be built, in the service's own spelling if it names the
