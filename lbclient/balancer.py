@@ -81,7 +81,7 @@ class Balancer(Control, Closing):
     - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
     - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
     - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
-    - `clock`: monotonic seconds; `rng`: the dice.
+    - `clock`: monotonic seconds; `rng`: the dice, which are seeded anew in a forked child.
     - `judge`: what a result or an exception means (`Verdict`); the default knows the operating
       system's network errors.
 
@@ -134,7 +134,6 @@ class Balancer(Control, Closing):
         checks.function("judge", self._judge)
         checks.of("rng", rng, random.Random, "random.Random()")
         self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
-        self._own_dice = rng is None
         means = Means(clock, self._dice, self._scheduler, tracer_provider, meter_provider)
         self.target = target_of(
             service,
@@ -220,7 +219,9 @@ class Balancer(Control, Closing):
         release(self._strategy)
 
     def after_fork(self) -> None:
-        """In a child: new locks, and other dice than the parent's."""
-        self._core.after_fork(threading.RLock())
-        if self._own_dice:
+        """In a child: new locks, and other dice than the parent's, also if they are a caller's: as
+        Python does with those of its module `random`."""
+        try:
             self._dice.seed()
+        finally:
+            self._core.after_fork(threading.RLock())

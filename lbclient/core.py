@@ -81,11 +81,14 @@ class Core:
         self.charges = Charges(membership, self.rotation, guards, clock, rng)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a child: a lock that nobody holds, and no waiters but one's own."""
+        """In a child: a lock that nobody holds, no waiters but one's own, and other times and
+        places than the parent's. The dice are seeded anew already."""
         self.lock = lock
         self._line.clear()
-        self._selection.in_flight = 0
         self.membership.after_fork(lock)
+        now = self.clock()
+        self.pool.spread(now, self.rng)
+        self._selection.after_fork(now)
 
     def admit(
         self, call: Picker, waiting: Signal | None, holding: Endpoint | None

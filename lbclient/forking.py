@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from weakref import WeakSet
 
 __all__ = ["Forkable", "track"]
 
 
+@runtime_checkable
 class Forkable(Protocol):
-    """Who shares something with a parent process that must not be shared."""
+    """An object with something that a forked child must not share with its parent."""
 
     def after_fork(self) -> None:
         """Begin anew, in the child."""

@@ -134,12 +134,14 @@ class Membership:
         self._counts.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a child: a lock that nobody holds."""
+        """In a child: a lock that nobody holds, and a subset of its own."""
         self._lock = lock
-        self._subset.reseed()
         self.watch.restart(lock)
         if self.pool.after_fork() and not self.watch.stopped:
             self.watch.next_at = -math.inf
+        if (subset := self._subset.after_fork()) is not None:
+            # Nothing is counted or told: a dead thread may hold the locks of a caller's telemetry.
+            self.pool.take(self.pool.plan(subset, self.watch.clock()))
 
     def hurry(self, now: float) -> None:
         """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""

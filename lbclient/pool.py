@@ -91,6 +91,11 @@ class Pool:
         torn, self._torn = self._torn, False
         return torn
 
+    def spread(self, now: float, rng: random.Random) -> None:
+        """In a child: probe what is open at other times than its parent and its siblings do."""
+        for one in self.endpoints:
+            one.breaker.after_fork(now, rng)
+
     def update(self, instances: Iterable[Instance]) -> Change:
         """Plan and take over at once."""
         change = self.plan(instances)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, cast
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.endpoint import Endpoint, draw
+from lbclient.forking import Forkable
 from lbclient.news import Complaint, News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
@@ -75,6 +76,7 @@ class Selection:
         told = partial(Complaint, news.add, f"{service}: strategy {self._name}")
         self._picking = told("failed to pick, so an instance was drawn")
         self._learning = told("failed to learn")
+        self._forking = told("failed in after_fork")
         self._ours = type(strategy) in BY_NAME.values()
         self._patience = policy.reset_timeout
         self._observing = policy.observe
@@ -84,6 +86,15 @@ class Selection:
         self._slow_start = slow_start
         self._last_probe = 0.0
         self.in_flight = 0
+
+    def after_fork(self, now: float) -> None:
+        """In a child: nothing is in flight, and the strategy begins anew."""
+        self.in_flight = 0
+        if isinstance(self._strategy, Forkable):
+            try:
+                self._strategy.after_fork()
+            except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+                self._forking.failed(now, error)
 
     def pick(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
         """A pick, `FULL`, or None where no instance may be used now."""

@@ -28,15 +28,20 @@ class Subset:
         self._limit = limit
         self._rng = rng
         self._seed = b""
+        self._all: Sequence[Instance] | None = None
 
-    def reseed(self) -> None:
-        """In a forked child: another client, another subset, from the next answer on."""
+    def after_fork(self) -> Sequence[Instance] | None:
+        """In a forked child: the subset of another client, of the last answer; None where that was
+        kept whole."""
         self._seed = b""
+        return None if self._all is None else self.of(self._all)
 
     def of(self, instances: Sequence[Instance]) -> Sequence[Instance]:
         """The instances that this client keeps."""
         if self._limit is None or len(instances) <= self._limit:
+            self._all = None
             return instances
+        self._all = instances
         self._seed = self._seed or self._rng.randbytes(_BYTES)
         ranks = {one: self._rank(one) for one in instances}
         firsts: dict[int, Instance] = {}

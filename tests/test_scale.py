@@ -78,7 +78,9 @@ def test_forked_client_draws_anew():
     """C8, D15: a forked child keeps a subset of its own."""
     subset = Subset(10, random.Random(1))
     before = subset.of(named(*range(1000)))
-    subset.reseed()
+    other = subset.after_fork()
+    assert other != before
+    assert len(other) == 10
     assert subset.of(named(*range(1000))) != before
 
 

@@ -187,6 +187,12 @@ class Breaker:
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now)
 
+    def after_fork(self, now: float, rng: random.Random) -> None:
+        """In a child: the probe under way is the parent's, and the next is due at another time."""
+        self._probe = None
+        if self.due > now:
+            self.due = now + _jittered(self.due - now, rng)
+
     def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
         """Faults in a row, in the order in which attempts were sent.
 

@@ -178,6 +178,9 @@ class Watch:
         self._waiting.clear()
         self._later.clear()
         self.busy = False
+        now = self.clock()
+        if now < self.next_at < math.inf:  # not at the same time as the parent and its children
+            self.next_at = now + (self.next_at - now) * self._rng.random()
 
     def run(self) -> None:
         """One round, after `claim`: ask, take over what came, wake who waits. It may block."""

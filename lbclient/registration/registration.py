@@ -93,7 +93,6 @@ class Registration:
         self._interval = ttl
         self._clock = clock
         self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
-        self._own_dice = rng is None
         entry = entry_of(service, instance, identity)
         self._shown = f"{instance} as {entry.owner}"
         self._registrar = Registrar(
@@ -163,8 +162,7 @@ class Registration:
 
     def after_fork(self) -> None:
         """In a child: what the parent has registered is the parent's."""
-        if self._own_dice:
-            self._dice.seed()
+        self._dice.seed()
         if (stay := self._end()) is not None:
             stay.link.remove()
 

@@ -96,6 +96,10 @@ class Prequal:
         numbers = f"choices={self._choices}, quantile={self._quantile:g}, age={self._age:g}"
         return f"Prequal({numbers}{probe})"
 
+    def after_fork(self) -> None:
+        """In a forked child: a report is good for one pick, and the parent has made that."""
+        self._reports = Reports(_REPORT_AGE)
+
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The quickest of a few that is not hot."""
         drawn = call.rng.sample(candidates, min(self._choices, len(candidates)))

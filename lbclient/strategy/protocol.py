@@ -33,7 +33,12 @@ class PickContext(Protocol):
 
 
 class Strategy(Protocol):
-    """Given the candidates, pick one. Asked for the first attempt of each call."""
+    """Given the candidates, pick one. Asked for the first attempt of each call.
+
+    In a forked child `after_fork()` is called, if the strategy has that method. A strategy that
+    keeps a place in a sequence begins at a random one there, or all workers of a pre-fork server
+    pick the same instances at the same time. `call.rng` is seeded anew by then.
+    """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick one of `candidates`, which are never empty.

@@ -21,6 +21,10 @@ class RoundRobin:
     def __init__(self) -> None:
         self._next: int | None = None
 
+    def after_fork(self) -> None:
+        """In a forked child: start at another random place."""
+        self._next = None
+
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The next in order."""
         if self._next is None:

@@ -30,6 +30,9 @@ class Weighted:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._candidates: Sequence[Endpoint] = ()
         self._members: frozenset[Endpoint] = frozenset()
         self._heap: list[_Turn] = []
@@ -40,6 +43,10 @@ class Weighted:
         self._next = 0
         self._order = count()
         self._time = 0.0
+
+    def after_fork(self) -> None:
+        """In a forked child: every instance starts at another random point of its stride."""
+        self._begin()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The one due first."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lbclient import checks
 from lbclient.endpoint import Endpoint
+from lbclient.forking import Forkable
 from lbclient.strategy.choice import strategy_of
 from lbclient.strategy.load import LoadReport
 from lbclient.strategy.probe import LoadProbe
@@ -31,6 +32,10 @@ class _Side:
         self._at = 0.0
         self.endpoints: tuple[Endpoint, ...] = ()
         self.weight = 0.0
+
+    def after_fork(self) -> None:
+        if isinstance(self._strategy, Forkable):
+            self._strategy.after_fork()
 
     def take(self, endpoints: list[Endpoint]) -> None:
         """The same object while they are the same: the strategy may know it."""
@@ -105,6 +110,11 @@ class Zone:
 
     def __repr__(self) -> str:
         return f"Zone({self._here!r}, {self._inner!r}, spill={self._spill:g}, share={self._share})"
+
+    def after_fork(self) -> None:
+        """In a forked child: as its strategies do."""
+        self._local.after_fork()
+        self._remote.after_fork()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """The dice say which side, where both will do; its strategy says who."""
