@@ -18,7 +18,7 @@ from lbclient.call import Call
 from lbclient.calling import asender, sender
 from lbclient.closing import Closing
 from lbclient.control import Control
-from lbclient.discovery import Dns, Guard, Service, nameservers_of
+from lbclient.discovery import Dns, DnsOptions, Family, Guard, Service, nameservers_of
 from lbclient.discovery.job import Scheduler
 from lbclient.discovery.refresher import REFRESHER
 from lbclient.health import HealthCheck, plain_check
@@ -77,6 +77,10 @@ class Balancer(Control, Closing):
     - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
       loopback, link-local, multicast or a cloud's metadata service.
     - `within`: a domain that the targets of SRV records must belong to.
+    - `family`: `"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both;
+      of both, those that this host has no route to are not used.
+    - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it;
+      for names of which DNS returns a few addresses at a time.
     - `max_stale`: seconds for which the last good answer is used while discovery fails; or no end.
     - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
     - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
@@ -111,6 +115,8 @@ class Balancer(Control, Closing):
         nameservers: Iterable[str] | None = None,
         allow: Iterable[str] = (),
         within: str | None = None,
+        family: Family = "any",
+        sticky: float | None = None,
         max_stale: float | None = None,
         min_refresh: float = 1.0,
         max_instances: int | None = None,
@@ -142,6 +148,8 @@ class Balancer(Control, Closing):
             dns=Dns(nameservers_of(nameservers, clock)),
             guard=Guard(allow, None if within is None else checks.host("within", within)),
             clock=clock,
+            options=DnsOptions(family, sticky),
+            start=REFRESHER.start,
         )
         self._strategy = strategy_of(strategy)
         self._listening = None if listener is None else Listening(listener)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TypedDict
 
 from lbclient.breaker import BreakerPolicy
+from lbclient.discovery import Family
 from lbclient.health import HealthCheck
 from lbclient.listening import Listener
 from lbclient.retry import RetryPolicy
@@ -37,6 +38,8 @@ class BalancerOptions(TypedDict, total=False):
     nameservers: Iterable[str] | None
     allow: Iterable[str]
     within: str | None
+    family: Family
+    sticky: float | None
     max_stale: float | None
     min_refresh: float
     max_instances: int | None

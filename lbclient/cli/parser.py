@@ -121,6 +121,18 @@ def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="refuse SRV targets outside this domain",
     )
     add.add_argument(
+        "--family",
+        choices=["any", "ipv4", "ipv6"],
+        default="any",
+        help="ask DNS for addresses of this family only (default any)",
+    )
+    add.add_argument(
+        "--sticky",
+        type=float,
+        metavar="SECONDS",
+        help="keep an address or instance so long after DNS stopped returning it (with --watch)",
+    )
+    add.add_argument(
         "--watch",
         action="store_true",
         help="go on asking, and print each change as it comes, until Ctrl-C",

@@ -39,6 +39,8 @@ def _balancer(arguments: argparse.Namespace) -> lbclient.Balancer:
         nameservers=arguments.nameserver,
         allow=arguments.allow,
         within=arguments.within,
+        family=arguments.family,
+        sticky=arguments.sticky,
     )
 
 

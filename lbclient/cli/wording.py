@@ -11,13 +11,16 @@ _NAMES = {
     "nameservers": "--nameserver",
     "allow": "--allow",
     "within": "--within",
+    "family": "--family",
+    "sticky": "--sticky",
 }
 _PYTHON_ONLY = re.compile(r", a list of the latter, .* -> Answer")
 
 
 def as_options(text: str) -> str:
     """Why a record was refused, with the advice as an option."""
-    return re.sub(r"pass allow=\['([^']*)'\]", r"pass --allow \1", text)
+    text = re.sub(r"pass allow=\['([^']*)'\]", r"pass --allow \1", text)
+    return re.sub(r"family='(\w+)'", r"--family \1", text)
 
 
 def as_arguments(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lbclient.discovery.addresses import AddressResolver
+from lbclient.discovery.addresses import AddressResolver, Start, at_once
 from lbclient.discovery.composite import Composite, FirstOf, Part, Service, Union
 from lbclient.discovery.dns import Dns
 from lbclient.discovery.file import FileResolver
 from lbclient.discovery.guard import Guard
 from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.resolver import Resolver
+from lbclient.discovery.service import DnsOptions, DnsService, Family
 from lbclient.discovery.srv import SrvResolver
 from lbclient.discovery.static import StaticResolver
 from lbclient.discovery.words import text_of
@@ -17,6 +18,9 @@ __all__ = [
     "AddressResolver",
     "Composite",
     "Dns",
+    "DnsOptions",
+    "DnsService",
+    "Family",
     "FileResolver",
     "FirstOf",
     "Guard",
@@ -24,8 +28,10 @@ __all__ = [
     "Resolver",
     "Service",
     "SrvResolver",
+    "Start",
     "StaticResolver",
     "Union",
+    "at_once",
     "nameservers_of",
     "text_of",
 ]

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from lbclient import forking
 from lbclient.discovery.job import Job
@@ -115,15 +116,19 @@ class Refresher:
     def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
         if (job := _its(turn, ref)) is None:
             return
-        if threading.Lock is not self._lock_type:
+        self.start(lambda: self._round(job), "lbclient-lookup")
+
+    def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
+        """Run a function on a daemon thread of its own; here, if no thread can be started."""
+        if self._lock_type not in (None, threading.Lock):
             # What `threading` would start now is a green thread, and never gets its turn here.
             self._warn_of_late_patch()
-            self._round(job)
+            run()
             return
         try:
-            _daemon(lambda: self._round(job), "lbclient-lookup")
+            _daemon(run, name)
         except RuntimeError:  # no more threads to be had: late is better than never
-            self._round(job)
+            run()
 
     def _round(self, job: Job) -> None:
         try:
@@ -189,8 +194,8 @@ def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
     return job if job is not None and job.turn == turn else None
 
 
-def _daemon(run: object, name: str) -> threading.Thread:
-    thread = threading.Thread(target=run, name=name, daemon=True)  # type: ignore[arg-type]
+def _daemon(run: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
 

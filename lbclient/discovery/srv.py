@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, cast
 
 import dns.name
 
 from lbclient import checks
-from lbclient.discovery.addresses import AddressBook, Patience
-from lbclient.discovery.dns import Addresses, Dns, Glue, NoRecords
+from lbclient.discovery.addresses import SOON, AddressBook, Patience, Start, at_once
+from lbclient.discovery.dns import KINDS, Dns, NoRecords
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer, Instance, Refusal
@@ -35,10 +35,19 @@ class SrvResolver:
     A record that cannot be used is left out, with the reason in the answer; the rest stands.
     """
 
-    def __init__(self, name: str, dns: Dns, guard: Guard, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        dns: Dns,
+        guard: Guard,
+        clock: Callable[[], float],
+        *,
+        kinds: Sequence[str] = KINDS,
+        start: Start = at_once,
+    ) -> None:
         self.name = checks.host("service", name) + "."
         self._dns = dns
-        self._book = AddressBook(dns)
+        self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
         self._guard = guard
         self._clock = clock
 
@@ -54,62 +63,44 @@ class SrvResolver:
             raise ServiceAbsent(
                 f"{self.name} declares that the service is not offered (target '.')"
             )
-        targets = _Targets(self._book, found.glue, patience)
-        ttls, instances, refused = [found.ttl], [], []
-        for one in self._longest_unasked_first(records):
-            try:
-                host = self._host(one)
-                addresses, ttl = targets.addresses(host)
-            except _Refused as reason:
-                refused.append(Refusal(_shown(one), str(reason)))
+        hosts, refused = self._hosts(self._longest_unasked_first(records))
+        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each once, however many name it
+        lookup = self._book.lookup(names, patience.left, found.glue)
+        ttls, instances = [found.ttl if lookup.complete else min(found.ttl, SOON)], []
+        for host, record in hosts:
+            told = lookup.found[f"{host}."]
+            if isinstance(told, Exception):
+                refused.append(Refusal(_shown(record), _reason(told)))
                 continue
+            addresses, ttl = told
             vetted, reasons = self._guard.vet(addresses)
-            refused += [Refusal(_shown(one), reason) for reason in reasons]
+            refused += [Refusal(_shown(record), reason) for reason in reasons]
             if vetted:
-                instances.append(_instance(host, one, vetted))
+                instances.append(_instance(host, record, vetted))
                 ttls.append(ttl)
         self._book.keep(set(map(_target, records)))
         return Answer(sorted(instances, key=_place), min(ttls), refused)
 
+    def _hosts(self, records: Iterable[_Srv]) -> tuple[list[tuple[str, _Srv]], list[Refusal]]:
+        """The records that can be used, each with the name of its host; and the others."""
+        hosts, refused = [], []
+        for one in records:
+            try:
+                hosts.append((self._host(one), one))
+            except ValueError as reason:
+                refused.append(Refusal(_shown(one), str(reason)))
+        return hosts, refused
+
+    def _host(self, record: _Srv) -> str:
+        """Raises ValueError, with the reason, where the record names none that can be used."""
+        host = _host(record)
+        if (reason := self._guard.refuses_name(host)) is not None:
+            raise ValueError(reason)
+        return host
+
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
         """Where time does not suffice for all targets, each has its turn in one of the rounds."""
         return sorted(records, key=lambda one: self._book.asked(_target(one)))
-
-    def _host(self, record: _Srv) -> str:
-        host = _host(record)
-        if (reason := self._guard.refuses_name(host)) is not None:
-            raise _Refused(reason)
-        return host
-
-
-class _Targets:
-    """The targets of one answer. Each is looked up once, however many records name it."""
-
-    def __init__(self, book: AddressBook, glue: Glue, patience: Patience) -> None:
-        self._book = book
-        self._glue = glue
-        self._patience = patience
-        self._found: dict[str, Addresses | _Refused] = {}
-
-    def addresses(self, host: str) -> Addresses:
-        """Raises _Refused where it has none that are known."""
-        if host not in self._found:
-            self._found[host] = self._lookup(host)
-        if isinstance(found := self._found[host], _Refused):
-            raise found
-        return found
-
-    def _lookup(self, host: str) -> Addresses | _Refused:
-        try:
-            return self._book.lookup(host + ".", self._patience.left, self._glue)
-        except NoRecords:
-            return _Refused("its target has no address")
-        except DiscoveryError as error:
-            return _Refused(f"no address is known for its target: {error}")
-
-
-class _Refused(Exception):
-    """Why one record is left out."""
 
 
 def _target(record: _Srv) -> str:
@@ -119,19 +110,25 @@ def _target(record: _Srv) -> str:
 def _host(record: _Srv) -> str:
     text = record.target.to_text(omit_final_dot=True)
     if record.target == dns.name.root:
-        raise _Refused("its target is '.', beside others that are not")
+        raise ValueError("its target is '.', beside others that are not")
     if record.port == 0:
-        raise _Refused("its port is 0")
+        raise ValueError("its port is 0")
     try:
         ipaddress.ip_address(text)
     except ValueError:
         pass
     else:
-        raise _Refused("its target is an IP address, where RFC 2782 wants a name")
+        raise ValueError("its target is an IP address, where RFC 2782 wants a name")
     try:
         return checks.host("target", text)
     except ValueError:
-        raise _Refused("its target is no legal host name") from None
+        raise ValueError("its target is no legal host name") from None
+
+
+def _reason(error: DiscoveryError) -> str:
+    if isinstance(error, NoRecords):
+        return "its target has no address"
+    return f"no address is known for its target: {error}"
 
 
 def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:

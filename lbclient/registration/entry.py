@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from lbclient import checks
-from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery import Dns, DnsService, Guard, SrvResolver
 from lbclient.discovery.update import Record, Rrset
 from lbclient.instance import Instance
 from lbclient.target import target_of
@@ -97,9 +97,10 @@ def _service(service: object) -> tuple[str, str]:
     target = target_of(
         url, name=None, scheme="http", dns=Dns(None), guard=Guard(), clock=time.monotonic
     )
-    if not isinstance(target.resolver, SrvResolver) or target.host is None:
+    source = target.resolver.source if isinstance(target.resolver, DnsService) else None
+    if not isinstance(source, SrvResolver) or target.host is None:
         raise ValueError(f"service must be {_FORMS}")
-    return target.resolver.name, target.host
+    return source.name, target.host
 
 
 def _target(instance: Instance, owner: str, domain: str, identity: object) -> str:

@@ -13,12 +13,16 @@ from lbclient.discovery import (
     AddressResolver,
     Composite,
     Dns,
+    DnsOptions,
+    DnsService,
     FileResolver,
     Guard,
     Part,
     Resolver,
     SrvResolver,
+    Start,
     StaticResolver,
+    at_once,
 )
 from lbclient.instance import Instance
 from lbclient.target.url import DEFAULT_PORTS, FORMS, host_of, path_of, shown, split
@@ -27,18 +31,21 @@ __all__ = ["Said", "Sources", "read"]
 
 
 class Sources(NamedTuple):
-    """What the balancer hands to whatever resolves for it."""
+    """What the balancer hands to whatever resolves for it; `start` runs questions to DNS."""
 
     dns: Dns
     guard: Guard
     clock: Callable[[], float]
+    options: DnsOptions = DnsOptions()
+    start: Start = at_once
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
     """Who resolves a service, and what the service says of itself: None where it says nothing.
 
-    `shown` is what to call it where it has no name, `first` the first of a list.
+    `shown` is what to call it where it has no name, `first` the first of a list; `in_dns` is True
+    where DNS resolves it, or a part of it.
     """
 
     resolver: Resolver
@@ -48,6 +55,7 @@ class Said:
     host: str | None = None
     port: int | None = None
     first: Instance | None = None
+    in_dns: bool = False
 
 
 def read(service: object, sources: Sources) -> Said:
@@ -91,8 +99,10 @@ def _file(url: SplitResult, scheme: str, _sources: Sources) -> Said:
 
 def _dns(url: SplitResult, scheme: str, sources: Sources) -> Said:
     host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
-    resolver = AddressResolver(host, port, sources.dns, sources.guard)
-    return Said(resolver, shown(url), scheme, path_of(url), host, port)
+    dns, guard, clock, options, start = sources
+    source = AddressResolver(host, port, dns, guard, clock, kinds=options.kinds, start=start)
+    resolver = DnsService(source, clock, options.sticky)
+    return Said(resolver, shown(url), scheme, path_of(url), host, port, in_dns=True)
 
 
 def _srv(url: SplitResult, scheme: str, sources: Sources) -> Said:
@@ -102,7 +112,10 @@ def _srv(url: SplitResult, scheme: str, sources: Sources) -> Said:
     if url.port is not None:
         raise ValueError(f"service must not name a port: SRV records do ({shown(url)!r})")
     query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
-    return Said(SrvResolver(query, *sources), shown(url), scheme, path_of(url), _parent(host))
+    dns, guard, clock, options, start = sources
+    source = SrvResolver(query, dns, guard, clock, kinds=options.kinds, start=start)
+    resolver = DnsService(source, clock, options.sticky)
+    return Said(resolver, shown(url), scheme, path_of(url), _parent(host), in_dns=True)
 
 
 _KINDS = {"": _plain, "srv": _srv, "dns": _dns, "file": _file}
@@ -161,6 +174,7 @@ def _from_parts(service: Composite, sources: Sources) -> Said:
         _common("base path", (one.path for one in parts)),
         named.host,
         named.port,
+        in_dns=any(one.in_dns for one in parts),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbclient import checks
-from lbclient.discovery import Dns, Guard, Resolver
+from lbclient.discovery import Dns, DnsOptions, Guard, Resolver, Start, at_once
 from lbclient.target.reading import Said, Sources, read
 from lbclient.target.url import DEFAULT_PORTS, authority_of
 
@@ -42,14 +42,18 @@ def target_of(
     dns: Dns,
     guard: Guard,
     clock: Callable[[], float],
+    options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
+    start: Start = at_once,
 ) -> Target:
-    """Read what the user passed as `service`.
+    """Read what the user passed as `service`; `start` runs each question to DNS.
 
     Raises ValueError or TypeError that names the argument and the forms known.
     """
     checks.one_of("scheme", scheme, DEFAULT_PORTS)
     alias = None if name is None else checks.host("name", name)
-    said = read(service, Sources(dns, guard, clock))
+    said = read(service, Sources(dns, guard, clock, options, start))
+    if not said.in_dns:
+        options.refuse(said.shown)
     scheme = _agreed(scheme, said.scheme)
     path = said.path or ""
     if (host := alias or said.host) is not None:

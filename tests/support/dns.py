@@ -145,7 +145,8 @@ class Liar:
         self._faults: dict[_Key, Fault] = {}
         self._asked: Counter[_Key] = Counter()
         self._over_tcp = 0
-        self._held: list[Callable[[], None]] | None = None
+        self._held: list[Callable[[], None]] = []
+        self._holding: _Key | None = None
         self._changed = threading.Condition()
         self._udp, self._tcp = _pair_of_sockets()
         self._port = self._udp.getsockname()[1]
@@ -192,15 +193,16 @@ class Liar:
             self._faults.clear()
 
     @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        """Answers wait until the block ends."""
+    def holding(self, name: str | None = None, kind: str | None = None) -> Iterator[None]:
+        """Answers for `name` and `kind`, each None for all, wait until the block ends."""
         with self._changed:
-            self._held = []
+            self._holding = _key(name, kind)
         try:
             yield
         finally:
             with self._changed:
-                held, self._held = self._held, None
+                self._holding = None
+                held, self._held = self._held, []
             for send in held:
                 send()
 
@@ -225,12 +227,7 @@ class Liar:
                 raise TimeoutError(f"{self._count(key)} of {count} questions for {name} {kind}")
 
     def _count(self, key: _Key) -> int:
-        name, kind = key
-        return sum(
-            number
-            for (asked_name, asked_kind), number in self._asked.items()
-            if name in (None, asked_name) and kind in (None, asked_kind)
-        )
+        return sum(number for asked, number in self._asked.items() if _matches(asked, key))
 
     def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -245,13 +242,13 @@ class Liar:
 
     def _on_udp(self) -> None:
         wire, peer = self._udp.recvfrom(65535)
-        answer = self._answer(wire, over_tcp=False)
+        asked, answer = self._answer(wire, over_tcp=False)
 
         def send() -> None:
             if answer is not None:
                 self._udp.sendto(answer, peer)
 
-        self._now_or_later(send)
+        self._now_or_later(asked, send)
 
     def _on_tcp(self) -> None:
         connection, _ = self._tcp.accept()
@@ -260,7 +257,7 @@ class Liar:
         stream = connection.makefile("rb")
         with stream:
             size = struct.unpack("!H", stream.read(2))[0]
-            answer = self._answer(stream.read(size), over_tcp=True)
+            asked, answer = self._answer(stream.read(size), over_tcp=True)
 
         def send() -> None:
             if answer is None:
@@ -269,16 +266,16 @@ class Liar:
                 connection.sendall(struct.pack("!H", len(answer)) + answer if answer else b"")
                 connection.shutdown(socket.SHUT_RDWR)
 
-        self._now_or_later(send)
+        self._now_or_later(asked, send)
 
-    def _now_or_later(self, send: Callable[[], None]) -> None:
+    def _now_or_later(self, asked: _Key, send: Callable[[], None]) -> None:
         with self._changed:
-            if self._held is not None:
+            if self._holding is not None and _matches(asked, self._holding):
                 self._held.append(send)
                 return
         send()
 
-    def _answer(self, wire: bytes, *, over_tcp: bool) -> bytes | None:
+    def _answer(self, wire: bytes, *, over_tcp: bool) -> tuple[_Key, bytes | None]:
         query = dns.message.from_wire(wire)
         (question,) = query.question
         asked = question.name, dns.rdatatype.to_text(question.rdtype)
@@ -290,7 +287,7 @@ class Liar:
             truth = self._truth(query, *asked)
         size = 65535 if over_tcp else _UDP_SIZE
         plain = truth.to_wire(max_size=size, prefer_truncation=True)
-        return fault(Asked(query, plain, over_tcp)) if fault else plain
+        return asked, fault(Asked(query, plain, over_tcp)) if fault else plain
 
     def _fault_for(self, name: dns.name.Name, kind: str) -> Fault | None:
         keys: tuple[_Key, ...] = ((name, kind), (name, None), (None, kind), (None, None))
@@ -488,6 +485,10 @@ def _free_port() -> int:
 
 def _name(text: str) -> dns.name.Name:
     return dns.name.from_text(text)
+
+
+def _matches(asked: _Key, key: _Key) -> bool:
+    return key[0] in (None, asked[0]) and key[1] in (None, asked[1])
 
 
 def _key(name: str | None, kind: str | None) -> _Key:
