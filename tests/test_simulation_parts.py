@@ -156,7 +156,13 @@ class TestRequests:
 
     @pytest.mark.parametrize(
         ("method", "methods", "attempts"),
-        [("GET", None, 2), ("POST", None, 1), ("POST", ["POST"], 2), ("GET", ["POST"], 1)],
+        [
+            ("GET", None, 2),
+            ("get", None, 2),
+            ("POST", None, 1),
+            ("POST", ["POST"], 2),
+            ("GET", ["POST"], 1),
+        ],
     )
     def test_the_method_decides_what_is_repeated(self, method, methods, attempts):
         """What may have been carried out is repeated for the retry policy's methods only."""
@@ -173,6 +179,10 @@ class TestRequests:
             make(1, 1, request="/orders")
         with pytest.raises(TypeError, match=r"request\(0\) of the load .* not '/0'"):
             run([Server("a", FAST)], make(1, 1, request=lambda number: f"/{number}"))
+        with pytest.raises(TypeError, match="method must be text, not 5"):
+            SimulatedRequest(5)
+        with pytest.raises(TypeError, match="path must be text, not None"):
+            SimulatedRequest("GET", None)
 
 
 class Bursts:

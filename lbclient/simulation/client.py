@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -66,7 +67,7 @@ class Client:
         if asked is None:
             asked = self._asked
         elif asked.caller is None:
-            asked = asked._replace(caller=self.number)
+            asked = dataclasses.replace(asked, caller=self.number)
         call: Call[Reply] = self.balancer.begin(self._terms(asked), _SEMANTICS)
         trail, arrived = Trail(call), world.clock()
         self.waiting[trail] = arrived

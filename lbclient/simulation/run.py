@@ -142,7 +142,7 @@ class _Run:
     def _terms(self, asked: SimulatedRequest) -> Terms:
         scenario, fair_by = self._scenario, self._fair_by
         return Terms(
-            scenario.idempotent and asked.method in self._methods,
+            scenario.idempotent and asked.method.upper() in self._methods,
             asked.key,
             patience=scenario.patience,
             caller=None if fair_by is None else caller_of("fair_by", fair_by(asked)),
