@@ -88,6 +88,7 @@ class Charges:
         now = self._clock()
         if verdict.fault:
             endpoint.failed(now)
+            endpoint.last_fault = attempt.fault
         if verdict.fault and verdict.again == "always":
             self._membership.hurry(now)
         if verdict.rest > 0:

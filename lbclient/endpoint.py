@@ -45,6 +45,7 @@ class Endpoint:
         "limit",
         "out_until",
         "rest_until",
+        "unhealthy_since",
         "unreached",
         "warm_since",
         "weight",
@@ -70,6 +71,8 @@ class Endpoint:
         """Since then it is in rotation again, or for the first time among others."""
         self.healthy = True
         """What active checks say."""
+        self.unhealthy_since = 0.0
+        """When they last changed their mind for the worse."""
         self.last_fault: str | None = None
         """A status, or the name of an error."""
         self.gone = False

@@ -52,11 +52,29 @@ class Rotation:
     def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """Its breaker has changed. One that merely observes changes nothing in the rotation."""
         self._counts.breaker(breaker.state)
-        text = "breaker of %s would be %s" if breaker.observes else "breaker of %s is %s"
-        self._news.add(INFO, text, breaker.name, breaker.state)
+        self._log_turn(endpoint, breaker, now)
         self.tell(BreakerChanged, endpoint, breaker.state)
         if not breaker.observes:
             self._follow(endpoint, breaker, now)
+
+    def _log_turn(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
+        """A breaker that opens is a warning; one whose probe fails stays open."""
+        verb = "would be" if breaker.observes else "is"
+        subject, since = (self._service, breaker.name, verb), now - breaker.opened_at
+        if breaker.closed:
+            self._news.add(INFO, "%s: breaker of %s %s closed after %.1f s", *subject, since)
+            return
+        why, seconds = breaker.why, breaker.due - now
+        if endpoint.last_fault is not None:
+            why += f"; last fault: {endpoint.last_fault}"
+        if since:
+            text = "%s: breaker of %s %s open for another %.1f s after %.1f s: %s"
+            self._news.add(INFO, text, *subject, seconds, since, why)
+        else:
+            level = INFO if breaker.observes else WARNING
+            self._news.add(
+                level, "%s: breaker of %s %s open for %.1f s: %s", *subject, seconds, why
+            )
 
     def _follow(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         outage = not self._pool.candidates(now)
@@ -74,16 +92,21 @@ class Rotation:
         endpoint.out_until = endpoint.warm_since = self._clock() + seconds
         self._pool.changed(endpoint)
         self._counts.ejected(by)
-        self._news.add(INFO, "%s is ejected for %.1f s, by %s", endpoint.instance, seconds, by)
+        why = "by hand" if by == "hand" else f"as an outlier; last fault: {endpoint.last_fault}"
+        text = "%s: %s is ejected for %.1f s, %s"
+        self._news.add(INFO, text, self._service, endpoint.instance, seconds, why)
         self.tell(Ejected, endpoint, seconds, by)
         self._line.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
         """In, whatever kept it out."""
+        now = self._clock()
+        before = endpoint.standing(now)
         endpoint.renew(self._pool.fresh_breaker(endpoint))
-        endpoint.warm_since = self._clock()
+        endpoint.warm_since = now
         self._pool.changed(endpoint)
-        self._news.add(INFO, "%s is admitted by hand", endpoint.instance)
+        text = "%s: %s is admitted by hand; it was %s"
+        self._news.add(INFO, text, self._service, endpoint.instance, before)
         self.tell(Admitted, endpoint)
         self._line.wake()
 
@@ -97,9 +120,12 @@ class Rotation:
         self._pool.changed(endpoint)
         self._counts.health(healthy=healthy)
         if healthy:
-            self._news.add(INFO, "%s passes its health checks", endpoint.instance)
+            text, since = "%s: %s passes its health checks after %.1f s", endpoint.unhealthy_since
+            self._news.add(INFO, text, self._service, endpoint.instance, now - since)
         else:
-            self._news.add(WARNING, "%s fails its health checks: %s", endpoint.instance, why)
+            endpoint.unhealthy_since = now
+            text = "%s: %s fails its health checks: %s"
+            self._news.add(WARNING, text, self._service, endpoint.instance, why)
         self.tell(HealthChanged, endpoint, healthy)
         self._line.wake()
 

@@ -44,6 +44,11 @@ class Sent(Protocol):
         ...
 
     @property
+    def fault(self) -> str:
+        """What it is called, if it was one."""
+        ...
+
+    @property
     def elapsed(self) -> float:
         """Seconds."""
         ...

@@ -1,9 +1,11 @@
 """What logs, metrics and errors say of the things that go wrong."""
 
+import contextlib
 import errno
 import logging
 import os
 import random
+import re
 import resource
 import socket
 import threading
@@ -376,3 +378,152 @@ def test_unknown_name_is_a_fault():
     assert network_judge(OSError(errno.EBUSY, "mine")) == lbclient.Verdict(fault=False)
     assert network_judge(FileNotFoundError(errno.ENOENT, "mine", "file")).again == "never"
     assert descriptors() == before
+
+
+# Breakers, ejections, checks
+
+
+def fail(balancer, fn=reset):
+    with contextlib.suppress(OSError, lbclient.LoadBalancingError):
+        balancer.call(fn)
+
+
+def about(lines, *words):
+    return [line for line in lines if all(word in line for word in words)]
+
+
+@pytest.mark.parametrize("observe", [False, True])
+def test_log_of_a_breaker(log, observe):
+    """A breaker that opens is a warning with its service, cause and duration; a failed probe and
+    its closing tell how long it was open. One that observes says "would be"."""
+    clock = Clock()
+    breaker = lbclient.BreakerPolicy(fail_max=3, observe=observe)
+    options = {"retry": None, "breaker": breaker, "clock": clock, "rng": random.Random(1)}
+    with Balancer([ONE], name="orders", **options) as balancer:
+        for _ in range(3):
+            fail(balancer)
+        clock.now += 1.0
+        fail(balancer)
+        clock.now += 2.5
+        balancer.call(str)
+    verb, level = ("would be", "INFO") if observe else ("is", "WARNING")
+    opened, again, closed = (re.sub(r"for (another )?[\d.]+ s", r"for \1# s", one) for one in log())
+    text = f"orders: breaker of 10.0.0.1:80 {verb}"
+    fault = "last fault: ConnectionResetError"
+    assert opened == f"{level} {text} open for # s: 3 faults in a row; {fault}"
+    assert again == f"INFO {text} open for another # s after 1.0 s: its probe failed; {fault}"
+    assert closed == f"INFO {text} closed after 3.5 s"
+
+
+@pytest.mark.parametrize(
+    ("rates", "why"),
+    [
+        ({"failure_rate": 0.5}, "2 of 4 calls failed; last fault: ConnectionResetError"),
+        ({"slow_rate": 0.5, "slow_after": 1.0}, "2 of 4 calls were slow"),
+    ],
+)
+def test_log_of_a_rate(log, rates, why):
+    """A breaker that opens for a rate names the rate."""
+    clock = Clock()
+
+    def slow(_):
+        clock.now += 2.0
+
+    policy_ = lbclient.BreakerPolicy(minimum_calls=4, **rates)
+    with Balancer([ONE], name="orders", retry=None, breaker=policy_, clock=clock) as balancer:
+        for bad in (False, True, False, True):
+            if bad and "failure_rate" in rates:
+                fail(balancer)
+            else:
+                balancer.call(slow if bad else str)
+    (line,) = log()
+    assert line.startswith("WARNING orders: breaker of 10.0.0.1:80 is open for ")
+    assert line.endswith(why)
+
+
+def test_fault_in_the_middle_of_a_body_is_a_cause(servers, log):
+    """A body that breaks after good headers is a fault with a name, in the log and in errors."""
+    (server,) = servers(dies_in_body)
+    options = {"retry": None, "breaker": lbclient.BreakerPolicy(fail_max=1), "name": "orders"}
+    with lbclient.Client([server.url], **options) as client:
+        with pytest.raises(httpx.TransportError), client.stream("GET", "/") as response:
+            response.read()
+        with pytest.raises(lbclient.NoInstanceAvailable, match="last fault Re"):
+            client.get("/")
+    assert about(log(), "WARNING", "last fault: Re")
+
+
+def test_log_of_an_ejection(log):
+    """An ejection names service, cause and duration, by hand and as an outlier; an admission says
+    what kept the instance out."""
+    clock, rng = Clock(), random.Random(1)
+    options = {
+        "retry": None,
+        "breaker": None,
+        "outliers": lbclient.OutlierPolicy(interval=1.0, minimum_calls=5),
+    }
+    with Balancer([ONE, TWO], name="orders", clock=clock, rng=rng, **options) as balancer:
+        balancer.eject(TWO, 10)
+        balancer.admit(TWO)
+
+        def bad(instance):
+            if instance == ONE:
+                raise ConnectionResetError
+
+        for _ in range(30):
+            fail(balancer, bad)
+            clock.now += 0.1
+    by_hand, admitted, outlier, *_ = log()
+    assert by_hand == "INFO orders: 10.0.0.2:80 is ejected for 10.0 s, by hand"
+    assert admitted == "INFO orders: 10.0.0.2:80 is admitted by hand; it was ejected"
+    assert re.fullmatch(
+        r"INFO orders: 10.0.0.1:80 is ejected for [\d.]+ s, as an outlier; "
+        "last fault: ConnectionResetError",
+        outlier,
+    )
+
+
+def test_log_of_health_checks(log):
+    """A failed check names service and cause, and a passed one how long it had failed."""
+    clock, event = Clock(), threading.Event()
+    with Balancer([ONE], name="orders", clock=clock, listener=lambda _: event.set()) as balancer:
+        core, (endpoint,) = balancer._core, balancer._core.pool.endpoints
+        core.checked(endpoint, endpoint.breaker, healthy=False, why="status 500")
+        clock.now += 12.0
+        core.checked(endpoint, endpoint.breaker, healthy=True, why="")
+    assert log() == [
+        "WARNING orders: 10.0.0.1:80 fails its health checks: status 500",
+        "INFO orders: 10.0.0.1:80 passes its health checks after 12.0 s",
+    ]
+
+
+# The slower attempt of a hedge
+
+
+@worlds
+def test_slower_attempt_of_a_hedge_is_measured(servers, world, telemetry):
+    """The attempt that a hedge has overtaken is in `http.client.request.duration` too, marked
+    `lbclient.lost`."""
+
+    def silent(connection, _):
+        connection.server.stopping.wait(30)
+
+    slow, quick = servers(silent, tells_port)
+    with world.client(
+        [slow.url, quick.url],
+        strategy="round-robin",
+        rng=random.Random(1),
+        hedge=lbclient.HedgePolicy(delay=0.01),
+        tracer_provider=telemetry.tracers,
+        meter_provider=telemetry.meters,
+        name="orders",
+    ) as client:
+        while not slow.requests:
+            assert client.get("/").text == str(quick.port)
+        free = threading.Event()
+        client.client.balancer.idle().listen(free.set)
+        assert free.wait(30)
+    points = telemetry.points("http.client.request.duration")
+    lost = [(labels, count) for labels, count in points if "lbclient.lost" in labels]
+    server = {"server.address": "orders", "server.port": 80}
+    assert lost == [({"http.request.method": "GET", "lbclient.lost": True, **server}, 1)]

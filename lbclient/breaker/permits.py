@@ -59,8 +59,10 @@ class Breaker:
         "_window",
         "due",
         "name",
+        "opened_at",
         "permit",
         "pristine",
+        "why",
     )
 
     def __init__(self, policy: BreakerPolicy, name: str) -> None:
@@ -79,6 +81,10 @@ class Breaker:
         self._probe: Permit | None = None
         self.due = 0.0
         """Clock time from which an open breaker may be probed."""
+        self.opened_at = 0.0
+        """When it last left the closed state."""
+        self.why = ""
+        """What has opened it, in words."""
         self.permit = _FIRST
         """What a closed breaker hands to everybody; new with each change of state."""
 
@@ -164,7 +170,9 @@ class Breaker:
                 self._run = deque((one for one in self._run if one[0] > started), self._run.maxlen)
             self._count_rates(now, elapsed, fault=fault)
         elif permit.probe:
-            tell(self._circuit or self._wake(), fault=fault or self._slow(elapsed))
+            slow = self._slow(elapsed)
+            self.why = "its probe failed" if fault or not slow else "its probe was slow"
+            tell(self._circuit or self._wake(), fault=fault or slow)
         if self.state == before:
             return False
         self._changed(before, now, rng)
@@ -215,6 +223,7 @@ class Breaker:
             return
         first, sent_by_then = run[0]
         if attempts - sent_by_then <= _SPREAD * most or now - first >= _LATENCIES * latency:
+            self.why = f"{most} faults in a row"
             (self._circuit or self._wake()).open()
 
     def _count_rates(self, now: float, elapsed: float, *, fault: bool) -> None:
@@ -225,6 +234,7 @@ class Breaker:
             return
         window.add(now, fault=fault, slow=self._slow(elapsed))
         if window.tripped:
+            self.why = window.why
             (self._circuit or self._wake()).open()
 
     def _slow(self, elapsed: float) -> bool:
@@ -248,6 +258,8 @@ class Breaker:
         if self.closed:
             self._closed_at = now
         else:
+            if before == "closed":
+                self.opened_at = now
             self._period = self._next_period(before, now)
             self.due = now + _jittered(self._period, rng)
 

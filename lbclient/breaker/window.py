@@ -49,6 +49,13 @@ class Window:
             or _reached(policy.slow_rate, self.slow / calls)
         )
 
+    @property
+    def why(self) -> str:
+        """Which rate is reached, in words."""
+        if _reached(self._policy.failure_rate, self.faults / self.calls):
+            return f"{self.faults} of {self.calls} calls failed"
+        return f"{self.slow} of {self.calls} calls were slow"
+
     def outslept(self, now: float, elapsed: float) -> bool:
         """True where a call of `elapsed` seconds that ends `now` tells nothing. Ask once for each.
 

@@ -13,11 +13,13 @@ from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.outcome import Verdict, fault_name
 from lbclient.selection import Pick
-from lbclient.telemetry import SILENT, CallSpan, Semantics
+from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics
 
 __all__ = ["Attempt"]
 
 R = TypeVar("R")
+_LOST: Attributes = {"lbclient.lost": True}
+"""Marks the slower attempt of a hedged call, in its span and its duration."""
 
 
 class Owner(Protocol):
@@ -51,6 +53,7 @@ class Attempt(Generic[R]):
 
     __slots__ = (
         "_call",
+        "_failure",
         "_held",
         "_open",
         "_settled",
@@ -80,6 +83,8 @@ class Attempt(Generic[R]):
         self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
         self.instance = self.endpoint.instance
         self._held, self._open, self._settled = False, True, False
+        self._failure: str | None = None
+        """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
         self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = self.endpoint.breaker
@@ -98,6 +103,11 @@ class Attempt(Generic[R]):
         self.cut = False
         """True where our own deadline ended it."""
         self.verdict: Verdict | None = None
+
+    @property
+    def fault(self) -> str:
+        """What it is called, if it was one."""
+        return self._failure or fault_name(self.status, None)
 
     @property
     def open(self) -> bool:
@@ -149,6 +159,7 @@ class Attempt(Generic[R]):
     def finish(self, error: BaseException | None = None) -> None:
         """The body has ended, was closed, or broke with `error`. More than once does no harm."""
         if error is not None:
+            self._failure = fault_name(None, error)
             if isinstance(error, Exception):
                 self.verdict = self._call.verdict(self, error)
             self._close(self._charge(error), release=True)
@@ -184,6 +195,7 @@ class Attempt(Generic[R]):
 
     def _failed(self, error: BaseException) -> bool:
         """True where the call may go on."""
+        self._failure = fault_name(None, error)
         failure = error if isinstance(error, Exception) else None
         self.verdict = None if failure is None else self._call.verdict(self, failure)
         self._close(self._charge(error), release=True)
@@ -213,8 +225,10 @@ class Attempt(Generic[R]):
             if self.elapsed > (endpoint.latency or 0.0):
                 endpoint.took(self.elapsed)
             self._call.core.learned(endpoint, self.elapsed, failed=False)
+        self._span.end(lambda: _LOST)
+        if (labels := self._call.semantics.duration(None)) is not None:
+            self._call.core.telemetry.counts.duration(self.elapsed, {**labels, **_LOST})
         self._close(None, release=True)
-        self._span.end(lambda: {"lbclient.lost": True})
 
     def _ours(self) -> bool:
         """False for an exception that says nothing of the instance: the caller's own."""
@@ -243,8 +257,6 @@ class Attempt(Generic[R]):
 
     def _tell(self, error: BaseException | None) -> None:
         semantics = self._call.semantics
-        if self.verdict is not None and self.verdict.fault:
-            self.endpoint.last_fault = fault_name(self.status, error)
         if self._span is not SILENT:
             self._span.end(lambda: semantics.outcome(self.result, error))
         labels = semantics.duration(self.result if error is None else error)
