@@ -220,14 +220,17 @@ def _system_errors(error: BaseException | None) -> Iterator[OSError]:
 
 
 def judge(result: object) -> Verdict:
-    """Judge by the operating system's network errors; any other result or exception is fine."""
+    """Judge by the operating system's network errors, also where another OSError wraps them; any
+    other result or exception is fine."""
     if not isinstance(result, OSError):
         return FINE
     if (local := local_origin(result)) is not None:
         return local
-    if isinstance(result, _NEVER_SENT_ERRORS):
+    behind = tuple(_system_errors(result))
+    if behind and all(isinstance(one, _NEVER_SENT_ERRORS) for one in behind):
         return NEVER_SENT
-    return FAULT if isinstance(result, ConnectionError | TimeoutError) else FINE
+    network = any(isinstance(one, ConnectionError | TimeoutError) for one in behind)
+    return FAULT if network else FINE
 
 
 def fault_name(status: int | None, error: BaseException | None) -> str:

@@ -352,6 +352,29 @@ def test_causes(cause, unreachable, fault):
         assert (verdict.unreachable, verdict.fault, verdict.again) == (unreachable, fault, "always")
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_without_http_over_anyio(dead_port, backend):
+    """Without HTTP too, the errors behind the one that anyio raises are what is judged: one has no
+    route, the other refuses, and both are faults that any call may be tried again after."""
+    service = [Instance(NOWHERE, dead_port), Instance("127.0.0.1", dead_port)]
+    made = lbclient.Balancer(service, retry=NO_BUDGET, breaker=None, strategy="round-robin")
+
+    async def dial(instance):
+        async with await anyio.connect_tcp(instance.address, instance.port):
+            pass
+
+    async def calls():
+        for _ in range(4):
+            with pytest.raises(OSError, match="attempts failed"):
+                await made.acall(dial)
+
+    anyio.run(calls, backend=backend)
+    lost, refusing = made.snapshot().instances
+    assert lost.attempts + refusing.attempts == 12
+    assert refusing.failures == refusing.attempts
+    assert 0 < lost.failures < lost.attempts
+
+
 WAYS = {
     "sync": (World(), {}),
     "asyncio": (World("asyncio"), {}),
