@@ -30,7 +30,7 @@ from lbclient.cli.picture import shares
 from lbclient.cli.stage import CAST
 from lbclient.cli.watching import Reporter
 from lbclient.cli.wording import as_arguments
-from tests.support.dns import Bind
+from tests.support.dns import Bind, Liar, silence
 
 MAIN = "import sys; from lbclient.cli import main; sys.exit(main())"
 SHORT = """
@@ -260,6 +260,9 @@ def test_resolve_without_an_answer(resolve, service, reason):
         (["http+srv://x.test", "--nameserver", "here"], "--nameserver must hold addresses"),
         (["http+srv://x.test", "--allow", "loopback"], "--allow must hold networks"),
         (["http+srv://x.test", "--within", "-"], "--within must be a host name"),
+        (["http+srv://x.test", "--sticky", "-1"], "--sticky (seconds) must be a finite number"),
+        (["http://10.0.0.1:80", "--sticky", "9"], "--sticky is for services in DNS, such as"),
+        (["http://10.0.0.1:80", "--family", "ipv4"], "--family is for services in DNS, such as"),
     ],
 )
 def test_resolve_with_bad_arguments(capsys, arguments, named):
@@ -267,6 +270,43 @@ def test_resolve_with_bad_arguments(capsys, arguments, named):
     assert main(["resolve", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith(f"lbclient resolve: {named}")) == ("", True)
+
+
+@pytest.mark.parametrize(("family", "address"), [("ipv4", "10.0.0.1"), ("ipv6", "fd00::1")])
+def test_resolve_of_a_family(capsys, family, address):
+    """`--family` shows the addresses of one family."""
+    with Liar() as liar:
+        liar.put("orders.test", "A", "10.0.0.1")
+        liar.put("orders.test", "AAAA", "fd00::1")
+        asked = ["http+dns://orders.test:80", "--nameserver", liar.address, "--family", family]
+        assert main(["resolve", *asked]) == 0
+    out, err = capsys.readouterr()
+    assert ("orders.test: 1 instance in 1 tier" in out, address in out, err) == (True, True, "")
+
+
+def test_resolve_does_not_wait_for_a_silent_family(capsys):
+    """What DNS does not answer in time is not waited for, and stderr says so."""
+    with Liar() as liar:
+        liar.put("orders.test", "A", "10.0.0.1")
+        liar.fault(silence, "orders.test", "AAAA")
+        asked = ["http+dns://orders.test:80", "--nameserver", liar.address]
+        assert main(["resolve", *asked]) == 0
+    out, err = capsys.readouterr()
+    assert "10.0.0.1" in out
+    assert err.startswith("lbclient resolve: DNS has not answered all questions yet; --watch")
+
+
+def test_watch_keeps_what_is_sticky():
+    """With `--sticky` an address that DNS does not return any more is shown as left later."""
+    with Liar() as liar:
+        liar.put("orders.test", "A", "10.0.0.1", ttl=1)
+        asked = ["http+dns://orders.test:80", "--nameserver", liar.address, "--sticky", "2"]
+        with Watching(*asked) as watching:
+            watching.until(r".* watching, next lookup in 1 s")
+            liar.put("orders.test", "A", "10.0.0.2", ttl=1)
+            assert " joined 10.0.0.2:80: priority 0, weight 1, share 50.0%" in watching.line()
+            watching.until(r".* left 10.0.0.1:80")
+            watching.end()
 
 
 def test_bad_arguments_are_told_without_python():

@@ -10,6 +10,7 @@ import lbclient
 from lbclient.cli.picture import picture
 from lbclient.cli.watching import watch
 from lbclient.cli.wording import as_arguments
+from lbclient.discovery import DnsService
 from lbclient.target import Target
 
 __all__ = ["resolve"]
@@ -47,6 +48,9 @@ def _balancer(arguments: argparse.Namespace) -> lbclient.Balancer:
 def _once(target: Target) -> int:
     answer = target.resolver.resolve()
     print("\n".join(picture(target.name, answer)))
+    if isinstance(target.resolver, DnsService) and not target.resolver.source.complete:
+        late = "DNS has not answered all questions yet; --watch shows what comes later"
+        print(f"lbclient resolve: {late}", file=sys.stderr)
     if not answer.instances:
         print("lbclient resolve: there is no usable instance", file=sys.stderr)
         return 1

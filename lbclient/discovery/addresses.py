@@ -226,10 +226,10 @@ class AddressBook:
                 except DiscoveryError as error:
                     self._answers.append((question, error))
                     continue
-                busy[kind] += 1
-                self._under_way.add(question)
-                self._asked[question.name] = next(self._turns)
                 self._start(partial(self._ask, question, seconds))
+                self._under_way.add(question)  # not before: it would never be asked, if that raised
+                self._asked[question.name] = next(self._turns)
+                busy[kind] += 1
 
     def _ask(self, question: Question, seconds: float) -> None:
         """On a thread of its own, where there is one."""
@@ -353,6 +353,8 @@ class AddressResolver:
                 f"service must name a host for DNS to look up, not the address {self._name}; "
                 "pass it as http://address:port, or a list of such"
             )
+        self.complete = True
+        """Whether nothing that the last answer lacked was to be expected soon."""
         self._port = port
         self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
         self._guard = guard
@@ -361,13 +363,14 @@ class AddressResolver:
         """One instance an address."""
         name = self._name + "."
         lookup = self._book.lookup([name], lambda: _ROUND / len(KINDS))
+        self.complete = lookup.complete
         if isinstance(found := lookup.found[name], Exception):
             raise found
         addresses, ttl = found
         vetted, reasons = self._guard.vet(addresses)
         return Answer(
             (Instance(one, self._port, addresses=(one,)) for one in sorted(vetted)),
-            ttl if lookup.complete else min(ttl, SOON),
+            ttl if self.complete else min(ttl, SOON),
             (Refusal(self._name, reason) for reason in reasons),
         )
 

@@ -46,6 +46,8 @@ class SrvResolver:
         start: Start = at_once,
     ) -> None:
         self.name = checks.host("service", name) + "."
+        self.complete = True
+        """Whether nothing that the last answer lacked was to be expected soon."""
         self._dns = dns
         self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
         self._guard = guard
@@ -66,7 +68,8 @@ class SrvResolver:
         hosts, refused = self._hosts(self._longest_unasked_first(records))
         names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each once, however many name it
         lookup = self._book.lookup(names, patience.left, found.glue)
-        ttls, instances = [found.ttl if lookup.complete else min(found.ttl, SOON)], []
+        self.complete = lookup.complete
+        ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
         for host, record in hosts:
             told = lookup.found[f"{host}."]
             if isinstance(told, Exception):
