@@ -189,14 +189,17 @@ class AddressBook:
         at_once = _AT_ONCE
         while waiting.questions:
             self._begin(lanes, at_once, patience)
+            may_grow = at_once < _AT_MOST and any(lanes.values())
             pause = _DELAY
-            if waiting.enough:
+            if waiting.enough and not (waiting.unknown and may_grow):
                 more = max(_STRAGGLERS, changed - began) if waiting.unknown else _DELAY
                 pause = min(pause, changed + more - self._clock())
                 if pause <= 0:
                     return
             if (answer := self._next(pause)) is None:
-                at_once = min(at_once + _AT_ONCE, _AT_MOST)
+                if may_grow and waiting.unknown:
+                    at_once += _AT_ONCE
+                    changed = self._clock()
                 continue
             question, got = answer
             self._note(question, got)
