@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import random
+import sys
 import threading
 from collections import deque
 
@@ -265,6 +266,58 @@ def test_the_line_is_round_robin(steps):
                 model.leave(one, served=False)
         assert len(line) == len(waiting)
         assert (line.first if line else None) is model.first
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupted(act, at):
+    """Do it, and raise at the `at`th of the moments at which CPython runs signal handlers: where a
+    function begins, and where a function of C has returned. False where it ends before that."""
+    moments = itertools.count(1)
+
+    def profile(_, event, __):
+        if event in ("call", "c_return", "c_exception") and next(moments) == at:
+            sys.setprofile(None)
+            raise Interrupted
+
+    try:
+        sys.setprofile(profile)
+        act()
+    except Interrupted:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda line, _: line.join(None, 3),
+        lambda line, _: line.join(None, 1),
+        lambda line, calls: line.leave(calls[0]),
+        lambda line, calls: line.leave(calls[0], served=True),
+        lambda line, calls: line.leave(calls[1]),
+        lambda line, calls: line.leave(calls[2]),
+        lambda line, calls: line.passes(calls[2]),
+        lambda line, calls: [one.listen(lambda: False) for one in calls[:2]] + [line.wake()],
+    ],
+)
+def test_an_exception_at_any_moment_leaves_the_line_whole(act):
+    """Where a signal handler raises while a call joins or leaves, the call is in the line or not:
+    no caller without calls is left in it, and each call is in the queue of its caller."""
+    for at in itertools.count(1):
+        line = Line()
+        calls = [line.join(None, caller) for caller in (1, 1, 2)]
+        hit = interrupted(lambda line=line, calls=calls: act(line, calls), at)
+        queues = {caller: set(queue) for caller, queue in line.turns.items()}
+        assert all(queues.values())
+        assert {one: who for who, queue in queues.items() for one in queue} == line.waiting
+        if not hit:
+            break
+    assert at > 3
 
 
 class Told:
