@@ -15,9 +15,9 @@ from functools import partial
 from logging import WARNING
 
 from lbclient import checks, forking
+from lbclient.complaint import Complaint, log_now
 from lbclient.events import Event
 from lbclient.lazy import Lazy
-from lbclient.news import Complaint, log_now
 
 __all__ = ["Listener", "Listening"]
 

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Literal, Protocol, cast
 
 from lbclient.breaker import BreakerPolicy, Permit
+from lbclient.complaint import Complaint
 from lbclient.endpoint import Endpoint, draw
 from lbclient.forking import Forkable
-from lbclient.news import Complaint, News
+from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
 from lbclient.strategy import BY_NAME, Learning, Strategy

@@ -15,8 +15,8 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, Instance
+from lbclient.complaint import Complaint
 from lbclient.http.judge import HttpJudge
-from lbclient.news import Complaint
 from lbclient.outcome import judge as network_judge
 from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port

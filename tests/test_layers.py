@@ -9,7 +9,17 @@ import lbclient
 
 ROOT = Path(lbclient.__file__).parent
 ORDER = [
-    {"_version", "checks", "closing", "deadline", "errors", "forking", "lazy", "waiting"},
+    {
+        "_version",
+        "checks",
+        "closing",
+        "complaint",
+        "deadline",
+        "errors",
+        "forking",
+        "lazy",
+        "waiting",
+    },
     {"instance", "line", "outcome", "terms"},
     {"events"},
     {"breaker", "budget", "news", "subset"},

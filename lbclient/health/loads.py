@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from logging import WARNING
 
+from lbclient.complaint import Complaint
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
-from lbclient.news import Complaint
 from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
 
 __all__ = ["Loads"]

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from lbclient import forking
+from lbclient.complaint import Complaint, log_now
 from lbclient.endpoint import Endpoint
-from lbclient.news import Complaint, log_now
 from lbclient.pool import Pool
 
 from .flavour import httpx

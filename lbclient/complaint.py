@@ -1,0 +1,102 @@
+"""What a caller's own code does again and again is logged on change."""
+
+from __future__ import annotations
+
+import logging
+import math
+from logging import ERROR, INFO
+from typing import Protocol
+
+__all__ = ["Complaint", "Log", "log_now"]
+
+logger = logging.getLogger("lbclient")
+_QUIET = 60.0
+_KINDS = 8
+
+
+class Log(Protocol):
+    """Takes something to log: `News.add`, or what logs at once."""
+
+    def __call__(
+        self, level: int, text: str, *values: object, error: BaseException | None = None
+    ) -> None:
+        """`error` is logged with its traceback."""
+        ...
+
+
+class Complaint:
+    """Logs on change that something which is not ours, a strategy say, fails again and again.
+
+    What it does with each call, it must not log with each call. So the first failure is logged with
+    its traceback, and so is the first of each other type; then only their number is logged, at 10,
+    100, 1000... failures; and, once it works again, how often it had failed. If it fails and works
+    by turns, the 1st, 2nd, 4th, 8th... of these changes are logged, until it has been quiet for a
+    minute.
+
+    - `log`: what takes the message.
+    - `subject`, `failure`: the parts of the message, such as "orders: the judge" and "failed, so
+      the outcome is neutral".
+    - `level`: of what is logged of failures.
+    """
+
+    __slots__ = (
+        "_changes",
+        "_failure",
+        "_failures",
+        "_kinds",
+        "_last",
+        "_level",
+        "_log",
+        "_logged",
+        "_subject",
+        "failing",
+    )
+
+    def __init__(self, log: Log, subject: str, failure: str, level: int = ERROR) -> None:
+        self.failing = False
+        """True after a failure. Look here first, and call `recovered` only then."""
+        self._subject = subject
+        self._failure = failure
+        self._level = level
+        self._log = log
+        self._failures = 0
+        self._changes = 0
+        self._kinds: set[object] = set()
+        self._last = -math.inf
+        self._logged = False
+
+    def failed(
+        self, now: float, error: BaseException | None = None, *, detail: str = "", times: int = 1
+    ) -> None:
+        """It has failed, with `error`, or as `detail` says, at this time in seconds."""
+        if not self.failing:
+            self._begin(now)
+        self._last = now
+        before, self._failures = self._failures, self._failures + times
+        subject, failure = self._subject, self._failure
+        if self._logged and type(error) not in self._kinds and len(self._kinds) < _KINDS:
+            self._kinds.add(type(error))
+            self._log(
+                self._level, "%s %s%s", subject, failure, detail and f": {detail}", error=error
+            )
+        elif len(str(before)) < len(str(self._failures)) and before:
+            self._log(self._level, "%s %s (%d times by now)", subject, failure, self._failures)
+
+    def recovered(self) -> None:
+        """It works again."""
+        self.failing = False
+        if self._logged:
+            failures, self._failures = self._failures, 0
+            self._log(INFO, "%s works again; failures: %d", self._subject, failures)
+
+    def _begin(self, now: float) -> None:
+        self.failing = True
+        self._changes = 1 if now - self._last > _QUIET else self._changes + 1
+        self._logged = not self._changes & (self._changes - 1)  # 1, 2, 4, 8...
+        if self._logged:
+            self._kinds.clear()
+
+
+def log_now(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
+    """Log at once, where no lock of ours is held."""
+    logger.log(level, text, *values, exc_info=error)
