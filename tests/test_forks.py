@@ -7,7 +7,8 @@ from tests.test_lifecycle import WARM, script
 
 CHILDREN = 8
 KIT = """
-    import json, random, time
+    import json, logging, random, time
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())
     def told_by_children(work):
         '''What `work()` returns in each of several children, all forked from the same state.'''
         children = []
@@ -87,7 +88,6 @@ def test_a_strategy_of_ones_own_is_told():
     """A caller's strategy with `after_fork` is told in each child, also as the inner one of a
     `Zone`; one that raises there is logged and used all the same."""
     work = """
-    import logging
     class Mine:
         forks = 0
         def pick(self, candidates, call):

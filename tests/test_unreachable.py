@@ -441,7 +441,7 @@ def test_an_address_without_a_route_beside_one_that_refuses(world, dead_port, ov
 # In a network of one's own: real routes that go and come back
 
 SCRIPT = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
 import anyio, httpx, lbclient
 from tests.support.faults import enter_own_network, no_route
@@ -456,6 +456,7 @@ if off.exists():
 
 from tests.support.http import serve, tells_port
 
+logging.getLogger("lbclient").addHandler(logging.NullHandler())
 POLICY = lbclient.RetryPolicy(backoff=0.0, backoff_max=0.0, budget=lbclient.RetryBudget(0.0, 0.0))
 BREAKER = lbclient.BreakerPolicy(reset_timeout=60.0, reset_timeout_max=60.0)
 LIMITS = httpx.Limits(max_keepalive_connections=0)  # an open connection would wait for its time-out

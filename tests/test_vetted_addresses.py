@@ -278,12 +278,12 @@ def test_a_body_that_was_begun_goes_to_no_other_address(world):
     class Reads(httpx.BaseTransport, httpx.AsyncBaseTransport):
         def handle_request(self, request):
             tried.append(request.url.host)
-            next(iter(request.stream))
+            b"".join(request.stream)
             raise httpx.ConnectError("not connected")
 
         async def handle_async_request(self, request):
             tried.append(request.url.host)
-            await anext(aiter(request.stream))
+            b"".join([chunk async for chunk in request.stream])
             raise httpx.ConnectError("not connected")
 
     service = Told(SEVERAL)
