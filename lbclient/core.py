@@ -24,7 +24,7 @@ from lbclient.outcome import Verdict
 from lbclient.retry import Retries
 from lbclient.rotation import Rotation
 from lbclient.rules import Guards, Hedging
-from lbclient.selection import Pick, Picker, Selection
+from lbclient.selection import UNTRIED_FULL, Pick, Picker, Selection
 from lbclient.sent import Sent
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
@@ -110,11 +110,12 @@ class Core:
                 self._throttle(self.guards, now)
             if self._line.waiting and not self._line.passes(waiting):
                 return self._line.join(waiting, call.caller)
+            left = self._line.left_for(waiting) if self._line.retries else None
             if holding is not None:
                 self._move(holding, -1)
-            pick = self._selection.pick(call, now)
+            pick = self._selection.pick(call, now, left)
             if isinstance(pick, Pick):
-                self._taken(pick, now, first=not call.tried)
+                self._taken(pick, now, holding, first=not call.tried)
                 if waiting is not None:
                     self._line.leave(waiting, served=True)
                 return pick
@@ -123,7 +124,12 @@ class Core:
             if pick is None:
                 self.membership.hurry(now)
                 return None
-            return self._line.join(waiting, call.caller)
+            return self._join(call, waiting, retry=pick is UNTRIED_FULL)
+
+    def _join(self, call: Picker, waiting: Signal | None, *, retry: bool) -> Signal:
+        if retry:
+            return self._line.join_retries(waiting, call.tried)
+        return self._line.join(waiting, call.caller)
 
     def _throttle(self, guards: Guards, now: float) -> None:
         if not guards.admits(now):
@@ -135,7 +141,7 @@ class Core:
         everything that waits in line, and is taken from the budget of hedges."""
         with self.lock:
             now = call.now = self.clock()
-            pick = None if self._line.waiting else self._selection.beside(call, now)
+            pick = None if self._line else self._selection.beside(call, now)
             if pick is None:
                 return None
             budget = None if self.hedging is None else self.hedging.budget
@@ -143,7 +149,7 @@ class Core:
                 pick.endpoint.breaker.cancel(pick.permit)
                 self.telemetry.counts.hedge_refused()
                 return None
-            self._taken(pick, now, first=False)
+            self._taken(pick, now, None, first=False)
             self.telemetry.counts.hedge()
             return pick
 
@@ -173,8 +179,11 @@ class Core:
             self.watch.forget(signal)
             self._line.leave(signal)
 
-    def _taken(self, pick: Pick, now: float, *, first: bool) -> None:
+    def _taken(self, pick: Pick, now: float, gave_up: Endpoint | None, *, first: bool) -> None:
+        """An attempt will go there; its call has given up its place at `gave_up`."""
         endpoint = pick.endpoint
+        if gave_up is not None and self._line:
+            self._line.wake(gave_up)
         endpoint.attempts += 1
         endpoint.in_flight += 1
         self._selection.in_flight += 1
@@ -221,8 +230,8 @@ class Core:
     def release(self, endpoint: Endpoint) -> None:
         """The body of an attempt is closed. Hold the lock."""
         self._move(endpoint, -1)
-        if self._line.waiting:
-            self._line.wake()
+        if self._line.waiting or self._line.retries:
+            self._line.wake(endpoint)
         while self._drained and not self._selection.in_flight:
             self._drained.pop().set()
 

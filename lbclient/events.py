@@ -32,7 +32,8 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class AttemptPicked(Event):
     """An attempt goes to `instance`; `reason` is the strategy, or why that was not asked
-    (`"retry"`, `"probe"`, `"hedge"`, `"resting"`)."""
+    (`"retry"`, `"probe"`, `"hedge"`, `"resting"`; also `"retry, all tried"`, and `"retry, others
+    full"` once it has waited in vain for one that it had not tried)."""
 
     instance: Instance
     reason: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lbclient.waiting import Signal
 
@@ -17,20 +17,26 @@ class Line:
     other caller in the line has had a turn: round-robin, as in fair queuing (Nagle, RFC 970). Calls
     without a caller share one queue, so without `fair_by=` the order is that of arrival.
 
+    A retry whose turn has come may want no slot that is free: it waits for an instance that its
+    call has not tried. Then it waits apart, before all others: it keeps its turn for the slots that
+    it wants, and the calls behind it take the rest.
+
     A caller is the hash of the user's key, so that no code of the user's runs under the lock. Every
     operation takes constant time, whatever the number of calls and callers. Records change in lines
     that call nothing: an exception from a signal handler finds all of them done, or none.
     """
 
-    __slots__ = ("_turns", "waiting")
+    __slots__ = ("_turns", "retries", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[Signal, int | None] = {}
         """The caller of each call that waits; empty almost always."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
+        self.retries: dict[Signal, Collection[object]] = {}
+        """The retries that wait apart, in the order of their turns, and what each does not want."""
 
     def __len__(self) -> int:
-        return len(self.waiting)
+        return len(self.waiting) + len(self.retries)
 
     @property
     def first(self) -> Signal:
@@ -42,8 +48,14 @@ class Line:
         """The calls of each caller in order of arrival; the callers in the order of their turns."""
         return self._turns
 
+    def looks(self, signal: Signal) -> bool:
+        """True for the call whose turn it is, and for retries that wait apart."""
+        return signal in self.retries or (bool(self.waiting) and self.first is signal)
+
     def passes(self, signal: Signal | None) -> bool:
-        """True for the call whose turn it is."""
+        """The same for a call that looks now, or would like to. Ask only while a call waits."""
+        if signal in self.retries:
+            return True
         first = self.first
         if first is not signal and first.is_set:
             self.wake()  # a call that was woken and has not come may be gone with its event loop
@@ -56,7 +68,9 @@ class Line:
         """
         signal = signal or Signal()
         signal.rearm()
-        if signal not in self.waiting:
+        if signal in self.retries:
+            self.retries[signal] = ()  # now it wants any slot
+        elif signal not in self.waiting:
             queue = self._turns.get(caller)
             if queue is None:
                 queue = OrderedDict()
@@ -65,30 +79,87 @@ class Line:
             self._turns[caller] = queue
         return signal
 
+    def join_retries(self, signal: Signal | None, unwanted: Collection[object]) -> Signal:
+        """Wait apart for a slot anywhere but at the endpoints in `unwanted`."""
+        signal = signal or Signal()
+        signal.rearm()
+        if self.retries.get(signal) is not unwanted:
+            self.retries[signal] = unwanted
+            if signal in self.waiting:
+                self._end_turn(signal)
+            self._wake_after(signal)
+        return signal
+
+    def left_for(self, signal: Signal | None) -> Collection[object] | None:
+        """The endpoints that no retry wants which waits apart before `signal`; None for all."""
+        left: set[object] | None = None
+        for one, unwanted in list(self.retries.items()):
+            if one is signal:
+                break
+            if one.is_set and not one.set():
+                del self.retries[one]  # it is gone with its event loop
+            else:
+                left = set(unwanted) if left is None else left.intersection(unwanted)
+        return left
+
     def leave(self, signal: Signal, *, served: bool = False) -> None:
         """The call has given up, or it was `served` and its caller's turn is over.
 
         Where it was the first, the next is woken: there may be room for that one too, or it was
         woken for a slot that it did not take.
         """
+        if signal in self.retries:
+            self._wake_after(signal)
+            del self.retries[signal]
         if signal not in self.waiting:
             return
-        first, caller = self.first, self.waiting[signal]
-        self._remove(signal)
-        if served and caller in self._turns:
-            self._turns.move_to_end(caller)
+        first = self.first
+        if served:
+            self._end_turn(signal)
+        else:
+            self._remove(signal)
         if signal is first:
-            self.wake()
+            self._wake_first()
 
-    def wake(self) -> None:
-        """Something has changed: let the first call look again that is still there."""
-        while self.waiting and not (first := self.first).set():
-            self._remove(first)
+    def wake(self, freed: object = None) -> None:
+        """Let the call look again that wants the slot which has come free at `freed`.
+
+        None: something else has changed. That may concern every retry that waits apart, and the
+        first of the other calls.
+        """
+        for one, unwanted in list(self.retries.items()):
+            if freed is not None and (one.is_set or freed in unwanted):
+                continue  # it is about to look anyway, or does not want that slot
+            if not one.set():
+                del self.retries[one]  # it is gone with its event loop
+            elif freed is not None:
+                return
+        self._wake_first()
 
     def clear(self) -> None:
         """In a forked child: the calls that waited were the parent's."""
+        self.retries.clear()
         self.waiting.clear()
         self._turns.clear()
+
+    def _wake_first(self) -> None:
+        while self.waiting and not (first := self.first).set():
+            self._remove(first)
+
+    def _wake_after(self, retry: Signal) -> None:
+        """A retry wants something else now, or nothing: what is free may be for those behind it."""
+        behind = False
+        for one in list(self.retries):
+            if behind:
+                one.set()
+            behind = behind or one is retry
+        self._wake_first()
+
+    def _end_turn(self, signal: Signal) -> None:
+        caller = self.waiting[signal]
+        self._remove(signal)
+        if caller in self._turns:
+            self._turns.move_to_end(caller)
 
     def _remove(self, signal: Signal) -> None:
         caller = self.waiting[signal]

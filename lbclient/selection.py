@@ -18,10 +18,14 @@ from lbclient.rules import Limits, SlowStart
 from lbclient.strategy import BY_NAME, Learning, Strategy
 from lbclient.telemetry import Counts
 
-__all__ = ["FULL", "Pick", "Picker", "Selection"]
+__all__ = ["FULL", "UNTRIED_FULL", "Pick", "Picker", "Selection"]
 
 FULL: Literal["full"] = "full"
 """Instances are admissible, but all are at their limit: wait in turn."""
+UNTRIED_FULL: Literal["untried full"] = "untried full"
+"""A retry: those that the call has not tried yet are at their limit. Wait in turn for one."""
+
+_Full = Literal["full", "untried full"]
 
 
 @dataclass(slots=True)
@@ -41,6 +45,8 @@ class Picker(Protocol):
     key: object
     caller: int | None
     idempotent: bool
+    settles: bool
+    """True once it has waited long enough for an endpoint that it has not tried."""
 
     @property
     def tried(self) -> Collection[Endpoint]:
@@ -86,6 +92,7 @@ class Selection:
         self._limited = limits.each
         self._slow_start = slow_start
         self._last_probe = 0.0
+        self._left: Collection[object] | None = None
         self.in_flight = 0
 
     def after_fork(self, now: float) -> None:
@@ -97,8 +104,14 @@ class Selection:
             except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
                 self._forking.failed(now, error)
 
-    def pick(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
-        """A pick, `FULL`, or None where no instance may be used now."""
+    def pick(
+        self, call: Picker, now: float, left: Collection[object] | None = None
+    ) -> Pick | _Full | None:
+        """A pick, `FULL`, `UNTRIED_FULL`, or None where no instance may be used now.
+
+        If `left` is given, other calls wait for all other endpoints: these count as full.
+        """
+        self._left = left
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return FULL
@@ -119,6 +132,7 @@ class Selection:
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return None
+        self._left = None
         candidates = self._pool.candidates(now)
         untried = [one for one in candidates if one not in call.tried and not self._full(one)]
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
@@ -160,7 +174,7 @@ class Selection:
             return None
         return self._probing(endpoint, now)
 
-    def _last_resort(self, call: Picker, now: float) -> Pick | Literal["full"] | None:
+    def _last_resort(self, call: Picker, now: float) -> Pick | _Full | None:
         """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
         if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
             return FULL if self._full(resting) else self._let(resting, "resting", now)
@@ -173,19 +187,25 @@ class Selection:
 
     def _another(
         self, call: Picker, candidates: Sequence[Endpoint], now: float
-    ) -> Pick | Literal["full"] | None:
+    ) -> Pick | _Full | None:
         """An untried one by dice, also of the next tier, before any is tried twice.
 
-        Beside another attempt of the call it goes elsewhere, and waits for no place: None.
+        An untried one that is only full is waited for, whatever the tried ones have answered: it
+        is well as far as anybody knows. If none of them has room in time (`settles`), a tried one
+        is better than none, except one where another attempt of the call is under way.
         """
+        full = False
         for tier in self._pool.admissible(now):
-            untried = [one for one in tier if one not in call.tried and not self._full(one)]
-            if untried:
-                return self._let(draw(untried, call.rng), "retry", now)
+            untried = [one for one in tier if one not in call.tried]
+            if roomy := [one for one in untried if self._has_room(one)]:
+                return self._let(draw(roomy, call.rng), "retry", now)
+            full = full or bool(untried)
+        if full and not call.settles:
+            return UNTRIED_FULL
         beside = call.under_way
-        roomy = [one for one in candidates if one not in beside and not self._full(one)]
-        if roomy:
-            return self._let(draw(roomy, call.rng), "retry, all tried", now)
+        if roomy := [one for one in candidates if one not in beside and self._has_room(one)]:
+            reason = "retry, others full" if full else "retry, all tried"
+            return self._let(draw(roomy, call.rng), reason, now)
         return None if beside else FULL
 
     def _ask_gently(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
@@ -208,14 +228,18 @@ class Selection:
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
         """The picked one, or the next after it that is not at its limit."""
-        if not self._full(first):
+        if self._left is None and not self._full(first):
             return first
-        place = candidates.index(first)
-        order = (*candidates[place + 1 :], *candidates[:place])
-        return next((one for one in order if not self._full(one)), None)
+        place = candidates.index(first) if first in candidates else 0
+        order = (*candidates[place:], *candidates[:place])
+        return next((one for one in order if self._has_room(one)), None)
 
     def _full(self, endpoint: Endpoint) -> bool:
         return self._limited and self._limits.full(endpoint)
+
+    def _has_room(self, endpoint: Endpoint) -> bool:
+        """True for one below its limit that no other call waits for."""
+        return (self._left is None or endpoint in self._left) and not self._full(endpoint)
 
     def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
         """With the permit of one whose breaker refuses nothing; of one that merely observes, it is

@@ -1,13 +1,23 @@
 """What one call may repeat, and at whose cost: good results, and attempts that were never sent."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
 import lbclient
 from lbclient import Balancer, Instance, RetryBudget, RetryPolicy, Verdict
-from tests.support.http import says, tells_port
+from lbclient.outcome import judge as network_judge
+from lbclient.simulation import World, carry_out
+from lbclient.telemetry import Semantics
+from lbclient.terms import Terms
+from lbclient.waiting import Pause
+from tests.support.http import Gate, says, tells_port
 
 pytestmark = pytest.mark.anyio
 
@@ -210,3 +220,332 @@ def test_an_empty_budget_still_ends_what_was_sent(servers):
         with pytest.raises(httpx.HTTPStatusError):
             client.get("/").raise_for_status()
     assert bad.hits + worse.hits == 2
+
+
+# A retry, and instances that are only full
+
+
+A, B, C = THREE
+HELD = 1.0
+"""Another call holds its instance until then."""
+
+
+class ByKey:
+    """Picks the instance that the call's key names by its host or port, else the first; `failed` is
+    set once an attempt has failed."""
+
+    def __init__(self):
+        self.failed = threading.Event()
+
+    def pick(self, candidates, call):
+        wanted = (one for one in candidates if call.key in (one.instance.host, one.instance.port))
+        return next(wanted, candidates[0])
+
+    def ended(self, *_, failed, **__):
+        if failed:
+            self.failed.set()
+
+
+class Play:
+    """A balancer in virtual time. `outcomes` says what an instance answers instead of "good"."""
+
+    def __init__(self, instances, outcomes, **options):
+        self.world = World()
+        self.outcomes = outcomes
+        self.sent = []
+        self.ended = []
+        options = {"strategy": ByKey(), "max_in_flight": 1, **options}
+        self.balancer = Balancer(instances, clock=self.world.clock, judge=self.judge, **options)
+
+    @staticmethod
+    def judge(result):
+        if result == "busy":
+            return Verdict(fault=False, again="idempotent", rejected=True)
+        return network_judge(result)
+
+    def hold(self, instance, until=HELD):
+        """Another call has this instance until then."""
+        endpoint = self.balancer.pool.find(instance)
+        core = self.balancer._core
+        with core.lock:
+            core._move(endpoint, 1)
+
+        def free():
+            with core.lock:
+                core.release(endpoint)
+
+        self.world.at(until, free)
+
+    def call(self, at=0.0, seconds=0.0, *, body=False, **terms):
+        """A call that begins then, and whose attempts take so many seconds; with `body` an answer
+        keeps its instance busy until the next attempt replaces it."""
+        unread = []
+
+        def send(attempt):
+            while unread:
+                unread.pop().finish()
+            self.sent.append((self.world.clock(), attempt.instance))
+            yield Pause(seconds)
+            outcome = self.outcomes.get(attempt.instance, "good")
+            if isinstance(outcome, Exception):
+                raise outcome
+            if body:
+                attempt.hold()
+                unread.append(attempt)
+            return outcome
+
+        def process():
+            yield Pause(at)
+            call = self.balancer.begin(Terms(**{"idempotent": True, **terms}), Semantics())
+            try:
+                result = yield from carry_out(call, send)
+            except (OSError, lbclient.LoadBalancingError) as error:
+                result = type(error)
+            self.ended.append((self.world.clock(), result))
+            for attempt in unread:
+                attempt.finish()
+
+        self.world.spawn(process())
+
+    def run(self):
+        self.world.run()
+        assert self.balancer.snapshot().instances
+        assert not any(one.in_flight for one in self.balancer.snapshot().instances)
+        assert not self.balancer._core.line
+        return self.sent
+
+
+REFUSALS = {
+    "refused": ConnectionRefusedError(),
+    "reset": ConnectionResetError(),
+    "timed out": TimeoutError(),
+    "turned away": "busy",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_retry_waits_for_one_that_is_only_full(refusal):
+    """A retry waits for an instance that it has not tried, and which is only busy with other calls,
+    before it asks one again that has just refused, in whatever way."""
+    play = Play([A, B], {A: REFUSALS[refusal]}, retry=RetryPolicy(backoff=0.0))
+    play.hold(B)
+    play.call()
+    assert play.run() == [(0.0, A), (HELD, B)]
+    assert [result for _, result in play.ended] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "asked_again"), [({}, 5.0), ({"patience": 2.0}, 2.0), ({"deadline": 4.0}, 2.0)]
+)
+def test_a_retry_waits_no_longer_than_any_call(terms, asked_again):
+    """When its time in line is up, a retry asks an instance again that it has tried."""
+    retry = RetryPolicy(attempts=2, backoff=0.0)
+    play = Play([A, B], {A: ConnectionResetError()}, retry=retry)
+    play.hold(B, until=10.0)
+    play.call(**terms)
+    assert play.run() == [(0.0, A), (asked_again, A)]
+    assert play.ended[0][1] is ConnectionResetError
+
+
+def test_when_the_tried_ones_are_full_too_the_last_outcome_stands():
+    """A retry whose time in line is up while all are full ends the call with what it has."""
+    play = Play([A, B], {A: "busy"}, retry=RetryPolicy(backoff=0.0))
+    play.hold(B, until=10.0)
+    play.call()
+    play.world.at(0.1, lambda: play.hold(A, until=10.0))
+    assert play.run() == [(0.0, A)]
+    assert play.ended == [(5.0, "busy")]
+
+
+def test_a_full_instance_of_the_next_tier_is_waited_for():
+    """It makes no difference in which tier the instance is that has not been tried."""
+    standby = Instance("10.0.0.9", 1, priority=1)
+    play = Play([A, standby], {A: ConnectionRefusedError()})
+    play.hold(standby)
+    play.call()
+    assert play.run() == [(0.0, A), (HELD, standby)]
+
+
+def test_who_is_out_of_the_rotation_is_not_waited_for():
+    """Where all others are out, a retry goes to the instance that it has tried, as before."""
+    play = Play([A, B], {A: ConnectionRefusedError()}, retry=RetryPolicy(backoff=0.0))
+    play.balancer.eject(B, 60.0)
+    play.hold(B)
+    play.call()
+    assert play.run() == [(0.0, A)] * 2 + [(pytest.approx(0.0), A)]
+
+
+def test_who_goes_out_while_a_retry_waits_is_waited_for_no_longer():
+    """A breaker that opens, or an ejection, ends the wait at once."""
+    play = Play([A, B], {A: ConnectionRefusedError()}, retry=RetryPolicy(attempts=2))
+    play.hold(B)
+    play.call()
+    play.world.at(0.5, lambda: play.balancer.eject(B, 60.0))
+    assert play.run() == [(0.0, A), (0.5, A)]
+
+
+def test_others_pass_a_retry_that_waits():
+    """A retry that waits for one instance does not keep other calls from the rest."""
+    play = Play([A, B], {A: "busy"}, retry=RetryPolicy(backoff=0.0))
+    play.hold(B)
+    play.call()
+    play.world.at(0.2, play.outcomes.clear)
+    for at in (0.3, 0.4, 0.5):
+        play.call(at=at)
+    assert play.run() == [(0.0, A), (0.3, A), (0.4, A), (0.5, A), (HELD, B)]
+
+
+def test_nobody_takes_the_place_that_a_retry_waits_for():
+    """A place goes to the retry that has waited for it longest, and not to a call that comes along
+    in the very moment in which it is free."""
+    play = Play([A, B], {A: "busy"}, retry=RetryPolicy(attempts=2, backoff=0.0))
+    play.hold(B)
+    play.call(seconds=0.25)
+    play.call(at=0.5, seconds=0.25)
+    play.call(at=HELD, seconds=0.25, key=B.host)
+    assert play.run() == [
+        (0.0, A),
+        (0.5, A),
+        (HELD, A),
+        (HELD, B),
+        (HELD + 0.25, B),
+        (HELD + 0.5, B),
+    ]
+    assert play.ended == [(HELD + after, "good") for after in (0.25, 0.5, 0.75)]
+
+
+@pytest.mark.parametrize("body", [False, True])
+def test_retries_that_want_each_others_instance_go_on(body):
+    """Two calls that have an answer to be retried, read or unread, and each want the instance of
+    the other, wait without holding their own."""
+    play = Play([A, B], {A: "busy", B: "busy"}, retry=RetryPolicy(attempts=2, backoff=0.0))
+    play.call(seconds=0.5, body=body)
+    play.call(seconds=0.5, body=body)
+    play.run()
+    assert play.sent[:2] == [(0.0, A), (0.0, B)]
+    assert set(play.sent[2:]) == {(0.5, A), (0.5, B)}
+    assert play.ended == [(1.0, "busy")] * 2
+
+
+def test_a_retry_that_waits_for_the_total_takes_any():
+    """Where all instances together are at their limit, a retry waits for any place."""
+    play = Play(
+        [A, B, C],
+        {A: ConnectionRefusedError()},
+        max_in_flight=None,
+        max_in_flight_total=1,
+        retry=RetryPolicy(backoff=0.0),
+    )
+    play.call()
+    play.call()
+    play.run()
+    assert [result for _, result in play.ended] == ["good", "good"]
+
+
+def test_a_retry_waits_beside_its_hedge():
+    """A refused attempt is not asked again while its hedge is under way and a third is only full;
+    the hedge's good answer ends the wait."""
+    retry = RetryPolicy(backoff=0.0)
+    hedge = lbclient.HedgePolicy(delay=0.1)
+    play = Play([A, B, C], {A: ConnectionResetError()}, retry=retry, hedge=hedge)
+    play.balancer.eject(C, 0.15)
+    play.hold(C, until=3.0)
+    play.call(seconds=0.2)
+    play.run()
+    assert play.sent == [(0.0, A), (0.1, B)]
+    assert play.ended[0] == (pytest.approx(0.3), "good")
+
+
+CROWD = {"max_in_flight": 1, "breaker": None, "retry": RetryPolicy(attempts=2, backoff=0.0)}
+
+
+def test_a_crowd_of_retries():
+    """However many calls meet the dead instance at once, each gets its turn at one that is alive,
+    and nobody is left in line."""
+
+    def send(instance):
+        if instance == A:
+            raise ConnectionRefusedError
+        threading.Event().wait(0.0005)
+        return instance
+
+    with Balancer(THREE, **CROWD) as balancer, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: balancer.call(send), range(400)))
+        assert set(answers) == {B, C}
+        assert not balancer._core.line
+        assert [one.in_flight for one in balancer.snapshot().instances] == [0, 0, 0]
+
+
+async def test_a_crowd_of_retries_async():
+    """The same on event loops."""
+
+    async def send(instance):
+        if instance == A:
+            raise ConnectionRefusedError
+        await anyio.lowlevel.checkpoint()
+        return instance
+
+    answers = []
+    async with Balancer(THREE, **CROWD) as balancer:
+
+        async def work():
+            answers.extend([await balancer.acall(send) for _ in range(8)])
+
+        async with anyio.create_task_group() as group:
+            for _ in range(50):
+                group.start_soon(work)
+        assert not balancer._core.line
+    assert len(answers) == 400
+    assert set(answers) == {B, C}
+
+
+@pytest.fixture(params=["refuses", "answers 503"])
+def bad_url(request, servers, dead_port):
+    """One that does not serve."""
+    if request.param == "refuses":
+        return f"http://127.0.0.1:{dead_port}"
+    return servers(says(503))[0].url
+
+
+def test_a_retry_waits_for_one_that_is_only_full_over_http(servers, bad_url):
+    """The same on threads, with httpx's client: no call fails while one instance is alive."""
+    gate, strategy = Gate(), ByKey()
+    (alive,) = servers(gate)
+    options = {"strategy": strategy, "max_in_flight": 1}
+    held = {"lbclient": {"key": alive.port}}
+    with (
+        lbclient.Client([bad_url, alive.url], **options) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(client.get, "/", extensions=held)
+        assert gate.entered.acquire(timeout=10)
+        second = pool.submit(client.get, "/")
+        assert strategy.failed.wait(10)
+        gate.open.set()
+        answers = [first.result(), second.result()]
+    assert [one.text for one in answers] == [str(alive.port)] * 2
+    assert [len(lbclient.call_info(one).attempts) for one in answers] == [1, 2]
+
+
+async def test_a_retry_waits_for_one_that_is_only_full_over_http_async(servers, bad_url):
+    """The same on event loops."""
+    gate, strategy = Gate(), ByKey()
+    (alive,) = servers(gate)
+    options = {"strategy": strategy, "max_in_flight": 1}
+    held = {"lbclient": {"key": alive.port}}
+    answers = []
+
+    async def get(**more):
+        answers.append(await client.get("/", **more))
+
+    async with (
+        lbclient.AsyncClient([bad_url, alive.url], **options) as client,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(partial(get, extensions=held))
+        assert await anyio.to_thread.run_sync(partial(gate.entered.acquire, timeout=10))
+        group.start_soon(get)
+        assert await anyio.to_thread.run_sync(strategy.failed.wait, 10)
+        gate.open.set()
+    assert [one.text for one in answers] == [str(alive.port)] * 2
+    assert sorted(len(lbclient.call_info(one).attempts) for one in answers) == [1, 2]

@@ -991,6 +991,19 @@ def the_tried_are_tried_again(patch):
     return run(named(fails(constant(0)), FAST), retry=RetryPolicy(budget=None))
 
 
+@breach(r"picked as retry, others full: .*s1.* are only full, and .* s are left to wait")
+def a_retry_waits_for_nobody(patch):
+    real = Selection._another
+
+    def another(selection, call, *rest):
+        call.settles = True
+        return real(selection, call, *rest)
+
+    patch(Selection, "_another", another)
+    servers = named(fails(constant(0)), answers(constant(1.0)))
+    return run(servers, Open(10, 1), max_in_flight=1, breaker=None)
+
+
 @breach(r"the same call is under way there already")
 def the_hedge_goes_to_the_same(patch):
 
@@ -1062,7 +1075,7 @@ def who_gives_up_stays_in_line(patch):
 
 @breach(r"in line, nobody wakes them, room has .*s0")
 def nobody_in_line_is_woken(patch):
-    patch(Line, "wake", lambda _: None)
+    patch(Line, "wake", lambda *_: None)
     return crowd()
 
 
@@ -1084,7 +1097,7 @@ def who_comes_last_is_served_first(patch):
 
 @breach(r"a call waits for ever")
 def somebody_waits_for_ever(patch):
-    patch(Line, "wake", lambda _: None)
+    patch(Line, "wake", lambda *_: None)
     patch(Wait, "_look_again", lambda *_: math.inf)
     patch(Wait, "_until", lambda _: math.inf)
     return crowd()

@@ -58,6 +58,7 @@ class Call(Raced[R]):
         "now",
         "rng",
         "semantics",
+        "settles",
         "since",
         "span",
         "started",
@@ -72,6 +73,7 @@ class Call(Raced[R]):
         self.key = terms.key
         self.caller = terms.caller
         self.idempotent = terms.idempotent
+        self.settles = False
         limit = policy.deadline if terms.deadline is None else terms.deadline
         self.since = self.started if terms.since is None else terms.since
         """When the deadline began to run: before `started` where earlier requests share it."""
@@ -124,9 +126,9 @@ class Call(Raced[R]):
             holding = last.endpoint if last is not None and last.open else None
             pick = self.core.admit(self, None, holding)
             if not isinstance(pick, Pick):
-                self._wait = Wait(self, self._terms.patience, last)
-                pick = yield from self._wait.steps(pick, holding)
-                self._wait.leave()
+                wait = self._wait = Wait(self, self._terms.patience, last)
+                pick = yield from wait.steps(pick, holding)
+                wait.leave()  # `__exit__` may have been there before, where a hedge was quicker
                 self._wait = None
                 if pick is None:
                     self._stopped = "instances"

@@ -55,6 +55,7 @@ class Hedge(Generic[R]):
         "race",
         "rng",
         "semantics",
+        "settles",
         "span",
         "started",
         "timed",
@@ -66,6 +67,7 @@ class Hedge(Generic[R]):
         self.core = call.core
         self.deadline = call.deadline
         self.idempotent = True
+        self.settles = False
         self.key = call.key
         self.caller = call.caller
         self.now = self.started = call.started

@@ -76,7 +76,8 @@ class Wait:
         """Yields pauses. None: there is no instance for a retry, so the last outcome stands.
 
         An answer that is to be retried gives its place back before it waits: else calls that all
-        hold one would wait for each other.
+        hold one would wait for each other. A retry that has waited in vain for an instance that it
+        has not tried asks one that it has, if that has room.
         """
         call, last = self._call, self._last
         until: float | None = None
@@ -89,9 +90,9 @@ class Wait:
                 holding = None
             until = self._until() if until is None else until
             if call.now >= until:
-                if last is not None:
-                    return None
-                raise self._tired()
+                if last is None:
+                    raise self._tired()
+                return None if call.overdue() else self._settled(got, holding)
             yield Pause(min(until - call.now, self._look_again(got)), got)
             if call.over:
                 return None
@@ -99,6 +100,13 @@ class Wait:
         if got is None and last is None:
             raise call.core.refusal()
         return got
+
+    def _settled(self, signal: Signal, holding: Endpoint | None) -> Pick | None:
+        call = self._call
+        call.settles = True
+        got = call.core.admit(call, signal, holding)
+        call.settles = False
+        return got if isinstance(got, Pick) else None
 
     def leave(self) -> None:
         """Stand in no line any more."""
@@ -114,7 +122,7 @@ class Wait:
         core, now = self._call.core, self._call.now
         crowd = max(1.0, len(core.line) / _CROWD)
         with core.lock:
-            first = bool(core.line) and core.line.first is signal
+            first = core.line.looks(signal)
         if not first:
             return core.look_again * crowd
         return min(core.look_again, core.changes_at(now) - now)
@@ -126,8 +134,10 @@ class Wait:
             return until if call.deadline is None else min(until, call.deadline)
         if call.deadline is None:
             return call.now + self._patience
-        takes = _TAKES * (call.core.usual or 0.0)
-        return call.deadline - min(takes, (call.deadline - call.now) / 2)
+        half = (call.deadline - call.now) / 2
+        if call.core.usual is None:  # a retry needs some time to ask a tried one in the end
+            return call.deadline if self._last is None else call.deadline - half
+        return call.deadline - min(_TAKES * call.core.usual, half)
 
     def _tired(self) -> LoadBalancingError:
         call = self._call

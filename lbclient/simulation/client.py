@@ -68,8 +68,9 @@ class Client:
             asked = self._asked
         elif asked.caller is None:
             asked = dataclasses.replace(asked, caller=self.number)
-        call: Call[Reply] = self.balancer.begin(self._terms(asked), _SEMANTICS)
-        trail, arrived = Trail(call), world.clock()
+        terms = self._terms(asked)
+        call: Call[Reply] = self.balancer.begin(terms, _SEMANTICS)
+        trail, arrived = Trail(call, terms.patience), world.clock()
         self.waiting[trail] = arrived
         self._journal.began()
         self._probe()

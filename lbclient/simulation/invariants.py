@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
@@ -43,7 +44,7 @@ class Invariants:
         self._probes: dict[Breaker, tuple[Attempt[Reply], Permit]] = {}
         self._order: _Order = {}
         self._first: Signal | None = None
-        self._woken: tuple[Signal, float] | None = None
+        self._woken: dict[Signal, float] = {}
         self.breaches: list[str] = []
 
     def sending(self, trail: Trail, attempt: Attempt[Reply], now: float) -> None:
@@ -55,7 +56,7 @@ class Invariants:
         elif not trail.unsent:
             self._retries += 1
         texts = chain(
-            of_pick(self._moment(now), trail, attempt),
+            of_pick(self._moment(now), trail, attempt, now),
             of_call(trail, attempt, now),
             self._of_probe(attempt, now),
             self._of_budgets(now),
@@ -84,10 +85,12 @@ class Invariants:
         """One thing has happened, and another is to happen, now or later."""
         line = self._core.line
         if not line:
-            self._order, self._first, self._woken = {}, None, None
+            self._order, self._first, self._woken = {}, None, {}
             return
-        first = line.first
-        if self._nobody_comes(first, now) and (free := self._free(now)):
+        first = line.first if line.waiting else None
+        look = [*islice(line.retries, _FIRST), *([] if first is None else [first])]
+        self._woken = {one: self._woken.get(one, now) for one in look if one.is_set}
+        if free := self._left_free(look, now):
             self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
         if first is self._first:
             return
@@ -105,7 +108,7 @@ class Invariants:
             "in flight": [one for one in endpoints if one.in_flight],
             "in flight, in all": [] if self._core.drained().is_set else [self._core.service],
             "probed": [one for one in endpoints if not one.gone and one.breaker.probing(now)],
-            "in line": list(self._core.line.waiting),
+            "in line": [*self._core.line.waiting, *self._core.line.retries],
         }
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
@@ -152,27 +155,48 @@ class Invariants:
         if one.breaker.state != "half-open" and one.breaker.probing(now):
             yield f"{one.instance} is probed while {one.breaker.state}"
 
-    def _nobody_comes(self, head: Signal, now: float) -> bool:
-        """True where the first in line is not woken, or was and has not looked at that moment."""
-        if not head.is_set:
-            self._woken = None
-            return True
-        if self._woken is None or self._woken[0] is not head:
-            self._woken = head, now
-        return self._woken[1] < now
+    def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
+        """What has room for one of those in line whose turn it is, that is not woken, or was and
+        has not looked at that moment. What a retry wants that waits apart is not for those behind
+        it."""
+        if all(self._comes(one, now) for one in look):
+            return []
+        if (moment := self._open(now)) is None:
+            return []
+        spoken_for: set[Endpoint] = set()
+        total = self._limits.total
+        places = math.inf if total is None else total - self._in_flight()
+        for one in look:
+            unwanted = self._core.line.retries.get(one, ())
+            wanted = chain.from_iterable(moment.open) if unwanted else moment.serving
+            roomy = [it for it in moment.roomy(wanted, unwanted) if it not in spoken_for]
+            if roomy and places > 0 and not self._comes(one, now):
+                return roomy
+            places -= bool(roomy)
+            spoken_for.update(it for it in self._core.pool.endpoints if it not in unwanted)
+        return []
+
+    def _comes(self, one: Signal, now: float) -> bool:
+        """True if a call in line was woken at this moment, and so is about to look."""
+        return self._woken.get(one, -math.inf) >= now
 
     def _free(self, now: float) -> list[Endpoint]:
         """Who has room, and not only since a moment."""
+        moment = self._open(now)
+        return [] if moment is None else moment.roomy(moment.serving)
+
+    def _open(self, now: float) -> Moment | None:
+        """Who serves; None where nobody has room, or time alone has just let somebody in."""
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
-            return []
+            return None
         if self._limits.each and all(map(self._limits.full, self._core.pool.endpoints)):
-            return []
-        moment, lately = self._moment(now), now - _SLACK
+            return None
+        lately = now - _SLACK
         ends = chain.from_iterable(
             (it.rest_until, it.out_until) for it in self._core.pool.endpoints
         )
-        return [] if any(lately <= at <= now for at in ends) else moment.roomy(moment.serving)
+        return None if any(lately <= at <= now for at in ends) else self._moment(now)
 
     def _in_flight(self) -> int:
         return sum(one.in_flight for one in self._attempts)

@@ -35,7 +35,7 @@ class Moment:
         """What it is, active checks disregarded where they call everybody down."""
         return one.standing(self._now, blind=self._blind)
 
-    def roomy(self, tier: Iterable[Endpoint], but: Collection[Endpoint] = ()) -> list[Endpoint]:
+    def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
         """Those of a tier that are below their limit, but for some."""
         limits = self._limits
         return [one for one in tier if one not in but and not (limits.each and limits.full(one))]

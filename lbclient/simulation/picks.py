@@ -13,7 +13,7 @@ from lbclient.simulation.trail import Trail
 __all__ = ["of_call", "of_pick"]
 
 
-def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply]) -> Iterator[str]:
+def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
     """Whether it goes to one whom the rules allow. Its place is taken already."""
     one, reason, tried = attempt.endpoint, attempt.reason, trail.tried
     if one.gone:
@@ -27,7 +27,7 @@ def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply]) -> Iterator[s
         if one not in moment.serving or one in tried:
             yield f"tried are {tried}, {moment.serving} serve"
     elif tried:
-        yield from _of_retry(moment, one, tried)
+        yield from _of_retry(moment, one, trail, now)
     elif one not in moment.serving:
         yield f"it is {moment.standing(one)}, {moment.serving} serve"
     if moment.crowded(one):
@@ -42,8 +42,10 @@ def _of_probe(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[
         yield f"{moment.serving} serve, of a better tier"
 
 
-def _of_retry(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[str]:
-    """An untried one of the best tier that has any with room, before any is tried twice."""
+def _of_retry(moment: Moment, one: Endpoint, trail: Trail, now: float) -> Iterator[str]:
+    """An untried one of the best tier that has any with room. No tried one before the call has
+    waited for the untried ones that are full."""
+    tried = trail.tried
     for tier in moment.open:
         if one in tier and one not in tried:
             return
@@ -52,6 +54,9 @@ def _of_retry(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[
             return
     if one not in moment.serving:
         yield f"tried are {tried}, {moment.serving} serve"
+    full = [it for tier in moment.open for it in tier if it not in tried]
+    if full and now < (until := trail.may_settle_at()):
+        yield f"tried are {tried}; {full} are only full, and {until - now:g} s are left to wait"
 
 
 def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:

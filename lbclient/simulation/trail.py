@@ -11,14 +11,20 @@ from lbclient.simulation.reply import Reply
 
 __all__ = ["Trail"]
 
+_SLACK = 1e-6
+
 
 class Trail:
-    """Kept by the simulator, which trusts no count of the call's own."""
+    """Kept by the simulator, which trusts no count of the call's own.
 
-    __slots__ = ("_held", "attempts", "call", "lost", "unsure")
+    `patience` is how many seconds the call waits for a place if it has no deadline.
+    """
 
-    def __init__(self, call: Call[Reply]) -> None:
+    __slots__ = ("_held", "_patience", "attempts", "call", "lost", "unsure")
+
+    def __init__(self, call: Call[Reply], patience: float = math.inf) -> None:
         self.call = call
+        self._patience = patience
         self.attempts: list[Attempt[Reply]] = []
         """All that were sent, in order; who is `open` counts as in flight."""
         self.unsure = False
@@ -35,8 +41,16 @@ class Trail:
     @property
     def unsent(self) -> bool:
         """True if the call's own last attempt, which was no hedge, was never sent."""
-        own = (one for one in reversed(self.attempts) if one.reason != "hedge")
-        return isinstance(getattr(next(own, None), "error", None), ConnectionRefusedError)
+        last = self._own_last()
+        return last is not None and isinstance(last.error, ConnectionRefusedError)
+
+    def may_settle_at(self) -> float:
+        """When a retry may ask an instance again at the earliest, though one that it has not tried
+        is only full: it waits as long as any call waits for a place."""
+        last, deadline = self._own_last(), self.call.deadline
+        ended = 0.0 if last is None else last.started + last.elapsed
+        until = ended + self._patience if deadline is None else (ended + deadline) / 2
+        return until - _SLACK
 
     def comes(self, reply: Reply, left: float) -> None:
         """What an attempt with so many seconds left will come to."""
@@ -58,6 +72,10 @@ class Trail:
         """Its body is read, or nobody wants it."""
         if (attempt := self.holder(reply)) is not None:
             attempt.finish()
+
+    def _own_last(self) -> Attempt[Reply] | None:
+        own = (one for one in reversed(self.attempts) if one.reason != "hedge")
+        return next(own, None)
 
     def close_all(self) -> None:
         """Whatever became of the call, no body stays open."""
