@@ -683,6 +683,38 @@ def test_a_deadline_covers_redirects(servers, world, per_call):
     assert times_left(server) == [1000, 750, 500, 250] * 2
 
 
+class Moves(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A transport of a caller's, which is asked for /2, /1 and /0 in turn and notes its time."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def handle_request(self, request):
+        self.seen.append(lbclient.time_left())
+        number = int(request.url.path[1:])
+        moved = httpx.Response(302, headers={"Location": f"/{number - 1}"})
+        return moved if number else httpx.Response(200)
+
+    async def handle_async_request(self, request):
+        return self.handle_request(request)
+
+
+@worlds
+def test_a_callers_transport_knows_what_redirects_have_left(world):
+    """`time_left` tells a transport of the caller's what is left of the whole call."""
+    clock, seen = Clock(), []
+    with world.client(
+        "http://10.0.0.1",
+        clock=clock,
+        retry=TOTAL,
+        transport=lambda _: Moves(seen),
+        follow_redirects=True,
+        event_hooks={"response": [world.hook(clock.passes(0.25))]},
+    ) as client:
+        assert client.get("/2").status_code == 200
+    assert seen == [1.0, 0.75, 0.5]
+
+
 @worlds
 def test_a_deadline_covers_what_comes_before_the_first_request(servers, world):
     """A hook that uses up the time of the call leaves nothing to send."""
