@@ -204,12 +204,18 @@ def answered(error: BaseException) -> bool:
     return any(isinstance(one, _ANSWERS) for one in _system_errors(error))
 
 
-def _system_errors(error: BaseException | None) -> Iterator[OSError]:
-    """The operating system's errors behind an error; several where addresses were raced."""
-    while error is not None:
+def _system_errors(error: BaseException | None, seen: set[int] | None = None) -> Iterator[OSError]:
+    """The operating system's errors behind an error; several where addresses were raced.
+
+    An error may be its own cause, by way of others: only circles of `__context__` are broken by
+    Python itself.
+    """
+    seen = set() if seen is None else seen
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, BaseExceptionGroup):
             for one in error.exceptions:
-                yield from _system_errors(one)
+                yield from _system_errors(one, seen)
             return
         if isinstance(error, OSError) and (
             error.errno is not None or isinstance(error, ConnectionError | TimeoutError)

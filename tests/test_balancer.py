@@ -142,6 +142,20 @@ def test_an_interrupt_is_neutral(error):
     assert (one.attempts, one.failures, one.in_flight) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_an_error_that_is_its_own_cause(kind):
+    """Errors that are the cause of each other are judged like others, and in finite time."""
+    error, wrapper = kind("mine"), RuntimeError("around it")
+    error.__cause__, wrapper.__cause__ = wrapper, ExceptionGroup("several", [error, wrapper])
+
+    def fails(_):
+        raise error
+
+    with pytest.raises(kind) as caught:
+        Balancer([A]).call(fails)
+    assert caught.value is error
+
+
 def test_a_judge_teaches_another_protocol():
     """`judge` tells what a result means: a busy answer is tried elsewhere, or is the result."""
 
