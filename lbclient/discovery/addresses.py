@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import queue
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -28,13 +28,12 @@ _LEAST_PATIENCE = 0.5
 _GRACE = 3.0
 _DELAY = 0.05
 """RFC 8305, section 3: the resolution delay."""
-_STRAGGLERS = 0.25
+_STRAGGLERS_LEAST, _STRAGGLERS_MOST = 0.25, 1.0
 _AT_ONCE, _AT_MOST = 16, 64
 _NO_GLUE = Glue()
 
 Start: TypeAlias = Callable[[Callable[[], None]], None]
 """Runs a function, on a thread or at once."""
-
 
 _Told: TypeAlias = Addresses | Exception
 
@@ -138,9 +137,9 @@ class AddressBook:
         """The addresses of each name, both families by turns, IPv4 first; and their TTL in seconds.
 
         It waits until each question was answered or has failed. But once a name has a usable
-        address, another family of it that was never known is waited for no longer than 50 ms (the
-        resolution delay of RFC 8305); and names of which nothing is known are waited for no longer
-        than it took to find the others, 250 ms at the least.
+        address, another family of it that the last answer lacked is waited for no longer than
+        50 ms (the resolution delay of RFC 8305); and names of which nothing is known are waited
+        for no longer than it took to find the others, within 250 ms and 1 s.
 
         `patience` tells how many seconds the next question may take. The error of a name is
         NoRecords where DNS says that it has no address, DiscoveryError where that is not known.
@@ -182,23 +181,25 @@ class AddressBook:
         patience: Callable[[], float],
     ) -> None:
         """Ask, and add to `told` what is answered in time."""
-        waiting = _Waiting(itertools.chain(*lanes.values()), self._known)
+        waiting = _Waiting(itertools.chain(*lanes.values()), self._known.keys() - self._failed)
         for question, got in told.items():
             waiting.take(question, usable=self._has_usable(got))
         began = changed = self._clock()
-        at_once = _AT_ONCE
+        limit = _AT_ONCE
         while waiting.questions:
-            self._begin(lanes, at_once, patience)
-            may_grow = at_once < _AT_MOST and any(lanes.values())
+            self._begin(lanes, limit, patience)
+            may_grow = limit < _AT_MOST and any(lanes.values())
             pause = _DELAY
             if waiting.enough and not (waiting.unknown and may_grow):
-                more = max(_STRAGGLERS, changed - began) if waiting.unknown else _DELAY
+                more = _DELAY
+                if waiting.unknown:
+                    more = min(max(_STRAGGLERS_LEAST, changed - began), _STRAGGLERS_MOST)
                 pause = min(pause, changed + more - self._clock())
                 if pause <= 0:
                     return
             if (answer := self._next(pause)) is None:
                 if may_grow and waiting.unknown:
-                    at_once += _AT_ONCE
+                    limit += _AT_ONCE
                     changed = self._clock()
                 continue
             question, got = answer
@@ -215,12 +216,12 @@ class AddressBook:
         )
 
     def _begin(
-        self, lanes: Mapping[str, deque[Question]], at_once: int, patience: Callable[[], float]
+        self, lanes: Mapping[str, deque[Question]], limit: int, patience: Callable[[], float]
     ) -> None:
         """Ask as many questions of each family as may be under way at once."""
         busy = Counter(one.kind for one in self._under_way)
         for kind, lane in lanes.items():
-            while lane and busy[kind] < at_once:
+            while lane and busy[kind] < limit:
                 question = lane.popleft()
                 if question in self._under_way:
                     continue  # an earlier look-up has asked, and did not wait for it
@@ -301,26 +302,26 @@ class AddressBook:
 class _Waiting:
     """The questions of a look-up that are not answered yet, and what is still hoped for."""
 
-    def __init__(self, questions: Iterable[Question], known: Container[Question]) -> None:
+    def __init__(self, questions: Iterable[Question], expected: set[Question]) -> None:
         self.questions = set(questions)
         self.unknown = Counter(one.name for one in self.questions)
         """The names that have no usable address yet, each with its number of questions."""
-        self._remembered = {one for one in self.questions if one in known}
+        self._expected = self.questions & expected
         self._found = False
 
     @property
     def enough(self) -> bool:
         """Whether what was told can be used without the rest.
 
-        A family that was known before is waited for. Nothing else is waiting for the answer then,
-        and without it the addresses known before would stay in use until the look-up after this.
+        What the last look-up was told of is expected again, and waited for: no call waits for a
+        refresh, and the addresses known before would stay in use until the look-up after this.
         """
-        return self._found and not self._remembered
+        return self._found and not self._expected
 
     def take(self, question: Question, *, usable: bool) -> bool:
         """A question was answered; True where its name is unknown no more, or for good."""
         self._found = self._found or usable
-        self._remembered.discard(question)
+        self._expected.discard(question)
         waited = question in self.questions
         self.questions.discard(question)
         if question.name not in self.unknown:
