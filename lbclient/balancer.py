@@ -15,8 +15,9 @@ from lbclient import checks, forking
 from lbclient.assembly import Means, Rules, assembled
 from lbclient.breaker import BreakerPolicy
 from lbclient.call import Call
-from lbclient.calling import asender, sender
+from lbclient.calling import asender, guarded, sender
 from lbclient.closing import Closing
+from lbclient.complaint import Complaint
 from lbclient.control import Control
 from lbclient.discovery import Dns, DnsOptions, Family, Guard, Service, nameservers_of
 from lbclient.discovery.job import Scheduler
@@ -136,8 +137,7 @@ class Balancer(Control, Closing):
         limits = Limits(max_in_flight, max_in_flight_total, limit)
         bounds = Bounds(max_stale, min_refresh, max_instances)
         rules = Rules(retry, breaker, limits, throttle, hedge, outliers, slow_start, bounds)
-        self._judge = network_judge if judge is None else judge
-        checks.function("judge", self._judge)
+        checks.function("judge", network_judge if judge is None else judge)
         checks.of("rng", rng, random.Random, "random.Random()")
         self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
         means = Means(clock, self._dice, self._scheduler, tracer_provider, meter_provider)
@@ -154,6 +154,9 @@ class Balancer(Control, Closing):
         self._strategy = strategy_of(strategy)
         self._listening = None if listener is None else Listening(listener)
         news = News(None if self._listening is None else self._listening.deliver)
+        judging = f"{self.target.name}: the judge"
+        complaint = Complaint(news.add, judging, "failed; the outcome counts as neutral")
+        self._judge = guarded(judge or network_judge, clock, complaint)
         self._core = assembled(self.target, self._strategy, rules, means, news)
         self._closed = False
         if health is not None and check is not None:
@@ -221,7 +224,7 @@ class Balancer(Control, Closing):
     def close(self) -> None:
         """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
         self._closed = True
-        self._core.membership.stop()
+        self._core.stop()
         if self._listening is not None:
             self._listening.stop()
         release(self._strategy)

@@ -1,4 +1,4 @@
-"""A caller's own function, as a shell sends with it."""
+"""Functions of the user's: what a shell sends with, and what judges the outcomes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TypeVar
 import anyio
 
 from lbclient.call import Attempt
+from lbclient.complaint import Complaint
 from lbclient.deadline import Expiry
 from lbclient.instance import Instance
+from lbclient.interruption import is_interruption
+from lbclient.outcome import FINE, Judge, Verdict
 
-__all__ = ["asender", "sender"]
+__all__ = ["asender", "guarded", "sender"]
 
 T = TypeVar("T")
 
@@ -50,3 +53,26 @@ async def _in_time(result: Awaitable[T], expiry: Expiry) -> T:
     except TimeoutError:
         expiry.noticed()
         raise
+
+
+def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> Judge:
+    """Return a judge that does not raise: where `judge` fails, the outcome is neutral.
+
+    A judge of this package raises nothing of its own: what comes out of it is let through.
+    """
+    if str(getattr(judge, "__module__", "")).startswith("lbclient."):
+        return judge
+
+    def verdict(outcome: object) -> Verdict:
+        try:
+            found = judge(outcome)
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            complaint.failed(clock(), error)
+            return FINE
+        if complaint.failing:
+            complaint.recovered()
+        return found
+
+    return verdict

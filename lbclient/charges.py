@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable
 from itertools import chain
 
+from lbclient.breaker import Breaker
 from lbclient.endpoint import Endpoint
 from lbclient.membership import Membership
 from lbclient.outcome import Verdict
@@ -85,6 +86,15 @@ class Charges:
         endpoint, breaker = attempt.endpoint, attempt.breaker
         if endpoint.gone or breaker is not endpoint.breaker:
             return  # it is nobody's any more, or that of the machine that was there before
+        try:
+            self._charge(attempt, verdict, endpoint, breaker)
+        except BaseException:  # interrupted half-way: have the rotation look at it again
+            self._pool.changed(endpoint)
+            raise
+
+    def _charge(
+        self, attempt: Sent, verdict: Verdict, endpoint: Endpoint, breaker: Breaker
+    ) -> None:
         now = self._clock()
         if verdict.fault:
             endpoint.failed(now)

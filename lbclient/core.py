@@ -2,11 +2,17 @@
 
 Everything here is decided under one lock that is never held across I/O, a sleep or an await. The
 lock, the clock and the dice are handed in.
+
+An exception may come between any two lines: a signal handler raises it (Celery's soft limit, Ctrl-C
+in a notebook), or another thread sets it. CPython looks for those when a function begins, after a
+call of a C function, and at jumps backward, and nowhere else. So whatever takes a slot or a permit
+records it first in an object that already has an owner, the call; and records and counts change
+together in lines that call nothing: either all of them run, or none. tests/test_interruptions.py
+raises at each point.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
 from collections import deque
@@ -79,6 +85,27 @@ class Core:
         self._drained: list[Signal] = []
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self.charges = Charges(membership, self.rotation, guards, clock, rng)
+        telemetry.counts.observe(self)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last good answer; None for a list that never changes."""
+        return None if self.watch.settled else self.watch.age(self.clock())
+
+    @property
+    def size(self) -> int:
+        """How many instances are known."""
+        return len(self.pool)
+
+    @property
+    def in_flight(self) -> int:
+        """How many attempts are under way."""
+        return self._selection.in_flight
+
+    def stop(self) -> None:
+        """Ask discovery no more."""
+        self.membership.stop()
+        self.telemetry.counts.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, no waiters but one's own, and other times and
@@ -90,13 +117,12 @@ class Core:
         self.pool.spread(now, self.rng)
         self._selection.after_fork(now)
 
-    def admit(
-        self, call: Picker, waiting: Signal | None, holding: Endpoint | None
-    ) -> Pick | Signal | None:
-        """An instance for the next attempt of `call`, a signal to wait for, or None.
+    def admit(self, call: Picker, holding: Pick | None) -> Pick | Signal | None:
+        """Pick an instance for the next attempt of `call`, and take it: it is `call.pick` then.
 
-        The slot of `holding`, whose answer is about to be given up, passes to the pick.
-        Raises DiscoveryError where nothing usable is known, Throttled where the call is kept back.
+        Returns a signal to wait for instead, or None. The slot of `holding`, whose answer is about
+        to be given up, passes to the pick. Raises DiscoveryError where nothing usable is known,
+        Throttled where the call is kept back.
         """
         with self.lock:
             now = call.now = self.clock()
@@ -104,32 +130,38 @@ class Core:
                 self.reap()
             discovery = self.membership
             ready = self.watch.fresh and discovery.generation is discovery.scheduler.generation
-            if not ready and (unready := discovery.unready(now)):
-                return unready
-            if self.guards is not None and waiting is None and not call.tried:
+            if not ready and discovery.unready(now):
+                return self._wait_for_answer(call)
+            if self.guards is not None and call.waiting is None and not call.tried:
                 self._throttle(self.guards, now)
-            if self._line.waiting and not self._line.passes(waiting):
-                return self._line.join(waiting, call.caller)
-            left = self._line.left_for(waiting) if self._line.retries else None
+            if self._line.waiting and not self._line.passes(call.waiting):
+                return self._join(call, retry=False)
+            left = self._line.left_for(call.waiting) if self._line.retries else None
             if holding is not None:
-                self._move(holding, -1)
+                self._untake(holding)
             pick = self._selection.pick(call, now, left)
             if isinstance(pick, Pick):
-                self._taken(pick, now, holding, first=not call.tried)
-                if waiting is not None:
-                    self._line.leave(waiting, served=True)
+                self._take(pick, call, now, holding, first=not call.tried)
                 return pick
             if holding is not None:
-                self._move(holding, 1)
+                self._retake(holding)
             if pick is None:
                 self.membership.hurry(now)
                 return None
-            return self._join(call, waiting, retry=pick is UNTRIED_FULL)
+            return self._join(call, retry=pick is UNTRIED_FULL)
 
-    def _join(self, call: Picker, waiting: Signal | None, *, retry: bool) -> Signal:
+    def _wait_for_answer(self, call: Picker) -> Signal:
+        signal = _signal_of(call)
+        self._line.leave(signal)
+        signal.rearm()
+        self.watch.wait(signal)
+        return signal
+
+    def _join(self, call: Picker, *, retry: bool) -> Signal:
+        signal = _signal_of(call)
         if retry:
-            return self._line.join_retries(waiting, call.tried)
-        return self._line.join(waiting, call.caller)
+            return self._line.join_retries(signal, call.tried)
+        return self._line.join(signal, call.caller)
 
     def _throttle(self, guards: Guards, now: float) -> None:
         if not guards.admits(now):
@@ -146,10 +178,9 @@ class Core:
                 return None
             budget = None if self.hedging is None else self.hedging.budget
             if budget is not None and not budget.withdraw(now):
-                pick.endpoint.breaker.cancel(pick.permit)
                 self.telemetry.counts.hedge_refused()
                 return None
-            self._taken(pick, now, None, first=False)
+            self._take(pick, call, now, None, first=False)
             self.telemetry.counts.hedge()
             return pick
 
@@ -176,39 +207,66 @@ class Core:
     def leave(self, signal: Signal) -> None:
         """The call that waited for `signal` has what it wants, or has given up."""
         with self.lock:
-            self.watch.forget(signal)
-            self._line.leave(signal)
+            try:
+                self.watch.forget(signal)
+                self._line.leave(signal)
+            except BaseException:
+                self._wake()
+                raise
 
-    def _taken(self, pick: Pick, now: float, gave_up: Endpoint | None, *, first: bool) -> None:
-        """An attempt will go there; its call has given up its place at `gave_up`."""
-        endpoint = pick.endpoint
-        if gave_up is not None and self._line:
-            self._line.wake(gave_up)
-        endpoint.attempts += 1
+    def _take(
+        self, pick: Pick, call: Picker, now: float, gave_up: Pick | None, *, first: bool
+    ) -> None:
+        """From here on it counts as in flight, and a probe's permit is given out.
+
+        The slot of `gave_up` may be another call's now.
+        """
+        endpoint, selection, permit = pick.endpoint, self._selection, pick.permit
+        breaker, probes = endpoint.breaker, permit.expires is not None
+        # These lines call nothing: see the top of this file.
+        call.pick = pick
+        pick.taken = True
         endpoint.in_flight += 1
-        self._selection.in_flight += 1
+        selection.in_flight += 1
+        if probes:
+            breaker.probe_permit = permit
+        endpoint.attempts += 1
         self.telemetry.counts.pick()
-        self.telemetry.counts.in_flight(1)
         if self.news.heard:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
         if first and self.retries.budget is not None:
             self.retries.budget.deposit(now)
         if first and self.hedging is not None and self.hedging.budget is not None:
             self.hedging.budget.deposit(now)
+        if gave_up is not None and self._line:
+            self._wake(gave_up.endpoint)
+        if call.waiting is not None:
+            self._line.leave(call.waiting, served=True)
 
-    def _move(self, endpoint: Endpoint, change: int) -> None:
-        if endpoint.in_flight + change < 0:
-            return  # its attempt was begun before a fork
-        endpoint.in_flight += change
-        self._selection.in_flight += change
-        self.telemetry.counts.in_flight(change)
+    def _untake(self, pick: Pick) -> None:
+        """It counts as in flight no more. Hold the lock."""
+        endpoint, selection = pick.endpoint, self._selection
+        # These lines call nothing: see the top of this file.
+        if pick.taken:
+            pick.taken = False
+            if endpoint.in_flight > 0:  # else its attempt was begun before a fork
+                endpoint.in_flight -= 1
+                selection.in_flight -= 1
 
-    def done(self, attempt: Sent, verdict: Verdict) -> None:
+    def _retake(self, pick: Pick) -> None:
+        """There is nothing that its slot could pass to."""
+        endpoint, selection = pick.endpoint, self._selection
+        # These lines call nothing: see the top of this file.
+        pick.taken = True
+        endpoint.in_flight += 1
+        selection.in_flight += 1
+
+    def done(self, attempt: Sent, pick: Pick, verdict: Verdict) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
         with self.lock:
             self.took(attempt, verdict)
             self.settle(attempt, verdict)
-            self.release(attempt.endpoint)
+            self.release(pick)
 
     def took(self, attempt: Sent, verdict: Verdict) -> None:
         """It has been answered, after `elapsed` seconds. Hold the lock.
@@ -227,13 +285,21 @@ class Core:
         if self.hedging is not None:
             self.hedging.took(elapsed)
 
-    def release(self, endpoint: Endpoint) -> None:
-        """The body of an attempt is closed. Hold the lock."""
-        self._move(endpoint, -1)
-        if self._line.waiting or self._line.retries:
-            self._line.wake(endpoint)
+    def release(self, pick: Pick) -> None:
+        """The body of an attempt is closed. Hold the lock. More than once does no harm."""
+        self._untake(pick)
+        if self._line:
+            self._wake(pick.endpoint)
         while self._drained and not self._selection.in_flight:
             self._drained.pop().set()
+
+    def _wake(self, freed: Endpoint | None = None) -> None:
+        """Let a call in line look for the slot that has come free, also if that is interrupted."""
+        try:
+            self._line.wake(freed)
+        except BaseException:
+            self._line.wake()
+            raise
 
     def settle(self, attempt: Sent, verdict: Verdict | None) -> None:
         """Judge one attempt, once. None only hands the permit back. Hold the lock."""
@@ -274,11 +340,20 @@ class Core:
         with self.lock:
             attempt.breaker.cancel(attempt.permit)
 
+    def give_back(self, pick: Pick) -> None:
+        """A pick that never became an attempt."""
+        with self.lock:
+            pick.endpoint.breaker.cancel(pick.permit)
+            self.release(pick)
+
     def reap(self) -> None:
-        """Do what finalizers have asked for."""
-        with contextlib.suppress(IndexError):  # another thread may be quicker
-            while True:
-                self.forsaken.popleft()()
+        """Do what finalizers have asked for. Hold the lock.
+
+        Each stays in the queue until it is done, however often that is interrupted.
+        """
+        while self.forsaken:
+            self.forsaken[0]()
+            self.forsaken.popleft()
 
     def rest_of_all(self) -> float:
         """Seconds until the first instance has rested, where all of them rest; else 0."""
@@ -297,3 +372,10 @@ class Core:
             if not self._selection.in_flight:
                 signal.set()
             return signal
+
+
+def _signal_of(call: Picker) -> Signal:
+    """The call has it before anybody else knows it, so that it leaves the line whatever comes."""
+    if (signal := call.waiting) is None:
+        signal = call.waiting = Signal()
+    return signal

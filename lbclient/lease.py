@@ -19,14 +19,20 @@ class Lease:
     A network error that leaves the block counts against the instance, and goes on to the caller.
     """
 
-    __slots__ = ("_attempt", "_call", "_steps")
+    __slots__ = ("_attempt", "_call", "_left", "_steps")
 
     def __init__(self, call: Call[None]) -> None:
         self._call = call
         self._steps = iter(call)
         self._attempt: Attempt[None] | None = None
+        self._left = True
+
+    def __del__(self) -> None:
+        if not getattr(self, "_left", True):  # interrupted as the block ended
+            self._call.core.forsaken.append(self._call.abandon)
 
     def __enter__(self) -> Instance:
+        self._left = False
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -37,6 +43,7 @@ class Lease:
             raise
 
     async def __aenter__(self) -> Instance:
+        self._left = False
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -52,9 +59,14 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._attempt is not None:
-            self._attempt.__exit__(kind, error, traceback)
+        try:
+            if self._attempt is not None:
+                self._attempt.__exit__(kind, error, traceback)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
         self._call.__exit__(kind, error, traceback)
+        self._left = True
 
     async def __aexit__(
         self,

@@ -98,20 +98,9 @@ class Membership:
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.watch.claim():
             self.watch.run()  # a list that never changes; all else waits for the first call
-        counts.observe(self)
 
-    @property
-    def age(self) -> float | None:
-        """Seconds since the last good answer; None for a list that never changes."""
-        return None if self.watch.settled else self.watch.age(self.watch.clock())
-
-    @property
-    def size(self) -> int:
-        """How many instances are known."""
-        return len(self.pool)
-
-    def unready(self, now: float) -> Signal | None:
-        """A signal to wait for, where nothing is known yet. Hold the lock.
+    def unready(self, now: float) -> bool:
+        """True where nothing is known yet: wait for the watch. Hold the lock.
 
         Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
         try again soon.
@@ -123,7 +112,7 @@ class Membership:
             failure = self.watch.failure(now)
         if failure is not None:
             raise failure
-        return None if self.watch.known else self.watch.wait()
+        return not self.watch.known
 
     def stop(self) -> None:
         """Ask discovery no more."""
@@ -131,7 +120,6 @@ class Membership:
             self.watch.next_at = math.inf
         if self.companion is not None:
             self.companion.stop()
-        self._counts.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and a subset of its own."""

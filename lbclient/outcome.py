@@ -100,6 +100,7 @@ class Verdict:
 Judge = Callable[[object], Verdict]
 """Takes the result of an attempt, or the exception (an `Exception`) that ended it."""
 
+
 FINE = Verdict(fault=False)
 FAULT = Verdict(fault=True, again="idempotent")
 NEVER_SENT = Verdict(fault=True, again="always")

@@ -12,11 +12,13 @@ from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.complaint import Complaint
 from lbclient.endpoint import Endpoint, draw
 from lbclient.forking import Forkable
+from lbclient.interruption import is_interruption
 from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
 from lbclient.strategy import BY_NAME, Learning, Strategy
 from lbclient.telemetry import Counts
+from lbclient.waiting import Signal
 
 __all__ = ["FULL", "UNTRIED_FULL", "Pick", "Picker", "Selection"]
 
@@ -30,11 +32,16 @@ _Full = Literal["full", "untried full"]
 
 @dataclass(slots=True)
 class Pick:
-    """An endpoint with leave to send one attempt to it, and the reason it was chosen."""
+    """An endpoint with leave to send one attempt to it, and the reason it was chosen.
+
+    Until the core takes it, it is a proposal that may be dropped.
+    """
 
     endpoint: Endpoint
     permit: Permit
     reason: str
+    taken: bool = False
+    """True while it counts as in flight. Changed under the lock, together with the counts."""
 
 
 class Picker(Protocol):
@@ -47,6 +54,11 @@ class Picker(Protocol):
     idempotent: bool
     settles: bool
     """True once it has waited long enough for an endpoint that it has not tried."""
+
+    pick: Pick | None
+    """The pick that no attempt has taken over yet."""
+    waiting: Signal | None
+    """The signal that stands in line for it."""
 
     @property
     def tried(self) -> Collection[Endpoint]:
@@ -154,7 +166,9 @@ class Selection:
             return
         try:
             self.learning.ended(endpoint, elapsed, failed=failed, now=now)
-        except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+        except Exception as error:
+            if self._ours or is_interruption(error):
+                raise
             self._learning.failed(now, error)
         else:
             if self._learning.failing:
@@ -222,7 +236,9 @@ class Selection:
                     self._picking.recovered()
                 return endpoint
             self._picking.failed(call.now, detail=f"{endpoint!r} is not a candidate")
-        except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+        except Exception as error:
+            if self._ours or is_interruption(error):
+                raise
             self._picking.failed(call.now, error)
         return draw(candidates, call.rng)
 

@@ -26,6 +26,8 @@ from lbclient.simulation import (
     phases,
     simulate,
 )
+from tests.support import breakers
+from tests.support.breakers import given_out
 
 
 class Bench:
@@ -48,7 +50,7 @@ class Bench:
 
     def probe(self, *, fault, elapsed=0.0):
         self.now = max(self.now, self.breaker.due)
-        self.settle(fault=fault, permit=self.breaker.probe(self.now), elapsed=elapsed)
+        self.settle(fault=fault, permit=breakers.probe(self.breaker, self.now), elapsed=elapsed)
 
 
 def test_consecutive_faults_open_it():
@@ -197,7 +199,7 @@ def test_a_late_result_moves_nothing(fault):
     bench.trip()
     assert not bench.settle(fault=fault, permit=early)
     assert bench.breaker.state == "open"
-    bench.breaker.probe(bench.breaker.due)
+    breakers.probe(bench.breaker, bench.breaker.due)
     assert not bench.settle(fault=fault, permit=early)
     assert bench.breaker.state == "half-open"
     assert bench.breaker.probing(bench.now)
@@ -207,7 +209,7 @@ def test_a_cancelled_probe_returns_its_slot():
     """C22: a probe that is cancelled leaves the breaker half-open and its slot free."""
     bench = Bench(fail_max=1)
     bench.trip()
-    permit = bench.breaker.probe(bench.breaker.due)
+    permit = breakers.probe(bench.breaker, bench.breaker.due)
     bench.breaker.cancel(permit)
     assert bench.breaker.state == "half-open"
     assert not bench.breaker.probing(bench.now)
@@ -217,7 +219,7 @@ def test_a_probe_that_never_reports_is_given_up():
     """A lost probe holds its slot for a time, not for ever."""
     bench = Bench(fail_max=1)
     bench.trip()
-    bench.breaker.probe(bench.now)
+    breakers.probe(bench.breaker, bench.now)
     assert bench.breaker.probing(bench.now + 29)
     assert not bench.breaker.probing(bench.now + 31)
 
@@ -434,7 +436,7 @@ def test_only_a_probe_moves_what_is_not_closed():
     bench.breaker._circuit.reset_timeout = 0
     assert not bench.settle(fault=False)
     assert bench.breaker.state == "open"
-    probe = bench.breaker.probe(bench.breaker.due)
+    probe = breakers.probe(bench.breaker, bench.breaker.due)
     for fault in (False, True):
         assert not bench.settle(fault=fault)
     assert bench.breaker.state == "half-open"
@@ -452,7 +454,7 @@ def test_an_observing_breaker_refuses_nothing():
         refusals.append(bench.breaker.refuses)
         bench.trip()
         refusals.append(bench.breaker.refuses)
-        bench.breaker.probe(bench.breaker.due)
+        breakers.probe(bench.breaker, bench.breaker.due)
         refusals.append(bench.breaker.refuses)
         assert bench.breaker.state == "half-open"
     assert refusals == [False, True, True, False, False, False]
@@ -471,9 +473,9 @@ def test_observed_calls_are_probes_when_due_and_else_move_nothing():
         assert not bench.settle(fault=fault, permit=early)
     breaker.cancel(early)
     assert breaker.state == "open"
-    probe = breaker.observed(breaker.due)
+    probe = given_out(breaker, breaker.observed(breaker.due))
     assert (probe.refused, probe.probe, breaker.state) == (False, True, "half-open")
-    beside = breaker.observed(breaker.due)
+    beside = given_out(breaker, breaker.observed(breaker.due))
     assert beside.refused
     assert not bench.settle(fault=False, permit=beside)
     breaker.cancel(beside)
@@ -487,7 +489,7 @@ def test_a_cancelled_probe_of_an_observer_returns_its_slot():
     """C22: the next observed call is the probe then."""
     bench = Bench(fail_max=1, observe=True)
     bench.trip()
-    bench.breaker.cancel(bench.breaker.observed(bench.breaker.due))
+    bench.breaker.cancel(given_out(bench.breaker, bench.breaker.observed(bench.breaker.due)))
     assert not bench.breaker.probing(bench.breaker.due)
     assert bench.breaker.observed(bench.breaker.due).probe
 
@@ -638,7 +640,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule()
     def a_call_begins(self):
-        observed = self.dry.observed(self.now)
+        observed = given_out(self.dry, self.dry.observed(self.now))
         permit = self.admitted()
         assert observed.refused == (permit is None)
         assert observed.probe == (permit is not None and permit.probe)
@@ -651,7 +653,7 @@ class Twins(RuleBasedStateMachine):
             return None
         if self.naive.state == "open":
             self.naive.move("half-open")
-        self.naive.probe = self.real.probe(self.now)
+        self.naive.probe = breakers.probe(self.real, self.now)
         return self.naive.probe
 
     @precondition(lambda self: self.calls)

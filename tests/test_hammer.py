@@ -63,19 +63,17 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.seen, self.wrong, self.samples = set(), [], 0
-        taken, move = Core._taken, Core._move
+        for name in ("_take", "_untake", "_retake"):
+            monkeypatch.setattr(Core, name, self.watched(getattr(Core, name)))
 
-        def _taken(core, pick, *args, **kwargs):
+    def watched(self, change):
+        def changed(core, pick, *args, **kwargs):
             self.seen.add(pick.endpoint)
-            taken(core, pick, *args, **kwargs)
+            change(core, pick, *args, **kwargs)
+            if not 0 <= pick.endpoint.in_flight <= AT_ONE:
+                self.wrong.append((pick.endpoint, change))
 
-        def _move(core, endpoint, change):
-            if not 0 <= endpoint.in_flight + change <= AT_ONE:
-                self.wrong.append((endpoint, change))
-            move(core, endpoint, change)
-
-        monkeypatch.setattr(Core, "_taken", _taken)
-        monkeypatch.setattr(Core, "_move", _move)
+        return changed
 
     def sample(self, core):
         with core.lock:

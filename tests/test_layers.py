@@ -17,6 +17,7 @@ ORDER = [
         "deadline",
         "errors",
         "forking",
+        "interruption",
         "lazy",
         "waiting",
     },

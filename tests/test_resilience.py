@@ -34,6 +34,7 @@ from lbclient.listening import _MOST
 from lbclient.outcome import Verdict
 from lbclient.retry import Retries, Turn, Turns
 from lbclient.rules.throttle import Throttle
+from tests.support.breakers import probe
 from tests.support.http import dies_in_body, in_turn, says, slow, tells_port
 
 pytestmark = pytest.mark.anyio
@@ -508,7 +509,7 @@ def test_who_is_out():
     breaker, seen = endpoint.breaker, []
     breaker.settle(breaker.permit, fault=True, now=0.0, rng=Dice(0.5))
     endpoint.rest_until, endpoint.out_until, endpoint.healthy = 10.0, 10.0, False
-    breaker.probe(2.0)
+    probe(breaker, 2.0)
     seen.append(endpoint.standing(5.0))
     endpoint.out_until = 0.0
     seen.append(endpoint.standing(5.0))
@@ -629,7 +630,7 @@ def periods(face, times):
     for _ in range(times):
         yield breaker.due - now
         now = breaker.due
-        breaker.settle(breaker.probe(now), fault=True, now=now, rng=Dice(face))
+        breaker.settle(probe(breaker, now), fault=True, now=now, rng=Dice(face))
 
 
 def test_how_long_a_breaker_is_open():
@@ -646,7 +647,7 @@ def test_health_begins_anew(healthy, period):
     assert "30 s of health, and it starts with the first again" in TEXT
     breaker = Breaker(lbclient.BreakerPolicy(fail_max=1), "a")
     breaker.settle(breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
-    breaker.settle(breaker.probe(1.0), fault=False, now=1.0, rng=Dice(1.0))
+    breaker.settle(probe(breaker, 1.0), fault=False, now=1.0, rng=Dice(1.0))
     now = 1.0 + healthy
     breaker.settle(breaker.permit, fault=True, now=now, rng=Dice(1.0))
     assert breaker.due - now == period
@@ -836,7 +837,7 @@ def test_both_must_say_yes():
         sick.breaker.settle(sick.breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
     for _ in range(5):
         clock.now = sick.breaker.due
-        permit = sick.breaker.probe(clock.now)
+        permit = probe(sick.breaker, clock.now)
         sick.breaker.settle(permit, fault=True, now=clock.now, rng=Dice(1.0))
     assert sick.breaker.due - clock.now == 30
     marked(balancer, "10.0.0.1", healthy=True)

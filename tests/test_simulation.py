@@ -910,9 +910,9 @@ def a_probe_outlives_its_breaker_s_state(patch):
     real = Breaker._turned
 
     def turned(breaker):
-        probe = breaker._probe
+        probe = breaker.probe_permit
         real(breaker)
-        breaker._probe = probe
+        breaker.probe_permit = probe
 
     patch(Breaker, "cancel", lambda *_: None)
     patch(Breaker, "_turned", turned)
@@ -937,9 +937,10 @@ def places_are_kept(patch):
 def places_are_given_back_twice(patch):
     real = Core.release
 
-    def release(core, endpoint):
-        real(core, endpoint)
-        real(core, endpoint)
+    def release(core, pick):
+        real(core, pick)
+        pick.taken = True
+        real(core, pick)
 
     patch(Core, "release", release)
     return run(named(answers(constant(0.3))))
@@ -947,7 +948,7 @@ def places_are_given_back_twice(patch):
 
 @breach(r"still in flight, in all at the end")
 def a_place_is_lost(patch):
-    patch(Core, "_move", lambda _, endpoint, by: setattr(endpoint, "in_flight", by + 1))
+    patch(Core, "_untake", lambda _, pick: setattr(pick, "taken", False))
     return run(named(answers(constant(0.01))))
 
 
@@ -1063,13 +1064,13 @@ def an_attempt_begins_too_late(patch):
 
 @breach(r"in line, nobody wakes them, room has .*s0")
 def who_gives_up_stays_in_line(patch):
-    real = Wait.leave
+    real = Core.leave
 
-    def leave(wait):
-        if wait._signal is not None and wait._signal.is_set:
-            real(wait)
+    def leave(core, signal):
+        if signal.is_set:
+            real(core, signal)
 
-    patch(Wait, "leave", leave)
+    patch(Core, "leave", leave)
     return crowd()
 
 

@@ -36,7 +36,10 @@ def tell(circuit: Circuit, *, fault: bool) -> None:
     try:
         circuit.call(_fail if fault else _succeed)
     except (_Fault, pybreaker.CircuitBreakerError) as error:
+        cause = error.__context__
         _forget(error)
+        if isinstance(error, pybreaker.CircuitBreakerError) and not isinstance(cause, _Fault):
+            raise cause or error from None  # interrupted, and taken for a failure of the function
 
 
 def _forget(error: BaseException | None) -> None:

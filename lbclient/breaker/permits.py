@@ -53,7 +53,6 @@ class Breaker:
         "_closed_at",
         "_period",
         "_policy",
-        "_probe",
         "_rated",
         "_run",
         "_window",
@@ -62,6 +61,7 @@ class Breaker:
         "opened_at",
         "permit",
         "pristine",
+        "probe_permit",
         "why",
     )
 
@@ -78,7 +78,8 @@ class Breaker:
         """True where there never was a fault, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
-        self._probe: Permit | None = None
+        self.probe_permit: Permit | None = None
+        """The permit of the probe under way. Whoever sends that probe sets it, and owns it."""
         self.due = 0.0
         """Clock time from which an open breaker may be probed."""
         self.opened_at = 0.0
@@ -120,16 +121,18 @@ class Breaker:
     @property
     def probed_until(self) -> float:
         """When the probe that is under way is given up; 0 where there is none."""
-        return 0.0 if self._probe is None else self._probe.expires or 0.0
+        return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
 
     def probe(self, now: float) -> Permit:
-        """Half-open it for one attempt. A probe that never reports is given up after a time."""
+        """Half-open it, for a permit that is given out as soon as it is `probe_permit`.
+
+        A probe that never reports is given up after a time.
+        """
         circuit = self._circuit or self._wake()
         if circuit.current_state == OPEN:
             circuit.half_open()
         patience = max(self._policy.reset_timeout_max, _PROBE_PATIENCE)
-        self._probe = Permit(self.permit.generation, now + patience)
-        return self._probe
+        return Permit(self.permit.generation, now + patience)
 
     def observed(self, now: float) -> Permit:
         """Leave for a call that goes whatever the state, as under `observe` or in panic.
@@ -180,8 +183,8 @@ class Breaker:
 
     def cancel(self, permit: Permit) -> None:
         """Hand a permit back without an outcome."""
-        if permit is self._probe:
-            self._probe = None
+        if permit is self.probe_permit:
+            self.probe_permit = None
 
     def sooner(self, now: float, rng: random.Random) -> None:
         """A peer has healed: wait no longer than after a first trip."""
@@ -197,7 +200,7 @@ class Breaker:
 
     def after_fork(self, now: float, rng: random.Random) -> None:
         """In a child: the probe under way is the parent's, and the next is due at another time."""
-        self._probe = None
+        self.probe_permit = None
         if self.due > now:
             self.due = now + _jittered(self.due - now, rng)
 
@@ -250,7 +253,7 @@ class Breaker:
     def _turned(self) -> None:
         """Every permit is stale now, and what was counted is of the past."""
         self.permit = Permit(self.permit.generation + 1)
-        self._probe = None
+        self.probe_permit = None
         self._window = None
         self._run = None
 

@@ -11,6 +11,7 @@ from lbclient import deadline
 from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
+from lbclient.interruption import is_interruption
 from lbclient.outcome import Verdict, fault_name
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics
@@ -55,7 +56,6 @@ class Attempt(Generic[R]):
         "_call",
         "_failure",
         "_held",
-        "_open",
         "_settled",
         "_span",
         "_token",
@@ -70,6 +70,7 @@ class Attempt(Generic[R]):
         "instance",
         "lost",
         "permit",
+        "pick",
         "reason",
         "replaces",
         "result",
@@ -80,9 +81,10 @@ class Attempt(Generic[R]):
 
     def __init__(self, call: Owner, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
+        self.pick = pick
         self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
         self.instance = self.endpoint.instance
-        self._held, self._open, self._settled = False, True, False
+        self._held, self._settled = False, False
         self._failure: str | None = None
         """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
@@ -112,7 +114,7 @@ class Attempt(Generic[R]):
     @property
     def open(self) -> bool:
         """True while it counts as in flight."""
-        return self._open
+        return self.pick.taken
 
     def __enter__(self) -> Attempt[R]:
         if self.expiry is not None or self._span is not SILENT:
@@ -134,15 +136,15 @@ class Attempt(Generic[R]):
         verdict = self._call.verdict(self, None) if error is None else None
         if (race := self._call.race) is not None and race.lost(self, verdict):
             self._overtaken()
-            return isinstance(error, Exception)
+            return isinstance(error, Exception) and not is_interruption(error)
         if verdict is None:
             return error is not None and self._failed(error)
         self.verdict = verdict
         if self._held:
             self._answered(verdict)
         else:
-            self._settled, self._open = True, False
-            self._call.core.done(self, verdict)
+            self._call.core.done(self, self.pick, verdict)
+            self._settled = True
         if not (verdict.good and self._span is SILENT and self._call.semantics.plain):
             self._tell(None)
         return False
@@ -173,7 +175,11 @@ class Attempt(Generic[R]):
         self._call.core.forsaken.append(self.finish)
 
     def abandon(self) -> None:
-        """It was cancelled before it began, or while it stood: nobody is charged."""
+        """It was cancelled before it began, or interrupted while it stood: nobody is charged."""
+        if self._token is not None:
+            self._leave(self._token)
+        if self.expiry is not None:
+            self.expiry.at = math.inf  # where it was interrupted before it had the token
         self._span.end(dict)
         self._close(None, release=True)
 
@@ -185,13 +191,8 @@ class Attempt(Generic[R]):
     def step_aside(self) -> None:
         """Count as in flight no more: its answer, still unread, waits for a retry."""
         with self._call.core.lock:
-            if self._open:
-                self._open = False
-                self._call.core.release(self.endpoint)
-
-    def passed_on(self) -> None:
-        """Its place in flight now belongs to the next attempt of the call."""
-        self._open = False
+            if self.pick.taken:
+                self._call.core.release(self.pick)
 
     def _failed(self, error: BaseException) -> bool:
         """True where the call may go on."""
@@ -244,11 +245,10 @@ class Attempt(Generic[R]):
         core = self._call.core
         with core.lock:
             if not self._settled:
-                self._settled = True
                 core.settle(self, verdict)
-            if release and self._open:
-                self._open = False
-                core.release(self.endpoint)
+                self._settled = True  # if that was interrupted, `abandon` hands the permit back
+            if release and self.pick.taken:
+                core.release(self.pick)
 
     def _leave(self, token: Token[Expiry | None]) -> None:
         self._token = None

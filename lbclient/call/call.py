@@ -14,7 +14,6 @@ Threads, event loops and virtual time drive this same loop; none adds to what it
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,12 +36,11 @@ from lbclient.retry import Stopped, Turn, Turns
 from lbclient.selection import Pick
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.terms import Terms
-from lbclient.waiting import Pause
+from lbclient.waiting import Pause, Signal
 
 __all__ = ["Call"]
 
 R = TypeVar("R")
-logger = logging.getLogger(__name__)
 
 
 class Call(Raced[R]):
@@ -51,17 +49,18 @@ class Call(Raced[R]):
     __slots__ = (
         "_judge",
         "_turns",
-        "_wait",
         "caller",
         "deadline",
         "key",
         "now",
+        "pick",
         "rng",
         "semantics",
         "settles",
         "since",
         "span",
         "started",
+        "waiting",
     )
 
     def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
@@ -90,7 +89,10 @@ class Call(Raced[R]):
         self._last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
         self._stopped: Stopped | None = None
-        self._wait: Wait | None = None
+        self.pick: Pick | None = None
+        """The pick that no attempt has taken over yet."""
+        self.waiting: Signal | None = None
+        """The signal that stands in line for it, or waits for discovery."""
 
     def __enter__(self) -> Call[R]:
         self.span = self.core.telemetry.call(self.semantics)
@@ -102,14 +104,12 @@ class Call(Raced[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._wait is not None:
-            self._wait.leave()
-            self._wait = None
+        if self.waiting is not None and self.race is None:  # else who carries its steps out does
+            self._leave()
         if self._last is not None and error is None:
             error = DeadlineExceeded() if self._last.cut else self._last.error
-        elif self._last is not None and self.race is None:
-            self._last.abandon()
-            self._last = None
+        elif error is not None and self.race is None:
+            self.abandon()
         if not self.span.silent:
             self.span.end(error, len(self.tried))
         if self.core.news.untold:
@@ -123,13 +123,13 @@ class Call(Raced[R]):
             if self.race is not None and self.race.over:
                 return
             last = self._last
-            holding = last.endpoint if last is not None and last.open else None
-            pick = self.core.admit(self, None, holding)
+            holding = last.pick if last is not None and last.open else None
+            pick = self.core.admit(self, holding)
             if not isinstance(pick, Pick):
-                wait = self._wait = Wait(self, self._terms.patience, last)
-                pick = yield from wait.steps(pick, holding)
-                wait.leave()  # `__exit__` may have been there before, where a hedge was quicker
-                self._wait = None
+                try:
+                    pick = yield from Wait(self, self._terms.patience, last).steps(pick, holding)
+                finally:
+                    self._leave()
                 if pick is None:
                     self._stopped = "instances"
                     return
@@ -199,11 +199,7 @@ class Call(Raced[R]):
         """What the outcome of an attempt means."""
         if error is not None and self.core.abandoned:
             return FINE
-        try:
-            verdict = self._judge(attempt.result if error is None else error)
-        except Exception:
-            logger.exception("the judge failed; the outcome counts as neutral")
-            return FINE
+        verdict = self._judge(attempt.result if error is None else error)
         if error is None:
             return verdict if verdict.good else verdict.of_result()
         verdict = self._by_reach(attempt, error, verdict)
@@ -227,14 +223,29 @@ class Call(Raced[R]):
     def _attempt(self, pick: Pick) -> Attempt[R]:
         before = self._last
         replaces = before.take() if before is not None and before.error is None else None
-        if before is not None:
-            if self.race is None:
-                self._records.append(record(before))
-            if before.open:
-                before.passed_on()
-        self._last = Attempt(self, pick, replaces, len(self.tried))
+        if before is not None and self.race is None:
+            self._records.append(record(before))
+        attempt = Attempt(self, pick, replaces, len(self.tried))
+        self._last, self.pick = attempt, None
         self.tried.append(pick.endpoint)
-        return self._last
+        return attempt
+
+    def abandon(self) -> None:
+        """It was interrupted: whatever it holds is given back."""
+        if self.waiting is not None:
+            self._leave()
+        if self.pick is not None:
+            self.core.give_back(self.pick)
+        if self._last is not None:
+            self._last.abandon()
+            if self.race is None:  # else the shell asks for what is left over
+                self._last = None
+
+    def _leave(self) -> None:
+        """Stand in no line any more."""
+        if self.waiting is not None:
+            self.core.leave(self.waiting)
+            self.waiting = None
 
     def _delay_after(self, verdict: Verdict, error: Exception | None) -> float | None:
         turn = Turn(

@@ -11,8 +11,9 @@ from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
-from lbclient.selection import Picker
+from lbclient.selection import Pick, Picker
 from lbclient.telemetry import CallSpan, Semantics
+from lbclient.waiting import Signal
 
 __all__ = ["Hedge"]
 
@@ -52,6 +53,7 @@ class Hedge(Generic[R]):
         "idempotent",
         "key",
         "now",
+        "pick",
         "race",
         "rng",
         "semantics",
@@ -59,6 +61,7 @@ class Hedge(Generic[R]):
         "span",
         "started",
         "timed",
+        "waiting",
     )
 
     def __init__(self, call: Hedged[R]) -> None:
@@ -71,6 +74,8 @@ class Hedge(Generic[R]):
         self.key = call.key
         self.caller = call.caller
         self.now = self.started = call.started
+        self.pick: Pick | None = None
+        self.waiting: Signal | None = None
         self.race = call.race
         self.rng = call.rng
         self.semantics = call.semantics
@@ -82,9 +87,16 @@ class Hedge(Generic[R]):
         if pick is None:
             return
         attempt: Attempt[R] = Attempt(self, pick, None, len(self.tried))
-        self._attempt = attempt
+        self._attempt, self.pick = attempt, None
         self._call.tried.append(pick.endpoint)
         yield attempt
+
+    def abandon(self) -> None:
+        """It was interrupted: whatever it holds is given back."""
+        if self.pick is not None:
+            self.core.give_back(self.pick)
+        if self._attempt is not None:
+            self._attempt.abandon()
 
     @property
     def tried(self) -> Collection[Endpoint]:

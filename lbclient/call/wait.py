@@ -6,7 +6,6 @@ from collections.abc import Generator
 from typing import Protocol
 
 from lbclient.core import Core
-from lbclient.endpoint import Endpoint
 from lbclient.errors import (
     DeadlineExceeded,
     DiscoveryError,
@@ -62,16 +61,15 @@ class Wait:
     in turn is then as long as the deadline allows, and all that is sent is given up unanswered.
     """
 
-    __slots__ = ("_call", "_last", "_patience", "_signal")
+    __slots__ = ("_call", "_last", "_patience")
 
     def __init__(self, call: Waiter, patience: float, last: Last | None) -> None:
         self._call = call
         self._patience = patience
         self._last = last
-        self._signal: Signal | None = None
 
     def steps(
-        self, got: Pick | Signal | None, holding: Endpoint | None
+        self, got: Pick | Signal | None, holding: Pick | None
     ) -> Generator[Pause, None, Pick | None]:
         """Yields pauses. None: there is no instance for a retry, so the last outcome stands.
 
@@ -82,9 +80,6 @@ class Wait:
         call, last = self._call, self._last
         until: float | None = None
         while isinstance(got, Signal):
-            if got is not self._signal:
-                self.leave()  # the line, where now the first answer is waited for, and back
-                self._signal = got
             if last is not None and last.open:
                 last.step_aside()
                 holding = None
@@ -92,27 +87,21 @@ class Wait:
             if call.now >= until:
                 if last is None:
                     raise self._tired()
-                return None if call.overdue() else self._settled(got, holding)
+                return None if call.overdue() else self._settled(holding)
             yield Pause(min(until - call.now, self._look_again(got)), got)
             if call.over:
                 return None
-            got = call.core.admit(call, got, holding)
+            got = call.core.admit(call, holding)
         if got is None and last is None:
             raise call.core.refusal()
         return got
 
-    def _settled(self, signal: Signal, holding: Endpoint | None) -> Pick | None:
+    def _settled(self, holding: Pick | None) -> Pick | None:
         call = self._call
         call.settles = True
-        got = call.core.admit(call, signal, holding)
+        got = call.core.admit(call, holding)
         call.settles = False
         return got if isinstance(got, Pick) else None
-
-    def leave(self) -> None:
-        """Stand in no line any more."""
-        if self._signal is not None:
-            self._call.core.leave(self._signal)
-            self._signal = None
 
     def _look_again(self, signal: Signal) -> float:
         """Seconds until the call looks though nothing wakes it.

@@ -124,18 +124,15 @@ class Watch:
             return math.inf
         return math.nextafter(self._answered_at + self._max_stale, math.inf)
 
-    def wait(self) -> Signal:
-        """A signal that is set when the round under way, or the next, is over. Hold the lock."""
-        signal = Signal()
-        self._waiting.append(signal)
-        return signal
+    def wait(self, signal: Signal) -> None:
+        """Have it set when the round under way, or the next, is over. Hold the lock."""
+        if signal not in self._waiting:
+            self._waiting.append(signal)
 
     def wait_anew(self) -> Signal:
-        """The same for a round that begins from now on: one under way may have asked before."""
-        if not self.busy:
-            return self.wait()
+        """A signal for a round that begins from now on: one under way may have asked before."""
         signal = Signal()
-        self._later.append(signal)
+        (self._later if self.busy else self._waiting).append(signal)
         return signal
 
     def forget(self, signal: Signal) -> None:

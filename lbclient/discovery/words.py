@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lbclient.errors import LoadBalancingError
 from lbclient.instance import Refusal
+from lbclient.interruption import is_interruption
 
 __all__ = ["listed", "text_of"]
 
@@ -26,5 +27,7 @@ def text_of(error: BaseException | None) -> str:
         if not text or not isinstance(error, LoadBalancingError | OSError):
             text = f"{kind}: {text}" if text else kind  # that of a KeyError is but the key
         return text if text.isprintable() else repr(text)[1:-1]
-    except Exception:  # noqa: BLE001  # no error of an error's text may end discovery
+    except Exception as failure:  # no error of an error's text may end discovery
+        if is_interruption(failure):
+            raise
         return type(error).__name__

@@ -40,6 +40,7 @@ class _Held(Generic[S]):
         self, stream: S, attempt: Attempt[httpx.Response], lost: Callable[[S], object]
     ) -> None:
         self.stream: S = stream
+        self.closed = False
         self.info: CallInfo | None = None
         self._lost: Callable[[S], object] = lost
         self._attempt = attempt
@@ -47,9 +48,13 @@ class _Held(Generic[S]):
 
     def __del__(self) -> None:
         attempt = getattr(self, "_attempt", None)
-        if attempt is not None and attempt.open:
+        if attempt is None or self.closed:
+            return
+        held = attempt.open
+        if held:
             attempt.forsake()
-            self._lost(self.stream)
+        self._lost(self.stream)
+        if held:
             warnings.warn(
                 f"a response of {attempt.instance} was never closed; "
                 "use `with client.stream(...)` or call response.close()",
@@ -91,6 +96,7 @@ class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
         """Free the instance, then close the connection's side of it."""
         self._attempt.finish()
         self.stream.close()
+        self.closed = True
 
 
 class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
@@ -112,6 +118,7 @@ class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         """Free the instance, before anything that could be cancelled."""
         self._attempt.finish()
         await self.stream.aclose()
+        self.closed = True
 
 
 def tell(response: httpx.Response, info: CallInfo) -> None:

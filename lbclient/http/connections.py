@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
+from lbclient.interruption import is_interruption
+
 from .flavour import httpcore
 from .idle import Idle, Shelf
 from .spoilt import confused, spoils, turned_away
@@ -195,8 +197,8 @@ class Use:
             self.answer.close()
         except BaseException as error:
             self._pool.leave(connection, error)
-            if not spoils(error):  # else that is closed, and the answer is none the worse
-                raise
+            if not spoils(error) or is_interruption(error):
+                raise  # else that is closed, and the answer is none the worse
         else:
             self._pool.leave(connection)
 
@@ -224,7 +226,7 @@ class AsyncUse:
                 await self.answer.aclose()
         except BaseException as error:
             await self._pool.leave(connection, error)
-            if not spoils(error):  # as above
+            if not spoils(error) or is_interruption(error):  # as above
                 raise
         else:
             await self._pool.leave(connection)

@@ -15,6 +15,7 @@ from weakref import WeakSet
 import anyio
 
 from lbclient import forking
+from lbclient.interruption import is_interruption
 
 from .wires import AsyncWires, inherited
 
@@ -101,7 +102,9 @@ async def _leave(homes: Homes, loop: object) -> None:
     """One transport that fails to close must not keep the others open."""
     try:
         await homes.leave(loop)
-    except Exception:
+    except Exception as error:
+        if is_interruption(error):
+            raise
         logger.exception("connections could not be closed at the end of their event loop")
 
 

@@ -16,6 +16,7 @@ import anyio
 from lbclient import forking
 from lbclient.complaint import Complaint, log_now
 from lbclient.endpoint import Endpoint
+from lbclient.interruption import is_interruption
 from lbclient.pool import Pool
 
 from .flavour import httpx
@@ -93,7 +94,9 @@ class _Wires(Generic[W, S]):
         """A caller's own transport may fail to close: nothing for whoever calls next to hear."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # a caller's transport may raise anything
+        except Exception as error:
+            if is_interruption(error):
+                raise
             self._closing.failed(time.monotonic(), error, detail=repr(what))
         else:
             if self._closing.failing:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import anyio
 
 from lbclient.call import Attempt, Call, Hedge
+from lbclient.interruption import is_interruption
 from lbclient.shell.waits import asleep
 from lbclient.waiting import Pause
 
@@ -70,6 +71,8 @@ class _Lanes(Generic[R]):
                     await self._lane(self._call)
                 if self._call.over or self._error is not None or not self._hedging:
                     group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:  # interrupted: by one exception, and in one place
+            raise errors.exceptions[0] from None
         finally:
             if (race := self._call.race) is not None:
                 race.end()
@@ -102,8 +105,11 @@ class _Lanes(Generic[R]):
                 else:
                     with step:
                         step.result = await self._send(step)
-        except Exception as error:  # noqa: BLE001  # raised where the call was made, and ungrouped
-            self._error = error
+        except BaseException as error:
+            steps.abandon()
+            if not isinstance(error, Exception):
+                raise
+            self._error = error  # raised where the call was made, and ungrouped
 
     async def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
         """Close an answer that was not the quickest."""
@@ -112,7 +118,9 @@ class _Lanes(Generic[R]):
         with anyio.CancelScope(shield=True):
             try:
                 await self._discard(answer)
-            except Exception:
+            except Exception as error:
+                if is_interruption(error):
+                    raise
                 logger.exception("an answer that came too late could not be closed")
 
 

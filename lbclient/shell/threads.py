@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from lbclient.call import Attempt, Call, Hedge, Race
+from lbclient.interruption import is_interruption
 from lbclient.shell.waits import sleep
 from lbclient.waiting import Pause
 
@@ -18,6 +19,8 @@ __all__ = ["run"]
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], R]
 logger = logging.getLogger(__name__)
+_LOOK = 1.0
+"""Seconds between two looks at the threads of a hedged call."""
 
 
 def run(
@@ -70,20 +73,23 @@ class _Lanes(Generic[R]):
         self._discard = discard
         self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._running = 0
+        self._threads: list[threading.Thread] = []
 
     def race(self, after: float) -> None:
         """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
         race = _race_of(self._call)
         self._start(self._call)
-        timeout: float | None = after
+        timeout, hedged = after, False
         try:
             while self._running:
                 try:
                     error = self._ended.get(timeout=timeout)
                 except queue.Empty:
-                    timeout = None
-                    if (hedge := self._call.hedge()) is not None:
+                    if hedged:
+                        self._check()
+                    elif (hedge := self._call.hedge()) is not None:
                         self._start(hedge)
+                    timeout, hedged = _LOOK, True
                     continue
                 self._running -= 1
                 try:
@@ -107,15 +113,27 @@ class _Lanes(Generic[R]):
             lane.start()
         except RuntimeError:  # no more threads to be had
             context.run(self._lane, steps)
+        self._threads.append(lane)
+
+    def _check(self) -> None:
+        """An exception that is set from outside may end a thread before it can tell."""
+        if self._ended.empty() and not any(one.is_alive() for one in self._threads):
+            raise RuntimeError("a thread of this call was ended from outside")
 
     def _lane(self, steps: Call[R] | Hedge[R]) -> None:
         error: BaseException | None = None
         try:
-            _carry_out(steps, self._send, self._wait)
+            try:
+                _carry_out(steps, self._send, self._wait)
+            except BaseException as failure:  # noqa: BLE001  # as below
+                error = failure
+                steps.abandon()
+            self._tidy(steps)
         except BaseException as failure:  # noqa: BLE001  # raised where the call was made
-            error = failure
-        self._tidy(steps)
-        self._ended.put(error)
+            error = error or failure
+            steps.abandon()
+        finally:
+            self._ended.put(error)
 
     def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
         """Close an answer that was not the quickest."""
@@ -123,7 +141,9 @@ class _Lanes(Generic[R]):
             return
         try:
             self._discard(answer)
-        except Exception:
+        except Exception as error:
+            if is_interruption(error):
+                raise
             logger.exception("an answer that came too late could not be closed")
 
 

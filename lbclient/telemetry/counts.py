@@ -29,9 +29,6 @@ class Instruments:
         self.refused = counter("lbclient.retries.refused", "{attempt}", "Refused by the budget")
         self.breakers = counter("lbclient.breaker.changes", "{change}", "Breaker state changes")
         self.lookups = counter("lbclient.discovery.errors", "{lookup}", "Failed lookups")
-        self.in_flight = meter.create_up_down_counter(
-            "lbclient.in_flight", "{attempt}", "Attempts under way"
-        )
         self.changes = counter(
             "lbclient.discovery.changes", "{instance}", "Instances that joined or left"
         )
@@ -46,6 +43,9 @@ class Instruments:
         )
         self.throttled = counter("lbclient.throttled", "{call}", "Calls kept back unsent")
         self.observed = Observed()
+        meter.create_observable_up_down_counter(
+            "lbclient.in_flight", [self.observed.in_flight], "{attempt}", "Attempts under way"
+        )
         meter.create_observable_gauge(
             "lbclient.discovery.age", [self.observed.ages], "s", "Since the last good answer"
         )
@@ -79,10 +79,6 @@ class Counts:
     def __init__(self, instruments: Instruments, service: Attributes) -> None:
         self._instruments = instruments
         self._service = service
-        self.in_flight: Callable[[int], None] = partial(
-            instruments.in_flight.add, attributes=service
-        )
-        """So many more attempts are under way."""
         self.pick: Callable[[], None] = partial(instruments.picks.add, 1, service)
         """An instance was picked."""
 
@@ -134,7 +130,7 @@ class Counts:
                 self._instruments.changes.add(number, {**self._service, "lbclient.change": what})
 
     def observe(self, service: Service) -> None:
-        """Tell the age and size of its discovery."""
+        """Tell the age and size of its discovery, and its attempts under way."""
         self._instruments.observed.add(service)
 
     def forget(self, service: Service) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -12,9 +14,10 @@ __all__ = ["Observed", "Service"]
 
 
 class Service(Protocol):
-    """What can be asked about the discovery of one service, from any thread, without a lock."""
+    """What can be asked about one service, from any thread, without a lock."""
 
-    name: str
+    service: str
+    """Its name."""
 
     @property
     def age(self) -> float | None:
@@ -26,19 +29,28 @@ class Service(Protocol):
         """How many instances are known."""
         ...
 
+    @property
+    def in_flight(self) -> int:
+        """How many attempts are under way."""
+        ...
+
 
 class Observed:
     """The services of one meter provider that are in use. It holds none of them alive.
 
-    Of several clients of one service the worst is told: the oldest answer, the fewest instances.
+    Of several clients of one service the worst is told: the oldest answer, the fewest instances;
+    of attempts under way, the sum.
     """
 
     def __init__(self) -> None:
         self._services: dict[int, weakref.ref[Service]] = {}
+        self._names: dict[str, float] = {}
+        """Every service that there ever was: a counter that ends is told as 0, as if it counted."""
 
     def add(self, service: Service) -> None:
         """Tell of it too, until it is gone or taken away."""
         key = id(service)
+        self._names[service.service] = 0
         self._services[key] = weakref.ref(service, lambda _: self._services.pop(key, None))
 
     def remove(self, service: Service) -> None:
@@ -53,13 +65,19 @@ class Observed:
         """For an observable gauge."""
         return self._told(lambda one: one.size, min)
 
+    def in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
+        """For an observable counter: one that is added to could lose an end, and never heal."""
+        return self._told(lambda one: one.in_flight, operator.add, self._names)
+
     def _told(
         self,
         ask: Callable[[Service], float | None],
-        worst: Callable[[float, float], float],
+        together: Callable[[float, float], float],
+        start: Mapping[str, float] = MappingProxyType({}),
     ) -> Iterable[Observation]:
-        found: dict[str, float] = {}
+        found = dict(start)
         for service in [ref() for ref in list(self._services.values())]:
             if service is not None and (value := ask(service)) is not None:
-                found[service.name] = worst(found.get(service.name, value), value)
+                name = service.service
+                found[name] = together(found[name], value) if name in found else value
         return [Observation(value, {"lbclient.service": name}) for name, value in found.items()]

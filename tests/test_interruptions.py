@@ -1,0 +1,425 @@
+"""Exceptions at any moment: whatever a signal handler raises, and wherever, nothing is left behind.
+
+Celery's and rq's soft time limits, Ctrl-C in a notebook, `PyThreadState_SetAsyncExc`: each of them
+raises between two instructions of whatever runs. Here one is raised at each point where CPython
+looks for them, one point a run.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import lbclient
+import lbclient.httpx2
+from lbclient import (
+    AdaptiveLimit,
+    Balancer,
+    BreakerPolicy,
+    HedgePolicy,
+    OutlierPolicy,
+    SlowStart,
+    ThrottlePolicy,
+)
+from tests.support.http import says, serve
+from tests.support.interruptions import Interrupt, SoftLimit, points
+
+pytestmark = [
+    # What is interrupted is left to finalizers in part, which say so.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+KINDS = [Interrupt, SoftLimit]
+STEP = int(os.environ.get("LBCLIENT_INTERRUPTION_STEP", "31"))
+"""Of the points of a request, every so many-th: all of them take minutes."""
+SWALLOWED = "the exception was swallowed"
+URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """What a run leaves to the garbage collector is collected here, where nobody minds."""
+    yield
+    gc.collect()
+
+
+class Clock:
+    """Time stands still, unless it is moved."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def left_behind(balancer):
+    """What an interrupted call has not given back, even to the garbage collector."""
+    if found := _held(balancer):
+        gc.collect()  # the responses of httpx are cycles
+        found = _held(balancer)
+    return found
+
+
+def _held(balancer):
+    """What is held now; the lock is asked for from another thread."""
+    core, free = balancer._core, []
+
+    def look():
+        if core.lock.acquire(timeout=1):
+            core.lock.release()
+            free.append(True)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    if not free:
+        return ["the lock"]
+    found = [f"{one.in_flight} at {one.instance}" for one in balancer.snapshot().instances]
+    left = [text for text in found if not text.startswith("0 ")]
+    left += [
+        f"the probe of {one.instance}" for one in core.pool.endpoints if one.breaker.probe_permit
+    ]
+    left += ["a place in the line"] * len(core.line)
+    if core.in_flight:
+        left.append(f"{core.in_flight} in all")
+    return left
+
+
+def swept(prepare, kind, **options):
+    """Interrupt some work at each point; `prepare` makes the balancer and the work for each run.
+
+    Returns how many points there were, and what was left behind, or swallowed, where.
+    """
+    balancers, faults, count = [], [], 0
+
+    def prepared():
+        balancer, work = prepare()
+        balancers[:] = [balancer]
+        return work
+
+    for where, reached in points(prepared, kind, **options):
+        count += 1
+        faults += [(where, one) for one in left_behind(*balancers)]
+        if not reached:
+            faults.append((where, SWALLOWED))
+    return count, faults
+
+
+def refused_once():
+    """A function that is refused when it is first called."""
+    tries = []
+
+    def fn(_):
+        tries.append(None)
+        if len(tries) == 1:
+            raise ConnectionRefusedError(111, "refused")
+        return len(tries)
+
+    return fn
+
+
+def opened(**options):
+    """A balancer of one instance whose breaker is open, and due for a probe."""
+    clock = Clock()
+    balancer = Balancer(
+        URLS[:1], breaker=BreakerPolicy(fail_max=1), retry=None, clock=clock, **options
+    )
+    with pytest.raises(ConnectionResetError), balancer.acquire():
+        raise ConnectionResetError
+    clock.now += 10
+    return balancer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_is_retried(kind):
+    """A call that is interrupted, in its first attempt or its second, leaves no slot taken."""
+
+    def prepare():
+        balancer = Balancer(URLS, max_in_flight=1)
+        fn = refused_once()
+        return balancer, lambda: balancer.call(fn, idempotent=True)
+
+    count, faults = swept(prepare, kind)
+    assert faults == []
+    assert count > 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_rule_at_once(kind):
+    """The same with every optional rule on, a listener and a strategy that learns."""
+
+    def prepare():
+        balancer = Balancer(
+            URLS,
+            strategy="peak-ewma",
+            limit=AdaptiveLimit(),
+            outliers=OutlierPolicy(),
+            throttle=ThrottlePolicy(),
+            slow_start=SlowStart(),
+            breaker=BreakerPolicy(fail_max=1, failure_rate=0.5),
+            listener=lambda _: None,
+        )
+        fn = refused_once()
+        return balancer, lambda: balancer.call(fn, idempotent=True, deadline=5.0)
+
+    count, faults = swept(prepare, kind)
+    assert faults == []
+    assert count > 200
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("healed", [True, False])
+def test_a_probe(kind, healed):
+    """A probe that is interrupted gives its permit back: the next one may go at once."""
+
+    def prepare():
+        balancer = opened()
+        return balancer, lambda: balancer.call(fn if healed else failing, idempotent=True)
+
+    def fn(_):
+        return 1
+
+    def failing(_):
+        with contextlib.suppress(ConnectionResetError):
+            raise ConnectionResetError
+        return 1
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_that_is_retried(kind):
+    """While a result waits for its retry its slot passes to the next attempt, or comes back."""
+
+    def prepare():
+        results = ["busy", "well"]
+        balancer = Balancer(URLS, judge=_judge, max_in_flight_total=1)
+        return balancer, lambda: balancer.call(lambda _: results.pop(0), idempotent=True)
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+def _judge(outcome):
+    again = "always" if outcome == "busy" else "never"
+    return lbclient.Verdict(fault=False, again=again)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_waits_in_line(kind):
+    """A call that is interrupted in the line leaves it: those behind it have their turn."""
+
+    def prepare():
+        balancer = Balancer(URLS[:1], max_in_flight=1)
+        held = balancer.acquire()
+        held.__enter__()
+
+        def work():
+            try:
+                with contextlib.suppress(lbclient.DeadlineExceeded):
+                    balancer.call(lambda _: 1, deadline=0.001)
+            finally:
+                trace, _ = sys.gettrace(), sys.settrace(None)
+                held.__exit__(None, None, None)
+                sys.settrace(trace)
+
+        return balancer, work
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_waits_for_discovery(kind):
+    """A call that is interrupted while nothing is known yet waits for nothing any more."""
+
+    class Silent:
+        def resolve(self):
+            raise lbclient.DiscoveryError("not yet")
+
+    def prepare():
+        balancer = Balancer(Silent(), name="silent")
+
+        def work():
+            with contextlib.suppress(lbclient.LoadBalancingError):
+                balancer.call(lambda _: 1, deadline=0.002)
+
+        return balancer, work
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block(kind):
+    """A block that holds an instance gives its slot back, wherever it is interrupted."""
+
+    def prepare():
+        balancer = Balancer(URLS, max_in_flight=1)
+
+        def work():
+            with balancer.acquire():
+                pass
+
+        return balancer, work
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hedged_call(kind):
+    """The same for a call whose attempts go on other threads: each gives back what it holds."""
+
+    def prepare():
+        balancer = Balancer(URLS, hedge=HedgePolicy(delay=0.0))
+        return balancer, lambda: balancer.call(lambda _: 1, idempotent=True)
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_threads_of_a_hedged_call():
+    """An exception that is set in one of its threads ends the call, and leaves nothing behind.
+
+    Or it comes too late, and the call has its result.
+    """
+
+    def prepare():
+        balancer = Balancer(URLS, hedge=HedgePolicy(delay=0.0))
+
+        def work():
+            try:
+                balancer.call(lambda _: 1, idempotent=True)
+            finally:
+                for one in threading.enumerate():
+                    if one.name == "lbclient-attempt":
+                        one.join()
+
+        return balancer, work
+
+    _, faults = swept(prepare, Interrupt, threads=True)
+    assert [one for one in faults if one[1] != SWALLOWED] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hedged", [False, True])
+def test_an_async_call(kind, hedged):
+    """The same on an event loop."""
+
+    async def fn(_):
+        await asyncio.sleep(0)
+        return 1
+
+    def prepare():
+        balancer = Balancer(URLS, max_in_flight=1, hedge=HedgePolicy(delay=0.0) if hedged else None)
+
+        def work():
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(balancer.acall(fn, idempotent=True))
+
+        return balancer, work
+
+    _, faults = swept(prepare, kind)
+    assert faults == []
+
+
+@pytest.fixture(scope="module")
+def urls():
+    """Of an instance that is busy, and one that is well."""
+    with serve(says(503, b"busy"), says(200, b"well")) as servers:
+        yield [server.url for server in servers]
+
+
+class First:
+    """Picks the first instance."""
+
+    def pick(self, candidates, _):
+        return candidates[0]
+
+
+def get(client):
+    assert client.get("/x").text == "well"
+
+
+def stream(client):
+    with client.stream("GET", "/x") as response:
+        assert response.read() == b"well"
+
+
+@pytest.mark.parametrize(
+    ("client_of", "sends", "kind"),
+    [
+        (lbclient.Client, get, Interrupt),
+        (lbclient.Client, stream, SoftLimit),
+        (lbclient.httpx2.Client, get, SoftLimit),
+        (lbclient.httpx2.Client, stream, Interrupt),
+    ],
+)
+def test_a_request(client_of, sends, kind, urls):
+    """A request that is interrupted, in its retry too, leaves no slot taken."""
+    clients = []
+
+    def prepare():
+        for one in clients:
+            one.close()
+        clients[:] = [client_of(urls, strategy=First(), breaker=None)]
+        return clients[0].balancer, lambda: sends(clients[0])
+
+    _, faults = swept(prepare, kind, step=STEP)
+    clients[0].close()
+    assert faults == []
+
+
+async def aget(client):
+    assert (await client.get("/x")).text == "well"
+
+
+async def astream(client):
+    async with client.stream("GET", "/x") as response:
+        assert await response.aread() == b"well"
+
+
+ASYNC = {
+    "httpx-get": (lbclient.AsyncClient, aget, SoftLimit),
+    "httpx-stream": (lbclient.AsyncClient, astream, Interrupt),
+    "httpx2-get": (lbclient.httpx2.AsyncClient, aget, Interrupt),
+    "httpx2-stream": (lbclient.httpx2.AsyncClient, astream, SoftLimit),
+}
+
+
+def sweep_async(name, urls):
+    """Print what was left behind where."""
+    client_of, sends, kind = ASYNC[name]
+
+    def prepare():
+        client = client_of(urls, strategy=First(), breaker=None)
+
+        def work():
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(sends(client))
+
+        return client.balancer, work
+
+    _, faults = swept(prepare, kind, step=STEP)
+    sys.stdout.write(f"{[one for one in faults if one[1] != SWALLOWED]}\n")
+
+
+@pytest.mark.parametrize("name", ASYNC)
+def test_an_async_request(name, urls):
+    """The same on an event loop, which itself logs and swallows what its callbacks raise.
+
+    In a process of its own, since an event loop that is interrupted closes nothing.
+    """
+    code = f"from tests.test_interruptions import sweep_async; sweep_async({name!r}, {urls!r})"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    assert told.stdout == "[]\n"
