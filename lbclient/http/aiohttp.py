@@ -78,7 +78,10 @@ class AiohttpWire:
             failure = use.failed(error)
             if failure is error:
                 raise
-            raise failure from failure.__cause__
+            try:
+                raise failure from failure.__cause__
+            finally:
+                del failure  # its traceback holds this frame
         finally:
             current.reset(before)
 
