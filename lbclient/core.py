@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 
 from lbclient.breaker import Breaker
 from lbclient.charges import Charges
+from lbclient.complaint import Complaint, log_now
 from lbclient.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.events import AttemptPicked
@@ -83,6 +84,9 @@ class Core:
         """Seconds after which the first in line looks again though nothing has woken it: a response
         that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
         self._drained: list[Signal] = []
+        self.discarding = Complaint(
+            log_now, f"{self.service}: an answer that came too late", "could not be closed"
+        )
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self.charges = Charges(membership, self.rotation, guards, clock, rng)
         telemetry.counts.observe(self)

@@ -9,7 +9,9 @@ import re
 import resource
 import socket
 import threading
+from types import SimpleNamespace
 
+import anyio
 import httpx
 import pytest
 
@@ -18,6 +20,8 @@ from lbclient import Balancer, Instance
 from lbclient.complaint import Complaint
 from lbclient.http.judge import HttpJudge
 from lbclient.outcome import judge as network_judge
+from lbclient.shell.loops import _Lanes as LoopLanes
+from lbclient.shell.threads import _Lanes as ThreadLanes
 from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
 from tests.test_http_features import worlds
@@ -190,6 +194,52 @@ def test_listener_that_raises(log):
     assert first.startswith("ERROR orders: the listener failed: at AttemptPicked(")
     assert first.endswith("!")
     assert second == "ERROR orders: the listener failed (10 times by now)"
+
+
+def test_judge_that_raises(log):
+    """A judge that raises is logged with its traceback once, then counted, and so is its end."""
+    bad = True
+
+    def judge(_):
+        if bad:
+            raise ValueError("mine")
+        return lbclient.Verdict(fault=False)
+
+    with Balancer([ONE], judge=judge, name="orders") as balancer:
+        for _ in range(12):
+            balancer.call(str)
+        bad = False
+        balancer.call(str)
+    text = "orders: the judge failed; the outcome counts as neutral"
+    assert log() == [
+        f"ERROR {text}!",
+        f"ERROR {text} (10 times by now)",
+        "INFO orders: the judge works again; failures: 12",
+    ]
+
+
+@worlds
+def test_late_answers_that_fail_to_close(world, log):
+    """Where the slower answer of each hedged call fails to close, that is logged on change."""
+    steps = SimpleNamespace(leftover=object)
+    core = Balancer([ONE], name="orders")._core
+    call = SimpleNamespace(core=core)
+
+    def discard(_):
+        raise OSError("mine")
+
+    async def adiscard(_):
+        raise OSError("mine")
+
+    async def tidy():
+        await LoopLanes(call, None, None, adiscard)._tidy(steps)
+
+    for _ in range(5):
+        if world.backend is None:
+            ThreadLanes(call, None, None, discard)._tidy(steps)
+        else:
+            anyio.run(tidy, backend=world.backend)
+    assert log() == ["ERROR orders: an answer that came too late could not be closed!"]
 
 
 def test_transports_that_fail_to_close(log):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -17,7 +16,6 @@ __all__ = ["arun"]
 
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], Awaitable[R]]
-logger = logging.getLogger(__name__)
 
 
 async def arun(
@@ -115,13 +113,17 @@ class _Lanes(Generic[R]):
         """Close an answer that was not the quickest."""
         if (answer := steps.leftover()) is None:
             return
+        core = self._call.core
         with anyio.CancelScope(shield=True):
             try:
                 await self._discard(answer)
             except Exception as error:
                 if is_interruption(error):
                     raise
-                logger.exception("an answer that came too late could not be closed")
+                core.discarding.failed(core.clock(), error)
+            else:
+                if core.discarding.failing:
+                    core.discarding.recovered()
 
 
 async def _drop(answer: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -18,7 +17,6 @@ __all__ = ["run"]
 
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], R]
-logger = logging.getLogger(__name__)
 _LOOK = 1.0
 """Seconds between two looks at the threads of a hedged call."""
 
@@ -139,12 +137,16 @@ class _Lanes(Generic[R]):
         """Close an answer that was not the quickest."""
         if (answer := steps.leftover()) is None:
             return
+        core = self._call.core
         try:
             self._discard(answer)
         except Exception as error:
             if is_interruption(error):
                 raise
-            logger.exception("an answer that came too late could not be closed")
+            core.discarding.failed(core.clock(), error)
+        else:
+            if core.discarding.failing:
+                core.discarding.recovered()
 
 
 def _race_of(call: Call[R]) -> Race[Attempt[R]]:
