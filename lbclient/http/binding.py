@@ -28,10 +28,10 @@ from .options import (
     wire_options,
 )
 from .origin import Origin
-from .request import SHARED_DEADLINE, UNSTREAMED, Place, SharedDeadline, terms_of
+from .request import SHARED_DEADLINE, UNSTREAMED, Place, terms_of
 from .semantics import HttpSemantics, Labels
 
-__all__ = ["Binding", "closed_on_error"]
+__all__ = ["Binding", "closed_on_error", "policy_of"]
 
 _TLS_NAMES = ("instance", "service")
 _CLOSE_GRACE = 1.0
@@ -53,7 +53,7 @@ class Binding:
             mine.setdefault("max_in_flight_total", limits.max_connections)
         self.health: HealthCheck | None = mine.pop("health", None)
         checks.kind("health", self.health, HealthCheck)
-        self.policy = _policy(mine.get("retry", RetryPolicy()))
+        self.policy = policy_of(mine)
         self.balancer = Balancer(service, judge=HttpJudge(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
         self.target = target = self.balancer.target
         self.origin: Origin | None = None
@@ -81,12 +81,8 @@ class Binding:
         """The call that carries this request."""
         terms = terms_of(request, self.policy, replayable, self._key_of, self._fair_by)
         if (shared := SHARED_DEADLINE.get()) is not None:
-            terms = shared.bind(terms, self)
+            terms = shared.bind(terms, self.balancer)
         return self.balancer.begin(terms, HttpSemantics(request, self._labels))
-
-    def shared_deadline(self, request: httpx.Request) -> SharedDeadline:
-        """The deadline of all requests that one `send` of a client makes, this one first."""
-        return SharedDeadline(request, self.policy, self.balancer.clock, self)
 
     def drain(self) -> Pause:
         """What to wait for before connections are closed."""
@@ -126,8 +122,9 @@ def closed_on_error(balancer: Balancer) -> Iterator[None]:
         raise
 
 
-def _policy(policy: object) -> RetryPolicy:
-    """For the table of outcomes; what is no policy, the balancer refuses."""
+def policy_of(options: Mapping[str, object]) -> RetryPolicy:
+    """The policy that these options ask for; what is no policy, the balancer refuses."""
+    policy = options.get("retry", RetryPolicy())
     return policy if isinstance(policy, RetryPolicy) else RetryPolicy(attempts=1)
 
 

@@ -9,7 +9,7 @@ from lbclient import checks
 from lbclient.balancer import Balancer
 from lbclient.target import Target
 
-from .binding import closed_on_error
+from .binding import closed_on_error, policy_of
 from .drafts import Drafts
 from .flavour import NAME, httpx
 from .foreign import TransportFactory
@@ -17,7 +17,7 @@ from .jar import Jar
 from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
 from .origin import Origin
-from .request import SHARED_DEADLINE, UNSTREAMED
+from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
 from .transport import AsyncTransport, Service, Transport
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class Client(httpx.Client):
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        self._binding = balancing.own(self._balancer.target.origin)
-        self._untimed = self._binding.policy.deadline is None
+        balancing.own(self._balancer.target.origin)
+        self._deadline = policy_of(given).deadline
 
     @property
     def balancer(self) -> Balancer:
@@ -133,9 +133,9 @@ class Client(httpx.Client):
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
         # Without a deadline there is nothing to share, unless a call around this one has one.
-        if self._untimed and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+        if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with self._binding.shared_deadline(request):
+        with SharedDeadline(request, self._deadline, self._balancer):
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 
@@ -156,8 +156,8 @@ class AsyncClient(httpx.AsyncClient):
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
             self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        self._binding = balancing.own(self._balancer.target.origin)
-        self._untimed = self._binding.policy.deadline is None
+        balancing.own(self._balancer.target.origin)
+        self._deadline = policy_of(given).deadline
 
     @property
     def balancer(self) -> Balancer:
@@ -191,9 +191,9 @@ class AsyncClient(httpx.AsyncClient):
         given = request.extensions
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
-        if self._untimed and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+        if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with self._binding.shared_deadline(request):
+        with SharedDeadline(request, self._deadline, self._balancer):
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 from lbclient import checks
+from lbclient.balancer import Balancer
 from lbclient.deadline import Expiry, time_left
 from lbclient.errors import DeadlineExceeded
 from lbclient.instance import Instance
@@ -94,28 +95,21 @@ class SharedDeadline:
     """The deadline of one `send` of a client, which all of its requests share: redirects, rounds of
     authentication, and the time that event hooks take in between.
 
-    It is a context manager around httpx's own `send`. `owner` is the binding of the client, so that
-    a request which a hook sends through another client is not bound by it. Nothing is kept in the
-    request or in its extensions: an auth flow may send requests of its own, without extensions, and
-    a caller may send the same request again.
+    It is a context manager around httpx's own `send`. It belongs to the client's balancer, so that
+    a request which a hook sends through another client is not bound by it. `deadline` counts if the
+    first request asks for none. Nothing is kept in the request or in its extensions: an auth flow
+    may send requests of its own, without extensions, and a caller may send the same request again.
 
     Raises ValueError or TypeError for what the extension of the first request may not hold.
     """
 
-    __slots__ = ("_clock", "_owner", "_requests", "_seconds", "_since", "_token")
+    __slots__ = ("_balancer", "_requests", "_seconds", "_since", "_token")
 
-    def __init__(
-        self,
-        request: httpx.Request,
-        policy: RetryPolicy,
-        clock: Callable[[], float],
-        owner: object,
-    ) -> None:
+    def __init__(self, request: httpx.Request, deadline: float | None, balancer: Balancer) -> None:
         asked = _asked(request.extensions.get("lbclient")).get("deadline")
-        self._seconds: float | None = policy.deadline if asked is None else asked
-        self._clock = clock
-        self._since = clock()
-        self._owner = owner
+        self._seconds: float | None = deadline if asked is None else asked
+        self._balancer = balancer
+        self._since = balancer.clock()
         self._requests = 0
         self._token: Token[SharedDeadline | None] | None = None
 
@@ -132,17 +126,17 @@ class SharedDeadline:
                 "authentication share its deadline"
             )
 
-    def bind(self, terms: Terms, owner: object) -> Terms:
+    def bind(self, terms: Terms, balancer: Balancer) -> Terms:
         """The terms of the next request, ended by this deadline unless their own ends earlier.
 
         Raises DeadlineExceeded where the time is up.
         """
-        if owner is not self._owner:
+        if balancer is not self._balancer:
             return terms
         self._requests += 1
         if self._seconds is None:
             return terms
-        now = self._clock()
+        now = balancer.clock()
         end = self._since + self._seconds
         if now >= end:
             raise DeadlineExceeded(

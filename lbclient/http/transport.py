@@ -79,13 +79,9 @@ class Transport(httpx.BaseTransport):
         """The engine inside."""
         return self._binding.balancer
 
-    def own(self, origin: str) -> Binding:
-        """Balance this origin and refuse any other, as a client of one service does.
-
-        Returns what the client then shares with this transport.
-        """
+    def own(self, origin: str) -> None:
+        """Balance this origin and refuse any other, as a client of one service does."""
         self._binding.own(origin)
-        return self._binding
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
@@ -185,13 +181,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         """The engine inside."""
         return self._binding.balancer
 
-    def own(self, origin: str) -> Binding:
-        """Balance this origin and refuse any other, as a client of one service does.
-
-        Returns what the client then shares with this transport.
-        """
+    def own(self, origin: str) -> None:
+        """Balance this origin and refuse any other, as a client of one service does."""
         self._binding.own(origin)
-        return self._binding
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
