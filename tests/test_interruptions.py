@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +28,7 @@ from lbclient import (
     SlowStart,
     ThrottlePolicy,
 )
+from tests.support import hammer
 from tests.support.http import says, serve
 from tests.support.interruptions import Interrupt, SoftLimit, points
 
@@ -37,6 +40,7 @@ pytestmark = [
 KINDS = [Interrupt, SoftLimit]
 STEP = int(os.environ.get("LBCLIENT_INTERRUPTION_STEP", "31"))
 """Of the points of a request, every so many-th: all of them take minutes."""
+SIGNALS = int(os.environ.get("LBCLIENT_SIGNALS", "10000"))
 SWALLOWED = "the exception was swallowed"
 URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
 
@@ -423,3 +427,43 @@ def test_an_async_request(name, urls):
     command = [sys.executable, "-W", "ignore", "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert told.stdout == "[]\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client_of", [lbclient.Client, lbclient.httpx2.Client])
+def test_thousands_of_signals(client_of, urls):
+    """After thousands of signals that raise in the middle of requests nothing is in flight.
+
+    The limit is far below their number, so the last request would be refused otherwise. No
+    connection and no descriptor is left either.
+    """
+    dice, armed, raised, reached = random.Random(1), [], [], []
+
+    def limit(*_):
+        if armed:
+            armed.clear()
+            raised.append(None)
+            raise SoftLimit
+
+    before = signal.signal(signal.SIGALRM, limit)
+    try:
+        with client_of(urls, max_in_flight=5) as client:
+            get(client)
+            descriptors = hammer.descriptors()
+            while len(raised) < SIGNALS:
+                try:
+                    armed.append(None)
+                    signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.00001, 0.002))
+                    get(client)
+                except SoftLimit:
+                    reached.append(None)
+                finally:
+                    armed.clear()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert left_behind(client.balancer) == []
+            get(client)
+            assert hammer.descriptors() <= descriptors + 20  # a few connections that are idle
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(reached) >= 0.98 * len(raised)  # the rest came up in finalizers, which tell nobody

@@ -8,6 +8,7 @@ from logging import WARNING
 from lbclient.complaint import Complaint
 from lbclient.core import Core
 from lbclient.endpoint import Endpoint
+from lbclient.interruption import is_interruption
 from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
 
 __all__ = ["Loads"]
@@ -39,7 +40,9 @@ class Loads:
                 self._refusals.recovered()
             try:
                 self._strategy.reported(endpoint, load, now=now)
-            except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+            except Exception as error:
+                if is_interruption(error):
+                    raise
                 self._heeding.failed(now, error)
             else:
                 if self._heeding.failing:

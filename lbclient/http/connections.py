@@ -25,6 +25,9 @@ from .uncut import uncut
 
 __all__ = ["AsyncConnections", "AsyncUse", "Connections", "Use"]
 
+_INTERRUPTED = RuntimeError("the call was interrupted")
+"""Spoils a connection."""
+
 C = TypeVar("C", httpcore.HTTPConnection, httpcore.AsyncHTTPConnection)
 
 
@@ -68,12 +71,17 @@ class _Pool(Generic[C]):
             self._users[connection] = 1
         return connection
 
-    def _left(self, connection: C, error: BaseException | None) -> list[C]:
+    def _left(self, connection: C, error: BaseException | None, use: Use | None = None) -> list[C]:
         """One user is done, or has failed. Returns what to close."""
+        spoilt = error is not None and spoils(error)
         with self._idle.lock:
-            if error is not None and spoils(error):
-                self._spoilt.add(connection)
+            if use is not None:
+                if use.connection is None:
+                    return []
+                use.connection = None
             self._users[connection] -= 1
+            if spoilt:
+                self._spoilt.add(connection)
             if self._users[connection]:
                 return []
             del self._users[connection]
@@ -95,32 +103,55 @@ class _Pool(Generic[C]):
 class Connections(_Pool[httpcore.HTTPConnection]):
     """For threads."""
 
+    def __init__(
+        self,
+        origin: httpcore.Origin,
+        idle: Idle[httpcore.HTTPConnection],
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(origin, idle, options)
+        self.lost: deque[Use] = deque()
+        """Those that an exception from outside has interrupted."""
+
     def send(self, request: httpcore.Request) -> Use:
         """Send it, and return once the headers came."""
+        while self.lost:  # each stays in the queue until its connection is closed
+            self.leave(self.lost[0], _INTERRUPTED)
+            self.lost.popleft()
         while True:
-            connection = self._ready()
+            use = Use(self)
+            connection = self._ready(use)
             try:
-                return Use(connection.handle_request(request), connection, self)
+                use.answer = connection.handle_request(request)
             except BaseException as error:
-                self.leave(connection, error)
+                self.leave(use, error)
                 if confused(error):
                     raise httpcore.RemoteProtocolError(error) from error
                 if not turned_away(error):
                     raise
+            else:
+                return use
 
-    def _ready(self) -> httpcore.HTTPConnection:
+    def _ready(self, use: Use) -> httpcore.HTTPConnection:
+        """A connection, which `use` has from the moment at which it counts as in use."""
         while (one := self._idle.take(self._shelf)) is not None:
             if one.is_available() and not one.has_expired():
-                return self._used(one)
+                break
             one.close()
-        return self._shared() or self._used(httpcore.HTTPConnection(self._origin, **self._options))
+        if one is None and (shared := self._shared()) is not None:
+            use.connection = shared
+            return shared
+        one = one or httpcore.HTTPConnection(self._origin, **self._options)
+        with self._idle.lock:
+            use.connection = one
+            self._users[one] = 1
+        return one
 
-    def leave(
-        self, connection: httpcore.HTTPConnection, error: BaseException | None = None
-    ) -> None:
-        """One user of it is done, or has failed."""
-        for one in self._left(connection, error):
-            one.close()
+    def leave(self, use: Use, error: BaseException | None = None) -> None:
+        """It is done, or has failed. More than once does no harm."""
+        if (connection := use.connection) is not None:
+            for one in self._left(connection, error, use):
+                one.close()
 
     def retire(self) -> None:
         """Close what is idle, and the rest as it is left."""
@@ -179,28 +210,30 @@ async def _shielded(connection: httpcore.AsyncHTTPConnection) -> None:
 
 
 class Use:
-    """The use of a connection, from the headers of an answer on."""
+    """The use of a connection, from before it is taken to the end of the answer."""
 
-    def __init__(
-        self, answer: httpcore.Response, connection: httpcore.HTTPConnection, pool: Connections
-    ) -> None:
-        self.answer = answer
-        self._connection: httpcore.HTTPConnection | None = connection
+    answer: httpcore.Response
+
+    def __init__(self, pool: Connections) -> None:
+        self.connection: httpcore.HTTPConnection | None = None
         self._pool = pool
+
+    def __del__(self) -> None:
+        if self.connection is not None:  # the call was interrupted
+            self._pool.lost.append(self)
 
     def end(self) -> None:
         """Close the answer, and leave. More than once does no harm."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+        if self.connection is None:
             return
         try:
             self.answer.close()
         except BaseException as error:
-            self._pool.leave(connection, error)
+            self._pool.leave(self, error)
             if not spoils(error) or is_interruption(error):
                 raise  # else that is closed, and the answer is none the worse
         else:
-            self._pool.leave(connection)
+            self._pool.leave(self)
 
 
 class AsyncUse:
