@@ -176,7 +176,7 @@ def test_another_base_for_the_same_client(base):
 def test_headers_that_another_thread_sets_for_a_moment():
     """C: what a request had while its pattern was made is not what later ones have."""
     with lbclient.Client(OWN) as client:
-        drafts = Drafts()
+        drafts = Drafts(client._drafts._origin)
 
         def build(*args, **options):
             client.headers["Authorization"] = "Bearer of another thread"
