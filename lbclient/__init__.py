@@ -12,6 +12,7 @@ from lbclient.deadline import time_left
 from lbclient.discovery import FileResolver, FirstOf, Resolver, Service, Union
 from lbclient.endpoint import Endpoint
 from lbclient.errors import (
+    BalancerClosed,
     DeadlineExceeded,
     DiscoveryError,
     LoadBalancingError,
@@ -67,6 +68,7 @@ __all__ = [
     "AttemptInfo",
     "AttemptPicked",
     "Balancer",
+    "BalancerClosed",
     "BreakerChanged",
     "BreakerPolicy",
     "CallInfo",

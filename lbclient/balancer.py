@@ -222,8 +222,14 @@ class Balancer(Control, Closing):
         return Call(self._core, self._judge, asked, semantics)
 
     def close(self) -> None:
-        """Stop discovery. Calls under way go on; later ones raise RuntimeError."""
+        """Send nothing more, and stop discovery. It does not wait.
+
+        Attempts in flight go on to their end. Calls that wait (for a place, for discovery, before a
+        retry) end now: with their last outcome, or with BalancerClosed if there is none. Later
+        calls raise RuntimeError.
+        """
         self._closed = True
+        self._core.end()
         self._core.stop()
         if self._listening is not None:
             self._listening.stop()

@@ -56,9 +56,15 @@ class Control:
         For whoever binds a protocol."""
         self._core.abandoned = True
 
-    def idle(self) -> Signal:
-        """A signal that is set once no attempt is in flight: for whoever binds a protocol."""
-        return self._core.drained()
+    def refuse(self) -> None:
+        """Let no call begin, while those that are under way go on: for whoever binds a protocol,
+        and gives them some time before it closes."""
+        self._closed = True
+
+    def idle(self, *, bodies: bool = True) -> Signal:
+        """A signal that is set once no call is under way and, with `bodies`, nothing is in flight:
+        for whoever binds a protocol."""
+        return self._core.drained(bodies=bodies)
 
     @property
     def budget(self) -> Budget | None:

@@ -83,10 +83,13 @@ class Core:
         self.look_again = _LOOK_AGAIN
         """Seconds after which the first in line looks again though nothing has woken it: a response
         that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
-        self._drained: list[Signal] = []
         self.discarding = Complaint(
             log_now, f"{self.service}: an answer that came too late", "could not be closed"
         )
+        self.calls: dict[object, Signal | None] = {}
+        """The calls that are under way, each with the signal that ends its back-off."""
+        self.closing: dict[Signal, bool] = {}
+        """Set once no call is under way and, where True, nothing is in flight."""
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self.charges = Charges(membership, self.rotation, guards, clock, rng)
         telemetry.counts.observe(self)
@@ -115,6 +118,8 @@ class Core:
         """In a child: a lock that nobody holds, no waiters but one's own, and other times and
         places than the parent's. The dice are seeded anew already."""
         self.lock = lock
+        self.calls.clear()
+        self.closing.clear()
         self._line.clear()
         self.membership.after_fork(lock)
         now = self.clock()
@@ -177,7 +182,8 @@ class Core:
         everything that waits in line, and is taken from the budget of hedges."""
         with self.lock:
             now = call.now = self.clock()
-            pick = None if self._line else self._selection.beside(call, now)
+            late = self._line or self.membership.ended
+            pick = None if late else self._selection.beside(call, now)
             if pick is None:
                 return None
             budget = None if self.hedging is None else self.hedging.budget
@@ -294,8 +300,8 @@ class Core:
         self._untake(pick)
         if self._line:
             self._wake(pick.endpoint)
-        while self._drained and not self._selection.in_flight:
-            self._drained.pop().set()
+        if self.closing:
+            self.over()
 
     def _wake(self, freed: Endpoint | None = None) -> None:
         """Let a call in line look for the slot that has come free, also if that is interrupted."""
@@ -367,15 +373,32 @@ class Core:
                 return 0.0
             return max(0.0, soonest.rest_until - now)
 
-    def drained(self) -> Signal:
-        """A signal that is set once nothing is in flight."""
+    def over(self) -> None:
+        """A call, or an attempt, is over: tell those that wait for the last one."""
+        with self.lock:
+            if self.calls:
+                return
+            for signal, bodies in list(self.closing.items()):
+                if not (bodies and self._selection.in_flight):
+                    del self.closing[signal]
+                    signal.set()
+
+    def drained(self, *, bodies: bool = True) -> Signal:
+        """A signal that is set once no call is under way and, with `bodies`, nothing in flight."""
         with self.lock:
             self.reap()
             signal = Signal()
-            self._drained.append(signal)
-            if not self._selection.in_flight:
-                signal.set()
+            self.closing[signal] = bodies
+            self.over()
             return signal
+
+    def end(self) -> None:
+        """No attempt begins from now on; calls that wait for one end."""
+        with self.lock:
+            waiting = self.membership.end()
+        for signal in (*waiting, *list(self.calls.values())):
+            if signal is not None:
+                signal.set()
 
 
 def _signal_of(call: Picker) -> Signal:

@@ -7,6 +7,7 @@ caller already handles; see `lbclient.transport`.
 from __future__ import annotations
 
 __all__ = [
+    "BalancerClosed",
     "DeadlineExceeded",
     "DiscoveryError",
     "LoadBalancingError",
@@ -46,3 +47,10 @@ class Throttled(NoInstanceAvailable):
 
 class DeadlineExceeded(LoadBalancingError):
     """The total time of the call is up: attempts, delays and the body together."""
+
+
+class BalancerClosed(LoadBalancingError, RuntimeError):
+    """The balancer, client or transport was closed while the call waited; nothing was sent for it.
+
+    A call that begins after `close` raises a plain RuntimeError: that is a mistake in the program.
+    """

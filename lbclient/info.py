@@ -21,6 +21,7 @@ _WHY: dict[Stopped, str] = {
     "method": "it may have been carried out, and is not idempotent",
     "body": "its body cannot be sent a second time",
     "instances": "no other instance is free",
+    "closed": "the balancer was closed",
     "verdict": "the verdict on this outcome is never to repeat it",
     "streaming": "part of the response was already passed on",
 }
@@ -55,8 +56,8 @@ class CallInfo(NamedTuple):
     """What became of one call.
 
     `attempts` are in order. `stopped` says why a bad outcome was not tried again: `"attempts"`,
-    `"deadline"`, `"budget"`, `"method"`, `"body"`, `"instances"`, `"verdict"` or `"streaming"`; it
-    is None if the outcome is good.
+    `"deadline"`, `"budget"`, `"method"`, `"body"`, `"instances"`, `"closed"`, `"verdict"` or
+    `"streaming"`; it is None if the outcome is good.
     """
 
     attempts: tuple[AttemptInfo, ...]

@@ -15,7 +15,7 @@ from lbclient.discovery import Resolver, StaticResolver, text_of
 from lbclient.discovery.job import Companion, Scheduler
 from lbclient.discovery.watch import CEILING, FLOOR, Watch
 from lbclient.endpoint import Endpoint
-from lbclient.errors import DiscoveryError, ServiceAbsent
+from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
 from lbclient.events import DiscoveryFailed, InstancesChanged
 from lbclient.instance import Answer, Instance
 from lbclient.line import Line
@@ -95,6 +95,8 @@ class Membership:
         self._left: list[Endpoint] = []
         self.generation: object = None
         """The scheduler's when it was told to follow: another one after a fork."""
+        self.ended = False
+        """True once no attempt may begin any more."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.watch.claim():
             self.watch.run()  # a list that never changes; all else waits for the first call
@@ -105,6 +107,10 @@ class Membership:
         Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
         try again soon.
         """
+        if self.ended:
+            raise BalancerClosed(
+                f"the balancer of {self.name} was closed; nothing was sent for this call"
+            )
         if self.generation is not self.scheduler.generation:
             self._follow()
         if (failure := self.watch.failure(now)) is not None and self.watch.demand(now):
@@ -113,6 +119,11 @@ class Membership:
         if failure is not None:
             raise failure
         return not self.watch.known
+
+    def end(self) -> list[Signal]:
+        """No attempt begins from now on. Returns the signals of calls that wait. Hold the lock."""
+        self.ended, self.generation = True, None  # which has each call ask `unready`
+        return [*self.line.waiting, *self.line.retries, *self.watch.waiting]
 
     def stop(self) -> None:
         """Ask discovery no more."""
@@ -147,6 +158,8 @@ class Membership:
             with self._lock:
                 self.watch.forget(signal)
         service, error = self.watch.service, self.watch.error
+        if self.ended:
+            raise RuntimeError(f"the balancer of {self.name} is closed")
         if not signal.is_set:
             raise DiscoveryError(f"no answer about {service} within {_ROUND:g} s")
         if error is not None:

@@ -27,7 +27,15 @@ IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 """RFC 9110, section 9.2.2."""
 
 Stopped = Literal[
-    "attempts", "deadline", "budget", "method", "body", "instances", "verdict", "streaming"
+    "attempts",
+    "deadline",
+    "budget",
+    "method",
+    "body",
+    "instances",
+    "closed",
+    "verdict",
+    "streaming",
 ]
 """Why a call whose outcome is bad was not tried again:
 
@@ -37,6 +45,7 @@ Stopped = Literal[
 - `"method"`: the request may have been carried out, and may not be repeated.
 - `"body"`: the request's body cannot be sent a second time.
 - `"instances"`: no instance was free for another attempt.
+- `"closed"`: the balancer, client or transport was closed.
 - `"verdict"`: such an outcome is never tried again.
 - `"streaming"`: part of the response had already been passed on.
 """

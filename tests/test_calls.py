@@ -13,6 +13,7 @@ import pytest
 import lbclient
 from lbclient import Balancer, Instance, RetryBudget, RetryPolicy, Verdict
 from lbclient.outcome import judge as network_judge
+from lbclient.selection import Pick
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms
@@ -266,13 +267,13 @@ class Play:
     def hold(self, instance, until=HELD):
         """Another call has this instance until then."""
         endpoint = self.balancer.pool.find(instance)
-        core = self.balancer._core
+        core, pick = self.balancer._core, Pick(endpoint, endpoint.breaker.permit, "held")
         with core.lock:
-            core._move(endpoint, 1)
+            core._retake(pick)
 
         def free():
             with core.lock:
-                core.release(endpoint)
+                core.release(pick)
 
         self.world.at(until, free)
 

@@ -303,6 +303,7 @@ FITTING = {
     "NoInstanceAvailable": "ConnectError",
     "Throttled": "ConnectError",
     "DeadlineExceeded": "TimeoutException",
+    "BalancerClosed": "TransportError",
 }
 
 

@@ -13,6 +13,8 @@ import re
 import socket
 import ssl
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -467,6 +469,17 @@ def unknown():
         return outcome(client)
 
 
+def closed():
+    wait = httpx.Timeout(5, pool=10)
+    client = client_of(max_in_flight_total=1, close_grace=0, timeout=wait)
+    with client.balancer.acquire(), ThreadPoolExecutor(1) as pool:
+        call = pool.submit(outcome, client)
+        while not client.balancer._core.line:
+            time.sleep(0.001)
+        client.close()
+        return call.result()
+
+
 RAISED = table("what is raised, and its text")
 HOW = [
     all_out,
@@ -477,6 +490,7 @@ HOW = [
     overdue_between_requests,
     overdue_in_the_body,
     failed,
+    closed,
     unknown,
 ]
 

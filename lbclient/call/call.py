@@ -15,7 +15,7 @@ Threads, event loops and virtual time drive this same loop; none adds to what it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
@@ -104,6 +104,7 @@ class Call(Raced[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.core.calls.pop(self, None)
         if self.waiting is not None and self.race is None:  # else who carries its steps out does
             self._leave()
         if self._last is not None and error is None:
@@ -114,24 +115,24 @@ class Call(Raced[R]):
             self.span.end(error, len(self.tried))
         if self.core.news.untold:
             self.core.news.publish()
+        if self.core.closing:
+            self.core.over()
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
+        if self.race is None:
+            self.core.calls[self] = None
         delay: float | None = 0.0
         while delay is not None:
             if delay > 0:
-                yield Pause(delay, None if self.race is None else self.race.ended)
-            if self.race is not None and self.race.over:
-                return
+                yield self._rest(delay)
             last = self._last
+            if (last is not None or self.race is not None) and self._stops():
+                return
             holding = last.pick if last is not None and last.open else None
             pick = self.core.admit(self, holding)
             if not isinstance(pick, Pick):
-                try:
-                    pick = yield from Wait(self, self._terms.patience, last).steps(pick, holding)
-                finally:
-                    self._leave()
+                pick = yield from self._wait(pick, holding, last)
                 if pick is None:
-                    self._stopped = "instances"
                     return
             attempt = self._attempt(pick)
             yield attempt
@@ -141,6 +142,37 @@ class Call(Raced[R]):
                     self._stopped = "verdict"
                 return
             delay = self._delay_after(verdict, attempt.error)
+
+    def _wait(
+        self, got: Signal | None, holding: Pick | None, last: Attempt[R] | None
+    ) -> Generator[Pause, None, Pick | None]:
+        """Wait for a slot, or a first answer. None: the last outcome stands."""
+        try:
+            pick = yield from Wait(self, self._terms.patience, last).steps(got, holding)
+        finally:
+            self._leave()
+        if pick is None and not self._closed():
+            self._stopped = "instances"
+        return pick
+
+    def _stops(self) -> bool:
+        """True where another attempt is not wanted any more, or may not begin."""
+        return self.over or (self._last is not None and self._closed())
+
+    def _closed(self) -> bool:
+        """True where no other attempt may begin."""
+        if self.core.membership.ended:
+            self._stopped = "closed"
+        return self.core.membership.ended
+
+    def _rest(self, delay: float) -> Pause:
+        """A back-off. It ends early where a hedge has brought the outcome, or all is closed."""
+        if self.race is None:
+            signal = self.core.calls[self] = Signal()
+        else:
+            signal = self.race.ended
+        # The signal is put first and then it is looked: `Core.end` does both in the other order.
+        return Pause(0.0 if self.core.membership.ended else delay, signal)
 
     def result(self) -> R:
         """The outcome that stands: the last result, or the last error, raised. Ask once.

@@ -64,7 +64,9 @@ class Raced(Generic[R]):
         with self.core.lock:
             after = hedging.after()
         if after is not None:
-            self.race, self.timed = Race(self.core.lock), True
+            race = self.race = Race(self.core.lock)
+            self.timed = True
+            self.core.calls[self] = race.ended
         return after
 
     def leftover(self) -> R | None:

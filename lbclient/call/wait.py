@@ -89,7 +89,7 @@ class Wait:
                     raise self._tired()
                 return None if call.overdue() else self._settled(holding)
             yield Pause(min(until - call.now, self._look_again(got)), got)
-            if call.over:
+            if call.over or (last is not None and call.core.membership.ended):
                 return None
             got = call.core.admit(call, holding)
         if got is None and last is None:

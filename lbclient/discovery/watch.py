@@ -124,6 +124,11 @@ class Watch:
             return math.inf
         return math.nextafter(self._answered_at + self._max_stale, math.inf)
 
+    @property
+    def waiting(self) -> list[Signal]:
+        """The signals of all that wait for a round. Hold the lock."""
+        return [*self._waiting, *self._later]
+
     def wait(self, signal: Signal) -> None:
         """Have it set when the round under way, or the next, is over. Hold the lock."""
         if signal not in self._waiting:

@@ -35,6 +35,7 @@ __all__ = ["Binding", "closed_on_error", "policy_of"]
 
 _TLS_NAMES = ("instance", "service")
 _CLOSE_GRACE = 1.0
+_LAST_MOMENT = 0.25
 
 
 class Binding:
@@ -87,6 +88,10 @@ class Binding:
     def drain(self) -> Pause:
         """What to wait for before connections are closed."""
         return Pause(self.close_grace, self.balancer.idle())
+
+    def last(self) -> Pause:
+        """What to wait for after that: calls that lost their connections need a moment to end."""
+        return Pause(_LAST_MOMENT, self.balancer.idle(bodies=False))
 
     def place(self, endpoint: Endpoint) -> Place:
         """How an instance is addressed: of an unnamed list by each one's own Host."""

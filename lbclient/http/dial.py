@@ -27,6 +27,7 @@ from .stream import AsyncStream, Stream, SyncStream
 __all__ = ["AsyncDialer", "Dialer"]
 
 Options = Iterable[httpcore.SOCKET_OPTION] | None
+_CLOSED = "the client was closed while the connection was made"
 _UNREACHED = (httpcore.ConnectError, httpcore.ConnectTimeout)
 
 
@@ -41,6 +42,7 @@ class _Addresses:
         self._hosts = instance.addresses or (instance.host,)
         self.opened: WeakSet[Stream[Any]] = WeakSet()
         """The connections that may be open."""
+        self._shut = False
         self.liveness = Liveness()
 
     def disown(self) -> None:
@@ -49,7 +51,8 @@ class _Addresses:
             stream.disown()
 
     def shut(self) -> None:
-        """Wake threads that wait for one of these connections."""
+        """Wake threads that wait for one of these connections, and open no other."""
+        self._shut = True
         for stream in list(self.opened):
             if isinstance(stream, SyncStream):
                 stream.shut()
@@ -78,7 +81,11 @@ class Dialer(_Addresses, httpcore.NetworkBackend):
             except _UNREACHED as error:
                 failure = more_telling(failure, error)
             else:
-                return SyncStream(inner, self)
+                stream = SyncStream(inner, self)
+                if self._shut:
+                    stream.close()
+                    raise httpcore.ConnectError(_CLOSED)
+                return stream
         raise failure or httpcore.ConnectError(f"no address for {host}")
 
     def sleep(self, seconds: float) -> None:
@@ -115,7 +122,11 @@ class AsyncDialer(_Addresses, httpcore.AsyncNetworkBackend):
             except _UNREACHED as error:
                 failure = more_telling(failure, error)
             else:
-                return AsyncStream(inner, self)
+                stream = AsyncStream(inner, self)
+                if self._shut:
+                    await stream.aclose()
+                    raise httpcore.ConnectError(_CLOSED)
+                return stream
         raise failure or httpcore.ConnectError(f"no address for {host}")
 
     async def sleep(self, seconds: float) -> None:

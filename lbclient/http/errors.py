@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from lbclient import errors
 
 from .flavour import httpx
@@ -33,6 +35,13 @@ class Throttled(errors.Throttled, NoInstanceAvailable):
     """Also a connect error of httpx: nothing was sent."""
 
 
+class BalancerClosed(errors.BalancerClosed, httpx.TransportError):
+    """Also a transport error of httpx: nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        httpx.TransportError.__init__(self, message)
+
+
 class DeadlineExceeded(errors.DeadlineExceeded, httpx.TimeoutException):
     """Also a timeout of httpx."""
 
@@ -47,17 +56,19 @@ def as_httpx(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
     return bound
 
 
+_BOUND = {
+    errors.ServiceAbsent: ServiceAbsent,
+    errors.DiscoveryError: DiscoveryError,
+    errors.DeadlineExceeded: DeadlineExceeded,
+    errors.BalancerClosed: BalancerClosed,
+    errors.LoadBalancingError: LoadBalancingError,
+}
+
+
 def _bound(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
     message = str(error)
-    match error:
-        case errors.Throttled():
-            return Throttled(message, error.retry_in)
-        case errors.NoInstanceAvailable():
-            return NoInstanceAvailable(message, error.retry_in)
-        case errors.ServiceAbsent():
-            return ServiceAbsent(message)
-        case errors.DiscoveryError():
-            return DiscoveryError(message)
-        case errors.DeadlineExceeded():
-            return DeadlineExceeded(message)
-    return LoadBalancingError(message)
+    if isinstance(error, errors.NoInstanceAvailable):
+        kind = Throttled if isinstance(error, errors.Throttled) else NoInstanceAvailable
+        return kind(message, error.retry_in)
+    bound = next(bound for one, bound in _BOUND.items() if isinstance(error, one))
+    return cast("errors.LoadBalancingError", bound(message))

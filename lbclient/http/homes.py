@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from functools import partial
 from weakref import WeakSet
 
 import anyio
 
 from lbclient import forking
 from lbclient.interruption import is_interruption
+from lbclient.shell import asleep
+from lbclient.waiting import Pause, Signal
 
 from .wires import AsyncWires, inherited
 
 __all__ = ["Homes"]
+
+_ELSEWHERE = 1.0
+"""Seconds to wait for another loop to close its connections: it may be busy."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +38,7 @@ class Homes:
         self._homes: dict[object, AsyncWires] = {}
         self._last: tuple[object, AsyncWires] | None = None
         self._lock = threading.Lock()
+        self._closed = False
         forking.track(self)
 
     async def here(self) -> AsyncWires:
@@ -40,6 +47,8 @@ class Homes:
         if last is not None and last[0] is loop:
             return last[1]
         with self._lock:
+            if self._closed:
+                raise RuntimeError("this client was closed")
             if (wires := self._homes.get(loop)) is None:
                 wires = self._settle(loop)
         await _tell_at_end(self, loop)
@@ -47,12 +56,20 @@ class Homes:
         return wires
 
     async def aclose(self) -> None:
-        """Close the wires of the running loop; those of others are closed as they end.
-
-        So is what a call that is still under way opens after this.
-        """
-        if (wires := self._homes.get(_running())) is not None:
-            await wires.aclose()
+        """Close the wires of the running loop, and have other loops that run close theirs. Those of
+        a loop that stands still are closed as it ends. None is opened after this."""
+        with self._lock:
+            self._closed, self._last = True, None
+            homes = dict(self._homes)
+        own, elsewhere = homes.pop(_running(), None), []
+        for loop, wires in homes.items():
+            done = Signal()
+            if _soon(loop, partial(_close, wires, done)):
+                elsewhere.append(done)
+        if own is not None:
+            await own.aclose()
+        for done in elsewhere:
+            await asleep(Pause(_ELSEWHERE, done))
 
     async def leave(self, loop: object) -> None:
         """Close the wires of this loop, which is running."""
@@ -119,6 +136,32 @@ async def _tell_at_end(homes: Homes, loop: object) -> None:
         end = _ends[loop] = _End(loop)
         await end.begin()
     end.homes.add(homes)
+
+
+async def _close(wires: AsyncWires, done: Signal) -> None:
+    try:
+        await wires.aclose()
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        logger.exception("connections could not be closed in their event loop")
+    finally:
+        done.set()
+
+
+def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
+    """Have another loop do that. False where it does not run."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(work(), loop)
+        return loop.is_running()
+    import trio  # noqa: PLC0415  # only where trio runs the loop is it there
+
+    try:
+        loop.run_sync_soon(trio.lowlevel.spawn_system_task, work)  # type: ignore[attr-defined]  # a token of trio's
+    except trio.RunFinishedError:
+        return False
+    return True
 
 
 def _crudely_ended(loops: Iterable[object]) -> list[object]:

@@ -107,16 +107,23 @@ class Transport(httpx.BaseTransport):
         return binding.finished(call, response)
 
     def close(self) -> None:
-        """Stop discovery, wait for what is under way (`close_grace` seconds at the most), and close
-        every connection. Later requests raise RuntimeError."""
-        self._binding.balancer.close()
+        """Wait for the calls that are under way, `close_grace` seconds at the most. Then end them,
+        and close every connection. Later requests raise RuntimeError.
+
+        A call that waits ends with its last outcome, or with BalancerClosed if there is none; one
+        that is sent, with the error of its connection.
+        """
+        binding = self._binding
+        binding.balancer.refuse()
         try:
-            sleep(self._binding.drain())
+            sleep(binding.drain())
         finally:
-            self._binding.balancer.abandon()
+            binding.balancer.close()
+            binding.balancer.abandon()
             self._wires.close()
             if self._reports is not None:
                 self._reports.close()
+        sleep(binding.last())
 
     def _send(
         self,
@@ -214,17 +221,19 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
-        """The same for the connections of the running event loop; those of others are closed as
-        they end."""
-        self._binding.balancer.close()
+        """The same. Other event loops that run close their connections themselves, and soon."""
+        binding = self._binding
+        binding.balancer.refuse()
         try:
-            await asleep(self._binding.drain())
+            await asleep(binding.drain())
         finally:
-            self._binding.balancer.abandon()
+            binding.balancer.close()
+            binding.balancer.abandon()
             if self._reports is not None:
                 self._reports.close()
             with anyio.CancelScope(shield=True):
                 await self._homes.aclose()
+        await asleep(binding.last())
 
     async def _send(
         self,

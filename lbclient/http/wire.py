@@ -150,6 +150,7 @@ class AsyncWire(_Addressed):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._dialer.shut()
         await uncut(self._pool.aclose())
 
     def disown(self) -> None:

@@ -201,7 +201,8 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
                     await body.aclose()
 
     async def aclose(self) -> None:
-        """Close every wire. What one of them raises is raised after that."""
+        """Close every wire, and make no other. What one of them raises is raised after that."""
+        self._closed = True
         async with contextlib.AsyncExitStack() as stack:
             for wire in self._taken():
                 stack.push_async_callback(wire.aclose)

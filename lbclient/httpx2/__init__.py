@@ -10,6 +10,7 @@ lbclient's own; out of these clients and transports each is also the exception o
 
 from lbclient import http
 from lbclient.errors import (
+    BalancerClosed,
     DeadlineExceeded,
     DiscoveryError,
     LoadBalancingError,
@@ -31,6 +32,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "AsyncClient",
     "AsyncTransport",
+    "BalancerClosed",
     "Client",
     "DeadlineExceeded",
     "DiscoveryError",

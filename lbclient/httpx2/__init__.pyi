@@ -22,6 +22,7 @@ from httpx2._types import (
 from lbclient.balancer import Balancer
 from lbclient.discovery import Service
 from lbclient.errors import (
+    BalancerClosed,
     DeadlineExceeded,
     DiscoveryError,
     LoadBalancingError,
@@ -36,6 +37,7 @@ from lbclient.options import BalancerOptions
 __all__ = [
     "AsyncClient",
     "AsyncTransport",
+    "BalancerClosed",
     "Client",
     "DeadlineExceeded",
     "DiscoveryError",
