@@ -18,7 +18,7 @@ __all__ = ["News"]
 class News:
     """Added to under the lock, published without it. `deliver` takes events to a listener."""
 
-    __slots__ = ("_deliver", "heard", "untold")
+    __slots__ = ("_deliver", "heard", "least", "untold")
 
     def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
         self.untold: deque[Callable[[], None]] = deque()
@@ -26,12 +26,15 @@ class News:
         self._deliver = deliver
         self.heard = deliver is not None
         """True where somebody listens: else an event need not even be made."""
+        self.least = 0
+        """Messages below this level are not logged."""
 
     def add(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
         """Something to log."""
-        self.untold.append(lambda: log_now(level, text, *values, error=error))
+        if level >= self.least:
+            self.untold.append(lambda: log_now(level, text, *values, error=error))
 
     def tell(self, event: Event) -> None:
         """Something that a listener wants to know."""

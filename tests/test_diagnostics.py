@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import lbclient
-from lbclient import Balancer, Instance
+from lbclient import Balancer, Instance, simulation
 from lbclient.complaint import Complaint
 from lbclient.http.judge import HttpJudge
 from lbclient.outcome import judge as network_judge
@@ -577,3 +577,11 @@ def test_slower_attempt_of_a_hedge_is_measured(servers, world, telemetry):
     lost = [(labels, count) for labels, count in points if "lbclient.lost" in labels]
     server = {"server.address": "orders", "server.port": 80}
     assert lost == [({"http.request.method": "GET", "lbclient.lost": True, **server}, 1)]
+
+
+def test_simulation_warns_nobody(log):
+    """What happens to simulated instances is no warning in the log of the process."""
+    server = simulation.Server("a", simulation.fails(simulation.exponential(0.01)))
+    report = simulation.simulate(simulation.Scenario([server], simulation.Open(50, 5)))
+    assert report.success == 0
+    assert log() == []

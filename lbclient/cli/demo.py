@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ _TICK = 0.1
 
 def demo(arguments: argparse.Namespace) -> int:
     """Play it. The exit status is 1 if a call failed."""
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the picture tells it all
     bill = Playbill(SERVICE, arguments.strategy, arguments.seconds)
     view = _view(bill, plain=arguments.plain)
     with stage() as world, _client(world, bill) as client:
