@@ -61,10 +61,10 @@ class Control:
         and gives them some time before it closes."""
         self._closed = True
 
-    def idle(self, *, bodies: bool = True) -> Signal:
-        """A signal that is set once no call is under way and, with `bodies`, nothing is in flight:
-        for whoever binds a protocol."""
-        return self._core.drained(bodies=bodies)
+    def idle(self) -> Signal:
+        """A signal that is set once no call is under way, and nothing in flight: for whoever binds
+        a protocol."""
+        return self._core.drained()
 
     @property
     def budget(self) -> Budget | None:

@@ -13,6 +13,7 @@ raises at each point.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections import deque
@@ -88,8 +89,8 @@ class Core:
         )
         self.calls: dict[object, Signal | None] = {}
         """The calls that are under way, each with the signal that ends its back-off."""
-        self.closing: dict[Signal, bool] = {}
-        """Set once no call is under way and, where True, nothing is in flight."""
+        self.closing: dict[Signal, None] = {}
+        """Set once no call is under way, and nothing in flight."""
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
         self.charges = Charges(membership, self.rotation, guards, clock, rng)
         telemetry.counts.observe(self)
@@ -375,20 +376,16 @@ class Core:
 
     def over(self) -> None:
         """A call, or an attempt, is over: tell those that wait for the last one."""
-        with self.lock:
-            if self.calls:
-                return
-            for signal, bodies in list(self.closing.items()):
-                if not (bodies and self._selection.in_flight):
-                    del self.closing[signal]
-                    signal.set()
+        while self.closing and not self.calls and not self._selection.in_flight:
+            with contextlib.suppress(KeyError):  # another thread was quicker
+                self.closing.popitem()[0].set()
 
-    def drained(self, *, bodies: bool = True) -> Signal:
-        """A signal that is set once no call is under way and, with `bodies`, nothing in flight."""
+    def drained(self) -> Signal:
+        """A signal that is set once no call is under way, and nothing in flight."""
         with self.lock:
             self.reap()
             signal = Signal()
-            self.closing[signal] = bodies
+            self.closing[signal] = None
             self.over()
             return signal
 

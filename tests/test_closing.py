@@ -326,6 +326,8 @@ def test_nothing_is_open_after_closing(servers):
             assert entered.acquire(timeout=SOON)
         assert closes_quickly(client, 0.1)
         assert isinstance(call.result(SOON), httpx.TransportError)
+    for one in attempts_left():
+        one.join(SOON)
     assert attempts_left() == []
     for _ in range(3):
         assert ended.acquire(timeout=SOON)

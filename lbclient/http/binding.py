@@ -91,7 +91,7 @@ class Binding:
 
     def last(self) -> Pause:
         """What to wait for after that: calls that lost their connections need a moment to end."""
-        return Pause(_LAST_MOMENT, self.balancer.idle(bodies=False))
+        return Pause(_LAST_MOMENT, self.balancer.idle())
 
     def place(self, endpoint: Endpoint) -> Place:
         """How an instance is addressed: of an unnamed list by each one's own Host."""
