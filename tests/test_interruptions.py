@@ -7,8 +7,10 @@ looks for them, one point a run.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
+import queue
 import random
 import signal
 import subprocess
@@ -470,3 +472,35 @@ def test_thousands_of_signals(client_of, signals, urls):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert len(reached) >= 0.98 * len(raised)  # the rest came up in finalizers, which tell nobody
+
+
+def test_exceptions_that_another_thread_sets():
+    """What another thread sets in a thread that makes calls ends one call, and leaves nothing."""
+    balancer = Balancer(URLS, max_in_flight=3)
+    set_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    ended, over, begun = [], [], queue.SimpleQueue()  # an Event is not whole after an interruption
+
+    def work():
+        while not over:
+            begun.put(None)
+            balancer.call(lambda _: 1, idempotent=True)
+
+    def interrupted():
+        while True:
+            try:
+                return work()
+            except Interrupt:
+                ended.append(None)
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    for _ in range(300):
+        while begun.qsize() > 1:
+            begun.get()
+        begun.get(timeout=5)
+        assert set_in(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt)) == 1
+    over.append(None)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(ended) > 100
+    assert left_behind(balancer) == []
