@@ -56,7 +56,8 @@ async def _in_time(result: Awaitable[T], expiry: Expiry) -> T:
 
 
 def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> Judge:
-    """Return a judge that does not raise: where `judge` fails, the outcome is neutral.
+    """Return a judge that does not raise: where `judge` fails, or returns something other than a
+    `Verdict`, the outcome is neutral.
 
     A judge of this package raises nothing of its own: what comes out of it is let through.
     """
@@ -70,6 +71,10 @@ def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> J
             if is_interruption(error):
                 raise
             complaint.failed(clock(), error)
+            return FINE
+        if not isinstance(found, Verdict):  # a function that forgets a case returns None
+            kind = type(found).__name__
+            complaint.failed(clock(), detail=f"it returned {kind}, not lbclient.Verdict")
             return FINE
         if complaint.failing:
             complaint.recovered()

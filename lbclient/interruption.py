@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import traceback
 from collections.abc import Iterator
-from types import CodeType
+from opcode import opname
+from types import CodeType, TracebackType
 
 __all__ = ["is_interruption"]
 
@@ -19,13 +20,21 @@ def is_interruption(error: BaseException) -> bool:
     exception that came up in that frame itself, or through the frame of a signal handler, is an
     interruption. One that another thread set (`PyThreadState_SetAsyncExc`) while the user's
     function ran cannot be told from the function's own.
+
+    A function written in C has no frame, and neither has one that was called with arguments that
+    it does not take: their exceptions come up in the frame that caught them, at its call.
     """
     here = error.__traceback__
     below = None if here is None else here.tb_next
     if below is None:
-        return True
+        return here is None or not _is_call(here)
     handlers = set(_handlers())
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(below))
+
+
+def _is_call(at: TracebackType) -> bool:
+    """Return True if the exception came up at the call of a function, or as one was awaited."""
+    return opname[at.tb_frame.f_code.co_code[at.tb_lasti]].startswith(("CALL", "SEND"))
 
 
 def _handlers() -> Iterator[CodeType]:

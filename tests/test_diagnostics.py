@@ -585,3 +585,29 @@ def test_simulation_warns_nobody(log):
     report = simulation.simulate(simulation.Scenario([server], simulation.Open(50, 5)))
     assert report.success == 0
     assert log() == []
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        ({}.__getitem__, "!"),
+        (lambda: lbclient.Verdict(fault=False), "!"),
+        (lambda _: None, ": it returned NoneType, not lbclient.Verdict"),
+        (lambda _: True, ": it returned bool, not lbclient.Verdict"),
+    ],
+    ids=["written-in-c", "no-argument", "nothing", "a-bool"],
+)
+def test_judge_that_is_no_use(judge, reason, log):
+    """A judge that returns no verdict, or that fails without a frame of its own, fails no call."""
+    with Balancer([ONE], judge=judge, name="orders") as balancer:
+        assert balancer.call(str) == str(ONE)
+        with pytest.raises(OSError, match="mine"):
+            balancer.call(raises)
+    assert log()[0] == f"ERROR orders: the judge failed; the outcome counts as neutral{reason}"
+
+
+@pytest.mark.parametrize("pick", [staticmethod(max), lambda _: None], ids=["written-in-c", "arity"])
+def test_strategy_without_a_frame(pick, log):
+    """A strategy that fails without a frame of its own, in C or by its arguments, fails no call."""
+    strategy = type("Mine", (), {"pick": pick})()
+    with Balancer([ONE, TWO], strategy=strategy, name="orders") as balancer:
+        assert balancer.call(str) in {str(ONE), str(TWO)}
+    assert log() == ["ERROR orders: strategy Mine failed to pick, so an instance was drawn!"]
