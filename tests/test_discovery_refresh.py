@@ -33,6 +33,7 @@ from lbclient.discovery.refresher import REFRESHER, Refresher
 from lbclient.discovery.watch import Watch
 from lbclient.errors import ServiceAbsent
 from lbclient.instance import Refusal
+from lbclient.waiting import Signal
 from tests.support.dns import (
     Liar,
     empty,
@@ -703,7 +704,7 @@ async def test_cancelled_waiter_is_forgotten(balancers):
         group.start_soon(balancer.acall, _port)
         await anyio.to_thread.run_sync(gate.entered.acquire)
         group.cancel_scope.cancel()
-    assert balancer._core.watch._waiting == []
+    assert balancer._core.watch._waiting == {}
     gate.open()
     assert await balancer.acall(_port) == 80
 

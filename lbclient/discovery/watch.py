@@ -77,8 +77,8 @@ class Watch:
         self._early_at = -math.inf
         self._failed_at = -math.inf
         self._backoff = Backoff(rng)
-        self._waiting: list[Signal] = []
-        self._later: list[Signal] = []
+        self._waiting: dict[Signal, None] = {}
+        self._later: dict[Signal, None] = {}
 
     @property
     def known(self) -> bool:
@@ -131,20 +131,18 @@ class Watch:
 
     def wait(self, signal: Signal) -> None:
         """Have it set when the round under way, or the next, is over. Hold the lock."""
-        if signal not in self._waiting:
-            self._waiting.append(signal)
+        self._waiting[signal] = None
 
     def wait_anew(self) -> Signal:
         """A signal for a round that begins from now on: one under way may have asked before."""
         signal = Signal()
-        (self._later if self.busy else self._waiting).append(signal)
+        (self._later if self.busy else self._waiting)[signal] = None
         return signal
 
     def forget(self, signal: Signal) -> None:
         """Nobody listens to this signal any more. Hold the lock."""
         for signals in (self._waiting, self._later):
-            if signal in signals:
-                signals.remove(signal)
+            signals.pop(signal, None)
 
     def hurry(self, now: float) -> bool:
         """Ask for an early refresh; False where one was asked for too recently. Hold the lock."""
@@ -190,7 +188,7 @@ class Watch:
         waiting: list[Signal] = []
         try:
             with self._lock:
-                waiting, self._waiting, self._later = self._waiting, self._later, []
+                waiting, self._waiting, self._later = [*self._waiting], self._later, {}
                 self.busy = False
                 if isinstance(got, Exception):
                     self._failed(got)
@@ -199,7 +197,7 @@ class Watch:
                 if self._waiting and not self.stopped:
                     self.next_at = self.clock()
                 elif self._waiting:
-                    waiting, self._waiting = waiting + self._waiting, []
+                    waiting, self._waiting = [*waiting, *self._waiting], {}
             self._tell(got, error, known)
         finally:
             for signal in waiting:
