@@ -88,7 +88,10 @@ class Invariants:
             self._order, self._first, self._woken = {}, None, {}
             return
         first = line.first if line.waiting else None
-        look = [*islice(line.retries, _FIRST), *([] if first is None else [first])]
+        retries = [
+            one for place, one in enumerate(line.retries) if place < _FIRST or one.is_set
+        ]
+        look = [*retries, *([] if first is None else [first])]
         self._woken = {one: self._woken.get(one, now) for one in look if one.is_set}
         if free := self._left_free(look, now):
             self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
