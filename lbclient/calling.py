@@ -66,13 +66,13 @@ def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> J
 
     def verdict(outcome: object) -> Verdict:
         try:
-            found = judge(outcome)
+            found: object = judge(outcome)
         except Exception as error:
             if is_interruption(error):
                 raise
             complaint.failed(clock(), error)
             return FINE
-        if not isinstance(found, Verdict):  # a function that forgets a case returns None
+        if not isinstance(found, Verdict):
             kind = type(found).__name__
             complaint.failed(clock(), detail=f"it returned {kind}, not lbclient.Verdict")
             return FINE

@@ -585,6 +585,8 @@ def test_simulation_warns_nobody(log):
     report = simulation.simulate(simulation.Scenario([server], simulation.Open(50, 5)))
     assert report.success == 0
     assert log() == []
+
+
 @pytest.mark.parametrize(
     ("judge", "reason"),
     [
@@ -597,6 +599,10 @@ def test_simulation_warns_nobody(log):
 )
 def test_judge_that_is_no_use(judge, reason, log):
     """A judge that returns no verdict, or that fails without a frame of its own, fails no call."""
+
+    def raises(_):
+        raise OSError("mine")
+
     with Balancer([ONE], judge=judge, name="orders") as balancer:
         assert balancer.call(str) == str(ONE)
         with pytest.raises(OSError, match="mine"):

@@ -88,9 +88,7 @@ class Invariants:
             self._order, self._first, self._woken = {}, None, {}
             return
         first = line.first if line.waiting else None
-        retries = [
-            one for place, one in enumerate(line.retries) if place < _FIRST or one.is_set
-        ]
+        retries = [one for place, one in enumerate(line.retries) if place < _FIRST or one.is_set]
         look = [*retries, *([] if first is None else [first])]
         self._woken = {one: self._woken.get(one, now) for one in look if one.is_set}
         if free := self._left_free(look, now):
