@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lbclient import checks
+from lbclient.routes import NO_ROUTE, has_route
 
 if TYPE_CHECKING:
     from lbclient.instance import Instance
@@ -110,16 +111,6 @@ NO_LOCAL_PORT = Verdict(fault=False, again="always")
 _EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
 _UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_UNREACHABLE = {
-    errno.ENETUNREACH,
-    errno.ENETDOWN,
-    errno.EHOSTUNREACH,
-    errno.EHOSTDOWN,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EAFNOSUPPORT,
-    errno.EADDRNOTAVAIL,  # no address of this family here; or no local port, see `lacked_port`
-}
 _LOOKUP_NEEDS = 4
 """glibc has a file open, and a socket for each of at most three nameservers."""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
@@ -149,7 +140,7 @@ def _local_origin(error: OSError) -> Verdict | None:
     if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
         return None  # a file that may not be opened is the caller's own matter
     # A look-up that could not be made may also leave any number (EAI_SYSTEM).
-    return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
+    return _UNREACHABLE_FROM_HERE if error.errno in NO_ROUTE else _starved()
 
 
 def _starved() -> Verdict | None:
@@ -179,17 +170,7 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
         return False
     places = instance.addresses or (instance.host,)
     known = [one for one in places if checks.is_address(one)]
-    return not known or any(_has_route(one, instance.port) for one in known)
-
-
-def _has_route(address: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((address, port))
-    except OSError as error:
-        return error.errno not in _UNREACHABLE
-    return True
+    return not known or any(map(has_route, known))
 
 
 def more_telling(before: Exception | None, error: Exception) -> Exception:

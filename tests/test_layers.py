@@ -19,6 +19,7 @@ ORDER = [
         "forking",
         "interruption",
         "lazy",
+        "routes",
         "waiting",
     },
     {"instance", "line", "outcome", "terms"},

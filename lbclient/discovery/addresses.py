@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeAlias
 from lbclient import checks, forking
 from lbclient.discovery.dns import KINDS, Addresses, Dns, Glue, NoRecords
 from lbclient.discovery.guard import Guard
-from lbclient.discovery.routes import has_route
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.lazy import Lazy
+from lbclient.routes import has_route
 
 __all__ = ["SOON", "AddressBook", "AddressResolver", "Patience", "Start", "at_once"]
 

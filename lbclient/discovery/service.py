@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 from lbclient import checks
 from lbclient.discovery.addresses import AddressResolver
 from lbclient.discovery.dns import KINDS
-from lbclient.discovery.routes import has_route
 from lbclient.discovery.srv import SrvResolver
 from lbclient.errors import ServiceAbsent
 from lbclient.instance import Answer, Instance, Refusal
+from lbclient.routes import has_route
 
 __all__ = ["DnsOptions", "DnsService", "Family"]
 

@@ -1,23 +1,26 @@
-"""Which addresses this host has a route to."""
+"""Which addresses this host has a route to, and which errors say that it has none."""
 
 from __future__ import annotations
 
 import errno
 import socket
 
-__all__ = ["has_route"]
+__all__ = ["NO_ROUTE", "has_route"]
 
 _DISCARD = 9
-_NO_ROUTE = frozenset(
+NO_ROUTE = frozenset(
     {
         errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
         errno.ENETDOWN,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
         errno.EACCES,  # a route of type "prohibit"
-        errno.EADDRNOTAVAIL,  # no address of this family to send from
+        errno.EPERM,
         errno.EAFNOSUPPORT,
+        errno.EADDRNOTAVAIL,  # no address of this family to send from; or, of a stream, no port
     }
 )
+"""The numbers of the errors with which a destination cannot be reached from here."""
 
 
 def has_route(address: str) -> bool:
@@ -31,5 +34,5 @@ def has_route(address: str) -> bool:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, _DISCARD))
     except OSError as error:
-        return error.errno not in _NO_ROUTE
+        return error.errno not in NO_ROUTE
     return True
