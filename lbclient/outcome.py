@@ -111,6 +111,7 @@ NO_LOCAL_PORT = Verdict(fault=False, again="always")
 _EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
 _UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_UNREACHABLE = NO_ROUTE | {errno.EPERM}  # a firewall's word
 _LOOKUP_NEEDS = 4
 """glibc has a file open, and a socket for each of at most three nameservers."""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
@@ -140,7 +141,7 @@ def _local_origin(error: OSError) -> Verdict | None:
     if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
         return None  # a file that may not be opened is the caller's own matter
     # A look-up that could not be made may also leave any number (EAI_SYSTEM).
-    return _UNREACHABLE_FROM_HERE if error.errno in NO_ROUTE else _starved()
+    return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
 
 
 def _starved() -> Verdict | None:

@@ -15,7 +15,6 @@ NO_ROUTE = frozenset(
         errno.EHOSTUNREACH,
         errno.EHOSTDOWN,
         errno.EACCES,  # a route of type "prohibit"
-        errno.EPERM,
         errno.EAFNOSUPPORT,
         errno.EADDRNOTAVAIL,  # no address of this family to send from; or, of a stream, no port
     }
