@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import chain
 
 from lbclient.breaker import Breaker
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint import Endpoint, Share
 from lbclient.membership import Membership
 from lbclient.outcome import Verdict
 from lbclient.rotation import Rotation
@@ -26,6 +26,9 @@ from lbclient.sent import Sent
 __all__ = ["Charges"]
 
 _LONGEST_REST = 30.0
+_GAIN = 1 / 16
+"""What an attempt counts in the share of its instance; in that of all it counts less by their
+number."""
 
 
 class Charges:
@@ -45,6 +48,10 @@ class Charges:
         self._guards = guards
         self._clock = clock
         self._rng = rng
+        self.attempts = 0
+        """Attempts sent to all instances so far."""
+        self._faults = Share()
+        self._client_errors = Share()
         self.epoch = 0
         self.proved = 0
         """The last epoch in which an attempt was sent that reached its instance."""
@@ -81,6 +88,22 @@ class Charges:
             if one.unreached > self.proved:
                 one.unreached = 0
 
+    def client_error(self, endpoint: Endpoint, started: float) -> float:
+        """The instance says that a request is wrong. Returns how much that speaks against it.
+
+        That is by how far its share of such answers exceeds that of all instances:
+        ((own - all) / (1 - all))². Requests that are wrong are so everywhere; an instance that
+        alone refuses them has a fault of its own (a token, a configuration), and answers quickly.
+        """
+        size = max(1, len(self._pool))
+        own = endpoint.client_errors.count(endpoint.attempts, _GAIN)
+        everywhere = self._client_errors.count(self.attempts, _GAIN / size)
+        if own <= everywhere:
+            return 0.0
+        weight = ((own - everywhere) / (1.0 - everywhere)) ** 2
+        endpoint.doubted(self._clock(), started, weight)
+        return weight
+
     def settle(self, attempt: Sent, verdict: Verdict) -> None:
         """An attempt came to this verdict."""
         endpoint, breaker = attempt.endpoint, attempt.breaker
@@ -97,8 +120,12 @@ class Charges:
     ) -> None:
         now = self._clock()
         if verdict.fault:
-            endpoint.failed(now)
+            gain = _GAIN / max(1, len(self._pool))
+            failing = self._faults.count(self.attempts, gain)
+            endpoint.failed(now, attempt.started, (1.0 - failing) ** 2)
             endpoint.last_fault = attempt.fault
+        elif verdict.good and not verdict.client_error and endpoint.doubt:
+            endpoint.served(now)
         if verdict.fault and verdict.again == "always":
             self._membership.hurry(now)
         if verdict.rest > 0:

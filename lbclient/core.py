@@ -242,6 +242,7 @@ class Core:
         if probes:
             breaker.probe_permit = permit
         endpoint.attempts += 1
+        self.charges.attempts += 1
         self.telemetry.counts.pick()
         if self.news.heard:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
@@ -282,13 +283,13 @@ class Core:
     def took(self, attempt: Sent, verdict: Verdict) -> None:
         """It has been answered, after `elapsed` seconds. Hold the lock.
 
-        A refusal or a fault tells of latency only where it took longer than answers do: it is no
-        quick answer.
+        A rejection or a fault tells of latency only where it took longer than answers do: it is no
+        quick answer. That a request is wrong (4xx) tells nothing of it.
         """
         endpoint, elapsed, charges = attempt.endpoint, attempt.elapsed, self.charges
         if endpoint.unreached or attempt.epoch != charges.proved:
             charges.reached(attempt)
-        if not verdict.good and elapsed <= (endpoint.latency or math.inf):
+        if verdict.client_error or (not verdict.good and elapsed <= (endpoint.latency or math.inf)):
             return
         endpoint.took(elapsed)
         usual = elapsed if self.usual is None else self.usual
@@ -318,9 +319,15 @@ class Core:
         if verdict is None:
             breaker.cancel(attempt.permit)
             return
-        if self._selection.learning is not None:
-            self.learned(attempt.endpoint, attempt.elapsed, failed=verdict.turned_away)
-        calm = verdict.good and not verdict.rest and self.guards is None
+        endpoint, against = attempt.endpoint, 0.0
+        if verdict.client_error:
+            against = self.charges.client_error(endpoint, attempt.started)
+        if self._selection.learning is not None and not (
+            verdict.client_error and self.rng.random() >= against
+        ):
+            failed = verdict.client_error or verdict.turned_away
+            self.learned(endpoint, attempt.elapsed, failed=failed)
+        calm = verdict.good and not verdict.rest and not endpoint.doubt and self.guards is None
         if not (calm and (breaker.pristine or breaker.unmoved)):
             self.charges.settle(attempt, verdict)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lbclient.instance import Instance
 
 __all__ = [
+    "CLIENT_ERROR",
     "FAULT",
     "FINE",
     "NEVER_SENT",
@@ -55,6 +56,8 @@ class Verdict:
     - `unreachable`: this host knows no way to the instance, or may not use it. Set it for an
       exception. The balancer then sets `fault` itself: True if others can be reached, False if
       none can.
+    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). That is no
+      latency of the instance. If it says so far more often than the others, it gets less load.
 
     A good result is never repeated: for a result (not an exception), `again` counts only if
     `fault`, `rest`, `rejected` or `unsent` says that it is not good.
@@ -73,6 +76,7 @@ class Verdict:
     rejected: bool = False
     unsent: bool = False
     unreachable: bool = False
+    client_error: bool = field(default=False, compare=False)
     good: bool = field(init=False, repr=False, compare=False)
     """True for an answer that nothing speaks against."""
 
@@ -103,6 +107,7 @@ Judge = Callable[[object], Verdict]
 
 
 FINE = Verdict(fault=False)
+CLIENT_ERROR = Verdict(fault=False, client_error=True)
 FAULT = Verdict(fault=True, again="idempotent")
 NEVER_SENT = Verdict(fault=True, again="always")
 

@@ -105,6 +105,7 @@ class Selection:
         self._slow_start = slow_start
         self._last_probe = 0.0
         self._left: Collection[object] | None = None
+        self._now = 0.0
         self.in_flight = 0
 
     def after_fork(self, now: float) -> None:
@@ -123,7 +124,7 @@ class Selection:
 
         If `left` is given, other calls wait for all other endpoints: these count as full.
         """
-        self._left = left
+        self._left, self._now = left, now
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return FULL
@@ -144,14 +145,18 @@ class Selection:
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return None
-        self._left = None
+        self._left, self._now = None, now
         candidates = self._pool.candidates(now)
         untried = [one for one in candidates if one not in call.tried and not self._full(one)]
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
 
     def changes_at(self, now: float) -> float:
         """When time alone may change a pick that found no room; `math.inf` if it cannot."""
-        return self._pool.changes_at(now, self._patience)
+        at = self._pool.changes_at(now, self._patience)
+        if self._limits.adaptive is None:
+            return at
+        ends = (one.paused_until for one in self._pool.endpoints if one.paused_until > now)
+        return min(at, min(ends, default=at))
 
     def retry_in(self, now: float) -> float | None:
         """Seconds until an attempt may be let through."""
@@ -181,7 +186,7 @@ class Selection:
     def _probe(self, call: Picker, now: float, *, needed: bool) -> Pick | None:
         """A due probe goes before the strategy, to a call that may be repeated if one comes."""
         endpoint = self._pool.probe_due(now)
-        if endpoint is None or endpoint in call.tried or self._full(endpoint):
+        if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
             return None
         overdue = now - endpoint.breaker.due >= self._patience
         if not (call.idempotent or needed or overdue):
@@ -195,7 +200,7 @@ class Selection:
         if now - self._last_probe < self._patience:
             return None
         endpoint = self._pool.due_soonest(now)
-        if endpoint is None or endpoint in call.tried or self._full(endpoint):
+        if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
             return None
         return self._probing(endpoint, now)
 
@@ -210,7 +215,7 @@ class Selection:
         """
         full = False
         for tier in self._pool.admissible(now):
-            untried = [one for one in tier if one not in call.tried]
+            untried = [one for one in tier if one not in call.tried and one.paused_until <= now]
             if roomy := [one for one in untried if self._has_room(one)]:
                 return self._let(draw(roomy, call.rng), "retry", now)
             full = full or bool(untried)
@@ -251,7 +256,7 @@ class Selection:
         return next((one for one in order if self._has_room(one)), None)
 
     def _full(self, endpoint: Endpoint) -> bool:
-        return self._limited and self._limits.full(endpoint)
+        return self._limited and (self._now < endpoint.paused_until or self._limits.full(endpoint))
 
     def _has_room(self, endpoint: Endpoint) -> bool:
         """True for one below its limit that no other call waits for."""

@@ -1,13 +1,14 @@
 """The adaptive limit: up where it is reached and things go well, down where they do not."""
 
 import math
+import random
 from collections import deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.rules.adaptive import AdaptiveLimit
+from lbclient.rules.adaptive import AdaptiveLimit, LearnedLimit
 
 
 @pytest.mark.parametrize(
@@ -181,3 +182,166 @@ def test_without_it_a_server_that_sheds_is_flooded():
     """The rule is what helps: a fixed limit of 20 has half of its attempts sent away by a server
     that bears ten."""
     assert Server(AdaptiveLimit(20, 20, 20)).run(10, 100) == (1.0, 0.5)
+
+
+class Learner:
+    """One instance of which a limit is learned, with a clock of the test's own."""
+
+    def __init__(self, **policy):
+        self.policy = AdaptiveLimit(**{"backoff": 0.5} | policy)
+        self.learned, self.limit, self.now = LearnedLimit(), None, 0.0
+        self.rng = random.Random(1)
+
+    def reject(self, in_flight=20, started=None, elapsed=0.1):
+        self.limit = self.learned.rejected(
+            self.policy,
+            self.limit,
+            in_flight,
+            started=self.now if started is None else started,
+            elapsed=elapsed,
+            now=self.now,
+            rng=self.rng,
+        )
+        return self.limit
+
+    def serve(self, in_flight=20, *, queued=False):
+        self.limit = self.learned.served(self.policy, self.limit, in_flight, queued=queued)
+        return self.limit
+
+    def congested(self, limit):
+        """Past slow start, at this limit, with nothing rejected of late."""
+        self.serve(0, queued=True)
+        for _ in range(200):
+            self.serve(0)
+        self.limit = float(limit)
+        return self
+
+
+def test_the_first_attempts_rejected_halve_it():
+    """An instance that rejects all it is sent is spared at once: each round halves the limit,
+    counted from what is in flight."""
+    learner = Learner(initial=20)
+    assert learner.reject(in_flight=20) == 10
+    learner.now += 1
+    assert learner.reject(in_flight=10) == 5
+    spare = Learner(initial=20)
+    assert spare.reject(in_flight=4) == 2
+
+
+def test_a_share_rejected_takes_that_share():
+    """After one rejection among many successes the limit falls by a little, not by half."""
+    learner = Learner().congested(40)
+    learner.now += 1
+    assert 38 < learner.reject(in_flight=40) < 40
+
+
+def test_one_round_lowers_it_once():
+    """Rejections of attempts sent before the last decrease belong to it: all of a round together
+    take half at most."""
+    learner = Learner().congested(40)
+    learner.now += 1
+    for in_flight in range(40, 0, -1):
+        learner.reject(in_flight, started=0.5)
+    assert 20 <= learner.limit < 28
+
+
+def test_rejections_by_chance_do_not_end_slow_start():
+    """As long as one attempt in twenty is rejected, the limit grows by 30 % a round."""
+    learner, rng = Learner(initial=20), random.Random(2)
+    for _ in range(3):
+        in_flight = int(learner.limit or 20)
+        for _ in range(in_flight):
+            if rng.random() < 0.05:
+                learner.reject(in_flight)
+            else:
+                learner.serve(in_flight)
+        learner.now += 0.1
+    assert learner.limit == pytest.approx(20 * 1.285**3, rel=0.1)
+
+
+@pytest.mark.parametrize("congestion", ["rejected", "queued"])
+def test_congestion_ends_slow_start(congestion):
+    """After congestion was seen once, a round adds half the square root of the limit."""
+    learner = Learner(initial=16)
+    if congestion == "queued":
+        learner.serve(0, queued=True)
+    else:
+        learner = Learner(initial=16)
+        for _ in range(3):
+            learner.reject(16)
+        learner.limit, learner.learned._level = 16.0, 0
+    for _ in range(16):
+        learner.serve(16)
+    assert learner.limit == pytest.approx(18, abs=0.2)
+
+
+def test_a_rejected_level_is_earned():
+    """Below four the level that was rejected is tried again after one round, after two, after
+    four... in which all is served."""
+    learner = Learner().congested(2)
+    waits = []
+    for _ in range(5):
+        learner.now += 1
+        assert learner.reject(2) == 1
+        rounds = 0
+        while learner.limit < 2:
+            learner.serve(1)
+            rounds += 1
+        waits.append(rounds)
+    assert waits == sorted(waits)
+    assert waits[-1] >= 2 * waits[0] >= 2
+    assert waits[-1] >= 16
+
+
+def test_a_single_attempt_that_is_rejected_pauses():
+    """With one attempt in flight, each rejection in a row pauses the instance for twice as long,
+    jittered by half, up to ten seconds; a success leaves a quarter of that."""
+    learner = Learner().congested(1)
+    pauses = []
+    for _ in range(9):
+        learner.now = learner.learned.paused_until + 0.1
+        assert learner.reject(1) == 1
+        pauses.append(learner.learned.paused_until - learner.now)
+    expected = [min(10.0, 0.1 * 2**number) for number in range(9)]
+    assert all(0.5 * one <= got <= 1.5 * one for one, got in zip(expected, pauses, strict=True))
+    learner.now += 100
+    learner.serve(1)
+    learner.limit = 1.0
+    learner.reject(1)
+    assert 2.5 <= learner.learned.paused_until - learner.now <= 7.5
+
+
+def test_attempts_sent_before_a_pause_do_not_lengthen_it():
+    """Rejections of attempts that were in flight when the pause began are part of its reason."""
+    learner = Learner().congested(1)
+    learner.now = 1.0
+    learner.reject(1)
+    until = learner.learned.paused_until
+    learner.now = 1.05
+    learner.reject(1, started=0.9)
+    assert learner.learned.paused_until == until
+    learner.learned.resume()
+    assert learner.learned.paused_until == 0
+
+
+@given(
+    bounds=st.lists(st.integers(1, 200), min_size=3, max_size=3).map(sorted),
+    outcomes=st.lists(
+        st.tuples(st.sampled_from(["rejected", "served", "queued"]), st.integers(1, 300)),
+        max_size=80,
+    ),
+)
+def test_what_is_learned_keeps_its_bounds(bounds, outcomes):
+    """Whatever the outcomes, the limit stays between `least` and `most`, no rejection raises it
+    and no success that did not stand in a queue lowers it."""
+    least, initial, most = bounds
+    learner = Learner(initial=initial, least=least, most=most)
+    for outcome, in_flight in outcomes:
+        before = initial if learner.limit is None else learner.limit
+        learner.now += 0.01
+        if outcome == "rejected":
+            assert least <= learner.reject(in_flight) <= before
+        else:
+            after = learner.serve(in_flight, queued=outcome == "queued")
+            assert least <= after <= most
+            assert after >= before or outcome == "queued"

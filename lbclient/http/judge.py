@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-from lbclient.outcome import FAULT, FINE, NEVER_SENT, Verdict, local_origin
+from lbclient.outcome import CLIENT_ERROR, FAULT, FINE, NEVER_SENT, Verdict, local_origin
 from lbclient.outcome import judge as network_judge
 
 from .body import is_callers_own
@@ -49,7 +49,7 @@ class HttpJudge:
             return _NOT_PROCESSED
         fault = 500 <= status <= 599
         if status not in self._statuses:
-            return Verdict(fault=fault)
+            return CLIENT_ERROR if status < 500 else Verdict(fault=fault)
         again: Literal["idempotent"] = "idempotent"
         return Verdict(fault, again, rest_asked(response.headers), rejected=True)
 

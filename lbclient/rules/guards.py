@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lbclient.endpoint import Endpoint
 from lbclient.outcome import Verdict
-from lbclient.rules.adaptive import AdaptiveLimit
+from lbclient.rules.adaptive import AdaptiveLimit, LearnedLimit
 from lbclient.rules.outliers import OutlierPolicy, Outliers
 from lbclient.rules.throttle import Throttle, ThrottlePolicy
 from lbclient.sent import Sent
@@ -39,7 +39,7 @@ class Guards:
         if self._throttle is not None:
             (self._throttle.refused if verdict.turned_away else self._throttle.accepted)(now)
         if self._limit is not None:
-            _learn(self._limit, attempt, verdict)
+            self._learn(self._limit, attempt, verdict, now)
         outliers = self._outliers
         if outliers is None:
             return False
@@ -54,12 +54,27 @@ class Guards:
         """Whom to eject now, and for how many seconds."""
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
 
-
-def _learn(rule: AdaptiveLimit, attempt: Sent, verdict: Verdict) -> None:
-    one, elapsed = attempt.endpoint, attempt.elapsed
-    if verdict.turned_away:
-        one.limit = rule.shrunk(one.limit)
-        return
-    move = rule.slowed if rule.queued(elapsed, one.calm) else rule.grown
-    one.calm = rule.calm(one.calm, elapsed, attempt.beside, one.limit)
-    one.limit = move(one.limit, one.in_flight)
+    def _learn(self, rule: AdaptiveLimit, attempt: Sent, verdict: Verdict, now: float) -> None:
+        one, elapsed = attempt.endpoint, attempt.elapsed
+        learned = one.learned
+        if not isinstance(learned, LearnedLimit):
+            learned = one.learned = LearnedLimit()
+        if verdict.turned_away:
+            one.limit = learned.rejected(
+                rule,
+                one.limit,
+                one.in_flight,
+                started=attempt.started,
+                elapsed=elapsed,
+                now=now,
+                rng=self._rng,
+            )
+        else:
+            queued = False
+            if not verdict.client_error:
+                queued = rule.queued(elapsed, one.calm)
+                one.calm = rule.calm(one.calm, elapsed, attempt.beside, one.limit)
+            one.limit = learned.served(rule, one.limit, one.in_flight, queued=queued)
+            if attempt.permit.probe:
+                learned.resume()
+        one.paused_until = learned.paused_until

@@ -195,7 +195,7 @@ class Invariants:
             return None
         lately = now - _SLACK
         ends = chain.from_iterable(
-            (it.rest_until, it.out_until) for it in self._core.pool.endpoints
+            (it.rest_until, it.out_until, it.paused_until) for it in self._core.pool.endpoints
         )
         return None if any(lately <= at <= now for at in ends) else self._moment(now)
 

@@ -37,8 +37,9 @@ class Moment:
 
     def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
         """Those of a tier that are below their limit, but for some."""
-        limits = self._limits
-        return [one for one in tier if one not in but and not (limits.each and limits.full(one))]
+        limits, now = self._limits, self._now
+        ready = [one for one in tier if one not in but and one.paused_until <= now]
+        return [one for one in ready if not (limits.each and limits.full(one))]
 
     def crowded(self, one: Endpoint) -> bool:
         """True for one with more in flight than its limit allows."""

@@ -44,7 +44,7 @@ def _of_probe(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[
 
 def _of_retry(moment: Moment, one: Endpoint, trail: Trail, now: float) -> Iterator[str]:
     """An untried one of the best tier that has any with room. No tried one before the call has
-    waited for the untried ones that are full."""
+    waited for the untried ones that are full; one that is paused has refused calls, too."""
     tried = trail.tried
     for tier in moment.open:
         if one in tier and one not in tried:
@@ -54,7 +54,8 @@ def _of_retry(moment: Moment, one: Endpoint, trail: Trail, now: float) -> Iterat
             return
     if one not in moment.serving:
         yield f"tried are {tried}, {moment.serving} serve"
-    full = [it for tier in moment.open for it in tier if it not in tried]
+    waited = [it for tier in moment.open for it in tier if it.paused_until <= now]
+    full = [it for it in waited if it not in tried]
     if full and now < (until := trail.may_settle_at()):
         yield f"tried are {tried}; {full} are only full, and {until - now:g} s are left to wait"
 

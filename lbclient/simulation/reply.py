@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from lbclient.outcome import FINE, Judge, Verdict
+from lbclient.outcome import CLIENT_ERROR, FINE, Judge, Verdict
 from lbclient.outcome import judge as network_judge
 
 __all__ = ["Reply", "judge_of"]
@@ -47,7 +47,9 @@ def judge_of(statuses: Collection[int]) -> Judge:
             return network_judge(result)
         verdict = again.get(result.status)
         if verdict is None:
-            return fault if 500 <= result.status <= 599 else FINE
+            if result.status < 400 or result.status > 599:
+                return FINE
+            return fault if result.status >= 500 else CLIENT_ERROR
         if result.rest:
             return Verdict(fault=verdict.fault, again="idempotent", rest=result.rest)
         return verdict

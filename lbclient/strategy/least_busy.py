@@ -14,9 +14,9 @@ __all__ = ["LeastBusy"]
 class LeastBusy:
     """Of `choices` random candidates the one with the least load for its weight.
 
-    Load is what is in flight plus a fading penalty for recent faults. Two choices are nearly as
-    good as all, without the herd that follows when every client sees the same best one
-    (Mitzenmacher 2001; Finagle's P2C, gRPC's A48). `choices=None` compares all: the one pick
+    Load is what is in flight plus a penalty for recent failures (see `Endpoint.load`). Two choices
+    are nearly as good as all, without the herd that follows when every client sees the same best
+    one (Mitzenmacher 2001; Finagle's P2C, gRPC's A48). `choices=None` compares all: the one pick
     whose cost grows with the number of instances. Ties are drawn by weight.
 
     Use it when calls or instances differ in speed. With at most one call in flight per client
