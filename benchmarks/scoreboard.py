@@ -34,11 +34,12 @@ them in a balanced order, both below a concurrency limit; *RR* has no limit.
 
 With `"least-busy"`, which is the recommended strategy, it reaches in each the best success rate
 that Dialogue publishes, and where that is 100 %, its best mean or a lower one (`python -m pytest
-tests/test_scoreboard.py`). In neighbours of these scenarios, with 0.7 and 1.3 times the rate, other
-numbers of clients and other seeds, no fewer calls succeed than with the defaults, and services that
-are well lose nothing (`python -m pytest tests/test_recommended.py`). What remains: a limit is a
-whole number, so where forty clients share three servers that bear a hundred requests, one each is
-too many; and a latency that rises with a client's own load cannot be told from a queue.
+tests/test_scoreboard.py`). In neighbours of these scenarios, with other rates, seeds, and numbers of
+clients and servers, success is at most a point below that of the defaults, and services that are
+healthy lose nothing (`python benchmarks/healthy.py`, `tests/test_recommended.py`). What
+remains: without coordination, clients that share fewer places than they are many collide (see
+[Limits](resilience.md#limits)), an instance that rejected everything for long is paused for up to
+fifteen seconds more, and a latency that rises with a client's own load cannot be told from a queue.
 
 `python benchmarks/scoreboard.py --write` made this page and its plots, from seed 0.
 """

@@ -116,7 +116,8 @@ class Endpoint:
         failing = self._doubted_at - self._served_at
         lasts = min(_LONGEST_DOUBT, max(_SHORTEST_DOUBT, 2 * failing))
         left = 1.0 - (now - self._doubted_at) / lasts
-        return self.in_flight + 2.0 * (2.0**self.doubt - 1.0) * max(0.0, left)
+        weight: float = 2.0 * (2.0**self.doubt - 1.0)
+        return self.in_flight + weight * max(0.0, left)
 
     def renew(self, breaker: Breaker) -> None:
         """The same name stands for another machine now: past faults are not its own."""

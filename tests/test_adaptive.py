@@ -266,8 +266,7 @@ def test_congestion_ends_slow_start(congestion):
     if congestion == "queued":
         learner.serve(0, queued=True)
     else:
-        learner = Learner(initial=16)
-        for _ in range(3):
+        for _ in range(16):
             learner.reject(16)
         learner.limit, learner.learned._level = 16.0, 0
     for _ in range(16):
