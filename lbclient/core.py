@@ -19,6 +19,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from weakref import ref
 
 from lbclient.breaker import Breaker
 from lbclient.charges import Charges
@@ -37,10 +38,23 @@ from lbclient.sent import Sent
 from lbclient.telemetry import Telemetry
 from lbclient.waiting import Signal
 
-__all__ = ["Core"]
+__all__ = ["Core", "Owner"]
 
 _GAIN = 0.1
 _LOOK_AGAIN = 0.25
+
+
+class Owner(ref[object]):
+    """A reference to the object of the caller's that holds a slot, such as a response.
+
+    `give_back` is what is to be done if the caller drops that object. A `__del__` could not do it
+    surely: an exception from a signal handler may come at its first instruction, and reaches
+    nobody. The callback of a weak reference may be a C function, which nothing interrupts.
+    """
+
+    __slots__ = ("give_back",)
+
+    give_back: Callable[[], object]
 
 
 class Core:
@@ -72,8 +86,10 @@ class Core:
         self.clock = clock
         self.rng = rng
         self.lock = lock
-        self.forsaken: deque[Callable[[], object]] = deque()
-        """What finalizers ask for: they may run at any time, inside any lock."""
+        self.owners: set[Owner] = set()
+        """Of the slots whose holders are objects of the caller's."""
+        self.forsaken: deque[Owner] = deque()
+        """Those that were dropped: that happens at any time, inside any lock."""
         self.usual: float | None = None
         """Seconds that an answer takes, a moving mean over all instances."""
         self.abandoned = False
@@ -364,13 +380,25 @@ class Core:
             pick.endpoint.breaker.cancel(pick.permit)
             self.release(pick)
 
+    def owned(self, holder: object, give_back: Callable[[], object]) -> Owner:
+        """Have `give_back` called once `holder` was dropped, by whoever next uses the balancer.
+
+        Not any more once what this returns is no longer in `owners`, nor kept anywhere else.
+        """
+        owner = Owner(holder, self.forsaken.append)
+        owner.give_back = give_back
+        self.owners.add(owner)
+        return owner
+
     def reap(self) -> None:
-        """Do what finalizers have asked for. Hold the lock.
+        """Give back the slots whose holders were dropped. Hold the lock.
 
         Each stays in the queue until it is done, however often that is interrupted.
         """
         while self.forsaken:
-            self.forsaken[0]()
+            owner = self.forsaken[0]
+            owner.give_back()
+            self.owners.discard(owner)
             self.forsaken.popleft()
 
     def rest_of_all(self) -> float:

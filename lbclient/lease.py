@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 
 from lbclient.call import Attempt, Call
+from lbclient.core import Owner
 from lbclient.instance import Instance
 from lbclient.shell import asleep, sleep
 from lbclient.waiting import Pause
@@ -19,20 +20,16 @@ class Lease:
     A network error that leaves the block counts against the instance, and goes on to the caller.
     """
 
-    __slots__ = ("_attempt", "_call", "_left", "_steps")
+    __slots__ = ("__weakref__", "_attempt", "_call", "_owner", "_steps")
 
     def __init__(self, call: Call[None]) -> None:
         self._call = call
         self._steps = iter(call)
         self._attempt: Attempt[None] | None = None
-        self._left = True
-
-    def __del__(self) -> None:
-        if not getattr(self, "_left", True):  # interrupted as the block ended
-            self._call.core.forsaken.append(self._call.abandon)
+        self._owner: Owner | None = None
 
     def __enter__(self) -> Instance:
-        self._left = False
+        self._owner = self._call.core.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -43,7 +40,7 @@ class Lease:
             raise
 
     async def __aenter__(self) -> Instance:
-        self._left = False
+        self._owner = self._call.core.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -66,7 +63,8 @@ class Lease:
             self._call.__exit__(*sys.exc_info())
             raise
         self._call.__exit__(kind, error, traceback)
-        self._left = True
+        self._call.core.owners.discard(self._owner)
+        self._owner = None
 
     async def __aexit__(
         self,

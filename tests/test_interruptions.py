@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 
+import httpx
 import pytest
 
 import lbclient
@@ -30,6 +31,8 @@ from lbclient import (
     SlowStart,
     ThrottlePolicy,
 )
+from lbclient.shell import sleep
+from lbclient.waiting import Pause, Signal
 from tests.support import hammer
 from tests.support.http import says, serve
 from tests.support.interruptions import Interrupt, SoftLimit, points
@@ -243,6 +246,33 @@ def test_a_call_that_waits_in_line(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_wait_on_a_thread(kind):
+    """A wait that is interrupted at any point does not block the thread that wakes it later."""
+    signals, blocked = [], []
+
+    def prepare():
+        signals.append(Signal())
+        return lambda: sleep(Pause(0.001, signals[-1]))
+
+    for where, _ in points(prepare, kind, everywhere=True):
+        waker = threading.Thread(target=signals[-1].set, daemon=True)
+        waker.start()
+        waker.join(1)
+        blocked += [where] if waker.is_alive() else []
+    assert blocked == []
+
+
+def test_a_wait_on_a_thread_ends():
+    """A wait ends when its signal is set, or after its time, whatever that is."""
+    signal = Signal()
+    threading.Timer(0.01, signal.set).start()
+    sleep(Pause(60.0, signal))
+    assert signal.is_set
+    for seconds in (-1.0, 0.0, 0.001):
+        sleep(Pause(seconds, Signal()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_call_that_waits_for_discovery(kind):
     """A call that is interrupted while nothing is known yet waits for nothing any more."""
 
@@ -290,6 +320,42 @@ def test_a_hedged_call(kind):
 
     _, faults = swept(prepare, kind)
     assert faults == []
+
+
+def test_the_start_of_a_thread(monkeypatch):
+    """An exception that comes while a thread of a hedged call starts reaches the caller.
+
+    `threading` turns it into a RuntimeError where it cannot release its own lock after that.
+    """
+    interruption = SoftLimit()
+
+    def start(_):
+        try:
+            raise interruption
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    balancer = Balancer(URLS, hedge=HedgePolicy(delay=0.001))
+    with pytest.raises(SoftLimit) as caught:
+        balancer.call(str, idempotent=True)
+    monkeypatch.undo()
+    assert caught.value is interruption
+    assert left_behind(balancer) == []
+
+
+def test_no_thread_to_be_had(monkeypatch):
+    """A hedged call goes on without a thread of its own, also while an exception is handled."""
+
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    balancer = Balancer(URLS, hedge=HedgePolicy(delay=0.001))
+    try:
+        {}["key"]
+    except KeyError:
+        assert balancer.call(lambda _: "answered", idempotent=True) == "answered"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -383,6 +449,42 @@ def test_a_request(client_of, sends, kind, urls):
     _, faults = swept(prepare, kind, step=STEP)
     clients[0].close()
     assert faults == []
+
+
+HOLDERS = (httpx.SyncByteStream, type(Balancer(URLS).acquire()))
+
+
+def dropped_response(client):
+    client.send(client.build_request("GET", "/x"), stream=True)
+
+
+def dropped_block(client):
+    held = client.balancer.acquire()
+    held.__enter__()
+
+
+@pytest.mark.parametrize("drop", [dropped_response, dropped_block])
+def test_a_finalizer(drop, urls):
+    """A response or block that is dropped frees its slot, also if its finalizer is interrupted.
+
+    An exception that comes while a finalizer runs is swallowed by the interpreter.
+    """
+
+    def interrupt(frame, event, _):
+        holder = frame.f_locals.get("self")
+        if event == "call" and frame.f_code.co_name == "__del__" and isinstance(holder, HOLDERS):
+            raise SoftLimit
+
+    with lbclient.Client(urls[1], max_in_flight=1) as client:
+        sys.settrace(interrupt)
+        try:
+            drop(client)
+            gc.collect()
+        finally:
+            sys.settrace(None)
+        get(client)
+        assert left_behind(client.balancer) == []
+        assert not client.balancer._core.owners
 
 
 async def aget(client):

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from lbclient import deadline
 from lbclient.call.race import Race
-from lbclient.core import Core
+from lbclient.core import Core, Owner
 from lbclient.deadline import Expiry
 from lbclient.interruption import is_interruption
 from lbclient.outcome import Verdict, fault_name
@@ -23,7 +23,7 @@ _LOST: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
 
-class Owner(Protocol):
+class Caller(Protocol):
     """What an attempt asks of the call that makes it."""
 
     core: Core
@@ -56,6 +56,7 @@ class Attempt(Generic[R]):
         "_call",
         "_failure",
         "_held",
+        "_owner",
         "_settled",
         "_span",
         "_token",
@@ -79,12 +80,13 @@ class Attempt(Generic[R]):
         "verdict",
     )
 
-    def __init__(self, call: Owner, pick: Pick, replaces: R | None, resend: int) -> None:
+    def __init__(self, call: Caller, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
         self.pick = pick
         self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
         self.instance = self.endpoint.instance
         self._held, self._settled = False, False
+        self._owner: Owner | None = None
         self._failure: str | None = None
         """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
@@ -149,11 +151,14 @@ class Attempt(Generic[R]):
             self._tell(None)
         return False
 
-    def hold(self) -> None:
+    def hold(self, holder: object | None = None) -> None:
         """Its answer has a body that is still to be read: `finish` comes later.
 
-        From here on it has the time of the call, not of the attempt.
+        It also comes if `holder`, which is to call it, is dropped before. From here on it has the
+        time of the call, not of the attempt.
         """
+        if holder is not None:
+            self._owner = self._call.core.owned(holder, self.finish)
         self._held = True
         if self.expiry is not None:
             self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
@@ -169,10 +174,6 @@ class Attempt(Generic[R]):
             self._close(self.verdict, release=True)
         if self._call.core.news.untold:
             self._call.core.news.publish()
-
-    def forsake(self) -> None:
-        """The body was dropped unclosed: `finish`, but by whoever next uses the balancer."""
-        self._call.core.forsaken.append(self.finish)
 
     def abandon(self) -> None:
         """It was cancelled before it began, or interrupted while it stood: nobody is charged."""
@@ -249,6 +250,9 @@ class Attempt(Generic[R]):
                 self._settled = True  # if that was interrupted, `abandon` hands the permit back
             if release and self.pick.taken:
                 core.release(self.pick)
+            if release and self._owner is not None:
+                core.owners.discard(self._owner)
+                self._owner = None
 
     def _leave(self, token: Token[Expiry | None]) -> None:
         self._token = None

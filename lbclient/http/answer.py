@@ -44,15 +44,13 @@ class _Held(Generic[S]):
         self.info: CallInfo | None = None
         self._lost: Callable[[S], object] = lost
         self._attempt = attempt
-        attempt.hold()
+        attempt.hold(self)
 
     def __del__(self) -> None:
         attempt = getattr(self, "_attempt", None)
         if attempt is None or self.closed:
             return
         held = attempt.open
-        if held:
-            attempt.forsake()
         self._lost(self.stream)
         if held:
             warnings.warn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -107,10 +108,13 @@ class _Lanes(Generic[R]):
             target=context.run, args=(self._lane, steps), name="lbclient-attempt", daemon=True
         )
         self._running += 1
+        before = sys.exception()
         try:
             lane.start()
-        except RuntimeError:  # no more threads to be had
-            context.run(self._lane, steps)
+        except RuntimeError as error:
+            if (interruption := error.__context__) not in (None, before):
+                raise interruption from None  # its lock could not be released after that one
+            context.run(self._lane, steps)  # no more threads to be had
         self._threads.append(lane)
 
     def _check(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
+import queue
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
@@ -15,13 +17,19 @@ __all__ = ["asleep", "sleep"]
 
 
 def sleep(pause: Pause) -> None:
-    """Wait on this thread."""
+    """Wait on this thread.
+
+    Not by `threading.Event`, which is Python code around a lock: an exception from a signal handler
+    may leave that lock held for ever, and the thread that sets the event then blocks, with the lock
+    of the balancer.
+    """
     if pause.signal is None:
         time.sleep(pause.seconds)
         return
-    event = threading.Event()
-    pause.signal.listen(event.set)
-    event.wait(pause.seconds)
+    woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+    pause.signal.listen(partial(woken.put, None))
+    with contextlib.suppress(queue.Empty):
+        woken.get(timeout=max(0.0, pause.seconds))
 
 
 async def asleep(pause: Pause) -> None:
