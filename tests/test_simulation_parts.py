@@ -39,6 +39,7 @@ from lbclient.simulation import (
     refuses,
     silent,
     simulate,
+    until_capacity,
     simulated,
 )
 from lbclient.telemetry import Semantics
@@ -309,6 +310,21 @@ class TestRateLimited:
         """What can be no rate limit is refused as it is made, by name."""
         with pytest.raises((TypeError, ValueError), match=word):
             rate_limited(*values)
+
+
+@pytest.mark.parametrize("status", [99, 1000, "200", True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda status: answers(constant(0.1), status),
+        lambda status: until_capacity(constant(0.1), 1, status),
+        lambda status: rate_limited(1, 1, 0.1, status),
+    ],
+)
+def test_a_status_is_checked_at_once(make, status):
+    """A behaviour refuses a status outside 100 to 999 when it is made, not in the run."""
+    with pytest.raises((TypeError, ValueError), match=r"^status must be"):
+        make(status)
 
 
 class TestTimeout:

@@ -21,7 +21,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 from lbclient import checks
-from lbclient.simulation.reply import Reply
+from lbclient.simulation.reply import Reply, status_of
 from lbclient.simulation.request import SimulatedRequest
 
 __all__ = [
@@ -147,7 +147,7 @@ def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float 
     Raises ValueError or TypeError for what is none of that.
     """
     checks.function("latency", latency)
-    checks.count("status", status, least=100)
+    status_of("status", status)
     checks.number("rest (seconds)", rest)
     checks.number("body (seconds)", body)
     return partial(_answer, latency, status, rest, body)
@@ -169,7 +169,7 @@ def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
     """200 while at most so many are in flight, else `status`."""
     checks.function("latency", latency)
     checks.count("capacity", capacity)
-    checks.count("status", status, least=100)
+    status_of("status", status)
     return partial(_up_to, latency, capacity, status)
 
 
@@ -220,7 +220,7 @@ def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> 
     checks.number("rate (requests per second)", rate, above=True)
     checks.count("burst", burst)
     checks.number("seconds", seconds)
-    checks.count("status", status, least=100)
+    status_of("status", status)
     buckets: WeakKeyDictionary[random.Random, tuple[float, float]] = WeakKeyDictionary()
     return partial(_take_token, rate, burst, seconds, status, buckets)
 

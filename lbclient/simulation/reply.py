@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from lbclient.outcome import CLIENT_ERROR, FINE, Judge, Verdict
 from lbclient.outcome import judge as network_judge
 
-__all__ = ["Reply", "judge_of"]
+__all__ = ["Reply", "judge_of", "status_of"]
+
+_LAST_STATUS = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,11 @@ def judge_of(statuses: Collection[int]) -> Judge:
         return verdict
 
     return judge
+
+
+def status_of(name: str, value: object) -> int:
+    """The status. Raises TypeError or ValueError, naming the argument, for what can be none."""
+    status = checks.count(name, value, least=100)
+    if status > _LAST_STATUS:
+        raise ValueError(f"{name} must be at most {_LAST_STATUS}, not {value!r}")
+    return status
