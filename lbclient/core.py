@@ -17,7 +17,7 @@ import contextlib
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from weakref import ref
 
@@ -186,8 +186,12 @@ class Core:
     def _join(self, call: Picker, *, retry: bool) -> Signal:
         signal = _signal_of(call)
         if retry:
-            return self._line.join_retries(signal, call.tried)
+            return self._line.join_retries(signal, call.tried, self._free(signal))
         return self._line.join(signal, call.caller)
+
+    def _free(self, signal: Signal) -> Iterable[Endpoint]:
+        """Where there are slots, if `signal` is that of a retry that waits apart for one."""
+        return self._selection.free(self.clock()) if signal in self._line.retries else ()
 
     def _throttle(self, guards: Guards, now: float) -> None:
         if not guards.admits(now):
@@ -236,9 +240,9 @@ class Core:
         with self.lock:
             try:
                 self.watch.forget(signal)
-                self._line.leave(signal)
+                self._line.leave(signal, free=self._free(signal))
             except BaseException:
-                self._wake()
+                self._line.wake()
                 raise
 
     def _take(
@@ -269,7 +273,7 @@ class Core:
         if gave_up is not None and self._line:
             self._wake(gave_up.endpoint)
         if call.waiting is not None:
-            self._line.leave(call.waiting, served=True)
+            self._line.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _untake(self, pick: Pick) -> None:
         """It counts as in flight no more. Hold the lock."""
@@ -321,10 +325,11 @@ class Core:
         if self.closing:
             self.over()
 
-    def _wake(self, freed: Endpoint | None = None) -> None:
+    def _wake(self, freed: Endpoint) -> None:
         """Let a call in line look for the slot that has come free, also if that is interrupted."""
         try:
-            self._line.wake(freed)
+            for endpoint in self._selection.freed(freed, self.clock()):
+                self._line.wake(endpoint)
         except BaseException:
             self._line.wake()
             raise

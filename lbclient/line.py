@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from lbclient.waiting import Signal
 
@@ -22,8 +22,9 @@ class Line:
     it wants, and the calls behind it take the rest.
 
     A caller is the hash of the user's key, so that no code of the user's runs under the lock. Every
-    operation takes constant time, whatever the number of calls and callers. Records change in lines
-    that call nothing: an exception from a signal handler finds all of them done, or none.
+    operation takes constant time, whatever the number of calls and callers, except that retries
+    that wait apart are looked through one by one. Records change in lines that call nothing: an
+    exception from a signal handler finds all of them done, or none.
     """
 
     __slots__ = ("_turns", "retries", "waiting")
@@ -52,13 +53,19 @@ class Line:
         """True for the call whose turn it is, and for retries that wait apart."""
         return signal in self.retries or (bool(self.waiting) and self.first is signal)
 
+    def leads(self, signal: Signal) -> bool:
+        """True for the call whose turn it is, and for the first of the retries that wait apart."""
+        if signal in self.retries:
+            return next(iter(self.retries)) is signal
+        return bool(self.waiting) and self.first is signal
+
     def passes(self, signal: Signal | None) -> bool:
         """The same for a call that looks now, or would like to. Ask only while a call waits."""
         if signal in self.retries:
             return True
         first = self.first
         if first is not signal and first.is_set:
-            self.wake()  # a call that was woken and has not come may be gone with its event loop
+            self._wake_first()  # it has not come yet, and may be gone with its event loop
         return not self.waiting or self.first is signal
 
     def join(self, signal: Signal | None, caller: int | None) -> Signal:
@@ -79,37 +86,50 @@ class Line:
             self._turns[caller] = queue
         return signal
 
-    def join_retries(self, signal: Signal | None, unwanted: Collection[object]) -> Signal:
-        """Wait apart for a slot anywhere but at the endpoints in `unwanted`."""
+    def join_retries(
+        self, signal: Signal | None, unwanted: Collection[object], free: Iterable[object] = ()
+    ) -> Signal:
+        """Wait apart for a slot anywhere but at the endpoints in `unwanted`.
+
+        `free` are the endpoints that have a slot: for other calls, where this one no longer wants
+        it.
+        """
         signal = signal or Signal()
         signal.rearm()
         if self.retries.get(signal) is not unwanted:
             self.retries[signal] = unwanted
             if signal in self.waiting:
                 self._end_turn(signal)
-            self._wake_after(signal)
+            self._hand_over(signal, free)
         return signal
 
     def left_for(self, signal: Signal | None) -> Collection[object] | None:
         """The endpoints that no retry wants which waits apart before `signal`; None for all."""
         left: set[object] | None = None
-        for one, unwanted in list(self.retries.items()):
-            if one is signal:
+        last: Collection[object] = ()
+        gone = []
+        for one, unwanted in self.retries.items():
+            if one is signal or (left is not None and not left):
                 break
             if one.is_set and not one.set():
-                del self.retries[one]  # it is gone with its event loop
-            else:
-                left = set(unwanted) if left is None else left.intersection(unwanted)
+                gone.append(one)
+            elif left is None:
+                left, last = set(unwanted), unwanted
+            elif unwanted != last:  # many have tried the same, and wait in a row
+                left, last = left.intersection(unwanted), unwanted
+        for one in gone:
+            del self.retries[one]  # it is gone with its event loop
         return left
 
-    def leave(self, signal: Signal, *, served: bool = False) -> None:
+    def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
         """The call has given up, or it was `served` and its caller's turn is over.
 
         Where it was the first, the next is woken: there may be room for that one too, or it was
-        woken for a slot that it did not take.
+        woken for a slot that it did not take. Where it waited apart, the slots at the `free`
+        endpoints are for others.
         """
         if signal in self.retries:
-            self._wake_after(signal)
+            self._hand_over(signal, free)
             del self.retries[signal]
         if signal not in self.waiting:
             return
@@ -127,14 +147,18 @@ class Line:
         None: something else has changed. That may concern every retry that waits apart, and the
         first of the other calls.
         """
-        for one, unwanted in list(self.retries.items()):
+        gone = []
+        for one, unwanted in self.retries.items():
             if freed is not None and (one.is_set or freed in unwanted):
                 continue  # it is about to look anyway, or does not want that slot
             if not one.set():
-                del self.retries[one]  # it is gone with its event loop
+                gone.append(one)
             elif freed is not None:
-                return
-        self._wake_first()
+                break
+        else:
+            self._wake_first()
+        for one in gone:
+            del self.retries[one]  # it is gone with its event loop
 
     def clear(self) -> None:
         """In a forked child: the calls that waited were the parent's."""
@@ -146,13 +170,18 @@ class Line:
         while self.waiting and not (first := self.first).set():
             self._remove(first)
 
-    def _wake_after(self, retry: Signal) -> None:
-        """A retry wants something else now, or nothing: what is free may be for those behind it."""
-        behind = False
-        for one in list(self.retries):
-            if behind:
-                one.set()
-            behind = behind or one is retry
+    def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
+        """A retry wants something else now, or nothing: each free slot may be for another call.
+
+        One call an endpoint is woken, and not all that wait: it hands on what is left when it is
+        served. Hundreds would look in vain, each time one of them is served.
+        """
+        looks, retry.is_set = retry.is_set, True  # it is not to be woken itself
+        try:
+            for endpoint in free:
+                self.wake(endpoint)
+        finally:
+            retry.is_set = looks
         self._wake_first()
 
     def _end_turn(self, signal: Signal) -> None:

@@ -150,6 +150,21 @@ class Selection:
         untried = [one for one in candidates if one not in call.tried and not self._full(one)]
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
 
+    def free(self, now: float) -> Sequence[Endpoint]:
+        """The admissible endpoints that have room, of any tier."""
+        total = self._limits.total
+        if total is not None and self.in_flight >= total:
+            return ()
+        tiers = self._pool.admissible(now)
+        return [one for tier in tiers for one in tier if not self._full(one)]
+
+    def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
+        """Where the slot that has come free at this endpoint may be used: if a limit on all of them
+        was reached, that is wherever there is room."""
+        if self._limits.total is None:
+            return (endpoint,)
+        return [endpoint, *(one for one in self.free(now) if one is not endpoint)]
+
     def changes_at(self, now: float) -> float:
         """When time alone may change a pick that found no room; `math.inf` if it cannot."""
         at = self._pool.changes_at(now, self._patience)

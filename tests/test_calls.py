@@ -12,9 +12,21 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, Instance, RetryBudget, RetryPolicy, Verdict
+from lbclient.core import Core
+from lbclient.line import Line
 from lbclient.outcome import judge as network_judge
 from lbclient.selection import Pick
-from lbclient.simulation import World, carry_out
+from lbclient.simulation import (
+    Open,
+    Scenario,
+    Server,
+    World,
+    answers,
+    carry_out,
+    constant,
+    refuses,
+    simulate,
+)
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms
 from lbclient.waiting import Pause
@@ -550,3 +562,49 @@ async def test_a_retry_waits_for_one_that_is_only_full_over_http_async(servers, 
         gate.open.set()
     assert [one.text for one in answers] == [str(alive.port)] * 2
     assert sorted(len(lbclient.call_info(one).attempts) for one in answers) == [1, 2]
+
+
+def test_retries_in_a_crowd_do_not_wake_each_other(monkeypatch):
+    """A retry that is served wakes no crowd: three looks a call are enough, however many wait."""
+    looks = itertools.count()
+    admit = Core.admit
+
+    def counted(self, call, holding):
+        next(looks)
+        return admit(self, call, holding)
+
+    monkeypatch.setattr(Core, "admit", counted)
+    report = simulate(
+        Scenario(
+            [Server("a", refuses()), Server("b", answers(constant(0.01)))],
+            Open(50_000, 0.01),
+            patience=100.0,
+        ),
+        strategy="round-robin",
+        retry=RetryPolicy(backoff=0.0, budget=None),
+        breaker=None,
+        max_in_flight=1,
+        checked=False,
+    )
+    assert report.success == 1
+    assert next(looks) <= 3 * len(report.outcomes)
+
+
+def test_what_a_retry_leaves_is_handed_on():
+    """When a retry that waits apart leaves, each free slot wakes one call that wants it, and no
+    other."""
+    line = Line()
+    leaves, tried_a, tried_both = (
+        line.join_retries(None, tried) for tried in (["a"], ["a"], ["a", "b"])
+    )
+    first = line.join(None, None)
+    line.leave(leaves)
+    assert not (tried_a.is_set)
+    assert not (tried_both.is_set)
+    first.rearm()
+    leaves = line.join_retries(None, [])
+    line.leave(leaves, free=["c"])
+    assert tried_a.is_set
+    assert not tried_both.is_set
+    line.leave(tried_a, free=["c"])
+    assert tried_both.is_set

@@ -294,3 +294,41 @@ def test_a_run_is_a_function_of_its_seed(run):
         trace = simulated(run).trace
         assert simulated(run).trace == trace
         assert simulated(f"{run[:-1]}, checked=False)").trace == trace
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        (
+            "simulate(Scenario([Server('s0', fails(constant(0.1)), joins=0.5, weight=0, "
+            "priority=2), Server('s1', until_capacity(constant(0.0), 2, 503), weight=0, "
+            "priority=2), Server('s2', mixed(0.3, answers(constant(0.01)), answers(linear(0.05, "
+            "1), body=0.3)), leaves=1.5, priority=1), Server('s3', refuses(0.0), weight=3, "
+            "priority=1), Server('s4', refuses(0.0), joins=0.2, weight=3)], Closed(20, 1.5, "
+            "0.02), patience=2.0), seed=0, strategy='prequal', retry=RetryPolicy(attempts=5, "
+            "statuses=(429, 502, 503), backoff=0.0, attempt_timeout=0.3, deadline=0.3, "
+            "budget=RetryBudget(1.0, 10.0, 10.0)), breaker=BreakerPolicy(reset_timeout=0.1, "
+            "reset_timeout_max=2.0, failure_rate=0.5, minimum_calls=5, window=1.0, observe=True),"
+            " max_in_flight_total=2, limit=AdaptiveLimit(initial=2, most=4), "
+            "fair_by=callers(1,1,1,2))"
+        ),
+        (
+            "simulate(Scenario([Server('s0', answers(linear(0.05, 1), 429, rest=1.0), joins=0.5, "
+            "weight=0, priority=2), Server('s1', answers(constant(0.0), 429, body=0.05), "
+            "priority=1), Server('s2', fails(constant(0.1)), joins=0.2), Server('s3', "
+            "refuses(0.0), leaves=1.5)], Open(100, 1.0, True), clients=2, patience=2.0, ttl=0.3),"
+            " seed=7, strategy='prequal', retry=RetryPolicy(attempts=5, statuses=(429, 502, 503),"
+            " backoff=0.1, attempt_timeout=0.05, deadline=3.0, budget=None), "
+            "breaker=BreakerPolicy(fail_max=1000, reset_timeout=0.5, reset_timeout_max=2.0, "
+            "panic_threshold=0.5, minimum_calls=5, window=1.0), max_in_flight_total=3, "
+            "limit=AdaptiveLimit(initial=2, most=4), hedge=HedgePolicy(delay=0.0), "
+            "outliers=OutlierPolicy(interval=0.2,margin=0.1,minimum_calls=1,ejection=0.5), "
+            "slow_start=SlowStart(window=0.5))"
+        ),
+    ],
+    ids=["one-place-in-all", "three-places-in-all"],
+)
+def test_a_place_in_all_wakes_a_retry(run):
+    """Where a limit on all instances together holds a retry up, a place that comes free anywhere
+    is for it."""
+    check(run)

@@ -111,10 +111,9 @@ class Wait:
         core, now = self._call.core, self._call.now
         crowd = max(1.0, len(core.line) / _CROWD)
         with core.lock:
-            first = core.line.looks(signal)
-        if not first:
-            return core.look_again * crowd
-        return min(core.look_again, core.changes_at(now) - now)
+            looks, leads = core.line.looks(signal), core.line.leads(signal)
+        again = core.look_again if leads else core.look_again * crowd
+        return min(again, core.changes_at(now) - now) if looks else again
 
     def _until(self) -> float:
         call = self._call

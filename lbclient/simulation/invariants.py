@@ -170,10 +170,12 @@ class Invariants:
         for one in look:
             unwanted = self._core.line.retries.get(one, ())
             wanted = chain.from_iterable(moment.open) if unwanted else moment.serving
-            roomy = [it for it in moment.roomy(wanted, unwanted) if it not in spoken_for]
-            if roomy and places > 0 and not self._comes(one, now):
+            has_room = moment.roomy(wanted, unwanted)
+            roomy = [it for it in has_room if it not in spoken_for]
+            comes = self._comes(one, now)
+            if roomy and places > 0 and not comes:
                 return roomy
-            places -= bool(roomy)
+            places -= bool(has_room if comes else roomy)
             spoken_for.update(it for it in self._core.pool.endpoints if it not in unwanted)
         return []
 
