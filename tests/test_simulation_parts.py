@@ -39,8 +39,8 @@ from lbclient.simulation import (
     refuses,
     silent,
     simulate,
-    until_capacity,
     simulated,
+    until_capacity,
 )
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from lbclient import checks
 from lbclient.outcome import CLIENT_ERROR, FINE, Judge, Verdict
 from lbclient.outcome import judge as network_judge
 
