@@ -159,4 +159,5 @@ def _reason(what: Exception | str) -> str:
         return f"its certificate is not accepted: {what.verify_message}"
     if isinstance(what, ssl.SSLError):
         return f"TLS failed: {what.reason or 'closed'}"
-    return str(what) or type(what).__name__
+    text = " ".join(str(what).split()) or type(what).__name__  # dnspython's may be docstrings
+    return text if text.isprintable() else repr(text)[1:-1]
