@@ -141,9 +141,11 @@ class Charges:
             latency=endpoint.latency,
         ):
             self._rotation.turned(endpoint, breaker, now)
-        guards = self._guards
+        guards, paused_until = self._guards, endpoint.paused_until
         if guards is not None and guards.saw(attempt, verdict, now):
             self._eject_outliers(guards, now)
+        if endpoint.paused_until != paused_until:
+            self._membership.line.wake()  # calls in line note when the pause ends
 
     def _eject_outliers(self, guards: Guards, now: float) -> None:
         serving = frozenset(chain.from_iterable(self._pool.admissible(now)))

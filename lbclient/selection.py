@@ -152,6 +152,7 @@ class Selection:
 
     def free(self, now: float) -> Sequence[Endpoint]:
         """The admissible endpoints that have room, of any tier."""
+        self._now = now
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return ()

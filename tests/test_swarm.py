@@ -332,3 +332,22 @@ def test_a_place_in_all_wakes_a_retry(run):
     """Where a limit on all instances together holds a retry up, a place that comes free anywhere
     is for it."""
     check(run)
+
+
+def test_the_end_of_a_pause_is_noted_in_line():
+    """Calls that waited before an instance was paused look when the pause ends."""
+    run = (
+        "simulate(Scenario([Server('s0', answers(constant(0.0)), joins=0.2, weight=3, "
+        "priority=2), Server('s1', answers(constant(0.1), body=0.05), joins=0.2), "
+        "Server('s2', until_capacity(constant(0.1), 1, 429), priority=1), Server('s3', "
+        "refuses(0.0), joins=0.2), Server('s4', phases((0, fails(linear(0.05, 1))), (0.7, "
+        "answers(constant(0.1))), (1.5, answers(exponential(0.05)))), weight=0, priority=1)],"
+        " Open(40, 1.0, False), clients=2, ttl=3.0), seed=2, strategy='random', "
+        "retry=RetryPolicy(attempts=8, statuses=(429, 502, 503), backoff=0.1, "
+        "attempt_timeout=0.05, budget=None), breaker=BreakerPolicy(fail_max=1000, "
+        "reset_timeout=0.5, reset_timeout_max=2.0, minimum_calls=5, window=1.0), "
+        "max_in_flight=1, max_in_flight_total=3, limit=AdaptiveLimit(initial=2, most=4), heal"
+        "th=HealthCheck(path=None,interval=0.2,timeout=0.1,up=1,down=1,check=down('s0','s1'))"
+        ", max_instances=2, fair_by=callers(None,1,2,3,4,5))"
+    )
+    check(run)
