@@ -16,7 +16,7 @@ from lbclient.interruption import is_interruption
 from lbclient.news import News
 from lbclient.pool import Pool
 from lbclient.rules import Limits, SlowStart
-from lbclient.strategy import BY_NAME, Learning, Strategy
+from lbclient.strategy import BY_NAME, ConsistentHash, Learning, Strategy
 from lbclient.telemetry import Counts
 from lbclient.waiting import Signal
 
@@ -97,6 +97,8 @@ class Selection:
         self._learning = told("failed to learn")
         self._forking = told("failed in after_fork")
         self._ours = type(strategy) in BY_NAME.values()
+        self._fails = not self._ours or isinstance(strategy, ConsistentHash)
+        """True where it may fail by itself: it is the user's, or asks for the user's key."""
         self._patience = policy.reset_timeout
         self._observing = policy.observe
         self._counts = counts
@@ -188,7 +190,7 @@ class Selection:
         try:
             self.learning.ended(endpoint, elapsed, failed=failed, now=now)
         except Exception as error:
-            if self._ours or is_interruption(error):
+            if not self._fails or is_interruption(error):
                 raise
             self._learning.failed(now, error)
         else:
@@ -258,7 +260,7 @@ class Selection:
                 return endpoint
             self._picking.failed(call.now, detail=f"{endpoint!r} is not a candidate")
         except Exception as error:
-            if self._ours or is_interruption(error):
+            if not self._fails or is_interruption(error):
                 raise
             self._picking.failed(call.now, error)
         return draw(candidates, call.rng)
