@@ -385,8 +385,16 @@ class Core:
             pick.endpoint.breaker.cancel(pick.permit)
             self.release(pick)
 
+    def dropped(self, pick: Pick, sent: Sent, verdict: Verdict) -> None:
+        """The response of an attempt that was good so far was dropped unclosed."""
+        with self.lock:
+            self.settle(sent, verdict)
+            self.release(pick)
+
     def owned(self, holder: object, give_back: Callable[[], object]) -> Owner:
         """Have `give_back` called once `holder` was dropped, by whoever next uses the balancer.
+
+        Nothing that `give_back` knows may lead to `holder`.
 
         Not any more once what this returns is no longer in `owners`, nor kept anywhere else.
         """

@@ -1,5 +1,6 @@
 """Faults of instances, over real sockets: which cost a call, and which do not."""
 
+import gc
 import socket
 import threading
 import time
@@ -383,3 +384,23 @@ def test_sixteen_threads_leave_nothing_behind(servers, dead_port):
     assert failed == []
     assert [one.in_flight for one in snapshot.instances] == [0, 0, 0]
     assert client.balancer._core._selection.in_flight == 0
+
+
+class First:
+    """Picks the first instance."""
+
+    def pick(self, candidates, _):
+        return candidates[0]
+
+
+def test_a_dropped_stream_after_a_retry_gives_its_slot_back(servers):
+    """A streamed response that is dropped unclosed gives its slot back though an attempt before
+    it had failed, whose error is kept with the call."""
+    one, other = servers(resets, says(200, b"well"))
+    with lbclient.Client([one.url, other.url], strategy=First(), max_in_flight=1) as client:
+        response = client.send(client.build_request("GET", "/"), stream=True)
+        assert [a.error is None for a in lbclient.call_info(response).attempts] == [False, True]
+        del response
+        with pytest.warns(ResourceWarning, match="never closed"):
+            gc.collect()
+        assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0]

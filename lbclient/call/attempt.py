@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from contextvars import Token
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from lbclient import deadline
+from lbclient.breaker import Breaker, Permit
 from lbclient.call.race import Race
 from lbclient.core import Core, Owner
 from lbclient.deadline import Expiry
+from lbclient.endpoint import Endpoint
 from lbclient.interruption import is_interruption
 from lbclient.outcome import Verdict, fault_name
 from lbclient.selection import Pick
@@ -19,6 +22,25 @@ from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics
 __all__ = ["Attempt"]
 
 R = TypeVar("R")
+
+
+class _Facts(NamedTuple):
+    """What is kept of an attempt whose response the caller holds.
+
+    Not the attempt itself: it knows its call, whose earlier errors know the frames that hold the
+    response, which then would never be dropped.
+    """
+
+    endpoint: Endpoint
+    breaker: Breaker
+    permit: Permit
+    beside: int
+    started: float
+    epoch: int
+    fault: str
+    elapsed: float
+
+
 _LOST: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
@@ -158,7 +180,8 @@ class Attempt(Generic[R]):
         time of the call, not of the attempt.
         """
         if holder is not None:
-            self._owner = self._call.core.owned(holder, self.finish)
+            core = self._call.core
+            self._owner = core.owned(holder, partial(core.give_back, self.pick))
         self._held = True
         if self.expiry is not None:
             self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
@@ -213,8 +236,23 @@ class Attempt(Generic[R]):
             core.took(self, verdict)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
-        elif self.permit.probe:
+            return
+        if self.permit.probe:
             core.probe_answered(self)
+        if self._owner is not None:
+            self._owner.give_back = partial(core.dropped, self.pick, self._facts(), verdict)
+
+    def _facts(self) -> _Facts:
+        return _Facts(
+            self.endpoint,
+            self.breaker,
+            self.permit,
+            self.beside,
+            self.started,
+            self.epoch,
+            self.fault,
+            self.elapsed,
+        )
 
     def _overtaken(self) -> None:
         """Another attempt is the outcome of the call: nobody is charged, and it counts as nothing.

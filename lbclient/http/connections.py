@@ -11,6 +11,7 @@ neither idle nor closed, and whose socket would stay open.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Any, Generic, TypeVar
 
@@ -115,9 +116,8 @@ class Connections(_Pool[httpcore.HTTPConnection]):
 
     def send(self, request: httpcore.Request) -> Use:
         """Send it, and return once the headers came."""
-        while self.lost:  # each stays in the queue until its connection is closed
-            self.leave(self.lost[0], _INTERRUPTED)
-            self.lost.popleft()
+        if self.lost:
+            self._leave_lost()
         while True:
             use = Use(self)
             connection = self._ready(use)
@@ -131,6 +131,17 @@ class Connections(_Pool[httpcore.HTTPConnection]):
                     raise
             else:
                 return use
+
+    def _leave_lost(self) -> None:
+        """Each stays in the queue until it has left; several threads may take the same one."""
+        while self.lost:
+            try:
+                use = self.lost[0]
+            except IndexError:
+                return
+            self.leave(use, _INTERRUPTED)
+            with contextlib.suppress(ValueError):
+                self.lost.remove(use)
 
     def _ready(self, use: Use) -> httpcore.HTTPConnection:
         """A connection, which `use` has from the moment at which it counts as in use."""
