@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 import pytest
@@ -11,12 +10,6 @@ from opentelemetry import trace
 from tests.support import http
 from tests.support.faults import NAMESPACE
 from tests.support.telemetry import Telemetry
-
-
-def pytest_collection_finish():
-    """Thousands of tests are no garbage: a collection is to look at what a test has made only."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_sessionfinish(session, exitstatus):
