@@ -35,7 +35,7 @@ from lbclient.rotation import Rotation
 from lbclient.rules import Guards, Hedging
 from lbclient.selection import UNTRIED_FULL, Pick, Picker, Selection
 from lbclient.sent import Sent
-from lbclient.telemetry import Telemetry
+from lbclient.telemetry import Tally, Telemetry
 from lbclient.waiting import Signal
 
 __all__ = ["Core", "Owner"]
@@ -82,6 +82,7 @@ class Core:
         self.guards = guards
         self.hedging = hedging
         self.telemetry = telemetry
+        self.tally = Tally()
         self.news = news
         self.clock = clock
         self.rng = rng
@@ -263,7 +264,7 @@ class Core:
             breaker.probe_permit = permit
         endpoint.attempts += 1
         self.charges.attempts += 1
-        self.telemetry.counts.pick()
+        self.tally.picks += 1
         if self.news.heard:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
         if first and self.retries.budget is not None:
@@ -320,7 +321,7 @@ class Core:
     def release(self, pick: Pick) -> None:
         """The body of an attempt is closed. Hold the lock. More than once does no harm."""
         self._untake(pick)
-        if self._line:
+        if self._line.waiting or self._line.retries:
             self._wake(pick.endpoint)
         if self.closing:
             self.over()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +26,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 import lbclient
+from lbclient.http import semantics
+from lbclient.http.semantics import HttpSemantics
 from tests.support.http import Gate, hangs_up, head, in_turn, resets, says, serve, tells_port
 from tests.support.telemetry import Telemetry
 
@@ -932,6 +935,55 @@ def test_only_the_api_passes_a_trace_on(side, servers):
     assert server.requests[0].headers["traceparent"] == mine
 
 
+def test_only_the_api_computes_nothing(servers, dead_port, monkeypatch):
+    """Without an SDK nothing is computed that only spans and metrics would tell."""
+
+    def unasked(*_):
+        raise AssertionError("nobody asked for it")
+
+    for name in ("span_name", "request", "result", "outcome", "duration"):
+        monkeypatch.setattr(HttpSemantics, name, unasked)
+    monkeypatch.setattr(propagate, "inject", unasked)
+    (server,) = servers(in_turn(says(200), says(404), says(503)))
+    with lbclient.Client(server.url, retry=ONCE) as client:
+        assert [client.get("/").status_code for _ in range(3)] == [200, 404, 503]
+    dead = lbclient.Client(f"http://127.0.0.1:{dead_port}", retry=ONCE)
+    with dead, pytest.raises(httpx.ConnectError):
+        dead.get("/")
+
+
+def test_what_is_told_is_computed_once(side, servers, telemetry, monkeypatch):
+    """The trace headers, attributes and labels of an attempt are computed once each, also over a
+    transport of the caller's; and a URL is described anew only when it is new."""
+    counted = Counter()
+
+    def counting(where, name):
+        original = getattr(where, name)
+
+        def call(*given, **options):
+            counted[name] += 1
+            return original(*given, **options)
+
+        monkeypatch.setattr(where, name, call)
+
+    counting(semantics, "redacted")
+    counting(propagate, "inject")
+    counting(HttpSemantics, "request")
+    counting(HttpSemantics, "result")
+    counting(HttpSemantics, "duration")
+    (server,) = servers(in_turn(says(200), says(503), says(200)))
+    options = {"retry": AT_ONCE, **telemetry.options}
+    side.send([server.url], *[get("/x?q=1")] * 4, **options)
+    assert counted.pop("redacted") <= 2  # httpx builds the first request, and a URL of its own
+    assert counted == dict.fromkeys(("inject", "request", "result", "duration"), 5)
+    if side.backend == "sync":
+        counted.clear()
+        options["transport"] = lambda _: httpx.HTTPTransport()
+        (server,) = servers(says(200))
+        side.send([server.url], get("/x"), **options)
+        assert set(counted.values()) == {1}
+
+
 def test_only_the_api_keeps_nothing_of_a_balancer():
     """S7: without an SDK the API keeps each meter for ever, so balancers share one."""
 
@@ -1180,6 +1232,29 @@ def test_worst_of_a_service_is_told(telemetry):
     assert "lbclient.discovery.age" not in told
     assert [value for _, value in told["lbclient.discovery.instances"]] == [2]
     static.close()
+
+
+@pytest.mark.parametrize("end", ["closed", "dropped", "open"])
+def test_picks_of_a_balancer_that_is_gone(telemetry, end):
+    """The number of picks never falls: those of balancers that were closed, or dropped, stay in
+    it, together with those of others of the same name."""
+    other = lbclient.Balancer("http://127.0.0.1:9", name="orders", **telemetry.options)
+    other.call(lambda _: None)
+    balancer = lbclient.Balancer("http://127.0.0.1:9", name="orders", **telemetry.options)
+    for _ in range(3):
+        balancer.call(lambda _: None)
+    if end == "closed":
+        balancer.close()
+    elif end == "dropped":
+        del balancer
+        gc.collect()
+    label = {"lbclient.service": "orders"}
+    assert telemetry.points("lbclient.picks") == [(label, 4)]
+    other.call(lambda _: None)
+    assert telemetry.points("lbclient.picks") == [(label, 5)]
+    other.close()
+    other.close()
+    assert telemetry.points("lbclient.picks") == [(label, 5)]
 
 
 def test_many_balancers_share_one_meter(telemetry, caplog):

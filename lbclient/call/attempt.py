@@ -169,7 +169,8 @@ class Attempt(Generic[R]):
         else:
             self._call.core.done(self, self.pick, verdict)
             self._settled = True
-        if not (verdict.good and self._span is SILENT and self._call.semantics.plain):
+        untold = verdict.good and self._call.semantics.plain
+        if self._span is not SILENT or not (untold or self._call.core.telemetry.counts.untimed):
             self._tell(None)
         return False
 
@@ -301,6 +302,9 @@ class Attempt(Generic[R]):
         semantics = self._call.semantics
         if self._span is not SILENT:
             self._span.end(lambda: semantics.outcome(self.result, error))
+        counts = self._call.core.telemetry.counts
+        if counts.untimed:
+            return
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
-            self._call.core.telemetry.counts.duration(self.elapsed, labels)
+            counts.duration(self.elapsed, labels)

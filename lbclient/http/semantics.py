@@ -12,15 +12,18 @@ __all__ = ["HttpSemantics", "Labels", "redacted"]
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
+_MOST_URLS = 256
 _PEER = "network.peer.address"
 _PORTS = {"http": 80, "https": 443}
 
 
 class Labels:
-    """The labels of a service's metrics, made once for each method and outcome."""
+    """The labels of a service's metrics, made once for each method and outcome; and what spans say
+    of the URLs that were asked for of late."""
 
     def __init__(self, origin: httpx.URL) -> None:
         self._server = _server(origin)
+        self._urls: dict[int, tuple[httpx.URL, Attributes]] = {}
         self._made: dict[tuple[str, object], Attributes] = {}
 
     def of(self, method: str, result: object) -> Attributes:
@@ -32,6 +35,15 @@ class Labels:
             labels = {"http.request.method": method, **self._server, **more}
             self._made[method, outcome] = labels
         return labels
+
+    def of_url(self, url: httpx.URL) -> Attributes:
+        """For this URL, of which a client keeps one object for each path."""
+        known = self._urls.get(id(url))
+        if known is None or known[0] is not url:
+            if len(self._urls) >= _MOST_URLS:
+                self._urls = {}
+            known = self._urls[id(url)] = url, {**_server(url), "url.full": redacted(url)}
+        return known[1]
 
 
 class HttpSemantics(Semantics):
@@ -53,11 +65,9 @@ class HttpSemantics(Semantics):
 
     def request(self, resend: int) -> Attributes:
         """What is known before sending."""
-        url = self._request.url
         known: dict[str, str | int | float | bool] = {
             "http.request.method": self._method,
-            **_server(url),
-            "url.full": redacted(url),
+            **self._labels.of_url(self._request.url),
         }
         if self._method == "_OTHER":
             known["http.request.method_original"] = self._request.method

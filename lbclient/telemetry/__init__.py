@@ -15,6 +15,7 @@ from opentelemetry.trace import TracerProvider
 
 from lbclient._version import __version__
 from lbclient.telemetry.counts import Counts, instruments
+from lbclient.telemetry.observed import Tally
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 from lbclient.telemetry.spans import SILENT, AttemptSpan, CallSpan, call_span, propagation
 
@@ -26,6 +27,7 @@ __all__ = [
     "Counts",
     "MeterProvider",
     "Semantics",
+    "Tally",
     "Telemetry",
     "TracerProvider",
     "error_attributes",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import MeterProvider
@@ -24,7 +22,6 @@ class Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter("lbclient", __version__)
         counter = meter.create_counter
-        self.picks = counter("lbclient.picks", "{pick}", "Instances picked")
         self.retries = counter("lbclient.retries", "{attempt}", "Attempts after the first")
         self.refused = counter("lbclient.retries.refused", "{attempt}", "Refused by the budget")
         self.breakers = counter("lbclient.breaker.changes", "{change}", "Breaker state changes")
@@ -43,6 +40,9 @@ class Instruments:
         )
         self.throttled = counter("lbclient.throttled", "{call}", "Calls kept back unsent")
         self.observed = Observed()
+        self.picks = meter.create_observable_counter(
+            "lbclient.picks", [self.observed.picks], "{pick}", "Instances picked"
+        )
         meter.create_observable_up_down_counter(
             "lbclient.in_flight", [self.observed.in_flight], "{attempt}", "Attempts under way"
         )
@@ -79,8 +79,6 @@ class Counts:
     def __init__(self, instruments: Instruments, service: Attributes) -> None:
         self._instruments = instruments
         self._service = service
-        self.pick: Callable[[], None] = partial(instruments.picks.add, 1, service)
-        """An instance was picked."""
 
     def retry(self) -> None:
         """An attempt beyond the first was decided."""
@@ -136,6 +134,11 @@ class Counts:
     def forget(self, service: Service) -> None:
         """Tell of it no more."""
         self._instruments.observed.remove(service)
+
+    @property
+    def untimed(self) -> bool:
+        """True where no SDK takes durations: the API's proxies then have no real instrument."""
+        return getattr(self._instruments.duration, "_real_instrument", self) is None
 
     def duration(self, elapsed: float, attributes: Attributes) -> None:
         """An HTTP attempt took `elapsed` seconds."""

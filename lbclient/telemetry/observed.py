@@ -10,7 +10,17 @@ from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
-__all__ = ["Observed", "Service"]
+__all__ = ["Observed", "Service", "Tally"]
+
+
+class Tally:
+    """How many instances one balancer has picked so far. Its owner counts under its own lock, which
+    takes a tenth of the time of a counter of OpenTelemetry's SDK."""
+
+    __slots__ = ("picks",)
+
+    def __init__(self) -> None:
+        self.picks = 0
 
 
 class Service(Protocol):
@@ -18,6 +28,8 @@ class Service(Protocol):
 
     service: str
     """Its name."""
+    tally: Tally
+    """What it has counted."""
 
     @property
     def age(self) -> float | None:
@@ -44,6 +56,9 @@ class Observed:
 
     def __init__(self) -> None:
         self._services: dict[int, weakref.ref[Service]] = {}
+        self._tallies: dict[int, tuple[str, Tally]] = {}
+        self._picked: dict[str, int] = {}
+        """The picks of balancers that are gone, by service: a counter never falls."""
         self._names: dict[str, float] = {}
         """Every service that there ever was: a counter that ends is told as 0, as if it counted."""
 
@@ -51,11 +66,26 @@ class Observed:
         """Tell of it too, until it is gone or taken away."""
         key = id(service)
         self._names[service.service] = 0
-        self._services[key] = weakref.ref(service, lambda _: self._services.pop(key, None))
+        self._tallies[key] = service.service, service.tally
+        self._services[key] = weakref.ref(service, lambda _: self._drop(key))
 
     def remove(self, service: Service) -> None:
-        """Tell of it no more."""
-        self._services.pop(id(service), None)
+        """Tell of it no more, but for what it has counted."""
+        self._drop(id(service))
+
+    def _drop(self, key: int) -> None:
+        self._services.pop(key, None)
+        if (told := self._tallies.pop(key, None)) is not None:
+            name, tally = told
+            self._picked.setdefault(name, 0)
+            self._picked[name] += tally.picks
+
+    def picks(self, _: CallbackOptions) -> Iterable[Observation]:
+        """For an observable counter."""
+        found = dict(self._picked)
+        for name, tally in list(self._tallies.values()):
+            found[name] = found.get(name, 0) + tally.picks
+        return [Observation(value, {"lbclient.service": name}) for name, value in found.items()]
 
     def ages(self, _: CallbackOptions) -> Iterable[Observation]:
         """For an observable gauge."""

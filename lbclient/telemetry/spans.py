@@ -20,10 +20,10 @@ __all__ = ["SILENT", "AttemptSpan", "CallSpan", "call_span", "propagation"]
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
 _CALL = "lbclient.call"
-_SUPPRESS = [
+_SUPPRESS, _SUPPRESS_HTTP = (
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
-]
+)
 """In the context of whoever wants no spans; the API keeps the keys, but has no word for them."""
 
 
@@ -66,8 +66,7 @@ class CallSpan:
         if self.silent:
             return
         if self._span.is_recording():
-            self._span.set_attribute("lbclient.attempts", attempts)
-            _conclude(self._span, error_attributes(error))
+            _conclude(self._span, {"lbclient.attempts": attempts, **error_attributes(error)})
         self._span.end()
 
 
@@ -110,11 +109,11 @@ def call_span(tracer: trace.Tracer, service: Attributes, semantics: Semantics) -
     now = context.get_current()
     if now and _suppressed(now):
         return _SILENT_CALL
-    span = tracer.start_span(_CALL, now)
+    if not now and isinstance(getattr(tracer, "_tracer", tracer), trace.NoOpTracer):
+        return _SILENT_CALL  # no SDK is there (the API's proxy asks for it), and no caller's span
+    span = tracer.start_span(_CALL, now, attributes=service)
     if span is trace.INVALID_SPAN:
         return _SILENT_CALL
-    if span.is_recording():
-        span.set_attributes(service)
     return CallSpan(tracer, span, semantics)
 
 
@@ -135,4 +134,4 @@ def _conclude(span: Span, attributes: Attributes) -> None:
 
 
 def _suppressed(now: Context) -> bool:
-    return any(now.get(key) for key in _SUPPRESS)
+    return bool(now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP))
