@@ -130,7 +130,7 @@ class Charges:
             self._membership.hurry(now)
         if verdict.rest > 0:
             self._rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-        if breaker.settle(
+        if (verdict.fault or not breaker.pristine) and breaker.settle(
             attempt.permit,
             fault=verdict.fault,
             now=now,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, cast
+from operator import attrgetter
+from typing import Literal, Protocol
 
 from lbclient.breaker import BreakerPolicy, Permit
 from lbclient.complaint import Complaint
@@ -137,9 +138,17 @@ class Selection:
             return self._last_resort(call, now)
         if call.tried:
             return self._another(call, candidates, now)
-        ask = self._ask if self._slow_start is None else self._ask_gently
-        picked = ask(candidates, call)
-        roomy = self._with_room(picked, candidates) if self._limited else picked
+        if self._slow_start is not None:
+            picked = self._ask_gently(self._slow_start, candidates, call)
+        elif self._fails:
+            picked = self._ask(candidates, call)
+        else:
+            picked = self._strategy.pick(candidates, call)
+        roomy: Endpoint | None = picked
+        if self._limited and (left is not None or self._full(picked)):
+            roomy = self._with_room(picked, candidates)
+        if roomy is not None and not self._observing:
+            return Pick(roomy, roomy.breaker.permit, self._name)
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
     def beside(self, call: Picker, now: float) -> Pick | None:
@@ -245,10 +254,11 @@ class Selection:
             return self._let(draw(roomy, call.rng), reason, now)
         return None if beside else FULL
 
-    def _ask_gently(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
+    def _ask_gently(
+        self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: Picker
+    ) -> Endpoint:
         """Who warms up is passed over at times."""
-        slow_start = cast("SlowStart", self._slow_start)
-        ask = partial(self._ask, candidates, call)
+        ask = partial(self._ask if self._fails else self._strategy.pick, candidates, call)
         return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
     def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
@@ -266,9 +276,7 @@ class Selection:
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
-        """The picked one, or the next after it that is not at its limit."""
-        if self._left is None and not self._full(first):
-            return first
+        """The picked one, or the next after it, that is not at its limit."""
         place = candidates.index(first) if first in candidates else 0
         order = (*candidates[place:], *candidates[:place])
         return next((one for one in order if self._has_room(one)), None)
@@ -295,8 +303,7 @@ class Selection:
         return Pick(endpoint, endpoint.breaker.probe(now), "probe")
 
 
-def _warm_since(endpoint: Endpoint) -> float:
-    return endpoint.warm_since
+_warm_since: Callable[[Endpoint], float] = attrgetter("warm_since")
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:

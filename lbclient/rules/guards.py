@@ -36,10 +36,11 @@ class Guards:
 
     def saw(self, attempt: Sent, verdict: Verdict, now: float) -> bool:
         """An attempt that is still in flight has its verdict. True: ask for `outliers`."""
+        turned_away = not verdict.good and verdict.turned_away
         if self._throttle is not None:
-            (self._throttle.refused if verdict.turned_away else self._throttle.accepted)(now)
+            (self._throttle.refused if turned_away else self._throttle.accepted)(now)
         if self._limit is not None:
-            self._learn(self._limit, attempt, verdict, now)
+            self._learn(self._limit, attempt, verdict, now, turned_away=turned_away)
         outliers = self._outliers
         if outliers is None:
             return False
@@ -54,12 +55,20 @@ class Guards:
         """Whom to eject now, and for how many seconds."""
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
 
-    def _learn(self, rule: AdaptiveLimit, attempt: Sent, verdict: Verdict, now: float) -> None:
+    def _learn(
+        self,
+        rule: AdaptiveLimit,
+        attempt: Sent,
+        verdict: Verdict,
+        now: float,
+        *,
+        turned_away: bool,
+    ) -> None:
         one, elapsed = attempt.endpoint, attempt.elapsed
         learned = one.learned
         if not isinstance(learned, LearnedLimit):
             learned = one.learned = LearnedLimit()
-        if verdict.turned_away:
+        if turned_away:
             one.limit = learned.rejected(
                 rule,
                 one.limit,

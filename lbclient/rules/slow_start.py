@@ -70,7 +70,8 @@ class SlowStart:
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:
             picked = ask()
-            if self.stands(since(picked), now, rng):
+            came = since(picked)
+            if now - came >= self.window or self.stands(came, now, rng):
                 return picked
             refused.append(picked)
         return rng.choice(refused)

@@ -78,8 +78,10 @@ class Throttle:
 
     def chance(self, now: float) -> float:
         """The probability that a call is refused now."""
-        self._expire(now)
-        policy, requests = self._policy, self._requests
+        policy, slices = self._policy, self._slices
+        if slices and slices[0].began <= now - policy.window:
+            self._expire(now)
+        requests = self._requests
         if requests < policy.minimum_calls:
             return 0.0
         excess = requests - policy.k * self._accepts

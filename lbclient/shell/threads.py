@@ -35,7 +35,12 @@ def run(
     wait = rest or sleep
     with call:
         if call.core.hedging is None or (after := call.hedge_after()) is None:
-            _carry_out(call, send, wait)
+            for step in call:  # as in `_carry_out`; a function less for nearly every call
+                if isinstance(step, Pause):
+                    wait(step)
+                else:
+                    with step:
+                        step.result = send(step)
         else:
             _Lanes(call, send, wait, discard or _drop).race(after)
     return call.result()
