@@ -50,10 +50,20 @@ def public(node):
     )
 
 
+def bases(a_class):
+    """Its bases, and in place of one that the stub keeps to itself, the bases of that one."""
+    for base in a_class.bases:
+        name = ast.unparse(base)
+        if name in WRITTEN and name not in TOLD:
+            yield from bases(WRITTEN[name])
+        else:
+            yield ast.unparse(ForHttpx2().visit(base))
+
+
 def declared(a_class):
     """Its bases and fields, and the signatures of its public methods."""
+    yield list(bases(a_class))
     a_class = ForHttpx2().visit(a_class)
-    yield [ast.unparse(base) for base in a_class.bases]
     for node in a_class.body:
         if isinstance(node, ast.AnnAssign):
             yield ast.unparse(node)

@@ -6,7 +6,6 @@ import contextlib
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -19,9 +18,10 @@ from lbclient.info import CallInfo, attach
 from .errors import as_httpx
 from .flavour import httpx
 from .senders import AsyncContent
+from .shortcuts import fill
 from .stream import Line
 
-__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read", "tell", "unpack"]
+__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
 
 _DRAIN_BYTES = 16_384
 _DRAIN_SECONDS = 0.05
@@ -119,13 +119,6 @@ class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         self.closed = True
 
 
-def tell(response: httpx.Response, info: CallInfo) -> None:
-    """What became of the call, for the caller, and for an error of the body that is yet to come."""
-    response.extensions["lbclient"] = info
-    if isinstance(response.stream, Answer | AsyncAnswer):
-        response.stream.info = info
-
-
 def read(response: httpx.Response, expiry: Expiry | None) -> None:
     """Read the whole body now, in place."""
     stream = cast("httpx.SyncByteStream", response.stream)
@@ -138,7 +131,7 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
         if expiry is not None:
             expiry.calm()
         stream.close()
-    response.stream = httpx.ByteStream(b"".join(chunks))
+    fill(response, b"".join(chunks))
 
 
 async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
@@ -151,7 +144,7 @@ async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
             await stream.aclose()
     else:
         content = await _whole(stream, expiry)
-    response.stream = httpx.ByteStream(content)
+    fill(response, content)
 
 
 async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
@@ -164,16 +157,6 @@ async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
         with anyio.CancelScope(shield=True):
             await stream.aclose()
     return b"".join(chunks)
-
-
-def unpack(response: httpx.Response, seconds: float) -> None:
-    """Make a body that was read at once the response's content: httpx would, through four
-    generators on an event loop. One to be decompressed is left to it."""
-    if isinstance(response.stream, httpx.ByteStream) and not (
-        response.is_closed or "content-encoding" in response.headers
-    ):
-        response.read()
-        response.elapsed = timedelta(seconds=seconds)
 
 
 def drain(response: httpx.Response) -> None:

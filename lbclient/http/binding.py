@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import cast
 
 from lbclient import checks
@@ -16,7 +17,7 @@ from lbclient.retry import RetryPolicy
 from lbclient.target import authority_of
 from lbclient.waiting import Pause
 
-from .answer import tell
+from .answer import Answer, AsyncAnswer
 from .flavour import httpx
 from .judge import HttpJudge
 from .options import (
@@ -30,6 +31,7 @@ from .options import (
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, Place, terms_of
 from .semantics import HttpSemantics, Labels
+from .shortcuts import Content
 
 __all__ = ["Binding", "closed_on_error", "policy_of"]
 
@@ -111,7 +113,11 @@ class Binding:
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
         """The response as the caller gets it."""
-        tell(response, call.info())
+        info = response.extensions["lbclient"] = call.info()
+        if isinstance(response.stream, Content):
+            response.elapsed = timedelta(seconds=call.elapsed)
+        elif isinstance(response.stream, Answer | AsyncAnswer):
+            response.stream.info = info  # for an error of the body that is yet to come
         if self.origin is not None and response.has_redirect_location:
             self.origin.make_logical(response)
         return response

@@ -180,24 +180,30 @@ class _Chunks(AsyncIterator[bytes]):
         return chunk
 
 
-def watch(request: httpx.Request) -> httpx.SyncByteStream:
+Replayable = Callable[[], bool] | None
+"""Whether a body can be sent once more, asked when that matters; None for always."""
+
+
+def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
     """The request's body; watched, unless it is plain bytes, which always replay."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
-        return stream
+        return stream, None
     if not isinstance(stream, httpx.SyncByteStream):
         raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
-    return Body(stream)
+    body = Body(stream)
+    return body, body.replayable
 
 
-def awatch(request: httpx.Request) -> httpx.AsyncByteStream:
+def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
     """The same for the async side."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
-        return stream
+        return stream, None
     if not isinstance(stream, httpx.AsyncByteStream):
         raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
-    return AsyncBody(stream)
+    body = AsyncBody(stream)
+    return body, body.replayable
 
 
 def _unfit(request: object, wrong_side: str) -> Exception:
@@ -211,8 +217,8 @@ def _unfit(request: object, wrong_side: str) -> Exception:
     )
 
 
-def replays(stream: object) -> Callable[[], bool] | None:
-    """Whether it can be sent once more, asked when that matters; None for always."""
+def replays(stream: object) -> Replayable:
+    """Whether this body of a request can be sent once more."""
     return stream.replayable if isinstance(stream, _Replay) else None
 
 

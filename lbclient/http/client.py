@@ -18,6 +18,7 @@ from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
+from .shortcuts import DirectAsyncClient, DirectClient
 from .transport import AsyncTransport, Service, Transport
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class RequestOptions(TypedDict, total=False):
     extensions: RequestExtensions | None
 
 
-class Client(httpx.Client):
+class Client(DirectClient):
     """An `httpx.Client` whose calls are spread over the instances of one service.
 
     Takes the arguments of `Transport` and those of `httpx.Client`; `proxy` and `mounts`, which
@@ -139,7 +140,7 @@ class Client(httpx.Client):
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 
-class AsyncClient(httpx.AsyncClient):
+class AsyncClient(DirectAsyncClient):
     """The same for asyncio and trio: an `httpx.AsyncClient`."""
 
     def __init__(

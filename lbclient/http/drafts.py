@@ -11,6 +11,7 @@ from typing import Any
 
 from .flavour import httpx
 from .origin import Origin
+from .shortcuts import request_like, settings_of
 from .urls import Urls
 
 __all__ = ["Drafts"]
@@ -41,41 +42,28 @@ class Drafts:
         build: Callable[..., httpx.Request],
     ) -> httpx.Request:
         """What `build`, which is httpx's, makes of this."""
-        base = client.base_url
+        base, headers, timeout, adds = settings_of(client)
         known = self._urls.merged(url, base)
-        if known is not None and _asks_nothing(options) and not (client.cookies or client.params):
-            headers, patterns = self._patterns(client, base)
+        plain = known is not None and not adds
+        for name, value in options.items():  # a timeout of None is asked for: no timeout
+            if value is not None or name == "timeout":
+                plain = plain and value is _DEFAULT
+        if plain and known is not None:
+            of, before, patterns = self._state
+            if of is not base or headers != before:
+                patterns = {}
+                self._state = base, headers, patterns
             if (pattern := patterns.get(method)) is not None:
-                return _made_from(pattern, known, client.timeout)
+                return request_like(pattern, known, timeout)
             request = build(method, known, **options)
             if _bears(request, headers):
-                patterns[method] = _made_from(request, known, client.timeout)
+                patterns[method] = request_like(request, known, timeout)
             return request
         named = self._origin.named(url) if known is None else known
         request = build(method, named, **options)
         if named is url and options.get("params") is None and not client.params:
             self._urls.learn(url, base, request.url)
         return request
-
-    def _patterns(
-        self, client: httpx.Client | httpx.AsyncClient, base: httpx.URL
-    ) -> tuple[list[tuple[bytes, bytes]], dict[str, httpx.Request]]:
-        of, headers, patterns = self._state
-        now = client.headers.raw
-        if of is not base or now != headers:
-            patterns = {}
-            self._state = base, now, patterns
-        return now, patterns
-
-
-def _asks_nothing(options: Mapping[str, Any]) -> bool:
-    """A timeout of None is asked for: no timeout."""
-    if options.get("timeout", _DEFAULT) is not _DEFAULT:
-        return False
-    for value in options.values():  # noqa: SIM110  # all() takes twice as long
-        if value is not None and value is not _DEFAULT:
-            return False
-    return True
 
 
 def _bears(request: httpx.Request, headers: list[tuple[bytes, bytes]]) -> bool:
@@ -84,13 +72,3 @@ def _bears(request: httpx.Request, headers: list[tuple[bytes, bytes]]) -> bool:
     found = request.headers.raw
     own = found[: max(0, len(found) - len(headers))]
     return found[len(own) :] == headers and all(name.lower() in _OWN for name, _ in own)
-
-
-def _made_from(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout) -> httpx.Request:
-    """A request of its own, which may be changed as its owner likes."""
-    made = httpx.Request.__new__(httpx.Request)
-    made.__dict__.update(pattern.__dict__)  # copy.copy would pickle it, and lose its body
-    made.url = url
-    made.headers = pattern.headers.copy()
-    made.extensions = {"timeout": timeout.as_dict()}  # one may be set in place, so it is read anew
-    return made

@@ -21,7 +21,8 @@ from lbclient.outcome import more_telling
 from .allowance import Allowance
 from .body import replays
 from .flavour import NAME, httpx
-from .request import Place, own_headers
+from .request import Place, raw_headers
+from .shortcuts import copied, headers_of
 
 __all__ = ["AsyncForeign", "AsyncTransportFactory", "Foreign", "TransportFactory"]
 
@@ -61,10 +62,9 @@ class _Rebased:
         extensions: Mapping[str, object],
         at: int,
     ) -> httpx.Request:
-        made = httpx.Request.__new__(httpx.Request)
-        made.__dict__.update(request.__dict__)  # copy.copy would pickle it, and lose its body
+        made = copied(request)
         made.url = self._url(at, request.url.raw_path)
-        made.headers = own_headers(request, self._place)
+        made.headers = headers_of(raw_headers(request, self._place))
         made.stream = body
         made.extensions = {**self._tls, **extensions}
         if len(self._origins) > 1 and "timeout" in extensions:

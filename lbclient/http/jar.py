@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .flavour import httpx
+from .shortcuts import sets_cookies
 
 __all__ = ["Jar"]
 
@@ -14,6 +15,5 @@ class Jar(httpx.Cookies):
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Keep what the response sets."""
-        headers = response.headers
-        if "set-cookie" in headers or "set-cookie2" in headers:
+        if sets_cookies(response):
             super().extract_cookies(response)

@@ -9,6 +9,7 @@ from lbclient.instance import Instance
 
 from .errors import LoadBalancingError
 from .flavour import NAME, PUBLIC, httpx
+from .shortcuts import origin_of
 
 __all__ = ["Origin"]
 
@@ -31,6 +32,7 @@ class Origin:
         self._host = self._url.raw_host
         self._port = self._url.port
         self._scheme = self._url.scheme
+        self._origin = origin_of(self._url)
         self._instances = instances
 
     def admitted(self, request: httpx.Request) -> httpx.Request:
@@ -40,7 +42,7 @@ class Origin:
         Raises LoadBalancingError for a URL that is not the service's.
         """
         url = request.url
-        if url.raw_host == self._host and url.port == self._port and url.scheme == self._scheme:
+        if origin_of(url) == self._origin:
             return request
         if not self.includes(url):
             raise LoadBalancingError(
@@ -71,7 +73,9 @@ class Origin:
         try:
             url = httpx.URL(location)
             if url.host and self.includes(url):  # a redirect must not choose the credentials
-                response.headers["location"] = str(self.logical(url).copy_with(userinfo=b""))
+                logical = str(self.logical(url).copy_with(userinfo=b""))
+                if logical != location:
+                    response.headers["location"] = logical
         except (httpx.InvalidURL, UnicodeError):  # httpx says so when it follows
             return
 

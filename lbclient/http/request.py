@@ -18,6 +18,7 @@ from lbclient.terms import Terms, caller_of
 
 from .allowance import Allowance
 from .flavour import httpx
+from .shortcuts import copied
 
 __all__ = [
     "SHARED_DEADLINE",
@@ -26,7 +27,6 @@ __all__ = [
     "SharedDeadline",
     "attempt_extensions",
     "below",
-    "own_headers",
     "raw_headers",
     "terms_of",
 ]
@@ -51,7 +51,8 @@ def terms_of(
 
     Raises ValueError or TypeError for what the extension may not hold.
     """
-    asked = _asked(request.extensions.get("lbclient"))
+    given = request.extensions.get("lbclient")
+    asked = _NOTHING if given is None else _asked(given)
     idempotent = asked.get("idempotent")
     if idempotent is None:
         header = request.headers.get  # an empty Idempotency-Key identifies nothing
@@ -73,6 +74,9 @@ def terms_of(
         replayable,
         caller=caller,
     )
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _asked(asked: object) -> Mapping[str, Any]:
@@ -169,8 +173,7 @@ class Place(NamedTuple):
 def below(base: str, request: httpx.Request) -> httpx.Request:
     """The request with the service's base path before its own path."""
     url = request.url
-    made = httpx.Request.__new__(httpx.Request)
-    made.__dict__.update(request.__dict__)  # the caller's own is never changed
+    made = copied(request)  # the caller's own is never changed
     made.url = url.copy_with(raw_path=base.encode("ascii") + url.raw_path)
     return made
 
@@ -184,26 +187,14 @@ def raw_headers(request: httpx.Request, place: Place) -> Sequence[tuple[bytes, b
             (name, new) if value == old and name.lower() == b"host" else (name, value)
             for name, value in headers
         ]
-    if carrier := _carried(place):
+    carrier = propagation()  # which span calls, and how much time is left for the attempt
+    if place.deadline_header is not None and (left := time_left()) is not None:
+        carrier = {**carrier, place.deadline_header: str(int(1000 * left))}
+    if carrier:
         ours = {name.lower().encode(): value.encode() for name, value in carrier.items()}
         headers = [pair for pair in headers if pair[0].lower() not in ours]
         headers.extend(ours.items())
     return headers
-
-
-def own_headers(request: httpx.Request, place: Place) -> httpx.Headers:
-    """The same for a transport of the caller's, which may change them as it likes."""
-    if place.hosts is None and not _carried(place):
-        return request.headers.copy()
-    return httpx.Headers(raw_headers(request, place))
-
-
-def _carried(place: Place) -> Mapping[str, str]:
-    """What the attempt adds: which span calls, and how much time is left for it."""
-    carrier = propagation()
-    if place.deadline_header is None or (left := time_left()) is None:
-        return carrier
-    return {**carrier, place.deadline_header: str(int(1000 * left))}
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Unpack, cast
 
@@ -13,9 +14,9 @@ from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 from lbclient.shell import arun, asleep, run, sleep
 
-from .answer import Answer, AsyncAnswer, adrain, aread, drain, read, unpack
+from .answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from .binding import Binding
-from .body import awatch, replays, watch
+from .body import awatch, watch
 from .checkup import achecked, checked
 from .errors import as_httpx
 from .flavour import httpx
@@ -24,7 +25,7 @@ from .homes import Homes
 from .loads import areports, reports
 from .makers import AsyncMeans, async_maker, maker
 from .options import TransportOptions
-from .request import UNSTREAMED, attempt_extensions, below
+from .request import attempt_extensions, below
 from .wire import Wire
 from .wires import AsyncWires, Wires
 
@@ -92,10 +93,10 @@ class Transport(httpx.BaseTransport):
             request = binding.origin.admitted(request)
         elif binding.target.path:
             request = below(binding.target.path, request)
-        stream = watch(request)
+        stream, replayable = watch(request)
         answers: list[httpx.Response] = []
         try:
-            call = binding.call(request, replays(stream))
+            call = binding.call(request, replayable)
             send = partial(self._send, request, stream, answers)
             response = run(call, send, discard=httpx.Response.close)
         except BaseException as error:
@@ -136,7 +137,9 @@ class Transport(httpx.BaseTransport):
         if attempt.replaces is not None:
             drain(attempt.replaces)
         wire = self._wires.to(attempt.endpoint, attempt.started)
-        extensions = attempt_extensions(request, attempt.expiry)
+        extensions: Mapping[str, object] = request.extensions
+        if attempt.expiry is not None:
+            extensions = attempt_extensions(request, attempt.expiry)
         response = wire.send(request, stream, extensions)
         attempt.status = response.status_code
         if self._reports is not None:
@@ -199,10 +202,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             request = binding.origin.admitted(request)
         elif binding.target.path:
             request = below(binding.target.path, request)
-        stream = awatch(request)
+        stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
         try:
-            call = binding.call(request, replays(stream))
+            call = binding.call(request, replayable)
             wires = await self._homes.here()
             if wires.untidy:
                 await wires.tidy()
@@ -215,10 +218,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
             raise
-        binding.finished(call, response)
-        if request.extensions.get(UNSTREAMED):
-            unpack(response, call.elapsed)
-        return response
+        return binding.finished(call, response)
 
     async def aclose(self) -> None:
         """The same. Other event loops that run close their connections themselves, and soon."""
@@ -247,7 +247,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
         wire = wires.to(attempt.endpoint, attempt.started)
-        extensions = attempt_extensions(request, attempt.expiry)
+        extensions: Mapping[str, object] = request.extensions
+        if attempt.expiry is not None:
+            extensions = attempt_extensions(request, attempt.expiry)
         response = await wire.send(request, stream, extensions)
         attempt.status = response.status_code
         if self._reports is not None:

@@ -18,6 +18,7 @@ from .idle import Idle
 from .options import WireOptions
 from .request import Place, raw_headers
 from .senders import AsyncContent
+from .shortcuts import response_of
 from .stream import Line, Stream
 from .uncut import uncut
 
@@ -220,9 +221,7 @@ def _response(
     stream = answer.extensions.get("network_stream")
     if isinstance(stream, Stream):
         stream.ear.answers += 1
-    return httpx.Response(
-        answer.status, headers=answer.headers, stream=body, extensions=dict(answer.extensions)
-    )
+    return response_of(answer.status, answer.headers, body, dict(answer.extensions))
 
 
 def _as_httpx(error: Exception) -> Exception:

@@ -1,0 +1,481 @@
+"""Shorter ways through httpx. Everything of ours that uses its private attributes is in this file.
+
+For a call that asks for nothing special, most of httpx's time goes into layers that then do
+nothing: authentication, redirects, cookies, event hooks, and the reading and decoding of a body
+that is already there. `DirectClient` and `DirectAsyncClient` leave them out; `response_of`, `fill`,
+`headers_of` and `copied` build objects without parsing what is known.
+
+All of this depends on how httpx is written. So it is tried once, at import: requests, responses and
+calls are made both ways and compared. Where they differ (in another version, or because another
+library has patched httpx), `INTACT` is False, httpx's public ways are taken instead, and that is
+logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from inspect import signature
+from operator import attrgetter
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, cast
+
+from .flavour import httpx
+
+if TYPE_CHECKING:
+    from httpx._client import UseClientDefault
+    from httpx._types import AuthTypes
+
+__all__ = [
+    "INTACT",
+    "Content",
+    "DirectAsyncClient",
+    "DirectClient",
+    "copied",
+    "fill",
+    "headers_of",
+    "origin_of",
+    "request_like",
+    "response_of",
+    "sets_cookies",
+    "settings_of",
+]
+
+INTACT = True
+"""False where httpx is not as the shortcuts expect it."""
+
+INTACT = True
+"""False where httpx is not as the shortcuts expect it."""
+
+Pairs = Iterable[tuple[bytes, bytes]]
+
+_log = logging.getLogger(__name__)
+_httpx_log = logging.getLogger(httpx.__name__)
+_DEFAULT = httpx.USE_CLIENT_DEFAULT
+_SET_COOKIE = frozenset({b"set-cookie", b"set-cookie2"})
+_LAYERS = (
+    "_set_timeout",
+    "_build_request_auth",
+    "_send_handling_auth",
+    "_send_handling_redirects",
+    "_send_single_request",
+    "_transport_for_url",
+)
+"""The methods of httpx's clients that the direct way leaves out."""
+
+_layers_of = attrgetter(*_LAYERS)
+_settings_of = attrgetter("base_url", "headers", "params", "timeout")
+_SETTINGS = _settings_of(httpx.Client)
+"""The properties that both clients have from their common base."""
+_theirs: Any = getattr(httpx, "_client", None)
+_OPENED = getattr(getattr(_theirs, "ClientState", None), "OPENED", None)
+_SyncStream = getattr(_theirs, "BoundSyncStream", object)
+_AsyncStream = getattr(_theirs, "BoundAsyncStream", object)
+_SYNC = tuple(getattr(httpx.Client, name, None) for name in _LAYERS)
+_ASYNC = tuple(getattr(httpx.AsyncClient, name, None) for name in _LAYERS)
+_SEND, _ASYNC_SEND = httpx.Client.send, httpx.AsyncClient.send
+_TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
+"""True where such a stream tells its response how long it took; in httpx2 the response asks it."""
+_LENIENT = True
+"""True where a redirect that is not followed may lead nowhere."""
+
+
+class Content(httpx.ByteStream):
+    """A body that was read before its response was handed on: whoever hands it on sets the
+    response's `elapsed`, since nobody will read or close it."""
+
+
+def headers_of(pairs: Pairs) -> httpx.Headers:
+    """`httpx.Headers` of names and values that are bytes."""
+    if not INTACT:
+        return httpx.Headers(list(pairs))
+    made = httpx.Headers.__new__(httpx.Headers)
+    made._list = [(name, name.lower(), value) for name, value in pairs]
+    made._encoding = None
+    return made
+
+
+def copied(request: httpx.Request) -> httpx.Request:
+    """A request of its own, to be changed, with the same parts."""
+    if not INTACT:
+        made = httpx.Request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            stream=request.stream,
+            extensions=request.extensions,
+        )
+        if isinstance(made.stream, httpx.ByteStream):
+            made.read()
+        return made
+    made = httpx.Request.__new__(httpx.Request)
+    made.__dict__.update(request.__dict__)  # copy.copy would pickle it, and lose its body
+    return made
+
+
+def request_like(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout) -> httpx.Request:
+    """The pattern's request for another URL, which may be changed without changing the pattern."""
+    if not INTACT:
+        made = copied(pattern)
+        made.headers = pattern.headers.copy()
+        made.url, made.extensions = url, {"timeout": timeout.as_dict()}
+        return made
+    made = httpx.Request.__new__(httpx.Request)
+    made.__dict__.update(pattern.__dict__)
+    made.url, made.extensions = url, {"timeout": timeout.as_dict()}
+    made.headers = httpx.Headers.__new__(httpx.Headers)
+    made.headers._list = pattern.headers._list.copy()
+    made.headers._encoding = pattern.headers._encoding
+    return made
+
+
+def settings_of(
+    client: httpx.Client | httpx.AsyncClient,
+) -> tuple[httpx.URL, list[tuple[bytes, bytes]], httpx.Timeout, bool]:
+    """The base URL, headers and timeout that a client gives its requests, and whether it gives them
+    anything else: parameters or cookies."""
+    if not INTACT or _settings_of(type(client)) != _SETTINGS:
+        adds = bool(client.params or client.cookies)
+        return client.base_url, client.headers.raw, client.timeout, adds
+    headers = [(name, value) for name, _, value in client._headers._list]
+    jar = client.cookies.jar
+    # A jar of another class than the standard library's has no such dict.
+    adds = bool(client._params._dict or (getattr(jar, "_cookies", True) and client.cookies))
+    return client._base_url, headers, client._timeout, adds
+
+
+def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
+    """Scheme, host and port, as they stand in the URL."""
+    if not INTACT:
+        return url.scheme, url.raw_host.decode("ascii"), url.port
+    parts = url._uri_reference
+    return parts.scheme, parts.host, parts.port
+
+
+def response_of(
+    status: int,
+    headers: Pairs,
+    body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
+    extensions: dict[str, Any],
+) -> httpx.Response:
+    """The response that a connection has received; `extensions` becomes its own.
+
+    If `body` is bytes, it is complete: the response is closed, and its content set. A body that has
+    to be decompressed is left to httpx, which does that as it reads it.
+    """
+    stream = Content(body) if isinstance(body, bytes) else body
+    if not INTACT:
+        made = httpx.Response(status, headers=list(headers), stream=stream, extensions=extensions)
+    else:
+        made = httpx.Response.__new__(httpx.Response)
+        made.status_code = status
+        made.headers = headers_of(headers)
+        made._request = None
+        made.next_request = None
+        made.extensions = extensions
+        made.history = []
+        made.is_closed = False
+        made.is_stream_consumed = False
+        made.default_encoding = "utf-8"
+        made.stream = stream
+        made._num_bytes_downloaded = 0
+    if isinstance(body, bytes):
+        fill(made, body)
+    return made
+
+
+def fill(response: httpx.Response, content: bytes) -> None:
+    """Make the body that was read the content of its response, as `response.read()` would.
+
+    One that has to be decompressed is left to httpx.
+    """
+    response.stream = Content(content)
+    if not INTACT:
+        if "content-encoding" not in response.headers:
+            response.read()
+        return
+    for _, name, _ in response.headers._list:
+        if name == b"content-encoding":
+            return
+    response._content = content
+    response._num_bytes_downloaded = len(content)
+    response.is_closed = response.is_stream_consumed = True
+
+
+def sets_cookies(response: httpx.Response) -> bool:
+    """True where the response sets cookies."""
+    if not INTACT:
+        return "set-cookie" in response.headers or "set-cookie2" in response.headers
+    for _, name, _ in response.headers._list:  # noqa: SIM110  # any() takes twice as long
+        if name in _SET_COOKIE:
+            return True
+    return False
+
+
+class DirectClient(httpx.Client):
+    """An `httpx.Client` whose `send` goes straight to the transport where nothing asks for more."""
+
+    def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = _DEFAULT,
+        follow_redirects: bool | UseClientDefault = _DEFAULT,
+    ) -> httpx.Response:
+        """Send a request, as `httpx.Client.send` does."""
+        if (
+            not INTACT
+            or httpx.Client.send is not _SEND
+            or _layers_of(type(self)) != _SYNC
+            or not isinstance(request.stream, httpx.SyncByteStream)
+            or _asks_for_more(self, request, auth)
+        ):
+            return super().send(
+                request, stream=stream, auth=auth, follow_redirects=follow_redirects
+            )
+        start = time.perf_counter()
+        try:
+            response = self._transport.handle_request(request)
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        try:
+            if not response.is_closed:
+                response.stream = _bound(_SyncStream, response, start)
+            if _received(self, request, response):
+                follow = self.follow_redirects if follow_redirects is _DEFAULT else follow_redirects
+                if (following := _redirected(self, request, response, follow)) is not None:
+                    response.read()
+                    response = self._send_handling_redirects(
+                        following, follow_redirects=True, history=[response]
+                    )
+            if not (stream or hasattr(response, "_content")):
+                response.read()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+
+class DirectAsyncClient(httpx.AsyncClient):
+    """The same for `httpx.AsyncClient`."""
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: AuthTypes | UseClientDefault | None = _DEFAULT,
+        follow_redirects: bool | UseClientDefault = _DEFAULT,
+    ) -> httpx.Response:
+        """Send a request, as `httpx.AsyncClient.send` does."""
+        if (
+            not INTACT
+            or httpx.AsyncClient.send is not _ASYNC_SEND
+            or _layers_of(type(self)) != _ASYNC
+            or not isinstance(request.stream, httpx.AsyncByteStream)
+            or _asks_for_more(self, request, auth)
+        ):
+            return await super().send(
+                request, stream=stream, auth=auth, follow_redirects=follow_redirects
+            )
+        start = time.perf_counter()
+        try:
+            response = await self._transport.handle_async_request(request)
+        except httpx.RequestError as error:
+            error.request = request
+            raise
+        try:
+            if not response.is_closed:
+                response.stream = _bound(_AsyncStream, response, start)
+            if _received(self, request, response):
+                follow = self.follow_redirects if follow_redirects is _DEFAULT else follow_redirects
+                if (following := _redirected(self, request, response, follow)) is not None:
+                    await response.aread()
+                    response = await self._send_handling_redirects(
+                        following, follow_redirects=True, history=[response]
+                    )
+            if not (stream or hasattr(response, "_content")):
+                await response.aread()
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
+
+
+def _asks_for_more(
+    client: httpx.Client | httpx.AsyncClient, request: httpx.Request, auth: object
+) -> bool:
+    """True where a call needs httpx's own layers, be it to raise its errors."""
+    hooks = client._event_hooks
+    return not (
+        client._state is _OPENED
+        and (auth is None or (auth is _DEFAULT and client._auth is None))
+        and "timeout" in request.extensions
+        and client.max_redirects >= 0
+        and not (client._mounts or hooks["request"] or hooks["response"])
+        and not request.url._uri_reference.userinfo
+        and vars(client).keys().isdisjoint(_LAYERS)
+    )
+
+
+def _bound(kind: Any, response: httpx.Response, start: float) -> Any:
+    """The body, which sets the response's `elapsed` as it is closed."""
+    if _TELLS_RESPONSE:
+        return kind(response.stream, response=response, start=start)
+    return kind(response.stream, start=start)
+
+
+def _received(
+    client: httpx.Client | httpx.AsyncClient, request: httpx.Request, response: httpx.Response
+) -> bool:
+    """Do what httpx does to every response. True for a redirect."""
+    response._request = request
+    response.default_encoding = client._default_encoding
+    response.history = []
+    for _, name, _ in response.headers._list:
+        if name in _SET_COOKIE:
+            client.cookies.extract_cookies(response)
+            break
+    if _httpx_log.isEnabledFor(logging.INFO):
+        _httpx_log.info(
+            'HTTP Request: %s %s "%s %d %s"',
+            request.method,
+            request.url,
+            response.http_version,
+            response.status_code,
+            response.reason_phrase,
+        )
+    return 300 <= response.status_code < 400 and response.has_redirect_location
+
+
+def _redirected(
+    client: httpx.Client | httpx.AsyncClient,
+    request: httpx.Request,
+    response: httpx.Response,
+    follow: object,
+) -> httpx.Request | None:
+    """The request that a redirect leads to, if it is to be followed now."""
+    try:
+        following = client._build_redirect_request(request, response)
+    except httpx.RemoteProtocolError:
+        if follow or not _LENIENT:
+            raise
+        return None
+    if follow:
+        return following
+    response.next_request = following
+    return None
+
+
+class _Stub(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers the calls that are made both ways."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path not in _ANSWERS:
+            raise httpx.ConnectError("lost")
+        status, name, value = _ANSWERS[request.url.path]
+        stream = httpx.ByteStream(b"text")
+        return httpx.Response(status, headers={name: value}, stream=stream)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+_ANSWERS = {
+    "/": (200, "Set-Cookie", "a=b"),
+    "/there": (302, "Location", "/"),
+    "/nowhere": (302, "Location", "https://:x/"),
+}
+_CALLS = [("/", False), ("/there", False), ("/there", True), ("/nowhere", False), ("/lost", False)]
+
+
+def _outcome(client: httpx.Client | httpx.AsyncClient, path: str, *, follow: bool) -> object:
+    """What a caller sees of a call, to compare."""
+    request = client.build_request("GET", f"http://stub{path}")
+    try:
+        if isinstance(client, httpx.Client):
+            response = client.send(request, follow_redirects=follow)
+        else:
+            response = _awaited(client.send(request, follow_redirects=follow))
+    except httpx.RequestError as error:
+        return type(error), error.request.url
+    response.elapsed  # noqa: B018  # raises RuntimeError where it was not set
+    ends = [(one.request.url, one.is_closed, one.content) for one in (*response.history, response)]
+    following = response.next_request and response.next_request.url
+    return ends, following, dict(client.cookies), vars(response).keys() - {"_decoder"}
+
+
+def _awaited(steps: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """The result of what never waits."""
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        return cast("httpx.Response", end.value)
+    raise RuntimeError("it waits")
+
+
+def _replaced() -> Iterator[str]:
+    """What httpx lacks, or another library has put in its place."""
+    for kind in (httpx.Client, httpx.AsyncClient):
+        for name in ("send", *_LAYERS):
+            found = getattr(kind, name, None)
+            if not isinstance(found, FunctionType) or found.__globals__ is not vars(_theirs):
+                yield f"{kind.__name__}.{name}"
+
+
+def _unlike() -> Iterator[str]:
+    """Objects that differ from those that httpx builds."""
+    pairs, content = [(b"Host", b"a"), (b"X-One", b"1")], b"content"
+    if vars(headers_of(pairs)) != vars(httpx.Headers(pairs)):
+        yield "Headers"
+    request = httpx.Request("PUT", "http://a/b", headers=pairs, content=content)
+    if vars(copied(request)) != vars(request):
+        yield "Request"
+    for body in (content, httpx.ByteStream(content)):
+        theirs = httpx.Response(200, headers=pairs, stream=httpx.ByteStream(content))
+        if body is content:
+            theirs.read()
+        ours, same = response_of(200, pairs, body, {}), {"stream": None, "_decoder": None}
+        if {**vars(ours), **same} != {**vars(theirs), **same}:
+            yield "Response"
+
+
+def _strange() -> Iterator[str]:
+    """Calls that end in another way than httpx's."""
+    global _LENIENT  # noqa: PLW0603  # found out here, once
+    for kind, direct in ((httpx.Client, DirectClient), (httpx.AsyncClient, DirectAsyncClient)):
+        theirs, ours = (one(transport=_Stub(), trust_env=False) for one in (kind, direct))
+        theirs._state = ours._state = cast("Any", _OPENED)
+        _LENIENT = _outcome(theirs, "/nowhere", follow=False) != _outcome(
+            theirs, "/nowhere", follow=True
+        )
+        for path, follow in _CALLS:
+            if _outcome(theirs, path, follow=follow) != _outcome(ours, path, follow=follow):
+                yield f"{kind.__name__}.send"
+
+
+def _try() -> bool:
+    """Make requests, responses and calls both ways. False where they differ."""
+    here = threading.get_ident()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != here  # httpx logs each call
+
+    _httpx_log.addFilter(elsewhere)
+    try:
+        found = list(_replaced()) or [*_unlike(), *_strange()]
+    except Exception as error:  # noqa: BLE001  # what another version raises cannot be known
+        found = [repr(error)]
+    finally:
+        _httpx_log.removeFilter(elsewhere)
+    if found:
+        told = ", ".join(dict.fromkeys(found))
+        _log.info("%s %s: no shortcuts (%s)", httpx.__name__, httpx.__version__, told)
+    return not found
+
+
+INTACT = _try()
