@@ -21,8 +21,8 @@ from turns import Block, by_turns, per_call, ratios, spread
 
 import lbclient
 
-GOAL = at_most(1.15, " x")
 BARE, DEFAULTS, EVERYTHING = "bare httpx", "+ breaker: the defaults", "every rule"
+GOALS = {DEFAULTS: at_most(0.65, " x"), EVERYTHING: at_most(0.85, " x")}
 INSTRUMENTED = "bare httpx instrumented, OpenTelemetry's SDK"
 _URLS = [f"http://127.0.0.1:{port}" for port in (8001, 8002, 8003)]
 _RULES = {
@@ -38,9 +38,9 @@ after another. *Pick only* has neither retry nor breaker; the next rows add them
 but for the rows of the SDK: it records every span, which a processor throws away, and all metrics,
 which stay in memory. Beside it is bare httpx with OpenTelemetry's own instrumentation.
 
-The ratio is time over that of the row's own bare httpx; below 1 ours is the faster one, because a
-`Client` keeps what it parsed of the URLs asked for of late. Where no path ever repeats it has no
-such gain, nor has an `httpx.Client` of your own over our `Transport`.
+The ratio is time over that of the row's own bare httpx. Below 1 ours is the faster one: a `Client`
+keeps what it parsed of the URLs asked for of late, and leaves out the layers of httpx that a call
+does not ask for. An `httpx.Client` of your own over our `Transport` has neither gain.
 """
 
 
@@ -180,9 +180,9 @@ def run(*, quick: bool) -> Section:
             times = measure(all_rows, rounds, calls)
             over = {one: ratios(times[one], times[row.against]) for one, row in all_rows.items()}
             section.tables.append(_table(name, times, over))
-            for one in (DEFAULTS, EVERYTHING):
+            for one, goal in GOALS.items():
                 what = f"{name}, time of a call: {one.removeprefix('+ breaker: ')}"
-                outcome = Outcome(f"{what} over bare httpx", GOAL, spread(over[one]))
+                outcome = Outcome(f"{what} over bare httpx", goal, spread(over[one]))
                 section.outcomes.append(outcome)
             shown = itertools.islice(over, list(over).index("bare httpx, every path new"))
             drawn[name] = {one: spread(over[one]).median for one in shown}

@@ -769,9 +769,27 @@ def missing_layer(lib, monkeypatch):
     monkeypatch.delattr(lib.Client, "_transport_for_url")
 
 
+def other_settings(lib, monkeypatch):
+    base = lib.Client.__mro__[1]
+    monkeypatch.setattr(base, "headers", property(lambda _: lib.Headers({"X": "1"})))
+
+
+def other_urls(lib, monkeypatch):
+    monkeypatch.setattr(lib.URL, "port", property(lambda _: 7))
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize(
-    "change", [broken_response, broken_headers, broken_call, wrapped_layer, missing_layer]
+    "change",
+    [
+        broken_response,
+        broken_headers,
+        broken_call,
+        wrapped_layer,
+        missing_layer,
+        other_settings,
+        other_urls,
+    ],
 )
 def test_another_httpx_is_noticed(flavour, change, monkeypatch, caplog):
     """Where httpx builds or calls in another way than the shortcuts, they are not taken, and that
@@ -779,7 +797,7 @@ def test_another_httpx_is_noticed(flavour, change, monkeypatch, caplog):
     lib, _, shortcuts = FLAVOURS[flavour]
     caplog.set_level(logging.INFO)
     change(lib, monkeypatch)
-    assert shortcuts._try() is False
+    assert shortcuts._verified() is False
     (record,) = caplog.records
     assert record.name == shortcuts.__name__
     assert f"{lib.__name__} {lib.__version__}: no shortcuts" in record.getMessage()
@@ -791,7 +809,7 @@ def test_this_httpx_is_as_expected(flavour, caplog):
     caplog.set_level(logging.DEBUG)
     shortcuts = FLAVOURS[flavour][2]
     assert shortcuts.INTACT
-    assert shortcuts._try() is True
+    assert shortcuts._verified() is True
     assert caplog.records == []
 
 

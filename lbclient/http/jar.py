@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .flavour import httpx
-from .shortcuts import sets_cookies
 
 __all__ = ["Jar"]
 
@@ -15,5 +14,6 @@ class Jar(httpx.Cookies):
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Keep what the response sets."""
-        if sets_cookies(response):
+        headers = response.headers
+        if "set-cookie" in headers or "set-cookie2" in headers:
             super().extract_cookies(response)

@@ -1,14 +1,13 @@
-"""Shorter ways through httpx. Everything of ours that uses its private attributes is in this file.
+"""Shortcuts through httpx. This is the only file that uses httpx's private attributes.
 
-For a call that asks for nothing special, most of httpx's time goes into layers that then do
-nothing: authentication, redirects, cookies, event hooks, and the reading and decoding of a body
-that is already there. `DirectClient` and `DirectAsyncClient` leave them out; `response_of`, `fill`,
-`headers_of` and `copied` build objects without parsing what is known.
+In a plain call, most of httpx's time goes into layers that have nothing to do: authentication,
+redirects, cookies, event hooks, and reading and decoding a body that has already arrived.
+`DirectClient` and `DirectAsyncClient` leave these layers out. `response_of`, `fill`, `headers_of`,
+`copied` and `request_like` build objects without parsing again what is known.
 
-All of this depends on how httpx is written. So it is tried once, at import: requests, responses and
-calls are made both ways and compared. Where they differ (in another version, or because another
-library has patched httpx), `INTACT` is False, httpx's public ways are taken instead, and that is
-logged.
+All of this depends on httpx's implementation, so it is verified at import: objects and calls are
+made both ways, and compared. If they differ (another version of httpx, or a library that has
+patched it), `INTACT` is False, the public API of httpx is used instead, and this is logged.
 """
 
 from __future__ import annotations
@@ -39,15 +38,11 @@ __all__ = [
     "origin_of",
     "request_like",
     "response_of",
-    "sets_cookies",
     "settings_of",
 ]
 
 INTACT = True
-"""False where httpx is not as the shortcuts expect it."""
-
-INTACT = True
-"""False where httpx is not as the shortcuts expect it."""
+"""False if httpx is not what the shortcuts expect."""
 
 Pairs = Iterable[tuple[bytes, bytes]]
 
@@ -63,7 +58,7 @@ _LAYERS = (
     "_send_single_request",
     "_transport_for_url",
 )
-"""The methods of httpx's clients that the direct way leaves out."""
+"""The methods of httpx's clients that `DirectClient.send` leaves out."""
 
 _layers_of = attrgetter(*_LAYERS)
 _settings_of = attrgetter("base_url", "headers", "params", "timeout")
@@ -77,18 +72,21 @@ _SYNC = tuple(getattr(httpx.Client, name, None) for name in _LAYERS)
 _ASYNC = tuple(getattr(httpx.AsyncClient, name, None) for name in _LAYERS)
 _SEND, _ASYNC_SEND = httpx.Client.send, httpx.AsyncClient.send
 _TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
-"""True where such a stream tells its response how long it took; in httpx2 the response asks it."""
+"""True if the stream sets its response's `elapsed`; in httpx2 the response asks its stream."""
 _LENIENT = True
-"""True where a redirect that is not followed may lead nowhere."""
+"""True if an invalid `Location` is no error as long as the redirect is not followed."""
 
 
 class Content(httpx.ByteStream):
-    """A body that was read before its response was handed on: whoever hands it on sets the
-    response's `elapsed`, since nobody will read or close it."""
+    """A body that was read before its response was returned.
+
+    The transport that returns the response sets `elapsed`: httpx does that when it reads or closes
+    a body, and this one is neither read nor closed again.
+    """
 
 
 def headers_of(pairs: Pairs) -> httpx.Headers:
-    """`httpx.Headers` of names and values that are bytes."""
+    """Build `httpx.Headers` from names and values that are bytes."""
     if not INTACT:
         return httpx.Headers(list(pairs))
     made = httpx.Headers.__new__(httpx.Headers)
@@ -98,7 +96,7 @@ def headers_of(pairs: Pairs) -> httpx.Headers:
 
 
 def copied(request: httpx.Request) -> httpx.Request:
-    """A request of its own, to be changed, with the same parts."""
+    """Copy a request: attributes that are set on the copy do not change the original."""
     if not INTACT:
         made = httpx.Request(
             request.method,
@@ -116,7 +114,7 @@ def copied(request: httpx.Request) -> httpx.Request:
 
 
 def request_like(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout) -> httpx.Request:
-    """The pattern's request for another URL, which may be changed without changing the pattern."""
+    """Copy a request, with headers of its own, for another URL and with another timeout."""
     if not INTACT:
         made = copied(pattern)
         made.headers = pattern.headers.copy()
@@ -134,8 +132,7 @@ def request_like(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout)
 def settings_of(
     client: httpx.Client | httpx.AsyncClient,
 ) -> tuple[httpx.URL, list[tuple[bytes, bytes]], httpx.Timeout, bool]:
-    """The base URL, headers and timeout that a client gives its requests, and whether it gives them
-    anything else: parameters or cookies."""
+    """Return a client's base URL, headers, timeout, and whether it adds parameters or cookies."""
     if not INTACT or _settings_of(type(client)) != _SETTINGS:
         adds = bool(client.params or client.cookies)
         return client.base_url, client.headers.raw, client.timeout, adds
@@ -147,7 +144,7 @@ def settings_of(
 
 
 def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
-    """Scheme, host and port, as they stand in the URL."""
+    """Return scheme, host and port as they are written in the URL."""
     if not INTACT:
         return url.scheme, url.raw_host.decode("ascii"), url.port
     parts = url._uri_reference
@@ -160,10 +157,10 @@ def response_of(
     body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
     extensions: dict[str, Any],
 ) -> httpx.Response:
-    """The response that a connection has received; `extensions` becomes its own.
+    """Build the response that a connection has received. It keeps `extensions`, not a copy.
 
-    If `body` is bytes, it is complete: the response is closed, and its content set. A body that has
-    to be decompressed is left to httpx, which does that as it reads it.
+    If `body` is bytes, it is the complete body: the response is closed and its content is set. A
+    body that must be decompressed is left for httpx to read.
     """
     stream = Content(body) if isinstance(body, bytes) else body
     if not INTACT:
@@ -187,9 +184,9 @@ def response_of(
 
 
 def fill(response: httpx.Response, content: bytes) -> None:
-    """Make the body that was read the content of its response, as `response.read()` would.
+    """Make a complete body the content of its response, as `response.read()` would.
 
-    One that has to be decompressed is left to httpx.
+    A body that must be decompressed is left for httpx to read.
     """
     response.stream = Content(content)
     if not INTACT:
@@ -204,18 +201,8 @@ def fill(response: httpx.Response, content: bytes) -> None:
     response.is_closed = response.is_stream_consumed = True
 
 
-def sets_cookies(response: httpx.Response) -> bool:
-    """True where the response sets cookies."""
-    if not INTACT:
-        return "set-cookie" in response.headers or "set-cookie2" in response.headers
-    for _, name, _ in response.headers._list:  # noqa: SIM110  # any() takes twice as long
-        if name in _SET_COOKIE:
-            return True
-    return False
-
-
 class DirectClient(httpx.Client):
-    """An `httpx.Client` whose `send` goes straight to the transport where nothing asks for more."""
+    """An `httpx.Client` that passes a plain request directly to its transport."""
 
     def send(
         self,
@@ -309,7 +296,7 @@ class DirectAsyncClient(httpx.AsyncClient):
 def _asks_for_more(
     client: httpx.Client | httpx.AsyncClient, request: httpx.Request, auth: object
 ) -> bool:
-    """True where a call needs httpx's own layers, be it to raise its errors."""
+    """True if a call needs httpx's layers, or if they raise an error for it."""
     hooks = client._event_hooks
     return not (
         client._state is _OPENED
@@ -323,7 +310,7 @@ def _asks_for_more(
 
 
 def _bound(kind: Any, response: httpx.Response, start: float) -> Any:
-    """The body, which sets the response's `elapsed` as it is closed."""
+    """Wrap the body of a response, so that closing it sets `elapsed`."""
     if _TELLS_RESPONSE:
         return kind(response.stream, response=response, start=start)
     return kind(response.stream, start=start)
@@ -332,7 +319,7 @@ def _bound(kind: Any, response: httpx.Response, start: float) -> Any:
 def _received(
     client: httpx.Client | httpx.AsyncClient, request: httpx.Request, response: httpx.Response
 ) -> bool:
-    """Do what httpx does to every response. True for a redirect."""
+    """Do what httpx does with every response. Returns True for a redirect."""
     response._request = request
     response.default_encoding = client._default_encoding
     response.history = []
@@ -358,7 +345,7 @@ def _redirected(
     response: httpx.Response,
     follow: object,
 ) -> httpx.Request | None:
-    """The request that a redirect leads to, if it is to be followed now."""
+    """Return the request that follows a redirect; None if `follow` is false."""
     try:
         following = client._build_redirect_request(request, response)
     except httpx.RemoteProtocolError:
@@ -372,7 +359,7 @@ def _redirected(
 
 
 class _Stub(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Answers the calls that are made both ways."""
+    """Serves the calls that are made both ways."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path not in _ANSWERS:
@@ -394,8 +381,8 @@ _CALLS = [("/", False), ("/there", False), ("/there", True), ("/nowhere", False)
 
 
 def _outcome(client: httpx.Client | httpx.AsyncClient, path: str, *, follow: bool) -> object:
-    """What a caller sees of a call, to compare."""
-    request = client.build_request("GET", f"http://stub{path}")
+    """Return what a caller sees of a call, for comparison."""
+    request = httpx.Request("GET", f"http://stub{path}", extensions={"timeout": {}})
     try:
         if isinstance(client, httpx.Client):
             response = client.send(request, follow_redirects=follow)
@@ -403,14 +390,14 @@ def _outcome(client: httpx.Client | httpx.AsyncClient, path: str, *, follow: boo
             response = _awaited(client.send(request, follow_redirects=follow))
     except httpx.RequestError as error:
         return type(error), error.request.url
-    response.elapsed  # noqa: B018  # raises RuntimeError where it was not set
+    response.elapsed  # noqa: B018  # raises RuntimeError if it was not set
     ends = [(one.request.url, one.is_closed, one.content) for one in (*response.history, response)]
     following = response.next_request and response.next_request.url
     return ends, following, dict(client.cookies), vars(response).keys() - {"_decoder"}
 
 
 def _awaited(steps: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
-    """The result of what never waits."""
+    """Run a coroutine that never waits, without an event loop."""
     try:
         steps.send(None)
     except StopIteration as end:
@@ -418,8 +405,8 @@ def _awaited(steps: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
     raise RuntimeError("it waits")
 
 
-def _replaced() -> Iterator[str]:
-    """What httpx lacks, or another library has put in its place."""
+def _replaced_methods() -> Iterator[str]:
+    """Yield the methods that httpx lacks, or that another library has replaced."""
     for kind in (httpx.Client, httpx.AsyncClient):
         for name in ("send", *_LAYERS):
             found = getattr(kind, name, None)
@@ -427,8 +414,8 @@ def _replaced() -> Iterator[str]:
                 yield f"{kind.__name__}.{name}"
 
 
-def _unlike() -> Iterator[str]:
-    """Objects that differ from those that httpx builds."""
+def _differing_objects() -> Iterator[str]:
+    """Yield the objects that differ from those that httpx builds."""
     pairs, content = [(b"Host", b"a"), (b"X-One", b"1")], b"content"
     if vars(headers_of(pairs)) != vars(httpx.Headers(pairs)):
         yield "Headers"
@@ -442,13 +429,19 @@ def _unlike() -> Iterator[str]:
         ours, same = response_of(200, pairs, body, {}), {"stream": None, "_decoder": None}
         if {**vars(ours), **same} != {**vars(theirs), **same}:
             yield "Response"
+    url = httpx.URL("http://u:p@a:1/b?c")
+    if origin_of(url) != (url.scheme, url.host, url.port):
+        yield "URL"
 
 
-def _strange() -> Iterator[str]:
-    """Calls that end in another way than httpx's."""
-    global _LENIENT  # noqa: PLW0603  # found out here, once
+def _differing_calls() -> Iterator[str]:
+    """Yield the methods whose results differ from httpx's."""
+    global _LENIENT  # noqa: PLW0603  # set once, at import
     for kind, direct in ((httpx.Client, DirectClient), (httpx.AsyncClient, DirectAsyncClient)):
         theirs, ours = (one(transport=_Stub(), trust_env=False) for one in (kind, direct))
+        public = theirs.base_url, theirs.headers.raw, theirs.timeout
+        if settings_of(theirs) != (*public, False):
+            yield f"the settings of {kind.__name__}"
         theirs._state = ours._state = cast("Any", _OPENED)
         _LENIENT = _outcome(theirs, "/nowhere", follow=False) != _outcome(
             theirs, "/nowhere", follow=True
@@ -458,8 +451,8 @@ def _strange() -> Iterator[str]:
                 yield f"{kind.__name__}.send"
 
 
-def _try() -> bool:
-    """Make requests, responses and calls both ways. False where they differ."""
+def _verified() -> bool:
+    """Make objects and calls both ways. Returns False if they differ."""
     here = threading.get_ident()
 
     def elsewhere(record: logging.LogRecord) -> bool:
@@ -467,7 +460,7 @@ def _try() -> bool:
 
     _httpx_log.addFilter(elsewhere)
     try:
-        found = list(_replaced()) or [*_unlike(), *_strange()]
+        found = list(_replaced_methods()) or [*_differing_objects(), *_differing_calls()]
     except Exception as error:  # noqa: BLE001  # what another version raises cannot be known
         found = [repr(error)]
     finally:
@@ -478,4 +471,4 @@ def _try() -> bool:
     return not found
 
 
-INTACT = _try()
+INTACT = _verified()

@@ -17,7 +17,7 @@ from lbclient._version import __version__
 from lbclient.telemetry.counts import Counts, instruments
 from lbclient.telemetry.observed import Tally
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
-from lbclient.telemetry.spans import SILENT, AttemptSpan, CallSpan, call_span, propagation
+from lbclient.telemetry.spans import ATTEMPTS, SILENT, AttemptSpan, CallSpan, call_span, propagation
 
 __all__ = [
     "SILENT",
@@ -46,7 +46,9 @@ class Telemetry:
     ) -> None:
         tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
         label: Attributes = {"lbclient.service": service}
-        self.call: Callable[[Semantics], CallSpan] = partial(call_span, tracer, label)
+        self.call: Callable[[Semantics], CallSpan] = partial(
+            call_span, tracer, {**label, ATTEMPTS: 1}
+        )
         """Opens the span of one call."""
         provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
         self.counts = Counts(instruments(provider), label)

@@ -15,8 +15,11 @@ from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 if TYPE_CHECKING:
     from opentelemetry.context import Context
 
-__all__ = ["SILENT", "AttemptSpan", "CallSpan", "call_span", "propagation"]
+__all__ = ["ATTEMPTS", "SILENT", "AttemptSpan", "CallSpan", "call_span", "propagation"]
 
+ATTEMPTS = "lbclient.attempts"
+"""How many attempts a call has made. A span begins with 1, which is right for nearly all calls: an
+attribute that is set later costs more."""
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
 _CALL = "lbclient.call"
@@ -66,7 +69,10 @@ class CallSpan:
         if self.silent:
             return
         if self._span.is_recording():
-            _conclude(self._span, {"lbclient.attempts": attempts, **error_attributes(error)})
+            if attempts != 1:
+                self._span.set_attribute(ATTEMPTS, attempts)
+            if error is not None:
+                _conclude(self._span, error_attributes(error))
         self._span.end()
 
 
@@ -104,14 +110,14 @@ SILENT = AttemptSpan(None)
 _SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics())
 
 
-def call_span(tracer: trace.Tracer, service: Attributes, semantics: Semantics) -> CallSpan:
-    """Open the span of one call; its one attribute is the service."""
+def call_span(tracer: trace.Tracer, known: Attributes, semantics: Semantics) -> CallSpan:
+    """Open the span of one call, with the attributes that each call of its balancer has."""
     now = context.get_current()
     if now and _suppressed(now):
         return _SILENT_CALL
     if not now and isinstance(getattr(tracer, "_tracer", tracer), trace.NoOpTracer):
         return _SILENT_CALL  # no SDK is there (the API's proxy asks for it), and no caller's span
-    span = tracer.start_span(_CALL, now, attributes=service)
+    span = tracer.start_span(_CALL, now, attributes=known)
     if span is trace.INVALID_SPAN:
         return _SILENT_CALL
     return CallSpan(tracer, span, semantics)
