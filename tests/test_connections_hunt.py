@@ -11,7 +11,6 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
-import httpcore
 import httpx
 import pytest
 
@@ -42,7 +41,7 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
         monkeypatch.setattr(idle, "put", late)
         client.get("/")
         assert len(idle) == 0
-        assert wire._pool.connections == []
+        assert wire._connections.all() == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
@@ -128,26 +127,7 @@ async def test_streams_of_cancelled_calls_count(servers):
             assert (await client.get("/")).status_code == 200
         assert server.accepted == 2
         (wire,) = wires_of(client)
-        assert [one.is_idle() for one in wire._pool.connections] == [True]
-
-
-async def test_what_fails_as_an_answer_is_closed(servers, monkeypatch):
-    """C22: httpcore counts streams wrong once their connection's set-up was cancelled, and says so
-    as answers are closed. They are whole, so they are returned; the connection serves no other."""
-
-    async def fails(_):
-        raise ValueError("semaphore released too many times")
-
-    (server,) = servers(tells_port)
-    once = RetryPolicy(attempts=1)
-    async with lbclient.AsyncClient([server.url], retry=once) as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(httpcore.Response, "aclose", fails)
-            assert (await client.get("/")).text == str(server.port)
-        (wire,) = wires_of(client)
-        assert wire._pool.connections == []
-        assert (await client.get("/")).status_code == 200
-        assert server.accepted == 2
+        assert [one.is_idle() for one in wire._connections.all()] == [True]
 
 
 def test_a_timeout_that_is_set_in_place():

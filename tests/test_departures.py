@@ -148,7 +148,7 @@ def test_wire_of_who_left_meanwhile_is_closed(servers):
         wires.to = to
         client.get("/")
         client.get("/")
-        assert [wire._dialer._hosts for wire in wires_of(client)] == [("127.0.0.1",)]
+        assert [wire._dial.hosts for wire in wires_of(client)] == [("127.0.0.1",)]
         assert not wires.untidy
 
 

@@ -82,7 +82,6 @@ def unregistered(monkeypatch):
 def names(instance):
     """What snippets use and do not make themselves."""
     pytest.importorskip("httpx2")
-    pytest.importorskip("aiohttp")
     servers = [simulation.Server(name, simulation.answers(lambda *_: 0.1)) for name in "ab"]
     service = [f"http://{instance}"]
     with lbclient.Client(service) as client, lbclient.Balancer(service) as made:

@@ -36,8 +36,8 @@ from lbclient.endpoint import Endpoint
 from lbclient.health import CheckFailed, HealthCheck, Monitor, Threads, in_turn, plain_check
 from lbclient.health.pulse import Pulse
 from lbclient.http.checkup import achecked, checked
+from lbclient.http.connections.instance_transport import InstanceTransport
 from lbclient.http.foreign import AsyncForeign, Foreign
-from lbclient.http.wire import Wire
 from lbclient.simulation import World
 from lbclient.simulation.rounds import Rounds
 from tests.support.http import (
@@ -732,7 +732,7 @@ def test_a_connection_that_is_not_made_in_time():
 class Examined:
     """One instance, checked as the client given would have it checked."""
 
-    def __init__(self, client, policy, make=Wire, of=checked):
+    def __init__(self, client, policy, make=InstanceTransport, of=checked):
         binding = client._transport._binding
         self.check = of(policy, binding, make)
         self.endpoint = next(iter(client.balancer.pool.endpoints))
@@ -776,7 +776,7 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
             transport = client._transport
-            check = checked(HealthCheck(), transport._binding, Wire)
+            check = checked(HealthCheck(), transport._binding, InstanceTransport)
             for one in transport.balancer.pool.endpoints:
                 check(one, in_time())
     for server in pair:
@@ -895,21 +895,15 @@ def test_no_retries_of_connecting(dead_port):
     """`retries=` is for calls: a check connects once, and does not wait in between."""
     dialled = []
 
-    class Counted(Wire):
-        def __init__(self, place, options, idle):
-            super().__init__(place, options, idle)
-            connect = self._dialer.connect_tcp
-
-            def counting(*args, **kwargs):
-                dialled.append(1)
-                return connect(*args, **kwargs)
-
-            self._dialer.connect_tcp = counting
+    class Counted(InstanceTransport):
+        def _new(self, *args):
+            dialled.append(self._options.retries)
+            return super()._new(*args)
 
     service = f"http://127.0.0.1:{dead_port}"
     with lbclient.Client(service, retries=3) as client, pytest.raises(httpx.ConnectError):
         Examined(client, HealthCheck(), Counted)()
-    assert len(dialled) == 1
+    assert dialled == [0]
 
 
 # By a caller's own transport

@@ -757,7 +757,7 @@ def test_a_large_answer_retried_is_given_up(servers, world, behaviour):
 @worlds
 def test_a_large_answer_retried_costs_its_connection(servers, world):
     """A large 503 is not read: its connection closes, and the retry opens another."""
-    (server,) = servers(in_turn(says(503, b"x" * 100_000), says(200)))
+    (server,) = servers(in_turn(says(503, b"x" * 10_000_000), says(200)))
     with world.client([server.url], breaker=None) as client:
         assert client.get("/").status_code == 200
     assert (server.hits, server.accepted) == (2, 2)

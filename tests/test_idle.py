@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lbclient
-from lbclient.http.idle import Idle
+from lbclient.http.connections.pool import KeepAlivePool
 from lbclient.http.options import wire_options
 from tests.support.http import tells_port, wires_of
 
@@ -26,34 +26,70 @@ class Clock:
         return self.now
 
 
+class Connection:
+    """What the pool asks of a connection."""
+
+    def __init__(self, name):
+        self.name = name
+        self.uses = 0
+        self.idle_since = None
+
+    def __eq__(self, other):
+        return self.name == other
+
+    def __hash__(self):
+        return hash(self.name)
+
+    def __repr__(self):
+        return str(self.name)
+
+
+class Lease:
+    """What a connection is recorded in."""
+
+    connection = None
+    use = 0
+
+
+def put(pool, name, stack):
+    return [one.name for one in pool.put(Connection(name), stack)]
+
+
+def take(pool, stack):
+    lease = Lease()
+    taken = pool.take(lease, stack)
+    assert lease.connection is taken
+    return None if taken is None else taken.name
+
+
 def test_the_last_one_used_is_the_next():
     """A few stay warm, and the rest can go: the stack of one instance does not touch another's."""
-    idle, here, there = Idle(60.0, 100, None), deque(), deque()
+    idle, here, there = KeepAlivePool(60.0, 100, None), deque(), deque()
     for name in "abc":
-        assert idle.put(name, here) == []
-    assert idle.put("d", there) == []
-    assert [idle.take(here) for _ in range(4)] == ["c", "b", "a", None]
+        assert put(idle, name, here) == []
+    assert put(idle, "d", there) == []
+    assert [take(idle, here) for _ in range(4)] == ["c", "b", "a", None]
     assert len(idle) == 1
-    assert idle.take(there) == "d"
+    assert take(idle, there) == "d"
 
 
 def test_too_many_in_all():
     """S: beyond `most` in all, whoever has been idle longest goes, whichever instance it is of."""
-    idle, here, there = Idle(None, 3, None), deque(), deque()
-    assert idle.put("a", here) == idle.put("b", there) == idle.put("c", here) == []
-    assert idle.put("d", there) == ["a"]
-    assert idle.take(there) == "d"
-    assert idle.put("e", here) == []
-    assert idle.put("f", here) == ["b"]
+    idle, here, there = KeepAlivePool(None, 3, None), deque(), deque()
+    assert put(idle, "a", here) == put(idle, "b", there) == put(idle, "c", here) == []
+    assert put(idle, "d", there) == ["a"]
+    assert take(idle, there) == "d"
+    assert put(idle, "e", here) == []
+    assert put(idle, "f", here) == ["b"]
     assert [*here] == ["c", "e", "f"]
     assert not there
 
 
 def test_too_many_to_one():
     """Beyond `each` to one instance its oldest goes, and nobody else's."""
-    idle, here, there = Idle(None, 100, 2), deque(), deque()
-    idle.put("a", there)
-    gone = [idle.put(name, here) for name in "bcd"]
+    idle, here, there = KeepAlivePool(None, 100, 2), deque(), deque()
+    put(idle, "a", there)
+    gone = [put(idle, name, here) for name in "bcd"]
     assert gone == [[], [], ["b"]]
     assert [*there] == ["a"]
 
@@ -61,14 +97,14 @@ def test_too_many_to_one():
 def test_too_long():
     """Whoever has been idle for `expiry` seconds goes as soon as any other becomes idle."""
     clock = Clock()
-    idle, here, there = Idle(4.0, 100, None, clock), deque(), deque()
-    idle.put("a", here)
+    idle, here, there = KeepAlivePool(4.0, 100, None, clock), deque(), deque()
+    put(idle, "a", here)
     clock.now = 2.0
-    idle.put("b", there)
+    put(idle, "b", there)
     clock.now = 3.9
-    assert idle.put("c", there) == []
+    assert put(idle, "c", there) == []
     clock.now = 6.0
-    assert idle.put("d", there) == ["a", "b"]
+    assert put(idle, "d", there) == ["a", "b"]
     assert not here
     assert [*there] == ["c", "d"]
 
@@ -84,7 +120,7 @@ def test_nothing_is_lost_or_kept_too_long(steps, most, each):
     """Each connection is on a shelf, taken, or told to be closed, once; no limit is passed, and
     after a `put` nobody is left whose time is over."""
     clock = Clock()
-    idle, shelves = Idle(4.0, most, each, clock), [deque() for _ in range(4)]
+    idle, shelves = KeepAlivePool(4.0, most, each, clock), [deque() for _ in range(4)]
     out, since, number = Counter(), {}, 0
     for what, place, passed in steps:
         clock.now += passed
@@ -92,22 +128,40 @@ def test_nothing_is_lost_or_kept_too_long(steps, most, each):
         if what == "put":
             number += 1
             since[number] = clock.now
-            out.update(idle.put(number, shelf))
+            out.update(put(idle, number, shelf))
             assert len(idle) <= most
             assert each is None or len(shelf) <= each
-            assert all(clock.now - since[one] < 4.0 for some in shelves for one in some)
+            assert all(clock.now - since[one.name] < 4.0 for some in shelves for one in some)
         elif what == "take":
-            if (one := idle.take(shelf)) is not None:
+            if (one := take(idle, shelf)) is not None:
                 out[one] += 1
         else:
-            out.update(idle.clear(shelf))
-    out.update(one for shelf in shelves for one in shelf)
+            out.update(one.name for one in idle.clear(shelf))
+    out.update(one.name for shelf in shelves for one in shelf)
     assert len(idle) == sum(map(len, shelves))
     assert out == Counter(range(1, number + 1))
 
 
+def test_what_is_over_is_told():
+    """The pool tells what has expired, and when to ask again, so that a connection closes without
+    another call."""
+    clock, woken = Clock(), []
+    pool, stack = KeepAlivePool(4.0, 100, None, clock), deque()
+    pool.wake = lambda: woken.append(clock.now)
+    put(pool, "a", stack)
+    clock.now = 1.0
+    put(pool, "b", stack)
+    assert woken == [0.0]
+    assert pool.expired() == ([], 3.0)
+    clock.now = 4.5
+    assert pool.expired() == (["a"], 0.5)
+    clock.now = 5.0
+    assert pool.expired() == (["b"], None)
+    assert not stack
+
+
 def idle_connections(client):
-    return [one for wire in wires_of(client) for one in wire._pool.connections]
+    return [one for wire in wires_of(client) for one in wire._connections.all()]
 
 
 def test_a_limit_for_all_instances(servers):
@@ -143,7 +197,7 @@ def test_instances_that_are_called_no_more(servers):
     own pools would keep it until their instance is called again."""
     pair = servers(tells_port, tells_port)
     with lbclient.Client([one.url for one in pair], strategy="round-robin") as client:
-        clock = client._transport._wires._idle._clock = Clock()
+        clock = client._transport._wires._idle.clock = Clock()
         client.get("/")
         client.get("/")
         client.balancer.eject(client.balancer.instances()[0], 3600)
@@ -182,11 +236,14 @@ def test_what_is_no_limit(wrong):
         lbclient.Client("http://127.0.0.1:1", max_idle_connections=wrong)
 
 
-@pytest.mark.parametrize("transport", [lambda _: httpx.AsyncHTTPTransport(), "aiohttp"])
-def test_where_connections_are_not_ours(transport):
+def test_where_connections_are_not_ours():
     """K: over another engine the limit would mean nothing, so it is refused."""
     with pytest.raises(ValueError, match="max_idle_connections"):
-        lbclient.AsyncClient("http://127.0.0.1:1", transport=transport, max_idle_connections=7)
+        lbclient.AsyncClient(
+            "http://127.0.0.1:1",
+            transport=lambda _: httpx.AsyncHTTPTransport(),
+            max_idle_connections=7,
+        )
 
 
 def test_threads_share_a_stack(servers):
@@ -200,7 +257,7 @@ def test_threads_share_a_stack(servers):
     ):
         answers = list(pool.map(lambda _: client.get("/").status_code, range(800)))
         connections = idle_connections(client)
-        assert all(one.is_idle() for one in connections)
+        assert all(wire.quiet for wire in wires_of(client))
         assert len(connections) == len(set(connections)) == sum(one.accepted for one in pair)
     assert answers == [200] * 800
     assert sum(one.accepted for one in pair) <= 32

@@ -54,7 +54,8 @@ ROOM_OF = {
     "httpcore": {"http"},
     "httpx2": {"httpx2"},
     "httpcore2": {"http", "httpx2"},
-    "aiohttp": {"http"},
+    "h11": {"http"},
+    "httptools": {"http"},
     "rich": {"cli"},
 }
 IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}

@@ -379,7 +379,6 @@ WAYS = {
     "sync": (World(), {}),
     "asyncio": (World("asyncio"), {}),
     "trio": (World("trio"), {}),
-    "aiohttp": (World("asyncio"), {"transport": "aiohttp"}),
     "sync-factory": (World(), {"transport": lambda _: httpx.HTTPTransport()}),
     "asyncio-factory": (World("asyncio"), {"transport": lambda _: httpx.AsyncHTTPTransport()}),
     "trio-factory": (World("trio"), {"transport": lambda _: httpx.AsyncHTTPTransport()}),

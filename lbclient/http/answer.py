@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import anyio
 
@@ -15,16 +14,13 @@ from lbclient.deadline import Expiry
 from lbclient.errors import DeadlineExceeded
 from lbclient.info import CallInfo, attach
 
+from .connections.response_body import AsyncResponseBody, ResponseBody
 from .errors import as_httpx
 from .flavour import httpx
 from .senders import AsyncContent
 from .shortcuts import fill
-from .stream import Line
 
 __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
-
-_DRAIN_BYTES = 16_384
-_DRAIN_SECONDS = 0.05
 
 S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
@@ -160,47 +156,25 @@ async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
 
 
 def drain(response: httpx.Response) -> None:
-    """Give up an answer: read a little of it, so that its connection can live, then close it."""
+    """Give up a response: read a little of it, so that its connection can live, then close it."""
+    stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
-            if (held := _drainable(response)) is not None:
-                for _ in held:
-                    pass
+            if isinstance(stream, ResponseBody):
+                stream.drain()
         finally:
-            _calm(response)
             response.close()
 
 
 async def adrain(response: httpx.Response) -> None:
     """The same for the async side."""
+    stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
-            if (held := _drainable(response)) is not None:
-                async for _ in held:
-                    pass
+            if isinstance(stream, AsyncResponseBody):
+                await stream.drain()
         finally:
-            _calm(response)
             await response.aclose()
-
-
-def _drainable(response: httpx.Response) -> Any:
-    """What is left of a short body, with its connection told to hurry; None where none can be."""
-    connection = response.extensions.get("network_stream")
-    length = response.headers.get("content-length", "")
-    http1 = response.http_version.startswith("HTTP/1")
-    if not (http1 and isinstance(connection, Line) and length.isdigit()):
-        return None
-    if int(length[:9]) > _DRAIN_BYTES or not isinstance(response.stream, Answer | AsyncAnswer):
-        return None
-    connection.hurry = Expiry(time.monotonic() + _DRAIN_SECONDS, time.monotonic)
-    return response.stream.stream
-
-
-def _calm(response: httpx.Response) -> None:
-    """Before the connection goes back, where another request may take it."""
-    connection = response.extensions.get("network_stream")
-    if isinstance(connection, Line):
-        connection.hurry = None
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:

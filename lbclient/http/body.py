@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from .flavour import NAME, PUBLIC, httpx
 
-__all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "replays", "watch"]
+__all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "mark_callers_own", "replays", "watch"]
+
+E = TypeVar("E", bound=Exception)
 
 _CALLERS_OWN = "_lbclient_callers_own"
 _SOURCE = "_lbclient_source"
@@ -44,7 +46,7 @@ class _Source:
         read from something that was used up."""
         if sent < self.sent:
             error = httpx.StreamConsumed()
-            _mark(error)
+            mark_callers_own(error)
             raise error
 
     async def locate(self) -> None:
@@ -115,7 +117,7 @@ class Body(_Replay, httpx.SyncByteStream):
                 yield chunk
             source.check(sent)
         except Exception as error:
-            _mark(error)
+            mark_callers_own(error)
             raise
         finally:
             source.sent = max(source.sent, sent)
@@ -175,7 +177,7 @@ class _Chunks(AsyncIterator[bytes]):
             source.check(self._sent)
             raise
         except Exception as error:
-            _mark(error)
+            mark_callers_own(error)
             raise
         return chunk
 
@@ -227,8 +229,10 @@ def is_callers_own(error: BaseException) -> bool:
     return hasattr(error, _CALLERS_OWN)
 
 
-def _mark(error: Exception) -> None:
+def mark_callers_own(error: E) -> E:
+    """Make it one that is the caller's own: no instance is charged for it."""
     setattr(error, _CALLERS_OWN, True)
+    return error
 
 
 def _rewinder(stream: object) -> Callable[[], object] | None:

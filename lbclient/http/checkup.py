@@ -18,8 +18,8 @@ from lbclient.instance import Instance
 from lbclient.target import authority_of
 
 from .binding import Binding
+from .connections.pool import KeepAlivePool, pool_of
 from .flavour import httpx
-from .idle import Idle, idle_of
 from .options import WireOptions
 from .request import Place, attempt_extensions
 from .senders import AsyncSender, Sender
@@ -32,7 +32,7 @@ _MOST = 65_536
 _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
-Make = Callable[[Place, WireOptions, Idle[Any]], W]
+Make = Callable[[Place, WireOptions, KeepAlivePool[Any]], W]
 
 
 def checked(policy: HealthCheck, binding: Binding, make: Make[Sender]) -> Check:
@@ -57,7 +57,7 @@ class _Asks(Generic[W]):
         self._options = replace(binding.wire_options, retries=0)
 
     def _wire(self, endpoint: Endpoint) -> W:
-        return self._make(self._place(endpoint), self._options, idle_of(self._options))
+        return self._make(self._place(endpoint), self._options, pool_of(self._options))
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target

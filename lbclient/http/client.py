@@ -12,9 +12,8 @@ from lbclient.target import Target
 from .binding import closed_on_error, policy_of
 from .drafts import Drafts
 from .flavour import NAME, httpx
-from .foreign import TransportFactory
+from .foreign import AsyncTransportFactory, TransportFactory
 from .jar import Jar
-from .makers import AsyncMeans
 from .options import TransportOptions, part, refuse_bypass
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
@@ -147,7 +146,7 @@ class AsyncClient(DirectAsyncClient):
         self,
         service: Service,
         *,
-        transport: AsyncMeans | None = None,
+        transport: AsyncTransportFactory | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
         given = _checked(options)

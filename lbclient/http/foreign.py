@@ -18,8 +18,8 @@ from lbclient.deadline import time_left
 from lbclient.instance import Instance
 from lbclient.outcome import more_telling
 
-from .allowance import Allowance
 from .body import replays
+from .connections.timeouts import DeadlineTimeout
 from .flavour import NAME, httpx
 from .request import Place, raw_headers
 from .shortcuts import copied, headers_of
@@ -75,7 +75,7 @@ class _Rebased:
         """The same timeouts; of the one for connecting, each address has its share."""
         timeouts = dict(cast("Mapping[str, float | None]", timeout))
         connect = timeouts.get("connect")
-        left = connect.now() if isinstance(connect, Allowance) else connect
+        left = connect.now() if isinstance(connect, DeadlineTimeout) else connect
         if left is not None:
             timeouts["connect"] = left / len(self._origins)
         return timeouts

@@ -13,9 +13,9 @@ from lbclient.outcome import CLIENT_ERROR, FAULT, FINE, NEVER_SENT, Verdict, loc
 from lbclient.outcome import judge as network_judge
 
 from .body import is_callers_own
+from .connections.instance_transport import CLOSED_WHILE_IDLE
 from .flavour import httpx
 from .goaway import went_away
-from .wire import on_reused_connection
 
 __all__ = ["HttpJudge", "rest_asked"]
 
@@ -45,7 +45,7 @@ class HttpJudge:
 
     def _status(self, response: httpx.Response) -> Verdict:
         status = response.status_code
-        if status == _TIMEOUT and on_reused_connection(response):
+        if status == _TIMEOUT and CLOSED_WHILE_IDLE in response.extensions:
             return _NOT_PROCESSED
         fault = 500 <= status <= 599
         if status not in self._statuses:

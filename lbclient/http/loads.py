@@ -20,8 +20,8 @@ from lbclient.instance import Instance
 from lbclient.target import authority_of
 
 from .binding import Binding
+from .connections.pool import KeepAlivePool, pool_of
 from .flavour import httpx
-from .idle import Idle, idle_of
 from .options import WireOptions
 from .orca import HEADER, load_of
 from .request import Place, attempt_extensions
@@ -36,7 +36,7 @@ _MOST = 65_536
 _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
-Make = Callable[[Place, WireOptions, Idle[Any]], W]
+Make = Callable[[Place, WireOptions, KeepAlivePool[Any]], W]
 
 
 def reports(binding: Binding, make: Make[Sender]) -> Reports | None:
@@ -150,7 +150,7 @@ class _Looped(Reports):
 
     async def _aask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         request = self._request(endpoint.instance)
-        idle = idle_of(self._options)
+        idle: KeepAlivePool[Any] = pool_of(self._options)
         place = self._place(endpoint)
         async with contextlib.aclosing(self._make(place, self._options, idle)) as wire:
             with anyio.fail_after(expiry.left()):

@@ -2,65 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from .connections.instance_transport import AsyncInstanceTransport, InstanceTransport
+from .connections.pool import KeepAlivePool
 from .flavour import NAME, httpx
 from .foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
-from .idle import Idle
+from .idle import idle_of
 from .options import TransportOptions, WireOptions
 from .request import Place
 from .senders import AsyncSender, Sender
 from .wire import AsyncWire, Wire
 
-__all__ = ["AsyncMeans", "async_maker", "maker"]
-
-AsyncMeans = AsyncTransportFactory | Literal["aiohttp"]
-"""What sends the bytes of an async client in place of our own wires."""
+__all__ = ["async_maker", "maker"]
 
 
 class _Maker(Protocol):
-    def __call__(self, place: Place, options: WireOptions, idle: Idle[Any]) -> Sender: ...
+    def __call__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> Sender: ...
 
 
 class _AsyncMaker(Protocol):
-    def __call__(self, place: Place, options: WireOptions, idle: Idle[Any]) -> AsyncSender: ...
+    def __call__(
+        self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]
+    ) -> AsyncSender: ...
 
 
 def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
     """For threads. Raises TypeError or ValueError for what can make none."""
     if factory is None:
-        return Wire
-    _check_factory(factory, options, 'HTTPTransport(), or "aiohttp" (async only)')
+        if options.get("http2"):
+            return lambda place, options, _: Wire(place, options, idle_of(options))
+        return InstanceTransport
+    _check_factory(factory, options, "HTTPTransport()")
 
     return lambda place, *_: Foreign(factory(place.instance), place)
 
 
-def async_maker(factory: AsyncMeans | None, options: TransportOptions) -> _AsyncMaker:
-    """The same for event loops. Raises ImportError where `"aiohttp"` lacks its extra."""
+def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
+    """The same for event loops."""
     if factory is None:
-        return AsyncWire
-    if factory == "aiohttp":
-        return _over_aiohttp(options)
-    _check_factory(factory, options, 'AsyncHTTPTransport(), or "aiohttp"')
+        if options.get("http2"):
+            return lambda place, options, _: AsyncWire(place, options, idle_of(options))
+        return AsyncInstanceTransport
+    _check_factory(factory, options, "AsyncHTTPTransport()")
 
     return lambda place, *_: AsyncForeign(factory(place.instance), place)
-
-
-def _over_aiohttp(options: TransportOptions) -> _AsyncMaker:
-    for name, can in _NOT_WITH_AIOHTTP.items():
-        if (given := options.get(name, can)) != can:
-            raise ValueError(f'{name}={given!r} cannot be had with transport="aiohttp"')
-    try:
-        from .aiohttp import AiohttpWire  # noqa: PLC0415  # asked for only here
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "transport=\"aiohttp\" needs the package aiohttp: pip install 'lbclient[aiohttp]'"
-        ) from error
-    return lambda place, options, _: AiohttpWire(place, options)
-
-
-_NOT_WITH_AIOHTTP = {"http1": True, "http2": False, "retries": 0, "max_idle_connections": None}
-"""What aiohttp lacks, and what is meant where it is not asked for."""
 
 
 _TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
@@ -76,7 +62,10 @@ def _check_factory(factory: object, options: TransportOptions, shown: str) -> No
             "cert is not supported with transport=; pass it to the transports that you make"
         )
     if factory == "aiohttp":
-        raise ValueError('transport="aiohttp" is for AsyncClient and AsyncTransport only')
+        raise ValueError(
+            'transport="aiohttp" is not needed any more: the connections are as fast as aiohttp\'s '
+            "with pip install 'lbclient[fast]'"
+        )
     made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)
     if made or factory in _TAKE_NO_INSTANCE or not callable(factory):
         kind = ValueError if isinstance(factory, str) else TypeError

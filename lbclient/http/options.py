@@ -130,7 +130,9 @@ def wire_options(
     tls = scheme == "https"
     return WireOptions(
         scheme=scheme,
-        ssl_context=_ssl_context(verify=verify, cert=cert, trust_env=trust_env) if tls else None,
+        ssl_context=_ssl_context(cert, verify=verify, trust_env=trust_env, http2=http2)
+        if tls
+        else None,
         http1=http1,
         http2=http2,
         limits=limits or _LIMITS,
@@ -170,10 +172,11 @@ def _check_cert(cert: object) -> None:
 
 
 def _ssl_context(
+    cert: str | tuple[str, str] | tuple[str, str, str] | None,
     *,
     verify: ssl.SSLContext | str | bool,
-    cert: str | tuple[str, str] | tuple[str, str, str] | None,
     trust_env: bool,
+    http2: bool,
 ) -> ssl.SSLContext:
     """Not by httpx's function alone: with a path as `verify`, httpx ignores `cert`, httpx2 refuses
     it, and both deprecate the two arguments."""
@@ -195,6 +198,8 @@ def _ssl_context(
             shown += [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
         named = ", ".join(repr(one) for one in shown if isinstance(one, str))
         raise ValueError(f"verify or cert cannot be used ({named}): {error}") from error
+    if context is not verify:  # a caller's own stays as it is
+        context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     return context
 
 

@@ -16,7 +16,7 @@ from lbclient.retry import RetryPolicy
 from lbclient.telemetry import propagation
 from lbclient.terms import Terms, caller_of
 
-from .allowance import Allowance
+from .connections.timeouts import DeadlineTimeout
 from .flavour import httpx
 from .shortcuts import copied
 
@@ -202,5 +202,5 @@ def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping
     if expiry is None:
         return request.extensions
     given = request.extensions.get("timeout", {})
-    bounded = {name: Allowance(given.get(name), expiry) for name in _TIMEOUTS}
+    bounded = {name: DeadlineTimeout(given.get(name), expiry) for name in _TIMEOUTS}
     return {**request.extensions, "timeout": bounded}

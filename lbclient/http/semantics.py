@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lbclient.telemetry import Attributes, Semantics, error_attributes
 
+from .connections.instance_transport import peer_of
 from .flavour import httpx
-from .wire import peer_of
 
 __all__ = ["HttpSemantics", "Labels", "redacted"]
 

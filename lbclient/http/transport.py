@@ -20,13 +20,12 @@ from .body import awatch, watch
 from .checkup import achecked, checked
 from .errors import as_httpx
 from .flavour import httpx
-from .foreign import TransportFactory
+from .foreign import AsyncTransportFactory, TransportFactory
 from .homes import Homes
 from .loads import areports, reports
-from .makers import AsyncMeans, async_maker, maker
+from .makers import async_maker, maker
 from .options import TransportOptions
 from .request import attempt_extensions, below
-from .wire import Wire
 from .wires import AsyncWires, Wires
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
@@ -155,17 +154,16 @@ class Transport(httpx.BaseTransport):
 
 
 class AsyncTransport(httpx.AsyncBaseTransport):
-    """The same for `httpx.AsyncClient`, on asyncio and trio.
+    """The same for `httpx.AsyncClient`, on asyncio (uvloop too) and trio.
 
-    `transport` makes httpx.AsyncBaseTransport objects, or is `"aiohttp"`, which then carries the
-    bytes: on asyncio, HTTP/1.1 only, without `retries`.
+    `transport` makes httpx.AsyncBaseTransport objects.
     """
 
     def __init__(
         self,
         service: Service,
         *,
-        transport: AsyncMeans | None = None,
+        transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
         make = async_maker(transport, options)
@@ -180,11 +178,15 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             )
 
         self._homes = Homes(wires)
-        ours = transport is None or isinstance(transport, str)
+        ours = transport is None
         if (health := binding.health) is not None:
-            check = checked(health, binding, Wire) if ours else achecked(health, binding, make)
+            check = (
+                checked(health, binding, maker(None, options))
+                if ours
+                else achecked(health, binding, make)
+            )
             binding.balancer.examine(health, check)
-        self._reports = reports(binding, Wire) if ours else areports(binding, make)
+        self._reports = reports(binding, maker(None, options)) if ours else areports(binding, make)
 
     @property
     def balancer(self) -> Balancer:

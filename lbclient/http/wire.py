@@ -10,11 +10,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Ma
 from typing import Any, cast
 
 from .body import AsyncBody
-from .connections import AsyncConnections, AsyncUse, Connections, Use
 from .dial import AsyncDialer, Dialer
 from .flavour import httpcore, httpx
 from .goaway import unasked
 from .idle import Idle
+from .old_connections import AsyncConnections, AsyncUse, Connections, Use
 from .options import WireOptions
 from .request import Place, raw_headers
 from .senders import AsyncContent

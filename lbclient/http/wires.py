@@ -19,8 +19,8 @@ from lbclient.endpoint import Endpoint
 from lbclient.interruption import is_interruption
 from lbclient.pool import Pool
 
+from .connections.pool import KeepAlivePool, pool_of
 from .flavour import httpx
-from .idle import Idle, idle_of
 from .options import WireOptions
 from .senders import AsyncSender, Kept, Sender
 
@@ -47,7 +47,7 @@ class _Wires(Generic[W, S]):
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint, Idle[Any]], W],
+        make: Callable[[Endpoint, KeepAlivePool[Any]], W],
         options: WireOptions,
         rng: random.Random,
     ) -> None:
@@ -58,7 +58,7 @@ class _Wires(Generic[W, S]):
         self._max_age = options.max_connection_age
         self._rng = rng
         self._options = options
-        self._idle = idle_of(options)
+        self._idle: KeepAlivePool[Any] = pool_of(options)
         self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self._leaving: deque[tuple[Endpoint, W]] = deque()
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
@@ -77,14 +77,16 @@ class _Wires(Generic[W, S]):
     @property
     def untidy(self) -> bool:
         """True where there may be something to close."""
-        return bool(self.lost) or self._seen != self._pool.membership or bool(self._leaving)
+        return bool(
+            self.lost or self._idle.lost or self._seen != self._pool.membership or self._leaving
+        )
 
     def disown(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
         wires = self._all()
         self._lock = threading.RLock()
         self._wires, self._leaving = {}, deque()
-        self._idle = idle_of(self._options)
+        self._idle = pool_of(self._options)
         inherited.append(wires)
         for wire in wires:
             wire.disown()
@@ -159,7 +161,7 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint, Idle[Any]], Sender],
+        make: Callable[[Endpoint, KeepAlivePool[Any]], Sender],
         options: WireOptions,
         rng: random.Random,
     ) -> None:
@@ -172,6 +174,8 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
 
     def tidy(self) -> None:
         """Close what was lost and what has left."""
+        for lease in _each(self._idle.lost):
+            lease.drop()
         for endpoint, wire in self._departed():
             with self._told(wire):  # a call in flight may be just about to use it
                 (wire.retire if endpoint.in_flight else wire.close)()
@@ -192,6 +196,8 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
 
     async def tidy(self) -> None:
         """Close what was lost and what has left."""
+        for lease in _each(self._idle.lost):
+            lease.drop()
         with anyio.CancelScope(shield=True):  # the call that does it may have little time left
             for _, wire in self._departed():
                 with self._told(wire):

@@ -3,7 +3,7 @@
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias, TypedDict, Unpack
+from typing import TypeAlias, TypedDict, Unpack
 
 import httpx2
 from httpx2._client import EventHook, UseClientDefault
@@ -50,7 +50,6 @@ __all__ = [
 
 TransportFactory: TypeAlias = Callable[[Instance], httpx2.BaseTransport]
 AsyncTransportFactory: TypeAlias = Callable[[Instance], httpx2.AsyncBaseTransport]
-AsyncMeans: TypeAlias = AsyncTransportFactory | Literal["aiohttp"]
 
 class WireArguments(TypedDict, total=False):
     verify: ssl.SSLContext | str | bool
@@ -114,7 +113,7 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
         self,
         service: Service,
         *,
-        transport: AsyncMeans | None = None,
+        transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None: ...
     @property
@@ -154,7 +153,7 @@ class AsyncClient(httpx2.AsyncClient):
         self,
         service: Service,
         *,
-        transport: AsyncMeans | None = None,
+        transport: AsyncTransportFactory | None = None,
         **options: Unpack[ClientOptions],
     ) -> None: ...
     @property

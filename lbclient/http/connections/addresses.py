@@ -1,0 +1,149 @@
+"""Where a connection to an instance goes, and how its socket is made.
+
+A socket opens to the vetted addresses of the instance only. Only an instance without any has its
+name resolved by the operating system. Several addresses are raced (RFC 8305): the next begins when
+the one before has failed, or has not answered within a quarter of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import anyio
+
+from lbclient.outcome import more_telling
+
+from ..flavour import httpx
+from ..options import WireOptions
+from ..request import Place
+from .timeouts import seconds_now
+
+__all__ = ["ATTEMPT_DELAY", "Address", "Dial", "aresolve", "open_socket", "race", "resolve"]
+
+ATTEMPT_DELAY = 0.25
+"""Seconds between the starts of two attempts (RFC 8305, section 5)."""
+
+S = TypeVar("S")
+
+
+class Address(NamedTuple):
+    """An IP address as the socket module wants it."""
+
+    family: int
+    to: tuple[str, int] | tuple[str, int, int, int]
+
+
+class Dial:
+    """How to connect to one instance: its addresses, TLS name and the options of sockets."""
+
+    __slots__ = ("hosts", "options", "port", "tls_name")
+
+    def __init__(self, place: Place, options: WireOptions) -> None:
+        instance = place.instance
+        self.hosts = instance.addresses or (instance.host,)
+        self.port = instance.port
+        self.tls_name = place.tls_name or instance.host
+        self.options = options
+
+
+def resolve(dial: Dial) -> Sequence[Address]:
+    """The addresses to try, in order. Raises ConnectError."""
+    if known := _known(dial):
+        return known
+    try:
+        found = socket.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpx.ConnectError(str(error)) from error
+    return _interleaved(found)
+
+
+async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
+    """The same on an event loop. Raises ConnectTimeout too."""
+    if known := _known(dial):
+        return known
+    try:
+        with anyio.fail_after(seconds_now(timeout)):
+            found = await anyio.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
+    except TimeoutError as error:
+        raise httpx.ConnectTimeout(f"the name {dial.hosts[0]} was not resolved in time") from error
+    except OSError as error:
+        raise httpx.ConnectError(str(error)) from error
+    return _interleaved(found)
+
+
+def open_socket(address: Address, options: WireOptions) -> socket.socket:
+    """A socket that does not block, with the caller's options. Raises OSError."""
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(0.0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in options.socket_options or ():
+            sock.setsockopt(*option)
+        if options.local_address is not None:
+            sock.bind((options.local_address, 0))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def race(addresses: Sequence[Address], dial: Callable[[Address], Awaitable[S]]) -> S:
+    """The first connection that stands. Raises the most telling of their errors."""
+    if len(addresses) == 1:
+        return await dial(addresses[0])
+    won: list[S] = []
+    failure: Exception | None = None
+    ended = [anyio.Event() for _ in addresses]
+
+    async def attempt(index: int, address: Address) -> None:
+        nonlocal failure
+        if index:
+            with anyio.move_on_after(ATTEMPT_DELAY * index):
+                await ended[index - 1].wait()
+        try:
+            won.append(await dial(address))
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            failure = more_telling(failure, error)
+            ended[index].set()
+        else:
+            group.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as group:
+            for index, address in enumerate(addresses):
+                group.start_soon(attempt, index, address)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    if not won:
+        raise failure or httpx.ConnectError("there is no address to connect to")
+    return won[0]
+
+
+def _known(dial: Dial) -> Sequence[Address]:
+    """The addresses that need no resolving."""
+    found = []
+    for host in dial.hosts:
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(host)
+            if address.version == 4:
+                found.append(Address(socket.AF_INET, (host, dial.port)))
+            elif address.scope_id is None:
+                found.append(Address(socket.AF_INET6, (host, dial.port, 0, 0)))
+            else:  # only the operating system knows the number of a zone such as eth0
+                family, *_, to = socket.getaddrinfo(host, dial.port, type=socket.SOCK_STREAM)[0]
+                found.append(Address(family, to))  # type: ignore[arg-type]  # IPv6 only
+    return found
+
+
+def _interleaved(found: Sequence[tuple[int, object, object, object, object]]) -> Sequence[Address]:
+    """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
+    unique = list(dict.fromkeys(Address(family, to) for family, _, _, _, to in found))  # type: ignore[arg-type]  # IPv4 and IPv6 only
+    first = [one for one in unique if one.family == unique[0].family]
+    others = [one for one in unique if one.family != unique[0].family]
+    pairs = itertools.zip_longest(first, others)
+    return [one for pair in pairs for one in pair if one is not None]

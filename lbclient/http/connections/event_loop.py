@@ -1,0 +1,315 @@
+"""Connections for asyncio, on uvloop too: a protocol, and TLS over it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import socket
+import ssl
+from typing import cast
+
+import anyio
+
+from lbclient.deadline import STOOD_STILL
+
+from ..flavour import httpx
+from .addresses import Address, Dial, aresolve, open_socket, race
+from .connection import AsyncConnection
+from .timeouts import DeadlineTimeout, seconds_now
+from .tls import Tls
+
+__all__ = ["LoopConnection"]
+
+_ENOUGH = 256 * 1024
+"""So many unread bytes make the other end wait."""
+_TURN = 64 * 1024
+"""So many bytes are read without a wait before other tasks get a turn."""
+_LOOK = 0.05
+_CLOSED = "the connection was closed here"
+
+
+class LoopConnection(AsyncConnection, asyncio.Protocol):
+    """The bytes of one connection. One task reads at a time, and one writes."""
+
+    __slots__ = (
+        "_blocked",
+        "_broken",
+        "_due",
+        "_loop",
+        "_paused",
+        "_reader",
+        "_served_at_once",
+        "_timer",
+        "_transport",
+        "_writer",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._broken: Exception | None = None
+        """What ended it, unless that was an orderly end."""
+        self._paused = self._blocked = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """One for many waits: it is set anew only when it fires, since most waits are short."""
+        self._due = 0.0
+        self._served_at_once = 0
+        """Bytes that were read since the last wait."""
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stands."""
+        self._transport = made = cast("asyncio.Transport", transport)
+        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has all of it
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived."""
+        if (tls := self.tls) is not None:
+            data = tls.decrypt(data)
+            if (out := tls.outgoing()) and self._transport is not None:
+                self._transport.write(out)
+            if tls.ended:
+                self.ended = True
+            elif not data:
+                return
+        self._arrived = self._arrived + data if self._arrived else data
+        if len(self._arrived) > _ENOUGH and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        if (reader := self._reader) is not None and not reader.done():
+            reader.set_result(None)
+
+    def eof_received(self) -> bool:
+        """The other end sends no more. True: it may still be written to."""
+        if self.tls is not None:
+            self._arrived += self.tls.decrypt(b"")
+        self._end()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """It is gone. What the kernel has received before that is still there to be read."""
+        if error is not None:
+            self._broken = self._broken or error
+            if not self.closed and self._sock is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    while data := self._sock.recv(_TURN):
+                        self._arrived += data if self.tls is None else self.tls.decrypt(data)
+        self._end()
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def pause_writing(self) -> None:
+        """The kernel does not take more yet."""
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        """It has taken all."""
+        self._blocked = False
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    # Called by whoever sends a request.
+
+    async def open(self, dial: Dial, timeout: float | None) -> None:
+        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        loop = self._loop
+
+        async def connect(address: Address) -> socket.socket:
+            sock = None
+            try:
+                sock = open_socket(address, dial.options)
+                with anyio.fail_after(seconds_now(timeout)):
+                    await loop.sock_connect(sock, address.to)
+            except BaseException as error:
+                if sock is not None:
+                    sock.close()
+                if isinstance(error, TimeoutError) and not error.errno:
+                    raise httpx.ConnectTimeout("no address answered in time") from error
+                if isinstance(error, OSError):
+                    raise httpx.ConnectError(str(error)) from error
+                raise
+            return sock
+
+        sock = await race(await aresolve(dial, timeout), connect)
+        self._sock = sock
+        try:
+            self._opened(sock)
+            await loop.create_connection(lambda: self, sock=sock)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise httpx.ConnectError(str(error)) from error
+            raise
+
+    async def start_tls(
+        self,
+        context: ssl.SSLContext,
+        name: str,
+        timeout: float | None,
+    ) -> None:
+        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        tls = Tls(context, name)
+        try:
+            done = tls.shake_hands(None)
+            while True:
+                if out := tls.outgoing():
+                    await self.write(out, timeout)
+                if done:
+                    break
+                data = await self.read(timeout)
+                try:
+                    done = tls.shake_hands(data)
+                except httpx.ConnectError:
+                    if self._transport is not None:
+                        self._transport.write(tls.outgoing())  # an alert, which says why
+                    raise
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
+        except (httpx.ReadError, httpx.WriteError) as error:
+            raise httpx.ConnectError(str(error)) from error.__cause__
+        self.tls = tls
+        self._arrived = tls.decrypt(None)
+
+    async def read(self, timeout: float | None) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+        if self._arrived or self.ended:
+            seconds_now(timeout, httpx.ReadTimeout)
+            if self._served_at_once > _TURN:
+                self._served_at_once = 0
+                await asyncio.sleep(0)
+        else:
+            await self._more(seconds_now(timeout, httpx.ReadTimeout))
+        data, self._arrived = self._arrived, b""
+        self._served_at_once += len(data)
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        if not data:
+            if self._broken is not None:
+                raise httpx.ReadError(str(self._broken)) from self._broken
+            if self.tls is not None:
+                self.tls.raise_failure()
+        return data
+
+    async def write(self, data: bytes, timeout: float | None) -> None:
+        """Send all of it. Raises WriteTimeout or WriteError."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise httpx.WriteError(str(self._broken or _CLOSED)) from self._broken
+        transport.write(data if self.tls is None else self.tls.encrypt(data))
+        if self._blocked:
+            await self._drained(seconds_now(timeout, httpx.WriteTimeout))
+        elif timeout.__class__ is DeadlineTimeout:
+            seconds_now(timeout, httpx.WriteTimeout)
+
+    def readable(self) -> bool:
+        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        if self._arrived or self.ended or self._sock is None:
+            return True
+        # Something may be in the kernel that the loop has not come to yet.
+        try:
+            data = self._sock.recv(_TURN)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (OSError, ValueError):
+            return True
+        if data:
+            self.data_received(data)
+        else:
+            self.eof_received()
+        return bool(self._arrived) or self.ended
+
+    def close(self) -> None:
+        """Close it. Whoever reads or writes gets an error."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.closed:
+            return
+        self._broken = self._broken or ConnectionAbortedError(_CLOSED)
+        transport = self._transport
+        try:
+            if transport is not None:
+                if self.tls is not None and not transport.is_closing():
+                    transport.write(self.tls.farewell())
+                transport.abort()
+        except RuntimeError:  # the loop was closed before
+            if self._sock is not None:
+                self._sock.close()
+        self.closed = True
+        self._end()
+
+    def detach_after_fork(self) -> None:
+        """Let go of the parent's socket.
+
+        It belongs to an event loop that must not be told, since that shares its selector with the
+        parent's. So only what the descriptor stands for is let go.
+        """
+        self.closed = True
+        if self._sock is not None and (descriptor := self._sock.fileno()) >= 0:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor)
+            os.close(null)
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _more(self, seconds: float | None) -> None:
+        """Wait until something arrives."""
+        self._served_at_once = 0
+        self._reader = reader = self._loop.create_future()
+        if seconds is not None:
+            self._due = due = self._loop.time() + seconds
+            if (timer := self._timer) is None:
+                self._timer = self._loop.call_at(due, self._tick)
+            elif timer.when() > due:
+                timer.cancel()
+                self._timer = self._loop.call_at(due, self._tick)
+        else:
+            self._due = math.inf
+        try:
+            await reader
+        finally:
+            self._reader = None
+
+    def _tick(self) -> None:
+        """The time of a wait may be up."""
+        self._timer = None
+        reader, now = self._reader, self._loop.time()
+        if reader is None or reader.done() or self._due == math.inf:
+            return
+        if now < self._due:
+            self._timer = self._loop.call_at(self._due, self._tick)
+        elif now - self._due > STOOD_STILL:
+            # This process stood still, and hears its timers before its sockets: look once more.
+            self._due = now + _LOOK
+            self._timer = self._loop.call_at(self._due, self._tick)
+        else:
+            reader.set_exception(httpx.ReadTimeout("no bytes arrived in time"))
+
+    async def _drained(self, seconds: float | None) -> None:
+        """Wait until the kernel has taken all."""
+        self._writer = writer = self._loop.create_future()
+        late = httpx.WriteTimeout("the instance did not take the request in time")
+        timer = None if seconds is None else self._loop.call_later(seconds, _fail, writer, late)
+        try:
+            await writer
+        finally:
+            self._writer = None
+            if timer is not None:
+                timer.cancel()
+        if self._broken is not None:
+            raise httpx.WriteError(str(self._broken)) from self._broken
+
+
+def _fail(future: asyncio.Future[None], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

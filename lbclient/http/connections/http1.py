@@ -1,0 +1,317 @@
+"""HTTP/1.1 without I/O: a request becomes bytes, and bytes become its response (RFC 9112).
+
+An `Exchange` is one request and its response on one connection. It decides whether the connection
+may carry another request: only one that has nothing left over, in either direction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..flavour import httpx
+from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, well_formed
+
+__all__ = ["Exchange"]
+
+_REQUEST = re.compile(
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\n"
+    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)
+_HEAD_END = re.compile(rb"\n\r?\n")
+_STATUS = b"HTTP/1."
+_MAX_LENGTH = 2**64
+_HOP = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+_HOP_LENGTHS = frozenset(map(len, _HOP))
+
+_HEAD, _LENGTH, _CHUNKED, _TO_END, _RAW, _COMPLETE = range(6)
+
+
+class Exchange:
+    """One request and its response.
+
+    `request_head` is what to send first. Bytes that arrive go into `receive`; `head` and `data`
+    are what has come of the response, and `complete` says that all of it has.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_buffer",
+        "_chunks",
+        "_interim",
+        "_left",
+        "_method",
+        "_overhead",
+        "_state",
+        "_upgrade",
+        "chunked",
+        "data",
+        "expects",
+        "head",
+        "persistent",
+        "request_head",
+        "started",
+        "surplus",
+        "to_send",
+    )
+
+    def __init__(
+        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        """Raises LocalProtocolError for what cannot be sent."""
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+        lines += [b"%b: %b\r\n" % pair for pair in headers]
+        lines.append(b"\r\n")
+        self.request_head = head = b"".join(lines)
+        if _REQUEST.fullmatch(head) is None or head.count(b"\n") != len(lines):
+            raise httpx.LocalProtocolError(_what_is_wrong(method, target, headers))
+        self.head: Head | None = None
+        """The response's head, once it has come; interim ones are skipped."""
+        self.data: list[bytes] = []
+        """Parts of the response's body. Whoever takes them empties the list."""
+        self.started = False
+        """True once any byte of the response has come."""
+        self.persistent = True
+        """False where the connection must not carry another request after this one."""
+        self.surplus = False
+        """True where bytes came after the response."""
+        self.chunked = False
+        """True where the request's body goes in chunks."""
+        self.to_send: int | None = 0
+        """Bytes of the request's body that are still to be sent; None for chunks without end."""
+        self.expects = False
+        """True where the request waits for 100 (Continue), until an interim response has come."""
+        self._method = method
+        self._upgrade = method == b"CONNECT"
+        self._state = _HEAD
+        self._buffer = b""
+        self._interim = False
+        self._left = 0
+        self._overhead = 0
+        self._chunks: Chunks | None = None
+        for name, value in headers:
+            if len(name) in _REQUEST_LENGTHS and (lower := name.lower()) in _REQUEST_NAMES:
+                self._request_header(lower, value)
+
+    @property
+    def complete(self) -> bool:
+        """True once the whole response has come."""
+        return self._state == _COMPLETE
+
+    @property
+    def upgraded(self) -> bool:
+        """True where bytes from now on are not HTTP: after 101, or a successful CONNECT."""
+        return self._state == _RAW
+
+    @property
+    def answered(self) -> bool:
+        """True where no more of the request is to be sent: a response has come that refuses it, or
+        that needs no more of it."""
+        head = self.head
+        return head is not None and (head.status >= 300 or self._state >= _RAW)
+
+    @property
+    def reusable(self) -> bool:
+        """True where the connection may carry another request."""
+        return self._state == _COMPLETE and self.persistent and self.to_send == 0
+
+    @property
+    def left(self) -> int | None:
+        """Bytes of the response's body that are still to come; None where nobody knows."""
+        if self._state == _COMPLETE:
+            return 0
+        return self._left if self._state == _LENGTH else None
+
+    @property
+    def size(self) -> int:
+        """Bytes in `data`."""
+        return sum(map(len, self.data))
+
+    def body_part(self, part: bytes) -> bytes:
+        """A part of the request's body as it is sent. Raises LocalProtocolError if the body is
+        longer than its Content-Length."""
+        if self.chunked:
+            return b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+        assert self.to_send is not None  # noqa: S101  # only chunks have no length
+        if len(part) > self.to_send:
+            raise httpx.LocalProtocolError("the request's body is longer than its Content-Length")
+        self.to_send -= len(part)
+        return part
+
+    def body_end(self) -> bytes:
+        """What ends the request's body. Raises LocalProtocolError if parts of it are missing."""
+        if self.chunked:
+            self.to_send = 0
+            return b"0\r\n\r\n"
+        if self.to_send:
+            raise httpx.LocalProtocolError("the request's body is shorter than its Content-Length")
+        return b""
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes that have arrived. Raises RemoteProtocolError."""
+        self.started = True
+        state = self._state
+        if state == _HEAD:
+            self._head(data)
+        elif state == _LENGTH:
+            self._body_of_length(data)
+        elif state == _CHUNKED:
+            self._body_in_chunks(data)
+        elif state == _COMPLETE:
+            self._leave_over()
+        else:
+            self.data.append(data)
+
+    def receive_end(self, *, clean: bool) -> None:
+        """The connection has ended; `clean` where its end was announced, as TLS does. Raises
+        RemoteProtocolError where the response is not complete."""
+        self.persistent = False
+        if self._state == _TO_END and clean:
+            self._state = _COMPLETE
+        elif self._state in {_RAW, _COMPLETE}:
+            pass
+        elif self.head is None:
+            raise httpx.RemoteProtocolError(
+                "the connection ended in the middle of the response's head"
+                if self._buffer or self._interim
+                else "the connection ended without a response"
+            )
+        elif self._state == _TO_END:
+            raise httpx.RemoteProtocolError(
+                "the connection ended without TLS's close_notify, so the body may be cut short"
+            )
+        else:
+            raise httpx.RemoteProtocolError(
+                "the connection ended in the middle of the response's body"
+                + (f", {self._left} bytes short" if self._state == _LENGTH else "")
+            )
+
+    def _request_header(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise httpx.LocalProtocolError("the request's Content-Length is not a number")
+            self.to_send = int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise httpx.LocalProtocolError("the request's Transfer-Encoding is not chunked")
+            self.chunked, self.to_send = True, None
+        elif name == b"connection":
+            self.persistent = b"close" not in value.lower()
+        elif name == b"upgrade":
+            self._upgrade = True
+        else:
+            self.expects = value.lower() == b"100-continue"
+
+    def _head(self, data: bytes) -> None:
+        """Look for the end of the head. One CRLF may come before it (RFC 9112, 2.2)."""
+        known = len(self._buffer)
+        data = self._buffer + data if known else data
+        if data[:2] == b"\r\n" and not self._interim:
+            data = data[2:]
+        while self.head is None:
+            if not (data.startswith(_STATUS) or _STATUS.startswith(data[:7]) or data == b"\r"):
+                raise httpx.RemoteProtocolError("the response begins with neither HTTP/1.1 nor 1.0")
+            end = _HEAD_END.search(data, max(0, known - 4))
+            if (len(data) if end is None else end.end()) > MAX_HEAD:
+                raise httpx.RemoteProtocolError(f"the response's head exceeds {MAX_HEAD} bytes")
+            if end is None:
+                self._buffer = data
+                return
+            raw, data, known = well_formed(data[: end.end()]), data[end.end() :], 0
+            if raw[9:10] == b"1" and raw[9:12] != b"101":
+                self.expects, self._interim = False, True
+            else:
+                self._buffer = b""
+                self.head = head = parse(raw)
+                self._frame(head)
+        if data:
+            self.receive(data)
+
+    def _frame(self, head: Head) -> None:
+        """How the body ends (RFC 9112, 6.3), and whether the connection persists."""
+        status = head.status
+        length, is_chunked, keep_alive = self._lengths(head)
+        if head.version == b"HTTP/1.0" and (is_chunked or not keep_alive):
+            self.persistent = False
+        if status == 101 or (self._method == b"CONNECT" and 200 <= status < 300):
+            if not self._upgrade:
+                raise httpx.RemoteProtocolError("the response is 101, and no upgrade was asked for")
+            self._state, self.persistent = _RAW, False
+        elif self._method == b"HEAD" or status in {204, 304} or length == 0:
+            self._state = _COMPLETE
+        elif is_chunked:
+            self._state, self._chunks = _CHUNKED, chunks()
+        elif length is None:
+            self._state, self.persistent = _TO_END, False
+        else:
+            self._state, self._left = _LENGTH, length
+
+    def _lengths(self, head: Head) -> tuple[int | None, bool, bool]:
+        """Content-Length; whether the body is chunked; whether the connection is kept alive."""
+        length: int | None = None
+        is_chunked = keep_alive = False
+        for name, value in head.headers:
+            if len(name) not in _HOP_LENGTHS or (lower := name.lower()) not in _HOP:
+                continue
+            if lower == b"connection":
+                keep_alive = keep_alive or b"keep-alive" in value.lower()
+                self.persistent = self.persistent and b"close" not in value.lower()
+            elif length is not None or is_chunked:
+                raise httpx.RemoteProtocolError("the response has two lengths")
+            elif lower == b"content-length":
+                length = _length(value)
+            elif value.lower() == b"chunked":
+                is_chunked = True
+            else:
+                raise httpx.RemoteProtocolError("the response's Transfer-Encoding is not chunked")
+        return length, is_chunked, keep_alive
+
+    def _leave_over(self) -> None:
+        """Bytes came after the response, which belong to nobody."""
+        self.surplus, self.persistent = True, False
+
+    def _body_of_length(self, data: bytes) -> None:
+        if len(data) > self._left:
+            self._leave_over()
+            data = data[: self._left]
+        self._left -= len(data)
+        self.data.append(data)
+        if not self._left:
+            self._state = _COMPLETE
+
+    def _body_in_chunks(self, data: bytes) -> None:
+        decoder = self._chunks
+        assert decoder is not None  # noqa: S101  # made with the state
+        if decoder.feed(data):
+            self._leave_over()
+        if decoder.ended:
+            self._state = _COMPLETE
+        if decoder.data:
+            self._overhead = 0
+            self.data += decoder.data
+            decoder.data.clear()
+            return
+        self._overhead += len(data)
+        if self._overhead > MAX_HEAD and not decoder.ended:
+            raise httpx.RemoteProtocolError(f"more than {MAX_HEAD} bytes between two chunks")
+
+
+_REQUEST_NAMES = frozenset({*_HOP, b"upgrade", b"expect"})
+_REQUEST_LENGTHS = frozenset(map(len, _REQUEST_NAMES))
+
+
+def _length(value: bytes) -> int:
+    """The value of a Content-Length."""
+    if not value.isdigit() or len(value) > 400 or int(value) >= _MAX_LENGTH:
+        raise httpx.RemoteProtocolError("the response's Content-Length is no length")
+    return int(value)
+
+
+def _what_is_wrong(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """Which part of a request cannot be sent. Values of headers may be secrets, and stay out."""
+    for name, value in headers:
+        if _REQUEST.fullmatch(b"GET / HTTP/1.1\r\n%b: \r\n\r\n" % name) is None:
+            return f"{name!r} is not a name of a header"
+        if b"\n" in value or _REQUEST.fullmatch(b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % value) is None:
+            return f"the value of the header {name.decode('ascii')} has characters it may not have"
+    return f"a request cannot begin with {method!r} {target!r}"

@@ -1,0 +1,522 @@
+"""One request to one instance, over an idle connection or a new one.
+
+The only place that sends HTTP/1.1. What the protocol allows is decided in `http1`, which connection
+is used in `pool`; `threads`, `event_loop` and `trio` move the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import anyio
+
+from ..body import AsyncBody, mark_callers_own
+from ..flavour import httpx
+from ..options import WireOptions
+from ..request import UNSTREAMED, Place, raw_headers
+from ..shortcuts import response_of
+from .addresses import Dial
+from .connection import AsyncConnection, Connection, ConnectionInfo
+from .event_loop import LoopConnection
+from .http1 import Exchange
+from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
+from .response_body import AsyncResponseBody, AsyncUpgraded, ResponseBody, Upgraded
+from .threads import SocketConnection
+from .timeouts import DeadlineTimeout, seconds_now
+from .tracing import AsyncTrace, Trace
+
+__all__ = ["CLOSED_WHILE_IDLE", "AsyncInstanceTransport", "InstanceTransport", "peer_of"]
+
+CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
+"""The extension of a 408 that ends an idle connection, and is no response to the request."""
+
+Extensions = Mapping[str, Any]
+Timeouts = Mapping[str, float | None]
+_NO_TIMEOUTS: Timeouts = {}
+_PART = 64 * 1024
+"""Bytes of a request's body between two looks at what has arrived."""
+_EARLY = 1024 * 1024
+"""Bytes of a response that are kept while the request is still being sent; then sending ends."""
+_PATIENCE = 1.0
+"""Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
+_END = 0.05
+"""Seconds within which the real response follows a stray 408."""
+_RETRY_DELAY = 0.5
+"""Seconds before the second retry of connecting; doubled before each that follows."""
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
+
+
+class _Base:
+    """What threads and event loops share."""
+
+    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        self._place = place
+        self._dial = Dial(place, options)
+        self._options = options
+        self._connections: InstanceConnections[Any] = InstanceConnections(idle)
+
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        return self._connections.quiet
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's sockets, without a word to the other end."""
+        for connection in self._connections.all():
+            connection.detach_after_fork()
+
+    def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
+        target = extensions.get("target")
+        return Exchange(
+            request.method.encode("ascii"),
+            request.url.raw_path if target is None else target,
+            raw_headers(request, self._place),
+        )
+
+    def _tls_name(self, extensions: Extensions) -> str:
+        asked = extensions.get("sni_hostname")
+        if asked is None:
+            return self._dial.tls_name
+        return asked.decode("ascii") if isinstance(asked, bytes) else str(asked)
+
+    def _new(self, lease: ConnectionLease[Any], connection: Connection, tls_name: str) -> None:
+        """Lease a connection that is about to be opened."""
+        self._connections.add(lease, connection)
+        connection.single_use = tls_name != self._dial.tls_name
+        if self._connections.closed:
+            raise httpx.ConnectError("the client was closed while the connection was made")
+
+    def _failed(
+        self, lease: ConnectionLease[Any], exchange: Exchange, error: BaseException, heard: int
+    ) -> None:
+        """The request has got no response: its connection carries no other."""
+        connection, liveness = lease.connection, self._connections.liveness
+        if (
+            connection is not None
+            and connection.served
+            and not (exchange.started or connection.closed)
+            and isinstance(error, httpx.TransportError)
+            and not (isinstance(error, httpx.TimeoutException) and liveness.heard != heard)
+        ):
+            liveness.generation += 1
+        lease.end(reusable=False)
+
+    def _response(
+        self,
+        lease: ConnectionLease[Any],
+        exchange: Exchange,
+        body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
+        info: ConnectionInfo,
+    ) -> httpx.Response:
+        head = exchange.head
+        assert head is not None  # noqa: S101  # there is a response
+        extensions: dict[str, Any] = {
+            "http_version": head.version,
+            "reason_phrase": head.reason,
+            "network_stream": info,
+        }
+        if lease.idle_end:
+            extensions[CLOSED_WHILE_IDLE] = True
+        return response_of(head.status, head.headers, body, extensions)
+
+
+class InstanceTransport(_Base):
+    """Connections to one instance, for threads."""
+
+    def send(  # noqa: C901  # a trace has its word at each step
+        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Extensions
+    ) -> httpx.Response:
+        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
+        read, trace = timeouts.get("read"), Trace.of(extensions, request)
+        exchange = self._exchange(request, extensions)
+        connections = self._connections
+        heard = connections.liveness.heard
+        lease: ConnectionLease[SocketConnection] = ConnectionLease(connections)
+        try:
+            connection = self._connection(lease, extensions, timeouts.get("connect"), trace)
+            if isinstance(read, DeadlineTimeout):
+                read.interruptible(lease.interrupt)
+            if trace is not None:
+                trace.begin("http11.send_request_headers")
+                trace.next("http11.send_request_body")
+            self._send(connection, exchange, body, timeouts)
+            if trace is not None:
+                trace.next("http11.receive_response_headers")
+            while exchange.head is None:
+                _hear(connection, exchange, read)
+            if trace is not None:
+                trace.end()
+            connection.served += 1
+            if exchange.head.status == 408 and connection.served > 1:
+                lease.idle_end = _ends(connection, exchange, read)
+        except BaseException as error:
+            self._failed(lease, exchange, error, heard)
+            if trace is not None:
+                trace.fail(error)
+            raise
+        connections.liveness.heard += 1
+        if exchange.complete:
+            lease.end(reusable=exchange.reusable and not connection.single_use)
+            if extensions.get(UNSTREAMED):
+                if trace is not None:
+                    trace.whole("http11.receive_response_body", "http11.response_closed")
+                return self._response(lease, exchange, b"".join(exchange.data), connection.info)
+        info = Upgraded(connection, exchange) if exchange.upgraded else connection.info
+        stream = ResponseBody(lease, connection, exchange, read, trace)
+        return self._response(lease, exchange, stream, info)
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left."""
+        self._connections.retire()
+
+    def close(self) -> None:
+        """Close every connection; a thread that waits for one is woken."""
+        self._connections.retire()
+        for connection in self._connections.all():
+            connection.shut()
+
+    def _connection(
+        self,
+        lease: ConnectionLease[SocketConnection],
+        extensions: Extensions,
+        timeout: float | None,
+        trace: Trace | None,
+    ) -> SocketConnection:
+        """A connection, which the lease holds from the moment at which it counts."""
+        tls_name = self._tls_name(extensions)
+        if tls_name == self._dial.tls_name:
+            known = self._connections.take(lease)
+            if known is not None:
+                return known  # type: ignore[no-any-return]  # of the lease's kind
+        connection = SocketConnection()
+        self._new(lease, connection, tls_name)
+        if trace is not None:
+            trace.begin("connection.connect_tcp")
+        for again in range(self._options.retries + 1):
+            try:
+                connection.open(self._dial, timeout)
+                break
+            except _UNREACHED:
+                if again == self._options.retries:
+                    raise
+                time.sleep(_delay(again, timeout))
+        if (context := self._options.ssl_context) is not None:
+            if trace is not None:
+                trace.next("connection.start_tls")
+            connection.start_tls(context, tls_name, timeout)
+            _check_protocol(connection)
+        if trace is not None:
+            trace.end()
+        return connection
+
+    def _send(
+        self,
+        connection: SocketConnection,
+        exchange: Exchange,
+        body: httpx.SyncByteStream,
+        timeouts: Timeouts,
+    ) -> None:
+        """Send the request. Where the peer takes no more of it, reading tells what it has said."""
+        write, read = timeouts.get("write"), timeouts.get("read")
+        with contextlib.suppress(httpx.WriteError):
+            for number, part in enumerate(_parts(exchange, body)):
+                if part is None:
+                    _await_continue(connection, exchange, read)
+                done = connection.write(part or b"", write)
+                while not done or (number and exchange.to_send != 0 and connection.readable()):
+                    _hear(connection, exchange, read)
+                    if exchange.answered or exchange.size > _EARLY:
+                        return
+                    done = done or connection.write(b"", write)
+
+
+class AsyncInstanceTransport(_Base):
+    """Connections to one instance, for one event loop."""
+
+    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        super().__init__(place, options, idle)
+        self._kind = _kind()
+
+    async def send(  # noqa: C901  # as above
+        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Extensions
+    ) -> httpx.Response:
+        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
+        read, trace = timeouts.get("read"), AsyncTrace.of(extensions, request)
+        exchange = self._exchange(request, extensions)
+        connections = self._connections
+        heard = connections.liveness.heard
+        lease: ConnectionLease[AsyncConnection] = ConnectionLease(connections)
+        try:
+            connection = await self._connection(lease, extensions, timeouts.get("connect"), trace)
+            if trace is not None:
+                await trace.begin("http11.send_request_headers")
+                await trace.next("http11.send_request_body")
+            await self._send(connection, exchange, body, timeouts)
+            if trace is not None:
+                await trace.next("http11.receive_response_headers")
+            while exchange.head is None:
+                await _ahear(connection, exchange, read)
+            if trace is not None:
+                await trace.end()
+            connection.served += 1
+            if exchange.head.status == 408 and connection.served > 1:
+                lease.idle_end = await _aends(connection, exchange, read)
+        except BaseException as error:
+            self._failed(lease, exchange, error, heard)
+            if trace is not None and isinstance(error, Exception):
+                await trace.fail(error)
+            raise
+        connections.liveness.heard += 1
+        if exchange.complete:
+            lease.end(reusable=exchange.reusable and not connection.single_use)
+            if extensions.get(UNSTREAMED):
+                if trace is not None:
+                    await trace.whole("http11.receive_response_body", "http11.response_closed")
+                return self._response(lease, exchange, b"".join(exchange.data), connection.info)
+        info = AsyncUpgraded(connection, exchange) if exchange.upgraded else connection.info
+        stream = AsyncResponseBody(lease, connection, exchange, read, trace)
+        return self._response(lease, exchange, stream, info)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._connections.retire()
+        for connection in self._connections.all():
+            connection.close()
+        if self._kind is LoopConnection:
+            await asyncio.sleep(0)  # asyncio closes the sockets in the loop's next round
+
+    async def _connection(
+        self,
+        lease: ConnectionLease[AsyncConnection],
+        extensions: Extensions,
+        timeout: float | None,
+        trace: AsyncTrace | None,
+    ) -> AsyncConnection:
+        """A connection, which the lease holds from the moment at which it counts."""
+        tls_name = self._tls_name(extensions)
+        if tls_name == self._dial.tls_name:
+            known = self._connections.take(lease)
+            if known is not None:
+                return known  # type: ignore[no-any-return]  # of the lease's kind
+        connection = self._kind()
+        self._new(lease, connection, tls_name)
+        if trace is not None:
+            await trace.begin("connection.connect_tcp")
+        for again in range(self._options.retries + 1):
+            try:
+                await connection.open(self._dial, timeout)
+                break
+            except _UNREACHED:
+                if again == self._options.retries:
+                    raise
+                await anyio.sleep(_delay(again, timeout))
+        if (context := self._options.ssl_context) is not None:
+            if trace is not None:
+                await trace.next("connection.start_tls")
+            await connection.start_tls(context, tls_name, timeout)
+            _check_protocol(connection)
+        if trace is not None:
+            await trace.end()
+        return connection
+
+    async def _send(
+        self,
+        connection: AsyncConnection,
+        exchange: Exchange,
+        body: httpx.AsyncByteStream,
+        timeouts: Timeouts,
+    ) -> None:
+        """Send the request. Where the peer takes no more of it, reading tells what it has said."""
+        try:
+            if (whole := _whole(exchange, body)) is not None:
+                await connection.write(whole, timeouts.get("write"))
+            else:
+                await self._upload(connection, exchange, body, timeouts)
+        except httpx.WriteError:
+            pass  # as above
+        finally:
+            if isinstance(body, AsyncBody):
+                await body.leave()
+
+    async def _upload(
+        self,
+        connection: AsyncConnection,
+        exchange: Exchange,
+        body: httpx.AsyncByteStream,
+        timeouts: Timeouts,
+    ) -> None:
+        """Send a body in parts, and listen meanwhile: a response may refuse the rest of it."""
+        write = timeouts.get("write")
+        await connection.write(exchange.request_head, write)
+        if exchange.expects:
+            await _aawait_continue(connection, exchange, timeouts.get("read"))
+
+        async def listen() -> None:
+            while not exchange.answered and exchange.size <= _EARLY:
+                await _ahear(connection, exchange, None)
+            group.cancel_scope.cancel()
+
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(listen)
+                if isinstance(body, httpx.ByteStream):
+                    for part in _slices(b"".join(body)):
+                        await connection.write(exchange.body_part(part), write)
+                else:
+                    parts = aiter(body)
+                    while (piece := await _next(parts, write)) is not None:
+                        if piece:
+                            await connection.write(exchange.body_part(piece), write)
+                if end := exchange.body_end():
+                    await connection.write(end, write)
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+
+def peer_of(response: object) -> str | None:
+    """The IP address that a response came from, where the connection is one of ours."""
+    info = getattr(response, "extensions", {}).get("network_stream")
+    return info.peer if isinstance(info, ConnectionInfo) else None
+
+
+def _kind() -> type[AsyncConnection]:
+    """The driver of the running event loop."""
+    try:
+        if asyncio.current_task() is not None:
+            return LoopConnection
+    except RuntimeError:
+        pass  # on trio, which may be a guest in asyncio's loop
+    from .trio import TrioConnection  # noqa: PLC0415  # only where trio runs the loop is it there
+
+    return TrioConnection
+
+
+def _check_protocol(connection: Connection) -> None:
+    if connection.alpn not in {None, "http/1.1"}:
+        raise httpx.ConnectError(f"the instance has chosen {connection.alpn} in the TLS handshake")
+
+
+def _delay(again: int, timeout: float | None) -> float:
+    """Seconds before connecting again: none before the first retry."""
+    delay = _RETRY_DELAY * 2 ** (again - 1) if again else 0.0
+    left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
+    return delay if left is None else min(delay, left)
+
+
+def _whole(exchange: Exchange, body: object) -> bytes | None:
+    """The request in one piece; None where its body is long, or is not there yet."""
+    if not isinstance(body, httpx.ByteStream):
+        return exchange.request_head if exchange.to_send == 0 else None
+    content = b"".join(body)
+    if not content and exchange.to_send == 0:
+        return exchange.request_head
+    if exchange.expects or len(content) > _PART:
+        return None
+    return exchange.request_head + exchange.body_part(content) + exchange.body_end()
+
+
+def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | None]:
+    """What to send, in order. None where 100 (Continue) is to be awaited."""
+    if (whole := _whole(exchange, body)) is not None:
+        yield whole
+        return
+    yield exchange.request_head
+    if exchange.expects:
+        yield None
+    for part in _slices(b"".join(body)) if isinstance(body, httpx.ByteStream) else body:
+        yield exchange.body_part(part)
+    yield exchange.body_end()
+
+
+def _slices(content: bytes) -> Iterator[bytes]:
+    for at in range(0, len(content), _PART):
+        yield content[at : at + _PART]
+
+
+def _hear(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> None:
+    """Read, and tell the exchange."""
+    if data := connection.read(timeout):
+        exchange.receive(data)
+    else:
+        exchange.receive_end(clean=connection.clean_end)
+
+
+async def _ahear(
+    connection: AsyncConnection,
+    exchange: Exchange,
+    timeout: float | None,
+) -> None:
+    """Read, and tell the exchange."""
+    if data := await connection.read(timeout):
+        exchange.receive(data)
+    else:
+        exchange.receive_end(clean=connection.clean_end)
+
+
+def _ends(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> bool:
+    """True where a 408 ends the connection, and so says that no request was read (RFC 9110,
+    15.5.9). A stray one that the real response follows says nothing of the kind."""
+    if exchange.persistent or not exchange.complete:
+        return False
+    with contextlib.suppress(httpx.TransportError):  # nothing follows
+        _hear(connection, exchange, _briefly(timeout, _END))
+    return not exchange.surplus
+
+
+async def _aends(
+    connection: AsyncConnection,
+    exchange: Exchange,
+    timeout: float | None,
+) -> bool:
+    """The same for event loops."""
+    if exchange.persistent or not exchange.complete:
+        return False
+    with contextlib.suppress(httpx.TransportError):  # nothing follows
+        await _ahear(connection, exchange, _briefly(timeout, _END))
+    return not exchange.surplus
+
+
+def _briefly(timeout: float | None, most: float) -> float:
+    """The timeout, bounded by so many seconds."""
+    seconds = seconds_now(timeout, httpx.ReadTimeout)
+    return most if seconds is None else min(seconds, most)
+
+
+def _await_continue(
+    connection: SocketConnection, exchange: Exchange, timeout: float | None
+) -> None:
+    try:
+        while exchange.expects and exchange.head is None:
+            _hear(connection, exchange, _briefly(timeout, _PATIENCE))
+    except httpx.ReadTimeout:
+        exchange.expects = False
+
+
+async def _aawait_continue(
+    connection: AsyncConnection,
+    exchange: Exchange,
+    timeout: float | None,
+) -> None:
+    try:
+        while exchange.expects and exchange.head is None:
+            await _ahear(connection, exchange, _briefly(timeout, _PATIENCE))
+    except httpx.ReadTimeout:
+        exchange.expects = False
+
+
+async def _next(
+    parts: AsyncIterator[bytes],
+    timeout: float | None,
+) -> bytes | None:
+    """The next part of a body, which is the caller's to bring in time; None at its end."""
+    left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
+    with anyio.move_on_after(left):
+        return await anext(parts, None)
+    raise mark_callers_own(httpx.WriteTimeout("the request's body did not come in time"))

@@ -1,0 +1,252 @@
+"""What reads the bytes of a response: httptools where it is installed (extra `fast`), else h11.
+
+Heads are parsed by either only after `well_formed` has passed them, so that both agree on every
+one. Chunked bodies are decoded by httptools or, without it, here: h11 takes blanks, a bare LF and
+sizes of eighty bits in the lines between chunks, and does not say that it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from typing import NamedTuple, Protocol
+
+import h11
+
+from ..flavour import httpx
+
+try:
+    import httptools
+except ImportError:
+    httptools = None  # type: ignore[assignment]  # the extra is not installed
+
+__all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "well_formed"]
+
+FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
+"""True where httptools reads responses. The environment variable is for tests and comparisons."""
+
+MAX_HEAD = 100 * 1024
+"""Bytes of a response's head, of one line between chunks, or of the trailers."""
+MAX_LINES = 1_000
+"""Lines of headers. Some services send hundreds; thousands cost more than they can be worth."""
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
+_FIELD = re.compile(_TOKEN + rb":" + _TEXT + rb"\r\n")
+_HEAD = re.compile(
+    rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _TEXT + rb")?\r\n"
+    rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n"
+)
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
+_SIZE = re.compile(
+    rb"([0-9A-Fa-f]+)(?:;" + _TOKEN + rb'(?:=(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"|'
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*))?)*\r\n"
+)
+_SIZE_END = 2**64
+
+
+class Head(NamedTuple):
+    """The first part of a response. Names and values of headers are as the peer wrote them."""
+
+    status: int
+    version: bytes
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+class Chunks(Protocol):
+    """Decodes one chunked body."""
+
+    data: list[bytes]
+    """What has been decoded. Whoever takes it empties the list."""
+
+    @property
+    def ended(self) -> bool:
+        """True once the last chunk and the trailers have come."""
+        ...
+
+    def feed(self, data: bytes) -> bool:
+        """Decode; True if there are bytes after the body. Raises RemoteProtocolError."""
+        ...
+
+
+def well_formed(head: bytes) -> bytes:
+    """The head with CRLF after each line, and without folded lines (RFC 9112, 2.2 and 5.2).
+
+    Raises RemoteProtocolError for what two readers might read in two ways.
+    """
+    if _HEAD.fullmatch(head) is None:
+        first, end, rest = _BARE_LF.sub(b"\r\n", head).partition(b"\r\n")
+        if rest[:1] not in (b" ", b"\t"):  # else the first header line would go on with the status
+            rest = _FOLD.sub(b" ", rest)
+        head = first + end + rest
+        if _HEAD.fullmatch(head) is None:
+            raise httpx.RemoteProtocolError("the head of the response is malformed")
+    if head.count(b"\n") > MAX_LINES + 2:
+        raise httpx.RemoteProtocolError(f"the response has more than {MAX_LINES} header lines")
+    return head
+
+
+class _HeadCallbacks:
+    """What httptools finds in a head."""
+
+    __slots__ = ("headers", "reason")
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.reason = b""
+
+    def on_status(self, reason: bytes) -> None:
+        """The reason phrase."""
+        self.reason = reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line; httptools leaves blanks at its end."""
+        self.headers.append((name, value.rstrip()))
+
+
+def _parse_fast(head: bytes) -> Head:
+    found = _HeadCallbacks()
+    parser = httptools.HttpResponseParser(found)
+    try:
+        with contextlib.suppress(httptools.HttpParserUpgrade):
+            parser.feed_data(head)
+    except httptools.HttpParserError as error:
+        raise _refused("head", error) from error
+    return Head(parser.get_status_code(), head[:8], found.reason, found.headers)
+
+
+def _parse_h11(head: bytes) -> Head:
+    # h11 knows of no request here, and so takes neither 101 nor other 1xx: they pass as 200.
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+    connection.receive_data(head[:9] + b"200" + head[12:])
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        raise httpx.RemoteProtocolError(
+            f"the head of the response is malformed: {error}"
+        ) from error
+    if not isinstance(event, h11.Response):
+        raise httpx.RemoteProtocolError("the head of the response is malformed")
+    headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+    return Head(int(head[9:12]), head[:8], bytes(event.reason), headers)
+
+
+def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
+    """What httptools says of a response. An exception that came from outside while one of our
+    callbacks ran is raised as it is."""
+    if (interruption := error.__context__) is not None:
+        raise interruption from None
+    return httpx.RemoteProtocolError(f"the {what} of the response is malformed: {error}")
+
+
+class _ChunkCallbacks:
+    """What httptools finds in a chunked body."""
+
+    __slots__ = ("data", "end", "on_body")
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self.end = -1
+        """So many pieces of `data` are the body's; -1 until it has ended."""
+        self.on_body = self.data.append
+
+    def on_message_complete(self) -> None:
+        """The body has ended. What follows may be another response, of which this is told too."""
+        if self.end < 0:
+            self.end = len(self.data)
+
+
+class _FastChunks:
+    """By httptools."""
+
+    __slots__ = ("_found", "_parser", "data")
+
+    def __init__(self) -> None:
+        self._found = _ChunkCallbacks()
+        self.data = self._found.data
+        self._parser = httptools.HttpResponseParser(self._found)
+        self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    @property
+    def ended(self) -> bool:
+        """True once the last chunk and the trailers have come."""
+        return self._found.end >= 0
+
+    def feed(self, data: bytes) -> bool:
+        """Decode; the last byte by itself, since httptools does not tell where a body ended: one
+        that has ended before its last byte has something after it."""
+        found = self._found
+        try:
+            self._parser.feed_data(memoryview(data)[:-1])
+            if found.end < 0:
+                self._parser.feed_data(data[-1:])
+                return False
+        except httptools.HttpParserError as error:
+            if found.end < 0:
+                raise _refused("body", error) from error
+            _refused("body", error)
+        del self.data[found.end :]
+        return True
+
+
+class _PlainChunks:
+    """Without httptools, and as strict."""
+
+    __slots__ = ("_in_trailers", "_left", "_rest", "data", "ended")
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+        self.ended = False
+        self._rest = b""
+        self._left = 0
+        """Bytes of the chunk that are still to come, its CRLF among them."""
+        self._in_trailers = False
+
+    def feed(self, data: bytes) -> bool:
+        """Decode; True if there are bytes after the body."""
+        data, at = self._rest + data, 0
+        while at < len(data) and not self.ended:
+            if self._left > 2:
+                part = data[at : at + self._left - 2]
+                self.data.append(part)
+                self._left -= len(part)
+                at += len(part)
+            elif self._left:
+                if data[at] != b"\n\r"[self._left - 1]:
+                    raise httpx.RemoteProtocolError("the chunks are malformed: no CRLF after one")
+                self._left -= 1
+                at += 1
+            elif (end := data.find(b"\n", at) + 1) > 0:
+                self._line(data[at:end])
+                at = end
+            elif len(data) - at > MAX_HEAD:
+                raise httpx.RemoteProtocolError("the chunks are malformed: a line is too long")
+            else:
+                break
+        self._rest = data[at:]
+        return self.ended and at < len(data)
+
+    def _line(self, line: bytes) -> None:
+        if self._in_trailers:
+            self.ended = line == b"\r\n"
+            if not (self.ended or _FIELD.fullmatch(line)):
+                raise httpx.RemoteProtocolError("the chunks are malformed: not a trailer")
+            return
+        found = _SIZE.fullmatch(line)
+        if found is None or (size := int(found[1], 16)) >= _SIZE_END:
+            raise httpx.RemoteProtocolError("the chunks are malformed: not a size")
+        self._left = size + 2 if size else 0
+        self._in_trailers = not size
+
+
+def parse(head: bytes) -> Head:
+    """Parse a head that `well_formed` has passed. Raises RemoteProtocolError."""
+    return _parse_fast(head) if FAST else _parse_h11(head)
+
+
+def chunks() -> Chunks:
+    """A decoder for one chunked body."""
+    return _FastChunks() if FAST else _PlainChunks()

@@ -1,0 +1,249 @@
+"""Bodies of responses that are read as they arrive, and what an upgrade leads to."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Self
+
+from lbclient.deadline import Expiry
+
+from ..flavour import httpx
+from ..senders import AsyncContent
+from .connection import AsyncConnection, Connection, ConnectionInfo
+from .http1 import Exchange
+from .pool import ConnectionLease
+from .threads import SocketConnection
+from .timeouts import DeadlineTimeout
+
+__all__ = ["AsyncResponseBody", "AsyncUpgraded", "ResponseBody", "Upgraded"]
+
+_DRAIN_BYTES = 16 * 1024
+_DRAIN_SECONDS = 0.05
+
+
+class _Body:
+    """A body that arrives on a leased connection. The lease ends as soon as all of it is there."""
+
+    def __init__(
+        self,
+        lease: ConnectionLease[Any],
+        connection: Any,
+        exchange: Exchange,
+        timeout: float | None,
+        trace: Any,
+    ) -> None:
+        self._trace = trace
+        """A Trace, or an AsyncTrace; None where nobody asked for one."""
+        self._lease = lease
+        self._connection = connection
+        self._exchange = exchange
+        self._timeout = timeout
+
+    def _taken(self) -> bytes:
+        """What has arrived."""
+        data = self._exchange.data
+        taken = data[0] if len(data) == 1 else b"".join(data)
+        data.clear()
+        return taken
+
+    def _receive(self, data: bytes) -> None:
+        exchange = self._exchange
+        try:
+            if data:
+                exchange.receive(data)
+            else:
+                exchange.receive_end(clean=self._connection.clean_end)
+        except httpx.RemoteProtocolError:
+            self._lease.end(reusable=False)
+            raise
+        if exchange.complete:
+            self._lease.end(reusable=exchange.reusable)
+
+    @property
+    def _over(self) -> bool:
+        """True where nothing more will come."""
+        exchange = self._exchange
+        return exchange.complete or (exchange.upgraded and self._connection.ended)
+
+    def _drain_timeout(self) -> float | None:
+        """How long a read may take while the rest is given up; None where it is too long."""
+        left = self._exchange.left
+        if left is None or left > _DRAIN_BYTES:
+            return None
+        return DeadlineTimeout(None, Expiry(time.monotonic() + _DRAIN_SECONDS, time.monotonic))
+
+
+class ResponseBody(_Body, httpx.SyncByteStream):
+    """For threads."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        exchange = self._exchange
+        if self._trace is not None:
+            self._trace.begin("http11.receive_response_body")
+        while exchange.data or not self._over:
+            if exchange.data:
+                yield self._taken()
+            else:
+                self._receive(self._read(self._timeout))
+        if self._trace is not None:
+            self._trace.end()
+
+    def drain(self) -> None:
+        """Read the rest, if it is short and comes soon, so that the connection can be kept."""
+        if (timeout := self._drain_timeout()) is not None:
+            while not self._exchange.complete:
+                self._receive(self._read(timeout))
+
+    def close(self) -> None:
+        """Give the connection back, or close it if there is more to come."""
+        self._lease.end(reusable=False)
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            trace.whole("http11.response_closed")
+
+    def _read(self, timeout: float | None) -> bytes:
+        if self._lease.connection is None:
+            raise httpx.StreamClosed
+        try:
+            data: bytes = self._connection.read(timeout)
+        except BaseException as error:
+            self._lease.end(reusable=False)
+            if self._trace is not None:
+                self._trace.fail(error)
+            raise
+        return data
+
+
+class AsyncResponseBody(_Body, AsyncContent, AsyncIterator[bytes]):
+    """For event loops. It is no async generator, of which trio complains where it is not read to
+    its end."""
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        exchange = self._exchange
+        while not exchange.data:
+            if self._over:
+                raise StopAsyncIteration
+            self._receive(await self._read(self._timeout))
+        return self._taken()
+
+    async def whole(self) -> bytes:
+        """All of it."""
+        while not self._over:
+            self._receive(await self._read(self._timeout))
+        return self._taken()
+
+    async def drain(self) -> None:
+        """Read the rest, if it is short and comes soon, so that the connection can be kept."""
+        if (timeout := self._drain_timeout()) is not None:
+            while not self._exchange.complete:
+                self._receive(await self._read(timeout))
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if there is more to come."""
+        self._lease.end(reusable=False)
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            await trace.whole("http11.response_closed")
+
+    async def _read(self, timeout: float | None) -> bytes:
+        if self._lease.connection is None:
+            raise httpx.StreamClosed
+        try:
+            data: bytes = await self._connection.read(timeout)
+        except BaseException:
+            self._lease.end(reusable=False)
+            raise
+        return data
+
+
+class _Raw(ConnectionInfo):
+    """The bytes of a connection that does not speak HTTP any more, in httpcore's terms."""
+
+    __slots__ = ("_exchange", "_rest")
+
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        super().__init__(connection)
+        self._exchange = exchange
+        self._rest = b""
+
+    def _kept(self, max_bytes: int) -> bytes:
+        """What has come with the response, or with an earlier read."""
+        if data := self._exchange.data:
+            self._rest += b"".join(data)
+            data.clear()
+        taken, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
+        return taken
+
+
+class Upgraded(_Raw):
+    """After 101 or CONNECT, for threads: `response.extensions["network_stream"]`. It ends with the
+    response."""
+
+    __slots__ = ()
+
+    _connection: SocketConnection
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Some bytes; b"" at the end."""
+        if taken := self._kept(max_bytes):
+            return taken
+        self._rest = self._connection.read(timeout)
+        return self._kept(max_bytes)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of it. It waits for the peer to take it, whatever arrives meanwhile."""
+        self._connection.write_all(buffer, timeout)
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> Upgraded:
+        """Speak TLS from here on."""
+        name = server_hostname or self._connection.peer or ""
+        self._connection.start_tls(ssl_context, name, timeout)
+        return self
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class AsyncUpgraded(_Raw):
+    """The same for event loops."""
+
+    __slots__ = ()
+
+    _connection: AsyncConnection
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Some bytes; b"" at the end."""
+        if taken := self._kept(max_bytes):
+            return taken
+        self._rest = await self._connection.read(timeout)
+        return self._kept(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send all of it."""
+        await self._connection.write(buffer, timeout)
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncUpgraded:
+        """Speak TLS from here on."""
+        name = server_hostname or self._connection.peer or ""
+        await self._connection.start_tls(ssl_context, name, timeout)
+        return self
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        self._connection.close()

@@ -1,0 +1,319 @@
+"""Connections for threads: a socket, and TLS over it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+from lbclient.outcome import more_telling
+
+from ..flavour import httpx
+from .addresses import ATTEMPT_DELAY, Address, Dial, open_socket, resolve
+from .connection import Connection
+from .timeouts import seconds_now
+from .tls import Tls
+
+__all__ = ["SocketConnection"]
+
+_READ = 64 * 1024
+_CLOSED = "the connection was closed here"
+
+
+class SocketConnection(Connection):
+    """The bytes of one connection. One thread uses it at a time; any thread may close it."""
+
+    __slots__ = ("_dialled", "_failure", "_poll", "_unsent")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dialled: list[socket.socket] = []
+        self._failure: httpx.WriteError | None = None
+        """What sending broke with, while there was still something to read."""
+        self._poll: select.poll | None = None
+        """Waits for bytes to read."""
+        self._unsent = memoryview(b"")
+
+    def open(self, dial: Dial, timeout: float | None) -> None:
+        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        try:
+            self._sock = sock = self._race(resolve(dial), dial, timeout)
+            self._dialled.remove(sock)
+        finally:
+            while self._dialled:
+                self._dialled[-1].close()
+                self._dialled.pop()
+        self._opened(sock)
+        if hasattr(select, "poll"):  # eventlet takes it away
+            self._poll = poll = select.poll()
+            poll.register(sock, select.POLLIN)
+        if self.closed:
+            sock.close()
+            raise httpx.ConnectError(_CLOSED)
+
+    def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
+        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        tls = Tls(context, name)
+        try:
+            done = tls.shake_hands(None)
+            while True:
+                self._flush(tls, timeout)
+                if done:
+                    break
+                data = self._receive(timeout)
+                try:
+                    done = tls.shake_hands(data)
+                except httpx.ConnectError:
+                    with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
+                        self._flush(tls, timeout)  # an alert, which says why
+                    raise
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
+        except (httpx.ReadError, httpx.WriteError) as error:
+            raise httpx.ConnectError(str(error)) from error.__cause__
+        self.tls = tls
+        self._arrived = tls.decrypt(None)
+
+    def read(self, timeout: float | None) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+        if data := self._arrived:
+            seconds_now(timeout, httpx.ReadTimeout)
+            self._arrived = b""
+            return data
+        if (tls := self.tls) is None:
+            return b"" if self.ended else self._receive(timeout)
+        while not tls.ended:
+            data = tls.decrypt(self._receive(timeout))
+            with contextlib.suppress(httpx.WriteError):  # the next read tells why
+                self._flush(tls, timeout)
+            if data:
+                return data
+        tls.raise_failure()
+        return b""
+
+    def write(self, data: bytes, timeout: float | None) -> bool:
+        """Send all of it; False where something has arrived before all was sent. Then `read`, and
+        go on with `write(b"")`. Raises WriteTimeout or WriteError."""
+        if self._failure is not None:
+            raise self._failure
+        seconds_now(timeout, httpx.WriteTimeout)
+        if data:
+            sealed = data if self.tls is None else self.tls.encrypt(data)
+            self._unsent = memoryview(sealed)
+        try:
+            while True:
+                self._unsent = self._unsent[self._send(self._unsent) :]
+                if not self._unsent:
+                    return True
+                if self._hears(timeout):
+                    return False
+        except httpx.WriteError as error:
+            # A peer that refuses a body may answer and close: its answer is there to be read.
+            if not self._take_in():
+                raise
+            self._failure = error
+            return False
+
+    def write_all(self, data: bytes, timeout: float | None) -> None:
+        """Send all of it, whatever arrives meanwhile."""
+        rest = memoryview(data if self.tls is None else self.tls.encrypt(data))
+        while rest := rest[self._send(rest) :]:
+            self._await_writable(timeout)
+
+    def readable(self) -> bool:
+        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        if self._arrived or self.ended or self._sock is None:
+            return True
+        if not self._arrives(self._sock, 0.0):
+            return False
+        return self.tls is None or self._take_in()
+
+    def shut(self) -> None:
+        """Wake a thread that waits for this connection. The descriptor stays, or it would soon be
+        another's while that thread still uses it."""
+        self.closed = True
+        for sock in (self._sock, *self._dialled):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it; a thread that waits for it is woken."""
+        sock = self._sock
+        if sock is not None and not self.closed and self.tls is not None:
+            with contextlib.suppress(OSError, httpx.WriteError, httpx.WriteTimeout):
+                sock.send(self.tls.farewell())
+        self.shut()
+        for one in (sock, *self._dialled):
+            if one is not None:
+                one.close()
+
+    def detach_after_fork(self) -> None:
+        """Let go of the parent's socket."""
+        self.closed = True
+        if self._sock is not None:
+            self._sock.close()
+
+    def _race(
+        self, addresses: Sequence[Address], dial: Dial, timeout: float | None
+    ) -> socket.socket:
+        """The first socket that is connected. `_dialled` has all of them."""
+        waiting, failure = list(addresses), None
+        seconds = seconds_now(timeout)
+        end = None if seconds is None else time.monotonic() + seconds
+        begin_next = 0.0
+        pending: list[socket.socket] = []
+        while waiting or pending:
+            now = time.monotonic()
+            if end is not None and now >= end:
+                failure = more_telling(failure, httpx.ConnectTimeout("no address answered in time"))
+                break
+            if waiting and (now >= begin_next or not pending):
+                try:
+                    self._dialled += map(open_socket, (waiting[0],), (dial.options,))
+                    pending.append(_begun(self._dialled[-1], waiting[0]))
+                except OSError as error:
+                    failure = more_telling(failure, _connect_error(error))
+                else:
+                    begin_next = now + ATTEMPT_DELAY
+                del waiting[0]
+                continue
+            until = [one for one in (end, begin_next if waiting else None) if one is not None]
+            for sock in _connected(pending, min(until) - now if until else None):
+                pending.remove(sock)
+                if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                    return sock
+                failure = more_telling(failure, _connect_error(OSError(code, os.strerror(code))))
+                begin_next = 0.0
+        raise failure or httpx.ConnectError("there is no address to connect to")
+
+    def _receive(self, timeout: float | None) -> bytes:
+        sock = self._socket(httpx.ReadError)
+        try:
+            while True:
+                seconds = seconds_now(timeout, httpx.ReadTimeout)
+                if not self._arrives(sock, seconds):
+                    raise httpx.ReadTimeout("no bytes arrived in time")
+                with contextlib.suppress(BlockingIOError):
+                    data = sock.recv(_READ)
+                    break
+        except (OSError, ValueError) as error:
+            raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
+        if not data:
+            self.ended = True
+        return data
+
+    def _arrives(self, sock: socket.socket, seconds: float | None) -> bool:
+        """Wait until something has arrived, or the connection has ended."""
+        if (poll := self._poll) is None:
+            return bool(_ready(sock, seconds, to_read=True, to_write=False))
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+    def _send(self, data: memoryview) -> int:
+        """Send as much as the kernel takes."""
+        try:
+            return self._socket(httpx.WriteError).send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
+
+    def _flush(self, tls: Tls, timeout: float | None) -> None:
+        """Send what TLS itself has to say."""
+        out = memoryview(tls.outgoing())
+        while out := out[self._send(out) :]:
+            self._await_writable(timeout)
+
+    def _await_writable(self, timeout: float | None) -> None:
+        seconds = seconds_now(timeout, httpx.WriteTimeout)
+        sock = self._socket(httpx.WriteError)
+        if not _ready(sock, seconds, to_read=False, to_write=True):
+            raise httpx.WriteTimeout("the instance did not take the request in time")
+
+    def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
+        if self._sock is None:
+            raise error(_CLOSED)
+        return self._sock
+
+    def _hears(self, timeout: float | None) -> bool:
+        """Wait until more can be sent (False) or something has arrived (True)."""
+        sock = self._socket(httpx.WriteError)
+        while True:
+            seconds = seconds_now(timeout, httpx.WriteTimeout)
+            ready = _ready(sock, seconds, to_read=True, to_write=True)
+            if not ready:
+                raise httpx.WriteTimeout("the instance did not take the request in time")
+            if ready & _READABLE and self._take_in():
+                return True
+            if ready & _WRITABLE:
+                return False
+
+    def _take_in(self) -> bool:
+        """Take in what has arrived, without any wait; True if there is something to read."""
+        sock = self._sock
+        if sock is None or self._arrived or self.ended:
+            return True
+        try:
+            data = sock.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.ended = True
+            return False
+        self.ended = not data
+        if (tls := self.tls) is not None:
+            data = tls.decrypt(data)
+            self.ended = tls.ended
+        self._arrived = data
+        return bool(data) or self.ended
+
+
+_READABLE, _WRITABLE = 1, 2
+
+
+def _begun(sock: socket.socket, address: Address) -> socket.socket:
+    """Begin to connect a socket. Raises OSError."""
+    code = sock.connect_ex(address.to)
+    if code not in {0, errno.EINPROGRESS}:
+        raise OSError(code, os.strerror(code))
+    return sock
+
+
+def _connected(sockets: Sequence[socket.socket], seconds: float | None) -> Sequence[socket.socket]:
+    """Those that have connected, or failed to, within the time."""
+    if not hasattr(select, "poll"):  # as below
+        return select.select([], sockets, [], seconds)[1]
+    poll = select.poll()
+    by_descriptor = {sock.fileno(): sock for sock in sockets}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLOUT)
+    found = poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
+    return [by_descriptor[descriptor] for descriptor, _ in found]
+
+
+def _connect_error(error: OSError) -> httpx.ConnectError:
+    made = httpx.ConnectError(str(error))
+    made.__cause__ = error
+    return made
+
+
+def _ready(sock: socket.socket, seconds: float | None, *, to_read: bool, to_write: bool) -> int:
+    """What can be done with a socket now, or within the time: 0 for nothing."""
+    if not hasattr(select, "poll"):  # as above; eventlet makes `select` green
+        watched = [sock] if to_read else [], [sock] if to_write else []
+        to_read_now, to_write_now, _ = select.select(*watched, [], seconds)
+        return len(to_read_now) * _READABLE + len(to_write_now) * _WRITABLE
+    poll = select.poll()
+    poll.register(sock, to_read * select.POLLIN | to_write * select.POLLOUT)
+    events = poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
+    if not events:
+        return 0
+    found = events[0][1]
+    broken = found & ~(select.POLLIN | select.POLLOUT)
+    readable = bool(to_read and (found & select.POLLIN or broken))
+    return readable * _READABLE + bool(to_write and (found & select.POLLOUT or broken)) * _WRITABLE

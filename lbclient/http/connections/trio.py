@@ -1,0 +1,228 @@
+"""Connections for trio: a socket, and TLS over it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import ssl
+
+import trio
+
+from lbclient.deadline import STOOD_STILL
+
+from ..flavour import httpx
+from .addresses import Address, Dial, aresolve, open_socket, race
+from .connection import AsyncConnection
+from .timeouts import seconds_now
+from .tls import Tls
+
+__all__ = ["TrioConnection"]
+
+_READ = 64 * 1024
+_LOOK = 0.05
+_CLOSED = "the connection was closed here"
+
+
+class TrioConnection(AsyncConnection):
+    """The bytes of one connection. One task reads at a time, and one writes."""
+
+    __slots__ = ("_asked", "_behind", "_raw", "_sending", "_served_at_once")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = False
+        """True from a write until something is read."""
+        self._raw = b""
+        """What has been received, and not been read yet."""
+        self._sending = False
+        self._behind = b""
+        """What TLS itself has to say, while a task is in the middle of sending."""
+        self._served_at_once = 0
+        """Bytes that were read since the last wait."""
+
+    async def open(self, dial: Dial, timeout: float | None) -> None:
+        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+
+        async def connect(address: Address) -> socket.socket:
+            sock = None
+            try:
+                sock = open_socket(address, dial.options)
+                with trio.fail_after(_limit(seconds_now(timeout))):
+                    await trio.socket.from_stdlib_socket(sock).connect(address.to)
+            except BaseException as error:
+                if sock is not None:
+                    sock.close()
+                if isinstance(error, trio.TooSlowError):
+                    raise httpx.ConnectTimeout("no address answered in time") from error
+                if isinstance(error, OSError):
+                    raise httpx.ConnectError(str(error)) from error
+                raise
+            return sock
+
+        self._sock = sock = await race(await aresolve(dial, timeout), connect)
+        self._opened(sock)
+
+    async def start_tls(
+        self,
+        context: ssl.SSLContext,
+        name: str,
+        timeout: float | None,
+    ) -> None:
+        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        tls = Tls(context, name)
+        try:
+            done = tls.shake_hands(None)
+            while True:
+                await self._send(tls.outgoing(), timeout)
+                if done:
+                    break
+                data = await self._receive(timeout)
+                try:
+                    done = tls.shake_hands(data)
+                except httpx.ConnectError:
+                    with contextlib.suppress(OSError):
+                        self._socket(httpx.WriteError).send(tls.outgoing())  # an alert says why
+                    raise
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
+        except (httpx.ReadError, httpx.WriteError) as error:
+            raise httpx.ConnectError(str(error)) from error.__cause__
+        self.tls = tls
+        self._arrived = tls.decrypt(None)
+
+    async def read(self, timeout: float | None) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+        if self._served_at_once > _READ:
+            self._served_at_once = 0
+            await trio.lowlevel.checkpoint()
+        if self._arrived:
+            seconds_now(timeout, httpx.ReadTimeout)
+        elif (tls := self.tls) is None:
+            self._arrived = b"" if self.ended else await self._receive(timeout)
+        else:
+            while not (self._arrived or tls.ended):
+                self._arrived = tls.decrypt(await self._receive(timeout))
+                if not (out := tls.outgoing()):
+                    continue
+                if self._sending:
+                    self._behind += out
+                else:
+                    with contextlib.suppress(httpx.WriteError):  # the next read tells why
+                        await self._send(out, timeout)
+            if not self._arrived:
+                tls.raise_failure()
+        data, self._arrived = self._arrived, b""
+        self._served_at_once += len(data)
+        return data
+
+    async def write(self, data: bytes, timeout: float | None) -> None:
+        """Send all of it. Raises WriteTimeout or WriteError."""
+        self._asked = True
+        await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
+
+    def readable(self) -> bool:
+        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        if self._arrived or self.ended or self._sock is None:
+            return True
+        if self._raw:
+            return True
+        try:
+            data = self._sock.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (OSError, ValueError):
+            return True
+        self.ended = not data
+        if (tls := self.tls) is not None:
+            data = tls.decrypt(data)
+            self.ended = tls.ended
+        self._arrived = data
+        return bool(data) or self.ended
+
+    def close(self) -> None:
+        """Close it. Whoever reads or writes gets an error."""
+        sock = self._sock
+        if self.closed or sock is None:
+            self.closed = True
+            return
+        self.closed = self.ended = True
+        with contextlib.suppress(OSError, httpx.WriteError):
+            if self.tls is not None:
+                sock.send(self.tls.farewell())
+        with contextlib.suppress(RuntimeError):  # outside of trio nobody waits for it
+            trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+    def detach_after_fork(self) -> None:
+        """In a forked child: let go of the parent's socket, without a word to the other end."""
+        self.closed = True
+        if self._sock is not None:
+            self._sock.close()
+
+    async def _receive(self, timeout: float | None) -> bytes:
+        sock = self._socket(httpx.ReadError)
+        # Only once: what arrives in a wait counts, though this process may have stood still in it.
+        seconds = seconds_now(timeout, httpx.ReadTimeout)
+        try:
+            while not self._raw:
+                try:
+                    if not (data := sock.recv(_READ)):
+                        self.ended = True
+                        break
+                    self._raw = data
+                    if self._asked:  # it came at once: every call gives other tasks a turn
+                        await trio.lowlevel.checkpoint()
+                except (BlockingIOError, InterruptedError):
+                    self._asked = False
+                    self._served_at_once = 0
+                    await _wait_readable(sock, _limit(seconds))
+        except trio.TooSlowError as error:
+            raise httpx.ReadTimeout("no bytes arrived in time") from error
+        except (OSError, ValueError, trio.ClosedResourceError) as error:
+            raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
+        self._asked = False
+        data, self._raw = self._raw, b""
+        return data
+
+    async def _send(self, data: bytes, timeout: float | None) -> None:
+        sock, rest = self._socket(httpx.WriteError), memoryview(data)
+        self._sending = True
+        try:
+            while rest or self._behind:
+                if not rest:
+                    rest, self._behind = memoryview(self._behind), b""
+                seconds = seconds_now(timeout, httpx.WriteTimeout)
+                try:
+                    rest = rest[sock.send(rest) :]
+                except (BlockingIOError, InterruptedError):
+                    with trio.fail_after(_limit(seconds)):
+                        await trio.lowlevel.wait_writable(sock)
+        except trio.TooSlowError as error:
+            raise httpx.WriteTimeout("the instance did not take the request in time") from error
+        except (OSError, ValueError, trio.ClosedResourceError) as error:
+            raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
+        finally:
+            self._sending = False
+
+    def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
+        if self._sock is None:
+            raise error(_CLOSED)
+        return self._sock
+
+
+async def _wait_readable(sock: socket.socket, seconds: float) -> None:
+    """Raises trio.TooSlowError."""
+    end = trio.current_time() + seconds
+    with trio.move_on_at(end):
+        await trio.lowlevel.wait_readable(sock)
+        return
+    if trio.current_time() - end < STOOD_STILL:
+        raise trio.TooSlowError
+    # This process stood still, and hears its timers before its sockets: look once more.
+    with trio.fail_after(_LOOK):
+        await trio.lowlevel.wait_readable(sock)
+
+
+def _limit(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds

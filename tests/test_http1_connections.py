@@ -1,0 +1,79 @@
+"""Connections of our own, over real sockets."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+import trio
+
+import lbclient
+from tests.support.http import head, says
+
+SOON = 20.0
+"""Seconds that nothing here takes."""
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request):
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def test_trio_as_a_guest_of_asyncio(servers):
+    """A loop of asyncio's that trio runs in is trio's."""
+    (server,) = servers(says(200, b"fine"))
+    done = asyncio.Queue()
+    loop = asyncio.new_event_loop()
+
+    async def fetched():
+        async with lbclient.AsyncClient([server.url]) as client:
+            return (await client.get("/")).text
+
+    async def host():
+        trio.lowlevel.start_guest_run(
+            fetched,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.put_nowait,
+        )
+        return (await done.get()).unwrap()
+
+    try:
+        assert loop.run_until_complete(host()) == "fine"
+    finally:
+        loop.close()
+
+
+@pytest.mark.anyio
+async def test_bytes_that_are_no_http(listener):
+    """After 101 (Switching Protocols) the connection is the caller's, with what came along."""
+    thread = threading.Thread(target=echo_once, args=(listener,))
+    thread.start()
+    try:
+        url = "http://{}:{}".format(*listener.getsockname())
+        async with lbclient.AsyncClient([url], timeout=SOON) as client:
+            headers = {"Upgrade": "echo", "Connection": "Upgrade"}
+            async with client.stream("GET", "/", headers=headers) as response:
+                assert response.status_code == 101
+                line = response.extensions["network_stream"]
+                assert await line.read(5, SOON) == b"hello"
+                await line.write(b"0123456789", SOON)
+                assert [await line.read(6, SOON), await line.read(6, SOON)] == [b"012345", b"6789"]
+                assert await line.read(6, SOON) == b""
+    finally:
+        thread.join()
+
+
+def echo_once(listener):
+    peer, _ = listener.accept()
+    with peer:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += peer.recv(1000)
+        peer.sendall(head(101, {"Upgrade": "echo", "Connection": "Upgrade"}) + b"hello")
+        peer.sendall(peer.recv(10))
