@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import anyio
 from sidecars import cpu_seconds
 from turns import uncollected
 
-Call = Callable[[], Awaitable[None]]
+Call = Callable[[], None]
+AsyncCall = Callable[[], Awaitable[None]]
 _MOMENT = 0.005
 
 
@@ -32,6 +33,11 @@ class Turn(NamedTuple):
     @property
     def rate(self) -> float:
         return len(self.took) / self.seconds
+
+    @property
+    def seconds_per_call(self) -> float:
+        """Of one caller, which need not end a call just when the block ends."""
+        return sum(self.took) / len(self.took)
 
     @property
     def cpu_per_call(self) -> float:
@@ -71,7 +77,9 @@ class Window:
         return time.process_time() + of_it
 
 
-async def of_tasks(call: Call, at_once: int, effort: Effort, sidecar: int | None = None) -> Turn:
+async def of_tasks(
+    call: AsyncCall, at_once: int, effort: Effort, sidecar: int | None = None
+) -> Turn:
     """So many tasks of this event loop. `sidecar` is the id of a process that works for them."""
     window = Window(sidecar)
 
@@ -82,20 +90,19 @@ async def of_tasks(call: Call, at_once: int, effort: Effort, sidecar: int | None
             window.took.append(time.perf_counter() - begun)
 
     with uncollected():
-        callers = [asyncio.create_task(caller()) for _ in range(at_once)]
-        await asyncio.sleep(effort.ramp)
-        window.begin()
-        await asyncio.sleep(effort.seconds)
-        while window.empty:  # noqa: ASYNC110  # an event for each call would cost each call
-            await asyncio.sleep(_MOMENT)
-        turn = window.end()
-        await asyncio.gather(*callers)
+        async with anyio.create_task_group() as callers:
+            for _ in range(at_once):
+                callers.start_soon(caller)
+            await anyio.sleep(effort.ramp)
+            window.begin()
+            await anyio.sleep(effort.seconds)
+            while window.empty:  # noqa: ASYNC110  # an event for each call would cost each call
+                await anyio.sleep(_MOMENT)
+            turn = window.end()
     return turn
 
 
-def of_threads(
-    call: Callable[[], None], threads: int, effort: Effort, pool: ThreadPoolExecutor
-) -> Turn:
+def of_threads(call: Call, threads: int, effort: Effort, pool: ThreadPoolExecutor) -> Turn:
     """So many threads of a pool that has them."""
     window = Window()
 

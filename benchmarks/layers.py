@@ -13,9 +13,6 @@ from typing import Any, NamedTuple
 import httpx
 import sides
 from goals import Outcome, at_most
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from report import Plot, Section, Table, compared, figure
 from turns import Block, by_turns, per_call, ratios, spread
 
@@ -126,7 +123,7 @@ def rows(world: World, instrumented: Callable[[Any], Any] | None) -> dict[str, R
         DEFAULTS: layer(),
         "RECOMMENDED": layer(**lbclient.RECOMMENDED),
         EVERYTHING: layer(**_RULES),
-        "the defaults, OpenTelemetry's SDK": layer(**_sdk()),
+        "the defaults, OpenTelemetry's SDK": layer(**sides.recording()),
         **traced,
         "httpx over lbclient's Transport": Row(
             BARE, world.calling(world.wrapped(), sides.same(url))
@@ -136,12 +133,6 @@ def rows(world: World, instrumented: Callable[[Any], Any] | None) -> dict[str, R
         streamed: Row(streamed, bare(world.streaming, sides.same(url))),
         "the defaults, streamed body": Row(streamed, ours(world.streaming, sides.same(url))),
     }
-
-
-def _sdk() -> dict[str, object]:
-    tracing = TracerProvider()
-    tracing.add_span_processor(SpanProcessor())  # the base class does nothing
-    return {"tracer_provider": tracing, "meter_provider": MeterProvider([InMemoryMetricReader()])}
 
 
 def instrumentation() -> Callable[[Any], Any] | None:
@@ -154,7 +145,7 @@ def instrumentation() -> Callable[[Any], Any] | None:
         return None
 
     def instrumented(client: Any) -> Any:
-        HTTPXClientInstrumentor.instrument_client(client, **_sdk())
+        HTTPXClientInstrumentor.instrument_client(client, **sides.recording())
         return client
 
     return instrumented

@@ -28,7 +28,8 @@ http {{
     {servers}
 }}
 """
-_SERVER = 'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "ok\\n"; }} }}'
+_SERVER = 'server {{ listen 127.0.0.1:{port}{tls}; location / {{ return 200 "ok\\n"; }} }}'
+_TLS = " ssl; ssl_certificate {chain}; ssl_certificate_key {key}"
 
 
 def found() -> str | None:
@@ -37,12 +38,30 @@ def found() -> str | None:
 
 
 @contextlib.contextmanager
-def nginx(program: str, instances: int) -> Iterator[Sequence[str]]:
+def nginx(program: str, instances: int, *, tls: str = "") -> Iterator[Sequence[str]]:
     """Run it for the time of a block; yields the instances' URLs."""
     ports = children.free_ports(instances)
-    servers = "\n    ".join(_SERVER.format(port=port) for port in ports)
+    servers = "\n    ".join(_SERVER.format(port=port, tls=tls) for port in ports)
     with configured(program, servers, ports):
-        yield [f"http://127.0.0.1:{port}" for port in ports]
+        yield [f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports]
+
+
+@contextlib.contextmanager
+def https(program: str, instances: int) -> Iterator[tuple[Sequence[str], str]]:
+    """The same over TLS; yields the URLs, and the file of the authority that clients are to trust.
+    The package trustme must be installed."""
+    import trustme  # noqa: PLC0415  # where it is installed
+
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    with tempfile.TemporaryDirectory() as folder:
+        ca, chain, key = (Path(folder, name) for name in ("ca.pem", "chain.pem", "key.pem"))
+        authority.cert_pem.write_to_path(ca)
+        for one in issued.cert_chain_pems:
+            one.write_to_path(chain, append=True)
+        issued.private_key_pem.write_to_path(key)
+        with nginx(program, instances, tls=_TLS.format(chain=chain, key=key)) as urls:
+            yield urls, str(ca)
 
 
 @contextlib.contextmanager

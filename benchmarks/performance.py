@@ -4,6 +4,7 @@ docs/performance.md and its plots, which need matplotlib (`pip install -e '.[ben
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import platform
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import bodies
 import children
 import layers
 import memory
@@ -30,6 +32,7 @@ SECTIONS: dict[str, Callable[..., Section]] = {
     "layers": layers.run,
     "throughput": throughput.run,
     "threads": threaded.run,
+    "bodies": bodies.run,
     "picks": picks.run,
     "updates": updates.run,
     "memory": memory.run,
@@ -57,7 +60,19 @@ MACHINE = """
 Names of parts, as in `{command} picks`, run those alone.
 """
 _VERSION = r"\d+\.\d+\.\d+(-\S+)?"
-_PACKAGES = ("httpx", "httpcore", "httpx2", "aiohttp", "httpx-aiohttp", "opentelemetry-api")
+_PACKAGES = (
+    "httpx",
+    "httpcore",
+    "h11",
+    "httptools",
+    "httpx2",
+    "aiohttp",
+    "httpx-aiohttp",
+    "urllib3",
+    "uvloop",
+    "trio",
+    "opentelemetry-api",
+)
 
 
 def versions() -> Iterator[str]:
@@ -101,11 +116,14 @@ def write(sections: Sequence[Section], load: float) -> None:
     PAGE.write_text(page(sections, load), encoding="utf-8")
 
 
-def measured(names: Sequence[str], *, quick: bool) -> Iterator[Section]:
+def measured(options: argparse.Namespace) -> Iterator[Section]:
     """Each part, printed as it is done."""
-    for name in names:
-        section = SECTIONS[name](quick=quick)
-        print("\n".join(section.names() if quick else section.lines()), flush=True)
+    sections = dict(SECTIONS)
+    if options.before is not None:
+        sections["before"] = functools.partial(throughput.before, options.before)
+    for name in options.parts or sections:
+        section = sections[name](quick=options.quick)
+        print("\n".join(section.names() if options.quick else section.lines()), flush=True)
         yield section
 
 
@@ -116,7 +134,7 @@ def main() -> int:
     logging.disable()
     _many_descriptors()
     load = os.getloadavg()[0]
-    sections = list(measured(options.parts or list(SECTIONS), quick=options.quick))
+    sections = list(measured(options))
     if options.quick:
         return 0
     print("\n".join(report.goals(sections)))
@@ -132,8 +150,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="does it run? No figures")
     parser.add_argument("--write", action="store_true", help="make docs/performance.md, and plots")
     parser.add_argument("--check", action="store_true", help="exit 1 if a median misses its goal")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="PATH",
+        help="also measure without httptools over an earlier version: a checkout of it is at PATH",
+    )
     options = parser.parse_args()
-    if unknown := sorted(set(options.parts) - set(SECTIONS)):
+    known = {*SECTIONS, *(["before"] if options.before is not None else [])}
+    if unknown := sorted(set(options.parts) - known):
         parser.error(f"no such part: {', '.join(unknown)}")
     if options.write and (options.quick or options.parts):
         parser.error("--write takes all parts, in full")

@@ -1,17 +1,28 @@
-"""HTTP clients for event loops, each with what makes one call: ours, and those beside it."""
+"""HTTP clients to compare, by name: each is a context manager that yields what makes one call."""
 
 from __future__ import annotations
 
+import http.client
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+import bulk
 import httpx
 import sides
-from crowd import Call, Effort, of_tasks
-from sidecars import Sidecar
+from crowd import AsyncCall, Call, Effort, of_tasks
 
 import lbclient
 
@@ -24,18 +35,48 @@ UNLIMITED = {
 HTTPX, NOISE, OURS = "bare httpx", "noise: bare httpx again", "lbclient"
 FEW = 16
 BEGUN_WITH_FEW = f"bare httpx, begun with {FEW} at once"
-OVER_AIOHTTP, HTTPX_AIOHTTP = 'lbclient, transport="aiohttp"', "httpx over httpx-aiohttp"
+HTTPX_AIOHTTP = "httpx over httpx-aiohttp"
 AIOHTTP, ACALL = "raw aiohttp", "Balancer.acall around aiohttp"
 HTTPX2, OURS_HTTPX2 = "bare httpx2", "lbclient.httpx2"
+URLLIB3, HTTP_CLIENT = "urllib3", "http.client, a connection a thread"
+TRACED_AIOHTTP = "raw aiohttp under one span"
+TRACED_OURS, MEASURED_OURS = "lbclient, spans recorded", "lbclient, spans and metrics recorded"
 
+FAST = "httptools"
+_PACKAGES = {
+    OURS: FAST,
+    TRACED_OURS: FAST,
+    MEASURED_OURS: FAST,
+    AIOHTTP: "aiohttp",
+    ACALL: "aiohttp",
+    TRACED_AIOHTTP: "aiohttp",
+    HTTPX_AIOHTTP: "httpx_aiohttp",
+    HTTPX2: "httpx2",
+    OURS_HTTPX2: "httpx2",
+    URLLIB3: "urllib3",
+}
 _BEGINNING = Effort(0, 0.1)
 
 
-class Rival(NamedTuple):
-    """A client; entered, it is what makes a call. `sidecar` is the process that works for it."""
+class Upstream(NamedTuple):
+    """What a client calls. Clients with one origin take the first of the URLs. `exchange` is
+    "small" or one of `bulk.EXCHANGES`; `ca` is a file of certificates, for https."""
 
-    entering: AbstractAsyncContextManager[Call]
-    sidecar: int | None = None
+    urls: tuple[str, ...]
+    exchange: str
+    ca: str | None
+
+    @property
+    def url(self) -> str:
+        path = "" if self.exchange == "small" else self.exchange
+        return f"{self.urls[0]}/{path}"
+
+    def trust(self) -> ssl.SSLContext:
+        """Of this file alone: the system's certificates take a while to load."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca is not None:
+            context.load_verify_locations(self.ca)
+        return context
 
 
 def through(name: str, client: str = HTTPX) -> str:
@@ -43,105 +84,113 @@ def through(name: str, client: str = HTTPX) -> str:
     return f"{client} through {name}"
 
 
-def rivals(
-    instances: Sequence[str], sidecars: dict[str, Sidecar], skipped: list[str]
-) -> Iterator[tuple[str, Rival]]:
-    """By name. Those with one origin have the first of the instances, or a sidecar."""
-    url = instances[0] + "/"
+def missing(rival: str) -> str | None:
+    """The package that this client needs and that is not installed."""
+    package = _PACKAGES.get(rival)
+    if package is None or find_spec(package) is not None:
+        return None
+    return package.replace("_", "-")
+
+
+def _httpx(upstream: Upstream, *, begin_with: int = 0) -> AbstractAsyncContextManager[AsyncCall]:
+    client = sides.bare_async(limits=httpx.Limits(**UNLIMITED), verify=upstream.trust())
+    return _calling(client, upstream, begin_with=begin_with)
+
+
+def _ours(upstream: Upstream, **options: object) -> AbstractAsyncContextManager[AsyncCall]:
     limits = httpx.Limits(**UNLIMITED)
-    yield HTTPX, Rival(_calling(sides.bare_async(limits=limits), url))
-    yield NOISE, Rival(_calling(sides.bare_async(limits=limits), url))
-    yield BEGUN_WITH_FEW, Rival(_calling(sides.bare_async(limits=limits), url, begin_with=FEW))
-    yield OURS, Rival(_calling(sides.ours_async(instances, limits=limits), url))
-    for name, sidecar in sidecars.items():
-        client = sides.bare_async(limits=limits)
-        yield through(name), Rival(_calling(client, sidecar.url + "/"), sidecar.pid)
-    for package, of_it in (
-        ("aiohttp", _with_aiohttp),
-        ("httpx_aiohttp", _with_httpx_aiohttp),
-        ("httpx2", _with_httpx2),
-    ):
-        if find_spec(package) is None:
-            skipped.append(f"the package {package.replace('_', '-')} is not installed")
-        else:
-            yield from of_it(instances, sidecars)
+    client = sides.ours_async(upstream.urls, limits=limits, verify=upstream.trust(), **options)
+    return _calling(client, upstream)
 
 
-def _with_aiohttp(
-    instances: Sequence[str], sidecars: dict[str, Sidecar]
-) -> Iterator[tuple[str, Rival]]:
-    ours = sides.ours_async(instances, limits=httpx.Limits(**UNLIMITED), transport="aiohttp")
-    yield OVER_AIOHTTP, Rival(_calling(ours, instances[0] + "/"))
-    yield ACALL, Rival(_balanced(instances))
-    yield AIOHTTP, Rival(_raw(instances[0] + "/"))
-    for name, sidecar in sidecars.items():
-        yield through(name, AIOHTTP), Rival(_raw(sidecar.url + "/"), sidecar.pid)
-
-
-def _with_httpx_aiohttp(
-    instances: Sequence[str],
-    _: dict[str, Sidecar],
-) -> Iterator[tuple[str, Rival]]:
+def _httpx_aiohttp(upstream: Upstream) -> AbstractAsyncContextManager[AsyncCall]:
     import httpx_aiohttp  # noqa: PLC0415  # where it is installed
 
-    transport = httpx_aiohttp.AiohttpTransport(client=_session)
-    yield HTTPX_AIOHTTP, Rival(_calling(sides.bare_async(transport=transport), instances[0] + "/"))
+    transport = httpx_aiohttp.AiohttpTransport(client=partial(_session, upstream))
+    return _calling(sides.bare_async(transport=transport), upstream)
 
 
-def _with_httpx2(
-    instances: Sequence[str],
-    _: dict[str, Sidecar],
-) -> Iterator[tuple[str, Rival]]:
+def _httpx2(upstream: Upstream) -> AbstractAsyncContextManager[AsyncCall]:
+    import httpx2  # noqa: PLC0415  # where it is installed
+
+    options = {"limits": httpx2.Limits(**UNLIMITED), "trust_env": False}
+    return _calling(httpx2.AsyncClient(verify=upstream.trust(), **options), upstream)
+
+
+def _ours_httpx2(upstream: Upstream) -> AbstractAsyncContextManager[AsyncCall]:
     import httpx2  # noqa: PLC0415  # where it is installed
 
     import lbclient.httpx2  # noqa: PLC0415
 
-    url, limits = instances[0] + "/", httpx2.Limits(**UNLIMITED)
-    yield HTTPX2, Rival(_calling(httpx2.AsyncClient(limits=limits, trust_env=False), url))
-    options = {"limits": limits, "rng": random.Random(1), "trust_env": False}
-    yield OURS_HTTPX2, Rival(_calling(lbclient.httpx2.AsyncClient(instances, **options), url))
+    options = {"limits": httpx2.Limits(**UNLIMITED), "rng": random.Random(1), "trust_env": False}
+    client = lbclient.httpx2.AsyncClient(upstream.urls, verify=upstream.trust(), **options)
+    return _calling(client, upstream)
 
 
 @asynccontextmanager
-async def _calling(client: Any, url: str, *, begin_with: int = 0) -> AsyncIterator[Call]:
+async def _calling(
+    client: Any, upstream: Upstream, *, begin_with: int = 0
+) -> AsyncIterator[AsyncCall]:
     """A client of httpx or httpx2, or ours; used by so many at once before, if any."""
+    url, content = upstream.url, bulk.async_content(upstream.exchange)
 
     async def call() -> None:
         sides.check(await client.get(url))
 
+    async def upload() -> None:
+        sides.check(await client.post(url, content=content()))
+
     async with client:
         if begin_with:
             await of_tasks(call, begin_with, _BEGINNING)
-        yield call
+        yield call if content is None else upload
 
 
-def _session() -> Any:
+def _session(upstream: Upstream) -> Any:
     import aiohttp  # noqa: PLC0415  # where it is installed
 
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE, ssl=upstream.trust())
     return aiohttp.ClientSession(connector=connector)
 
 
 @asynccontextmanager
-async def _raw(url: str) -> AsyncIterator[Call]:
-    async with _session() as session:
+async def _aiohttp(upstream: Upstream) -> AsyncIterator[AsyncCall]:
+    url, content = upstream.url, bulk.async_content(upstream.exchange)
+    async with _session(upstream) as session:
 
         async def call() -> None:
             await _fetched(session, url)
+
+        async def upload() -> None:
+            async with session.post(url, data=content()) as response:
+                await _read(response)
+
+        yield call if content is None else upload
+
+
+@asynccontextmanager
+async def _traced_aiohttp(upstream: Upstream) -> AsyncIterator[AsyncCall]:
+    tracer = sides.recording()["tracer_provider"].get_tracer("benchmark")
+    async with _session(upstream) as session:
+
+        async def call() -> None:
+            with tracer.start_as_current_span("GET"):
+                await _fetched(session, upstream.url)
 
         yield call
 
 
 @asynccontextmanager
-async def _balanced(instances: Sequence[str]) -> AsyncIterator[Call]:
+async def _balanced(upstream: Upstream) -> AsyncIterator[AsyncCall]:
     """`Balancer` picks, a plain session sends."""
-    balancer = lbclient.Balancer(instances, judge=_judge(), rng=random.Random(1))
+    scheme = urlsplit(upstream.url).scheme
+    balancer = lbclient.Balancer(upstream.urls, judge=_judge(), rng=random.Random(1))
     async with AsyncExitStack() as stack:
         stack.enter_context(balancer)
-        session = await stack.enter_async_context(_session())
+        session = await stack.enter_async_context(_session(upstream))
 
         async def send(instance: lbclient.Instance) -> None:
-            await _fetched(session, f"http://{instance}/")
+            await _fetched(session, f"{scheme}://{instance}/")
 
         async def call() -> None:
             await balancer.acall(send)
@@ -151,9 +200,13 @@ async def _balanced(instances: Sequence[str]) -> AsyncIterator[Call]:
 
 async def _fetched(session: Any, url: str) -> None:
     async with session.get(url) as response:
-        await response.read()
-        if response.status != 200:
-            raise RuntimeError(f"a benchmark must not measure failures: {response}")
+        await _read(response)
+
+
+async def _read(response: Any) -> None:
+    await response.read()
+    if response.status != 200:
+        raise RuntimeError(f"a benchmark must not measure failures: {response}")
 
 
 def _judge() -> Callable[[object], lbclient.Verdict]:
@@ -167,11 +220,114 @@ def _judge() -> Callable[[object], lbclient.Verdict]:
     return lambda result: bad if isinstance(result, faults) else good
 
 
-@asynccontextmanager
-async def entered(all_rivals: dict[str, Rival]) -> AsyncIterator[dict[str, Call]]:
-    """All of them, ready to call."""
-    async with AsyncExitStack() as stack:
-        yield {
-            name: await stack.enter_async_context(rival.entering)
-            for name, rival in all_rivals.items()
-        }
+def _traced_ours(upstream: Upstream) -> AbstractAsyncContextManager[AsyncCall]:
+    return _ours(upstream, tracer_provider=sides.recording()["tracer_provider"])
+
+
+def _measured_ours(upstream: Upstream) -> AbstractAsyncContextManager[AsyncCall]:
+    return _ours(upstream, **sides.recording())
+
+
+TASKS: Mapping[str, Callable[[Upstream], AbstractAsyncContextManager[AsyncCall]]] = {
+    HTTPX: _httpx,
+    NOISE: _httpx,
+    BEGUN_WITH_FEW: partial(_httpx, begin_with=FEW),
+    OURS: _ours,
+    ACALL: _balanced,
+    AIOHTTP: _aiohttp,
+    HTTPX_AIOHTTP: _httpx_aiohttp,
+    HTTPX2: _httpx2,
+    OURS_HTTPX2: _ours_httpx2,
+    TRACED_AIOHTTP: _traced_aiohttp,
+    TRACED_OURS: _traced_ours,
+    MEASURED_OURS: _measured_ours,
+}
+"""For event loops."""
+
+
+@contextmanager
+def _blocking(client: Any, upstream: Upstream) -> Iterator[Call]:
+    """A client of httpx or httpx2, or ours."""
+    url, content = upstream.url, bulk.content(upstream.exchange)
+
+    def call() -> None:
+        sides.check(client.get(url))
+
+    def upload() -> None:
+        sides.check(client.post(url, content=content()))
+
+    with client:
+        yield call if content is None else upload
+
+
+def _sync_httpx(upstream: Upstream) -> AbstractContextManager[Call]:
+    client = sides.bare(limits=httpx.Limits(**UNLIMITED), verify=upstream.trust())
+    return _blocking(client, upstream)
+
+
+def _sync_ours(upstream: Upstream) -> AbstractContextManager[Call]:
+    limits = httpx.Limits(**UNLIMITED)
+    client = sides.ours(upstream.urls, limits=limits, verify=upstream.trust())
+    return _blocking(client, upstream)
+
+
+def _sync_httpx2(upstream: Upstream) -> AbstractContextManager[Call]:
+    import httpx2  # noqa: PLC0415  # where it is installed
+
+    options = {"limits": httpx2.Limits(**UNLIMITED), "trust_env": False}
+    return _blocking(httpx2.Client(verify=upstream.trust(), **options), upstream)
+
+
+@contextmanager
+def _urllib3(upstream: Upstream) -> Iterator[Call]:
+    import urllib3  # noqa: PLC0415  # where it is installed
+
+    with urllib3.PoolManager(maxsize=256, ssl_context=upstream.trust()) as manager:
+
+        def call() -> None:
+            response = manager.request("GET", upstream.url)
+            if response.status != 200:
+                raise RuntimeError(f"a benchmark must not measure failures: {response}")
+
+        yield call
+
+
+@contextmanager
+def _http_client(upstream: Upstream) -> Iterator[Call]:
+    """The floor: no pool, no redirects, no cookies."""
+    parts, context = urlsplit(upstream.url), upstream.trust()
+    local, made = threading.local(), []
+
+    def connection() -> http.client.HTTPConnection:
+        if parts.scheme == "https":
+            one = http.client.HTTPSConnection(parts.hostname, parts.port, context=context)
+        else:
+            one = http.client.HTTPConnection(parts.hostname, parts.port)
+        made.append(one)
+        return one
+
+    def call() -> None:
+        try:
+            mine = local.connection
+        except AttributeError:
+            mine = local.connection = connection()
+        mine.request("GET", parts.path)
+        response = mine.getresponse()
+        response.read()
+        if response.status != 200:
+            raise RuntimeError(f"a benchmark must not measure failures: {response.status}")
+
+    yield call
+    for one in made:
+        one.close()
+
+
+THREADS: Mapping[str, Callable[[Upstream], AbstractContextManager[Call]]] = {
+    HTTPX: _sync_httpx,
+    NOISE: _sync_httpx,
+    OURS: _sync_ours,
+    HTTPX2: _sync_httpx2,
+    URLLIB3: _urllib3,
+    HTTP_CLIENT: _http_client,
+}
+"""For threads: one client, which all of them share."""

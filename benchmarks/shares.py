@@ -7,24 +7,14 @@ import pstats
 import re
 from collections import Counter
 
-from crowd import Call, Effort, of_tasks
-from report import Table
+from crowd import AsyncCall, Effort, of_tasks
 
 _PACKAGE = re.compile(r"site-packages/([a-z0-9_]+)/|/(lbclient|benchmarks)/")
 
 
-async def shares(names: dict[str, Call], at_once: int, effort: Effort) -> Table:
+async def shares(call: AsyncCall, at_once: int, effort: Effort) -> Counter[str]:
     """Per cent of the profiled time that each package's own functions take. A profiler slows small
     functions down more than large ones, so read them as rough."""
-    found = {name: await _of(call, at_once, effort) for name, call in names.items()}
-    packages = sorted({one for shares in found.values() for one in shares})
-    packages.sort(key=lambda one: -sum(shares[one] for shares in found.values()))
-    rows = [[one, *(f"{shares[one]:.0f}" for shares in found.values())] for one in packages]
-    title = f"Per cent of the time of a call, {at_once} at once, in whose functions"
-    return Table(title, list(found), rows)
-
-
-async def _of(call: Call, at_once: int, effort: Effort) -> Counter[str]:
     profile = cProfile.Profile()
     with profile:
         await of_tasks(call, at_once, effort)
@@ -33,9 +23,9 @@ async def _of(call: Call, at_once: int, effort: Effort) -> Counter[str]:
         if "select" not in name and "epoll" not in name and "gc.collect" not in name:
             spent[_package(file)] += own
     whole = sum(spent.values())
-    shares = Counter({one: 100 * own / whole for one, own in spent.items() if own > 0.02 * whole})
-    shares["others"] = 100 - sum(shares.values())
-    return shares
+    found = Counter({one: 100 * own / whole for one, own in spent.items() if own > 0.02 * whole})
+    found["others"] = 100 - sum(found.values())
+    return found
 
 
 def _package(file: str) -> str:

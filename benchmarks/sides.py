@@ -115,6 +115,18 @@ def awaiting(
         runner.run(client.aclose())
 
 
+def recording() -> dict[str, Any]:
+    """Providers of OpenTelemetry's SDK: every span is recorded and then thrown away, and all
+    metrics stay in memory."""
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415  # for those who ask
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider  # noqa: PLC0415
+
+    tracing = TracerProvider()
+    tracing.add_span_processor(SpanProcessor())  # the base class does nothing
+    return {"tracer_provider": tracing, "meter_provider": MeterProvider([InMemoryMetricReader()])}
+
+
 def check(response: Any) -> None:
     """Of httpx or httpx2. Raises RuntimeError for any status but 200."""
     if response.status_code != 200:

@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-import httpx
-import loopback
-import sides
-from crowd import Effort, Turn, of_threads
-from goals import Outcome, at_least
+import rivals as by
+import stages
+from goals import at_least
 from report import Section
-from rivals import HTTPX, NOISE, OURS, UNLIMITED
-from throughput_tables import tables
-from turns import by_turns, ratios, spread
+from stages import H11, Wanted
+from throughput_tables import rates, tables
+from worker import THREADS
 
-GOAL = at_least(0.95, " x")
-AT_ONCE = (1, 16, 64)
-_INSTANCES = 3
 _TEXT = """
 The same server; one client, shared by all threads. Python runs one thread at a time, so many
-threads gain little over one; what differs is how they share the pool of connections.
+threads gain little over one; what differs is how they share the pool of connections. *http.client*
+with a connection for each thread is the floor: it has neither a pool nor anything else to share.
+
+Here too bare httpx gets slower the more connections its pool holds. With 64 threads that is 20 in
+one run and 64 in another, by how the threads happen to begin: a factor of three or four, which the
+*noise* row shows.
 """
+
+
+def _over_httpx(ours: str, *bars: float) -> list[Wanted]:
+    return [
+        Wanted(at_once, ours, by.HTTPX, at_least(bar, " x"))
+        for at_once, bar in zip(stages.FULL, bars, strict=True)
+    ]
+
+
+WANTED: Mapping[str, Sequence[Wanted]] = {
+    "threads": [*_over_httpx(by.OURS, 2.5, 3.0, 2.8), *_over_httpx(H11, 1.4, 1.7, 1.6)],
+    "threads, TLS": _over_httpx(by.OURS, 1.7, 2.4, 2.4),
+}
+_SIDES = (by.HTTPX, by.OURS, H11, by.HTTPX2, by.URLLIB3, by.HTTP_CLIENT)
 
 
 def run(*, quick: bool) -> Section:
     section = Section("threads", "Throughput and latency, on threads", _TEXT)
-    if (program := loopback.found()) is None:
-        section.skipped.append("nginx is not installed")
-        return section
-    with loopback.nginx(program, _INSTANCES) as urls:
-        measured = measure(urls, quick=quick)
-    one = {name: [turn.rate for turn in turns] for name, turns in measured[1].items()}
-    ratio = spread(ratios(one[OURS], one[HTTPX]))
-    section.outcomes.append(
-        Outcome(f"calls a second, sync, 1 at once: {OURS} over {HTTPX}", GOAL, ratio)
-    )
-    section.tables += tables(measured, who="threads")
+    planned = stages.levels((1, 16) if quick else (1, 16, 64), quick=quick)
+    some = stages.installed(stages.sides(*_SIDES), section)
+    noise = stages.sides(by.NOISE)
+    with ExitStack() as stack:
+        for place in stages.places(section, stack, THREADS):
+            plain = place.ca is None
+            measured = stages.measure(place, {**some, **noise} if plain else some, planned)
+            section.outcomes += stages.outcomes(
+                f"calls a second, {place}", measured, WANTED[str(place)]
+            )
+            make = tables if plain else rates
+            section.tables += make(measured, str(place), who="threads")
     return section
-
-
-def measure(urls: list[str], *, quick: bool) -> dict[int, dict[str, list[Turn]]]:
-    """Blocks of each side, by how many threads there are."""
-    limits = httpx.Limits(**UNLIMITED)
-    effort = Effort(0, 0.01) if quick else Effort(0.1, 0.25)
-    measured: dict[int, dict[str, list[Turn]]] = {}
-    for at_once in AT_ONCE[:2] if quick else AT_ONCE:
-        rounds = 2 if quick else 14 if at_once == 1 else 8
-        with ExitStack() as stack:
-            clients = {
-                HTTPX: stack.enter_context(sides.bare(limits=limits)),
-                NOISE: stack.enter_context(sides.bare(limits=limits)),
-                OURS: stack.enter_context(sides.ours(urls, limits=limits)),
-            }
-            pool = stack.enter_context(ThreadPoolExecutor(at_once))
-
-            def block(name: str, clients=clients, pool=pool, at_once=at_once) -> Turn:
-                return of_threads(
-                    lambda: sides.check(clients[name].get(urls[0] + "/")), at_once, effort, pool
-                )
-
-            turns = by_turns(list(clients), rounds, block)
-            measured[at_once] = dict(zip(clients, turns, strict=True))
-    return measured

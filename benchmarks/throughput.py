@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import children
-import loopback
 import rivals as by
-from crowd import Call, Effort, Turn, of_tasks
-from goals import Goal, Outcome, at_least, at_most
+import stages
+from goals import at_least, at_most
 from report import Section, Table
-from rivals import Rival, entered, rivals
-from shares import shares
 from sidecars import KNOWN, Sidecar
-from throughput_tables import plots, tables
-from turns import by_turns, frozen, ratios, spread
+from stages import H11, Levels, Place, Side, Wanted
+from throughput_tables import plots, rates, tables
+from worker import ASYNCIO, TRIO, UVLOOP, Order, Worker
 
 _TEXT = """
 GET of three bytes over loopback from one nginx process that is three instances. Ours has all three;
 the others have one of them, or a sidecar that has all three: HAProxy or nginx, of one thread each,
 which keep and share their connections to the instances. No pool has a limit, and idle connections
-are kept for 60 s. All clients run in one process, on one event loop of asyncio's own.
+are kept for 60 s. All clients of one kind of event loop run in one process; *lbclient* has the
+extra `fast` (httptools), and *lbclient without httptools* parses with h11, in a process beside it.
 
 Each number of calls at once has clients of its own, so that no pool holds what others left it.
 
@@ -34,145 +34,135 @@ One that has carried 16 at once before goes on with those, and so is faster at 6
 not; it is beside the others. Ours has another pool, one for each instance, which does not look
 through them.
 
-**Raw aiohttp is faster** than anything that has httpx's API, ours included: making httpx's requests
-and responses takes longer than all that aiohttp does. With many calls at once raw aiohttp through a
-sidecar carries as many as `Balancer.acall` around it, or more: the sidecar works on another CPU.
-
-What bounds ours is the last table: most of a call is httpx, httpcore and h11 at work on its bytes,
-which a balancer does not change.
-
 CPU is that of the client's process and the sidecar's together; the instances' is not counted.
 """
-_INSTANCES = 3
-
-
-class Planned(NamedTuple):
-    """How often each side has its turn, and for how long."""
-
-    rounds: int
-    effort: Effort
-
-
-QUICK = dict.fromkeys((1, 64), Planned(2, Effort(0, 0.01)))
-FULL = {
-    1: Planned(14, Effort(0.02, 0.25)),
-    4: Planned(6, Effort(0.05, 0.25)),
-    16: Planned(8, Effort(0.1, 0.25)),
-    64: Planned(10, Effort(0.15, 0.35)),
-    256: Planned(4, Effort(0.3, 0.5)),
-}
-"""By how many are made at once."""
-
-
-PROFILED = (by.OURS, by.OVER_AIOHTTP, by.ACALL)
-
-
-class Wanted(NamedTuple):
-    """Ours over theirs is to be so much; by calls a second, or by CPU per call."""
-
-    at_once: int
-    ours: str
-    theirs: str
-    goal: Goal
-    by_cpu: bool = False
-
-
-WANTED = (
-    Wanted(1, by.OURS, by.HTTPX, at_least(0.95, " x")),
-    Wanted(16, by.OURS, by.HTTPX, at_least(1.5, " x")),
-    Wanted(64, by.OURS, by.HTTPX, at_least(4, " x")),
-    Wanted(64, by.OURS, by.BEGUN_WITH_FEW, at_least(4, " x")),
-    Wanted(64, by.OVER_AIOHTTP, by.HTTPX, at_least(8, " x")),
-    Wanted(64, by.OVER_AIOHTTP, by.HTTPX_AIOHTTP, at_least(0.95, " x")),
-    Wanted(64, by.ACALL, by.AIOHTTP, at_least(0.75, " x")),
-    Wanted(64, by.OURS, by.through("HAProxy"), at_least(3, " x")),
-    Wanted(64, by.OURS, by.through("HAProxy"), at_most(0.5, " x"), by_cpu=True),
+_BEFORE_TEXT = """
+The same server and the same calls: lbclient with h11 over the version that `--before` names.
+"""
+BEFORE = "lbclient, the earlier version"
+_EVERYONE = (
+    by.HTTPX,
+    by.NOISE,
+    by.BEGUN_WITH_FEW,
+    by.OURS,
+    H11,
+    by.ACALL,
+    by.AIOHTTP,
+    by.HTTPX_AIOHTTP,
+    by.HTTPX2,
+    by.OURS_HTTPX2,
 )
-Turns = Mapping[str, list[Turn]]
+_BESIDE = (by.HTTPX, by.OURS, by.AIOHTTP)
+_PROFILED = (by.OURS, by.ACALL)
+_OVER_AIOHTTP = [Wanted(one, by.OURS, by.AIOHTTP, at_least(0.85, " x")) for one in (1, 16, 64)]
+WANTED: Mapping[str, Sequence[Wanted]] = {
+    "asyncio": (
+        *_OVER_AIOHTTP,
+        Wanted(64, by.OURS, by.BEGUN_WITH_FEW, at_least(10, " x")),
+        Wanted(64, by.ACALL, by.AIOHTTP, at_least(0.8, " x")),
+        Wanted(64, by.OURS, by.through("HAProxy"), at_least(3, " x")),
+    ),
+    "asyncio, TLS": _OVER_AIOHTTP,
+    "uvloop": _OVER_AIOHTTP,
+    "uvloop, TLS": _OVER_AIOHTTP,
+    "trio": (
+        Wanted(1, by.OURS, by.HTTPX, at_least(2.4, " x")),
+        Wanted(16, by.OURS, by.HTTPX, at_least(3.2, " x")),
+    ),
+}
+_RECORDING = (Wanted(16, by.TRACED_OURS, by.TRACED_AIOHTTP, at_most(1.4, " x")),)
+_OVER_BEFORE = [
+    Wanted(one, H11, BEFORE, at_least(bar, " x")) for one, bar in ((1, 1.0), (16, 1.3), (64, 1.3))
+]
+_CPU = (Wanted(64, by.OURS, by.through("HAProxy"), at_most(0.5, " x")),)
 
 
 @contextlib.contextmanager
-def running(instances: Sequence[str], skipped: list[str]) -> Iterator[dict[str, Sidecar]]:
-    """Those of the sidecars that are installed."""
-    with contextlib.ExitStack() as stack:
-        found: dict[str, Sidecar] = {}
+def running(instances: Sequence[str], skipped: list[str]) -> Iterator[dict[str, Side]]:
+    """Clients that go through those of the sidecars that are installed."""
+    with ExitStack() as stack:
+        found: dict[str, Side] = {}
         for name, (program, run_it) in KNOWN.items():
             if (path := children.found(program)) is None:
                 skipped.append(f"{program} is not installed")
-            else:
-                found[name] = stack.enter_context(run_it(path, instances))
+                continue
+            sidecar: Sidecar = stack.enter_context(run_it(path, instances))
+            for rival in (by.HTTPX, by.AIOHTTP):
+                found[by.through(name, rival)] = Side(rival, sidecar=sidecar)
         yield found
-
-
-def measure(
-    new_rivals: Callable[[], dict[str, Rival]], efforts: Mapping[int, Planned]
-) -> tuple[dict[int, Turns], Table]:
-    """Blocks of each, by how many calls are made at once; and where the time goes with most.
-
-    Each number has clients of its own: what a pool holds from before would be measured too.
-    """
-    with asyncio.Runner() as runner:
-        measured = {
-            at_once: _level(runner, new_rivals(), at_once, planned)
-            for at_once, planned in efforts.items()
-        }
-        some = {name: one for name, one in new_rivals().items() if name in PROFILED}
-        with _calls(some, runner) as calls:
-            spent = runner.run(shares(calls, 64, efforts[64].effort))
-    return measured, spent
-
-
-def _level(
-    runner: asyncio.Runner, all_rivals: dict[str, Rival], at_once: int, planned: Planned
-) -> Turns:
-    with _calls(all_rivals, runner) as calls, frozen():
-
-        def block(name: str) -> Turn:
-            sidecar = all_rivals[name].sidecar
-            return runner.run(of_tasks(calls[name], at_once, planned.effort, sidecar))
-
-        turns = by_turns(list(calls), planned.rounds, block)
-    return dict(zip(calls, turns, strict=True))
-
-
-@contextlib.contextmanager
-def _calls(some: dict[str, Rival], runner: asyncio.Runner) -> Iterator[dict[str, Call]]:
-    entering = entered(some)
-    calls = runner.run(entering.__aenter__())
-    try:
-        yield calls
-    finally:
-        runner.run(entering.__aexit__(None, None, None))
-
-
-def outcomes(measured: Mapping[int, Turns]) -> Iterator[Outcome]:
-    for at_once, ours, theirs, goal, by_cpu in WANTED:
-        turns = measured.get(at_once, {})
-        if ours in turns and theirs in turns:
-            of = [
-                [turn.cpu_per_call if by_cpu else turn.rate for turn in turns[name]]
-                for name in (ours, theirs)
-            ]
-            what = "CPU per call" if by_cpu else "calls a second"
-            said = f"{what}, {at_once} at once: {ours} over {theirs}"
-            yield Outcome(said, goal, spread(ratios(*of)))
 
 
 def run(*, quick: bool) -> Section:
     section = Section("throughput", "Throughput and latency, on an event loop", _TEXT)
-    if (program := loopback.found()) is None:
-        section.skipped.append("nginx is not installed")
-        return section
-    with (
-        loopback.nginx(program, _INSTANCES) as instances,
-        running(instances, section.skipped) as sidecars,
-    ):
-        missing: list[str] = []
-        measured, spent = measure(
-            lambda: dict(rivals(instances, sidecars, missing)), QUICK if quick else FULL
-        )
-        section.skipped += dict.fromkeys(missing)
-    section.outcomes += outcomes(measured)
-    section.tables += [*tables(measured), spent]
+    kinds = stages.kinds(section, ASYNCIO, UVLOOP, TRIO)
+    with ExitStack() as stack:
+        for place in stages.places(section, stack, *kinds):
+            if str(place) == ASYNCIO:
+                _everyone(section, place, quick=quick)
+                _recording(section, place, quick=quick)
+            elif str(place) in WANTED:
+                _few(section, place, quick=quick)
+    return section
+
+
+def _everyone(section: Section, place: Place, *, quick: bool) -> None:
+    planned = stages.levels((1, 16) if quick else (1, 16, 64), quick=quick)
+    with running(place.urls, section.skipped) as proxied:
+        some = stages.installed({**stages.sides(*_EVERYONE), **proxied}, section)
+        measured = stages.measure(place, some, planned)
+    section.outcomes += stages.outcomes("calls a second, asyncio", measured, WANTED[ASYNCIO])
+    section.outcomes += stages.outcomes(
+        "CPU per call, asyncio", measured, _CPU, lambda turn: turn.cpu_per_call
+    )
+    section.tables += [*tables(measured, "asyncio"), _profiles(place, planned)]
     section.plots += plots(measured)
+
+
+def _few(section: Section, place: Place, *, quick: bool) -> None:
+    planned = stages.levels((1, 16) if quick or place.kind == TRIO else (1, 16, 64), quick=quick)
+    names = _BESIDE[:2] if place.kind == TRIO else _BESIDE
+    measured = stages.measure(place, stages.installed(stages.sides(*names), section), planned)
+    section.outcomes += stages.outcomes(f"calls a second, {place}", measured, WANTED[str(place)])
+    section.tables += rates(measured, str(place))
+
+
+def _recording(section: Section, place: Place, *, quick: bool) -> None:
+    some = stages.installed(
+        stages.sides(by.TRACED_AIOHTTP, by.TRACED_OURS, by.MEASURED_OURS), section
+    )
+    measured = stages.measure(place, some, stages.levels((16,), quick=quick))
+    section.outcomes += stages.outcomes(
+        "time of a call, OpenTelemetry's SDK", measured, _RECORDING, lambda turn: 1 / turn.rate
+    )
+    section.tables += rates(measured, "asyncio, OpenTelemetry's SDK", by.TRACED_AIOHTTP)
+
+
+def _profiles(place: Place, planned: Levels) -> Table:
+    """Where the time of a call goes, with as many at once as were measured."""
+    at_once, (_, effort) = max(planned.items())
+    with Worker(place.kind, place.ca) as worker:
+        found = {
+            rival: worker.profile(Order(rival, tuple(place.urls), stages.SMALL, at_once, effort))
+            for rival in _PROFILED
+            if by.missing(rival) is None
+        }
+    packages = sum(found.values(), Counter())
+    rows = [
+        [one, *(f"{of[one]:.0f}" for of in found.values())] for one, _ in packages.most_common()
+    ]
+    title = f"Per cent of the time of a call, {at_once} at once, in whose functions"
+    return Table(title, list(found), rows)
+
+
+def before(source: Path, *, quick: bool) -> Section:
+    """Without httptools, beside another version of lbclient."""
+    section = Section("before", "Without httptools, beside an earlier version", _BEFORE_TEXT)
+    some = {**stages.sides(H11), BEFORE: Side(by.OURS, (by.FAST,), source)}
+    with ExitStack() as stack:
+        kinds = stages.kinds(section, ASYNCIO, UVLOOP)
+        for place in stages.places(section, stack, *kinds):
+            planned = stages.levels((1, 16) if quick else (1, 16, 64), quick=quick)
+            measured = stages.measure(place, some, planned)
+            section.outcomes += stages.outcomes(f"calls a second, {place}", measured, _OVER_BEFORE)
+            section.tables += rates(measured, str(place), BEFORE)
     return section

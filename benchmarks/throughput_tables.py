@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import rivals as by
 from crowd import Turn, percentile
 from report import Plot, Table, compared, figure
+from stages import H11, Measured
 from turns import ratios, spread
 
-Measured = Mapping[int, Mapping[str, list[Turn]]]
-ENGINES = (by.HTTPX, by.OURS, by.OVER_AIOHTTP, by.HTTPX_AIOHTTP, by.ACALL, by.AIOHTTP)
-PROXIED = (by.HTTPX, by.OURS, by.OVER_AIOHTTP, *map(by.through, ("HAProxy", "nginx")))
+CLIENTS = (by.HTTPX, by.OURS, H11, by.HTTPX_AIOHTTP, by.ACALL, by.AIOHTTP)
+PROXIED = (by.HTTPX, by.OURS, *map(by.through, ("HAProxy", "nginx")))
 LIBRARIES = (by.HTTPX, by.OURS, by.HTTPX2, by.OURS_HTTPX2)
+Cell = Callable[[int, str], str]
 
 
-def tables(measured: Measured, who: str = "calls at once") -> Iterator[Table]:
-    """A column for each number of them; ratios are to bare httpx."""
+def rates(
+    measured: Measured, where: str, against: str = by.HTTPX, who: str = "calls at once"
+) -> Iterator[Table]:
+    """A column for each number of them."""
 
-    def rates(at_once: int, name: str) -> list[float]:
+    def of(at_once: int, name: str) -> list[float]:
         return [turn.rate for turn in measured[at_once][name]]
 
-    def over(at_once: int, name: str) -> str:
-        return compared(ratios(rates(at_once, name), rates(at_once, by.HTTPX)))
+    def rate(at_once: int, name: str) -> str:
+        return figure(spread(of(at_once, name)).median)
 
-    def costs(at_once: int, name: str) -> str:
-        cpu = [1e6 * turn.cpu_per_call for turn in measured[at_once][name]]
-        return figure(spread(cpu).median)
+    def over(at_once: int, name: str) -> str:
+        return compared(ratios(of(at_once, name), of(at_once, against)))
+
+    yield _table(f"{where}: calls a second, by {who}", measured, rate)
+    title = f"{where}: calls a second over those of {against} (quartiles), by {who}"
+    yield _table(title, measured, over)
+
+
+def tables(measured: Measured, where: str, who: str = "calls at once") -> Iterator[Table]:
+    """The same, and what a call takes."""
 
     def took(at_once: int, name: str) -> str:
         turns = measured[at_once][name]
         return " / ".join(figure(1e3 * percentile(turns, one)) for one in (50, 99))
 
-    def table(title: str, cell: Callable[[int, str], str]) -> Table:
-        names = next(iter(measured.values()))
-        rows = [[name, *(cell(at_once, name) for at_once in measured)] for name in names]
-        return Table(f"{title}, by {who}", [str(at_once) for at_once in measured], rows)
+    def costs(at_once: int, name: str) -> str:
+        cpu = [1e6 * turn.cpu_per_call for turn in measured[at_once][name]]
+        return figure(spread(cpu).median)
 
-    def rate(at_once: int, name: str) -> str:
-        return figure(spread(rates(at_once, name)).median)
+    yield from rates(measured, where, who=who)
+    title = f"{where}: milliseconds of a call (50th / 99th percentile), by {who}"
+    yield _table(title, measured, took)
+    yield _table(f"{where}: microseconds of CPU per call, by {who}", measured, costs)
 
-    yield table("Calls a second", rate)
-    yield table(f"Calls a second over those of {by.HTTPX} (quartiles)", over)
-    yield table("Milliseconds of a call (50th / 99th percentile)", took)
-    yield table("Microseconds of CPU per call", costs)
+
+def _table(title: str, measured: Measured, cell: Cell) -> Table:
+    names = next(iter(measured.values()))
+    rows = [[name, *(cell(at_once, name) for at_once in measured)] for name in names]
+    return Table(title, [str(at_once) for at_once in measured], rows)
 
 
 def plots(measured: Measured) -> Iterator[Plot]:
     for name, title, names in (
-        ("engines", "Calls a second, by client", ENGINES),
+        ("clients", "Calls a second, by client", CLIENTS),
         ("sidecars", "Calls a second, by who balances", PROXIED),
         ("httpx2", "Calls a second, by HTTP library", LIBRARIES),
     ):
@@ -60,7 +72,7 @@ def plots(measured: Measured) -> Iterator[Plot]:
         "performance-latency",
         "99th percentile of a call's time",
         "ms",
-        (*ENGINES, PROXIED[3]),
+        (*CLIENTS, PROXIED[2]),
         _p99,
     )
 

@@ -21,9 +21,9 @@ def test_overhead_prints_its_ratios():
     assert "<= 1.25" in done.stdout
 
 
-def quick(script: str) -> list[str]:
+def quick(script: str, *options: str) -> list[str]:
     """What it prints when it is only to show that it runs."""
-    command = [sys.executable, BENCHMARKS / script, "--quick"]
+    command = [sys.executable, BENCHMARKS / script, "--quick", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -69,11 +69,20 @@ def performance():
     [
         ("+ breaker: the defaults", ()),
         ("noise: bare httpx again", ()),
-        ("lbclient", ("nginx",)),
+        ("lbclient", ("nginx", "the package httptools")),
         ("bare httpx through HAProxy", ("nginx", "haproxy")),
-        ('lbclient, transport="aiohttp"', ("nginx", "the package aiohttp")),
+        ("raw aiohttp", ("nginx", "the package aiohttp")),
         ("httpx over httpx-aiohttp", ("nginx", "the package httpx-aiohttp")),
         ("lbclient.httpx2", ("nginx", "the package httpx2")),
+        ("lbclient without httptools", ("nginx",)),
+        ("lbclient, spans recorded", ("nginx", "the package httptools")),
+        ("asyncio, TLS: calls a second, by calls at once", ("nginx", "the package trustme")),
+        ("uvloop: calls a second, by calls at once", ("nginx", "the package uvloop")),
+        ("trio: calls a second, by calls at once", ("nginx", "the package trio")),
+        ("threads, TLS: calls a second, by threads", ("nginx", "the package trustme")),
+        ("urllib3", ("nginx", "the package urllib3")),
+        ("http.client, a connection a thread", ("nginx",)),
+        ("threads: milliseconds of a call; over bare httpx (quartiles)", ()),
         ("`weighted`", ()),
         ("100 instances", ()),
         ("known, never called", ()),
@@ -83,6 +92,15 @@ def test_performance_runs_or_says_why_not(performance, row, needs):
     """`performance.py --quick` runs each row, or tells what for it is not installed."""
     skipped = [one for one in needs if f"skipped: {one} is not installed" in performance]
     assert (row in performance) != bool(skipped)
+
+
+def test_performance_compares_two_versions():
+    """`performance.py --before PATH` measures lbclient over that of PATH, without httptools."""
+    if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("nginx is not installed")
+    said = quick("performance.py", "before", "--before", str(BENCHMARKS.parent))
+    rows = {line.strip() for line in said}
+    assert {"lbclient without httptools", "lbclient, the earlier version"} <= rows
 
 
 def test_the_performance_page_has_each_goal(performance):
