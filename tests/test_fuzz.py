@@ -28,7 +28,6 @@ import dns.query
 import dns.rcode
 import dns.resolver
 import dns.rrset
-import httpcore
 import httpx
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -38,6 +37,9 @@ from lbclient.discovery.dns import Dns
 from lbclient.discovery.guard import Guard
 from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.srv import SrvResolver
+from lbclient.http.connections.event_loop import LoopConnection
+from lbclient.http.connections.threads import SocketConnection
+from lbclient.http.connections.trio import TrioConnection
 from lbclient.http.options import TransportOptions
 
 DNS_ANSWERS, HTTP_ANSWERS, CONFIGURATIONS = 30_000, 25_000, 45_000
@@ -288,12 +290,11 @@ def test_no_connection_to_what_is_refused(network, monkeypatch, service):
     """S1: whatever DNS answers, a client connects to no address that is refused."""
     dialled = []
 
-    class Backend(httpcore.NetworkBackend):
-        def connect_tcp(self, host, *_, **__):
-            dialled.append(host)
-            raise httpcore.ConnectError("refused")
+    def refuse(address, _):
+        dialled.append(address.to[0])
+        raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr(httpcore, "SyncBackend", Backend)
+    monkeypatch.setattr("lbclient.http.connections.threads.open_socket", refuse)
     policy = lbclient.RetryPolicy(attempts=5, backoff=0, budget=None)
     for seed in range(CLIENTS):
         with telling(seed), lbclient.Client(service, nameservers=[SERVER], retry=policy) as client:
@@ -350,12 +351,9 @@ REPLIES = [
 ]
 
 
-CLOSED = socket.socket()
-CLOSED.close()
-
-
-class Connection:
-    """One connection: it brings mutated answers, in pieces, then it ends, or fails."""
+class Peer:
+    """The other end of a connection: it brings mutated answers, in pieces, then it ends, or
+    fails."""
 
     def __init__(self, dice):
         self.dice = dice
@@ -363,44 +361,17 @@ class Connection:
 
     def sent(self):
         if self.dice.random() < 0.02:
-            raise httpcore.WriteError("broken")
+            raise httpx.WriteError("broken")
         if not self.left:
             replies = self.dice.choices(REPLIES, k=self.dice.choice([1, 1, 1, 1, 2]))
             self.left = mutated(self.dice, b"".join(replies), 0.6)
 
     def piece(self):
         if not self.left and self.dice.random() < 0.3:
-            raise self.dice.choice([httpcore.ReadError, httpcore.ReadTimeout])("over")
+            raise self.dice.choice([httpx.ReadError, httpx.ReadTimeout])("over")
         size = self.dice.choice([1, 3, 20, 1000, 65536])
         piece, self.left = self.left[:size], self.left[size:]
         return piece
-
-    def get_extra_info(self, info):
-        facts = {"is_readable": self.dice.random() < 0.3, "server_addr": ("10.0.0.9", 80)}
-        return CLOSED if info == "socket" else facts.get(info)
-
-
-class Stream(Connection, httpcore.NetworkStream):
-    def read(self, *_):
-        return self.piece()
-
-    def write(self, *_):
-        self.sent()
-
-    def close(self):
-        pass
-
-
-class AsyncStream(Connection, httpcore.AsyncNetworkStream):
-    async def read(self, *_):
-        await anyio.lowlevel.checkpoint()
-        return self.piece()
-
-    async def write(self, *_):
-        self.sent()
-
-    async def aclose(self):
-        pass
 
 
 class Ears(logging.Handler, SpanProcessor):
@@ -430,6 +401,24 @@ class Ears(logging.Handler, SpanProcessor):
         assert not any(secret in text for secret in TOLD_AS), text
 
 
+async def aread(connection, _):
+    await anyio.lowlevel.checkpoint()
+    return connection._sock.piece()
+
+
+async def awrite(connection, *_):
+    connection._sock.sent()
+
+
+def unbound(method):
+    """A method of the test as one of a connection, which is then its first argument."""
+
+    def called(*args):
+        return method(*args)
+
+    return called
+
+
 class Caller:
     """Calls a service of two instances over a network that answers anything."""
 
@@ -441,9 +430,12 @@ class Caller:
         tracers = TracerProvider(shutdown_on_exit=False)
         tracers.add_span_processor(self.ears)
         monkeypatch.setattr(logging.getLogger("lbclient"), "handlers", [self.ears])
-        monkeypatch.setattr(httpcore, "SyncBackend", self.backend)
-        monkeypatch.setattr(httpcore, "AnyIOBackend", self.abackend)
-        monkeypatch.setattr("lbclient.http.dial.LoopBackend", self.abackend)
+        self.connect(monkeypatch, SocketConnection)
+        for kind in (LoopConnection, TrioConnection):
+            self.connect(monkeypatch, kind)
+            monkeypatch.setattr(kind, "open", unbound(self.aopen))
+            monkeypatch.setattr(kind, "read", aread)
+            monkeypatch.setattr(kind, "write", awrite)
         self.options = {
             "name": "orders.test",
             "retry": lbclient.RetryPolicy(attempts=2, backoff=0, backoff_max=0, budget=None),
@@ -454,21 +446,23 @@ class Caller:
             "rng": self.dice,
         }
 
-    def backend(self):
-        return types.SimpleNamespace(connect_tcp=self.connected)
+    def connect(self, monkeypatch, kind):
+        """Have connections of this kind lead to peers that answer anything."""
+        monkeypatch.setattr(kind, "open", unbound(self.open))
+        monkeypatch.setattr(kind, "read", lambda connection, _: connection._sock.piece())
+        monkeypatch.setattr(kind, "write", lambda connection, *_: connection._sock.sent() or True)
+        monkeypatch.setattr(kind, "readable", lambda _: self.dice.random() < 0.3)
+        monkeypatch.setattr(kind, "close", lambda _: None)
 
-    def abackend(self):
-        return types.SimpleNamespace(connect_tcp=self.aconnected)
-
-    def connected(self, host, *_):
+    def open(self, connection, dial, _):
+        (host,) = dial.hosts
         self.dialled.add(host)
         if self.dice.random() < 0.05:
-            raise httpcore.ConnectError("refused")
-        return Stream(self.dice)
+            raise httpx.ConnectError("refused")
+        connection._sock, connection.peer = Peer(self.dice), "10.0.0.9"
 
-    async def aconnected(self, host, *_):
-        self.dialled.add(host)
-        return AsyncStream(self.dice)
+    async def aopen(self, *args):
+        self.open(*args)
 
     def asked(self, seed):
         """The next request: its client's cookies, its method, its URL, and the rest."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbclient.http.stream import SyncStream
+from lbclient.http.connections.threads import SocketConnection
 from lbclient.lazy import Lazy
 from tests.support.dns import Liar, silence
 from tests.support.http import tells_port
@@ -127,8 +127,9 @@ def test_patch_after_the_first_call_is_told():
 def test_socket_without_methods_on_its_class():
     """A connection over eventlet's socket, whose class has no `shutdown`, is shut all the same."""
     shut = []
-    inner = SimpleNamespace(get_extra_info=lambda _: SimpleNamespace(shutdown=shut.append))
-    SyncStream.shut(SimpleNamespace(inner=inner))
+    connection = SocketConnection()
+    connection._sock = SimpleNamespace(shutdown=shut.append)
+    connection.shut()
     assert len(shut) == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Any, Protocol
 
 from .connections.instance_transport import AsyncInstanceTransport, InstanceTransport
@@ -43,6 +45,8 @@ def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions
     if factory is None:
         if options.get("http2"):
             return lambda place, options, _: AsyncWire(place, options, idle_of(options))
+        if "trio" in sys.modules:  # in time: without descriptors no file can be read
+            import_module(".connections.trio", __package__)
         return AsyncInstanceTransport
     _check_factory(factory, options, "AsyncHTTPTransport()")
 

@@ -1,16 +1,19 @@
 """A program, `python -m tests.support.at_import`.
 
-It prints, as JSON, which locks, queues and threads the package makes when it is imported.
+It prints, as JSON, which locks, queues and threads the package makes when it is imported, and
+keeps: the cookie jars of clients that are made and dropped meanwhile have locks, too.
 """
 
+import gc
 import importlib
 import json
 import pkgutil
 import queue
 import sys
 import threading
+import weakref
 
-MADE: list[tuple[str, str]] = []
+MADE: list[tuple[str, str, weakref.ref]] = []
 
 
 def watch(module, name):
@@ -18,14 +21,15 @@ def watch(module, name):
     kind = getattr(module, name)
 
     def make(*args, **options):
+        made = kind(*args, **options)
         frame = sys._getframe(1)
         maker = frame.f_globals.get("__name__", "")
         while frame is not None:
             if frame.f_globals.get("__name__", "").startswith("lbclient"):
-                MADE.append((name, maker))
+                MADE.append((name, maker, weakref.ref(made)))
                 break
             frame = frame.f_back
-        return kind(*args, **options)
+        return made
 
     setattr(module, name, make)
 
@@ -33,7 +37,16 @@ def watch(module, name):
 if __name__ == "__main__":
     # What others make when they are imported is theirs.
     for name in (
-        *("aiohttp", "anyio", "asyncio", "dns.asyncquery", "dns.query", "dns.resolver", "httpx"),
+        *(
+            "anyio",
+            "asyncio",
+            "dns.asyncquery",
+            "dns.query",
+            "dns.resolver",
+            "h11",
+            "httptools",
+            "httpx",
+        ),
         *("httpx2", "logging", "opentelemetry.metrics", "opentelemetry.trace", "pybreaker"),
         *("rich.bar", "rich.console", "rich.live", "rich.table", "rich.text", "tenacity", "trio"),
     ):
@@ -47,4 +60,6 @@ if __name__ == "__main__":
     names = [name for name in names if not name.endswith("__main__")]
     for name in names:
         importlib.import_module(name)
-    sys.stdout.write(json.dumps({"made": MADE, "modules": len(names)}))
+    gc.collect()
+    kept = [(name, maker) for name, maker, made in MADE if made() is not None]
+    sys.stdout.write(json.dumps({"made": kept, "modules": len(names)}))

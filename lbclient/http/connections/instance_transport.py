@@ -461,12 +461,13 @@ async def _ahear(
 
 
 def _ends(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> bool:
-    """True where a 408 ends the connection, and so says that no request was read (RFC 9110,
-    15.5.9). A stray one that the real response follows says nothing of the kind."""
-    if exchange.persistent or not exchange.complete:
+    """True where a 408 ends the use of the connection, and so says that no request was read (RFC
+    9110, 15.5.9). A stray one that the real response follows says nothing of the kind."""
+    if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows
         _hear(connection, exchange, _briefly(timeout, _END))
+    exchange.persistent = False
     return not exchange.surplus
 
 
@@ -476,10 +477,11 @@ async def _aends(
     timeout: float | None,
 ) -> bool:
     """The same for event loops."""
-    if exchange.persistent or not exchange.complete:
+    if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows
         await _ahear(connection, exchange, _briefly(timeout, _END))
+    exchange.persistent = False
     return not exchange.surplus
 
 
