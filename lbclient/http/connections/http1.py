@@ -20,8 +20,12 @@ _REQUEST = re.compile(
 )
 _HEAD_END = re.compile(rb"\n\r?\n")
 _STATUS = b"HTTP/1."
+_DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
-_HOP = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+_EACH = 32
+"""Bytes between chunks that may come with each byte of content, after the first MAX_HEAD."""
+_SIZES = frozenset({b"content-length", b"transfer-encoding"})
+_HOP = _SIZES | {b"connection"}
 _HOP_LENGTHS = frozenset(map(len, _HOP))
 
 _HEAD, _LENGTH, _CHUNKED, _TO_END, _RAW, _COMPLETE = range(6)
@@ -35,13 +39,12 @@ class Exchange:
     """
 
     __slots__ = (
-        "_announced",
+        "_allowance",
+        "_begun",
         "_buffer",
         "_chunks",
-        "_interim",
         "_left",
         "_method",
-        "_overhead",
         "_state",
         "_upgrade",
         "chunked",
@@ -49,8 +52,8 @@ class Exchange:
         "expects",
         "head",
         "persistent",
+        "received",
         "request_head",
-        "started",
         "surplus",
         "to_send",
     )
@@ -69,8 +72,8 @@ class Exchange:
         """The response's head, once it has come; interim ones are skipped."""
         self.data: list[bytes] = []
         """Parts of the response's body. Whoever takes them empties the list."""
-        self.started = False
-        """True once any byte of the response has come."""
+        self.received = 0
+        """Bytes that have come, of whatever kind."""
         self.persistent = True
         """False where the connection must not carry another request after this one."""
         self.surplus = False
@@ -85,13 +88,19 @@ class Exchange:
         self._upgrade = method == b"CONNECT"
         self._state = _HEAD
         self._buffer = b""
-        self._interim = False
+        self._begun = False
+        """True once something has come before the head: a CRLF, or an interim response."""
         self._left = 0
-        self._overhead = 0
+        self._allowance = MAX_HEAD
+        """Bytes of interim responses, then of what stands between chunks, that may still come."""
         self._chunks: Chunks | None = None
+        sizes = 0
         for name, value in headers:
             if len(name) in _REQUEST_LENGTHS and (lower := name.lower()) in _REQUEST_NAMES:
+                sizes += lower in _SIZES
                 self._request_header(lower, value)
+        if sizes > 1:  # one server would believe the first of them, and the next the other
+            raise httpx.LocalProtocolError("the request has two lengths")
 
     @property
     def complete(self) -> bool:
@@ -122,11 +131,6 @@ class Exchange:
             return 0
         return self._left if self._state == _LENGTH else None
 
-    @property
-    def size(self) -> int:
-        """Bytes in `data`."""
-        return sum(map(len, self.data))
-
     def body_part(self, part: bytes) -> bytes:
         """A part of the request's body as it is sent. Raises LocalProtocolError if the body is
         longer than its Content-Length."""
@@ -149,7 +153,7 @@ class Exchange:
 
     def receive(self, data: bytes) -> None:
         """Take bytes that have arrived. Raises RemoteProtocolError."""
-        self.started = True
+        self.received += len(data)
         state = self._state
         if state == _HEAD:
             self._head(data)
@@ -173,7 +177,7 @@ class Exchange:
         elif self.head is None:
             raise httpx.RemoteProtocolError(
                 "the connection ended in the middle of the response's head"
-                if self._buffer or self._interim
+                if self.received
                 else "the connection ended without a response"
             )
         elif self._state == _TO_END:
@@ -188,8 +192,8 @@ class Exchange:
 
     def _request_header(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
-            if not value.isdigit():
-                raise httpx.LocalProtocolError("the request's Content-Length is not a number")
+            if not _DIGITS.fullmatch(value):
+                raise httpx.LocalProtocolError("the request's Content-Length is not a length")
             self.to_send = int(value)
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked":
@@ -206,8 +210,8 @@ class Exchange:
         """Look for the end of the head. One CRLF may come before it (RFC 9112, 2.2)."""
         known = len(self._buffer)
         data = self._buffer + data if known else data
-        if data[:2] == b"\r\n" and not self._interim:
-            data = data[2:]
+        if data[:2] == b"\r\n" and not self._begun:
+            data, self._begun = data[2:], True
         while self.head is None:
             if not (data.startswith(_STATUS) or _STATUS.startswith(data[:7]) or data == b"\r"):
                 raise httpx.RemoteProtocolError("the response begins with neither HTTP/1.1 nor 1.0")
@@ -219,7 +223,8 @@ class Exchange:
                 return
             raw, data, known = well_formed(data[: end.end()]), data[end.end() :], 0
             if raw[9:10] == b"1" and raw[9:12] != b"101":
-                self.expects, self._interim = False, True
+                self.expects, self._begun = False, True
+                self._allow(-len(raw))
             else:
                 self._buffer = b""
                 self.head = head = parse(raw)
@@ -282,18 +287,25 @@ class Exchange:
     def _body_in_chunks(self, data: bytes) -> None:
         decoder = self._chunks
         assert decoder is not None  # noqa: S101  # made with the state
-        if decoder.feed(data):
-            self._leave_over()
+        surplus, content = decoder.feed(data), b""
+        if decoder.data:
+            content = b"".join(decoder.data)
+            decoder.data.clear()
+            self.data.append(content)
         if decoder.ended:
             self._state = _COMPLETE
-        if decoder.data:
-            self._overhead = 0
-            self.data += decoder.data
-            decoder.data.clear()
-            return
-        self._overhead += len(data)
-        if self._overhead > MAX_HEAD and not decoder.ended:
-            raise httpx.RemoteProtocolError(f"more than {MAX_HEAD} bytes between two chunks")
+        if surplus:
+            self._leave_over()
+        else:
+            self._allow(_EACH * len(content) - len(data))
+
+    def _allow(self, more: int) -> None:
+        """So many bytes more, or fewer, that are no content. Raises RemoteProtocolError."""
+        self._allowance = min(MAX_HEAD, self._allowance + more)
+        if self._allowance < 0:
+            raise httpx.RemoteProtocolError(
+                "the response consists of interim responses, chunk extensions or trailers"
+            )
 
 
 _REQUEST_NAMES = frozenset({*_HOP, b"upgrade", b"expect"})
@@ -302,7 +314,7 @@ _REQUEST_LENGTHS = frozenset(map(len, _REQUEST_NAMES))
 
 def _length(value: bytes) -> int:
     """The value of a Content-Length."""
-    if not value.isdigit() or len(value) > 400 or int(value) >= _MAX_LENGTH:
+    if _DIGITS.fullmatch(value) is None or int(value) >= _MAX_LENGTH:
         raise httpx.RemoteProtocolError("the response's Content-Length is no length")
     return int(value)
 

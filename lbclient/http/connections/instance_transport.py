@@ -98,7 +98,7 @@ class _Base:
         if (
             connection is not None
             and connection.served
-            and not (exchange.started or connection.closed)
+            and not (exchange.received or connection.closed)
             and isinstance(error, httpx.TransportError)
             and not (isinstance(error, httpx.TimeoutException) and liveness.heard != heard)
         ):
@@ -230,7 +230,7 @@ class InstanceTransport(_Base):
                 done = connection.write(part or b"", write)
                 while not done or (number and exchange.to_send != 0 and connection.readable()):
                     _hear(connection, exchange, read)
-                    if exchange.answered or exchange.size > _EARLY:
+                    if exchange.answered or exchange.received > _EARLY:
                         return
                     done = done or connection.write(b"", write)
 
@@ -358,7 +358,7 @@ class AsyncInstanceTransport(_Base):
             await _aawait_continue(connection, exchange, timeouts.get("read"))
 
         async def listen() -> None:
-            while not exchange.answered and exchange.size <= _EARLY:
+            while not exchange.answered and exchange.received <= _EARLY:
                 await _ahear(connection, exchange, None)
             group.cancel_scope.cancel()
 

@@ -33,13 +33,14 @@ MAX_LINES = 1_000
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
-_FIELD = re.compile(_TOKEN + rb":" + _TEXT + rb"\r\n")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):" + _TEXT + rb"\r\n")
 _HEAD = re.compile(
     rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _TEXT + rb")?\r\n"
     rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n"
 )
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_FOLD = re.compile(rb"[ \t]*\r\n[ \t]+")
+# A run of blanks is looked at from its beginning only: from each of them, it would be quadratic.
+_FOLD = re.compile(rb"(?:(?<![ \t])[ \t]+)?(?:\r\n[ \t]+)+")
 _SIZE = re.compile(
     rb"([0-9A-Fa-f]+)(?:;" + _TOKEN + rb'(?:=(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"|'
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*))?)*\r\n"
@@ -130,7 +131,9 @@ def _parse_h11(head: bytes) -> Head:
         ) from error
     if not isinstance(event, h11.Response):
         raise httpx.RemoteProtocolError("the head of the response is malformed")
-    headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+    # It leaves out a second Content-Length that is equal, so it does not say what the lines are.
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:-2])
+    headers = [(name, value.strip(b" \t")) for name, _, value in lines]
     return Head(int(head[9:12]), head[:8], bytes(event.reason), headers)
 
 
@@ -142,6 +145,13 @@ def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
     return httpx.RemoteProtocolError(f"the {what} of the response is malformed: {error}")
 
 
+def _check_trailer(line: bytes) -> None:
+    """Trailers are read by nobody, but must not say where a body ends (RFC 9110, 6.5.1)."""
+    field = _FIELD.fullmatch(line)
+    if field is None or field[1].lower() in {b"content-length", b"transfer-encoding"}:
+        raise httpx.RemoteProtocolError("the chunks are malformed: not a trailer")
+
+
 class _ChunkCallbacks:
     """What httptools finds in a chunked body."""
 
@@ -149,9 +159,14 @@ class _ChunkCallbacks:
 
     def __init__(self) -> None:
         self.data: list[bytes] = []
-        self.end = -1
-        """So many pieces of `data` are the body's; -1 until it has ended."""
+        self.end = 0
+        """So many pieces of `data` are the body's; -1 while it has not ended."""
         self.on_body = self.data.append
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One line of the trailers."""
+        if self.end < 0:
+            _check_trailer(b"%b:%b\r\n" % (name, value))
 
     def on_message_complete(self) -> None:
         """The body has ended. What follows may be another response, of which this is told too."""
@@ -169,6 +184,7 @@ class _FastChunks:
         self.data = self._found.data
         self._parser = httptools.HttpResponseParser(self._found)
         self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._found.end = -1  # it begins
 
     @property
     def ended(self) -> bool:
@@ -222,8 +238,6 @@ class _PlainChunks:
             elif (end := data.find(b"\n", at) + 1) > 0:
                 self._line(data[at:end])
                 at = end
-            elif len(data) - at > MAX_HEAD:
-                raise httpx.RemoteProtocolError("the chunks are malformed: a line is too long")
             else:
                 break
         self._rest = data[at:]
@@ -232,8 +246,8 @@ class _PlainChunks:
     def _line(self, line: bytes) -> None:
         if self._in_trailers:
             self.ended = line == b"\r\n"
-            if not (self.ended or _FIELD.fullmatch(line)):
-                raise httpx.RemoteProtocolError("the chunks are malformed: not a trailer")
+            if not self.ended:
+                _check_trailer(line)
             return
         found = _SIZE.fullmatch(line)
         if found is None or (size := int(found[1], 16)) >= _SIZE_END:
