@@ -16,8 +16,8 @@ import pytest
 
 import lbclient
 from lbclient import RetryPolicy
+from lbclient.http.connections.pool import KeepAlivePool
 from lbclient.http.drafts import Drafts
-from lbclient.http.idle import Idle
 from tests.support.http import says, tells_port, wires_of
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +127,7 @@ async def test_streams_of_cancelled_calls_count(servers):
             assert (await client.get("/")).status_code == 200
         assert server.accepted == 2
         (wire,) = wires_of(client)
-        assert [one.is_idle() for one in wire._connections.all()] == [True]
+        assert [len(one.http2.exchanges) for one in wire._connections.all()] == [0]
 
 
 def test_a_timeout_that_is_set_in_place():
@@ -173,11 +173,16 @@ def test_headers_that_another_thread_sets_for_a_moment():
 def test_an_interrupt_while_one_is_taken():
     """Ctrl-C may come between any two steps: one that was taken and never used is closed in its
     time, and harms no other."""
-    idle, first, second = Idle(10.0, 100, None, clock := Clock()), deque(), deque()
-    idle.put("lost", first)
+    lost, other, new = (Connection() for _ in range(3))
+    idle, first, second = KeepAlivePool(10.0, 100, None, clock := Clock()), deque(), deque()
+    idle.put(lost, first)
     first.pop()  # `take` came this far
     clock.now += 5
-    idle.put("other", second)
+    idle.put(other, second)
     clock.now += 6
-    assert idle.put("new", first) == ["lost"]
-    assert (list(first), list(second), len(idle)) == (["new"], ["other"], 2)
+    assert idle.put(new, first) == [lost]
+    assert (list(first), list(second), len(idle)) == ([new], [other], 2)
+
+
+class Connection:
+    """What a pool keeps."""

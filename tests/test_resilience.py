@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import get_args
 
 import anyio.lowlevel
-import httpcore
 import httpx
 import pytest
 
@@ -30,6 +29,7 @@ from lbclient.budget import Budget
 from lbclient.charges import _LONGEST_REST
 from lbclient.endpoint import Endpoint, Standing
 from lbclient.http.client import DEFAULT_TIMEOUT
+from lbclient.http.connections.connection import PeerLeft
 from lbclient.http.judge import HttpJudge
 from lbclient.http.options import wire_options
 from lbclient.listening import _MOST
@@ -123,9 +123,8 @@ def unconnected(*numbers):
     return [raised(httpx.ConnectError, OSError(number, "told by a test")) for number in numbers]
 
 
-def went_away(**what):
-    told = SimpleNamespace(**{"error_code": None, "last_stream_id": None, **what})
-    return raised(httpx.RemoteProtocolError, httpcore.RemoteProtocolError(told))
+def went_away(*, unprocessed):
+    return raised(httpx.RemoteProtocolError, PeerLeft(unprocessed=unprocessed))
 
 
 def of_the_body():
@@ -163,12 +162,9 @@ SAMPLES = {
     ],
     "read or write failed, read or write timed out, nonsense, closed without an answer": MAYBE_SENT,
     "HTTP/2: the peer says that it has not begun the request": [
-        went_away(error_code=7),
-        went_away(error_code=0, last_stream_id=0),
+        went_away(unprocessed=True),
     ],
-    "HTTP/2: the peer ends the connection in good order": [
-        went_away(error_code=0, last_stream_id=5)
-    ],
+    "HTTP/2: the peer ends the connection in good order": [went_away(unprocessed=False)],
     "no way to it from here, while none can be reached": unconnected(
         errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT
     ),

@@ -1,1 +1,1 @@
-"""HTTP over the balancer. The only folder with httpx and httpcore."""
+"""HTTP over the balancer. The only folder with httpx."""

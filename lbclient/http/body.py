@@ -92,7 +92,7 @@ class _Replay:
     def _begin(self) -> None:
         source = self._source
         if self._begun and source.rewind is None:
-            # httpcore itself sends again what HTTP/2's GOAWAY turned away
+            # an HTTP/2 connection may have ended before any of the request was sent
             raise httpx.RemoteProtocolError(
                 "the connection was closed, and the body of the request cannot be sent again"
             )

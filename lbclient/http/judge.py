@@ -13,9 +13,9 @@ from lbclient.outcome import CLIENT_ERROR, FAULT, FINE, NEVER_SENT, Verdict, loc
 from lbclient.outcome import judge as network_judge
 
 from .body import is_callers_own
+from .connections.connection import PeerLeft
 from .connections.instance_transport import CLOSED_WHILE_IDLE
 from .flavour import httpx
-from .goaway import went_away
 
 __all__ = ["HttpJudge", "rest_asked"]
 
@@ -55,8 +55,8 @@ class HttpJudge:
 
 
 def _error(error: httpx.TransportError) -> Verdict:
-    if (away := went_away(error)) is not None:
-        return _NOT_PROCESSED if away == "unprocessed" else _MAYBE_PROCESSED
+    if isinstance(left := error.__cause__, PeerLeft):
+        return _NOT_PROCESSED if left.unprocessed else _MAYBE_PROCESSED
     if isinstance(error, _CALLERS_FAULT):
         return FINE
     if isinstance(error, httpx.PoolTimeout):

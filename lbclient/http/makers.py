@@ -10,11 +10,9 @@ from .connections.instance_transport import AsyncInstanceTransport, InstanceTran
 from .connections.pool import KeepAlivePool
 from .flavour import NAME, httpx
 from .foreign import AsyncForeign, AsyncTransportFactory, Foreign, TransportFactory
-from .idle import idle_of
 from .options import TransportOptions, WireOptions
 from .request import Place
 from .senders import AsyncSender, Sender
-from .wire import AsyncWire, Wire
 
 __all__ = ["async_maker", "maker"]
 
@@ -33,7 +31,9 @@ def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker
     """For threads. Raises TypeError or ValueError for what can make none."""
     if factory is None:
         if options.get("http2"):
-            return lambda place, options, _: Wire(place, options, idle_of(options))
+            from .connections.http2_transport import Http2Transport  # noqa: PLC0415  # needs h2
+
+            return Http2Transport
         return InstanceTransport
     _check_factory(factory, options, "HTTPTransport()")
 
@@ -43,10 +43,12 @@ def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker
 def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
     """The same for event loops."""
     if factory is None:
-        if options.get("http2"):
-            return lambda place, options, _: AsyncWire(place, options, idle_of(options))
         if "trio" in sys.modules:  # in time: without descriptors no file can be read
             import_module(".connections.trio", __package__)
+        if options.get("http2"):
+            from .connections.http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
+
+            return AsyncHttp2Transport
         return AsyncInstanceTransport
     _check_factory(factory, options, "AsyncHTTPTransport()")
 

@@ -25,7 +25,7 @@ try:
     from .client import AsyncClient, Client
     from .transport import AsyncTransport, Transport
 except ModuleNotFoundError as error:
-    if error.name not in {"httpx2", "httpcore2"}:
+    if error.name != "httpx2":
         raise
     raise ImportError("lbclient.httpx2 needs httpx2: pip install 'lbclient[httpx2]'") from error
 

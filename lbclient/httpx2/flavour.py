@@ -1,11 +1,10 @@
-"""The HTTP library: httpx2, and the httpcore2 that belongs to it."""
+"""The HTTP library: httpx2."""
 
 from __future__ import annotations
 
-import httpcore2 as httpcore
 import httpx2 as httpx
 
-__all__ = ["NAME", "PUBLIC", "httpcore", "httpx"]
+__all__ = ["NAME", "PUBLIC", "httpx"]
 
 NAME = "httpx2"
 PUBLIC = "lbclient.httpx2"

@@ -6,11 +6,26 @@ import contextlib
 import socket
 import ssl
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .addresses import Dial
 from .tls import Tls
 
-__all__ = ["AsyncConnection", "Connection", "ConnectionInfo", "InstanceLiveness"]
+if TYPE_CHECKING:
+    from .http2 import Http2
+
+__all__ = ["AsyncConnection", "Connection", "ConnectionInfo", "InstanceLiveness", "PeerLeft"]
+
+
+class PeerLeft(Exception):
+    """The cause of an error by which an HTTP/2 peer has ended a request in order: by REFUSED_STREAM
+    or GOAWAY (RFC 9113, 6.8)."""
+
+    def __init__(self, *, unprocessed: bool) -> None:
+        """`unprocessed` where the peer says that it has not begun the request."""
+        super().__init__()
+        self.unprocessed = unprocessed
 
 
 class InstanceLiveness:
@@ -45,9 +60,11 @@ class Connection(ABC):
         "closed",
         "ended",
         "generation",
+        "http2",
         "idle_since",
         "info",
         "peer",
+        "protocols",
         "served",
         "single_use",
         "tls",
@@ -63,6 +80,8 @@ class Connection(ABC):
         self.closed = False
         """True once it was closed here."""
         self.tls: Tls | None = None
+        self.protocols: Sequence[str] = ()
+        """What TLS offers the instance (ALPN)."""
         self.peer: str | None = None
         """The IP address at the other end."""
         self.single_use = False
@@ -73,12 +92,19 @@ class Connection(ABC):
         self.idle_since = 0.0
         self.uses = 0
         """How often it was leased."""
+        self.http2: Http2 | None = None
+        """Its state, where it speaks HTTP/2."""
         self.info = ConnectionInfo(self)
 
     @property
     def alpn(self) -> str | None:
         """The protocol that TLS has agreed on."""
         return None if self.tls is None else self.tls.object.selected_alpn_protocol()
+
+    @property
+    def fresh(self) -> bool:
+        """True where nothing has arrived while it was idle that belongs to no request."""
+        return not self.readable() if self.http2 is None else self.http2.usable
 
     @property
     def clean_end(self) -> bool:

@@ -154,7 +154,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         timeout: float | None,
     ) -> None:
         """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name)
+        tls = Tls(context, name, self.protocols)
         try:
             done = tls.shake_hands(None)
             while True:

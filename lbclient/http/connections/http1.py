@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..flavour import httpx
 from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, well_formed
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "request_head"]
 
 _REQUEST = re.compile(
     rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\n"
@@ -62,12 +62,7 @@ class Exchange:
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         """Raises LocalProtocolError for what cannot be sent."""
-        lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
-        lines += [b"%b: %b\r\n" % pair for pair in headers]
-        lines.append(b"\r\n")
-        self.request_head = head = b"".join(lines)
-        if _REQUEST.fullmatch(head) is None or head.count(b"\n") != len(lines):
-            raise httpx.LocalProtocolError(_what_is_wrong(method, target, headers))
+        self.request_head = request_head(method, target, headers)
         self.head: Head | None = None
         """The response's head, once it has come; interim ones are skipped."""
         self.data: list[bytes] = []
@@ -306,6 +301,17 @@ class Exchange:
             raise httpx.RemoteProtocolError(
                 "the response consists of interim responses, chunk extensions or trailers"
             )
+
+
+def request_head(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head of a request. Raises LocalProtocolError for what cannot be sent."""
+    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(b"\r\n")
+    head = b"".join(lines)
+    if _REQUEST.fullmatch(head) is None or head.count(b"\n") != len(lines):
+        raise httpx.LocalProtocolError(_what_is_wrong(method, target, headers))
+    return head
 
 
 _REQUEST_NAMES = frozenset({*_HOP, b"upgrade", b"expect"})

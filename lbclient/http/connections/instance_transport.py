@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -53,6 +53,9 @@ _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 class _Base:
     """What threads and event loops share."""
 
+    _protocols: Sequence[str] = ()
+    """What TLS offers the instance (ALPN)."""
+
     def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
         self._place = place
         self._dial = Dial(place, options)
@@ -87,8 +90,15 @@ class _Base:
         """Lease a connection that is about to be opened."""
         self._connections.add(lease, connection)
         connection.single_use = tls_name != self._dial.tls_name
+        connection.protocols = self._protocols
         if self._connections.closed:
             raise httpx.ConnectError("the client was closed while the connection was made")
+
+    def _check_protocol(self, connection: Connection) -> None:
+        if connection.alpn not in {None, "http/1.1"}:
+            raise httpx.ConnectError(
+                f"the instance has chosen {connection.alpn} in the TLS handshake"
+            )
 
     def _failed(
         self, lease: ConnectionLease[Any], exchange: Exchange, error: BaseException, heard: int
@@ -127,18 +137,29 @@ class _Base:
 class InstanceTransport(_Base):
     """Connections to one instance, for threads."""
 
+    _kind = SocketConnection
+
     def send(  # noqa: C901  # a trace has its word at each step
-        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Extensions
+        self,
+        request: httpx.Request,
+        body: httpx.SyncByteStream,
+        extensions: Extensions,
+        lease: ConnectionLease[SocketConnection] | None = None,
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        """Send a request, and return once the response's head has come. Raises httpx's errors.
+
+        `lease` holds the connection to use, where that is known.
+        """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
         read, trace = timeouts.get("read"), Trace.of(extensions, request)
         exchange = self._exchange(request, extensions)
         connections = self._connections
         heard = connections.liveness.heard
-        lease: ConnectionLease[SocketConnection] = ConnectionLease(connections)
+        lease = lease or ConnectionLease(connections)
         try:
-            connection = self._connection(lease, extensions, timeouts.get("connect"), trace)
+            connection = lease.connection or self._connection(
+                lease, extensions, timeouts.get("connect"), trace
+            )
             if isinstance(read, DeadlineTimeout):
                 read.interruptible(lease.interrupt)
             if trace is not None:
@@ -193,7 +214,17 @@ class InstanceTransport(_Base):
             known = self._connections.take(lease)
             if known is not None:
                 return known  # type: ignore[no-any-return]  # of the lease's kind
-        connection = SocketConnection()
+        return self._open(lease, tls_name, timeout, trace)
+
+    def _open(
+        self,
+        lease: ConnectionLease[SocketConnection],
+        tls_name: str,
+        timeout: float | None,
+        trace: Trace | None,
+    ) -> SocketConnection:
+        """A new connection, which the lease holds from the moment at which it counts."""
+        connection = self._kind()
         self._new(lease, connection, tls_name)
         if trace is not None:
             trace.begin("connection.connect_tcp")
@@ -209,7 +240,7 @@ class InstanceTransport(_Base):
             if trace is not None:
                 trace.next("connection.start_tls")
             connection.start_tls(context, tls_name, timeout)
-            _check_protocol(connection)
+            self._check_protocol(connection)
         if trace is not None:
             trace.end()
         return connection
@@ -243,17 +274,26 @@ class AsyncInstanceTransport(_Base):
         self._kind = _kind()
 
     async def send(  # noqa: C901  # as above
-        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Extensions
+        self,
+        request: httpx.Request,
+        body: httpx.AsyncByteStream,
+        extensions: Extensions,
+        lease: ConnectionLease[AsyncConnection] | None = None,
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        """Send a request, and return once the response's head has come. Raises httpx's errors.
+
+        `lease` holds the connection to use, where that is known.
+        """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
         read, trace = timeouts.get("read"), AsyncTrace.of(extensions, request)
         exchange = self._exchange(request, extensions)
         connections = self._connections
         heard = connections.liveness.heard
-        lease: ConnectionLease[AsyncConnection] = ConnectionLease(connections)
+        lease = lease or ConnectionLease(connections)
         try:
-            connection = await self._connection(lease, extensions, timeouts.get("connect"), trace)
+            connection = lease.connection or await self._connection(
+                lease, extensions, timeouts.get("connect"), trace
+            )
             if trace is not None:
                 await trace.begin("http11.send_request_headers")
                 await trace.next("http11.send_request_body")
@@ -304,6 +344,16 @@ class AsyncInstanceTransport(_Base):
             known = self._connections.take(lease)
             if known is not None:
                 return known  # type: ignore[no-any-return]  # of the lease's kind
+        return await self._open(lease, tls_name, timeout, trace)
+
+    async def _open(
+        self,
+        lease: ConnectionLease[AsyncConnection],
+        tls_name: str,
+        timeout: float | None,
+        trace: AsyncTrace | None,
+    ) -> AsyncConnection:
+        """A new connection, which the lease holds from the moment at which it counts."""
         connection = self._kind()
         self._new(lease, connection, tls_name)
         if trace is not None:
@@ -320,7 +370,7 @@ class AsyncInstanceTransport(_Base):
             if trace is not None:
                 await trace.next("connection.start_tls")
             await connection.start_tls(context, tls_name, timeout)
-            _check_protocol(connection)
+            self._check_protocol(connection)
         if trace is not None:
             await trace.end()
         return connection
@@ -396,11 +446,6 @@ def _kind() -> type[AsyncConnection]:
     from .trio import TrioConnection  # noqa: PLC0415  # only where trio runs the loop is it there
 
     return TrioConnection
-
-
-def _check_protocol(connection: Connection) -> None:
-    if connection.alpn not in {None, "http/1.1"}:
-        raise httpx.ConnectError(f"the instance has chosen {connection.alpn} in the TLS handshake")
 
 
 def _delay(again: int, timeout: float | None) -> float:

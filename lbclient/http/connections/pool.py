@@ -149,7 +149,7 @@ class ConnectionLease(Generic[C]):
         self._connections = connections
 
     def __del__(self) -> None:
-        if self.connection is not None:  # an exception came from outside
+        if getattr(self, "connection", None) is not None:  # an exception came from outside
             self._connections.idle.lost.append(self)
 
     def end(self, *, reusable: bool) -> None:
@@ -207,7 +207,7 @@ class InstanceConnections(Generic[C]):
                 too_old
                 or connection.closed
                 or connection.generation != liveness.generation
-                or connection.readable()
+                or not connection.fresh
             ):
                 return connection
             lease.end(reusable=False)

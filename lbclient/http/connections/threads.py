@@ -58,7 +58,7 @@ class SocketConnection(Connection):
 
     def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
         """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name)
+        tls = Tls(context, name, self.protocols)
         try:
             done = tls.shake_hands(None)
             while True:

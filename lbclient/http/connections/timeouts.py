@@ -50,6 +50,11 @@ class DeadlineTimeout(float):
         left = self._expiry.left()
         return None if left == math.inf else left
 
+    @property
+    def seconds(self) -> float | None:
+        """The timeout itself, whatever is left of the attempt."""
+        return self._seconds
+
     def noticed(self) -> None:
         """The attempt ends now, because its time is up."""
         self._expiry.noticed()

@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+from collections.abc import Sequence
 
 from ..flavour import httpx
 
 __all__ = ["Tls"]
 
 _READ = 64 * 1024
+_CONTEXTS: dict[str, threading.Lock] = {}
+"""The lock under which connections are made from contexts; made at import, gevent could not replace
+it."""
 
 
 class Tls:
@@ -24,11 +28,19 @@ class Tls:
 
     __slots__ = ("_incoming", "_lock", "_outgoing", "clean_end", "ended", "failure", "object")
 
-    def __init__(self, context: ssl.SSLContext, server_hostname: str) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, server_hostname: str, protocols: Sequence[str] = ()
+    ) -> None:
+        """`protocols` are offered to the peer (ALPN). Without any, the context is not changed."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.object = context.wrap_bio(
-            self._incoming, self._outgoing, server_hostname=server_hostname
-        )
+        with _CONTEXTS.setdefault("lock", threading.Lock()):
+            if protocols:
+                context.set_alpn_protocols(protocols)
+            self.object = context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=server_hostname
+            )
+            if protocols:  # it may be the caller's, who may use it for HTTP/1.1 too
+                context.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
         """After an upgrade one thread may read while another writes; OpenSSL bears no two."""
         self.ended = False

@@ -70,7 +70,7 @@ class TrioConnection(AsyncConnection):
         timeout: float | None,
     ) -> None:
         """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name)
+        tls = Tls(context, name, self.protocols)
         try:
             done = tls.shake_hands(None)
             while True:

@@ -1,0 +1,699 @@
+"""HTTP/2 without I/O (RFC 9113), over h2: the state of a connection that carries many requests.
+
+No request owns the connection's I/O: a deadline, a cancellation or an exception in one of them must
+not leave half a frame on the wire. Each puts its frames into a buffer, which a thread or a task of
+the connection writes, and waits to be told what has come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+
+from lbclient import forking
+
+from ..flavour import httpx
+from .connection import Connection, InstanceLiveness, PeerLeft
+
+if TYPE_CHECKING:
+    from .pool import ConnectionLease
+
+__all__ = ["ConnectionUnavailable", "Headers", "Http2", "Http2Exchange"]
+
+MAX_STREAMS = 100
+"""Requests at a time on one connection, or fewer if the peer says so."""
+_MAX_HEADERS = 100 * 1024
+_MAX_FRAME = 16 * 1024
+_WINDOW = 256 * 1024
+"""Bytes of one response that may wait to be read."""
+_HIGH_WATER = 64 * 1024
+"""Bytes of requests that may wait to be written to the socket."""
+_MAX_IDLE_FRAMES = 1_000
+"""Frames in a row that further no request: PING, SETTINGS, empty DATA, interim responses."""
+_FRAMES_AT_ONCE = 32
+_LAST_STREAM = 2**31 - 1
+_DATA, _HEADERS, _GOAWAY, _CONTINUATION = 0, 1, 7, 9
+_END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
+_CLOSED = "the connection was closed"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ConnectionUnavailable(Exception):
+    """Nothing of the request was sent; another connection must take it."""
+
+
+class Http2Exchange:
+    """One request and its response on a connection, from the moment when a stream is reserved."""
+
+    __slots__ = (
+        "chunks",
+        "complete",
+        "error",
+        "headers",
+        "heard_before",
+        "http2",
+        "is_head",
+        "last",
+        "length",
+        "moved_at",
+        "queued_from",
+        "queued_until",
+        "reset",
+        "sent",
+        "size",
+        "status",
+        "stop_upload",
+        "stream_id",
+        "unsent",
+        "waiter",
+    )
+
+    def __init__(self) -> None:
+        self.http2: Http2 | None = None
+        self.stream_id = 0
+        """0 until the request is begun."""
+        self.is_head = False
+        self.heard_before = 0
+        self.status = 0
+        self.headers: Headers = []
+        self.chunks: deque[tuple[bytes, int]] = deque()
+        """What has arrived and was not read, each with what it takes of the windows."""
+        self.length: int | None = None
+        """The response's Content-Length."""
+        self.size = 0
+        """Bytes of its body that have arrived."""
+        self.complete = False
+        """True once the whole response has arrived."""
+        self.sent = False
+        """True once the whole request is in the buffer."""
+        self.reset = False
+        """True once either end has reset the stream."""
+        self.error: Exception | None = None
+        """What ended it."""
+        self.unsent = memoryview(b"")
+        """The part of the request's body that waits to be sent."""
+        self.last = False
+        """True where that is the last part."""
+        self.moved_at = 0.0
+        """When some of the request was last sent."""
+        self.queued_from = self.queued_until = 0
+        """Where its bytes begin and end among all that is written."""
+        self.waiter: Callable[[], object] | None = None
+        """Wakes the call that waits for something to happen to this exchange."""
+        self.stop_upload: Callable[[], object] | None = None
+        """Wakes the call while it waits for the caller's own body."""
+
+    @property
+    def answered(self) -> bool:
+        """True where no more of the request is to be sent: a response has come that refuses it, or
+        that needs no more of it, or the stream has failed."""
+        return self.complete or self.reset or self.status >= 300 or self.error is not None
+
+    @property
+    def bodiless(self) -> bool:
+        """True where the response has no body, whatever its Content-Length."""
+        return self.is_head or self.status in {204, 304}
+
+    def wake(self) -> None:
+        """Have the call look again."""
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None:
+            waiter()
+
+    def end(self, error: Exception) -> None:
+        """End it, from any thread: its call raises this."""
+        if self.error is None:
+            self.error = error
+        self.wake()
+
+    def leave(self) -> None:
+        """Give the stream back; it is reset if it has not ended. More than once does no harm."""
+        if (http2 := self.http2) is not None:
+            http2.abandon(self)
+            self.http2 = None
+
+
+class Http2:
+    """The state of one connection. Each method takes the lock, and never waits otherwise.
+
+    A signal handler may raise between any two lines of a call. What is changed then may be half
+    done for that call's own stream, and for the compression of headers; so the connection takes no
+    other request, and the others that are on it are completed.
+    """
+
+    def __init__(
+        self, connection: Connection, liveness: InstanceLiveness, freed: Callable[[], object]
+    ) -> None:
+        """`freed` is called, with the lock held, when there may be a stream for another request."""
+        self.lock = threading.Lock()
+        self._freed = freed
+        self._connection, self._liveness = connection, liveness
+        self._silent, self._heard_before = False, 0
+        self.exchanges: set[Http2Exchange] = set()
+        """Those that have a stream, or have reserved one."""
+        self.lease: ConnectionLease[Connection] | None = None
+        """The lease of the connection, while there is an exchange on it."""
+        self.over = False
+        """True once nothing more will be read."""
+        self.writer: Callable[[], object] | None = None
+        """Wakes what writes, while that waits."""
+        self._h2 = h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+        h2.local_settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW,
+                SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADERS,
+            },
+        )
+        del h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # unknown to some servers
+        h2.decoder.max_header_list_size = _MAX_HEADERS
+        h2.initiate_connection()
+        # Responses that nobody reads must not stop the others.
+        h2.increment_flow_control_window(MAX_STREAMS * _WINDOW)
+        self._by_stream: dict[int, Http2Exchange] = {}
+        self._uploads: deque[Http2Exchange] = deque()
+        """Those that have something to send, in turn."""
+        self._limit = MAX_STREAMS
+        self._started = False
+        """True once the peer has said how many streams it takes."""
+        self._in_doubt = False
+        self._changing = False
+        self._last_stream = _LAST_STREAM
+        self._goaway: int | None = None
+        """The error code of the peer's GOAWAY."""
+        self._unwritable: httpx.TransportError | None = None
+        self._received = bytearray()
+        self._to_write = bytearray()
+        self._queued = self._offered = self._written = self._heard = 0
+        self._idle_frames = self._head_size = 0
+        self._unseen_resets = self._resets_in_ping = 0
+        self._queue()
+        forking.track(self)
+
+    def after_fork(self) -> None:
+        """In a child: some thread that is not there may hold the lock."""
+        self.lock = threading.Lock()
+        self.over = True
+        self.exchanges, self._by_stream = set(), {}
+
+    @property
+    def usable(self) -> bool:
+        """True where another request may be begun, once there is a stream for it."""
+        return not (
+            self.over
+            or self._connection.closed
+            or self._in_doubt
+            or self._changing
+            or self._goaway is not None
+            or self._unwritable is not None
+            or self._connection.generation != self._liveness.generation
+            or self._h2.highest_outbound_stream_id >= _LAST_STREAM - 2
+        )
+
+    @property
+    def free(self) -> bool:
+        """True where another request may be begun now."""
+        return (
+            self.usable
+            and not self._connection.single_use
+            and len(self.exchanges) + self._unseen_resets < self._limit
+        )
+
+    def adopt(self, exchange: Http2Exchange, lease: ConnectionLease[Connection]) -> bool:
+        """Begin to use the connection that this lease holds; False where it takes no request."""
+        with self.lock:
+            if not self.usable or self._unseen_resets >= self._limit:
+                return False
+            exchange.http2 = self
+            self.exchanges.add(exchange)
+            self.lease = lease
+            return True
+
+    def reserve(self, exchange: Http2Exchange) -> bool:
+        """Use it too, where there is a stream for another request."""
+        with self.lock:
+            if self.lease is None or not self.free:
+                return False
+            exchange.http2 = self
+            self.exchanges.add(exchange)
+            return True
+
+    def begin(self, exchange: Http2Exchange, headers: Headers, *, end: bool) -> bool | None:
+        """Send the head of a request; None where the peer has not yet said how many it takes.
+
+        Raises ConnectionUnavailable, and LocalProtocolError for headers that may not be sent.
+        """
+        with self.lock:
+            if exchange.error is not None:
+                raise exchange.error
+            if not self.usable:
+                raise ConnectionUnavailable
+            begun = len(self._by_stream) + self._unseen_resets
+            if begun and not self._started:
+                return None
+            if begun >= self._limit:
+                raise ConnectionUnavailable
+            self._changing = True
+            exchange.queued_from = self._queued
+            exchange.is_head = headers[0][1] == b"HEAD"
+            exchange.heard_before = self._heard
+            stream_id = self._h2.get_next_available_stream_id()
+            self._by_stream[stream_id] = exchange
+            exchange.stream_id = stream_id
+            try:
+                self._h2.send_headers(stream_id, headers, end_stream=end)
+            except (ProtocolError, ValueError) as error:
+                raise httpx.LocalProtocolError(str(error)) from error
+            exchange.sent = end
+            self._silent, self._heard_before = True, self._liveness.heard
+            self._progress(exchange)
+            self._changing = False
+            return True
+
+    def started(self, exchange: Http2Exchange) -> bool | None:
+        """True once the head of the request is written. Raises what ended it before."""
+        with self.lock:
+            if exchange.error is not None:
+                raise exchange.error
+            return True if self.is_written(exchange) or self._unwritable is not None else None
+
+    def push(self, exchange: Http2Exchange, part: bytes, *, last: bool) -> bool | None:
+        """Send a part of a request's body, as there is room for it; see `pushed`."""
+        with self.lock:
+            was, self._changing = self._changing, True
+            exchange.unsent, exchange.last = memoryview(part), last
+            self._uploads.append(exchange)
+            self._upload()
+            self._changing = was
+        return self.pushed(exchange)
+
+    def pushed(self, exchange: Http2Exchange) -> bool | None:
+        """True once the part has been sent, False once no more of the body is to be sent."""
+        with self.lock:
+            if exchange.answered or self.over or self._unwritable is not None:
+                return False
+            return None if exchange in self._uploads else True
+
+    def head(self, exchange: Http2Exchange) -> bool | None:
+        """True once the head of the response has arrived, None before. Raises what ended it."""
+        with self.lock:
+            if exchange.status:
+                return True
+            if exchange.error is not None:
+                raise exchange.error
+            return None
+
+    def take(self, exchange: Http2Exchange) -> bytes | None:
+        """What has arrived of the response's body; b"" at its end, None where nothing has. Raises
+        what ended it."""
+        with self.lock:
+            if exchange.chunks:
+                was, self._changing = self._changing, True
+                parts, size = [], 0
+                while exchange.chunks:
+                    part, taken = exchange.chunks.popleft()
+                    parts.append(part)
+                    size += taken
+                self._acknowledge(exchange.stream_id, size)
+                self._changing = was
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            if exchange.error is not None:
+                raise exchange.error
+            return b"" if exchange.complete else None
+
+    def abandon(self, exchange: Http2Exchange) -> None:
+        """The call has left."""
+        lease = None
+        with self.lock:
+            if exchange in self.exchanges:
+                was, self._changing = self._changing, True
+                self._abandon(exchange)
+                self._changing = was
+            if not self.exchanges:
+                lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.end(reusable=self.usable and not self._connection.single_use)
+            self._freed()  # only now can it be found among the idle ones
+
+    def timed_out(self, exchange: Http2Exchange) -> None:
+        """A call has waited long enough. Where nothing at all has come meanwhile, nothing more is
+        sent to that peer on this connection."""
+        with self.lock:
+            if exchange.stream_id and exchange.heard_before == self._heard:
+                self._in_doubt = True
+                if self._heard_before == self._liveness.heard:
+                    self._ended_in_silence()
+
+    def is_written(self, exchange: Http2Exchange) -> bool:
+        """True once all that was sent of a request has reached the socket."""
+        return self._written >= exchange.queued_until
+
+    # What reads and what writes
+
+    def outgoing(self, wake: Callable[[], object]) -> bytes:
+        """What is to be written now. Where there is nothing, `wake` is called once there is."""
+        with self.lock:
+            self.writer = None if self._to_write or self.over else wake
+            self._offered = self._queued
+            return bytes(self._to_write)
+
+    def written(self, size: int) -> None:
+        """So many bytes were written."""
+        with self.lock:
+            del self._to_write[:size]
+            self._written += size
+            self._upload()
+            for one in self.exchanges:
+                if not one.sent:
+                    one.wake()
+
+    def writing_failed(self, error: httpx.TransportError) -> None:
+        """Nothing more can be written. What the peer has sent before may still arrive."""
+        with self.lock:
+            self._unwritable = error
+            self._to_write.clear()
+            self._upload()
+
+    def receive(self, data: bytes) -> bool:
+        """Take some bytes that have arrived, and then b"" for as long as it returns True."""
+        with self.lock:
+            if data:
+                self._silent = False
+                self._heard += 1
+                self._liveness.heard += 1
+                self._received += data
+            if len(self.exchanges) > len(self._by_stream):
+                for one in self.exchanges:
+                    if not one.stream_id:
+                        one.wake()
+            try:
+                more = self._frames()
+            except Exception as error:  # noqa: BLE001  # hpack's too: nobody else would hear of it
+                self._end(httpx.RemoteProtocolError(f"HTTP/2: {error or type(error).__name__}"))
+                more = False
+            self._queue()
+            return more
+
+    def end(self, error: httpx.TransportError | None = None) -> None:
+        """Nothing more will be read: the peer has closed the connection, or it has failed."""
+        with self.lock:
+            if self._connection.closed:
+                error = httpx.ReadError(_CLOSED)
+            else:
+                self._ended_in_silence()
+            self._end(error)
+
+    def close(self) -> None:
+        """Nobody wants to read more."""
+        with self.lock:
+            self._end(httpx.ReadError(_CLOSED))
+
+    def _frames(self) -> bool:
+        """Take up to some frames, one by one: h2 forgets what came before a faulty frame."""
+        buffer = self._received
+        for _ in range(_FRAMES_AT_ONCE):
+            if self.over or len(buffer) < 9:
+                return False
+            size = int.from_bytes(buffer[:3], "big")
+            if size > _MAX_FRAME:
+                raise ValueError(f"a frame of {size} bytes")
+            if len(buffer) < 9 + size:
+                return False
+            frame = bytes(buffer[: 9 + size])
+            del buffer[: 9 + size]
+            self._frame(frame)
+        return True
+
+    def _frame(self, frame: bytes) -> None:
+        self._idle_frames += 1
+        if self._idle_frames > _MAX_IDLE_FRAMES:
+            self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            raise ValueError(f"more than {_MAX_IDLE_FRAMES} frames that further no request")
+        self._started = True
+        if frame[3] == _GOAWAY and len(frame) >= 17:  # after it, h2 takes in no other frame
+            last, code = int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")
+            self._went_away(last & _LAST_STREAM, code)
+            return
+        if frame[3] in {_HEADERS, _CONTINUATION}:
+            self._head_size += len(frame) - 9
+            if self._head_size > _MAX_HEADERS:
+                raise ValueError(f"headers of more than {_MAX_HEADERS} bytes")
+            if frame[4] & _END_HEADERS:
+                self._head_size = 0
+        elif frame[3] == _DATA:
+            exchange = self._by_stream.get(int.from_bytes(frame[5:9], "big") & _LAST_STREAM)
+            if exchange is not None and not exchange.reset:
+                self._data(exchange, frame)
+        for event in self._h2.receive_data(frame):
+            self._event(event)
+
+    def _data(self, exchange: Http2Exchange, frame: bytes) -> None:
+        """Check the length of a body. To h2 a wrong one is an error of the whole connection, so
+        that stream is reset before."""
+        size, ends = len(frame) - 9, frame[4] & _END_STREAM
+        if frame[4] & _PADDED and size:
+            size -= 1 + frame[9]
+        exchange.size += size
+        length = exchange.length
+        if exchange.bodiless:
+            if not size and (exchange.is_head or not length):
+                return
+            exchange.complete = True  # what it has too much belongs to nobody
+        elif length is not None and (exchange.size > length or (ends and exchange.size < length)):
+            exchange.error = _misfit(exchange)
+        else:
+            return
+        exchange.reset = True
+        self._h2.reset_stream(exchange.stream_id, ErrorCodes.PROTOCOL_ERROR)
+        self._stop(exchange)
+
+    def _event(self, event: Event) -> None:
+        exchange = self._by_stream.get(getattr(event, "stream_id", None) or 0)
+        if isinstance(event, DataReceived):
+            size = event.flow_controlled_length or 0
+            if exchange is not None and exchange.error is None and event.data:
+                self._idle_frames = 0
+                exchange.chunks.append((event.data, size))
+                exchange.wake()
+            else:
+                self._acknowledge(event.stream_id or 0, size)
+        elif isinstance(event, WindowUpdated):
+            self._upload()
+        elif exchange is not None:
+            self._of_response(exchange, event)
+        elif isinstance(event, RemoteSettingsChanged):
+            streams = self._h2.remote_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
+            self._limit = MAX_STREAMS if streams is None else min(streams, MAX_STREAMS)
+            for one in self.exchanges:
+                one.wake()
+            self._upload()
+            self._freed()
+        elif isinstance(event, PingAckReceived):
+            self._unseen_resets -= self._resets_in_ping
+            self._resets_in_ping = 0
+            self._ping()
+            self._freed()
+
+    def _of_response(self, exchange: Http2Exchange, event: Event) -> None:
+        if isinstance(event, ResponseReceived):
+            self._idle_frames = 0
+            for name, value in event.headers or ():
+                if name == b":status":
+                    exchange.status = int(value)
+                    continue
+                exchange.headers.append((bytes(name), bytes(value)))
+                if name == b"content-length":
+                    exchange.length = int(value)
+            self._connection.served += 1
+        elif isinstance(event, StreamEnded):
+            exchange.complete = True
+            if exchange.length not in {None, exchange.size} and not exchange.bodiless:
+                exchange.error = _misfit(exchange)
+        elif isinstance(event, StreamReset):
+            exchange.reset = True
+            if not exchange.complete and exchange.error is None:
+                exchange.error = _was_reset(exchange, int(event.error_code or 0))
+        exchange.wake()
+        if exchange.answered and exchange.stop_upload is not None:
+            exchange.stop_upload()
+
+    def _went_away(self, last: int, code: int) -> None:
+        """The peer takes no more requests, and answers those up to `last` (RFC 9113, 6.8)."""
+        self._last_stream = min(last, self._last_stream)
+        self._goaway = code
+        for one in self.exchanges:
+            if one.error is None and not one.status and one.stream_id > self._last_stream:
+                one.error = _unprocessed("the connection is going away")
+                self._stop(one)
+            elif not one.stream_id:
+                one.wake()
+
+    def _end(self, error: httpx.TransportError | None) -> None:
+        if self.over:
+            return
+        self.over = True
+        del self._to_write[self._offered - self._written :]  # it will be sent elsewhere
+        for one in self.exchanges:
+            if not one.complete and one.error is None:
+                one.error = self._lost(one, error)
+            self._stop(one)
+        self._wake_writer()
+        self._freed()
+
+    def _lost(self, exchange: Http2Exchange, error: httpx.TransportError | None) -> Exception:
+        """What the end of the connection is to an exchange that is not complete."""
+        if not exchange.stream_id or exchange.queued_from >= self._offered:
+            return ConnectionUnavailable()
+        if self._goaway is not None:
+            gone = httpx.RemoteProtocolError(
+                f"the connection went away (error code {self._goaway}) before the response was "
+                "complete"
+            )
+            if self._goaway == ErrorCodes.NO_ERROR:
+                gone.__cause__ = PeerLeft(unprocessed=False)
+            return gone
+        if not exchange.sent and self._unwritable is not None:
+            error = self._unwritable
+        if error is None:
+            where = "in the middle of" if exchange.status else "without"
+            return httpx.RemoteProtocolError(f"the connection ended {where} a response")
+        lost = type(error)(str(error))
+        lost.__cause__ = error
+        return lost
+
+    # The rest, with the lock held
+
+    def _ended_in_silence(self) -> None:
+        """It may have been dead while it was idle, and so may the other connections be."""
+        if self._silent and self._connection.served and not self.over:
+            self._liveness.generation += 1
+
+    def _upload(self) -> None:
+        """Send what there is room for, a frame of each exchange in turn."""
+        uploads, blocked = self._uploads, 0
+        while blocked < len(uploads):
+            exchange = uploads[0]
+            if exchange.answered or exchange.sent or self.over or self._unwritable is not None:
+                uploads.popleft()
+                exchange.wake()
+            elif not self._upload_frame(exchange):
+                uploads.rotate(-1)
+                blocked += 1
+            elif exchange.unsent:
+                uploads.rotate(-1)
+                blocked = 0
+            else:
+                uploads.popleft()
+                exchange.wake()
+
+    def _upload_frame(self, exchange: Http2Exchange) -> bool:
+        """Send one frame, if there is room for it."""
+        unsent, h2 = exchange.unsent, self._h2
+        room = min(
+            len(unsent),
+            h2.local_flow_control_window(exchange.stream_id),
+            h2.max_outbound_frame_size,
+            _HIGH_WATER - len(self._to_write),
+        )
+        if room <= 0 and unsent:
+            return False
+        exchange.unsent = unsent[room:] if unsent else unsent
+        exchange.sent = exchange.last and not exchange.unsent
+        h2.send_data(exchange.stream_id, bytes(unsent[:room]), end_stream=exchange.sent)
+        self._progress(exchange)
+        return True
+
+    def _progress(self, exchange: Http2Exchange) -> None:
+        self._idle_frames = 0
+        self._queue()
+        exchange.queued_until, exchange.moved_at = self._queued, time.monotonic()
+
+    def _queue(self) -> None:
+        """Have what writes write what h2 wants to send."""
+        if data := self._h2.data_to_send():
+            if self._unwritable is None:
+                self._to_write += data
+                self._queued += len(data)
+            self._wake_writer()
+
+    def _acknowledge(self, stream_id: int, size: int) -> None:
+        if size and not self.over:
+            self._h2.acknowledge_received_data(size, stream_id)
+            self._queue()
+
+    def _abandon(self, exchange: Http2Exchange) -> None:
+        """Forget an exchange. Its stream counts until the peer knows that it was reset: it may not
+        take another meanwhile, and many resets look like an attack to it."""
+        stream_id = exchange.stream_id
+        if stream_id and not self.over:
+            if not exchange.reset and not (exchange.complete and exchange.sent):
+                done = exchange.complete
+                code = ErrorCodes.NO_ERROR if done else ErrorCodes.CANCEL
+                exchange.reset = True
+                if not done:
+                    self._unseen_resets += 1
+                self._h2.reset_stream(stream_id, code)
+                self._ping()
+            unread = sum(size for _, size in exchange.chunks)
+            self._acknowledge(stream_id, unread)
+            self._queue()
+        if exchange in self._uploads:
+            self._uploads.remove(exchange)
+        self._by_stream.pop(stream_id, None)
+        self.exchanges.discard(exchange)
+        self._freed()
+
+    def _ping(self) -> None:
+        """Ask whether the resets have arrived, unless that is asked already."""
+        if self._unseen_resets and not self._resets_in_ping:
+            self._resets_in_ping = self._unseen_resets
+            self._h2.ping(b"lbclient")
+
+    def _stop(self, exchange: Http2Exchange) -> None:
+        exchange.wake()
+        if exchange.stop_upload is not None:
+            exchange.stop_upload()
+
+    def _wake_writer(self) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            writer()
+
+
+def _misfit(exchange: Http2Exchange) -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError(
+        f"the response has {exchange.size} bytes, and its Content-Length is {exchange.length}"
+    )
+
+
+def _unprocessed(what: str) -> httpx.RemoteProtocolError:
+    error = httpx.RemoteProtocolError(f"{what}, and the request was not processed")
+    error.__cause__ = PeerLeft(unprocessed=True)
+    return error
+
+
+def _was_reset(exchange: Http2Exchange, code: int) -> Exception:
+    if code == ErrorCodes.REFUSED_STREAM and not exchange.status:
+        return _unprocessed("the stream was refused")
+    return httpx.RemoteProtocolError(f"the stream was reset by the peer (error code {code})")
