@@ -3,10 +3,10 @@
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import struct
 import threading
-from pathlib import Path
 
 import anyio
 import httpx
@@ -682,36 +682,12 @@ def test_a_client_that_is_dropped(servers):
 def test_the_descriptors_of_a_closed_client(servers):
     """Closing a client closes the sockets of its connections, and ends their threads."""
     (server,) = servers(Http2(says_ok))
-    count = len(list(Path("/proc/self/fd").iterdir()))
     with lbclient.Client(server.url, **H2C) as client:
         client.get("/")
-    server.drop_connections()
+        (wire,) = wires_of(client)
+        (connection,) = wire._connections.all()
     assert not [one for one in threading.enumerate() if one.name == "lbclient-http2"]
-    assert len(list(Path("/proc/self/fd").iterdir())) <= count
-
-
-@worlds
-def test_a_connection_that_ended_while_it_was_idle(servers, world):
-    """Where the peer closes an idle connection, the next POST goes on another, and is sent once,
-    also if this process has not come to see the end."""
-    instance = Http2(says_ok)
-    (server,) = servers(instance)
-    with world.client(server.url, retry=ONCE, **H2C) as client:
-        for _ in range(20):
-            assert client.get("/").text == "got 0"
-
-            async def held_up():
-                server.drop_connections()
-                return await client.client.post("/", content=b"x")
-
-            if world.backend is None:
-                server.drop_connections()
-                response = client.post("/", content=b"x")
-            else:
-                response = client.run(held_up)
-            assert response.text == "got 1"
-        assert failures(client) == [0]
-    assert sum(stream.headers[":method"] == "POST" for stream in instance.streams) == 20
+    assert connection._sock.fileno() == connection._waker.fileno() == -1
 
 
 @worlds
@@ -756,3 +732,19 @@ def test_interrupted_anywhere(servers, kind):
         faults += [] if wire.quiet else [(where, "not quiet")]
     kept.pop().close()
     assert [one for one in faults if one[1] != 0] == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_connections_of_its_own(servers):
+    """A child opens a connection of its own, and what it does harms none of its parent's."""
+    (server,) = servers(Http2(says_ok))
+    with lbclient.Client(server.url, **H2C) as client:
+        with client.stream("GET", "/") as response:
+            if (child := os.fork()) == 0:
+                signal.alarm(10)
+                response.close()
+                os._exit(0 if client.get("/").text == "got 0" else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert response.read() == b"got 0"
+        assert client.get("/").text == "got 0"
+    assert server.accepted == 2

@@ -987,3 +987,45 @@ def test_goaway_does_not_cut_a_body_short(servers):
         with pytest.raises(httpx.RemoteProtocolError, match="cannot be sent a second time"):
             client.post("/", content=Pipe(b"second"))
     assert instance.bodies == [b"first", b"second"]
+
+
+@needs_nginx
+@worlds
+def test_http2_large_bodies_through_nginx(serve_h2, servers, trust, world):
+    """10 MB go to a real server and come back, as bytes and in parts, over one connection."""
+    (backend,) = servers(echoes)
+    body = os.urandom(10_000_000)
+    parts = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
+    with world.client([serve_h2(backend.port)], name=NAME, verify=trust, http2=True) as client:
+        assert client.post("/backend", content=body).content == body
+        assert client.put("/backend", content=world.body(parts)).content == body
+        (wire,) = wires_of(client)
+        assert len(wire._connections.all()) == 1
+
+
+@worlds
+def test_an_instance_that_chooses_http1(serve_tls, trust, world):
+    """Where TLS agrees on HTTP/1.1, `http2=True` speaks it, on the connection that is there; the
+    caller's context serves a client without HTTP/2 as well."""
+    (server,) = serve_tls(NAME)
+    server.context.set_alpn_protocols(["http/1.1"])
+    options = {"name": NAME, "verify": trust}
+    with (
+        world.client([server.url], http2=True, **options) as both,
+        world.client([server.url], **options) as plain,
+    ):
+        for client in (both, plain, both):
+            assert client.get("/").http_version == "HTTP/1.1"
+    assert server.accepted == 2
+
+
+@needs_nginx
+def test_one_context_for_http1_and_http2(serve_h2, trust):
+    """A client that speaks HTTP/2 and one that does not may share an SSLContext, in any order."""
+    url, options = serve_h2(), {"name": NAME, "verify": trust}
+    with (
+        lbclient.Client(url, http2=True, **options) as both,
+        lbclient.Client(url, **options) as one,
+    ):
+        versions = [client.get("/").http_version for client in (one, both, one, both)]
+    assert versions == ["HTTP/1.1", "HTTP/2"] * 2
