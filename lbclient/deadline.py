@@ -24,8 +24,8 @@ class Expiry:
     """Ends the I/O under way, from another thread; set by whoever does that I/O."""
 
     missed: bool = False
-    """True where whoever ends the attempt in time found it long over: of the instance that says
-    nothing."""
+    """True where the end of the attempt says nothing of the instance: whoever ends it in time found
+    it long over, or the caller's own body did not come."""
 
     def noticed(self) -> None:
         """Whoever ends the attempt in time has seen that it is over."""

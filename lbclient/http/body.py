@@ -27,7 +27,7 @@ class _Source:
     challenge, so this is an attribute of the stream.
     """
 
-    __slots__ = ("async_file", "begun", "once", "rewind", "sent", "start")
+    __slots__ = ("async_file", "begun", "generator", "once", "rewind", "sent", "start")
 
     def __init__(self, stream: object) -> None:
         source = getattr(stream, "_stream", stream)
@@ -36,6 +36,7 @@ class _Source:
         """The bytes of its longest iteration so far."""
         self.rewind = _rewinder(stream)
         self.async_file: Any = source if _is_async_file(source) else None
+        self.generator = source if isinstance(source, AsyncGenerator) else None
         self.start: int | None = None
         """Where an async file stood when it was first read."""
         self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
@@ -142,9 +143,12 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
 
     async def leave(self) -> None:
         """End the iteration, of which there may be more: left to the garbage collector, a generator
-        that awaits as it ends (httpx2's do) is what trio complains of."""
+        that awaits as it ends (httpx2's do) is what trio complains of. The caller's ends too: it
+        cannot be sent again, and may hold what it reads from open."""
         if self._chunks is not None:
             await self._chunks.aclose()
+            if (generator := self._source.generator) is not None:
+                await generator.aclose()
 
     async def aclose(self) -> None:
         """Close what is inside."""

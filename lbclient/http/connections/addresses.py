@@ -12,7 +12,7 @@ import ipaddress
 import itertools
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import anyio
 
@@ -23,12 +23,19 @@ from ..options import WireOptions
 from ..request import Place
 from .timeouts import seconds_now
 
-__all__ = ["ATTEMPT_DELAY", "Address", "Dial", "aresolve", "open_socket", "race", "resolve"]
+__all__ = [
+    "ATTEMPT_DELAY",
+    "Address",
+    "Dial",
+    "aresolve",
+    "first_of",
+    "open_socket",
+    "race",
+    "resolve",
+]
 
 ATTEMPT_DELAY = 0.25
 """Seconds between the starts of two attempts (RFC 8305, section 5)."""
-
-S = TypeVar("S")
 
 
 class Address(NamedTuple):
@@ -92,11 +99,13 @@ def open_socket(address: Address, options: WireOptions) -> socket.socket:
     return sock
 
 
-async def race(addresses: Sequence[Address], dial: Callable[[Address], Awaitable[S]]) -> S:
+async def race(
+    addresses: Sequence[Address], dial: Callable[[Address], Awaitable[socket.socket]]
+) -> socket.socket:
     """The first connection that stands. Raises the most telling of their errors."""
     if len(addresses) == 1:
         return await dial(addresses[0])
-    won: list[S] = []
+    won: list[socket.socket] = []
     failure: Exception | None = None
     ended = [anyio.Event() for _ in addresses]
 
@@ -117,11 +126,21 @@ async def race(addresses: Sequence[Address], dial: Callable[[Address], Awaitable
         async with anyio.create_task_group() as group:
             for index, address in enumerate(addresses):
                 group.start_soon(attempt, index, address)
+        if not won:
+            raise failure or httpx.ConnectError("there is no address to connect to")
+        return won.pop(0)
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    if not won:
-        raise failure or httpx.ConnectError("there is no address to connect to")
-    return won[0]
+        error = first_of(errors)
+        raise error from error.__cause__
+    finally:
+        for sock in won:  # two may have connected at the same moment
+            sock.close()
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception that a group of tasks ends with: one from outside goes before any other."""
+    outside = (one for one in errors.exceptions if not isinstance(one, Exception))
+    return next(outside, errors.exceptions[0])
 
 
 def _known(dial: Dial) -> Sequence[Address]:

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import ssl
-from typing import cast
+from typing import TypeVar, cast
 
 import anyio
 
@@ -25,8 +25,9 @@ __all__ = ["LoopConnection"]
 _ENOUGH = 256 * 1024
 """So many unread bytes make the other end wait."""
 _TURN = 64 * 1024
-"""So many bytes are read without a wait before other tasks get a turn."""
+"""So many bytes are read or sent without a wait before other tasks get a turn."""
 _LOOK = 0.05
+T = TypeVar("T")
 _CLOSED = "the connection was closed here"
 
 
@@ -40,6 +41,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         "_loop",
         "_paused",
         "_reader",
+        "_sent_at_once",
         "_served_at_once",
         "_timer",
         "_transport",
@@ -53,13 +55,15 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._broken: Exception | None = None
         """What ended it, unless that was an orderly end."""
         self._paused = self._blocked = False
-        self._reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self._reader: asyncio.Future[httpx.ReadTimeout | None] | None = None
+        self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         """One for many waits: it is set anew only when it fires, since most waits are short."""
         self._due = 0.0
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
+        self._sent_at_once = 0
+        """Bytes that were sent since the last wait."""
 
     # Called by asyncio.
 
@@ -173,8 +177,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             raise httpx.ConnectTimeout("the TLS handshake took too long") from error
         except (httpx.ReadError, httpx.WriteError) as error:
             raise httpx.ConnectError(str(error)) from error.__cause__
-        self.tls = tls
-        self._arrived = tls.decrypt(None)
+        data, self.tls = self._arrived, tls
+        self._arrived = tls.decrypt(data or None)
 
     async def read(self, timeout: float | None) -> bytes:
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
@@ -185,9 +189,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 await asyncio.sleep(0)
         else:
             await self._more(seconds_now(timeout, httpx.ReadTimeout))
-        data, self._arrived = self._arrived, b""
+        data = self._arrived
+        if len(data) > _TURN:  # asyncio itself receives up to 256 KiB at a time
+            data, self._arrived = data[:_TURN], data[_TURN:]
+        else:
+            self._arrived = b""
         self._served_at_once += len(data)
-        if self._paused and self._transport is not None:
+        if self._paused and not self._arrived and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         if not data:
@@ -203,9 +211,15 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if transport is None or transport.is_closing():
             raise httpx.WriteError(str(self._broken or _CLOSED)) from self._broken
         transport.write(data if self.tls is None else self.tls.encrypt(data))
+        self._sent_at_once += len(data)
         if self._blocked:
+            self._sent_at_once = 0
             await self._drained(seconds_now(timeout, httpx.WriteTimeout))
-        elif timeout.__class__ is DeadlineTimeout:
+            return
+        if self._sent_at_once > _TURN:
+            self._sent_at_once = 0
+            await asyncio.sleep(0)
+        if timeout.__class__ is DeadlineTimeout:
             seconds_now(timeout, httpx.WriteTimeout)
 
     def readable(self) -> bool:
@@ -276,9 +290,11 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         else:
             self._due = math.inf
         try:
-            await reader
+            late = await reader
         finally:
             self._reader = None
+        if late is not None:
+            raise late
 
     def _tick(self) -> None:
         """The time of a wait may be up."""
@@ -293,23 +309,25 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._due = now + _LOOK
             self._timer = self._loop.call_at(self._due, self._tick)
         else:
-            reader.set_exception(httpx.ReadTimeout("no bytes arrived in time"))
+            reader.set_result(httpx.ReadTimeout("no bytes arrived in time"))
 
     async def _drained(self, seconds: float | None) -> None:
         """Wait until the kernel has taken all."""
         self._writer = writer = self._loop.create_future()
-        late = httpx.WriteTimeout("the instance did not take the request in time")
-        timer = None if seconds is None else self._loop.call_later(seconds, _fail, writer, late)
+        error = httpx.WriteTimeout("the instance did not take the request in time")
+        timer = None if seconds is None else self._loop.call_later(seconds, _end, writer, error)
         try:
-            await writer
+            late = await writer
         finally:
             self._writer = None
             if timer is not None:
                 timer.cancel()
+        if late is not None:
+            raise late
         if self._broken is not None:
             raise httpx.WriteError(str(self._broken)) from self._broken
 
 
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
+def _end(future: asyncio.Future[T | None], outcome: T) -> None:
     if not future.done():
-        future.set_exception(error)
+        future.set_result(outcome)

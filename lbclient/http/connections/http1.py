@@ -54,6 +54,7 @@ class Exchange:
         "persistent",
         "received",
         "request_head",
+        "sent",
         "surplus",
         "to_send",
     )
@@ -77,6 +78,8 @@ class Exchange:
         """True where the request's body goes in chunks."""
         self.to_send: int | None = 0
         """Bytes of the request's body that are still to be sent; None for chunks without end."""
+        self.sent = False
+        """True once all of the request has been sent: set by whoever sends it."""
         self.expects = False
         """True where the request waits for 100 (Continue), until an interim response has come."""
         self._method = method
@@ -117,7 +120,7 @@ class Exchange:
     @property
     def reusable(self) -> bool:
         """True where the connection may carry another request."""
-        return self._state == _COMPLETE and self.persistent and self.to_send == 0
+        return self._state == _COMPLETE and self.persistent and self.sent
 
     @property
     def left(self) -> int | None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import anyio
 
-from ..body import AsyncBody, mark_callers_own
+from ..body import AsyncBody, is_callers_own
 from ..flavour import httpx
 from ..options import WireOptions
 from ..request import UNSTREAMED, Place, raw_headers
 from ..shortcuts import response_of
-from .addresses import Dial
+from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo
 from .event_loop import LoopConnection
 from .http1 import Exchange
@@ -40,7 +40,7 @@ _NO_TIMEOUTS: Timeouts = {}
 _PART = 64 * 1024
 """Bytes of a request's body between two looks at what has arrived."""
 _EARLY = 1024 * 1024
-"""Bytes of a response that are kept while the request is still being sent; then sending ends."""
+"""By so many bytes a response may be longer than what has been sent; then sending ends."""
 _PATIENCE = 1.0
 """Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
 _END = 0.05
@@ -110,7 +110,11 @@ class _Base:
             and connection.served
             and not (exchange.received or connection.closed)
             and isinstance(error, httpx.TransportError)
-            and not (isinstance(error, httpx.TimeoutException) and liveness.heard != heard)
+            and not is_callers_own(error)
+            and not (
+                isinstance(error, httpx.TimeoutException)
+                and (liveness.heard != heard or not exchange.sent)
+            )
         ):
             liveness.generation += 1
         lease.end(reusable=False)
@@ -182,7 +186,7 @@ class InstanceTransport(_Base):
             raise
         connections.liveness.heard += 1
         if exchange.complete:
-            lease.end(reusable=exchange.reusable and not connection.single_use)
+            lease.end(reusable=exchange.reusable)
             if extensions.get(UNSTREAMED):
                 if trace is not None:
                     trace.whole("http11.receive_response_body", "http11.response_closed")
@@ -254,16 +258,26 @@ class InstanceTransport(_Base):
     ) -> None:
         """Send the request. Where the peer takes no more of it, reading tells what it has said."""
         write, read = timeouts.get("write"), timeouts.get("read")
-        with contextlib.suppress(httpx.WriteError):
+        most = _EARLY
+        try:
             for number, part in enumerate(_parts(exchange, body)):
                 if part is None:
                     _await_continue(connection, exchange, read)
-                done = connection.write(part or b"", write)
+                    if exchange.answered:
+                        return
+                    continue
+                done = connection.write(part, write)
+                most += len(part)
                 while not done or (number and exchange.to_send != 0 and connection.readable()):
                     _hear(connection, exchange, read)
-                    if exchange.answered or exchange.received > _EARLY:
+                    if exchange.answered or exchange.received > most:
                         return
                     done = done or connection.write(b"", write)
+        except httpx.WriteError as error:
+            if is_callers_own(error):
+                raise
+        else:
+            exchange.sent = True
 
 
 class AsyncInstanceTransport(_Base):
@@ -314,7 +328,7 @@ class AsyncInstanceTransport(_Base):
             raise
         connections.liveness.heard += 1
         if exchange.complete:
-            lease.end(reusable=exchange.reusable and not connection.single_use)
+            lease.end(reusable=exchange.reusable)
             if extensions.get(UNSTREAMED):
                 if trace is not None:
                     await trace.whole("http11.receive_response_body", "http11.response_closed")
@@ -386,10 +400,16 @@ class AsyncInstanceTransport(_Base):
         try:
             if (whole := _whole(exchange, body)) is not None:
                 await connection.write(whole, timeouts.get("write"))
+                exchange.sent = True
             else:
-                await self._upload(connection, exchange, body, timeouts)
-        except httpx.WriteError:
-            pass  # as above
+                await connection.write(exchange.request_head, timeouts.get("write"))
+                if exchange.expects:
+                    await _aawait_continue(connection, exchange, timeouts.get("read"))
+                if not exchange.answered:
+                    await self._upload(connection, exchange, body, timeouts.get("write"))
+        except httpx.WriteError as error:
+            if is_callers_own(error):
+                raise
         finally:
             if isinstance(body, AsyncBody):
                 await body.leave()
@@ -399,16 +419,13 @@ class AsyncInstanceTransport(_Base):
         connection: AsyncConnection,
         exchange: Exchange,
         body: httpx.AsyncByteStream,
-        timeouts: Timeouts,
+        timeout: float | None,
     ) -> None:
         """Send a body in parts, and listen meanwhile: a response may refuse the rest of it."""
-        write = timeouts.get("write")
-        await connection.write(exchange.request_head, write)
-        if exchange.expects:
-            await _aawait_continue(connection, exchange, timeouts.get("read"))
+        most = _EARLY
 
         async def listen() -> None:
-            while not exchange.answered and exchange.received <= _EARLY:
+            while not exchange.answered and exchange.received <= most:
                 await _ahear(connection, exchange, None)
             group.cancel_scope.cancel()
 
@@ -417,17 +434,21 @@ class AsyncInstanceTransport(_Base):
                 group.start_soon(listen)
                 if isinstance(body, httpx.ByteStream):
                     for part in _slices(b"".join(body)):
-                        await connection.write(exchange.body_part(part), write)
+                        most += len(part)
+                        await connection.write(exchange.body_part(part), timeout)
                 else:
                     parts = aiter(body)
-                    while (piece := await _next(parts, write)) is not None:
+                    while (piece := await _next(parts, timeout)) is not None:
                         if piece:
-                            await connection.write(exchange.body_part(piece), write)
+                            most += len(piece)
+                            await connection.write(exchange.body_part(piece), timeout)
                 if end := exchange.body_end():
-                    await connection.write(end, write)
+                    await connection.write(end, timeout)
+                exchange.sent = True
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            error = first_of(errors)
+            raise error from error.__cause__
 
 
 def peer_of(response: object) -> str | None:
@@ -566,4 +587,6 @@ async def _next(
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
     with anyio.move_on_after(left):
         return await anext(parts, None)
-    raise mark_callers_own(httpx.WriteTimeout("the request's body did not come in time"))
+    if isinstance(timeout, DeadlineTimeout):
+        timeout.excuse()
+    raise httpx.WriteTimeout("the request's body did not come in time")

@@ -160,11 +160,15 @@ class ConnectionLease(Generic[C]):
 
     def interrupt(self) -> None:
         """Wake the thread that waits for the connection: nobody needs its response any more."""
-        if (connection := self.connection) is not None:
-            connection.shut()
+        connections = self._connections
+        with connections.idle.lock:  # so that nobody else takes it at this moment
+            connection = self.connection
+            if connection is not None and connection.uses == self.use:
+                connection.shut()
 
     def drop(self) -> None:
         """Close the connection, unless it is another's by now."""
+        self.interrupt()
         connection = self.connection
         if connection is not None and connection.uses == self.use:
             self._connections.leave(connection, reusable=False)
@@ -206,6 +210,7 @@ class InstanceConnections(Generic[C]):
             if not (
                 too_old
                 or connection.closed
+                or self.closed  # whoever closed it may have come just before `_used` was set
                 or connection.generation != liveness.generation
                 or not connection.fresh
             ):
@@ -221,7 +226,7 @@ class InstanceConnections(Generic[C]):
 
     def leave(self, connection: C, *, reusable: bool) -> None:
         """One of them is not used any more."""
-        if not reusable or self.closed:
+        if not reusable or self.closed or connection.single_use:
             connection.close()
             self._used.pop(connection, None)
             return

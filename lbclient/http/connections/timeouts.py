@@ -59,6 +59,10 @@ class DeadlineTimeout(float):
         """The attempt ends now, because its time is up."""
         self._expiry.noticed()
 
+    def excuse(self) -> None:
+        """The end of the attempt says nothing of its instance."""
+        self._expiry.missed = True
+
     def interruptible(self, interrupt: Callable[[], object]) -> None:
         """Register how another thread can end the I/O that begins now."""
         self._expiry.interrupt = interrupt

@@ -27,7 +27,7 @@ _CLOSED = "the connection was closed here"
 class TrioConnection(AsyncConnection):
     """The bytes of one connection. One task reads at a time, and one writes."""
 
-    __slots__ = ("_asked", "_behind", "_raw", "_sending", "_served_at_once")
+    __slots__ = ("_asked", "_raw", "_sent_at_once", "_served_at_once", "_unsent")
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,11 +35,12 @@ class TrioConnection(AsyncConnection):
         """True from a write until something is read."""
         self._raw = b""
         """What has been received, and not been read yet."""
-        self._sending = False
-        self._behind = b""
-        """What TLS itself has to say, while a task is in the middle of sending."""
+        self._unsent = memoryview(b"")
+        """What the kernel has not taken yet, in the order of TLS's records."""
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
+        self._sent_at_once = 0
+        """Bytes that were sent since other tasks had a turn."""
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
         """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
@@ -103,13 +104,12 @@ class TrioConnection(AsyncConnection):
         else:
             while not (self._arrived or tls.ended):
                 self._arrived = tls.decrypt(await self._receive(timeout))
-                if not (out := tls.outgoing()):
-                    continue
-                if self._sending:
-                    self._behind += out
-                else:
-                    with contextlib.suppress(httpx.WriteError):  # the next read tells why
-                        await self._send(out, timeout)
+                # What TLS itself has to say goes out as far as that takes no wait: another task
+                # may be in the middle of sending, and whoever reads may be cancelled at any wait.
+                if out := tls.outgoing():
+                    self._queue(out)
+                    with contextlib.suppress(OSError, httpx.WriteError):  # the next read tells why
+                        self._push(self._socket(httpx.WriteError))
             if not self._arrived:
                 tls.raise_failure()
         data, self._arrived = self._arrived, b""
@@ -120,6 +120,10 @@ class TrioConnection(AsyncConnection):
         """Send all of it. Raises WriteTimeout or WriteError."""
         self._asked = True
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
+        self._sent_at_once += len(data)
+        if self._sent_at_once > _READ:
+            self._sent_at_once = 0
+            await trio.lowlevel.checkpoint()
 
     def readable(self) -> bool:
         """True where bytes, or the end, have arrived that nobody has read. Never waits."""
@@ -186,24 +190,29 @@ class TrioConnection(AsyncConnection):
         return data
 
     async def _send(self, data: bytes, timeout: float | None) -> None:
-        sock, rest = self._socket(httpx.WriteError), memoryview(data)
-        self._sending = True
+        sock = self._socket(httpx.WriteError)
+        self._queue(data)
         try:
-            while rest or self._behind:
-                if not rest:
-                    rest, self._behind = memoryview(self._behind), b""
+            seconds = seconds_now(timeout, httpx.WriteTimeout)
+            while not self._push(sock):
+                with trio.fail_after(_limit(seconds)):
+                    await trio.lowlevel.wait_writable(sock)
                 seconds = seconds_now(timeout, httpx.WriteTimeout)
-                try:
-                    rest = rest[sock.send(rest) :]
-                except (BlockingIOError, InterruptedError):
-                    with trio.fail_after(_limit(seconds)):
-                        await trio.lowlevel.wait_writable(sock)
         except trio.TooSlowError as error:
             raise httpx.WriteTimeout("the instance did not take the request in time") from error
         except (OSError, ValueError, trio.ClosedResourceError) as error:
             raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
-        finally:
-            self._sending = False
+
+    def _queue(self, data: bytes) -> None:
+        if data:
+            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+
+    def _push(self, sock: socket.socket) -> bool:
+        """Send as much as the kernel takes; True once that is all. Raises OSError."""
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            while self._unsent:
+                self._unsent = self._unsent[sock.send(self._unsent) :]
+        return not self._unsent
 
     def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
         if self._sock is None:

@@ -1,0 +1,91 @@
+"""Who holds a connection, and when it may carry another request."""
+
+import contextlib
+import socket
+
+import anyio
+import pytest
+
+import lbclient
+from lbclient.http.connections import addresses
+from lbclient.http.connections.pool import ConnectionLease, InstanceConnections, KeepAlivePool
+from lbclient.http.connections.threads import SocketConnection
+from tests.support.faults import NAME, TlsServer, authority, trust
+from tests.support.http import tells_port
+from tests.test_early_responses import connections_of, drivers
+
+OTHER = "other.test"
+
+
+@drivers
+def test_a_connection_under_another_name_serves_once(driver):
+    """A connection whose TLS name a request has chosen carries no other request, which would go to
+    an instance that was verified under another name than its own."""
+    server = TlsServer(tells_port)
+    authority().issue_cert(NAME, OTHER).configure_cert(server.context)
+    asked = {"extensions": {"sni_hostname": OTHER}}
+    try:
+        with driver.client(lbclient, [server.url], name=NAME, verify=trust()) as client:
+            with client.stream("GET", "/", **asked) as response:
+                assert client.read(response) == str(server.port).encode()
+            assert connections_of(client).all() == []
+            assert client.get("/", **asked).status_code == 200
+            assert connections_of(client).all() == []
+            assert client.get("/").status_code == 200
+            assert len(connections_of(client).all()) == 1
+    finally:
+        server.stop()
+
+
+@pytest.mark.anyio
+async def test_of_two_addresses_that_answer_at_once_one_is_closed(monkeypatch):
+    """Where both connections of a race stand at the same moment, the one that is not used is
+    closed."""
+    monkeypatch.setattr(addresses, "ATTEMPT_DELAY", 0.0)
+    made, both = [], anyio.Event()
+
+    async def dial(_):
+        sock = socket.socket()
+        made.append(sock)
+        if len(made) == 2:
+            both.set()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sock)
+            await both.wait()
+            stack.pop_all()
+        return sock
+
+    to = [addresses.Address(socket.AF_INET, ("127.0.0.1", port)) for port in (1, 2)]
+    with anyio.fail_after(10):
+        won = await addresses.race(to, dial)
+    assert [sock for sock in made if sock.fileno() >= 0] == [won]
+    won.close()
+
+
+@pytest.mark.parametrize("end", ["interrupt", "drop"])
+def test_a_lease_that_is_over_ends_nothing(end):
+    """What a call does with its lease when it has just given the connection back, and somebody else
+    has it already, does not touch that connection."""
+    connections = InstanceConnections(KeepAlivePool(None, 10, None))
+    lease, connection = ConnectionLease(connections), SocketConnection()
+    connections.add(lease, connection)
+    connections.leave(connection, reusable=True)
+    other = ConnectionLease(connections)
+    assert connections.idle.take(other, connections._stack) is connection
+    getattr(lease, end)()
+    assert not connection.closed
+    lease.connection = other.connection = None
+
+
+@pytest.mark.parametrize("end", ["interrupt", "drop"])
+def test_a_lease_that_is_being_given_back_ends_its_connection(end):
+    """A connection that is cut at the moment at which it becomes idle serves nobody any more."""
+    connections = InstanceConnections(KeepAlivePool(None, 10, None))
+    lease, connection = ConnectionLease(connections), SocketConnection()
+    connections.add(lease, connection)
+    connections.leave(connection, reusable=True)
+    getattr(lease, end)()
+    other = ConnectionLease(connections)
+    assert connections.take(other) is None
+    assert connections.quiet
+    lease.connection = None
