@@ -402,6 +402,36 @@ def test_a_silent_connection_takes_no_other_request(servers, world):
     assert server.accepted == 2
 
 
+@worlds
+def test_idle_connections_older_than_a_dead_one(servers, world):
+    """Where a connection that has served before ends without a word, the retry goes to none of the
+    others that were opened before that."""
+    dying = []
+
+    def ended(stream):
+        if dying and stream.connection in old:
+            stream.connection.connection.sock.shutdown(socket.SHUT_RDWR)
+        elif stream.headers[":path"] == "/held":
+            stream.answer(200, b"held", end=False)
+        else:
+            says_ok(stream)
+
+    instance = Http2(ended, settings={STREAMS: 1})
+    (server,) = servers(instance)
+    with world.client(server.url, **H2C) as client:
+        with client.stream("GET", "/held"), client.stream("GET", "/held"):
+            assert client.get("/").text == "got 0"
+        for _ in range(2):
+            assert instance.frames.acquire(timeout=5)
+        old = list(instance.connections)
+        assert len(old) == 3
+        dying.append(True)
+        response = client.get("/")
+        assert response.text == "got 0"
+        assert len(lbclient.call_info(response).attempts) == 2
+    assert server.accepted == 4
+
+
 # Calls that leave
 
 

@@ -545,9 +545,11 @@ class Http2Transport(_Http2Base, InstanceTransport):
         self._shared = _Shared(self._connections)
 
     def __del__(self) -> None:
-        connections = getattr(self, "_connections", None)  # an exception may come while it is made
-        for connection in () if connections is None else connections.all():
-            connection.shut()  # its thread does not know that nobody needs it
+        # An exception may come while it is made, and the garbage collector while a lock is held.
+        connections = getattr(self, "_connections", None)
+        if connections is not None:
+            for connection in (*connections._used, *connections._stack):  # noqa: SLF001  # as above
+                connection.shut()  # its thread does not know that nobody needs it
 
     def send(
         self,
