@@ -17,8 +17,10 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, BreakerPolicy, RetryPolicy
+from tests.support.http import says
 
 OURS = str(Path(lbclient.__file__).parent)
+CONNECTIONS = str(Path(OURS, "http", "connections"))
 FEW, MANY = 10, 5_000
 CALLS = 40
 
@@ -37,14 +39,14 @@ class Null(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return httpx.Response(200)
 
 
-def counted(step):
-    """Functions of ours, and functions of any kind, that one step calls, on average."""
+def counted(step, where=OURS):
+    """Functions in `where`, and functions of any kind, that one step calls, on average."""
     seen = {"ours": 0, "all": 0}
 
     def note(frame, event, _):
         if event in {"call", "c_call"}:
             seen["all"] += 1
-            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            if event == "call" and frame.f_code.co_filename.startswith(where):
                 seen["ours"] += 1
 
     sys.setprofile(note)
@@ -56,7 +58,7 @@ def counted(step):
     return seen["ours"] / CALLS, seen["all"] / CALLS
 
 
-async def counted_async(step):
+async def counted_async(step, where=OURS):
     """The same for a step that is awaited."""
     seen = {"ours": 0, "all": 0}
     for _ in range(FEW + 50):
@@ -65,7 +67,7 @@ async def counted_async(step):
     def note(frame, event, _):
         if event in {"call", "c_call"}:
             seen["all"] += 1
-            if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            if event == "call" and frame.f_code.co_filename.startswith(where):
                 seen["ours"] += 1
 
     sys.setprofile(note)
@@ -164,6 +166,28 @@ def test_functions_of_a_call_of_an_async_client():
     (ours, total), (_, bare) = asyncio.run(calls())
     assert ours <= 64
     assert total <= 0.45 * bare
+
+
+def test_functions_of_a_call_over_a_connection(servers):
+    """A call over an idle connection goes through so many functions of the connections."""
+    (server,) = servers(says(200, b"ok"))
+    with lbclient.Client([server.url]) as client:
+        client.get("/")
+        ours, _ = counted(lambda: client.get("/"), CONNECTIONS)
+    assert ours <= 48
+
+
+def test_functions_of_a_call_over_a_connection_async(servers):
+    """The same on an event loop, where what goes on after a wait counts twice."""
+    (server,) = servers(says(200, b"ok"))
+
+    async def calls():
+        async with lbclient.AsyncClient([server.url]) as client:
+            await client.get("/")
+            return await counted_async(lambda: client.get("/"), CONNECTIONS)
+
+    ours, _ = asyncio.run(calls())
+    assert ours <= 44
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 from abc import ABC, abstractmethod
@@ -56,6 +57,7 @@ class Connection(ABC):
     __slots__ = (
         "__weakref__",
         "_arrived",
+        "_poll",
         "_sock",
         "closed",
         "ended",
@@ -75,6 +77,8 @@ class Connection(ABC):
         self._sock: socket.socket | None = None
         self._arrived = b""
         """What has been read, and not been taken yet."""
+        self._poll: select.poll | None = None
+        """Tells whether there is something to read."""
         self.ended = False
         """True where nothing more will arrive."""
         self.closed = False
@@ -130,6 +134,9 @@ class Connection(ABC):
     def _opened(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the other end has gone already
             self.peer = sock.getpeername()[0]
+        if hasattr(select, "poll"):  # eventlet takes it away
+            self._poll = poll = select.poll()
+            poll.register(sock, select.POLLIN)
 
     def extra_info(self, name: str) -> object:
         """What httpcore's network streams tell under this name."""
@@ -171,7 +178,7 @@ class AsyncConnection(Connection):
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
 
     @abstractmethod
-    async def write(self, data: bytes, timeout: float | None) -> None:
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
         """Send all of it. Raises WriteTimeout or WriteError."""
 
 

@@ -205,7 +205,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 self.tls.raise_failure()
         return data
 
-    async def write(self, data: bytes, timeout: float | None) -> None:
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
         """Send all of it. Raises WriteTimeout or WriteError."""
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -227,6 +227,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if self._arrived or self.ended or self._sock is None:
             return True
         # Something may be in the kernel that the loop has not come to yet.
+        if self._poll is not None and not self._poll.poll(0):
+            return False
         try:
             data = self._sock.recv(_TURN)
         except (BlockingIOError, InterruptedError):

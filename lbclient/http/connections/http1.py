@@ -38,60 +38,42 @@ class Exchange:
     are what has come of the response, and `complete` says that all of it has.
     """
 
-    __slots__ = (
-        "_allowance",
-        "_begun",
-        "_buffer",
-        "_chunks",
-        "_left",
-        "_method",
-        "_state",
-        "_upgrade",
-        "chunked",
-        "data",
-        "expects",
-        "head",
-        "persistent",
-        "received",
-        "request_head",
-        "sent",
-        "surplus",
-        "to_send",
-    )
+    # Not set in `__init__`, since most of these stay as they are for most requests.
+    head: Head | None = None
+    """The response's head, once it has come; interim ones are skipped."""
+    data: list[bytes]
+    """Parts of the response's body. Whoever takes them empties the list."""
+    received = 0
+    """Bytes that have come, of whatever kind."""
+    persistent = True
+    """False where the connection must not carry another request after this one."""
+    surplus = False
+    """True where bytes came after the response."""
+    chunked = False
+    """True where the request's body goes in chunks."""
+    to_send: int | None = 0
+    """Bytes of the request's body that are still to be sent; None for chunks without end."""
+    sent = False
+    """True once all of the request has been sent: set by whoever sends it."""
+    expects = False
+    """True where the request waits for 100 (Continue), until an interim response has come."""
+    _state = _HEAD
+    _buffer = b""
+    _begun = False
+    """True once something has come before the head: a CRLF, or an interim response."""
+    _left = 0
+    _allowance = MAX_HEAD
+    """Bytes of interim responses, then of what stands between chunks, that may still come."""
+    _chunks: Chunks | None = None
 
     def __init__(
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
     ) -> None:
         """Raises LocalProtocolError for what cannot be sent."""
         self.request_head = request_head(method, target, headers)
-        self.head: Head | None = None
-        """The response's head, once it has come; interim ones are skipped."""
-        self.data: list[bytes] = []
-        """Parts of the response's body. Whoever takes them empties the list."""
-        self.received = 0
-        """Bytes that have come, of whatever kind."""
-        self.persistent = True
-        """False where the connection must not carry another request after this one."""
-        self.surplus = False
-        """True where bytes came after the response."""
-        self.chunked = False
-        """True where the request's body goes in chunks."""
-        self.to_send: int | None = 0
-        """Bytes of the request's body that are still to be sent; None for chunks without end."""
-        self.sent = False
-        """True once all of the request has been sent: set by whoever sends it."""
-        self.expects = False
-        """True where the request waits for 100 (Continue), until an interim response has come."""
+        self.data = []
         self._method = method
         self._upgrade = method == b"CONNECT"
-        self._state = _HEAD
-        self._buffer = b""
-        self._begun = False
-        """True once something has come before the head: a CRLF, or an interim response."""
-        self._left = 0
-        self._allowance = MAX_HEAD
-        """Bytes of interim responses, then of what stands between chunks, that may still come."""
-        self._chunks: Chunks | None = None
         sizes = 0
         for name, value in headers:
             if len(name) in _REQUEST_LENGTHS and (lower := name.lower()) in _REQUEST_NAMES:
@@ -129,11 +111,11 @@ class Exchange:
             return 0
         return self._left if self._state == _LENGTH else None
 
-    def body_part(self, part: bytes) -> bytes:
+    def body_part(self, part: bytes | memoryview) -> bytes | memoryview:
         """A part of the request's body as it is sent. Raises LocalProtocolError if the body is
         longer than its Content-Length."""
         if self.chunked:
-            return b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+            return b"".join((b"%x\r\n" % len(part), part, b"\r\n")) if part else b""
         assert self.to_send is not None  # noqa: S101  # only chunks have no length
         if len(part) > self.to_send:
             raise httpx.LocalProtocolError("the request's body is longer than its Content-Length")
@@ -308,10 +290,8 @@ class Exchange:
 
 def request_head(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     """The head of a request. Raises LocalProtocolError for what cannot be sent."""
-    lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
-    lines += [b"%b: %b\r\n" % pair for pair in headers]
-    lines.append(b"\r\n")
-    head = b"".join(lines)
+    lines = [b"%b %b HTTP/1.1" % (method, target), *map(b": ".join, headers), b"\r\n"]
+    head = b"\r\n".join(lines)
     if _REQUEST.fullmatch(head) is None or head.count(b"\n") != len(lines):
         raise httpx.LocalProtocolError(_what_is_wrong(method, target, headers))
     return head

@@ -37,7 +37,9 @@ CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
 Extensions = Mapping[str, Any]
 Timeouts = Mapping[str, float | None]
 _NO_TIMEOUTS: Timeouts = {}
-_PART = 64 * 1024
+_SHORT = 64 * 1024
+"""Bytes of a request's body that are sent together with its head."""
+_PART = 256 * 1024
 """Bytes of a request's body between two looks at what has arrived."""
 _EARLY = 1024 * 1024
 """By so many bytes a response may be longer than what has been sent; then sending ends."""
@@ -85,6 +87,12 @@ class _Base:
         if asked is None:
             return self._dial.tls_name
         return asked.decode("ascii") if isinstance(asked, bytes) else str(asked)
+
+    def _idle(self, lease: ConnectionLease[Any], extensions: Extensions) -> Any:
+        """An idle connection; none for a request that asks for a TLS name of its own."""
+        if "sni_hostname" in extensions and self._tls_name(extensions) != self._dial.tls_name:
+            return None
+        return self._connections.take(lease)
 
     def _new(self, lease: ConnectionLease[Any], connection: Connection, tls_name: str) -> None:
         """Lease a connection that is about to be opened."""
@@ -155,15 +163,17 @@ class InstanceTransport(_Base):
         `lease` holds the connection to use, where that is known.
         """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
-        read, trace = timeouts.get("read"), Trace.of(extensions, request)
+        read = timeouts.get("read")
+        trace = Trace.of(extensions, request) if "trace" in extensions else None
         exchange = self._exchange(request, extensions)
         connections = self._connections
         heard = connections.liveness.heard
         lease = lease or ConnectionLease(connections)
         try:
-            connection = lease.connection or self._connection(
-                lease, extensions, timeouts.get("connect"), trace
-            )
+            connection = lease.connection or self._idle(lease, extensions)
+            if connection is None:
+                tls_name = self._tls_name(extensions)
+                connection = self._open(lease, tls_name, timeouts.get("connect"), trace)
             if isinstance(read, DeadlineTimeout):
                 read.interruptible(lease.interrupt)
             if trace is not None:
@@ -173,7 +183,7 @@ class InstanceTransport(_Base):
             if trace is not None:
                 trace.next("http11.receive_response_headers")
             while exchange.head is None:
-                _hear(connection, exchange, read)
+                _tell(connection, exchange, connection.read(read))
             if trace is not None:
                 trace.end()
             connection.served += 1
@@ -204,21 +214,6 @@ class InstanceTransport(_Base):
         self._connections.retire()
         for connection in self._connections.all():
             connection.shut()
-
-    def _connection(
-        self,
-        lease: ConnectionLease[SocketConnection],
-        extensions: Extensions,
-        timeout: float | None,
-        trace: Trace | None,
-    ) -> SocketConnection:
-        """A connection, which the lease holds from the moment at which it counts."""
-        tls_name = self._tls_name(extensions)
-        if tls_name == self._dial.tls_name:
-            known = self._connections.take(lease)
-            if known is not None:
-                return known  # type: ignore[no-any-return]  # of the lease's kind
-        return self._open(lease, tls_name, timeout, trace)
 
     def _open(
         self,
@@ -269,7 +264,7 @@ class InstanceTransport(_Base):
                 done = connection.write(part, write)
                 most += len(part)
                 while not done or (number and exchange.to_send != 0 and connection.readable()):
-                    _hear(connection, exchange, read)
+                    _tell(connection, exchange, connection.read(read))
                     if exchange.answered or exchange.received > most:
                         return
                     done = done or connection.write(b"", write)
@@ -299,15 +294,17 @@ class AsyncInstanceTransport(_Base):
         `lease` holds the connection to use, where that is known.
         """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
-        read, trace = timeouts.get("read"), AsyncTrace.of(extensions, request)
+        read = timeouts.get("read")
+        trace = AsyncTrace.of(extensions, request) if "trace" in extensions else None
         exchange = self._exchange(request, extensions)
         connections = self._connections
         heard = connections.liveness.heard
         lease = lease or ConnectionLease(connections)
         try:
-            connection = lease.connection or await self._connection(
-                lease, extensions, timeouts.get("connect"), trace
-            )
+            connection = lease.connection or self._idle(lease, extensions)
+            if connection is None:
+                tls_name = self._tls_name(extensions)
+                connection = await self._open(lease, tls_name, timeouts.get("connect"), trace)
             if trace is not None:
                 await trace.begin("http11.send_request_headers")
                 await trace.next("http11.send_request_body")
@@ -315,7 +312,7 @@ class AsyncInstanceTransport(_Base):
             if trace is not None:
                 await trace.next("http11.receive_response_headers")
             while exchange.head is None:
-                await _ahear(connection, exchange, read)
+                _tell(connection, exchange, await connection.read(read))
             if trace is not None:
                 await trace.end()
             connection.served += 1
@@ -344,21 +341,6 @@ class AsyncInstanceTransport(_Base):
             connection.close()
         if self._kind is LoopConnection:
             await asyncio.sleep(0)  # asyncio closes the sockets in the loop's next round
-
-    async def _connection(
-        self,
-        lease: ConnectionLease[AsyncConnection],
-        extensions: Extensions,
-        timeout: float | None,
-        trace: AsyncTrace | None,
-    ) -> AsyncConnection:
-        """A connection, which the lease holds from the moment at which it counts."""
-        tls_name = self._tls_name(extensions)
-        if tls_name == self._dial.tls_name:
-            known = self._connections.take(lease)
-            if known is not None:
-                return known  # type: ignore[no-any-return]  # of the lease's kind
-        return await self._open(lease, tls_name, timeout, trace)
 
     async def _open(
         self,
@@ -426,7 +408,7 @@ class AsyncInstanceTransport(_Base):
 
         async def listen() -> None:
             while not exchange.answered and exchange.received <= most:
-                await _ahear(connection, exchange, None)
+                _tell(connection, exchange, await connection.read(None))
             group.cancel_scope.cancel()
 
         try:
@@ -483,12 +465,12 @@ def _whole(exchange: Exchange, body: object) -> bytes | None:
     content = b"".join(body)
     if not content and exchange.to_send == 0:
         return exchange.request_head
-    if exchange.expects or len(content) > _PART:
+    if exchange.expects or len(content) > _SHORT:
         return None
-    return exchange.request_head + exchange.body_part(content) + exchange.body_end()
+    return b"".join((exchange.request_head, exchange.body_part(content), exchange.body_end()))
 
 
-def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | None]:
+def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | memoryview | None]:
     """What to send, in order. None where 100 (Continue) is to be awaited."""
     if (whole := _whole(exchange, body)) is not None:
         yield whole
@@ -501,26 +483,15 @@ def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | N
     yield exchange.body_end()
 
 
-def _slices(content: bytes) -> Iterator[bytes]:
+def _slices(content: bytes) -> Iterator[memoryview]:
+    whole = memoryview(content)
     for at in range(0, len(content), _PART):
-        yield content[at : at + _PART]
+        yield whole[at : at + _PART]
 
 
-def _hear(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> None:
-    """Read, and tell the exchange."""
-    if data := connection.read(timeout):
-        exchange.receive(data)
-    else:
-        exchange.receive_end(clean=connection.clean_end)
-
-
-async def _ahear(
-    connection: AsyncConnection,
-    exchange: Exchange,
-    timeout: float | None,
-) -> None:
-    """Read, and tell the exchange."""
-    if data := await connection.read(timeout):
+def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
+    """Tell the exchange what was read; b"" is the end."""
+    if data:
         exchange.receive(data)
     else:
         exchange.receive_end(clean=connection.clean_end)
@@ -532,7 +503,7 @@ def _ends(connection: SocketConnection, exchange: Exchange, timeout: float | Non
     if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows
-        _hear(connection, exchange, _briefly(timeout, _END))
+        _tell(connection, exchange, connection.read(_briefly(timeout, _END)))
     exchange.persistent = False
     return not exchange.surplus
 
@@ -546,7 +517,7 @@ async def _aends(
     if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows
-        await _ahear(connection, exchange, _briefly(timeout, _END))
+        _tell(connection, exchange, await connection.read(_briefly(timeout, _END)))
     exchange.persistent = False
     return not exchange.surplus
 
@@ -562,7 +533,7 @@ def _await_continue(
 ) -> None:
     try:
         while exchange.expects and exchange.head is None:
-            _hear(connection, exchange, _briefly(timeout, _PATIENCE))
+            _tell(connection, exchange, connection.read(_briefly(timeout, _PATIENCE)))
     except httpx.ReadTimeout:
         exchange.expects = False
 
@@ -574,7 +545,7 @@ async def _aawait_continue(
 ) -> None:
     try:
         while exchange.expects and exchange.head is None:
-            await _ahear(connection, exchange, _briefly(timeout, _PATIENCE))
+            _tell(connection, exchange, await connection.read(_briefly(timeout, _PATIENCE)))
     except httpx.ReadTimeout:
         exchange.expects = False
 
@@ -585,6 +556,8 @@ async def _next(
 ) -> bytes | None:
     """The next part of a body, which is the caller's to bring in time; None at its end."""
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
+    if left is None:
+        return await anext(parts, None)
     with anyio.move_on_after(left):
         return await anext(parts, None)
     if isinstance(timeout, DeadlineTimeout):

@@ -7,7 +7,6 @@ sizes of eighty bits in the lines between chunks, and does not say that it did.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from typing import NamedTuple, Protocol
@@ -112,8 +111,9 @@ def _parse_fast(head: bytes) -> Head:
     found = _HeadCallbacks()
     parser = httptools.HttpResponseParser(found)
     try:
-        with contextlib.suppress(httptools.HttpParserUpgrade):
-            parser.feed_data(head)
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
     except httptools.HttpParserError as error:
         raise _refused("head", error) from error
     return Head(parser.get_status_code(), head[:8], found.reason, found.headers)

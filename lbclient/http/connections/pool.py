@@ -7,6 +7,7 @@ between any two lines loses none (see "An exception may come between any two lin
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -50,6 +51,8 @@ class KeepAlivePool(Generic[C]):
         self._most = most
         self._each = each
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
+        self._not_before = -math.inf
+        """None has idled long enough before this time: the oldest only gets younger."""
         forking.track(self)
 
     def after_fork(self) -> None:
@@ -112,8 +115,11 @@ class KeepAlivePool(Generic[C]):
     def _is_over(self, now: float) -> bool:
         if len(self._since) > self._most:
             return True
+        if now < self._not_before or self.expiry is None:
+            return False
         _, since = next(iter(self._since.values()))
-        return self.expiry is not None and now - since >= self.expiry
+        self._not_before = since + self.expiry
+        return now >= self._not_before
 
     def _out(self, stack: IdleStack[C]) -> C:
         connection = stack.popleft()

@@ -28,15 +28,13 @@ _CLOSED = "the connection was closed here"
 class SocketConnection(Connection):
     """The bytes of one connection. One thread uses it at a time; any thread may close it."""
 
-    __slots__ = ("_dialled", "_failure", "_poll", "_unsent")
+    __slots__ = ("_dialled", "_failure", "_unsent")
 
     def __init__(self) -> None:
         super().__init__()
         self._dialled: list[socket.socket] = []
         self._failure: httpx.WriteError | None = None
         """What sending broke with, while there was still something to read."""
-        self._poll: select.poll | None = None
-        """Waits for bytes to read."""
         self._unsent = memoryview(b"")
 
     def open(self, dial: Dial, timeout: float | None) -> None:
@@ -49,9 +47,6 @@ class SocketConnection(Connection):
                 self._dialled[-1].close()
                 self._dialled.pop()
         self._opened(sock)
-        if hasattr(select, "poll"):  # eventlet takes it away
-            self._poll = poll = select.poll()
-            poll.register(sock, select.POLLIN)
         if self.closed:
             sock.close()
             raise httpx.ConnectError(_CLOSED)
@@ -96,7 +91,7 @@ class SocketConnection(Connection):
         tls.raise_failure()
         return b""
 
-    def write(self, data: bytes, timeout: float | None) -> bool:
+    def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
         """Send all of it; False where something has arrived before all was sent. Then `read`, and
         go on with `write(b"")`. Raises WriteTimeout or WriteError."""
         if self._failure is not None:

@@ -116,7 +116,7 @@ class TrioConnection(AsyncConnection):
         self._served_at_once += len(data)
         return data
 
-    async def write(self, data: bytes, timeout: float | None) -> None:
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
         """Send all of it. Raises WriteTimeout or WriteError."""
         self._asked = True
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
@@ -131,6 +131,8 @@ class TrioConnection(AsyncConnection):
             return True
         if self._raw:
             return True
+        if self._poll is not None and not self._poll.poll(0):
+            return False
         try:
             data = self._sock.recv(_READ)
         except (BlockingIOError, InterruptedError):
@@ -189,7 +191,7 @@ class TrioConnection(AsyncConnection):
         data, self._raw = self._raw, b""
         return data
 
-    async def _send(self, data: bytes, timeout: float | None) -> None:
+    async def _send(self, data: bytes | memoryview, timeout: float | None) -> None:
         sock = self._socket(httpx.WriteError)
         self._queue(data)
         try:
@@ -203,7 +205,7 @@ class TrioConnection(AsyncConnection):
         except (OSError, ValueError, trio.ClosedResourceError) as error:
             raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
 
-    def _queue(self, data: bytes) -> None:
+    def _queue(self, data: bytes | memoryview) -> None:
         if data:
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
 
