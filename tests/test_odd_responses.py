@@ -15,7 +15,7 @@ import lbclient.httpx2
 from lbclient.http.connections import parsers
 from lbclient.http.connections.http1 import Exchange
 from tests.support.http import Server
-from tests.support.odd_responses import KINDS, ODD
+from tests.support.odd_responses import KINDS, ODD, PAGE, tables
 from tests.test_http_tls import TlsServer
 
 READ = 64 * 1024
@@ -42,7 +42,9 @@ def parser(request, monkeypatch):
 
 def exchange(odd):
     target = b"a:1" if odd.method == "CONNECT" else b"/"
-    return Exchange(odd.method.encode(), target, [(b"Host", b"a"), *odd.request])
+    made = Exchange(odd.method.encode(), target, [(b"Host", b"a"), *odd.request])
+    made.sent = True
+    return made
 
 
 def pieces(data, *cuts):
@@ -149,6 +151,11 @@ def test_cut_short(kind):
 def test_the_table_is_long_enough():
     """The table has more than 120 rows, each with a name of its own."""
     assert len({(odd.kind, odd.name) for odd in ODD}) == len(ODD) > 120
+
+
+def test_the_page():
+    """docs/responses.md lists each row with its verdict."""
+    assert tables() in PAGE.read_text(encoding="utf-8"), "python -m tests.support.odd_responses"
 
 
 # What an attacker may send, or have sent.

@@ -1,7 +1,7 @@
 """Odd responses of HTTP/1.1, and what is to come of each: the rules of "Strictness" in one table.
 
 The tests feed each to both parsers, whole and in pieces, and to every driver; the page
-`docs/responses.md` lists them (see `page`).
+`docs/responses.md` lists them; `python -m tests.support.odd_responses` makes its tables anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 LONG = 100 * 1024
 """Bytes that the head, a line between chunks, or the trailers may have."""
@@ -337,6 +338,7 @@ def _chunks() -> list[Odd]:
         Odd("a chunk extension", sized(b"4;a=b")),
         Odd("a chunk extension without a value", sized(b"4;a")),
         Odd("a chunk extension in quotes", sized(b'4;a="b; \\" c"')),
+        Odd("a chunk extension without a name", sized(b"4;=b;;c")),
         Odd("several chunk extensions", sized(b"4;a=b;c;d=e")),
         Odd("an extension of the last chunk", chunked(b"4\r\nfine\r\n0;a=b\r\n\r\n")),
         Odd("a trailer", trailed(b"X-A: b")),
@@ -349,6 +351,7 @@ def _chunks() -> list[Odd]:
         _refused("a blank after a size", sized(b"4 ")),
         _refused("a tab after a size", sized(b"4\t")),
         _refused("a blank inside a size", sized(b"0 4")),
+        _refused("a semicolon without an extension", sized(b"4;")),
         _refused("a blank before an extension", sized(b"4 ;a=b")),
         _refused("a blank after the semicolon", sized(b"4; a=b")),
         _refused("an underscore inside a size", sized(b"0_4")),
@@ -547,6 +550,16 @@ def _upgrades() -> list[Odd]:
             status=426,
             request=UPGRADE,
         ),
+        upgraded(
+            "101 without `Connection: Upgrade`",
+            SWITCHED.replace(b"Connection: Upgrade\r\n", b""),
+            status=101,
+            body=b"",
+            request=UPGRADE,
+        ),
+        _refused(
+            "101 without Upgrade", SWITCHED.replace(b"Upgrade: echo\r\n", b""), request=UPGRADE
+        ),
         _refused("101 that nobody asked for", SWITCHED + b"hello"),
         _refused("101 to a HEAD that asked for nothing", SWITCHED, method="HEAD"),
     ]
@@ -565,12 +578,23 @@ KINDS = {
 ODD = list(itertools.chain.from_iterable(KINDS.values()))
 
 
-def page() -> str:
-    """The tables of `docs/responses.md`."""
+PAGE = Path(__file__).parents[2] / "docs" / "responses.md"
+FIRST, LAST = f"## {next(iter(KINDS))}", "## Limits"
+"""What the tables begin with, and what comes after them."""
+
+
+def tables() -> str:
+    """The tables of the page."""
     parts = []
     for kind, rows in KINDS.items():
         lines = [f"| {row.name} | {row.verdict} |" for row in rows]
         parts.append(
-            "\n".join([f"## {kind}", "", "| the response has | verdict |", "|---|---|", *lines, ""])
+            "\n".join([f"## {kind}", "", "| response | verdict |", "|---|---|", *lines, ""])
         )
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":  # python -m tests.support.odd_responses
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.partition(FIRST)[0], text.partition(LAST)[2]
+    PAGE.write_text(f"{before}{tables()}{LAST}{after}", encoding="utf-8")

@@ -219,8 +219,9 @@ class Exchange:
         if head.version == b"HTTP/1.0" and (is_chunked or not keep_alive):
             self.persistent = False
         if status == 101 or (self._method == b"CONNECT" and 200 <= status < 300):
-            if not self._upgrade:
-                raise httpx.RemoteProtocolError("the response is 101, and no upgrade was asked for")
+            named = any(name.lower() == b"upgrade" for name, _ in head.headers)
+            if not self._upgrade or (status == 101 and not named):
+                raise httpx.RemoteProtocolError("the response is 101, and no upgrade was agreed on")
             self._state, self.persistent = _RAW, False
         elif self._method == b"HEAD" or status in {204, 304} or length == 0:
             self._state = _COMPLETE

@@ -45,8 +45,9 @@ _EARLY = 1024 * 1024
 """By so many bytes a response may be longer than what has been sent; then sending ends."""
 _PATIENCE = 1.0
 """Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
-_END = 0.05
-"""Seconds within which the real response follows a stray 408."""
+_END = 1.0
+"""Seconds within which the end of the connection, or the real response, follows a 408. A server
+that means it closes the connection at once; the response to a request may take long."""
 _RETRY_DELAY = 0.5
 """Seconds before the second retry of connecting; doubled before each that follows."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)

@@ -40,9 +40,9 @@ _HEAD = re.compile(
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # A run of blanks is looked at from its beginning only: from each of them, it would be quadratic.
 _FOLD = re.compile(rb"(?:(?<![ \t])[ \t]+)?(?:\r\n[ \t]+)+")
-_SIZE = re.compile(
-    rb"([0-9A-Fa-f]+)(?:;" + _TOKEN + rb'(?:=(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"|'
-    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*))?)*\r\n"
+_SIZE = re.compile(  # extensions are what llhttp takes for some, so that both parsers agree
+    rb"([0-9A-Fa-f]+)(?:;(?!\r)(?:" + _TOKEN + rb")?(?:=(?:" + _TOKEN + rb")?"
+    rb'(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*")?)?)*\r\n'
 )
 _SIZE_END = 2**64
 
@@ -120,9 +120,8 @@ def _parse_fast(head: bytes) -> Head:
 
 
 def _parse_h11(head: bytes) -> Head:
-    # h11 knows of no request here, and so takes neither 101 nor other 1xx: they pass as 200.
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-    connection.receive_data(head[:9] + b"200" + head[12:])
+    connection.receive_data(head)
     try:
         event = connection.next_event()
     except h11.RemoteProtocolError as error:
@@ -258,7 +257,10 @@ class _PlainChunks:
 
 def parse(head: bytes) -> Head:
     """Parse a head that `well_formed` has passed. Raises RemoteProtocolError."""
-    return _parse_fast(head) if FAST else _parse_h11(head)
+    read = _parse_fast if FAST else _parse_h11
+    if head[9:12] == b"101":  # both take an upgrade for the end of their work: it passes as 200
+        return read(head[:9] + b"200" + head[12:])._replace(status=101)
+    return read(head)
 
 
 def chunks() -> Chunks:
