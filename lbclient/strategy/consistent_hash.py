@@ -123,7 +123,7 @@ class ConsistentHash:
         return (self._total + 1.0) / self._weight
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """`_candidates` are set last: an exception may come before, and the next pick begins anew."""
+        """`_candidates` are set last: after an exception the next pick begins anew."""
         members = frozenset(candidates)
         self._ring.expect(len(candidates))
         for one in members - self._members:

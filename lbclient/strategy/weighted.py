@@ -73,7 +73,7 @@ class Weighted:
         heappop(self._heap)
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """`_candidates` are set last: an exception may come before, and the next pick begins anew."""
+        """`_candidates` are set last: after an exception the next pick begins anew."""
         self._members, self._unseen, self._next = frozenset(candidates), len(candidates), 0
         if self._unseen > _AT_ONCE:  # else every client would begin with the same few
             self._next = call.rng.randrange(self._unseen)
