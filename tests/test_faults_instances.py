@@ -18,14 +18,19 @@ import pytest
 import lbclient
 from lbclient import Answer, BreakerPolicy, Instance, RetryPolicy
 from lbclient.http.judge import rest_asked
-from tests.support.faults import FAULTS, Fault, on_accept, says_nothing
+from tests.support.faults import FAULTS, PLAIN, Fault, on_accept, says_nothing
 from tests.support.http import Gate, says, tells_port
-from tests.test_http_features import First, urls, worlds
+from tests.test_http_features import First, World, urls, worlds
 
 # A body of bytes that is cut short is a generator of httpx's, of which trio complains.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:ResourceWarning")
 
 SYNC, ASYNCIO, TRIO = worlds.args[1]
+UVLOOP = World("asyncio", use_uvloop=True)
+drivers = pytest.mark.parametrize(
+    "world", [SYNC, ASYNCIO, UVLOOP, TRIO], ids=["sync", "asyncio", "uvloop", "trio"]
+)
+"""Whatever moves the bytes of connections."""
 PATIENCE = 0.25
 """Seconds that an attempt may take, and a connection to be made, where something hangs."""
 QUICK = RetryPolicy(backoff=0.001, backoff_max=0.002)
@@ -71,9 +76,9 @@ def attempts(outcome):
 CERTAIN = [name for name, fault in FAULTS.items() if fault.alone is not None]
 PROMPT = [name for name in CERTAIN if not FAULTS[name].hangs]
 HANGS = [name for name in CERTAIN if FAULTS[name].hangs]
-DRIPS = [name for name in FAULTS if name.startswith(("drip-", "endless-", "flood-"))]
+DRIPS = [name for name in HANGS if name.startswith(("drip-", "endless-", "flood-"))]
 QUIET = [name for name in HANGS if name not in DRIPS]
-LOOPS = itertools.cycle([("asyncio", ASYNCIO), ("trio", TRIO)])
+LOOPS = itertools.cycle([("asyncio", ASYNCIO), ("trio", TRIO), ("uvloop", UVLOOP)])
 """What hangs takes its time: on threads, and on one kind of event loop by turns."""
 
 
@@ -94,7 +99,7 @@ def check_a_get(world, fault):
         assert client.in_flight == 0
 
 
-@worlds
+@drivers
 @faults(PROMPT)
 def test_what_a_fault_costs_a_get(world, fault: Fault):
     """I1 to I29: an idempotent call that meets a fault is answered by another instance, within two
@@ -129,20 +134,51 @@ def check_a_post(world, fault):
         assert client.in_flight == 0
 
 
-@worlds
+@drivers
 @faults(PROMPT)
 def test_what_a_fault_costs_a_post(world, fault: Fault):
     """I1 to I29: a POST goes elsewhere if it was certainly not carried out, and only then."""
     check_a_post(world, fault)
 
 
-@faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "flood-1xx", "stopped"])
+@faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "endless-1xx", "stopped"])
 def test_what_a_fault_that_hangs_costs_a_post(fault: Fault):
     """I2, I5, I6, I7, I20, I26: the same for those that end by a timeout."""
     check_a_post(SYNC, fault)
 
 
-@worlds
+SECURED = {
+    name: FAULTS[name].over_tls()
+    for name in CERTAIN
+    if FAULTS[name].bad is not None and FAULTS[name].speech is PLAIN and name != "tls-port"
+}
+
+
+@drivers
+@pytest.mark.parametrize("name", [name for name in SECURED if name in PROMPT])
+def test_what_a_fault_costs_over_tls(world, name):
+    """I3 to I29: the same over TLS, where a server ends its connections without a word."""
+    check_a_get(world, SECURED[name])
+
+
+WORLDS = itertools.cycle([("sync", SYNC), ("uvloop", UVLOOP), ("trio", TRIO), ("asyncio", ASYNCIO)])
+
+
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [
+        pytest.param(world, name, id=f"{name}-{driver}")
+        for name, (driver, world) in zip(
+            [name for name in SECURED if name in HANGS], WORLDS, strict=False
+        )
+    ],
+)
+def test_what_a_fault_that_hangs_costs_over_tls(world, name):
+    """I5, I6, I7: the same for those that end by a timeout, over one driver each."""
+    check_a_get(world, SECURED[name])
+
+
+@drivers
 def test_reset_after_accept(world):
     """I3: a connection that is reset as soon as it is accepted costs no idempotent call."""
     with bad_and_good(world, FAULTS["reset-after-accept"]) as (client, bad, good):

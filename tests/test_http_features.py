@@ -66,8 +66,10 @@ class Caller:
 class World:
     """Where a client lives: on threads, or on an event loop of its own."""
 
-    def __init__(self, backend=None):
+    def __init__(self, backend=None, **options):
         self.backend = backend
+        self.options = options
+        """Those of the event loop."""
 
     @contextlib.contextmanager
     def entered(self, sync, asynchronous):
@@ -77,7 +79,7 @@ class World:
                 yield Caller(client)
             return
         with (
-            anyio.from_thread.start_blocking_portal(self.backend) as portal,
+            anyio.from_thread.start_blocking_portal(self.backend, self.options) as portal,
             portal.wrap_async_context_manager(portal.call(asynchronous)) as client,
         ):
             yield Caller(client, portal)

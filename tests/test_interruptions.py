@@ -7,6 +7,7 @@ looks for them, one point a run.
 
 import asyncio
 import contextlib
+import copy
 import ctypes
 import gc
 import os
@@ -30,11 +31,14 @@ from lbclient import (
     OutlierPolicy,
     SlowStart,
     ThrottlePolicy,
+    Zone,
 )
+from lbclient.http.connections import instance_transport, threads
 from lbclient.shell import sleep
 from lbclient.waiting import Pause, Signal
 from tests.support import hammer
-from tests.support.http import says, serve
+from tests.support.faults import NAME, TlsServer, trust
+from tests.support.http import says, serve, wires_of
 from tests.support.interruptions import Interrupt, SoftLimit, points
 
 pytestmark = [
@@ -185,6 +189,25 @@ def test_a_call_that_is_retried(kind):
     count, faults = swept(prepare, kind)
     assert faults == []
     assert count > 100
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+@pytest.mark.parametrize("strategy", [Zone("here"), "least-busy"], ids=str)
+def test_the_call_after_one_that_is_interrupted(which, strategy):
+    """Wherever a call is interrupted, the first of all or the second, the next one finds an
+    instance."""
+    balancers, served = [], []
+
+    def prepare():
+        balancers[:] = [Balancer(URLS, strategy=copy.deepcopy(strategy))]
+        if which == "second":
+            balancers[0].call(lambda _: 1)
+        return lambda: balancers[0].call(lambda _: 1)
+
+    for _ in points(prepare, SoftLimit):
+        served += [balancers[0].call(lambda _: 1)]
+    assert set(served) == {1}
+    assert len(served) > 50
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -475,6 +498,97 @@ def test_a_request(client_of, sends, kind, urls):
         return clients[0].balancer, lambda: sends(clients[0])
 
     _, faults = swept(prepare, kind, step=STEP)
+    clients[0].close()
+    assert faults == []
+
+
+def post(client):
+    assert client.post("/x", content=b"x" * 300_000).text == "well"
+
+
+def upload(client):
+    assert client.post("/x", content=(b"x" * 1000 for _ in range(3))).text == "well"
+
+
+def expecting(client):
+    assert client.post("/x", content=b"x", headers={"Expect": "100-continue"}).text == "well"
+
+
+def in_time(client):
+    assert client.get("/x", extensions={"lbclient": {"deadline": 30.0}}).text == "well"
+
+
+def stream_in_part(client):
+    with client.stream("GET", "/x"):
+        pass
+
+
+REQUESTS = {
+    "get": (get, {}),
+    "warm get": (get, {"warm": True}),
+    "retried": (get, {"first": True}),
+    "stream": (stream, {}),
+    "stream in part": (stream_in_part, {"warm": True}),
+    "post": (post, {}),
+    "upload": (upload, {"warm": True}),
+    "expecting": (expecting, {}),
+    "in time": (in_time, {"warm": True}),
+    "hedged": (get, {"hedge": HedgePolicy(delay=0.0)}),
+    "tls get": (get, {"tls": True}),
+    "tls post": (post, {"tls": True, "warm": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def secure_urls():
+    servers = [TlsServer(says(503, b"busy")), TlsServer(says(200, b"well"))]
+    yield [server.url for server in servers]
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, KINDS[number % 2]) for number, name in enumerate(REQUESTS)]
+)
+def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch):
+    """Wherever a request is interrupted, its connection is closed, or is idle and serves the next
+    request. None is left to the garbage collector."""
+    sends, options = REQUESTS[name]
+    options = dict(options)
+    tls, warm, retried = (options.pop(one, False) for one in ("tls", "warm", "first"))
+    if tls:
+        options |= {"name": NAME, "verify": trust()}
+    instances = (secure_urls if tls else urls)[0 if retried else 1 :]
+    sockets, clients, faults = [], [], []
+    open_socket = threads.open_socket
+
+    def opened(*args):
+        sockets.append(open_socket(*args))
+        return sockets[-1]
+
+    monkeypatch.setattr(threads, "open_socket", opened)
+    monkeypatch.setattr(instance_transport, "_PATIENCE", 0.005)
+
+    def prepare():
+        sockets.clear()
+        clients[:] = [lbclient.Client(instances, strategy=First(), breaker=None, **options)]
+        if warm:
+            get(clients[0])
+        return lambda: sends(clients[0])
+
+    for where, _ in points(prepare, kind, step=STEP):
+        (client,) = clients
+        for one in threading.enumerate():
+            if one.name == "lbclient-attempt":  # it ends by itself, and soon
+                one.join()
+        faults += [(where, one) for one in left_behind(client.balancer)]
+        get(client)
+        faults += [(where, "in use")] * (not all(wire.quiet for wire in wires_of(client)))
+        idle = sum(len(wire._connections._stack) for wire in wires_of(client))
+        still = [sock for sock in sockets if sock.fileno() >= 0]
+        faults += [(where, "open")] * (len(still) != idle)
+        client.close()
+        faults += [(where, "open after the end") for sock in still if sock.fileno() >= 0]
     clients[0].close()
     assert faults == []
 

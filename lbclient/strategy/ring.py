@@ -47,7 +47,9 @@ class Ring:
 
     def give(self, one: Endpoint, wanted: int) -> None:
         """So many points."""
-        number, had = self.owners.get(one) or (self._number(one), 0)
+        if one not in self.owners:
+            self.owners[one] = self._number(one), 0
+        number, had = self.owners[one]
         for point in _points(one, number, had, wanted):
             insort(self._arcs[point >> self._shift], point)
         for point in _points(one, number, wanted, had):

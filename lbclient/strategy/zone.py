@@ -149,7 +149,6 @@ class Zone:
         return self._fair + preference * (self._most - self._fair)
 
     def _follow(self, candidates: Sequence[Endpoint]) -> None:
-        self._candidates = candidates
         zones = [_zone(one) for one in candidates]
         sides: tuple[list[Endpoint], list[Endpoint]] = ([], [])
         for one, zone in zip(candidates, zones, strict=True):
@@ -159,6 +158,7 @@ class Zone:
         share = self._share or 1.0 / len({self._here, *zones})
         self._fair = self._local.weight / (self._local.weight + self._remote.weight)
         self._most = min(1.0, self._spill * self._fair / share)
+        self._candidates = candidates  # last: what is interrupted before is done again
 
 
 def _zone(endpoint: Endpoint) -> str | None:

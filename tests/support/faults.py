@@ -30,7 +30,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -550,6 +550,12 @@ class Fault:
     again: Again = "idempotent"
     charged: bool = True
     speech: Speech = PLAIN
+    bad: Behaviour | None = None
+    """What it does, where that is a behaviour of a server."""
+
+    def over_tls(self) -> Fault:
+        """The same behaviour of an instance that speaks TLS."""
+        return replace(self, make=lambda: Acting(TLS.start(), self.bad), speech=TLS)
 
     @contextlib.contextmanager
     def instance(self) -> Iterator[Victim]:
@@ -577,7 +583,7 @@ class Fault:
 
 def _acts(ids: str, bad: Behaviour, alone: type[Exception] | int | None, **what: object) -> Fault:
     speech: Speech = what.get("speech", PLAIN)
-    return Fault(ids, lambda: Acting(speech.start(), bad), alone, **what)
+    return Fault(ids, lambda: Acting(speech.start(), bad), alone, bad=bad, **what)
 
 
 def _answers(ids: str, status: int, *, again: Again, charged: bool, **headers: str) -> Fault:
@@ -638,7 +644,7 @@ FAULTS: dict[str, Fault] = {
     "flood-body": _acts("I6", floods(CHUNKED, b"40\r\n" + b"x" * 64 + b"\r\n"), httpx.ReadTimeout),
     "stalled-body": _acts("I6", stalls(head(200, {"Content-Length": "9"})), httpx.ReadTimeout),
     "endless-1xx": _acts("I7", trickles(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
-    "flood-1xx": _acts("I7", floods(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
+    "flood-1xx": _acts("I7", floods(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.RemoteProtocolError),
     "death-mid-body": _acts("I8", dies_in_body, httpx.ReadError),
     "truncated-body": _acts(
         "I8", sends(head(200, {"Content-Length": "9"}) + b"x"), httpx.RemoteProtocolError

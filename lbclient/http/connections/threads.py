@@ -28,13 +28,15 @@ _CLOSED = "the connection was closed here"
 class SocketConnection(Connection):
     """The bytes of one connection. One thread uses it at a time; any thread may close it."""
 
-    __slots__ = ("_dialled", "_failure", "_unsent")
+    __slots__ = ("_dialled", "_failure", "_reset", "_unsent")
 
     def __init__(self) -> None:
         super().__init__()
         self._dialled: list[socket.socket] = []
         self._failure: httpx.WriteError | None = None
         """What sending broke with, while there was still something to read."""
+        self._reset: BaseException | None = None
+        """What ended the connection, where that was told before everything was read."""
         self._unsent = memoryview(b"")
 
     def open(self, dial: Dial, timeout: float | None) -> None:
@@ -81,14 +83,18 @@ class SocketConnection(Connection):
             self._arrived = b""
             return data
         if (tls := self.tls) is None:
-            return b"" if self.ended else self._receive(timeout)
-        while not tls.ended:
-            data = tls.decrypt(self._receive(timeout))
-            with contextlib.suppress(httpx.WriteError):  # the next read tells why
-                self._flush(tls, timeout)
-            if data:
+            if not self.ended and (data := self._receive(timeout)):
                 return data
-        tls.raise_failure()
+        else:
+            while not tls.ended:
+                data = tls.decrypt(self._receive(timeout))
+                with contextlib.suppress(httpx.WriteError):  # the next read tells why
+                    self._flush(tls, timeout)
+                if data:
+                    return data
+            tls.raise_failure()
+        if self._reset is not None and not (tls and tls.clean_end):
+            raise httpx.ReadError(str(self._reset)) from self._reset
         return b""
 
     def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
@@ -111,7 +117,7 @@ class SocketConnection(Connection):
             # A peer that refuses a body may answer and close: its answer is there to be read.
             if not self._take_in():
                 raise
-            self._failure = error
+            self._failure, self._reset = error, self._reset or error.__cause__
             return False
 
     def write_all(self, data: bytes, timeout: float | None) -> None:
@@ -221,8 +227,9 @@ class SocketConnection(Connection):
     def _flush(self, tls: Tls, timeout: float | None) -> None:
         """Send what TLS itself has to say."""
         out = memoryview(tls.outgoing())
-        while out := out[self._send(out) :]:
-            self._await_writable(timeout)
+        while out:  # to send nothing would take the kernel's word on a reset from the next read
+            if out := out[self._send(out) :]:
+                self._await_writable(timeout)
 
     def _await_writable(self, timeout: float | None) -> None:
         seconds = seconds_now(timeout, httpx.WriteTimeout)
@@ -257,8 +264,8 @@ class SocketConnection(Connection):
             data = sock.recv(_READ)
         except BlockingIOError:
             return False
-        except OSError:
-            self.ended = True
+        except OSError as error:
+            self.ended, self._reset = True, error
             return False
         self.ended = not data
         if (tls := self.tls) is not None:
