@@ -93,6 +93,8 @@ class Membership:
         self.scheduler = scheduler
         self.companion: Companion | None = None
         self._left: list[Endpoint] = []
+        self._departed = False
+        """True where connections to instances that have left, or moved, are to be closed."""
         self.generation: object = None
         """The scheduler's when it was told to follow: another one after a fork."""
         self.ended = False
@@ -184,9 +186,12 @@ class Membership:
             self._news.tell(DiscoveryFailed(self.name, self.watch.clock(), error))
 
     def publish(self) -> None:
-        """Log what came of a round; and let go of who left, thousands not at once: that too takes
-        time, during which no other thread has a turn."""
+        """Log what came of a round, and have connections that nobody needs now closed. Let go of
+        who left, thousands not at once: that takes time, in which no other thread has a turn."""
         self._news.publish()
+        if self._departed:
+            self._departed = False
+            self.pool.tell_listeners()
         left, self._left = self._left, []
         while left:
             del left[-_AT_ONCE:]
@@ -205,6 +210,7 @@ class Membership:
         """Hold the lock."""
         joined, left, before = len(change.joined), len(change.left), len(self.pool)
         self._left = change.left
+        self._departed = bool(change.left or change.moved)
         self.pool.take(change)
         self.line.wake()
         if self.watch.settled or not (joined or left):

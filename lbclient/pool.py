@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import islice
+from weakref import WeakMethod
 
 from lbclient.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint import Endpoint, Standing
@@ -43,7 +44,8 @@ class Pool:
         self._blind = False
         self._torn = False
         self.membership = 0
-        """A number that changes when somebody joins or leaves."""
+        """A number that changes when an instance joins, leaves or gets other addresses."""
+        self._listeners: list[WeakMethod[Callable[[], object]]] = []
 
     def __len__(self) -> int:
         return len(self._roster.endpoints)
@@ -73,11 +75,22 @@ class Pool:
         self._torn = True
         change.apply()
         self._roster = change.roster
-        if change.joined or change.left:
+        if change.joined or change.left or change.moved:
             self.membership += 1
         if change:
             self._forget_looks()
         self._torn = False
+
+    def listen(self, departed: Callable[[], object]) -> None:
+        """Have this method called, without the lock, after instances have left or have got other
+        addresses. Its object is not kept alive."""
+        self._listeners.append(WeakMethod(departed))
+
+    def tell_listeners(self) -> None:
+        """Instances have left, or have got other addresses. Do not hold the lock."""
+        for ref in self._listeners:
+            if (departed := ref()) is not None:
+                departed()
 
     def after_fork(self) -> bool:
         """In a child: what a thread of the parent's was in the middle of is not gone on with.
@@ -191,10 +204,7 @@ class Pool:
         self._stale_at = -math.inf
 
     def _look(self, now: float) -> None:
-        """Only suspects are looked at: in a large pool nearly all have never failed.
-
-        `_stale_at` is set last: an exception may come before, and the next call looks again.
-        """
+        """Only suspects are looked at: in a large pool nearly all have never failed."""
         tiers = self._roster.tiers
         suspects = [one for one in self._suspects if not one.gone]
         sick = sum(not one.healthy for one in suspects)
@@ -202,13 +212,12 @@ class Pool:
         out = {one: why for one in suspects if (why := self._standing(one, now)) != "serving"}
         self._suspects = dict.fromkeys(one for one in suspects if one in out or not one.healthy)
         self.broken = [one for one, why in out.items() if why in ("open", "half-open")]
-        stale_at = min((_next_change(one, now) for one in out), default=math.inf)
+        self._stale_at = min((_next_change(one, now) for one in out), default=math.inf)
         opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
         self._panic(opened, now)
         self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
         self._candidates = () if self._serving is None else self._open[self._serving]
-        self._stale_at = stale_at
 
     def _fit(self, one: Endpoint) -> bool:
         """True where active checks do not keep it out."""

@@ -1020,6 +1020,7 @@ class Large:
 
     def __init__(self, *, large: bool = True, meanwhile=lambda: None) -> None:
         self.large = large
+        self.quick = False
         self.seen = 0.0
         self._meanwhile = meanwhile
 

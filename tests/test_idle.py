@@ -1,5 +1,6 @@
 """Idle connections: the last one used is the next, and who has been idle longest goes first."""
 
+import math
 import random
 from collections import Counter, deque
 
@@ -144,20 +145,45 @@ def test_nothing_is_lost_or_kept_too_long(steps, most, each):
 
 def test_what_is_over_is_told():
     """The pool tells what has expired, and when to ask again, so that a connection closes without
-    another call."""
+    another call. It wakes whoever asks only while nobody is about to."""
     clock, woken = Clock(), []
     pool, stack = KeepAlivePool(4.0, 100, None, clock), deque()
-    pool.wake = lambda: woken.append(clock.now)
+    pool.wake = lambda: pool.watch(lambda seconds: woken.append((clock.now, seconds)))
     put(pool, "a", stack)
     clock.now = 1.0
     put(pool, "b", stack)
-    assert woken == [0.0]
-    assert pool.expired() == ([], 3.0)
+    for _ in range(3):
+        put(pool, take(pool, stack), stack)
+    assert woken == [(0.0, 4.0)]
     clock.now = 4.5
-    assert pool.expired() == (["a"], 0.5)
+    assert (pool.expired(), pool.next_look()) == (["a"], 5.0)
     clock.now = 5.0
-    assert pool.expired() == (["b"], None)
+    assert (pool.expired(), pool.next_look()) == (["b"], math.inf)
     assert not stack
+    put(pool, "c", stack)
+    assert woken[1:] == [(5.0, 4.0)]
+
+
+def test_failure_to_watch_is_not_for_ever():
+    """Where an exception comes while the watch is set up, the next connection sets it up again."""
+    pool, stack = KeepAlivePool(4.0, 100, None, Clock()), deque()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    pool.wake = lambda: pool.watch(interrupted)
+    for name in "ab":
+        with pytest.raises(KeyboardInterrupt):
+            put(pool, name, stack)
+    assert list(stack) == ["a", "b"]
+
+
+def test_nobody_is_woken_where_nothing_expires():
+    """Without an expiry there is nothing to wake anybody for."""
+    pool = KeepAlivePool(None, 100, None)
+    pool.wake = pytest.fail
+    put(pool, "a", deque())
+    assert len(pool) == 1
 
 
 def idle_connections(client):

@@ -33,6 +33,11 @@ class Job(Protocol):
         """True where a round may compute for long, and others wait for the interpreter."""
         ...
 
+    @property
+    def quick(self) -> bool:
+        """True where a round neither blocks nor computes for long, and so needs no thread."""
+        ...
+
     def clock(self) -> float:
         """Monotonic seconds."""
         ...

@@ -1,7 +1,8 @@
 """The control plane's threads: one daemon scheduler for every service of the process.
 
-The scheduler only waits and starts; each round, which may block in a resolver for seconds, runs on
-a daemon thread of its own, so that ten silent names do not delay an eleventh. A service has at most
+The scheduler only waits and starts; a round, which may block in a resolver for seconds, runs on
+a daemon thread of its own, so that ten silent names do not delay an eleventh. (Idle connections are
+closed on the scheduler's thread: that never blocks.) A service has at most
 one round under way. Nothing here holds a client alive, delays the interpreter's exit or starts
 before it is needed; after a fork the child begins anew, and its clients register again.
 
@@ -44,7 +45,8 @@ class Refresher:
     def __init__(self) -> None:
         self.generation = object()
         """Another object in a forked child: whoever registered with the old one registers anew."""
-        self._started = False
+        self.started = False
+        """True once the scheduler's thread runs: from then on a finalizer may call `schedule`."""
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread began."""
         self._warned = False
@@ -68,11 +70,11 @@ class Refresher:
     def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
-        if not self._started:
+        if not self.started:
             # Where this raises (no more threads, a signal's handler), the next who schedules tries
             # again; and of several threads all but one end at once.
             _daemon(self._loop, "lbclient-refresher")
-            self._started = True
+            self.started = True
 
     def _loop(self) -> None:
         # No job may be held alive here, while this thread waits.
@@ -116,7 +118,10 @@ class Refresher:
     def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
         if (job := _its(turn, ref)) is None:
             return
-        self.start(lambda: self._round(job), "lbclient-lookup")
+        if job.quick:
+            self._round(job)
+        else:
+            self.start(lambda: self._round(job), "lbclient-lookup")
 
     def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
         """Run a function on a daemon thread of its own; here, if no thread can be started."""

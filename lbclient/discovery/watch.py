@@ -66,6 +66,7 @@ class Watch:
         """The refresher's ticket for the next round."""
         self.large = True
         """True where the next answer may be large; so may the first."""
+        self.quick = False
         self._resolver = resolver
         self._subscriber = subscriber
         self._rng = rng

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Generic, TypeVar, cast
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 
@@ -19,6 +19,7 @@ from .errors import as_httpx
 from .flavour import httpx
 from .senders import AsyncContent
 from .shortcuts import fill
+from .wires import AsyncWires, TransportWires, Wires
 
 __all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
 
@@ -28,17 +29,17 @@ S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 class _Held(Generic[S]):
     """The attempt ends with its body: once, however that ends.
 
-    `lost` is told the inner stream where the caller drops the response unclosed: a finalizer must
+    `wires` are told the inner stream where the caller drops the response unclosed: a finalizer must
     not do I/O, nor take the locks of a pool.
     """
 
     def __init__(
-        self, stream: S, attempt: Attempt[httpx.Response], lost: Callable[[S], object]
+        self, stream: S, attempt: Attempt[httpx.Response], wires: TransportWires[Any, S]
     ) -> None:
         self.stream: S = stream
         self.closed = False
         self.info: CallInfo | None = None
-        self._lost: Callable[[S], object] = lost
+        self._wires: TransportWires[Any, S] = wires
         self._attempt = attempt
         attempt.hold(self)
 
@@ -47,7 +48,7 @@ class _Held(Generic[S]):
         if attempt is None or self.closed:
             return
         held = attempt.open
-        self._lost(self.stream)
+        self._wires.lose(self.stream)
         if held:
             warnings.warn(
                 f"a response of {attempt.instance} was never closed; "
@@ -75,6 +76,8 @@ class _Held(Generic[S]):
 class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
     """The body of a response that is still to be read."""
 
+    _wires: Wires
+
     def __iter__(self) -> Iterator[bytes]:
         try:
             for chunk in self.stream:
@@ -91,10 +94,14 @@ class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
         self._attempt.finish()
         self.stream.close()
         self.closed = True
+        if self._wires.leaving:
+            self._wires.tidy()
 
 
 class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """The same for the async side."""
+
+    _wires: AsyncWires
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         expiry = _to_check(self.stream, self._attempt.expiry)
@@ -113,6 +120,8 @@ class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         self._attempt.finish()
         await self.stream.aclose()
         self.closed = True
+        if self._wires.leaving:
+            await self._wires.tidy()
 
 
 def read(response: httpx.Response, expiry: Expiry | None) -> None:

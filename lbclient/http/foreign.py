@@ -95,6 +95,9 @@ class _Rebased:
         """False: what a caller's transport is doing, only that knows."""
         return False
 
+    def retire(self) -> None:
+        """Nothing yet: which of its connections are idle, only the caller's transport knows."""
+
     def disown(self) -> None:
         """In a forked child: what the caller's transport shares with the parent, it must know."""
 
@@ -126,10 +129,6 @@ class Foreign(_Rebased):
             if (following := self._after(at, first, body)) is None:
                 raise failure
             at = following
-
-    def retire(self) -> None:
-        """Close the transport."""
-        self._transport.close()
 
     def close(self) -> None:
         """Close the transport."""

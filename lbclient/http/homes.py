@@ -17,10 +17,11 @@ import anyio
 
 from lbclient import forking
 from lbclient.interruption import is_interruption
+from lbclient.pool import Pool
 from lbclient.shell import asleep
 from lbclient.waiting import Pause, Signal
 
-from .wires import AsyncWires, inherited
+from .wires import AsyncWires, call_soon, inherited, running_loop, spawn
 
 __all__ = ["Homes"]
 
@@ -33,17 +34,18 @@ logger = logging.getLogger(__name__)
 class Homes:
     """The wires of one transport, a set for each event loop; `make` makes a set."""
 
-    def __init__(self, make: Callable[[], AsyncWires]) -> None:
+    def __init__(self, pool: Pool, make: Callable[[], AsyncWires]) -> None:
         self._make = make
         self._homes: dict[object, AsyncWires] = {}
         self._last: tuple[object, AsyncWires] | None = None
         self._lock = threading.Lock()
         self._closed = False
+        pool.listen(self._instances_departed)
         forking.track(self)
 
     async def here(self) -> AsyncWires:
         """The wires of the running loop."""
-        loop, last = _running(), self._last
+        loop, last = running_loop(), self._last
         if last is not None and last[0] is loop:
             return last[1]
         with self._lock:
@@ -61,7 +63,7 @@ class Homes:
         with self._lock:
             self._closed, self._last = True, None
             homes = dict(self._homes)
-        own, elsewhere = homes.pop(_running(), None), []
+        own, elsewhere = homes.pop(running_loop(), None), []
         for loop, wires in homes.items():
             done = Signal()
             if _soon(loop, partial(_close, wires, done)):
@@ -86,6 +88,12 @@ class Homes:
             wires.disown()
         inherited.append((homes, dict(_ends)))
         _ends.clear()
+
+    def _instances_departed(self) -> None:
+        with self._lock:
+            homes = list(self._homes.values())
+        for wires in homes:
+            wires.instances_departed()
 
     def _settle(self, loop: object) -> AsyncWires:
         for one in _crudely_ended(self._homes):
@@ -151,17 +159,9 @@ async def _close(wires: AsyncWires, done: Signal) -> None:
 
 def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
     """Have another loop do that. False where it does not run."""
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        if loop.is_running():
-            asyncio.run_coroutine_threadsafe(work(), loop)
-        return loop.is_running()
-    import trio  # noqa: PLC0415  # only where trio runs the loop is it there
-
-    try:
-        loop.run_sync_soon(trio.lowlevel.spawn_system_task, work)  # type: ignore[attr-defined]  # a token of trio's
-    except trio.RunFinishedError:
+    if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running():
         return False
-    return True
+    return call_soon(loop, partial(spawn, loop, work))
 
 
 def _crudely_ended(loops: Iterable[object]) -> list[object]:
@@ -171,13 +171,3 @@ def _crudely_ended(loops: Iterable[object]) -> list[object]:
 
 def _never() -> bool:
     return False
-
-
-def _running() -> object:
-    """The event loop, asyncio's or trio's."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415  # only where trio runs the loop is it there
-
-        return trio.lowlevel.current_trio_token()

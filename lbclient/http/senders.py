@@ -27,6 +27,10 @@ class Kept(Protocol):
         """True where none of its connections is in use."""
         ...
 
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left. It never blocks."""
+        ...
+
     def disown(self) -> None:
         """In the child: let go of the parent's sockets, without a word to the other end."""
         ...
@@ -39,10 +43,6 @@ class Sender(Kept, Protocol):
         self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
     ) -> httpx.Response:
         """Send it, and return once the headers came."""
-        ...
-
-    def retire(self) -> None:
-        """Close what is idle, and the rest as it is left."""
         ...
 
     def close(self) -> None:

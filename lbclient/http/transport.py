@@ -104,6 +104,9 @@ class Transport(httpx.BaseTransport):
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
             raise
+        finally:
+            if self._wires.leaving:
+                self._wires.tidy()
         return binding.finished(call, response)
 
     def close(self) -> None:
@@ -148,7 +151,7 @@ class Transport(httpx.BaseTransport):
                 read(response, attempt.expiry)
             else:
                 body = cast("httpx.SyncByteStream", response.stream)
-                response.stream = Answer(body, attempt, self._wires.lost.append)
+                response.stream = Answer(body, attempt, self._wires)
                 answers.append(response)
         return response
 
@@ -177,7 +180,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 binding.balancer.rng,
             )
 
-        self._homes = Homes(wires)
+        self._homes = Homes(binding.balancer.pool, wires)
         ours = transport is None
         if (health := binding.health) is not None:
             check = (
@@ -206,6 +209,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             request = below(binding.target.path, request)
         stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
+        wires: AsyncWires | None = None
         try:
             call = binding.call(request, replayable)
             wires = await self._homes.here()
@@ -220,6 +224,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
             raise
+        finally:
+            if wires is not None and wires.leaving:
+                await wires.tidy()
         return binding.finished(call, response)
 
     async def aclose(self) -> None:
@@ -261,6 +268,6 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 await aread(response, attempt.expiry)
             else:
                 body = cast("httpx.AsyncByteStream", response.stream)
-                response.stream = AsyncAnswer(body, attempt, wires.lost.append)
+                response.stream = AsyncAnswer(body, attempt, wires)
                 answers.append(response)
         return response

@@ -1,30 +1,50 @@
-"""Which wires there are: one an instance, made when it is first called, closed once it has left."""
+"""Which wires there are: one an instance, made when it is first called, closed once it has left.
+
+Nobody has to call for connections to close. `Pool.listen` tells when instances have left; what has
+been idle for too long, or was dropped, is closed on the control plane's scheduler, or by a timer of
+the event loop. These keep no client alive, and run only while something is idle.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import random
 import threading
 import time
+import weakref
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextvars import Context
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from lbclient import forking
 from lbclient.complaint import Complaint, log_now
+from lbclient.discovery.refresher import REFRESHER
 from lbclient.endpoint import Endpoint
 from lbclient.interruption import is_interruption
 from lbclient.pool import Pool
 
-from .connections.pool import KeepAlivePool, pool_of
+from .connections.pool import KeepAlivePool, each, pool_of
 from .flavour import httpx
 from .options import WireOptions
 from .senders import AsyncSender, Kept, Sender
 
-__all__ = ["AsyncWires", "Wires", "inherited"]
+__all__ = [
+    "AsyncWires",
+    "TransportWires",
+    "Wires",
+    "call_soon",
+    "inherited",
+    "running_loop",
+    "spawn",
+]
 
 _JITTER = 0.1
 _AT_ONCE = 32
@@ -37,7 +57,7 @@ inherited: list[object] = []
 """What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
 
 
-class _Wires(Generic[W, S]):
+class TransportWires(ABC, Generic[W, S]):
     """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
 
     A wire is `max_connection_age` old at the most, less up to a tenth by the dice; then a new one
@@ -58,9 +78,10 @@ class _Wires(Generic[W, S]):
         self._max_age = options.max_connection_age
         self._rng = rng
         self._options = options
-        self._idle: KeepAlivePool[Any] = pool_of(options)
+        self._idle: KeepAlivePool[Any] = self._new_idle()
         self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
-        self._leaving: deque[tuple[Endpoint, W]] = deque()
+        self.leaving: deque[tuple[Endpoint, W]] = deque()
+        """Wires that keep no connection any more. Each is closed once no call uses it."""
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
         self._seen = 0
         self._closed = False
@@ -78,18 +99,36 @@ class _Wires(Generic[W, S]):
     def untidy(self) -> bool:
         """True where there may be something to close."""
         return bool(
-            self.lost or self._idle.lost or self._seen != self._pool.membership or self._leaving
+            self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving
         )
+
+    def lose(self, body: S) -> None:
+        """A finalizer has found this body dropped by its caller, and can close nothing itself."""
+        self.lost.append(body)
+        self._summon()
 
     def disown(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
         wires = self._all()
         self._lock = threading.RLock()
-        self._wires, self._leaving = {}, deque()
-        self._idle = pool_of(self._options)
+        self._wires, self.leaving = {}, deque()
+        self._idle = self._new_idle()
         inherited.append(wires)
         for wire in wires:
             wire.disown()
+
+    def _new_idle(self) -> KeepAlivePool[Any]:
+        idle: KeepAlivePool[Any] = pool_of(self._options)
+        idle.wake, idle.summon = _weakly(self._wake), _weakly(self._summon)
+        return idle
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Connections are idle: have them swept when the first of them is due."""
+
+    @abstractmethod
+    def _summon(self) -> None:
+        """Something was dropped: have it closed soon. For finalizers, on any thread."""
 
     @contextlib.contextmanager
     def _told(self, what: object) -> Iterator[None]:
@@ -114,11 +153,14 @@ class _Wires(Generic[W, S]):
                 if set(known[0]) == set(addresses) and now < known[2]:
                     self._wires[endpoint] = (addresses, *known[1:])
                     return known[1]
-                self._leaving.append((endpoint, known[1]))
+                self.leaving.append((endpoint, known[1]))
             wire = self._make(endpoint, self._idle)
-            self._wires[endpoint] = (addresses, wire, self._until(now))
-            if endpoint.gone:
-                self._seen = -1  # it left after it was picked: look again
+            if endpoint.gone:  # it left after it was picked
+                wire.retire()
+                self._wires.pop(endpoint, None)
+                self.leaving.append((endpoint, wire))
+            else:
+                self._wires[endpoint] = (addresses, wire, self._until(now))
             return wire
 
     def _until(self, now: float) -> float:
@@ -131,32 +173,36 @@ class _Wires(Generic[W, S]):
         with self._lock:
             if self._seen != self._pool.membership:
                 self._seen = self._pool.membership
-                gone = [one for one in self._wires if one.gone]
-                self._leaving.extend((one, self._wires.pop(one)[1]) for one in gone)
-            some = [self._leaving.popleft() for _ in range(min(_AT_ONCE, len(self._leaving)))]
+                gone = [one for one, known in self._wires.items() if _has_left(one, known[0])]
+                self.leaving.extend((one, self._wires.pop(one)[1]) for one in gone)
+            some = [self.leaving.popleft() for _ in range(min(_AT_ONCE, len(self.leaving)))]
         try:
             while some:
                 one = endpoint, wire = some.pop()
+                wire.retire()
                 if endpoint.in_flight and (endpoint.gone or not wire.quiet):
-                    self._leaving.append(one)
+                    self.leaving.append(one)
                 else:
                     yield one
         finally:
-            self._leaving.extend(some)  # those left when a closing was cancelled
+            self.leaving.extend(some)  # those left when a closing was cancelled
 
     def _all(self) -> Sequence[W]:
-        return [wire for _, wire, _ in self._wires.values()] + [wire for _, wire in self._leaving]
+        return [wire for _, wire, _ in self._wires.values()] + [wire for _, wire in self.leaving]
 
     def _taken(self) -> Sequence[W]:
         """Every wire, handed over for closing."""
         with self._lock:
             wires = self._all()
-            self._wires, self._leaving = {}, deque()
+            self._wires, self.leaving = {}, deque()
         return wires
 
 
-class Wires(_Wires[Sender, httpx.SyncByteStream]):
-    """The wires of a transport for threads."""
+class Wires(TransportWires[Sender, httpx.SyncByteStream]):
+    """The wires of a transport for threads. They are a job of the control plane's scheduler."""
+
+    turn = -1
+    busy = large = False
 
     def __init__(
         self,
@@ -166,7 +212,37 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
         rng: random.Random,
     ) -> None:
         super().__init__(pool, make, options, rng)
+        pool.listen(self._instances_departed)
         forking.track(self)
+
+    @property
+    def next_at(self) -> float:
+        """When there may be something to close."""
+        return -math.inf if self.lost or self._idle.lost else self._idle.look_at
+
+    @property
+    def stopped(self) -> bool:
+        """True while nothing is idle."""
+        return self.next_at == math.inf
+
+    @property
+    def quick(self) -> bool:
+        """False where a caller's own transport may block while it closes a body."""
+        return not self.lost
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        return self._idle.clock()
+
+    def claim(self) -> bool:
+        """True: rounds do not disturb each other."""
+        return True
+
+    def run(self) -> None:
+        """Close what has been idle for too long, and what was dropped."""
+        self._idle.sweep()
+        self._close_lost()
+        self._idle.next_look()
 
     def after_fork(self) -> None:
         """In a child: connections of its own."""
@@ -174,14 +250,29 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
 
     def tidy(self) -> None:
         """Close what was lost and what has left."""
-        for lease in _each(self._idle.lost):
-            lease.drop()
+        self._idle.sweep()
         for endpoint, wire in self._departed():
-            with self._told(wire):  # a call in flight may be just about to use it
-                (wire.retire if endpoint.in_flight else wire.close)()
-        for body in _each(self.lost):
+            if not endpoint.in_flight:  # else a call may be just about to use it
+                with self._told(wire):
+                    wire.close()
+        self._close_lost()
+
+    def _close_lost(self) -> None:
+        for body in each(self.lost):
             with self._told(body):
                 body.close()
+
+    def _instances_departed(self) -> None:
+        self.tidy()
+        for _ in range(0, len(self.leaving), _AT_ONCE):
+            self.tidy()
+
+    def _wake(self) -> None:
+        self._idle.watch(lambda _: REFRESHER.schedule(self))
+
+    def _summon(self) -> None:
+        if REFRESHER.started:  # a finalizer must not start a thread
+            REFRESHER.schedule(self)
 
     def close(self) -> None:
         """Close every wire, and make no other. What one of them raises is raised after that."""
@@ -191,18 +282,28 @@ class Wires(_Wires[Sender, httpx.SyncByteStream]):
                 stack.callback(wire.close)
 
 
-class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
+class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
     """The wires of a transport in one event loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncSender],
+        options: WireOptions,
+        rng: random.Random,
+    ) -> None:
+        super().__init__(pool, make, options, rng)
+        self._loop = running_loop()
 
     async def tidy(self) -> None:
         """Close what was lost and what has left."""
-        for lease in _each(self._idle.lost):
-            lease.drop()
+        self._idle.sweep()
         with anyio.CancelScope(shield=True):  # the call that does it may have little time left
-            for _, wire in self._departed():
-                with self._told(wire):
-                    await wire.aclose()
-            for body in _each(self.lost):
+            for endpoint, wire in self._departed():
+                if not endpoint.in_flight:  # as above
+                    with self._told(wire):
+                        await wire.aclose()
+            for body in each(self.lost):
                 with self._told(body):
                     await body.aclose()
 
@@ -213,9 +314,105 @@ class AsyncWires(_Wires[AsyncSender, httpx.AsyncByteStream]):
             for wire in self._taken():
                 stack.push_async_callback(wire.aclose)
 
+    def instances_departed(self) -> None:
+        """On any thread: close what is idle to them, soon."""
+        self._summon()
 
-def _each(lost: deque[S]) -> Iterator[S]:
-    """Each once, whichever other thread takes from it meanwhile."""
-    with contextlib.suppress(IndexError):
-        while True:
-            yield lost.popleft()
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._idle.watch(partial(_look_later, self._loop, self._idle))
+
+    def _summon(self) -> None:
+        call_soon(self._loop, _weakly(self._attend))
+
+    def _attend(self) -> None:
+        self._idle.sweep()
+        if self.untidy:
+            spawn(self._loop, self._tidy_all)
+
+    async def _tidy_all(self) -> None:
+        await self.tidy()
+        for _ in range(0, len(self.leaving), _AT_ONCE):
+            await anyio.lowlevel.checkpoint()
+            await self.tidy()
+
+
+def running_loop() -> object:
+    """The event loop, asyncio's or trio's; trio's also where that is a guest in asyncio's."""
+    try:
+        if asyncio.current_task() is not None:
+            return asyncio.get_running_loop()
+    except RuntimeError:
+        pass  # on trio
+    import trio  # noqa: PLC0415  # only where trio runs the loop is it there
+
+    return trio.lowlevel.current_trio_token()
+
+
+def call_soon(loop: object, call: Callable[[], object]) -> bool:
+    """Have an event loop call it; from any thread, also in a finalizer. False if that has ended."""
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(call, context=Context())
+        else:
+            loop.run_sync_soon(call)  # type: ignore[attr-defined]  # a token of trio's
+    except RuntimeError:
+        return False
+    return True
+
+
+def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Have a coroutine run in the running event loop, beside the tasks of its users."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        _tasks.add(task := loop.create_task(work()))
+        task.add_done_callback(_tasks.discard)
+        return
+    import trio  # noqa: PLC0415  # as above
+
+    trio.lowlevel.spawn_system_task(work)
+
+
+def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
+    """Have the running event loop sweep this pool then, and again while anything is idle in it.
+
+    It keeps the pool alive so long, but not the client: asyncio would keep the connections open.
+    """
+
+    def look() -> None:
+        idle.sweep()
+        if (at := idle.next_look()) < math.inf:
+            _look_later(loop, idle, at - idle.clock())
+
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.call_later(seconds, look, context=Context())
+        return
+    import trio  # noqa: PLC0415  # as above
+
+    until = trio.current_time() + seconds
+
+    async def wait() -> None:
+        await trio.sleep_until(until)
+        look()
+
+    trio.lowlevel.spawn_system_task(wait)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+"""Event loops keep their tasks by weak references only."""
+
+
+def _weakly(method: Callable[[], object]) -> Callable[[], object]:
+    """Call the method while its object lives, which this does not keep alive."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (living := ref()) is not None:
+            living()
+
+    return call
+
+
+def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
+    """True where the instance has left, or has other addresses than these."""
+    now = endpoint.instance.addresses
+    return endpoint.gone or (now is not addresses and set(now) != set(addresses))

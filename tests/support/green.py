@@ -144,6 +144,29 @@ def hedged(when, silent, port):
     return {"statuses": statuses, "idle": done}
 
 
+def expires(when, port):
+    """Idle connections close while the client makes no call."""
+
+    def make():
+        import httpx
+
+        import lbclient
+
+        limits = httpx.Limits(keepalive_expiry=0.02)
+        return lbclient.Client([f"http://127.0.0.1:{port}"], limits=limits)
+
+    client = begin(when, make)
+    import gevent
+
+    statuses = []
+    for _ in range(3):
+        statuses.append(client.get("/").status_code)
+        while len(client._transport._wires._idle):
+            gevent.sleep(0.005)
+    client.close()
+    return {"statuses": statuses}
+
+
 def looks_up(when, dns, port):
     """A service is looked up while other green threads go on."""
 

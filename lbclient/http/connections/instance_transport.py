@@ -64,11 +64,17 @@ class _Base:
         self._dial = Dial(place, options)
         self._options = options
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
+        self._closed = False
 
     @property
     def quiet(self) -> bool:
         """True where none of its connections is in use."""
         return self._connections.quiet
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left. A call that has just been given this
+        transport can still send its request."""
+        self._connections.retire()
 
     def disown(self) -> None:
         """In a forked child: let go of the parent's sockets, without a word to the other end."""
@@ -100,7 +106,7 @@ class _Base:
         self._connections.add(lease, connection)
         connection.single_use = tls_name != self._dial.tls_name
         connection.protocols = self._protocols
-        if self._connections.closed:
+        if self._closed:
             raise httpx.ConnectError("the client was closed while the connection was made")
 
     def _check_protocol(self, connection: Connection) -> None:
@@ -206,12 +212,9 @@ class InstanceTransport(_Base):
         stream = ResponseBody(lease, connection, exchange, read, trace)
         return self._response(lease, exchange, stream, info)
 
-    def retire(self) -> None:
-        """Close what is idle, and the rest as it is left."""
-        self._connections.retire()
-
     def close(self) -> None:
         """Close every connection; a thread that waits for one is woken."""
+        self._closed = True
         self._connections.retire()
         for connection in self._connections.all():
             connection.shut()
@@ -337,6 +340,7 @@ class AsyncInstanceTransport(_Base):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._closed = True
         self._connections.retire()
         for connection in self._connections.all():
             connection.close()

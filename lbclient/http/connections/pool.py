@@ -7,11 +7,12 @@ between any two lines loses none (see "An exception may come between any two lin
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from lbclient import forking
@@ -19,9 +20,17 @@ from lbclient import forking
 from ..options import WireOptions
 from .connection import Connection, InstanceLiveness
 
-__all__ = ["ConnectionLease", "IdleStack", "InstanceConnections", "KeepAlivePool", "pool_of"]
+__all__ = [
+    "ConnectionLease",
+    "IdleStack",
+    "InstanceConnections",
+    "KeepAlivePool",
+    "each",
+    "pool_of",
+]
 
 C = TypeVar("C", bound=Connection)
+S = TypeVar("S")
 IdleStack = deque[C]
 """The idle connections to one instance. The one that was used last is used next, so that a few stay
 warm and the rest can close (HAProxy's and Go's net/http's order)."""
@@ -46,8 +55,14 @@ class KeepAlivePool(Generic[C]):
         """Leases that were dropped, since an exception came from outside."""
         self.expiry = expiry
         self.clock = clock
+        self.watched = expiry is None
+        """True where somebody looks after idle connections, or none ever expires: nobody is woken."""
+        self.look_at = math.inf
+        """When somebody looks, by `clock`."""
         self.wake: Callable[[], object] | None = None
-        """Called when the first connection becomes idle, to have `expired` called in time."""
+        """Called when a connection becomes idle while the pool is not watched."""
+        self.summon: Callable[[], object] | None = None
+        """Called by finalizers, on any thread, when a lease was lost."""
         self._most = most
         self._each = each
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
@@ -60,6 +75,7 @@ class KeepAlivePool(Generic[C]):
         there may hold the lock, and have left things half done."""
         self.lock = threading.Lock()
         self._since = OrderedDict()
+        self.wake = self.summon = None
 
     def __len__(self) -> int:
         return len(self._since)
@@ -70,7 +86,6 @@ class KeepAlivePool(Generic[C]):
         with self.lock:
             if connection in self._since:  # an exception came after this had been done
                 return ()
-            first = not self._since
             connection.idle_since = now
             self._since[connection] = stack, now
             stack.append(connection)
@@ -79,7 +94,7 @@ class KeepAlivePool(Generic[C]):
                 gone.append(self._out(stack))
             while self._since and self._is_over(now):
                 gone.append(self._oldest())
-        if first and self.wake is not None and self._since:
+        if not self.watched and self.wake is not None and self._since:
             self.wake()
         return gone
 
@@ -100,17 +115,52 @@ class KeepAlivePool(Generic[C]):
         with self.lock:
             return [self._out(stack) for _ in range(len(stack))]
 
-    def expired(self) -> tuple[Sequence[C], float | None]:
-        """Those to close now, and seconds until the next is due; None if none will be."""
+    def expired(self) -> Sequence[C]:
+        """Those to close now."""
         now = self.clock()
         with self.lock:
             gone = []
             while self._since and self._is_over(now):
                 gone.append(self._oldest())
+            return gone
+
+    def sweep(self) -> None:
+        """Close connections that have been idle for too long, or were lost. It never blocks."""
+        for connection in self.expired():
+            connection.close()
+        for lease in each(self.lost):
+            lease.drop()
+
+    def watch(self, look: Callable[[float], object]) -> None:
+        """Something is idle: have `look(seconds)` call `sweep` and `next_look` after that time. Calls
+        wake nobody until `next_look` finds nothing idle."""
+        if (expiry := self.expiry) is None:
+            return
+        self.look_at = self.clock() + expiry
+        self.watched = True
+        try:
+            look(expiry)
+        except BaseException:
+            self.watched = False
+            raise
+
+    def next_look(self) -> float:
+        """When to look again, by `clock`: `math.inf` while nothing is idle, and then nobody watches
+        any more."""
+        with self.lock:
+            self.watched = self.expiry is None or bool(self._since)
             if self.expiry is None or not self._since:
-                return gone, None
-            _, since = next(iter(self._since.values()))
-            return gone, since + self.expiry - now
+                self.look_at = math.inf
+            else:
+                _, since = next(iter(self._since.values()))
+                self.look_at = since + self.expiry
+            return self.look_at
+
+    def lose(self, lease: ConnectionLease[C]) -> None:
+        """A finalizer has found this lease dropped, and can close nothing itself."""
+        self.lost.append(lease)
+        if self.summon is not None:
+            self.summon()
 
     def _is_over(self, now: float) -> bool:
         if len(self._since) > self._most:
@@ -131,6 +181,13 @@ class KeepAlivePool(Generic[C]):
         if stack and stack[0] is connection:  # else an exception came in the middle of `take`
             stack.popleft()
         return connection
+
+
+def each(lost: deque[S]) -> Iterator[S]:
+    """Each once, whichever other thread takes from it meanwhile."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield lost.popleft()
 
 
 def pool_of(options: WireOptions) -> KeepAlivePool[C]:
@@ -156,7 +213,7 @@ class ConnectionLease(Generic[C]):
 
     def __del__(self) -> None:
         if getattr(self, "connection", None) is not None:  # an exception came from outside
-            self._connections.idle.lost.append(self)
+            self._connections.idle.lose(self)
 
     def end(self, *, reusable: bool) -> None:
         """Put the connection back, or close it. More than once does no harm."""
@@ -187,7 +244,7 @@ class InstanceConnections(Generic[C]):
     def __init__(self, idle: KeepAlivePool[C]) -> None:
         self.idle = idle
         self.liveness = InstanceLiveness()
-        self.closed = False
+        self.retired = False
         """True once no connection is kept any more."""
         self._used: dict[C, None] = {}
         self._stack: IdleStack[C] = deque()
@@ -216,7 +273,7 @@ class InstanceConnections(Generic[C]):
             if not (
                 too_old
                 or connection.closed
-                or self.closed  # whoever closed it may have come just before `_used` was set
+                or self.retired  # whoever closed it may have come just before `_used` was set
                 or connection.generation != liveness.generation
                 or not connection.fresh
             ):
@@ -232,22 +289,22 @@ class InstanceConnections(Generic[C]):
 
     def leave(self, connection: C, *, reusable: bool) -> None:
         """One of them is not used any more."""
-        if not reusable or self.closed or connection.single_use:
+        if not reusable or self.retired or connection.single_use:
             connection.close()
             self._used.pop(connection, None)
             return
         for one in self.idle.put(connection, self._stack):
             one.close()
         self._used.pop(connection, None)
-        self._clear_if_closed()  # whoever closed it has looked for this one in vain
+        self._clear_if_retired()  # whoever retired it has looked for this one in vain
 
     def retire(self) -> None:
         """Close what is idle now, and the rest once it is not used any more."""
-        self.closed = True
-        self._clear_if_closed()
+        self.retired = True
+        self._clear_if_retired()
 
-    def _clear_if_closed(self) -> None:
-        if not self.closed:
+    def _clear_if_retired(self) -> None:
+        if not self.retired:
             return
         for one in self.idle.clear(self._stack):
             one.close()
