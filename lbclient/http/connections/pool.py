@@ -56,7 +56,7 @@ class KeepAlivePool(Generic[C]):
         self.expiry = expiry
         self.clock = clock
         self.watched = expiry is None
-        """True where somebody looks after idle connections, or none ever expires: nobody is woken."""
+        """True where a look at idle connections is planned, or none expires: nobody is woken."""
         self.look_at = math.inf
         """When somebody looks, by `clock`."""
         self.wake: Callable[[], object] | None = None
@@ -132,8 +132,8 @@ class KeepAlivePool(Generic[C]):
             lease.drop()
 
     def watch(self, look: Callable[[float], object]) -> None:
-        """Something is idle: have `look(seconds)` call `sweep` and `next_look` after that time. Calls
-        wake nobody until `next_look` finds nothing idle."""
+        """Something is idle: have `look(seconds)` call `sweep` and `next_look` then. Calls wake
+        nobody until `next_look` finds nothing idle."""
         if (expiry := self.expiry) is None:
             return
         self.look_at = self.clock() + expiry
