@@ -681,12 +681,13 @@ def test_responses_are_those_of_httpx(flavour, pairs, intact, how, monkeypatch):
     lib, _, shortcuts = FLAVOURS[flavour]
     monkeypatch.setattr(shortcuts, "INTACT", intact)
     content = gzip.compress(b"body") if pairs is PAIRS["encoded"] else b"body"
+    fields = [(name, name.lower(), value) for name, value in pairs]
     request = lib.Request("GET", OWN)
     theirs = lib.Response(200, headers=pairs, stream=lib.ByteStream(content), request=request)
     if how == "bytes":
-        ours = shortcuts.response_of(200, pairs, content, {})
+        ours = shortcuts.response_of(200, fields, content, {})
     else:
-        ours = shortcuts.response_of(200, pairs, lib.ByteStream(content), {})
+        ours = shortcuts.response_of(200, fields, lib.ByteStream(content), {})
         assert not ours.is_closed
     if how == "filled":
         shortcuts.fill(ours, content)

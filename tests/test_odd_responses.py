@@ -13,7 +13,7 @@ import trustme
 import lbclient
 import lbclient.httpx2
 from lbclient.http.connections import parsers
-from lbclient.http.connections.http1 import Exchange
+from lbclient.http.connections.http1 import Exchange, RequestHeaders
 from tests.support.http import Server
 from tests.support.odd_responses import KINDS, ODD, PAGE, tables
 from tests.test_http_tls import TlsServer
@@ -42,7 +42,8 @@ def parser(request, monkeypatch):
 
 def exchange(odd):
     target = b"a:1" if odd.method == "CONNECT" else b"/"
-    made = Exchange(odd.method.encode(), target, [(b"Host", b"a"), *odd.request])
+    headers = RequestHeaders([(b"Host", b"a"), *odd.request])
+    made = Exchange(odd.method.encode(), target, headers)
     made.sent = True
     return made
 
@@ -68,7 +69,12 @@ def verdict(odd, data, *, ends=False):
         return "waits"
     head = made.head
     return {
-        "head": (head.status, head.version, head.reason, head.headers),
+        "head": (
+            head.status,
+            head.version,
+            head.reason,
+            [(name, value) for name, _, value in head.headers],
+        ),
         "body": b"".join(made.data),
         "complete": made.complete,
         "upgraded": made.upgraded,
@@ -175,7 +181,7 @@ def milliseconds(data):
     best = 1e9
     for _ in range(3):
         since = time.thread_time()
-        Exchange(b"GET", b"/", []).receive(data)
+        Exchange(b"GET", b"/", RequestHeaders([])).receive(data)
         best = min(best, 1000 * (time.thread_time() - since))
     return best
 
@@ -188,7 +194,7 @@ def receive_often(made, times, data):
 @pytest.mark.usefixtures("parser")
 def test_interim_responses_without_end():
     """Interim responses that never end are refused after 100 KiB, though each is a good one."""
-    made = Exchange(b"GET", b"/", [])
+    made = Exchange(b"GET", b"/", RequestHeaders([]))
     with pytest.raises(httpx.RemoteProtocolError, match="interim"):
         receive_often(made, 5_000, b"HTTP/1.1 102 Processing\r\n\r\n")
     assert made.received < parsers.MAX_HEAD + 100
@@ -197,7 +203,7 @@ def test_interim_responses_without_end():
 @pytest.mark.usefixtures("parser")
 def test_extensions_without_end():
     """A body that is chunk extensions for the most part is refused, though it has content too."""
-    made = Exchange(b"GET", b"/", [])
+    made = Exchange(b"GET", b"/", RequestHeaders([]))
     made.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     with pytest.raises(httpx.RemoteProtocolError, match="extensions"):
         receive_often(made, 1_000, b"1;" + b"a" * 1_000 + b"\r\nx\r\n")
@@ -207,7 +213,7 @@ def test_extensions_without_end():
 @pytest.mark.usefixtures("parser")
 def test_a_chunk_of_one_byte_is_no_extension():
     """A body of chunks of one byte each is taken, however long, and given on in few pieces."""
-    made = Exchange(b"GET", b"/", [])
+    made = Exchange(b"GET", b"/", RequestHeaders([]))
     made.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     receive_often(made, 100, b"1;ext=1\r\nx\r\n" * 1_000)
     assert len(made.data) == 100
@@ -243,7 +249,7 @@ def test_a_chunk_of_one_byte_is_no_extension():
 def test_headers_that_are_not_sent(headers):
     """A request that a server might read in two ways is the caller's error, and is not sent."""
     with pytest.raises(httpx.LocalProtocolError):
-        Exchange(b"POST", b"/", headers)
+        Exchange(b"POST", b"/", RequestHeaders(headers))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_headers_that_are_not_sent(headers):
 def test_request_lines_that_are_not_sent(method, target):
     """Neither a method nor a target can add a line, or a request."""
     with pytest.raises(httpx.LocalProtocolError):
-        Exchange(method, target, [(b"Host", b"a")])
+        Exchange(method, target, RequestHeaders([(b"Host", b"a")]))
 
 
 # Over drivers.

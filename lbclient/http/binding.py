@@ -118,7 +118,8 @@ class Binding:
             response.elapsed = timedelta(seconds=call.elapsed)
         elif isinstance(response.stream, Answer | AsyncAnswer):
             response.stream.info = info  # for an error of the body that is yet to come
-        if self.origin is not None and response.has_redirect_location:
+        redirect = 300 <= response.status_code < 400 and response.has_redirect_location
+        if redirect and self.origin is not None:
             self.origin.make_logical(response)
         return response
 

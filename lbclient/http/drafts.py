@@ -11,14 +11,14 @@ from typing import Any
 
 from .flavour import httpx
 from .origin import Origin
-from .shortcuts import request_like, settings_of
+from .shortcuts import Fields, request_like, settings_of
 from .urls import Urls
 
 __all__ = ["Drafts"]
 
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
 _OWN = frozenset({b"host", b"content-length"})
-_State = tuple[httpx.URL | None, list[tuple[bytes, bytes]], dict[str, httpx.Request]]
+_State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
 """Base, headers, and the patterns made of them: one value, since threads share it."""
 
 
@@ -51,12 +51,12 @@ class Drafts:
         if plain and known is not None:
             of, before, patterns = self._state
             if of is not base or headers != before:
-                patterns = {}
-                self._state = base, headers, patterns
+                before, patterns = headers.copy(), {}
+                self._state = base, before, patterns
             if (pattern := patterns.get(method)) is not None:
                 return request_like(pattern, known, timeout)
             request = build(method, known, **options)
-            if _bears(request, headers):
+            if _bears(request, before):
                 patterns[method] = request_like(request, known, timeout)
             return request
         named = self._origin.named(url) if known is None else known
@@ -66,9 +66,9 @@ class Drafts:
         return request
 
 
-def _bears(request: httpx.Request, headers: list[tuple[bytes, bytes]]) -> bool:
+def _bears(request: httpx.Request, headers: Fields) -> bool:
     """True where these are its headers, after httpx's own: another thread may have set others, and
     these again, since."""
-    found = request.headers.raw
-    own = found[: max(0, len(found) - len(headers))]
-    return found[len(own) :] == headers and all(name.lower() in _OWN for name, _ in own)
+    found, theirs = request.headers.raw, [(name, value) for name, _, value in headers]
+    own = found[: max(0, len(found) - len(theirs))]
+    return found[len(own) :] == theirs and all(name.lower() in _OWN for name, _ in own)

@@ -43,11 +43,14 @@ class Homes:
         pool.listen(self._instances_departed)
         forking.track(self)
 
+    def last(self) -> AsyncWires | None:
+        """The wires of the running loop, if they are those that were asked for last."""
+        last = self._last
+        return last[1] if last is not None and last[0] is running_loop() else None
+
     async def here(self) -> AsyncWires:
         """The wires of the running loop."""
-        loop, last = running_loop(), self._last
-        if last is not None and last[0] is loop:
-            return last[1]
+        loop = running_loop()
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client was closed")

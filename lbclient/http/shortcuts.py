@@ -32,6 +32,7 @@ __all__ = [
     "Content",
     "DirectAsyncClient",
     "DirectClient",
+    "Fields",
     "copied",
     "fill",
     "headers_of",
@@ -45,6 +46,8 @@ INTACT = True
 """False if httpx is not what the shortcuts expect."""
 
 Pairs = Iterable[tuple[bytes, bytes]]
+Fields = list[tuple[bytes, bytes, bytes]]
+"""Headers as `httpx.Headers` keeps them: the name, the name in lower case, and the value."""
 
 _log = logging.getLogger(__name__)
 _httpx_log = logging.getLogger(httpx.__name__)
@@ -90,9 +93,13 @@ def headers_of(pairs: Pairs) -> httpx.Headers:
     if not INTACT:
         return httpx.Headers(list(pairs))
     made = httpx.Headers.__new__(httpx.Headers)
-    made._list = [(name, name.lower(), value) for name, value in pairs]
+    made._list = _fields(pairs)
     made._encoding = None
     return made
+
+
+def _fields(pairs: Pairs) -> Fields:
+    return [(name, name.lower(), value) for name, value in pairs]
 
 
 def copied(request: httpx.Request) -> httpx.Request:
@@ -131,16 +138,18 @@ def request_like(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout)
 
 def settings_of(
     client: httpx.Client | httpx.AsyncClient,
-) -> tuple[httpx.URL, list[tuple[bytes, bytes]], httpx.Timeout, bool]:
-    """Return a client's base URL, headers, timeout, and whether it adds parameters or cookies."""
+) -> tuple[httpx.URL, Fields, httpx.Timeout, bool]:
+    """Return a client's base URL, headers, timeout, and whether it adds parameters or cookies.
+
+    The headers are those that the client may change; whoever keeps them needs a copy.
+    """
     if not INTACT or _settings_of(type(client)) != _SETTINGS:
         adds = bool(client.params or client.cookies)
-        return client.base_url, client.headers.raw, client.timeout, adds
-    headers = [(name, value) for name, _, value in client._headers._list]
+        return client.base_url, _fields(client.headers.raw), client.timeout, adds
     jar = client.cookies.jar
     # A jar of another class than the standard library's has no such dict.
     adds = bool(client._params._dict or (getattr(jar, "_cookies", True) and client.cookies))
-    return client._base_url, headers, client._timeout, adds
+    return client._base_url, client._headers._list, client._timeout, adds
 
 
 def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -153,22 +162,26 @@ def origin_of(url: httpx.URL) -> tuple[str, str, int | None]:
 
 def response_of(
     status: int,
-    headers: Pairs,
+    headers: Fields,
     body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
     extensions: dict[str, Any],
 ) -> httpx.Response:
-    """Build the response that a connection has received. It keeps `extensions`, not a copy.
+    """Build the response that a connection has received. It keeps `headers` and `extensions`, not
+    copies.
 
     If `body` is bytes, it is the complete body: the response is closed and its content is set. A
     body that must be decompressed is left for httpx to read.
     """
-    stream = Content(body) if isinstance(body, bytes) else body
     if not INTACT:
-        made = httpx.Response(status, headers=list(headers), stream=stream, extensions=extensions)
+        pairs = [(name, value) for name, _, value in headers]
+        stream = Content(body) if isinstance(body, bytes) else body
+        made = httpx.Response(status, headers=pairs, stream=stream, extensions=extensions)
     else:
         made = httpx.Response.__new__(httpx.Response)
         made.status_code = status
-        made.headers = headers_of(headers)
+        made.headers = kept = httpx.Headers.__new__(httpx.Headers)
+        kept._list = headers
+        kept._encoding = None
         made._request = None
         made.next_request = None
         made.extensions = extensions
@@ -176,8 +189,9 @@ def response_of(
         made.is_closed = False
         made.is_stream_consumed = False
         made.default_encoding = "utf-8"
-        made.stream = stream
         made._num_bytes_downloaded = 0
+        if not isinstance(body, bytes):
+            made.stream = body
     if isinstance(body, bytes):
         fill(made, body)
     return made
@@ -426,7 +440,7 @@ def _differing_objects() -> Iterator[str]:
         theirs = httpx.Response(200, headers=pairs, stream=httpx.ByteStream(content))
         if body is content:
             theirs.read()
-        ours, same = response_of(200, pairs, body, {}), {"stream": None, "_decoder": None}
+        ours, same = response_of(200, _fields(pairs), body, {}), {"stream": None, "_decoder": None}
         if {**vars(ours), **same} != {**vars(theirs), **same}:
             yield "Response"
     url = httpx.URL("http://u:p@a:1/b?c")
@@ -439,7 +453,7 @@ def _differing_calls() -> Iterator[str]:
     global _LENIENT  # noqa: PLW0603  # set once, at import
     for kind, direct in ((httpx.Client, DirectClient), (httpx.AsyncClient, DirectAsyncClient)):
         theirs, ours = (one(transport=_Stub(), trust_env=False) for one in (kind, direct))
-        public = theirs.base_url, theirs.headers.raw, theirs.timeout
+        public = theirs.base_url, _fields(theirs.headers.raw), theirs.timeout
         if settings_of(theirs) != (*public, False):
             yield f"the settings of {kind.__name__}"
         theirs._state = ours._state = cast("Any", _OPENED)

@@ -212,7 +212,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         wires: AsyncWires | None = None
         try:
             call = binding.call(request, replayable)
-            wires = await self._homes.here()
+            wires = self._homes.last() or await self._homes.here()
             if wires.untidy:
                 await wires.tidy()
             send = partial(self._send, wires, request, stream, answers)

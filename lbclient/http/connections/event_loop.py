@@ -188,7 +188,18 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 self._served_at_once = 0
                 await asyncio.sleep(0)
         else:
-            await self._more(seconds_now(timeout, httpx.ReadTimeout))
+            seconds = timeout
+            if timeout.__class__ is DeadlineTimeout:
+                seconds = seconds_now(timeout, httpx.ReadTimeout)
+            self._served_at_once = 0
+            self._reader = reader = self._loop.create_future()
+            self._set_timer(seconds)
+            try:
+                late = await reader
+            finally:
+                self._reader = None
+            if late is not None:
+                raise late
         data = self._arrived
         if len(data) > _TURN:  # asyncio itself receives up to 256 KiB at a time
             data, self._arrived = data[:_TURN], data[_TURN:]
@@ -278,10 +289,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    async def _more(self, seconds: float | None) -> None:
-        """Wait until something arrives."""
-        self._served_at_once = 0
-        self._reader = reader = self._loop.create_future()
+    def _set_timer(self, seconds: float | None) -> None:
+        """End the wait of the reader after that time."""
         if seconds is not None:
             self._due = due = self._loop.time() + seconds
             if (timer := self._timer) is None:
@@ -291,12 +300,6 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 self._timer = self._loop.call_at(due, self._tick)
         else:
             self._due = math.inf
-        try:
-            late = await reader
-        finally:
-            self._reader = None
-        if late is not None:
-            raise late
 
     def _tick(self) -> None:
         """The time of a wait may be up."""

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from ..flavour import httpx
 from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, well_formed
 
-__all__ = ["Exchange", "request_head"]
+__all__ = ["Exchange", "RequestHeaders", "header_lines", "request_line"]
 
-_REQUEST = re.compile(
-    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\n"
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
-)
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LINE = re.compile(_TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\n")
+_LINES = re.compile(rb"(?:" + _TOKEN + rb": [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
@@ -26,9 +25,46 @@ _EACH = 32
 """Bytes between chunks that may come with each byte of content, after the first MAX_HEAD."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
-_HOP_LENGTHS = frozenset(map(len, _HOP))
+
+_NAMES = frozenset({*_HOP, b"upgrade", b"expect"})
+_NAME_LENGTHS = frozenset(map(len, _NAMES))
 
 _HEAD, _LENGTH, _CHUNKED, _TO_END, _RAW, _COMPLETE = range(6)
+
+
+class RequestHeaders:
+    """The headers of a request, checked and written. Many requests have the same."""
+
+    __slots__ = ("chunked", "expects", "lines", "persistent", "to_send", "upgrade")
+
+    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises LocalProtocolError for what cannot be sent."""
+        self.lines = header_lines(headers)
+        self.persistent, self.chunked, self.expects, self.upgrade = True, False, False, False
+        self.to_send: int | None = 0
+        sizes = 0
+        for name, value in headers:
+            if len(name) in _NAME_LENGTHS and (lower := name.lower()) in _NAMES:
+                sizes += lower in _SIZES
+                self._apply(lower, value)
+        if sizes > 1:  # one server would believe the first of them, and the next the other
+            raise httpx.LocalProtocolError("the request has two lengths")
+
+    def _apply(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            if not _DIGITS.fullmatch(value):
+                raise httpx.LocalProtocolError("the request's Content-Length is not a length")
+            self.to_send = int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise httpx.LocalProtocolError("the request's Transfer-Encoding is not chunked")
+            self.chunked, self.to_send = True, None
+        elif name == b"connection":
+            self.persistent = b"close" not in value.lower()
+        elif name == b"upgrade":
+            self.upgrade = True
+        else:
+            self.expects = value.lower() == b"100-continue"
 
 
 class Exchange:
@@ -45,17 +81,17 @@ class Exchange:
     """Parts of the response's body. Whoever takes them empties the list."""
     received = 0
     """Bytes that have come, of whatever kind."""
-    persistent = True
+    persistent: bool
     """False where the connection must not carry another request after this one."""
     surplus = False
     """True where bytes came after the response."""
-    chunked = False
+    chunked: bool
     """True where the request's body goes in chunks."""
-    to_send: int | None = 0
+    to_send: int | None
     """Bytes of the request's body that are still to be sent; None for chunks without end."""
     sent = False
     """True once all of the request has been sent: set by whoever sends it."""
-    expects = False
+    expects: bool
     """True where the request waits for 100 (Continue), until an interim response has come."""
     _state = _HEAD
     _buffer = b""
@@ -66,21 +102,14 @@ class Exchange:
     """Bytes of interim responses, then of what stands between chunks, that may still come."""
     _chunks: Chunks | None = None
 
-    def __init__(
-        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
-    ) -> None:
+    def __init__(self, method: bytes, target: bytes, headers: RequestHeaders) -> None:
         """Raises LocalProtocolError for what cannot be sent."""
-        self.request_head = request_head(method, target, headers)
+        self.request_head = request_line(method, target) + headers.lines
         self.data = []
+        self.persistent, self.chunked = headers.persistent, headers.chunked
+        self.to_send, self.expects = headers.to_send, headers.expects
         self._method = method
-        self._upgrade = method == b"CONNECT"
-        sizes = 0
-        for name, value in headers:
-            if len(name) in _REQUEST_LENGTHS and (lower := name.lower()) in _REQUEST_NAMES:
-                sizes += lower in _SIZES
-                self._request_header(lower, value)
-        if sizes > 1:  # one server would believe the first of them, and the next the other
-            raise httpx.LocalProtocolError("the request has two lengths")
+        self._upgrade = headers.upgrade
 
     @property
     def complete(self) -> bool:
@@ -134,10 +163,10 @@ class Exchange:
     def receive(self, data: bytes) -> None:
         """Take bytes that have arrived. Raises RemoteProtocolError."""
         self.received += len(data)
+        if self._state == _HEAD and not (data := self._head(data)):
+            return
         state = self._state
-        if state == _HEAD:
-            self._head(data)
-        elif state == _LENGTH:
+        if state == _LENGTH:
             self._body_of_length(data)
         elif state == _CHUNKED:
             self._body_in_chunks(data)
@@ -170,24 +199,9 @@ class Exchange:
                 + (f", {self._left} bytes short" if self._state == _LENGTH else "")
             )
 
-    def _request_header(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            if not _DIGITS.fullmatch(value):
-                raise httpx.LocalProtocolError("the request's Content-Length is not a length")
-            self.to_send = int(value)
-        elif name == b"transfer-encoding":
-            if value.lower() != b"chunked":
-                raise httpx.LocalProtocolError("the request's Transfer-Encoding is not chunked")
-            self.chunked, self.to_send = True, None
-        elif name == b"connection":
-            self.persistent = b"close" not in value.lower()
-        elif name == b"upgrade":
-            self._upgrade = True
-        else:
-            self.expects = value.lower() == b"100-continue"
-
-    def _head(self, data: bytes) -> None:
-        """Look for the end of the head. One CRLF may come before it (RFC 9112, 2.2)."""
+    def _head(self, data: bytes) -> bytes:
+        """Look for the end of the head, and return what follows it. One CRLF may come before it
+        (RFC 9112, 2.2)."""
         known = len(self._buffer)
         data = self._buffer + data if known else data
         if data[:2] == b"\r\n" and not self._begun:
@@ -200,7 +214,7 @@ class Exchange:
                 raise httpx.RemoteProtocolError(f"the response's head exceeds {MAX_HEAD} bytes")
             if end is None:
                 self._buffer = data
-                return
+                return b""
             raw, data, known = well_formed(data[: end.end()]), data[end.end() :], 0
             if raw[9:10] == b"1" and raw[9:12] != b"101":
                 self.expects, self._begun = False, True
@@ -209,8 +223,7 @@ class Exchange:
                 self._buffer = b""
                 self.head = head = parse(raw)
                 self._frame(head)
-        if data:
-            self.receive(data)
+        return data
 
     def _frame(self, head: Head) -> None:
         """How the body ends (RFC 9112, 6.3), and whether the connection persists."""
@@ -219,8 +232,9 @@ class Exchange:
         if head.version == b"HTTP/1.0" and (is_chunked or not keep_alive):
             self.persistent = False
         if status == 101 or (self._method == b"CONNECT" and 200 <= status < 300):
-            named = any(name.lower() == b"upgrade" for name, _ in head.headers)
-            if not self._upgrade or (status == 101 and not named):
+            named = any(name == b"upgrade" for _, name, _ in head.headers)
+            asked = self._upgrade or self._method == b"CONNECT"
+            if not asked or (status == 101 and not named):
                 raise httpx.RemoteProtocolError("the response is 101, and no upgrade was agreed on")
             self._state, self.persistent = _RAW, False
         elif self._method == b"HEAD" or status in {204, 304} or length == 0:
@@ -236,16 +250,17 @@ class Exchange:
         """Content-Length; whether the body is chunked; whether the connection is kept alive."""
         length: int | None = None
         is_chunked = keep_alive = False
-        for name, value in head.headers:
-            if len(name) not in _HOP_LENGTHS or (lower := name.lower()) not in _HOP:
+        for _, name, value in head.headers:
+            if name not in _HOP:
                 continue
-            if lower == b"connection":
+            if name == b"connection":
                 keep_alive = keep_alive or b"keep-alive" in value.lower()
                 self.persistent = self.persistent and b"close" not in value.lower()
             elif length is not None or is_chunked:
                 raise httpx.RemoteProtocolError("the response has two lengths")
-            elif lower == b"content-length":
-                length = _length(value)
+            elif name == b"content-length":
+                if _DIGITS.fullmatch(value) is None or (length := int(value)) >= _MAX_LENGTH:
+                    raise httpx.RemoteProtocolError("the response's Content-Length is no length")
             elif value.lower() == b"chunked":
                 is_chunked = True
             else:
@@ -289,31 +304,27 @@ class Exchange:
             )
 
 
-def request_head(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The head of a request. Raises LocalProtocolError for what cannot be sent."""
-    lines = [b"%b %b HTTP/1.1" % (method, target), *map(b": ".join, headers), b"\r\n"]
-    head = b"\r\n".join(lines)
-    if _REQUEST.fullmatch(head) is None or head.count(b"\n") != len(lines):
-        raise httpx.LocalProtocolError(_what_is_wrong(method, target, headers))
-    return head
+def request_line(method: bytes, target: bytes) -> bytes:
+    """The first line of a request. Raises LocalProtocolError for what cannot be sent."""
+    line = b"%b %b HTTP/1.1\r\n" % (method, target)
+    if _LINE.fullmatch(line) is None:
+        raise httpx.LocalProtocolError(f"a request cannot begin with {method!r} {target!r}")
+    return line
 
 
-_REQUEST_NAMES = frozenset({*_HOP, b"upgrade", b"expect"})
-_REQUEST_LENGTHS = frozenset(map(len, _REQUEST_NAMES))
+def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The rest of a request's head. Raises LocalProtocolError for what cannot be sent."""
+    lines = b"\r\n".join([*map(b": ".join, headers), b"\r\n"]) if headers else b"\r\n"
+    if _LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers) + 1:
+        raise httpx.LocalProtocolError(_what_is_wrong(headers))
+    return lines
 
 
-def _length(value: bytes) -> int:
-    """The value of a Content-Length."""
-    if _DIGITS.fullmatch(value) is None or int(value) >= _MAX_LENGTH:
-        raise httpx.RemoteProtocolError("the response's Content-Length is no length")
-    return int(value)
-
-
-def _what_is_wrong(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """Which part of a request cannot be sent. Values of headers may be secrets, and stay out."""
+def _what_is_wrong(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """Which header cannot be sent. Values may be secrets, and stay out."""
     for name, value in headers:
-        if _REQUEST.fullmatch(b"GET / HTTP/1.1\r\n%b: \r\n\r\n" % name) is None:
+        if _LINES.fullmatch(b"%b: \r\n\r\n" % name) is None:
             return f"{name!r} is not a name of a header"
-        if b"\n" in value or _REQUEST.fullmatch(b"GET / HTTP/1.1\r\na: %b\r\n\r\n" % value) is None:
-            return f"the value of the header {name.decode('ascii')} has characters it may not have"
-    return f"a request cannot begin with {method!r} {target!r}"
+        if b"\n" in value or _LINES.fullmatch(b"a: %b\r\n\r\n" % value) is None:
+            break
+    return f"the value of the header {name.decode('ascii')} has characters it may not have"

@@ -32,7 +32,7 @@ from ..request import UNSTREAMED, Place, raw_headers
 from ..senders import AsyncContent
 from .connection import Connection, InstanceLiveness
 from .event_loop import LoopConnection
-from .http1 import request_head
+from .http1 import header_lines, request_line
 from .http2 import ConnectionUnavailable, Headers, Http2, Http2Exchange
 from .instance_transport import AsyncInstanceTransport, Extensions, InstanceTransport
 from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
@@ -347,7 +347,8 @@ class _Http2Base:
         target = extensions.get("target")
         target = request.url.raw_path if target is None else target
         method, headers = request.method.encode("ascii"), raw_headers(request, self._place)
-        request_head(method, target, headers)
+        request_line(method, target)
+        header_lines(headers)
         fields, authority = [], b""
         for name, value in headers:
             lower = name.lower()

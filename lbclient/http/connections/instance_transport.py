@@ -22,7 +22,7 @@ from ..shortcuts import response_of
 from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo
 from .event_loop import LoopConnection
-from .http1 import Exchange
+from .http1 import Exchange, RequestHeaders
 from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
 from .response_body import AsyncResponseBody, AsyncUpgraded, ResponseBody, Upgraded
 from .threads import SocketConnection
@@ -65,6 +65,8 @@ class _Base:
         self._options = options
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
+        self._last_headers: tuple[Sequence[tuple[bytes, bytes]], RequestHeaders | None] = ((), None)
+        """Those of the last request; the next one often has the same."""
 
     @property
     def quiet(self) -> bool:
@@ -83,10 +85,15 @@ class _Base:
 
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
         target = extensions.get("target")
+        headers = raw_headers(request, self._place)
+        before, written = self._last_headers
+        if written is None or headers != before:
+            written = RequestHeaders(headers)
+            self._last_headers = headers, written
         return Exchange(
             request.method.encode("ascii"),
             request.url.raw_path if target is None else target,
-            raw_headers(request, self._place),
+            written,
         )
 
     def _tls_name(self, extensions: Extensions) -> str:
@@ -286,7 +293,7 @@ class AsyncInstanceTransport(_Base):
         super().__init__(place, options, idle)
         self._kind = _kind()
 
-    async def send(  # noqa: C901  # as above
+    async def send(  # noqa: C901, PLR0912  # as above
         self,
         request: httpx.Request,
         body: httpx.AsyncByteStream,
@@ -312,11 +319,21 @@ class AsyncInstanceTransport(_Base):
             if trace is not None:
                 await trace.begin("http11.send_request_headers")
                 await trace.next("http11.send_request_body")
-            await self._send(connection, exchange, body, timeouts)
+            if (whole := _whole(exchange, body)) is None:
+                await self._send(connection, exchange, body, timeouts)
+            else:
+                try:
+                    await connection.write(whole, timeouts.get("write"))
+                    exchange.sent = True
+                except httpx.WriteError:  # reading tells what the peer has said
+                    pass
             if trace is not None:
                 await trace.next("http11.receive_response_headers")
             while exchange.head is None:
-                _tell(connection, exchange, await connection.read(read))
+                if data := await connection.read(read):
+                    exchange.receive(data)
+                else:
+                    exchange.receive_end(clean=connection.clean_end)
             if trace is not None:
                 await trace.end()
             connection.served += 1
@@ -383,17 +400,14 @@ class AsyncInstanceTransport(_Base):
         body: httpx.AsyncByteStream,
         timeouts: Timeouts,
     ) -> None:
-        """Send the request. Where the peer takes no more of it, reading tells what it has said."""
+        """Send a request in parts. Where the peer takes no more of it, reading tells what it has
+        said."""
         try:
-            if (whole := _whole(exchange, body)) is not None:
-                await connection.write(whole, timeouts.get("write"))
-                exchange.sent = True
-            else:
-                await connection.write(exchange.request_head, timeouts.get("write"))
-                if exchange.expects:
-                    await _aawait_continue(connection, exchange, timeouts.get("read"))
-                if not exchange.answered:
-                    await self._upload(connection, exchange, body, timeouts.get("write"))
+            await connection.write(exchange.request_head, timeouts.get("write"))
+            if exchange.expects:
+                await _aawait_continue(connection, exchange, timeouts.get("read"))
+            if not exchange.answered:
+                await self._upload(connection, exchange, body, timeouts.get("write"))
         except httpx.WriteError as error:
             if is_callers_own(error):
                 raise

@@ -48,12 +48,16 @@ _SIZE_END = 2**64
 
 
 class Head(NamedTuple):
-    """The first part of a response. Names and values of headers are as the peer wrote them."""
+    """The first part of a response.
+
+    Each header is its name as the peer wrote it, the name in lower case, and the value: in the form
+    in which `httpx.Headers` keeps them.
+    """
 
     status: int
     version: bytes
     reason: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: list[tuple[bytes, bytes, bytes]]
 
 
 class Chunks(Protocol):
@@ -95,7 +99,7 @@ class _HeadCallbacks:
     __slots__ = ("headers", "reason")
 
     def __init__(self) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: list[tuple[bytes, bytes, bytes]] = []
         self.reason = b""
 
     def on_status(self, reason: bytes) -> None:
@@ -104,7 +108,7 @@ class _HeadCallbacks:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; httptools leaves blanks at its end."""
-        self.headers.append((name, value.rstrip()))
+        self.headers.append((name, name.lower(), value.rstrip()))
 
 
 def _parse_fast(head: bytes) -> Head:
@@ -132,7 +136,7 @@ def _parse_h11(head: bytes) -> Head:
         raise httpx.RemoteProtocolError("the head of the response is malformed")
     # It leaves out a second Content-Length that is equal, so it does not say what the lines are.
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:-2])
-    headers = [(name, value.strip(b" \t")) for name, _, value in lines]
+    headers = [(name, name.lower(), value.strip(b" \t")) for name, _, value in lines]
     return Head(int(head[9:12]), head[:8], bytes(event.reason), headers)
 
 

@@ -92,8 +92,9 @@ class KeepAlivePool(Generic[C]):
             gone = []
             if self._each is not None and len(stack) > self._each:
                 gone.append(self._out(stack))
-            while self._since and self._is_over(now):
-                gone.append(self._oldest())
+            if now >= self._not_before or len(self._since) > self._most:
+                while self._since and self._is_over(now):
+                    gone.append(self._oldest())
         if not self.watched and self.wake is not None and self._since:
             self.wake()
         return gone
@@ -269,13 +270,12 @@ class InstanceConnections(Generic[C]):
         while (connection := idle.take(lease, self._stack)) is not None:
             self._used[connection] = None
             expiry = idle.expiry
-            too_old = expiry is not None and idle.clock() - connection.idle_since >= expiry
             if not (
-                too_old
+                (expiry is not None and idle.clock() - connection.idle_since >= expiry)
                 or connection.closed
                 or self.retired  # whoever closed it may have come just before `_used` was set
                 or connection.generation != liveness.generation
-                or not connection.fresh
+                or (connection.readable() if connection.http2 is None else not connection.fresh)
             ):
                 return connection
             lease.end(reusable=False)
@@ -296,15 +296,11 @@ class InstanceConnections(Generic[C]):
         for one in self.idle.put(connection, self._stack):
             one.close()
         self._used.pop(connection, None)
-        self._clear_if_retired()  # whoever retired it has looked for this one in vain
+        if self.retired:  # whoever retired it has looked for this one in vain
+            self.retire()  # type: ignore[unreachable]  # another thread may have set it
 
     def retire(self) -> None:
         """Close what is idle now, and the rest once it is not used any more."""
         self.retired = True
-        self._clear_if_retired()
-
-    def _clear_if_retired(self) -> None:
-        if not self.retired:
-            return
         for one in self.idle.clear(self._stack):
             one.close()
