@@ -36,6 +36,17 @@ def test_churn_prints_its_rows():
     assert sum("by DNS" in line or "by a resolver" in line for line in said) == 4
 
 
+@pytest.mark.slow
+def test_surplus_prints_its_rows():
+    """`surplus.py --quick` counts for each client, and each way to arrive."""
+    said = quick("surplus.py")
+    rows = [
+        line.split() for line in said if line.split()[0] in {"threads", "asyncio", "uvloop", "trio"}
+    ]
+    assert len(rows) == 12
+    assert all(row[-2] == "0" for row in rows)  # none twice
+
+
 def test_outage_loses_no_call():
     """`outage.py --quick` makes calls during each fault, and none fails."""
     if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:

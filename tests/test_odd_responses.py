@@ -34,6 +34,8 @@ FLAVOURS = {"httpx": lbclient, "httpx2": lbclient.httpx2}
 @pytest.fixture(params=PARSERS)
 def parser(request, monkeypatch):
     """Which of the two reads responses, in both flavours."""
+    if request.param == "httptools":
+        pytest.importorskip("httptools")
     for flavour in FLAVOURS.values():
         name = flavour.Transport.__module__.replace("transport", "connections.parsers")
         monkeypatch.setattr(sys.modules[name], "FAST", request.param == "httptools")
@@ -117,6 +119,7 @@ def test_the_verdict(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_parsers(kind, monkeypatch):
     """Both parsers find the same status, reason, headers and body, each as the other."""
+    pytest.importorskip("httptools")
     for odd in KINDS[kind]:
         found = []
         for fast in (True, False):

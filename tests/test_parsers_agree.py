@@ -7,7 +7,6 @@ import itertools
 import os
 
 import h11
-import httptools
 import httpx
 import pytest
 from hypothesis import given, settings
@@ -16,6 +15,8 @@ from hypothesis import strategies as st
 from lbclient.http.connections import parsers
 from tests.support.odd_responses import ODD
 from tests.test_odd_responses import pieces, verdict
+
+httptools = pytest.importorskip("httptools")
 
 LONG = int(os.environ.get("LBCLIENT_FUZZ", "0"))
 TOKENS = [

@@ -2,21 +2,28 @@
 
 import itertools
 import socket
+import ssl
 import threading
 from collections import Counter
 
 import anyio
 import pytest
+import trustme
 
 import lbclient
-from tests.support.http import head
+from tests.support.http import Server, head
 from tests.support.odd_responses import STRAY_408
+from tests.test_http_tls import TlsServer
 from tests.test_odd_responses import LOOPS
 
 SOON = 20.0
 POSTS = 1_250
 """For each of four drivers and two ways to arrive: 10,000 in all."""
 WORKERS = 8
+
+AUTHORITY = trustme.CA()
+TRUST = ssl.create_default_context()
+AUTHORITY.configure_trust(TRUST)
 
 KINDS = [
     STRAY_408 + b"\r\n",
@@ -33,7 +40,8 @@ class Shop:
     """Carries out POSTs, counts each, and lets surplus follow every third response: in the same
     segment, or in one of its own, of which `sent` tells."""
 
-    def __init__(self, *, apart):
+    def __init__(self, *, apart, posts=POSTS):
+        self.posts = posts
         self.carried_out = Counter()
         self.sent = threading.Semaphore(0)
         self.apart = apart
@@ -60,20 +68,27 @@ class Shop:
 
     def check(self, client, found):
         """Each POST was carried out once, its caller got its response, and nobody is charged."""
-        numbers = [b"%d" % number for number in range(POSTS)]
+        numbers = [b"%d" % number for number in range(self.posts)]
         assert found == [(200, number) for number in numbers]
         assert self.carried_out == dict.fromkeys(numbers, 1)
         assert client.balancer.snapshot().instances[0].failures == 0
 
 
-@pytest.fixture(params=[False, True], ids=["same segment", "next segment"])
-def shop(request):
-    return Shop(apart=request.param)
+@pytest.fixture(params=["same segment", "next segment", "next segment, TLS"])
+def server(request):
+    if request.param.endswith("TLS"):
+        shop = Shop(apart=True, posts=250)
+        made = TlsServer(shop, AUTHORITY.issue_cert("127.0.0.1"))
+    else:
+        shop = Shop(apart=request.param == "next segment")
+        made = Server(shop)
+    yield made
+    made.stop()
 
 
-def test_threads(servers, shop):
+def test_threads(server):
     """Over threads: each POST is carried out once, and its caller gets its own response."""
-    (server,) = servers(shop)
+    shop = server.behaviour
     one_by_one = shop.apart
 
     def post(number):
@@ -83,7 +98,7 @@ def test_threads(servers, shop):
         return response.status_code, response.content
 
     found = {}
-    numbers = iter(range(POSTS))
+    numbers = iter(range(shop.posts))
     lock = threading.Lock()
 
     def work():
@@ -94,7 +109,7 @@ def test_threads(servers, shop):
                 return
             found[number] = post(number)
 
-    with lbclient.Client([server.url], timeout=SOON) as client:
+    with lbclient.Client([server.url], timeout=SOON, verify=TRUST) as client:
         threads = [threading.Thread(target=work) for _ in range(1 if one_by_one else WORKERS)]
         for thread in threads:
             thread.start()
@@ -104,14 +119,14 @@ def test_threads(servers, shop):
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_event_loops(servers, shop, loop):
+def test_event_loops(server, loop):
     """Over event loops: each POST is carried out once, and its caller gets its own response."""
-    (server,) = servers(shop)
+    shop = server.behaviour
     one_by_one = shop.apart
     found = {}
 
     async def main():
-        numbers = iter(range(POSTS))
+        numbers = iter(range(shop.posts))
 
         async def work():
             for number in numbers:
@@ -120,7 +135,7 @@ def test_event_loops(servers, shop, loop):
                 if one_by_one:  # the loop stands still: it is not told of what comes later
                     assert shop.sent.acquire(timeout=SOON)
 
-        async with lbclient.AsyncClient([server.url], timeout=SOON) as client:
+        async with lbclient.AsyncClient([server.url], timeout=SOON, verify=TRUST) as client:
             async with anyio.create_task_group() as group:
                 for _ in range(1 if one_by_one else WORKERS):
                     group.start_soon(work)
