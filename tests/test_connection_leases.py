@@ -4,6 +4,7 @@ import contextlib
 import socket
 
 import anyio
+import httpx
 import pytest
 
 import lbclient
@@ -11,7 +12,7 @@ from lbclient.http.connections import addresses
 from lbclient.http.connections.pool import ConnectionLease, InstanceConnections, KeepAlivePool
 from lbclient.http.connections.threads import SocketConnection
 from tests.support.faults import NAME, TlsServer, authority, trust
-from tests.support.http import tells_port
+from tests.support.http import Server, tells_port
 from tests.test_early_responses import connections_of, drivers
 
 OTHER = "other.test"
@@ -89,3 +90,55 @@ def test_a_lease_that_is_being_given_back_ends_its_connection(end):
     assert connections.take(other) is None
     assert connections.quiet
     lease.connection = None
+
+
+def test_who_takes_a_connection_that_is_just_given_back_has_it(monkeypatch):
+    """A connection that another thread takes while it is given back counts as that thread's."""
+    connections = InstanceConnections(KeepAlivePool(None, 10, None))
+    lease, connection = ConnectionLease(connections), SocketConnection()
+    other = ConnectionLease(connections)
+    connections.add(lease, connection)
+    put = connections.idle.put
+
+    def put_and_take(*args):
+        gone = put(*args)
+        monkeypatch.setattr(SocketConnection, "readable", lambda _: False)
+        assert connections.take(other) is connection
+        return gone
+
+    monkeypatch.setattr(connections.idle, "put", put_and_take)
+    lease.end(reusable=True)
+    assert connections.all() == [connection]
+    assert not connections.quiet
+    other.end(reusable=False)
+
+
+def test_what_a_finalizer_could_not_tell_is_found():
+    """A call whose finalizer was interrupted as well leaves its connection in use: it is closed
+    when the next one is opened."""
+    connections = InstanceConnections(KeepAlivePool(None, 10, None))
+    lease, connection = ConnectionLease(connections), SocketConnection()
+    connections.add(lease, connection)
+    lease.connection = None  # what its finalizer would have told of
+    del lease
+    assert not connections.quiet
+    other, opened = ConnectionLease(connections), SocketConnection()
+    connections.add(other, opened)
+    assert connection.closed
+    assert connections.all() == [opened]
+    other.end(reusable=False)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_reset_is_told_as_one(tls):
+    """A connection that is reset while a request is sent fails with ReadError, not as if its end
+    had been orderly."""
+    server = (TlsServer if tls else Server)(lambda peer, _: peer.reset())
+    secure = {"name": NAME, "verify": trust()} if tls else {}
+    try:
+        with lbclient.Client([server.url], retry=None, **secure) as client:
+            for _ in range(5):
+                with pytest.raises(httpx.ReadError):
+                    client.get("/")
+    finally:
+        server.stop()

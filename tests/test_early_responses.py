@@ -6,7 +6,7 @@ Whichever it does, the caller gets that response at once.
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 import anyio
@@ -451,3 +451,91 @@ def test_the_deadline_bounds_a_caller_that_stalls(driver, kind):
         (instance,) = client.balancer.snapshot().instances
         assert (instance.failures, instance.in_flight) == (0, 0)
         assert connections_of(client).all() == []
+
+
+class Turns:
+    """Counts what one task does between two turns of another."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._since = 0
+
+    def did(self, amount: int) -> None:
+        self._since += amount
+        self.most = max(self.most, self._since)
+
+    async def take(self) -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            self._since = 0
+
+    def run(self, driver: Driver, work: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.take)
+                await work()
+                group.cancel_scope.cancel()
+
+        how = {"use_uvloop": driver.uvloop} if driver.backend == "asyncio" else {}
+        anyio.run(main, backend=driver.backend, backend_options=how)
+
+
+A_TURN = 4 * 64 * 1024
+"""Bytes: a read or a write of 64 KiB may come on top of nearly as much that came in smaller pieces;
+and trio, which runs what is ready in random order, may run one task twice in succession."""
+CHUNK, CHUNKS = b"1\r\nx\r\n", 300_000
+
+
+def chops(_, connection):
+    """It answers in very many chunks."""
+    connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.send(CHUNK * CHUNKS + b"0\r\n\r\n")
+
+
+@kinds
+@loops
+def test_a_response_of_tiny_chunks_leaves_turns_to_others(driver, kind):
+    """However many chunks have arrived already, other tasks have a turn after 64 KiB of them."""
+    turns = Turns()
+
+    async def work() -> None:
+        async with (
+            lbclient.AsyncClient([peer.url], **peer.options) as client,
+            client.stream("GET", "/") as response,
+        ):
+            size = 0
+            async for part in response.aiter_raw():
+                turns.did(len(CHUNK) * len(part))
+                size += len(part)
+            assert size == CHUNKS
+
+    with Peer(kind, chops) as peer:
+        turns.run(driver, work)
+    assert turns.most <= A_TURN
+
+
+def takes_all(_, connection):
+    """It reads a long body, then answers."""
+    connection.file.read(LARGE)
+    connection.send(DONE)
+
+
+@kinds
+@loops
+def test_a_long_request_leaves_turns_to_others(driver, kind):
+    """However much of it the kernel takes at once, other tasks have a turn after 64 KiB."""
+    turns, part = Turns(), 10_000
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(LARGE // part):
+            turns.did(part)
+            yield b"x" * part
+
+    async def work() -> None:
+        async with lbclient.AsyncClient([peer.url], **peer.options) as client:
+            response = await client.post("/", content=body(), headers=length(LARGE))
+            assert response.content == b"done"
+
+    with Peer(kind, takes_all) as peer:
+        turns.run(driver, work)
+    assert turns.most <= A_TURN

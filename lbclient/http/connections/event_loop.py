@@ -184,7 +184,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
         if self._arrived or self.ended:
             seconds_now(timeout, httpx.ReadTimeout)
-            if self._served_at_once > _TURN:
+            if self._served_at_once >= _TURN:
                 self._served_at_once = 0
                 await asyncio.sleep(0)
         else:
@@ -227,7 +227,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._sent_at_once = 0
             await self._drained(seconds_now(timeout, httpx.WriteTimeout))
             return
-        if self._sent_at_once > _TURN:
+        if self._sent_at_once >= _TURN:
             self._sent_at_once = 0
             await asyncio.sleep(0)
         if timeout.__class__ is DeadlineTimeout:

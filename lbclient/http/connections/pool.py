@@ -11,6 +11,7 @@ import contextlib
 import math
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
@@ -247,7 +248,8 @@ class InstanceConnections(Generic[C]):
         self.liveness = InstanceLiveness()
         self.retired = False
         """True once no connection is kept any more."""
-        self._used: dict[C, None] = {}
+        self._used: dict[C, tuple[weakref.ref[ConnectionLease[C]], int]] = {}
+        """Those in use, by whom, and which use that is."""
         self._stack: IdleStack[C] = deque()
 
     @property
@@ -268,7 +270,7 @@ class InstanceConnections(Generic[C]):
         """
         idle, liveness = self.idle, self.liveness
         while (connection := idle.take(lease, self._stack)) is not None:
-            self._used[connection] = None
+            self._used[connection] = weakref.ref(lease), lease.use
             expiry = idle.expiry
             if not (
                 (expiry is not None and idle.clock() - connection.idle_since >= expiry)
@@ -283,9 +285,10 @@ class InstanceConnections(Generic[C]):
 
     def add(self, lease: ConnectionLease[C], connection: C) -> None:
         """Lease a connection that is about to be opened."""
+        self._find_lost()
         connection.generation = self.liveness.generation
         lease.use, connection.uses, lease.connection = 1, 1, connection
-        self._used[connection] = None
+        self._used[connection] = weakref.ref(lease), 1
 
     def leave(self, connection: C, *, reusable: bool) -> None:
         """One of them is not used any more."""
@@ -293,11 +296,19 @@ class InstanceConnections(Generic[C]):
             connection.close()
             self._used.pop(connection, None)
             return
+        self._used.pop(connection, None)  # before another call can have it
         for one in self.idle.put(connection, self._stack):
             one.close()
-        self._used.pop(connection, None)
         if self.retired:  # whoever retired it has looked for this one in vain
             self.retire()  # type: ignore[unreachable]  # another thread may have set it
+
+    def _find_lost(self) -> None:
+        """Close what was in use by a call whose finalizer was interrupted too, and told nobody."""
+        for connection, (lease, use) in list(self._used.items()):
+            if lease() is None:
+                lost = ConnectionLease(self)
+                lost.connection, lost.use = connection, use
+                lost.drop()
 
     def retire(self) -> None:
         """Close what is idle now, and the rest once it is not used any more."""

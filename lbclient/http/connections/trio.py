@@ -94,7 +94,7 @@ class TrioConnection(AsyncConnection):
 
     async def read(self, timeout: float | None) -> bytes:
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
-        if self._served_at_once > _READ:
+        if self._served_at_once >= _READ:
             self._served_at_once = 0
             await trio.lowlevel.checkpoint()
         if self._arrived:
@@ -121,7 +121,7 @@ class TrioConnection(AsyncConnection):
         self._asked = True
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
         self._sent_at_once += len(data)
-        if self._sent_at_once > _READ:
+        if self._sent_at_once >= _READ:
             self._sent_at_once = 0
             await trio.lowlevel.checkpoint()
 
