@@ -77,3 +77,17 @@ def echo_once(listener):
             request += peer.recv(1000)
         peer.sendall(head(101, {"Upgrade": "echo", "Connection": "Upgrade"}) + b"hello")
         peer.sendall(peer.recv(10))
+
+
+def test_a_token_does_not_outlive_its_request(listener):
+    """Headers are kept from one request to the next only if none of them can hold a secret."""
+    with lbclient.Client(["http://{}:{}".format(*listener.getsockname())]) as client:
+        secrets = {"Authorization": "Bearer S3CRET", "X-Api-Key": "S3CRET", "Cookie": "a=S3CRET"}
+        for name, value in [("User-Agent", "x"), *secrets.items()]:
+            request = client.build_request("GET", "/", headers={name: value})
+            (instance,) = client.balancer.pool.endpoints
+            transport = client._transport._wires.to(instance, 0.0)
+            transport._exchange(request, {})
+            kept, _ = transport._kept_headers
+            assert kept
+            assert not any(b"S3CRET" in value for _, value in kept)

@@ -50,6 +50,10 @@ _END = 1.0
 that means it closes the connection at once; the response to a request may take long."""
 _RETRY_DELAY = 0.5
 """Seconds before the second retry of connecting; doubled before each that follows."""
+_HARMLESS = frozenset(
+    {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
+)
+"""Headers without secrets, which httpx sets by itself."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
@@ -65,8 +69,9 @@ class _Base:
         self._options = options
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
-        self._last_headers: tuple[Sequence[tuple[bytes, bytes]], RequestHeaders | None] = ((), None)
-        """Those of the last request; the next one often has the same."""
+        self._kept_headers: tuple[Sequence[tuple[bytes, bytes]], RequestHeaders | None] = ((), None)
+        """Those of an earlier request, which the next one often has, too. Only of a request whose
+        headers can hold no secret: a token must not outlive the request that it came with."""
 
     @property
     def quiet(self) -> bool:
@@ -86,10 +91,11 @@ class _Base:
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
         target = extensions.get("target")
         headers = raw_headers(request, self._place)
-        before, written = self._last_headers
+        before, written = self._kept_headers
         if written is None or headers != before:
             written = RequestHeaders(headers)
-            self._last_headers = headers, written
+            if _HARMLESS.issuperset([name.lower() for name, _ in headers]):
+                self._kept_headers = headers, written
         return Exchange(
             request.method.encode("ascii"),
             request.url.raw_path if target is None else target,
