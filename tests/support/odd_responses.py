@@ -38,7 +38,6 @@ class Odd:
     upgraded: bool = False
     method: str = "GET"
     request: Headers = ()
-    kind: str = ""
 
     @property
     def reused(self) -> bool:
