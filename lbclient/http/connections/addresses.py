@@ -60,9 +60,9 @@ class Dial:
 
 def resolve(dial: Dial) -> Sequence[Address]:
     """The addresses to try, in order. Raises ConnectError."""
-    if known := _known(dial):
-        return known
     try:
+        if known := _known(dial):
+            return known
         found = socket.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise httpx.ConnectError(str(error)) from error
@@ -71,9 +71,9 @@ def resolve(dial: Dial) -> Sequence[Address]:
 
 async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
     """The same on an event loop. Raises ConnectTimeout too."""
-    if known := _known(dial):
-        return known
     try:
+        if known := _known(dial):
+            return known
         with anyio.fail_after(seconds_now(timeout)):
             found = await anyio.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
     except TimeoutError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -129,7 +130,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             try:
                 sock = open_socket(address, dial.options)
                 with anyio.fail_after(seconds_now(timeout)):
-                    await loop.sock_connect(sock, address.to)
+                    await _connect(loop, sock, address)
             except BaseException as error:
                 if sock is not None:
                     sock.close()
@@ -336,3 +337,18 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 def _end(future: asyncio.Future[T | None], outcome: T) -> None:
     if not future.done():
         future.set_result(outcome)
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address) -> None:
+    """Connect a socket. In uvloop's `sock_connect` the zone of an IPv6 address gets lost."""
+    code = sock.connect_ex(address.to)
+    if code == errno.EINPROGRESS:
+        connected: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(sock, _end, connected, None)
+        try:
+            await connected
+        finally:
+            loop.remove_writer(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))

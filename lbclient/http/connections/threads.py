@@ -102,6 +102,8 @@ class SocketConnection(Connection):
         go on with `write(b"")`. Raises WriteTimeout or WriteError."""
         if self._failure is not None:
             raise self._failure
+        if self.closed:
+            raise httpx.WriteError(_CLOSED)
         seconds_now(timeout, httpx.WriteTimeout)
         if data:
             sealed = data if self.tls is None else self.tls.encrypt(data)
@@ -206,6 +208,8 @@ class SocketConnection(Connection):
         except (OSError, ValueError) as error:
             raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
         if not data:
+            if self.closed:  # it did not end: another thread has shut it
+                raise httpx.ReadError(_CLOSED)
             self.ended = True
         return data
 

@@ -114,11 +114,15 @@ class TrioConnection(AsyncConnection):
                 tls.raise_failure()
         data, self._arrived = self._arrived, b""
         self._served_at_once += len(data)
+        if self.closed and not data:
+            raise httpx.ReadError(_CLOSED)
         return data
 
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
         """Send all of it. Raises WriteTimeout or WriteError."""
         self._asked = True
+        if self.closed:
+            raise httpx.WriteError(_CLOSED)
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
         self._sent_at_once += len(data)
         if self._sent_at_once >= _READ:

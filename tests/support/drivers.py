@@ -1,0 +1,168 @@
+"""Connections of every driver, as blocking calls, so that one test holds for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import ssl
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+import anyio.from_thread
+import trustme
+
+from lbclient import Instance
+from lbclient.http.connections import addresses, event_loop, threads, trio
+from lbclient.http.connections.addresses import Dial
+from lbclient.http.options import wire_options
+from lbclient.http.request import Place
+
+SOON = 20.0
+"""Seconds that nothing takes."""
+AUTHORITY = trustme.CA()
+NAME = "orders.test"
+DRIVERS = ["threads", "asyncio", "uvloop", "trio"]
+
+
+def trusting() -> ssl.SSLContext:
+    """A context that trusts `AUTHORITY` alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    AUTHORITY.configure_trust(context)
+    return context
+
+
+def serving(*protocols: str) -> ssl.SSLContext:
+    """A context of an instance that is certified as `NAME`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert(NAME).configure_cert(context)
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    return context
+
+
+class Driver:
+    """One way to move bytes. `start` begins an operation, whose result a test waits for."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._stack = contextlib.ExitStack()
+        self.pool = self._stack.enter_context(ThreadPoolExecutor(16))
+        self._portal = None
+        if kind != "threads":
+            backend = "trio" if kind == "trio" else "asyncio"
+            options = {} if kind == "trio" else {"use_uvloop": kind == "uvloop"}
+            self._portal = self._stack.enter_context(
+                anyio.from_thread.start_blocking_portal(backend, options)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._portal is not None:
+            self._portal.call(self._portal.stop, True)  # whatever a test has left
+        self._stack.close()
+
+    @property
+    def looped(self) -> bool:
+        return self._portal is not None
+
+    def start(self, function, *args) -> Future:
+        """Begin it on a thread, or as a task."""
+        if self._portal is None:
+            return self.pool.submit(function, *args)
+        return self._portal.start_task_soon(function, *args)
+
+    def call(self, function, *args):
+        """Do it on a thread, or in the event loop."""
+        return self.start(function, *args).result(SOON)
+
+    def new(self):
+        """A connection that is not open yet."""
+        if self.kind == "threads":
+            return threads.SocketConnection()
+        made = trio.TrioConnection if self.kind == "trio" else event_loop.LoopConnection
+        return self.call(made)
+
+    def write(self, connection, data, timeout=SOON):
+        """Send all of it."""
+        if self.looped:
+            return self.call(connection.write, data, timeout)
+        return self.call(connection.write_all, data, timeout)
+
+    @contextlib.contextmanager
+    def open(self, *hosts, port, timeout=SOON, **options):
+        """A connection to the first of these addresses that answers."""
+        connection = self.new()
+        try:
+            self.call(connection.open, dial(*hosts, port=port, **options), timeout)
+            yield connection
+        finally:
+            self.call(connection.close)
+
+    @contextlib.contextmanager
+    def connected(self, *, secure=False, **options):
+        """A connection, and the socket at its other end."""
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            self.open("127.0.0.1", port=listener.getsockname()[1], **options) as connection,
+        ):
+            peer, _ = listener.accept()
+            peer.settimeout(SOON)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if secure:
+                wrapping = self.pool.submit(accept_tls, peer)
+                self.call(connection.start_tls, trusting(), NAME, SOON)
+                peer = wrapping.result(SOON)
+            with peer:
+                yield connection, peer
+
+    def read_all(self, connection):
+        """All until the end."""
+        parts = iter(lambda: self.call(connection.read, SOON), b"")
+        return b"".join(parts)
+
+    def read(self, connection, length):
+        """So many bytes."""
+        data = b""
+        while len(data) < length and (part := self.call(connection.read, SOON)):
+            data += part
+        return data
+
+
+def accept_tls(peer, *protocols):
+    """The instance's end of a handshake. An end without close_notify is an error there."""
+    return serving(*protocols).wrap_socket(peer, server_side=True, suppress_ragged_eofs=False)
+
+
+def dial(*hosts, port, name=None, **options):
+    """How to connect to an instance that has these addresses, or this name alone."""
+    instance = Instance(name or NAME, port, addresses=hosts)
+    return Dial(Place(instance, "http", None, None), wire_options("http", **options))
+
+
+@contextlib.contextmanager
+def black_hole(host, port):
+    """An address that answers nothing: whoever listens there has no place for one more."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((host, port), backlog=0))
+        for _ in itertools.repeat(None, 3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def watch_sockets(monkeypatch):
+    """Every socket that is opened from now on, in order."""
+    opened, true = [], addresses.open_socket
+
+    def open_socket(address, options):
+        made = true(address, options)
+        opened.append(made)
+        return made
+
+    for module in (threads, event_loop, trio):
+        monkeypatch.setattr(module, "open_socket", open_socket)
+    return opened
