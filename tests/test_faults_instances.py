@@ -76,7 +76,7 @@ def attempts(outcome):
 CERTAIN = [name for name, fault in FAULTS.items() if fault.alone is not None]
 PROMPT = [name for name in CERTAIN if not FAULTS[name].hangs]
 HANGS = [name for name in CERTAIN if FAULTS[name].hangs]
-DRIPS = [name for name in HANGS if name.startswith(("drip-", "endless-", "flood-"))]
+DRIPS = [name for name in FAULTS if name.startswith(("drip-", "endless-", "flood-"))]
 QUIET = [name for name in HANGS if name not in DRIPS]
 LOOPS = itertools.cycle([("asyncio", ASYNCIO), ("trio", TRIO), ("uvloop", UVLOOP)])
 """What hangs takes its time: on threads, and on one kind of event loop by turns."""
@@ -141,7 +141,7 @@ def test_what_a_fault_costs_a_post(world, fault: Fault):
     check_a_post(world, fault)
 
 
-@faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "endless-1xx", "stopped"])
+@faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "flood-1xx", "stopped"])
 def test_what_a_fault_that_hangs_costs_a_post(fault: Fault):
     """I2, I5, I6, I7, I20, I26: the same for those that end by a timeout."""
     check_a_post(SYNC, fault)

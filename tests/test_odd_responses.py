@@ -12,7 +12,7 @@ import trustme
 
 import lbclient
 import lbclient.httpx2
-from lbclient.http.connections import parsers
+from lbclient.http.connections import http1, parsers
 from lbclient.http.connections.http1 import Exchange, RequestHeaders
 from tests.support.http import Server
 from tests.support.odd_responses import KINDS, ODD, PAGE, tables
@@ -195,8 +195,10 @@ def receive_often(made, times, data):
 
 
 @pytest.mark.usefixtures("parser")
-def test_interim_responses_without_end():
-    """Interim responses that never end are refused after 100 KiB, though each is a good one."""
+def test_interim_responses_without_end(monkeypatch):
+    """Interim responses that never end are refused after `MAX_INTERIM` bytes, though each is a good
+    one."""
+    monkeypatch.setattr(http1, "MAX_INTERIM", parsers.MAX_HEAD)
     made = Exchange(b"GET", b"/", RequestHeaders([]))
     with pytest.raises(httpx.RemoteProtocolError, match="interim"):
         receive_often(made, 5_000, b"HTTP/1.1 102 Processing\r\n\r\n")

@@ -644,7 +644,7 @@ FAULTS: dict[str, Fault] = {
     "flood-body": _acts("I6", floods(CHUNKED, b"40\r\n" + b"x" * 64 + b"\r\n"), httpx.ReadTimeout),
     "stalled-body": _acts("I6", stalls(head(200, {"Content-Length": "9"})), httpx.ReadTimeout),
     "endless-1xx": _acts("I7", trickles(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
-    "flood-1xx": _acts("I7", floods(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.RemoteProtocolError),
+    "flood-1xx": _acts("I7", floods(b"", b"HTTP/1.1 103 Early\r\n\r\n"), httpx.ReadTimeout),
     "death-mid-body": _acts("I8", dies_in_body, httpx.ReadError),
     "truncated-body": _acts(
         "I8", sends(head(200, {"Content-Length": "9"}) + b"x"), httpx.RemoteProtocolError

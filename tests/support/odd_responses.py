@@ -427,7 +427,7 @@ def _interim() -> list[Odd]:
             "an interim response that is malformed", interim(b"100 X", b"X A: b") + response()
         ),
         _refused("a malformed response after an interim one", go_on + b"HTTP/2.0 200 OK\r\n\r\n"),
-        _refused("interim responses of more than 100 KiB", go_on * 5000 + response()),
+        Odd("interim responses of more than 100 KiB", go_on * 5000 + response()),
     ]
 
 

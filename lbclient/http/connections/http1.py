@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from ..flavour import httpx
 from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, well_formed
 
-__all__ = ["Exchange", "RequestHeaders", "header_lines", "request_line"]
+__all__ = ["MAX_INTERIM", "Exchange", "RequestHeaders", "header_lines", "request_line"]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(_TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.1\r\n")
@@ -23,6 +23,8 @@ _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
 """Bytes between chunks that may come with each byte of content, after the first MAX_HEAD."""
+MAX_INTERIM = 64 * 1024 * 1024
+"""Bytes of interim responses. They cost no memory, and the deadline bounds their time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
 
@@ -99,7 +101,9 @@ class Exchange:
     """True once something has come before the head: a CRLF, or an interim response."""
     _left = 0
     _allowance = MAX_HEAD
-    """Bytes of interim responses, then of what stands between chunks, that may still come."""
+    """Bytes of what stands between chunks that may still come."""
+    _interim = 0
+    """Bytes of interim responses so far."""
     _chunks: Chunks | None = None
 
     def __init__(self, method: bytes, target: bytes, headers: RequestHeaders) -> None:
@@ -218,7 +222,11 @@ class Exchange:
             raw, data, known = well_formed(data[: end.end()]), data[end.end() :], 0
             if raw[9:10] == b"1" and raw[9:12] != b"101":
                 self.expects, self._begun = False, True
-                self._allow(-len(raw))
+                self._interim += len(raw)
+                if self._interim > MAX_INTERIM:
+                    raise httpx.RemoteProtocolError(
+                        f"more than {MAX_INTERIM} bytes of interim responses"
+                    )
             else:
                 self._buffer = b""
                 self.head = head = parse(raw)
@@ -300,7 +308,7 @@ class Exchange:
         self._allowance = min(MAX_HEAD, self._allowance + more)
         if self._allowance < 0:
             raise httpx.RemoteProtocolError(
-                "the response consists of interim responses, chunk extensions or trailers"
+                "the response's body consists of chunk extensions or trailers"
             )
 
 
