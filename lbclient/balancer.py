@@ -9,13 +9,14 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from lbclient import checks, forking
 from lbclient.assembly import Means, Rules, assembled
 from lbclient.breaker import BreakerPolicy
 from lbclient.call import Call
-from lbclient.calling import asender, guarded, sender
+from lbclient.calling import asend, guarded, send
 from lbclient.closing import Closing
 from lbclient.complaint import Complaint
 from lbclient.control import Control
@@ -43,7 +44,7 @@ from lbclient.shell import arun, run
 from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
-from lbclient.terms import Terms, terms
+from lbclient.terms import NOTHING_ASKED, Terms, terms
 
 __all__ = ["Balancer"]
 
@@ -185,9 +186,13 @@ class Balancer(Control, Closing):
         names the caller, hashable; callers whose calls wait in line for a limit take turns.
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
-        checks.function("fn", fn)
-        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        return run(self.begin(asked, _PLAIN), sender(fn))
+        if not callable(fn):
+            checks.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
+        asked = NOTHING_ASKED
+        if idempotent is not False or not (key is deadline is caller is None):
+            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        call: Call[T] = self.begin(asked, _PLAIN)
+        return run(call, partial(send, fn))
 
     async def acall(
         self,
@@ -199,9 +204,12 @@ class Balancer(Control, Closing):
         caller: object = None,
     ) -> T:
         """The same for a coroutine function; an attempt is cancelled when its time is up."""
-        checks.function("fn", fn)
-        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        return await arun(self.begin(asked, _PLAIN), asender(fn))
+        if not callable(fn):
+            checks.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
+        asked = NOTHING_ASKED
+        if idempotent is not False or not (key is deadline is caller is None):
+            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        return await arun(self.begin(asked, _PLAIN), partial(asend, fn))
 
     def acquire(
         self,

@@ -15,35 +15,27 @@ from lbclient.instance import Instance
 from lbclient.interruption import is_interruption
 from lbclient.outcome import FINE, Judge, Verdict
 
-__all__ = ["asender", "guarded", "sender"]
+__all__ = ["asend", "guarded", "send"]
 
 T = TypeVar("T")
 
 
-def sender(fn: Callable[[Instance], T]) -> Callable[[Attempt[T]], T]:
+def send(fn: Callable[[Instance], T], attempt: Attempt[T]) -> T:
     """For threads. A coroutine is no result: it would be taken for success before it had begun."""
-
-    def send(attempt: Attempt[T]) -> T:
-        result = fn(attempt.instance)
-        if isinstance(result, CoroutineType):
-            result.close()
-            raise TypeError("fn returned a coroutine; use `await balancer.acall(fn)`")
-        return result
-
-    return send
+    result = fn(attempt.instance)
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError("fn returned a coroutine; use `await balancer.acall(fn)`")
+    return result
 
 
-def asender(fn: Callable[[Instance], Awaitable[T]]) -> Callable[[Attempt[T]], Awaitable[T]]:
+def asend(fn: Callable[[Instance], Awaitable[T]], attempt: Attempt[T]) -> Awaitable[T]:
     """For event loops; an attempt is cancelled when its time is up."""
-
-    def send(attempt: Attempt[T]) -> Awaitable[T]:
-        result = fn(attempt.instance)
-        if not hasattr(result, "__await__"):
-            kind = type(result).__name__
-            raise TypeError(f"fn must return an awaitable, not {kind}; use `balancer.call(fn)`")
-        return result if attempt.expiry is None else _in_time(result, attempt.expiry)
-
-    return send
+    result = fn(attempt.instance)
+    if not hasattr(result, "__await__"):
+        kind = type(result).__name__
+        raise TypeError(f"fn must return an awaitable, not {kind}; use `balancer.call(fn)`")
+    return result if attempt.expiry is None else _in_time(result, attempt.expiry)
 
 
 async def _in_time(result: Awaitable[T], expiry: Expiry) -> T:

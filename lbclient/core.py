@@ -296,9 +296,19 @@ class Core:
 
     def done(self, attempt: Sent, pick: Pick, verdict: Verdict) -> None:
         """An attempt that was answered is over, body and all: settled and released."""
+        endpoint = pick.endpoint
         with self.lock:
             self.took(attempt, verdict)
-            self.settle(attempt, verdict)
+            if (
+                not verdict.good
+                or verdict.rest
+                or verdict.client_error
+                or endpoint.doubt
+                or not attempt.breaker.pristine
+                or self.guards is not None
+                or self._selection.learning is not None
+            ):  # else there is nothing to settle
+                self.settle(attempt, verdict)
             self.release(pick)
 
     def took(self, attempt: Sent, verdict: Verdict) -> None:

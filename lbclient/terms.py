@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lbclient import checks
 
-__all__ = ["Terms", "caller_of", "terms"]
+__all__ = ["NOTHING_ASKED", "Terms", "caller_of", "terms"]
 
 
 class Terms(NamedTuple):
@@ -51,9 +51,7 @@ def terms(*, idempotent: bool, key: object, deadline: float | None, caller: obje
         raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
     if deadline is not None:
         checks.seconds("deadline", deadline)
-    elif key is caller is None and not idempotent:
-        return _NOTHING_ASKED
     return Terms(idempotent, key, deadline, caller=caller_of("caller", caller))
 
 
-_NOTHING_ASKED = Terms()
+NOTHING_ASKED = Terms()

@@ -15,7 +15,7 @@ from lbclient.core import Core, Owner
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
 from lbclient.interruption import is_interruption
-from lbclient.outcome import Verdict, fault_name
+from lbclient.outcome import Judge, Verdict, fault_name
 from lbclient.selection import Pick
 from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics
 
@@ -57,12 +57,15 @@ class Caller(Protocol):
     timed: bool
     race: Race[Any] | None
 
+    judge: Judge
+    """What the outcome of an attempt means, by itself."""
+
     def expiry(self) -> Expiry:
         """When an attempt that starts now must end, where the call is `timed`."""
         ...
 
-    def verdict(self, attempt: Attempt[Any], error: Exception | None) -> Verdict:
-        """What the outcome of an attempt means."""
+    def verdict(self, attempt: Attempt[Any], error: Exception) -> Verdict:
+        """What the error of an attempt means."""
         ...
 
 
@@ -157,7 +160,9 @@ class Attempt(Generic[R]):
         if self._token is not None:
             self._leave(self._token)
         self.elapsed = self._call.core.clock() - self.started
-        verdict = self._call.verdict(self, None) if error is None else None
+        verdict = None
+        if error is None and not (verdict := self._call.judge(self.result)).good:
+            verdict = verdict.of_result()
         if (race := self._call.race) is not None and race.lost(self, verdict):
             self._overtaken()
             return isinstance(error, Exception) and not is_interruption(error)

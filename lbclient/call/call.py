@@ -47,10 +47,10 @@ class Call(Raced[R]):
     """One call of one balancer, used once."""
 
     __slots__ = (
-        "_judge",
         "_turns",
         "caller",
         "deadline",
+        "judge",
         "key",
         "now",
         "pick",
@@ -83,7 +83,7 @@ class Call(Raced[R]):
         """Set where a second attempt may go beside the first."""
         self.span: CallSpan
         self.tried: list[Endpoint] = []
-        self._judge = judge
+        self.judge = judge
         self._terms = terms
         self._turns: Turns | None = None
         self._last: Attempt[R] | None = None
@@ -227,14 +227,11 @@ class Call(Raced[R]):
             ends.append(now + timeout)
         return Expiry(min(ends, default=math.inf), self.core.clock)
 
-    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
-        """What the outcome of an attempt means."""
-        if error is not None and self.core.abandoned:
+    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
+        """What the error of an attempt means."""
+        if self.core.abandoned:
             return FINE
-        verdict = self._judge(attempt.result if error is None else error)
-        if error is None:
-            return verdict if verdict.good else verdict.of_result()
-        verdict = self._by_reach(attempt, error, verdict)
+        verdict = self._by_reach(attempt, error, self.judge(error))
         if not verdict.fault:
             return verdict
         if self.overdue():

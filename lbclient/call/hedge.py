@@ -10,7 +10,7 @@ from lbclient.call.race import Race
 from lbclient.core import Core
 from lbclient.deadline import Expiry
 from lbclient.endpoint import Endpoint
-from lbclient.outcome import Verdict
+from lbclient.outcome import Judge, Verdict
 from lbclient.selection import Pick, Picker
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.waiting import Signal
@@ -27,6 +27,7 @@ class Hedged(Picker, Protocol[R]):
     deadline: float | None
     started: float
     race: Race[Attempt[R]] | None
+    judge: Judge
     semantics: Semantics
     span: CallSpan
     tried: list[Endpoint]
@@ -35,8 +36,8 @@ class Hedged(Picker, Protocol[R]):
         """When an attempt that starts at that time must end."""
         ...
 
-    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
-        """What the outcome of an attempt means."""
+    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
+        """What the error of an attempt means."""
         ...
 
 
@@ -51,6 +52,7 @@ class Hedge(Generic[R]):
         "core",
         "deadline",
         "idempotent",
+        "judge",
         "key",
         "now",
         "pick",
@@ -71,6 +73,7 @@ class Hedge(Generic[R]):
         self.deadline = call.deadline
         self.idempotent = True
         self.settles = False
+        self.judge = call.judge
         self.key = call.key
         self.caller = call.caller
         self.now = self.started = call.started
@@ -112,8 +115,8 @@ class Hedge(Generic[R]):
         """When an attempt that starts now must end."""
         return self._call.expiry_from(self.now)
 
-    def verdict(self, attempt: Attempt[R], error: Exception | None) -> Verdict:
-        """What the outcome of an attempt means."""
+    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
+        """What the error of an attempt means."""
         return self._call.verdict(attempt, error)
 
     def leftover(self) -> R | None:

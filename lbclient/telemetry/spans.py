@@ -54,7 +54,8 @@ class CallSpan:
         if self._context is None:
             self._context = trace.set_span_in_context(self._span)
         name, known = self._semantics.span_name, self._known(resend, instance)
-        return AttemptSpan(self._tracer.start_span(name, self._context, SpanKind.CLIENT, known))
+        span = self._tracer.start_span(name, self._context, SpanKind.CLIENT, known)
+        return AttemptSpan(span, known)
 
     def _known(self, resend: int, instance: Instance) -> Attributes:
         if not self._span.is_recording():
@@ -79,10 +80,11 @@ class CallSpan:
 class AttemptSpan:
     """The CLIENT span of one attempt; without a span, of one that nobody traces."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_known", "_span", "_token")
 
-    def __init__(self, span: Span | None) -> None:
+    def __init__(self, span: Span | None, known: Attributes = _NOTHING) -> None:
         self._span = span
+        self._known = known
         self._token: Token[Context] | None = None
 
     def enter(self) -> None:
@@ -102,7 +104,8 @@ class AttemptSpan:
             return
         self._span = None
         if span.is_recording():
-            _conclude(span, attributes())
+            known = self._known
+            _conclude(span, {name: v for name, v in attributes().items() if known.get(name) != v})
         span.end()
 
 
@@ -134,7 +137,8 @@ def propagation() -> Mapping[str, str]:
 
 
 def _conclude(span: Span, attributes: Attributes) -> None:
-    span.set_attributes(attributes)
+    if attributes:
+        span.set_attributes(attributes)
     if "error.type" in attributes:
         span.set_status(Status(StatusCode.ERROR))
 
