@@ -307,6 +307,26 @@ def test_session_tickets_are_nothing_to_read(driver):
         assert driver.read(connection, 4) == b"data"
 
 
+@pytest.mark.parametrize("driver", ["threads"], indirect=True, scope="module")
+def test_without_poll(driver, secure, monkeypatch):
+    """Eventlet takes `select.poll` away: connections wait by `select.select` there."""
+    monkeypatch.delattr(select, "poll")
+    with driver.connected(secure=secure) as (connection, peer):
+        with pytest.raises(httpx.ReadTimeout):
+            driver.call(connection.read, 0.01)
+        peer.sendall(b"data")
+        becomes_readable(driver, connection)
+        assert driver.read(connection, 4) == b"data"
+        with pytest.raises(httpx.WriteTimeout):
+            driver.write(connection, MUCH, 0.05)
+    with (
+        black_hole("127.0.0.2", 0) as port,
+        socket.create_server(("127.0.0.1", port)),
+        driver.open("127.0.0.2", "127.0.0.1", port=port) as connection,
+    ):
+        assert connection.peer == "127.0.0.1"
+
+
 @looped
 def test_process_that_stood_still(driver, secure):
     """What arrived while the process stood still is read, though its time is over."""

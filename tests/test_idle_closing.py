@@ -24,6 +24,7 @@ from lbclient.http import wires
 from lbclient.http.connections.pool import ConnectionLease, KeepAlivePool
 from lbclient.http.connections.threads import SocketConnection
 from tests.support.http import Server, head, tells_port, wires_of
+from tests.support.http2 import Http2, says_ok
 from tests.test_departures import script
 from tests.test_green_threads import green
 from tests.test_http_features import Caller, World
@@ -191,6 +192,25 @@ def test_calls_wake_nobody(serve, world):
         for _ in range(10):
             client.get("/")
     assert server.accepted == 1
+
+
+@worlds
+def test_http2_connections_close(serve, world):
+    """Over HTTP/2 a connection closes once no stream has used it for that time, and as soon as its
+    instance is removed."""
+    expires, leaves = serve(Http2(ended=says_ok), Http2(ended=says_ok))
+    resolver = Scripted(leaves.instance)
+    h2c = {"http2": True, "http1": False}
+    with (
+        world.client([expires.url], limits=BRIEF, **h2c) as brief,
+        world.client(resolver, name="shop.test", limits=NEVER, **h2c) as client,
+    ):
+        assert brief.post("/", content=b"x").text == "got 1"
+        expires.end()
+        assert client.post("/", content=b"x").text == "got 1"
+        resolver.instances = [expires.instance]
+        client.balancer.refresh()
+        leaves.end()
 
 
 # What was dropped

@@ -201,10 +201,10 @@ def _check_time(timeout: float | None) -> None:
 class _Lease:
     """The stream of one call, from before it is reserved until its response has been read."""
 
-    __slots__ = ("__weakref__", "_lost", "exchange", "opened")
+    __slots__ = ("__weakref__", "_lose", "exchange", "opened")
 
-    def __init__(self, lost: deque[Any]) -> None:
-        self._lost = lost
+    def __init__(self, lose: Callable[[Any], object]) -> None:
+        self._lose = lose
         self.exchange = Http2Exchange()
         self.opened = False
         """True where the call has opened the connection."""
@@ -212,7 +212,7 @@ class _Lease:
     def __del__(self) -> None:
         exchange = getattr(self, "exchange", None)  # an exception may come while it is made
         if exchange is not None and exchange.http2 is not None:
-            self._lost.append(self)
+            self._lose(self)
 
     def drop(self) -> None:
         """Give the stream back."""
@@ -564,7 +564,7 @@ class Http2Transport(_Http2Base, InstanceTransport):
         read, trace = timeouts.get("read"), Trace.of(extensions, request)
         headers = self._headers(request, extensions)
         while True:
-            stream = _Lease(self._connections.idle.lost)
+            stream = _Lease(self._connections.idle.lose)
             exchange = stream.exchange
             if isinstance(read, DeadlineTimeout):
                 read.interruptible(partial(exchange.end, httpx.ReadError(_CUT)))
@@ -675,7 +675,7 @@ class AsyncHttp2Transport(_Http2Base, AsyncInstanceTransport):
         trace = AsyncTrace.of(extensions, request)
         headers = self._headers(request, extensions)
         while True:
-            stream = _Lease(self._connections.idle.lost)
+            stream = _Lease(self._connections.idle.lose)
             exchange = stream.exchange
             found = await self._find(stream, extensions, timeouts, trace)
             if isinstance(found, ConnectionLease):

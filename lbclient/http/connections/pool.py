@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lbclient import forking
 
@@ -52,8 +52,8 @@ class KeepAlivePool(Generic[C]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lock = threading.Lock()
-        self.lost: deque[ConnectionLease[C]] = deque()
-        """Leases that were dropped, since an exception came from outside."""
+        self.lost: deque[Any] = deque()
+        """Leases that were dropped, since an exception came from outside: each has a `drop`."""
         self.expiry = expiry
         self.clock = clock
         self.watched = expiry is None
@@ -158,7 +158,7 @@ class KeepAlivePool(Generic[C]):
                 self.look_at = since + self.expiry
             return self.look_at
 
-    def lose(self, lease: ConnectionLease[C]) -> None:
+    def lose(self, lease: Any) -> None:
         """A finalizer has found this lease dropped, and can close nothing itself."""
         self.lost.append(lease)
         if self.summon is not None:
