@@ -5,6 +5,7 @@ Whichever it does, the caller gets that response at once.
 """
 
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple
@@ -445,7 +446,7 @@ def test_the_deadline_bounds_a_caller_that_stalls(driver, kind):
     ):
         body = Endless(2, 1, anyio.sleep_forever)
         with pytest.raises(lbclient.DeadlineExceeded) as caught:
-            client.post("/", content=body(driver), extensions={"lbclient": {"deadline": 0.05}})
+            client.post("/", content=body(driver), extensions={"lbclient": {"deadline": 0.3}})
         assert isinstance(caught.value, httpx.TimeoutException)
         assert body.closed.is_set()
         (instance,) = client.balancer.snapshot().instances
@@ -539,3 +540,50 @@ def test_a_long_request_leaves_turns_to_others(driver, kind):
     with Peer(kind, takes_all) as peer:
         turns.run(driver, work)
     assert turns.most <= A_TURN
+
+
+def reads_slowly(_, connection):
+    """It takes in a body, a few bytes at a time."""
+    while connection.sock.recv(100) and not connection.server.stopping.wait(0.01):
+        pass
+
+
+WITHIN = {"lbclient": {"deadline": 0.1}}
+
+
+@kinds
+@drivers
+def test_the_deadline_bounds_a_slow_upload(driver, kind):
+    """A body that its peer takes in drop by drop is sent no longer than the deadline allows."""
+    with (
+        Peer(kind, reads_slowly) as peer,
+        driver.client(lbclient, [peer.url], **peer.options) as client,
+    ):
+        with pytest.raises(lbclient.DeadlineExceeded):
+            client.post("/", content=b"x" * LARGE, extensions=WITHIN)
+        assert client.balancer.snapshot().instances[0].in_flight == 0
+        assert connections_of(client).all() == []
+
+
+@pytest.mark.parametrize("driver", ["threads", "asyncio", "trio"])  # uvloop asks libuv
+def test_the_deadline_bounds_the_resolving_of_a_name(driver, monkeypatch):
+    """An instance whose name the operating system does not resolve holds a call up no longer than
+    its timeouts and its deadline allow."""
+    released = threading.Event()
+
+    def looks_up(*args, **options):
+        if options.get("flags", args[5] if len(args) > 5 else 0) & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not a number")
+        released.wait(SOON)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", looks_up)
+    with DRIVERS[driver].client(lbclient, ["http://slow.test"], retry=None, timeout=0.05) as client:
+        try:
+            with pytest.raises(lbclient.DeadlineExceeded):
+                client.get("/", timeout=SOON, extensions=WITHIN)
+            with pytest.raises(httpx.ConnectTimeout, match=r"slow\.test was not resolved in time"):
+                client.get("/")
+            assert not released.is_set()
+        finally:
+            released.set()

@@ -11,8 +11,9 @@ import contextlib
 import ipaddress
 import itertools
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -36,6 +37,7 @@ __all__ = [
 
 ATTEMPT_DELAY = 0.25
 """Seconds between the starts of two attempts (RFC 8305, section 5)."""
+_UNRESOLVED = "the name {} was not resolved in time"
 
 
 class Address(NamedTuple):
@@ -58,15 +60,14 @@ class Dial:
         self.options = options
 
 
-def resolve(dial: Dial) -> Sequence[Address]:
-    """The addresses to try, in order. Raises ConnectError."""
+def resolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
+    """The addresses to try, in order. Raises ConnectError or ConnectTimeout."""
     try:
         if known := _known(dial):
             return known
-        found = socket.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
+        return _interleaved(_look_up(dial, seconds_now(timeout)))
     except OSError as error:
         raise httpx.ConnectError(str(error)) from error
-    return _interleaved(found)
 
 
 async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
@@ -77,7 +78,7 @@ async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
         with anyio.fail_after(seconds_now(timeout)):
             found = await anyio.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM)
     except TimeoutError as error:
-        raise httpx.ConnectTimeout(f"the name {dial.hosts[0]} was not resolved in time") from error
+        raise httpx.ConnectTimeout(_UNRESOLVED.format(dial.hosts[0])) from error
     except OSError as error:
         raise httpx.ConnectError(str(error)) from error
     return _interleaved(found)
@@ -159,10 +160,34 @@ def _known(dial: Dial) -> Sequence[Address]:
     return found
 
 
-def _interleaved(found: Sequence[tuple[int, object, object, object, object]]) -> Sequence[Address]:
+def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
     """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
-    unique = list(dict.fromkeys(Address(family, to) for family, _, _, _, to in found))  # type: ignore[arg-type]  # IPv4 and IPv6 only
+    unique = list(dict.fromkeys(Address(family, to) for family, _, _, _, to in found))
     first = [one for one in unique if one.family == unique[0].family]
     others = [one for one in unique if one.family != unique[0].family]
     pairs = itertools.zip_longest(first, others)
     return [one for pair in pairs for one in pair if one is not None]
+
+
+def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
+    """Ask the operating system, which takes no timeout and may take half a minute."""
+    found: list[Sequence[tuple[Any, ...]] | Exception] = []
+
+    def ask() -> None:
+        try:
+            found.append(socket.getaddrinfo(dial.hosts[0], dial.port, type=socket.SOCK_STREAM))
+        except Exception as error:  # noqa: BLE001  # raised below
+            found.append(error)
+
+    thread = threading.Thread(target=ask, name="lbclient-lookup", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there are too many
+        ask()
+    else:
+        thread.join(seconds)
+    if not found:
+        raise httpx.ConnectTimeout(_UNRESOLVED.format(dial.hosts[0]))
+    if isinstance(answer := found[0], Exception):
+        raise answer
+    return answer

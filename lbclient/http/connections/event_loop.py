@@ -9,7 +9,8 @@ import math
 import os
 import socket
 import ssl
-from typing import TypeVar, cast
+import time
+from typing import cast
 
 import anyio
 
@@ -28,7 +29,6 @@ _ENOUGH = 256 * 1024
 _TURN = 64 * 1024
 """So many bytes are read or sent without a wait before other tasks get a turn."""
 _LOOK = 0.05
-T = TypeVar("T")
 _CLOSED = "the connection was closed here"
 
 
@@ -44,8 +44,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         "_reader",
         "_sent_at_once",
         "_served_at_once",
+        "_stalled",
         "_timer",
         "_transport",
+        "_wakes",
         "_writer",
     )
 
@@ -60,7 +62,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         """One for many waits: it is set anew only when it fires, since most waits are short."""
-        self._due = 0.0
+        self._due = self._wakes = 0.0
+        """When the wait ends, and when the timer fires."""
+        self._stalled: asyncio.TimerHandle | None = None
+        """The timer of the writer."""
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
         self._sent_at_once = 0
@@ -293,50 +298,54 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
     def _set_timer(self, seconds: float | None) -> None:
         """End the wait of the reader after that time."""
         if seconds is not None:
-            self._due = due = self._loop.time() + seconds
+            self._due = due = time.monotonic() + seconds
             if (timer := self._timer) is None:
-                self._timer = self._loop.call_at(due, self._tick)
-            elif timer.when() > due:
+                self._wakes, self._timer = due, self._loop.call_later(seconds, self._tick)
+            elif self._wakes > due:
                 timer.cancel()
-                self._timer = self._loop.call_at(due, self._tick)
+                self._wakes, self._timer = due, self._loop.call_later(seconds, self._tick)
         else:
             self._due = math.inf
 
     def _tick(self) -> None:
-        """The time of a wait may be up."""
+        """The time of a wait may be up; or nearly, since uvloop's own clock lags behind."""
         self._timer = None
-        reader, now = self._reader, self._loop.time()
+        reader, now = self._reader, time.monotonic()
         if reader is None or reader.done() or self._due == math.inf:
             return
         if now < self._due:
-            self._timer = self._loop.call_at(self._due, self._tick)
+            self._set_timer(self._due - now)
         elif now - self._due > STOOD_STILL:
             # This process stood still, and hears its timers before its sockets: look once more.
-            self._due = now + _LOOK
-            self._timer = self._loop.call_at(self._due, self._tick)
+            self._set_timer(_LOOK)
         else:
             reader.set_result(httpx.ReadTimeout("no bytes arrived in time"))
 
     async def _drained(self, seconds: float | None) -> None:
         """Wait until the kernel has taken all."""
         self._writer = writer = self._loop.create_future()
-        error = httpx.WriteTimeout("the instance did not take the request in time")
-        timer = None if seconds is None else self._loop.call_later(seconds, _end, writer, error)
+        if seconds is not None:
+            self._stall(writer, time.monotonic() + seconds)
         try:
             late = await writer
         finally:
             self._writer = None
-            if timer is not None:
-                timer.cancel()
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
         if late is not None:
             raise late
         if self._broken is not None:
             raise httpx.WriteError(str(self._broken)) from self._broken
 
-
-def _end(future: asyncio.Future[T | None], outcome: T) -> None:
-    if not future.done():
-        future.set_result(outcome)
+    def _stall(self, writer: asyncio.Future[httpx.WriteTimeout | None], due: float) -> None:
+        """End a wait of the writer, if its time is up."""
+        left = due - time.monotonic()
+        if left > 0:
+            self._stalled = self._loop.call_later(left, self._stall, writer, due)
+        elif not writer.done():
+            late = httpx.WriteTimeout("the instance did not take the request in time")
+            writer.set_result(late)
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address) -> None:
@@ -344,7 +353,7 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address
     code = sock.connect_ex(address.to)
     if code == errno.EINPROGRESS:
         connected: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _end, connected, None)
+        loop.add_writer(sock, _wake, connected)
         try:
             await connected
         finally:
@@ -352,3 +361,8 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -586,5 +586,7 @@ async def _next(
     with anyio.move_on_after(left):
         return await anext(parts, None)
     if isinstance(timeout, DeadlineTimeout):
+        while left := timeout.left():  # noqa: ASYNC110  # uvloop's timers may be early
+            await anyio.sleep(left)
         timeout.excuse()
     raise httpx.WriteTimeout("the request's body did not come in time")

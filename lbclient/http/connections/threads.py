@@ -42,7 +42,7 @@ class SocketConnection(Connection):
     def open(self, dial: Dial, timeout: float | None) -> None:
         """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
         try:
-            self._sock = sock = self._race(resolve(dial), dial, timeout)
+            self._sock = sock = self._race(resolve(dial, timeout), dial, timeout)
             self._dialled.remove(sock)
         finally:
             while self._dialled:
