@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 HANGS = 50
@@ -95,6 +96,12 @@ def whole(when, port, flavour):
     return {"statuses": statuses, "idle": done}
 
 
+def opened():
+    """How many sockets this process has."""
+    links = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return sum(str(one.readlink()).startswith("socket:") for one in links)
+
+
 def kills(when, port):
     """Green threads are killed, and time out, in the middle of their calls."""
 
@@ -107,6 +114,8 @@ def kills(when, port):
     import gevent
 
     dice = random.Random(3)
+    client.get("/")
+    before = opened() - 1  # that connection is idle
 
     def call():
         with gevent.Timeout(dice.uniform(0.0, 0.01), False):
@@ -120,8 +129,17 @@ def kills(when, port):
     done = idle(client)
     (instance,) = client.balancer.snapshot().instances
     statuses = spawn(*[lambda: client.get("/").status_code] * 4)
+    ((_, wire, _),) = client._transport._wires._wires.values()
+    quiet, kept = wire.quiet, len(wire._connections.all())
     client.close()
-    return {"idle": done, "in_flight": instance.in_flight, "statuses": statuses}
+    return {
+        "idle": done,
+        "in_flight": instance.in_flight,
+        "statuses": statuses,
+        "quiet": quiet,
+        "kept": kept,
+        "open": opened() - before,
+    }
 
 
 def hedged(when, silent, port):
