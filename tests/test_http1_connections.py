@@ -6,6 +6,8 @@ import threading
 
 import pytest
 import trio
+from opentelemetry import context, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 import lbclient
 from tests.support.http import head, says
@@ -91,3 +93,19 @@ def test_a_token_does_not_outlive_its_request(listener):
             kept, _ = transport._kept_headers
             assert kept
             assert not any(b"S3CRET" in value for _, value in kept)
+
+
+def test_each_request_names_its_own_span(listener):
+    """Headers that are kept from one request to the next do not include the span that calls."""
+    with lbclient.Client(["http://{}:{}".format(*listener.getsockname())]) as client:
+        (instance,) = client.balancer.pool.endpoints
+        transport = client._transport._wires.to(instance, 0.0)
+        for number in (1, 2):
+            span = NonRecordingSpan(SpanContext(number, number, is_remote=False))
+            token = context.attach(trace.set_span_in_context(span))
+            try:
+                sent = transport._exchange(client.build_request("GET", "/"), {}).request_head
+            finally:
+                context.detach(token)
+            assert sent.count(b"\r\ntraceparent: ") == 1
+            assert b"\r\ntraceparent: 00-%032x-%016x-00\r\n\r\n" % (number, number) in sent

@@ -26,7 +26,10 @@ __all__ = [
     "Place",
     "SharedDeadline",
     "attempt_extensions",
+    "attempt_headers",
     "below",
+    "hosted",
+    "merged",
     "raw_headers",
     "terms_of",
 ]
@@ -179,22 +182,41 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def raw_headers(request: httpx.Request, place: Place) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of one attempt, as httpcore wants them: the caller's, and its own."""
+    """The headers of one attempt: the caller's, and its own instead of those of the same name."""
     headers = request.headers.raw
     if place.hosts is not None:
-        old, new = place.hosts
-        headers = [
-            (name, new) if value == old and name.lower() == b"host" else (name, value)
-            for name, value in headers
-        ]
-    carrier = propagation()  # which span calls, and how much time is left for the attempt
+        headers = hosted(headers, place.hosts)
+    own = attempt_headers(place)
+    return merged(headers, own) if own else headers
+
+
+def hosted(
+    headers: Sequence[tuple[bytes, bytes]], hosts: tuple[bytes, bytes]
+) -> list[tuple[bytes, bytes]]:
+    """The caller's headers, with the Host that the instance goes by."""
+    old, new = hosts
+    return [
+        (name, new) if value == old and name.lower() == b"host" else (name, value)
+        for name, value in headers
+    ]
+
+
+def attempt_headers(place: Place) -> Sequence[tuple[bytes, bytes]]:
+    """Which span calls, and how much time is left for the attempt. Names are in lower case."""
+    carrier = propagation()
     if place.deadline_header is not None and (left := time_left()) is not None:
         carrier = {**carrier, place.deadline_header: str(int(1000 * left))}
-    if carrier:
-        ours = {name.lower().encode(): value.encode() for name, value in carrier.items()}
-        headers = [pair for pair in headers if pair[0].lower() not in ours]
-        headers.extend(ours.items())
-    return headers
+    if not carrier:
+        return ()
+    return list({name.lower().encode(): value.encode() for name, value in carrier.items()}.items())
+
+
+def merged(
+    headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
+) -> Sequence[tuple[bytes, bytes]]:
+    """The caller's headers, and those of the attempt instead of any of the same name."""
+    names = {name for name, _ in own}
+    return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:

@@ -106,9 +106,17 @@ class Exchange:
     """Bytes of interim responses so far."""
     _chunks: Chunks | None = None
 
-    def __init__(self, method: bytes, target: bytes, headers: RequestHeaders) -> None:
-        """Raises LocalProtocolError for what cannot be sent."""
-        self.request_head = request_line(method, target) + headers.lines
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: RequestHeaders,
+        more: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`more` are headers that say nothing of the body or the connection. Raises
+        LocalProtocolError for what cannot be sent."""
+        lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
+        self.request_head = request_line(method, target) + lines
         self.data = []
         self.persistent, self.chunked = headers.persistent, headers.chunked
         self.to_send, self.expects = headers.to_send, headers.expects

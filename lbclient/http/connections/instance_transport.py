@@ -17,7 +17,7 @@ import anyio
 from ..body import AsyncBody, is_callers_own
 from ..flavour import httpx
 from ..options import WireOptions
-from ..request import UNSTREAMED, Place, raw_headers
+from ..request import UNSTREAMED, Place, attempt_headers, hosted, merged
 from ..shortcuts import response_of
 from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo
@@ -54,6 +54,8 @@ _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
 )
 """Headers without secrets, which httpx sets by itself."""
+_TRACING = frozenset({b"traceparent", b"tracestate", b"baggage"})
+"""Headers of an attempt that say nothing of its body or its connection."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
@@ -90,17 +92,22 @@ class _Base:
 
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
         target = extensions.get("target")
-        headers = raw_headers(request, self._place)
+        method, place = request.method.encode("ascii"), self._place
+        if target is None:
+            target = request.url.raw_path
+        headers = request.headers.raw
+        if place.hosts is not None:
+            headers = hosted(headers, place.hosts)
+        own = attempt_headers(place)
         before, written = self._kept_headers
         if written is None or headers != before:
-            written = RequestHeaders(headers)
+            written = None
             if _HARMLESS.issuperset([name.lower() for name, _ in headers]):
+                written = RequestHeaders(headers)
                 self._kept_headers = headers, written
-        return Exchange(
-            request.method.encode("ascii"),
-            request.url.raw_path if target is None else target,
-            written,
-        )
+        if written is None or (own and not _TRACING.issuperset([name for name, _ in own])):
+            return Exchange(method, target, RequestHeaders(merged(headers, own)))
+        return Exchange(method, target, written, own)
 
     def _tls_name(self, extensions: Extensions) -> str:
         asked = extensions.get("sni_hostname")
