@@ -204,7 +204,10 @@ class Pool:
         self._stale_at = -math.inf
 
     def _look(self, now: float) -> None:
-        """Only suspects are looked at: in a large pool nearly all have never failed."""
+        """Only suspects are looked at: in a large pool nearly all have never failed.
+
+        `_stale_at` is set last: an exception may come before, and the next call looks again.
+        """
         tiers = self._roster.tiers
         suspects = [one for one in self._suspects if not one.gone]
         sick = sum(not one.healthy for one in suspects)
@@ -212,12 +215,13 @@ class Pool:
         out = {one: why for one in suspects if (why := self._standing(one, now)) != "serving"}
         self._suspects = dict.fromkeys(one for one in suspects if one in out or not one.healthy)
         self.broken = [one for one, why in out.items() if why in ("open", "half-open")]
-        self._stale_at = min((_next_change(one, now) for one in out), default=math.inf)
+        stale_at = min((_next_change(one, now) for one in out), default=math.inf)
         opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
         self._panic(opened, now)
         self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
         self._candidates = () if self._serving is None else self._open[self._serving]
+        self._stale_at = stale_at
 
     def _fit(self, one: Endpoint) -> bool:
         """True where active checks do not keep it out."""

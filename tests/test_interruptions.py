@@ -149,6 +149,34 @@ def opened(**options):
     return balancer
 
 
+STRATEGIES = ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal"]
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "consistent-hash"])
+def test_the_first_call(strategy):
+    """The first call of a balancer, which looks at its instances for the first time, may be
+    interrupted anywhere: the calls that follow find them. Every one, unless the strategy may prefer
+    the one that was quicker."""
+    every = strategy not in {"peak-ewma", "prequal"}
+    made, broken = [], []
+
+    def check():
+        for balancer in made:
+            picked = {balancer.call(lambda one: one.port, key=str(key)) for key in range(64)}
+            if every and len(picked) < len(URLS):
+                broken.append(picked)
+
+    def prepare():
+        check()
+        made[:] = [Balancer(URLS, strategy=strategy)]
+        return lambda: made[0].call(lambda _: None, key="a")
+
+    count = sum(1 for _ in points(prepare, Interrupt))
+    check()
+    assert broken == []
+    assert count > 50
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_that_is_retried(kind):
     """A call that is interrupted, in its first attempt or its second, leaves no slot taken."""

@@ -123,12 +123,12 @@ class ConsistentHash:
         return (self._total + 1.0) / self._weight
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        old, self._members = self._members, frozenset(candidates)
-        self._candidates = candidates
+        """`_candidates` are set last: after an exception the next pick begins anew."""
+        members = frozenset(candidates)
         self._ring.expect(len(candidates))
-        for one in self._members - old:
+        for one in members - self._members:
             self._ring.show(one, here=True)
-        out = self._ring.owners.keys() - self._members
+        out = self._ring.owners.keys() - members
         for one in out:
             self._ring.show(one, here=False)
         self._gone = [one for one in out if one.gone]
@@ -138,6 +138,7 @@ class ConsistentHash:
         self._unseen, self._next, self._swept = len(candidates), 0, 0
         if self._unseen > _AT_ONCE:  # else every client would begin with the same few
             self._next = call.rng.randrange(self._unseen)
+        self._members, self._candidates = members, candidates
 
     def _look(self) -> None:
         """A few candidates get as many points as their weights ask for."""

@@ -73,15 +73,16 @@ class Weighted:
         heappop(self._heap)
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        self._candidates, self._members = candidates, frozenset(candidates)
-        self._unseen, self._next = len(candidates), 0
+        """`_candidates` are set last: after an exception the next pick begins anew."""
+        self._members, self._unseen, self._next = frozenset(candidates), len(candidates), 0
         if self._unseen > _AT_ONCE:  # else every client would begin with the same few
             self._next = call.rng.randrange(self._unseen)
         if len(self._heap) > 2 * len(candidates) + _AT_ONCE:
-            self._spent = self._heap
-            self._heap = [turn for turn in self._turns.values() if turn[2] in self._members]
-            heapify(self._heap)
-            self._turns = {turn[2]: turn for turn in self._heap}
+            heap = [turn for turn in self._turns.values() if turn[2] in self._members]
+            heapify(heap)
+            turns = {turn[2]: turn for turn in heap}
+            self._spent, self._heap, self._turns = self._heap, heap, turns
+        self._candidates = candidates
 
     def _look(self, call: PickContext) -> None:
         """At a few hundred candidates: who is new joins, who has another weight waits anew."""
@@ -98,5 +99,6 @@ class Weighted:
     def _wait(self, one: Endpoint, share: float) -> None:
         """Its turn comes after that share of its stride."""
         stride = 1.0 / one.weight
-        turn = self._turns[one] = (self._time + share * stride, next(self._order), one, stride)
-        heappush(self._heap, turn)
+        turn = (self._time + share * stride, next(self._order), one, stride)
+        heappush(self._heap, turn)  # first: a turn that is not known yet is dropped from the heap
+        self._turns[one] = turn
