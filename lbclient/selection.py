@@ -138,12 +138,10 @@ class Selection:
             return self._last_resort(call, now)
         if call.tried:
             return self._another(call, candidates, now)
-        if self._slow_start is not None:
-            picked = self._ask_gently(self._slow_start, candidates, call)
-        elif self._fails:
+        if self._slow_start is None:
             picked = self._ask(candidates, call)
         else:
-            picked = self._strategy.pick(candidates, call)
+            picked = self._ask_gently(self._slow_start, candidates, call)
         roomy: Endpoint | None = picked
         if self._limited and (left is not None or self._full(picked)):
             roomy = self._with_room(picked, candidates)
@@ -258,10 +256,12 @@ class Selection:
         self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: Picker
     ) -> Endpoint:
         """Who warms up is passed over at times."""
-        ask = partial(self._ask if self._fails else self._strategy.pick, candidates, call)
+        ask = partial(self._ask, candidates, call)
         return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
     def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
+        if not self._fails:
+            return self._strategy.pick(candidates, call)
         try:
             endpoint = self._strategy.pick(candidates, call)
             if self._ours or _usable(endpoint, candidates):
@@ -270,7 +270,7 @@ class Selection:
                 return endpoint
             self._picking.failed(call.now, detail=f"{endpoint!r} is not a candidate")
         except Exception as error:
-            if not self._fails or is_interruption(error):
+            if is_interruption(error):
                 raise
             self._picking.failed(call.now, error)
         return draw(candidates, call.rng)

@@ -122,7 +122,7 @@ def test_functions_of_a_call(client_of):
     call of httpx alone: we leave out layers of httpx's that do nothing for it."""
     ours, total = counted(client_of())
     _, bare = counted(client_of(kind=httpx.Client, trust_env=False))
-    assert ours <= 60
+    assert ours <= 61
     assert total <= 0.45 * bare
 
 
@@ -164,7 +164,7 @@ def test_functions_of_a_call_of_an_async_client():
             return [await counted_async(lambda one=one: one.get(url)) for one in (client, bare)]
 
     (ours, total), (_, bare) = asyncio.run(calls())
-    assert ours <= 64
+    assert ours <= 65
     assert total <= 0.45 * bare
 
 
