@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import anyio.lowlevel
+import httpcore
 import httpx
 import pytest
 
@@ -127,6 +128,12 @@ def went_away(*, unprocessed):
     return raised(httpx.RemoteProtocolError, PeerLeft(unprocessed=unprocessed))
 
 
+def went_away_over_httpcore(**what):
+    """What a transport of the caller's own raises, over httpcore."""
+    told = SimpleNamespace(**{"error_code": None, "last_stream_id": None, **what})
+    return raised(httpx.RemoteProtocolError, httpcore.RemoteProtocolError(told))
+
+
 def of_the_body():
     error = httpx.ReadError("the file could not be read")
     error._lbclient_callers_own = True
@@ -163,8 +170,13 @@ SAMPLES = {
     "read or write failed, read or write timed out, nonsense, closed without an answer": MAYBE_SENT,
     "HTTP/2: the peer says that it has not begun the request": [
         went_away(unprocessed=True),
+        went_away_over_httpcore(error_code=7),
+        went_away_over_httpcore(error_code=0, last_stream_id=0),
     ],
-    "HTTP/2: the peer ends the connection in good order": [went_away(unprocessed=False)],
+    "HTTP/2: the peer ends the connection in good order": [
+        went_away(unprocessed=False),
+        went_away_over_httpcore(error_code=0, last_stream_id=5),
+    ],
     "no way to it from here, while none can be reached": unconnected(
         errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT
     ),

@@ -25,6 +25,9 @@ _LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
 _CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 _TIMEOUT, _TOO_MANY = 408, 429
+_HTTPCORE = frozenset({"httpcore", "httpcore2"})
+_NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
+_AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
 
 
 class HttpJudge:
@@ -55,8 +58,8 @@ class HttpJudge:
 
 
 def _error(error: httpx.TransportError) -> Verdict:
-    if isinstance(left := error.__cause__, PeerLeft):
-        return _NOT_PROCESSED if left.unprocessed else _MAYBE_PROCESSED
+    if (unprocessed := _peer_left(error.__cause__)) is not None:
+        return _NOT_PROCESSED if unprocessed else _MAYBE_PROCESSED
     if isinstance(error, _CALLERS_FAULT):
         return FINE
     if isinstance(error, httpx.PoolTimeout):
@@ -64,6 +67,25 @@ def _error(error: httpx.TransportError) -> Verdict:
     if isinstance(error, _NEVER_SENT):
         return local_origin(error) or NEVER_SENT
     return FAULT
+
+
+def _peer_left(cause: BaseException | None) -> bool | None:
+    """Whether an HTTP/2 peer that has ended a request in order (RFC 9113, 6.8) says that it did not
+    begin it; None where that is not what happened.
+
+    Our own connections tell that by `PeerLeft`. httpcore's, under a transport of the caller's own,
+    have an event of h2 in their error.
+    """
+    if isinstance(cause, PeerLeft):
+        return cause.unprocessed
+    if cause is None or type(cause).__module__ not in _HTTPCORE or not cause.args:
+        return None
+    code: int | None = getattr(cause.args[0], "error_code", None)
+    last_begun: int | None = getattr(cause.args[0], "last_stream_id", None)
+    if last_begun == 0 or (last_begun is None and code == _REFUSED_STREAM):
+        return True
+    orderly = last_begun is not None and code == _NO_ERROR
+    return False if orderly or _AFTER_GOAWAY.match(str(cause)) else None
 
 
 def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
