@@ -539,6 +539,13 @@ REQUESTS = {
 }
 
 
+def attempts_end():
+    """The slower attempts of hedged calls end by themselves, and soon."""
+    for one in threading.enumerate():
+        if one.name == "lbclient-attempt":
+            one.join()
+
+
 @pytest.fixture(scope="module")
 def secure_urls():
     servers = [TlsServer(says(503, b"busy")), TlsServer(says(200, b"well"))]
@@ -578,11 +585,10 @@ def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch
 
     for where, _ in points(prepare, kind, step=STEP):
         (client,) = clients
-        for one in threading.enumerate():
-            if one.name == "lbclient-attempt":  # it ends by itself, and soon
-                one.join()
+        attempts_end()
         faults += [(where, one) for one in left_behind(client.balancer)]
         get(client)
+        attempts_end()
         faults += [(where, "in use")] * (not all(wire.quiet for wire in wires_of(client)))
         idle = sum(len(wire._connections._stack) for wire in wires_of(client))
         still = [sock for sock in sockets if sock.fileno() >= 0]
