@@ -37,7 +37,7 @@ SHORT = """
 import sys
 from argparse import Namespace
 from lbclient.cli.demo import demo
-sys.exit(demo(Namespace(seconds=1.5, strategy="least-busy", plain=False)))
+sys.exit(demo(Namespace(seconds=1.5, strategy="weighted", plain=False)))
 """
 ZONE = """\
 $ORIGIN demo.test.
