@@ -247,6 +247,29 @@ def test_dropped_responses_close(serve, world):
 
 
 @worlds
+def test_dropped_responses_close_with_their_client(serve, world):
+    """A client that closes right after a response was dropped closes that connection, too."""
+    (server,) = serve(never_ends)
+
+    def drop(client):
+        response = client.send(client.build_request("GET", "/"), stream=True)
+        return response.extensions["network_stream"]._connection
+
+    async def adrop(client):
+        response = await client.send(client.build_request("GET", "/"), stream=True)
+        return response.extensions["network_stream"]._connection
+
+    with world.client([server.url], limits=NEVER) as client:
+        transport = client.client._transport
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            dropped = client.run(drop if client.portal is None else adrop, client.client)
+            gc.collect()
+        client.run(transport.close if client.portal is None else transport.aclose)
+        assert dropped._sock.fileno() == -1
+
+
+@worlds
 def test_lost_leases_close(serve, world):
     """So does one whose lease an exception from outside has left behind."""
     (server,) = serve(tells_port)

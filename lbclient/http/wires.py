@@ -277,6 +277,8 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
     def close(self) -> None:
         """Close every wire, and make no other. What one of them raises is raised after that."""
         self._closed = True
+        self._idle.sweep()
+        self._close_lost()  # nobody looks for what was dropped any more
         with contextlib.ExitStack() as stack:
             for wire in self._taken():
                 stack.callback(wire.close)
@@ -303,13 +305,18 @@ class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
                 if not endpoint.in_flight:  # as above
                     with self._told(wire):
                         await wire.aclose()
-            for body in each(self.lost):
-                with self._told(body):
-                    await body.aclose()
+            await self._close_lost()
+
+    async def _close_lost(self) -> None:
+        for body in each(self.lost):
+            with self._told(body):
+                await body.aclose()
 
     async def aclose(self) -> None:
         """Close every wire, and make no other. What one of them raises is raised after that."""
         self._closed = True
+        self._idle.sweep()
+        await self._close_lost()  # nobody looks for what was dropped any more
         async with contextlib.AsyncExitStack() as stack:
             for wire in self._taken():
                 stack.push_async_callback(wire.aclose)
