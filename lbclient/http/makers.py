@@ -69,8 +69,8 @@ def _check_factory(factory: object, options: TransportOptions, shown: str) -> No
         )
     if factory == "aiohttp":
         raise ValueError(
-            'transport="aiohttp" is not needed any more: the connections are as fast as aiohttp\'s '
-            "with pip install 'lbclient[fast]'"
+            'transport="aiohttp" is no more: connections of our own have taken its place; '
+            "pip install 'lbclient[fast]' makes them faster"
         )
     made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)
     if made or factory in _TAKE_NO_INSTANCE or not callable(factory):
