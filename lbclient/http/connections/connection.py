@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..flavour import httpx
 from .addresses import Dial
 from .tls import Tls
 
@@ -164,7 +165,6 @@ class AsyncConnection(Connection):
     async def open(self, dial: Dial, timeout: float | None) -> None:
         """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
 
-    @abstractmethod
     async def start_tls(
         self,
         context: ssl.SSLContext,
@@ -172,6 +172,27 @@ class AsyncConnection(Connection):
         timeout: float | None,
     ) -> None:
         """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        tls = Tls(context, name, self.protocols)
+        try:
+            done = tls.shake_hands(None)
+            while True:
+                if out := tls.outgoing():
+                    await self.write(out, timeout)
+                if done:
+                    break
+                data = await self.read(timeout)
+                try:
+                    done = tls.shake_hands(data)
+                except httpx.ConnectError:
+                    with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
+                        await self.write(tls.outgoing(), timeout)  # an alert, which says why
+                    raise
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
+        except (httpx.ReadError, httpx.WriteError) as error:
+            raise httpx.ConnectError(str(error)) from error.__cause__
+        data, self.tls = self._arrived, tls
+        self._arrived = tls.decrypt(data or None)
 
     @abstractmethod
     async def read(self, timeout: float | None) -> bytes:

@@ -8,7 +8,6 @@ import errno
 import math
 import os
 import socket
-import ssl
 import time
 from typing import cast
 
@@ -20,7 +19,6 @@ from ..flavour import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
 from .connection import AsyncConnection
 from .timeouts import DeadlineTimeout, seconds_now
-from .tls import Tls
 
 __all__ = ["LoopConnection"]
 
@@ -156,35 +154,6 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
-
-    async def start_tls(
-        self,
-        context: ssl.SSLContext,
-        name: str,
-        timeout: float | None,
-    ) -> None:
-        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name, self.protocols)
-        try:
-            done = tls.shake_hands(None)
-            while True:
-                if out := tls.outgoing():
-                    await self.write(out, timeout)
-                if done:
-                    break
-                data = await self.read(timeout)
-                try:
-                    done = tls.shake_hands(data)
-                except httpx.ConnectError:
-                    if self._transport is not None:
-                        self._transport.write(tls.outgoing())  # an alert, which says why
-                    raise
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
-        except (httpx.ReadError, httpx.WriteError) as error:
-            raise httpx.ConnectError(str(error)) from error.__cause__
-        data, self.tls = self._arrived, tls
-        self._arrived = tls.decrypt(data or None)
 
     async def read(self, timeout: float | None) -> bytes:
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""

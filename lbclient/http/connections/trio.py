@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-import ssl
 
 import trio
 
@@ -15,7 +14,6 @@ from ..flavour import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
 from .connection import AsyncConnection
 from .timeouts import seconds_now
-from .tls import Tls
 
 __all__ = ["TrioConnection"]
 
@@ -63,34 +61,6 @@ class TrioConnection(AsyncConnection):
 
         self._sock = sock = await race(await aresolve(dial, timeout), connect)
         self._opened(sock)
-
-    async def start_tls(
-        self,
-        context: ssl.SSLContext,
-        name: str,
-        timeout: float | None,
-    ) -> None:
-        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name, self.protocols)
-        try:
-            done = tls.shake_hands(None)
-            while True:
-                await self._send(tls.outgoing(), timeout)
-                if done:
-                    break
-                data = await self._receive(timeout)
-                try:
-                    done = tls.shake_hands(data)
-                except httpx.ConnectError:
-                    with contextlib.suppress(OSError):
-                        self._socket(httpx.WriteError).send(tls.outgoing())  # an alert says why
-                    raise
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
-        except (httpx.ReadError, httpx.WriteError) as error:
-            raise httpx.ConnectError(str(error)) from error.__cause__
-        self.tls = tls
-        self._arrived = tls.decrypt(None)
 
     async def read(self, timeout: float | None) -> bytes:
         """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
