@@ -48,44 +48,42 @@ def no_garbage():
     gc.enable()
 
 
+class Functions:
+    """Counts the functions in `where`, and those of any kind, that are called within a `with`."""
+
+    def __init__(self, where):
+        self.where, self.ours, self.all = where, 0, 0
+
+    def __enter__(self):
+        sys.setprofile(self.note)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def note(self, frame, event, _):
+        if event in {"call", "c_call"}:
+            self.all += 1
+            if event == "call" and frame.f_code.co_filename.startswith(self.where):
+                self.ours += 1
+
+
 def counted(step, where=OURS):
     """Functions in `where`, and functions of any kind, that one step calls, on average."""
-    seen = {"ours": 0, "all": 0}
-
-    def note(frame, event, _):
-        if event in {"call", "c_call"}:
-            seen["all"] += 1
-            if event == "call" and frame.f_code.co_filename.startswith(where):
-                seen["ours"] += 1
-
-    sys.setprofile(note)
-    try:
+    with Functions(where) as seen:
         for _ in range(CALLS):
             step()
-    finally:
-        sys.setprofile(None)
-    return seen["ours"] / CALLS, seen["all"] / CALLS
+    return seen.ours / CALLS, seen.all / CALLS
 
 
 async def counted_async(step, where=OURS):
     """The same for a step that is awaited."""
-    seen = {"ours": 0, "all": 0}
     for _ in range(FEW + 50):
         await step()
-
-    def note(frame, event, _):
-        if event in {"call", "c_call"}:
-            seen["all"] += 1
-            if event == "call" and frame.f_code.co_filename.startswith(where):
-                seen["ours"] += 1
-
-    sys.setprofile(note)
-    try:
+    with Functions(where) as seen:
         for _ in range(CALLS):
             await step()
-    finally:
-        sys.setprofile(None)
-    return seen["ours"] / CALLS, seen["all"] / CALLS
+    return seen.ours / CALLS, seen.all / CALLS
 
 
 def peak(step):

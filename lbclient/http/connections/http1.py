@@ -50,16 +50,22 @@ class RequestHeaders:
                 sizes += lower in _SIZES
                 self._apply(lower, value)
         if sizes > 1:  # one server would believe the first of them, and the next the other
-            raise httpx.LocalProtocolError("the request has two lengths")
+            raise httpx.LocalProtocolError(
+                "the request has two lengths: send one Content-Length or Transfer-Encoding"
+            )
 
     def _apply(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
             if not _DIGITS.fullmatch(value):
-                raise httpx.LocalProtocolError("the request's Content-Length is not a length")
+                raise httpx.LocalProtocolError(
+                    "the request's Content-Length must be a whole number of bytes"
+                )
             self.to_send = int(value)
         elif name == b"transfer-encoding":
             if value.lower() != b"chunked":
-                raise httpx.LocalProtocolError("the request's Transfer-Encoding is not chunked")
+                raise httpx.LocalProtocolError(
+                    "the request's Transfer-Encoding must be chunked, the only one that can be sent"
+                )
             self.chunked, self.to_send = True, None
         elif name == b"connection":
             self.persistent = b"close" not in value.lower()
