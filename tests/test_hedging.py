@@ -3,7 +3,6 @@
 import contextvars
 import random
 import threading
-from contextvars import copy_context
 
 import anyio
 import httpx
@@ -155,10 +154,28 @@ def test_the_budget_of_hedges_in_virtual_time(budget, hedges):
             yield from carry_out(balancer.begin(Terms(idempotent=True), Semantics()), send)
 
     world.spawn(main())
-    # In a context of its own: attempts that overlap leave the one they began in, in any order.
-    copy_context().run(world.run)
+    world.run()
     assert sent.count("hedge") == hedges
     assert len(sent) == 5 + hedges
+
+
+def test_virtual_time_leaves_no_deadline_behind():
+    """Attempts that overlap in virtual time leave their deadline neither to each other nor to who
+    has run them."""
+    world = World()
+    balancer = Balancer(BOTH, clock=world.clock)
+    left = []
+
+    def send(_):
+        yield Pause(1.0)
+        left.append(lbclient.time_left())
+
+    for seconds in (4.0, 3.0, 2.0):
+        terms = Terms(idempotent=True, deadline=seconds)
+        world.spawn(carry_out(balancer.begin(terms, Semantics()), send))
+    world.run()
+    assert left == [3.0, 2.0, 1.0]
+    assert lbclient.time_left() is None
 
 
 def test_hedges_leave_the_retries_alone():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import Any
 
 from lbclient import checks
@@ -54,9 +53,7 @@ def simulate(
         checks.function("strategy, which is a name or makes one for each client,", strategy)
     if fair_by is not None:
         checks.function("fair_by", fair_by)
-    run = _Run(scenario, seed, strategy, fair_by, options, checked=checked)
-    # In a context of its own: attempts that overlap leave the one they began in, in any order.
-    return copy_context().run(run.report)
+    return _Run(scenario, seed, strategy, fair_by, options, checked=checked).report()
 
 
 class _Known:

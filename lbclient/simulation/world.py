@@ -6,6 +6,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Generator
+from contextvars import Context, copy_context
 from typing import TypeVar
 
 from lbclient.waiting import Pause
@@ -33,10 +34,15 @@ class World:
         return self._now
 
     def spawn(self, process: Process[R]) -> list[R]:
-        """Start a process now; the list that is returned holds its result once it has one."""
+        """Start a process now; the list that is returned holds its result once it has one.
+
+        It runs in a context of its own, as a task does: attempts of processes that overlap end in
+        any order, and none of them leaves its deadline to another, or to who called `run`.
+        """
         results: list[R] = []
         self._processes.add(process)
-        self.at(self._now, lambda: self._step(process, results))
+        context = copy_context()
+        self.at(self._now, lambda: self._step(process, context, results))
         return results
 
     @property
@@ -69,14 +75,14 @@ class World:
         event()
         return True
 
-    def _step(self, process: Process[R], results: list[R]) -> None:
+    def _step(self, process: Process[R], context: Context, results: list[R]) -> None:
         try:
-            pause = next(process)
+            pause = context.run(next, process)
         except StopIteration as end:
             self._processes.discard(process)
             results.append(end.value)
             return
-        self._resume(pause, _once(lambda: self._step(process, results)))
+        self._resume(pause, _once(lambda: self._step(process, context, results)))
 
     def _resume(self, pause: Pause, go_on: Callable[[], None]) -> None:
         if pause.seconds < math.inf:  # else it waits for its signal, or for ever
