@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 _PATIENCE = 5.0
 # Debian keeps servers out of a user's PATH.
@@ -33,6 +34,23 @@ def running(command: Sequence[str], ports: Sequence[int]) -> Iterator[int]:
         _stop(process)
 
 
+@contextlib.contextmanager
+def on_one_cpu(pids: Iterable[int]) -> Iterator[None]:
+    """Have processes share one CPU for the time of a block, where the system is Linux."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = {pid: os.sched_getaffinity(pid) for pid in pids}
+    cpu = max(os.sched_getaffinity(0))
+    try:
+        for pid in before:
+            _run_on(pid, {cpu})
+        yield
+    finally:
+        for pid, cpus in before.items():
+            _run_on(pid, cpus)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody has."""
     with contextlib.ExitStack() as held:
@@ -40,6 +58,13 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def _run_on(pid: int, cpus: set[int]) -> None:
+    """Have each thread of a process run on these CPUs. Those that it starts later inherit that."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), cpus)
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:

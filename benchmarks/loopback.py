@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import children
 
@@ -32,24 +33,32 @@ _SERVER = 'server {{ listen 127.0.0.1:{port}{tls}; location / {{ return 200 "ok\
 _TLS = " ssl; ssl_certificate {chain}; ssl_certificate_key {key}"
 
 
+class Server(NamedTuple):
+    """The URLs of the instances, the id of the only process, and for https the file of the
+    authority that clients are to trust."""
+
+    urls: Sequence[str]
+    pid: int
+    ca: str | None = None
+
+
 def found() -> str | None:
     """Where nginx is, if it is installed."""
     return children.found("nginx")
 
 
 @contextlib.contextmanager
-def nginx(program: str, instances: int, *, tls: str = "") -> Iterator[Sequence[str]]:
-    """Run it for the time of a block; yields the instances' URLs."""
+def nginx(program: str, instances: int, *, tls: str = "") -> Iterator[Server]:
+    """Run it for the time of a block."""
     ports = children.free_ports(instances)
     servers = "\n    ".join(_SERVER.format(port=port, tls=tls) for port in ports)
-    with configured(program, servers, ports):
-        yield [f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports]
+    with configured(program, servers, ports) as pid:
+        yield Server([f"http{'s' if tls else ''}://127.0.0.1:{port}" for port in ports], pid)
 
 
 @contextlib.contextmanager
-def https(program: str, instances: int) -> Iterator[tuple[Sequence[str], str]]:
-    """The same over TLS; yields the URLs, and the file of the authority that clients are to trust.
-    The package trustme must be installed."""
+def https(program: str, instances: int) -> Iterator[Server]:
+    """The same over TLS. The package trustme must be installed."""
     import trustme  # noqa: PLC0415  # where it is installed
 
     authority = trustme.CA()
@@ -60,8 +69,8 @@ def https(program: str, instances: int) -> Iterator[tuple[Sequence[str], str]]:
         for one in issued.cert_chain_pems:
             one.write_to_path(chain, append=True)
         issued.private_key_pem.write_to_path(key)
-        with nginx(program, instances, tls=_TLS.format(chain=chain, key=key)) as urls:
-            yield urls, str(ca)
+        with nginx(program, instances, tls=_TLS.format(chain=chain, key=key)) as server:
+            yield server._replace(ca=str(ca))
 
 
 @contextlib.contextmanager

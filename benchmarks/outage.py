@@ -93,8 +93,8 @@ def main() -> int:
         f"  {'DNS':<22}{'calls':>7}{'failed':>8}{'median':>9}{'p99':>9}{'slowest':>9}{'asked':>8}"
     )
     failed = 0
-    with dns.Liar(glue=True) as server, loopback.nginx(program, 3) as urls:
-        ports = [url.rpartition(":")[2] for url in urls]
+    with dns.Liar(glue=True) as server, loopback.nginx(program, 3) as instances:
+        ports = [url.rpartition(":")[2] for url in instances.urls]
         server.put(_NAME, "SRV", *(f"0 1 {port} here.test." for port in ports), ttl=1)
         server.put("here.test.", "A", "127.0.0.1", ttl=1)
         options = {"nameservers": [server.address], "allow": ["127.0.0.0/8"]}

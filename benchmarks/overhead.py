@@ -167,9 +167,9 @@ def main() -> int:
         if (program := loopback.found()) is None:
             print("\nLoopback: skipped, nginx is not installed")
         else:
-            with loopback.nginx(program, _INSTANCES) as urls:
+            with loopback.nginx(program, _INSTANCES) as server:
                 title = f"Loopback, nginx, {_INSTANCES} instances: throughput, ours / bare"
-                table.section(title, loopback_rows(urls, runner), throughputs)
+                table.section(title, loopback_rows(server.urls, runner), throughputs)
     return 1 if options.check and table.missed else 0
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import children
 import loopback
 import rivals as by
 from crowd import Effort, Turn
@@ -33,11 +34,13 @@ class Side(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The clients' event loop, or threads, and their servers. `ca` is for those with TLS."""
+    """The clients' event loop, or threads, and their servers. `ca` is for those with TLS; `server`
+    is the id of a process that shares one CPU with those who make one call at a time."""
 
     kind: str
     urls: Sequence[str]
     ca: str | None = None
+    server: int | None = None
 
     def __str__(self) -> str:
         return self.kind if self.ca is None else f"{self.kind}, TLS"
@@ -105,17 +108,22 @@ def places(section: Section, stack: ExitStack, *some: str) -> Iterator[Place]:
         section.skipped.append("nginx is not installed")
         return
     plain = stack.enter_context(loopback.nginx(program, INSTANCES))
-    yield from (Place(one, plain) for one in some)
+    yield from (Place(one, plain.urls, server=plain.pid) for one in some)
     if find_spec("trustme") is None:
         _skip(section, ["trustme"])
         return
-    secure, ca = stack.enter_context(loopback.https(program, INSTANCES))
-    yield from (Place(one, secure, ca) for one in some)
+    secure = stack.enter_context(loopback.https(program, INSTANCES))
+    yield from (Place(one, secure.urls, secure.ca, secure.pid) for one in some)
 
 
 def measure(place: Place, some: Sides, planned: Levels) -> Measured:
     """Each number of calls at once has clients of its own: what a pool holds from before would be
-    measured too."""
+    measured too.
+
+    One call at a time keeps either the client busy or the server. On two CPUs each of them waits
+    for the other's CPU to wake up, which takes longer than the request and is the machine's time;
+    and a client that works on after it has sent a request hides it. So they share one.
+    """
     with ExitStack() as stack:
         workers = {
             (without, source): stack.enter_context(
@@ -131,11 +139,21 @@ def measure(place: Place, some: Sides, planned: Levels) -> Measured:
                 order = _order(side, place, at_once, effort)
                 return workers[side.without, side.source].turn(order)
 
-            turns = by_turns(list(some), rounds, block)
+            alone = at_once == 1 and place.server is not None
+            with children.on_one_cpu(_processes(place, some, workers.values()) if alone else ()):
+                turns = by_turns(list(some), rounds, block)
             measured[at_once] = dict(zip(some, turns, strict=True))
             for worker in workers.values():
                 worker.close_clients()
     return measured
+
+
+def _processes(place: Place, some: Sides, workers: Iterable[Worker]) -> Iterator[int]:
+    """All that a call goes through."""
+    yield from (worker.pid for worker in workers)
+    yield from (side.sidecar.pid for side in some.values() if side.sidecar is not None)
+    if place.server is not None:
+        yield place.server
 
 
 def _order(side: Side, place: Place, at_once: int, effort: Effort) -> Order:

@@ -17,6 +17,7 @@ _TEXT = """
 The same server; one client, shared by all threads. Python runs one thread at a time, so many
 threads gain little over one; what differs is how they share the pool of connections. *http.client*
 with a connection for each thread is the floor: it has neither a pool nor anything else to share.
+Here too a single thread and the server share one CPU.
 
 Here too bare httpx gets slower the more connections its pool holds. With 64 threads that is 20 in
 one run and 64 in another, by how the threads happen to begin: a factor of three or four, which the

@@ -27,6 +27,9 @@ extra `fast` (httptools), and *lbclient without httptools* parses with h11, in a
 
 Each number of calls at once has clients of its own, so that no pool holds what others left it.
 
+One call at a time, client, sidecar and server share one CPU. They take turns anyway; on two, each
+would wait for the other's CPU to wake up, which takes longer than the server does.
+
 Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
 all of them, and asks the kernel of each idle one whether it still stands. A client that begins with
 64 calls at once holds 64, until some have been idle for the 60 s: hence the wide quartiles there.

@@ -58,6 +58,10 @@ class Worker:
             start_new_session=True,  # Ctrl-C is ours
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> Self:
         return self
 
