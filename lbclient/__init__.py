@@ -2,7 +2,12 @@
 
 with lbclient.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
+
+What needs httpx or DNS updates is loaded when it is first asked for (PEP 562).
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lbclient._version import __version__
 from lbclient.balancer import Balancer
@@ -33,13 +38,10 @@ from lbclient.events import (
     RetryRefused,
 )
 from lbclient.health import HealthCheck
-from lbclient.http.client import AsyncClient, Client
-from lbclient.http.transport import AsyncTransport, Transport
 from lbclient.info import AttemptInfo, CallInfo, call_info
 from lbclient.instance import Answer, Instance, Refusal
 from lbclient.outcome import Verdict
 from lbclient.recommended import RECOMMENDED, recommended
-from lbclient.registration import Registration, RegistrationError
 from lbclient.retry import RetryPolicy
 from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
 from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
@@ -57,6 +59,30 @@ from lbclient.strategy import (
     Weighted,
     Zone,
 )
+
+if TYPE_CHECKING:
+    from lbclient.http.client import AsyncClient, Client
+    from lbclient.http.transport import AsyncTransport, Transport
+    from lbclient.registration import Registration, RegistrationError
+else:
+    _MODULES = {
+        "AsyncClient": "lbclient.http.client",
+        "AsyncTransport": "lbclient.http.transport",
+        "Client": "lbclient.http.client",
+        "Registration": "lbclient.registration",
+        "RegistrationError": "lbclient.registration",
+        "Transport": "lbclient.http.transport",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "RECOMMENDED",

@@ -20,7 +20,7 @@ from lbclient.calling import asend, guarded, send
 from lbclient.closing import Closing
 from lbclient.complaint import Complaint
 from lbclient.control import Control
-from lbclient.discovery import Dns, DnsOptions, Family, Guard, Service, nameservers_of
+from lbclient.discovery import DnsOptions, Family, Guard, Service, dns_by
 from lbclient.discovery.job import Scheduler
 from lbclient.discovery.refresher import REFRESHER
 from lbclient.health import HealthCheck, plain_check
@@ -146,7 +146,7 @@ class Balancer(Control, Closing):
             service,
             name=name,
             scheme=scheme,
-            dns=Dns(nameservers_of(nameservers, clock)),
+            dns=dns_by(nameservers, clock),
             guard=Guard(allow, None if within is None else checks.host("within", within)),
             clock=clock,
             options=DnsOptions(family, sticky),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import AddressResolver, Dns, Guard, nameservers_of
+from lbclient.discovery import AddressResolver, Dns, Guard
+from lbclient.discovery.nameservers import nameservers_of
 from tests.support.dns import Liar, empty, nxdomain, servfail, silence
 
 NAME = "pods.test"

@@ -14,7 +14,8 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, DeadlineExceeded, FirstOf, Union
-from lbclient.discovery import AddressResolver, Dns, Guard, SrvResolver, nameservers_of, refresher
+from lbclient.discovery import AddressResolver, Dns, Guard, SrvResolver, refresher
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.refresher import REFRESHER
 from tests.support.dns import Liar, empty, servfail, silence
 from tests.support.secure_dns import Certificates, peer
@@ -390,7 +391,8 @@ def test_unexpected_error_is_raised():
 
 FORK = """
 import os, sys, time
-from lbclient.discovery import AddressResolver, Dns, Guard, nameservers_of
+from lbclient.discovery import AddressResolver, Dns, Guard
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.refresher import REFRESHER
 dns = Dns(nameservers_of([sys.argv[1]]), 5.0)
 how = {"clock": time.monotonic, "start": REFRESHER.start}

@@ -29,7 +29,8 @@ from lbclient import (
     Instance,
     RetryPolicy,
 )
-from lbclient.discovery import Dns, Guard, SrvResolver, nameservers_of
+from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.refresher import REFRESHER, Refresher
 from lbclient.discovery.watch import Watch
 from lbclient.errors import ServiceAbsent

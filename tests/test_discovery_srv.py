@@ -16,8 +16,9 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, BreakerPolicy, DiscoveryError, Instance
-from lbclient.discovery import Dns, Guard, SrvResolver, nameservers_of
+from lbclient.discovery import Dns, Guard, SrvResolver
 from lbclient.discovery.dns import Found, Glue, NoRecords
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.errors import ServiceAbsent
 from tests.support.dns import (
     Asked,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import Dns, nameservers_of
-from lbclient.discovery.nameservers import plain_nameserver
+from lbclient.discovery import Dns, dns_by
+from lbclient.discovery.nameservers import nameservers_of, plain_nameserver
 from tests.support.dns import Asked, Liar, formerr, servfail
 from tests.support.secure_dns import Certificates, SecureBind, peer
 
@@ -111,7 +111,7 @@ def test_no_nameservers_are_a_mistake():
     """K1: an empty list is not taken for the system's own."""
     with pytest.raises(ValueError, match="nameservers must not be empty"):
         Balancer("http+srv://shop.test", nameservers=[])
-    assert nameservers_of(None) is None
+    assert dns_by(None, time.monotonic)._nameservers is None
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_missing_extra_is_told():
     """K1: without what dnspython wants for HTTPS, construction tells what to install."""
     code = (
         "import dns._features; dns._features.force('doh', False)\n"
-        "from lbclient.discovery import nameservers_of\n"
+        "from lbclient.discovery.nameservers import nameservers_of\n"
         "nameservers_of('tls://10.0.0.2')\n"
         "nameservers_of('https://10.0.0.2/dns-query')\n"
     )

@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 
 import lbclient
-from lbclient.discovery import Dns, Guard, SrvResolver, nameservers_of
+from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery.nameservers import nameservers_of
 from lbclient.simulation import World, carry_out, simulated
 from lbclient.telemetry import Semantics
 from lbclient.terms import Terms

@@ -28,7 +28,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import lbclient
-from lbclient.discovery import Dns, Guard, SrvResolver, nameservers_of
+from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery.nameservers import nameservers_of
 from tests.support import dns as support
 from tests.support.http import Server, says, tells_port
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from lbclient.discovery.addresses import AddressResolver, Start, at_once
 from lbclient.discovery.composite import Composite, FirstOf, Part, Service, Union
-from lbclient.discovery.dns import Dns
+from lbclient.discovery.dns import Dns, dns_by
 from lbclient.discovery.file import FileResolver
 from lbclient.discovery.guard import Guard
-from lbclient.discovery.nameservers import nameservers_of
 from lbclient.discovery.resolver import Resolver
 from lbclient.discovery.service import DnsOptions, DnsService, Family
 from lbclient.discovery.srv import SrvResolver
@@ -32,6 +31,6 @@ __all__ = [
     "StaticResolver",
     "Union",
     "at_once",
-    "nameservers_of",
+    "dns_by",
     "text_of",
 ]

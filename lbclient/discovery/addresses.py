@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from lbclient import checks, forking
-from lbclient.discovery.dns import KINDS, Addresses, Dns, Glue, NoRecords
+from lbclient.discovery.dns import KINDS, Addresses, Dns, Glue, NoRecords, load
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError
 from lbclient.instance import Answer, Instance, Refusal
@@ -121,6 +121,7 @@ class AddressBook:
         self._asleep = False
         """True while a look-up waits for an answer."""
         forking.track(self)
+        load()  # here, and not at the first question: a call's deadline may be short
 
     @Lazy
     def _wake(self) -> queue.SimpleQueue[None]:

@@ -1,24 +1,28 @@
-"""Questions to DNS, by dnspython, with its errors in our words."""
+"""Questions to DNS, by dnspython, with its errors in our words.
+
+dnspython is loaded by `load`, not when this module is imported: with its extras it brings HTTP/2
+and trio along, which takes longer than everything else that a client needs.
+"""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import dns.exception
-import dns.message
-import dns.name
-import dns.nameserver
-import dns.rdataclass
-import dns.rdatatype
-import dns.resolver
-import dns.rrset
-
-from lbclient.discovery.secure import bracketed
 from lbclient.errors import DiscoveryError
 
-__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords"]
+if TYPE_CHECKING:
+    import dns.exception
+    import dns.message
+    import dns.name
+    import dns.nameserver
+    import dns.rdataclass
+    import dns.resolver
+    import dns.rrset
+
+__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "bracketed", "dns_by", "load"]
 
 KINDS = ("A", "AAAA")
 Addresses = tuple[list[str], float]
@@ -26,6 +30,21 @@ Addresses = tuple[list[str], float]
 
 _LIFETIME = 5.0
 _PORT = 53
+
+
+def load() -> None:
+    """Load dnspython, unless it is loaded."""
+    global dns  # as if it were imported above
+    import dns.exception  # noqa: PLC0415  # see above
+    import dns.message  # noqa: PLC0415
+    import dns.name  # noqa: PLC0415
+    import dns.rdataclass  # noqa: PLC0415
+    import dns.resolver  # noqa: PLC0415
+
+
+def bracketed(host: str) -> str:
+    """As a URL has it."""
+    return f"[{host}]" if ":" in host else host
 
 
 class NoRecords(DiscoveryError):
@@ -88,6 +107,7 @@ class Dns:
 
         Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
         """
+        load()
         lifetime = self._lifetime if lifetime is None else min(lifetime, self._lifetime)
         try:
             answer = self._resolver(lifetime).resolve(
@@ -121,6 +141,15 @@ class Dns:
         resolver.nameservers = sorted(given, key=lambda one: _place(one) != self._answered)
         resolver.timeout = min(resolver.timeout, lifetime / len(given))
         return resolver
+
+
+def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
+    """Asks what `nameservers=` names, read by `nameservers_of`; None is the system's own."""
+    if nameservers is None:
+        return Dns(None)
+    from lbclient.discovery.nameservers import nameservers_of  # noqa: PLC0415  # loads dnspython
+
+    return Dns(nameservers_of(nameservers, clock))
 
 
 def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:

@@ -11,7 +11,8 @@ import dns.nameserver
 import dns.query
 
 from lbclient import checks
-from lbclient.discovery.secure import Https, Tls, bracketed
+from lbclient.discovery.dns import bracketed
+from lbclient.discovery.secure import Https, Tls
 
 __all__ = ["nameservers_of", "plain_nameserver"]
 
@@ -25,9 +26,9 @@ _NAMESERVERS = (
 
 
 def nameservers_of(
-    given: Iterable[str] | None, clock: Callable[[], float] | None = None
-) -> list[dns.nameserver.Nameserver] | None:
-    """What `nameservers=` names; None is the system's own.
+    given: Iterable[str], clock: Callable[[], float] | None = None
+) -> list[dns.nameserver.Nameserver]:
+    """What `nameservers=` names.
 
     - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, and TCP for what does not fit.
     - `"tcp://127.0.0.1:5353"`: TCP alone.
@@ -41,8 +42,6 @@ def nameservers_of(
 
     Raises ValueError or TypeError, naming `nameservers`; ImportError where HTTPS lacks its extra.
     """
-    if given is None:
-        return None
     if not isinstance(given, Iterable):
         raise TypeError(f"{_NAMESERVERS}, not {given!r}")
     texts = [given] if isinstance(given, str) else list(given)

@@ -15,14 +15,11 @@ import dns.message
 import dns.nameserver
 import dns.query
 
-__all__ = ["Https", "Tls", "bracketed"]
+from lbclient.discovery.dns import bracketed
+
+__all__ = ["Https", "Tls"]
 
 _LARGEST = 4 * 65_535
-
-
-def bracketed(host: str) -> str:
-    """As a URL has it."""
-    return f"[{host}]" if ":" in host else host
 
 
 class Tls(dns.nameserver.DoTNameserver):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, cast
-
-import dns.name
+from typing import TYPE_CHECKING, Protocol, cast
 
 from lbclient import checks
 from lbclient.discovery.addresses import SOON, AddressBook, Patience, Start, at_once
@@ -14,6 +12,9 @@ from lbclient.discovery.dns import KINDS, Dns, NoRecords
 from lbclient.discovery.guard import Guard
 from lbclient.errors import DiscoveryError, ServiceAbsent
 from lbclient.instance import Answer, Instance, Refusal
+
+if TYPE_CHECKING:
+    import dns.name
 
 __all__ = ["SrvResolver"]
 
@@ -61,7 +62,7 @@ class SrvResolver:
         patience = Patience(_ROUND, self._clock)
         found = self._dns.ask(self.name, "SRV", patience.left())
         records = [cast("_Srv", one) for one in found.records]
-        if all(one.target == dns.name.root for one in records):
+        if all(one.target.to_text() == "." for one in records):
             raise ServiceAbsent(
                 f"{self.name} declares that the service is not offered (target '.')"
             )
@@ -112,7 +113,7 @@ def _target(record: _Srv) -> str:
 
 def _host(record: _Srv) -> str:
     text = record.target.to_text(omit_final_dot=True)
-    if record.target == dns.name.root:
+    if text == ".":
         raise ValueError("its target is '.', beside others that are not")
     if record.port == 0:
         raise ValueError("its port is 0")
