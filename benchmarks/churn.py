@@ -23,7 +23,7 @@ from turns import frozen
 import lbclient
 from tests.support.dns import Liar
 
-GOAL = 0.010
+GOAL = 0.025
 _NAME = "_http._tcp.orders.test."
 
 

@@ -1014,68 +1014,18 @@ def test_no_more_threads(balancers, monkeypatch):
     assert balancer.call(lambda one: one.port) == 80
 
 
-class Large:
-    """A job that notes how long threads' turns are while it runs, and does something then."""
-
-    turn, next_at, stopped, busy = -1, 0.0, False, False
-
-    def __init__(self, *, large: bool = True, meanwhile=lambda: None) -> None:
-        self.large = large
-        self.quick = False
-        self.seen = 0.0
-        self._meanwhile = meanwhile
-
-    def clock(self) -> float:
-        return 1.0
-
-    def claim(self) -> bool:
-        return True
-
-    def run(self) -> None:
-        self.stopped = True
-        self.seen = round(sys.getswitchinterval(), 6)
-        self._meanwhile()
-
-
-@pytest.fixture
-def turns():
-    """How long threads' turns are, set back at the end."""
+def test_turns_of_threads_are_the_interpreters(balancers):
+    """A large answer leaves the interpreter's switch interval as the process has it."""
     before = sys.getswitchinterval()
-    sys.setswitchinterval(0.005)
-    yield lambda: round(sys.getswitchinterval(), 6)
-    sys.setswitchinterval(before)
+    seen = []
 
+    class Watching:
+        def resolve(self):
+            seen.append(sys.getswitchinterval())
+            return Answer([Instance(f"i{n}.test", 80) for n in range(300)], 60)
 
-def one_round(job: Large) -> float:
-    """The turns that it saw."""
-    Refresher()._round(job)
-    return job.seen
-
-
-def test_turns_are_short_while_a_large_answer_is_worked_out(turns):
-    """D15: other threads wait half a millisecond for their turns then, and as before after that."""
-    assert one_round(Large(large=False)) == 0.005
-    assert one_round(Large()) == 0.0005
-    assert turns() == 0.005
-
-
-def test_turns_that_somebody_sets_meanwhile_stand(turns):
-    """D15: an application's own setting is not taken back."""
-    one_round(Large(meanwhile=lambda: sys.setswitchinterval(0.002)))
-    assert turns() == 0.002
-    sys.setswitchinterval(0.0001)
-    assert one_round(Large()) == 0.0001
-    assert turns() == 0.0001
-
-
-def test_small_services_leave_turns_alone(balancers):
-    """D15: only a first answer, of which nothing is known, and large ones count as large."""
-    small = balancers(Script(Answer([A], 60)))
-    large = balancers(Script(Answer([Instance(f"i{n}.test", 80) for n in range(300)], 60)))
-    for balancer, expected in ((small, False), (large, True)):
-        assert balancer._core.watch.large
-        balancer.refresh()
-        assert balancer._core.watch.large is expected
+    balancers(Watching()).refresh()
+    assert [*seen, sys.getswitchinterval()] == [before, before]
 
 
 def script(text: str, *options: str) -> tuple[int, bytes, bytes]:

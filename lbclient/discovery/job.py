@@ -29,11 +29,6 @@ class Job(Protocol):
         ...
 
     @property
-    def large(self) -> bool:
-        """True where a round may compute for long, and others wait for the interpreter."""
-        ...
-
-    @property
     def quick(self) -> bool:
         """True where a round neither blocks nor computes for long, and so needs no thread."""
         ...

@@ -14,13 +14,10 @@ the types in `queue` and `threading`, perhaps after this module was imported.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import logging
-import math
 import queue
-import sys
 import threading
 import time
 import weakref
@@ -33,7 +30,6 @@ from lbclient.lazy import Lazy
 __all__ = ["REFRESHER", "Refresher"]
 
 _LONGEST_SLEEP = 3600.0
-_SHORT_TURN = 0.0005
 _CROWDED = 64
 
 logger = logging.getLogger(__name__)
@@ -62,10 +58,6 @@ class Refresher:
     def _running(self) -> threading.Lock:
         """Held by the one thread that runs the loop."""
         return threading.Lock()
-
-    @Lazy
-    def _turns(self) -> _ShortTurns:
-        return _ShortTurns()
 
     def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
@@ -138,8 +130,7 @@ class Refresher:
     def _round(self, job: Job) -> None:
         try:
             if job.claim():
-                with self._turns if job.large else contextlib.nullcontext():
-                    job.run()
+                job.run()
         finally:
             if not job.busy:  # else the round under way schedules the next itself
                 self.schedule(job)
@@ -155,42 +146,8 @@ class Refresher:
 
     def after_fork(self) -> None:
         """In a child: the threads are gone, and the locks may be held by nobody."""
-        self._turns.end()
         vars(self).clear()
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
-
-
-class _ShortTurns:
-    """While large answers are worked out, other threads have their turns sooner.
-
-    CPython lets a thread that computes go on for 5 ms before another's turn; an event loop, which
-    waits for its turn about twice a step, would be held up by 10. Whoever sets another interval
-    meanwhile is obeyed.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._rounds = 0
-        self._before = _SHORT_TURN
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._rounds += 1
-            if self._rounds == 1 and sys.getswitchinterval() > _SHORT_TURN:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(_SHORT_TURN)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._rounds -= 1
-            if not self._rounds:
-                self.end()
-
-    def end(self) -> None:
-        """Have turns as they were."""
-        if self._before > _SHORT_TURN and math.isclose(sys.getswitchinterval(), _SHORT_TURN):
-            sys.setswitchinterval(self._before)
-        self._before = _SHORT_TURN
 
 
 def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:

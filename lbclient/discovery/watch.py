@@ -27,7 +27,6 @@ FLOOR, CEILING = 1.0, 3600.0
 be set."""
 EARLY = 5.0
 """At most one early refresh in so many seconds."""
-_LARGE = 200
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,6 @@ class Watch:
         """True while the last answer was good: then there is nothing else to ask before a pick."""
         self.turn = -1
         """The refresher's ticket for the next round."""
-        self.large = True
-        """True where the next answer may be large; so may the first."""
         self.quick = False
         self._resolver = resolver
         self._subscriber = subscriber
@@ -219,7 +216,6 @@ class Watch:
     def _succeeded(self, found: _Found) -> None:
         answer, self._answered_at = found.answer, self.clock()
         self._answer = Answer((), answer.ttl, answer.refused)  # who is in it, the subscriber knows
-        self.large = len(answer.instances) >= _LARGE
         self.error, self.fresh = None, True
         self._backoff.succeeded()
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))

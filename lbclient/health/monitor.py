@@ -58,7 +58,7 @@ class Monitor:
         """The refresher's ticket for the next round."""
         self.next_at = math.inf
         self.stopped = False
-        self.large = self.quick = False
+        self.quick = False
         self._policy = policy
         self._check = check
         self._endpoints = endpoints

@@ -45,7 +45,7 @@ class Prober:
         self.next_at = math.inf
         self.stopped = False
         self.busy = False
-        self.large = self.quick = False
+        self.quick = False
         self._policy = policy
         self._ask = ask
         self._candidates = candidates

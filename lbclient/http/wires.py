@@ -202,7 +202,7 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
     """The wires of a transport for threads. They are a job of the control plane's scheduler."""
 
     turn = -1
-    busy = large = False
+    busy = False
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Renewal:
         self.turn = -1
         """The refresher's ticket for the next round."""
         self.stopped = False
-        self.large = self.quick = False
+        self.quick = False
         self._renew = renew
         self._shown = shown
         self._interval = interval
