@@ -181,7 +181,7 @@ def test_functions_of_a_call_over_a_connection(servers):
     with lbclient.Client([server.url]) as client:
         client.get("/")
         ours, _ = counted(lambda: client.get("/"), CONNECTIONS)
-    assert ours <= 43
+    assert ours <= 37
 
 
 def test_functions_of_a_call_over_a_connection_async(servers):

@@ -132,7 +132,7 @@ class SocketConnection(Connection):
         """True where bytes, or the end, have arrived that nobody has read. Never waits."""
         if self._arrived or self.ended or self._sock is None:
             return True
-        if not self._arrives(self._sock, 0.0):
+        if not (_arrives(self._sock, 0.0) if (poll := self._poll) is None else poll.poll(0)):
             return False
         return self.tls is None or self._take_in()
 
@@ -196,15 +196,18 @@ class SocketConnection(Connection):
         raise failure or httpx.ConnectError("there is no address to connect to")
 
     def _receive(self, timeout: float | None) -> bytes:
-        sock = self._socket(httpx.ReadError)
+        sock, poll = self._socket(httpx.ReadError), self._poll
         try:
             while True:
                 seconds = seconds_now(timeout, httpx.ReadTimeout)
-                if not self._arrives(sock, seconds):
+                milliseconds = None if seconds is None else seconds * 1000
+                if not (_arrives(sock, seconds) if poll is None else poll.poll(milliseconds)):
                     raise httpx.ReadTimeout("no bytes arrived in time")
-                with contextlib.suppress(BlockingIOError):
+                try:
                     data = sock.recv(_READ)
                     break
+                except BlockingIOError:
+                    continue
         except (OSError, ValueError) as error:
             raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
         if not data:
@@ -213,16 +216,12 @@ class SocketConnection(Connection):
             self.ended = True
         return data
 
-    def _arrives(self, sock: socket.socket, seconds: float | None) -> bool:
-        """Wait until something has arrived, or the connection has ended."""
-        if (poll := self._poll) is None:
-            return bool(_ready(sock, seconds, to_read=True, to_write=False))
-        return bool(poll.poll(None if seconds is None else seconds * 1000))
-
     def _send(self, data: memoryview) -> int:
         """Send as much as the kernel takes."""
+        if (sock := self._sock) is None:
+            raise httpx.WriteError(_CLOSED)
         try:
-            return self._socket(httpx.WriteError).send(data)
+            return sock.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -306,6 +305,11 @@ def _connect_error(error: OSError) -> httpx.ConnectError:
     made = httpx.ConnectError(str(error))
     made.__cause__ = error
     return made
+
+
+def _arrives(sock: socket.socket, seconds: float | None) -> bool:
+    """Wait until something has arrived, or the connection has ended, where there is no poll."""
+    return bool(_ready(sock, seconds, to_read=True, to_write=False))
 
 
 def _ready(sock: socket.socket, seconds: float | None, *, to_read: bool, to_write: bool) -> int:
