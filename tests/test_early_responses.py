@@ -521,23 +521,40 @@ def takes_all(_, connection):
     connection.send(DONE)
 
 
+def takes_little(_, connection):
+    """It reads a body of `PIECES` bytes, then answers."""
+    connection.file.read(PIECES)
+    connection.send(DONE)
+
+
+PIECES = 3_000
+A_PIECE = 2 * 1024
+"""What a write costs beside its bytes, as if it were bytes."""
+
+
 @kinds
 @loops
-def test_a_long_request_leaves_turns_to_others(driver, kind):
-    """However much of it the kernel takes at once, other tasks have a turn after 64 KiB."""
-    turns, part = Turns(), 10_000
+@pytest.mark.parametrize(
+    ("act", "size", "part", "cost"),
+    [(takes_all, LARGE, 10_000, 0), (takes_little, PIECES, 1, A_PIECE)],
+    ids=["long", "tiny pieces"],
+)
+def test_a_long_request_leaves_turns_to_others(driver, kind, act, size, part, cost):
+    """However much of it the kernel takes at once, and in however many pieces, other tasks have a
+    turn after some of it."""
+    turns = Turns()
 
     async def body() -> AsyncIterator[bytes]:
-        for _ in range(LARGE // part):
-            turns.did(part)
+        for _ in range(size // part):
+            turns.did(part + cost)
             yield b"x" * part
 
     async def work() -> None:
         async with lbclient.AsyncClient([peer.url], **peer.options) as client:
-            response = await client.post("/", content=body(), headers=length(LARGE))
+            response = await client.post("/", content=body(), headers=length(size))
             assert response.content == b"done"
 
-    with Peer(kind, takes_all) as peer:
+    with Peer(kind, act) as peer:
         turns.run(driver, work)
     assert turns.most <= A_TURN
 

@@ -17,7 +17,20 @@ from .tls import Tls
 if TYPE_CHECKING:
     from .http2 import Http2
 
-__all__ = ["AsyncConnection", "Connection", "ConnectionInfo", "InstanceLiveness", "PeerLeft"]
+__all__ = [
+    "SLICE",
+    "WRITE",
+    "AsyncConnection",
+    "Connection",
+    "ConnectionInfo",
+    "InstanceLiveness",
+    "PeerLeft",
+]
+
+SLICE = 64 * 1024
+"""So many bytes are read without a wait before other tasks get a turn."""
+WRITE = 2 * 1024
+"""A write counts as so many bytes more, since it takes time, however short it is."""
 
 
 class PeerLeft(Exception):
@@ -194,9 +207,15 @@ class AsyncConnection(Connection):
         data, self.tls = self._arrived, tls
         self._arrived = tls.decrypt(data or None)
 
+    @property
     @abstractmethod
-    async def read(self, timeout: float | None) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+    def flushed(self) -> bool:
+        """True where the kernel has all that was written."""
+
+    @abstractmethod
+    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
+        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
 
     @abstractmethod
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:

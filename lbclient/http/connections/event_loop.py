@@ -17,15 +17,15 @@ from lbclient.deadline import STOOD_STILL
 
 from ..flavour import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
-from .connection import AsyncConnection
+from .connection import SLICE, WRITE, AsyncConnection
 from .timeouts import DeadlineTimeout, seconds_now
 
 __all__ = ["LoopConnection"]
 
 _ENOUGH = 256 * 1024
 """So many unread bytes make the other end wait."""
-_TURN = 64 * 1024
-"""So many bytes are read or sent without a wait before other tasks get a turn."""
+_TURN = 192 * 1024
+"""So many bytes are sent without a wait before other tasks get a turn."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -106,7 +106,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._broken = self._broken or error
             if not self.closed and self._sock is not None:
                 with contextlib.suppress(OSError, ValueError):
-                    while data := self._sock.recv(_TURN):
+                    while data := self._sock.recv(SLICE):
                         self._arrived += data if self.tls is None else self.tls.decrypt(data)
         self._end()
         if self._writer is not None and not self._writer.done():
@@ -155,11 +155,17 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 raise httpx.ConnectError(str(error)) from error
             raise
 
-    async def read(self, timeout: float | None) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+    @property
+    def flushed(self) -> bool:
+        """True where the kernel has all that was written."""
+        return not self._blocked
+
+    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
+        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
         if self._arrived or self.ended:
             seconds_now(timeout, httpx.ReadTimeout)
-            if self._served_at_once >= _TURN:
+            if self._served_at_once >= SLICE:
                 self._served_at_once = 0
                 await asyncio.sleep(0)
         else:
@@ -176,8 +182,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             if late is not None:
                 raise late
         data = self._arrived
-        if len(data) > _TURN:  # asyncio itself receives up to 256 KiB at a time
-            data, self._arrived = data[:_TURN], data[_TURN:]
+        if len(data) > SLICE and not everything:  # asyncio receives up to 256 KiB at a time
+            data, self._arrived = data[:SLICE], data[SLICE:]
         else:
             self._arrived = b""
         self._served_at_once += len(data)
@@ -197,7 +203,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if transport is None or transport.is_closing():
             raise httpx.WriteError(str(self._broken or _CLOSED)) from self._broken
         transport.write(data if self.tls is None else self.tls.encrypt(data))
-        self._sent_at_once += len(data)
+        self._sent_at_once += len(data) + WRITE
         if self._blocked:
             self._sent_at_once = 0
             await self._drained(seconds_now(timeout, httpx.WriteTimeout))
@@ -216,7 +222,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if self._poll is not None and not self._poll.poll(0):
             return False
         try:
-            data = self._sock.recv(_TURN)
+            data = self._sock.recv(SLICE)
         except (BlockingIOError, InterruptedError):
             return False
         except (OSError, ValueError):

@@ -158,6 +158,12 @@ class Exchange:
             return 0
         return self._left if self._state == _LENGTH else None
 
+    @property
+    def cheap(self) -> bool:
+        """True where bytes cost next to nothing to take in, however many come at once. Small chunks
+        take long to decode."""
+        return self._state != _CHUNKED
+
     def body_part(self, part: bytes | memoryview) -> bytes | memoryview:
         """A part of the request's body as it is sent. Raises LocalProtocolError if the body is
         longer than its Content-Length."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -39,7 +39,7 @@ Timeouts = Mapping[str, float | None]
 _NO_TIMEOUTS: Timeouts = {}
 _SHORT = 64 * 1024
 """Bytes of a request's body that are sent together with its head."""
-_PART = 256 * 1024
+_PART = 1024 * 1024
 """Bytes of a request's body between two looks at what has arrived."""
 _EARLY = 1024 * 1024
 """By so many bytes a response may be longer than what has been sent; then sending ends."""
@@ -449,6 +449,8 @@ class AsyncInstanceTransport(_Base):
         async def listen() -> None:
             while not exchange.answered and exchange.received <= most:
                 _tell(connection, exchange, await connection.read(None))
+            # A server may have read all of it, and answered, before the task below goes on.
+            exchange.sent = exchange.to_send == 0 and connection.flushed
             group.cancel_scope.cancel()
 
         try:
@@ -587,18 +589,19 @@ async def _aawait_continue(
         exchange.expects = False
 
 
-async def _next(
-    parts: AsyncIterator[bytes],
-    timeout: float | None,
-) -> bytes | None:
+def _next(parts: AsyncIterator[bytes], timeout: float | None) -> Awaitable[bytes | None]:
     """The next part of a body, which is the caller's to bring in time; None at its end."""
-    left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
-    if left is None:
-        return await anext(parts, None)
+    if isinstance(timeout, DeadlineTimeout) and (left := timeout.left()) is not None:
+        return _next_within(parts, timeout, left)
+    return anext(parts, None)
+
+
+async def _next_within(
+    parts: AsyncIterator[bytes], timeout: DeadlineTimeout, left: float
+) -> bytes | None:
     with anyio.move_on_after(left):
         return await anext(parts, None)
-    if isinstance(timeout, DeadlineTimeout):
-        while left := timeout.left():  # noqa: ASYNC110  # uvloop's timers may be early
-            await anyio.sleep(left)
-        timeout.excuse()
+    while left := timeout.left() or 0.0:  # noqa: ASYNC110  # uvloop's timers may be early
+        await anyio.sleep(left)
+    timeout.excuse()
     raise httpx.WriteTimeout("the request's body did not come in time")

@@ -12,12 +12,13 @@ from lbclient.deadline import STOOD_STILL
 
 from ..flavour import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
-from .connection import AsyncConnection
+from .connection import SLICE, WRITE, AsyncConnection
 from .timeouts import seconds_now
 
 __all__ = ["TrioConnection"]
 
-_READ = 64 * 1024
+_MOST = 256 * 1024
+"""Bytes that are received at once, if that takes no longer for the reader."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -62,18 +63,25 @@ class TrioConnection(AsyncConnection):
         self._sock = sock = await race(await aresolve(dial, timeout), connect)
         self._opened(sock)
 
-    async def read(self, timeout: float | None) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
-        if self._served_at_once >= _READ:
+    @property
+    def flushed(self) -> bool:
+        """True where the kernel has all that was written."""
+        return not self._unsent
+
+    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
+        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
+        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
+        size = _MOST if everything else SLICE
+        if self._served_at_once >= size:
             self._served_at_once = 0
             await trio.lowlevel.checkpoint()
         if self._arrived:
             seconds_now(timeout, httpx.ReadTimeout)
         elif (tls := self.tls) is None:
-            self._arrived = b"" if self.ended else await self._receive(timeout)
+            self._arrived = b"" if self.ended else await self._receive(timeout, size)
         else:
             while not (self._arrived or tls.ended):
-                self._arrived = tls.decrypt(await self._receive(timeout))
+                self._arrived = tls.decrypt(await self._receive(timeout, size))
                 # What TLS itself has to say goes out as far as that takes no wait: another task
                 # may be in the middle of sending, and whoever reads may be cancelled at any wait.
                 if out := tls.outgoing():
@@ -94,8 +102,8 @@ class TrioConnection(AsyncConnection):
         if self.closed:
             raise httpx.WriteError(_CLOSED)
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
-        self._sent_at_once += len(data)
-        if self._sent_at_once >= _READ:
+        self._sent_at_once += len(data) + WRITE
+        if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
             await trio.lowlevel.checkpoint()
 
@@ -108,7 +116,7 @@ class TrioConnection(AsyncConnection):
         if self._poll is not None and not self._poll.poll(0):
             return False
         try:
-            data = self._sock.recv(_READ)
+            data = self._sock.recv(SLICE)
         except (BlockingIOError, InterruptedError):
             return False
         except (OSError, ValueError):
@@ -140,14 +148,14 @@ class TrioConnection(AsyncConnection):
         if self._sock is not None:
             self._sock.close()
 
-    async def _receive(self, timeout: float | None) -> bytes:
+    async def _receive(self, timeout: float | None, size: int) -> bytes:
         sock = self._socket(httpx.ReadError)
         # Only once: what arrives in a wait counts, though this process may have stood still in it.
         seconds = seconds_now(timeout, httpx.ReadTimeout)
         try:
             while not self._raw:
                 try:
-                    if not (data := sock.recv(_READ)):
+                    if not (data := sock.recv(size)):
                         self.ended = True
                         break
                     self._raw = data
