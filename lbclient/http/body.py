@@ -175,8 +175,9 @@ class _Chunks(AsyncIterator[bytes]):
                 self._located = True
                 await source.locate()
             chunk = await anext(self._chunks)
-            self._sent += len(chunk)
-            source.sent = max(source.sent, self._sent)
+            self._sent = sent = self._sent + len(chunk)
+            if sent > source.sent:  # noqa: PLR1730  # `max` takes as long as all the rest here
+                source.sent = sent
         except StopAsyncIteration:
             source.check(self._sent)
             raise

@@ -24,7 +24,7 @@ __all__ = ["LoopConnection"]
 
 _ENOUGH = 256 * 1024
 """So many unread bytes make the other end wait."""
-_TURN = 192 * 1024
+_TURN = 224 * 1024
 """So many bytes are sent without a wait before other tasks get a turn."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
