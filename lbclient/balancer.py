@@ -40,11 +40,12 @@ from lbclient.rules import (
     SlowStart,
     ThrottlePolicy,
 )
-from lbclient.shell import arun, run
+from lbclient.shell import arun, asleep, run
 from lbclient.strategy import Strategy, claim, release, strategy_of
 from lbclient.target import target_of
 from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
 from lbclient.terms import NOTHING_ASKED, Terms, terms
+from lbclient.waiting import Pause
 
 __all__ = ["Balancer"]
 
@@ -209,7 +210,17 @@ class Balancer(Control, Closing):
         asked = NOTHING_ASKED
         if idempotent is not False or not (key is deadline is caller is None):
             asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        return await arun(self.begin(asked, _PLAIN), partial(asend, fn))
+        call: Call[T] = self.begin(asked, _PLAIN)
+        if self._core.hedging is not None:
+            return await arun(call, partial(asend, fn))
+        with call:
+            for step in call:  # as in `arun`, a coroutine less
+                if isinstance(step, Pause):
+                    await asleep(step)
+                else:
+                    with step:
+                        step.result = await asend(fn, step)
+        return call.result()
 
     def acquire(
         self,

@@ -6,6 +6,7 @@ Finagle's and tower's retry budgets (20 %, 10 a second, over 10 seconds).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -35,39 +36,46 @@ class RetryBudget:
 class Budget:
     """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
 
-    __slots__ = ("_account", "_balance", "_slice", "policy")
+    __slots__ = ("_account", "_balance", "_last", "_open_until", "_ratio", "_slice", "policy")
 
     def __init__(self, policy: RetryBudget) -> None:
         self.policy = policy
         self._slice = policy.window / _SLICES
         self._account: deque[list[float]] = deque()
         self._balance = policy.reserve * policy.window
+        self._ratio = policy.ratio
+        self._last: list[float] = []
+        """The slice that is open until `_open_until`: when it began, and its sum."""
+        self._open_until = -math.inf
 
     def balance(self, now: float) -> float:
         """Retries that may be made now."""
         while self._account and self._account[0][0] <= now - self.policy.window:
             self._balance -= self._account.popleft()[1]
+        if not self._account:
+            self._open_until = -math.inf
         return self._balance
 
     def deposit(self, now: float) -> None:
         """A call has begun."""
-        account = self._account
-        if not account or now - account[-1][0] >= self._slice:
+        if now >= self._open_until:
             self._open(now)
-        account[-1][1] += self.policy.ratio
-        self._balance += self.policy.ratio
+        self._last[1] += self._ratio
+        self._balance += self._ratio
 
     def withdraw(self, now: float) -> bool:
         """Take one retry out, or refuse."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
-        if not self._account or now - self._account[-1][0] >= self._slice:
+        if now >= self._open_until:
             self._open(now)
-        self._account[-1][1] -= 1.0
+        self._last[1] -= 1.0
         self._balance -= 1.0
         return True
 
     def _open(self, now: float) -> None:
         """Begin a slice, after dropping those that the window has left behind."""
         self.balance(now)
-        self._account.append([now, 0.0])
+        self._last = [now, 0.0]
+        self._account.append(self._last)
+        self._open_until = now + self._slice

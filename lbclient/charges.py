@@ -22,6 +22,7 @@ from lbclient.outcome import Verdict
 from lbclient.rotation import Rotation
 from lbclient.rules import Guards
 from lbclient.sent import Sent
+from lbclient.telemetry import Tally
 
 __all__ = ["Charges"]
 
@@ -41,6 +42,7 @@ class Charges:
         guards: Guards | None,
         clock: Callable[[], float],
         rng: random.Random,
+        tally: Tally,
     ) -> None:
         self._membership = membership
         self._pool = membership.pool
@@ -48,8 +50,7 @@ class Charges:
         self._guards = guards
         self._clock = clock
         self._rng = rng
-        self.attempts = 0
-        """Attempts sent to all instances so far."""
+        self._tally = tally
         self._faults = Share()
         self._client_errors = Share()
         self.epoch = 0
@@ -97,7 +98,7 @@ class Charges:
         """
         size = max(1, len(self._pool))
         own = endpoint.client_errors.count(endpoint.attempts, _GAIN)
-        everywhere = self._client_errors.count(self.attempts, _GAIN / size)
+        everywhere = self._client_errors.count(self._tally.picks, _GAIN / size)
         if own <= everywhere:
             return 0.0
         weight = ((own - everywhere) / (1.0 - everywhere)) ** 2
@@ -121,7 +122,7 @@ class Charges:
         now = self._clock()
         if verdict.fault:
             gain = _GAIN / max(1, len(self._pool))
-            failing = self._faults.count(self.attempts, gain)
+            failing = self._faults.count(self._tally.picks, gain)
             endpoint.failed(now, attempt.started, (1.0 - failing) ** 2)
             endpoint.last_fault = attempt.fault
         elif verdict.good and not verdict.client_error and endpoint.doubt:

@@ -96,6 +96,8 @@ class Core:
         self.abandoned = False
         """True once connections are closed under the calls that are under way."""
         self._selection = selection
+        self._watched = guards is not None or selection.learning is not None
+        """True where a rule or the strategy is told of every outcome."""
         self._line = membership.line
         self.line = membership.line
         self.look_again = _LOOK_AGAIN
@@ -109,7 +111,10 @@ class Core:
         self.closing: dict[Signal, None] = {}
         """Set once no call is under way, and nothing in flight."""
         self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
-        self.charges = Charges(membership, self.rotation, guards, clock, rng)
+        self.charges = Charges(membership, self.rotation, guards, clock, rng, self.tally)
+        budgets = (retries.budget, None if hedging is None else hedging.budget)
+        self._budgets = [one for one in budgets if one is not None]
+        """Each call earns its share of them."""
         telemetry.counts.observe(self)
 
     @property
@@ -151,8 +156,9 @@ class Core:
         to be given up, passes to the pick. Raises DiscoveryError where nothing usable is known,
         Throttled where the call is kept back.
         """
+        clock = self.clock
         with self.lock:
-            now = call.now = self.clock()
+            now = call.now = clock()
             if self.forsaken:
                 self.reap()
             discovery = self.membership
@@ -165,7 +171,7 @@ class Core:
                 return self._join(call, retry=False)
             left = self._line.left_for(call.waiting) if self._line.retries else None
             if holding is not None:
-                self._untake(holding)
+                self.release(holding, wake=False)
             pick = self._selection.pick(call, now, left)
             if isinstance(pick, Pick):
                 self._take(pick, call, now, holding, first=not call.tried)
@@ -254,37 +260,24 @@ class Core:
         The slot of `gave_up` may be another call's now.
         """
         endpoint, selection, permit = pick.endpoint, self._selection, pick.permit
-        breaker, probes = endpoint.breaker, permit.expires is not None
         # These lines call nothing: see the top of this file.
         call.pick = pick
         pick.taken = True
         endpoint.in_flight += 1
         selection.in_flight += 1
-        if probes:
-            breaker.probe_permit = permit
+        if permit.expires is not None:
+            endpoint.breaker.probe_permit = permit
         endpoint.attempts += 1
-        self.charges.attempts += 1
         self.tally.picks += 1
         if self.news.heard:
             self.rotation.tell(AttemptPicked, endpoint, pick.reason)
-        if first and self.retries.budget is not None:
-            self.retries.budget.deposit(now)
-        if first and self.hedging is not None and self.hedging.budget is not None:
-            self.hedging.budget.deposit(now)
+        if first:
+            for budget in self._budgets:
+                budget.deposit(now)
         if gave_up is not None and self._line:
             self._wake(gave_up.endpoint)
         if call.waiting is not None:
             self._line.leave(call.waiting, served=True, free=self._free(call.waiting))
-
-    def _untake(self, pick: Pick) -> None:
-        """It counts as in flight no more. Hold the lock."""
-        endpoint, selection = pick.endpoint, self._selection
-        # These lines call nothing: see the top of this file.
-        if pick.taken:
-            pick.taken = False
-            if endpoint.in_flight > 0:  # else its attempt was begun before a fork
-                endpoint.in_flight -= 1
-                selection.in_flight -= 1
 
     def _retake(self, pick: Pick) -> None:
         """There is nothing that its slot could pass to."""
@@ -294,46 +287,45 @@ class Core:
         endpoint.in_flight += 1
         selection.in_flight += 1
 
-    def done(self, attempt: Sent, pick: Pick, verdict: Verdict) -> None:
-        """An attempt that was answered is over, body and all: settled and released."""
-        endpoint = pick.endpoint
-        with self.lock:
-            self.took(attempt, verdict)
-            if (
-                not verdict.good
-                or verdict.rest
-                or verdict.client_error
-                or endpoint.doubt
-                or not attempt.breaker.pristine
-                or self.guards is not None
-                or self._selection.learning is not None
-            ):  # else there is nothing to settle
-                self.settle(attempt, verdict)
-            self.release(pick)
-
-    def took(self, attempt: Sent, verdict: Verdict) -> None:
-        """It has been answered, after `elapsed` seconds. Hold the lock.
+    def answered(self, attempt: Sent, pick: Pick, verdict: Verdict, *, held: bool) -> None:
+        """An attempt was answered after `elapsed` seconds: it is settled and released, unless it is
+        `held` until the end of its body.
 
         A rejection or a fault tells of latency only where it took longer than answers do: it is no
         quick answer. That a request is wrong (4xx) tells nothing of it.
         """
-        endpoint, elapsed, charges = attempt.endpoint, attempt.elapsed, self.charges
-        if endpoint.unreached or attempt.epoch != charges.proved:
-            charges.reached(attempt)
-        if verdict.client_error or (not verdict.good and elapsed <= (endpoint.latency or math.inf)):
-            return
-        endpoint.took(elapsed)
-        usual = elapsed if self.usual is None else self.usual
-        self.usual = usual + _GAIN * (elapsed - usual)
-        if self.hedging is not None:
-            self.hedging.took(elapsed)
+        endpoint, elapsed, clean = pick.endpoint, attempt.elapsed, verdict.clean
+        with self.lock:
+            if endpoint.unreached or attempt.epoch != self.charges.proved:
+                self.charges.reached(attempt)
+            if clean or (
+                not verdict.client_error
+                and (verdict.good or elapsed > (endpoint.latency or math.inf))
+            ):
+                endpoint.took(elapsed)
+                usual = elapsed if self.usual is None else self.usual
+                self.usual = usual + _GAIN * (elapsed - usual)
+                if self.hedging is not None:
+                    self.hedging.took(elapsed)
+            if held:
+                return
+            if self._watched or not clean or endpoint.doubt or not attempt.breaker.pristine:
+                self.settle(attempt, verdict)  # else there is nothing to settle
+            self.release(pick)
 
-    def release(self, pick: Pick) -> None:
-        """The body of an attempt is closed. Hold the lock. More than once does no harm."""
-        self._untake(pick)
-        if self._line.waiting or self._line.retries:
-            self._wake(pick.endpoint)
-        if self.closing:
+    def release(self, pick: Pick, *, wake: bool = True) -> None:
+        """The body of an attempt is closed, and it counts as in flight no more; `wake` whoever
+        waits for its slot. Hold the lock. More than once does no harm."""
+        endpoint, selection, line = pick.endpoint, self._selection, self._line
+        # These lines call nothing: see the top of this file.
+        if pick.taken:
+            pick.taken = False
+            if endpoint.in_flight > 0:  # else its attempt was begun before a fork
+                endpoint.in_flight -= 1
+                selection.in_flight -= 1
+        if wake and (line.waiting or line.retries):
+            self._wake(endpoint)
+        if wake and self.closing:
             self.over()
 
     def _wake(self, freed: Endpoint) -> None:

@@ -79,6 +79,8 @@ class Verdict:
     client_error: bool = field(default=False, compare=False)
     good: bool = field(init=False, repr=False, compare=False)
     """True for an answer that nothing speaks against."""
+    clean: bool = field(init=False, repr=False, compare=False)
+    """True for a good one that says nothing else either: no rest, no wrong request."""
 
     def of_result(self) -> Verdict:
         """The same for a result: `again` alone does not repeat one that is good otherwise."""
@@ -99,7 +101,9 @@ class Verdict:
     def __post_init__(self) -> None:
         checks.one_of("again", self.again, _AGAIN)
         checks.number("rest (seconds)", self.rest)
-        object.__setattr__(self, "good", not self.fault and self.again == "never")
+        good = not self.fault and self.again == "never"
+        object.__setattr__(self, "good", good)
+        object.__setattr__(self, "clean", good and not self.rest and not self.client_error)
 
 
 Judge = Callable[[object], Verdict]

@@ -105,7 +105,10 @@ class Selection:
         self._counts = counts
         self._limits = limits
         self._limited = limits.each
+        self._total = limits.total
         self._slow_start = slow_start
+        self._free = not (limits.each or slow_start is not None or policy.observe)
+        """True where whomever the strategy picks can be sent to at once."""
         self._last_probe = 0.0
         self._left: Collection[object] | None = None
         self._now = 0.0
@@ -128,7 +131,7 @@ class Selection:
         If `left` is given, other calls wait for all other endpoints: these count as full.
         """
         self._left, self._now = left, now
-        total = self._limits.total
+        total = self._total
         if total is not None and self.in_flight >= total:
             return FULL
         candidates = self._pool.candidates(now)
@@ -138,6 +141,9 @@ class Selection:
             return self._last_resort(call, now)
         if call.tried:
             return self._another(call, candidates, now)
+        if self._free:
+            picked = self._ask(candidates, call)
+            return Pick(picked, picked.breaker.permit, self._name)
         if self._slow_start is None:
             picked = self._ask(candidates, call)
         else:
@@ -145,8 +151,6 @@ class Selection:
         roomy: Endpoint | None = picked
         if self._limited and (left is not None or self._full(picked)):
             roomy = self._with_room(picked, candidates)
-        if roomy is not None and not self._observing:
-            return Pick(roomy, roomy.breaker.permit, self._name)
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
     def beside(self, call: Picker, now: float) -> Pick | None:

@@ -63,7 +63,7 @@ class Counted:
 
     def __init__(self, monkeypatch):
         self.seen, self.wrong, self.samples = set(), [], 0
-        for name in ("_take", "_untake", "_retake"):
+        for name in ("_take", "release", "_retake"):
             monkeypatch.setattr(Core, name, self.watched(getattr(Core, name)))
 
     def watched(self, change):

@@ -1,14 +1,22 @@
 """The three shells take the same decisions."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbclient import Balancer, BreakerPolicy, Instance, RetryBudget, RetryPolicy, Verdict
+from lbclient import (
+    Balancer,
+    BreakerPolicy,
+    Instance,
+    RetryBudget,
+    RetryPolicy,
+    Verdict,
+    balancer,
+)
 from lbclient.shell import arun, run
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
@@ -160,6 +168,43 @@ def in_tasks(script: Script, backend: str) -> list[object]:
     return here.trace
 
 
+def in_acall(script: Script) -> list[object]:
+    """The same by the function that `Balancer.acall` is given; `asleep` is what it waits by."""
+    world = World()
+    here = Run(script, world.clock)
+    begun: list[object] = []
+
+    async def rest(pause: Pause) -> None:
+        await anyio.lowlevel.checkpoint()
+        here.paused(pause)
+        world._now += pause.seconds
+
+    async def send(_):
+        await anyio.lowlevel.checkpoint()
+        outcome = here.outcome()
+        world._now += outcome.seconds
+        return finish(outcome)
+
+    def begin(*asked):
+        begun.append(Balancer.begin(here.balancer, *asked))
+        return begun[-1]
+
+    async def main() -> None:
+        for idempotent in script.idempotent:
+            try:
+                await here.balancer.acall(send, idempotent=idempotent)
+            except Exception as error:  # noqa: BLE001  # compared by the trace
+                here.ended(begun[-1], error)
+            else:
+                here.ended(begun[-1], None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balancer, "asleep", rest)
+        patch.setattr(here.balancer, "begin", begin)
+        anyio.run(main, backend="asyncio")
+    return here.trace
+
+
 def in_virtual_time(script: Script) -> list[object]:
     world = World()
     here = Run(script, world.clock)
@@ -229,6 +274,15 @@ def test_one_script_gives_one_trace(script):
     expected = in_threads(script)
     assert in_tasks(script, "asyncio") == expected
     assert in_virtual_time(script) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(scripts)
+def test_one_script_gives_one_trace_by_acall(script):
+    """`Balancer.acall` takes the decisions of the shells. Without a deadline, by which it would
+    cancel an attempt in real time."""
+    script = replace(script, deadline=None)
+    assert in_acall(script) == in_threads(script)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -95,7 +95,6 @@ class Attempt(Generic[R]):
         "expiry",
         "instance",
         "lost",
-        "permit",
         "pick",
         "reason",
         "replaces",
@@ -108,16 +107,17 @@ class Attempt(Generic[R]):
     def __init__(self, call: Caller, pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
         self.pick = pick
-        self.endpoint, self.permit, self.reason = pick.endpoint, pick.permit, pick.reason
-        self.instance = self.endpoint.instance
+        self.reason = pick.reason
+        endpoint = self.endpoint = pick.endpoint
+        self.instance = endpoint.instance
         self._held, self._settled = False, False
         self._owner: Owner | None = None
         self._failure: str | None = None
         """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
         self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
-        self.breaker = self.endpoint.breaker
-        self.beside = self.endpoint.in_flight - 1  # read without the lock: one more or less is fine
+        self.breaker = endpoint.breaker
+        self.beside = endpoint.in_flight - 1  # read without the lock: one more or less is fine
         self.started = call.now
         self.epoch = call.core.charges.epoch
         self.elapsed = 0.0
@@ -137,6 +137,11 @@ class Attempt(Generic[R]):
     def fault(self) -> str:
         """What it is called, if it was one."""
         return self._failure or fault_name(self.status, None)
+
+    @property
+    def permit(self) -> Permit:
+        """Its breaker's leave to send it."""
+        return self.pick.permit
 
     @property
     def open(self) -> bool:
@@ -159,23 +164,26 @@ class Attempt(Generic[R]):
     ) -> bool:
         if self._token is not None:
             self._leave(self._token)
-        self.elapsed = self._call.core.clock() - self.started
+        call = self._call
+        core, judge = call.core, call.judge
+        clock = core.clock
+        self.elapsed = clock() - self.started
         verdict = None
-        if error is None and not (verdict := self._call.judge(self.result)).good:
+        if error is None and not (verdict := judge(self.result)).good:
             verdict = verdict.of_result()
-        if (race := self._call.race) is not None and race.lost(self, verdict):
+        if (race := call.race) is not None and race.lost(self, verdict):
             self._overtaken()
             return isinstance(error, Exception) and not is_interruption(error)
         if verdict is None:
             return error is not None and self._failed(error)
         self.verdict = verdict
+        core.answered(self, self.pick, verdict, held=self._held)
         if self._held:
-            self._answered(verdict)
+            self._stays(verdict)
         else:
-            self._call.core.done(self, self.pick, verdict)
             self._settled = True
-        untold = verdict.good and self._call.semantics.plain
-        if self._span is not SILENT or not (untold or self._call.core.telemetry.counts.untimed):
+        untold = verdict.good and call.semantics.plain
+        if self._span is not SILENT or not (untold or core.telemetry.counts.untimed):
             self._tell(None)
         return False
 
@@ -210,7 +218,7 @@ class Attempt(Generic[R]):
             self._leave(self._token)
         if self.expiry is not None:
             self.expiry.at = math.inf  # where it was interrupted before it had the token
-        self._span.end(dict)
+        self._span.end()
         self._close(None, release=True)
 
     def take(self) -> R:
@@ -236,10 +244,9 @@ class Attempt(Generic[R]):
         self.error = failure
         return True
 
-    def _answered(self, verdict: Verdict) -> None:
+    def _stays(self, verdict: Verdict) -> None:
+        """Its body is still to be read."""
         core = self._call.core
-        with core.lock:
-            core.took(self, verdict)
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
             return
@@ -271,7 +278,7 @@ class Attempt(Generic[R]):
             if self.elapsed > (endpoint.latency or 0.0):
                 endpoint.took(self.elapsed)
             self._call.core.learned(endpoint, self.elapsed, failed=False)
-        self._span.end(lambda: _LOST)
+        self._span.end(_LOST)
         if (labels := self._call.semantics.duration(None)) is not None:
             self._call.core.telemetry.counts.duration(self.elapsed, {**labels, **_LOST})
         self._close(None, release=True)
@@ -304,9 +311,11 @@ class Attempt(Generic[R]):
             self._span.leave()
 
     def _tell(self, error: BaseException | None) -> None:
-        semantics = self._call.semantics
-        if self._span is not SILENT:
-            self._span.end(lambda: semantics.outcome(self.result, error))
+        semantics, span = self._call.semantics, self._span
+        if span.recording:
+            span.end(semantics.outcome(self.result, error))
+        else:
+            span.end()
         counts = self._call.core.telemetry.counts
         if counts.untimed:
             return

@@ -64,17 +64,18 @@ class Call(Raced[R]):
     )
 
     def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
-        policy = core.retries.policy
+        policy, clock = core.retries.policy, core.clock
         self.core = core
         self.semantics = semantics
         self.rng = core.rng
-        self.now = self.started = core.clock()
-        self.key = terms.key
-        self.caller = terms.caller
-        self.idempotent = terms.idempotent
+        self.now = self.started = self.since = clock()
+        # All at once: by name each of them costs as much as all of this.
+        self.idempotent, self.key, limit, _, _, since, self.caller = terms
         self.settles = False
-        limit = policy.deadline if terms.deadline is None else terms.deadline
-        self.since = self.started if terms.since is None else terms.since
+        if limit is None:
+            limit = policy.deadline
+        if since is not None:
+            self.since = since
         """When the deadline began to run: before `started` where earlier requests share it."""
         self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
@@ -95,7 +96,8 @@ class Call(Raced[R]):
         """The signal that stands in line for it, or waits for discovery."""
 
     def __enter__(self) -> Call[R]:
-        self.span = self.core.telemetry.call(self.semantics)
+        opened = self.core.telemetry.call
+        self.span = opened(self.semantics)
         return self
 
     def __exit__(
@@ -104,23 +106,25 @@ class Call(Raced[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.core.calls.pop(self, None)
+        core = self.core
+        core.calls.pop(self, None)
         if self.waiting is not None and self.race is None:  # else who carries its steps out does
             self._leave()
-        if self._last is not None and error is None:
-            error = DeadlineExceeded() if self._last.cut else self._last.error
-        elif error is not None and self.race is None:
+        if error is not None and self.race is None:
             self.abandon()
         if not self.span.silent:
+            if error is None and (last := self._last) is not None:
+                error = DeadlineExceeded() if last.cut else last.error
             self.span.end(error, len(self.tried))
-        if self.core.news.untold:
-            self.core.news.publish()
-        if self.core.closing:
-            self.core.over()
+        if core.news.untold:
+            core.news.publish()
+        if core.closing:
+            core.over()
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
+        core = self.core
         if self.race is None:
-            self.core.calls[self] = None
+            core.calls[self] = None
         delay: float | None = 0.0
         while delay is not None:
             if delay > 0:
@@ -129,17 +133,21 @@ class Call(Raced[R]):
             if (last is not None or self.race is not None) and self._stops():
                 return
             holding = last.pick if last is not None and last.open else None
-            pick = self.core.admit(self, holding)
+            pick = core.admit(self, holding)
             if not isinstance(pick, Pick):
                 pick = yield from self._wait(pick, holding, last)
                 if pick is None:
                     return
-            attempt = self._attempt(pick)
+            replaces = None if last is None else self._replaced(last)
+            attempt = Attempt(self, pick, replaces, len(self.tried))
+            self._last, self.pick = attempt, None
+            self.tried.append(pick.endpoint)
             yield attempt
             verdict = attempt.verdict
-            if verdict is None or verdict.again == "never":
-                if verdict is not None and verdict.fault:
-                    self._stopped = "verdict"
+            if verdict is None or verdict.good:
+                return
+            if verdict.again == "never":
+                self._stopped = "verdict"
                 return
             delay = self._delay_after(verdict, attempt.error)
 
@@ -186,12 +194,13 @@ class Call(Raced[R]):
             last, self._last = self._last, None
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
-        if self.race is None and (last.error is not None or not self.semantics.plain):
+        error = last.error
+        if self.race is None and (error is not None or not self.semantics.plain):
             self._records.append(record(last))
-        error, last.error = last.error, None
         if error is None:
             result, last.result = last.result, None
             return result  # type: ignore[return-value]  # it was set
+        last.error = None
         records, self._records = tuple(self._records), []
         took = self.core.clock() - self.since if last.cut else None
         stopped: Stopped | None = "deadline" if last.cut else self._stopped
@@ -249,15 +258,11 @@ class Call(Raced[R]):
             self.core.reached(attempt)
         return verdict
 
-    def _attempt(self, pick: Pick) -> Attempt[R]:
-        before = self._last
-        replaces = before.take() if before is not None and before.error is None else None
-        if before is not None and self.race is None:
-            self._records.append(record(before))
-        attempt = Attempt(self, pick, replaces, len(self.tried))
-        self._last, self.pick = attempt, None
-        self.tried.append(pick.endpoint)
-        return attempt
+    def _replaced(self, last: Attempt[R]) -> R | None:
+        """The answer of an attempt that another one follows."""
+        if self.race is None:
+            self._records.append(record(last))
+        return last.take() if last.error is None else None
 
     def abandon(self) -> None:
         """It was interrupted: whatever it holds is given back."""

@@ -23,7 +23,7 @@ class Labels:
 
     def __init__(self, origin: httpx.URL) -> None:
         self._server = _server(origin)
-        self._urls: dict[int, tuple[httpx.URL, Attributes]] = {}
+        self._urls: dict[tuple[int, str], tuple[httpx.URL, Attributes]] = {}
         self._made: dict[tuple[str, object], Attributes] = {}
 
     def of(self, method: str, result: object) -> Attributes:
@@ -36,13 +36,14 @@ class Labels:
             self._made[method, outcome] = labels
         return labels
 
-    def of_url(self, url: httpx.URL) -> Attributes:
-        """For this URL, of which a client keeps one object for each path."""
-        known = self._urls.get(id(url))
+    def of_request(self, method: str, url: httpx.URL) -> Attributes:
+        """For this method and this URL, of which a client keeps one object for each path."""
+        known = self._urls.get((id(url), method))
         if known is None or known[0] is not url:
             if len(self._urls) >= _MOST_URLS:
                 self._urls = {}
-            known = self._urls[id(url)] = url, {**_server(url), "url.full": redacted(url)}
+            told = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
+            known = self._urls[id(url), method] = url, told
         return known[1]
 
 
@@ -65,20 +66,15 @@ class HttpSemantics(Semantics):
 
     def request(self, resend: int) -> Attributes:
         """What is known before sending."""
-        known: dict[str, str | int | float | bool] = {
-            "http.request.method": self._method,
-            **self._labels.of_url(self._request.url),
-        }
+        known = self._labels.of_request(self._method, self._request.url)
         if self._method == "_OTHER":
-            known["http.request.method_original"] = self._request.method
-        if resend:
-            known["http.request.resend_count"] = resend
-        return known
+            known = {**known, "http.request.method_original": self._request.method}
+        return {**known, "http.request.resend_count": resend} if resend else known
 
     def result(self, result: object) -> Attributes:
         """The status (one of 400 and above is an error), and the address that answered."""
-        peer = peer_of(result)
-        return _outcome(result) if peer is None else {**_outcome(result), _PEER: peer}
+        known, peer = _outcome(result), peer_of(result)
+        return known if peer is None else {**known, _PEER: peer}
 
     def duration(self, result: object) -> Attributes | None:
         """The labels of the duration."""

@@ -6,9 +6,6 @@ for a span that records, so that with the API alone a call pays next to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -17,7 +14,7 @@ from lbclient._version import __version__
 from lbclient.telemetry.counts import Counts, instruments
 from lbclient.telemetry.observed import Tally
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
-from lbclient.telemetry.spans import ATTEMPTS, SILENT, AttemptSpan, CallSpan, call_span, propagation
+from lbclient.telemetry.spans import ATTEMPTS, SILENT, AttemptSpan, CallSpan, Tracing, propagation
 
 __all__ = [
     "SILENT",
@@ -46,9 +43,7 @@ class Telemetry:
     ) -> None:
         tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
         label: Attributes = {"lbclient.service": service}
-        self.call: Callable[[Semantics], CallSpan] = partial(
-            call_span, tracer, {**label, ATTEMPTS: 1}
-        )
+        self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
         """Opens the span of one call."""
         provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
         self.counts = Counts(instruments(provider), label)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import Token
-from typing import TYPE_CHECKING
 
 from opentelemetry import context, propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from lbclient.instance import Instance
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
-__all__ = ["ATTEMPTS", "SILENT", "AttemptSpan", "CallSpan", "call_span", "propagation"]
+__all__ = ["ATTEMPTS", "SILENT", "AttemptSpan", "CallSpan", "Tracing", "propagation"]
 
 ATTEMPTS = "lbclient.attempts"
 """How many attempts a call has made. A span begins with 1, which is right for nearly all calls: an
@@ -29,6 +26,13 @@ _SUPPRESS, _SUPPRESS_HTTP = (
 )
 """In the context of whoever wants no spans; the API keeps the keys, but has no word for them."""
 
+_runtime = getattr(context, "_RUNTIME_CONTEXT", None)
+_current: Callable[[], Context] = getattr(
+    getattr(_runtime, "_current_context", None), "get", context.get_current
+)
+"""`context.get_current`, without its two functions around the context variable, which each call
+would pay for; where the API keeps its context elsewhere, the public function."""
+
 
 class CallSpan:
     """The INTERNAL span of one call, and the factory of its attempts' spans.
@@ -37,60 +41,62 @@ class CallSpan:
     nothing that the spans of attempts could add.
     """
 
-    __slots__ = ("_context", "_semantics", "_span", "_tracer", "silent")
+    __slots__ = ("_context", "_recording", "_semantics", "_span", "_tracer", "silent")
 
-    def __init__(self, tracer: trace.Tracer, span: Span, semantics: Semantics) -> None:
+    def __init__(
+        self, tracer: trace.Tracer, span: Span, semantics: Semantics, around: Context
+    ) -> None:
         self._tracer = tracer
         self._span = span
         self._semantics = semantics
-        self._context: Context | None = None
-        self.silent = not span.get_span_context().is_valid
+        self._context = around
+        self._recording = span.is_recording()
+        self.silent = not (self._recording or span.get_span_context().is_valid)
         """True where nobody traces."""
+        if not self.silent:
+            self._context = trace.set_span_in_context(span, around)
 
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
         """Open the span of one attempt; `resend` counts from 1 at the second one."""
         if self.silent:
             return SILENT
-        if self._context is None:
-            self._context = trace.set_span_in_context(self._span)
-        name, known = self._semantics.span_name, self._known(resend, instance)
-        span = self._tracer.start_span(name, self._context, SpanKind.CLIENT, known)
-        return AttemptSpan(span, known)
-
-    def _known(self, resend: int, instance: Instance) -> Attributes:
-        if not self._span.is_recording():
-            return _NOTHING
-        known: dict[str, str | int | float | bool] = {**self._semantics.request(resend)}
-        known["network.peer.address"] = instance.address
-        known["network.peer.port"] = instance.port
-        return known
+        semantics, known = self._semantics, _NOTHING
+        if self._recording:
+            known = {
+                **semantics.request(resend),
+                "network.peer.address": instance.address,
+                "network.peer.port": instance.port,
+            }
+        span = self._tracer.start_span(semantics.span_name, self._context, SpanKind.CLIENT, known)
+        return AttemptSpan(span, known, self._context)
 
     def end(self, error: BaseException | None, attempts: int) -> None:
         """The call is over."""
-        if self.silent:
-            return
-        if self._span.is_recording():
-            if attempts != 1:
-                self._span.set_attribute(ATTEMPTS, attempts)
-            if error is not None:
-                _conclude(self._span, error_attributes(error))
-        self._span.end()
+        if self._recording and attempts != 1:
+            self._span.set_attribute(ATTEMPTS, attempts)
+        if self._recording and error is not None:
+            _conclude(self._span, error_attributes(error), _NOTHING)
+        if not self.silent:
+            self._span.end()
 
 
 class AttemptSpan:
     """The CLIENT span of one attempt; without a span, of one that nobody traces."""
 
-    __slots__ = ("_known", "_span", "_token")
+    __slots__ = ("_around", "_known", "_span", "_token", "recording")
 
-    def __init__(self, span: Span | None, known: Attributes = _NOTHING) -> None:
+    def __init__(self, span: Span | None, known: Attributes, around: Context) -> None:
         self._span = span
         self._known = known
+        self._around = around
         self._token: Token[Context] | None = None
+        self.recording = span is not None and span.is_recording()
+        """True where somebody is told of its attributes."""
 
     def enter(self) -> None:
         """Make it the current span; `leave`, in the same task or thread, takes that back."""
         if self._span is not None:
-            self._token = context.attach(trace.set_span_in_context(self._span))
+            self._token = context.attach(trace.set_span_in_context(self._span, self._around))
 
     def leave(self) -> None:
         """Make current again what was before."""
@@ -98,50 +104,62 @@ class AttemptSpan:
             context.detach(self._token)
             self._token = None
 
-    def end(self, attributes: Callable[[], Attributes]) -> None:
+    def end(self, attributes: Attributes = _NOTHING) -> None:
         """The headers came, or the failure is known. More than once does no harm."""
         if (span := self._span) is None:
             return
         self._span = None
-        if span.is_recording():
-            known = self._known
-            _conclude(span, {name: v for name, v in attributes().items() if known.get(name) != v})
+        if attributes and self.recording:
+            _conclude(span, attributes, self._known)
         span.end()
 
 
-SILENT = AttemptSpan(None)
-_SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics())
+SILENT = AttemptSpan(None, _NOTHING, Context())
+_SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics(), Context())
 
 
-def call_span(tracer: trace.Tracer, known: Attributes, semantics: Semantics) -> CallSpan:
-    """Open the span of one call, with the attributes that each call of its balancer has."""
-    now = context.get_current()
-    if now and _suppressed(now):
-        return _SILENT_CALL
-    if not now and isinstance(getattr(tracer, "_tracer", tracer), trace.NoOpTracer):
-        return _SILENT_CALL  # no SDK is there (the API's proxy asks for it), and no caller's span
-    span = tracer.start_span(_CALL, now, attributes=known)
-    if span is trace.INVALID_SPAN:
-        return _SILENT_CALL
-    return CallSpan(tracer, span, semantics)
+class Tracing:
+    """Opens the spans of one balancer's calls, with the attributes that each of them has."""
+
+    __slots__ = ("_known", "_late", "_tracer")
+
+    def __init__(self, tracer: trace.Tracer, known: Attributes) -> None:
+        self._tracer = tracer
+        self._known = known
+        self._late = isinstance(tracer, trace.ProxyTracer)
+        """True where an SDK may still come: the API's proxy then asks it for a tracer."""
+
+    def call(self, semantics: Semantics) -> CallSpan:
+        """Open the span of one call."""
+        now, tracer = _current(), self._tracer
+        if not now:
+            if self._late:
+                tracer = getattr(tracer, "_tracer", tracer)
+            if isinstance(tracer, trace.NoOpTracer):
+                return _SILENT_CALL  # there is no SDK, and no caller's span
+        elif now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP):
+            return _SILENT_CALL
+        span = tracer.start_span(_CALL, now, attributes=self._known)
+        return (
+            _SILENT_CALL if span is trace.INVALID_SPAN else CallSpan(tracer, span, semantics, now)
+        )
 
 
 def propagation() -> Mapping[str, str]:
     """The headers that tell the server which span calls it: `traceparent`, for one."""
-    now = context.get_current()
-    if not now or _suppressed(now):
+    now = _current()
+    if not now or now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP):
         return _NO_HEADERS  # an empty context has nothing to say, and who suppresses has said it
     carrier: dict[str, str] = {}
     propagate.inject(carrier, now)
     return carrier
 
 
-def _conclude(span: Span, attributes: Attributes) -> None:
-    if attributes:
-        span.set_attributes(attributes)
+def _conclude(span: Span, attributes: Attributes, known: Attributes) -> None:
+    """Set those that are not known already: one by one, which for the one that a good response has
+    costs less than all at once."""
+    for name, value in attributes.items():
+        if known.get(name) != value:
+            span.set_attribute(name, value)
     if "error.type" in attributes:
         span.set_status(Status(StatusCode.ERROR))
-
-
-def _suppressed(now: Context) -> bool:
-    return bool(now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP))
