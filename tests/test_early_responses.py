@@ -540,8 +540,8 @@ A_PIECE = 2 * 1024
     ids=["long", "tiny pieces"],
 )
 def test_a_long_request_leaves_turns_to_others(driver, kind, act, size, part, cost):
-    """However much of it the kernel takes at once, and in however many pieces, other tasks have a
-    turn after some of it."""
+    """However much of it the kernel takes at once, other tasks have a turn after 64 KiB, or after a
+    few tiny pieces."""
     turns = Turns()
 
     async def body() -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sized
 from typing import cast
 
 import anyio
@@ -24,8 +25,8 @@ __all__ = ["LoopConnection"]
 
 _ENOUGH = 256 * 1024
 """So many unread bytes make the other end wait."""
-_TURN = 224 * 1024
-"""So many bytes are sent without a wait before other tasks get a turn."""
+_MOMENT = 0.001
+"""Seconds of sending, without a wait, for which others' sockets may go unheard."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -40,11 +41,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         "_loop",
         "_paused",
         "_reader",
+        "_ready",
         "_sent_at_once",
         "_served_at_once",
         "_stalled",
         "_timer",
         "_transport",
+        "_turn_at",
         "_wakes",
         "_writer",
     )
@@ -67,7 +70,11 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
         self._sent_at_once = 0
-        """Bytes that were sent since the last wait."""
+        """Bytes that were sent since other tasks had a turn."""
+        self._turn_at = 0.0
+        """When they last had one."""
+        self._ready: Sized | None = getattr(self._loop, "_ready", None)
+        """What asyncio is about to run. uvloop does not tell."""
 
     # Called by asyncio.
 
@@ -208,9 +215,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._sent_at_once = 0
             await self._drained(seconds_now(timeout, httpx.WriteTimeout))
             return
-        if self._sent_at_once >= _TURN:
+        if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
-            await asyncio.sleep(0)
+            # Where nobody is waiting, a turn for each 64 KiB would take as long as to send them.
+            now = time.monotonic()
+            if self._ready is None or self._ready or now - self._turn_at >= _MOMENT:
+                self._turn_at = now
+                await asyncio.sleep(0)
         if timeout.__class__ is DeadlineTimeout:
             seconds_now(timeout, httpx.WriteTimeout)
 
