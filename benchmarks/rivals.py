@@ -40,6 +40,7 @@ AIOHTTP, ACALL = "raw aiohttp", "Balancer.acall around aiohttp"
 HTTPX2, OURS_HTTPX2 = "bare httpx2", "lbclient.httpx2"
 URLLIB3, HTTP_CLIENT = "urllib3", "http.client, a connection a thread"
 TRACED_AIOHTTP = "raw aiohttp under one span"
+SPANNED_AIOHTTP = "raw aiohttp under the spans of lbclient"
 TRACED_OURS, MEASURED_OURS = "lbclient, spans recorded", "lbclient, spans and metrics recorded"
 
 FAST = "httptools"
@@ -50,6 +51,7 @@ _PACKAGES = {
     AIOHTTP: "aiohttp",
     ACALL: "aiohttp",
     TRACED_AIOHTTP: "aiohttp",
+    SPANNED_AIOHTTP: "aiohttp",
     HTTPX_AIOHTTP: "httpx_aiohttp",
     HTTPX2: "httpx2",
     OURS_HTTPX2: "httpx2",
@@ -181,6 +183,40 @@ async def _traced_aiohttp(upstream: Upstream) -> AsyncIterator[AsyncCall]:
 
 
 @asynccontextmanager
+async def _spanned_aiohttp(upstream: Upstream) -> AsyncIterator[AsyncCall]:
+    """The SDK is asked for what one call of ours asks it for, and nothing else is done: the span of
+    the call, that of its attempt, their attributes, and `traceparent`."""
+    from opentelemetry import context, propagate, trace  # noqa: PLC0415  # for those who ask
+
+    tracer = sides.recording()["tracer_provider"].get_tracer("benchmark")
+    parts = urlsplit(upstream.url)
+    server = {"server.address": parts.hostname, "server.port": parts.port}
+    peer = {"network.peer.address": parts.hostname, "network.peer.port": parts.port}
+    of_call = {"lbclient.service": parts.hostname, "lbclient.attempts": 1}
+    of_attempt = {"http.request.method": "GET", **server, "url.full": upstream.url, **peer}
+    kind = trace.SpanKind.CLIENT
+    async with _session(upstream) as session:
+
+        async def call() -> None:
+            around = context.get_current()
+            outer = tracer.start_span("lbclient.call", around, attributes=of_call)
+            within = trace.set_span_in_context(outer, around)
+            inner = tracer.start_span("GET", within, kind, of_attempt)
+            within = trace.set_span_in_context(inner, within)
+            token = context.attach(within)
+            headers: dict[str, str] = {}
+            propagate.inject(headers, within)
+            async with session.get(upstream.url, headers=headers) as response:
+                await _read(response)
+            context.detach(token)
+            inner.set_attribute("http.response.status_code", response.status)
+            inner.end()
+            outer.end()
+
+        yield call
+
+
+@asynccontextmanager
 async def _balanced(upstream: Upstream) -> AsyncIterator[AsyncCall]:
     """`Balancer` picks, a plain session sends."""
     scheme = urlsplit(upstream.url).scheme
@@ -239,6 +275,7 @@ TASKS: Mapping[str, Callable[[Upstream], AbstractAsyncContextManager[AsyncCall]]
     HTTPX2: _httpx2,
     OURS_HTTPX2: _ours_httpx2,
     TRACED_AIOHTTP: _traced_aiohttp,
+    SPANNED_AIOHTTP: _spanned_aiohttp,
     TRACED_OURS: _traced_ours,
     MEASURED_OURS: _measured_ours,
 }

@@ -37,6 +37,9 @@ One that has carried 16 at once before goes on with those, and so is faster at 6
 not; it is beside the others. Ours has another pool, one for each instance, which does not look
 through them.
 
+*Raw aiohttp under the spans of lbclient* asks OpenTelemetry's SDK for what a call of ours asks it
+for: two spans, their attributes, and `traceparent`.
+
 CPU is that of the client's process and the sidecar's together; the instances' is not counted.
 """
 _BEFORE_TEXT = """
@@ -57,6 +60,15 @@ _EVERYONE = (
 )
 _BESIDE = (by.HTTPX, by.OURS, by.AIOHTTP)
 _PROFILED = (by.OURS, by.ACALL)
+_TRACED = (
+    by.AIOHTTP,
+    by.TRACED_AIOHTTP,
+    by.SPANNED_AIOHTTP,
+    by.OURS,
+    by.TRACED_OURS,
+    by.MEASURED_OURS,
+)
+"""What the SDK takes by itself for one span, and for ours, is told beside what we take."""
 _OVER_AIOHTTP = [Wanted(one, by.OURS, by.AIOHTTP, at_least(0.85, " x")) for one in (1, 16, 64)]
 WANTED: Mapping[str, Sequence[Wanted]] = {
     "asyncio": (
@@ -130,9 +142,7 @@ def _few(section: Section, place: Place, *, quick: bool) -> None:
 
 
 def _recording(section: Section, place: Place, *, quick: bool) -> None:
-    some = stages.installed(
-        stages.sides(by.TRACED_AIOHTTP, by.TRACED_OURS, by.MEASURED_OURS), section
-    )
+    some = stages.installed(stages.sides(*_TRACED), section)
     measured = stages.measure(place, some, stages.levels((16,), quick=quick))
     section.outcomes += stages.outcomes(
         "time of a call, OpenTelemetry's SDK", measured, _RECORDING, lambda turn: 1 / turn.rate
