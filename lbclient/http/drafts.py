@@ -7,6 +7,7 @@ the time of a call. Between two calls of one client nothing of that changes but 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 from .flavour import httpx
@@ -17,6 +18,9 @@ from .urls import Urls
 __all__ = ["Drafts"]
 
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
+_UNSET = (None, None, None, None, None, None, None, _DEFAULT, None)
+"""What httpx's own `request` passes on for each call that asks for nothing. Only `timeout` has this
+default, so whatever the order of the names, nothing else can look like it."""
 _OWN = frozenset({b"host", b"content-length"})
 _State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
 """Base, headers, and the patterns made of them: one value, since threads share it."""
@@ -44,11 +48,8 @@ class Drafts:
         """What `build`, which is httpx's, makes of this."""
         base, headers, timeout, adds = settings_of(client)
         known = self._urls.merged(url, base)
-        plain = known is not None and not adds
-        for name, value in options.items():  # a timeout of None is asked for: no timeout
-            if value is not None or name == "timeout":
-                plain = plain and value is _DEFAULT
-        if plain and known is not None:
+        unset = len(options) == len(_UNSET) and all(map(is_, options.values(), _UNSET))
+        if known is not None and not adds and (unset or _asks_for_nothing(options)):
             of, before, patterns = self._state
             if of is not base or headers != before:
                 before, patterns = headers.copy(), {}
@@ -64,6 +65,14 @@ class Drafts:
         if named is url and options.get("params") is None and not client.params:
             self._urls.learn(url, base, request.url)
         return request
+
+
+def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
+    """True where none of these options says anything. A timeout of None does: no timeout."""
+    return all(
+        value is _DEFAULT or (value is None and name != "timeout")
+        for name, value in options.items()
+    )
 
 
 def _bears(request: httpx.Request, headers: Fields) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lbclient import checks
@@ -69,14 +70,18 @@ def terms_of(
         caller = caller_of("extensions['lbclient']['caller']", caller)
     elif fair_by is not None:
         caller = caller_of("fair_by", fair_by(request))
-    return Terms(
-        idempotent,
-        key,
-        asked.get("deadline"),
-        _POOL if patience is None else patience,
-        replayable,
-        caller=caller,
-    )
+    if patience is None:
+        patience = _POOL
+    deadline = asked.get("deadline")
+    if key is None and deadline is None and replayable is None and caller is None:
+        return _terms(idempotent, float(patience))
+    return Terms(idempotent, key, deadline, patience, replayable, caller=caller)
+
+
+@lru_cache(maxsize=16)
+def _terms(idempotent: bool, patience: float) -> Terms:  # noqa: FBT001  # as `Terms` has them
+    """Those of a request that asks for nothing more: nearly all of a client's have the same."""
+    return Terms(idempotent, patience=patience)
 
 
 _NOTHING: Mapping[str, Any] = {}

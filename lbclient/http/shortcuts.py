@@ -33,7 +33,9 @@ __all__ = [
     "DirectAsyncClient",
     "DirectClient",
     "Fields",
+    "content_of",
     "copied",
+    "fields_of",
     "fill",
     "headers_of",
     "origin_of",
@@ -88,6 +90,13 @@ class Content(httpx.ByteStream):
     """
 
 
+def content_of(stream: httpx.ByteStream) -> bytes:
+    """Return the bytes of a body that is there."""
+    if INTACT and type(stream) is httpx.ByteStream:
+        return stream._stream
+    return b"".join(stream)
+
+
 def headers_of(pairs: Pairs) -> httpx.Headers:
     """Build `httpx.Headers` from names and values that are bytes."""
     if not INTACT:
@@ -100,6 +109,11 @@ def headers_of(pairs: Pairs) -> httpx.Headers:
 
 def _fields(pairs: Pairs) -> Fields:
     return [(name, name.lower(), value) for name, value in pairs]
+
+
+def fields_of(request: httpx.Request) -> Fields:
+    """Return a request's headers, which the request may change; whoever keeps them needs a copy."""
+    return request.headers._list if INTACT else _fields(request.headers.raw)
 
 
 def copied(request: httpx.Request) -> httpx.Request:
@@ -436,6 +450,8 @@ def _differing_objects() -> Iterator[str]:
     request = httpx.Request("PUT", "http://a/b", headers=pairs, content=content)
     if vars(copied(request)) != vars(request):
         yield "Request"
+    if vars(httpx.ByteStream(content)) != {"_stream": content}:
+        yield "ByteStream"
     for body in (content, httpx.ByteStream(content)):
         theirs = httpx.Response(200, headers=pairs, stream=httpx.ByteStream(content))
         if body is content:

@@ -347,8 +347,9 @@ class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
 def running_loop() -> object:
     """The event loop, asyncio's or trio's; trio's also where that is a guest in asyncio's."""
     try:
-        if asyncio.current_task() is not None:
-            return asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
+        if asyncio.current_task(loop) is not None:
+            return loop
     except RuntimeError:
         pass  # on trio
     import trio  # noqa: PLC0415  # only where trio runs the loop is it there

@@ -63,7 +63,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         """One for many waits: it is set anew only when it fires, since most waits are short."""
-        self._due = self._wakes = 0.0
+        self._due = self._wakes = math.inf
         """When the wait ends, and when the timer fires."""
         self._stalled: asyncio.TimerHandle | None = None
         """The timer of the writer."""
@@ -181,7 +181,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 seconds = seconds_now(timeout, httpx.ReadTimeout)
             self._served_at_once = 0
             self._reader = reader = self._loop.create_future()
-            self._set_timer(seconds)
+            self._due = due = math.inf if seconds is None else time.monotonic() + seconds
+            if due < self._wakes:
+                self._set_timer()
             try:
                 late = await reader
             finally:
@@ -198,10 +200,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
         if not data:
-            if self._broken is not None:
-                raise httpx.ReadError(str(self._broken)) from self._broken
-            if self.tls is not None:
-                self.tls.raise_failure()
+            self._check_end()
         return data
 
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
@@ -276,34 +275,37 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             os.dup2(null, descriptor)
             os.close(null)
 
+    def _check_end(self) -> None:
+        """Raises ReadError unless the end was an orderly one."""
+        if self._broken is not None:
+            raise httpx.ReadError(str(self._broken)) from self._broken
+        if self.tls is not None:
+            self.tls.raise_failure()
+
     def _end(self) -> None:
         self.ended = True
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _set_timer(self, seconds: float | None) -> None:
-        """End the wait of the reader after that time."""
-        if seconds is not None:
-            self._due = due = time.monotonic() + seconds
-            if (timer := self._timer) is None:
-                self._wakes, self._timer = due, self._loop.call_later(seconds, self._tick)
-            elif self._wakes > due:
-                timer.cancel()
-                self._wakes, self._timer = due, self._loop.call_later(seconds, self._tick)
-        else:
-            self._due = math.inf
+    def _set_timer(self) -> None:
+        """Look when the wait of the reader has to end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._due - time.monotonic(), self._tick)
+        self._wakes = self._due
 
     def _tick(self) -> None:
         """The time of a wait may be up; or nearly, since uvloop's own clock lags behind."""
-        self._timer = None
+        self._timer, self._wakes = None, math.inf
         reader, now = self._reader, time.monotonic()
         if reader is None or reader.done() or self._due == math.inf:
             return
         if now < self._due:
-            self._set_timer(self._due - now)
+            self._set_timer()
         elif now - self._due > STOOD_STILL:
             # This process stood still, and hears its timers before its sockets: look once more.
-            self._set_timer(_LOOK)
+            self._due = now + _LOOK
+            self._set_timer()
         else:
             reader.set_result(httpx.ReadTimeout("no bytes arrived in time"))
 

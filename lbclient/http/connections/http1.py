@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 from ..flavour import httpx
-from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, well_formed
+from ..shortcuts import Fields
+from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, plain_head, well_formed
 
 __all__ = ["MAX_INTERIM", "Exchange", "RequestHeaders", "header_lines", "request_line"]
 
@@ -89,6 +90,8 @@ class Exchange:
     """Parts of the response's body. Whoever takes them empties the list."""
     received = 0
     """Bytes that have come, of whatever kind."""
+    complete = False
+    """True once the whole response has come."""
     persistent: bool
     """False where the connection must not carry another request after this one."""
     surplus = False
@@ -130,11 +133,6 @@ class Exchange:
         self._upgrade = headers.upgrade
 
     @property
-    def complete(self) -> bool:
-        """True once the whole response has come."""
-        return self._state == _COMPLETE
-
-    @property
     def upgraded(self) -> bool:
         """True where bytes from now on are not HTTP: after 101, or a successful CONNECT."""
         return self._state == _RAW
@@ -149,7 +147,7 @@ class Exchange:
     @property
     def reusable(self) -> bool:
         """True where the connection may carry another request."""
-        return self._state == _COMPLETE and self.persistent and self.sent
+        return self.complete and self.persistent and self.sent
 
     @property
     def left(self) -> int | None:
@@ -204,7 +202,7 @@ class Exchange:
         RemoteProtocolError where the response is not complete."""
         self.persistent = False
         if self._state == _TO_END and clean:
-            self._state = _COMPLETE
+            self._state, self.complete = _COMPLETE, True
         elif self._state in {_RAW, _COMPLETE}:
             pass
         elif self.head is None:
@@ -227,6 +225,10 @@ class Exchange:
         """Look for the end of the head, and return what follows it. One CRLF may come before it
         (RFC 9112, 2.2)."""
         known = len(self._buffer)
+        if not known and (length := plain_head(data)):
+            self.head = head = parse(data[:length])
+            self._frame(head)
+            return data[length:]
         data = self._buffer + data if known else data
         if data[:2] == b"\r\n" and not self._begun:
             data, self._begun = data[2:], True
@@ -255,18 +257,18 @@ class Exchange:
 
     def _frame(self, head: Head) -> None:
         """How the body ends (RFC 9112, 6.3), and whether the connection persists."""
-        status = head.status
-        length, is_chunked, keep_alive = self._lengths(head)
-        if head.version == b"HTTP/1.0" and (is_chunked or not keep_alive):
+        status, version, _, headers = head
+        length, is_chunked, keep_alive = self._lengths(headers)
+        if version == b"HTTP/1.0" and (is_chunked or not keep_alive):
             self.persistent = False
         if status == 101 or (self._method == b"CONNECT" and 200 <= status < 300):
-            named = any(name == b"upgrade" for _, name, _ in head.headers)
+            named = any(name == b"upgrade" for _, name, _ in headers)
             asked = self._upgrade or self._method == b"CONNECT"
             if not asked or (status == 101 and not named):
                 raise httpx.RemoteProtocolError("the response is 101, and no upgrade was agreed on")
             self._state, self.persistent = _RAW, False
         elif self._method == b"HEAD" or status in {204, 304} or length == 0:
-            self._state = _COMPLETE
+            self._state, self.complete = _COMPLETE, True
         elif is_chunked:
             self._state, self._chunks = _CHUNKED, chunks()
         elif length is None:
@@ -274,11 +276,11 @@ class Exchange:
         else:
             self._state, self._left = _LENGTH, length
 
-    def _lengths(self, head: Head) -> tuple[int | None, bool, bool]:
+    def _lengths(self, headers: Fields) -> tuple[int | None, bool, bool]:
         """Content-Length; whether the body is chunked; whether the connection is kept alive."""
         length: int | None = None
         is_chunked = keep_alive = False
-        for _, name, value in head.headers:
+        for _, name, value in headers:
             if name not in _HOP:
                 continue
             if name == b"connection":
@@ -300,13 +302,14 @@ class Exchange:
         self.surplus, self.persistent = True, False
 
     def _body_of_length(self, data: bytes) -> None:
-        if len(data) > self._left:
+        left = self._left - len(data)
+        if left < 0:
             self._leave_over()
-            data = data[: self._left]
-        self._left -= len(data)
+            data, left = data[: self._left], 0
+        self._left = left
         self.data.append(data)
-        if not self._left:
-            self._state = _COMPLETE
+        if not left:
+            self._state, self.complete = _COMPLETE, True
 
     def _body_in_chunks(self, data: bytes) -> None:
         decoder = self._chunks
@@ -317,7 +320,7 @@ class Exchange:
             decoder.data.clear()
             self.data.append(content)
         if decoder.ended:
-            self._state = _COMPLETE
+            self._state, self.complete = _COMPLETE, True
         if surplus:
             self._leave_over()
         else:

@@ -18,7 +18,7 @@ from ..body import AsyncBody, is_callers_own
 from ..flavour import httpx
 from ..options import WireOptions
 from ..request import UNSTREAMED, Place, attempt_headers, hosted, merged
-from ..shortcuts import response_of
+from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo
 from .event_loop import LoopConnection
@@ -71,7 +71,7 @@ class _Base:
         self._options = options
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
-        self._kept_headers: tuple[Sequence[tuple[bytes, bytes]], RequestHeaders | None] = ((), None)
+        self._kept_headers: tuple[Fields, RequestHeaders | None] = ([], None)
         """Those of an earlier request, which the next one often has, too. Only of a request whose
         headers can hold no secret: a token must not outlive the request that it came with."""
 
@@ -95,18 +95,16 @@ class _Base:
         method, place = request.method.encode("ascii"), self._place
         if target is None:
             target = request.url.raw_path
-        headers = request.headers.raw
-        if place.hosts is not None:
-            headers = hosted(headers, place.hosts)
-        own = attempt_headers(place)
+        fields, own = fields_of(request), attempt_headers(place)
         before, written = self._kept_headers
-        if written is None or headers != before:
+        if written is None or fields != before:
             written = None
-            if _HARMLESS.issuperset([name.lower() for name, _ in headers]):
-                written = RequestHeaders(headers)
-                self._kept_headers = headers, written
+            if _HARMLESS.issuperset([name for _, name, _ in fields]):
+                written = RequestHeaders(_headers(fields, place))
+                self._kept_headers = fields.copy(), written
         if written is None or (own and not _TRACING.issuperset([name for name, _ in own])):
-            return Exchange(method, target, RequestHeaders(merged(headers, own)))
+            headers = merged(_headers(fields, place), own)
+            return Exchange(method, target, RequestHeaders(headers))
         return Exchange(method, target, written, own)
 
     def _tls_name(self, extensions: Extensions) -> str:
@@ -481,6 +479,12 @@ def peer_of(response: object) -> str | None:
     return info.peer if isinstance(info, ConnectionInfo) else None
 
 
+def _headers(fields: Fields, place: Place) -> Sequence[tuple[bytes, bytes]]:
+    """The caller's headers, as the instance gets them."""
+    headers = [(name, value) for name, _, value in fields]
+    return headers if place.hosts is None else hosted(headers, place.hosts)
+
+
 def _kind() -> type[AsyncConnection]:
     """The driver of the running event loop."""
     try:
@@ -504,7 +508,7 @@ def _whole(exchange: Exchange, body: object) -> bytes | None:
     """The request in one piece; None where its body is long, or is not there yet."""
     if not isinstance(body, httpx.ByteStream):
         return exchange.request_head if exchange.to_send == 0 else None
-    content = b"".join(body)
+    content = content_of(body)
     if not content and exchange.to_send == 0:
         return exchange.request_head
     if exchange.expects or len(content) > _SHORT:

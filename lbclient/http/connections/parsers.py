@@ -20,7 +20,7 @@ try:
 except ImportError:
     httptools = None  # type: ignore[assignment]  # the extra is not installed
 
-__all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "well_formed"]
+__all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "plain_head", "well_formed"]
 
 FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
 """True where httptools reads responses. The environment variable is for tests and comparisons."""
@@ -74,6 +74,18 @@ class Chunks(Protocol):
     def feed(self, data: bytes) -> bool:
         """Decode; True if there are bytes after the body. Raises RemoteProtocolError."""
         ...
+
+
+def plain_head(data: bytes) -> int:
+    """The length of the head with which these bytes begin; 0 where it is not complete, is interim,
+    or is none that is as it should be: `well_formed` then tells what is wrong, or mends it."""
+    found = _HEAD.match(data)
+    if found is None or data[9:10] == b"1":
+        return 0
+    end = found.end()
+    if end > MAX_LINES and (end > MAX_HEAD or data.count(b"\n", 0, end) > MAX_LINES + 2):
+        return 0
+    return end
 
 
 def well_formed(head: bytes) -> bytes:
