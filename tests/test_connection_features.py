@@ -172,6 +172,20 @@ def test_target(servers, world):
 
 
 @worlds
+def test_requests_to_one_url(servers, world):
+    """Each request has its own method and target, though its URL is one that was requested before
+    in another way."""
+    (server,) = servers(tells_port)
+    asked = [("GET", None), ("POST", None), ("GET", b"/y"), ("GET", None), ("GET", None)]
+    with world.client([server.url]) as client:
+        for method, target in asked:
+            given = {} if target is None else {"extensions": {"target": target}}
+            client.request(method, "/x?a=1", **given)
+    seen = [(one.method, one.target.encode()) for one in server.requests]
+    assert seen == [(method, target or b"/x?a=1") for method, target in asked]
+
+
+@worlds
 def test_trace(serve_tls, world):
     """The extension `trace` is told each step, in httpcore's words."""
     server = serve_tls(tells_port)

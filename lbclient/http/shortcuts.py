@@ -143,10 +143,10 @@ def request_like(pattern: httpx.Request, url: httpx.URL, timeout: httpx.Timeout)
         return made
     made = httpx.Request.__new__(httpx.Request)
     made.__dict__.update(pattern.__dict__)
-    made.url, made.extensions = url, {"timeout": timeout.as_dict()}
-    made.headers = httpx.Headers.__new__(httpx.Headers)
-    made.headers._list = pattern.headers._list.copy()
-    made.headers._encoding = pattern.headers._encoding
+    made.url, made.extensions = url, {"timeout": vars(timeout).copy()}
+    made.headers = headers = httpx.Headers.__new__(httpx.Headers)
+    kept = pattern.headers
+    headers._list, headers._encoding = kept._list.copy(), kept._encoding
     return made
 
 
@@ -450,6 +450,9 @@ def _differing_objects() -> Iterator[str]:
     request = httpx.Request("PUT", "http://a/b", headers=pairs, content=content)
     if vars(copied(request)) != vars(request):
         yield "Request"
+    timeout = httpx.Timeout(1.0, connect=2.0)
+    if vars(timeout) != timeout.as_dict():
+        yield "Timeout"
     if vars(httpx.ByteStream(content)) != {"_stream": content}:
         yield "ByteStream"
     for body in (content, httpx.ByteStream(content)):

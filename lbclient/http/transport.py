@@ -13,6 +13,7 @@ from lbclient.call import Attempt
 from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 from lbclient.shell import arun, asleep, run, sleep
+from lbclient.waiting import Pause
 
 from .answer import Answer, AsyncAnswer, adrain, aread, drain, read
 from .binding import Binding
@@ -200,7 +201,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         """Balance this origin and refuse any other, as a client of one service does."""
         self._binding.own(origin)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(  # noqa: C901, PLR0912  # a coroutine less for nearly every call
+        self, request: httpx.Request
+    ) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
         if binding.origin is not None:
@@ -215,8 +218,20 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             wires = self._homes.last() or await self._homes.here()
             if wires.untidy:
                 await wires.tidy()
-            send = partial(self._send, wires, request, stream, answers)
-            response = await arun(call, send, discard=httpx.Response.aclose)
+            if call.core.hedging is None:  # what `arun` does
+                with call:
+                    for step in call:
+                        if isinstance(step, Pause):
+                            await asleep(step)
+                        else:
+                            with step:
+                                step.result = await self._send(
+                                    wires, request, stream, answers, step
+                                )
+                response = call.result()
+            else:
+                send = partial(self._send, wires, request, stream, answers)
+                response = await arun(call, send, discard=httpx.Response.aclose)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 for answer in answers:  # cancelled before it was replaced

@@ -121,11 +121,13 @@ class Exchange:
         target: bytes,
         headers: RequestHeaders,
         more: Sequence[tuple[bytes, bytes]] = (),
+        line: bytes | None = None,
     ) -> None:
-        """`more` are headers that say nothing of the body or the connection. Raises
-        LocalProtocolError for what cannot be sent."""
+        """`more` are headers that say nothing of the body or the connection; `line` is what
+        `request_line` made of method and target. Raises LocalProtocolError for what cannot be
+        sent."""
         lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
-        self.request_head = request_line(method, target) + lines
+        self.request_head = (line or request_line(method, target)) + lines
         self.data = []
         self.persistent, self.chunked = headers.persistent, headers.chunked
         self.to_send, self.expects = headers.to_send, headers.expects

@@ -22,7 +22,7 @@ from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo
 from .event_loop import LoopConnection
-from .http1 import Exchange, RequestHeaders
+from .http1 import Exchange, RequestHeaders, request_line
 from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
 from .response_body import AsyncResponseBody, AsyncUpgraded, ResponseBody, Upgraded
 from .threads import SocketConnection
@@ -50,6 +50,7 @@ _END = 1.0
 that means it closes the connection at once; the response to a request may take long."""
 _RETRY_DELAY = 0.5
 """Seconds before the second retry of connecting; doubled before each that follows."""
+_LINE = "_lbclient_line"
 _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
 )
@@ -91,10 +92,8 @@ class _Base:
             connection.detach_after_fork()
 
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
-        target = extensions.get("target")
-        method, place = request.method.encode("ascii"), self._place
-        if target is None:
-            target = request.url.raw_path
+        place = self._place
+        method, target, line = _request_line(request, extensions.get("target"))
         fields, own = fields_of(request), attempt_headers(place)
         before, written = self._kept_headers
         if written is None or fields != before:
@@ -104,8 +103,8 @@ class _Base:
                 self._kept_headers = fields.copy(), written
         if written is None or (own and not _TRACING.issuperset([name for name, _ in own])):
             headers = merged(_headers(fields, place), own)
-            return Exchange(method, target, RequestHeaders(headers))
-        return Exchange(method, target, written, own)
+            return Exchange(method, target, RequestHeaders(headers), line=line)
+        return Exchange(method, target, written, own, line)
 
     def _tls_name(self, extensions: Extensions) -> str:
         asked = extensions.get("sni_hostname")
@@ -477,6 +476,24 @@ def peer_of(response: object) -> str | None:
     """The IP address that a response came from, where the connection is one of ours."""
     info = getattr(response, "extensions", {}).get("network_stream")
     return info.peer if isinstance(info, ConnectionInfo) else None
+
+
+def _request_line(
+    request: httpx.Request, target: bytes | None
+) -> tuple[bytes, bytes, bytes | None]:
+    """Method, target and, where it has been written before, the line that they make.
+
+    They are kept in the URL, of which a client has one object for all requests of one path: so
+    nothing of a URL outlives it.
+    """
+    if target is not None:
+        return request.method.encode("ascii"), target, None
+    method, url = request.method, request.url
+    known: tuple[str, bytes, bytes, bytes] | None = getattr(url, _LINE, None)
+    if known is None or known[0] != method:
+        name, target = method.encode("ascii"), url.raw_path
+        known = vars(url)[_LINE] = method, name, target, request_line(name, target)
+    return known[1:]
 
 
 def _headers(fields: Fields, place: Place) -> Sequence[tuple[bytes, bytes]]:

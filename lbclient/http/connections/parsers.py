@@ -108,15 +108,10 @@ def well_formed(head: bytes) -> bytes:
 class _HeadCallbacks:
     """What httptools finds in a head."""
 
-    __slots__ = ("headers", "reason")
+    __slots__ = ("headers",)
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes, bytes]] = []
-        self.reason = b""
-
-    def on_status(self, reason: bytes) -> None:
-        """The reason phrase."""
-        self.reason = reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; httptools leaves blanks at its end."""
@@ -132,7 +127,7 @@ def _parse_fast(head: bytes) -> Head:
         pass
     except httptools.HttpParserError as error:
         raise _refused("head", error) from error
-    return Head(parser.get_status_code(), head[:8], found.reason, found.headers)
+    return Head(parser.get_status_code(), head[:8], head[13 : head.index(b"\r")], found.headers)
 
 
 def _parse_h11(head: bytes) -> Head:
