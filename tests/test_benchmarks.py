@@ -32,7 +32,7 @@ def quick(script: str, *options: str) -> list[str]:
 def test_churn_prints_its_rows():
     """`churn.py --quick` measures both sources and names its goal."""
     said = quick("churn.py")
-    assert "goal 10" in said[1]
+    assert "goal 25" in said[1]
     assert sum("by DNS" in line or "by a resolver" in line for line in said) == 4
 
 
