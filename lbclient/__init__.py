@@ -9,13 +9,17 @@ What needs httpx or DNS updates is loaded when it is first asked for (PEP 562).
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from lbclient._internal.deadline import time_left
 from lbclient._version import __version__
 from lbclient.balancer import Balancer
-from lbclient.breaker import BreakerPolicy
-from lbclient.budget import RetryBudget
-from lbclient.deadline import time_left
+from lbclient.balancer.options import RECOMMENDED, recommended
+from lbclient.balancer.snapshot import InstanceSnapshot, ServiceSnapshot
+from lbclient.core.call_info import AttemptInfo, CallInfo, call_info
 from lbclient.discovery import FileResolver, FirstOf, Resolver, Service, Union
 from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.endpoint.classifier import Verdict
+from lbclient.endpoint.instance import Answer, Instance, Refusal
 from lbclient.errors import (
     BalancerClosed,
     DeadlineExceeded,
@@ -25,26 +29,14 @@ from lbclient.errors import (
     ServiceAbsent,
     Throttled,
 )
-from lbclient.events import (
-    Admitted,
-    AttemptPicked,
-    BreakerChanged,
-    DiscoveryFailed,
-    Ejected,
-    Event,
-    HealthChanged,
-    InstancesChanged,
-    RetryDecided,
-    RetryRefused,
-)
-from lbclient.health import HealthCheck
-from lbclient.info import AttemptInfo, CallInfo, call_info
-from lbclient.instance import Answer, Instance, Refusal
-from lbclient.outcome import Verdict
-from lbclient.recommended import RECOMMENDED, recommended
-from lbclient.retry import RetryPolicy
-from lbclient.rules import AdaptiveLimit, HedgePolicy, OutlierPolicy, SlowStart, ThrottlePolicy
-from lbclient.snapshot import InstanceSnapshot, ServiceSnapshot
+from lbclient.resilience.concurrency_limit import AdaptiveLimit
+from lbclient.resilience.health_check import HealthCheck
+from lbclient.resilience.hedging import HedgePolicy
+from lbclient.resilience.outlier_detection import OutlierPolicy
+from lbclient.resilience.retry import RetryPolicy
+from lbclient.resilience.retry_budget import RetryBudget
+from lbclient.resilience.slow_start import SlowStart
+from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy import (
     ConsistentHash,
     LeastBusy,
@@ -59,18 +51,30 @@ from lbclient.strategy import (
     Weighted,
     Zone,
 )
+from lbclient.telemetry.events import (
+    Admitted,
+    AttemptPicked,
+    BreakerChanged,
+    DiscoveryFailed,
+    Ejected,
+    Event,
+    HealthChanged,
+    InstancesChanged,
+    RetryDecided,
+    RetryRefused,
+)
 
 if TYPE_CHECKING:
+    from lbclient.discovery.registration import Registration, RegistrationError
     from lbclient.http.client import AsyncClient, Client
     from lbclient.http.transport import AsyncTransport, Transport
-    from lbclient.registration import Registration, RegistrationError
 else:
     _MODULES = {
         "AsyncClient": "lbclient.http.client",
         "AsyncTransport": "lbclient.http.transport",
         "Client": "lbclient.http.client",
-        "Registration": "lbclient.registration",
-        "RegistrationError": "lbclient.registration",
+        "Registration": "lbclient.discovery.registration",
+        "RegistrationError": "lbclient.discovery.registration",
         "Transport": "lbclient.http.transport",
     }
 

@@ -1,7 +1,7 @@
-"""What can go wrong, by name.
+"""Every exception that this package raises for its users.
 
-Out of `Client` and `Transport` each of these is also the httpx exception that a
-caller already handles; see `lbclient.transport`.
+Out of `Client` and `Transport` each of these is also the httpx exception that a caller already
+handles; see `lbclient.http.errors`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ __all__ = [
     "DiscoveryError",
     "LoadBalancingError",
     "NoInstanceAvailable",
+    "RegistrationError",
     "ServiceAbsent",
     "Throttled",
 ]
@@ -54,3 +55,7 @@ class BalancerClosed(LoadBalancingError, RuntimeError):
 
     A call that begins after `close` raises a plain RuntimeError: that is a mistake in the program.
     """
+
+
+class RegistrationError(LoadBalancingError):
+    """The service could not be registered: which server and zone, and the reason in words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lbclient.cli.child import ChildFailed
+from lbclient.cli.demo.stage import ChildFailed
 from lbclient.cli.parser import parser
 from lbclient.errors import LoadBalancingError
 

@@ -7,11 +7,10 @@ import contextlib
 import sys
 
 import lbclient
-from lbclient.cli.picture import picture
-from lbclient.cli.watching import watch
-from lbclient.cli.wording import as_arguments
+from lbclient.cli.report import as_arguments, picture
+from lbclient.cli.watch import watch
 from lbclient.discovery import DnsService
-from lbclient.target import Target
+from lbclient.discovery.service_url import Target
 
 __all__ = ["resolve"]
 

@@ -1,17 +1,15 @@
-"""Where instances come from. The only folder with dnspython, and the only one with threads."""
+"""Where instances come from: DNS, files, lists, and a user's own resolver."""
 
 from __future__ import annotations
 
-from lbclient.discovery.addresses import AddressResolver, Start, at_once
+from lbclient.discovery.address_filter import Guard
 from lbclient.discovery.composite import Composite, FirstOf, Part, Service, Union
-from lbclient.discovery.dns import Dns, dns_by
+from lbclient.discovery.dns.addresses import AddressResolver, Start, at_once
+from lbclient.discovery.dns.client import Dns, dns_by
+from lbclient.discovery.dns.service import DnsOptions, DnsService, Family
+from lbclient.discovery.dns.srv import SrvResolver
 from lbclient.discovery.file import FileResolver
-from lbclient.discovery.guard import Guard
-from lbclient.discovery.resolver import Resolver
-from lbclient.discovery.service import DnsOptions, DnsService, Family
-from lbclient.discovery.srv import SrvResolver
-from lbclient.discovery.static import StaticResolver
-from lbclient.discovery.words import text_of
+from lbclient.discovery.resolver import Resolver, StaticResolver, text_of
 
 __all__ = [
     "AddressResolver",

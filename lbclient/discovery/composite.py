@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from lbclient import checks
-from lbclient.discovery.resolver import Resolver, usable
-from lbclient.discovery.words import text_of
+from lbclient._internal import validation
+from lbclient.discovery.resolver import Resolver, text_of, usable
+from lbclient.endpoint.instance import Answer, Instance, Refusal
 from lbclient.errors import DiscoveryError, ServiceAbsent
-from lbclient.instance import Answer, Instance, Refusal
 
 __all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
 
@@ -73,7 +72,7 @@ class FirstOf(Composite):
 
     def __init__(self, *services: Service, patience: float = 60.0) -> None:
         super().__init__(*services)
-        self.patience = checks.number("patience (seconds)", patience)
+        self.patience = validation.number("patience (seconds)", patience)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
         """What asks them in order."""

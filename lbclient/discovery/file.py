@@ -1,22 +1,181 @@
-"""A file of instances, read again and again: a Kubernetes ConfigMap, or a list on a laptop."""
+"""A file of instances, read again and again: a Kubernetes ConfigMap, or a list on a laptop.
+
+Its entries are lines, or JSON. A large file is parsed beside calls that must go on, so that no
+single step may keep the interpreter for long: lines are read one by one, and JSON comes back to
+Python at each object.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
+import re
 import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from lbclient import checks
-from lbclient.discovery.entries import Malformed, is_cut, parse
-from lbclient.discovery.words import text_of
+from lbclient._internal import validation
+from lbclient.discovery.resolver import listed, text_of
+from lbclient.endpoint.instance import Answer, Instance, Refusal
 from lbclient.errors import DiscoveryError
-from lbclient.instance import Answer
 
 __all__ = ["FileResolver"]
+
+T = TypeVar("T")
+_JSON = re.compile(r"""\s*(\{|\[\s*(["{\[\]]|\Z))""")
+"""How JSON begins, and `[::1]:80` does not."""
+_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+)):([0-9]{1,5})")
+_NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
+    "weight": (re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?"), float),
+    "priority": (re.compile(r"[0-9]{1,9}"), int),
+}
+_KEYS = ("host", "port", "weight", "priority", "metadata", "addresses")
+_LONGEST = 300
+"""Characters of one entry as text, and of what is shown of it."""
+_MOST = 100
+"""So many refusals are told one by one."""
 
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
 """Bytes. Ten thousand instances with metadata are a quarter of it; a ConfigMap holds one MiB."""
+
+
+class Malformed(Exception):
+    """Why nothing of a file is taken."""
+
+
+def is_cut(data: bytes) -> bool:
+    """True for lines of which the last does not end; JSON tells by itself."""
+    return bool(data) and not data.endswith(b"\n") and not _JSON.match(_text(data))
+
+
+def parse(data: bytes, ttl: float) -> Answer:
+    """The instances of a file, good for `ttl` seconds. Raises Malformed where there are none."""
+    text = _text(data)
+    instances: list[Instance] = []
+    refused: list[Refusal] = []
+    more = 0
+    for one in _of_json(text) if _JSON.match(text) else _of_lines(text):
+        if isinstance(one, Instance):
+            instances.append(one)
+        elif len(refused) < _MOST:
+            refused.append(one)
+        else:
+            more += 1
+    if not instances:
+        raise Malformed(f"it names no instance{f'; refused {listed(refused)}' if refused else ''}")
+    if more:
+        refused.append(Refusal(f"{more} more", "not told one by one"))
+    return Answer(instances, ttl, refused)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _of_lines(text: str) -> Iterator[Instance | Refusal]:
+    for number, line in enumerate(io.StringIO(text), 1):
+        if entry := line.partition("#")[0].strip():
+            yield _entry(f"line {number}", entry.split(maxsplit=1)[0], _from_line, entry)
+
+
+def _of_json(text: str) -> Iterator[Instance | Refusal]:
+    try:
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+    except RecursionError:
+        raise Malformed("it is no valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise Malformed(f"it is no valid JSON: {_short(str(error))}") from None
+    if isinstance(found, dict):
+        if unknown := _unknown(found, ("instances",)):
+            raise Malformed(_short(unknown))
+        found = found.get("instances")
+    if not isinstance(found, list):
+        raise Malformed('it must hold a list, or {"instances": [...]}')
+    for place, one in enumerate(found):
+        if isinstance(one, str):
+            yield _entry(f"[{place}]", one, _from_place, one)
+        else:
+            yield _entry(f"[{place}]", _place_of(one), _from_object, one)
+
+
+def _entry(where: str, shown: str, make: Callable[[T], Instance], given: T) -> Instance | Refusal:
+    """Shows no more than host and port: beside them, and before an `@`, there may be secrets."""
+    try:
+        return make(given)
+    except (ValueError, TypeError, RecursionError) as error:
+        return Refusal(f"{where} {_short(shown.rpartition('@')[2])}".rstrip(), _short(str(error)))
+
+
+def _from_line(entry: str) -> Instance:
+    if len(entry) > _LONGEST:
+        raise ValueError(f"must be at most {_LONGEST} characters long")
+    place, *options = re.split("[ \t]+", entry)
+    found: dict[str, float] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in _NUMBERS:
+            raise ValueError(f"unknown option {key!r}; known are {', '.join(_NUMBERS)}")
+        if key in found:
+            raise ValueError(f"{key} is given twice")
+        pattern, number = _NUMBERS[key]
+        if not pattern.fullmatch(value):
+            raise ValueError(f"{key} must be a plain number, not {value!r}")
+        found[key] = number(value)
+    return _from_place(place, **found)
+
+
+def _from_place(place: str, weight: float = 1, priority: float = 0) -> Instance:
+    if len(place) > _LONGEST or (match := _PLACE.fullmatch(place)) is None:
+        raise ValueError("must be host:port or [address]:port")
+    six, host, port = match.groups()
+    return Instance(six or host, int(port), weight, priority)  # type: ignore[arg-type]  # checked there
+
+
+def _from_object(entry: object) -> Instance:
+    if not isinstance(entry, dict):
+        raise TypeError('must be "host:port", or an object with host and port')
+    if reason := _unknown(entry, _KEYS):
+        raise ValueError(reason)
+    if missing := [key for key in ("host", "port") if key not in entry]:
+        raise ValueError(f"must have {' and '.join(missing)}")
+    return Instance(**entry)
+
+
+def _place_of(entry: object) -> str:
+    if not isinstance(entry, dict):
+        return ""
+    found = (entry.get("host"), entry.get("port"))
+    return ":".join(str(one) for one in found if isinstance(one, str | int))
+
+
+def _unknown(found: Iterable[str], known: tuple[str, ...]) -> str | None:
+    """Why an object cannot be used, if it has a key that we do not know."""
+    strange = next((key for key in found if key not in known), None)
+    return None if strange is None else f"unknown key {strange!r}; known are {', '.join(known)}"
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _no_number(text: str) -> object:
+    raise ValueError(f"{text} is no number")
+
+
+def _short(text: str) -> str:
+    """In one line, for a log or a screen."""
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 class FileResolver:
@@ -46,7 +205,7 @@ class FileResolver:
         if not _is_path(given):
             raise ValueError(f"path must name a file, not {given!r}")
         self._path = Path(given).absolute()
-        self._interval = checks.seconds("interval", interval)
+        self._interval = validation.seconds("interval", interval)
         self._seen: bytes | None = None
         self._good: tuple[bytes, Answer] | None = None
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from lbclient import checks
+from lbclient._internal import validation
 from lbclient.balancer import Balancer
-from lbclient.target import Target
+from lbclient.discovery.service_url import Target
 
-from .binding import closed_on_error, policy_of
-from .drafts import Drafts
-from .flavour import NAME, httpx
-from .foreign import AsyncTransportFactory, TransportFactory
-from .jar import Jar
+from ._compat import NAME, httpx
+from .adapter import closed_on_error, policy_of
+from .connections.custom_transport import AsyncTransportFactory, TransportFactory
 from .options import TransportOptions, part, refuse_bypass
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
+from .request_cache import Drafts, Jar
 from .shortcuts import DirectAsyncClient, DirectClient
 from .transport import AsyncTransport, Service, Transport
 
@@ -203,7 +202,7 @@ def _checked(options: Mapping[str, object]) -> dict[str, object]:
     timeout = given.setdefault("timeout", DEFAULT_TIMEOUT)
     for name, value in _timeout(timeout).as_dict().items():
         if value is not None:
-            checks.seconds(f"timeout ({name})", value)
+            validation.seconds(f"timeout ({name})", value)
     return given
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from lbclient import errors
 
-from .flavour import httpx
+from ._compat import httpx
 
 __all__ = ["as_httpx"]
 

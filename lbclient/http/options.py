@@ -13,13 +13,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from lbclient import checks
-from lbclient.breaker import BreakerPolicy
-from lbclient.options import BalancerOptions
-from lbclient.retry import RetryPolicy
-from lbclient.rules import AdaptiveLimit
+from lbclient._internal import validation
+from lbclient.balancer.options import BalancerOptions
+from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.resilience.concurrency_limit import AdaptiveLimit
+from lbclient.resilience.retry import RetryPolicy
 
-from .flavour import NAME, PUBLIC, httpx
+from ._compat import NAME, PUBLIC, httpx
 
 __all__ = [
     "SocketOption",
@@ -119,12 +119,12 @@ def wire_options(
     if http2:
         _import_h2()
     if local_address is not None:
-        checks.host("local_address", local_address)
+        validation.host("local_address", local_address)
     if socket_options is not None:
         socket_options = _socket_options(socket_options)
     if max_connection_age is not None:
-        checks.seconds("max_connection_age", max_connection_age)
-    checks.limit("max_idle_connections", max_idle_connections)
+        validation.seconds("max_connection_age", max_connection_age)
+    validation.limit("max_idle_connections", max_idle_connections)
     _check_verify(verify)
     _check_cert(cert)
     tls = scheme == "https"
@@ -137,7 +137,7 @@ def wire_options(
         http2=http2,
         limits=limits or _LIMITS,
         local_address=local_address,
-        retries=checks.count("retries", retries, least=0),
+        retries=validation.count("retries", retries, least=0),
         socket_options=socket_options,
         max_connection_age=max_connection_age,
         max_idle=max_idle_connections or _bearable(),
@@ -210,7 +210,7 @@ def _no_password() -> str:
 
 def _socket_options(options: object) -> tuple[SocketOption, ...]:
     shown = "tuples such as (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
-    given = checks.several("socket_options", options, shown)
+    given = validation.several("socket_options", options, shown)
     if not all(isinstance(one, tuple) for one in given):
         raise TypeError(f"socket_options must hold {shown}, not {options!r}")
     return cast("tuple[SocketOption, ...]", tuple(given))

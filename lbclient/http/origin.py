@@ -5,10 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 
-from lbclient.instance import Instance
+from lbclient.endpoint.instance import Instance
 
+from ._compat import NAME, PUBLIC, httpx
 from .errors import LoadBalancingError
-from .flavour import NAME, PUBLIC, httpx
 from .shortcuts import origin_of
 
 __all__ = ["Origin"]

@@ -8,17 +8,17 @@ from contextvars import ContextVar, Token
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from lbclient import checks
+from lbclient._internal import validation
+from lbclient._internal.deadline import Expiry, time_left
 from lbclient.balancer import Balancer
-from lbclient.deadline import Expiry, time_left
+from lbclient.core.call import Terms, caller_of
+from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
-from lbclient.instance import Instance
-from lbclient.retry import RetryPolicy
+from lbclient.resilience.retry import RetryPolicy
 from lbclient.telemetry import propagation
-from lbclient.terms import Terms, caller_of
 
+from ._compat import httpx
 from .connections.timeouts import DeadlineTimeout
-from .flavour import httpx
 from .shortcuts import copied
 
 __all__ = [
@@ -97,7 +97,7 @@ def _asked(asked: object) -> Mapping[str, Any]:
         known = ", ".join(sorted(_ASKED))
         raise ValueError(f"{name} may hold {known}; not {', '.join(sorted(map(repr, unknown)))}")
     if asked.get("deadline") is not None:
-        checks.seconds(f"{name}['deadline']", asked["deadline"])
+        validation.seconds(f"{name}['deadline']", asked["deadline"])
     if not isinstance(idempotent := asked.get("idempotent"), bool | None):
         raise TypeError(f"{name}['idempotent'] must be True or False, not {idempotent!r}")
     return asked

@@ -21,7 +21,7 @@ from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from .flavour import httpx
+from ._compat import httpx
 
 if TYPE_CHECKING:
     from httpx._client import UseClientDefault

@@ -8,26 +8,29 @@ from typing import Unpack, cast
 
 import anyio
 
+from lbclient._internal.signals import Pause
 from lbclient.balancer import Balancer
-from lbclient.call import Attempt
+from lbclient.balancer.event_loops import arun, asleep
+from lbclient.balancer.threads import run, sleep
+from lbclient.core.attempt import Attempt
 from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
-from lbclient.shell import arun, asleep, run, sleep
-from lbclient.waiting import Pause
 
-from .answer import Answer, AsyncAnswer, adrain, aread, drain, read
-from .binding import Binding
-from .body import awatch, watch
-from .checkup import achecked, checked
+from ._compat import httpx
+from .adapter import Binding
+from .connections.custom_transport import (
+    AsyncTransportFactory,
+    TransportFactory,
+    async_maker,
+    maker,
+)
+from .connections.transport_pool import AsyncWires, Homes, Wires
 from .errors import as_httpx
-from .flavour import httpx
-from .foreign import AsyncTransportFactory, TransportFactory
-from .homes import Homes
-from .loads import areports, reports
-from .makers import async_maker, maker
 from .options import TransportOptions
+from .probes import achecked, areports, checked, reports
 from .request import attempt_extensions, below
-from .wires import AsyncWires, Wires
+from .request_body import awatch, watch
+from .response_stream import Answer, AsyncAnswer, adrain, aread, drain, read
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 

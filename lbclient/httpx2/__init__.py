@@ -4,7 +4,7 @@ with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
 The source is that of `lbclient/http`, loaded a second time: its files import each other relatively,
-and have the HTTP library from `.flavour`, which is the only file of our own. The errors are
+and have the HTTP library from `._compat`, which is the only file of our own. The errors are
 lbclient's own; out of these clients and transports each is also the exception of httpx2 that fits.
 """
 

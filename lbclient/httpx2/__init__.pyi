@@ -1,5 +1,5 @@
 # What type checkers are told of `lbclient/http`, loaded for httpx2: the same, with httpx2's types.
-# `tests/test_httpx2_types.py` compares it with the source.
+# `tests/http/test_httpx2_types.py` compares it with the source.
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,9 @@ from httpx2._types import (
 )
 
 from lbclient.balancer import Balancer
+from lbclient.balancer.options import BalancerOptions
 from lbclient.discovery import Service
+from lbclient.endpoint.instance import Instance
 from lbclient.errors import (
     BalancerClosed,
     DeadlineExceeded,
@@ -31,8 +33,6 @@ from lbclient.errors import (
     Throttled,
 )
 from lbclient.http.options import SocketOption
-from lbclient.instance import Instance
-from lbclient.options import BalancerOptions
 
 __all__ = [
     "AsyncClient",

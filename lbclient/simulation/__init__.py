@@ -14,11 +14,14 @@ from __future__ import annotations
 from lbclient.simulation.behaviour import (
     Behaviour,
     Latency,
+    Reply,
+    SimulatedRequest,
     answers,
     breaks,
     constant,
     exponential,
     fails,
+    judge_of,
     linear,
     mixed,
     per_run,
@@ -29,15 +32,11 @@ from lbclient.simulation.behaviour import (
     silent,
     until_capacity,
 )
-from lbclient.simulation.load import Closed, Load, Open
-from lbclient.simulation.reply import Reply, judge_of
+from lbclient.simulation.driver import carry_out
 from lbclient.simulation.report import Outcome, Report, Slice
-from lbclient.simulation.request import SimulatedRequest
-from lbclient.simulation.rounds import simulated
-from lbclient.simulation.run import simulate
-from lbclient.simulation.scenario import Scenario
+from lbclient.simulation.run import simulate, simulated
+from lbclient.simulation.scenario import Closed, Load, Open, Scenario
 from lbclient.simulation.server import Server
-from lbclient.simulation.shell import carry_out
 from lbclient.simulation.world import Process, World
 
 __all__ = [

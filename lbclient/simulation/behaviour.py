@@ -1,7 +1,7 @@
 """How simulated instances behave: functions of the time, and of what they have in flight.
 
-A `Latency` says how long an answer takes, a `Behaviour` what it is. The number in flight counts the
-request that asks.
+A `Latency` says how long an answer takes, a `Behaviour` what it is: a `Reply`. The number in flight
+counts the request that asks.
 
 Each server of each run works on a deep copy of its behaviour. So the behaviours here are partial
 functions and not closures, which `copy.deepcopy` leaves as they are: an object of the caller's in
@@ -14,24 +14,28 @@ import inspect
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from heapq import heapreplace
 from typing import cast
 from weakref import WeakKeyDictionary
 
-from lbclient import checks
-from lbclient.simulation.reply import Reply, status_of
-from lbclient.simulation.request import SimulatedRequest
+from lbclient._internal import validation
+from lbclient.endpoint.classifier import CLIENT_ERROR, FINE, Judge, Verdict
+from lbclient.endpoint.classifier import judge as network_judge
 
 __all__ = [
     "Behaviour",
     "Latency",
+    "Reply",
+    "SimulatedRequest",
     "answers",
     "breaks",
     "constant",
     "exponential",
     "fails",
+    "judge_of",
     "linear",
     "mixed",
     "per_run",
@@ -40,12 +44,95 @@ __all__ = [
     "rate_limited",
     "refuses",
     "silent",
+    "status_of",
     "taking_request",
     "until_capacity",
 ]
 
+_LAST_STATUS = 999
+
 Latency = Callable[[int, random.Random], float]
 """Seconds, for so many requests in flight; the dice are the server's own."""
+_PARAMETERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRequest:
+    """One request of a load, for behaviours with a fourth parameter and for `fair_by=`.
+
+    - `method`: it also decides whether a request may be repeated: only a method of the retry
+      policy's `methods` is, and only where the scenario is `idempotent`.
+    - `path`: for the servers; the client's decisions do not depend on it.
+    - `key`: for strategies that pick by it, such as `"consistent-hash"`.
+    - `caller`: what names the caller; the number of the client where the load names none.
+
+    Raises TypeError, naming the argument, for a method or path that is not text.
+    """
+
+    method: str = "GET"
+    path: str = "/"
+    key: object = None
+    caller: object = None
+
+    def __post_init__(self) -> None:
+        for name in ("method", "path"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"{name} must be text, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer with `status` after `seconds` (for ever: `math.inf`).
+
+    With `error` that is raised in its place: `ConnectionRefusedError()` was never sent,
+    `ConnectionResetError()` may have been. `rest` is what `Retry-After` asks for, in seconds.
+
+    `body` is how many seconds after its headers the answer is complete; until then its instance is
+    busy. With `error` too, the headers come, and the body breaks off.
+    """
+
+    seconds: float
+    status: int = 200
+    error: OSError | None = None
+    rest: float = 0.0
+    body: float = 0.0
+
+    @property
+    def broken(self) -> OSError | None:
+        """What is raised in place of an answer."""
+        return None if self.body else self.error
+
+
+def judge_of(statuses: Collection[int]) -> Judge:
+    """Judges as HTTP's judge does; `statuses` are those that are tried again."""
+    again = {
+        status: Verdict(fault=500 <= status <= 599, again="idempotent", rejected=True)
+        for status in statuses
+    }
+    fault = Verdict(fault=True)
+
+    def judge(result: object) -> Verdict:
+        if not isinstance(result, Reply):
+            return network_judge(result)
+        verdict = again.get(result.status)
+        if verdict is None:
+            if result.status < 400 or result.status > 599:
+                return FINE
+            return fault if result.status >= 500 else CLIENT_ERROR
+        if result.rest:
+            return Verdict(fault=verdict.fault, again="idempotent", rest=result.rest)
+        return verdict
+
+    return judge
+
+
+def status_of(name: str, value: object) -> int:
+    """The status. Raises TypeError or ValueError, naming the argument, for what can be none."""
+    status = validation.count(name, value, least=100)
+    if status > _LAST_STATUS:
+        raise ValueError(f"{name} must be at most {_LAST_STATUS}, not {value!r}")
+    return status
+
 
 Asked = Callable[[float, int, random.Random, SimulatedRequest], Reply]
 Behaviour = Callable[[float, int, random.Random], Reply] | Asked
@@ -53,7 +140,6 @@ Behaviour = Callable[[float, int, random.Random], Reply] | Asked
 own. One with a fourth parameter is told the request."""
 
 _REQUEST = SimulatedRequest()
-_PARAMETERS = 4
 
 
 def taking_request(behaviour: Behaviour) -> Asked:
@@ -95,7 +181,7 @@ class _PerRun:
 
     def __deepcopy__(self, _: object) -> Asked:
         made = self._make()
-        checks.function("per_run (what make returns)", made)
+        validation.function("per_run (what make returns)", made)
         return taking_request(made)
 
     def __call__(
@@ -111,20 +197,20 @@ def per_run(make: Callable[[], Behaviour]) -> Behaviour:
     For functions that keep state, such as a closure with a counter: a function cannot be copied, so
     its state would go on from run to run. An object with `__call__` needs no `per_run`.
     """
-    checks.function("make", make)
+    validation.function("make", make)
     return _PerRun(make)
 
 
 def constant(seconds: float) -> Latency:
     """The same each time."""
-    checks.number("seconds", seconds)
+    validation.number("seconds", seconds)
     return lambda _, __: seconds
 
 
 def linear(seconds: float, capacity: int) -> Latency:
     """Seconds * (1 + in flight / capacity); above the capacity five times `seconds`."""
-    checks.number("seconds", seconds)
-    checks.count("capacity", capacity)
+    validation.number("seconds", seconds)
+    validation.count("capacity", capacity)
 
     def latency(in_flight: int, _: random.Random) -> float:
         if in_flight > capacity:
@@ -136,7 +222,7 @@ def linear(seconds: float, capacity: int) -> Latency:
 
 def exponential(mean: float) -> Latency:
     """Drawn anew each time, with this mean in seconds."""
-    checks.seconds("mean", mean)
+    validation.seconds("mean", mean)
     return lambda _, rng: rng.expovariate(1 / mean)
 
 
@@ -146,10 +232,10 @@ def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float 
 
     Raises ValueError or TypeError for what is none of that.
     """
-    checks.function("latency", latency)
+    validation.function("latency", latency)
     status_of("status", status)
-    checks.number("rest (seconds)", rest)
-    checks.number("body (seconds)", body)
+    validation.number("rest (seconds)", rest)
+    validation.number("body (seconds)", body)
     return partial(_answer, latency, status, rest, body)
 
 
@@ -167,8 +253,8 @@ def _answer(
 
 def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
     """200 while at most so many are in flight, else `status`."""
-    checks.function("latency", latency)
-    checks.count("capacity", capacity)
+    validation.function("latency", latency)
+    validation.count("capacity", capacity)
     status_of("status", status)
     return partial(_up_to, latency, capacity, status)
 
@@ -185,10 +271,10 @@ def queued(work: Latency, workers: int, speed: Callable[[float], float] | None =
 
     Each server of each run has workers of its own: it is known by its dice.
     """
-    checks.function("work", work)
-    checks.count("workers", workers)
+    validation.function("work", work)
+    validation.count("workers", workers)
     if speed is not None:
-        checks.function("speed", speed)
+        validation.function("speed", speed)
     busy: WeakKeyDictionary[random.Random, list[float]] = WeakKeyDictionary()
     return partial(_queue, work, workers, speed, busy)
 
@@ -217,9 +303,9 @@ def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> 
     Each server of each run has a bucket of its own, full at first: it is known by its dice. To give
     each caller one, write a behaviour that takes the request.
     """
-    checks.number("rate (requests per second)", rate, above=True)
-    checks.count("burst", burst)
-    checks.number("seconds", seconds)
+    validation.number("rate (requests per second)", rate, above=True)
+    validation.count("burst", burst)
+    validation.number("seconds", seconds)
     status_of("status", status)
     buckets: WeakKeyDictionary[random.Random, tuple[float, float]] = WeakKeyDictionary()
     return partial(_take_token, rate, burst, seconds, status, buckets)
@@ -248,9 +334,9 @@ def _take_token(
 
 def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
     """A `share` of the requests, by dice, gets `some` behaviour, the rest the other."""
-    checks.fraction("share", share)
-    checks.function("some", some)
-    checks.function("others", others)
+    validation.fraction("share", share)
+    validation.function("some", some)
+    validation.function("others", others)
     return partial(_mix, share, taking_request(some), taking_request(others))
 
 
@@ -269,14 +355,14 @@ def _mix(
 def fails(latency: Latency) -> Behaviour:
     """Takes the request, and resets the connection after that time: it may have been carried
     out."""
-    checks.function("latency", latency)
+    validation.function("latency", latency)
     return partial(_break, latency, 0.0)
 
 
 def breaks(latency: Latency, body: float) -> Behaviour:
     """Answers 200, and resets the connection in the middle of the body, `body` seconds later."""
-    checks.function("latency", latency)
-    checks.seconds("body", body)
+    validation.function("latency", latency)
+    validation.seconds("body", body)
     return partial(_break, latency, body)
 
 
@@ -286,7 +372,7 @@ def _break(latency: Latency, body: float, _: float, in_flight: int, rng: random.
 
 def refuses(seconds: float = 0.0) -> Behaviour:
     """Refuses connections after that time: nothing is sent."""
-    checks.number("seconds", seconds)
+    validation.number("seconds", seconds)
     return lambda *_: Reply(seconds, error=ConnectionRefusedError())
 
 
@@ -300,9 +386,9 @@ def phases(*steps: tuple[float, Behaviour]) -> Behaviour:
 
     Raises ValueError for steps that are not in order, TypeError for what is no behaviour.
     """
-    times = [checks.number("phases (seconds)", time) for time, _ in steps]
+    times = [validation.number("phases (seconds)", time) for time, _ in steps]
     for _, behaviour in steps:
-        checks.function("phases (behaviour)", behaviour)
+        validation.function("phases (behaviour)", behaviour)
     if not steps or times[0] != 0 or times != sorted(times):
         raise ValueError("phases must be (seconds, behaviour) in order, the first from 0 on")
     return partial(_by_time, times, [taking_request(behaviour) for _, behaviour in steps])

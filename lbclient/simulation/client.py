@@ -7,22 +7,19 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from lbclient._internal.signals import Pause
 from lbclient.balancer import Balancer
-from lbclient.call import Attempt, Call
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call, Terms
 from lbclient.endpoint import Endpoint
 from lbclient.errors import LoadBalancingError
-from lbclient.simulation.invariants import Invariants
-from lbclient.simulation.journal import Journal
-from lbclient.simulation.reply import Reply
-from lbclient.simulation.report import Outcome
-from lbclient.simulation.request import SimulatedRequest
+from lbclient.simulation.behaviour import Reply, SimulatedRequest
+from lbclient.simulation.driver import carry_out
+from lbclient.simulation.invariants import Invariants, Trail
+from lbclient.simulation.report import Journal, Outcome
 from lbclient.simulation.server import Host
-from lbclient.simulation.shell import carry_out
-from lbclient.simulation.trail import Trail
 from lbclient.simulation.world import Process, World
 from lbclient.telemetry import Semantics
-from lbclient.terms import Terms
-from lbclient.waiting import Pause
 
 __all__ = ["Client"]
 

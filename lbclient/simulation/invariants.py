@@ -1,23 +1,28 @@
-"""What must hold at every step of every run, whatever happens."""
+"""What must hold at every step of every run, whatever happens.
+
+Who may be picked is worked out anew from what each instance is at one moment: the pool keeps
+account of that from change to change, here nothing is kept, so both can be compared.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
-from lbclient.breaker import Breaker, Permit
-from lbclient.call import Attempt
-from lbclient.core import Core
+from lbclient._internal.signals import Signal
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call
+from lbclient.core.engine import Core
+from lbclient.core.pool import Pool
 from lbclient.endpoint import Endpoint
-from lbclient.rules import Limits
-from lbclient.simulation.oracle import Moment
-from lbclient.simulation.picks import of_call, of_pick
-from lbclient.simulation.reply import Reply
-from lbclient.simulation.trail import Trail
-from lbclient.waiting import Signal
+from lbclient.endpoint.breaker import Breaker, Permit
+from lbclient.endpoint.endpoint import Standing
+from lbclient.resilience.concurrency_limit import Limits
+from lbclient.simulation.behaviour import Reply
 
-__all__ = ["Invariants"]
+__all__ = ["Invariants", "Trail"]
 
 _SLACK = 1e-6
 _PROBE = 30.0
@@ -27,6 +32,180 @@ _FIRST = 8
 _Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
 """A budget forgets by slices, up to a tenth of its window early."""
+
+
+class Trail:
+    """Kept by the simulator, which trusts no count of the call's own.
+
+    `patience` is how many seconds the call waits for a place if it has no deadline.
+    """
+
+    __slots__ = ("_held", "_patience", "attempts", "call", "lost", "unsure")
+
+    def __init__(self, call: Call[Reply], patience: float = math.inf) -> None:
+        self.call = call
+        self._patience = patience
+        self.attempts: list[Attempt[Reply]] = []
+        """All that were sent, in order; who is `open` counts as in flight."""
+        self.unsure = False
+        """True once one may have been carried out."""
+        self.lost = False
+        """True once one waits for what never comes."""
+        self._held: list[tuple[Reply, Attempt[Reply]]] = []
+
+    @property
+    def tried(self) -> list[Endpoint]:
+        """Whom they were sent to."""
+        return [one.endpoint for one in self.attempts]
+
+    @property
+    def unsent(self) -> bool:
+        """True if the call's own last attempt, which was no hedge, was never sent."""
+        last = self._own_last()
+        return last is not None and isinstance(last.error, ConnectionRefusedError)
+
+    def may_settle_at(self) -> float:
+        """When a retry may ask an instance again at the earliest, though one that it has not tried
+        is only full: it waits as long as any call waits for a place."""
+        last, deadline = self._own_last(), self.call.deadline
+        ended = 0.0 if last is None else last.started + last.elapsed
+        until = ended + self._patience if deadline is None else (ended + deadline) / 2
+        return until - _SLACK
+
+    def comes(self, reply: Reply, left: float) -> None:
+        """What an attempt with so many seconds left will come to."""
+        self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
+        self.lost |= reply.seconds == left == math.inf
+
+    def hold(self, attempt: Attempt[Reply], reply: Reply) -> Reply:
+        """Its headers have come, its body has not. Returns a reply that stands for no other."""
+        attempt.hold()
+        own = dataclasses.replace(reply)
+        self._held.append((own, attempt))
+        return own
+
+    def holder(self, reply: Reply) -> Attempt[Reply] | None:
+        """The attempt whose body is still to be read."""
+        return next((attempt for own, attempt in self._held if own is reply), None)
+
+    def close(self, reply: Reply) -> None:
+        """Its body is read, or nobody wants it."""
+        if (attempt := self.holder(reply)) is not None:
+            attempt.finish()
+
+    def _own_last(self) -> Attempt[Reply] | None:
+        own = (one for one in reversed(self.attempts) if one.reason != "hedge")
+        return next(own, None)
+
+    def close_all(self) -> None:
+        """Whatever became of the call, no body stays open."""
+        for _, attempt in self._held:
+            attempt.finish()
+
+
+class Moment:
+    """The admissible endpoints of each tier in `open`, best tier first; `serving` is the tier that
+    serves, empty if none does. `panic` is the breaker's `panic_threshold`."""
+
+    __slots__ = ("_blind", "_limits", "_now", "open", "serving")
+
+    def __init__(self, pool: Pool, limits: Limits, panic: float, now: float) -> None:
+        self._limits = limits
+        self._now = now
+        self._blind = not any(one.healthy for one in pool.endpoints)
+        tiers = _tiers(pool.endpoints)
+        self.open = [[one for one in tier if self.standing(one) == "serving"] for tier in tiers]
+        place = next((place for place, tier in enumerate(self.open) if tier), 0)
+        if tiers and len(self.open[place]) < panic * len(tiers[place]):
+            self.open[place] = [one for one in tiers[place] if self.standing(one) != "ejected"]
+        self.serving: Sequence[Endpoint] = next((tier for tier in self.open if tier), ())
+
+    def standing(self, one: Endpoint) -> Standing:
+        """What it is, active checks disregarded where they call everybody down."""
+        return one.standing(self._now, blind=self._blind)
+
+    def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
+        """Those of a tier that are below their limit, but for some."""
+        limits, now = self._limits, self._now
+        ready = [one for one in tier if one not in but and one.paused_until <= now]
+        return [one for one in ready if not (limits.each and limits.full(one))]
+
+    def crowded(self, one: Endpoint) -> bool:
+        """True for one with more in flight than its limit allows."""
+        fixed, rule = self._limits.fixed, self._limits.adaptive
+        if fixed is not None and one.in_flight > fixed:
+            return True
+        return rule is not None and rule.full(one.limit, one.in_flight - 1)
+
+
+def _tiers(endpoints: Iterable[Endpoint]) -> list[list[Endpoint]]:
+    tiers: dict[int, list[Endpoint]] = {}
+    for one in endpoints:
+        tiers.setdefault(one.instance.priority, []).append(one)
+    return [tiers[priority] for priority in sorted(tiers)]
+
+
+def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
+    """Whether it goes to one whom the rules allow. Its place is taken already."""
+    one, reason, tried = attempt.endpoint, attempt.reason, trail.tried
+    if one.gone:
+        yield "it has left"
+    elif reason == "probe":
+        yield from _of_probe(moment, one, tried)
+    elif reason == "resting":
+        if moment.serving or moment.standing(one) != "resting":
+            yield f"it is {moment.standing(one)}, {moment.serving} serve"
+    elif reason == "hedge":
+        if one not in moment.serving or one in tried:
+            yield f"tried are {tried}, {moment.serving} serve"
+    elif tried:
+        yield from _of_retry(moment, one, trail, now)
+    elif one not in moment.serving:
+        yield f"it is {moment.standing(one)}, {moment.serving} serve"
+    if moment.crowded(one):
+        yield f"it is beyond its limit: {one.in_flight} in flight, learned limit {one.limit}"
+
+
+def _of_probe(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[str]:
+    """A broken one of the tier that serves, or of a better one, that the call has not tried."""
+    if one.breaker.state != "half-open" or one in tried:
+        yield f"its breaker is {one.breaker.state}, tried are {tried}"
+    if moment.serving and one.instance.priority > moment.serving[0].instance.priority:
+        yield f"{moment.serving} serve, of a better tier"
+
+
+def _of_retry(moment: Moment, one: Endpoint, trail: Trail, now: float) -> Iterator[str]:
+    """An untried one of the best tier that has any with room. No tried one before the call has
+    waited for the untried ones that are full; one that is paused has refused calls, too."""
+    tried = trail.tried
+    for tier in moment.open:
+        if one in tier and one not in tried:
+            return
+        if untried := moment.roomy(tier, tried):
+            yield f"tried are {tried}; {untried} have room"
+            return
+    if one not in moment.serving:
+        yield f"tried are {tried}, {moment.serving} serve"
+    waited = [it for tier in moment.open for it in tier if it.paused_until <= now]
+    full = [it for it in waited if it not in tried]
+    if full and now < (until := trail.may_settle_at()):
+        yield f"tried are {tried}; {full} are only full, and {until - now:g} s are left to wait"
+
+
+def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
+    """Whether its call may send it."""
+    call, before = trail.call, trail.attempts
+    if attempt.expiry is not None and attempt.expiry.at < now:
+        yield f"it begins {now - attempt.expiry.at:g} s past its time"
+    if any(one.open and one.endpoint is attempt.endpoint for one in before):
+        yield "the same call is under way there already"
+    if before and trail.unsure and not call.idempotent:
+        yield "a call that may not be repeated may have been carried out before"
+    hedges = sum(one.reason == "hedge" for one in (*before, attempt))
+    if hedges > 1 or (hedges and not call.idempotent):
+        yield f"hedges: {hedges}, idempotent: {call.idempotent}"
+    if len(before) + 1 - hedges > call.core.retries.policy.attempts:
+        yield f"it is attempt {len(before) + 1 - hedges}"
 
 
 class Invariants:

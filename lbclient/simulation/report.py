@@ -1,16 +1,17 @@
-"""What came of a simulated run."""
+"""What came of a simulated run, and what is written down while it goes on."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lbclient import checks
+from lbclient._internal import validation
 
-__all__ = ["Outcome", "Report", "Slice"]
+__all__ = ["Journal", "Outcome", "Report", "Slice"]
 
 _SHOWN = (50, 90, 99, 99.9)
 _ROUNDING = 1e-9
@@ -78,7 +79,7 @@ class Report:
 
         Raises ValueError for any other percentage.
         """
-        if checks.number("percent", percent) > 100:
+        if validation.number("percent", percent) > 100:
             raise ValueError(f"percent must be from 0 to 100, not {percent!r}")
         return _percentile(sorted(one.elapsed for one in self.outcomes), percent)
 
@@ -111,7 +112,7 @@ class Report:
 
     def over_time(self, seconds: float) -> list[Slice]:
         """Slice by slice, each so many seconds long. Raises ValueError for no such time."""
-        checks.seconds("seconds", seconds)
+        validation.seconds("seconds", seconds)
         requests: dict[int, list[Outcome]] = {}
         for one in self.outcomes:
             requests.setdefault(_place(one.arrived, seconds), []).append(one)
@@ -162,3 +163,34 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
         return math.nan
     rank = math.ceil(percent * len(ordered) / 100 - _ROUNDING)
     return ordered[max(0, rank - 1)]
+
+
+class Journal:
+    """Of one run: every attempt and every outcome, in order, and a hash of them."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        """Requests that are under way."""
+        self.outcomes: list[Outcome] = []
+        self.sent: list[tuple[float, str]] = []
+        self._trace = hashlib.blake2b(digest_size=16)
+
+    @property
+    def trace(self) -> str:
+        """The same for the same decisions, on every machine."""
+        return self._trace.hexdigest()
+
+    def began(self) -> None:
+        """A request arrives."""
+        self.waiting += 1
+
+    def sending(self, now: float, client: int, server: str, reason: str) -> None:
+        """An attempt goes out."""
+        self.sent.append((now, server))
+        self._trace.update(repr((now, client, server, reason)).encode())
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request is over."""
+        self.waiting -= 1
+        self.outcomes.append(outcome)
+        self._trace.update(repr((outcome.client, *outcome[:-1])).encode())

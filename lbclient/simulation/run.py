@@ -1,34 +1,83 @@
-"""Many clients, many servers, one clock: a run is a pure function of its seed."""
+"""Many clients, many servers, one clock: a run is a pure function of its seed.
+
+Discovery and health checks take part: the rounds of a job, each at its virtual time.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
-from lbclient import checks
+from lbclient._internal import validation
 from lbclient.balancer import Balancer
-from lbclient.call import Call
+from lbclient.balancer.health_monitor import Crew, in_turn
+from lbclient.balancer.options import BalancerOptions
+from lbclient.core.call import Call, Terms, caller_of
 from lbclient.discovery import Service
-from lbclient.instance import Answer
-from lbclient.retry import RetryPolicy
-from lbclient.rules import Limits
+from lbclient.discovery.scheduler import Job
+from lbclient.endpoint.classifier import Judge
+from lbclient.endpoint.instance import Answer
+from lbclient.resilience.concurrency_limit import Limits
+from lbclient.resilience.retry import RetryPolicy
+from lbclient.simulation.behaviour import SimulatedRequest, judge_of
 from lbclient.simulation.client import Client
 from lbclient.simulation.invariants import Invariants
-from lbclient.simulation.journal import Journal
-from lbclient.simulation.reply import judge_of
-from lbclient.simulation.report import Outcome, Report
-from lbclient.simulation.request import SimulatedRequest
-from lbclient.simulation.rounds import simulated
+from lbclient.simulation.report import Journal, Outcome, Report
 from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy import Strategy
 from lbclient.telemetry import Semantics
-from lbclient.terms import Terms, caller_of
 
-__all__ = ["simulate"]
+__all__ = ["Rounds", "simulate", "simulated"]
+
+
+class Rounds:
+    """Runs what the refresher's threads run elsewhere. No round takes virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self.generation = object()
+        self._world = world
+
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        job.turn += 1
+        turn = job.turn
+        if not job.stopped:
+            self._world.at(job.next_at, lambda: self._round(job, turn), background=True)
+
+    def _round(self, job: Job, turn: int) -> None:
+        if job.turn == turn and job.claim():
+            job.run()
+            self.schedule(job)
+
+
+def simulated(
+    world: World,
+    service: Service,
+    *,
+    judge: Judge | None = None,
+    **options: Unpack[BalancerOptions],
+) -> Balancer:
+    """A balancer whose clock and discovery are the world's."""
+
+    class Simulated(Balancer):
+        _scheduler = Rounds(world)
+
+        def _crew(self) -> Crew:
+            return in_turn
+
+        def told(self) -> Balancer:
+            """No response is dropped here unclosed, so nothing need be looked for. What happens to
+            simulated instances is no warning to anybody; it is in the report."""
+            self._core.look_again = math.inf
+            self._core.news.least = logging.ERROR
+            return self
+
+    return Simulated(service, judge=judge, clock=world.clock, **options).told()  # type: ignore[misc]  # one clock only
 
 
 def simulate(
@@ -50,9 +99,9 @@ def simulate(
     if not isinstance(scenario, Scenario):
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
     if not isinstance(strategy, str):
-        checks.function("strategy, which is a name or makes one for each client,", strategy)
+        validation.function("strategy, which is a name or makes one for each client,", strategy)
     if fair_by is not None:
-        checks.function("fair_by", fair_by)
+        validation.function("fair_by", fair_by)
     return _Run(scenario, seed, strategy, fair_by, options, checked=checked).report()
 
 

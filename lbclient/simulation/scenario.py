@@ -1,16 +1,144 @@
-"""What happens to whom."""
+"""What happens to whom, and how requests come: at a rate, or from workers that wait."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from lbclient import checks
-from lbclient.simulation.load import Load
+from lbclient._internal import validation
+from lbclient._internal.signals import Pause
+from lbclient.simulation.behaviour import SimulatedRequest
 from lbclient.simulation.server import Server
+from lbclient.simulation.world import Process, World
 
-__all__ = ["Scenario"]
+__all__ = ["Closed", "Load", "Open", "Scenario"]
+
+Request = Callable[..., Process[object]]
+"""`request(client)` makes the process of one request of the client with that number (from 0);
+`request(client, SimulatedRequest(...))` says what is asked for."""
+
+Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
+"""What the requests of a load ask for: all the same, or a function of the request's number in the
+load, from 0. None: `SimulatedRequest()`."""
+
+
+@runtime_checkable
+class Load(Protocol):
+    """What makes the requests of a scenario: `Open`, `Closed`, or an object of your own."""
+
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> Sequence[Sequence[object]]:
+        """Have the requests come, each as `world.spawn(request(client))` or as part of a process.
+
+        Returns a list for each part of the load, such as `World.spawn` does: it is empty until that
+        part is over. `rng` is the load's own.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """`rate` requests a second for so many `seconds`, whether or not others were answered.
+
+    Evenly spaced, or at random (`poisson`); by turns from each client. `request` says what is asked
+    for: a `SimulatedRequest`, or a function of the request's number (from 0) that makes one.
+    """
+
+    rate: float
+    seconds: float
+    poisson: bool = False
+    request: Asked = None
+
+    def __post_init__(self) -> None:
+        _check(self.request)
+        validation.number("rate (requests per second)", self.rate, above=True)
+        validation.seconds("seconds", self.seconds)
+
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> list[list[None]]:
+        """Have the requests come. Each list is empty until its part of the load is over."""
+        return [world.spawn(self._arrive(world, clients, request, rng))]
+
+    def _arrive(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> Process[None]:
+        for number, time in enumerate(self._times(rng)):
+            if time > world.clock():
+                yield Pause(time - world.clock())
+            world.spawn(_made(request, number % clients, self.request, number))
+        yield Pause(0.0)  # the last has begun, too
+
+    def _times(self, rng: random.Random) -> Iterator[float]:
+        """When each arrives."""
+        if not self.poisson:
+            yield from (n / self.rate for n in range(round(self.rate * self.seconds)))
+            return
+        time = 0.0
+        while (time := time + rng.expovariate(self.rate)) < self.seconds:
+            yield time
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """`workers` of each client, each with one request at a time, `think` seconds apart, for so many
+    `seconds`. `request` says what is asked for, as in `Open`."""
+
+    workers: int
+    seconds: float
+    think: float = 0.0
+    request: Asked = None
+
+    def __post_init__(self) -> None:
+        _check(self.request)
+        validation.count("workers", self.workers)
+        validation.seconds("seconds", self.seconds)
+        validation.number("think (seconds)", self.think)
+
+    def start(
+        self, world: World, clients: int, request: Request, rng: random.Random
+    ) -> list[list[None]]:
+        """Have the workers begin, at random within their first pause."""
+        numbers = itertools.count()
+        return [
+            world.spawn(self._work(world, request, client, rng.random() * self.think, numbers))
+            for client in range(clients)
+            for _ in range(self.workers)
+        ]
+
+    def _work(
+        self, world: World, request: Request, client: int, first: float, numbers: Iterator[int]
+    ) -> Process[None]:
+        if first:
+            yield Pause(first)
+        while world.clock() < self.seconds:
+            before = world.clock()
+            yield from _made(request, client, self.request, next(numbers))
+            if pause := max(self.think, 0.0 if world.clock() > before else _LEAST):
+                yield Pause(pause)
+
+
+_LEAST = 0.001
+"""A worker that is refused at once takes a breath: else the world would stand still."""
+
+
+def _check(asked: object) -> None:
+    if asked is not None and not isinstance(asked, SimulatedRequest):
+        validation.function("request, which is SimulatedRequest(...) or makes one,", asked)
+
+
+def _made(request: Request, client: int, asked: Asked, number: int) -> Process[object]:
+    if asked is None:
+        return request(client)
+    one = asked if isinstance(asked, SimulatedRequest) else asked(number)
+    if not isinstance(one, SimulatedRequest):
+        raise TypeError(f"request({number}) of the load must be SimulatedRequest(...), not {one!r}")
+    return request(client, one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +167,7 @@ class Scenario:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        servers = checks.several("servers", self.servers, "Server(...)")
+        servers = validation.several("servers", self.servers, "Server(...)")
         if not all(isinstance(one, Server) for one in servers):
             raise TypeError(f"servers must be Server(...) each, not {self.servers!r}")
         if not servers or len({one.name for one in self.servers}) < len(servers):
@@ -49,15 +177,15 @@ class Scenario:
                 "load must be Open(...), Closed(...), an object with their method start, "
                 f"or a list of these, not {self.load!r}"
             )
-        checks.count("clients", self.clients)
+        validation.count("clients", self.clients)
         if not isinstance(self.idempotent, bool):
             raise TypeError(f"idempotent must be True or False, not {self.idempotent!r}")
         if self.until != math.inf:
-            checks.seconds("until", self.until)
-        checks.number("patience (seconds)", self.patience)
-        checks.seconds("ttl", self.ttl)
+            validation.seconds("until", self.until)
+        validation.number("patience (seconds)", self.patience)
+        validation.seconds("ttl", self.ttl)
         if self.timeout is not None:
-            checks.seconds("timeout", self.timeout)
+            validation.seconds("timeout", self.timeout)
 
     @property
     def loads(self) -> Sequence[Load]:

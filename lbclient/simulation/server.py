@@ -8,14 +8,19 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from lbclient import checks
-from lbclient.instance import Instance
-from lbclient.simulation.behaviour import Asked, Behaviour, taking_request
-from lbclient.simulation.reply import Reply, status_of
-from lbclient.simulation.request import SimulatedRequest
+from lbclient._internal import validation
+from lbclient.endpoint.instance import Instance
+from lbclient.simulation.behaviour import (
+    Asked,
+    Behaviour,
+    Reply,
+    SimulatedRequest,
+    status_of,
+    taking_request,
+)
 from lbclient.simulation.world import World
-from lbclient.strategy.load import LoadReport
-from lbclient.strategy.memory import Levels
+from lbclient.strategy.outcome_history import Levels
+from lbclient.strategy.protocol import LoadReport
 
 __all__ = ["Host", "Server"]
 
@@ -48,11 +53,11 @@ class Server:
     reports: bool = False
 
     def __post_init__(self) -> None:
-        checks.host("name", self.name)
-        checks.function("behaviour", self.behaviour)
-        checks.number("joins (seconds)", self.joins)
+        validation.host("name", self.name)
+        validation.function("behaviour", self.behaviour)
+        validation.number("joins (seconds)", self.joins)
         if self.leaves != math.inf:
-            checks.number("leaves (seconds)", self.leaves, least=self.joins, above=True)
+            validation.number("leaves (seconds)", self.leaves, least=self.joins, above=True)
         if not isinstance(self.reports, bool):
             raise TypeError(f"reports must be True or False, not {self.reports!r}")
         _ = self.instance
@@ -143,7 +148,7 @@ def _check(server: str, reply: object) -> None:
     if reply.error is not None and not isinstance(reply.error, OSError):
         raise TypeError(f"{whose} {reply!r}: error must be an OSError or None")
     if reply.seconds != math.inf:
-        checks.number(f"{whose} {reply!r}: seconds", reply.seconds)
-    checks.number(f"{whose} {reply!r}: rest (seconds)", reply.rest)
-    checks.number(f"{whose} {reply!r}: body (seconds)", reply.body)
+        validation.number(f"{whose} {reply!r}: seconds", reply.seconds)
+    validation.number(f"{whose} {reply!r}: rest (seconds)", reply.rest)
+    validation.number(f"{whose} {reply!r}: body (seconds)", reply.body)
     status_of(f"{whose} {reply!r}: status", reply.status)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context, copy_context
 from typing import TypeVar
 
-from lbclient.waiting import Pause
+from lbclient._internal.signals import Pause
 
 __all__ = ["Process", "World"]
 

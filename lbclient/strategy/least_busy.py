@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lbclient import checks
-from lbclient.endpoint import Endpoint, draw
+from lbclient._internal import validation
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import draw
 from lbclient.strategy.protocol import PickContext
 
 __all__ = ["LeastBusy"]
@@ -26,7 +27,7 @@ class LeastBusy:
     """
 
     def __init__(self, choices: int | None = 2) -> None:
-        self._choices = None if choices is None else checks.count("choices", choices, least=2)
+        self._choices = None if choices is None else validation.count("choices", choices, least=2)
 
     def __repr__(self) -> str:
         return f"LeastBusy(choices={self._choices})"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lbclient import checks
-from lbclient.endpoint import Endpoint, draw
-from lbclient.strategy.memory import Memory, Record
+from lbclient._internal import validation
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import draw
+from lbclient.strategy.outcome_history import Memory, Record
 from lbclient.strategy.protocol import PickContext
 
 __all__ = ["PeakEwma"]
@@ -60,8 +61,8 @@ class PeakEwma:
     """
 
     def __init__(self, decay: float = 10.0, choices: int = 2) -> None:
-        self._decay = checks.seconds("decay", decay)
-        self._choices = checks.count("choices", choices, least=2)
+        self._decay = validation.seconds("decay", decay)
+        self._choices = validation.count("choices", choices, least=2)
         self._memory = Memory(_Peak, decay)
         self._usual: float | None = None
 

@@ -1,4 +1,7 @@
-"""Prequal: keep out of what is hot, and of the rest take the quickest."""
+"""Prequal: keep out of what is hot, and of the rest take the quickest.
+
+It keeps the last few load reports, each for one pick.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from lbclient import checks
+from lbclient._internal import validation
 from lbclient.endpoint import Endpoint
-from lbclient.strategy.load import LoadReport
-from lbclient.strategy.memory import Levels, Memory, Record
-from lbclient.strategy.probe import LoadProbe
-from lbclient.strategy.protocol import PickContext
-from lbclient.strategy.reports import Reports
+from lbclient.strategy.outcome_history import Levels, Memory, Record
+from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext
 
-__all__ = ["Prequal"]
+__all__ = ["Prequal", "Reports"]
+
+_MOST = 16
 
 _READINGS = 64
 _DECAY = 10.0
@@ -22,6 +24,56 @@ _REPORT_AGE = 1.0
 _ENOUGH = 2
 _GAIN = 0.05
 _SURE = 0.95
+
+
+class _Kept:
+    """A report, when it came, and how much of that load was our own."""
+
+    __slots__ = ("_others", "at", "latency")
+
+    def __init__(self, load: LoadReport, own: int, now: float) -> None:
+        self.at = now
+        self.latency = load.latency
+        self._others = max(0.0, load.in_flight - own)
+
+    def in_flight(self, own: int) -> float:
+        """What it said, with what we have sent since, and without what of ours has ended."""
+        return self._others + own
+
+
+class Reports:
+    """At most sixteen, the newest of each instance. O(1), amortised."""
+
+    def __init__(self, age: float) -> None:
+        self._age = age
+        self._kept: dict[Endpoint, _Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, endpoint: Endpoint, load: LoadReport, now: float) -> None:
+        """It has said so; the oldest of too many is forgotten."""
+        self.drop(endpoint)
+        self._kept[endpoint] = _Kept(load, endpoint.in_flight, now)
+        if len(self._kept) > _MOST:
+            del self._kept[next(iter(self._kept))]
+
+    def of(self, endpoint: Endpoint) -> _Kept | None:
+        """What it said of late, and nobody has used yet."""
+        return self._kept.get(endpoint)
+
+    def drop(self, endpoint: Endpoint) -> None:
+        """It was used, or is out of date."""
+        self._kept.pop(endpoint, None)
+
+    def fresh(self, now: float) -> list[Endpoint]:
+        """Who has said so within `age` seconds; what is older is forgotten."""
+        while self._kept:
+            oldest = next(iter(self._kept))
+            if now - self._kept[oldest].at <= self._age:
+                break
+            del self._kept[oldest]
+        return list(self._kept)
 
 
 class _Recent(Record):
@@ -78,10 +130,10 @@ class Prequal:
         age: float = 10.0,
         probe: LoadProbe | None = None,
     ) -> None:
-        self._choices = checks.count("choices", choices, least=2)
-        self._quantile = checks.fraction("quantile", quantile)
-        self._age = checks.seconds("age", age)
-        checks.kind("probe", probe, LoadProbe)
+        self._choices = validation.count("choices", choices, least=2)
+        self._quantile = validation.fraction("quantile", quantile)
+        self._age = validation.seconds("age", age)
+        validation.kind("probe", probe, LoadProbe)
         self.probe = probe
         self._memory = Memory(_Recent, _DECAY)
         self._reports = Reports(_REPORT_AGE)

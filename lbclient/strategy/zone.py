@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from lbclient import checks
+from lbclient._internal import validation
+from lbclient._internal.fork import Forkable
 from lbclient.endpoint import Endpoint
-from lbclient.forking import Forkable
-from lbclient.strategy.choice import strategy_of
-from lbclient.strategy.load import LoadReport
-from lbclient.strategy.probe import LoadProbe
-from lbclient.strategy.protocol import Learning, LoadAware, PickContext, Probing, Strategy
+from lbclient.strategy.protocol import (
+    Learning,
+    LoadAware,
+    LoadProbe,
+    LoadReport,
+    PickContext,
+    Probing,
+    Strategy,
+)
+from lbclient.strategy.registry import strategy_of
 
 __all__ = ["Zone"]
 
@@ -97,10 +103,10 @@ class Zone:
         share: float | None = None,
     ) -> None:
         self._here = _named(here)
-        self._spill = checks.number("spill", spill, least=1.0)
+        self._spill = validation.number("spill", spill, least=1.0)
         if share is not None:
-            checks.number("share", share, above=True)
-            checks.fraction("share", share)
+            validation.number("share", share, above=True)
+            validation.fraction("share", share)
         self._share = share
         self._inner = inner
         self._local, self._remote = _Side(_made(inner)), _Side(_made(inner))

@@ -6,13 +6,13 @@ for a span that records, so that with the API alone a call pays next to nothing.
 
 from __future__ import annotations
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics as otel_metrics
+from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lbclient._version import __version__
-from lbclient.telemetry.counts import Counts, instruments
-from lbclient.telemetry.observed import Tally
+from lbclient.telemetry.metrics import Counts, Tally, instruments
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 from lbclient.telemetry.spans import ATTEMPTS, SILENT, AttemptSpan, CallSpan, Tracing, propagation
 
@@ -45,5 +45,5 @@ class Telemetry:
         label: Attributes = {"lbclient.service": service}
         self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
         """Opens the span of one call."""
-        provider = metrics.get_meter_provider() if meter_provider is None else meter_provider
+        provider = otel_metrics.get_meter_provider() if meter_provider is None else meter_provider
         self.counts = Counts(instruments(provider), label)

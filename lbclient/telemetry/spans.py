@@ -9,7 +9,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from lbclient.instance import Instance
+from lbclient.endpoint.instance import Instance
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
 __all__ = ["ATTEMPTS", "SILENT", "AttemptSpan", "CallSpan", "Tracing", "propagation"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from lbclient import Instance
-from lbclient.registration import Registration
+from lbclient.discovery.registration import Registration
 
 __all__ = ["Proxy", "Service"]
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from lbclient import BreakerPolicy, Instance
-from lbclient.pool import Pool
+from lbclient.core.pool import Pool
 
 PORTS = 60_000
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import anyio
 
-from lbclient.outcome import more_telling
+from lbclient.endpoint.classifier import more_telling
 
-from ..flavour import httpx
+from .._compat import httpx
 from ..options import WireOptions
 from ..request import Place
 from .timeouts import seconds_now

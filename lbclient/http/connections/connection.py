@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..flavour import httpx
+from .._compat import httpx
 from .addresses import Dial
 from .tls import Tls
 

@@ -14,9 +14,9 @@ from typing import cast
 
 import anyio
 
-from lbclient.deadline import STOOD_STILL
+from lbclient._internal.deadline import STOOD_STILL
 
-from ..flavour import httpx
+from .._compat import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
 from .connection import SLICE, WRITE, AsyncConnection
 from .timeouts import DeadlineTimeout, seconds_now

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..flavour import httpx
+from .._compat import httpx
 from ..shortcuts import Fields
 from .parsers import MAX_HEAD, Chunks, Head, chunks, parse, plain_head, well_formed
 

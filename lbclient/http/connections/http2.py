@@ -29,9 +29,9 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
-from lbclient import forking
+from lbclient._internal import fork
 
-from ..flavour import httpx
+from .._compat import httpx
 from .connection import Connection, InstanceLiveness, PeerLeft
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Http2:
         self._idle_frames = self._head_size = 0
         self._unseen_resets = self._resets_in_ping = 0
         self._queue()
-        forking.track(self)
+        fork.track(self)
 
     def after_fork(self) -> None:
         """In a child: some thread that is not there may hold the lock."""

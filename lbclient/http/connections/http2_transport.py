@@ -23,19 +23,19 @@ from typing import Any, Self, cast
 import anyio
 import anyio.lowlevel
 
-from lbclient.deadline import STOOD_STILL
+from lbclient._internal.deadline import STOOD_STILL
 
-from ..body import AsyncBody, mark_callers_own
-from ..flavour import httpx
+from .._compat import httpx
 from ..options import WireOptions
 from ..request import UNSTREAMED, Place, raw_headers
-from ..senders import AsyncContent
+from ..request_body import AsyncBody, mark_callers_own
 from .connection import Connection, InstanceLiveness
 from .event_loop import LoopConnection
 from .http1 import header_lines, request_line
 from .http2 import ConnectionUnavailable, Headers, Http2, Http2Exchange
 from .instance_transport import AsyncInstanceTransport, Extensions, InstanceTransport
 from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
+from .response_body import AsyncContent
 from .threads import SocketConnection
 from .timeouts import DeadlineTimeout, seconds_now
 from .tracing import AsyncTrace, Trace

@@ -14,10 +14,10 @@ from typing import Any
 
 import anyio
 
-from ..body import AsyncBody, is_callers_own
-from ..flavour import httpx
+from .._compat import httpx
 from ..options import WireOptions
 from ..request import UNSTREAMED, Place, attempt_headers, hosted, merged
+from ..request_body import AsyncBody, is_callers_own
 from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
 from .connection import AsyncConnection, Connection, ConnectionInfo

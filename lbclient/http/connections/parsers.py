@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import h11
 
-from ..flavour import httpx
+from .._compat import httpx
 
 try:
     import httptools

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from lbclient import forking
+from lbclient._internal import fork
 
 from ..options import WireOptions
 from .connection import Connection, InstanceLiveness
@@ -69,7 +69,7 @@ class KeepAlivePool(Generic[C]):
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
         self._not_before = -math.inf
         """None has idled long enough before this time: the oldest only gets younger."""
-        forking.track(self)
+        fork.track(self)
 
     def after_fork(self) -> None:
         """In a child, which may still close a response of the parent's: some thread that is not

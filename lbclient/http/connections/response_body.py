@@ -8,20 +8,28 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
-from lbclient.deadline import Expiry
+from lbclient._internal.deadline import Expiry
 
-from ..flavour import httpx
-from ..senders import AsyncContent
+from .._compat import httpx
 from .connection import AsyncConnection, Connection, ConnectionInfo
 from .http1 import Exchange
 from .pool import ConnectionLease
 from .threads import SocketConnection
 from .timeouts import DeadlineTimeout
 
-__all__ = ["AsyncResponseBody", "AsyncUpgraded", "ResponseBody", "Upgraded"]
+__all__ = ["AsyncContent", "AsyncResponseBody", "AsyncUpgraded", "ResponseBody", "Upgraded"]
 
 _DRAIN_BYTES = 16 * 1024
 _DRAIN_SECONDS = 0.05
+
+
+class AsyncContent(httpx.AsyncByteStream):
+    """The body of an answer, on a wire of ours: each of its reads ends with the attempt, and
+    nothing cuts its closing short."""
+
+    async def whole(self) -> bytes:
+        """All of it."""
+        return b"".join([chunk async for chunk in self])
 
 
 class _Body:

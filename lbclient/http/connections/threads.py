@@ -11,9 +11,9 @@ import ssl
 import time
 from collections.abc import Sequence
 
-from lbclient.outcome import more_telling
+from lbclient.endpoint.classifier import more_telling
 
-from ..flavour import httpx
+from .._compat import httpx
 from .addresses import ATTEMPT_DELAY, Address, Dial, open_socket, resolve
 from .connection import Connection
 from .timeouts import seconds_now

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Self
 
-from lbclient.deadline import Expiry
+from lbclient._internal.deadline import Expiry
 
-from ..flavour import httpx
+from .._compat import httpx
 
 __all__ = ["SHORTEST", "DeadlineTimeout", "seconds_now"]
 

@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Sequence
 
-from ..flavour import httpx
+from .._compat import httpx
 
 __all__ = ["Tls"]
 

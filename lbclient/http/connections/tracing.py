@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ..flavour import httpx
+from .._compat import httpx
 
 __all__ = ["AsyncTrace", "Trace"]
 

@@ -8,9 +8,9 @@ import socket
 
 import trio
 
-from lbclient.deadline import STOOD_STILL
+from lbclient._internal.deadline import STOOD_STILL
 
-from ..flavour import httpx
+from .._compat import httpx
 from .addresses import Address, Dial, aresolve, open_socket, race
 from .connection import SLICE, WRITE, AsyncConnection
 from .timeouts import seconds_now

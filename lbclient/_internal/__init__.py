@@ -1,0 +1,1 @@
+"""What every package may use, and users may not."""

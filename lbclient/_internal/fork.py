@@ -1,0 +1,65 @@
+"""What each process must make for itself: locks that a dead thread may hold, dice, sockets.
+
+A forked child makes them anew; what gevent replaces is made when it is first needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from weakref import WeakSet
+
+__all__ = ["Forkable", "Lazy"]
+
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """A method decorated with it becomes an attribute, whose value the first access makes.
+
+    For queues and locks that must not exist before `gevent.monkey.patch_all()` has run, which may
+    be after this package was imported. If several threads make the first access, all get the same
+    value. (`functools.cached_property` does not promise that, and makes a lock at import.)
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> T:
+        value: T = vars(instance).setdefault(self._name, self._make(instance))
+        return value
+
+
+@runtime_checkable
+class Forkable(Protocol):
+    """An object with something that a forked child must not share with its parent."""
+
+    def after_fork(self) -> None:
+        """Begin anew, in the child."""
+        ...
+
+
+logger = logging.getLogger(__name__)
+_tracked: WeakSet[Forkable] = WeakSet()
+
+
+def track(one: Forkable) -> None:
+    """Call `one.after_fork()` in every child, for as long as it lives."""
+    _tracked.add(one)
+
+
+def _after_fork() -> None:
+    for one in list(_tracked):
+        try:
+            one.after_fork()
+        except Exception:  # the others must not go on with the parent's locks
+            logger.exception("%r could not be made new in a forked child", one)
+
+
+os.register_at_fork(after_in_child=_after_fork)

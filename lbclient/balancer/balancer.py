@@ -1,0 +1,442 @@
+"""Balancer: discovery, picking, retries, breaking and tracing for any protocol.
+
+It wires the decisions together and owns the clock, the dice and the lock. `Control` is the part of
+it that makes no calls.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import ClassVar, NoReturn, Self, TypeVar
+
+from lbclient._internal import fork, validation
+from lbclient._internal.failure_log import Complaint
+from lbclient._internal.interruption import is_interruption
+from lbclient._internal.signals import Pause, Signal
+from lbclient.balancer.assembly import Means, Rules, assembled
+from lbclient.balancer.event_loops import ainvoke, arun, asleep
+from lbclient.balancer.health_monitor import Check, Crew, Monitor, Threads, plain_check
+from lbclient.balancer.lease import Lease
+from lbclient.balancer.listener import Listener, Listening
+from lbclient.balancer.load_probe import Loads
+from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
+from lbclient.balancer.threads import invoke, run, sleep
+from lbclient.core.call import NOTHING_ASKED, Call, Terms, terms
+from lbclient.core.engine import Core
+from lbclient.core.membership import Bounds
+from lbclient.core.pool import Pool
+from lbclient.discovery import DnsOptions, Family, Guard, Service, dns_by
+from lbclient.discovery.scheduler import REFRESHER, Scheduler
+from lbclient.discovery.service_url import Target, target_of
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.endpoint.classifier import FINE, Judge, Verdict
+from lbclient.endpoint.classifier import judge as network_judge
+from lbclient.endpoint.instance import Instance
+from lbclient.resilience.concurrency_limit import AdaptiveLimit, Limits
+from lbclient.resilience.health_check import HealthCheck
+from lbclient.resilience.hedging import HedgePolicy
+from lbclient.resilience.outlier_detection import OutlierPolicy
+from lbclient.resilience.retry import RetryPolicy
+from lbclient.resilience.retry_budget import Budget
+from lbclient.resilience.slow_start import SlowStart
+from lbclient.resilience.throttle import ThrottlePolicy
+from lbclient.strategy import LoadAware, Strategy, claim, release, strategy_of
+from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
+from lbclient.telemetry.outbox import News
+
+__all__ = ["Balancer"]
+
+T = TypeVar("T")
+_PLAIN = Semantics()
+
+
+class Closing(ABC):
+    """Closed at the end of the block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up what is held; more than once does no harm."""
+
+    async def aclose(self) -> None:
+        """The same as `close`, which does not block."""
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+class Control:
+    """The part of `Balancer` that makes no calls."""
+
+    target: Target
+    _core: Core
+    _strategy: Strategy
+    _dice: random.Random
+    _closed: bool
+
+    def instances(self) -> list[Instance]:
+        """The instances known now, in rotation or not."""
+        with self._core.lock:
+            return [one.instance for one in self._core.pool.endpoints]
+
+    @property
+    def pool(self) -> Pool:
+        """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
+        return self._core.pool
+
+    @property
+    def rng(self) -> random.Random:
+        """The dice."""
+        return self._dice
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic seconds, as they were handed in."""
+        return self._core.clock
+
+    def abandon(self) -> None:
+        """Calls under way lose their connections now: that is nobody's fault, and not tried again.
+        For whoever binds a protocol."""
+        self._core.abandoned = True
+
+    def refuse(self) -> None:
+        """Let no call begin, while those that are under way go on: for whoever binds a protocol,
+        and gives them some time before it closes."""
+        self._closed = True
+
+    def idle(self) -> Signal:
+        """A signal that is set once no call is under way, and nothing in flight: for whoever binds
+        a protocol."""
+        return self._core.drained()
+
+    @property
+    def budget(self) -> Budget | None:
+        """The account of retries, where there is a budget. Read it only."""
+        return self._core.retries.budget
+
+    def snapshot(self) -> ServiceSnapshot:
+        """What is known now."""
+        return snapshot_of(self._core)
+
+    def refresh(self) -> None:
+        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
+        stays in use)."""
+        for pause in self._asked():
+            sleep(pause)
+
+    async def arefresh(self) -> None:
+        """The same, without blocking the event loop."""
+        for pause in self._asked():
+            await asleep(pause)
+
+    def loads(self) -> Loads | None:
+        """Whom to tell what instances say of their load: for whoever binds a protocol. None where
+        the strategy heeds no reports, and nobody need look for any."""
+        strategy = self._strategy
+        return Loads(strategy, self._core) if isinstance(strategy, LoadAware) else None
+
+    def examine(self, policy: HealthCheck, check: Check) -> None:
+        """Have `check` made of every instance, from the first call on: for whoever binds a
+        protocol."""
+        core = self._core
+        core.membership.companion = Monitor(
+            policy,
+            check,
+            endpoints=lambda: core.pool.endpoints,
+            report=core.checked,
+            clock=core.clock,
+            rng=core.rng,
+            crew=self._crew(),
+        )
+
+    def eject(self, instance: Instance, seconds: float) -> None:
+        """Have no call go to `instance` for so many seconds; what is under way goes on.
+
+        Raises ValueError for an instance that is not known, or no such time.
+        """
+        validation.number("seconds", seconds, above=True)
+        with self._core.lock:
+            self._core.rotation.eject(self._known(instance), seconds, "hand")
+        self._core.news.publish()
+
+    def admit(self, instance: Instance) -> None:
+        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
+        rest that it asked for, a failed health check (until the checks change their mind).
+
+        Raises ValueError for an instance that is not known.
+        """
+        with self._core.lock:
+            self._core.rotation.admit(self._known(instance))
+        self._core.news.publish()
+
+    def _crew(self) -> Crew:
+        """Who makes the checks."""
+        return Threads()
+
+    def _known(self, instance: Instance) -> Endpoint:
+        if not isinstance(instance, Instance):
+            raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
+        if (endpoint := self._core.pool.find(instance)) is None:
+            raise ValueError(f"{self.target.name} has no instance {instance}")
+        return endpoint
+
+    def _refuse(self) -> NoReturn:
+        raise RuntimeError(f"the balancer of {self.target.name} is closed")
+
+    def _asked(self) -> Iterable[Pause]:
+        if self._closed:
+            self._refuse()
+        return self._core.membership.round()
+
+
+def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> Judge:
+    """Return a judge that does not raise: where `judge` fails, or returns something other than a
+    `Verdict`, the outcome is neutral.
+
+    A judge of this package raises nothing of its own: what comes out of it is let through.
+    """
+    if str(getattr(judge, "__module__", "")).startswith("lbclient."):
+        return judge
+
+    def verdict(outcome: object) -> Verdict:
+        try:
+            found: object = judge(outcome)
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            complaint.failed(clock(), error)
+            return FINE
+        if not isinstance(found, Verdict):
+            kind = type(found).__name__
+            complaint.failed(clock(), detail=f"it returned {kind}, not lbclient.Verdict")
+            return FINE
+        if complaint.failing:
+            complaint.recovered()
+        return found
+
+    return verdict
+
+
+class Balancer(Control, Closing):
+    """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
+
+    - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
+      URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
+      `FirstOf(...)` or `Union(...)`.
+    - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`,
+      `"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.
+    - `retry`: when to try again; None is one attempt.
+    - `breaker`: when an instance leaves the rotation; None disables.
+    - `name`: the service's name, for a static list or a resolver that has none.
+    - `scheme`: `"http"` or `"https"`, where the service does not say.
+    - `max_in_flight`: attempts that one instance may have under way; more wait in turn.
+    - `max_in_flight_total`: the same for all instances together.
+    - `limit`: an `AdaptiveLimit` learns how much each instance can bear.
+    - `throttle`: a `ThrottlePolicy` keeps calls back while the service turns most away.
+    - `hedge`: a `HedgePolicy` sends a second attempt where the first takes long.
+    - `outliers`: an `OutlierPolicy` ejects who fails far more often than its peers.
+    - `slow_start`: `SlowStart` lets an instance that is new, or back, warm up.
+    - `health`: a `HealthCheck` asks every instance whether it is well; here one that connects
+      (`path=None`) or asks a function of yours (`check=`), over HTTP also one with a `path`.
+    - `listener`: a function that is given each `Event`, in order, on a thread of its own.
+    - `nameservers`: such as `["127.0.0.1:5353"]`, `tls://` and `https://` included; None is the
+      system's resolver configuration.
+    - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
+      loopback, link-local, multicast or a cloud's metadata service.
+    - `within`: a domain that the targets of SRV records must belong to.
+    - `family`: `"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both;
+      of both, those that this host has no route to are not used.
+    - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it;
+      for names of which DNS returns a few addresses at a time.
+    - `max_stale`: seconds for which the last good answer is used while discovery fails; or no end.
+    - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
+    - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
+    - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
+    - `clock`: monotonic seconds; `rng`: the dice, which are seeded anew in a forked child.
+    - `judge`: what a result or an exception means (`Verdict`); the default knows the operating
+      system's network errors.
+
+    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    """
+
+    _scheduler: ClassVar[Scheduler] = REFRESHER
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        strategy: str | Strategy = "weighted",
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  # a frozen value
+        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008  # a frozen value
+        name: str | None = None,
+        scheme: str = "http",
+        max_in_flight: int | None = None,
+        max_in_flight_total: int | None = None,
+        limit: AdaptiveLimit | None = None,
+        throttle: ThrottlePolicy | None = None,
+        hedge: HedgePolicy | None = None,
+        outliers: OutlierPolicy | None = None,
+        slow_start: SlowStart | None = None,
+        health: HealthCheck | None = None,
+        listener: Listener | None = None,
+        nameservers: Iterable[str] | None = None,
+        allow: Iterable[str] = (),
+        within: str | None = None,
+        family: Family = "any",
+        sticky: float | None = None,
+        max_stale: float | None = None,
+        min_refresh: float = 1.0,
+        max_instances: int | None = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        validation.kind("health", health, HealthCheck)
+        check = None if health is None else plain_check(health)
+        if health is not None and check is None:
+            raise ValueError(
+                "health: without HTTP there is no path to ask for; pass HealthCheck(path=None), "
+                "which connects, or HealthCheck(check=...)"
+            )
+        limits = Limits(max_in_flight, max_in_flight_total, limit)
+        bounds = Bounds(max_stale, min_refresh, max_instances)
+        rules = Rules(retry, breaker, limits, throttle, hedge, outliers, slow_start, bounds)
+        validation.function("judge", network_judge if judge is None else judge)
+        validation.of("rng", rng, random.Random, "random.Random()")
+        self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        means = Means(clock, self._dice, self._scheduler, tracer_provider, meter_provider)
+        self.target = target_of(
+            service,
+            name=name,
+            scheme=scheme,
+            dns=dns_by(nameservers, clock),
+            guard=Guard(allow, None if within is None else validation.host("within", within)),
+            clock=clock,
+            options=DnsOptions(family, sticky),
+            start=REFRESHER.start,
+        )
+        self._strategy = strategy_of(strategy)
+        self._listening = None if listener is None else Listening(listener)
+        news = News(None if self._listening is None else self._listening.deliver)
+        judging = f"{self.target.name}: the judge"
+        complaint = Complaint(news.add, judging, "failed; the outcome counts as neutral")
+        self._judge = guarded(judge or network_judge, clock, complaint)
+        self._core = assembled(self.target, self._strategy, rules, means, news)
+        self._closed = False
+        if health is not None and check is not None:
+            self.examine(health, check)
+        claim(self._strategy)
+        fork.track(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.target.name}>"
+
+    def call(
+        self,
+        fn: Callable[[Instance], T],
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+        caller: object = None,
+    ) -> T:
+        """Call `fn` with an instance, and again with another as the policy says.
+
+        `fn` connects to `instance.address`, which discovery has vetted, not to `instance.host`.
+
+        `idempotent`: it may be repeated though an attempt may have been carried out. `deadline`:
+        seconds for all of it; `fn` learns what is left by `lbclient.time_left()`. `caller`: what
+        names the caller, hashable; callers whose calls wait in line for a limit take turns.
+        Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
+        """
+        if not callable(fn):
+            validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
+        asked = NOTHING_ASKED
+        if idempotent is not False or not (key is deadline is caller is None):
+            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        call: Call[T] = self.begin(asked, _PLAIN)
+        return run(call, partial(invoke, fn))
+
+    async def acall(
+        self,
+        fn: Callable[[Instance], Awaitable[T]],
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+        caller: object = None,
+    ) -> T:
+        """The same for a coroutine function; an attempt is cancelled when its time is up."""
+        if not callable(fn):
+            validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
+        asked = NOTHING_ASKED
+        if idempotent is not False or not (key is deadline is caller is None):
+            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        call: Call[T] = self.begin(asked, _PLAIN)
+        if self._core.hedging is not None:
+            return await arun(call, partial(ainvoke, fn))
+        with call:
+            for step in call:  # as in `arun`, a coroutine less
+                if isinstance(step, Pause):
+                    await asleep(step)
+                else:
+                    with step:
+                        step.result = await ainvoke(fn, step)
+        return call.result()
+
+    def acquire(
+        self,
+        *,
+        idempotent: bool = False,
+        key: object = None,
+        deadline: float | None = None,
+        caller: object = None,
+    ) -> Lease:
+        """One pick for the time of a `with` or `async with` block; no retry."""
+        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        return Lease(self.begin(asked, _PLAIN))
+
+    def begin(self, asked: Terms, semantics: Semantics) -> Call[T]:
+        """A call for a shell to carry out: for whoever binds another protocol."""
+        if self._closed:
+            self._refuse()
+        return Call(self._core, self._judge, asked, semantics)
+
+    def close(self) -> None:
+        """Send nothing more, and stop discovery. It does not wait.
+
+        Attempts in flight go on to their end. Calls that wait (for a place, for discovery, before a
+        retry) end now: with their last outcome, or with BalancerClosed if there is none. Later
+        calls raise RuntimeError.
+        """
+        self._closed = True
+        self._core.end()
+        self._core.stop()
+        if self._listening is not None:
+            self._listening.stop()
+        release(self._strategy)
+
+    def after_fork(self) -> None:
+        """In a child: new locks, and other dice than the parent's, also if they are a caller's: as
+        Python does with those of its module `random`."""
+        try:
+            self._dice.seed()
+        finally:
+            self._core.after_fork(threading.RLock())

@@ -1,0 +1,306 @@
+"""Active health checks: when each instance is checked, by whom, and who is told when one turns.
+
+The checks here know no HTTP: a TCP connection, and a caller's own function. The checks of one round
+are made on threads side by side, or, in virtual time, one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import random
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextvars import Context
+from typing import Protocol, TypeVar
+
+from lbclient._internal import deadline
+from lbclient._internal.deadline import Expiry
+from lbclient.discovery import text_of
+from lbclient.discovery.subscription import jittered
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import Breaker
+from lbclient.endpoint.classifier import lacked_port, local_origin
+from lbclient.endpoint.instance import Instance
+from lbclient.errors import LoadBalancingError
+from lbclient.resilience.health_check import HealthCheck, Pulse
+
+__all__ = [
+    "Check",
+    "CheckFailed",
+    "Crew",
+    "Monitor",
+    "Threads",
+    "in_turn",
+    "outcome",
+    "plain_check",
+]
+
+_LEAST = 0.001
+"""A timeout of 0 would mean a socket that never waits."""
+
+Check = Callable[[Endpoint, Expiry], None]
+"""Checks one instance by the time given; it may block, and raises whatever speaks against it."""
+
+_AT_ONCE = 32
+
+S = TypeVar("S")
+Results = Generator[tuple[S, Exception | None], None, None]
+
+
+class CheckFailed(LoadBalancingError):
+    """The instance answered, and not as it should, or did not in time. Its text says what came."""
+
+
+def plain_check(policy: HealthCheck) -> Check | None:
+    """The check that `policy` asks for; None where that speaks HTTP."""
+    if policy.check is not None:
+        return _asked(policy.check)
+    return connects if policy.path is None else None
+
+
+def connects(endpoint: Endpoint, expiry: Expiry) -> None:
+    """Connect to one of its addresses, as calls do. Raises OSError."""
+    instance = endpoint.instance
+    hosts = instance.addresses or (instance.host,)
+    failure = OSError("no address")
+    for place, host in enumerate(hosts):
+        share = expiry.left() / (len(hosts) - place)
+        try:
+            socket.create_connection((host, instance.port), max(_LEAST, share)).close()
+        except OSError as error:
+            failure = error
+        else:
+            return
+    raise failure
+
+
+def _asked(function: Callable[[Instance], bool]) -> Check:
+    def check(endpoint: Endpoint, _: Expiry) -> None:
+        if (said := function(endpoint.instance)) is not True:
+            shown = "False" if said is False else f"{type(said).__name__}, not True"
+            raise CheckFailed(f"check returned {shown}")
+
+    return check
+
+
+class Crew(Protocol):
+    """Checks subjects, and yields each with what speaks against it as soon as that is known."""
+
+    def __call__(
+        self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
+    ) -> Results[S]:
+        """`seconds` are for each check. A subject that could not be checked is left out."""
+        ...
+
+
+def in_turn(
+    check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
+) -> Results[S]:
+    """One after another on the calling thread: for virtual time, where a check takes none."""
+    for subject in subjects:
+        yield subject, outcome(check, subject, Expiry(seconds, _still))
+
+
+class Threads:
+    """Some at a time, each on a daemon thread of its own, so that silent ones delay nobody.
+
+    A check that outlives its time has failed. Its thread cannot be ended, and is waited for by
+    nobody; until it ends, its subject has no other and fails at once.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[object, threading.Thread] = {}
+
+    def __call__(
+        self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
+    ) -> Results[S]:
+        """Yields by the order in which they end."""
+        self._threads = {one: its for one, its in self._threads.items() if its.is_alive()}
+        stuck = set(self._threads)
+        done: queue.SimpleQueue[tuple[S, Exception | None]] = queue.SimpleQueue()
+        waiting, under_way = deque(subjects), dict[S, Expiry]()
+        while waiting or under_way:
+            if not waiting or len(under_way) == _AT_ONCE:
+                yield _next(done, under_way, seconds)
+            elif (subject := waiting.popleft()) in stuck:
+                yield subject, CheckFailed("the check before has still not ended")
+            else:
+                expiry = Expiry(time.monotonic() + seconds, time.monotonic)
+                try:
+                    self._begin(check, subject, expiry, done)
+                except RuntimeError:  # no more threads to be had: the next round may have some
+                    waiting.clear()
+                else:
+                    under_way[subject] = expiry
+
+    def _begin(
+        self,
+        check: Callable[[S, Expiry], None],
+        subject: S,
+        expiry: Expiry,
+        done: queue.SimpleQueue[tuple[S, Exception | None]],
+    ) -> None:
+        def work() -> None:
+            done.put((subject, outcome(check, subject, expiry)))
+
+        # In a context of its own: a thread may inherit one, with the span of some call in it.
+        thread = threading.Thread(
+            target=Context().run, args=(work,), name="lbclient-check", daemon=True
+        )
+        thread.start()
+        self._threads[subject] = thread
+
+
+def _next(
+    done: queue.SimpleQueue[tuple[S, Exception | None]], under_way: dict[S, Expiry], seconds: float
+) -> tuple[S, Exception | None]:
+    """The next that ends, or whose time does: the first that began."""
+    first = next(iter(under_way))
+    while True:
+        try:
+            subject, error = done.get(timeout=under_way[first].left())
+        except queue.Empty:
+            del under_way[first]
+            return first, _late(seconds)
+        if (expiry := under_way.pop(subject, None)) is not None:
+            return subject, error if expiry.left() else _late(seconds)
+
+
+def _late(seconds: float) -> CheckFailed:
+    return CheckFailed(f"it took longer than {seconds:g} s")
+
+
+def outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> Exception | None:
+    """What speaks against it. A caller's check may raise anything, on our thread."""
+    token = deadline.enter(expiry)
+    try:
+        check(subject, expiry)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is a failed check
+        return error
+    except BaseException as error:  # noqa: BLE001  # as above: it must not end the control plane
+        return CheckFailed(f"check was ended by {type(error).__name__}")
+    finally:
+        deadline.leave(token)
+    return None
+
+
+def _still() -> float:
+    return 0.0
+
+
+class Report(Protocol):
+    """Who is told that an instance has turned, and sets `endpoint.healthy`.
+
+    `breaker` stands for the machine that was checked: where the endpoint has another one by now,
+    the report is void. `why` is what the last check said, empty where it passed.
+    """
+
+    def __call__(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
+        """Take the lock, and take note; the same report may come twice."""
+        ...
+
+
+class Monitor:
+    """Has every known instance checked, about every `policy.interval`; for the refresher.
+
+    One job for all: `endpoints` tells who is known, `check` asks one, `crew` asks many. It waits
+    for `begin`.
+    """
+
+    def __init__(
+        self,
+        policy: HealthCheck,
+        check: Check,
+        *,
+        endpoints: Callable[[], Iterable[Endpoint]],
+        report: Report,
+        clock: Callable[[], float],
+        rng: random.Random,
+        crew: Crew,
+    ) -> None:
+        self.clock = clock
+        self.turn = -1
+        """The refresher's ticket for the next round."""
+        self.next_at = math.inf
+        self.stopped = False
+        self.quick = False
+        self._policy = policy
+        self._check = check
+        self._endpoints = endpoints
+        self._report = report
+        self._rng = rng
+        self._crew = crew
+        self._round = threading.Lock()
+        self._pulses: dict[Endpoint, Pulse] = {}
+
+    @property
+    def busy(self) -> bool:
+        """True while a round is under way."""
+        return self._round.locked()
+
+    def begin(self) -> None:
+        """Have the first round in this process at a random moment, which many clients that began
+        together do not share. In a forked child the round under way died with its thread."""
+        self._round = threading.Lock()
+        self.next_at = self.clock() + self._rng.random() * self._policy.interval
+
+    def stop(self) -> None:
+        """No round follows, and of one under way no result is taken."""
+        self.stopped = True
+
+    def claim(self) -> bool:
+        """Claim the round that is due; False while it is not due, or one is under way."""
+        due = not self.stopped and self.clock() >= self.next_at
+        return due and self._round.acquire(blocking=False)
+
+    def run(self) -> None:
+        """One round, after `claim`. It may block."""
+        began = self.clock()
+        try:
+            self._check_all()
+        finally:
+            self.next_at = began + jittered(self._policy.interval, self._rng)
+            self._round.release()
+
+    def _check_all(self) -> None:
+        """An instance that cannot be reached from here fails its check, unless none can be: then
+        the network is down. Where a descriptor was lacking, say, that tells nothing of an instance.
+        """
+        self._pulses = {one: self._pulse(one) for one in tuple(self._endpoints())}
+        check = self._check
+
+        def of(pulse: Pulse, expiry: Expiry) -> None:
+            check(pulse.endpoint, expiry)
+
+        results = self._crew(of, self._pulses.values(), self._policy.timeout)
+        unreachable: list[tuple[Pulse, Exception]] = []
+        reached = False
+        with contextlib.closing(results):
+            for pulse, error in results:
+                if self.stopped:
+                    return
+                local = local_origin(error)
+                if error is None or local is None:
+                    reached = True
+                    self._count(pulse, error)
+                elif local.unreachable and not lacked_port(error, pulse.endpoint.instance):
+                    unreachable.append((pulse, error))
+        if reached and not self.stopped:
+            for pulse, error in unreachable:
+                self._count(pulse, error)
+
+    def _pulse(self, endpoint: Endpoint) -> Pulse:
+        known = self._pulses.get(endpoint)
+        return Pulse(endpoint) if known is None or known.stale else known
+
+    def _count(self, pulse: Pulse, error: Exception | None) -> None:
+        if pulse.stale:
+            return
+        if pulse.count(good=error is None, policy=self._policy):
+            why = "" if error is None else text_of(error)
+            self._report(pulse.endpoint, pulse.breaker, healthy=error is None, why=why)

@@ -1,0 +1,83 @@
+"""One pick held for the time of a block, for `with` and for `async with`."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from lbclient._internal.signals import Pause
+from lbclient.balancer.event_loops import asleep
+from lbclient.balancer.threads import sleep
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call
+from lbclient.core.engine import Owner
+from lbclient.endpoint.instance import Instance
+
+__all__ = ["Lease"]
+
+
+class Lease:
+    """What `Balancer.acquire` returns: entering picks, leaving settles. Used once.
+
+    A network error that leaves the block counts against the instance, and goes on to the caller.
+    """
+
+    __slots__ = ("__weakref__", "_attempt", "_call", "_owner", "_steps")
+
+    def __init__(self, call: Call[None]) -> None:
+        self._call = call
+        self._steps = iter(call)
+        self._attempt: Attempt[None] | None = None
+        self._owner: Owner | None = None
+
+    def __enter__(self) -> Instance:
+        self._owner = self._call.core.owned(self, self._call.abandon)
+        self._call.__enter__()
+        try:
+            while isinstance(step := next(self._steps), Pause):
+                sleep(step)
+            return self._begin(step)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
+
+    async def __aenter__(self) -> Instance:
+        self._owner = self._call.core.owned(self, self._call.abandon)
+        self._call.__enter__()
+        try:
+            while isinstance(step := next(self._steps), Pause):
+                await asleep(step)
+            return self._begin(step)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._attempt is not None:
+                self._attempt.__exit__(kind, error, traceback)
+        except BaseException:
+            self._call.__exit__(*sys.exc_info())
+            raise
+        self._call.__exit__(kind, error, traceback)
+        self._call.core.owners.discard(self._owner)
+        self._owner = None
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _begin(self, attempt: Attempt[None]) -> Instance:
+        self._attempt = attempt
+        attempt.result = None
+        attempt.__enter__()
+        return attempt.instance

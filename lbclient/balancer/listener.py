@@ -1,0 +1,118 @@
+"""A listener, isolated from the calls: it is told on a thread of its own.
+
+So a listener may be slow, may raise, and may itself make calls; nobody waits for it. Events come in
+their order. Where it is too slow for what happens, events are dropped, and counted in the log.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from logging import WARNING
+
+from lbclient._internal import fork, validation
+from lbclient._internal.failure_log import Complaint, log_now
+from lbclient._internal.fork import Lazy
+from lbclient.telemetry.events import Event
+
+__all__ = ["Listener", "Listening"]
+
+Listener = Callable[[Event], object]
+_MOST = 10_000
+
+
+class Listening:
+    """Takes events to `listener`. The thread starts with the first event, and ends with `stop`, or
+    when this object is gone. A process that ends does not wait for it.
+
+    Raises TypeError for a listener that cannot be called.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        validation.function("listener", listener)
+        self._listener = listener
+        fork.track(self)
+
+    def deliver(self, event: Event) -> None:
+        """Queue an event. It waits for nobody."""
+        box = self._box
+        if box.closed:
+            return
+        if box.queue.qsize() >= _MOST:
+            box.dropped += 1
+            return
+        box.queue.put(event)
+        if not box.started:
+            self._start(box)
+
+    def stop(self) -> None:
+        """Tell what is queued, and then no more."""
+        self._box.close()
+
+    def after_fork(self) -> None:
+        """In a child: the thread was the parent's, and so is what it had not told yet."""
+        closed = self._box.closed
+        del self._box
+        if closed:
+            self._box.close()
+
+    @Lazy
+    def _box(self) -> _Box:
+        """Made with the first event: gevent may replace the type of queue before that."""
+        box = _Box()
+        weakref.finalize(self, box.close).atexit = False
+        return box
+
+    def _start(self, box: _Box) -> None:
+        try:
+            threading.Thread(
+                target=_listen, args=(box, self._listener), name="lbclient-listener", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads to be had: the next event tries again
+            return
+        box.started = True
+
+
+class _Box:
+    """What the thread shares with those who call: it must not keep these alive."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.started = False
+        self.running = threading.Lock()
+        """Held by the one thread that tells events: several may be started at the same time."""
+        self.dropped = 0
+        self.closed = False
+
+    def close(self) -> None:
+        """The thread ends once it has told what came before."""
+        if not self.closed:
+            self.closed = True
+            self.queue.put(None)
+
+
+def _listen(box: _Box, listener: Listener) -> None:
+    if not box.running.acquire(blocking=False):
+        return
+    failing: Complaint | None = None
+    slow: Complaint | None = None
+    while (event := box.queue.get()) is not None:
+        if failing is None or slow is None:
+            told = partial(Complaint, log_now, f"{event.service}: the listener")
+            failing, slow = told("failed"), told("is too slow, so events were dropped", WARNING)
+        dropped, box.dropped = box.dropped, 0
+        if dropped:
+            slow.failed(time.monotonic(), detail=str(dropped), times=dropped)
+        elif slow.failing:
+            slow.recovered()
+        try:
+            listener(event)
+        except Exception as error:  # noqa: BLE001  # a caller's function may raise anything
+            failing.failed(time.monotonic(), error, detail=f"at {event!r}")
+        else:
+            if failing.failing:
+                failing.recovered()

@@ -1,0 +1,103 @@
+"""The arguments that every entry point shares, typed once, and those to begin with.
+
+Their meaning is told by `Balancer`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypedDict, Unpack
+
+from lbclient._internal import validation
+from lbclient.balancer.listener import Listener
+from lbclient.discovery import Family
+from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.resilience.concurrency_limit import AdaptiveLimit
+from lbclient.resilience.health_check import HealthCheck
+from lbclient.resilience.hedging import HedgePolicy
+from lbclient.resilience.outlier_detection import OutlierPolicy
+from lbclient.resilience.retry import RetryPolicy
+from lbclient.resilience.slow_start import SlowStart
+from lbclient.resilience.throttle import ThrottlePolicy
+from lbclient.strategy import Strategy
+from lbclient.telemetry import MeterProvider, TracerProvider
+
+__all__ = ["RECOMMENDED", "BalancerOptions", "recommended"]
+
+
+class BalancerOptions(TypedDict, total=False):
+    """What `Balancer` takes after the service."""
+
+    strategy: str | Strategy
+    retry: RetryPolicy | None
+    breaker: BreakerPolicy | None
+    name: str | None
+    scheme: str
+    max_in_flight: int | None
+    max_in_flight_total: int | None
+    limit: AdaptiveLimit | None
+    throttle: ThrottlePolicy | None
+    hedge: HedgePolicy | None
+    outliers: OutlierPolicy | None
+    slow_start: SlowStart | None
+    health: HealthCheck | None
+    listener: Listener | None
+    nameservers: Iterable[str] | None
+    allow: Iterable[str]
+    within: str | None
+    family: Family
+    sticky: float | None
+    max_stale: float | None
+    min_refresh: float
+    max_instances: int | None
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+    clock: Callable[[], float]
+    rng: random.Random | None
+
+
+def recommended(
+    deadline: float | None = None, **changes: Unpack[BalancerOptions]
+) -> BalancerOptions:
+    """Options for any entry point where nothing more is known of a service.
+
+        Client(service, **recommended(deadline=2.0))
+
+    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. It goes
+    into the `RetryPolicy`, also into one among the `changes` (`retry=None` is one attempt).
+    `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
+
+    They differ from the defaults where a service that is overloaded, or partly slow, is better off,
+    and cost a healthy one nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
+    burst of more than twenty calls for each instance waits a few round trips, while its limit grows
+    (another `initial=` changes that, and how an overload begins).
+
+    The defaults take instances in turn, so that shares and weights are exact and every call is sent
+    at once. These options send calls to where few are in flight, and let them wait in line for what
+    the service can bear: as long as their deadline allows, or without one for httpx's pool timeout.
+
+    Raises TypeError for a change that is no option (the error names the options), ValueError or
+    TypeError for a `deadline` that is no time above zero.
+    """
+    for name in changes:
+        if name not in BalancerOptions.__annotations__:
+            known = ", ".join(sorted(BalancerOptions.__annotations__))
+            raise TypeError(f"recommended() has no option {name!r}; its options are: {known}")
+    options: BalancerOptions = {
+        "strategy": "least-busy",
+        "limit": AdaptiveLimit(backoff=0.5, tolerance=2.0),
+        "breaker": BreakerPolicy(panic_threshold=0.5),
+        "retry": RetryPolicy(attempts=5),
+    }
+    options.update(changes)
+    if deadline is not None:
+        retry = options["retry"]
+        validation.kind("retry", retry, RetryPolicy)
+        options["retry"] = replace(retry or RetryPolicy(attempts=1), deadline=deadline)
+    return options
+
+
+RECOMMENDED: BalancerOptions = recommended()
+"""`recommended()` as a value: `Client(service, **RECOMMENDED)`."""

@@ -1,0 +1,63 @@
+"""What a balancer knows at one moment, for people and dashboards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lbclient.core.engine import Core
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import State
+from lbclient.endpoint.endpoint import Standing
+from lbclient.endpoint.instance import Instance
+
+__all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSnapshot:
+    """One instance: attempts `in_flight`, state of its `breaker`, `attempts` and `failures` (its
+    faults) so far, `latency`, a moving mean of those that it answered, in seconds (None before
+    any), and its `standing`: `"serving"`, or what keeps it out of the rotation: `"ejected"`,
+    `"unhealthy"` (by active checks), `"open"` or `"half-open"` (its breaker), `"resting"`
+    (`Retry-After`)."""
+
+    instance: Instance
+    in_flight: int
+    breaker: State
+    attempts: int
+    failures: int
+    latency: float | None
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSnapshot:
+    """One service: its name, its `instances`, `age` in seconds since the last good answer (None
+    before the first, 0 for a list that never changes), and `error`, why the last refresh failed."""
+
+    service: str
+    instances: tuple[InstanceSnapshot, ...]
+    age: float | None
+    error: Exception | None
+
+
+def snapshot_of(core: Core) -> ServiceSnapshot:
+    """All of one moment."""
+    with core.lock:
+        core.reap()
+        now = core.clock()
+        instances = tuple(_instance(one, now) for one in core.pool.endpoints)
+        age = core.watch.age(now)
+        return ServiceSnapshot(core.service, instances, age, core.watch.error)
+
+
+def _instance(one: Endpoint, now: float) -> InstanceSnapshot:
+    return InstanceSnapshot(
+        instance=one.instance,
+        in_flight=one.in_flight,
+        breaker=one.breaker.state,
+        attempts=one.attempts,
+        failures=one.failures,
+        latency=one.latency,
+        standing=one.standing(now),
+    )

@@ -1,0 +1,139 @@
+"""The demo's traffic, and what is seen of it at one moment."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+
+import lbclient
+from lbclient.balancer import Balancer
+from lbclient.balancer.snapshot import InstanceSnapshot
+
+__all__ = ["Frame", "Load", "Meter", "Row", "Tally"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Calls made, calls `failed` for good, and attempts beyond each call's first."""
+
+    calls: int = 0
+    failed: int = 0
+    retries: int = 0
+
+
+class Load:
+    """`threads` threads, each calling again as soon as its last call is over, within a `with`."""
+
+    def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
+        self.tally = Tally()
+        self.last_failure = ""
+        """What the last failed call came to."""
+        self._client = client
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._count(self._call())
+
+    def _call(self) -> httpx.Response | Exception:
+        try:
+            return self._client.get("/orders/42")
+        except Exception as error:  # noqa: BLE001  # whatever it was, the call has failed
+            return error
+
+    def _count(self, outcome: httpx.Response | Exception) -> None:
+        failed = isinstance(outcome, Exception) or outcome.is_error
+        retries = max(0, len(lbclient.call_info(outcome).attempts) - 1)
+        with self._lock:
+            old = self.tally
+            self.tally = Tally(old.calls + 1, old.failed + failed, old.retries + retries)
+            self.last_failure = repr(outcome) if failed else self.last_failure
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One instance: `share` is its part of the recent attempts, from 0 to 1."""
+
+    name: str
+    share: float
+    known: InstanceSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The demo `at` so many seconds: every known instance, the tally, and recent calls a second."""
+
+    at: float
+    rows: tuple[Row, ...]
+    tally: Tally
+    rate: float
+
+    def row(self, name: str) -> Row | None:
+        """The instance of that name, if the client knows it."""
+        return next((one for one in self.rows if one.name == name), None)
+
+    def share(self, name: str) -> float:
+        """Its part of the recent attempts; 0 while the client does not know it."""
+        row = self.row(name)
+        return 0.0 if row is None else row.share
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    at: float
+    calls: int
+    attempts: dict[str, int]
+
+
+class Meter:
+    """Reads frames from the balancer's snapshot and the load's tally.
+
+    The last `window` seconds of traffic count as recent.
+    """
+
+    def __init__(self, balancer: Balancer, load: Load, window: float) -> None:
+        self._balancer = balancer
+        self._load = load
+        self._window = window
+        self._marks: deque[_Mark] = deque()
+
+    def read(self, now: float) -> Frame:
+        """The state at `now`, in seconds since the start."""
+        known = {_name(one): one for one in self._balancer.snapshot().instances}
+        tally = self._load.tally
+        mark = _Mark(now, tally.calls, {name: one.attempts for name, one in known.items()})
+        since = self._since(mark)
+        recent = {
+            name: count - since.attempts.get(name, 0) for name, count in mark.attempts.items()
+        }
+        total = sum(recent.values()) or 1
+        rows = (Row(name, recent[name] / total, known[name]) for name in sorted(known))
+        rate = (mark.calls - since.calls) / max(mark.at - since.at, 0.1)
+        return Frame(now, tuple(rows), tally, rate)
+
+    def _since(self, mark: _Mark) -> _Mark:
+        """The mark from one window ago."""
+        self._marks.append(mark)
+        while len(self._marks) > 2 and self._marks[1].at <= mark.at - self._window:
+            self._marks.popleft()
+        return self._marks[0]
+
+
+def _name(known: InstanceSnapshot) -> str:
+    return known.instance.host.partition(".")[0]

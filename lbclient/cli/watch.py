@@ -1,0 +1,133 @@
+"""`lbclient resolve --watch`: what a client comes to know of a service, as it comes to know it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import select
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+from lbclient.cli.report import as_options, changes, count, picture
+from lbclient.discovery import Resolver, text_of
+from lbclient.discovery.subscription import Watch
+from lbclient.endpoint.instance import Answer
+from lbclient.errors import ServiceAbsent
+
+__all__ = ["Reporter", "watch"]
+
+_NOBODY = Answer(())
+
+
+def watch(name: str, resolver: Resolver) -> None:
+    """Show the service, then each change until interrupted; it returns for what never changes.
+
+    Raises BrokenPipeError as soon as nobody reads standard output any more.
+    """
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines tell it all
+    rounds = Reporter(name, resolver).watch
+    while not rounds.stopped:
+        _rest(rounds.next_at - time.monotonic())
+        if rounds.claim():
+            rounds.run()
+
+
+class Reporter:
+    """Says what each round of its `watch` brought: a `Subscriber`, as the balancer's membership is.
+
+    Until the first good answer it speaks to standard error, from then on to standard output.
+    """
+
+    def __init__(
+        self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.watch = Watch(
+            name,
+            resolver,
+            self,
+            clock=clock,
+            rng=random.Random(),  # noqa: S311  # dice, no secrets
+            lock=contextlib.nullcontext(),  # one thread
+            max_stale=None,
+        )
+        self._known: Answer | None = None
+        self._error: Exception | None = None
+        self._lines: list[str] = []
+
+    def prepared(self, answer: Answer) -> Callable[[], None]:
+        """The age is that of the answer in use until now."""
+        return partial(self._succeeded, answer, self._age(", age was"))
+
+    def vanished(self) -> None:
+        """Nobody is left."""
+        if self._known is not None:
+            self._known = _NOBODY
+
+    def lookup_failed(self) -> None:
+        """Say so, once while the reason is the same."""
+        error = self.watch.error
+        if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__  # a watch takes it for the end of the question alone
+        if self._error is None or text_of(error) != text_of(self._error):
+            what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
+            self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")
+        self._error = error
+
+    def publish(self) -> None:
+        """Print what is to be said."""
+        stream = sys.stderr if self._known is None else sys.stdout
+        for line in self._lines:
+            print(line, file=stream, flush=True)
+        self._lines.clear()
+
+    def _succeeded(self, answer: Answer, age: str) -> None:
+        before, self._known = self._known, answer
+        error, self._error = self._error, None
+        if before is None:
+            self._lines += picture(self.watch.service, answer)
+            self._begin()
+            return
+        if isinstance(error, ServiceAbsent):
+            self._say("offered again")
+        elif error is not None:
+            self._say(f"lookup works again{age}")
+        for line in changes(before, answer):
+            self._say(line)
+
+    def _begin(self) -> None:
+        self._lines.append("")
+        if self.watch.stopped:
+            self._say("nothing to watch: this never changes")
+        else:
+            self._say(f"watching, next lookup in {self._wait()}")
+
+    def _absent(self) -> str:
+        dropped = f", {count(self._known.instances, 'instance')} dropped" if self._known else ""
+        return f"service declared absent{dropped}"
+
+    def _failed(self) -> str:
+        if not self._known or not self._known.instances:
+            return "lookup failed, no instance is known"
+        instances = count(self._known.instances, "instance")
+        return f"lookup failed, {instances} still in use{self._age(', age')}"
+
+    def _age(self, words: str) -> str:
+        age = self.watch.age(self.watch.clock())
+        return "" if age is None else f"{words} {age:.0f} s"
+
+    def _wait(self) -> str:
+        return f"{self.watch.next_at - self.watch.clock():.0f} s"
+
+    def _say(self, text: str) -> None:
+        self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")
+
+
+def _rest(seconds: float) -> None:
+    """Under `| head` the pipe may close long before the next line: poll tells of that unasked."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if output.poll(max(0.0, seconds) * 1e3):
+        raise BrokenPipeError

@@ -1,0 +1,442 @@
+"""One call: its attempts, one after another, until one outcome stands.
+
+    with call:
+        for step in call:
+            if isinstance(step, Pause):
+                ...                         wait, as your world waits
+            else:
+                with step:
+                    step.result = ...       send to step.instance
+    return call.result()
+
+Threads, event loops and virtual time drive this same loop; none adds to what it decides. A second
+attempt may go beside the first: a hedge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Generic, NamedTuple, TypeVar
+
+from lbclient._internal import validation
+from lbclient._internal.deadline import Expiry
+from lbclient._internal.signals import Pause, Signal
+from lbclient.core.attempt import Attempt, Race
+from lbclient.core.call_info import AttemptInfo, CallInfo, concluded, record
+from lbclient.core.engine import Core
+from lbclient.core.hedge import Hedge
+from lbclient.core.picker import Pick
+from lbclient.core.waiting import Wait
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.classifier import FINE, NO_LOCAL_PORT, Judge, Verdict, answered, lacked_port
+from lbclient.errors import DeadlineExceeded
+from lbclient.resilience.retry import Stopped, Turn, Turns
+from lbclient.telemetry import CallSpan, Semantics
+from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
+
+__all__ = ["NOTHING_ASKED", "Call", "Terms", "caller_of", "terms"]
+
+R = TypeVar("R")
+
+
+class Terms(NamedTuple):
+    """The caller's word on one call.
+
+    - `idempotent`: it may be repeated though an attempt may have been carried out.
+    - `key`: for strategies that pick by it.
+    - `caller`: the hash of what names the caller: in line, callers take turns. None for no caller.
+    - `deadline`: seconds for the whole call; None for the policy's.
+    - `since`: when the deadline began to run, by the balancer's clock; None for now.
+    - `patience`: seconds to wait in turn where every instance is at its limit.
+    - `replayable`: whether the body can be sent once more, asked after a failure; None for always.
+    """
+
+    idempotent: bool = False
+    key: object = None
+    deadline: float | None = None
+    patience: float = 5.0
+    replayable: Callable[[], bool] | None = None
+    since: float | None = None
+    caller: int | None = None
+
+
+def caller_of(name: str, caller: object) -> int | None:
+    """What the line knows of a caller: its hash; None for no caller.
+
+    Raises TypeError, naming the argument, for what has no hash.
+    """
+    if caller is None:
+        return None
+    try:
+        return hash(caller)
+    except TypeError as error:
+        kind = type(caller).__name__  # the value may be a secret
+        raise TypeError(f"{name} must give something hashable, not {kind}") from error
+
+
+def terms(*, idempotent: bool, key: object, deadline: float | None, caller: object = None) -> Terms:
+    """Checked. Raises ValueError or TypeError, naming the argument."""
+    if not isinstance(idempotent, bool):
+        raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
+    if deadline is not None:
+        validation.seconds("deadline", deadline)
+    return Terms(idempotent, key, deadline, caller=caller_of("caller", caller))
+
+
+NOTHING_ASKED = Terms()
+
+
+class Raced(Generic[R]):
+    """What a shell asks of a call to carry out two attempts at a time."""
+
+    __slots__ = (
+        "_last",
+        "_records",
+        "_stopped",
+        "_terms",
+        "core",
+        "idempotent",
+        "race",
+        "timed",
+        "tried",
+    )
+
+    core: Core
+    idempotent: bool
+    race: Race[Attempt[R]] | None
+    timed: bool
+    tried: list[Endpoint]
+    _last: Attempt[R] | None
+    _records: list[AttemptInfo]
+    _stopped: Stopped | None
+    _terms: Terms
+
+    @property
+    def over(self) -> bool:
+        """True where another attempt has brought the outcome, or nobody wants one any more."""
+        return self.race is not None and self.race.over
+
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Where an attempt of it is under way while it looks for another. Hold the lock."""
+        return () if self.race is None else self.race.places
+
+    def hedge_after(self) -> float | None:
+        """Seconds after which a second attempt may go beside the first.
+
+        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
+        """
+        hedging = self.core.hedging
+        if hedging is None or not self.idempotent or self._terms.replayable is not None:
+            return None
+        with self.core.lock:
+            after = hedging.after()
+        if after is not None:
+            race = self.race = Race(self.core.lock)
+            self.timed = True
+            self.core.calls[self] = race.ended
+        return after
+
+    def leftover(self) -> R | None:
+        """An answer that another one has made needless, to be closed.
+
+        One that is not good stands, where there is no better.
+        """
+        last, race = self._last, self.race
+        if race is None or last is None or last is race.winner:
+            return None
+        return last.take() if last.lost or race.winner is not None else None
+
+    def _after(self, race: Race[Attempt[R]]) -> Attempt[R] | None:
+        """The attempt that is the outcome of a race; in the records it is the last.
+
+        One that still is under way stays with whoever carries it out.
+        """
+        if race.winner is not None:
+            self._stopped = None
+        outcome, race.winner = race.winner or self._last, None
+        attempts, race.attempts = race.attempts, []
+        attempts.sort(key=lambda one: one is outcome)
+        self._records = [record(one) for one in attempts]
+        if outcome is self._last:
+            self._last = None
+        return outcome if attempts else None
+
+
+class Call(Raced[R]):
+    """One call of one balancer, used once."""
+
+    __slots__ = (
+        "_turns",
+        "caller",
+        "deadline",
+        "judge",
+        "key",
+        "now",
+        "pick",
+        "rng",
+        "semantics",
+        "settles",
+        "since",
+        "span",
+        "started",
+        "waiting",
+    )
+
+    def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
+        policy, clock = core.retries.policy, core.clock
+        self.core = core
+        self.semantics = semantics
+        self.rng = core.rng
+        self.now = self.started = self.since = clock()
+        # All at once: by name each of them costs as much as all of this.
+        self.idempotent, self.key, limit, _, _, since, self.caller = terms
+        self.settles = False
+        if limit is None:
+            limit = policy.deadline
+        if since is not None:
+            self.since = since
+        """When the deadline began to run: before `started` where earlier requests share it."""
+        self.deadline = None if limit is None else self.since + limit
+        self.timed = limit is not None or policy.attempt_timeout is not None
+        """True where its attempts must end at some time."""
+        self.race: Race[Attempt[R]] | None = None
+        """Set where a second attempt may go beside the first."""
+        self.span: CallSpan
+        self.tried: list[Endpoint] = []
+        self.judge = judge
+        self._terms = terms
+        self._turns: Turns | None = None
+        self._last: Attempt[R] | None = None
+        self._records: list[AttemptInfo] = []
+        self._stopped: Stopped | None = None
+        self.pick: Pick | None = None
+        """The pick that no attempt has taken over yet."""
+        self.waiting: Signal | None = None
+        """The signal that stands in line for it, or waits for discovery."""
+
+    def __enter__(self) -> Call[R]:
+        opened = self.core.telemetry.call
+        self.span = opened(self.semantics)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        core = self.core
+        core.calls.pop(self, None)
+        if self.waiting is not None and self.race is None:  # else who carries its steps out does
+            self._leave()
+        if error is not None and self.race is None:
+            self.abandon()
+        if not self.span.silent:
+            if error is None and (last := self._last) is not None:
+                error = DeadlineExceeded() if last.cut else last.error
+            self.span.end(error, len(self.tried))
+        if core.news.untold:
+            core.news.publish()
+        if core.closing:
+            core.over()
+
+    def __iter__(self) -> Iterator[Pause | Attempt[R]]:
+        core = self.core
+        if self.race is None:
+            core.calls[self] = None
+        delay: float | None = 0.0
+        while delay is not None:
+            if delay > 0:
+                yield self._rest(delay)
+            last = self._last
+            if (last is not None or self.race is not None) and self._stops():
+                return
+            holding = last.pick if last is not None and last.open else None
+            pick = core.admit(self, holding)
+            if not isinstance(pick, Pick):
+                pick = yield from self._wait(pick, holding, last)
+                if pick is None:
+                    return
+            replaces = None if last is None else self._replaced(last)
+            attempt = Attempt(self, pick, replaces, len(self.tried))
+            self._last, self.pick = attempt, None
+            self.tried.append(pick.endpoint)
+            yield attempt
+            verdict = attempt.verdict
+            if verdict is None or verdict.good:
+                return
+            if verdict.again == "never":
+                self._stopped = "verdict"
+                return
+            delay = self._delay_after(verdict, attempt.error)
+
+    def _wait(
+        self, got: Signal | None, holding: Pick | None, last: Attempt[R] | None
+    ) -> Generator[Pause, None, Pick | None]:
+        """Wait for a slot, or a first answer. None: the last outcome stands."""
+        try:
+            pick = yield from Wait(self, self._terms.patience, last).steps(got, holding)
+        finally:
+            self._leave()
+        if pick is None and not self._closed():
+            self._stopped = "instances"
+        return pick
+
+    def _stops(self) -> bool:
+        """True where another attempt is not wanted any more, or may not begin."""
+        return self.over or (self._last is not None and self._closed())
+
+    def _closed(self) -> bool:
+        """True where no other attempt may begin."""
+        if self.core.membership.ended:
+            self._stopped = "closed"
+        return self.core.membership.ended
+
+    def _rest(self, delay: float) -> Pause:
+        """A back-off. It ends early where a hedge has brought the outcome, or all is closed."""
+        if self.race is None:
+            signal = self.core.calls[self] = Signal()
+        else:
+            signal = self.race.ended
+        # The signal is put first and then it is looked: `Core.end` does both in the other order.
+        return Pause(0.0 if self.core.membership.ended else delay, signal)
+
+    def result(self) -> R:
+        """The outcome that stands: the last result, or the last error, raised. Ask once.
+
+        Nothing of it stays here: a call and its attempts know each other, and what such a cycle
+        holds (a response, its body) would live until the garbage collector comes.
+        """
+        if self.race is not None:
+            last = self._after(self.race)
+        else:
+            last, self._last = self._last, None
+        if last is None:
+            raise RuntimeError("the outcome of a call can be asked for once")
+        error = last.error
+        if self.race is None and (error is not None or not self.semantics.plain):
+            self._records.append(record(last))
+        if error is None:
+            result, last.result = last.result, None
+            return result  # type: ignore[return-value]  # it was set
+        last.error = None
+        records, self._records = tuple(self._records), []
+        took = self.core.clock() - self.since if last.cut else None
+        stopped: Stopped | None = "deadline" if last.cut else self._stopped
+        try:
+            raise concluded(error, records, stopped, took)
+        finally:
+            del error, records  # the error's traceback holds this frame
+
+    def hedge(self) -> Hedge[R] | None:
+        """The second attempt, as steps of its own; None while the first has no instance yet."""
+        if self.race is None or self.race.over or not self.tried:
+            return None
+        return Hedge(self)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return self.core.clock() - self.started
+
+    def info(self) -> CallInfo:
+        """Its attempts so far."""
+        return CallInfo(tuple(self._records), self._stopped)
+
+    def expiry(self) -> Expiry:
+        """When an attempt that starts now must end, where the call is `timed`."""
+        return self.expiry_from(self.now)
+
+    def expiry_from(self, now: float) -> Expiry:
+        """The same for one that starts at that time."""
+        timeout = self.core.retries.policy.attempt_timeout
+        ends = [] if self.deadline is None else [self.deadline]
+        if timeout is not None:
+            ends.append(now + timeout)
+        return Expiry(min(ends, default=math.inf), self.core.clock)
+
+    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
+        """What the error of an attempt means."""
+        if self.core.abandoned:
+            return FINE
+        verdict = self._by_reach(attempt, error, self.judge(error))
+        if not verdict.fault:
+            return verdict
+        if self.overdue():
+            verdict = self._cut(attempt)
+        missed = attempt.expiry is not None and attempt.expiry.missed
+        return replace(verdict, fault=False) if missed else verdict
+
+    def _by_reach(self, attempt: Attempt[R], error: Exception, verdict: Verdict) -> Verdict:
+        """Whose fault it is that an instance cannot be reached, by what else can be."""
+        if verdict.unreachable:
+            if lacked_port(error, attempt.instance):
+                return NO_LOCAL_PORT
+            return replace(verdict, fault=self.core.unreachable(attempt))
+        if answered(error):
+            self.core.reached(attempt)
+        return verdict
+
+    def _replaced(self, last: Attempt[R]) -> R | None:
+        """The answer of an attempt that another one follows."""
+        if self.race is None:
+            self._records.append(record(last))
+        return last.take() if last.error is None else None
+
+    def abandon(self) -> None:
+        """It was interrupted: whatever it holds is given back."""
+        if self.waiting is not None:
+            self._leave()
+        if self.pick is not None:
+            self.core.give_back(self.pick)
+        if self._last is not None:
+            self._last.abandon()
+            if self.race is None:  # else the shell asks for what is left over
+                self._last = None
+
+    def _leave(self) -> None:
+        """Stand in no line any more."""
+        if self.waiting is not None:
+            self.core.leave(self.waiting)
+            self.waiting = None
+
+    def _delay_after(self, verdict: Verdict, error: Exception | None) -> float | None:
+        turn = Turn(
+            verdict=verdict,
+            now=self.core.clock(),
+            repeatable=self.idempotent,
+            replayable=self._terms.replayable is None or self._terms.replayable(),
+            deadline=self.deadline,
+            pause=self.core.rest_of_all(),
+            unsent=verdict.never_sent(error),
+        )
+        with self.core.lock:
+            self._turns = self._turns or Turns(self.core.retries)
+            delay = self._turns.delay(turn)
+        if delay is not None:
+            self.core.telemetry.counts.retry()
+            self._tell(RetryDecided, delay)
+            return delay
+        self._stopped = turn.stopped
+        if turn.stopped == "budget":
+            self.core.telemetry.counts.refusal()
+            self._tell(RetryRefused)
+        return delay
+
+    def _tell(self, kind: Callable[..., Event], *details: object) -> None:
+        if self._last is not None:
+            self.core.rotation.tell(kind, self._last.endpoint, *details)
+
+    def overdue(self) -> bool:
+        """True once its time is up."""
+        return self.deadline is not None and self.core.clock() >= self.deadline
+
+    def _cut(self, attempt: Attempt[R]) -> Verdict:
+        """Our own deadline ended it: its fault only if it had at least half of the time."""
+        attempt.cut = True
+        half = ((self.deadline or 0.0) - self.since) / 2
+        return Verdict(fault=attempt.started - self.since <= half)

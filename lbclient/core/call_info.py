@@ -1,0 +1,129 @@
+"""What became of one call, attempt by attempt, for whoever wants to know afterwards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from lbclient.endpoint.instance import Instance
+from lbclient.errors import DeadlineExceeded
+from lbclient.resilience.retry import Stopped
+
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "record"]
+
+_KEY = "lbclient"
+_ATTRIBUTE = "_lbclient_attempts"
+_ENDED = "_lbclient_ended_the_last"
+_STOPPED = "_lbclient_stopped"
+_WHY: dict[Stopped, str] = {
+    "attempts": "no attempts are left",
+    "deadline": "the deadline leaves no time",
+    "budget": "the retry budget is empty",
+    "method": "it may have been carried out, and is not idempotent",
+    "body": "its body cannot be sent a second time",
+    "instances": "no other instance is free",
+    "closed": "the balancer was closed",
+    "verdict": "the verdict on this outcome is never to repeat it",
+    "streaming": "part of the response was already passed on",
+}
+
+
+class Finished(Protocol):
+    """What is asked of an attempt."""
+
+    @property
+    def instance(self) -> Instance: ...
+    @property
+    def reason(self) -> str: ...
+
+    status: int | None
+    error: Exception | None
+    elapsed: float
+
+
+class AttemptInfo(NamedTuple):
+    """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
+    (to the headers, or through the body where that was read at once), and the `reason` for which
+    this instance was chosen."""
+
+    instance: Instance
+    status: int | None
+    error: BaseException | None
+    elapsed: float
+    reason: str
+
+
+class CallInfo(NamedTuple):
+    """What became of one call.
+
+    `attempts` are in order. `stopped` says why a bad outcome was not tried again: `"attempts"`,
+    `"deadline"`, `"budget"`, `"method"`, `"body"`, `"instances"`, `"closed"`, `"verdict"` or
+    `"streaming"`; it is None if the outcome is good.
+    """
+
+    attempts: tuple[AttemptInfo, ...]
+    stopped: Stopped | None = None
+
+
+def call_info(outcome: object) -> CallInfo:
+    """What became of the call that gave this response or exception.
+
+    An exception that ended no attempt has none. Raises ValueError for a response of somebody else.
+    """
+    if isinstance(outcome, BaseException):
+        return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))
+    info = getattr(outcome, "extensions", {}).get(_KEY)
+    if not isinstance(info, CallInfo):
+        raise ValueError(f"{outcome!r} did not come out of an lbclient call")
+    return info
+
+
+def record(attempt: Finished) -> AttemptInfo:
+    """What became of one attempt."""
+    return AttemptInfo(
+        attempt.instance, attempt.status, attempt.error, attempt.elapsed, attempt.reason
+    )
+
+
+def concluded(
+    error: Exception,
+    records: tuple[AttemptInfo, ...],
+    stopped: Stopped | None,
+    cut_after: float | None,
+) -> Exception:
+    """The error that ends a call, with what was tried, and why nothing else was: as a note, and for
+    `call_info`.
+
+    `cut_after` is the time in seconds after which our own deadline cut it; then the error is its
+    cause.
+    """
+    if cut_after is not None:
+        over = DeadlineExceeded(
+            f"the deadline is over after {cut_after:.2f} s; attempts made: {len(records)}"
+        )
+        over.__cause__ = error
+        error = over
+    attach(error, records, stopped)
+    tried = "; ".join(f"{one.instance}: {_outcome(one)}" for one in records)
+    why = f"; not tried again: {_WHY[stopped]}" if stopped else ""
+    error.add_note(f"lbclient tried {tried}{why}")
+    return error
+
+
+def attach(error: BaseException, records: tuple[AttemptInfo, ...], stopped: Stopped | None) -> None:
+    """Keep this with the error, without a cycle through it."""
+    setattr(error, _STOPPED, stopped)
+    last = records[-1]
+    ended = last.error is error
+    setattr(error, _ATTRIBUTE, ((*records[:-1], last._replace(error=None)) if ended else records))
+    setattr(error, _ENDED, ended)
+
+
+def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
+    records: tuple[AttemptInfo, ...] = getattr(error, _ATTRIBUTE, ())
+    if records and getattr(error, _ENDED, False):
+        return (*records[:-1], records[-1]._replace(error=error))
+    return records
+
+
+def _outcome(one: AttemptInfo) -> object:
+    return one.status if one.error is None else type(one.error).__name__

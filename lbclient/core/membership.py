@@ -1,0 +1,238 @@
+"""Discovery on behalf of one balancer: the watch over its service, and the pool that follows it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from logging import INFO, WARNING
+
+from lbclient._internal import validation
+from lbclient._internal.signals import Pause, Signal
+from lbclient.core.pool import Change, Pool, Subset
+from lbclient.core.wait_queue import Line
+from lbclient.discovery import Resolver, StaticResolver, text_of
+from lbclient.discovery.scheduler import Companion, Scheduler
+from lbclient.discovery.subscription import CEILING, FLOOR, Watch
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.instance import Answer, Instance
+from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
+from lbclient.telemetry import Counts
+from lbclient.telemetry.events import DiscoveryFailed, InstancesChanged
+from lbclient.telemetry.outbox import News
+
+__all__ = ["Bounds", "Membership"]
+
+_ROUND = 15.0
+_AT_ONCE = 256
+_MANY = 4
+"""From so many instances on it is worth a warning when most of them leave at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What limits the discovery of one service, checked.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+
+    max_stale: float | None = None
+    min_refresh: float = FLOOR
+    max_instances: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_stale is not None:
+            validation.seconds("max_stale", self.max_stale)
+        validation.seconds("min_refresh", self.min_refresh)
+        if self.min_refresh > CEILING:
+            raise ValueError(
+                f"min_refresh (seconds) must be at most {CEILING:g}, not {self.min_refresh!r}"
+            )
+        validation.limit("max_instances", self.max_instances)
+
+
+class Membership:
+    """Who belongs to the service. Its watch is run by `scheduler`; told by the watch, it tells the
+    pool, and those who wait in `line`."""
+
+    def __init__(
+        self,
+        service: str,
+        resolver: Resolver,
+        *,
+        pool: Pool,
+        counts: Counts,
+        news: News,
+        scheduler: Scheduler,
+        clock: Callable[[], float],
+        rng: random.Random,
+        lock: AbstractContextManager[object],
+        bounds: Bounds,
+    ) -> None:
+        self.name = service
+        self.watch = Watch(
+            service,
+            resolver,
+            self,
+            clock=clock,
+            rng=rng,
+            lock=lock,
+            max_stale=bounds.max_stale,
+            floor=bounds.min_refresh,
+        )
+        self.pool = pool
+        self.line = Line()
+        self._subset = Subset(bounds.max_instances, rng)
+        self._counts = counts
+        self._news = news
+        self.scheduler = scheduler
+        self.companion: Companion | None = None
+        self._left: list[Endpoint] = []
+        self._departed = False
+        """True where connections to instances that have left, or moved, are to be closed."""
+        self.generation: object = None
+        """The scheduler's when it was told to follow: another one after a fork."""
+        self.ended = False
+        """True once no attempt may begin any more."""
+        self._lock = lock
+        if isinstance(resolver, StaticResolver) and self.watch.claim():
+            self.watch.run()  # a list that never changes; all else waits for the first call
+
+    def unready(self, now: float) -> bool:
+        """True where nothing is known yet: wait for the watch. Hold the lock.
+
+        Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
+        try again soon.
+        """
+        if self.ended:
+            raise BalancerClosed(
+                f"the balancer of {self.name} was closed; nothing was sent for this call"
+            )
+        if self.generation is not self.scheduler.generation:
+            self._follow()
+        if (failure := self.watch.failure(now)) is not None and self.watch.demand(now):
+            self.scheduler.schedule(self.watch)
+            failure = self.watch.failure(now)
+        if failure is not None:
+            raise failure
+        return not self.watch.known
+
+    def end(self) -> list[Signal]:
+        """No attempt begins from now on. Returns the signals of calls that wait. Hold the lock."""
+        self.ended, self.generation = True, None  # which has each call ask `unready`
+        return [*self.line.waiting, *self.line.retries, *self.watch.waiting]
+
+    def stop(self) -> None:
+        """Ask discovery no more."""
+        with self._lock:
+            self.watch.next_at = math.inf
+        if self.companion is not None:
+            self.companion.stop()
+
+    def after_fork(self, lock: AbstractContextManager[object]) -> None:
+        """In a child: a lock that nobody holds, and a subset of its own."""
+        self._lock = lock
+        self.watch.restart(lock)
+        if self.pool.after_fork() and not self.watch.stopped:
+            self.watch.next_at = -math.inf
+        if (subset := self._subset.after_fork()) is not None:
+            # Nothing is counted or told: a dead thread may hold the locks of a caller's telemetry.
+            self.pool.take(self.pool.plan(subset, self.watch.clock()))
+
+    def hurry(self, now: float) -> None:
+        """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
+        if self.watch.hurry(now):
+            self.scheduler.schedule(self.watch)
+
+    def round(self) -> Iterator[Pause]:
+        """Ask now, and yield what to wait for. Raises DiscoveryError if the answer is no good."""
+        if self.watch.settled:
+            return
+        signal = self._begin()
+        try:
+            yield Pause(_ROUND, signal)
+        finally:
+            with self._lock:
+                self.watch.forget(signal)
+        service, error = self.watch.service, self.watch.error
+        if self.ended:
+            raise RuntimeError(f"the balancer of {self.name} is closed")
+        if not signal.is_set:
+            raise DiscoveryError(f"no answer about {service} within {_ROUND:g} s")
+        if error is not None:
+            kind = ServiceAbsent if isinstance(error, ServiceAbsent) else DiscoveryError
+            raise kind(f"refresh of {service} failed: {text_of(error)}") from error
+
+    def prepared(self, answer: Answer) -> Callable[[], None]:
+        """Work out what a good answer changes, beside the calls."""
+        change = self.pool.plan(self._subset.of(answer.instances), self.watch.clock())
+        return partial(self._changed, change)
+
+    def vanished(self) -> None:
+        """The service declared itself absent."""
+        self._changed(self.pool.plan(()))
+
+    def lookup_failed(self) -> None:
+        """The last good set stands."""
+        error = self.watch.error
+        self._counts.lookup_failed(error)
+        self.line.wake()  # the first in line notes when what is known becomes too old
+        if error is not None:
+            self._news.tell(DiscoveryFailed(self.name, self.watch.clock(), error))
+
+    def publish(self) -> None:
+        """Log what came of a round, and have connections that nobody needs now closed. Let go of
+        who left, thousands not at once: that takes time, in which no other thread has a turn."""
+        self._news.publish()
+        if self._departed:
+            self._departed = False
+            self.pool.tell_listeners()
+        left, self._left = self._left, []
+        while left:
+            del left[-_AT_ONCE:]
+
+    def _begin(self) -> Signal:
+        with self._lock:
+            if self.watch.stopped:
+                raise RuntimeError(f"the balancer of {self.name} is closed")
+            signal = self.watch.wait_anew()
+            if not self.watch.busy:
+                self.watch.next_at = self.watch.clock()
+        self.scheduler.schedule(self.watch)
+        return signal
+
+    def _changed(self, change: Change) -> None:
+        """Hold the lock."""
+        joined, left, before = len(change.joined), len(change.left), len(self.pool)
+        self._left = change.left
+        self._departed = bool(change.left or change.moved)
+        self.pool.take(change)
+        self.line.wake()
+        if self.watch.settled or not (joined or left):
+            return
+        self._counts.changed(joined, left)
+        if self._news.heard:
+            came, went = map(_instances, (change.joined, change.left))
+            self._news.tell(InstancesChanged(self.name, self.watch.clock(), came, went))
+        if before >= _MANY and left > before / 2:
+            text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
+            self._news.add(WARNING, text, self.name, left, joined, before, len(self.pool))
+        else:
+            text = "%s: %d instances joined, %d left; %d now"
+            self._news.add(INFO, text, self.name, joined, left, len(self.pool))
+
+    def _follow(self) -> None:
+        """Have the watch run in this process: for the first call, and the first after a fork."""
+        if not self.watch.settled:
+            self.scheduler.schedule(self.watch)
+        if self.companion is not None:
+            self.companion.begin()
+            self.scheduler.schedule(self.companion)
+        self.generation = self.scheduler.generation
+
+
+def _instances(endpoints: Iterable[Endpoint]) -> tuple[Instance, ...]:
+    return tuple(one.instance for one in endpoints)

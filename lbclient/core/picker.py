@@ -1,0 +1,319 @@
+"""One pick: which endpoint an attempt goes to, with what permit, and why."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from typing import Literal, Protocol
+
+from lbclient._internal.failure_log import Complaint
+from lbclient._internal.fork import Forkable
+from lbclient._internal.interruption import is_interruption
+from lbclient._internal.signals import Signal
+from lbclient.core.pool import Pool
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import BreakerPolicy, Permit
+from lbclient.endpoint.endpoint import draw
+from lbclient.resilience.concurrency_limit import Limits
+from lbclient.resilience.slow_start import SlowStart
+from lbclient.strategy import BY_NAME, ConsistentHash, Learning, Strategy
+from lbclient.telemetry import Counts
+from lbclient.telemetry.outbox import News
+
+__all__ = ["FULL", "UNTRIED_FULL", "Pick", "Picker", "Selection"]
+
+FULL: Literal["full"] = "full"
+"""Instances are admissible, but all are at their limit: wait in turn."""
+UNTRIED_FULL: Literal["untried full"] = "untried full"
+"""A retry: those that the call has not tried yet are at their limit. Wait in turn for one."""
+
+_Full = Literal["full", "untried full"]
+
+
+@dataclass(slots=True)
+class Pick:
+    """An endpoint with leave to send one attempt to it, and the reason it was chosen.
+
+    Until the core takes it, it is a proposal that may be dropped.
+    """
+
+    endpoint: Endpoint
+    permit: Permit
+    reason: str
+    taken: bool = False
+    """True while it counts as in flight. Changed under the lock, together with the counts."""
+
+
+class Picker(Protocol):
+    """What selection asks of the call that it picks for."""
+
+    rng: random.Random
+    now: float
+    key: object
+    caller: int | None
+    idempotent: bool
+    settles: bool
+    """True once it has waited long enough for an endpoint that it has not tried."""
+
+    pick: Pick | None
+    """The pick that no attempt has taken over yet."""
+    waiting: Signal | None
+    """The signal that stands in line for it."""
+
+    @property
+    def tried(self) -> Collection[Endpoint]:
+        """Endpoints that its attempts went to."""
+        ...
+
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Those of them where an attempt has not ended: a hedge, or whom it is beside."""
+        ...
+
+
+class Selection:
+    """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
+
+    Whom `slow_start` lets warm up is picked more rarely: the strategy is asked again.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        strategy: Strategy,
+        policy: BreakerPolicy,
+        service: str,
+        news: News,
+        counts: Counts,
+        limits: Limits,
+        slow_start: SlowStart | None = None,
+    ) -> None:
+        self._pool = pool
+        self._strategy = strategy
+        self.learning = strategy if isinstance(strategy, Learning) else None
+        self._name = type(strategy).__name__
+        told = partial(Complaint, news.add, f"{service}: strategy {self._name}")
+        self._picking = told("failed to pick, so an instance was drawn")
+        self._learning = told("failed to learn")
+        self._forking = told("failed in after_fork")
+        self._ours = type(strategy) in BY_NAME.values()
+        self._fails = not self._ours or isinstance(strategy, ConsistentHash)
+        """True where it may fail by itself: it is the user's, or asks for the user's key."""
+        self._patience = policy.reset_timeout
+        self._observing = policy.observe
+        self._counts = counts
+        self._limits = limits
+        self._limited = limits.each
+        self._total = limits.total
+        self._slow_start = slow_start
+        self._free = not (limits.each or slow_start is not None or policy.observe)
+        """True where whomever the strategy picks can be sent to at once."""
+        self._last_probe = 0.0
+        self._left: Collection[object] | None = None
+        self._now = 0.0
+        self.in_flight = 0
+
+    def after_fork(self, now: float) -> None:
+        """In a child: nothing is in flight, and the strategy begins anew."""
+        self.in_flight = 0
+        if isinstance(self._strategy, Forkable):
+            try:
+                self._strategy.after_fork()
+            except Exception as error:  # noqa: BLE001  # a caller's strategy may raise anything
+                self._forking.failed(now, error)
+
+    def pick(
+        self, call: Picker, now: float, left: Collection[object] | None = None
+    ) -> Pick | _Full | None:
+        """A pick, `FULL`, `UNTRIED_FULL`, or None where no instance may be used now.
+
+        If `left` is given, other calls wait for all other endpoints: these count as full.
+        """
+        self._left, self._now = left, now
+        total = self._total
+        if total is not None and self.in_flight >= total:
+            return FULL
+        candidates = self._pool.candidates(now)
+        if self._pool.broken and (probe := self._probe(call, now, needed=not candidates)):
+            return probe
+        if not candidates:
+            return self._last_resort(call, now)
+        if call.tried:
+            return self._another(call, candidates, now)
+        if self._free:
+            picked = self._ask(candidates, call)
+            return Pick(picked, picked.breaker.permit, self._name)
+        if self._slow_start is None:
+            picked = self._ask(candidates, call)
+        else:
+            picked = self._ask_gently(self._slow_start, candidates, call)
+        roomy: Endpoint | None = picked
+        if self._limited and (left is not None or self._full(picked)):
+            roomy = self._with_room(picked, candidates)
+        return FULL if roomy is None else self._let(roomy, self._name, now)
+
+    def beside(self, call: Picker, now: float) -> Pick | None:
+        """For a hedge: an untried one with room, of the tier that serves, or none."""
+        total = self._limits.total
+        if total is not None and self.in_flight >= total:
+            return None
+        self._left, self._now = None, now
+        candidates = self._pool.candidates(now)
+        untried = [one for one in candidates if one not in call.tried and not self._full(one)]
+        return self._let(draw(untried, call.rng), "hedge", now) if untried else None
+
+    def free(self, now: float) -> Sequence[Endpoint]:
+        """The admissible endpoints that have room, of any tier."""
+        self._now = now
+        total = self._limits.total
+        if total is not None and self.in_flight >= total:
+            return ()
+        tiers = self._pool.admissible(now)
+        return [one for tier in tiers for one in tier if not self._full(one)]
+
+    def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
+        """Where the slot that has come free at this endpoint may be used: if a limit on all of them
+        was reached, that is wherever there is room."""
+        if self._limits.total is None:
+            return (endpoint,)
+        return [endpoint, *(one for one in self.free(now) if one is not endpoint)]
+
+    def changes_at(self, now: float) -> float:
+        """When time alone may change a pick that found no room; `math.inf` if it cannot."""
+        at = self._pool.changes_at(now, self._patience)
+        if self._limits.adaptive is None:
+            return at
+        ends = (one.paused_until for one in self._pool.endpoints if one.paused_until > now)
+        return min(at, min(ends, default=at))
+
+    def retry_in(self, now: float) -> float | None:
+        """Seconds until an attempt may be let through."""
+        wait, back = self._pool.probe_in(now), self._pool.back_in(now)
+        if wait:
+            wait = min(wait, max(0.0, self._last_probe + self._patience - now))
+        return min((one for one in (wait, back) if one is not None), default=None)
+
+    def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
+        """Tell a strategy that learns."""
+        if self.learning is None:
+            return
+        try:
+            self.learning.ended(endpoint, elapsed, failed=failed, now=now)
+        except Exception as error:
+            if not self._fails or is_interruption(error):
+                raise
+            self._learning.failed(now, error)
+        else:
+            if self._learning.failing:
+                self._learning.recovered()
+
+    def tripped(self, now: float) -> None:
+        """A breaker has opened: the last resort waits from now."""
+        self._last_probe = now
+
+    def _probe(self, call: Picker, now: float, *, needed: bool) -> Pick | None:
+        """A due probe goes before the strategy, to a call that may be repeated if one comes."""
+        endpoint = self._pool.probe_due(now)
+        if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
+            return None
+        overdue = now - endpoint.breaker.due >= self._patience
+        if not (call.idempotent or needed or overdue):
+            return None
+        return self._probing(endpoint, now)
+
+    def _last_resort(self, call: Picker, now: float) -> Pick | _Full | None:
+        """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
+        if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
+            return FULL if self._full(resting) else self._let(resting, "resting", now)
+        if now - self._last_probe < self._patience:
+            return None
+        endpoint = self._pool.due_soonest(now)
+        if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
+            return None
+        return self._probing(endpoint, now)
+
+    def _another(
+        self, call: Picker, candidates: Sequence[Endpoint], now: float
+    ) -> Pick | _Full | None:
+        """An untried one by dice, also of the next tier, before any is tried twice.
+
+        An untried one that is only full is waited for, whatever the tried ones have answered: it
+        is well as far as anybody knows. If none of them has room in time (`settles`), a tried one
+        is better than none, except one where another attempt of the call is under way.
+        """
+        full = False
+        for tier in self._pool.admissible(now):
+            untried = [one for one in tier if one not in call.tried and one.paused_until <= now]
+            if roomy := [one for one in untried if self._has_room(one)]:
+                return self._let(draw(roomy, call.rng), "retry", now)
+            full = full or bool(untried)
+        if full and not call.settles:
+            return UNTRIED_FULL
+        beside = call.under_way
+        if roomy := [one for one in candidates if one not in beside and self._has_room(one)]:
+            reason = "retry, others full" if full else "retry, all tried"
+            return self._let(draw(roomy, call.rng), reason, now)
+        return None if beside else FULL
+
+    def _ask_gently(
+        self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: Picker
+    ) -> Endpoint:
+        """Who warms up is passed over at times."""
+        ask = partial(self._ask, candidates, call)
+        return slow_start.thinned(ask, _warm_since, call.now, call.rng)
+
+    def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
+        if not self._fails:
+            return self._strategy.pick(candidates, call)
+        try:
+            endpoint = self._strategy.pick(candidates, call)
+            if self._ours or _usable(endpoint, candidates):
+                if self._picking.failing:
+                    self._picking.recovered()
+                return endpoint
+            self._picking.failed(call.now, detail=f"{endpoint!r} is not a candidate")
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            self._picking.failed(call.now, error)
+        return draw(candidates, call.rng)
+
+    def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
+        """The picked one, or the next after it, that is not at its limit."""
+        place = candidates.index(first) if first in candidates else 0
+        order = (*candidates[place:], *candidates[:place])
+        return next((one for one in order if self._has_room(one)), None)
+
+    def _full(self, endpoint: Endpoint) -> bool:
+        return self._limited and (self._now < endpoint.paused_until or self._limits.full(endpoint))
+
+    def _has_room(self, endpoint: Endpoint) -> bool:
+        """True for one below its limit that no other call waits for."""
+        return (self._left is None or endpoint in self._left) and not self._full(endpoint)
+
+    def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
+        """With the permit of one whose breaker refuses nothing; of one that merely observes, it is
+        counted what it would have refused."""
+        if not self._observing or endpoint.breaker.closed:
+            return Pick(endpoint, endpoint.breaker.permit, reason)
+        permit = endpoint.breaker.observed(now)
+        if permit.refused:
+            self._counts.would_refuse()
+        return Pick(endpoint, permit, reason)
+
+    def _probing(self, endpoint: Endpoint, now: float) -> Pick:
+        self._last_probe = now
+        return Pick(endpoint, endpoint.breaker.probe(now), "probe")
+
+
+_warm_since: Callable[[Endpoint], float] = attrgetter("warm_since")
+
+
+def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:
+    """A caller's own strategy may have kept an endpoint that left, or broke, since."""
+    if not isinstance(endpoint, Endpoint) or endpoint.gone:
+        return False
+    return not endpoint.breaker.refuses or endpoint in candidates

@@ -1,0 +1,407 @@
+"""The pool: every known instance of one service, and who of them is in rotation.
+
+Tiers follow RFC 2782: the lowest priority value first, and a tier serves only while no instance of
+a better one is admissible. Admissible means: nobody has ejected it, active checks do not call it
+down, its breaker refuses nothing, and it does not rest (`Retry-After`). An instance at its limit
+stays admissible, it is only passed over; so a full tier does not open the next one.
+
+Where active checks call everybody down, they are disregarded: a wrong path must not take a service
+down (AWS's load balancers and Envoy's panic mode do likewise).
+
+An answer may hold ten thousand instances, and calls must not wait for it. So a `Change` is worked
+out beside the calls, without their lock; to take it over is then a matter of a few assignments. Of
+many instances one client may keep a few: a `Subset`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from heapq import nsmallest
+from itertools import islice
+from typing import NamedTuple
+from weakref import WeakMethod
+
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import Breaker, BreakerPolicy
+from lbclient.endpoint.endpoint import Standing
+from lbclient.endpoint.instance import Instance
+
+__all__ = ["Change", "Pool", "Subset"]
+
+_BYTES = 8
+
+_ZERO_WEIGHT = 0.1
+
+_SHOWN = 10
+
+
+class Subset:
+    """At most `limit` instances (None: all), drawn at random; the same ones while they are there.
+
+    Rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a hash with a
+    seed of its own. So another instance that comes or goes moves one place, clients spread over
+    all instances, and none needs to know of another (gRPC's A68, MongoDB's `srvMaxHosts`). Each
+    tier keeps one where `limit` allows, since a fail-over must find somebody; all other places go
+    to the best tier first.
+    """
+
+    def __init__(self, limit: int | None, rng: random.Random) -> None:
+        self._limit = limit
+        self._rng = rng
+        self._seed = b""
+        self._all: Sequence[Instance] | None = None
+
+    def after_fork(self) -> Sequence[Instance] | None:
+        """In a forked child: the subset of another client, of the last answer; None where that was
+        kept whole."""
+        self._seed = b""
+        return None if self._all is None else self.of(self._all)
+
+    def of(self, instances: Sequence[Instance]) -> Sequence[Instance]:
+        """The instances that this client keeps."""
+        if self._limit is None or len(instances) <= self._limit:
+            self._all = None
+            return instances
+        self._all = instances
+        self._seed = self._seed or self._rng.randbytes(_BYTES)
+        ranks = {one: self._rank(one) for one in instances}
+        firsts: dict[int, Instance] = {}
+        for one in instances:
+            rival = firsts.setdefault(one.priority, one)
+            if ranks[one] < ranks[rival]:
+                firsts[one.priority] = one
+
+        def place(one: Instance) -> tuple[bool, int, bytes]:
+            return firsts[one.priority] is not one, one.priority, ranks[one]
+
+        kept = set(nsmallest(self._limit, instances, place))
+        return [one for one in instances if one in kept]
+
+    def _rank(self, one: Instance) -> bytes:
+        return blake2b(str(one).encode(), digest_size=_BYTES, key=self._seed).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Who is known, and the tiers in order: the lowest priority value first (RFC 2782)."""
+
+    endpoints: Mapping[Instance, Endpoint] = field(default_factory=dict)
+    tiers: Sequence[tuple[Endpoint, ...]] = ()
+
+
+class _Revision(NamedTuple):
+    """The new record of one who stays; a new breaker where its addresses are others."""
+
+    endpoint: Endpoint
+    instance: Instance
+    weight: float
+    breaker: Breaker | None
+
+
+class Change:
+    """From one roster to the next: who joined, who left, whose addresses are others now.
+
+    Who joins others, or has moved, warms up from `now` on.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        policy: BreakerPolicy,
+        instances: Iterable[Instance],
+        now: float = -math.inf,
+    ) -> None:
+        self.joined: list[Endpoint] = []
+        self.moved: list[Endpoint] = []
+        self._policy = policy
+        self._now = now if roster.endpoints else -math.inf
+        self._revisions: list[_Revision] = []
+        self._endpoints: dict[Instance, Endpoint] = {}
+        old = dict(roster.endpoints)
+        by_priority: dict[int, list[Instance]] = {}
+        for instance in instances:
+            known = old.pop(instance) if instance in old else self._join(instance)
+            self._endpoints[instance] = known
+            by_priority.setdefault(instance.priority, []).append(instance)
+        self.left: list[Endpoint] = list(old.values())
+        tiers = [self._tier(by_priority[priority]) for priority in sorted(by_priority)]
+        self.roster = Roster(self._endpoints, tiers)
+
+    def __bool__(self) -> bool:
+        return bool(self.joined or self.left or self._revisions)
+
+    def apply(self) -> None:
+        """Let those who stay have their new records. Hold the lock of the calls."""
+        for one in self.left:
+            one.gone = True
+        for endpoint, instance, weight, breaker in self._revisions:
+            endpoint.instance = instance
+            endpoint.weight = weight
+            if breaker is not None:
+                endpoint.renew(breaker)
+                endpoint.warm_since = self._now
+
+    def _join(self, instance: Instance) -> Endpoint:
+        endpoint = Endpoint(instance, self._policy)
+        endpoint.warm_since = self._now
+        self.joined.append(endpoint)
+        return endpoint
+
+    def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
+        """Weight 0 beside others is a small share (dnspython's reading of RFC 2782)."""
+        zero = _ZERO_WEIGHT if any(one.weight for one in instances) else 1.0
+        for instance in instances:
+            endpoint, weight = self._endpoints[instance], float(instance.weight) or zero
+            if endpoint.weight != weight or not _equal(endpoint.instance, instance):
+                self._revisions.append(self._revision(endpoint, instance, weight))
+        return tuple(map(self._endpoints.__getitem__, instances))
+
+    def _revision(self, endpoint: Endpoint, instance: Instance, weight: float) -> _Revision:
+        if set(endpoint.instance.addresses) == set(instance.addresses):
+            return _Revision(endpoint, instance, weight, None)
+        self.moved.append(endpoint)
+        return _Revision(endpoint, instance, weight, Breaker(self._policy, str(instance)))
+
+
+def _equal(old: Instance, new: Instance) -> bool:
+    """True where the new record adds nothing; metadata is not ours to compare."""
+    if old is new:
+        return True
+    if old.metadata or new.metadata:
+        return False
+    return (old.priority, old.weight, old.addresses) == (new.priority, new.weight, new.addresses)
+
+
+class Pool:
+    """The endpoints of one service, and who of them serves. Told the time; not locked: its owner
+    is."""
+
+    def __init__(self, policy: BreakerPolicy) -> None:
+        self._policy = policy
+        self._roster = Roster()
+        self._open: list[tuple[Endpoint, ...]] = []
+        self._serving: int | None = None
+        self._candidates: tuple[Endpoint, ...] = ()
+        self._stale_at = 0.0
+        self._suspects: dict[Endpoint, None] = {}
+        self.broken: list[Endpoint] = []
+        """Those whom nothing but their breaker keeps out, as of the last look."""
+        self._blind = False
+        self._torn = False
+        self.membership = 0
+        """A number that changes when an instance joins, leaves or gets other addresses."""
+        self._listeners: list[WeakMethod[Callable[[], object]]] = []
+
+    def __len__(self) -> int:
+        return len(self._roster.endpoints)
+
+    @property
+    def endpoints(self) -> Iterable[Endpoint]:
+        """Every known one, in rotation or not."""
+        return self._roster.endpoints.values()
+
+    def find(self, instance: Instance) -> Endpoint | None:
+        """The endpoint of this instance, where it is known."""
+        return self._roster.endpoints.get(instance)
+
+    def fresh_breaker(self, endpoint: Endpoint) -> Breaker:
+        """One without a past, for this endpoint."""
+        return Breaker(self._policy, str(endpoint.instance))
+
+    def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> Change:
+        """What a full set changes. One at a time; it needs no lock, and may take long."""
+        return Change(self._roster, self._policy, instances, now)
+
+    def take(self, change: Change) -> None:
+        """Take a plan over: who stays keeps breaker, load and latency.
+
+        Who stays but has new addresses starts with a new breaker: it is another machine.
+        """
+        self._torn = True
+        change.apply()
+        self._roster = change.roster
+        if change.joined or change.left or change.moved:
+            self.membership += 1
+        if change:
+            self._forget_looks()
+        self._torn = False
+
+    def listen(self, departed: Callable[[], object]) -> None:
+        """Have this method called, without the lock, after instances have left or have got other
+        addresses. Its object is not kept alive."""
+        self._listeners.append(WeakMethod(departed))
+
+    def tell_listeners(self) -> None:
+        """Instances have left, or have got other addresses. Do not hold the lock."""
+        for ref in self._listeners:
+            if (departed := ref()) is not None:
+                departed()
+
+    def after_fork(self) -> bool:
+        """In a child: what a thread of the parent's was in the middle of is not gone on with.
+
+        True where that was a change of who is known: ask again.
+        """
+        for one in self.endpoints:
+            one.gone, one.in_flight = False, 0
+        self._suspects = dict.fromkeys(self.endpoints)
+        self._forget_looks()
+        torn, self._torn = self._torn, False
+        return torn
+
+    def spread(self, now: float, rng: random.Random) -> None:
+        """In a child: probe what is open at other times than its parent and its siblings do."""
+        for one in self.endpoints:
+            one.breaker.after_fork(now, rng)
+
+    def update(self, instances: Iterable[Instance]) -> Change:
+        """Plan and take over at once."""
+        change = self.plan(instances)
+        self.take(change)
+        return change
+
+    def changed(self, endpoint: Endpoint) -> None:
+        """Its breaker or its rest has changed: look again before the next pick."""
+        self._suspects[endpoint] = None
+        self._stale_at = -math.inf
+
+    def healed(self, now: float, rng: random.Random) -> None:
+        """A probe has closed a breaker: its peers need not wait out a long open period."""
+        for one in self.broken:
+            one.breaker.sooner(now, rng)
+
+    def candidates(self, now: float) -> Sequence[Endpoint]:
+        """The admissible endpoints of the tier that serves; empty if no tier has one.
+
+        The same object until membership, admissibility or weights change.
+        """
+        if now >= self._stale_at:
+            self._look(now)
+        return self._candidates
+
+    def admissible(self, now: float) -> Iterable[Sequence[Endpoint]]:
+        """The admissible endpoints of each tier, best tier first."""
+        if now >= self._stale_at:
+            self._look(now)
+        return self._open
+
+    def changes_at(self, now: float, patience: float) -> float:
+        """When time alone lets an instance in, or a probe through: one that is due goes to a call
+        that may be repeated, or `patience` seconds later to any."""
+        if now >= self._stale_at:
+            self._look(now)
+        dues = [
+            at
+            for one in self.broken
+            for at in (one.breaker.due, one.breaker.due + patience, one.breaker.probed_until)
+            if at > now
+        ]
+        return min([self._stale_at, *dues])
+
+    def resting(self, now: float) -> Endpoint | None:
+        """The one due soonest of those that are kept out by nothing but their rest."""
+        rested = [one for one in self._suspects if self._standing(one, now) == "resting"]
+        return min(rested, key=lambda one: one.rest_until, default=None)
+
+    def tiers(self) -> Sequence[Sequence[Endpoint]]:
+        """Everybody, best tier first."""
+        return self._roster.tiers
+
+    def probe_due(self, now: float) -> Endpoint | None:
+        """The endpoint longest due for a probe, of the serving tier or a better one."""
+        tiers = self._roster.tiers
+        worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
+        due = (
+            one
+            for one in self.broken
+            if one.breaker.due <= now
+            and one.instance.priority <= worst
+            and not one.breaker.probing(now)
+        )
+        return min(due, key=lambda one: one.breaker.due, default=None)
+
+    def due_soonest(self, now: float) -> Endpoint | None:
+        """The broken endpoint whose open period ends first; None while any of them is probed."""
+        if any(one.breaker.probing(now) for one in self.broken):
+            return None
+        return min(self.broken, key=lambda one: one.breaker.due, default=None)
+
+    def probe_in(self, now: float) -> float | None:
+        """Seconds until an open breaker lets a probe through."""
+        waits = [one.breaker.due - now for one in self.broken if not one.breaker.probing(now)]
+        return max(0.0, min(waits)) if waits else None
+
+    def back_in(self, now: float) -> float | None:
+        """Seconds until the first of those who were ejected is back, or may be probed."""
+        out = [one for one in self._suspects if one.out_until > now and self._fit(one)]
+        waits = [max(one.out_until, one.breaker.due * one.breaker.refuses) - now for one in out]
+        return min(waits, default=None)
+
+    def describe(self, now: float) -> str:
+        """Its instances and what keeps each out, for an error; not all of many."""
+        few = islice(self.endpoints, _SHOWN)
+        shown = [f"{one.instance} ({_words(one, now)})" for one in few]
+        more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
+        return ", ".join(shown + more)
+
+    def _forget_looks(self) -> None:
+        self._open, self._candidates = [()] * len(self._roster.tiers), ()
+        self._stale_at = -math.inf
+
+    def _look(self, now: float) -> None:
+        """Only suspects are looked at: in a large pool nearly all have never failed.
+
+        `_stale_at` is set last: an exception may come before, and the next call looks again.
+        """
+        tiers = self._roster.tiers
+        suspects = [one for one in self._suspects if not one.gone]
+        sick = sum(not one.healthy for one in suspects)
+        self._blind = sick == len(self)
+        out = {one: why for one in suspects if (why := self._standing(one, now)) != "serving"}
+        self._suspects = dict.fromkeys(one for one in suspects if one in out or not one.healthy)
+        self.broken = [one for one, why in out.items() if why in ("open", "half-open")]
+        stale_at = min((_next_change(one, now) for one in out), default=math.inf)
+        opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
+        self._serving = next((place for place, tier in enumerate(opened) if tier), None)
+        self._panic(opened, now)
+        self._open = [_same(old, new) for old, new in zip(self._open, opened, strict=True)]
+        self._candidates = () if self._serving is None else self._open[self._serving]
+        self._stale_at = stale_at
+
+    def _fit(self, one: Endpoint) -> bool:
+        """True where active checks do not keep it out."""
+        return one.healthy or self._blind
+
+    def _standing(self, one: Endpoint, now: float) -> Standing:
+        return one.standing(now, blind=self._blind)
+
+    def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
+        """Whom somebody ejected stays out even so."""
+        threshold, tiers = self._policy.panic_threshold, self._roster.tiers
+        place = 0 if self._serving is None else self._serving
+        if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
+            opened[place] = tuple(one for one in tiers[place] if one.out_until <= now)
+            self._serving = place if opened[place] else self._serving
+
+
+def _next_change(one: Endpoint, now: float) -> float:
+    """When time alone lets it in again."""
+    return min((at for at in (one.rest_until, one.out_until) if at > now), default=math.inf)
+
+
+def _words(one: Endpoint, now: float) -> str:
+    standing = one.standing(now)
+    words = f"breaker {standing}" if standing in ("open", "half-open") else standing
+    return words if one.last_fault is None else f"{words}, last fault {one.last_fault}"
+
+
+def _without(tier: tuple[Endpoint, ...], out: Container[Endpoint]) -> tuple[Endpoint, ...]:
+    return tuple(one for one in tier if one not in out)
+
+
+def _same(old: tuple[Endpoint, ...], new: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    return old if old == new else new

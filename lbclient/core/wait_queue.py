@@ -1,0 +1,199 @@
+"""The queue of calls that wait for a slot: callers take turns, first come, first served in each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+
+from lbclient._internal.signals import Signal
+
+__all__ = ["Line"]
+
+
+class Line:
+    """Calls that wait, in one queue for each caller. Hold the lock.
+
+    Only the first call looks for a slot. Once it has one, its caller's next call waits until every
+    other caller in the line has had a turn: round-robin, as in fair queuing (Nagle, RFC 970). Calls
+    without a caller share one queue, so without `fair_by=` the order is that of arrival.
+
+    A retry whose turn has come may want no slot that is free: it waits for an instance that its
+    call has not tried. Then it waits apart, before all others: it keeps its turn for the slots that
+    it wants, and the calls behind it take the rest.
+
+    A caller is the hash of the user's key, so that no code of the user's runs under the lock. Every
+    operation takes constant time, whatever the number of calls and callers, except that retries
+    that wait apart are looked through one by one. Records change in lines that call nothing: an
+    exception from a signal handler finds all of them done, or none.
+    """
+
+    __slots__ = ("_turns", "retries", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[Signal, int | None] = {}
+        """The caller of each call that waits; empty almost always."""
+        self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
+        self.retries: dict[Signal, Collection[object]] = {}
+        """The retries that wait apart, in the order of their turns, and what each does not want."""
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.retries)
+
+    @property
+    def first(self) -> Signal:
+        """The call whose turn it is. Ask only while a call waits."""
+        return next(iter(next(iter(self._turns.values()))))
+
+    @property
+    def turns(self) -> Mapping[int | None, Mapping[Signal, None]]:
+        """The calls of each caller in order of arrival; the callers in the order of their turns."""
+        return self._turns
+
+    def looks(self, signal: Signal) -> bool:
+        """True for the call whose turn it is, and for retries that wait apart."""
+        return signal in self.retries or (bool(self.waiting) and self.first is signal)
+
+    def leads(self, signal: Signal) -> bool:
+        """True for the call whose turn it is, and for the first of the retries that wait apart."""
+        if signal in self.retries:
+            return next(iter(self.retries)) is signal
+        return bool(self.waiting) and self.first is signal
+
+    def passes(self, signal: Signal | None) -> bool:
+        """The same for a call that looks now, or would like to. Ask only while a call waits."""
+        if signal in self.retries:
+            return True
+        first = self.first
+        if first is not signal and first.is_set:
+            self._wake_first()  # it has not come yet, and may be gone with its event loop
+        return not self.waiting or self.first is signal
+
+    def join(self, signal: Signal | None, caller: int | None) -> Signal:
+        """Wait behind the caller's other calls, or where the call waits already.
+
+        The signal says when to look again.
+        """
+        signal = signal or Signal()
+        signal.rearm()
+        if signal in self.retries:
+            self.retries[signal] = ()  # now it wants any slot
+        elif signal not in self.waiting:
+            queue = self._turns.get(caller)
+            if queue is None:
+                queue = OrderedDict()
+            self.waiting[signal] = caller
+            queue[signal] = None
+            self._turns[caller] = queue
+        return signal
+
+    def join_retries(
+        self, signal: Signal | None, unwanted: Collection[object], free: Iterable[object] = ()
+    ) -> Signal:
+        """Wait apart for a slot anywhere but at the endpoints in `unwanted`.
+
+        `free` are the endpoints that have a slot: for other calls, where this one no longer wants
+        it.
+        """
+        signal = signal or Signal()
+        signal.rearm()
+        if self.retries.get(signal) is not unwanted:
+            self.retries[signal] = unwanted
+            if signal in self.waiting:
+                self._end_turn(signal)
+            self._hand_over(signal, free)
+        return signal
+
+    def left_for(self, signal: Signal | None) -> Collection[object] | None:
+        """The endpoints that no retry wants which waits apart before `signal`; None for all."""
+        left: set[object] | None = None
+        last: Collection[object] = ()
+        gone = []
+        for one, unwanted in self.retries.items():
+            if one is signal or (left is not None and not left):
+                break
+            if one.is_set and not one.set():
+                gone.append(one)
+            elif left is None:
+                left, last = set(unwanted), unwanted
+            elif unwanted != last:  # many have tried the same, and wait in a row
+                left, last = left.intersection(unwanted), unwanted
+        for one in gone:
+            del self.retries[one]  # it is gone with its event loop
+        return left
+
+    def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
+        """The call has given up, or it was `served` and its caller's turn is over.
+
+        Where it was the first, the next is woken: there may be room for that one too, or it was
+        woken for a slot that it did not take. Where it waited apart, the slots at the `free`
+        endpoints are for others.
+        """
+        if signal in self.retries:
+            self._hand_over(signal, free)
+            del self.retries[signal]
+        if signal not in self.waiting:
+            return
+        first = self.first
+        if served:
+            self._end_turn(signal)
+        else:
+            self._remove(signal)
+        if signal is first:
+            self._wake_first()
+
+    def wake(self, freed: object = None) -> None:
+        """Let the call look again that wants the slot which has come free at `freed`.
+
+        None: something else has changed. That may concern every retry that waits apart, and the
+        first of the other calls.
+        """
+        gone = []
+        for one, unwanted in self.retries.items():
+            if freed is not None and (one.is_set or freed in unwanted):
+                continue  # it is about to look anyway, or does not want that slot
+            if not one.set():
+                gone.append(one)
+            elif freed is not None:
+                break
+        else:
+            self._wake_first()
+        for one in gone:
+            del self.retries[one]  # it is gone with its event loop
+
+    def clear(self) -> None:
+        """In a forked child: the calls that waited were the parent's."""
+        self.retries.clear()
+        self.waiting.clear()
+        self._turns.clear()
+
+    def _wake_first(self) -> None:
+        while self.waiting and not (first := self.first).set():
+            self._remove(first)
+
+    def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
+        """A retry wants something else now, or nothing: each free slot may be for another call.
+
+        One call an endpoint is woken, and not all that wait: it hands on what is left when it is
+        served. Hundreds would look in vain, each time one of them is served.
+        """
+        looks, retry.is_set = retry.is_set, True  # it is not to be woken itself
+        try:
+            for endpoint in free:
+                self.wake(endpoint)
+        finally:
+            retry.is_set = looks
+        self._wake_first()
+
+    def _end_turn(self, signal: Signal) -> None:
+        caller = self.waiting[signal]
+        self._remove(signal)
+        if caller in self._turns:
+            self._turns.move_to_end(caller)
+
+    def _remove(self, signal: Signal) -> None:
+        caller = self.waiting[signal]
+        queue = self._turns[caller]
+        del self.waiting[signal]
+        del queue[signal]
+        if not queue:
+            del self._turns[caller]

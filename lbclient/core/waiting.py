@@ -1,0 +1,141 @@
+"""A call's wait for an instance: in line for a place, or for a first answer of discovery."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+from lbclient._internal.signals import Pause, Signal
+from lbclient.core.engine import Core
+from lbclient.core.picker import Pick, Picker
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+)
+
+__all__ = ["Wait"]
+
+_FIRST_ANSWER = 10.0
+_CROWD = 16
+_TAKES = 3.0
+"""An answer takes longer than so many times the mean once in twenty, if times are exponential."""
+
+
+class Waiter(Picker, Protocol):
+    """What is asked of the call that waits."""
+
+    core: Core
+    since: float
+    deadline: float | None
+
+    @property
+    def over(self) -> bool:
+        """True where another attempt of the call has brought its outcome."""
+        ...
+
+    def overdue(self) -> bool:
+        """True once its time is up."""
+        ...
+
+
+class Last(Protocol):
+    """What is asked of the attempt before, if there was one."""
+
+    @property
+    def open(self) -> bool:
+        """True while it counts as in flight."""
+        ...
+
+    def step_aside(self) -> None:
+        """Count as in flight no more."""
+        ...
+
+
+class Wait:
+    """Of one call, once: at most `patience` seconds in line, or, where it has a deadline, until too
+    little of that is left for an answer.
+
+    Else an overload would send nothing but calls whose time is nearly over: a line that is served
+    in turn is then as long as the deadline allows, and all that is sent is given up unanswered.
+    """
+
+    __slots__ = ("_call", "_last", "_patience")
+
+    def __init__(self, call: Waiter, patience: float, last: Last | None) -> None:
+        self._call = call
+        self._patience = patience
+        self._last = last
+
+    def steps(
+        self, got: Pick | Signal | None, holding: Pick | None
+    ) -> Generator[Pause, None, Pick | None]:
+        """Yields pauses. None: there is no instance for a retry, so the last outcome stands.
+
+        An answer that is to be retried gives its place back before it waits: else calls that all
+        hold one would wait for each other. A retry that has waited in vain for an instance that it
+        has not tried asks one that it has, if that has room.
+        """
+        call, last = self._call, self._last
+        until: float | None = None
+        while isinstance(got, Signal):
+            if last is not None and last.open:
+                last.step_aside()
+                holding = None
+            until = self._until() if until is None else until
+            if call.now >= until:
+                if last is None:
+                    raise self._tired()
+                return None if call.overdue() else self._settled(holding)
+            yield Pause(min(until - call.now, self._look_again(got)), got)
+            if call.over or (last is not None and call.core.membership.ended):
+                return None
+            got = call.core.admit(call, holding)
+        if got is None and last is None:
+            raise call.core.refusal()
+        return got
+
+    def _settled(self, holding: Pick | None) -> Pick | None:
+        call = self._call
+        call.settles = True
+        got = call.core.admit(call, holding)
+        call.settles = False
+        return got if isinstance(got, Pick) else None
+
+    def _look_again(self, signal: Signal) -> float:
+        """Seconds until the call looks though nothing wakes it.
+
+        A crowd need not look all the time: it is enough that the first in line does.
+        """
+        core, now = self._call.core, self._call.now
+        crowd = max(1.0, len(core.line) / _CROWD)
+        with core.lock:
+            looks, leads = core.line.looks(signal), core.line.leads(signal)
+        again = core.look_again if leads else core.look_again * crowd
+        return min(again, core.changes_at(now) - now) if looks else again
+
+    def _until(self) -> float:
+        call = self._call
+        if not call.core.watch.known:
+            until = call.now + _FIRST_ANSWER
+            return until if call.deadline is None else min(until, call.deadline)
+        if call.deadline is None:
+            return call.now + self._patience
+        half = (call.deadline - call.now) / 2
+        if call.core.usual is None:  # a retry needs some time to ask a tried one in the end
+            return call.deadline if self._last is None else call.deadline - half
+        return call.deadline - min(_TAKES * call.core.usual, half)
+
+    def _tired(self) -> LoadBalancingError:
+        call = self._call
+        service, waited = call.core.service, f"after {call.now - call.since:.2f} s"
+        reason = f"every instance of {service} is still at its limit of attempts in flight"
+        if not (known := call.core.watch.known):
+            reason = f"nothing is known of {service}: discovery has not answered"
+        if call.deadline is not None and (known or call.overdue()):
+            left = max(0.0, call.deadline - call.now)
+            over = "is over" if call.overdue() else f"leaves {left:.2g} s, too little for an answer"
+            return DeadlineExceeded(f"{waited} the deadline {over}; no attempt was made: {reason}")
+        kind = NoInstanceAvailable if known else DiscoveryError
+        return kind(f"{reason} {waited}")

@@ -1,0 +1,1 @@
+"""Discovery by DNS. The only folder with dnspython, registration aside."""

@@ -1,0 +1,188 @@
+"""Questions to DNS, by dnspython, with its errors in our words.
+
+dnspython is loaded by `load`, not when this module is imported: with its extras it brings HTTP/2
+and trio along, which takes longer than everything else that a client needs.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lbclient._internal.ip_addresses import bracketed
+from lbclient.errors import DiscoveryError
+
+if TYPE_CHECKING:
+    import dns.exception
+    import dns.message
+    import dns.name
+    import dns.nameserver
+    import dns.rdataclass
+    import dns.resolver
+    import dns.rrset
+
+__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "dns_by", "load"]
+
+KINDS = ("A", "AAAA")
+Addresses = tuple[list[str], float]
+"""Addresses of one name and their TTL in seconds."""
+
+_LIFETIME = 5.0
+_PORT = 53
+
+
+def load() -> None:
+    """Load dnspython, unless it is loaded."""
+    global dns  # as if it were imported above
+    import dns.exception  # noqa: PLC0415  # see above
+    import dns.message  # noqa: PLC0415
+    import dns.name  # noqa: PLC0415
+    import dns.rdataclass  # noqa: PLC0415
+    import dns.resolver  # noqa: PLC0415
+
+
+class NoRecords(DiscoveryError):
+    """DNS answered, and the answer is that there are none."""
+
+
+class Glue:
+    """The addresses that came along with an answer, in its additional section."""
+
+    def __init__(self, rrsets: Iterable[dns.rrset.RRset] = ()) -> None:
+        self._found: dict[tuple[str, str], Addresses] = {
+            (rrset.name.to_text().lower(), rrset.rdtype.name): (
+                [record.address for record in rrset],
+                float(rrset.ttl),
+            )
+            for rrset in rrsets
+            if rrset.rdtype.name in KINDS and rrset.rdclass == dns.rdataclass.IN
+        }
+        self._kinds = {kind for _, kind in self._found}
+
+    def get(self, name: str, kind: str) -> Addresses | None:
+        """The addresses of that kind, if they came along."""
+        return self._found.get((name, kind))
+
+    def kinds(self, name: str) -> Sequence[str]:
+        """Which kinds of address to look for.
+
+        A server leaves out what does not fit, without a word. So a name that came with one kind
+        is trusted to have no other only where the other came with no name at all.
+        """
+        if any((name, kind) in self._found for kind in KINDS):
+            return [kind for kind in KINDS if kind in self._kinds]
+        return KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The records of one answer, its TTL in seconds (the least of the chain), what came along."""
+
+    records: Sequence[object]
+    ttl: float
+    glue: Glue
+
+
+class Dns:
+    """Asks the given nameservers, or those of the system's resolver configuration.
+
+    `lifetime` bounds one question with all its repetitions, in seconds.
+    """
+
+    def __init__(
+        self, nameservers: Sequence[dns.nameserver.Nameserver] | None, lifetime: float = _LIFETIME
+    ) -> None:
+        self._nameservers = nameservers
+        self._lifetime = lifetime
+        self._answered: tuple[str | None, int | None] | None = None
+
+    def ask(self, name: str, kind: str, lifetime: float | None = None) -> Found:
+        """The records of `kind` at the absolute name `name`.
+
+        Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
+        """
+        load()
+        lifetime = self._lifetime if lifetime is None else min(lifetime, self._lifetime)
+        try:
+            answer = self._resolver(lifetime).resolve(
+                dns.name.from_text(name, origin=dns.name.root),
+                kind,
+                search=False,
+                lifetime=lifetime,
+            )
+        except dns.resolver.NXDOMAIN:
+            raise NoRecords(f"{name} does not exist (NXDOMAIN)") from None
+        except dns.resolver.NoAnswer:
+            raise NoRecords(f"{name} has no {kind} record") from None
+        except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout) as error:
+            reasons = _reasons(error.kwargs["errors"])
+            raise DiscoveryError(f"asking for {kind} of {name} failed: {reasons}") from error
+        except (dns.exception.DNSException, OSError, ValueError) as error:
+            raise DiscoveryError(f"asking for {kind} of {name} failed: {error}") from error
+        self._answered = answer.nameserver, answer.port
+        return Found(
+            list(answer), answer.chaining_result.minimum_ttl, Glue(answer.response.additional)
+        )
+
+    def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
+        """Made for each question: a changed resolv.conf counts, and threads share nothing.
+
+        Each nameserver gets its turn within the lifetime, the one that answered last the first:
+        else a dead one would cost every question its patience.
+        """
+        resolver = dns.resolver.Resolver(configure=self._nameservers is None)
+        given = resolver.nameservers if self._nameservers is None else self._nameservers
+        resolver.nameservers = sorted(given, key=lambda one: _place(one) != self._answered)
+        resolver.timeout = min(resolver.timeout, lifetime / len(given))
+        return resolver
+
+
+def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
+    """Asks what `nameservers=` names, read by `nameservers_of`; None is the system's own."""
+    if nameservers is None:
+        return Dns(None)
+    from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # loads dnspython
+
+    return Dns(nameservers_of(nameservers, clock))
+
+
+def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
+    """What tells it from others; the system's configuration holds addresses alone."""
+    if isinstance(nameserver, str):
+        return nameserver, _PORT
+    return nameserver.answer_nameserver(), nameserver.answer_port()
+
+
+def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
+    """What each nameserver did, in words that are the same for the same failure.
+
+    dnspython's own tell the time it took, so that every failure would look new in a log.
+    """
+    reasons = {
+        f"{_server(server, over_tcp=over_tcp)}: {_reason(what)}"
+        for server, over_tcp, _, what, _ in errors
+    }
+    return "; ".join(sorted(reasons)) or "no answer in time"
+
+
+def _server(server: str, *, over_tcp: bool) -> str:
+    """`Do53:127.0.0.1@53` is dnspython's way to write it; the others are as they were given."""
+    if not server.startswith("Do53:"):
+        return server
+    address, _, port = server.removeprefix("Do53:").rpartition("@")
+    return f"{bracketed(address)}:{port}{' over TCP' if over_tcp else ''}"
+
+
+def _reason(what: Exception | str) -> str:
+    if isinstance(what, dns.exception.Timeout):
+        return "no answer"
+    if isinstance(what, dns.message.Truncated):
+        return "truncated"
+    if isinstance(what, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {what.verify_message}"
+    if isinstance(what, ssl.SSLError):
+        return f"TLS failed: {what.reason or 'closed'}"
+    text = " ".join(str(what).split()) or type(what).__name__  # dnspython's may be docstrings
+    return text if text.isprintable() else repr(text)[1:-1]

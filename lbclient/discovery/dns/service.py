@@ -1,0 +1,164 @@
+"""A service in DNS as its client sees it: what DNS says now, what it said lately, and what of that
+this host has a route to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from lbclient._internal import validation
+from lbclient._internal.ip_addresses import has_route
+from lbclient.discovery.dns.addresses import AddressResolver
+from lbclient.discovery.dns.client import KINDS
+from lbclient.discovery.dns.srv import SrvResolver
+from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.errors import ServiceAbsent
+
+__all__ = ["DnsOptions", "DnsService", "Family"]
+
+Family: TypeAlias = Literal["any", "ipv4", "ipv6"]
+"""The address families that a client uses of a service in DNS."""
+
+_KINDS: dict[str, Sequence[str]] = {"any": KINDS, "ipv4": KINDS[:1], "ipv6": KINDS[1:]}
+_SHOWN = {"ipv4": "IPv4", "ipv6": "IPv6"}
+_OTHER = {"ipv4": "ipv6", "ipv6": "ipv4"}
+
+
+@dataclass(frozen=True, slots=True)
+class DnsOptions:
+    """What a client may ask for of services in DNS, checked.
+
+    - `family`: the address families to ask for.
+    - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+
+    family: Family = "any"
+    sticky: float | None = None
+
+    def __post_init__(self) -> None:
+        validation.one_of("family", self.family, _KINDS)
+        if self.sticky is not None:
+            validation.number("sticky (seconds)", self.sticky)
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """The types of address record to ask for."""
+        return _KINDS[self.family]
+
+    def refuse(self, shown: str) -> None:
+        """Raises ValueError where an option is set, for a service that is not in DNS."""
+        name = "family" if self.family != "any" else "sticky" if self.sticky else None
+        if name is not None:
+            raise ValueError(
+                f"{name} is for services in DNS, such as 'http+dns://name:port' or "
+                f"'http+srv://name'; {shown} is not in DNS"
+            )
+
+
+class DnsService:
+    """What `source` finds in DNS, with what it found lately, without what cannot be reached.
+
+    An address stays known for `sticky` seconds from the first answer without it, and so does an
+    instance, with its last weight and priority (as in Envoy's LOGICAL_DNS, where DNS tells a few of
+    many addresses at a time). It joins no more after the service has declared itself absent.
+
+    Where an answer has addresses of both families, those that this host has no route to are left
+    out (RFC 6724, section 6, rule 1), and an instance with them; but not if that would leave none.
+    """
+
+    def __init__(
+        self,
+        source: AddressResolver | SrvResolver,
+        clock: Callable[[], float],
+        sticky: float | None,
+    ) -> None:
+        self.source = source
+        self._clock = clock
+        self._sticky = sticky
+        self._known: dict[Instance, _Known] = {}
+
+    def resolve(self) -> Answer:
+        """Ask DNS. Raises what the source raises."""
+        try:
+            answer = self.source.resolve()
+        except ServiceAbsent:
+            self._known.clear()
+            raise
+        return _with_route(self._with_missing(answer) if self._sticky else answer)
+
+    def _with_missing(self, answer: Answer) -> Answer:
+        """Add what DNS told lately; the answer is good until the first of that is to go."""
+        now, sticky = self._clock(), self._sticky or 0.0
+        for one in answer.instances:
+            self._known.setdefault(one, _Known(one)).record = one
+        told = {one: one.addresses for one in answer.instances}
+        for instance, known in list(self._known.items()):
+            known.update(told.get(instance, ()), now, now - sticky)
+            if not known.missing_since:
+                del self._known[instance]
+        first = min((known.oldest for known in self._known.values()), default=math.inf)
+        if first == math.inf:
+            return answer
+        order = dict.fromkeys((*answer.instances, *self._known))
+        left = max(0.0, first + sticky - now)
+        ttl = left if answer.ttl is None else min(answer.ttl, left)
+        return Answer((self._known[one].instance() for one in order), ttl, answer.refused)
+
+
+class _Known:
+    """An instance that DNS told once, and since when each of its addresses is missing."""
+
+    def __init__(self, record: Instance) -> None:
+        self.record = record
+        self.missing_since: dict[str, float] = {}
+        """Infinity for an address that the last answer had."""
+
+    @property
+    def oldest(self) -> float:
+        """Since when the longest missing address is missing."""
+        return min(self.missing_since.values())
+
+    def update(self, told: Iterable[str], now: float, until: float) -> None:
+        """Take an answer; forget what has been missing since `until` or before."""
+        missing = {
+            address: min(since, now)
+            for address, since in self.missing_since.items()
+            if since > until
+        }
+        self.missing_since = dict.fromkeys(told, math.inf)
+        for address, since in missing.items():
+            self.missing_since.setdefault(address, since)
+
+    def instance(self) -> Instance:
+        """With its missing addresses behind the others."""
+        addresses = tuple(self.missing_since)
+        same = addresses == self.record.addresses
+        return self.record if same else replace(self.record, addresses=addresses)
+
+
+def _with_route(answer: Answer) -> Answer:
+    addresses = {address for one in answer.instances for address in one.addresses}
+    if len({":" in address for address in addresses}) < len(KINDS):
+        return answer  # there is no choice
+    usable = set(filter(has_route, addresses))
+    if not usable or len(usable) == len(addresses):
+        return answer
+    kept = [
+        replace(one, addresses=found) if len(found) < len(one.addresses) else one
+        for one in answer.instances
+        if (found := tuple(address for address in one.addresses if address in usable))
+    ]
+    lost = {"ipv6" if ":" in address else "ipv4" for address in addresses - usable}
+    return Answer(kept, answer.ttl, (*answer.refused, *map(_no_route, sorted(lost))))
+
+
+def _no_route(family: str) -> Refusal:
+    """One for all, whose text stays the same: it is logged when it is new."""
+    return Refusal(
+        f"{_SHOWN[family]} addresses",
+        f"this host has no route to them; family={_OTHER[family]!r} does not ask for any",
+    )

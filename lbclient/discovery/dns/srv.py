@@ -1,0 +1,149 @@
+"""SRV records, by RFC 2782."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+from lbclient._internal import validation
+from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.dns.addresses import SOON, AddressBook, Patience, Start, at_once
+from lbclient.discovery.dns.client import KINDS, Dns, NoRecords
+from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.errors import DiscoveryError, ServiceAbsent
+
+if TYPE_CHECKING:
+    import dns.name
+
+__all__ = ["SrvResolver"]
+
+_ROUND = 5.0
+
+
+class _Srv(Protocol):
+    """The fields of dnspython's SRV record."""
+
+    priority: int
+    weight: int
+    port: int
+    target: dns.name.Name
+
+
+class SrvResolver:
+    """The SRV records of `name`, with the vetted addresses of their targets.
+
+    A record that cannot be used is left out, with the reason in the answer; the rest stands.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dns: Dns,
+        guard: Guard,
+        clock: Callable[[], float],
+        *,
+        kinds: Sequence[str] = KINDS,
+        start: Start = at_once,
+    ) -> None:
+        self.name = validation.host("service", name) + "."
+        self.complete = True
+        """Whether nothing that the last answer lacked was to be expected soon."""
+        self._dns = dns
+        self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
+        self._guard = guard
+        self._clock = clock
+
+    def resolve(self) -> Answer:
+        """Ask for the records, then for the addresses that did not come along.
+
+        Raises ServiceAbsent for the target `.`, DiscoveryError where DNS gives no answer.
+        """
+        patience = Patience(_ROUND, self._clock)
+        found = self._dns.ask(self.name, "SRV", patience.left())
+        records = [cast("_Srv", one) for one in found.records]
+        if all(one.target.to_text() == "." for one in records):
+            raise ServiceAbsent(
+                f"{self.name} declares that the service is not offered (target '.')"
+            )
+        hosts, refused = self._hosts(self._longest_unasked_first(records))
+        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each once, however many name it
+        lookup = self._book.lookup(names, patience.left, found.glue)
+        self.complete = lookup.complete
+        ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
+        for host, record in hosts:
+            told = lookup.found[f"{host}."]
+            if isinstance(told, Exception):
+                refused.append(Refusal(_shown(record), _reason(told)))
+                continue
+            addresses, ttl = told
+            vetted, reasons = self._guard.vet(addresses)
+            refused += [Refusal(_shown(record), reason) for reason in reasons]
+            if vetted:
+                instances.append(_instance(host, record, vetted))
+                ttls.append(ttl)
+        self._book.keep(set(map(_target, records)))
+        return Answer(sorted(instances, key=_place), min(ttls), refused)
+
+    def _hosts(self, records: Iterable[_Srv]) -> tuple[list[tuple[str, _Srv]], list[Refusal]]:
+        """The records that can be used, each with the name of its host; and the others."""
+        hosts, refused = [], []
+        for one in records:
+            try:
+                hosts.append((self._host(one), one))
+            except ValueError as reason:
+                refused.append(Refusal(_shown(one), str(reason)))
+        return hosts, refused
+
+    def _host(self, record: _Srv) -> str:
+        """Raises ValueError, with the reason, where the record names none that can be used."""
+        host = _host(record)
+        if (reason := self._guard.refuses_name(host)) is not None:
+            raise ValueError(reason)
+        return host
+
+    def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
+        """Where time does not suffice for all targets, each has its turn in one of the rounds."""
+        return sorted(records, key=lambda one: self._book.asked(_target(one)))
+
+
+def _target(record: _Srv) -> str:
+    return record.target.to_text().lower()
+
+
+def _host(record: _Srv) -> str:
+    text = record.target.to_text(omit_final_dot=True)
+    if text == ".":
+        raise ValueError("its target is '.', beside others that are not")
+    if record.port == 0:
+        raise ValueError("its port is 0")
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        pass
+    else:
+        raise ValueError("its target is an IP address, where RFC 2782 wants a name")
+    try:
+        return validation.host("target", text)
+    except ValueError:
+        raise ValueError("its target is no legal host name") from None
+
+
+def _reason(error: DiscoveryError) -> str:
+    if isinstance(error, NoRecords):
+        return "its target has no address"
+    return f"no address is known for its target: {error}"
+
+
+def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:
+    return Instance(host, record.port, record.weight, record.priority, addresses=tuple(addresses))
+
+
+def _place(one: Instance) -> tuple[int, str, int]:
+    """Servers give the same records in any order; to people they are shown in this."""
+    return one.priority, one.host, one.port
+
+
+def _shown(record: _Srv) -> str:
+    """As a zone file writes it; dnspython has escaped what is not printable."""
+    return f"{record.priority} {record.weight} {record.port} {record.target.to_text()}"

@@ -1,0 +1,247 @@
+"""The names and records of one instance (RFC 2782): put into their zone, and taken out again.
+
+To add a record, and to delete exactly one's own, is safe whatever others do at the same time. What
+depends on others, the addresses of a target that may be shared, is deleted only while the records
+that led to this are still the same (RFC 2136, 2.4.2); else it is looked at once more.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lbclient._internal import validation
+from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.dns.client import Dns
+from lbclient.discovery.dns.service import DnsService
+from lbclient.discovery.dns.srv import SrvResolver
+from lbclient.discovery.registration.dns_update import Change, Primary, Record, Rrset, UpdateError
+from lbclient.discovery.service_url import target_of
+from lbclient.endpoint.instance import Instance
+
+__all__ = ["Registrar", "entry_of"]
+
+KINDS = ("A", "AAAA")
+_FORMS = "'http+srv://name', 'https+srv://name' or '_service._tcp.name'"
+_BARE = re.compile(r"_[^/?#@:]*")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LARGEST = 65535
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_TRIES = 20
+Left = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The SRV record of one instance, and the addresses of its target.
+
+    `sole` is True where the target is a name for this instance alone that outlives its address.
+    """
+
+    owner: str
+    target: str
+    port: int
+    weight: int
+    priority: int
+    addresses: tuple[Record, ...]
+    sole: bool
+
+    @property
+    def record(self) -> Record:
+        """The SRV record itself, as DNS shows it."""
+        return Record(self.owner, "SRV", f"{self.priority} {self.weight} {self.port} {self.target}")
+
+    def replaces(self, text: str) -> bool:
+        """True for an SRV record that an earlier run of this instance has left."""
+        _, _, port, target = text.split()
+        same = target == self.target and (self.sole or port == str(self.port))
+        return same and text != self.record.text
+
+    def is_named_by(self, others: Rrset) -> bool:
+        """True where one of these SRV records has the same target."""
+        return any(text.split()[3] == self.target for text in others.texts)
+
+    def is_taken(self, *held: Rrset) -> bool:
+        """True where the target is for one instance alone, and its addresses are another's."""
+        found = {_address(text) for rrset in held for text in rrset.texts}
+        own = {_address(record.text) for record in self.addresses}
+        return self.sole and bool(found) and not found & own
+
+
+def entry_of(service: object, instance: object, identity: object) -> Entry:
+    """Read what the user passed.
+
+    Raises ValueError or TypeError, naming the argument, for what no SRV record can say.
+    """
+    owner, domain = _service(service)
+    if not isinstance(instance, Instance):
+        raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
+    _fits("weight", instance.weight)
+    _fits("priority", instance.priority)
+    literal = (instance.host,) if validation.is_address(instance.host) else ()
+    addresses = dict.fromkeys(_reachable(one) for one in (*literal, *instance.addresses))
+    target = _target(instance, owner, domain, identity)
+    return Entry(
+        owner,
+        target,
+        instance.port,
+        int(instance.weight),
+        instance.priority,
+        tuple(Record(target, KINDS[one.version == 6], str(one)) for one in addresses),
+        identity is not None,
+    )
+
+
+def _service(service: object) -> tuple[str, str]:
+    """The name of the SRV records, and the domain that offers the service."""
+    if not isinstance(service, str):
+        raise TypeError(f"service must be {_FORMS}; not {type(service).__name__}")
+    scheme, found, rest = service.partition("://")
+    known = scheme.lower() in ("http+srv", "https+srv") if found else _BARE.fullmatch(service)
+    if not known:
+        shown = validation.bare(rest if found else service)
+        raise ValueError(f"service must be {_FORMS}; {shown!r} is none of them")
+    url = service if found else f"http+srv://{service}"
+    target = target_of(
+        url, name=None, scheme="http", dns=Dns(None), guard=Guard(), clock=time.monotonic
+    )
+    source = target.resolver.source if isinstance(target.resolver, DnsService) else None
+    if not isinstance(source, SrvResolver) or target.host is None:
+        raise ValueError(f"service must be {_FORMS}")
+    return source.name, target.host
+
+
+def _target(instance: Instance, owner: str, domain: str, identity: object) -> str:
+    """A name that is made up ends in the service's labels: no other service and no host has it."""
+    if not validation.is_address(instance.host):
+        return _full_name(instance.host, identity)
+    address = re.sub("[.:]", "-", _address(instance.host).exploded)
+    label = address if identity is None else _word(identity)
+    service = owner.removesuffix(f".{domain}.").replace("_", "").replace(".", "-")
+    argument = "service" if identity is None else "identity"
+    return (
+        validation.host(f"{argument} (in the target's name)", f"{label}-{service}.{domain}") + "."
+    )
+
+
+def _full_name(host: str, identity: object) -> str:
+    if identity is not None:
+        raise ValueError(f"identity is for an instance whose host is an address, not {host!r}")
+    if "." not in host:
+        raise ValueError(f"instance.host must be an address or a name in a domain, not {host!r}")
+    return f"{host}."
+
+
+def _word(identity: object) -> str:
+    if not isinstance(identity, str):
+        raise TypeError(f"identity must be a word, not {identity!r}")
+    if not _LABEL.fullmatch(identity.lower()):
+        raise ValueError(
+            "identity must be a word of letters, digits and hyphens, "
+            f"not {validation.bare(identity)!r}"
+        )
+    return identity.lower()
+
+
+def _fits(name: str, value: float) -> None:
+    if value > _LARGEST or value != int(value):
+        raise ValueError(
+            f"instance.{name} must be a whole number from 0 to {_LARGEST}, "
+            f"as SRV records have it, not {value!r}"
+        )
+
+
+def _reachable(text: str) -> _Address:
+    address = _address(text)
+    if address.is_unspecified or getattr(address, "scope_id", None):
+        raise ValueError(
+            f"instance must have addresses that clients can reach, not {text}, "
+            "which is to listen on, or known to this machine alone"
+        )
+    return address
+
+
+def _address(text: str) -> _Address:
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+class Registrar:
+    """Puts one entry. `zone` None is found by asking; `ttl` is that of the records, in seconds.
+
+    Not for two threads at once.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        primary: Primary,
+        *,
+        zone: str | None,
+        ttl: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.entry = entry
+        self._primary = primary
+        self._zone = zone
+        self._ttl = ttl
+        self._clock = clock
+
+    def put(self, seconds: float) -> None:
+        """Add the records, in place of what an earlier run left. Raises UpdateError."""
+        left = self._patience(seconds)
+        owner = self.entry.owner
+        if self._zone is None:
+            self._zone = self._primary.zone_of(owner, left())
+        before = self._primary.records(owner, "SRV", left())
+        change = Change(
+            clear=[(self.entry.target, kind) for kind in KINDS] if self.entry.sole else (),
+            delete=[Record(owner, "SRV", text) for text in before.texts if self._replaces(text)],
+            add=[self.entry.record, *self.entry.addresses],
+        )
+        self._primary.change(self._zone, self._ttl, change, left())
+
+    def remove(self, seconds: float) -> None:
+        """Take the record out, then the addresses that no other needs. Raises UpdateError."""
+        left = self._patience(seconds)
+        self._carry_out(self._without_record, left)
+        if self.entry.addresses:
+            self._carry_out(self._without_addresses, left)
+
+    def _replaces(self, text: str) -> bool:
+        return self.entry.replaces(text)
+
+    def _without_record(self, left: Left) -> Change | None:
+        if not self.entry.sole:
+            return Change(delete=[self.entry.record])
+        held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
+        if self.entry.is_taken(*held):
+            return None  # a later run has it: what looks like our record is that one's
+        return Change(provided=held, delete=[self.entry.record])
+
+    def _without_addresses(self, left: Left) -> Change | None:
+        others = self._primary.records(self.entry.owner, "SRV", left())
+        if self.entry.is_named_by(others):
+            return None
+        return Change(provided=[others], delete=self.entry.addresses)
+
+    def _carry_out(self, plan: Callable[[Left], Change | None], left: Left) -> None:
+        for _ in range(_TRIES):
+            change = plan(left)
+            if change is None or self._primary.change(self._zone or "", self._ttl, change, left()):
+                return
+        raise UpdateError(f"others changed {self.entry.owner} {_TRIES} times meanwhile")
+
+    def _patience(self, seconds: float) -> Left:
+        until = self._clock() + seconds
+
+        def left() -> float:
+            if (rest := until - self._clock()) <= 0:
+                raise UpdateError("there was no time left")
+            return rest
+
+        return left

@@ -1,0 +1,326 @@
+"""Registration: a service tells DNS where it is, for as long as a block lasts.
+
+The records are put again from time to time: a zone that was reloaded has lost them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import anyio
+import anyio.to_thread
+
+from lbclient._internal import fork, validation
+from lbclient.discovery.registration.dns_update import Primary, UpdateError, key_of
+from lbclient.discovery.registration.records import Registrar, entry_of
+from lbclient.discovery.registration.sigterm import Link
+from lbclient.discovery.resolver import text_of
+from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.subscription import Backoff, jittered
+from lbclient.endpoint.instance import Instance
+from lbclient.errors import RegistrationError
+
+__all__ = ["Registration", "Renewal"]
+
+logger = logging.getLogger(__name__)
+
+GRACE = 1.0
+"""Seconds beyond its timeout after which a change is taken for stuck."""
+
+_LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
+
+
+class Renewal:
+    """Calls `renew` about every `interval` seconds, sooner after it failed; for the refresher.
+
+    It logs what is new: the first of equal failures, and the success after one.
+    """
+
+    def __init__(
+        self,
+        renew: Callable[[], None],
+        shown: str,
+        interval: float,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self.clock = clock
+        self.turn = -1
+        """The refresher's ticket for the next round."""
+        self.stopped = False
+        self.quick = False
+        self._renew = renew
+        self._shown = shown
+        self._interval = interval
+        self._rng = rng
+        self._round = threading.Lock()
+        self._failure = ""
+        self._backoff = Backoff(rng)
+        self.next_at = clock() + jittered(interval, rng)
+
+    @property
+    def busy(self) -> bool:
+        """True while a round is under way."""
+        return self._round.locked()
+
+    def claim(self) -> bool:
+        """Claim the round that is due; False while it is not due, or one is under way."""
+        due = not self.stopped and self.clock() >= self.next_at
+        return due and self._round.acquire(blocking=False)
+
+    def run(self) -> None:
+        """One round, after `claim`. It may block."""
+        before = self._failure
+        try:
+            self._failure = self._try()
+            self.next_at = self.clock() + self._pause()
+        finally:
+            self._round.release()
+        if self._failure and self._failure != before:
+            logger.warning("%s could not be registered again: %s", self._shown, self._failure)
+        elif before and not self._failure:
+            logger.info("%s is registered again", self._shown)
+
+    def _try(self) -> str:
+        """Why it failed; nothing if it did not."""
+        try:
+            self._renew()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next round is due all the same
+            return text_of(error)
+        return ""
+
+    def _pause(self) -> float:
+        if self._failure:
+            return self._backoff.failed()
+        self._backoff.succeeded()
+        return jittered(self._interval, self._rng)
+
+
+class Presence:
+    """Puts the entry and takes it out, one change at a time, each within `timeout` seconds.
+
+    After `leave` nothing puts it again, also not a renewal that had begun before.
+    """
+
+    def __init__(self, registrar: Registrar, shown: str, timeout: float) -> None:
+        self._registrar = registrar
+        self._shown = shown
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._present = False
+
+    def enter(self) -> None:
+        """Put the entry. Raises RegistrationError."""
+        try:
+            self.renew()
+        except UpdateError as error:
+            raise RegistrationError(f"{self._shown} could not be registered: {error}") from error
+
+    def renew(self) -> None:
+        """Put it again, unless it was left. Raises UpdateError."""
+        with self._lock:
+            if not self._wanted:
+                return
+            before, self._present = self._present, True
+            try:
+                self._registrar.put(self._timeout)
+            except UpdateError as error:
+                self._present = before or error.undecided
+                raise
+
+    def leave(self) -> None:
+        """Take it out; more than once does no harm. A failure is logged."""
+        self._wanted = False
+        if not self._lock.acquire(timeout=self._timeout + GRACE):
+            logger.warning("%s may stay registered: a change before is stuck", self._shown)
+            return
+        failure: UpdateError | None = None
+        try:
+            self._remove()
+        except UpdateError as error:
+            failure = error
+        finally:
+            self._lock.release()
+        if failure is not None:  # told without the lock: a log's handler has one of its own
+            logger.warning("%s may stay registered: %s", self._shown, failure)
+
+    def _remove(self) -> None:
+        if self._present:
+            self._registrar.remove(self._timeout)
+            self._present = False
+
+
+class _Stay(NamedTuple):
+    presence: Presence
+    renewal: Renewal
+    link: Link
+
+
+class Registration:
+    """Registers one instance of a service with a DNS server while a block runs.
+
+    with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
+        serve()
+
+    It adds an SRV record (RFC 2782), and address records where needed, by dynamic update (RFC
+    2136) signed with TSIG (RFC 8945), and again about every `ttl` seconds in the background. At
+    the end of the block, and on SIGTERM, it takes out what it has added and nothing else. What a
+    process that was killed has left is replaced when it starts again. `async with` does the same
+    without blocking the event loop, on asyncio and trio. It may be entered again after it was left.
+
+    - `service`: as a client names it, `"http+srv://orders.example.com"`, or the name of the SRV
+      records, `"_orders._tcp.example.com"`.
+    - `instance`: a `host` that is a name is the target of the record, and its `addresses`, if any,
+      become address records of that name. For a `host` that is an address a name is made within
+      the service's domain.
+    - `server`: the address, with or without port, of the zone's primary server.
+    - `key`: `"[algorithm:]name:secret"` as `nsupdate -y` has it, or the path of a key file as
+      `tsig-keygen` writes it; None does not sign.
+    - `zone`: the zone to update; None asks the server.
+    - `ttl`: of the records, in whole seconds.
+    - `identity`: a word that stays the same over restarts though address and port change, such as
+      the name of a StatefulSet's pod, and is this instance's alone. It makes the target's name, and
+      everything registered under that name for this service before is replaced. Without it, what
+      has the same target and port is.
+    - `timeout`: seconds for one change in DNS with all its questions.
+    - `clock`: monotonic seconds; `rng`: the dice.
+
+    Entering raises RegistrationError where DNS did not take the record, RuntimeError where it is
+    entered already. Leaving raises nothing for what DNS does: it logs a warning.
+    SIGTERM is handled where the block is entered on the main thread: the record is taken out, then
+    follows what would have happened without it. Where SIGTERM is ignored it stays so.
+    In a forked child it is not entered.
+    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        instance: Instance,
+        *,
+        server: str,
+        key: str | os.PathLike[str] | None = None,
+        zone: str | None = None,
+        ttl: int = 30,
+        identity: str | None = None,
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        validation.function("clock", clock)
+        validation.of("rng", rng, random.Random, "random.Random()")
+        if validation.count("ttl (seconds)", ttl) > _LONGEST_TTL:
+            raise ValueError(f"ttl (seconds) must be {_LONGEST_TTL} or less, not {ttl!r}")
+        self._timeout = validation.seconds("timeout", timeout)
+        self._interval = ttl
+        self._clock = clock
+        self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        entry = entry_of(service, instance, identity)
+        self._shown = f"{instance} as {entry.owner}"
+        self._registrar = Registrar(
+            entry,
+            Primary(server, key_of(key)),
+            zone=None if zone is None else _around(entry.owner, zone),
+            ttl=ttl,
+            clock=clock,
+        )
+        self._stay: _Stay | None = None
+        fork.track(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._shown}>"
+
+    def __enter__(self) -> Self:
+        stay = self._begin()
+        try:
+            stay.link.install()
+            with stay.link.deferring():
+                stay.presence.enter()
+            REFRESHER.schedule(stay.renewal)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        stay = self._begin()
+        try:
+            stay.link.install()
+            await _in_thread(stay.presence.enter)
+            REFRESHER.schedule(stay.renewal)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def close(self) -> None:
+        """Leave DNS now, before the block ends: to finish what is under way, with no new calls."""
+        if (stay := self._end()) is None:
+            return
+        try:
+            with stay.link.deferring():
+                stay.presence.leave()
+        finally:
+            stay.link.remove()
+
+    async def aclose(self) -> None:
+        """The same without blocking the event loop. Cancellation does not interrupt it."""
+        if (stay := self._end()) is None:
+            return
+        try:
+            with anyio.CancelScope(shield=True):
+                await _in_thread(stay.presence.leave)
+        except BaseException:  # asyncio's own cancel() knows no shield
+            threading.Thread(target=stay.presence.leave, name="lbclient-leaving").start()
+            raise
+        finally:
+            stay.link.remove()
+
+    def after_fork(self) -> None:
+        """In a child: what the parent has registered is the parent's."""
+        self._dice.seed()
+        if (stay := self._end()) is not None:
+            stay.link.remove()
+
+    def _begin(self) -> _Stay:
+        if self._stay is not None:
+            raise RuntimeError(f"{self!r} is entered already; it can be again once it was left")
+        presence = Presence(self._registrar, self._shown, self._timeout)
+        renewal = Renewal(
+            presence.renew, self._shown, self._interval, clock=self._clock, rng=self._dice
+        )
+        link = Link(presence.leave, 2 * (self._timeout + GRACE))
+        self._stay = _Stay(presence, renewal, link)
+        return self._stay
+
+    def _end(self) -> _Stay | None:
+        stay, self._stay = self._stay, None
+        if stay is not None:
+            stay.renewal.stopped = True
+        return stay
+
+
+async def _in_thread(change: Callable[[], None]) -> None:
+    """At once, however many threads of others are busy."""
+    await anyio.to_thread.run_sync(change, limiter=anyio.CapacityLimiter(1))
+
+
+def _around(owner: str, zone: str) -> str:
+    found = validation.host("zone", zone) + "."
+    if not f".{owner}".endswith(f".{found}"):
+        raise ValueError(f"zone must be a domain around {owner}, not {zone!r}")
+    return found

@@ -1,0 +1,229 @@
+"""The control plane: what runs again and again, each job when it is due, and the threads for it.
+
+There is one daemon scheduler thread for every service of the process. It only waits and starts; a
+round, which may block in a resolver for seconds, runs on a daemon thread of its own, so that ten
+silent names do not delay an eleventh. (Idle connections are closed on the scheduler's thread: that
+never blocks.) A service has at most one round under way. Nothing here holds a client alive, delays
+the interpreter's exit or starts before it is needed; after a fork the child begins anew, and its
+clients register again.
+
+Whoever calls may hold a lock, and a finalizer that wants that lock may run at any time on any
+thread. So what calls share with the scheduler is a queue that makes nobody wait; the rest is the
+scheduler's own. Queue and locks are made when they are first needed: gevent and eventlet replace
+the types in `queue` and `threading`, perhaps after this module was imported.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from lbclient._internal import fork
+from lbclient._internal.fork import Lazy
+
+__all__ = ["REFRESHER", "Companion", "Job", "Refresher", "Scheduler"]
+
+_LONGEST_SLEEP = 3600.0
+_CROWDED = 64
+
+logger = logging.getLogger(__name__)
+
+
+class Job(Protocol):
+    """A service's discovery or health checks, or a registration's renewal. Its rounds may block."""
+
+    turn: int
+    """The scheduler's ticket for the next round."""
+
+    @property
+    def next_at(self) -> float:
+        """When the next round is due, by `clock`."""
+        ...
+
+    @property
+    def stopped(self) -> bool:
+        """True where no round is to follow."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """True while a round is under way."""
+        ...
+
+    @property
+    def quick(self) -> bool:
+        """True where a round neither blocks nor computes for long, and so needs no thread."""
+        ...
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    def claim(self) -> bool:
+        """Claim the round that is due; False while it is not due, or one is under way."""
+        ...
+
+    def run(self) -> None:
+        """One round, after `claim`."""
+        ...
+
+
+class Companion(Job, Protocol):
+    """A job over the instances of a service, for as long as they are followed."""
+
+    def begin(self) -> None:
+        """The first call of this process has come."""
+        ...
+
+    def stop(self) -> None:
+        """No round is to follow."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Who runs the rounds of jobs: background threads, or virtual time."""
+
+    generation: object
+    """Another object in a forked child."""
+
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`."""
+        ...
+
+
+class Refresher:
+    """Runs the rounds of many jobs, each when it is due."""
+
+    def __init__(self) -> None:
+        self.generation = object()
+        """Another object in a forked child: whoever registered with the old one registers anew."""
+        self.started = False
+        """True once the scheduler's thread runs: from then on a finalizer may call `schedule`."""
+        self._lock_type: object = None
+        """`threading.Lock` as it was when the scheduler's thread began."""
+        self._warned = False
+        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
+        self._crowded = _CROWDED
+        self._order = itertools.count()
+
+    @Lazy
+    def _inbox(self) -> queue.SimpleQueue[weakref.ref[Job]]:
+        return queue.SimpleQueue()
+
+    @Lazy
+    def _running(self) -> threading.Lock:
+        """Held by the one thread that runs the loop."""
+        return threading.Lock()
+
+    def schedule(self, job: Job) -> None:
+        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        self._inbox.put(weakref.ref(job))
+        if not self.started:
+            # Where this raises (no more threads, a signal's handler), the next who schedules tries
+            # again; and of several threads all but one end at once.
+            _daemon(self._loop, "lbclient-refresher")
+            self.started = True
+
+    def _loop(self) -> None:
+        # No job may be held alive here, while this thread waits.
+        if not self._running.acquire(blocking=False):
+            return
+        self._lock_type = threading.Lock
+        while True:
+            try:
+                self._step()
+            except Exception:  # a caller's clock, for one; other services need this thread
+                logger.exception("a service could not be scheduled")
+
+    def _step(self) -> None:
+        try:
+            ref = self._inbox.get(timeout=self._pause())
+        except queue.Empty:
+            _, turn, ref = heapq.heappop(self._heap)
+            self._begin(turn, ref)
+        else:
+            self._note(ref)
+
+    def _pause(self) -> float | None:
+        return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
+
+    def _note(self, ref: weakref.ref[Job]) -> None:
+        job = ref()
+        if job is None or job.stopped:
+            return
+        job.turn = next(self._order)
+        at = time.monotonic() + min(job.next_at - job.clock(), _LONGEST_SLEEP)
+        heapq.heappush(self._heap, (at, job.turn, ref))
+        if len(self._heap) > self._crowded:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop what was replaced and what is gone, whenever that may be half of the heap."""
+        self._heap = [(at, turn, ref) for at, turn, ref in self._heap if _its(turn, ref)]
+        heapq.heapify(self._heap)
+        self._crowded = max(_CROWDED, 2 * len(self._heap))
+
+    def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
+        if (job := _its(turn, ref)) is None:
+            return
+        if job.quick:
+            self._round(job)
+        else:
+            self.start(lambda: self._round(job), "lbclient-lookup")
+
+    def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
+        """Run a function on a daemon thread of its own; here, if no thread can be started."""
+        if self._lock_type not in (None, threading.Lock):
+            # What `threading` would start now is a green thread, and never gets its turn here.
+            self._warn_of_late_patch()
+            run()
+            return
+        try:
+            _daemon(run, name)
+        except RuntimeError:  # no more threads to be had: late is better than never
+            run()
+
+    def _round(self, job: Job) -> None:
+        try:
+            if job.claim():
+                job.run()
+        finally:
+            if not job.busy:  # else the round under way schedules the next itself
+                self.schedule(job)
+
+    def _warn_of_late_patch(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "threading was patched (by gevent or eventlet) after lbclient had started its "
+                "background thread; lookups and health checks now run one after another. "
+                "Call monkey.patch_all() before the first call of a client"
+            )
+
+    def after_fork(self) -> None:
+        """In a child: the threads are gone, and the locks may be held by nobody."""
+        vars(self).clear()
+        self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
+
+
+def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
+    """The job, if it lives and this is still its turn."""
+    job = ref()
+    return job if job is not None and job.turn == turn else None
+
+
+def _daemon(run: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+REFRESHER = Refresher()
+fork.track(REFRESHER)

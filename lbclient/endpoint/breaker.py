@@ -1,0 +1,519 @@
+"""The circuit breaker of one instance, as permits. The only file with pybreaker.
+
+Admission and outcome are apart, so that nothing is held while the I/O runs:
+
+- A closed breaker hands its `permit` to everybody. Half-open it has one permit, the `probe`.
+- `settle` tells how it ended, at zero length. A permit from before the last change of state is
+  stale: it moves nothing. `cancel` hands one back without an outcome.
+
+pybreaker keeps the states and counts good probes. It never wraps the I/O, since its `call` holds a
+lock while the function runs and cannot see a coroutine fail. Nor does its clock, which is the
+wall's, decide anything: an open circuit is told nothing, and half-opened by us. Rates are counted
+in a ring of ten slices of time with running totals: a call costs the same however many there were.
+
+Rules learned from Nygard's "Release It!" (the states), Envoy (longer ejection each time, decaying
+when healthy), AWS ("equal jitter" of the open period), resilience4j (rates of faults and of slow
+calls, in a sliding window of time) and Hystrix (that window in ten slices).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import pybreaker
+
+from lbclient._internal import validation
+
+__all__ = ["DISABLED", "Breaker", "BreakerPolicy", "Permit", "State", "Window"]
+
+_SLICES = 10
+_EMPTY = (0, 0, 0)
+_STANDSTILL = 60.0
+
+Circuit = pybreaker.CircuitBreaker
+CLOSED = pybreaker.STATE_CLOSED
+OPEN = pybreaker.STATE_OPEN
+
+State = Literal["closed", "open", "half-open"]
+
+_PROBE_PATIENCE = 30.0
+_SPREAD = 1.5
+_LATENCIES = 1.5
+"""A run of faults opens a breaker at once where no more than `_SPREAD` times as many attempts were
+sent meanwhile, else when its first fault was sent so many mean latencies ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """When an instance leaves the rotation, and for how long.
+
+    - `fail_max`: consecutive faults that open the breaker, in the order in which the attempts were
+      sent: a success that was sent before a fault says nothing of what came after it.
+    - `reset_timeout`: seconds it stays open the first time (half of it is jitter); each failed
+      probe, or new trip without a healthy time between, doubles that up to `reset_timeout_max`.
+    - `success_threshold`: successful probes that close it.
+    - `panic_threshold`: when less than this fraction of a tier's instances is admissible, their
+      breakers are ignored (Envoy's panic mode); 0 never.
+    - `failure_rate`: the share of faults, above 0 and at most 1, that opens it too; None: no share
+      does.
+    - `slow_rate`, `slow_after`: the share of calls that took longer than `slow_after` seconds, be
+      they faults or not, that opens it too. Both or neither. A probe that slow has failed.
+    - `window`, `minimum_calls`: rates are taken over a sliding `window` of seconds, to a tenth of
+      it, once it holds so many calls. It begins anew when the breaker closes.
+    - `observe`: a dry run. Its states move, and are told, but no call is refused.
+
+    Raises ValueError or TypeError for what none of these can be. Rates are resilience4j's: one that
+    is reached opens, and the call that does it may itself have been fine. The window's slices are
+    Hystrix's.
+    """
+
+    fail_max: int = 5
+    reset_timeout: float = 1.0
+    reset_timeout_max: float = 30.0
+    success_threshold: int = 1
+    panic_threshold: float = 0.0
+    failure_rate: float | None = None
+    slow_rate: float | None = None
+    slow_after: float | None = None
+    window: float = 10.0
+    minimum_calls: int = 20
+    observe: bool = False
+
+    def __post_init__(self) -> None:
+        validation.count("fail_max", self.fail_max)
+        validation.seconds("reset_timeout", self.reset_timeout)
+        validation.seconds("reset_timeout_max", self.reset_timeout_max)
+        validation.count("success_threshold", self.success_threshold)
+        validation.fraction("panic_threshold", self.panic_threshold)
+        if self.reset_timeout > self.reset_timeout_max:
+            raise ValueError(
+                f"reset_timeout ({self.reset_timeout:g} s) must not be above "
+                f"reset_timeout_max ({self.reset_timeout_max:g} s)"
+            )
+        _check_rates(self)
+        if not isinstance(self.observe, bool):
+            raise TypeError(f"observe must be True or False, not {self.observe!r}")
+
+
+def _check_rates(policy: BreakerPolicy) -> None:
+    _check_share("failure_rate", policy.failure_rate)
+    _check_share("slow_rate", policy.slow_rate)
+    if policy.slow_after is not None:
+        validation.seconds("slow_after", policy.slow_after)
+    if policy.slow_rate is not None and policy.slow_after is None:
+        raise ValueError("slow_rate needs slow_after beside it: the seconds that make a call slow")
+    if policy.slow_after is not None and policy.slow_rate is None:
+        raise ValueError("slow_after needs slow_rate beside it: the share of slow calls that opens")
+    validation.seconds("window", policy.window)
+    validation.count("minimum_calls", policy.minimum_calls)
+
+
+def _check_share(name: str, value: object) -> None:
+    if value is not None and validation.number(name, value, above=True) > 1:
+        raise ValueError(f"{name} must be at most 1, which is every call, not {value!r}")
+
+
+DISABLED = BreakerPolicy(fail_max=sys.maxsize)
+
+
+class Window:
+    """Counts over the last `policy.window` seconds, to a tenth of it. Told the time.
+
+    `calls`, `faults` and `slow` are the totals as of the last `add`. A clock that leaps past the
+    window, or falls back by more than a slice, empties it.
+    """
+
+    __slots__ = (
+        "_heard",
+        "_place",
+        "_policy",
+        "_resumed",
+        "_ring",
+        "_start",
+        "calls",
+        "faults",
+        "slow",
+    )
+
+    def __init__(self, policy: BreakerPolicy, now: float) -> None:
+        self._policy = policy
+        self._heard = now
+        self._resumed = now
+        self._begin(now)
+
+    @property
+    def tripped(self) -> bool:
+        """True where a rate of the policy is reached, by enough calls."""
+        policy, calls = self._policy, self.calls
+        return calls >= policy.minimum_calls and (
+            _reached(policy.failure_rate, self.faults / calls)
+            or _reached(policy.slow_rate, self.slow / calls)
+        )
+
+    @property
+    def why(self) -> str:
+        """Which rate is reached, in words."""
+        if _reached(self._policy.failure_rate, self.faults / self.calls):
+            return f"{self.faults} of {self.calls} calls failed"
+        return f"{self.slow} of {self.calls} calls were slow"
+
+    def outslept(self, now: float, elapsed: float) -> bool:
+        """True where a call of `elapsed` seconds that ends `now` tells nothing. Ask once for each.
+
+        A process that was stopped for minutes finds whatever it had in flight minutes old. Seen
+        from here: for a minute no call ends, and then such end that are older than a minute. A
+        shorter stop looks like a slow instance.
+        """
+        if now - self._heard >= _STANDSTILL:
+            self._resumed = now
+        self._heard = now
+        return elapsed >= _STANDSTILL and now - elapsed < self._resumed
+
+    def add(self, now: float, *, fault: bool, slow: bool) -> None:
+        """A call has ended."""
+        self._slide(now)
+        ring, place = self._ring, self._place
+        ring[place] += 1
+        ring[place + 1] += fault
+        ring[place + 2] += slow
+        self.calls += 1
+        self.faults += fault
+        self.slow += slow
+
+    def _slide(self, now: float) -> None:
+        ahead = (now - self._start) * _SLICES / self._policy.window
+        if not -1 < ahead < _SLICES:
+            self._begin(now)
+        elif ahead >= 1:
+            for _ in range(int(ahead)):
+                self._next()
+            self._start += int(ahead) * self._policy.window / _SLICES
+
+    def _begin(self, now: float) -> None:
+        self._start = now
+        self._place = 0
+        self._ring = [*_EMPTY] * _SLICES
+        self.calls = self.faults = self.slow = 0
+
+    def _next(self) -> None:
+        """The oldest slice is forgotten, and becomes the newest."""
+        ring = self._ring
+        self._place = place = (self._place + len(_EMPTY)) % len(ring)
+        calls, faults, slow = ring[place : place + len(_EMPTY)]
+        self.calls -= calls
+        self.faults -= faults
+        self.slow -= slow
+        ring[place : place + len(_EMPTY)] = _EMPTY
+
+
+def _reached(rate: float | None, share: float) -> bool:
+    return rate is not None and share >= rate
+
+
+def new_circuit(policy: BreakerPolicy, name: str, turned: Callable[[], None]) -> Circuit:
+    """A closed one. `turned` is called at each change of state."""
+    return Circuit(
+        fail_max=policy.fail_max,
+        success_threshold=policy.success_threshold,
+        listeners=[_Turns(turned)],
+        name=name,
+    )
+
+
+def tell(circuit: Circuit, *, fault: bool) -> None:
+    """An outcome, at zero length."""
+    try:
+        circuit.call(_fail if fault else _succeed)
+    except (_Fault, pybreaker.CircuitBreakerError) as error:
+        cause = error.__context__
+        _forget(error)
+        if isinstance(error, pybreaker.CircuitBreakerError) and not isinstance(cause, _Fault):
+            raise cause or error from None  # interrupted, and taken for a failure of the function
+
+
+def _forget(error: BaseException | None) -> None:
+    """The frames of pybreaker hold what they raise: a cycle, and in it the whole stack, with the
+    caller's own frames, until the garbage collector comes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
+class _Turns(pybreaker.CircuitBreakerListener):
+    def __init__(self, turned: Callable[[], None]) -> None:
+        self._turned = turned
+
+    def state_change(self, *_: object) -> None:
+        self._turned()
+
+
+class _Fault(Exception):
+    """Stands for the instance's failure inside pybreaker."""
+
+
+def _succeed() -> None:
+    return None
+
+
+def _fail() -> NoReturn:
+    raise _Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to send one attempt. `expires` (clock time) is set for a probe only."""
+
+    generation: int
+    expires: float | None = None
+
+    @property
+    def probe(self) -> bool:
+        """True for the one attempt that a half-open breaker lets through."""
+        return self.expires is not None
+
+    @property
+    def refused(self) -> bool:
+        """True where the breaker would have refused, had it been heeded. It moves nothing."""
+        return self.generation < 0
+
+
+_FIRST = Permit(0)
+_REFUSED = Permit(-1)
+
+
+class Breaker:
+    """Permits for one instance. Told the time and handed the dice; not locked: its owner is."""
+
+    __slots__ = (
+        "_circuit",
+        "_closed_at",
+        "_period",
+        "_policy",
+        "_rated",
+        "_run",
+        "_window",
+        "due",
+        "name",
+        "opened_at",
+        "permit",
+        "pristine",
+        "probe_permit",
+        "why",
+    )
+
+    def __init__(self, policy: BreakerPolicy, name: str) -> None:
+        self._policy = policy
+        self.name = name
+        self._circuit: Circuit | None = None
+        self._window: Window | None = None
+        self._rated = policy.failure_rate is not None or policy.slow_rate is not None
+        self._run: deque[tuple[float, int]] | None = None
+        """The latest faults that no success has answered: when each attempt was sent, and how many
+        attempts the instance had been sent when it failed."""
+        self.pristine = not self._rated
+        """True where there never was a fault, and successes are not counted."""
+        self._period = 0.0
+        self._closed_at = 0.0
+        self.probe_permit: Permit | None = None
+        """The permit of the probe under way. Whoever sends that probe sets it, and owns it."""
+        self.due = 0.0
+        """Clock time from which an open breaker may be probed."""
+        self.opened_at = 0.0
+        """When it last left the closed state."""
+        self.why = ""
+        """What has opened it, in words."""
+        self.permit = _FIRST
+        """What a closed breaker hands to everybody; new with each change of state."""
+
+    @property
+    def state(self) -> State:
+        """`"closed"`, `"open"` or `"half-open"`."""
+        return "closed" if self._circuit is None else self._circuit.current_state  # type: ignore[return-value]  # pybreaker says str
+
+    @property
+    def closed(self) -> bool:
+        """True while every call would be let through."""
+        return self._circuit is None or self._circuit.current_state == CLOSED
+
+    @property
+    def refuses(self) -> bool:
+        """True while calls are refused, the probe excepted; never where it merely observes."""
+        return not (self.closed or self._policy.observe)
+
+    @property
+    def observes(self) -> bool:
+        """True where it refuses nothing, whatever its state: a dry run."""
+        return self._policy.observe
+
+    @property
+    def unmoved(self) -> bool:
+        """True where one more success changes nothing."""
+        return self.pristine or (self.closed and not (self._rated or self._run))
+
+    def probing(self, now: float) -> bool:
+        """True while a probe is under way and has not outlived its time."""
+        return now < self.probed_until
+
+    @property
+    def probed_until(self) -> float:
+        """When the probe that is under way is given up; 0 where there is none."""
+        return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
+
+    def probe(self, now: float) -> Permit:
+        """Half-open it, for a permit that is given out as soon as it is `probe_permit`.
+
+        A probe that never reports is given up after a time.
+        """
+        circuit = self._circuit or self._wake()
+        if circuit.current_state == OPEN:
+            circuit.half_open()
+        patience = max(self._policy.reset_timeout_max, _PROBE_PATIENCE)
+        return Permit(self.permit.generation, now + patience)
+
+    def observed(self, now: float) -> Permit:
+        """Leave for a call that goes whatever the state, as under `observe` or in panic.
+
+        Closed, it is everybody's; else the probe's where one is due, or one that is `refused`.
+        """
+        if self.closed:
+            return self.permit
+        return _REFUSED if now < self.due or self.probing(now) else self.probe(now)
+
+    def settle(
+        self,
+        permit: Permit,
+        *,
+        fault: bool,
+        now: float,
+        rng: random.Random,
+        elapsed: float = 0.0,
+        started: float | None = None,
+        attempts: int = 0,
+        latency: float | None = None,
+    ) -> bool:
+        """Count one outcome, after `elapsed` seconds. True if that changed the state.
+
+        `started` is when the attempt was sent (None: after every other), `attempts` how many the
+        instance has been sent by now, `latency` what its answers take, in seconds. A stale permit
+        changes nothing; unless closed, only a probe's does.
+        """
+        if permit.generation != self.permit.generation or (not fault and self.unmoved):
+            return False
+        self.cancel(permit)
+        before = self.state
+        if before == "closed":
+            started = now if started is None else started
+            if fault:
+                self._count_fault(started, now, attempts, latency or 0.0)
+            elif self._run:
+                self._run = deque((one for one in self._run if one[0] > started), self._run.maxlen)
+            self._count_rates(now, elapsed, fault=fault)
+        elif permit.probe:
+            slow = self._slow(elapsed)
+            self.why = "its probe failed" if fault or not slow else "its probe was slow"
+            tell(self._circuit or self._wake(), fault=fault or slow)
+        if self.state == before:
+            return False
+        self._changed(before, now, rng)
+        return True
+
+    def cancel(self, permit: Permit) -> None:
+        """Hand a permit back without an outcome."""
+        if permit is self.probe_permit:
+            self.probe_permit = None
+
+    def sooner(self, now: float, rng: random.Random) -> None:
+        """A peer has healed: wait no longer than after a first trip."""
+        if self.state == "open":
+            self._period = self._policy.reset_timeout
+            self.due = min(self.due, now + _jittered(self._period, rng))
+
+    def at_once(self, now: float) -> None:
+        """There is a way to the instance again: an open breaker may be probed now."""
+        if self.state == "open":
+            self._period = self._policy.reset_timeout
+            self.due = min(self.due, now)
+
+    def after_fork(self, now: float, rng: random.Random) -> None:
+        """In a child: the probe under way is the parent's, and the next is due at another time."""
+        self.probe_permit = None
+        if self.due > now:
+            self.due = now + _jittered(self.due - now, rng)
+
+    def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
+        """Faults in a row, in the order in which attempts were sent.
+
+        A success says that the instance worked when its attempt was sent: it ends the run for the
+        faults that were sent before it, and says nothing of those sent after it. So the successes
+        that are still under way at an outage do not hide it.
+
+        Faults that come sooner than successes are known before the successes that were sent
+        between them. So a run counts only if nearly all that was sent since its first fault has
+        failed too, or if a success that was sent after that fault would be known by now.
+        """
+        self.pristine = False
+        run, most = self._run, self._policy.fail_max
+        if most == sys.maxsize:
+            return  # disabled: a run that nobody looks at would only grow
+        if run is None:
+            run = self._run = deque(maxlen=most)
+        run.append((started, attempts))
+        if len(run) < most:
+            return
+        first, sent_by_then = run[0]
+        if attempts - sent_by_then <= _SPREAD * most or now - first >= _LATENCIES * latency:
+            self.why = f"{most} faults in a row"
+            (self._circuit or self._wake()).open()
+
+    def _count_rates(self, now: float, elapsed: float, *, fault: bool) -> None:
+        if not self._rated or not self.closed:
+            return
+        window = self._window = self._window or Window(self._policy, now)
+        if window.outslept(now, elapsed):
+            return
+        window.add(now, fault=fault, slow=self._slow(elapsed))
+        if window.tripped:
+            self.why = window.why
+            (self._circuit or self._wake()).open()
+
+    def _slow(self, elapsed: float) -> bool:
+        after = self._policy.slow_after
+        return after is not None and elapsed > after
+
+    def _wake(self) -> Circuit:
+        """Made when it first opens: an instance that serves costs no breaker."""
+        self._circuit = new_circuit(self._policy, self.name, self._turned)
+        self.pristine = False
+        return self._circuit
+
+    def _turned(self) -> None:
+        """Every permit is stale now, and what was counted is of the past."""
+        self.permit = Permit(self.permit.generation + 1)
+        self.probe_permit = None
+        self._window = None
+        self._run = None
+
+    def _changed(self, before: State, now: float, rng: random.Random) -> None:
+        if self.closed:
+            self._closed_at = now
+        else:
+            if before == "closed":
+                self.opened_at = now
+            self._period = self._next_period(before, now)
+            self.due = now + _jittered(self._period, rng)
+
+    def _next_period(self, before: State, now: float) -> float:
+        policy = self._policy
+        healthy = before == "closed" and now - self._closed_at >= policy.reset_timeout_max
+        if not self._period or healthy:
+            return policy.reset_timeout
+        return min(2 * self._period, policy.reset_timeout_max)
+
+
+def _jittered(period: float, rng: random.Random) -> float:
+    return period / 2 + rng.random() * period / 2

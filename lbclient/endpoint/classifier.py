@@ -1,0 +1,238 @@
+"""What a finished attempt means: for the breaker, for the load, and for trying again.
+
+A judge is a function of the result, or of the exception, of one attempt. The default below
+knows the operating system's network errors only; the HTTP binding brings its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from lbclient._internal import validation
+from lbclient._internal.ip_addresses import NO_ROUTE, has_route
+
+if TYPE_CHECKING:
+    from lbclient.endpoint.instance import Instance
+
+__all__ = [
+    "CLIENT_ERROR",
+    "FAULT",
+    "FINE",
+    "NEVER_SENT",
+    "NO_LOCAL_PORT",
+    "Judge",
+    "Verdict",
+    "answered",
+    "fault_name",
+    "judge",
+    "lacked_port",
+    "local_origin",
+    "more_telling",
+]
+
+
+_AGAIN = ("always", "idempotent", "never")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The meaning of one attempt.
+
+    - `fault`: the instance is to blame; its breaker counts it, its load is raised for a while.
+    - `again`: `"never"`; `"idempotent"`: it may have been carried out, so only a call that may be
+      repeated is; `"always"`: it was certainly not carried out, so any call may be.
+    - `rest`: seconds for which this instance asked to be left alone (`Retry-After`).
+    - `backoff`: wait before the next attempt even if nothing was sent.
+    - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
+      for a result that is neither a fault nor asks for a `rest`, and is to be tried again.
+    - `unsent`: the result says that the instance did not read the call (408 on a connection that
+      was used before).
+    - `unreachable`: this host knows no way to the instance, or may not use it. Set it for an
+      exception. The balancer then sets `fault` itself: True if others can be reached, False if
+      none can.
+    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). That is no
+      latency of the instance. If it says so far more often than the others, it gets less load.
+
+    A good result is never repeated: for a result (not an exception), `again` counts only if
+    `fault`, `rest`, `rejected` or `unsent` says that it is not good.
+
+    An attempt that was never sent is replaced even if the retry budget is empty. That is an
+    exception with `again="always"` (unless `rest` or `rejected` says that the instance answered),
+    and a result with `unsent`.
+
+    An exception without fault is neutral: it neither harms nor heals the instance.
+    """
+
+    fault: bool
+    again: Literal["never", "idempotent", "always"] = "never"
+    rest: float = 0.0
+    backoff: bool = False
+    rejected: bool = False
+    unsent: bool = False
+    unreachable: bool = False
+    client_error: bool = field(default=False, compare=False)
+    good: bool = field(init=False, repr=False, compare=False)
+    """True for an answer that nothing speaks against."""
+    clean: bool = field(init=False, repr=False, compare=False)
+    """True for a good one that says nothing else either: no rest, no wrong request."""
+
+    def of_result(self) -> Verdict:
+        """The same for a result: `again` alone does not repeat one that is good otherwise."""
+        bad = self.fault or self.rest or self.rejected or self.unsent
+        return self if bad or self.again == "never" else FINE
+
+    def never_sent(self, error: BaseException | None) -> bool:
+        """True if the attempt, which ended with `error` or with a result, sent nothing."""
+        if error is None:
+            return self.unsent
+        return self.again == "always" and not self.rest and not self.rejected
+
+    @property
+    def turned_away(self) -> bool:
+        """True where the instance did not serve the call: a fault, or an answer such as 429."""
+        return self.fault or self.again == "idempotent"
+
+    def __post_init__(self) -> None:
+        validation.one_of("again", self.again, _AGAIN)
+        validation.number("rest (seconds)", self.rest)
+        good = not self.fault and self.again == "never"
+        object.__setattr__(self, "good", good)
+        object.__setattr__(self, "clean", good and not self.rest and not self.client_error)
+
+
+Judge = Callable[[object], Verdict]
+"""Takes the result of an attempt, or the exception (an `Exception`) that ended it."""
+
+
+FINE = Verdict(fault=False)
+CLIENT_ERROR = Verdict(fault=False, client_error=True)
+FAULT = Verdict(fault=True, again="idempotent")
+NEVER_SENT = Verdict(fault=True, again="always")
+
+NO_LOCAL_PORT = Verdict(fault=False, again="always")
+
+_EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
+_UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_UNREACHABLE = NO_ROUTE | {errno.EPERM}  # a firewall's word
+_LOOKUP_NEEDS = 4
+"""glibc has a file open, and a socket for each of at most three nameservers."""
+_NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
+_ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
+
+
+def local_origin(error: BaseException | None) -> Verdict | None:
+    """The verdict on an error that arose on this host before anything was sent, else None.
+
+    Local origin, in Envoy's words: exhausted resources, or no way to the destination. The error may
+    be one that wraps the operating system's, as those of HTTP clients and event loops do.
+    """
+    found = [_local_origin(one) for one in _system_errors(error)]
+    verdicts = [one for one in found if one is not None]
+    if not verdicts or len(verdicts) < len(found):
+        return None  # of several addresses one failed for another reason, which tells more
+    return next((one for one in verdicts if not one.unreachable), verdicts[0])
+
+
+def _local_origin(error: OSError) -> Verdict | None:
+    if isinstance(error, ssl.SSLError):
+        return None  # its numbers are OpenSSL's, and mean other things
+    if isinstance(error, socket.gaierror):
+        return _EXHAUSTED_HERE if error.errno == socket.EAI_MEMORY else _starved()
+    if error.errno in _EXHAUSTED:
+        return _EXHAUSTED_HERE
+    if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
+        return None  # a file that may not be opened is the caller's own matter
+    # A look-up that could not be made may also leave any number (EAI_SYSTEM).
+    return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
+
+
+def _starved() -> Verdict | None:
+    """A look-up that lacks a file descriptor may say that the name is not known, or anything else:
+    that depends on the modules in nsswitch.conf (libnss-mdns says so). So it is not believed unless
+    there are now as many descriptors as one needs."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _LOOKUP_NEEDS:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as reason:
+        return _EXHAUSTED_HERE if reason.errno in _EXHAUSTED else None
+    finally:
+        for one in opened:
+            os.close(one)
+    return None
+
+
+def lacked_port(error: BaseException, instance: Instance) -> bool:
+    """True if an unreachable instance is one to which merely no local port was left.
+
+    EADDRNOTAVAIL says either that or that this host has no address of the destination's family. A
+    datagram socket, which needs the same route and address and sends nothing here, tells which. It
+    is not asked about names, since that would block.
+    """
+    if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
+        return False
+    places = instance.addresses or (instance.host,)
+    known = [one for one in places if validation.is_address(one)]
+    return not known or any(map(has_route, known))
+
+
+def more_telling(before: Exception | None, error: Exception) -> Exception:
+    """Of the failures of two addresses the later one, unless only the earlier one is the
+    destination's own."""
+    if before is None or local_origin(error) is None or local_origin(before) is not None:
+        return error
+    return before
+
+
+def answered(error: BaseException) -> bool:
+    """True for an error that only the destination can have caused: there is a way to it."""
+    return any(isinstance(one, _ANSWERS) for one in _system_errors(error))
+
+
+def _system_errors(error: BaseException | None, seen: set[int] | None = None) -> Iterator[OSError]:
+    """The operating system's errors behind an error; several where addresses were raced.
+
+    An error may be its own cause, by way of others: only circles of `__context__` are broken by
+    Python itself.
+    """
+    seen = set() if seen is None else seen
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                yield from _system_errors(one, seen)
+            return
+        if isinstance(error, OSError) and (
+            error.errno is not None or isinstance(error, ConnectionError | TimeoutError)
+        ):
+            yield error
+            return
+        error = error.__cause__ or error.__context__
+
+
+def judge(result: object) -> Verdict:
+    """Judge by the operating system's network errors, also where another OSError wraps them; any
+    other result or exception is fine."""
+    if not isinstance(result, OSError):
+        return FINE
+    if (local := local_origin(result)) is not None:
+        return local
+    behind = tuple(_system_errors(result))
+    if behind and all(isinstance(one, _NEVER_SENT_ERRORS) for one in behind):
+        return NEVER_SENT
+    network = any(isinstance(one, ConnectionError | TimeoutError) for one in behind)
+    return FAULT if network else FINE
+
+
+def fault_name(status: int | None, error: BaseException | None) -> str:
+    """What a fault is called where people read of it."""
+    if error is not None:
+        return type(error).__name__
+    return "a fault" if status is None else str(status)

@@ -1,0 +1,146 @@
+"""What the sync and the async transport share: all but the sending."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import cast
+
+from lbclient._internal import validation
+from lbclient._internal.signals import Pause
+from lbclient.balancer import Balancer
+from lbclient.balancer.options import BalancerOptions
+from lbclient.core.call import Call
+from lbclient.discovery.service_url import authority_of
+from lbclient.endpoint import Endpoint
+from lbclient.resilience.health_check import HealthCheck
+from lbclient.resilience.retry import RetryPolicy
+
+from ._compat import httpx
+from .classifier import HttpJudge
+from .options import (
+    TransportOptions,
+    WireArguments,
+    deadline_header,
+    part,
+    refuse_bypass,
+    wire_options,
+)
+from .origin import Origin
+from .request import SHARED_DEADLINE, UNSTREAMED, Place, terms_of
+from .response_stream import Answer, AsyncAnswer
+from .shortcuts import Content
+from .telemetry import HttpSemantics, Labels
+
+__all__ = ["Binding", "closed_on_error", "policy_of"]
+
+_TLS_NAMES = ("instance", "service")
+_CLOSE_GRACE = 1.0
+_LAST_MOMENT = 0.25
+
+
+class Binding:
+    """HTTP over one balancer: what a request asks, whom it names, how its instances are reached."""
+
+    def __init__(self, service: object, options: Mapping[str, object]) -> None:
+        options = dict(options)
+        refuse_bypass(options, TransportOptions.__annotations__)
+        mine = part(options, BalancerOptions)
+        if isinstance(limits := options.get("limits"), httpx.Limits):
+            validation.limit("limits (max_connections)", limits.max_connections)
+            if (idle := limits.max_keepalive_connections) is not None:
+                validation.count("limits (max_keepalive_connections)", idle, least=0)
+            if (expiry := limits.keepalive_expiry) is not None:
+                validation.number("limits (keepalive_expiry, seconds)", expiry)
+            mine.setdefault("max_in_flight_total", limits.max_connections)
+        self.health: HealthCheck | None = mine.pop("health", None)
+        validation.kind("health", self.health, HealthCheck)
+        self.policy = policy_of(mine)
+        self.balancer = Balancer(service, judge=HttpJudge(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
+        self.target = target = self.balancer.target
+        self.origin: Origin | None = None
+        with closed_on_error(self.balancer):
+            tls_name = validation.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
+            self.wire_options = wire_options(target.scheme, **part(options, WireArguments))
+            self._key_of = _function("key", options.get("key"))
+            self._fair_by = _function("fair_by", options.get("fair_by"))
+            self._deadline_header = deadline_header(options.get("deadline_header"))
+            self.close_grace = validation.number(
+                "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
+            )
+        self.tls_name = target.host if tls_name == "service" else None
+        url = httpx.URL(target.origin)
+        self._labels = Labels(url)
+        self._logical_host = url.netloc
+
+    def own(self, origin: str) -> None:
+        """Hold requests to this origin: that is what a `Client` does, and a bare transport not."""
+        self.origin = Origin(origin, self.balancer.instances)
+
+    def call(
+        self, request: httpx.Request, replayable: Callable[[], bool] | None
+    ) -> Call[httpx.Response]:
+        """The call that carries this request."""
+        terms = terms_of(request, self.policy, replayable, self._key_of, self._fair_by)
+        if (shared := SHARED_DEADLINE.get()) is not None:
+            terms = shared.bind(terms, self.balancer)
+        return self.balancer.begin(terms, HttpSemantics(request, self._labels))
+
+    def drain(self) -> Pause:
+        """What to wait for before connections are closed."""
+        return Pause(self.close_grace, self.balancer.idle())
+
+    def last(self) -> Pause:
+        """What to wait for after that: calls that lost their connections need a moment to end."""
+        return Pause(_LAST_MOMENT, self.balancer.idle())
+
+    def place(self, endpoint: Endpoint) -> Place:
+        """How an instance is addressed: of an unnamed list by each one's own Host."""
+        instance, hosts = endpoint.instance, None
+        if self.origin is not None and self.target.authority is None:
+            own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
+            hosts = None if own == self._logical_host else (self._logical_host, own)
+        return Place(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
+
+    def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
+        """True where the body belongs to the attempt: an instance that dies in it can be replaced.
+
+        Not for an answer that may be replaced by another attempt anyway.
+        """
+        unstreamed: bool = request.extensions.get(UNSTREAMED, False)
+        return unstreamed and response.status_code not in self.policy.statuses
+
+    def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
+        """The response as the caller gets it."""
+        info = response.extensions["lbclient"] = call.info()
+        if isinstance(response.stream, Content):
+            response.elapsed = timedelta(seconds=call.elapsed)
+        elif isinstance(response.stream, Answer | AsyncAnswer):
+            response.stream.info = info  # for an error of the body that is yet to come
+        redirect = 300 <= response.status_code < 400 and response.has_redirect_location
+        if redirect and self.origin is not None:
+            self.origin.make_logical(response)
+        return response
+
+
+@contextlib.contextmanager
+def closed_on_error(balancer: Balancer) -> Iterator[None]:
+    """Close it if what is built around it cannot be finished."""
+    try:
+        yield
+    except BaseException:
+        balancer.close()
+        raise
+
+
+def policy_of(options: Mapping[str, object]) -> RetryPolicy:
+    """The policy that these options ask for; what is no policy, the balancer refuses."""
+    policy = options.get("retry", RetryPolicy())
+    return policy if isinstance(policy, RetryPolicy) else RetryPolicy(attempts=1)
+
+
+def _function(name: str, value: object) -> Callable[[httpx.Request], object] | None:
+    if value is not None:
+        validation.function(name, value)
+    return cast("Callable[[httpx.Request], object] | None", value)

@@ -1,0 +1,130 @@
+"""What an HTTP attempt means. Other results are judged by the network's errors alone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+from lbclient.endpoint.classifier import (
+    CLIENT_ERROR,
+    FAULT,
+    FINE,
+    NEVER_SENT,
+    Verdict,
+    local_origin,
+)
+from lbclient.endpoint.classifier import judge as network_judge
+
+from ._compat import httpx
+from .connections.connection import PeerLeft
+from .connections.instance_transport import CLOSED_WHILE_IDLE
+from .request_body import is_callers_own
+
+__all__ = ["HttpJudge", "rest_asked"]
+
+_NOT_PROCESSED = Verdict(fault=False, again="always", unsent=True)
+_MAYBE_PROCESSED = Verdict(fault=False, again="idempotent")
+_LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
+_CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+_TIMEOUT, _TOO_MANY = 408, 429
+_HTTPCORE = frozenset({"httpcore", "httpcore2"})
+_NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
+_AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
+
+
+class HttpJudge:
+    """The table of outcomes for HTTP; `statuses` are those that are tried again."""
+
+    def __init__(self, statuses: Collection[int]) -> None:
+        self._statuses = statuses
+
+    def __call__(self, result: object) -> Verdict:
+        """Judge a response by its status, an httpx error by how far the request can have come."""
+        if isinstance(result, httpx.Response):
+            return FINE if result.status_code < 400 else self._status(result)
+        if isinstance(result, Exception) and is_callers_own(result):
+            return FINE
+        if isinstance(result, httpx.TransportError):
+            return _error(result)
+        return network_judge(result)
+
+    def _status(self, response: httpx.Response) -> Verdict:
+        status = response.status_code
+        if status == _TIMEOUT and CLOSED_WHILE_IDLE in response.extensions:
+            return _NOT_PROCESSED
+        fault = 500 <= status <= 599
+        if status not in self._statuses:
+            return CLIENT_ERROR if status < 500 else Verdict(fault=fault)
+        again: Literal["idempotent"] = "idempotent"
+        return Verdict(fault, again, rest_asked(response.headers), rejected=True)
+
+
+def _error(error: httpx.TransportError) -> Verdict:
+    if (unprocessed := _peer_left(error.__cause__)) is not None:
+        return _NOT_PROCESSED if unprocessed else _MAYBE_PROCESSED
+    if isinstance(error, _CALLERS_FAULT):
+        return FINE
+    if isinstance(error, httpx.PoolTimeout):
+        return _LOCAL_LIMIT
+    if isinstance(error, _NEVER_SENT):
+        return local_origin(error) or NEVER_SENT
+    return FAULT
+
+
+def _peer_left(cause: BaseException | None) -> bool | None:
+    """Whether an HTTP/2 peer that has ended a request in order (RFC 9113, 6.8) says that it did not
+    begin it; None where that is not what happened.
+
+    Our own connections tell that by `PeerLeft`. httpcore's, under a transport of the caller's own,
+    have an event of h2 in their error.
+    """
+    if isinstance(cause, PeerLeft):
+        return cause.unprocessed
+    if cause is None or type(cause).__module__ not in _HTTPCORE or not cause.args:
+        return None
+    code: int | None = getattr(cause.args[0], "error_code", None)
+    last_begun: int | None = getattr(cause.args[0], "last_stream_id", None)
+    if last_begun == 0 or (last_begun is None and code == _REFUSED_STREAM):
+        return True
+    orderly = last_begun is not None and code == _NO_ERROR
+    return False if orderly or _AFTER_GOAWAY.match(str(cause)) else None
+
+
+def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
+    """Seconds that `Retry-After` asks for, as a number or as a date; nonsense is 0.
+
+    A date counts from the response's own `Date`, so that the two clocks need not agree. Where that
+    is missing or invalid, the time of receipt stands in (RFC 9110, section 6.6.1). Of several
+    values the longest counts.
+    """
+    asked = [
+        text.strip() for line in headers.get_list("retry-after") for text in _VALUES.findall(line)
+    ]
+    seconds = [float(text[:9]) for text in asked if _SECONDS.fullmatch(text)]
+    dates = [date for text in asked if (date := _date(text)) is not None]
+    if dates:
+        sent = next(map(_date, headers.get_list("date")), None)
+        now = datetime.fromtimestamp(wall_clock(), UTC) if sent is None else sent
+        seconds += [(date - now).total_seconds() for date in dates]
+    return max(0.0, *seconds) if seconds else 0.0
+
+
+_VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
+"""A date, whose weekday ends in a comma, or what is between commas: proxies join lines by them."""
+
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""With a fraction, which RFC 9110 does not know, but some services send."""
+
+
+def _date(text: str) -> datetime | None:
+    """One of HTTP's three forms, of which asctime's has no zone (RFC 9110, section 5.6.7)."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date

@@ -1,0 +1,306 @@
+"""What a transport to one instance can do, and the choice of it: ours, or a caller's own.
+
+A caller's own (`transport=factory`) gets a request whose URL names a vetted address of the instance
+(its host, where there is none), with the service's Host and TLS name. A name in the URL would be
+resolved by the caller's transport once more, past the address filter. The caller's request is never
+changed, or its cookies would be kept for an instance, and redirects would go past the balancer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import anyio
+
+from lbclient._internal.deadline import time_left
+from lbclient.endpoint.classifier import more_telling
+from lbclient.endpoint.instance import Instance
+
+from .._compat import NAME, httpx
+from ..options import TransportOptions, WireOptions
+from ..request import Place, raw_headers
+from ..request_body import replays
+from ..shortcuts import copied, headers_of
+from .instance_transport import AsyncInstanceTransport, InstanceTransport
+from .pool import KeepAlivePool
+from .timeouts import DeadlineTimeout
+
+__all__ = [
+    "AsyncForeign",
+    "AsyncSender",
+    "AsyncTransportFactory",
+    "Foreign",
+    "Kept",
+    "Sender",
+    "TransportFactory",
+    "async_maker",
+    "maker",
+]
+
+TransportFactory = Callable[[Instance], httpx.BaseTransport]
+AsyncTransportFactory = Callable[[Instance], httpx.AsyncBaseTransport]
+_URLS = 256
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
+
+
+class Kept(Protocol):
+    """What both kinds of wire can say and do."""
+
+    @property
+    def quiet(self) -> bool:
+        """True where none of its connections is in use."""
+        ...
+
+    def retire(self) -> None:
+        """Close what is idle, and the rest as it is left. It never blocks."""
+        ...
+
+    def disown(self) -> None:
+        """In the child: let go of the parent's sockets, without a word to the other end."""
+        ...
+
+
+class Sender(Kept, Protocol):
+    """A wire for threads."""
+
+    def send(
+        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send it, and return once the headers came."""
+        ...
+
+    def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class AsyncSender(Kept, Protocol):
+    """A wire for one event loop."""
+
+    async def send(
+        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send it, and return once the headers came."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class _Rebased:
+    """Turns a request for the service into one for an address of the instance.
+
+    `_at` is the address to begin with: the last one that has not failed. A pool of the caller's
+    dials for each request anew whatever it has no connection to, so a dead address must not come
+    first every time.
+    """
+
+    def __init__(self, place: Place) -> None:
+        instance = place.instance
+        hosts = instance.addresses or (instance.host,)
+        shown = (f"[{host}]" if ":" in host else host for host in hosts)
+        self._origins = [f"{place.scheme}://{host}:{instance.port}".encode() for host in shown]
+        self._at = 0
+
+        def url(at: int, raw_path: bytes) -> httpx.URL:
+            return httpx.URL((self._origins[at] + raw_path).decode("ascii"))
+
+        self._url = lru_cache(_URLS)(url)
+        self._place = place
+        tls_name = place.tls_name or (instance.host if instance.addresses else None)
+        self._tls = {"sni_hostname": tls_name} if tls_name else {}
+
+    def _rebased(
+        self,
+        request: httpx.Request,
+        body: httpx.SyncByteStream | httpx.AsyncByteStream,
+        extensions: Mapping[str, object],
+        at: int,
+    ) -> httpx.Request:
+        made = copied(request)
+        made.url = self._url(at, request.url.raw_path)
+        made.headers = headers_of(raw_headers(request, self._place))
+        made.stream = body
+        made.extensions = {**self._tls, **extensions}
+        if len(self._origins) > 1 and "timeout" in extensions:
+            made.extensions["timeout"] = self._share(extensions["timeout"])
+        return made
+
+    def _share(self, timeout: object) -> Mapping[str, object]:
+        """The same timeouts; of the one for connecting, each address has its share."""
+        timeouts = dict(cast("Mapping[str, float | None]", timeout))
+        connect = timeouts.get("connect")
+        left = connect.now() if isinstance(connect, DeadlineTimeout) else connect
+        if left is not None:
+            timeouts["connect"] = left / len(self._origins)
+        return timeouts
+
+    def _after(self, at: int, first: int, body: object) -> int | None:
+        """The address to try now that nothing was sent to this one; None where none is left."""
+        following = (at + 1) % len(self._origins)
+        if len(self._origins) > 1:
+            self._at = following
+        if following == first or time_left() == 0.0:
+            return None
+        replayable = replays(body)
+        return following if replayable is None or replayable() else None
+
+    @property
+    def quiet(self) -> bool:
+        """False: what a caller's transport is doing, only that knows."""
+        return False
+
+    def retire(self) -> None:
+        """Nothing yet: which of its connections are idle, only the caller's transport knows."""
+
+    def disown(self) -> None:
+        """In a forked child: what the caller's transport shares with the parent, it must know."""
+
+
+class Foreign(_Rebased):
+    """The caller's transport to one instance, for threads."""
+
+    def __init__(self, transport: httpx.BaseTransport, place: Place) -> None:
+        super().__init__(place)
+        if not isinstance(transport, httpx.BaseTransport):
+            raise TypeError(f"transport= must make {NAME}.BaseTransport objects, not {transport!r}")
+        self._transport = transport
+
+    def send(
+        self,
+        request: httpx.Request,
+        body: httpx.SyncByteStream,
+        extensions: Mapping[str, object],
+    ) -> httpx.Response:
+        """Send it to the first address that can be connected to; return once the headers came."""
+        first = at = self._at
+        failure: Exception | None = None
+        while True:
+            made = self._rebased(request, body, extensions, at)
+            try:
+                return self._transport.handle_request(made)
+            except _NOT_CONNECTED as error:
+                failure = more_telling(failure, error)
+            if (following := self._after(at, first, body)) is None:
+                raise failure
+            at = following
+
+    def close(self) -> None:
+        """Close the transport."""
+        self._transport.close()
+
+
+class AsyncForeign(_Rebased):
+    """The caller's transport to one instance, for an event loop."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, place: Place) -> None:
+        super().__init__(place)
+        if not isinstance(transport, httpx.AsyncBaseTransport):
+            raise TypeError(
+                f"transport= must make {NAME}.AsyncBaseTransport objects, not {transport!r}"
+            )
+        self._transport = transport
+
+    async def send(
+        self,
+        request: httpx.Request,
+        body: httpx.AsyncByteStream,
+        extensions: Mapping[str, object],
+    ) -> httpx.Response:
+        """The same; cancelled when the attempt's time is up."""
+        if (left := time_left()) is None:
+            return await self._send(request, body, extensions)
+        with anyio.move_on_after(left):
+            return await self._send(request, body, extensions)
+        raise httpx.ReadTimeout("the time of the attempt is up")
+
+    async def _send(
+        self,
+        request: httpx.Request,
+        body: httpx.AsyncByteStream,
+        extensions: Mapping[str, object],
+    ) -> httpx.Response:
+        first = at = self._at
+        failure: Exception | None = None
+        while True:
+            made = self._rebased(request, body, extensions, at)
+            try:
+                return await self._transport.handle_async_request(made)
+            except _NOT_CONNECTED as error:
+                failure = more_telling(failure, error)
+            if (following := self._after(at, first, body)) is None:
+                raise failure
+            at = following
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        await self._transport.aclose()
+
+
+class _Maker(Protocol):
+    def __call__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> Sender: ...
+
+
+class _AsyncMaker(Protocol):
+    def __call__(
+        self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]
+    ) -> AsyncSender: ...
+
+
+def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
+    """For threads. Raises TypeError or ValueError for what can make none."""
+    if factory is None:
+        if options.get("http2"):
+            from .http2_transport import Http2Transport  # noqa: PLC0415  # needs h2
+
+            return Http2Transport
+        return InstanceTransport
+    _check_factory(factory, options, "HTTPTransport()")
+
+    return lambda place, *_: Foreign(factory(place.instance), place)
+
+
+def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
+    """The same for event loops."""
+    if factory is None:
+        if "trio" in sys.modules:  # in time: without descriptors no file can be read
+            import_module(".trio", __package__)
+        if options.get("http2"):
+            from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
+
+            return AsyncHttp2Transport
+        return AsyncInstanceTransport
+    _check_factory(factory, options, "AsyncHTTPTransport()")
+
+    return lambda place, *_: AsyncForeign(factory(place.instance), place)
+
+
+_TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+"""An instance would be their `verify`, and certificates be checked by nobody knows what."""
+
+
+def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:
+    for name in ("max_connection_age", "max_idle_connections"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is for connections of our own, not for transport=")
+    if options.get("cert") is not None:
+        raise ValueError(
+            "cert is not supported with transport=; pass it to the transports that you make"
+        )
+    if factory == "aiohttp":
+        raise ValueError(
+            'transport="aiohttp" is no more: connections of our own have taken its place; '
+            "pip install 'lbclient[fast]' makes them faster"
+        )
+    made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)
+    if made or factory in _TAKE_NO_INSTANCE or not callable(factory):
+        kind = ValueError if isinstance(factory, str) else TypeError
+        raise kind(
+            "transport must be a function that makes a transport for each instance, such as "
+            f"lambda instance: {NAME}.{shown}, not {factory!r}"
+        )

@@ -1,0 +1,577 @@
+"""The transports of one client: one an instance, made when it is first called, closed once it has
+left.
+
+Nobody has to call for connections to close. `Pool.listen` tells when instances have left; what has
+been idle for too long, or was dropped, is closed on the control plane's scheduler, or by a timer of
+the event loop. These keep no client alive, and run only while something is idle.
+
+A client may outlive an event loop and be used in the next one (`asyncio.run` once a job), or in
+several at the same time. A connection can not. So each loop has transports of its own; they are
+closed as it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
+
+import anyio
+import anyio.lowlevel
+
+from lbclient._internal import fork
+from lbclient._internal.failure_log import Complaint, log_now
+from lbclient._internal.interruption import is_interruption
+from lbclient._internal.signals import Pause, Signal
+from lbclient.balancer.event_loops import asleep
+from lbclient.core.pool import Pool
+from lbclient.discovery.scheduler import REFRESHER
+from lbclient.endpoint import Endpoint
+
+from .._compat import httpx
+from ..options import WireOptions
+from .custom_transport import AsyncSender, Kept, Sender
+from .pool import KeepAlivePool, each, pool_of
+
+__all__ = ["AsyncWires", "Homes", "TransportWires", "Wires"]
+
+_JITTER = 0.1
+_AT_ONCE = 32
+"""So many are closed before one call: thousands may leave together, and one call pays for few."""
+
+
+W = TypeVar("W", bound=Kept)
+S = TypeVar("S")
+inherited: list[object] = []
+"""What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
+
+_ELSEWHERE = 1.0
+"""Seconds to wait for another loop to close its connections: it may be busy."""
+
+logger = logging.getLogger(__name__)
+
+
+class TransportWires(ABC, Generic[W, S]):
+    """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
+
+    A wire is `max_connection_age` old at the most, less up to a tenth by the dice; then a new one
+    takes its place, and what is under way on the old one goes on.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint, KeepAlivePool[Any]], W],
+        options: WireOptions,
+        rng: random.Random,
+    ) -> None:
+        self.lost: deque[S] = deque()
+        """Bodies that their callers dropped unclosed."""
+        self._pool = pool
+        self._make = make
+        self._max_age = options.max_connection_age
+        self._rng = rng
+        self._options = options
+        self._idle: KeepAlivePool[Any] = self._new_idle()
+        self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
+        self.leaving: deque[tuple[Endpoint, W]] = deque()
+        """Wires that keep no connection any more. Each is closed once no call uses it."""
+        self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
+        self._seen = 0
+        self._closed = False
+        self._closing = Complaint(log_now, "a transport", "could not be closed")
+
+    def to(self, endpoint: Endpoint, now: float) -> W:
+        """The wire to an instance; a new one where its addresses are others than before, or where
+        it is too old."""
+        known = self._wires.get(endpoint)
+        if known is not None and known[0] is endpoint.instance.addresses and now < known[2]:
+            return known[1]
+        return self._new(endpoint, now)
+
+    @property
+    def untidy(self) -> bool:
+        """True where there may be something to close."""
+        return bool(
+            self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving
+        )
+
+    def lose(self, body: S) -> None:
+        """A finalizer has found this body dropped by its caller, and can close nothing itself."""
+        self.lost.append(body)
+        self._summon()
+
+    def disown(self) -> None:
+        """In a forked child: the parent's connections are the parent's."""
+        wires = self._all()
+        self._lock = threading.RLock()
+        self._wires, self.leaving = {}, deque()
+        self._idle = self._new_idle()
+        inherited.append(wires)
+        for wire in wires:
+            wire.disown()
+
+    def _new_idle(self) -> KeepAlivePool[Any]:
+        idle: KeepAlivePool[Any] = pool_of(self._options)
+        idle.wake, idle.summon = _weakly(self._wake), _weakly(self._summon)
+        return idle
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """Connections are idle: have them swept when the first of them is due."""
+
+    @abstractmethod
+    def _summon(self) -> None:
+        """Something was dropped: have it closed soon. For finalizers, on any thread."""
+
+    @contextlib.contextmanager
+    def _told(self, what: object) -> Iterator[None]:
+        """A caller's own transport may fail to close: nothing for whoever calls next to hear."""
+        try:
+            yield
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            self._closing.failed(time.monotonic(), error, detail=repr(what))
+        else:
+            if self._closing.failing:
+                self._closing.recovered()
+
+    def _new(self, endpoint: Endpoint, now: float) -> W:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this client was closed")
+            known = self._wires.get(endpoint)
+            addresses = endpoint.instance.addresses
+            if known is not None:
+                if set(known[0]) == set(addresses) and now < known[2]:
+                    self._wires[endpoint] = (addresses, *known[1:])
+                    return known[1]
+                self.leaving.append((endpoint, known[1]))
+            wire = self._make(endpoint, self._idle)
+            if endpoint.gone:  # it left after it was picked
+                wire.retire()
+                self._wires.pop(endpoint, None)
+                self.leaving.append((endpoint, wire))
+            else:
+                self._wires[endpoint] = (addresses, wire, self._until(now))
+            return wire
+
+    def _until(self, now: float) -> float:
+        if self._max_age is None:
+            return math.inf
+        return now + self._max_age * (1 - _JITTER * self._rng.random())
+
+    def _departed(self) -> Iterator[tuple[Endpoint, W]]:
+        """Some wires to close: nobody uses them any more, and nobody will."""
+        with self._lock:
+            if self._seen != self._pool.membership:
+                self._seen = self._pool.membership
+                gone = [one for one, known in self._wires.items() if _has_left(one, known[0])]
+                self.leaving.extend((one, self._wires.pop(one)[1]) for one in gone)
+            some = [self.leaving.popleft() for _ in range(min(_AT_ONCE, len(self.leaving)))]
+        try:
+            while some:
+                one = endpoint, wire = some.pop()
+                wire.retire()
+                if endpoint.in_flight and (endpoint.gone or not wire.quiet):
+                    self.leaving.append(one)
+                else:
+                    yield one
+        finally:
+            self.leaving.extend(some)  # those left when a closing was cancelled
+
+    def _all(self) -> Sequence[W]:
+        return [wire for _, wire, _ in self._wires.values()] + [wire for _, wire in self.leaving]
+
+    def _taken(self) -> Sequence[W]:
+        """Every wire, handed over for closing."""
+        with self._lock:
+            wires = self._all()
+            self._wires, self.leaving = {}, deque()
+        return wires
+
+
+class Wires(TransportWires[Sender, httpx.SyncByteStream]):
+    """The wires of a transport for threads. They are a job of the control plane's scheduler."""
+
+    turn = -1
+    busy = False
+
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint, KeepAlivePool[Any]], Sender],
+        options: WireOptions,
+        rng: random.Random,
+    ) -> None:
+        super().__init__(pool, make, options, rng)
+        pool.listen(self._instances_departed)
+        fork.track(self)
+
+    @property
+    def next_at(self) -> float:
+        """When there may be something to close."""
+        return -math.inf if self.lost or self._idle.lost else self._idle.look_at
+
+    @property
+    def stopped(self) -> bool:
+        """True while nothing is idle."""
+        return self.next_at == math.inf
+
+    @property
+    def quick(self) -> bool:
+        """False where a caller's own transport may block while it closes a body."""
+        return not self.lost
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+        return self._idle.clock()
+
+    def claim(self) -> bool:
+        """True: rounds do not disturb each other."""
+        return True
+
+    def run(self) -> None:
+        """Close what has been idle for too long, and what was dropped."""
+        self._idle.sweep()
+        self._close_lost()
+        self._idle.next_look()
+
+    def after_fork(self) -> None:
+        """In a child: connections of its own."""
+        self.disown()
+
+    def tidy(self) -> None:
+        """Close what was lost and what has left."""
+        self._idle.sweep()
+        for endpoint, wire in self._departed():
+            if not endpoint.in_flight:  # else a call may be just about to use it
+                with self._told(wire):
+                    wire.close()
+        self._close_lost()
+
+    def _close_lost(self) -> None:
+        for body in each(self.lost):
+            with self._told(body):
+                body.close()
+
+    def _instances_departed(self) -> None:
+        self.tidy()
+        for _ in range(0, len(self.leaving), _AT_ONCE):
+            self.tidy()
+
+    def _wake(self) -> None:
+        self._idle.watch(lambda _: REFRESHER.schedule(self))
+
+    def _summon(self) -> None:
+        if REFRESHER.started:  # a finalizer must not start a thread
+            REFRESHER.schedule(self)
+
+    def close(self) -> None:
+        """Close every wire, and make no other. What one of them raises is raised after that."""
+        self._closed = True
+        self._idle.sweep()
+        self._close_lost()  # nobody looks for what was dropped any more
+        with contextlib.ExitStack() as stack:
+            for wire in self._taken():
+                stack.callback(wire.close)
+
+
+class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
+    """The wires of a transport in one event loop."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncSender],
+        options: WireOptions,
+        rng: random.Random,
+    ) -> None:
+        super().__init__(pool, make, options, rng)
+        self._loop = running_loop()
+
+    async def tidy(self) -> None:
+        """Close what was lost and what has left."""
+        self._idle.sweep()
+        with anyio.CancelScope(shield=True):  # the call that does it may have little time left
+            for endpoint, wire in self._departed():
+                if not endpoint.in_flight:  # as above
+                    with self._told(wire):
+                        await wire.aclose()
+            await self._close_lost()
+
+    async def _close_lost(self) -> None:
+        for body in each(self.lost):
+            with self._told(body):
+                await body.aclose()
+
+    async def aclose(self) -> None:
+        """Close every wire, and make no other. What one of them raises is raised after that."""
+        self._closed = True
+        self._idle.sweep()
+        await self._close_lost()  # nobody looks for what was dropped any more
+        async with contextlib.AsyncExitStack() as stack:
+            for wire in self._taken():
+                stack.push_async_callback(wire.aclose)
+
+    def instances_departed(self) -> None:
+        """On any thread: close what is idle to them, soon."""
+        self._summon()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._idle.watch(partial(_look_later, self._loop, self._idle))
+
+    def _summon(self) -> None:
+        call_soon(self._loop, _weakly(self._attend))
+
+    def _attend(self) -> None:
+        self._idle.sweep()
+        if self.untidy:
+            spawn(self._loop, self._tidy_all)
+
+    async def _tidy_all(self) -> None:
+        await self.tidy()
+        for _ in range(0, len(self.leaving), _AT_ONCE):
+            await anyio.lowlevel.checkpoint()
+            await self.tidy()
+
+
+def running_loop() -> object:
+    """The event loop, asyncio's or trio's; trio's also where that is a guest in asyncio's."""
+    try:
+        loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
+        if asyncio.current_task(loop) is not None:
+            return loop
+    except RuntimeError:
+        pass  # on trio
+    import trio  # noqa: PLC0415  # only where trio runs the loop is it there
+
+    return trio.lowlevel.current_trio_token()
+
+
+def call_soon(loop: object, call: Callable[[], object]) -> bool:
+    """Have an event loop call it; from any thread, also in a finalizer. False if that has ended."""
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(call, context=Context())
+        else:
+            loop.run_sync_soon(call)  # type: ignore[attr-defined]  # a token of trio's
+    except RuntimeError:
+        return False
+    return True
+
+
+def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Have a coroutine run in the running event loop, beside the tasks of its users."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        _tasks.add(task := loop.create_task(work()))
+        task.add_done_callback(_tasks.discard)
+        return
+    import trio  # noqa: PLC0415  # as above
+
+    trio.lowlevel.spawn_system_task(work)
+
+
+def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
+    """Have the running event loop sweep this pool then, and again while anything is idle in it.
+
+    It keeps the pool alive so long, but not the client: asyncio would keep the connections open.
+    """
+
+    def look() -> None:
+        idle.sweep()
+        if (at := idle.next_look()) < math.inf:
+            _look_later(loop, idle, at - idle.clock())
+
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        loop.call_later(seconds, look, context=Context())
+        return
+    import trio  # noqa: PLC0415  # as above
+
+    until = trio.current_time() + seconds
+
+    async def wait() -> None:
+        await trio.sleep_until(until)
+        look()
+
+    trio.lowlevel.spawn_system_task(wait)
+
+
+_tasks: set[asyncio.Task[None]] = set()
+"""Event loops keep their tasks by weak references only."""
+
+
+def _weakly(method: Callable[[], object]) -> Callable[[], object]:
+    """Call the method while its object lives, which this does not keep alive."""
+    ref = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (living := ref()) is not None:
+            living()
+
+    return call
+
+
+def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
+    """True where the instance has left, or has other addresses than these."""
+    now = endpoint.instance.addresses
+    return endpoint.gone or (now is not addresses and set(now) != set(addresses))
+
+
+class Homes:
+    """The wires of one transport, a set for each event loop; `make` makes a set."""
+
+    def __init__(self, pool: Pool, make: Callable[[], AsyncWires]) -> None:
+        self._make = make
+        self._homes: dict[object, AsyncWires] = {}
+        self._last: tuple[object, AsyncWires] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        pool.listen(self._instances_departed)
+        fork.track(self)
+
+    def last(self) -> AsyncWires | None:
+        """The wires of the running loop, if they are those that were asked for last."""
+        last = self._last
+        return last[1] if last is not None and last[0] is running_loop() else None
+
+    async def here(self) -> AsyncWires:
+        """The wires of the running loop."""
+        loop = running_loop()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this client was closed")
+            if (wires := self._homes.get(loop)) is None:
+                wires = self._settle(loop)
+        await _tell_at_end(self, loop)
+        self._last = loop, wires
+        return wires
+
+    async def aclose(self) -> None:
+        """Close the wires of the running loop, and have other loops that run close theirs. Those of
+        a loop that stands still are closed as it ends. None is opened after this."""
+        with self._lock:
+            self._closed, self._last = True, None
+            homes = dict(self._homes)
+        own, elsewhere = homes.pop(running_loop(), None), []
+        for loop, wires in homes.items():
+            done = Signal()
+            if _soon(loop, partial(_close, wires, done)):
+                elsewhere.append(done)
+        if own is not None:
+            await own.aclose()
+        for done in elsewhere:
+            await asleep(Pause(_ELSEWHERE, done))
+
+    async def leave(self, loop: object) -> None:
+        """Close the wires of this loop, which is running."""
+        if self._last is not None and self._last[0] is loop:
+            self._last = None
+        if (wires := self._homes.pop(loop, None)) is not None:
+            await wires.aclose()
+
+    def after_fork(self) -> None:
+        """In a child: no loop of the parent's runs here."""
+        homes, self._homes, self._last = self._homes, {}, None
+        self._lock = threading.Lock()
+        for wires in homes.values():
+            wires.disown()
+        inherited.append((homes, dict(_ends)))
+        _ends.clear()
+
+    def _instances_departed(self) -> None:
+        with self._lock:
+            homes = list(self._homes.values())
+        for wires in homes:
+            wires.instances_departed()
+
+    def _settle(self, loop: object) -> AsyncWires:
+        for one in _crudely_ended(self._homes):
+            del self._homes[one]
+        wires = self._homes[loop] = self._make()
+        return wires
+
+
+class _End:
+    """Tells the end of one loop: a loop, as it ends, closes every generator that is left in it."""
+
+    def __init__(self, loop: object) -> None:
+        self.homes: WeakSet[Homes] = WeakSet()
+        self._generator = self._stay(loop)
+
+    async def begin(self) -> None:
+        """Be known to the loop."""
+        await anext(self._generator)
+
+    async def _stay(self, loop: object) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _ends.pop(loop, None)
+            with anyio.CancelScope(shield=True):  # trio ends generators in a cancelled scope
+                for homes in list(self.homes):
+                    await _leave(homes, loop)
+
+
+async def _leave(homes: Homes, loop: object) -> None:
+    """One transport that fails to close must not keep the others open."""
+    try:
+        await homes.leave(loop)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        logger.exception("connections could not be closed at the end of their event loop")
+
+
+_ends: dict[object, _End] = {}
+
+
+async def _tell_at_end(homes: Homes, loop: object) -> None:
+    """Have it leave the loop when that ends. One generator a loop, whatever becomes of clients."""
+    if (end := _ends.get(loop)) is None:
+        for one in _crudely_ended(_ends):
+            _ends.pop(one, None)
+        end = _ends[loop] = _End(loop)
+        await end.begin()
+    end.homes.add(homes)
+
+
+async def _close(wires: AsyncWires, done: Signal) -> None:
+    try:
+        await wires.aclose()
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        logger.exception("connections could not be closed in their event loop")
+    finally:
+        done.set()
+
+
+def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
+    """Have another loop do that. False where it does not run."""
+    if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running():
+        return False
+    return call_soon(loop, partial(spawn, loop, work))
+
+
+def _crudely_ended(loops: Iterable[object]) -> list[object]:
+    """Loops that were closed without a word to their generators."""
+    return [one for one in list(loops) if getattr(one, "is_closed", _never)()]
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,276 @@
+"""Request bodies: which can be sent again, in a retry, a redirect or a round of authentication.
+
+Bytes can. A file is rewound to where it stood before it was first sent. A generator is sent once.
+What a body itself raises is the caller's own error, whatever its class.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+from ._compat import NAME, PUBLIC, httpx
+
+__all__ = ["AsyncBody", "Body", "awatch", "is_callers_own", "mark_callers_own", "replays", "watch"]
+
+E = TypeVar("E", bound=Exception)
+
+_CALLERS_OWN = "_lbclient_callers_own"
+_SOURCE = "_lbclient_source"
+
+
+class _Source:
+    """What is known of the body of a request, for as long as its stream lives.
+
+    httpx hands the same stream to the request that follows a redirect or an authentication
+    challenge, so this is an attribute of the stream.
+    """
+
+    __slots__ = ("async_file", "begun", "generator", "once", "rewind", "sent", "start")
+
+    def __init__(self, stream: object) -> None:
+        source = getattr(stream, "_stream", stream)
+        self.begun = False
+        self.sent = 0
+        """The bytes of its longest iteration so far."""
+        self.rewind = _rewinder(stream)
+        self.async_file: Any = source if _is_async_file(source) else None
+        self.generator = source if isinstance(source, AsyncGenerator) else None
+        self.start: int | None = None
+        """Where an async file stood when it was first read."""
+        self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
+        """True for a source that is used up once it has been read."""
+
+    def check(self, sent: int) -> None:
+        """Raise httpx.StreamConsumed if an iteration ended earlier than one before: an iterable may
+        read from something that was used up."""
+        if sent < self.sent:
+            error = httpx.StreamConsumed()
+            mark_callers_own(error)
+            raise error
+
+    async def locate(self) -> None:
+        """Rewind an async file, or remember where it stands when it is first read."""
+        file = self.async_file
+        if self.start is not None:
+            await file.seek(self.start)
+            return
+        try:
+            seekable = file.seekable()  # aiofiles' is a coroutine function
+            if (await seekable) if isinstance(seekable, Awaitable) else seekable:
+                self.start = await file.tell()
+        except (OSError, ValueError):
+            pass
+        if self.start is None:
+            self.once, self.async_file = True, None
+
+
+def _source_of(stream: object) -> _Source:
+    found = getattr(stream, _SOURCE, None)
+    if not isinstance(found, _Source):
+        found = _Source(stream)
+        setattr(stream, _SOURCE, found)
+    return found
+
+
+class _Replay:
+    """Whether this request has begun its body, and how to begin it again.
+
+    Raises httpx.StreamConsumed for a body that an earlier request has used up.
+    """
+
+    def __init__(self, stream: object) -> None:
+        self._begun = False
+        self._source = source = _source_of(stream)
+        if source.begun and source.once:
+            raise httpx.StreamConsumed
+
+    def replayable(self) -> bool:
+        """True while it can be sent from its beginning."""
+        return not self._begun or self._source.rewind is not None
+
+    def _begin(self) -> None:
+        source = self._source
+        if self._begun and source.rewind is None:
+            # an HTTP/2 connection may have ended before any of the request was sent
+            raise httpx.RemoteProtocolError(
+                "the connection was closed, and the body of the request cannot be sent again"
+            )
+        if source.begun and source.rewind is not None:
+            source.rewind()
+        self._begun = source.begun = True
+
+
+class Body(_Replay, httpx.SyncByteStream):
+    """A body that is not plain bytes, watched."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        super().__init__(stream)
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._begin()
+        source, sent = self._source, 0
+        try:
+            for chunk in self._stream:
+                sent += len(chunk)
+                yield chunk
+            source.check(sent)
+        except Exception as error:
+            mark_callers_own(error)
+            raise
+        finally:
+            source.sent = max(source.sent, sent)
+
+    def close(self) -> None:
+        """Close what is inside."""
+        self._stream.close()
+
+
+class AsyncBody(_Replay, httpx.AsyncByteStream):
+    """The same for an async body."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        super().__init__(stream)
+        self._stream = stream
+        self._chunks: _Chunks | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._begin()
+        self._chunks = _Chunks(aiter(self._stream), self._source)
+        return self._chunks
+
+    async def leave(self) -> None:
+        """End the iteration, of which there may be more: left to the garbage collector, a generator
+        that awaits as it ends (httpx2's do) is what trio complains of. The caller's ends too: it
+        cannot be sent again, and may hold what it reads from open."""
+        if self._chunks is not None:
+            await self._chunks.aclose()
+            if (generator := self._source.generator) is not None:
+                await generator.aclose()
+
+    async def aclose(self) -> None:
+        """Close what is inside."""
+        await self._stream.aclose()
+
+
+class _Chunks(AsyncIterator[bytes]):
+    """No async generator, of which trio complains where it is not read to its end."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], source: _Source) -> None:
+        self._chunks = chunks
+        self._source = source
+        self._located = source.async_file is None
+        self._sent = 0
+
+    async def aclose(self) -> None:
+        if isinstance(self._chunks, AsyncGenerator):
+            await self._chunks.aclose()
+
+    async def __anext__(self) -> bytes:
+        source = self._source
+        try:
+            if not self._located:
+                self._located = True
+                await source.locate()
+            chunk = await anext(self._chunks)
+            self._sent = sent = self._sent + len(chunk)
+            if sent > source.sent:  # noqa: PLR1730  # `max` takes as long as all the rest here
+                source.sent = sent
+        except StopAsyncIteration:
+            source.check(self._sent)
+            raise
+        except Exception as error:
+            mark_callers_own(error)
+            raise
+        return chunk
+
+
+Replayable = Callable[[], bool] | None
+"""Whether a body can be sent once more, asked when that matters; None for always."""
+
+
+def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
+    """The request's body; watched, unless it is plain bytes, which always replay."""
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        return stream, None
+    if not isinstance(stream, httpx.SyncByteStream):
+        raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
+    body = Body(stream)
+    return body, body.replayable
+
+
+def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
+    """The same for the async side."""
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        return stream, None
+    if not isinstance(stream, httpx.AsyncByteStream):
+        raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
+    body = AsyncBody(stream)
+    return body, body.replayable
+
+
+def _unfit(request: object, wrong_side: str) -> Exception:
+    """A body for the other side, or the request of another HTTP library."""
+    if isinstance(request, httpx.Request):
+        return RuntimeError(wrong_side)
+    whose = type(request).__module__.partition(".")[0]
+    return TypeError(
+        f"this is a transport for clients of {NAME}, and the request is of {whose}; "
+        "lbclient.Transport is for httpx, lbclient.httpx2.Transport for httpx2"
+    )
+
+
+def replays(stream: object) -> Replayable:
+    """Whether this body of a request can be sent once more."""
+    return stream.replayable if isinstance(stream, _Replay) else None
+
+
+def is_callers_own(error: BaseException) -> bool:
+    """True for an error that came out of the body of a request."""
+    return hasattr(error, _CALLERS_OWN)
+
+
+def mark_callers_own(error: E) -> E:
+    """Make it one that is the caller's own: no instance is charged for it."""
+    setattr(error, _CALLERS_OWN, True)
+    return error
+
+
+def _rewinder(stream: object) -> Callable[[], object] | None:
+    """How to rewind what httpx made of `content=file` or `files=`; None where that cannot be."""
+    fields = getattr(stream, "fields", None)
+    if fields is not None:  # multipart, which httpx itself renders from the start each time
+        files = (getattr(field, "file", b"") for field in fields)
+        whole = all(isinstance(file, str | bytes) or _seekable(file) for file in files)
+        return (lambda: None) if whole else None
+    source = getattr(stream, "_stream", None)
+    if isinstance(source, list | tuple):
+        return lambda: None
+    return _seek_back(source) if _seekable(source) else None
+
+
+def _seekable(file: Any) -> bool:
+    ways = [getattr(file, name, None) for name in ("seekable", "tell", "seek")]
+    if not all(ways) or any(map(inspect.iscoroutinefunction, ways)):
+        return False
+    return bool(file.seekable())
+
+
+def _seek_back(file: Any) -> Callable[[], object]:
+    start = file.tell()
+    return lambda: file.seek(start)
+
+
+def _is_async_file(source: Any) -> bool:
+    ways = [getattr(source, name, None) for name in ("tell", "seek")]
+    return hasattr(source, "seekable") and all(map(inspect.iscoroutinefunction, ways))
+
+
+def _runs_out(stream: object, source: object) -> bool:
+    """True for iterators, and for what is read like a file; an iterable may begin anew."""
+    names = ("__next__", "__anext__", "read", "aread")
+    return hasattr(stream, "fields") or any(hasattr(source, name) for name in names)

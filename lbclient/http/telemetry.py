@@ -1,0 +1,106 @@
+"""How HTTP describes itself to telemetry: OpenTelemetry's stable HTTP conventions, client side."""
+
+from __future__ import annotations
+
+from lbclient.telemetry import Attributes, Semantics, error_attributes
+
+from ._compat import httpx
+from .connections.instance_transport import peer_of
+
+__all__ = ["HttpSemantics", "Labels", "redacted"]
+
+_METHODS = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
+)
+_MOST_URLS = 256
+_PEER = "network.peer.address"
+_PORTS = {"http": 80, "https": 443}
+
+
+class Labels:
+    """The labels of a service's metrics, made once for each method and outcome; and what spans say
+    of the URLs that were asked for of late."""
+
+    def __init__(self, origin: httpx.URL) -> None:
+        self._server = _server(origin)
+        self._urls: dict[tuple[int, str], tuple[httpx.URL, Attributes]] = {}
+        self._made: dict[tuple[str, object], Attributes] = {}
+
+    def of(self, method: str, result: object) -> Attributes:
+        """For this method and what came back."""
+        outcome = result.status_code if isinstance(result, httpx.Response) else type(result)
+        labels = self._made.get((method, outcome))
+        if labels is None:
+            more = _outcome(result)
+            labels = {"http.request.method": method, **self._server, **more}
+            self._made[method, outcome] = labels
+        return labels
+
+    def of_request(self, method: str, url: httpx.URL) -> Attributes:
+        """For this method and this URL, of which a client keeps one object for each path."""
+        known = self._urls.get((id(url), method))
+        if known is None or known[0] is not url:
+            if len(self._urls) >= _MOST_URLS:
+                self._urls = {}
+            told = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
+            known = self._urls[id(url), method] = url, told
+        return known[1]
+
+
+class HttpSemantics(Semantics):
+    """The attributes of one request's spans. Values of the query never appear."""
+
+    __slots__ = ("_labels", "_method", "_request")
+
+    plain = False
+
+    def __init__(self, request: httpx.Request, labels: Labels) -> None:
+        self._request = request
+        self._labels = labels
+        self._method = request.method if request.method in _METHODS else "_OTHER"
+
+    @property
+    def span_name(self) -> str:  # type: ignore[override]  # read only, here and there
+        """The method."""
+        return "HTTP" if self._method == "_OTHER" else self._method
+
+    def request(self, resend: int) -> Attributes:
+        """What is known before sending."""
+        known = self._labels.of_request(self._method, self._request.url)
+        if self._method == "_OTHER":
+            known = {**known, "http.request.method_original": self._request.method}
+        return {**known, "http.request.resend_count": resend} if resend else known
+
+    def result(self, result: object) -> Attributes:
+        """The status (one of 400 and above is an error), and the address that answered."""
+        known, peer = _outcome(result), peer_of(result)
+        return known if peer is None else {**known, _PEER: peer}
+
+    def duration(self, result: object) -> Attributes | None:
+        """The labels of the duration."""
+        return self._labels.of(self._method, result)
+
+
+def _server(url: httpx.URL) -> Attributes:
+    return {"server.address": url.host, "server.port": url.port or _PORTS.get(url.scheme, 0)}
+
+
+def _outcome(result: object) -> Attributes:
+    if isinstance(result, BaseException):
+        return error_attributes(result)
+    if not isinstance(result, httpx.Response):
+        return {}
+    status = result.status_code
+    known: dict[str, str | int] = {"http.response.status_code": status}
+    if status >= 400:
+        known["error.type"] = str(status)
+    return known
+
+
+def redacted(url: httpx.URL) -> str:
+    """The URL without user name, password and the values of its query."""
+    netloc = url.netloc.decode("ascii")
+    names = (part.partition("=")[0] for part in url.query.decode("ascii").split("&") if part)
+    query = "&".join(f"{name}=REDACTED" for name in dict.fromkeys(names))
+    path = url.raw_path.partition(b"?")[0].decode("ascii")
+    return f"{url.scheme}://{netloc}{path}" + (f"?{query}" if query else "")

@@ -1,0 +1,335 @@
+"""How many attempts may be in flight: at one instance, fixed or learned, and at all together.
+
+The adaptive limit is learned from outcomes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+from lbclient._internal import validation
+from lbclient.endpoint import Endpoint
+
+__all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
+
+_GAIN = 0.1
+"""What a new answer counts in the mean of calm ones."""
+_AVERAGED = 32
+"""The rejected share is averaged over so many attempts, or over one round if that is more."""
+_CHANCE = 1 / 8
+"""A rejected share up to that may be chance, as long as more was never seen."""
+_SLOW_START = 0.3
+"""What each success adds to the limit during slow start."""
+_FEW = 4
+"""Up to this limit one place is a large part of it, so that each probe of a rejected level costs a
+large part of the attempts."""
+_EARNED = 64
+"""So many successes, times the rejected share, earn the probe of a rejected level."""
+_LONGEST_HOLD = 16.0
+_LONGEST_WAIT = 64.0
+"""Rounds."""
+_LONGEST_PAUSE = 10.0
+_SHORTEST_PAUSE = 0.001
+"""Seconds."""
+_FORGIVEN = 1 / 4
+"""What a success leaves of the pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveLimit:
+    """The concurrency limit of one instance: it grows while it is used and borne, and falls in
+    proportion to the share of attempts that are rejected.
+
+    - `initial`: the limit, in attempts in flight, before anything is known.
+    - `least`, `most`: its bounds.
+    - `backoff`: what it is multiplied by, between 0 and 1, when all attempts are rejected; when a
+      share of them is, it falls by that share of the difference.
+    - `tolerance`: an answer that takes more than this many times the mean of calm ones has stood in
+      a queue: the limit falls by as much as it would have grown. None: latency does not count. Calm
+      are attempts that were sent while at most half of the limit was in flight.
+
+    Rejected are faults and answers such as 429. They are seldom proof of overload: a handler that
+    fails one call in fifty does so at any load. A limit that is halved at each fault ends at one,
+    since a window that halves with probability p settles near the square root of 1/p. So what
+    counts is the moving average of the rejected share, as in DCTCP (RFC 8257), and a rejection
+    lowers the limit at most once a round, which is what was in flight at that time. The average
+    starts at one, so that an instance that rejects its first attempts is spared at once. The
+    decrease is counted from what is in flight where that is less than the limit (RFC 5681).
+
+    Growth is quick at first (slow start: 30 % a round, so that an overshoot costs less than
+    retries can mend) until more than an eighth of the attempts were rejected once, or an answer has
+    stood in a queue; until then rejections count as chance unless most attempts are rejected.
+    Later one round of a full limit adds one, or half the limit's square root where that is more.
+
+    A level that was rejected is not tried again before enough successes have earned it, the more
+    the larger the rejected share: else an instance that is at its capacity would reject a fixed
+    part of all attempts, more than retries can mend. Below four, where a probe costs most, the
+    wait doubles with each probe of the same level that is rejected.
+
+    Where even one attempt in flight is rejected, the instance is sent nothing for a time that
+    doubles with each rejection in a row, jittered by half, as TCP's retransmission time-out at a
+    window of one; a success leaves a quarter of it. It is what lets more clients share an instance
+    than it has places. Without coordination they then collide: clients that send at random times
+    into two places get at most 42 % of what the instance can bear (the maximum of G e^-G (1 + G) is
+    0.84 of 2), and only those that keep their place while they succeed get more.
+
+    The limit itself is one number per instance, kept by its owner and handed in; None stands for
+    `initial`. Of a fraction only the whole counts: 4.9 lets four in.
+
+    Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
+    Palantir's Dialogue; the square root is that of the former's Gradient limits. DCTCP (RFC 8257)
+    for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995), which
+    compares with the least. Here it is a mean: answers that merely differ, some quick and some slow
+    by nature, have a least that few of them come near, and a service without any queue would lose
+    its limit. Abramson (1970) for what random access can reach.
+
+    Raises ValueError or TypeError for what are no such numbers.
+    """
+
+    initial: int = 20
+    least: int = 1
+    most: int = 1000
+    backoff: float = 0.9
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        validation.count("least", self.least)
+        validation.count("initial", self.initial)
+        validation.count("most", self.most)
+        validation.number("backoff", self.backoff, above=True)
+        if validation.fraction("backoff", self.backoff) == 1:
+            raise ValueError("backoff must be below 1, or the limit would never fall")
+        if self.tolerance is not None:
+            validation.number("tolerance", self.tolerance, least=1, above=True)
+        if not self.least <= self.initial <= self.most:
+            raise ValueError(
+                f"initial ({self.initial}) must be between least ({self.least}) "
+                f"and most ({self.most})"
+            )
+
+    def full(self, limit: float | None, in_flight: int) -> bool:
+        """True where an instance with so many attempts in flight takes no more."""
+        return in_flight + 1 > (self.initial if limit is None else limit)
+
+    def grown(self, limit: float | None, in_flight: int) -> float:
+        """The limit after a success, with so many in flight before it ended, itself included.
+
+        It moves only where it was nearly reached: what was not tried has not been shown. One round
+        of a full limit adds one, or half the limit's square root where that is more.
+        """
+        limit = self.initial if limit is None else limit
+        if not self._reached(limit, in_flight):
+            return limit
+        return min(float(self.most), limit + _step(limit))
+
+    def slowed(self, limit: float | None, in_flight: int) -> float:
+        """The limit after an answer that had stood in a queue; `in_flight` as for `grown`."""
+        limit = self.initial if limit is None else limit
+        if not self._reached(limit, in_flight):
+            return limit
+        return max(float(self.least), limit - _step(limit))
+
+    def queued(self, elapsed: float, calm: float | None) -> bool:
+        """True for an answer so slow, `calm` being the mean of calm ones, in seconds."""
+        return self.tolerance is not None and calm is not None and elapsed > self.tolerance * calm
+
+    def calm(
+        self, calm: float | None, elapsed: float, beside: int, limit: float | None
+    ) -> float | None:
+        """The mean of calm answers, in seconds, after one that took `elapsed`.
+
+        It had so many `beside` it when it was sent. What counts is how it began: of those that
+        have ended by the time an instance is busy, too many are quick ones.
+        """
+        limit = self.initial if limit is None else limit
+        if beside + 1 > max(1.0, limit / 2):
+            return calm
+        return elapsed if calm is None else calm + _GAIN * (elapsed - calm)
+
+    def shrunk(
+        self, limit: float | None, share: float = 1.0, in_flight: int | None = None
+    ) -> float:
+        """The limit after a round of which this share was rejected, with so many in flight.
+
+        Down to a whole number, or near 1 it would never fall below the next one.
+        """
+        limit = self.initial if limit is None else limit
+        return max(self.least, math.floor(limit - share * self.excess(limit, in_flight)))
+
+    def excess(self, limit: float, in_flight: int | None) -> float:
+        """How far the limit is above what it falls to when everything is rejected."""
+        return limit - self.backoff * (limit if in_flight is None else min(limit, in_flight))
+
+    def _reached(self, limit: float, in_flight: int) -> bool:
+        return in_flight >= math.floor(limit * self.backoff)
+
+
+def _step(limit: float) -> float:
+    return max(1.0, math.sqrt(limit) / 2) / limit
+
+
+class LearnedLimit:
+    """What an `AdaptiveLimit` has learned of one instance. Not locked: its owner is.
+
+    `paused_until` (clock time): the instance is sent nothing until then.
+    """
+
+    __slots__ = (
+        "_average",
+        "_excess",
+        "_held",
+        "_level",
+        "_pause",
+        "_round_from",
+        "_seen",
+        "_share",
+        "_slow_start",
+        "_taken",
+        "_wait",
+        "paused_until",
+    )
+
+    def __init__(self) -> None:
+        self._share = 1.0
+        """The moving average of the rejected share, from one down."""
+        self._average = 1
+        """How many attempts it is taken over by now."""
+        self._seen = 0.0
+        """The same average, from zero up: what was seen to be rejected."""
+        self._slow_start = True
+        self._round_from = -math.inf
+        """Rejections of attempts that were sent before this time belong to the last decrease."""
+        self._excess = 0.0
+        self._taken = 0.0
+        """The share of the excess that this round's rejections have taken so far."""
+        self._level = 0
+        """The limit that was rejected last; 0 for none."""
+        self._held = 0.0
+        """Rounds of successes until that level may be tried again."""
+        self._wait = 0.0
+        self._pause = 0.0
+        self.paused_until = 0.0
+
+    def rejected(
+        self,
+        rule: AdaptiveLimit,
+        limit: float | None,
+        in_flight: int,
+        *,
+        started: float,
+        elapsed: float,
+        now: float,
+        rng: random.Random,
+    ) -> float:
+        """The limit after an attempt that was sent at `started` was rejected, with so many in
+        flight before it ended, itself included."""
+        limit = float(rule.initial if limit is None else limit)
+        self._count(1.0, in_flight)
+        if self._seen > _CHANCE:
+            self._slow_start = False
+        if self._slow_start and self._share <= 1 / 2:
+            return limit
+        first = started >= self._round_from
+        if first and limit < 2:
+            self._begin_pause(elapsed, now, rng)
+            return float(rule.least)
+        if first:
+            self._round_from, self._taken = now, self._share
+            self._excess = rule.excess(limit, in_flight)
+            fallen = max(float(rule.least), limit - self._share * self._excess)
+            if limit <= _FEW:
+                whole = min(rule.shrunk(limit, self._share, in_flight), int(limit) - 1)
+                fallen = max(rule.least, whole)
+            self._begin_wait(int(fallen) + 1)
+            limit = fallen
+        elif self._share > self._taken:
+            limit = max(float(rule.least), limit - (self._share - self._taken) * self._excess)
+            self._taken = self._share
+        held = self._held + _EARNED * self._share / int(limit)
+        self._held = max(self._wait, min(_LONGEST_HOLD, held))
+        return limit
+
+    def served(
+        self, rule: AdaptiveLimit, limit: float | None, in_flight: int, *, queued: bool
+    ) -> float:
+        """The limit after an attempt was served, which had stood in a queue or not; `in_flight` as
+        for `rejected`."""
+        before = float(rule.initial if limit is None else limit)
+        self._count(0.0, in_flight)
+        self._pause *= _FORGIVEN
+        if queued:
+            self._slow_start = False
+            return rule.slowed(before, in_flight)
+        grown = rule.grown(before, in_flight)
+        if grown == before:
+            return before
+        if self._slow_start:
+            return max(grown, min(float(rule.most), before + _SLOW_START))
+        return self._within_hold(before, grown)
+
+    def resume(self) -> None:
+        """It serves again: end a pause."""
+        self.paused_until = self._pause = 0.0
+
+    def _within_hold(self, before: float, grown: float) -> float:
+        level = self._level
+        if not level or grown < level:
+            return grown
+        self._held -= 1 / int(before)
+        if self._held > 0:
+            return max(before, math.nextafter(level, 0.0))
+        if grown >= level + 1:
+            self._level, self._wait = 0, 0.0
+        return grown
+
+    def _count(self, rejected: float, in_flight: int) -> None:
+        most = max(_AVERAGED, in_flight)
+        self._average = min(self._average + 1, most)
+        self._share += (rejected - self._share) / self._average
+        self._seen += (rejected - self._seen) / most
+
+    def _begin_wait(self, level: int) -> None:
+        again = level >= self._level > 0
+        self._level = level
+        if level > _FEW:
+            self._wait = 0.0
+        else:
+            self._wait = min(_LONGEST_WAIT, 2 * self._wait) if again and self._wait else 1.0
+
+    def _begin_pause(self, elapsed: float, now: float, rng: random.Random) -> None:
+        self._round_from, self._taken = now, 1.0
+        least = max(elapsed, _SHORTEST_PAUSE)
+        self._pause = min(_LONGEST_PAUSE, max(2 * self._pause, least))
+        self.paused_until = now + self._pause * (0.5 + rng.random())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`fixed` (`max_in_flight`) is the most attempts in flight at one instance, `total`
+    (`max_in_flight_total`) at all of them together; `adaptive` learns what each can bear.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+
+    fixed: int | None = None
+    total: int | None = None
+    adaptive: AdaptiveLimit | None = None
+
+    def __post_init__(self) -> None:
+        validation.limit("max_in_flight", self.fixed)
+        validation.limit("max_in_flight_total", self.total)
+        validation.kind("limit", self.adaptive, AdaptiveLimit)
+
+    @property
+    def each(self) -> bool:
+        """True where an instance may be at its limit."""
+        return self.fixed is not None or self.adaptive is not None
+
+    def full(self, endpoint: Endpoint) -> bool:
+        """True for one at its limit."""
+        if self.fixed is not None and endpoint.in_flight >= self.fixed:
+            return True
+        rule = self.adaptive
+        return rule is not None and rule.full(endpoint.limit, endpoint.in_flight)

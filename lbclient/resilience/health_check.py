@@ -1,0 +1,152 @@
+"""HealthCheck: what every instance is asked, how often, and what the answers add up to."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+from lbclient._internal import validation
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.instance import Instance
+
+__all__ = ["HealthCheck", "Pulse"]
+
+_PATH = re.compile(r"/[!\"$-~]*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, section 5.6.2."""
+_VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?|")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """Active health checks, as HAProxy's `rise` and `fall` and AWS's target groups have them.
+
+    Each instance is asked about every `interval` on a connection of its own, in the background.
+    Who failed `down` checks in a row leaves the rotation; who then passed `up` in a row is back.
+    A new instance counts as healthy until then, and where every instance is down the checks are
+    disregarded: a wrong path must not take a service down.
+
+    - `path`: what to GET from the instance, as it stands: a base path in the service's URL does
+      not go before it. None opens a TCP connection and asks nothing.
+    - `interval`: seconds from one round of checks to the next, give or take a tenth; the first
+      comes at a random moment of the first interval.
+    - `timeout`: seconds for one check, from connecting to the end of the answer's body (of which
+      at most 64 KiB are read).
+    - `up`, `down`: how many checks in a row it takes.
+    - `statuses`: those that pass. Redirects are not followed.
+    - `headers`: sent with each check, beside those of our own.
+    - `check`: a function `instance -> bool` to ask instead. It runs on a thread in the background
+      and may block; `lbclient.time_left()` tells it what is left of `timeout`. It connects to
+      `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Anything but True
+      is a failed check, and so is any exception. While one has not returned, no other begins for
+      the same instance.
+
+    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    """
+
+    path: str | None = field(default="/", repr=False)  # a query may hold a secret, as headers may
+    _: KW_ONLY
+    interval: float = 10.0
+    timeout: float = 1.0
+    up: int = 2
+    down: int = 3
+    statuses: Collection[int] = range(200, 400)
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = field(default=None, repr=False)
+    check: Callable[[Instance], bool] | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "path", _path(self.path, self.check))
+        validation.seconds("interval", self.interval)
+        validation.seconds("timeout", self.timeout)
+        if self.timeout > self.interval:
+            raise ValueError(
+                f"timeout ({self.timeout:g} s) must not be above interval ({self.interval:g} s)"
+            )
+        validation.count("up", self.up)
+        validation.count("down", self.down)
+        put(self, "statuses", _statuses(self.statuses))
+        put(self, "headers", _headers(self.headers))
+        if self.path is None and self.headers:
+            raise ValueError("headers are sent with a path only")
+
+
+def _path(path: object, check: object) -> str | None:
+    if check is not None:
+        validation.function("check", check)
+        if inspect.iscoroutinefunction(check):
+            raise TypeError("check must be a plain function, which may block, and no coroutine's")
+        if path not in ("/", None):
+            raise ValueError("path and check exclude each other: pass one of them")
+        return None
+    if path is None:
+        return None
+    if not isinstance(path, str):
+        raise TypeError(f"path must be text such as '/healthz', or None, not {path!r}")
+    if not _PATH.fullmatch(path):
+        shown = path.partition("?")[0]
+        raise ValueError(
+            "path must begin with '/' and hold printable ASCII without spaces or '#' "
+            f"(percent-encode what is else), not {shown!r}"
+        )
+    return path
+
+
+def _statuses(statuses: object) -> Collection[int]:
+    given = validation.several("statuses", statuses, "HTTP statuses such as 200")
+    if not given:
+        raise ValueError("statuses must hold at least one HTTP status, or no check could pass")
+    found = frozenset(validation.count("statuses (each of them)", one, least=100) for one in given)
+    if max(found) > 599:
+        raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {max(found)}")
+    return statuses if isinstance(statuses, range) else found
+
+
+def _headers(headers: object) -> tuple[tuple[str, str], ...]:
+    """As pairs, which nobody can change. No value is shown: it may be a secret."""
+    if headers is None:
+        return ()
+    items = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = validation.several("headers", items, "pairs of a name and a value")
+    return tuple(_pair(pair) for pair in pairs)
+
+
+def _pair(pair: object) -> tuple[str, str]:
+    match pair:
+        case (str(name), str(value)):
+            if not _TOKEN.fullmatch(name):
+                raise ValueError(f"headers must have HTTP header names, not {name!r}")
+            if not _VALUE.fullmatch(value):
+                raise ValueError(f"headers: the value of {name} must be printable ASCII")
+            return name, value
+        case _:
+            raise TypeError("headers must hold names and values that are text")
+
+
+class Pulse:
+    """Counts the checks in a row that came out alike.
+
+    It belongs to the machine that `breaker` stands for: another breaker is another machine.
+    """
+
+    __slots__ = ("_good", "_run", "breaker", "endpoint")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.breaker = endpoint.breaker
+        self._good = True
+        self._run = 0
+
+    @property
+    def stale(self) -> bool:
+        """True where it says nothing of the endpoint any more."""
+        return self.endpoint.gone or self.endpoint.breaker is not self.breaker
+
+    def count(self, *, good: bool, policy: HealthCheck) -> bool:
+        """Count one check. True where it is now enough for `endpoint.healthy` to change."""
+        self._run = self._run + 1 if good is self._good else 1
+        self._good = good
+        enough = self._run >= (policy.up if good else policy.down)
+        return enough and good is not self.endpoint.healthy

@@ -1,0 +1,80 @@
+"""Hedging: when to send a second attempt beside a first that takes long."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass, field
+
+from lbclient._internal import validation
+from lbclient.resilience.retry_budget import Budget, RetryBudget
+
+__all__ = ["HedgePolicy", "Hedging"]
+
+_REMEMBERED = 200
+_FEWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HedgePolicy:
+    """Send a second attempt to another instance where the first takes long; the first good answer
+    is the call's, the other attempt is cancelled.
+
+    For calls that may be repeated and whose body is plain bytes. The second attempt itself is not
+    repeated.
+
+    - `delay`: seconds after which the second is sent; None takes a percentile of recent latency.
+    - `percentile`: this share of recent attempts was faster than the delay; it needs 20 to begin.
+    - `least`: no delay is shorter than that, in seconds.
+    - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
+      of the calls, and a reserve per second. It is separate from the retry budget, so that hedges
+      leave the retries alone. None for no limit.
+
+    Source: Dean and Barroso, "The Tail at Scale" (2013): hedged requests at the 95th percentile.
+    """
+
+    delay: float | None = None
+    percentile: float = 0.95
+    least: float = 0.001
+    budget: RetryBudget | None = field(default_factory=lambda: RetryBudget(0.1, 1.0))
+
+    def __post_init__(self) -> None:
+        if self.delay is not None:
+            validation.number("delay (seconds)", self.delay)
+        if not 0 < validation.fraction("percentile", self.percentile) < 1:
+            raise ValueError(
+                f"percentile must be above 0 and below 1, such as 0.95, not {self.percentile!r}"
+            )
+        validation.number("least (seconds)", self.least)
+        validation.kind("budget", self.budget, RetryBudget)
+
+
+class Hedging:
+    """The latencies of one balancer's latest attempts, and the budget of its hedges. Not locked:
+    its owner is."""
+
+    def __init__(self, policy: HedgePolicy) -> None:
+        self._policy = policy
+        self.budget = None if policy.budget is None else Budget(policy.budget)
+        self._latest: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def took(self, elapsed: float) -> None:
+        """An attempt was answered after so many seconds."""
+        if self._policy.delay is not None:
+            return
+        if len(self._latest) == _REMEMBERED:
+            del self._sorted[bisect_left(self._sorted, self._latest.popleft())]
+        self._latest.append(elapsed)
+        insort(self._sorted, elapsed)
+
+    def after(self) -> float | None:
+        """Seconds until a call may be hedged; None where too little is known."""
+        policy = self._policy
+        if policy.delay is not None:
+            return policy.delay
+        if len(self._sorted) < _FEWEST:
+            return None
+        place = math.ceil(policy.percentile * len(self._sorted)) - 1
+        return max(self._sorted[place], policy.least)

@@ -1,0 +1,203 @@
+"""Outliers: who fails far more often than its peers is left out of the rotation for a while.
+
+A breaker counts faults in a row. An instance that fails 40 % of its calls at random fails five in a
+row only once in 160 calls, and its next success closes the breaker again. So here the share of
+faults of one interval is compared with that of the instance's peers.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+
+from lbclient._internal import validation
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.breaker import Breaker
+
+__all__ = ["OutlierPolicy", "Outliers"]
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierPolicy:
+    """Which instance is an outlier, and for how long it is ejected from the rotation.
+
+    - `interval`: seconds over which outcomes are gathered; the verdict falls at its end.
+    - `margin`: an outlier's success rate is more than this below that of all its peers together,
+      above 0 to 1.
+    - `minimum_calls`: with fewer in the interval, of it or of its peers, there is no verdict.
+    - `ejection`: seconds out the first time (half of it is jitter), twice as long the second time,
+      and so on up to `ejection_max`; each interval in the rotation as no outlier takes one time
+      back.
+    - `max_ejected`: at most this fraction of a tier is out at the same time, above 0 to 1; of two
+      or more instances one always may be, and one always stays.
+
+    A margin works from two instances on. Envoy's rule, from which interval, multiplied ejection and
+    cap are taken, asks for a rate 1.9 standard deviations below the mean; among n hosts none can be
+    more than √(n - 1) below, so it finds nobody among four or fewer, and its cap of 10 % lets
+    nobody out among nine or fewer (envoyproxy/envoy#27909).
+
+    Raises ValueError or TypeError for what is out of these bounds.
+    """
+
+    interval: float = 10.0
+    margin: float = 0.3
+    minimum_calls: int = 20
+    ejection: float = 30.0
+    ejection_max: float = 300.0
+    max_ejected: float = 0.34
+
+    def __post_init__(self) -> None:
+        validation.seconds("interval", self.interval)
+        validation.number("margin", self.margin, above=True)
+        validation.fraction("margin", self.margin)
+        validation.count("minimum_calls", self.minimum_calls)
+        validation.seconds("ejection", self.ejection)
+        validation.seconds("ejection_max", self.ejection_max)
+        validation.number("max_ejected", self.max_ejected, above=True)
+        validation.fraction("max_ejected", self.max_ejected)
+        if self.ejection > self.ejection_max:
+            raise ValueError(
+                f"ejection ({self.ejection:g} s) must not be above "
+                f"ejection_max ({self.ejection_max:g} s)"
+            )
+
+
+class _Tally:
+    """The outcomes of one instance in the interval; of the machine that has this breaker."""
+
+    __slots__ = ("breaker", "calls", "faults")
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        self.calls = 0
+        self.faults = 0
+
+
+class Outliers:
+    """The tally of one balancer. Told the time and handed the dice; not locked: its owner is.
+
+    `count` each outcome; when it says so, ask for `verdicts` and carry them out.
+    """
+
+    __slots__ = ("_ends", "_policy", "_rng", "_tallies", "_times")
+
+    def __init__(self, policy: OutlierPolicy, rng: random.Random) -> None:
+        self._policy = policy
+        self._rng = rng
+        self._tallies: dict[Endpoint, _Tally] = {}
+        self._times: dict[Endpoint, int] = {}
+        """How often each was ejected of late."""
+        self._ends = -math.inf
+
+    def count(self, endpoint: Endpoint, *, fault: bool, now: float) -> bool:
+        """Count one outcome. True when the interval is over: ask for `verdicts`."""
+        if now >= self._ends and self._overslept(now):
+            self._begin(now)
+        tally = self._tallies.get(endpoint)
+        if tally is None or tally.breaker is not endpoint.breaker:
+            if tally is not None:
+                self.forget(endpoint)
+            tally = self._tallies[endpoint] = _Tally(endpoint.breaker)
+        tally.calls += 1
+        tally.faults += fault
+        return now >= self._ends
+
+    def verdicts(
+        self,
+        now: float,
+        tiers: Sequence[Sequence[Endpoint]],
+        serving: Callable[[Endpoint], bool],
+    ) -> list[tuple[Endpoint, float]]:
+        """Whom to eject, and for how many seconds; a new interval begins.
+
+        `tiers` are all known instances, `serving` tells who of them is in the rotation now. Who is
+        out already is told by `out_until`. No tier loses its last instance in the rotation.
+        """
+        if self._overslept(now):
+            self._begin(now)
+            return []
+        found = [self._outliers(tier) for tier in tiers]
+        self._decay({one for outliers in found for one in outliers}, serving)
+        self._begin(now)
+        return [
+            (one, self._period(one))
+            for tier, outliers in zip(tiers, found, strict=True)
+            for one in self._allowed(tier, outliers, now, serving)
+        ]
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """The same name stands for another machine now: its record is clean."""
+        self._tallies.pop(endpoint, None)
+        self._times.pop(endpoint, None)
+
+    def _overslept(self, now: float) -> bool:
+        """True where the process was stopped, or idle, past a whole interval more: a tally from
+        before says nothing of now."""
+        return now - self._ends >= self._policy.interval
+
+    def _begin(self, now: float) -> None:
+        self._tallies = {}
+        self._ends = now + self._policy.interval
+
+    def _outliers(self, tier: Sequence[Endpoint]) -> list[Endpoint]:
+        """Those of a tier that fail far more than their peers, the worst first."""
+        policy = self._policy
+        tallies = ((one, self._tallies[one]) for one in tier if one in self._tallies)
+        called = [(one, tally) for one, tally in tallies if tally.breaker is one.breaker]
+        calls = sum(tally.calls for _, tally in called)
+        faults = sum(tally.faults for _, tally in called)
+        found: list[tuple[float, Endpoint]] = []
+        for one, tally in called:
+            others = calls - tally.calls
+            if min(tally.calls, others) < policy.minimum_calls:
+                continue
+            rate = tally.faults / tally.calls
+            if rate - (faults - tally.faults) / others > policy.margin + _ROUNDING:
+                found.append((rate, one))
+        found.sort(key=lambda rated: rated[0], reverse=True)
+        return [one for _, one in found]
+
+    def _allowed(
+        self,
+        tier: Sequence[Endpoint],
+        outliers: Sequence[Endpoint],
+        now: float,
+        serving: Callable[[Endpoint], bool],
+    ) -> list[Endpoint]:
+        """Those outliers that the tier can spare."""
+        if not outliers:
+            return []
+        staying = {one for one in tier if one.out_until <= now}
+        room = max(1, int(self._policy.max_ejected * len(tier) + _ROUNDING))
+        room -= len(tier) - len(staying)
+        in_rotation = {one for one in staying if serving(one)}
+        allowed: list[Endpoint] = []
+        for one in outliers:
+            if len(allowed) < room and one in staying and in_rotation - {one}:
+                in_rotation.discard(one)
+                allowed.append(one)
+        return allowed
+
+    def _period(self, endpoint: Endpoint) -> float:
+        """Longer each time, half of it by dice: who was ejected together does not return so."""
+        policy = self._policy
+        times = self._times.get(endpoint, 0)
+        if times * policy.ejection < policy.ejection_max:
+            times += 1
+        self._times[endpoint] = times
+        period = min(times * policy.ejection, policy.ejection_max)
+        return period / 2 + self._rng.random() * period / 2
+
+    def _decay(self, outliers: Container[Endpoint], serving: Callable[[Endpoint], bool]) -> None:
+        """An interval in the rotation as no outlier takes one time back. Who left is dropped."""
+        began = self._ends - self._policy.interval
+        for one, times in list(self._times.items()):
+            healthy = one.out_until <= began and one not in outliers and serving(one)
+            if one.gone or times <= healthy:
+                del self._times[one]
+            else:
+                self._times[one] = times - healthy

@@ -1,0 +1,122 @@
+"""Client-side throttling: a service that refuses most of what it is sent is sent less."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from lbclient._internal import validation
+
+__all__ = ["Throttle", "ThrottlePolicy"]
+
+_SLICES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottlePolicy:
+    """When a call fails here, without being sent.
+
+    Over the last `window` seconds, a call is refused with probability
+    max(0, (requests - k * accepts) / (requests + 1)), at most `most`.
+
+    - `k`: the service may be sent this many times what it accepts, 1 or more. Lower refuses more
+      and sooner; higher learns sooner that the service is back.
+    - `window`: seconds; many times what a call takes. After an outage longer than the window it
+      takes up to two windows until everything is sent again.
+    - `most`: above 0 to 1. Below 1 some calls always go through, and find out.
+    - `minimum_calls`: with fewer requests in the window none is refused; by the formula alone, a
+      client's second call would be refused every other time if its first had failed.
+
+    Source: Google's "Site Reliability Engineering", chapter "Handling Overload", with its k and
+    window; `most` and `minimum_calls` are additions.
+
+    Raises ValueError or TypeError for what is out of these bounds.
+    """
+
+    k: float = 2.0
+    window: float = 120.0
+    most: float = 0.9
+    minimum_calls: int = 10
+
+    def __post_init__(self) -> None:
+        validation.number("k", self.k, least=1)
+        validation.seconds("window", self.window)
+        validation.number("most", self.most, above=True)
+        validation.fraction("most", self.most)
+        validation.count("minimum_calls", self.minimum_calls)
+
+
+class _Slice:
+    """What was counted in one part of the window."""
+
+    __slots__ = ("accepts", "began", "requests")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.requests = 0
+        self.accepts = 0
+
+
+class Throttle:
+    """The running counts of a `ThrottlePolicy`. Not locked: its owner is.
+
+    Ask `admits` before each call. For one that was let through, say once how it ended: `accepted`,
+    `refused` (overload, a fault), or nothing where that says nothing of the service. A call counts
+    as a request from then on, not while it is under way: else the first of many that start
+    together would have the others refused (43 of 50 by the plain formula).
+    """
+
+    __slots__ = ("_accepts", "_policy", "_requests", "_slice", "_slices")
+
+    def __init__(self, policy: ThrottlePolicy) -> None:
+        self._policy = policy
+        self._slice = policy.window / _SLICES
+        self._slices: deque[_Slice] = deque()
+        self._requests = 0
+        self._accepts = 0
+
+    def chance(self, now: float) -> float:
+        """The probability that a call is refused now."""
+        policy, slices = self._policy, self._slices
+        if slices and slices[0].began <= now - policy.window:
+            self._expire(now)
+        requests = self._requests
+        if requests < policy.minimum_calls:
+            return 0.0
+        excess = requests - policy.k * self._accepts
+        return min(policy.most, max(0.0, excess / (requests + 1)))
+
+    def admits(self, now: float, rng: random.Random) -> bool:
+        """False where the call is to fail here; that counts as a request too."""
+        chance = self.chance(now)
+        if chance and rng.random() < chance:
+            self.refused(now)
+            return False
+        return True
+
+    def accepted(self, now: float) -> None:
+        """The service has taken a call on."""
+        self._count(now, 1)
+
+    def refused(self, now: float) -> None:
+        """The service has not."""
+        self._count(now, 0)
+
+    def _count(self, now: float, accepts: int) -> None:
+        slices = self._slices
+        if not slices or now - slices[-1].began >= self._slice:
+            self._expire(now)
+            slices.append(_Slice(now))
+        slices[-1].requests += 1
+        slices[-1].accepts += accepts
+        self._requests += 1
+        self._accepts += accepts
+
+    def _expire(self, now: float) -> None:
+        """Drop what the window has left behind."""
+        slices, past = self._slices, now - self._policy.window
+        while slices and slices[0].began <= past:
+            old = slices.popleft()
+            self._requests -= old.requests
+            self._accepts -= old.accepts

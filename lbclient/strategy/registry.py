@@ -1,0 +1,74 @@
+"""From what a user passes as `strategy=` to a strategy object of this balancer's own."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import cast
+
+from lbclient._internal import validation
+from lbclient.strategy.consistent_hash import ConsistentHash
+from lbclient.strategy.least_busy import LeastBusy
+from lbclient.strategy.peak_ewma import PeakEwma
+from lbclient.strategy.prequal import Prequal
+from lbclient.strategy.protocol import Strategy
+from lbclient.strategy.random import Random
+from lbclient.strategy.round_robin import RoundRobin
+from lbclient.strategy.weighted import Weighted
+
+__all__ = ["BY_NAME", "claim", "release", "strategy_of"]
+
+BY_NAME: dict[str, Callable[[], Strategy]] = {
+    "consistent-hash": ConsistentHash,
+    "least-busy": LeastBusy,
+    "peak-ewma": PeakEwma,
+    "prequal": Prequal,
+    "random": Random,
+    "round-robin": RoundRobin,
+    "weighted": Weighted,
+}
+_owned: dict[int, weakref.ref[object]] = {}
+
+
+def strategy_of(strategy: object) -> Strategy:
+    """A strategy by name, or the caller's own object.
+
+    Raises ValueError for an unknown name (it lists the known ones), TypeError for what cannot pick.
+    """
+    if isinstance(strategy, str):
+        return BY_NAME[validation.one_of("strategy", strategy, BY_NAME)]()
+    if isinstance(strategy, type) or not callable(getattr(strategy, "pick", None)):
+        known = ", ".join(map(repr, sorted(BY_NAME)))
+        raise TypeError(
+            f"strategy must be one of {known}, or an object with pick(candidates, call), "
+            f"not {strategy!r}"
+        )
+    return cast("Strategy", strategy)
+
+
+def claim(strategy: object) -> None:
+    """Make it one balancer's own until `release`.
+
+    Raises ValueError where another balancer has it already, since a strategy keeps state.
+    """
+    if (owned := _owned.get(id(strategy))) is not None and owned() is strategy:
+        raise ValueError(
+            f"strategy {strategy!r} belongs to another balancer already: "
+            "a strategy keeps state, so give each balancer one of its own"
+        )
+    try:
+        _owned[id(strategy)] = weakref.ref(strategy, _forget(id(strategy)))
+    except TypeError:  # it has __slots__ without __weakref__: nothing can be remembered of it
+        return
+
+
+def release(strategy: object) -> None:
+    """Its balancer is closed, or was never finished."""
+    _owned.pop(id(strategy), None)
+
+
+def _forget(key: int) -> Callable[[object], None]:
+    def forget(_: object) -> None:
+        _owned.pop(key, None)
+
+    return forget

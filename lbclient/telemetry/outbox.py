@@ -1,0 +1,51 @@
+"""What is to be said of a decision, once the lock under which it was made is free again.
+
+A log handler has a lock of its own, and may itself make calls; to log under ours would let two
+threads wait for each other. A listener is told at the same moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from lbclient._internal.failure_log import log_now
+from lbclient.telemetry.events import Event
+
+__all__ = ["News"]
+
+
+class News:
+    """Added to under the lock, published without it. `deliver` takes events to a listener."""
+
+    __slots__ = ("_deliver", "heard", "least", "untold")
+
+    def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
+        self.untold: deque[Callable[[], None]] = deque()
+        """What `publish` would say: look here first, there seldom is any."""
+        self._deliver = deliver
+        self.heard = deliver is not None
+        """True where somebody listens: else an event need not even be made."""
+        self.least = 0
+        """Messages below this level are not logged."""
+
+    def add(
+        self, level: int, text: str, *values: object, error: BaseException | None = None
+    ) -> None:
+        """Something to log."""
+        if level >= self.least:
+            self.untold.append(lambda: log_now(level, text, *values, error=error))
+
+    def tell(self, event: Event) -> None:
+        """Something that a listener wants to know."""
+        if (deliver := self._deliver) is not None:
+            self.untold.append(lambda: deliver(event))
+
+    def publish(self) -> None:
+        """Say it all."""
+        while self.untold:
+            try:
+                say = self.untold.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            say()

@@ -1,0 +1,587 @@
+"""`fair_by=`: callers whose calls wait in line for a limit take turns."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import random
+import sys
+import threading
+from collections import deque
+
+import anyio
+import httpx
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lbclient
+import lbclient.httpx2
+from lbclient import Balancer, RetryPolicy
+from lbclient._internal.signals import Pause
+from lbclient.core.engine import Core
+from lbclient.core.wait_queue import Line
+from lbclient.simulation import (
+    Open,
+    Reply,
+    Scenario,
+    Server,
+    SimulatedRequest,
+    answers,
+    constant,
+    simulate,
+)
+from tests.support.http import Gate
+
+pytestmark = pytest.mark.anyio
+
+SOON = 10.0
+URL = "http://127.0.0.1:1"
+
+
+def of(caller, path="/"):
+    return SimulatedRequest(path=path, caller=caller)
+
+
+def by_caller(request):
+    return request.caller
+
+
+class AtOnce:
+    """A load of one request of each of these callers, all at 0."""
+
+    def __init__(self, callers):
+        self.callers = callers
+
+    def start(self, world, _, request, __):
+        def arrive():
+            for number, caller in enumerate(self.callers):
+                world.spawn(request(0, of(caller, f"/{number}")))
+            yield Pause(0.0)
+
+        return [world.spawn(arrive())]
+
+
+def served(callers, *, slots=1, fair_by=by_caller, **of_scenario):
+    """Which caller's request was sent when: pairs in order, where one takes a second."""
+    seen = []
+
+    def behave(now, _, __, request):
+        seen.append((now, request.caller))
+        return Reply(1.0)
+
+    scenario = Scenario([Server("a", behave)], AtOnce(callers), **{"patience": 1e6, **of_scenario})
+    report = simulate(scenario, fair_by=fair_by, max_in_flight=slots)
+    assert list(report.breaches) == []
+    return seen, report
+
+
+class TestInVirtualTime:
+    def waits(self, fair_by, callers=1):
+        """How long the requests of a steady caller take beside bursts of 1,000 of others."""
+        steady = Open(4, 8, request=of("steady"))
+        bursts = [Open(1e6, 0.001, request=of(f"burst {n}")) for n in range(callers)]
+        scenario = Scenario(
+            [Server("a", answers(constant(0.125)))], [*bursts, steady], patience=1e6
+        )
+        ended, real = {}, simulate(scenario, fair_by=fair_by, max_in_flight=10)
+        assert list(real.breaches) == []
+        for one in real.outcomes:
+            ended.setdefault(one.arrived, []).append(one.elapsed)
+        return [max(ended[n / 4]) for n in range(1, 32)]
+
+    def test_a_burst_delays_a_steady_caller_by_a_round(self):
+        """Beside one caller's burst of 1,000 a steady caller waits for one other call's slot at
+        most; without `fair_by=` it waits until the burst is through."""
+        assert max(self.waits(by_caller)) <= 2 * 0.125
+        assert self.waits(None)[0] > 12.0
+
+    def test_a_round_is_one_call_of_each_caller(self):
+        """Beside bursts of five callers a steady one waits for five slots of ten at most."""
+        assert max(self.waits(by_caller, callers=5)) <= 2 * 0.125
+
+    def test_the_order_is_round_robin(self):
+        """Callers take turns in the order of their first waiting calls, each one call at a time,
+        first come, first served within a caller."""
+        seen, _ = served("-aaaabbbcab")
+        assert "".join(caller for _, caller in seen) == "-abcabababa"
+
+    def test_without_it_the_order_is_that_of_arrival(self):
+        """Without `fair_by=` it is first come, first served."""
+        callers = "aaaabbbcab"
+        seen, _ = served(callers, fair_by=None)
+        assert "".join(caller for _, caller in seen) == callers
+
+    def test_within_a_caller_the_order_is_that_of_arrival(self):
+        """The calls of one caller keep their order."""
+        paths = []
+
+        def behave(_, __, ___, request):
+            paths.append((request.caller, int(request.path[1:])))
+            return Reply(1.0)
+
+        scenario = Scenario([Server("a", behave)], AtOnce("abcabccbabca"), patience=1e6)
+        simulate(scenario, fair_by=by_caller, max_in_flight=2)
+        for caller in "abc":
+            numbers = [number for who, number in paths if who == caller]
+            assert numbers == sorted(numbers)
+
+    def test_no_caller_is_one_caller_more(self):
+        """Requests for which `fair_by=` gives None take turns with the others, as one caller."""
+        seen, _ = served("-nnnnab", fair_by=lambda r: None if r.caller == "n" else r.caller)
+        assert "".join(caller for _, caller in seen) == "-nabnnn"
+
+    def test_who_gives_up_costs_its_caller_no_turn(self):
+        """Where the first call of a caller gives up, the caller's next call has its turn."""
+        balancer = Balancer([URL], max_in_flight=1)
+        line = balancer._core.line
+        a1, a2, b1 = (line.join(None, caller) for caller in (1, 1, 2))
+        line.leave(a1)
+        assert line.first is a2
+        assert a2.is_set
+        line.leave(a2, served=True)
+        assert line.first is b1
+        assert b1.is_set
+
+    def test_a_caller_that_comes_back_goes_to_the_end(self):
+        """Whoever asks again as soon as it is answered has one turn in each round, not more."""
+        seen = []
+
+        def behave(_, __, ___, request):
+            seen.append(request.caller)
+            return Reply(1.0)
+
+        class Greedy:
+            def start(self, world, _, request, __):
+                def again(caller):
+                    for _ in range(10):
+                        yield from request(0, of(caller))
+
+                return [world.spawn(again(caller)) for caller in "abcd"]
+
+        scenario = Scenario([Server("a", behave)], Greedy(), patience=1e6)
+        simulate(scenario, fair_by=by_caller, max_in_flight=1)
+        assert "".join(seen) == "abcd" * 10
+
+    def test_retries_wait_in_their_callers_queue(self):
+        """A retry that finds the line waits for its caller's turn like a first attempt."""
+        seen = []
+
+        def behave(_, __, ___, request):
+            seen.append(request.caller)
+            return Reply(1.0, 503 if request.caller == "x" else 200)
+
+        scenario = Scenario([Server("a", behave)], AtOnce("xyyzz"), patience=1e6)
+        retry = RetryPolicy(2, backoff=0.0)
+        report = simulate(scenario, fair_by=by_caller, max_in_flight=1, retry=retry, breaker=None)
+        assert list(report.breaches) == []
+        assert sorted(seen) == list("xxyyzz")
+        assert seen[0] == "x"
+        assert seen.index("x", 1) <= 3
+
+    def test_thousands_of_callers(self, monkeypatch):
+        """A call looks three times at most, and wakes one other, however many callers wait."""
+        looks, real = itertools.count(), Core.admit
+
+        def admit(*arguments):
+            next(looks)
+            return real(*arguments)
+
+        monkeypatch.setattr(Core, "admit", admit)
+        callers = range(3_000)
+        seen, _ = served(callers, slots=100)
+        assert [caller for _, caller in seen] == list(callers)
+        assert next(looks) <= 3 * 3_000
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_run_is_a_function_of_its_seed(self, seed):
+        """Callers of any type change nothing in that: their hashes are only compared."""
+        callers = random.Random(seed).choices(["a", ("b", 1), 3, None, frozenset({"c"})], k=200)
+        first, second = (served(callers, slots=3) for _ in range(2))
+        assert first == second
+
+
+class Model:
+    """A line as a plain list of callers, each with a queue, to compare with."""
+
+    def __init__(self):
+        self.queues = []
+
+    def of(self, caller):
+        return next((queue for who, queue in self.queues if who == caller), None)
+
+    def join(self, signal, caller):
+        queue = self.of(caller)
+        if queue is None:
+            queue = deque()
+            self.queues.append((caller, queue))
+        queue.append(signal)
+
+    def leave(self, signal, *, served):
+        for place, (caller, queue) in enumerate(self.queues):
+            if signal in queue:
+                queue.remove(signal)
+                del self.queues[place]
+                if queue:
+                    self.queues.insert(len(self.queues) if served else place, (caller, queue))
+                return
+
+    @property
+    def first(self):
+        return self.queues[0][1][0] if self.queues else None
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("jjjsswlgd"), st.integers(0, 5)), max_size=60))
+def test_the_line_is_round_robin(steps):
+    """Whoever comes, is served, gives up or is gone with its event loop: the first call is the one
+    that plain round-robin names, and one that leaves the first place wakes the next."""
+    line, model, waiting = Line(), Model(), []
+    for step, number in steps:
+        chosen = waiting[number % len(waiting)] if waiting else None
+        if step == "j":
+            waiting.append(line.join(None, number % 3))
+            model.join(waiting[-1], number % 3)
+        elif step == "w":
+            line.wake()
+        elif chosen is not None and step == "s":
+            first = line.first
+            waiting.remove(first)
+            line.leave(first, served=True)
+            model.leave(first, served=True)
+            assert not line or line.first.is_set
+        elif chosen is not None and step == "l":
+            first = line.first
+            waiting.remove(chosen)
+            line.leave(chosen)
+            model.leave(chosen, served=False)
+            assert not line or chosen is not first or line.first.is_set
+        elif chosen is not None and step == "g":
+            chosen.listen(lambda: False)
+        for one in list(waiting):
+            if one not in line.waiting:  # gone, and found out
+                assert one.is_set
+                waiting.remove(one)
+                model.leave(one, served=False)
+        assert len(line) == len(waiting)
+        assert (line.first if line else None) is model.first
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupted(act, at):
+    """Do it, and raise at the `at`th of the moments at which CPython runs signal handlers: where a
+    function begins, and where a function of C has returned. False where it ends before that."""
+    moments = itertools.count(1)
+
+    def profile(_, event, __):
+        if event in ("call", "c_return", "c_exception") and next(moments) == at:
+            sys.setprofile(None)
+            raise Interrupted
+
+    try:
+        sys.setprofile(profile)
+        act()
+    except Interrupted:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda line, _: line.join(None, 3),
+        lambda line, _: line.join(None, 1),
+        lambda line, calls: line.leave(calls[0]),
+        lambda line, calls: line.leave(calls[0], served=True),
+        lambda line, calls: line.leave(calls[1]),
+        lambda line, calls: line.leave(calls[2]),
+        lambda line, calls: line.passes(calls[2]),
+        lambda line, calls: [one.listen(lambda: False) for one in calls[:2]] + [line.wake()],
+    ],
+)
+def test_an_exception_at_any_moment_leaves_the_line_whole(act):
+    """Where a signal handler raises while a call joins or leaves, the call is in the line or not:
+    no caller without calls is left in it, and each call is in the queue of its caller."""
+    for at in itertools.count(1):
+        line = Line()
+        calls = [line.join(None, caller) for caller in (1, 1, 2)]
+        hit = interrupted(lambda line=line, calls=calls: act(line, calls), at)
+        queues = {caller: set(queue) for caller, queue in line.turns.items()}
+        assert all(queues.values())
+        assert {one: who for who, queue in queues.items() for one in queue} == line.waiting
+        if not hit:
+            break
+    assert at > 3
+
+
+class Told:
+    """Tells of each call that has joined a line."""
+
+    def __init__(self, monkeypatch):
+        self.joined = threading.Semaphore(0)
+        real = Line.join
+
+        def join(line, signal, caller):
+            known = signal in line.waiting
+            try:
+                return real(line, signal, caller)
+            finally:
+                if not known:
+                    self.joined.release()
+
+        monkeypatch.setattr(Line, "join", join)
+
+    def wait(self):
+        assert self.joined.acquire(timeout=SOON)
+
+    async def await_(self):
+        with anyio.fail_after(SOON):
+            while not self.joined.acquire(blocking=False):
+                await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    return Told(monkeypatch)
+
+
+CALLERS = "aaaabbc"
+ORDER = "abcabaa"
+
+
+def test_threads(told):
+    """Threads in line are served in turns of their callers, by `Balancer.call(caller=...)` and by
+    `acquire(caller=...)`."""
+    balancer = Balancer([URL], max_in_flight=1)
+    entered, go, order = threading.Event(), threading.Event(), []
+
+    def hold(_):
+        entered.set()
+        assert go.wait(SOON)
+
+    def call(caller):
+        if caller == "b":
+            with balancer.acquire(caller=caller):
+                order.append(caller)
+        else:
+            balancer.call(lambda _: order.append(caller), caller=caller)
+
+    threads = [threading.Thread(target=balancer.call, args=(hold,))]
+    threads[0].start()
+    assert entered.wait(SOON)
+    for caller in CALLERS:
+        threads.append(threading.Thread(target=call, args=(caller,)))
+        threads[-1].start()
+        told.wait()
+    go.set()
+    for thread in threads:
+        thread.join(SOON)
+    assert "".join(order) == ORDER
+    assert not balancer._core.line
+    balancer.close()
+
+
+async def test_tasks(told):
+    """Tasks in line are served in turns of their callers, by `acall` and by `acquire`."""
+    balancer = Balancer([URL], max_in_flight=1)
+    go, order = anyio.Event(), []
+
+    async def hold(_):
+        await go.wait()
+
+    async def note(caller, _):
+        order.append(caller)
+        await anyio.lowlevel.checkpoint()
+
+    async def call(caller):
+        if caller == "b":
+            async with balancer.acquire(caller=caller):
+                order.append(caller)
+        else:
+            await balancer.acall(functools.partial(note, caller), caller=caller)
+
+    with anyio.fail_after(SOON):
+        async with anyio.create_task_group() as group:
+            group.start_soon(balancer.acall, hold)
+            await anyio.wait_all_tasks_blocked()
+            for caller in CALLERS:
+                group.start_soon(call, caller)
+                await told.await_()
+            go.set()
+    assert "".join(order) == ORDER
+    assert not balancer._core.line
+    balancer.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_cancelled_in_line(seed):
+    """Calls that are cancelled in line, at any place of it and just when they are woken, take no
+    wake-up with them: all others are served, and nothing stays in line or in flight."""
+    balancer, rng = Balancer([URL], max_in_flight=2), random.Random(seed)
+    done, scopes = [], []
+
+    async def work(_):
+        await anyio.lowlevel.checkpoint()
+
+    async def call(number):
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await balancer.acall(work, caller=rng.randrange(4))
+            done.append(number)
+
+    with anyio.fail_after(SOON):
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(call, number)
+            await anyio.lowlevel.checkpoint()
+            for scope in rng.sample(scopes, min(50, len(scopes))):
+                scope.cancel()
+                if rng.random() < 0.5:
+                    await anyio.lowlevel.checkpoint()
+    assert len(done) >= 50
+    assert not balancer._core.line
+    assert balancer._core._selection.in_flight == 0
+    balancer.close()
+
+
+async def gives_way(_):
+    await asyncio.sleep(0)
+
+
+def on_a_thread(balancer, seed):
+    rng = random.Random(seed)
+    for _ in range(30):
+        with contextlib.suppress(lbclient.DeadlineExceeded):
+            deadline = rng.choice([SOON, 1e-4])
+            balancer.call(lambda _: None, caller=rng.randrange(3), deadline=deadline)
+
+
+def on_a_loop(balancer, seed):
+    rng = random.Random(seed)
+
+    async def call():
+        with contextlib.suppress(lbclient.DeadlineExceeded):
+            deadline = rng.choice([SOON, 1e-4])
+            await balancer.acall(gives_way, caller=rng.randrange(3), deadline=deadline)
+
+    async def main():
+        await asyncio.gather(*[call() for _ in range(30)])
+
+    asyncio.run(main())
+
+
+def test_threads_and_loops_together():
+    """Calls of threads and of event loops, of three callers, many of which give up: all of them
+    end, and nothing stays in line or in flight."""
+    balancer = Balancer([URL], max_in_flight=3, retry=None)
+    threads = [
+        threading.Thread(target=work, args=(balancer, seed))
+        for seed, work in enumerate([on_a_thread, on_a_thread, on_a_loop, on_a_thread, on_a_loop])
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(3 * SOON)
+        assert not thread.is_alive()
+    assert not balancer._core.line
+    assert balancer._core._selection.in_flight == 0
+    balancer.close()
+
+
+def tenant(request):
+    return request.headers.get("x-tenant")
+
+
+@pytest.mark.parametrize("module", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
+def test_a_client(servers, told, module):
+    """`fair_by=` of a client is a function of its request; the extension overrules it."""
+    gate = Gate()
+    (server,) = servers(gate)
+    with module.Client([server.url], max_in_flight=1, fair_by=tenant, timeout=SOON) as client:
+
+        def call(caller, number):
+            asked = {"lbclient": {"caller": caller}} if number % 2 else {}
+            headers = {"X-Tenant": "another" if asked else caller}
+            client.get(f"/{caller}", headers=headers, extensions=asked)
+
+        threads = [threading.Thread(target=call, args=("first", 0))]
+        threads[0].start()
+        assert gate.entered.acquire(timeout=SOON)
+        for number, caller in enumerate(CALLERS):
+            threads.append(threading.Thread(target=call, args=(caller, number)))
+            threads[-1].start()
+            told.wait()
+        gate.open.set()
+        for thread in threads:
+            thread.join(SOON)
+    assert "".join(one.target[1:] for one in server.requests[1:]) == ORDER
+
+
+@pytest.mark.parametrize("module", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
+async def test_an_async_transport(servers, told, module):
+    """`fair_by=` of a transport under somebody else's client, async."""
+    gate = Gate()
+    (server,) = servers(gate)
+    theirs = httpx if module is lbclient else httpx2
+    transport = module.AsyncTransport([server.url], max_in_flight=1, fair_by=tenant)
+    async with theirs.AsyncClient(transport=transport, base_url=server.url, timeout=SOON) as client:
+
+        async def call(caller):
+            await client.get(f"/{caller}", headers={"X-Tenant": caller})
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, "first")
+            assert await anyio.to_thread.run_sync(gate.entered.acquire, True, SOON)
+            for caller in CALLERS:
+                group.start_soon(call, caller)
+                await told.await_()
+            gate.open.set()
+    assert "".join(one.target[1:] for one in server.requests[1:]) == ORDER
+
+
+class TestWhatItRefuses:
+    def test_what_is_no_function(self):
+        """`fair_by=` is a function or None, and is refused at construction else."""
+        for entry in (lbclient.Client, lbclient.AsyncTransport):
+            with pytest.raises(TypeError, match="fair_by must be callable"):
+                entry([URL], fair_by="x-tenant")
+        with pytest.raises(TypeError, match="fair_by"):
+            simulate(Scenario([Server("a", answers(constant(0)))], Open(1, 1)), fair_by=5)
+
+    def test_a_value_without_hash(self):
+        """A caller that is not hashable is a TypeError that names the argument and the type, and
+        not the value, which may be a secret. Nothing is sent."""
+        with lbclient.Client([URL], fair_by=lambda _: ["secret"]) as client:
+            with pytest.raises(TypeError, match=r"^fair_by must .* hashable, not list$"):
+                client.get("/")
+            with pytest.raises(TypeError, match=r"\['caller'\] must .* hashable, not dict$"):
+                client.get("/", extensions={"lbclient": {"caller": {}}})
+            balancer = client.balancer
+            for make in (balancer.acquire, functools.partial(balancer.call, str)):
+                with pytest.raises(TypeError, match=r"^caller must .* hashable, not list$"):
+                    make(caller=["secret"])
+            assert [one.attempts for one in balancer.snapshot().instances] == [0]
+
+    def test_a_function_that_raises(self):
+        """What `fair_by=` raises goes on to the caller of the request, before anything is sent."""
+        with lbclient.Client([URL], fair_by=lambda request: request.headers["x-none"]) as client:
+            with pytest.raises(KeyError):
+                client.get("/")
+            assert [one.attempts for one in client.balancer.snapshot().instances] == [0]
+
+    def test_it_is_asked_once(self):
+        """It is asked once for a request, however often that is tried."""
+        asked = []
+        dead = [lbclient.Instance("127.0.0.1", 1), lbclient.Instance("127.0.0.1", 2)]
+        with (
+            lbclient.Client(dead, fair_by=asked.append) as client,
+            pytest.raises(httpx.ConnectError),
+        ):
+            client.get("/")
+        assert len(asked) == 1

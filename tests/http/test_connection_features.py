@@ -1,0 +1,363 @@
+"""What a client can ask of its connections, over every driver."""
+
+import contextlib
+import errno
+import os
+import threading
+
+import httpx
+import pytest
+
+import lbclient
+import lbclient.httpx2
+from lbclient.http.connections import event_loop, threads
+from lbclient.http.connections import trio as trio_driver
+from tests.http.test_departures import script
+from tests.http.test_idle_closing import worlds
+from tests.http.test_tls import TlsServer
+from tests.support.drivers import AUTHORITY, NAME, SOON, serving, trusting, watch_sockets
+from tests.support.http import head, tells_port
+
+
+@pytest.fixture
+def serve_tls():
+    """Start an instance that speaks TLS: `serve_tls(behaviour, name, protocol, ...)`."""
+    started = []
+
+    def start(behaviour, name=NAME, *protocols):
+        server = TlsServer(behaviour, AUTHORITY.issue_cert(name))
+        if protocols:
+            server.context.set_alpn_protocols(protocols)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+# Connecting
+
+
+@worlds
+def test_retries_of_connecting(world, dead_port, monkeypatch):
+    """`retries` is how often connecting is tried again within one attempt."""
+    opened = watch_sockets(monkeypatch)
+    options = {"retries": 1, "retry": None}
+    with (
+        world.client([f"http://127.0.0.1:{dead_port}"], **options) as client,
+        pytest.raises(httpx.ConnectError),
+    ):
+        client.get("/")
+    assert len(opened) == 2
+
+
+@worlds
+def test_descriptors_exhausted(servers, world, monkeypatch):
+    """Where this process can open no socket, no instance is charged."""
+    (server,) = servers(tells_port)
+
+    def none_left(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with world.client([server.url], retry=None) as client:
+        with monkeypatch.context() as patch:
+            for module in (threads, event_loop, trio_driver):
+                patch.setattr(module, "open_socket", none_left)
+            for _ in range(9):
+                with pytest.raises(httpx.ConnectError):
+                    client.get("/")
+        assert client.get("/").status_code == 200
+        (instance,) = client.balancer.snapshot().instances
+        assert instance.breaker == "closed"
+
+
+@pytest.mark.parametrize("flavour", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize("name", ["Client", "AsyncClient", "Transport", "AsyncTransport"])
+def test_engine_that_is_no_more(flavour, name):
+    """`transport="aiohttp"` is an error, which names the extra that takes its place."""
+    with pytest.raises(ValueError, match=r"lbclient\[fast\]"):
+        getattr(flavour, name)(["http://127.0.0.1:1"], transport="aiohttp")
+
+
+# TLS
+
+
+@worlds
+def test_protocol_that_nobody_asked_for(serve_tls, world):
+    """An instance that knows HTTP/1.1 is asked for it; one that chooses another protocol of a
+    caller's own context is refused."""
+    good, bad = serve_tls(tells_port, NAME, "http/1.1"), serve_tls(tells_port, NAME, "h2")
+    context = trusting()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    options = {"name": NAME, "verify": context, "retry": None}
+    with world.client([good.url], **options) as client:
+        assert client.get("/").status_code == 200
+    with (
+        world.client([bad.url], **options) as client,
+        pytest.raises(httpx.ConnectError, match="h2"),
+    ):
+        client.get("/")
+
+
+def closes(connection, _):
+    """A body that ends with its connection, which says so (close_notify)."""
+    connection.send(head(200, {}) + b"body")
+    with contextlib.suppress(OSError):
+        connection.sock.unwrap()
+    connection.close()
+
+
+def cuts(connection, _):
+    """The same, cut off: by a middlebox, say."""
+    connection.send(head(200, {}) + b"bo")
+    connection.close()
+
+
+@worlds
+def test_body_that_ends_with_its_connection(serve_tls, world):
+    """Over TLS such a body is complete only where its end was announced (close_notify)."""
+    good, bad = serve_tls(closes), serve_tls(cuts)
+    options = {"name": NAME, "verify": trusting(), "retry": None}
+    with world.client([good.url], **options) as client:
+        assert client.get("/").content == b"body"
+    with (
+        world.client([bad.url], **options) as client,
+        pytest.raises(httpx.RemoteProtocolError, match="close_notify"),
+    ):
+        client.get("/")
+
+
+@worlds
+def test_closing_does_not_complete_a_body(servers, world):
+    """Nor is it complete where the client was closed while it arrived."""
+
+    def begins(connection, _):
+        connection.send(head(200, {}) + b"bo")
+        connection.server.stopping.wait(SOON)
+
+    (server,) = servers(begins)
+    with (
+        world.client([server.url], close_grace=0.0) as client,
+        client.stream("GET", "/") as response,
+    ):
+        client.run(client.client.close if client.portal is None else client.client.aclose)
+        with pytest.raises(httpx.TransportError):
+            client.read(response)
+
+
+# Extensions
+
+
+@worlds
+def test_name_for_tls(serve_tls, world):
+    """The extension `sni_hostname` names who is asked for, and verified, for one request; its
+    connection carries no other."""
+    server = serve_tls(tells_port, "other.test")
+    with world.client([server.url], name=NAME, verify=trusting(), retry=None) as client:
+        for _ in range(2):
+            client.get("/", extensions={"sni_hostname": "other.test"})
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            client.get("/")
+    assert server.names == ["other.test", "other.test", NAME]
+
+
+@worlds
+def test_target(servers, world):
+    """The extension `target` is what the request line has."""
+    (server,) = servers(tells_port)
+    with world.client([server.url]) as client:
+        client.request("OPTIONS", "/", extensions={"target": b"*"})
+    assert [one.target for one in server.requests] == ["*"]
+
+
+@worlds
+def test_requests_to_one_url(servers, world):
+    """Each request has its own method and target, though its URL is one that was requested before
+    in another way."""
+    (server,) = servers(tells_port)
+    asked = [("GET", None), ("POST", None), ("GET", b"/y"), ("GET", None), ("GET", None)]
+    with world.client([server.url]) as client:
+        for method, target in asked:
+            given = {} if target is None else {"extensions": {"target": target}}
+            client.request(method, "/x?a=1", **given)
+    seen = [(one.method, one.target.encode()) for one in server.requests]
+    assert seen == [(method, target or b"/x?a=1") for method, target in asked]
+
+
+@worlds
+def test_trace(serve_tls, world):
+    """The extension `trace` is told each step, in httpcore's words."""
+    server = serve_tls(tells_port)
+    told = []
+
+    def trace(name, info):
+        told.append(name)
+        assert isinstance(info, dict)
+
+    with world.client([server.url], name=NAME, verify=trusting()) as client:
+        for _ in range(2):
+            client.get("/", extensions={"trace": world.hook(trace)})
+    steps = [name for name in told if name.endswith(".started")]
+    opening = ["connection.connect_tcp", "connection.start_tls"]
+    request = [
+        "http11.send_request_headers",
+        "http11.send_request_body",
+        "http11.receive_response_headers",
+        "http11.receive_response_body",
+        "http11.response_closed",
+    ]
+    assert steps == [f"{step}.started" for step in [*opening, *request, *request]]
+    assert sorted(told) == sorted(steps + [one.replace("started", "complete") for one in steps])
+
+
+@worlds
+def test_trace_of_a_failure(world, dead_port):
+    """A step that fails is told with its error."""
+    told = []
+    with (
+        world.client([f"http://127.0.0.1:{dead_port}"], retry=None) as client,
+        pytest.raises(httpx.ConnectError),
+    ):
+        client.get("/", extensions={"trace": world.hook(lambda *event: told.append(event))})
+    assert [name for name, _ in told] == [
+        "connection.connect_tcp.started",
+        "connection.connect_tcp.failed",
+    ]
+    assert isinstance(told[-1][1]["exception"], httpx.ConnectError)
+
+
+# Connections that speak no HTTP any more
+
+
+def switches(connection, request):
+    """After 101, or CONNECT, what comes is sent back: through TLS where the target says so."""
+    if request.method == "CONNECT":
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    else:
+        fields = {"Upgrade": "echo", "Connection": "Upgrade"}
+        connection.send(head(101, fields) + b"hello")
+    sock = connection.sock
+    if request.target.endswith("443"):
+        sock = serving().wrap_socket(sock.dup(), server_side=True)
+    with sock:
+        while data := sock.recv(1000):
+            sock.sendall(data.upper())
+    connection.close()
+
+
+@worlds
+def test_upgrade(servers, world):
+    """After 101 the connection is the caller's, with what came along, and it is not used again."""
+    (server,) = servers(switches)
+    headers = {"Upgrade": "echo", "Connection": "Upgrade"}
+    with world.client([server.url]) as client:
+        for _ in range(2):
+            with client.stream("GET", "/", headers=headers) as response:
+                assert response.status_code == 101
+                raw = response.extensions["network_stream"]
+                assert client.run(raw.read, 2, SOON) == b"he"
+                assert client.run(raw.read, 9, SOON) == b"llo"
+                client.run(raw.write, b"abc" * 1000, SOON)
+                got = b""
+                while len(got) < 3000:
+                    got += client.run(raw.read, 100, SOON)
+                assert got == b"ABC" * 1000
+                assert raw.get_extra_info("server_addr")[1] == server.port
+        assert server.accepted == 2
+        assert client.in_flight == 0
+
+
+@worlds
+def test_tunnel(servers, world):
+    """After CONNECT the caller can speak TLS through the connection, as far as a verified peer."""
+    (server,) = servers(switches)
+    with (
+        world.client([server.url]) as client,
+        client.stream("CONNECT", "/", extensions={"target": b"orders.test:443"}) as response,
+    ):
+        assert response.status_code == 200
+        raw = response.extensions["network_stream"]
+        raw = client.run(raw.start_tls, trusting(), NAME, SOON)
+        client.run(raw.write, b"secret", SOON)
+        assert client.run(raw.read, 100, SOON) == b"SECRET"
+        assert raw.get_extra_info("ssl_object").version()
+        client.run(raw.close if client.portal is None else raw.aclose)
+        with pytest.raises(httpx.TransportError):
+            client.run(raw.read, 100, SOON)
+
+
+def test_threads_share_an_upgraded_connection(servers):
+    """After an upgrade one thread may read while another writes."""
+    (server,) = servers(switches)
+    headers = {"Upgrade": "echo", "Connection": "Upgrade"}
+    with (
+        lbclient.Client([server.url]) as client,
+        client.stream("GET", "/", headers=headers) as response,
+    ):
+        raw = response.extensions["network_stream"]
+        assert raw.read(5, SOON) == b"hello"
+
+        def write():
+            for _ in range(100):
+                raw.write(b"abc" * 1000, SOON)
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        got = 0
+        while got < 300_000:
+            got += len(raw.read(65536, SOON))
+        writing.join()
+
+
+# Forks
+
+
+@pytest.mark.parametrize("kind", ["thread", "asyncio", "trio"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_child_and_parent_go_on(servers, serve_tls, kind, secure):
+    """A forked child opens connections of its own; its parent's go on."""
+    if secure:
+        server = serve_tls(tells_port, "127.0.0.1")
+    else:
+        (server,) = servers(tells_port)
+    text = """
+    import os, sys, anyio, lbclient
+    def use(client):
+        assert client.get("/").status_code == 200
+    async def ause(client):
+        assert (await client.get("/")).status_code == 200
+    def fork():
+        if (child := os.fork()) == 0:
+            return None
+        return child
+    def ended(child):
+        if child is None:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    async def parent():
+        async with lbclient.AsyncClient(sys.argv[1], verify=False) as client:
+            await ause(client)
+            if (child := os.fork()) == 0:
+                os._exit(0)  # a loop is not for its children
+            ended(child)
+            await ause(client)
+    async def child():
+        async with lbclient.AsyncClient(sys.argv[1], verify=False) as client:
+            await ause(client)
+    if sys.argv[2] == "thread":
+        with lbclient.Client(sys.argv[1], verify=False) as client:
+            use(client)
+            if (child := fork()) is None:
+                use(client)
+            ended(child)
+            use(client)
+    else:
+        anyio.run(parent, backend=sys.argv[2])
+        if (made := fork()) is None:
+            anyio.run(child, backend=sys.argv[2])
+        ended(made)
+    """
+    assert script(text, server.url, kind) == (0, "", "")
+    assert server.accepted == 2
+    assert server.hits == 3

@@ -1,0 +1,165 @@
+"""All Python in the README and in docs/ runs as it stands."""
+
+import ast
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import httpx
+import pytest
+
+import lbclient
+from lbclient import simulation
+from lbclient._internal.signals import Pause
+from lbclient.balancer import balancer
+from lbclient.balancer.threads import sleep
+from lbclient.core.call import Terms
+from lbclient.discovery import StaticResolver
+from lbclient.telemetry import Semantics
+from tests.support.http import says
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+]
+ORDER = {"id": 42}
+
+
+class Answer:
+    """A result that can be awaited, so that one `fn` does for `call` and for `acall`."""
+
+    def __await__(self):
+        yield from ()
+        return self
+
+
+class MyProtocolBusy:
+    """What a snippet's protocol answers."""
+
+
+@pytest.fixture
+def instance(servers, monkeypatch):
+    """Whatever service a snippet names, its only instance is on loopback: nobody asks DNS, nor any
+    other discovery. Lists, simulated ones too, stay as they are."""
+    (server,) = servers(says(200, json.dumps(ORDER).encode()))
+    here = lbclient.Instance("127.0.0.1", server.port, metadata={"distance": 1})
+    target_of = balancer.target_of
+
+    def known(*service, **options):
+        target = target_of(*service, **options)
+        if isinstance(target.resolver, StaticResolver):
+            return target
+        return dataclasses.replace(target, resolver=StaticResolver((here,)))
+
+    monkeypatch.setattr(balancer, "target_of", known)
+    return here
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """A registration is checked and not entered: its nameserver would be sent an update. Of the key
+    only the file is another."""
+    registration = lbclient.Registration
+
+    def checked(*given, key, **options):
+        assert isinstance(key, Path)
+        registration(*given, key="registrar:c2VjcmV0", **options)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(lbclient, "Registration", checked)
+
+
+@pytest.fixture
+def names(instance):
+    """What snippets use and do not make themselves."""
+    pytest.importorskip("httpx2")
+    servers = [simulation.Server(name, simulation.answers(lambda *_: 0.1)) for name in "ab"]
+    service = [f"http://{instance}"]
+    with lbclient.Client(service) as client, lbclient.Balancer(service) as made:
+        yield {
+            "MyProtocolBusy": MyProtocolBusy,
+            "Pause": Pause,
+            "call": made.begin(Terms(), Semantics()),
+            "client": client,
+            "fetch": lambda host, port: (host, port),
+            "fn": lambda _: Answer(),
+            "httpx": httpx,
+            "instance": instance,
+            "lbclient": lbclient,
+            "order": ORDER,
+            "proxy": "http://127.0.0.1:9",
+            "report": simulation.simulate(simulation.Scenario(servers, simulation.Open(30, 3))),
+            "rest": sleep,
+            "send": lambda attempt: attempt.instance,
+            "serve": lambda: None,
+            "service": service,
+        }
+
+
+def as_function(code):
+    """The snippet as an async function, since a page may use `await` or show a function's body. It
+    returns all that the snippet has made."""
+    body = textwrap.indent(code, "    ", lambda line: bool(line.strip()))
+    tree = ast.parse(f"async def snippet():\n{body}\n    return locals()\n")
+    return compile(tree, "a snippet", "exec")
+
+
+async def closed(made):
+    """Close what a snippet has left open."""
+    for value in made.values():
+        close = getattr(value, "aclose", None) or getattr(value, "close", None)
+        if close is not None and not isinstance(value, type):
+            waiting = close()
+            if inspect.isawaitable(waiting):
+                await waiting
+
+
+@pytest.mark.usefixtures("unregistered")
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_every_snippet_runs(code, names, tmp_path, monkeypatch):
+    """Each piece of Python runs as it stands, given the names that its page speaks of."""
+    monkeypatch.chdir(tmp_path)
+
+    async def run():
+        exec(as_function(code), names)
+        made = await names["snippet"]()
+        await closed(made if isinstance(made, dict) else {})
+
+    with contextlib.redirect_stdout(None):
+        asyncio.run(run())
+
+
+def test_there_are_snippets_on_many_pages():
+    """None of the pages that have Python is left out."""
+    pages = {str(one.id).rpartition("-")[0] for one in SNIPPETS}
+    assert {"README.md", "usage.md", "discovery.md", "resilience.md", "simulation.md"} <= pages
+
+
+def test_the_judge_of_the_usage_page():
+    """It repeats what is busy and what fails, and a good answer never."""
+    (code,) = (one.values[0] for one in SNIPPETS if "MyProtocolBusy" in one.values[0])
+    names = {"MyProtocolBusy": MyProtocolBusy, "lbclient": lbclient}
+    exec(code, names)
+    instances = [lbclient.Instance(f"10.0.0.{number}", 1) for number in (1, 2, 3)]
+    for first, sends in (("good", 1), (MyProtocolBusy(), 2), (ConnectionResetError(), 2)):
+        outcomes = [first, "good"]
+
+        def send(_, outcomes=outcomes):
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        with lbclient.Balancer(instances, judge=names["judge"]) as made:
+            assert made.call(send, idempotent=True) == "good"
+        assert len(outcomes) == 2 - sends

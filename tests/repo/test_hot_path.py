@@ -1,0 +1,279 @@
+"""What one call costs that succeeds at once, counted: functions called, memory used and kept.
+
+Counts are the same on any machine at any load, so a step that somebody adds to the way of a call
+shows here, and seconds are left to the benchmarks.
+"""
+
+import asyncio
+import gc
+import itertools
+import random
+import sys
+import tracemalloc
+from pathlib import Path
+
+import httpx
+import pytest
+
+import lbclient
+from lbclient import Balancer, BreakerPolicy, RetryPolicy
+from tests.support.http import says
+
+OURS = str(Path(lbclient.__file__).parent)
+CONNECTIONS = tuple(
+    str(path)
+    for path in Path(OURS, "http", "connections").glob("*.py")
+    if path.name != "transport_pool.py"  # which finds the transport; the rest is its work
+)
+FEW, MANY = 10, 5_000
+CALLS = 40
+
+
+def urls(number):
+    return [f"http://10.0.{place >> 8}.{place & 255}:8001" for place in range(number)]
+
+
+class Null(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """Answers at once."""
+
+    def handle_request(self, _):
+        return httpx.Response(200)
+
+    async def handle_async_request(self, _):
+        return httpx.Response(200)
+
+
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """What earlier tests have dropped is finalized before, and not while functions are counted."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Functions:
+    """Counts the functions in `where`, and those of any kind, that are called within a `with`."""
+
+    def __init__(self, where):
+        self.where, self.ours, self.all = where, 0, 0
+
+    def __enter__(self):
+        sys.setprofile(self.note)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def note(self, frame, event, _):
+        if event in {"call", "c_call"}:
+            self.all += 1
+            if event == "call" and frame.f_code.co_filename.startswith(self.where):
+                self.ours += 1
+
+
+def counted(step, where=OURS):
+    """Functions in `where`, and functions of any kind, that one step calls, on average."""
+    with Functions(where) as seen:
+        for _ in range(CALLS):
+            step()
+    return seen.ours / CALLS, seen.all / CALLS
+
+
+async def counted_async(step, where=OURS):
+    """The same for a step that is awaited."""
+    for _ in range(FEW + 50):
+        await step()
+    with Functions(where) as seen:
+        for _ in range(CALLS):
+            await step()
+    return seen.ours / CALLS, seen.all / CALLS
+
+
+def peak(step):
+    """Bytes that one step holds at its height."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        step()
+        heights = []
+        for _ in range(5):
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            step()
+            heights.append(tracemalloc.get_traced_memory()[1] - before)
+        return min(heights)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def client_of():
+    """Makes the step of a client: a get that answers at once, warmed up."""
+    with lbclient.Client("http://127.0.0.1:1") as first:
+        clients = [first]
+
+        def make(number=FEW, kind=lbclient.Client, **options):
+            where = urls(number) if kind is lbclient.Client else ()
+            transport = (lambda _: Null()) if kind is lbclient.Client else Null()
+            client = kind(*([where] if where else []), transport=transport, **options)
+            clients.append(client)
+            url = urls(1)[0] + "/"
+            for _ in range(number + 50):
+                client.get(url)
+            return lambda: client.get(url)
+
+        yield make
+        for client in clients:
+            client.close()
+
+
+def test_functions_of_a_call(client_of):
+    """A call goes through so many functions of ours, and through half as many of all kinds as a
+    call of httpx alone: we leave out layers of httpx's that do nothing for it."""
+    ours, total = counted(client_of())
+    _, bare = counted(client_of(kind=httpx.Client, trust_env=False))
+    assert ours <= 58
+    assert total <= 0.45 * bare
+
+
+def test_functions_of_a_plain_call():
+    """The same of the engine alone."""
+    balancer = Balancer(urls(FEW))
+
+    def step():
+        balancer.call(_nothing)
+
+    for _ in range(50):
+        step()
+    ours, total = counted(step)
+    assert ours <= 25
+    assert total <= 49
+
+
+def test_functions_of_an_async_call():
+    """The same on an event loop, where the shell is not a function of its own."""
+
+    async def nothing(_):
+        return None
+
+    balancer = Balancer(urls(FEW))
+    ours, total = asyncio.run(counted_async(lambda: balancer.acall(nothing)))
+    assert ours <= 24
+    assert total <= 48
+
+
+def test_functions_of_a_call_of_an_async_client():
+    """The same of a whole call of a client on an event loop, beside a call of httpx alone."""
+
+    async def calls():
+        url = urls(1)[0] + "/"
+        async with (
+            lbclient.AsyncClient(urls(FEW), transport=lambda _: Null()) as client,
+            httpx.AsyncClient(transport=Null(), trust_env=False) as bare,
+        ):
+            return [await counted_async(lambda one=one: one.get(url)) for one in (client, bare)]
+
+    (ours, total), (_, bare) = asyncio.run(calls())
+    assert ours <= 61
+    assert total <= 0.45 * bare
+
+
+def test_functions_of_a_call_over_a_connection(servers):
+    """A call over an idle connection goes through so many functions of the connections."""
+    (server,) = servers(says(200, b"ok"))
+    with lbclient.Client([server.url]) as client:
+        client.get("/")
+        ours, _ = counted(lambda: client.get("/"), CONNECTIONS)
+    assert ours <= 35
+
+
+def test_functions_of_a_call_over_a_connection_async(servers):
+    """The same on an event loop, where what goes on after a wait counts twice."""
+    (server,) = servers(says(200, b"ok"))
+
+    async def calls():
+        async with lbclient.AsyncClient([server.url]) as client:
+            await client.get("/")
+            return await counted_async(lambda: client.get("/"), CONNECTIONS)
+
+    ours, _ = asyncio.run(calls())
+    assert ours <= 32
+
+
+@pytest.mark.parametrize(
+    "strategy", ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal"]
+)
+def test_no_more_for_more_instances(strategy):
+    """Among thousands of instances a pick takes as many steps as among ten."""
+
+    def steps(number):
+        ticks = itertools.count()
+        options = {"rng": random.Random(1), "clock": lambda: next(ticks) / 1000}
+        balancer = Balancer(urls(number), strategy=strategy, **options)
+        for _ in range(number + 50):
+            balancer.call(_nothing)
+        return counted(lambda: balancer.call(_nothing))
+
+    few, many = steps(FEW), steps(MANY)
+    assert many[0] <= few[0] + 1
+    assert many[1] <= few[1] * 1.1
+
+
+def test_policies_cost_nothing_while_all_goes_well():
+    """Neither tenacity nor pybreaker is asked anything by a first attempt that succeeds."""
+
+    def steps(**options):
+        balancer = Balancer(urls(FEW), **options)
+        for _ in range(50):
+            balancer.call(_nothing)
+        return counted(lambda: balancer.call(_nothing))
+
+    bare = steps(retry=None, breaker=None)
+    full = steps(retry=RetryPolicy(attempts=5), breaker=BreakerPolicy(fail_max=3))
+    assert full[0] <= bare[0] + 2
+    assert full[1] <= bare[1] + 4
+
+
+def test_memory_at_its_height(client_of):
+    """A call holds no more than 2 KiB above what one of httpx alone holds."""
+    ours = peak(client_of())
+    bare = peak(client_of(kind=httpx.Client, trust_env=False))
+    assert ours <= bare + 2048
+
+
+def kept(step):
+    """Blocks of memory that one step leaves to the garbage collector, or for ever."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sys.getallocatedblocks()
+        for _ in range(1000):
+            step()
+        return (sys.getallocatedblocks() - before) / 1000
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_left_to_the_collector(client_of):
+    """The engine leaves no cycle behind; a client no more than those that httpx's responses are."""
+    balancer = Balancer(urls(FEW))
+    assert kept(lambda: balancer.call(_nothing)) < 0.2
+    assert kept(client_of()) < kept(client_of(kind=httpx.Client, trust_env=False))
+
+
+def test_memory_of_an_idle_instance():
+    """An instance that is known and not called takes less than 2 KiB, its `Instance` included."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        balancer = Balancer(urls(MANY))
+        balancer.call(_nothing)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used / MANY < 2048
+
+
+def _nothing(_):
+    return None

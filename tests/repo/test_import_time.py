@@ -1,0 +1,114 @@
+"""What `import lbclient` loads, and what waits until it is used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lbclient
+from tests.support.dns import Liar
+from tests.support.http import tells_port
+
+ROOT = Path(__file__).parents[2]
+LATE = {"dns", "h2", "hpack", "httpcore", "httpcore2", "httpx2", "rich", "trio", "uvloop"}
+"""What DNS, HTTP/2, the other flavour, the commands and trio bring along."""
+FIRST_USES_AT_ONCE = """
+import lbclient, sys, threading
+
+together, statuses = threading.Barrier(8), []
+
+def call():
+    together.wait()
+    with lbclient.Client(
+        "http+srv://shop.test", nameservers=[sys.argv[1]], allow=["127.0.0.0/8"]
+    ) as client:
+        statuses.append(client.get("/").status_code)
+
+threads = [threading.Thread(target=call) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(statuses)
+"""
+
+
+def run(program, *arguments):
+    """What a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def loaded_by(program):
+    """The modules that are there after it, but those of Python itself."""
+    shown = run(f"{program}\nimport json, sys\nprint(json.dumps(list(sys.modules)))")
+    return {
+        name
+        for name in json.loads(shown)
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "__main__", "__mp_main__"}
+    }
+
+
+def rooms_of(modules):
+    ours = {name for name in modules if name.startswith("lbclient.")}
+    return {room for name in ours for room in name.split(".")[1:]}
+
+
+def packages_of(modules):
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_import_loads_the_engine_alone():
+    """The import loads neither HTTP nor DNS, commands or simulator, and about 160 modules."""
+    modules = loaded_by("import lbclient")
+    assert not packages_of(modules) & {*LATE, "h11", "httptools", "httpx"}
+    assert not rooms_of(modules) & {"cli", "http", "httpx2", "registration", "simulation"}
+    assert len(modules) <= 170
+
+
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient", "Transport", "AsyncTransport"])
+def test_client_loads_http_alone(kind):
+    """A client of a list of URLs loads no DNS, no HTTP/2 and no trio, and about 250 modules."""
+    modules = loaded_by(f"import lbclient\nlbclient.{kind}('http://127.0.0.1:1')")
+    assert not packages_of(modules) & LATE
+    assert not rooms_of(modules) & {"cli", "httpx2", "registration", "simulation"}
+    assert len(modules) <= 265
+
+
+def test_client_of_a_service_in_dns_loads_dnspython():
+    """It is loaded when the client is made, so that the deadline of a first call is not spent on
+    it."""
+    modules = loaded_by("import lbclient\nlbclient.Balancer('http+srv://shop.test')")
+    assert "dns.resolver" in modules
+
+
+def test_first_uses_in_threads(servers):
+    """Threads that use everything for the first time at the same moment wait for no one another's
+    imports in a circle."""
+    (server,) = servers(tells_port)
+    with Liar() as liar:
+        liar.put("_http._tcp.shop.test", "SRV", f"0 1 {server.port} a.shop.test.")
+        liar.put("a.shop.test", "A", "127.0.0.1")
+        assert run(FIRST_USES_AT_ONCE, liar.address).split() == str([200] * 8).split()
+
+
+def test_late_names_are_as_good_as_others():
+    """Every public name can be imported by a star, and is listed; others are unknown."""
+    program = "import lbclient\nprint(*dir(lbclient))\nfrom lbclient import *\nprint(*dir())"
+    before, after = (set(line.split()) for line in run(program).splitlines())
+    assert set(lbclient.__all__) <= before
+    assert set(lbclient.__all__) <= after
+    with pytest.raises(AttributeError, match="module 'lbclient' has no attribute 'Clinet'"):
+        _ = lbclient.Clinet
+    with pytest.raises(ImportError, match="cannot import name 'Clinet' from 'lbclient'"):
+        from lbclient import Clinet  # noqa: F401

@@ -1,0 +1,346 @@
+"""The adaptive limit: up where it is reached and things go well, down where they do not."""
+
+import math
+import random
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbclient.resilience.concurrency_limit import AdaptiveLimit, LearnedLimit
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"initial": 0}, "initial"),
+        ({"least": 0}, "least"),
+        ({"most": 0}, "most"),
+        ({"initial": 5, "least": 6}, "between least"),
+        ({"initial": 50, "most": 49}, "between least"),
+        ({"backoff": 0}, "backoff"),
+        ({"backoff": 1}, "backoff must be below 1"),
+        ({"backoff": 1.5}, "backoff"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"tolerance": -1}, "tolerance"),
+    ],
+)
+def test_policy_is_checked(wrong, named):
+    """K4, K8: what is no limit is refused at construction, and the argument is named."""
+    with pytest.raises(ValueError, match=named):
+        AdaptiveLimit(**wrong)
+
+
+def test_policy_wants_whole_numbers():
+    """K4: half an attempt is no limit."""
+    with pytest.raises(TypeError, match="initial"):
+        AdaptiveLimit(initial=20.5)
+
+
+def test_full_counts_whole_attempts():
+    """I24: a limit of 4.9 lets four in; None stands for `initial`."""
+    policy = AdaptiveLimit(initial=20)
+    assert [policy.full(4.9, n) for n in (3, 4, 5)] == [False, True, True]
+    assert [policy.full(4.0, n) for n in (3, 4)] == [False, True]
+    assert [policy.full(None, n) for n in (19, 20)] == [False, True]
+    assert [policy.full(1.0, n) for n in (0, 1)] == [False, True]
+
+
+def test_it_grows_where_it_was_nearly_reached():
+    """A success adds 1/limit where at least `backoff` of the limit was in flight, else nothing."""
+    policy = AdaptiveLimit(initial=4)
+    assert policy.grown(None, 2) == 4
+    assert policy.grown(None, 3) == pytest.approx(4.25)
+    assert policy.grown(4.0, 4) == pytest.approx(4.25)
+
+
+@pytest.mark.parametrize(("limit", "added"), [(1, 1.0), (4, 1.0), (16, 2.0), (100, 5.0)])
+def test_a_full_round_adds_half_the_root(limit, added):
+    """As many successes as the limit holds raise it by one, or by half its square root."""
+    policy, grown = AdaptiveLimit(), float(limit)
+    for _ in range(limit):
+        grown = policy.grown(grown, limit)
+    assert grown - limit == pytest.approx(added, rel=0.06)
+
+
+def test_a_queued_answer_takes_what_another_adds():
+    """Where the limit is reached, an answer that stood in a queue lowers it by a step, down to
+    `least`; where it is not reached, by nothing."""
+    policy = AdaptiveLimit(least=3, tolerance=2.0)
+    assert policy.slowed(None, 18) == pytest.approx(20 - (policy.grown(None, 18) - 20))
+    assert policy.slowed(None, 17) == 20
+    assert policy.slowed(3.1, 3) == 3
+
+
+def test_what_stood_in_a_queue():
+    """An answer is queued above `tolerance` times the mean of calm ones; without either, never."""
+    policy = AdaptiveLimit(tolerance=2.0)
+    assert [policy.queued(seconds, 0.1) for seconds in (0.19, 0.21)] == [False, True]
+    assert not policy.queued(9.0, None)
+    assert not AdaptiveLimit().queued(9.0, 0.1)
+
+
+def test_calm_is_who_was_sent_to_a_half_idle_instance():
+    """The mean of calm answers takes a tenth of each that was sent while at most half the limit was
+    in flight, itself included, and nothing of others; a limit of one is always calm."""
+    policy = AdaptiveLimit(tolerance=2.0)
+    assert policy.calm(None, 0.1, 9, None) == 0.1
+    assert policy.calm(None, 0.1, 10, None) is None
+    assert policy.calm(0.1, 0.2, 9, 20.0) == pytest.approx(0.11)
+    assert policy.calm(0.1, 0.2, 10, 20.0) == 0.1
+    assert policy.calm(0.1, 0.2, 0, 1.0) == pytest.approx(0.11)
+    assert policy.calm(0.1, 0.2, 1, 2.9) == 0.1
+
+
+def test_it_falls_by_a_tenth_to_a_whole_number():
+    """A dropped attempt takes a tenth, down to a whole number, and to `least`."""
+    policy, limits = AdaptiveLimit(), [20.9]
+    while limits[-1] > 1:
+        limits.append(policy.shrunk(limits[-1]))
+    assert limits == [20.9, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert policy.shrunk(1.0) == 1
+    assert policy.shrunk(None) == 18
+
+
+@given(
+    bounds=st.lists(st.integers(1, 2000), min_size=3, max_size=3).map(sorted),
+    backoff=st.floats(0.01, 0.99),
+    outcomes=st.lists(st.tuples(st.booleans(), st.integers(1, 2500)), max_size=60),
+)
+def test_it_keeps_its_bounds(bounds, backoff, outcomes):
+    """Whatever happens it stays between `least` and `most`, no success lowers it by anything or
+    raises it by more than one or half its root, and two drops cost a place, down to `least`."""
+    least, initial, most = bounds
+    policy = AdaptiveLimit(initial, least, most, backoff)
+    limit = None
+    for dropped, in_flight in outcomes:
+        old = initial if limit is None else limit
+        limit = policy.shrunk(limit) if dropped else policy.grown(limit, in_flight)
+        assert least <= limit <= most
+        if dropped:
+            assert limit < old or limit == least
+            assert policy.shrunk(limit) <= math.floor(old) - 1 or limit == least
+        else:
+            assert old <= limit <= old + max(1, math.sqrt(old) / 2)
+        assert not policy.full(limit, 0)
+        assert policy.full(limit, math.floor(limit))
+
+
+class Server:
+    """Serves so many attempts at once, each for one tick, and sends the others away.
+
+    A client that always has more to send holds the adaptive limit.
+    """
+
+    def __init__(self, policy):
+        self.policy = policy
+        self.limit = None
+
+    def run(self, capacity, ticks):
+        """The share of its capacity that was used, and the share of attempts sent away."""
+        served = dropped = 0
+        for _ in range(ticks):
+            flying = 0
+            while not self.policy.full(self.limit, flying):
+                flying += 1
+            ends = deque(place >= capacity for place in range(flying))
+            while ends:
+                in_flight, drop = len(ends), ends.popleft()
+                if drop:
+                    self.limit = self.policy.shrunk(self.limit)
+                else:
+                    self.limit = self.policy.grown(self.limit, in_flight)
+                served, dropped = served + (not drop), dropped + drop
+        return served / (capacity * ticks), dropped / (served + dropped)
+
+
+@pytest.mark.parametrize("capacity", [5, 10, 40, 200])
+def test_it_finds_what_a_server_can_bear(capacity):
+    """I13: against a server that serves C at once and sends the rest away with 429, nearly all of C
+    is used and few are sent away, whatever C is."""
+    server = Server(AdaptiveLimit())
+    server.run(capacity, 2000)
+    used, dropped = server.run(capacity, 1000)
+    assert used > 0.85
+    assert dropped < 0.05
+
+
+def test_it_follows_a_server_that_changes():
+    """I15, I18: when the server can bear less the limit is down within a hundred rounds, when it
+    can bear more it is up again as fast as a place a round allows."""
+    server = Server(AdaptiveLimit())
+    server.run(40, 2000)
+    server.run(10, 100)
+    assert server.limit < 12
+    assert server.run(10, 500)[1] < 0.05
+    server.run(40, 400)
+    assert server.limit > 35
+
+
+def test_without_it_a_server_that_sheds_is_flooded():
+    """The rule is what helps: a fixed limit of 20 has half of its attempts sent away by a server
+    that bears ten."""
+    assert Server(AdaptiveLimit(20, 20, 20)).run(10, 100) == (1.0, 0.5)
+
+
+class Learner:
+    """One instance of which a limit is learned, with a clock of the test's own."""
+
+    def __init__(self, **policy):
+        self.policy = AdaptiveLimit(**{"backoff": 0.5} | policy)
+        self.learned, self.limit, self.now = LearnedLimit(), None, 0.0
+        self.rng = random.Random(1)
+
+    def reject(self, in_flight=20, started=None, elapsed=0.1):
+        self.limit = self.learned.rejected(
+            self.policy,
+            self.limit,
+            in_flight,
+            started=self.now if started is None else started,
+            elapsed=elapsed,
+            now=self.now,
+            rng=self.rng,
+        )
+        return self.limit
+
+    def serve(self, in_flight=20, *, queued=False):
+        self.limit = self.learned.served(self.policy, self.limit, in_flight, queued=queued)
+        return self.limit
+
+    def congested(self, limit):
+        """Past slow start, at this limit, with nothing rejected of late."""
+        self.serve(0, queued=True)
+        for _ in range(200):
+            self.serve(0)
+        self.limit = float(limit)
+        return self
+
+
+def test_the_first_attempts_rejected_halve_it():
+    """An instance that rejects all it is sent is spared at once: each round halves the limit,
+    counted from what is in flight."""
+    learner = Learner(initial=20)
+    assert learner.reject(in_flight=20) == 10
+    learner.now += 1
+    assert learner.reject(in_flight=10) == 5
+    spare = Learner(initial=20)
+    assert spare.reject(in_flight=4) == 2
+
+
+def test_a_share_rejected_takes_that_share():
+    """After one rejection among many successes the limit falls by a little, not by half."""
+    learner = Learner().congested(40)
+    learner.now += 1
+    assert 38 < learner.reject(in_flight=40) < 40
+
+
+def test_one_round_lowers_it_once():
+    """Rejections of attempts sent before the last decrease belong to it: all of a round together
+    take half at most."""
+    learner = Learner().congested(40)
+    learner.now += 1
+    for in_flight in range(40, 0, -1):
+        learner.reject(in_flight, started=0.5)
+    assert 20 <= learner.limit < 28
+
+
+def test_rejections_by_chance_do_not_end_slow_start():
+    """As long as one attempt in twenty is rejected, the limit grows by 30 % a round."""
+    learner, rng = Learner(initial=20), random.Random(2)
+    for _ in range(3):
+        in_flight = int(learner.limit or 20)
+        for _ in range(in_flight):
+            if rng.random() < 0.05:
+                learner.reject(in_flight)
+            else:
+                learner.serve(in_flight)
+        learner.now += 0.1
+    assert learner.limit == pytest.approx(20 * 1.285**3, rel=0.1)
+
+
+@pytest.mark.parametrize("congestion", ["rejected", "queued"])
+def test_congestion_ends_slow_start(congestion):
+    """After congestion was seen once, a round adds half the square root of the limit."""
+    learner = Learner(initial=16)
+    if congestion == "queued":
+        learner.serve(0, queued=True)
+    else:
+        for _ in range(16):
+            learner.reject(16)
+        learner.limit, learner.learned._level = 16.0, 0
+    for _ in range(16):
+        learner.serve(16)
+    assert learner.limit == pytest.approx(18, abs=0.2)
+
+
+def test_a_rejected_level_is_earned():
+    """Below four the level that was rejected is tried again after one round, after two, after
+    four... in which all is served."""
+    learner = Learner().congested(2)
+    waits = []
+    for _ in range(5):
+        learner.now += 1
+        assert learner.reject(2) == 1
+        rounds = 0
+        while learner.limit < 2:
+            learner.serve(1)
+            rounds += 1
+        waits.append(rounds)
+    assert waits == sorted(waits)
+    assert waits[-1] >= 2 * waits[0] >= 2
+    assert waits[-1] >= 16
+
+
+def test_a_single_attempt_that_is_rejected_pauses():
+    """With one attempt in flight, each rejection in a row pauses the instance for twice as long,
+    jittered by half, up to ten seconds; a success leaves a quarter of that."""
+    learner = Learner().congested(1)
+    pauses = []
+    for _ in range(9):
+        learner.now = learner.learned.paused_until + 0.1
+        assert learner.reject(1) == 1
+        pauses.append(learner.learned.paused_until - learner.now)
+    expected = [min(10.0, 0.1 * 2**number) for number in range(9)]
+    assert all(0.5 * one <= got <= 1.5 * one for one, got in zip(expected, pauses, strict=True))
+    learner.now += 100
+    learner.serve(1)
+    learner.limit = 1.0
+    learner.reject(1)
+    assert 2.5 <= learner.learned.paused_until - learner.now <= 7.5
+
+
+def test_attempts_sent_before_a_pause_do_not_lengthen_it():
+    """Rejections of attempts that were in flight when the pause began are part of its reason."""
+    learner = Learner().congested(1)
+    learner.now = 1.0
+    learner.reject(1)
+    until = learner.learned.paused_until
+    learner.now = 1.05
+    learner.reject(1, started=0.9)
+    assert learner.learned.paused_until == until
+    learner.learned.resume()
+    assert learner.learned.paused_until == 0
+
+
+@given(
+    bounds=st.lists(st.integers(1, 200), min_size=3, max_size=3).map(sorted),
+    outcomes=st.lists(
+        st.tuples(st.sampled_from(["rejected", "served", "queued"]), st.integers(1, 300)),
+        max_size=80,
+    ),
+)
+def test_what_is_learned_keeps_its_bounds(bounds, outcomes):
+    """Whatever the outcomes, the limit stays between `least` and `most`, no rejection raises it
+    and no success that did not stand in a queue lowers it."""
+    least, initial, most = bounds
+    learner = Learner(initial=initial, least=least, most=most)
+    for outcome, in_flight in outcomes:
+        before = initial if learner.limit is None else learner.limit
+        learner.now += 0.01
+        if outcome == "rejected":
+            assert least <= learner.reject(in_flight) <= before
+        else:
+            after = learner.serve(in_flight, queued=outcome == "queued")
+            assert least <= after <= most
+            assert after >= before or outcome == "queued"

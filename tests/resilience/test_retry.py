@@ -1,0 +1,143 @@
+"""The retry budget and the delays, in a time of the test's own."""
+
+import random
+
+import pytest
+
+from lbclient import RetryBudget, RetryPolicy, Verdict
+from lbclient.resilience.retry import Retries, Turn, Turns
+from lbclient.resilience.retry_budget import Budget
+
+
+def turn(**changes):
+    known = {
+        "verdict": Verdict(fault=True, again="idempotent"),
+        "now": 0.0,
+        "repeatable": True,
+        "replayable": True,
+        "deadline": None,
+        "pause": 0.0,
+    }
+    return Turn(**{**known, **changes})
+
+
+def delays(policy, count, seed=1, **changes):
+    turns = Turns(Retries(policy, random.Random(seed)))
+    return [turns.delay(turn(**changes)) for _ in range(count)]
+
+
+def test_attempts_counts_the_first():
+    """`attempts=3` is two retries."""
+    assert [delay is None for delay in delays(RetryPolicy(attempts=3), 3)] == [False, False, True]
+
+
+def test_full_jitter():
+    """C21: delays are uniform between 0 and min(backoff_max, backoff * 2**n)."""
+    policy = RetryPolicy(attempts=6, backoff=0.1, backoff_max=0.5)
+    columns = list(zip(*[delays(policy, 5, seed) for seed in range(2000)], strict=True))
+    for column, bound in zip(columns, [0.1, 0.2, 0.4, 0.5, 0.5], strict=True):
+        deciles = [0] * 10
+        for delay in column:
+            deciles[int(delay / bound * 10)] += 1
+        assert all(140 < decile < 260 for decile in deciles)
+
+
+def test_what_was_never_sent_is_tried_at_once():
+    """The first retry of an attempt that was never sent has no delay; the second has."""
+    first, second, _ = delays(RetryPolicy(), 3, verdict=Verdict(fault=True, again="always"))
+    assert first == 0.0
+    assert second > 0.0
+
+
+def test_back_off_comes_first_where_the_verdict_says_so():
+    """I22: out of file descriptors, even what was never sent waits."""
+    verdict = Verdict(fault=False, again="always", backoff=True)
+    assert delays(RetryPolicy(), 1, verdict=verdict)[0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("again", "repeatable", "goes_on"),
+    [
+        ("never", True, False),
+        ("idempotent", True, True),
+        ("idempotent", False, False),
+        ("always", True, True),
+        ("always", False, True),
+    ],
+)
+def test_who_may_go_on(again, repeatable, goes_on):
+    """What may have been carried out is repeated for idempotent calls only."""
+    verdict = Verdict(fault=True, again=again)
+    (delay,) = delays(RetryPolicy(), 1, verdict=verdict, repeatable=repeatable)
+    assert (delay is not None) is goes_on
+
+
+def test_a_body_that_cannot_be_replayed_ends_it():
+    """C11: without its body there is no second send."""
+    assert delays(RetryPolicy(), 1, replayable=False) == [None]
+
+
+def test_a_delay_that_would_overrun_the_deadline_ends_it():
+    """C16: the deadline is asked before the sleep."""
+    policy = RetryPolicy(backoff=1.0)
+    assert delays(policy, 1, deadline=0.0001, verdict=Verdict(fault=True, again="idempotent")) == [
+        None
+    ]
+
+
+def test_a_rest_of_all_is_waited_for_up_to_backoff_max():
+    """I12, S11: where all instances rest the delay is their rest, and `backoff_max` at most."""
+    policy = RetryPolicy(backoff=0.0, backoff_max=1.0)
+    assert delays(policy, 1, pause=0.4) == [0.4]
+    assert delays(policy, 1, pause=1e9) == [1.0]
+
+
+def test_a_call_waits_for_rests_no_longer_than_backoff_max_in_all():
+    """S11: however often a call is tried, it sleeps `backoff_max` for `Retry-After` at the most."""
+    policy = RetryPolicy(attempts=6, backoff=0.0, backoff_max=1.0)
+    slept = delays(policy, 5, pause=0.4)
+    assert slept == pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0])
+
+
+def test_the_budget_is_asked_last_and_before_the_sleep():
+    """A retry that the deadline forbids takes nothing out of the budget."""
+    retries = Retries(RetryPolicy(backoff=1.0), random.Random(1))
+    before = retries.budget.balance(0.0)
+    assert Turns(retries).delay(turn(deadline=0.0001)) is None
+    assert retries.budget.balance(0.0) == before
+    assert Turns(retries).delay(turn()) is not None
+    assert retries.budget.balance(0.0) == before - 1
+
+
+def test_the_budget_refuses():
+    """With nothing in the budget the outcome stands, and that is told."""
+    policy = RetryPolicy(budget=RetryBudget(ratio=0, reserve=0))
+    asked = turn()
+    assert Turns(Retries(policy, random.Random(1))).delay(asked) is None
+    assert asked.stopped == "budget"
+
+
+def test_the_budget_over_its_window():
+    """`reserve` a second and `ratio` a call, over a sliding window, and never below zero."""
+    budget = Budget(RetryBudget(ratio=0.2, reserve=1.0, window=10.0))
+    assert sum(budget.withdraw(0.0) for _ in range(50)) == 10
+    for _ in range(10):
+        budget.deposit(1.0)
+    assert sum(budget.withdraw(1.0) for _ in range(50)) == 2
+    assert sum(budget.withdraw(5.0) for _ in range(50)) == 0
+    assert sum(budget.withdraw(10.5) for _ in range(50)) == 10
+    assert budget.balance(1000.0) == pytest.approx(10.0)
+
+
+def test_the_budget_costs_the_same_after_many_calls():
+    """S7: the account is kept in slices, not by call."""
+    budget = Budget(RetryBudget())
+    for step in range(100_000):
+        budget.deposit(step / 1000)
+    assert len(budget._account) <= 11
+
+
+def test_no_budget_is_no_limit():
+    """`budget=None` refuses nothing."""
+    retries = Retries(RetryPolicy(attempts=2, budget=None), random.Random(1))
+    assert all(Turns(retries).delay(turn()) is not None for _ in range(1000))

@@ -1,0 +1,461 @@
+"""Consistent hashing with bounded loads: where keys go, what moves them, how far they spread."""
+
+import heapq
+import json
+import logging
+import math
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections import Counter
+
+import pytest
+
+import lbclient
+from lbclient import Balancer, BreakerPolicy, Instance
+from lbclient.core.pool import Pool
+from lbclient.strategy import BY_NAME, Learning, strategy_of
+from lbclient.strategy.consistent_hash import ConsistentHash
+from tests.support.http import tells_port
+from tests.support.strategies import Asked
+
+KEYS = [f"user-{number}" for number in range(3000)]
+
+
+def instances(number, weights=None):
+    return [
+        Instance(f"10.0.{place // 250}.{place % 250}", 80, weight=weight)
+        for place, weight in enumerate(weights or [1] * number)
+    ]
+
+
+def candidates(number, weights=None):
+    pool = Pool(BreakerPolicy())
+    pool.update(instances(number, weights))
+    return pool.candidates(0.0)
+
+
+def settled(strategy, endpoints):
+    """Once it has looked at all of them, a few hundred at a time."""
+    for _ in range(1 + len(endpoints) // 128):
+        strategy.pick(endpoints, Asked(key="any"))
+    return strategy
+
+
+def owners(strategy, endpoints, keys=KEYS):
+    """Which instance each key belongs to, while nothing is in flight."""
+    settled(strategy, endpoints)
+    call = Asked()
+    found = {}
+    for key in keys:
+        call.key = key
+        found[key] = strategy.pick(endpoints, call).instance
+    return found
+
+
+def shares(strategy, endpoints, keys=KEYS):
+    seen = Counter(owners(strategy, endpoints, keys).values())
+    return [seen[one.instance] / len(keys) for one in endpoints]
+
+
+def moved(before, after):
+    return {key for key in before if before[key] != after[key]}
+
+
+# What it takes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "named"),
+    [
+        ({"load": 1.0}, ValueError, "load"),
+        ({"load": 0}, ValueError, "load"),
+        ({"load": math.nan}, ValueError, "load"),
+        ({"load": math.inf}, ValueError, "load"),
+        ({"load": "1.25"}, TypeError, "load"),
+        ({"load": True}, TypeError, "load"),
+        ({"key": "user"}, TypeError, "key"),
+        ({"key": 5}, TypeError, "key"),
+    ],
+)
+def test_arguments_are_checked(wrong, kind, named):
+    """K4: what cannot be is refused at construction, and the argument is named."""
+    with pytest.raises(kind, match=f"^{named} "):
+        ConsistentHash(**wrong)
+
+
+def test_name():
+    """It goes by name, anew for each balancer; its `repr` tells its arguments."""
+    made = strategy_of("consistent-hash")
+    assert type(made) is ConsistentHash is BY_NAME["consistent-hash"]
+    assert strategy_of("consistent-hash") is not made
+    assert not isinstance(made, Learning)
+    assert repr(made) == "ConsistentHash(key=None, load=1.25)"
+
+
+@pytest.mark.parametrize(
+    "key", ["", "user-42", "größe", "\ud800", b"", b"\xff", 0, -5, 10**5000], ids=range(9)
+)
+def test_keys(key):
+    """Text, bytes and whole numbers of any kind are keys; each has one place."""
+    endpoints, strategy = candidates(20), ConsistentHash()
+    assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("key", [1.5, ("a", 1), object(), uuid.UUID(int=1), ["a"]], ids=repr)
+def test_what_is_no_key(key):
+    """Anything else is refused by type, and the way out is named; `key=` makes a key of it."""
+    endpoints = candidates(20)
+    with pytest.raises(TypeError, match=r"key must be text.*not \w+; ConsistentHash\(key="):
+        ConsistentHash().pick(endpoints, Asked(key=key))
+    strategy = ConsistentHash(key=lambda _: "one")
+    assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1
+
+
+def test_a_function_may_choose_the_part_that_counts():
+    """`key=` is given what the caller passed, never None, and may say that there is no key."""
+    endpoints, strategy = candidates(20), ConsistentHash(key=lambda key: key[0])
+    assert len({strategy.pick(endpoints, Asked(key=("tenant", n))) for n in range(50)}) == 1
+    strategy, call = (
+        ConsistentHash(key=lambda key: None if key == "none" else key),
+        Asked(key="none"),
+    )
+    assert len({strategy.pick(endpoints, call) for _ in range(200)}) == 20
+    assert strategy.pick(endpoints, Asked())
+
+
+def test_without_a_key_the_dice_pick_by_weight():
+    """A call without a key goes anywhere, in proportion to the weights, and as the dice say."""
+    endpoints = candidates(3, [60, 20, 20])
+    strategy, call = ConsistentHash(load=None), Asked()
+    seen = Counter(strategy.pick(endpoints, call) for _ in range(10_000))
+    assert [seen[one] / 10_000 for one in endpoints] == pytest.approx([0.6, 0.2, 0.2], abs=0.06)
+    first = Counter(
+        ConsistentHash().pick(endpoints, Asked(rng=random.Random(n))) for n in range(300)
+    )
+    assert len(first) == 3
+
+
+# Where keys go
+
+
+def test_a_key_has_one_place():
+    """The same key goes to the same instance, in any order of instances, for any client."""
+    endpoints = candidates(50)
+    found = owners(ConsistentHash(), endpoints)
+    assert owners(ConsistentHash(), endpoints) == found
+    pool, shuffled = Pool(BreakerPolicy()), instances(50)
+    random.Random(1).shuffle(shuffled)
+    pool.update(shuffled)
+    assert owners(ConsistentHash(), pool.candidates(0.0)) == found
+
+
+PLACES = """
+    import json, sys
+    sys.path.insert(0, sys.argv[1])
+    from tests.strategy.test_consistent_hash import ConsistentHash, candidates, owners
+    found = owners(ConsistentHash(), candidates(300), [f"user-{n}" for n in range(200)])
+    print(json.dumps([one.host for one in found.values()]))
+"""
+
+
+def test_processes_agree():
+    """A key has the same place in every process, whatever PYTHONHASHSEED is, and in every release:
+    what caches have learnt must outlive an update."""
+    runs = []
+    for seed in ("0", "1"):
+        command = [sys.executable, "-c", textwrap.dedent(PLACES), os.path.realpath(".")]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        runs.append(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+    assert runs[0] == runs[1]
+    assert json.loads(runs[0])[:5] == [
+        "10.0.0.208",
+        "10.0.0.159",
+        "10.0.1.43",
+        "10.0.0.34",
+        "10.0.0.59",
+    ]
+
+
+@pytest.mark.parametrize("number", [3, 10, 100])
+def test_shares_are_about_equal(number):
+    """Keys spread over equal instances; a tenth more or less is usual, a half is not."""
+    got = shares(ConsistentHash(), candidates(number), [f"key {n}" for n in range(200 * number)])
+    assert all(0.55 < share * number < 1.5 for share in got)
+    spread = math.sqrt(sum((share * number - 1) ** 2 for share in got) / number)
+    assert spread < 0.16
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((10, 1), (10 / 11, 1 / 11)),
+        ((60, 20, 20), (0.6, 0.2, 0.2)),
+        ((3, 1), (0.75, 0.25)),
+        ((0, 1), (1 / 11, 10 / 11)),
+        ((0, 0), (0.5, 0.5)),
+        ((0.003, 0.001), (0.75, 0.25)),
+    ],
+)
+def test_weights_are_kept(weights, expected):
+    """D9, K2: keys spread by weight; zero counts as 0.1, all zero is uniform."""
+    got = shares(ConsistentHash(), candidates(len(weights), weights))
+    assert got == pytest.approx(expected, abs=0.08)
+
+
+# What moves them
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_who_leaves_moves_its_own_keys_only(number):
+    """D21: when one of n leaves, its keys move, about 1/n of all, to many others; no other does."""
+    pool, everybody, strategy = Pool(BreakerPolicy()), instances(number), ConsistentHash()
+    pool.update(everybody)
+    before = owners(strategy, pool.candidates(0.0))
+    pool.update(everybody[1:])
+    after = owners(strategy, pool.candidates(0.0))
+    gone = {key for key, one in before.items() if one == everybody[0]}
+    assert moved(before, after) == gone
+    assert 0.4 / number < len(gone) / len(KEYS) < 1.8 / number
+    assert len({after[key] for key in gone}) > 5
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_who_joins_gets_keys_and_moves_no_others(number):
+    """D21: when one joins n, it gets about 1/n of the keys, and no other key moves."""
+    pool, everybody, strategy = Pool(BreakerPolicy()), instances(number + 1), ConsistentHash()
+    pool.update(everybody[1:])
+    before = owners(strategy, pool.candidates(0.0))
+    pool.update(everybody)
+    after = owners(strategy, pool.candidates(0.0))
+    came = moved(before, after)
+    assert {after[key] for key in came} == {everybody[0]}
+    assert 0.4 / number < len(came) / len(KEYS) < 1.8 / number
+
+
+def test_one_with_another_weight_moves_few():
+    """Among unequal weights a change also shifts the shares of others a little: about 1/n more."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    everybody = instances(20, [1, 2, 3, 4, 5] * 4)
+    pool.update(everybody)
+    before = owners(strategy, pool.candidates(0.0))
+    heavier = [Instance(everybody[0].host, 80, weight=6), *everybody[1:]]
+    pool.update(heavier)
+    after = owners(strategy, pool.candidates(0.0))
+    fresh = Pool(BreakerPolicy())
+    fresh.update(heavier)
+    assert after == owners(ConsistentHash(), fresh.candidates(0.0))
+    assert len(moved(before, after)) / len(KEYS) < 0.2
+    assert Counter(after.values())[heavier[0]] > 2 * Counter(before.values())[everybody[0]]
+
+
+def test_who_is_out_for_a_while_gets_its_keys_back():
+    """I18: keys of an instance that is out go elsewhere, and return with it."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    pool.update(instances(10))
+    before = owners(strategy, pool.candidates(0.0))
+    out = pool.find(instances(10)[3])
+    out.out_until = 5.0
+    pool.changed(out)
+    during = owners(strategy, pool.candidates(1.0))
+    assert out.instance not in during.values()
+    assert moved(before, during) == {key for key, one in before.items() if one == out.instance}
+    assert owners(strategy, pool.candidates(6.0)) == before
+
+
+def test_history_leaves_no_trace():
+    """After any churn keys are where they would be for a client that has just started."""
+    pool, strategy, dice = Pool(BreakerPolicy()), ConsistentHash(), random.Random(3)
+    everybody = instances(60, [dice.choice([1, 2, 5]) for _ in range(60)])
+    for _ in range(200):
+        pool.update(dice.sample(everybody, dice.randrange(1, 60)))
+        for _ in range(dice.randrange(4)):
+            assert strategy.pick(pool.candidates(0.0), Asked(key=dice.random().hex())).gone is False
+    fresh = Pool(BreakerPolicy())
+    fresh.update([one.instance for one in pool.candidates(0.0)])
+    expected = owners(ConsistentHash(), fresh.candidates(0.0))
+    assert owners(strategy, pool.candidates(0.0)) == expected
+
+
+def test_churn_leaves_nothing_behind():
+    """S7: who has left is removed, a few at each pick."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    for turn in range(20):
+        pool.update(Instance("10.0.0.1", 1 + turn * 500 + port) for port in range(1000))
+        for pick in range(150):
+            strategy.pick(pool.candidates(0.0), Asked(key=pick))
+    assert len(strategy._ring.owners) == 1000
+    assert sum(map(len, strategy._ring._arcs)) == 16 * 1000
+    assert max(map(len, strategy._ring._arcs)) < 256
+    assert len(strategy._ring._here) <= 1500 + 128
+
+
+def test_an_outage_leaves_the_circle_as_it_is_cut():
+    """An instance that serves alone for a while does not have the ring of all made anew, twice."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    pool.update(instances(100))
+    settled(strategy, pool.candidates(0.0))
+    before = strategy._ring._arcs
+    for out in list(pool.endpoints)[1:]:
+        out.out_until = 5.0
+        pool.changed(out)
+    assert len(pool.candidates(1.0)) == 1
+    assert {strategy.pick(pool.candidates(1.0), Asked(key=key)) for key in KEYS[:50]} == {
+        *pool.candidates(1.0)
+    }
+    assert strategy._ring._arcs is before
+
+
+def test_one_that_left_while_it_was_out_is_removed_too():
+    """S7: an instance may be out first, and leave then."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    pool.update(instances(10))
+    settled(strategy, pool.candidates(0.0))
+    out = pool.find(instances(10)[3])
+    out.out_until = 5.0
+    pool.changed(out)
+    settled(strategy, pool.candidates(1.0))
+    pool.update([one for one in instances(10) if one != out.instance])
+    settled(strategy, pool.candidates(1.0))
+    assert len(strategy._ring.owners) == 9
+
+
+def test_of_thousands_few_join_at_a_pick():
+    """D15: no single call pays for all; in the end all are there, and each has its keys."""
+    endpoints, strategy = candidates(5000), ConsistentHash()
+    known = [0]
+    while known[-1] < 5000:
+        strategy.pick(endpoints, Asked(key="any"))
+        known.append(len(strategy._ring.owners))
+        assert 0 < known[-1] - known[-2] <= 128
+    assert owners(strategy, endpoints, KEYS[:200]) == owners(
+        ConsistentHash(), candidates(5000), KEYS[:200]
+    )
+
+
+# Bounded loads
+
+
+def in_flight(endpoints, strategy, keys, *, calls, together):
+    """The most that anyone held, as a multiple of the mean, with so many calls at any time."""
+    ends, most, dice = [], 0.0, random.Random(5)
+    spread = Counter()
+    for turn in range(calls):
+        if len(ends) == together:
+            heapq.heappop(ends)[2].in_flight -= 1
+        key = keys(dice)
+        one = strategy.pick(endpoints, Asked(key=key))
+        one.in_flight += 1
+        heapq.heappush(ends, (turn + dice.expovariate(1 / together), turn, one))
+        spread[key, one] += 1
+        if turn > together:
+            most = max(most, one.in_flight * len(endpoints) / len(ends))
+    return most, spread
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_a_hot_key_spreads(number):
+    """No instance holds more than a quarter above the mean, though half of all calls have one key;
+    without a bound its instance holds half."""
+
+    def keys(dice):
+        return "hot" if dice.random() < 0.5 else dice.randrange(1000)
+
+    many = {"calls": 60 * number, "together": 20 * number}
+    most, spread = in_flight(candidates(number), ConsistentHash(), keys, **many)
+    assert most <= 1.25 * 1.06
+    assert len([one for key, one in spread if key == "hot"]) > number / 3
+    most, spread = in_flight(candidates(number), ConsistentHash(load=None), keys, **many)
+    assert most > 0.4 * number
+    assert len([one for key, one in spread if key == "hot"]) == 1
+
+
+def test_at_little_load_keys_keep_their_place():
+    """One call at a time is always allowed: with less in flight than instances no key moves for
+    its own sake."""
+    endpoints, strategy = candidates(100), ConsistentHash()
+    expected = owners(strategy, endpoints)
+    for key in KEYS:
+        one = strategy.pick(endpoints, Asked(key=key))
+        assert one.instance == expected[key]
+        one.in_flight += 1
+        strategy.pick(endpoints, Asked(key="another"))
+        one.in_flight -= 1
+
+
+@pytest.mark.parametrize(("place", "held"), [(0, 375), (1, 125)])
+def test_the_bound_is_one_of_weight(place, held):
+    """Of 400 calls with one key its instance holds 1.25 times the part that its weight is."""
+    endpoints, strategy = candidates(2, [3, 1]), ConsistentHash()
+    found = owners(strategy, endpoints)
+    key = next(key for key in KEYS if found[key] == endpoints[place].instance)
+    for _ in range(400):
+        strategy.pick(endpoints, Asked(key=key)).in_flight += 1
+    assert endpoints[place].in_flight == pytest.approx(held, abs=2)
+
+
+def test_faults_take_room():
+    """I14: an instance that fails fast is full for some seconds, and its keys go on."""
+    endpoints, strategy = candidates(10), ConsistentHash()
+    own = strategy.pick(endpoints, Asked(key="user"))
+    for _ in range(5):
+        own.failed(now=0.0)
+    assert strategy.pick(endpoints, Asked(key="user")) is not own
+    assert strategy.pick(endpoints, Asked(key="user", now=30.0)) is own
+
+
+def test_where_nobody_has_room_somebody_is_picked():
+    """A bound that nobody keeps leaves the least busy of those that were looked at."""
+    endpoints, strategy = candidates(10), ConsistentHash(load=1.0001)
+    settled(strategy, endpoints)
+    for place, one in enumerate(endpoints):
+        one.in_flight = 5 + (place != 4)
+    strategy._mean_load = lambda _: 0.0
+    assert strategy.pick(endpoints, Asked(key="user")) is endpoints[4]
+
+
+# In a balancer
+
+
+@pytest.mark.parametrize("strategy", ["consistent-hash", ConsistentHash(load=2.0)], ids=str)
+def test_calls_of_one_key_meet_one_instance(strategy):
+    """`key=` of a call decides; so it does for requests of clients."""
+    urls = [f"http://10.0.0.{n}:80" for n in range(1, 9)]
+    with Balancer(urls, strategy=strategy) as balancer:
+        met = {key: {balancer.call(str, key=key) for _ in range(10)} for key in range(50)}
+    assert all(len(places) == 1 for places in met.values())
+    assert len(set().union(*met.values())) > 5
+
+
+def test_a_bad_key_is_logged_and_the_dice_pick(caplog):
+    """C18: a key of another type breaks no call; the log says what would do."""
+    caplog.set_level(logging.ERROR, "lbclient")
+    with Balancer(["http://10.0.0.1:80", "http://10.0.0.2:80"], strategy="consistent-hash") as made:
+        assert {made.call(str, key=("a", 1)) for _ in range(50)} == {"10.0.0.1:80", "10.0.0.2:80"}
+    assert "key must be text, bytes or a whole number, not tuple" in caplog.text
+
+
+def keyed(number):
+    return {"extensions": {"lbclient": {"key": f"user-{number}"}}}
+
+
+def test_requests_carry_keys(servers):
+    """A request's key is in its extensions, and has one place."""
+    urls = [server.url for server in servers(*[tells_port] * 4)]
+    with lbclient.Client(urls, strategy="consistent-hash") as client:
+        met = [{client.get("/", **keyed(n)).text for _ in range(5)} for n in range(20)]
+    assert all(len(ports) == 1 for ports in met)
+    assert len(set().union(*met)) > 2
+
+
+@pytest.mark.anyio
+async def test_requests_carry_keys_async(servers):
+    """The same for an async client: its keys have the places that they have for a sync one."""
+    urls = [server.url for server in servers(*[tells_port] * 4)]
+    with lbclient.Client(urls, strategy="consistent-hash") as client:
+        expected = [client.get("/", **keyed(n)).text for n in range(20)]
+    async with lbclient.AsyncClient(urls, strategy="consistent-hash") as client:
+        assert [(await client.get("/", **keyed(n))).text for n in range(20)] == expected

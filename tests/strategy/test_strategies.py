@@ -1,0 +1,198 @@
+"""Each strategy alone, with fakes for the rest: seeded dice, no clock, no sockets."""
+
+import math
+import random
+import statistics
+import sys
+from collections import Counter
+
+import pytest
+
+from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Weighted
+from lbclient.core.pool import Pool
+from lbclient.endpoint import Endpoint
+from lbclient.strategy import BY_NAME
+from tests.support.strategies import Asked, candidates
+
+
+def shares(strategy, endpoints, picks=10_000):
+    call = Asked()
+    seen = Counter(strategy.pick(endpoints, call) for _ in range(picks))
+    return [seen[one] / picks for one in endpoints]
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((1, 1), (0.5, 0.5)),
+        ((10, 1), (10 / 11, 1 / 11)),
+        ((60, 20, 20), (0.6, 0.2, 0.2)),
+        ((0, 1), (1 / 11, 10 / 11)),
+        ((0, 0), (0.5, 0.5)),
+        ((3, 1), (0.75, 0.25)),
+        ((0.5, 0.25), (2 / 3, 1 / 3)),
+    ],
+)
+def test_weighted_shares(weights, expected):
+    """D9, K2: shares follow the weights within 1 %; zero counts as 0.1, all zero is uniform."""
+    assert shares(Weighted(), candidates(*weights)) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_weighted_is_smooth_from_any_start(seed):
+    """In every window as long as the sum of the weights each has its share, give or take one."""
+    endpoints, strategy = candidates(5, 2, 1), Weighted()
+    call = Asked(random.Random(seed))
+    picks = [strategy.pick(endpoints, call) for _ in range(80)]
+    for start in range(72):
+        window = Counter(picks[start : start + 8])
+        assert all(abs(window[one] - one.weight) <= 1 for one in endpoints)
+
+
+def test_weighted_keeps_its_place_when_the_set_changes():
+    """Who stays keeps its turn when somebody joins: nobody is picked in a burst."""
+    pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked()
+    old = [Instance("10.0.0.1", port) for port in range(1, 4)]
+    pool.update(old)
+    seen = Counter()
+    for turn in range(300):
+        extra = [Instance("10.0.0.1", 100 + turn)] if turn % 2 else []
+        pool.update([*old, *extra])
+        seen[strategy.pick(pool.candidates(0.0), call).instance] += 1
+    counts = [seen[one] for one in old]
+    assert max(counts) - min(counts) <= 3
+
+
+def test_weighted_follows_a_change_of_weight():
+    """A changed weight counts from the next pick on."""
+    pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked()
+    pool.update([Instance("10.0.0.1", 1, weight=1), Instance("10.0.0.1", 2, weight=1)])
+    strategy.pick(pool.candidates(0.0), call)
+    pool.update([Instance("10.0.0.1", 1, weight=9), Instance("10.0.0.1", 2, weight=1)])
+    seen = Counter(strategy.pick(pool.candidates(0.0), call).instance.port for _ in range(100))
+    assert 89 <= seen[1] <= 91
+
+
+def test_round_robin_takes_each_in_turn():
+    """Any window of n picks over n candidates holds each once."""
+    endpoints, strategy = candidates(1, 1, 1, 1), RoundRobin()
+    picks = [strategy.pick(endpoints, Asked()) for _ in range(40)]
+    assert all(len(set(picks[start : start + 4])) == 4 for start in range(36))
+
+
+@pytest.mark.parametrize("make", [RoundRobin, Weighted, Random, LeastBusy])
+def test_fleets_do_not_start_alike(make):
+    """Clients that start together begin with each instance equally often."""
+    endpoints = candidates(1, 1, 1, 1)
+    first = Counter(make().pick(endpoints, Asked(random.Random(seed))) for seed in range(2000))
+    assert all(400 < first[one] < 600 for one in endpoints)
+
+
+def test_random_is_uniform():
+    """Random ignores weights."""
+    assert shares(Random(), candidates(9, 1, 1)) == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_least_busy_takes_the_less_busy_of_two():
+    """Of two candidates the one with less in flight is picked."""
+    endpoints = candidates(1, 1)
+    endpoints[0].in_flight = 1
+    assert shares(LeastBusy(), endpoints, 100) == [0.0, 1.0]
+
+
+def test_least_busy_counts_load_by_weight():
+    """Three in flight at weight 4 are less load than one at weight 1."""
+    endpoints = candidates(4, 1)
+    endpoints[0].in_flight, endpoints[1].in_flight = 3, 1
+    assert shares(LeastBusy(), endpoints, 100) == [1.0, 0.0]
+
+
+def test_least_busy_draws_ties_by_weight():
+    """Among equally idle candidates the draw is by weight."""
+    assert shares(LeastBusy(), candidates(3, 1)) == pytest.approx([0.75, 0.25], abs=0.02)
+
+
+def test_least_busy_never_takes_the_busiest_of_many():
+    """Two distinct candidates are compared, so the busiest of all is never picked."""
+    endpoints = candidates(*[1] * 5)
+    endpoints[2].in_flight = 10
+    assert shares(LeastBusy(), endpoints, 1000)[2] == 0.0
+
+
+def test_least_busy_of_all_takes_the_idlest():
+    """`choices=None` compares every candidate."""
+    endpoints = candidates(*[1] * 5)
+    for one in endpoints:
+        one.in_flight = 2
+    endpoints[3].in_flight = 1
+    assert shares(LeastBusy(choices=None), endpoints, 50)[3] == 1.0
+
+
+def test_failing_fast_does_not_look_idle():
+    """I14: recent faults weigh as load, so that a black hole does not draw the traffic."""
+    endpoints = candidates(1, 1)
+    endpoints[0].failed(now=0.0)
+    assert shares(LeastBusy(), endpoints, 100) == [0.0, 1.0]
+    assert endpoints[0].load(now=60.0) < 0.001
+
+
+@pytest.mark.parametrize("strategy", [RoundRobin(), Weighted(), Random(), LeastBusy()])
+def test_one_candidate_is_picked(strategy):
+    """With one candidate there is no choice."""
+    (only,) = candidates(1)
+    assert isinstance(only, Endpoint)
+    assert strategy.pick((only,), Asked()) is only
+
+
+def most_in_flight(strategy, number):
+    """The most that one of so many equal instances has, when each has one attempt on average."""
+    endpoints, call = candidates(*[1] * number), Asked()
+    for _ in range(number):
+        strategy.pick(endpoints, call).in_flight += 1
+    return max(one.in_flight for one in endpoints)
+
+
+@pytest.mark.parametrize("number", [100, 1_000, 10_000, 100_000])
+def test_two_choices_grow_like_log_log(number):
+    """Of n instances with n attempts the busiest has ln ln n / ln 2 and a little (Azar et al.,
+    Mitzenmacher): one more place from a hundred to a hundred thousand, where dice need several."""
+    expected = math.log(math.log(number)) / math.log(2)
+    assert most_in_flight(LeastBusy(), number) <= expected + 2
+    if number >= 10_000:
+        assert most_in_flight(Random(), number) > expected + 2
+
+
+def steps(strategy, number):
+    """Bytecodes that a pick takes among so many, in the middle, once all of them are known: those
+    who keep an order take newcomers in a few at a time."""
+    endpoints = candidates(*[1 + place % 3 for place in range(number)])
+    taken = []
+
+    def note(frame, event, _):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            taken[-1] += 1
+        return note
+
+    for turn in range(10_040):
+        asked = Asked(rng=random.Random(turn), now=turn * 0.01, key=f"key {turn}")
+        if turn < 10_000:
+            strategy.pick(endpoints, asked)
+            continue
+        taken.append(0)
+        sys.settrace(note)
+        try:
+            strategy.pick(endpoints, asked)
+        finally:
+            sys.settrace(None)
+    return statistics.median(taken)
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_a_pick_does_not_depend_on_the_number(name):
+    """From ten instances to a hundred thousand a pick takes as many steps; one that keeps an
+    order (weighted) may take a few more for each doubling."""
+    most = 10_000 if name == "consistent-hash" else 100_000  # a ring of more takes long to make
+    few, many = steps(BY_NAME[name](), 10), steps(BY_NAME[name](), most)
+    doublings = math.log2(most / 10) if name == "weighted" else 0
+    assert many <= 1.3 * few + 25 * doublings
