@@ -63,19 +63,19 @@ class Wanted(NamedTuple):
 
 
 Sides = Mapping[str, Side]
-Levels = Mapping[int, Planned]
+LatencyByLoad = Mapping[int, Planned]
 """By how many calls are made at once."""
 Measured = Mapping[int, Mapping[str, list[Turn]]]
 """The turns of each side, by how many calls are made at once."""
 QUICK = Planned(2, Effort(0, 0.01))
-FULL: Levels = {
+FULL: LatencyByLoad = {
     1: Planned(10, Effort(0.02, 0.25)),
     16: Planned(8, Effort(0.08, 0.25)),
     64: Planned(8, Effort(0.15, 0.3)),
 }
 
 
-def levels(at_once: Iterable[int] = FULL, *, quick: bool) -> Levels:
+def levels(at_once: Iterable[int] = FULL, *, quick: bool) -> LatencyByLoad:
     return {one: QUICK if quick else FULL[one] for one in at_once}
 
 
@@ -116,7 +116,7 @@ def places(section: Section, stack: ExitStack, *some: str) -> Iterator[Place]:
     yield from (Place(one, secure.urls, secure.ca, secure.pid) for one in some)
 
 
-def measure(place: Place, some: Sides, planned: Levels) -> Measured:
+def measure(place: Place, some: Sides, planned: LatencyByLoad) -> Measured:
     """Each number of calls at once has clients of its own: what a pool holds from before would be
     measured too.
 

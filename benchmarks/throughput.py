@@ -14,7 +14,7 @@ import stages
 from goals import at_least, at_most
 from report import Section, Table
 from sidecars import KNOWN, Sidecar
-from stages import H11, Levels, Place, Side, Wanted
+from stages import H11, LatencyByLoad, Place, Side, Wanted
 from throughput_tables import plots, rates, tables
 from worker import ASYNCIO, TRIO, UVLOOP, Order, Worker
 
@@ -150,7 +150,7 @@ def _recording(section: Section, place: Place, *, quick: bool) -> None:
     section.tables += rates(measured, "asyncio, OpenTelemetry's SDK", by.TRACED_AIOHTTP)
 
 
-def _profiles(place: Place, planned: Levels) -> Table:
+def _profiles(place: Place, planned: LatencyByLoad) -> Table:
     """Where the time of a call goes, with as many at once as were measured."""
     at_once, (_, effort) = max(planned.items())
     with Worker(place.kind, place.ca) as worker:

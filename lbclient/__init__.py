@@ -19,7 +19,7 @@ from lbclient.discovery import FileResolver, FirstOf, Resolver, Service, Union
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import Verdict
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import (
     BalancerClosed,
     DeadlineExceeded,
@@ -88,6 +88,9 @@ else:
         return sorted({*globals(), *__all__})
 
 
+Refusal = RejectedRecord
+"""An alias, by its name in 0.1.0."""
+
 __all__ = [
     "RECOMMENDED",
     "AdaptiveLimit",
@@ -131,6 +134,7 @@ __all__ = [
     "Refusal",
     "Registration",
     "RegistrationError",
+    "RejectedRecord",
     "Resolver",
     "RetryBudget",
     "RetryDecided",

@@ -35,13 +35,13 @@ class Expiry:
         """Seconds left, 0 when it is over."""
         return max(0.0, self.at - self.clock())
 
-    def cut(self) -> None:
+    def expire(self) -> None:
         """Nobody waits for the attempt any more: end it now."""
         self.at = -math.inf
         if (interrupt := self.interrupt) is not None:
             interrupt()
 
-    def calm(self) -> None:
+    def settle_interrupt(self) -> None:
         """Its I/O is over: the connection may be another's soon. One that was cut is not."""
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None and self.at == -math.inf:

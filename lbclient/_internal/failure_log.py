@@ -15,7 +15,7 @@ _KINDS = 8
 
 
 class Log(Protocol):
-    """Takes something to log: `News.add`, or what logs at once."""
+    """Takes something to log: `Outbox.add`, or what logs at once."""
 
     def __call__(
         self, level: int, text: str, *values: object, error: BaseException | None = None

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbclient._internal import validation
-from lbclient.core.engine import Core
-from lbclient.core.membership import Bounds, Membership
-from lbclient.core.outcomes import Guards
-from lbclient.core.picker import Selection
+from lbclient.core.engine import Engine
+from lbclient.core.membership import DiscoveryLimits, Membership
+from lbclient.core.outcomes import OptInRules
+from lbclient.core.picker import Picker
 from lbclient.core.pool import Pool
 from lbclient.discovery.scheduler import Scheduler
 from lbclient.discovery.service_url import Target
@@ -19,20 +19,20 @@ from lbclient.endpoint.breaker import DISABLED, BreakerPolicy
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.hedging import HedgePolicy, Hedging
 from lbclient.resilience.outlier_detection import OutlierPolicy
-from lbclient.resilience.retry import Retries, RetryPolicy
+from lbclient.resilience.retry import RetryPolicy, RetryRules
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy import Strategy
 from lbclient.telemetry import MeterProvider, Telemetry, TracerProvider
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry.outbox import Outbox
 
-__all__ = ["Means", "Rules", "assembled"]
+__all__ = ["Policies", "Runtime", "build_engine"]
 
 _ONE_ATTEMPT = RetryPolicy(attempts=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Policies:
     """What a caller has asked for, checked; None is without.
 
     Raises TypeError, naming the argument.
@@ -45,7 +45,7 @@ class Rules:
     hedge: HedgePolicy | None
     outliers: OutlierPolicy | None
     slow_start: SlowStart | None
-    bounds: Bounds
+    discovery_limits: DiscoveryLimits
 
     def __post_init__(self) -> None:
         validation.kind("retry", self.retry, RetryPolicy)
@@ -57,7 +57,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Runtime:
     """The clock and the dice, who runs what is due, and who is told; checked.
 
     Raises TypeError, naming the argument.
@@ -75,48 +75,50 @@ class Means:
         validation.of("meter_provider", self.meter_provider, MeterProvider, "a MeterProvider")
 
 
-def assembled(target: Target, strategy: Strategy, rules: Rules, means: Means, news: News) -> Core:
+def build_engine(
+    target: Target, strategy: Strategy, policies: Policies, runtime: Runtime, outbox: Outbox
+) -> Engine:
     """The core of a balancer over `target`."""
-    policy = rules.breaker or DISABLED
+    policy = policies.breaker or DISABLED
     pool, lock = Pool(policy), threading.RLock()
-    telemetry = Telemetry(target.name, means.tracer_provider, means.meter_provider)
+    telemetry = Telemetry(target.name, runtime.tracer_provider, runtime.meter_provider)
     membership = Membership(
         target.name,
         target.resolver,
         pool=pool,
         counts=telemetry.counts,
-        news=news,
-        scheduler=means.scheduler,
-        clock=means.clock,
-        rng=means.rng,
+        outbox=outbox,
+        scheduler=runtime.scheduler,
+        clock=runtime.clock,
+        rng=runtime.rng,
         lock=lock,
-        bounds=rules.bounds,
+        discovery_limits=policies.discovery_limits,
     )
-    selection = Selection(
+    picker = Picker(
         pool,
         strategy,
         policy,
         membership.name,
-        news,
+        outbox,
         telemetry.counts,
-        rules.limits,
-        rules.slow_start,
+        policies.limits,
+        policies.slow_start,
     )
-    return Core(
+    return Engine(
         membership,
-        selection=selection,
-        retries=Retries(rules.retry or _ONE_ATTEMPT, means.rng),
-        guards=_guards(rules, means.rng),
-        hedging=None if rules.hedge is None else Hedging(rules.hedge),
+        picker=picker,
+        retries=RetryRules(policies.retry or _ONE_ATTEMPT, runtime.rng),
+        opt_in_rules=_opt_in_rules(policies, runtime.rng),
+        hedging=None if policies.hedge is None else Hedging(policies.hedge),
         telemetry=telemetry,
-        news=news,
-        clock=means.clock,
-        rng=means.rng,
+        outbox=outbox,
+        clock=runtime.clock,
+        rng=runtime.rng,
         lock=lock,
     )
 
 
-def _guards(rules: Rules, rng: random.Random) -> Guards | None:
+def _opt_in_rules(policies: Policies, rng: random.Random) -> OptInRules | None:
     """None where there is nothing to guard: it would be asked at each attempt."""
-    asked = (rules.outliers, rules.limits.adaptive, rules.throttle)
-    return Guards(*asked, rng) if any(one is not None for one in asked) else None
+    asked = (policies.outliers, policies.limits.adaptive, policies.throttle)
+    return OptInRules(*asked, rng) if any(one is not None for one in asked) else None

@@ -18,25 +18,24 @@ from lbclient._internal import fork, validation
 from lbclient._internal.failure_log import Complaint
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause, Signal
-from lbclient.balancer.assembly import Means, Rules, assembled
+from lbclient.balancer.assembly import Policies, Runtime, build_engine
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
-from lbclient.balancer.health_monitor import Check, Crew, Monitor, Threads, plain_check
+from lbclient.balancer.health_monitor import Check, CheckExecutor, Monitor, Threads, plain_check
 from lbclient.balancer.lease import Lease
 from lbclient.balancer.listener import Listener, Listening
 from lbclient.balancer.load_probe import Loads
 from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.balancer.threads import invoke, run, sleep
-from lbclient.core.call import NOTHING_ASKED, Call, Terms, terms
-from lbclient.core.engine import Core
-from lbclient.core.membership import Bounds
+from lbclient.core.call import NO_OPTIONS, Call, CallOptions, call_options
+from lbclient.core.engine import Engine
+from lbclient.core.membership import DiscoveryLimits
 from lbclient.core.pool import Pool
-from lbclient.discovery import DnsOptions, Family, Guard, Service, dns_by
-from lbclient.discovery.scheduler import REFRESHER, Scheduler
+from lbclient.discovery import AddressFilter, DnsOptions, Family, Service, dns_by
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
 from lbclient.discovery.service_url import Target, target_of
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
-from lbclient.endpoint.classifier import FINE, Judge, Verdict
-from lbclient.endpoint.classifier import judge as network_judge
+from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.concurrency_limit import AdaptiveLimit, Limits
 from lbclient.resilience.health_check import HealthCheck
@@ -48,7 +47,7 @@ from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy import LoadAware, Strategy, claim, release, strategy_of
 from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["Balancer"]
 
@@ -84,35 +83,35 @@ class Control:
     """The part of `Balancer` that makes no calls."""
 
     target: Target
-    _core: Core
+    _engine: Engine
     _strategy: Strategy
-    _dice: random.Random
+    _rng: random.Random
     _closed: bool
 
     def instances(self) -> list[Instance]:
         """The instances known now, in rotation or not."""
-        with self._core.lock:
-            return [one.instance for one in self._core.pool.endpoints]
+        with self._engine.lock:
+            return [one.instance for one in self._engine.pool.endpoints]
 
     @property
     def pool(self) -> Pool:
         """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
-        return self._core.pool
+        return self._engine.pool
 
     @property
     def rng(self) -> random.Random:
         """The dice."""
-        return self._dice
+        return self._rng
 
     @property
     def clock(self) -> Callable[[], float]:
         """Monotonic seconds, as they were handed in."""
-        return self._core.clock
+        return self._engine.clock
 
     def abandon(self) -> None:
         """Calls under way lose their connections now: that is nobody's fault, and not tried again.
         For whoever binds a protocol."""
-        self._core.abandoned = True
+        self._engine.abandoned = True
 
     def refuse(self) -> None:
         """Let no call begin, while those that are under way go on: for whoever binds a protocol,
@@ -122,16 +121,16 @@ class Control:
     def idle(self) -> Signal:
         """A signal that is set once no call is under way, and nothing in flight: for whoever binds
         a protocol."""
-        return self._core.drained()
+        return self._engine.drained()
 
     @property
     def budget(self) -> Budget | None:
         """The account of retries, where there is a budget. Read it only."""
-        return self._core.retries.budget
+        return self._engine.retries.budget
 
     def snapshot(self) -> ServiceSnapshot:
         """What is known now."""
-        return snapshot_of(self._core)
+        return snapshot_of(self._engine)
 
     def refresh(self) -> None:
         """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
@@ -148,19 +147,19 @@ class Control:
         """Whom to tell what instances say of their load: for whoever binds a protocol. None where
         the strategy heeds no reports, and nobody need look for any."""
         strategy = self._strategy
-        return Loads(strategy, self._core) if isinstance(strategy, LoadAware) else None
+        return Loads(strategy, self._engine) if isinstance(strategy, LoadAware) else None
 
     def examine(self, policy: HealthCheck, check: Check) -> None:
         """Have `check` made of every instance, from the first call on: for whoever binds a
         protocol."""
-        core = self._core
-        core.membership.companion = Monitor(
+        engine = self._engine
+        engine.membership.companion = Monitor(
             policy,
             check,
-            endpoints=lambda: core.pool.endpoints,
-            report=core.checked,
-            clock=core.clock,
-            rng=core.rng,
+            endpoints=lambda: engine.pool.endpoints,
+            report=engine.checked,
+            clock=engine.clock,
+            rng=engine.rng,
             crew=self._crew(),
         )
 
@@ -170,9 +169,9 @@ class Control:
         Raises ValueError for an instance that is not known, or no such time.
         """
         validation.number("seconds", seconds, above=True)
-        with self._core.lock:
-            self._core.rotation.eject(self._known(instance), seconds, "hand")
-        self._core.news.publish()
+        with self._engine.lock:
+            self._engine.rotation.eject(self._known(instance), seconds, "hand")
+        self._engine.outbox.publish()
 
     def admit(self, instance: Instance) -> None:
         """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
@@ -180,18 +179,18 @@ class Control:
 
         Raises ValueError for an instance that is not known.
         """
-        with self._core.lock:
-            self._core.rotation.admit(self._known(instance))
-        self._core.news.publish()
+        with self._engine.lock:
+            self._engine.rotation.admit(self._known(instance))
+        self._engine.outbox.publish()
 
-    def _crew(self) -> Crew:
+    def _crew(self) -> CheckExecutor:
         """Who makes the checks."""
         return Threads()
 
     def _known(self, instance: Instance) -> Endpoint:
         if not isinstance(instance, Instance):
             raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
-        if (endpoint := self._core.pool.find(instance)) is None:
+        if (endpoint := self._engine.pool.find(instance)) is None:
             raise ValueError(f"{self.target.name} has no instance {instance}")
         return endpoint
 
@@ -201,10 +200,10 @@ class Control:
     def _asked(self) -> Iterable[Pause]:
         if self._closed:
             self._refuse()
-        return self._core.membership.round()
+        return self._engine.membership.round()
 
 
-def guarded(judge: Judge, clock: Callable[[], float], complaint: Complaint) -> Judge:
+def guarded(judge: Classifier, clock: Callable[[], float], complaint: Complaint) -> Classifier:
     """Return a judge that does not raise: where `judge` fails, or returns something other than a
     `Verdict`, the outcome is neutral.
 
@@ -274,7 +273,7 @@ class Balancer(Control, Closing):
     Raises ValueError or TypeError, naming the argument, for what cannot be used.
     """
 
-    _scheduler: ClassVar[Scheduler] = REFRESHER
+    _scheduler: ClassVar[Scheduler] = THREAD_SCHEDULER
 
     def __init__(
         self,
@@ -306,7 +305,7 @@ class Balancer(Control, Closing):
         meter_provider: MeterProvider | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
-        judge: Judge | None = None,
+        judge: Classifier | None = None,
     ) -> None:
         validation.kind("health", health, HealthCheck)
         check = None if health is None else plain_check(health)
@@ -316,29 +315,33 @@ class Balancer(Control, Closing):
                 "which connects, or HealthCheck(check=...)"
             )
         limits = Limits(max_in_flight, max_in_flight_total, limit)
-        bounds = Bounds(max_stale, min_refresh, max_instances)
-        rules = Rules(retry, breaker, limits, throttle, hedge, outliers, slow_start, bounds)
-        validation.function("judge", network_judge if judge is None else judge)
+        discovery_limits = DiscoveryLimits(max_stale, min_refresh, max_instances)
+        policies = Policies(
+            retry, breaker, limits, throttle, hedge, outliers, slow_start, discovery_limits
+        )
+        validation.function("judge", classify_network_error if judge is None else judge)
         validation.of("rng", rng, random.Random, "random.Random()")
-        self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
-        means = Means(clock, self._dice, self._scheduler, tracer_provider, meter_provider)
+        self._rng = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        runtime = Runtime(clock, self._rng, self._scheduler, tracer_provider, meter_provider)
         self.target = target_of(
             service,
             name=name,
             scheme=scheme,
             dns=dns_by(nameservers, clock),
-            guard=Guard(allow, None if within is None else validation.host("within", within)),
+            address_filter=AddressFilter(
+                allow, None if within is None else validation.host("within", within)
+            ),
             clock=clock,
             options=DnsOptions(family, sticky),
-            start=REFRESHER.start,
+            start=THREAD_SCHEDULER.start,
         )
         self._strategy = strategy_of(strategy)
         self._listening = None if listener is None else Listening(listener)
-        news = News(None if self._listening is None else self._listening.deliver)
+        outbox = Outbox(None if self._listening is None else self._listening.deliver)
         judging = f"{self.target.name}: the judge"
-        complaint = Complaint(news.add, judging, "failed; the outcome counts as neutral")
-        self._judge = guarded(judge or network_judge, clock, complaint)
-        self._core = assembled(self.target, self._strategy, rules, means, news)
+        complaint = Complaint(outbox.add, judging, "failed; the outcome counts as neutral")
+        self._classify = guarded(judge or classify_network_error, clock, complaint)
+        self._engine = build_engine(self.target, self._strategy, policies, runtime, outbox)
         self._closed = False
         if health is not None and check is not None:
             self.examine(health, check)
@@ -368,10 +371,10 @@ class Balancer(Control, Closing):
         """
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
-        asked = NOTHING_ASKED
+        options = NO_OPTIONS
         if idempotent is not False or not (key is deadline is caller is None):
-            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        call: Call[T] = self.begin(asked, _PLAIN)
+            options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        call: Call[T] = self.begin(options, _PLAIN)
         return run(call, partial(invoke, fn))
 
     async def acall(
@@ -386,11 +389,11 @@ class Balancer(Control, Closing):
         """The same for a coroutine function; an attempt is cancelled when its time is up."""
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
-        asked = NOTHING_ASKED
+        options = NO_OPTIONS
         if idempotent is not False or not (key is deadline is caller is None):
-            asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        call: Call[T] = self.begin(asked, _PLAIN)
-        if self._core.hedging is not None:
+            options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        call: Call[T] = self.begin(options, _PLAIN)
+        if self._engine.hedging is not None:
             return await arun(call, partial(ainvoke, fn))
         with call:
             for step in call:  # as in `arun`, a coroutine less
@@ -410,14 +413,14 @@ class Balancer(Control, Closing):
         caller: object = None,
     ) -> Lease:
         """One pick for the time of a `with` or `async with` block; no retry."""
-        asked = terms(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        return Lease(self.begin(asked, _PLAIN))
+        options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
+        return Lease(self.begin(options, _PLAIN))
 
-    def begin(self, asked: Terms, semantics: Semantics) -> Call[T]:
+    def begin(self, options: CallOptions, semantics: Semantics) -> Call[T]:
         """A call for a shell to carry out: for whoever binds another protocol."""
         if self._closed:
             self._refuse()
-        return Call(self._core, self._judge, asked, semantics)
+        return Call(self._engine, self._classify, options, semantics)
 
     def close(self) -> None:
         """Send nothing more, and stop discovery. It does not wait.
@@ -427,8 +430,8 @@ class Balancer(Control, Closing):
         calls raise RuntimeError.
         """
         self._closed = True
-        self._core.end()
-        self._core.stop()
+        self._engine.end()
+        self._engine.stop()
         if self._listening is not None:
             self._listening.stop()
         release(self._strategy)
@@ -437,6 +440,6 @@ class Balancer(Control, Closing):
         """In a child: new locks, and other dice than the parent's, also if they are a caller's: as
         Python does with those of its module `random`."""
         try:
-            self._dice.seed()
+            self._rng.seed()
         finally:
-            self._core.after_fork(threading.RLock())
+            self._engine.after_fork(threading.RLock())

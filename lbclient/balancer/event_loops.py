@@ -69,7 +69,7 @@ async def arun(
     """
     wait = rest or asleep
     with call:
-        if call.core.hedging is None or (after := call.hedge_after()) is None:
+        if call.engine.hedging is None or (after := call.hedge_after()) is None:
             for step in call:  # as in a lane; a coroutine less for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
@@ -152,17 +152,17 @@ class _Lanes(Generic[R]):
         """Close an answer that was not the quickest."""
         if (answer := steps.leftover()) is None:
             return
-        core = self._call.core
+        engine = self._call.engine
         with anyio.CancelScope(shield=True):
             try:
                 await self._discard(answer)
             except Exception as error:
                 if is_interruption(error):
                     raise
-                core.discarding.failed(core.clock(), error)
+                engine.discarding.failed(engine.clock(), error)
             else:
-                if core.discarding.failing:
-                    core.discarding.recovered()
+                if engine.discarding.failing:
+                    engine.discarding.recovered()
 
 
 async def _drop(answer: object) -> None:

@@ -27,12 +27,12 @@ from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import lacked_port, local_origin
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import LoadBalancingError
-from lbclient.resilience.health_check import HealthCheck, Pulse
+from lbclient.resilience.health_check import HealthCheck, HealthTally
 
 __all__ = [
     "Check",
+    "CheckExecutor",
     "CheckFailed",
-    "Crew",
     "Monitor",
     "Threads",
     "in_turn",
@@ -88,7 +88,7 @@ def _asked(function: Callable[[Instance], bool]) -> Check:
     return check
 
 
-class Crew(Protocol):
+class CheckExecutor(Protocol):
     """Checks subjects, and yields each with what speaks against it as soon as that is known."""
 
     def __call__(
@@ -221,7 +221,7 @@ class Monitor:
         report: Report,
         clock: Callable[[], float],
         rng: random.Random,
-        crew: Crew,
+        crew: CheckExecutor,
     ) -> None:
         self.clock = clock
         self.turn = -1
@@ -236,7 +236,7 @@ class Monitor:
         self._rng = rng
         self._crew = crew
         self._round = threading.Lock()
-        self._pulses: dict[Endpoint, Pulse] = {}
+        self._pulses: dict[Endpoint, HealthTally] = {}
 
     @property
     def busy(self) -> bool:
@@ -274,11 +274,11 @@ class Monitor:
         self._pulses = {one: self._pulse(one) for one in tuple(self._endpoints())}
         check = self._check
 
-        def of(pulse: Pulse, expiry: Expiry) -> None:
+        def of(pulse: HealthTally, expiry: Expiry) -> None:
             check(pulse.endpoint, expiry)
 
         results = self._crew(of, self._pulses.values(), self._policy.timeout)
-        unreachable: list[tuple[Pulse, Exception]] = []
+        unreachable: list[tuple[HealthTally, Exception]] = []
         reached = False
         with contextlib.closing(results):
             for pulse, error in results:
@@ -294,11 +294,11 @@ class Monitor:
             for pulse, error in unreachable:
                 self._count(pulse, error)
 
-    def _pulse(self, endpoint: Endpoint) -> Pulse:
+    def _pulse(self, endpoint: Endpoint) -> HealthTally:
         known = self._pulses.get(endpoint)
-        return Pulse(endpoint) if known is None or known.stale else known
+        return HealthTally(endpoint) if known is None or known.stale else known
 
-    def _count(self, pulse: Pulse, error: Exception | None) -> None:
+    def _count(self, pulse: HealthTally, error: Exception | None) -> None:
         if pulse.stale:
             return
         if pulse.count(good=error is None, policy=self._policy):

@@ -10,7 +10,7 @@ from lbclient.balancer.event_loops import asleep
 from lbclient.balancer.threads import sleep
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call
-from lbclient.core.engine import Owner
+from lbclient.core.engine import SlotOwner
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["Lease"]
@@ -28,10 +28,10 @@ class Lease:
         self._call = call
         self._steps = iter(call)
         self._attempt: Attempt[None] | None = None
-        self._owner: Owner | None = None
+        self._owner: SlotOwner | None = None
 
     def __enter__(self) -> Instance:
-        self._owner = self._call.core.owned(self, self._call.abandon)
+        self._owner = self._call.engine.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -42,7 +42,7 @@ class Lease:
             raise
 
     async def __aenter__(self) -> Instance:
-        self._owner = self._call.core.owned(self, self._call.abandon)
+        self._owner = self._call.engine.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
             while isinstance(step := next(self._steps), Pause):
@@ -65,7 +65,7 @@ class Lease:
             self._call.__exit__(*sys.exc_info())
             raise
         self._call.__exit__(kind, error, traceback)
-        self._call.core.owners.discard(self._owner)
+        self._call.engine.owners.discard(self._owner)
         self._owner = None
 
     async def __aexit__(

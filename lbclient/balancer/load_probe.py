@@ -17,7 +17,7 @@ from lbclient._internal.deadline import Expiry
 from lbclient._internal.failure_log import Complaint
 from lbclient._internal.interruption import is_interruption
 from lbclient.balancer.health_monitor import Check, outcome
-from lbclient.core.engine import Core
+from lbclient.core.engine import Engine
 from lbclient.discovery.scheduler import Scheduler
 from lbclient.endpoint import Endpoint
 from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
@@ -31,25 +31,25 @@ _AT_ONCE = 16
 class Loads:
     """One balancer's strategy that heeds reports, under that balancer's lock."""
 
-    def __init__(self, strategy: LoadAware, core: Core) -> None:
+    def __init__(self, strategy: LoadAware, engine: Engine) -> None:
         probe = strategy.probe if isinstance(strategy, Probing) else None
         self.probe = probe if isinstance(probe, LoadProbe) else None
         """How it wants instances asked, where it does; a caller's may mean another thing by it."""
         self.nonsense = 0
         """How many reports could not be used."""
         self._strategy = strategy
-        self._core = core
-        name = f"{core.service}: strategy {type(strategy).__name__}"
-        self._heeding = Complaint(core.news.add, name, "failed to heed a report")
+        self._engine = engine
+        name = f"{engine.service}: strategy {type(strategy).__name__}"
+        self._heeding = Complaint(engine.outbox.add, name, "failed to heed a report")
         self._refusals = Complaint(
-            core.news.add, f"{core.service}: a load report", "cannot be used", WARNING
+            engine.outbox.add, f"{engine.service}: a load report", "cannot be used", WARNING
         )
 
-    def heard(self, endpoint: Endpoint, load: LoadReport | None) -> None:
+    def record(self, endpoint: Endpoint, load: LoadReport | None) -> None:
         """It has said so; None where it was asked, and said nothing."""
-        core = self._core
-        with core.lock:
-            now = core.clock()
+        engine = self._engine
+        with engine.lock:
+            now = engine.clock()
             if load is not None and self._refusals.failing:
                 self._refusals.recovered()
             try:
@@ -61,20 +61,20 @@ class Loads:
             else:
                 if self._heeding.failing:
                     self._heeding.recovered()
-        core.news.publish()
+        engine.outbox.publish()
 
     def refused(self, endpoint: Endpoint, why: str) -> None:
         """What it has said is nonsense, for reason `why`, and counts as nothing."""
-        with self._core.lock:
+        with self._engine.lock:
             self.nonsense += 1
-            self._refusals.failed(self._core.clock(), detail=f"{endpoint.instance}: {why}")
-        self.heard(endpoint, None)
+            self._refusals.failed(self._engine.clock(), detail=f"{endpoint.instance}: {why}")
+        self.record(endpoint, None)
 
     def candidates(self) -> Sequence[Endpoint]:
         """Who may be picked, and so is worth asking."""
-        core = self._core
-        with core.lock:
-            return core.pool.candidates(core.clock())
+        engine = self._engine
+        with engine.lock:
+            return engine.pool.candidates(engine.clock())
 
 
 class Prober:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbclient.core.engine import Core
+from lbclient.core.engine import Engine
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import State
-from lbclient.endpoint.endpoint import Standing
+from lbclient.endpoint.endpoint import EndpointStatus
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
@@ -27,7 +27,7 @@ class InstanceSnapshot:
     attempts: int
     failures: int
     latency: float | None
-    standing: Standing
+    standing: EndpointStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ class ServiceSnapshot:
     error: Exception | None
 
 
-def snapshot_of(core: Core) -> ServiceSnapshot:
+def snapshot_of(engine: Engine) -> ServiceSnapshot:
     """All of one moment."""
-    with core.lock:
-        core.reap()
-        now = core.clock()
-        instances = tuple(_instance(one, now) for one in core.pool.endpoints)
-        age = core.watch.age(now)
-        return ServiceSnapshot(core.service, instances, age, core.watch.error)
+    with engine.lock:
+        engine.run_deferred()
+        now = engine.clock()
+        instances = tuple(_instance(one, now) for one in engine.pool.endpoints)
+        age = engine.watch.age(now)
+        return ServiceSnapshot(engine.service, instances, age, engine.watch.error)
 
 
 def _instance(one: Endpoint, now: float) -> InstanceSnapshot:
@@ -59,5 +59,5 @@ def _instance(one: Endpoint, now: float) -> InstanceSnapshot:
         attempts=one.attempts,
         failures=one.failures,
         latency=one.latency,
-        standing=one.standing(now),
+        standing=one.status(now),
     )

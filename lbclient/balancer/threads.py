@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
-from lbclient.core.attempt import Attempt, Race
+from lbclient.core.attempt import Attempt, HedgeRace
 from lbclient.core.call import Call
 from lbclient.core.hedge import Hedge
 from lbclient.endpoint.instance import Instance
@@ -58,7 +58,7 @@ def run(
     """
     wait = rest or sleep
     with call:
-        if call.core.hedging is None or (after := call.hedge_after()) is None:
+        if call.engine.hedging is None or (after := call.hedge_after()) is None:
             for step in call:  # as in `_carry_out`; a function less for nearly every call
                 if isinstance(step, Pause):
                     wait(step)
@@ -170,19 +170,19 @@ class _Lanes(Generic[R]):
         """Close an answer that was not the quickest."""
         if (answer := steps.leftover()) is None:
             return
-        core = self._call.core
+        engine = self._call.engine
         try:
             self._discard(answer)
         except Exception as error:
             if is_interruption(error):
                 raise
-            core.discarding.failed(core.clock(), error)
+            engine.discarding.failed(engine.clock(), error)
         else:
-            if core.discarding.failing:
-                core.discarding.recovered()
+            if engine.discarding.failing:
+                engine.discarding.recovered()
 
 
-def _race_of(call: Call[R]) -> Race[Attempt[R]]:
+def _race_of(call: Call[R]) -> HedgeRace[Attempt[R]]:
     if call.race is None:
         raise RuntimeError("this call is not to be hedged")
     return call.race

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 
 from lbclient.core.pool import Pool
 from lbclient.endpoint.breaker import BreakerPolicy
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 
 __all__ = ["as_arguments", "as_options", "changes", "columns", "count", "picture", "shares"]
 
@@ -132,7 +132,7 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
         yield f"addresses {addresses_of(old)} to {addresses_of(new)}"
 
 
-def _refusals(before: Iterable[Refusal], now: Iterable[Refusal]) -> Iterator[str]:
+def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:
     """A record that is refused for another reason than before is new, but not gone."""
     told, new = {_said(one) for one in before}, {_said(one) for one in now}
     yield from (f"refused {record}: {reason}" for record, reason in sorted(new - told))
@@ -140,5 +140,5 @@ def _refusals(before: Iterable[Refusal], now: Iterable[Refusal]) -> Iterator[str
     yield from (f"no longer refused {record}" for record in sorted(gone))
 
 
-def _said(one: Refusal) -> tuple[str, str]:
+def _said(one: RejectedRecord) -> tuple[str, str]:
     return one.record, as_options(one.reason)

@@ -13,7 +13,7 @@ from functools import partial
 
 from lbclient.cli.report import as_options, changes, count, picture
 from lbclient.discovery import Resolver, text_of
-from lbclient.discovery.subscription import Watch
+from lbclient.discovery.subscription import ServiceSubscription
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import ServiceAbsent
 
@@ -36,7 +36,8 @@ def watch(name: str, resolver: Resolver) -> None:
 
 
 class Reporter:
-    """Says what each round of its `watch` brought: a `Subscriber`, as the balancer's membership is.
+    """Says what each round of its `watch` brought: a `SubscriptionListener`, as the balancer's
+    membership is.
 
     Until the first good answer it speaks to standard error, from then on to standard output.
     """
@@ -44,7 +45,7 @@ class Reporter:
     def __init__(
         self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.watch = Watch(
+        self.watch = ServiceSubscription(
             name,
             resolver,
             self,

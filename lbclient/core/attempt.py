@@ -17,29 +17,29 @@ from lbclient._internal import deadline
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Signal
-from lbclient.core.engine import Core, Owner
+from lbclient.core.engine import Engine, SlotOwner
 from lbclient.core.picker import Pick
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, Permit
-from lbclient.endpoint.classifier import Judge, Verdict, fault_name
-from lbclient.telemetry import SILENT, Attributes, CallSpan, Semantics
+from lbclient.endpoint.classifier import Classifier, Verdict, fault_name
+from lbclient.telemetry import NOOP_SPAN, Attributes, CallSpan, Semantics
 
-__all__ = ["Attempt", "Race"]
+__all__ = ["Attempt", "HedgeRace"]
 
 R = TypeVar("R")
 
 
-class Runner(Protocol):
+class RacingAttempt(Protocol):
     """What a race knows of an attempt."""
 
     expiry: Expiry | None
     endpoint: Endpoint
 
 
-A = TypeVar("A", bound=Runner)
+A = TypeVar("A", bound=RacingAttempt)
 
 
-class Race(Generic[A]):
+class HedgeRace(Generic[A]):
     """Attempts enter and leave on whichever thread carries them out."""
 
     __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
@@ -66,7 +66,7 @@ class Race(Generic[A]):
             self._running.append(attempt)
             self.attempts.append(attempt)
 
-    def lost(self, attempt: A, verdict: Verdict | None) -> bool:
+    def is_losing(self, attempt: A, verdict: Verdict | None) -> bool:
         """It has ended, with an answer or without: True where another one is the outcome."""
         with self._lock:
             self._running.remove(attempt)
@@ -83,7 +83,7 @@ class Race(Generic[A]):
             self._end()
             for one in self._running:
                 if one.expiry is not None:
-                    one.expiry.cut()
+                    one.expiry.expire()
 
     def _end(self) -> None:
         self.over = True
@@ -100,30 +100,30 @@ class _Facts(NamedTuple):
     endpoint: Endpoint
     breaker: Breaker
     permit: Permit
-    beside: int
+    concurrent: int
     started: float
     epoch: int
     fault: str
     elapsed: float
 
 
-_LOST: Attributes = {"lbclient.lost": True}
+_LOSING: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
 
 class Caller(Protocol):
     """What an attempt asks of the call that makes it."""
 
-    core: Core
+    engine: Engine
     span: CallSpan
     semantics: Semantics
     now: float
     started: float
     deadline: float | None
     timed: bool
-    race: Race[Any] | None
+    race: HedgeRace[Any] | None
 
-    judge: Judge
+    classify: Classifier
     """What the outcome of an attempt means, by itself."""
 
     def expiry(self) -> Expiry:
@@ -151,16 +151,16 @@ class Attempt(Generic[R]):
         "_settled",
         "_span",
         "_token",
-        "beside",
         "breaker",
-        "cut",
+        "concurrent",
+        "deadline_expired",
         "elapsed",
         "endpoint",
         "epoch",
         "error",
         "expiry",
         "instance",
-        "lost",
+        "losing",
         "pick",
         "reason",
         "replaces",
@@ -177,15 +177,15 @@ class Attempt(Generic[R]):
         endpoint = self.endpoint = pick.endpoint
         self.instance = endpoint.instance
         self._held, self._settled = False, False
-        self._owner: Owner | None = None
+        self._owner: SlotOwner | None = None
         self._failure: str | None = None
         """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
-        self._span = SILENT if call.span.silent else call.span.attempt(resend, self.instance)
+        self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
         self.breaker = endpoint.breaker
-        self.beside = endpoint.in_flight - 1  # read without the lock: one more or less is fine
+        self.concurrent = endpoint.in_flight - 1  # read without the lock: one more or less is fine
         self.started = call.now
-        self.epoch = call.core.charges.epoch
+        self.epoch = call.engine.charges.epoch
         self.elapsed = 0.0
         self.expiry = call.expiry() if call.timed else None
         self.replaces = replaces
@@ -193,9 +193,9 @@ class Attempt(Generic[R]):
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
-        self.lost = False
+        self.losing = False
         """True where another attempt of its call was quicker."""
-        self.cut = False
+        self.deadline_expired = False
         """True where our own deadline ended it."""
         self.verdict: Verdict | None = None
 
@@ -215,7 +215,7 @@ class Attempt(Generic[R]):
         return self.pick.taken
 
     def __enter__(self) -> Attempt[R]:
-        if self.expiry is not None or self._span is not SILENT:
+        if self.expiry is not None or self._span is not NOOP_SPAN:
             self._span.enter()
             self._token = deadline.enter(self.expiry)
         if (race := self._call.race) is not None:
@@ -231,25 +231,25 @@ class Attempt(Generic[R]):
         if self._token is not None:
             self._leave(self._token)
         call = self._call
-        core, judge = call.core, call.judge
-        clock = core.clock
+        engine, classify = call.engine, call.classify
+        clock = engine.clock
         self.elapsed = clock() - self.started
         verdict = None
-        if error is None and not (verdict := judge(self.result)).good:
+        if error is None and not (verdict := classify(self.result)).good:
             verdict = verdict.of_result()
-        if (race := call.race) is not None and race.lost(self, verdict):
-            self._overtaken()
+        if (race := call.race) is not None and race.is_losing(self, verdict):
+            self._lose()
             return isinstance(error, Exception) and not is_interruption(error)
         if verdict is None:
             return error is not None and self._failed(error)
         self.verdict = verdict
-        core.answered(self, self.pick, verdict, held=self._held)
+        engine.answered(self, self.pick, verdict, held=self._held)
         if self._held:
             self._stays(verdict)
         else:
             self._settled = True
-        untold = verdict.good and call.semantics.plain
-        if self._span is not SILENT or not (untold or core.telemetry.counts.untimed):
+        quiet = verdict.good and call.semantics.minimal
+        if self._span is not NOOP_SPAN or not (quiet or engine.telemetry.counts.untimed):
             self._tell(None)
         return False
 
@@ -260,8 +260,8 @@ class Attempt(Generic[R]):
         time of the call, not of the attempt.
         """
         if holder is not None:
-            core = self._call.core
-            self._owner = core.owned(holder, partial(core.give_back, self.pick))
+            engine = self._call.engine
+            self._owner = engine.owned(holder, partial(engine.give_back, self.pick))
         self._held = True
         if self.expiry is not None:
             self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
@@ -275,8 +275,8 @@ class Attempt(Generic[R]):
             self._close(self._charge(error), release=True)
         else:
             self._close(self.verdict, release=True)
-        if self._call.core.news.untold:
-            self._call.core.news.publish()
+        if self._call.engine.outbox.pending:
+            self._call.engine.outbox.publish()
 
     def abandon(self) -> None:
         """It was cancelled before it began, or interrupted while it stood: nobody is charged."""
@@ -292,11 +292,11 @@ class Attempt(Generic[R]):
         result, self.result = self.result, None
         return result  # type: ignore[return-value]  # asked for once, after it was set
 
-    def step_aside(self) -> None:
+    def release_slot(self) -> None:
         """Count as in flight no more: its answer, still unread, waits for a retry."""
-        with self._call.core.lock:
+        with self._call.engine.lock:
             if self.pick.taken:
-                self._call.core.release(self.pick)
+                self._call.engine.release(self.pick)
 
     def _failed(self, error: BaseException) -> bool:
         """True where the call may go on."""
@@ -312,47 +312,49 @@ class Attempt(Generic[R]):
 
     def _stays(self, verdict: Verdict) -> None:
         """Its body is still to be read."""
-        core = self._call.core
+        engine = self._call.engine
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
             return
         if self.permit.probe:
-            core.probe_answered(self)
+            engine.probe_answered(self)
         if self._owner is not None:
-            self._owner.give_back = partial(core.dropped, self.pick, self._facts(), verdict)
+            self._owner.give_back = partial(engine.dropped, self.pick, self._facts(), verdict)
 
     def _facts(self) -> _Facts:
         return _Facts(
             self.endpoint,
             self.breaker,
             self.permit,
-            self.beside,
+            self.concurrent,
             self.started,
             self.epoch,
             self.fault,
             self.elapsed,
         )
 
-    def _overtaken(self) -> None:
+    def _lose(self) -> None:
         """Another attempt is the outcome of the call: nobody is charged, and it counts as nothing.
 
         Its instance has taken so long at the least.
         """
-        self.lost = True
+        self.losing = True
         endpoint = self.endpoint
-        with self._call.core.lock:
+        with self._call.engine.lock:
             if self.elapsed > (endpoint.latency or 0.0):
-                endpoint.took(self.elapsed)
-            self._call.core.learned(endpoint, self.elapsed, failed=False)
-        self._span.end(_LOST)
+                endpoint.record_latency(self.elapsed)
+            self._call.engine.learned(endpoint, self.elapsed, failed=False)
+        self._span.end(_LOSING)
         if (labels := self._call.semantics.duration(None)) is not None:
-            self._call.core.telemetry.counts.duration(self.elapsed, {**labels, **_LOST})
+            self._call.engine.telemetry.counts.duration(self.elapsed, {**labels, **_LOSING})
         self._close(None, release=True)
 
     def _ours(self) -> bool:
         """False for an exception that says nothing of the instance: the caller's own."""
         verdict = self.verdict
-        return self.cut or (verdict is not None and (verdict.fault or verdict.again != "never"))
+        return self.deadline_expired or (
+            verdict is not None and (verdict.fault or verdict.again != "never")
+        )
 
     def _charge(self, error: BaseException) -> Verdict | None:
         """An exception without fault is neutral, and so is everything that is no `Exception`."""
@@ -360,15 +362,15 @@ class Attempt(Generic[R]):
         return verdict if verdict is not None and verdict.fault else None
 
     def _close(self, verdict: Verdict | None, *, release: bool) -> None:
-        core = self._call.core
-        with core.lock:
+        engine = self._call.engine
+        with engine.lock:
             if not self._settled:
-                core.settle(self, verdict)
+                engine.record_outcome(self, verdict)
                 self._settled = True  # if that was interrupted, `abandon` hands the permit back
             if release and self.pick.taken:
-                core.release(self.pick)
+                engine.release(self.pick)
             if release and self._owner is not None:
-                core.owners.discard(self._owner)
+                engine.owners.discard(self._owner)
                 self._owner = None
 
     def _leave(self, token: Token[Expiry | None]) -> None:
@@ -382,7 +384,7 @@ class Attempt(Generic[R]):
             span.end(semantics.outcome(self.result, error))
         else:
             span.end()
-        counts = self._call.core.telemetry.counts
+        counts = self._call.engine.telemetry.counts
         if counts.untimed:
             return
         labels = semantics.duration(self.result if error is None else error)

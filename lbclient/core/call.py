@@ -24,25 +24,32 @@ from typing import Generic, NamedTuple, TypeVar
 from lbclient._internal import validation
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Pause, Signal
-from lbclient.core.attempt import Attempt, Race
+from lbclient.core.attempt import Attempt, HedgeRace
 from lbclient.core.call_info import AttemptInfo, CallInfo, concluded, record
-from lbclient.core.engine import Core
+from lbclient.core.engine import Engine
 from lbclient.core.hedge import Hedge
 from lbclient.core.picker import Pick
 from lbclient.core.waiting import Wait
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.classifier import FINE, NO_LOCAL_PORT, Judge, Verdict, answered, lacked_port
+from lbclient.endpoint.classifier import (
+    FINE,
+    NO_LOCAL_PORT,
+    Classifier,
+    Verdict,
+    answered,
+    lacked_port,
+)
 from lbclient.errors import DeadlineExceeded
-from lbclient.resilience.retry import Stopped, Turn, Turns
+from lbclient.resilience.retry import RetryController, RetryState, Stopped
 from lbclient.telemetry import CallSpan, Semantics
 from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
 
-__all__ = ["NOTHING_ASKED", "Call", "Terms", "caller_of", "terms"]
+__all__ = ["NO_OPTIONS", "Call", "CallOptions", "call_options", "caller_of"]
 
 R = TypeVar("R")
 
 
-class Terms(NamedTuple):
+class CallOptions(NamedTuple):
     """The caller's word on one call.
 
     - `idempotent`: it may be repeated though an attempt may have been carried out.
@@ -77,16 +84,18 @@ def caller_of(name: str, caller: object) -> int | None:
         raise TypeError(f"{name} must give something hashable, not {kind}") from error
 
 
-def terms(*, idempotent: bool, key: object, deadline: float | None, caller: object = None) -> Terms:
+def call_options(
+    *, idempotent: bool, key: object, deadline: float | None, caller: object = None
+) -> CallOptions:
     """Checked. Raises ValueError or TypeError, naming the argument."""
     if not isinstance(idempotent, bool):
         raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
     if deadline is not None:
         validation.seconds("deadline", deadline)
-    return Terms(idempotent, key, deadline, caller=caller_of("caller", caller))
+    return CallOptions(idempotent, key, deadline, caller=caller_of("caller", caller))
 
 
-NOTHING_ASKED = Terms()
+NO_OPTIONS = CallOptions()
 
 
 class Raced(Generic[R]):
@@ -94,25 +103,25 @@ class Raced(Generic[R]):
 
     __slots__ = (
         "_last",
+        "_options",
         "_records",
         "_stopped",
-        "_terms",
-        "core",
+        "engine",
         "idempotent",
         "race",
         "timed",
         "tried",
     )
 
-    core: Core
+    engine: Engine
     idempotent: bool
-    race: Race[Attempt[R]] | None
+    race: HedgeRace[Attempt[R]] | None
     timed: bool
     tried: list[Endpoint]
     _last: Attempt[R] | None
     _records: list[AttemptInfo]
     _stopped: Stopped | None
-    _terms: Terms
+    _options: CallOptions
 
     @property
     def over(self) -> bool:
@@ -129,15 +138,15 @@ class Raced(Generic[R]):
 
         None for a call that may not be repeated, or whose body cannot be sent twice at a time.
         """
-        hedging = self.core.hedging
-        if hedging is None or not self.idempotent or self._terms.replayable is not None:
+        hedging = self.engine.hedging
+        if hedging is None or not self.idempotent or self._options.replayable is not None:
             return None
-        with self.core.lock:
+        with self.engine.lock:
             after = hedging.after()
         if after is not None:
-            race = self.race = Race(self.core.lock)
+            race = self.race = HedgeRace(self.engine.lock)
             self.timed = True
-            self.core.calls[self] = race.ended
+            self.engine.calls[self] = race.ended
         return after
 
     def leftover(self) -> R | None:
@@ -148,9 +157,9 @@ class Raced(Generic[R]):
         last, race = self._last, self.race
         if race is None or last is None or last is race.winner:
             return None
-        return last.take() if last.lost or race.winner is not None else None
+        return last.take() if last.losing or race.winner is not None else None
 
-    def _after(self, race: Race[Attempt[R]]) -> Attempt[R] | None:
+    def _after(self, race: HedgeRace[Attempt[R]]) -> Attempt[R] | None:
         """The attempt that is the outcome of a race; in the records it is the last.
 
         One that still is under way stays with whoever carries it out.
@@ -170,10 +179,10 @@ class Call(Raced[R]):
     """One call of one balancer, used once."""
 
     __slots__ = (
-        "_turns",
+        "_retry_controller",
         "caller",
+        "classify",
         "deadline",
-        "judge",
         "key",
         "now",
         "pick",
@@ -186,14 +195,16 @@ class Call(Raced[R]):
         "waiting",
     )
 
-    def __init__(self, core: Core, judge: Judge, terms: Terms, semantics: Semantics) -> None:
-        policy, clock = core.retries.policy, core.clock
-        self.core = core
+    def __init__(
+        self, engine: Engine, classify: Classifier, options: CallOptions, semantics: Semantics
+    ) -> None:
+        policy, clock = engine.retries.policy, engine.clock
+        self.engine = engine
         self.semantics = semantics
-        self.rng = core.rng
+        self.rng = engine.rng
         self.now = self.started = self.since = clock()
         # All at once: by name each of them costs as much as all of this.
-        self.idempotent, self.key, limit, _, _, since, self.caller = terms
+        self.idempotent, self.key, limit, _, _, since, self.caller = options
         self.settles = False
         if limit is None:
             limit = policy.deadline
@@ -203,13 +214,13 @@ class Call(Raced[R]):
         self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
         """True where its attempts must end at some time."""
-        self.race: Race[Attempt[R]] | None = None
+        self.race: HedgeRace[Attempt[R]] | None = None
         """Set where a second attempt may go beside the first."""
         self.span: CallSpan
         self.tried: list[Endpoint] = []
-        self.judge = judge
-        self._terms = terms
-        self._turns: Turns | None = None
+        self.classify = classify
+        self._options = options
+        self._retry_controller: RetryController | None = None
         self._last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
         self._stopped: Stopped | None = None
@@ -219,7 +230,7 @@ class Call(Raced[R]):
         """The signal that stands in line for it, or waits for discovery."""
 
     def __enter__(self) -> Call[R]:
-        opened = self.core.telemetry.call
+        opened = self.engine.telemetry.call
         self.span = opened(self.semantics)
         return self
 
@@ -229,25 +240,25 @@ class Call(Raced[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        core = self.core
-        core.calls.pop(self, None)
+        engine = self.engine
+        engine.calls.pop(self, None)
         if self.waiting is not None and self.race is None:  # else who carries its steps out does
             self._leave()
         if error is not None and self.race is None:
             self.abandon()
         if not self.span.silent:
             if error is None and (last := self._last) is not None:
-                error = DeadlineExceeded() if last.cut else last.error
+                error = DeadlineExceeded() if last.deadline_expired else last.error
             self.span.end(error, len(self.tried))
-        if core.news.untold:
-            core.news.publish()
-        if core.closing:
-            core.over()
+        if engine.outbox.pending:
+            engine.outbox.publish()
+        if engine.closing:
+            engine.over()
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
-        core = self.core
+        engine = self.engine
         if self.race is None:
-            core.calls[self] = None
+            engine.calls[self] = None
         delay: float | None = 0.0
         while delay is not None:
             if delay > 0:
@@ -256,7 +267,7 @@ class Call(Raced[R]):
             if (last is not None or self.race is not None) and self._stops():
                 return
             holding = last.pick if last is not None and last.open else None
-            pick = core.admit(self, holding)
+            pick = engine.admit(self, holding)
             if not isinstance(pick, Pick):
                 pick = yield from self._wait(pick, holding, last)
                 if pick is None:
@@ -279,7 +290,7 @@ class Call(Raced[R]):
     ) -> Generator[Pause, None, Pick | None]:
         """Wait for a slot, or a first answer. None: the last outcome stands."""
         try:
-            pick = yield from Wait(self, self._terms.patience, last).steps(got, holding)
+            pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
             self._leave()
         if pick is None and not self._closed():
@@ -292,18 +303,18 @@ class Call(Raced[R]):
 
     def _closed(self) -> bool:
         """True where no other attempt may begin."""
-        if self.core.membership.ended:
+        if self.engine.membership.ended:
             self._stopped = "closed"
-        return self.core.membership.ended
+        return self.engine.membership.ended
 
     def _rest(self, delay: float) -> Pause:
         """A back-off. It ends early where a hedge has brought the outcome, or all is closed."""
         if self.race is None:
-            signal = self.core.calls[self] = Signal()
+            signal = self.engine.calls[self] = Signal()
         else:
             signal = self.race.ended
-        # The signal is put first and then it is looked: `Core.end` does both in the other order.
-        return Pause(0.0 if self.core.membership.ended else delay, signal)
+        # The signal is put first and then it is looked: `Engine.end` does both in the other order.
+        return Pause(0.0 if self.engine.membership.ended else delay, signal)
 
     def result(self) -> R:
         """The outcome that stands: the last result, or the last error, raised. Ask once.
@@ -318,15 +329,15 @@ class Call(Raced[R]):
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
         error = last.error
-        if self.race is None and (error is not None or not self.semantics.plain):
+        if self.race is None and (error is not None or not self.semantics.minimal):
             self._records.append(record(last))
         if error is None:
             result, last.result = last.result, None
             return result  # type: ignore[return-value]  # it was set
         last.error = None
         records, self._records = tuple(self._records), []
-        took = self.core.clock() - self.since if last.cut else None
-        stopped: Stopped | None = "deadline" if last.cut else self._stopped
+        took = self.engine.clock() - self.since if last.deadline_expired else None
+        stopped: Stopped | None = "deadline" if last.deadline_expired else self._stopped
         try:
             raise concluded(error, records, stopped, took)
         finally:
@@ -341,7 +352,7 @@ class Call(Raced[R]):
     @property
     def elapsed(self) -> float:
         """Seconds since it began."""
-        return self.core.clock() - self.started
+        return self.engine.clock() - self.started
 
     def info(self) -> CallInfo:
         """Its attempts so far."""
@@ -353,21 +364,21 @@ class Call(Raced[R]):
 
     def expiry_from(self, now: float) -> Expiry:
         """The same for one that starts at that time."""
-        timeout = self.core.retries.policy.attempt_timeout
+        timeout = self.engine.retries.policy.attempt_timeout
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
             ends.append(now + timeout)
-        return Expiry(min(ends, default=math.inf), self.core.clock)
+        return Expiry(min(ends, default=math.inf), self.engine.clock)
 
     def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
         """What the error of an attempt means."""
-        if self.core.abandoned:
+        if self.engine.abandoned:
             return FINE
-        verdict = self._by_reach(attempt, error, self.judge(error))
+        verdict = self._by_reach(attempt, error, self.classify(error))
         if not verdict.fault:
             return verdict
         if self.overdue():
-            verdict = self._cut(attempt)
+            verdict = self._deadline_expired(attempt)
         missed = attempt.expiry is not None and attempt.expiry.missed
         return replace(verdict, fault=False) if missed else verdict
 
@@ -376,9 +387,9 @@ class Call(Raced[R]):
         if verdict.unreachable:
             if lacked_port(error, attempt.instance):
                 return NO_LOCAL_PORT
-            return replace(verdict, fault=self.core.unreachable(attempt))
+            return replace(verdict, fault=self.engine.unreachable(attempt))
         if answered(error):
-            self.core.reached(attempt)
+            self.engine.reached(attempt)
         return verdict
 
     def _replaced(self, last: Attempt[R]) -> R | None:
@@ -392,7 +403,7 @@ class Call(Raced[R]):
         if self.waiting is not None:
             self._leave()
         if self.pick is not None:
-            self.core.give_back(self.pick)
+            self.engine.give_back(self.pick)
         if self._last is not None:
             self._last.abandon()
             if self.race is None:  # else the shell asks for what is left over
@@ -401,42 +412,42 @@ class Call(Raced[R]):
     def _leave(self) -> None:
         """Stand in no line any more."""
         if self.waiting is not None:
-            self.core.leave(self.waiting)
+            self.engine.leave(self.waiting)
             self.waiting = None
 
     def _delay_after(self, verdict: Verdict, error: Exception | None) -> float | None:
-        turn = Turn(
+        retry_state = RetryState(
             verdict=verdict,
-            now=self.core.clock(),
+            now=self.engine.clock(),
             repeatable=self.idempotent,
-            replayable=self._terms.replayable is None or self._terms.replayable(),
+            replayable=self._options.replayable is None or self._options.replayable(),
             deadline=self.deadline,
-            pause=self.core.rest_of_all(),
+            pause=self.engine.rest_of_all(),
             unsent=verdict.never_sent(error),
         )
-        with self.core.lock:
-            self._turns = self._turns or Turns(self.core.retries)
-            delay = self._turns.delay(turn)
+        with self.engine.lock:
+            self._retry_controller = self._retry_controller or RetryController(self.engine.retries)
+            delay = self._retry_controller.delay(retry_state)
         if delay is not None:
-            self.core.telemetry.counts.retry()
-            self._tell(RetryDecided, delay)
+            self.engine.telemetry.counts.retry()
+            self._emit(RetryDecided, delay)
             return delay
-        self._stopped = turn.stopped
-        if turn.stopped == "budget":
-            self.core.telemetry.counts.refusal()
-            self._tell(RetryRefused)
+        self._stopped = retry_state.stopped
+        if retry_state.stopped == "budget":
+            self.engine.telemetry.counts.refusal()
+            self._emit(RetryRefused)
         return delay
 
-    def _tell(self, kind: Callable[..., Event], *details: object) -> None:
+    def _emit(self, kind: Callable[..., Event], *details: object) -> None:
         if self._last is not None:
-            self.core.rotation.tell(kind, self._last.endpoint, *details)
+            self.engine.rotation.emit(kind, self._last.endpoint, *details)
 
     def overdue(self) -> bool:
         """True once its time is up."""
-        return self.deadline is not None and self.core.clock() >= self.deadline
+        return self.deadline is not None and self.engine.clock() >= self.deadline
 
-    def _cut(self, attempt: Attempt[R]) -> Verdict:
+    def _deadline_expired(self, attempt: Attempt[R]) -> Verdict:
         """Our own deadline ended it: its fault only if it had at least half of the time."""
-        attempt.cut = True
+        attempt.deadline_expired = True
         half = ((self.deadline or 0.0) - self.since) / 2
         return Verdict(fault=attempt.started - self.since <= half)

@@ -27,7 +27,7 @@ _WHY: dict[Stopped, str] = {
 }
 
 
-class Finished(Protocol):
+class FinishedAttempt(Protocol):
     """What is asked of an attempt."""
 
     @property
@@ -77,7 +77,7 @@ def call_info(outcome: object) -> CallInfo:
     return info
 
 
-def record(attempt: Finished) -> AttemptInfo:
+def record(attempt: FinishedAttempt) -> AttemptInfo:
     """What became of one attempt."""
     return AttemptInfo(
         attempt.instance, attempt.status, attempt.error, attempt.elapsed, attempt.reason

@@ -24,26 +24,26 @@ from weakref import ref
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.signals import Signal
 from lbclient.core.membership import Membership
-from lbclient.core.outcomes import Charges, Guards, Sent
-from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, Selection
+from lbclient.core.outcomes import OptInRules, OutcomeCharges, SentAttempt
+from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
 from lbclient.core.rotation import Rotation
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.resilience.hedging import Hedging
-from lbclient.resilience.retry import Retries
+from lbclient.resilience.retry import RetryRules
 from lbclient.telemetry import Tally, Telemetry
 from lbclient.telemetry.events import AttemptPicked
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry.outbox import Outbox
 
-__all__ = ["Core", "Owner"]
+__all__ = ["Engine", "SlotOwner"]
 
 _GAIN = 0.1
 _LOOK_AGAIN = 0.25
 
 
-class Owner(ref[object]):
+class SlotOwner(ref[object]):
     """A reference to the object of the caller's that holds a slot, such as a response.
 
     `give_back` is what is to be done if the caller drops that object. A `__del__` could not do it
@@ -56,19 +56,19 @@ class Owner(ref[object]):
     give_back: Callable[[], object]
 
 
-class Core:
+class Engine:
     """One balancer's decisions."""
 
     def __init__(
         self,
         membership: Membership,
         *,
-        selection: Selection,
-        retries: Retries,
-        guards: Guards | None,
+        picker: Picker,
+        retries: RetryRules,
+        opt_in_rules: OptInRules | None,
         hedging: Hedging | None,
         telemetry: Telemetry,
-        news: News,
+        outbox: Outbox,
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
@@ -78,27 +78,27 @@ class Core:
         self.watch = membership.watch
         self.pool = membership.pool
         self.retries = retries
-        self.guards = guards
+        self.opt_in_rules = opt_in_rules
         self.hedging = hedging
         self.telemetry = telemetry
         self.tally = Tally()
-        self.news = news
+        self.outbox = outbox
         self.clock = clock
         self.rng = rng
         self.lock = lock
-        self.owners: set[Owner] = set()
+        self.owners: set[SlotOwner] = set()
         """Of the slots whose holders are objects of the caller's."""
-        self.forsaken: deque[Owner] = deque()
+        self.deferred_releases: deque[SlotOwner] = deque()
         """Those that were dropped: that happens at any time, inside any lock."""
-        self.usual: float | None = None
+        self.mean_latency: float | None = None
         """Seconds that an answer takes, a moving mean over all instances."""
         self.abandoned = False
         """True once connections are closed under the calls that are under way."""
-        self._selection = selection
-        self._watched = guards is not None or selection.learning is not None
+        self._picker = picker
+        self._watched = opt_in_rules is not None or picker.learning is not None
         """True where a rule or the strategy is told of every outcome."""
-        self._line = membership.line
-        self.line = membership.line
+        self._queue = membership.queue
+        self.queue = membership.queue
         self.look_again = _LOOK_AGAIN
         """Seconds after which the first in line looks again though nothing has woken it: a response
         that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
@@ -109,8 +109,10 @@ class Core:
         """The calls that are under way, each with the signal that ends its back-off."""
         self.closing: dict[Signal, None] = {}
         """Set once no call is under way, and nothing in flight."""
-        self.rotation = Rotation(membership, selection, telemetry.counts, news, clock, rng)
-        self.charges = Charges(membership, self.rotation, guards, clock, rng, self.tally)
+        self.rotation = Rotation(membership, picker, telemetry.counts, outbox, clock, rng)
+        self.charges = OutcomeCharges(
+            membership, self.rotation, opt_in_rules, clock, rng, self.tally
+        )
         budgets = (retries.budget, None if hedging is None else hedging.budget)
         self._budgets = [one for one in budgets if one is not None]
         """Each call earns its share of them."""
@@ -129,7 +131,7 @@ class Core:
     @property
     def in_flight(self) -> int:
         """How many attempts are under way."""
-        return self._selection.in_flight
+        return self._picker.in_flight
 
     def stop(self) -> None:
         """Ask discovery no more."""
@@ -142,13 +144,13 @@ class Core:
         self.lock = lock
         self.calls.clear()
         self.closing.clear()
-        self._line.clear()
+        self._queue.clear()
         self.membership.after_fork(lock)
         now = self.clock()
         self.pool.spread(now, self.rng)
-        self._selection.after_fork(now)
+        self._picker.after_fork(now)
 
-    def admit(self, call: Picker, holding: Pick | None) -> Pick | Signal | None:
+    def admit(self, call: PickRequest, holding: Pick | None) -> Pick | Signal | None:
         """Pick an instance for the next attempt of `call`, and take it: it is `call.pick` then.
 
         Returns a signal to wait for instead, or None. The slot of `holding`, whose answer is about
@@ -158,59 +160,59 @@ class Core:
         clock = self.clock
         with self.lock:
             now = call.now = clock()
-            if self.forsaken:
-                self.reap()
+            if self.deferred_releases:
+                self.run_deferred()
             discovery = self.membership
             ready = self.watch.fresh and discovery.generation is discovery.scheduler.generation
-            if not ready and discovery.unready(now):
+            if not ready and discovery.must_wait_until_resolved(now):
                 return self._wait_for_answer(call)
-            if self.guards is not None and call.waiting is None and not call.tried:
-                self._throttle(self.guards, now)
-            if self._line.waiting and not self._line.passes(call.waiting):
+            if self.opt_in_rules is not None and call.waiting is None and not call.tried:
+                self._throttle(self.opt_in_rules, now)
+            if self._queue.waiting and not self._queue.passes(call.waiting):
                 return self._join(call, retry=False)
-            left = self._line.left_for(call.waiting) if self._line.retries else None
+            left = self._queue.left_for(call.waiting) if self._queue.retries else None
             if holding is not None:
                 self.release(holding, wake=False)
-            pick = self._selection.pick(call, now, left)
+            pick = self._picker.pick(call, now, left)
             if isinstance(pick, Pick):
                 self._take(pick, call, now, holding, first=not call.tried)
                 return pick
             if holding is not None:
                 self._retake(holding)
             if pick is None:
-                self.membership.hurry(now)
+                self.membership.request_refresh(now)
                 return None
             return self._join(call, retry=pick is UNTRIED_FULL)
 
-    def _wait_for_answer(self, call: Picker) -> Signal:
+    def _wait_for_answer(self, call: PickRequest) -> Signal:
         signal = _signal_of(call)
-        self._line.leave(signal)
+        self._queue.leave(signal)
         signal.rearm()
         self.watch.wait(signal)
         return signal
 
-    def _join(self, call: Picker, *, retry: bool) -> Signal:
+    def _join(self, call: PickRequest, *, retry: bool) -> Signal:
         signal = _signal_of(call)
         if retry:
-            return self._line.join_retries(signal, call.tried, self._free(signal))
-        return self._line.join(signal, call.caller)
+            return self._queue.join_retries(signal, call.tried, self._free(signal))
+        return self._queue.join(signal, call.caller)
 
     def _free(self, signal: Signal) -> Iterable[Endpoint]:
         """Where there are slots, if `signal` is that of a retry that waits apart for one."""
-        return self._selection.free(self.clock()) if signal in self._line.retries else ()
+        return self._picker.free(self.clock()) if signal in self._queue.retries else ()
 
-    def _throttle(self, guards: Guards, now: float) -> None:
-        if not guards.admits(now):
+    def _throttle(self, opt_in_rules: OptInRules, now: float) -> None:
+        if not opt_in_rules.admits(now):
             self.telemetry.counts.throttled()
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
-    def beside(self, call: Picker) -> Pick | None:
+    def pick_hedge(self, call: PickRequest) -> Pick | None:
         """A second attempt beside the first of `call`, or None: it waits for no place, goes after
         everything that waits in line, and is taken from the budget of hedges."""
         with self.lock:
             now = call.now = self.clock()
-            late = self._line or self.membership.ended
-            pick = None if late else self._selection.beside(call, now)
+            late = self._queue or self.membership.ended
+            pick = None if late else self._picker.pick_hedge(call, now)
             if pick is None:
                 return None
             budget = None if self.hedging is None else self.hedging.budget
@@ -228,13 +230,13 @@ class Core:
         the line then.
         """
         with self.lock:
-            return min(self._selection.changes_at(now), self.watch.changes_at)
+            return min(self._picker.changes_at(now), self.watch.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
         """Why none may be used now."""
         with self.lock:
             now = self.clock()
-            retry_in = self._selection.retry_in(now)
+            retry_in = self._picker.retry_in(now)
             shown = self.pool.describe(now)
         when = "" if retry_in is None else f"; try again in {retry_in:.2f} s"
         return NoInstanceAvailable(
@@ -246,47 +248,47 @@ class Core:
         with self.lock:
             try:
                 self.watch.forget(signal)
-                self._line.leave(signal, free=self._free(signal))
+                self._queue.leave(signal, free=self._free(signal))
             except BaseException:
-                self._line.wake()
+                self._queue.wake()
                 raise
 
     def _take(
-        self, pick: Pick, call: Picker, now: float, gave_up: Pick | None, *, first: bool
+        self, pick: Pick, call: PickRequest, now: float, gave_up: Pick | None, *, first: bool
     ) -> None:
         """From here on it counts as in flight, and a probe's permit is given out.
 
         The slot of `gave_up` may be another call's now.
         """
-        endpoint, selection, permit = pick.endpoint, self._selection, pick.permit
+        endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
         # These lines call nothing: see the top of this file.
         call.pick = pick
         pick.taken = True
         endpoint.in_flight += 1
-        selection.in_flight += 1
+        picker.in_flight += 1
         if permit.expires is not None:
             endpoint.breaker.probe_permit = permit
         endpoint.attempts += 1
         self.tally.picks += 1
-        if self.news.heard:
-            self.rotation.tell(AttemptPicked, endpoint, pick.reason)
+        if self.outbox.has_listener:
+            self.rotation.emit(AttemptPicked, endpoint, pick.reason)
         if first:
             for budget in self._budgets:
                 budget.deposit(now)
-        if gave_up is not None and self._line:
+        if gave_up is not None and self._queue:
             self._wake(gave_up.endpoint)
         if call.waiting is not None:
-            self._line.leave(call.waiting, served=True, free=self._free(call.waiting))
+            self._queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
         """There is nothing that its slot could pass to."""
-        endpoint, selection = pick.endpoint, self._selection
+        endpoint, picker = pick.endpoint, self._picker
         # These lines call nothing: see the top of this file.
         pick.taken = True
         endpoint.in_flight += 1
-        selection.in_flight += 1
+        picker.in_flight += 1
 
-    def answered(self, attempt: Sent, pick: Pick, verdict: Verdict, *, held: bool) -> None:
+    def answered(self, attempt: SentAttempt, pick: Pick, verdict: Verdict, *, held: bool) -> None:
         """An attempt was answered after `elapsed` seconds: it is settled and released, unless it is
         `held` until the end of its body.
 
@@ -301,28 +303,28 @@ class Core:
                 not verdict.client_error
                 and (verdict.good or elapsed > (endpoint.latency or math.inf))
             ):
-                endpoint.took(elapsed)
-                usual = elapsed if self.usual is None else self.usual
-                self.usual = usual + _GAIN * (elapsed - usual)
+                endpoint.record_latency(elapsed)
+                mean_latency = elapsed if self.mean_latency is None else self.mean_latency
+                self.mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
                 if self.hedging is not None:
-                    self.hedging.took(elapsed)
+                    self.hedging.record_latency(elapsed)
             if held:
                 return
-            if self._watched or not clean or endpoint.doubt or not attempt.breaker.pristine:
-                self.settle(attempt, verdict)  # else there is nothing to settle
+            if self._watched or not clean or endpoint.penalty or not attempt.breaker.untouched:
+                self.record_outcome(attempt, verdict)  # else there is nothing to settle
             self.release(pick)
 
     def release(self, pick: Pick, *, wake: bool = True) -> None:
         """The body of an attempt is closed, and it counts as in flight no more; `wake` whoever
         waits for its slot. Hold the lock. More than once does no harm."""
-        endpoint, selection, line = pick.endpoint, self._selection, self._line
+        endpoint, picker, queue = pick.endpoint, self._picker, self._queue
         # These lines call nothing: see the top of this file.
         if pick.taken:
             pick.taken = False
             if endpoint.in_flight > 0:  # else its attempt was begun before a fork
                 endpoint.in_flight -= 1
-                selection.in_flight -= 1
-        if wake and (line.waiting or line.retries):
+                picker.in_flight -= 1
+        if wake and (queue.waiting or queue.retries):
             self._wake(endpoint)
         if wake and self.closing:
             self.over()
@@ -330,13 +332,13 @@ class Core:
     def _wake(self, freed: Endpoint) -> None:
         """Let a call in line look for the slot that has come free, also if that is interrupted."""
         try:
-            for endpoint in self._selection.freed(freed, self.clock()):
-                self._line.wake(endpoint)
+            for endpoint in self._picker.freed(freed, self.clock()):
+                self._queue.wake(endpoint)
         except BaseException:
-            self._line.wake()
+            self._queue.wake()
             raise
 
-    def settle(self, attempt: Sent, verdict: Verdict | None) -> None:
+    def record_outcome(self, attempt: SentAttempt, verdict: Verdict | None) -> None:
         """Judge one attempt, once. None only hands the permit back. Hold the lock."""
         breaker = attempt.breaker
         if verdict is None:
@@ -345,21 +347,23 @@ class Core:
         endpoint, against = attempt.endpoint, 0.0
         if verdict.client_error:
             against = self.charges.client_error(endpoint, attempt.started)
-        if self._selection.learning is not None and not (
+        if self._picker.learning is not None and not (
             verdict.client_error and self.rng.random() >= against
         ):
             failed = verdict.client_error or verdict.turned_away
             self.learned(endpoint, attempt.elapsed, failed=failed)
-        calm = verdict.good and not verdict.rest and not endpoint.doubt and self.guards is None
-        if not (calm and (breaker.pristine or breaker.unmoved)):
-            self.charges.settle(attempt, verdict)
+        uneventful = (
+            verdict.good and not verdict.rest and not endpoint.penalty and self.opt_in_rules is None
+        )
+        if not (uneventful and (breaker.untouched or breaker.success_is_noop)):
+            self.charges.record_outcome(attempt, verdict)
 
-    def unreachable(self, attempt: Sent) -> bool:
+    def unreachable(self, attempt: SentAttempt) -> bool:
         """It found no way to its instance. True if that is the instance's fault."""
         with self.lock:
             return self.charges.unreachable(attempt)
 
-    def reached(self, attempt: Sent) -> None:
+    def reached(self, attempt: SentAttempt) -> None:
         """It failed, but its instance was reached."""
         with self.lock:
             self.charges.reached(attempt)
@@ -370,13 +374,13 @@ class Core:
             void = endpoint.gone or endpoint.breaker is not breaker
             if not void and endpoint.healthy is not healthy:
                 self.rotation.checked(endpoint, healthy=healthy, why=why)
-        self.news.publish()
+        self.outbox.publish()
 
     def learned(self, endpoint: Endpoint, elapsed: float, *, failed: bool) -> None:
         """Tell a strategy that learns. Hold the lock."""
-        self._selection.ended(endpoint, elapsed, failed=failed, now=self.clock())
+        self._picker.ended(endpoint, elapsed, failed=failed, now=self.clock())
 
-    def probe_answered(self, attempt: Sent) -> None:
+    def probe_answered(self, attempt: SentAttempt) -> None:
         """Good headers came: the next probe may go while this one's body is still read."""
         with self.lock:
             attempt.breaker.cancel(attempt.permit)
@@ -387,34 +391,34 @@ class Core:
             pick.endpoint.breaker.cancel(pick.permit)
             self.release(pick)
 
-    def dropped(self, pick: Pick, sent: Sent, verdict: Verdict) -> None:
+    def dropped(self, pick: Pick, sent: SentAttempt, verdict: Verdict) -> None:
         """The response of an attempt that was good so far was dropped unclosed."""
         with self.lock:
-            self.settle(sent, verdict)
+            self.record_outcome(sent, verdict)
             self.release(pick)
 
-    def owned(self, holder: object, give_back: Callable[[], object]) -> Owner:
+    def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
         """Have `give_back` called once `holder` was dropped, by whoever next uses the balancer.
 
         Nothing that `give_back` knows may lead to `holder`.
 
         Not any more once what this returns is no longer in `owners`, nor kept anywhere else.
         """
-        owner = Owner(holder, self.forsaken.append)
+        owner = SlotOwner(holder, self.deferred_releases.append)
         owner.give_back = give_back
         self.owners.add(owner)
         return owner
 
-    def reap(self) -> None:
+    def run_deferred(self) -> None:
         """Give back the slots whose holders were dropped. Hold the lock.
 
         Each stays in the queue until it is done, however often that is interrupted.
         """
-        while self.forsaken:
-            owner = self.forsaken[0]
+        while self.deferred_releases:
+            owner = self.deferred_releases[0]
             owner.give_back()
             self.owners.discard(owner)
-            self.forsaken.popleft()
+            self.deferred_releases.popleft()
 
     def rest_of_all(self) -> float:
         """Seconds until the first instance has rested, where all of them rest; else 0."""
@@ -422,18 +426,18 @@ class Core:
             now = self.clock()
             if self.pool.candidates(now) or (soonest := self.pool.resting(now)) is None:
                 return 0.0
-            return max(0.0, soonest.rest_until - now)
+            return max(0.0, soonest.backing_off_until - now)
 
     def over(self) -> None:
         """A call, or an attempt, is over: tell those that wait for the last one."""
-        while self.closing and not self.calls and not self._selection.in_flight:
+        while self.closing and not self.calls and not self._picker.in_flight:
             with contextlib.suppress(KeyError):  # another thread was quicker
                 self.closing.popitem()[0].set()
 
     def drained(self) -> Signal:
         """A signal that is set once no call is under way, and nothing in flight."""
         with self.lock:
-            self.reap()
+            self.run_deferred()
             signal = Signal()
             self.closing[signal] = None
             self.over()
@@ -448,7 +452,7 @@ class Core:
                 signal.set()
 
 
-def _signal_of(call: Picker) -> Signal:
+def _signal_of(call: PickRequest) -> Signal:
     """The call has it before anybody else knows it, so that it leaves the line whatever comes."""
     if (signal := call.waiting) is None:
         signal = call.waiting = Signal()

@@ -7,11 +7,11 @@ from typing import Generic, Protocol, TypeVar
 
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Signal
-from lbclient.core.attempt import Attempt, Race
-from lbclient.core.engine import Core
-from lbclient.core.picker import Pick, Picker
+from lbclient.core.attempt import Attempt, HedgeRace
+from lbclient.core.engine import Engine
+from lbclient.core.picker import Pick, PickRequest
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.classifier import Judge, Verdict
+from lbclient.endpoint.classifier import Classifier, Verdict
 from lbclient.telemetry import CallSpan, Semantics
 
 __all__ = ["Hedge"]
@@ -19,14 +19,14 @@ __all__ = ["Hedge"]
 R = TypeVar("R")
 
 
-class Hedged(Picker, Protocol[R]):
+class HedgedCall(PickRequest, Protocol[R]):
     """What a hedge has from its call."""
 
-    core: Core
+    engine: Engine
     deadline: float | None
     started: float
-    race: Race[Attempt[R]] | None
-    judge: Judge
+    race: HedgeRace[Attempt[R]] | None
+    classify: Classifier
     semantics: Semantics
     span: CallSpan
     tried: list[Endpoint]
@@ -48,10 +48,10 @@ class Hedge(Generic[R]):
         "_attempt",
         "_call",
         "caller",
-        "core",
+        "classify",
         "deadline",
+        "engine",
         "idempotent",
-        "judge",
         "key",
         "now",
         "pick",
@@ -65,14 +65,14 @@ class Hedge(Generic[R]):
         "waiting",
     )
 
-    def __init__(self, call: Hedged[R]) -> None:
+    def __init__(self, call: HedgedCall[R]) -> None:
         self._call = call
         self._attempt: Attempt[R] | None = None
-        self.core = call.core
+        self.engine = call.engine
         self.deadline = call.deadline
         self.idempotent = True
         self.settles = False
-        self.judge = call.judge
+        self.classify = call.classify
         self.key = call.key
         self.caller = call.caller
         self.now = self.started = call.started
@@ -85,7 +85,7 @@ class Hedge(Generic[R]):
         self.timed = True
 
     def __iter__(self) -> Iterator[Attempt[R]]:
-        pick = self.core.beside(self)
+        pick = self.engine.pick_hedge(self)
         if pick is None:
             return
         attempt: Attempt[R] = Attempt(self, pick, None, len(self.tried))
@@ -96,7 +96,7 @@ class Hedge(Generic[R]):
     def abandon(self) -> None:
         """It was interrupted: whatever it holds is given back."""
         if self.pick is not None:
-            self.core.give_back(self.pick)
+            self.engine.give_back(self.pick)
         if self._attempt is not None:
             self._attempt.abandon()
 

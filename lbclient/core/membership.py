@@ -12,19 +12,19 @@ from logging import INFO, WARNING
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause, Signal
-from lbclient.core.pool import Change, Pool, Subset
-from lbclient.core.wait_queue import Line
+from lbclient.core.pool import EndpointSetUpdate, Pool, Subset
+from lbclient.core.wait_queue import WaitQueue
 from lbclient.discovery import Resolver, StaticResolver, text_of
-from lbclient.discovery.scheduler import Companion, Scheduler
-from lbclient.discovery.subscription import CEILING, FLOOR, Watch
+from lbclient.discovery.scheduler import InstanceJob, Scheduler
+from lbclient.discovery.subscription import CEILING, FLOOR, ServiceSubscription
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.instance import Answer, Instance
 from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
-from lbclient.telemetry import Counts
+from lbclient.telemetry import Metrics
 from lbclient.telemetry.events import DiscoveryFailed, InstancesChanged
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry.outbox import Outbox
 
-__all__ = ["Bounds", "Membership"]
+__all__ = ["DiscoveryLimits", "Membership"]
 
 _ROUND = 15.0
 _AT_ONCE = 256
@@ -33,7 +33,7 @@ _MANY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class DiscoveryLimits:
     """What limits the discovery of one service, checked.
 
     Raises ValueError or TypeError, naming the argument.
@@ -64,32 +64,32 @@ class Membership:
         resolver: Resolver,
         *,
         pool: Pool,
-        counts: Counts,
-        news: News,
+        counts: Metrics,
+        outbox: Outbox,
         scheduler: Scheduler,
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
-        bounds: Bounds,
+        discovery_limits: DiscoveryLimits,
     ) -> None:
         self.name = service
-        self.watch = Watch(
+        self.watch = ServiceSubscription(
             service,
             resolver,
             self,
             clock=clock,
             rng=rng,
             lock=lock,
-            max_stale=bounds.max_stale,
-            floor=bounds.min_refresh,
+            max_stale=discovery_limits.max_stale,
+            floor=discovery_limits.min_refresh,
         )
         self.pool = pool
-        self.line = Line()
-        self._subset = Subset(bounds.max_instances, rng)
+        self.queue = WaitQueue()
+        self._subset = Subset(discovery_limits.max_instances, rng)
         self._counts = counts
-        self._news = news
+        self._outbox = outbox
         self.scheduler = scheduler
-        self.companion: Companion | None = None
+        self.companion: InstanceJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
         """True where connections to instances that have left, or moved, are to be closed."""
@@ -101,7 +101,7 @@ class Membership:
         if isinstance(resolver, StaticResolver) and self.watch.claim():
             self.watch.run()  # a list that never changes; all else waits for the first call
 
-    def unready(self, now: float) -> bool:
+    def must_wait_until_resolved(self, now: float) -> bool:
         """True where nothing is known yet: wait for the watch. Hold the lock.
 
         Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
@@ -122,8 +122,11 @@ class Membership:
 
     def end(self) -> list[Signal]:
         """No attempt begins from now on. Returns the signals of calls that wait. Hold the lock."""
-        self.ended, self.generation = True, None  # which has each call ask `unready`
-        return [*self.line.waiting, *self.line.retries, *self.watch.waiting]
+        self.ended, self.generation = (
+            True,
+            None,
+        )  # which has each call ask `must_wait_until_resolved`
+        return [*self.queue.waiting, *self.queue.retries, *self.watch.waiting]
 
     def stop(self) -> None:
         """Ask discovery no more."""
@@ -142,9 +145,9 @@ class Membership:
             # Nothing is counted or told: a dead thread may hold the locks of a caller's telemetry.
             self.pool.take(self.pool.plan(subset, self.watch.clock()))
 
-    def hurry(self, now: float) -> None:
+    def request_refresh(self, now: float) -> None:
         """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
-        if self.watch.hurry(now):
+        if self.watch.request_refresh(now):
             self.scheduler.schedule(self.watch)
 
     def round(self) -> Iterator[Pause]:
@@ -179,14 +182,14 @@ class Membership:
         """The last good set stands."""
         error = self.watch.error
         self._counts.lookup_failed(error)
-        self.line.wake()  # the first in line notes when what is known becomes too old
+        self.queue.wake()  # the first in line notes when what is known becomes too old
         if error is not None:
-            self._news.tell(DiscoveryFailed(self.name, self.watch.clock(), error))
+            self._outbox.emit(DiscoveryFailed(self.name, self.watch.clock(), error))
 
     def publish(self) -> None:
         """Log what came of a round, and have connections that nobody needs now closed. Let go of
         who left, thousands not at once: that takes time, in which no other thread has a turn."""
-        self._news.publish()
+        self._outbox.publish()
         if self._departed:
             self._departed = False
             self.pool.tell_listeners()
@@ -204,25 +207,25 @@ class Membership:
         self.scheduler.schedule(self.watch)
         return signal
 
-    def _changed(self, change: Change) -> None:
+    def _changed(self, change: EndpointSetUpdate) -> None:
         """Hold the lock."""
         joined, left, before = len(change.joined), len(change.left), len(self.pool)
         self._left = change.left
         self._departed = bool(change.left or change.moved)
         self.pool.take(change)
-        self.line.wake()
+        self.queue.wake()
         if self.watch.settled or not (joined or left):
             return
         self._counts.changed(joined, left)
-        if self._news.heard:
+        if self._outbox.has_listener:
             came, went = map(_instances, (change.joined, change.left))
-            self._news.tell(InstancesChanged(self.name, self.watch.clock(), came, went))
+            self._outbox.emit(InstancesChanged(self.name, self.watch.clock(), came, went))
         if before >= _MANY and left > before / 2:
             text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
-            self._news.add(WARNING, text, self.name, left, joined, before, len(self.pool))
+            self._outbox.add(WARNING, text, self.name, left, joined, before, len(self.pool))
         else:
             text = "%s: %d instances joined, %d left; %d now"
-            self._news.add(INFO, text, self.name, joined, left, len(self.pool))
+            self._outbox.add(INFO, text, self.name, joined, left, len(self.pool))
 
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""

@@ -27,7 +27,7 @@ from lbclient.resilience.outlier_detection import OutlierPolicy, Outliers
 from lbclient.resilience.throttle import Throttle, ThrottlePolicy
 from lbclient.telemetry import Tally
 
-__all__ = ["Charges", "Guards", "Sent"]
+__all__ = ["OptInRules", "OutcomeCharges", "SentAttempt"]
 
 _LONGEST_REST = 30.0
 _GAIN = 1 / 16
@@ -35,7 +35,7 @@ _GAIN = 1 / 16
 number."""
 
 
-class Sent(Protocol):
+class SentAttempt(Protocol):
     """To whom it went, with whose permit, and how long it took to the answer's headers."""
 
     @property
@@ -54,7 +54,7 @@ class Sent(Protocol):
         ...
 
     @property
-    def beside(self) -> int:
+    def concurrent(self) -> int:
         """So many others were in flight at that endpoint when it was sent."""
         ...
 
@@ -65,7 +65,7 @@ class Sent(Protocol):
 
     @property
     def epoch(self) -> int:
-        """`Charges.epoch` when it was sent."""
+        """`OutcomeCharges.epoch` when it was sent."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class Sent(Protocol):
         ...
 
 
-class Guards:
+class OptInRules:
     """The opt-in rules of one balancer. Told the time; not locked: its owner is."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Guards:
         """False where the throttle keeps a new call back."""
         return self._throttle is None or self._throttle.admits(now, self._rng)
 
-    def saw(self, attempt: Sent, verdict: Verdict, now: float) -> bool:
+    def saw(self, attempt: SentAttempt, verdict: Verdict, now: float) -> bool:
         """An attempt that is still in flight has its verdict. True: ask for `outliers`."""
         turned_away = not verdict.good and verdict.turned_away
         if self._throttle is not None:
@@ -122,7 +122,7 @@ class Guards:
     def _learn(
         self,
         rule: AdaptiveLimit,
-        attempt: Sent,
+        attempt: SentAttempt,
         verdict: Verdict,
         now: float,
         *,
@@ -145,22 +145,24 @@ class Guards:
         else:
             queued = False
             if not verdict.client_error:
-                queued = rule.queued(elapsed, one.calm)
-                one.calm = rule.calm(one.calm, elapsed, attempt.beside, one.limit)
+                queued = rule.queued(elapsed, one.baseline_latency)
+                one.baseline_latency = rule.next_baseline(
+                    one.baseline_latency, elapsed, attempt.concurrent, one.limit
+                )
             one.limit = learned.served(rule, one.limit, one.in_flight, queued=queued)
             if attempt.permit.probe:
                 learned.resume()
         one.paused_until = learned.paused_until
 
 
-class Charges:
+class OutcomeCharges:
     """The one place where a verdict is charged. Hold the balancer's lock."""
 
     def __init__(
         self,
         membership: Membership,
         rotation: Rotation,
-        guards: Guards | None,
+        opt_in_rules: OptInRules | None,
         clock: Callable[[], float],
         rng: random.Random,
         tally: Tally,
@@ -168,7 +170,7 @@ class Charges:
         self._membership = membership
         self._pool = membership.pool
         self._rotation = rotation
-        self._guards = guards
+        self._opt_in_rules = opt_in_rules
         self._clock = clock
         self._rng = rng
         self._tally = tally
@@ -178,7 +180,7 @@ class Charges:
         self.proved = 0
         """The last epoch in which an attempt was sent that reached its instance."""
 
-    def unreachable(self, attempt: Sent) -> bool:
+    def unreachable(self, attempt: SentAttempt) -> bool:
         """An attempt found no way to its instance. True if that is the instance's fault."""
         endpoint = attempt.endpoint
         if endpoint.gone or attempt.breaker is not endpoint.breaker:
@@ -189,7 +191,7 @@ class Charges:
             endpoint.unreached = self.epoch
         return fault
 
-    def reached(self, attempt: Sent) -> None:
+    def reached(self, attempt: SentAttempt) -> None:
         """An attempt has reached its instance, whatever that said."""
         endpoint = attempt.endpoint
         if 0 < endpoint.unreached <= attempt.epoch:
@@ -223,10 +225,10 @@ class Charges:
         if own <= everywhere:
             return 0.0
         weight = ((own - everywhere) / (1.0 - everywhere)) ** 2
-        endpoint.doubted(self._clock(), started, weight)
+        endpoint.penalize(self._clock(), started, weight)
         return weight
 
-    def settle(self, attempt: Sent, verdict: Verdict) -> None:
+    def record_outcome(self, attempt: SentAttempt, verdict: Verdict) -> None:
         """An attempt came to this verdict."""
         endpoint, breaker = attempt.endpoint, attempt.breaker
         if endpoint.gone or breaker is not endpoint.breaker:
@@ -238,7 +240,7 @@ class Charges:
             raise
 
     def _charge(
-        self, attempt: Sent, verdict: Verdict, endpoint: Endpoint, breaker: Breaker
+        self, attempt: SentAttempt, verdict: Verdict, endpoint: Endpoint, breaker: Breaker
     ) -> None:
         now = self._clock()
         if verdict.fault:
@@ -246,13 +248,13 @@ class Charges:
             failing = self._faults.count(self._tally.picks, gain)
             endpoint.failed(now, attempt.started, (1.0 - failing) ** 2)
             endpoint.last_fault = attempt.fault
-        elif verdict.good and not verdict.client_error and endpoint.doubt:
+        elif verdict.good and not verdict.client_error and endpoint.penalty:
             endpoint.served(now)
         if verdict.fault and verdict.again == "always":
-            self._membership.hurry(now)
+            self._membership.request_refresh(now)
         if verdict.rest > 0:
             self._rotation.rest(endpoint, now + min(verdict.rest, _LONGEST_REST))
-        if (verdict.fault or not breaker.pristine) and breaker.settle(
+        if (verdict.fault or not breaker.untouched) and breaker.record_outcome(
             attempt.permit,
             fault=verdict.fault,
             now=now,
@@ -263,13 +265,15 @@ class Charges:
             latency=endpoint.latency,
         ):
             self._rotation.turned(endpoint, breaker, now)
-        guards, paused_until = self._guards, endpoint.paused_until
-        if guards is not None and guards.saw(attempt, verdict, now):
-            self._eject_outliers(guards, now)
+        opt_in_rules, paused_until = self._opt_in_rules, endpoint.paused_until
+        if opt_in_rules is not None and opt_in_rules.saw(attempt, verdict, now):
+            self._eject_outliers(opt_in_rules, now)
         if endpoint.paused_until != paused_until:
-            self._membership.line.wake()  # calls in line note when the pause ends
+            self._membership.queue.wake()  # calls in line note when the pause ends
 
-    def _eject_outliers(self, guards: Guards, now: float) -> None:
+    def _eject_outliers(self, opt_in_rules: OptInRules, now: float) -> None:
         serving = frozenset(chain.from_iterable(self._pool.admissible(now)))
-        for outlier, seconds in guards.outliers(self._pool.tiers(), serving.__contains__, now):
+        for outlier, seconds in opt_in_rules.outliers(
+            self._pool.tiers(), serving.__contains__, now
+        ):
             self._rotation.eject(outlier, seconds, "outlier")

@@ -20,10 +20,10 @@ from lbclient.endpoint.endpoint import draw
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.strategy import BY_NAME, ConsistentHash, Learning, Strategy
-from lbclient.telemetry import Counts
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry import Metrics
+from lbclient.telemetry.outbox import Outbox
 
-__all__ = ["FULL", "UNTRIED_FULL", "Pick", "Picker", "Selection"]
+__all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]
 
 FULL: Literal["full"] = "full"
 """Instances are admissible, but all are at their limit: wait in turn."""
@@ -47,7 +47,7 @@ class Pick:
     """True while it counts as in flight. Changed under the lock, together with the counts."""
 
 
-class Picker(Protocol):
+class PickRequest(Protocol):
     """What selection asks of the call that it picks for."""
 
     rng: random.Random
@@ -74,7 +74,7 @@ class Picker(Protocol):
         ...
 
 
-class Selection:
+class Picker:
     """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
 
     Whom `slow_start` lets warm up is picked more rarely: the strategy is asked again.
@@ -86,8 +86,8 @@ class Selection:
         strategy: Strategy,
         policy: BreakerPolicy,
         service: str,
-        news: News,
-        counts: Counts,
+        outbox: Outbox,
+        counts: Metrics,
         limits: Limits,
         slow_start: SlowStart | None = None,
     ) -> None:
@@ -95,7 +95,7 @@ class Selection:
         self._strategy = strategy
         self.learning = strategy if isinstance(strategy, Learning) else None
         self._name = type(strategy).__name__
-        told = partial(Complaint, news.add, f"{service}: strategy {self._name}")
+        told = partial(Complaint, outbox.add, f"{service}: strategy {self._name}")
         self._picking = told("failed to pick, so an instance was drawn")
         self._learning = told("failed to learn")
         self._forking = told("failed in after_fork")
@@ -126,7 +126,7 @@ class Selection:
                 self._forking.failed(now, error)
 
     def pick(
-        self, call: Picker, now: float, left: Collection[object] | None = None
+        self, call: PickRequest, now: float, left: Collection[object] | None = None
     ) -> Pick | _Full | None:
         """A pick, `FULL`, `UNTRIED_FULL`, or None where no instance may be used now.
 
@@ -137,7 +137,7 @@ class Selection:
         if total is not None and self.in_flight >= total:
             return FULL
         candidates = self._pool.candidates(now)
-        if self._pool.broken and (probe := self._probe(call, now, needed=not candidates)):
+        if self._pool.open_breakers and (probe := self._probe(call, now, needed=not candidates)):
             return probe
         if not candidates:
             return self._last_resort(call, now)
@@ -155,7 +155,7 @@ class Selection:
             roomy = self._with_room(picked, candidates)
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
-    def beside(self, call: Picker, now: float) -> Pick | None:
+    def pick_hedge(self, call: PickRequest, now: float) -> Pick | None:
         """For a hedge: an untried one with room, of the tier that serves, or none."""
         total = self._limits.total
         if total is not None and self.in_flight >= total:
@@ -214,7 +214,7 @@ class Selection:
         """A breaker has opened: the last resort waits from now."""
         self._last_probe = now
 
-    def _probe(self, call: Picker, now: float, *, needed: bool) -> Pick | None:
+    def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
         """A due probe goes before the strategy, to a call that may be repeated if one comes."""
         endpoint = self._pool.probe_due(now)
         if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
@@ -224,7 +224,7 @@ class Selection:
             return None
         return self._probing(endpoint, now)
 
-    def _last_resort(self, call: Picker, now: float) -> Pick | _Full | None:
+    def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
         """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
         if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
             return FULL if self._full(resting) else self._let(resting, "resting", now)
@@ -236,7 +236,7 @@ class Selection:
         return self._probing(endpoint, now)
 
     def _another(
-        self, call: Picker, candidates: Sequence[Endpoint], now: float
+        self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
         """An untried one by dice, also of the next tier, before any is tried twice.
 
@@ -252,20 +252,20 @@ class Selection:
             full = full or bool(untried)
         if full and not call.settles:
             return UNTRIED_FULL
-        beside = call.under_way
-        if roomy := [one for one in candidates if one not in beside and self._has_room(one)]:
+        racing = call.under_way
+        if roomy := [one for one in candidates if one not in racing and self._has_room(one)]:
             reason = "retry, others full" if full else "retry, all tried"
             return self._let(draw(roomy, call.rng), reason, now)
-        return None if beside else FULL
+        return None if racing else FULL
 
     def _ask_gently(
-        self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: Picker
+        self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: PickRequest
     ) -> Endpoint:
         """Who warms up is passed over at times."""
         ask = partial(self._ask, candidates, call)
         return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
-    def _ask(self, candidates: Sequence[Endpoint], call: Picker) -> Endpoint:
+    def _ask(self, candidates: Sequence[Endpoint], call: PickRequest) -> Endpoint:
         if not self._fails:
             return self._strategy.pick(candidates, call)
         try:

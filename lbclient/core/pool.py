@@ -8,9 +8,9 @@ stays admissible, it is only passed over; so a full tier does not open the next 
 Where active checks call everybody down, they are disregarded: a wrong path must not take a service
 down (AWS's load balancers and Envoy's panic mode do likewise).
 
-An answer may hold ten thousand instances, and calls must not wait for it. So a `Change` is worked
-out beside the calls, without their lock; to take it over is then a matter of a few assignments. Of
-many instances one client may keep a few: a `Subset`.
+An answer may hold ten thousand instances, and calls must not wait for it. So a `EndpointSetUpdate`
+is worked out beside the calls, without their lock; to take it over is then a matter of a few
+assignments. Of many instances one client may keep a few: a `Subset`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from weakref import WeakMethod
 
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
-from lbclient.endpoint.endpoint import Standing
+from lbclient.endpoint.endpoint import EndpointStatus
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["Change", "Pool", "Subset"]
+__all__ = ["EndpointSetUpdate", "Pool", "Subset"]
 
 _BYTES = 8
 
@@ -86,7 +86,7 @@ class Subset:
 
 
 @dataclass(frozen=True, slots=True)
-class Roster:
+class EndpointSet:
     """Who is known, and the tiers in order: the lowest priority value first (RFC 2782)."""
 
     endpoints: Mapping[Instance, Endpoint] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class _Revision(NamedTuple):
     breaker: Breaker | None
 
 
-class Change:
+class EndpointSetUpdate:
     """From one roster to the next: who joined, who left, whose addresses are others now.
 
     Who joins others, or has moved, warms up from `now` on.
@@ -110,7 +110,7 @@ class Change:
 
     def __init__(
         self,
-        roster: Roster,
+        roster: EndpointSet,
         policy: BreakerPolicy,
         instances: Iterable[Instance],
         now: float = -math.inf,
@@ -129,7 +129,7 @@ class Change:
             by_priority.setdefault(instance.priority, []).append(instance)
         self.left: list[Endpoint] = list(old.values())
         tiers = [self._tier(by_priority[priority]) for priority in sorted(by_priority)]
-        self.roster = Roster(self._endpoints, tiers)
+        self.roster = EndpointSet(self._endpoints, tiers)
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self._revisions)
@@ -182,16 +182,16 @@ class Pool:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
-        self._roster = Roster()
+        self._roster = EndpointSet()
         self._open: list[tuple[Endpoint, ...]] = []
         self._serving: int | None = None
         self._candidates: tuple[Endpoint, ...] = ()
         self._stale_at = 0.0
-        self._suspects: dict[Endpoint, None] = {}
-        self.broken: list[Endpoint] = []
+        self._dirty: dict[Endpoint, None] = {}
+        self.open_breakers: list[Endpoint] = []
         """Those whom nothing but their breaker keeps out, as of the last look."""
-        self._blind = False
-        self._torn = False
+        self._health_ignored = False
+        self._updating = False
         self.membership = 0
         """A number that changes when an instance joins, leaves or gets other addresses."""
         self._listeners: list[WeakMethod[Callable[[], object]]] = []
@@ -212,23 +212,23 @@ class Pool:
         """One without a past, for this endpoint."""
         return Breaker(self._policy, str(endpoint.instance))
 
-    def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> Change:
+    def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
         """What a full set changes. One at a time; it needs no lock, and may take long."""
-        return Change(self._roster, self._policy, instances, now)
+        return EndpointSetUpdate(self._roster, self._policy, instances, now)
 
-    def take(self, change: Change) -> None:
+    def take(self, change: EndpointSetUpdate) -> None:
         """Take a plan over: who stays keeps breaker, load and latency.
 
         Who stays but has new addresses starts with a new breaker: it is another machine.
         """
-        self._torn = True
+        self._updating = True
         change.apply()
         self._roster = change.roster
         if change.joined or change.left or change.moved:
             self.membership += 1
         if change:
             self._forget_looks()
-        self._torn = False
+        self._updating = False
 
     def listen(self, departed: Callable[[], object]) -> None:
         """Have this method called, without the lock, after instances have left or have got other
@@ -248,17 +248,17 @@ class Pool:
         """
         for one in self.endpoints:
             one.gone, one.in_flight = False, 0
-        self._suspects = dict.fromkeys(self.endpoints)
+        self._dirty = dict.fromkeys(self.endpoints)
         self._forget_looks()
-        torn, self._torn = self._torn, False
-        return torn
+        updating, self._updating = self._updating, False
+        return updating
 
     def spread(self, now: float, rng: random.Random) -> None:
         """In a child: probe what is open at other times than its parent and its siblings do."""
         for one in self.endpoints:
             one.breaker.after_fork(now, rng)
 
-    def update(self, instances: Iterable[Instance]) -> Change:
+    def update(self, instances: Iterable[Instance]) -> EndpointSetUpdate:
         """Plan and take over at once."""
         change = self.plan(instances)
         self.take(change)
@@ -266,13 +266,13 @@ class Pool:
 
     def changed(self, endpoint: Endpoint) -> None:
         """Its breaker or its rest has changed: look again before the next pick."""
-        self._suspects[endpoint] = None
+        self._dirty[endpoint] = None
         self._stale_at = -math.inf
 
-    def healed(self, now: float, rng: random.Random) -> None:
+    def expedite_probes(self, now: float, rng: random.Random) -> None:
         """A probe has closed a breaker: its peers need not wait out a long open period."""
-        for one in self.broken:
-            one.breaker.sooner(now, rng)
+        for one in self.open_breakers:
+            one.breaker.expedite_probe(now, rng)
 
     def candidates(self, now: float) -> Sequence[Endpoint]:
         """The admissible endpoints of the tier that serves; empty if no tier has one.
@@ -280,23 +280,23 @@ class Pool:
         The same object until membership, admissibility or weights change.
         """
         if now >= self._stale_at:
-            self._look(now)
+            self._recompute(now)
         return self._candidates
 
     def admissible(self, now: float) -> Iterable[Sequence[Endpoint]]:
         """The admissible endpoints of each tier, best tier first."""
         if now >= self._stale_at:
-            self._look(now)
+            self._recompute(now)
         return self._open
 
     def changes_at(self, now: float, patience: float) -> float:
         """When time alone lets an instance in, or a probe through: one that is due goes to a call
         that may be repeated, or `patience` seconds later to any."""
         if now >= self._stale_at:
-            self._look(now)
+            self._recompute(now)
         dues = [
             at
-            for one in self.broken
+            for one in self.open_breakers
             for at in (one.breaker.due, one.breaker.due + patience, one.breaker.probed_until)
             if at > now
         ]
@@ -304,8 +304,8 @@ class Pool:
 
     def resting(self, now: float) -> Endpoint | None:
         """The one due soonest of those that are kept out by nothing but their rest."""
-        rested = [one for one in self._suspects if self._standing(one, now) == "resting"]
-        return min(rested, key=lambda one: one.rest_until, default=None)
+        rested = [one for one in self._dirty if self._standing(one, now) == "resting"]
+        return min(rested, key=lambda one: one.backing_off_until, default=None)
 
     def tiers(self) -> Sequence[Sequence[Endpoint]]:
         """Everybody, best tier first."""
@@ -317,7 +317,7 @@ class Pool:
         worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
         due = (
             one
-            for one in self.broken
+            for one in self.open_breakers
             if one.breaker.due <= now
             and one.instance.priority <= worst
             and not one.breaker.probing(now)
@@ -326,19 +326,21 @@ class Pool:
 
     def due_soonest(self, now: float) -> Endpoint | None:
         """The broken endpoint whose open period ends first; None while any of them is probed."""
-        if any(one.breaker.probing(now) for one in self.broken):
+        if any(one.breaker.probing(now) for one in self.open_breakers):
             return None
-        return min(self.broken, key=lambda one: one.breaker.due, default=None)
+        return min(self.open_breakers, key=lambda one: one.breaker.due, default=None)
 
     def probe_in(self, now: float) -> float | None:
         """Seconds until an open breaker lets a probe through."""
-        waits = [one.breaker.due - now for one in self.broken if not one.breaker.probing(now)]
+        waits = [
+            one.breaker.due - now for one in self.open_breakers if not one.breaker.probing(now)
+        ]
         return max(0.0, min(waits)) if waits else None
 
     def back_in(self, now: float) -> float | None:
         """Seconds until the first of those who were ejected is back, or may be probed."""
-        out = [one for one in self._suspects if one.out_until > now and self._fit(one)]
-        waits = [max(one.out_until, one.breaker.due * one.breaker.refuses) - now for one in out]
+        out = [one for one in self._dirty if one.ejected_until > now and self._fit(one)]
+        waits = [max(one.ejected_until, one.breaker.due * one.breaker.refuses) - now for one in out]
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
@@ -352,18 +354,18 @@ class Pool:
         self._open, self._candidates = [()] * len(self._roster.tiers), ()
         self._stale_at = -math.inf
 
-    def _look(self, now: float) -> None:
+    def _recompute(self, now: float) -> None:
         """Only suspects are looked at: in a large pool nearly all have never failed.
 
         `_stale_at` is set last: an exception may come before, and the next call looks again.
         """
         tiers = self._roster.tiers
-        suspects = [one for one in self._suspects if not one.gone]
-        sick = sum(not one.healthy for one in suspects)
-        self._blind = sick == len(self)
-        out = {one: why for one in suspects if (why := self._standing(one, now)) != "serving"}
-        self._suspects = dict.fromkeys(one for one in suspects if one in out or not one.healthy)
-        self.broken = [one for one, why in out.items() if why in ("open", "half-open")]
+        dirty = [one for one in self._dirty if not one.gone]
+        sick = sum(not one.healthy for one in dirty)
+        self._health_ignored = sick == len(self)
+        out = {one: why for one in dirty if (why := self._standing(one, now)) != "serving"}
+        self._dirty = dict.fromkeys(one for one in dirty if one in out or not one.healthy)
+        self.open_breakers = [one for one, why in out.items() if why in ("open", "half-open")]
         stale_at = min((_next_change(one, now) for one in out), default=math.inf)
         opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
@@ -374,27 +376,29 @@ class Pool:
 
     def _fit(self, one: Endpoint) -> bool:
         """True where active checks do not keep it out."""
-        return one.healthy or self._blind
+        return one.healthy or self._health_ignored
 
-    def _standing(self, one: Endpoint, now: float) -> Standing:
-        return one.standing(now, blind=self._blind)
+    def _standing(self, one: Endpoint, now: float) -> EndpointStatus:
+        return one.status(now, ignore_health=self._health_ignored)
 
     def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
         """Whom somebody ejected stays out even so."""
         threshold, tiers = self._policy.panic_threshold, self._roster.tiers
         place = 0 if self._serving is None else self._serving
         if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
-            opened[place] = tuple(one for one in tiers[place] if one.out_until <= now)
+            opened[place] = tuple(one for one in tiers[place] if one.ejected_until <= now)
             self._serving = place if opened[place] else self._serving
 
 
 def _next_change(one: Endpoint, now: float) -> float:
     """When time alone lets it in again."""
-    return min((at for at in (one.rest_until, one.out_until) if at > now), default=math.inf)
+    return min(
+        (at for at in (one.backing_off_until, one.ejected_until) if at > now), default=math.inf
+    )
 
 
 def _words(one: Endpoint, now: float) -> str:
-    standing = one.standing(now)
+    standing = one.status(now)
     words = f"breaker {standing}" if standing in ("open", "half-open") else standing
     return words if one.last_fault is None else f"{words}, last fault {one.last_fault}"
 

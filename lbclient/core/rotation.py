@@ -12,12 +12,12 @@ from logging import INFO, WARNING
 from typing import Literal
 
 from lbclient.core.membership import Membership
-from lbclient.core.picker import Selection
+from lbclient.core.picker import Picker
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
-from lbclient.telemetry import Counts
+from lbclient.telemetry import Metrics
 from lbclient.telemetry.events import Admitted, BreakerChanged, Ejected, Event, HealthChanged
-from lbclient.telemetry.outbox import News
+from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["Rotation"]
 
@@ -28,32 +28,32 @@ class Rotation:
     def __init__(
         self,
         membership: Membership,
-        selection: Selection,
-        counts: Counts,
-        news: News,
+        picker: Picker,
+        counts: Metrics,
+        outbox: Outbox,
         clock: Callable[[], float],
         rng: random.Random,
     ) -> None:
         self._service = membership.name
         self._pool = membership.pool
-        self._line = membership.line
-        self._selection = selection
+        self._queue = membership.queue
+        self._picker = picker
         self._counts = counts
-        self._news = news
+        self._outbox = outbox
         self._clock = clock
         self._rng = rng
 
     def rest(self, endpoint: Endpoint, until: float) -> None:
         """It asked to be left alone."""
-        endpoint.rest_until = max(endpoint.rest_until, until)
+        endpoint.backing_off_until = max(endpoint.backing_off_until, until)
         self._pool.changed(endpoint)
-        self._line.wake()
+        self._queue.wake()
 
     def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """Its breaker has changed. One that merely observes changes nothing in the rotation."""
         self._counts.breaker(breaker.state)
         self._log_turn(endpoint, breaker, now)
-        self.tell(BreakerChanged, endpoint, breaker.state)
+        self.emit(BreakerChanged, endpoint, breaker.state)
         if not breaker.observes:
             self._follow(endpoint, breaker, now)
 
@@ -62,17 +62,17 @@ class Rotation:
         verb = "would be" if breaker.observes else "is"
         subject, since = (self._service, breaker.name, verb), now - breaker.opened_at
         if breaker.closed:
-            self._news.add(INFO, "%s: breaker of %s %s closed after %.1f s", *subject, since)
+            self._outbox.add(INFO, "%s: breaker of %s %s closed after %.1f s", *subject, since)
             return
         why, seconds = breaker.why, breaker.due - now
         if endpoint.last_fault is not None:
             why += f"; last fault: {endpoint.last_fault}"
         if since:
             text = "%s: breaker of %s %s open for another %.1f s after %.1f s: %s"
-            self._news.add(INFO, text, *subject, seconds, since, why)
+            self._outbox.add(INFO, text, *subject, seconds, since, why)
         else:
             level = INFO if breaker.observes else WARNING
-            self._news.add(
+            self._outbox.add(
                 level, "%s: breaker of %s %s open for %.1f s: %s", *subject, seconds, why
             )
 
@@ -80,35 +80,35 @@ class Rotation:
         outage = not self._pool.candidates(now)
         self._pool.changed(endpoint)
         if not breaker.closed:
-            self._selection.tripped(now)
+            self._picker.tripped(now)
         else:
             endpoint.warm_since = now
             if outage:
-                self._pool.healed(now, self._rng)
-        self._line.wake()
+                self._pool.expedite_probes(now, self._rng)
+        self._queue.wake()
 
     def eject(self, endpoint: Endpoint, seconds: float, by: Literal["hand", "outlier"]) -> None:
         """Out, for so long."""
-        endpoint.out_until = endpoint.warm_since = self._clock() + seconds
+        endpoint.ejected_until = endpoint.warm_since = self._clock() + seconds
         self._pool.changed(endpoint)
         self._counts.ejected(by)
         why = "by hand" if by == "hand" else f"as an outlier; last fault: {endpoint.last_fault}"
         text = "%s: %s is ejected for %.1f s, %s"
-        self._news.add(INFO, text, self._service, endpoint.instance, seconds, why)
-        self.tell(Ejected, endpoint, seconds, by)
-        self._line.wake()
+        self._outbox.add(INFO, text, self._service, endpoint.instance, seconds, why)
+        self.emit(Ejected, endpoint, seconds, by)
+        self._queue.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
         """In, whatever kept it out."""
         now = self._clock()
-        before = endpoint.standing(now)
+        before = endpoint.status(now)
         endpoint.renew(self._pool.fresh_breaker(endpoint))
         endpoint.warm_since = now
         self._pool.changed(endpoint)
         text = "%s: %s is admitted by hand; it was %s"
-        self._news.add(INFO, text, self._service, endpoint.instance, before)
-        self.tell(Admitted, endpoint)
-        self._line.wake()
+        self._outbox.add(INFO, text, self._service, endpoint.instance, before)
+        self.emit(Admitted, endpoint)
+        self._queue.wake()
 
     def checked(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
         """Active checks have come to another result. An open breaker may be probed soon then."""
@@ -116,20 +116,20 @@ class Rotation:
         endpoint.healthy = healthy
         if healthy:
             endpoint.warm_since = now
-            endpoint.breaker.sooner(now, self._rng)
+            endpoint.breaker.expedite_probe(now, self._rng)
         self._pool.changed(endpoint)
         self._counts.health(healthy=healthy)
         if healthy:
             text, since = "%s: %s passes its health checks after %.1f s", endpoint.unhealthy_since
-            self._news.add(INFO, text, self._service, endpoint.instance, now - since)
+            self._outbox.add(INFO, text, self._service, endpoint.instance, now - since)
         else:
             endpoint.unhealthy_since = now
             text = "%s: %s fails its health checks: %s"
-            self._news.add(WARNING, text, self._service, endpoint.instance, why)
-        self.tell(HealthChanged, endpoint, healthy)
-        self._line.wake()
+            self._outbox.add(WARNING, text, self._service, endpoint.instance, why)
+        self.emit(HealthChanged, endpoint, healthy)
+        self._queue.wake()
 
-    def tell(self, kind: Callable[..., Event], endpoint: Endpoint, *details: object) -> None:
+    def emit(self, kind: Callable[..., Event], endpoint: Endpoint, *details: object) -> None:
         """Something has happened to an endpoint."""
-        if self._news.heard:
-            self._news.tell(kind(self._service, self._clock(), endpoint.instance, *details))
+        if self._outbox.has_listener:
+            self._outbox.emit(kind(self._service, self._clock(), endpoint.instance, *details))

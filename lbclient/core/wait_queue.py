@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 from lbclient._internal.signals import Signal
 
-__all__ = ["Line"]
+__all__ = ["WaitQueue"]
 
 
-class Line:
+class WaitQueue:
     """Calls that wait, in one queue for each caller. Hold the lock.
 
     Only the first call looks for a slot. Once it has one, its caller's next call waits until every

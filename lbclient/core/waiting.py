@@ -6,8 +6,8 @@ from collections.abc import Generator
 from typing import Protocol
 
 from lbclient._internal.signals import Pause, Signal
-from lbclient.core.engine import Core
-from lbclient.core.picker import Pick, Picker
+from lbclient.core.engine import Engine
+from lbclient.core.picker import Pick, PickRequest
 from lbclient.errors import (
     DeadlineExceeded,
     DiscoveryError,
@@ -23,10 +23,10 @@ _TAKES = 3.0
 """An answer takes longer than so many times the mean once in twenty, if times are exponential."""
 
 
-class Waiter(Picker, Protocol):
+class WaitingCall(PickRequest, Protocol):
     """What is asked of the call that waits."""
 
-    core: Core
+    engine: Engine
     since: float
     deadline: float | None
 
@@ -40,7 +40,7 @@ class Waiter(Picker, Protocol):
         ...
 
 
-class Last(Protocol):
+class PreviousAttempt(Protocol):
     """What is asked of the attempt before, if there was one."""
 
     @property
@@ -48,7 +48,7 @@ class Last(Protocol):
         """True while it counts as in flight."""
         ...
 
-    def step_aside(self) -> None:
+    def release_slot(self) -> None:
         """Count as in flight no more."""
         ...
 
@@ -63,7 +63,7 @@ class Wait:
 
     __slots__ = ("_call", "_last", "_patience")
 
-    def __init__(self, call: Waiter, patience: float, last: Last | None) -> None:
+    def __init__(self, call: WaitingCall, patience: float, last: PreviousAttempt | None) -> None:
         self._call = call
         self._patience = patience
         self._last = last
@@ -81,7 +81,7 @@ class Wait:
         until: float | None = None
         while isinstance(got, Signal):
             if last is not None and last.open:
-                last.step_aside()
+                last.release_slot()
                 holding = None
             until = self._until() if until is None else until
             if call.now >= until:
@@ -89,17 +89,17 @@ class Wait:
                     raise self._tired()
                 return None if call.overdue() else self._settled(holding)
             yield Pause(min(until - call.now, self._look_again(got)), got)
-            if call.over or (last is not None and call.core.membership.ended):
+            if call.over or (last is not None and call.engine.membership.ended):
                 return None
-            got = call.core.admit(call, holding)
+            got = call.engine.admit(call, holding)
         if got is None and last is None:
-            raise call.core.refusal()
+            raise call.engine.refusal()
         return got
 
     def _settled(self, holding: Pick | None) -> Pick | None:
         call = self._call
         call.settles = True
-        got = call.core.admit(call, holding)
+        got = call.engine.admit(call, holding)
         call.settles = False
         return got if isinstance(got, Pick) else None
 
@@ -108,30 +108,32 @@ class Wait:
 
         A crowd need not look all the time: it is enough that the first in line does.
         """
-        core, now = self._call.core, self._call.now
-        crowd = max(1.0, len(core.line) / _CROWD)
-        with core.lock:
-            looks, leads = core.line.looks(signal), core.line.leads(signal)
-        again = core.look_again if leads else core.look_again * crowd
-        return min(again, core.changes_at(now) - now) if looks else again
+        engine, now = self._call.engine, self._call.now
+        crowd = max(1.0, len(engine.queue) / _CROWD)
+        with engine.lock:
+            looks, leads = engine.queue.looks(signal), engine.queue.leads(signal)
+        again = engine.look_again if leads else engine.look_again * crowd
+        return min(again, engine.changes_at(now) - now) if looks else again
 
     def _until(self) -> float:
         call = self._call
-        if not call.core.watch.known:
+        if not call.engine.watch.known:
             until = call.now + _FIRST_ANSWER
             return until if call.deadline is None else min(until, call.deadline)
         if call.deadline is None:
             return call.now + self._patience
         half = (call.deadline - call.now) / 2
-        if call.core.usual is None:  # a retry needs some time to ask a tried one in the end
+        if (
+            call.engine.mean_latency is None
+        ):  # a retry needs some time to ask a tried one in the end
             return call.deadline if self._last is None else call.deadline - half
-        return call.deadline - min(_TAKES * call.core.usual, half)
+        return call.deadline - min(_TAKES * call.engine.mean_latency, half)
 
     def _tired(self) -> LoadBalancingError:
         call = self._call
-        service, waited = call.core.service, f"after {call.now - call.since:.2f} s"
+        service, waited = call.engine.service, f"after {call.now - call.since:.2f} s"
         reason = f"every instance of {service} is still at its limit of attempts in flight"
-        if not (known := call.core.watch.known):
+        if not (known := call.engine.watch.known):
             reason = f"nothing is known of {service}: discovery has not answered"
         if call.deadline is not None and (known or call.overdue()):
             left = max(0.0, call.deadline - call.now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.composite import Composite, FirstOf, Part, Service, Union
 from lbclient.discovery.dns.addresses import AddressResolver, Start, at_once
 from lbclient.discovery.dns.client import Dns, dns_by
@@ -12,6 +12,7 @@ from lbclient.discovery.file import FileResolver
 from lbclient.discovery.resolver import Resolver, StaticResolver, text_of
 
 __all__ = [
+    "AddressFilter",
     "AddressResolver",
     "Composite",
     "Dns",
@@ -20,7 +21,6 @@ __all__ = [
     "Family",
     "FileResolver",
     "FirstOf",
-    "Guard",
     "Part",
     "Resolver",
     "Service",

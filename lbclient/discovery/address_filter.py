@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-__all__ = ["Guard"]
+__all__ = ["AddressFilter"]
 
 Address = IPv4Address | IPv6Address
 
@@ -49,7 +49,7 @@ _ISATAP, _ANY_ISATAP = 0x00005EFE, 0xFCFFFFFF
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
-class Guard:
+class AddressFilter:
     """Vets addresses and, with `within`, the names of SRV targets.
 
     `allow` names networks such as `"127.0.0.0/8"`; `within` a domain that targets must belong to

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import Resolver, text_of, usable
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
 __all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
@@ -163,7 +163,7 @@ class UnionResolver:
             (one for answer in answers for one in answer.instances),
             min(ttls, default=None),
             [
-                *(Refusal(part.name, text_of(error)) for part, error in failures),
+                *(RejectedRecord(part.name, text_of(error)) for part, error in failures),
                 *(one for answer in answers for one in answer.refused),
             ],
         )

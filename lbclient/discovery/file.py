@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import listed, text_of
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError
 
 __all__ = ["FileResolver"]
@@ -56,7 +56,7 @@ def parse(data: bytes, ttl: float) -> Answer:
     """The instances of a file, good for `ttl` seconds. Raises Malformed where there are none."""
     text = _text(data)
     instances: list[Instance] = []
-    refused: list[Refusal] = []
+    refused: list[RejectedRecord] = []
     more = 0
     for one in _of_json(text) if _JSON.match(text) else _of_lines(text):
         if isinstance(one, Instance):
@@ -68,7 +68,7 @@ def parse(data: bytes, ttl: float) -> Answer:
     if not instances:
         raise Malformed(f"it names no instance{f'; refused {listed(refused)}' if refused else ''}")
     if more:
-        refused.append(Refusal(f"{more} more", "not told one by one"))
+        refused.append(RejectedRecord(f"{more} more", "not told one by one"))
     return Answer(instances, ttl, refused)
 
 
@@ -79,13 +79,13 @@ def _text(data: bytes) -> str:
         raise Malformed(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _of_lines(text: str) -> Iterator[Instance | Refusal]:
+def _of_lines(text: str) -> Iterator[Instance | RejectedRecord]:
     for number, line in enumerate(io.StringIO(text), 1):
         if entry := line.partition("#")[0].strip():
             yield _entry(f"line {number}", entry.split(maxsplit=1)[0], _from_line, entry)
 
 
-def _of_json(text: str) -> Iterator[Instance | Refusal]:
+def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
     try:
         found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except RecursionError:
@@ -105,12 +105,16 @@ def _of_json(text: str) -> Iterator[Instance | Refusal]:
             yield _entry(f"[{place}]", _place_of(one), _from_object, one)
 
 
-def _entry(where: str, shown: str, make: Callable[[T], Instance], given: T) -> Instance | Refusal:
+def _entry(
+    where: str, shown: str, make: Callable[[T], Instance], given: T
+) -> Instance | RejectedRecord:
     """Shows no more than host and port: beside them, and before an `@`, there may be secrets."""
     try:
         return make(given)
     except (ValueError, TypeError, RecursionError) as error:
-        return Refusal(f"{where} {_short(shown.rpartition('@')[2])}".rstrip(), _short(str(error)))
+        return RejectedRecord(
+            f"{where} {_short(shown.rpartition('@')[2])}".rstrip(), _short(str(error))
+        )
 
 
 def _from_line(entry: str) -> Instance:

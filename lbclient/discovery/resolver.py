@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from lbclient._internal.interruption import is_interruption
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, LoadBalancingError
 
 __all__ = ["Resolver", "StaticResolver", "listed", "text_of", "usable"]
@@ -17,7 +17,7 @@ __all__ = ["Resolver", "StaticResolver", "listed", "text_of", "usable"]
 _SHOWN = 5
 
 
-def listed(refused: Iterable[Refusal]) -> str:
+def listed(refused: Iterable[RejectedRecord]) -> str:
     """In an order of their own, so that the same ones make the same text, and not all of many."""
     shown = sorted({f"{one.record}: {one.reason}" for one in refused})
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""

@@ -28,7 +28,7 @@ from typing import Protocol
 from lbclient._internal import fork
 from lbclient._internal.fork import Lazy
 
-__all__ = ["REFRESHER", "Companion", "Job", "Refresher", "Scheduler"]
+__all__ = ["THREAD_SCHEDULER", "InstanceJob", "PeriodicJob", "Scheduler", "ThreadScheduler"]
 
 _LONGEST_SLEEP = 3600.0
 _CROWDED = 64
@@ -36,7 +36,7 @@ _CROWDED = 64
 logger = logging.getLogger(__name__)
 
 
-class Job(Protocol):
+class PeriodicJob(Protocol):
     """A service's discovery or health checks, or a registration's renewal. Its rounds may block."""
 
     turn: int
@@ -75,7 +75,7 @@ class Job(Protocol):
         ...
 
 
-class Companion(Job, Protocol):
+class InstanceJob(PeriodicJob, Protocol):
     """A job over the instances of a service, for as long as they are followed."""
 
     def begin(self) -> None:
@@ -93,12 +93,12 @@ class Scheduler(Protocol):
     generation: object
     """Another object in a forked child."""
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: PeriodicJob) -> None:
         """Run the next round of `job` at its `next_at`."""
         ...
 
 
-class Refresher:
+class ThreadScheduler:
     """Runs the rounds of many jobs, each when it is due."""
 
     def __init__(self) -> None:
@@ -109,12 +109,12 @@ class Refresher:
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread began."""
         self._warned = False
-        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[PeriodicJob]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
 
     @Lazy
-    def _inbox(self) -> queue.SimpleQueue[weakref.ref[Job]]:
+    def _inbox(self) -> queue.SimpleQueue[weakref.ref[PeriodicJob]]:
         return queue.SimpleQueue()
 
     @Lazy
@@ -122,7 +122,7 @@ class Refresher:
         """Held by the one thread that runs the loop."""
         return threading.Lock()
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: PeriodicJob) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
@@ -154,7 +154,7 @@ class Refresher:
     def _pause(self) -> float | None:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
-    def _note(self, ref: weakref.ref[Job]) -> None:
+    def _note(self, ref: weakref.ref[PeriodicJob]) -> None:
         job = ref()
         if job is None or job.stopped:
             return
@@ -170,7 +170,7 @@ class Refresher:
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
 
-    def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
+    def _begin(self, turn: int, ref: weakref.ref[PeriodicJob]) -> None:
         if (job := _its(turn, ref)) is None:
             return
         if job.quick:
@@ -190,7 +190,7 @@ class Refresher:
         except RuntimeError:  # no more threads to be had: late is better than never
             run()
 
-    def _round(self, job: Job) -> None:
+    def _round(self, job: PeriodicJob) -> None:
         try:
             if job.claim():
                 job.run()
@@ -213,7 +213,7 @@ class Refresher:
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
 
 
-def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
+def _its(turn: int, ref: weakref.ref[PeriodicJob]) -> PeriodicJob | None:
     """The job, if it lives and this is still its turn."""
     job = ref()
     return job if job is not None and job.turn == turn else None
@@ -225,5 +225,5 @@ def _daemon(run: Callable[[], None], name: str) -> threading.Thread:
     return thread
 
 
-REFRESHER = Refresher()
-fork.track(REFRESHER)
+THREAD_SCHEDULER = ThreadScheduler()
+fork.track(THREAD_SCHEDULER)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from lbclient._internal import validation
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.composite import Composite, Part
 from lbclient.discovery.dns.addresses import AddressResolver, Start, at_once
 from lbclient.discovery.dns.client import Dns
@@ -78,14 +78,14 @@ class Sources(NamedTuple):
     """What the balancer hands to whatever resolves for it; `start` runs questions to DNS."""
 
     dns: Dns
-    guard: Guard
+    address_filter: AddressFilter
     clock: Callable[[], float]
     options: DnsOptions = DnsOptions()
     start: Start = at_once
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedService:
     """Who resolves a service, and what the service says of itself: None where it says nothing.
 
     `shown` is what to call it where it has no name, `first` the first of a list; `in_dns` is True
@@ -102,24 +102,24 @@ class Said:
     in_dns: bool = False
 
 
-def read(service: object, sources: Sources) -> Said:
+def read(service: object, sources: Sources) -> ParsedService:
     """Raises ValueError or TypeError that names the argument and the forms known."""
     if isinstance(service, str):
         return _from_url(service, sources)
     if isinstance(service, Composite):
         return _from_parts(service, sources)
     if isinstance(service, FileResolver):
-        return Said(service, str(service))
+        return ParsedService(service, str(service))
     if isinstance(service, os.PathLike):
         raise TypeError("service must not be a path alone; pass lbclient.FileResolver(path)")
     if isinstance(service, Resolver) and not isinstance(service, type):
-        return Said(service, type(service).__name__)
+        return ParsedService(service, type(service).__name__)
     if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
         raise TypeError(f"service must be one of {FORMS}; not {_kind(service)}")
     return _from_list(list(service))
 
 
-def _from_url(service: str, sources: Sources) -> Said:
+def _from_url(service: str, sources: Sources) -> ParsedService:
     url = split(service)
     scheme, _, kind = url.scheme.partition("+")
     if scheme not in DEFAULT_PORTS or kind not in _KINDS:
@@ -127,39 +127,41 @@ def _from_url(service: str, sources: Sources) -> Said:
     return _KINDS[kind](url, scheme, sources)
 
 
-def _plain(url: SplitResult, _scheme: str, _sources: Sources) -> Said:
+def _plain(url: SplitResult, _scheme: str, _sources: Sources) -> ParsedService:
     return _from_urls([url])
 
 
-def _file(url: SplitResult, scheme: str, _sources: Sources) -> Said:
+def _file(url: SplitResult, scheme: str, _sources: Sources) -> ParsedService:
     if url.netloc not in ("", "localhost") or not url.path:
         raise ValueError(
             "service must name a file by its absolute path, "
             f"as in {scheme}+file:///etc/orders/instances; not {shown(url)!r}"
         )
     resolver = FileResolver(os.fsdecode(unquote_to_bytes(url.path)))
-    return Said(resolver, str(resolver), scheme)
+    return ParsedService(resolver, str(resolver), scheme)
 
 
-def _dns(url: SplitResult, scheme: str, sources: Sources) -> Said:
+def _dns(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
     host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
-    dns, guard, clock, options, start = sources
-    source = AddressResolver(host, port, dns, guard, clock, kinds=options.kinds, start=start)
+    dns, address_filter, clock, options, start = sources
+    source = AddressResolver(
+        host, port, dns, address_filter, clock, kinds=options.kinds, start=start
+    )
     resolver = DnsService(source, clock, options.sticky)
-    return Said(resolver, shown(url), scheme, path_of(url), host, port, in_dns=True)
+    return ParsedService(resolver, shown(url), scheme, path_of(url), host, port, in_dns=True)
 
 
-def _srv(url: SplitResult, scheme: str, sources: Sources) -> Said:
+def _srv(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
     host = host_of(url)
     if validation.is_address(host):
         raise ValueError(f"service must name a domain that has SRV records, not the address {host}")
     if url.port is not None:
         raise ValueError(f"service must not name a port: SRV records do ({shown(url)!r})")
     query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
-    dns, guard, clock, options, start = sources
-    source = SrvResolver(query, dns, guard, clock, kinds=options.kinds, start=start)
+    dns, address_filter, clock, options, start = sources
+    source = SrvResolver(query, dns, address_filter, clock, kinds=options.kinds, start=start)
     resolver = DnsService(source, clock, options.sticky)
-    return Said(resolver, shown(url), scheme, path_of(url), _parent(host), in_dns=True)
+    return ParsedService(resolver, shown(url), scheme, path_of(url), _parent(host), in_dns=True)
 
 
 _KINDS = {"": _plain, "srv": _srv, "dns": _dns, "file": _file}
@@ -178,7 +180,7 @@ def _parent(host: str) -> str:
     return ".".join(labels)
 
 
-def _from_list(items: Sequence[object]) -> Said:
+def _from_list(items: Sequence[object]) -> ParsedService:
     if not items:
         raise ValueError("service must not be an empty list")
     instances = [one for one in items if isinstance(one, Instance)]
@@ -190,7 +192,7 @@ def _from_list(items: Sequence[object]) -> Said:
     return _from_urls([split(str(one)) for one in items])
 
 
-def _from_urls(urls: Sequence[SplitResult]) -> Said:
+def _from_urls(urls: Sequence[SplitResult]) -> ParsedService:
     scheme = _common("scheme", (url.scheme for url in urls))
     if scheme not in DEFAULT_PORTS:
         raise ValueError(
@@ -202,16 +204,16 @@ def _from_urls(urls: Sequence[SplitResult]) -> Said:
     return _static(found, scheme, path)
 
 
-def _static(instances: Sequence[Instance], scheme: str | None, path: str | None) -> Said:
+def _static(instances: Sequence[Instance], scheme: str | None, path: str | None) -> ParsedService:
     first = instances[0]
-    return Said(StaticResolver(instances), str(first), scheme, path, first=first)
+    return ParsedService(StaticResolver(instances), str(first), scheme, path, first=first)
 
 
-def _from_parts(service: Composite, sources: Sources) -> Said:
+def _from_parts(service: Composite, sources: Sources) -> ParsedService:
     """Scheme and path are those of the parts that say one; the name is that of the first."""
     parts = [read(one, sources) for one in service.services]
     named = next((one for one in parts if one.host is not None), parts[0])
-    return Said(
+    return ParsedService(
         service.over([Part(one.shown, one.resolver) for one in parts], sources.clock),
         f"{type(service).__name__}({', '.join(one.shown for one in parts)})",
         _common("scheme", (one.scheme for one in parts)),
@@ -263,7 +265,7 @@ def target_of(
     name: str | None,
     scheme: str,
     dns: Dns,
-    guard: Guard,
+    address_filter: AddressFilter,
     clock: Callable[[], float],
     options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
     start: Start = at_once,
@@ -274,7 +276,7 @@ def target_of(
     """
     validation.one_of("scheme", scheme, DEFAULT_PORTS)
     alias = None if name is None else validation.host("name", name)
-    said = read(service, Sources(dns, guard, clock, options, start))
+    said = read(service, Sources(dns, address_filter, clock, options, start))
     if not said.in_dns:
         options.refuse(said.shown)
     scheme = _agreed(scheme, said.scheme)
@@ -293,7 +295,7 @@ def _agreed(scheme: str, said: str | None) -> str:
     return said or scheme
 
 
-def _nameless(said: Said, scheme: str) -> tuple[str, str]:
+def _nameless(said: ParsedService, scheme: str) -> tuple[str, str]:
     """What to call it in a log, and where its logical URL points."""
     if said.first is None:
         return said.shown, f"{type(said.resolver).__name__.lower()}.invalid"

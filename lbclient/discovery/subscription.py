@@ -18,7 +18,7 @@ from lbclient.discovery.resolver import Resolver, listed, text_of, usable
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
-__all__ = ["Backoff", "Watch", "jittered"]
+__all__ = ["Backoff", "ServiceSubscription", "jittered"]
 
 _FIRST, _MOST = 1.0, 30.0
 _DEMANDED = 5.0
@@ -61,7 +61,7 @@ class Backoff:
         self._next = _FIRST
 
 
-class Subscriber(Protocol):
+class SubscriptionListener(Protocol):
     """Who is told what a round brought: each round prepares, then tells, then lets publish."""
 
     def prepared(self, answer: Answer) -> Callable[[], None]:
@@ -87,7 +87,7 @@ class _Found(NamedTuple):
     take_over: Callable[[], None]
 
 
-class Watch:
+class ServiceSubscription:
     """The discovery of one service.
 
     `max_stale` and `floor` (the least refresh interval) are in seconds.
@@ -97,7 +97,7 @@ class Watch:
         self,
         service: str,
         resolver: Resolver,
-        subscriber: Subscriber,
+        subscriber: SubscriptionListener,
         *,
         clock: Callable[[], float],
         rng: random.Random,
@@ -193,7 +193,7 @@ class Watch:
         for signals in (self._waiting, self._later):
             signals.pop(signal, None)
 
-    def hurry(self, now: float) -> bool:
+    def request_refresh(self, now: float) -> bool:
         """Ask for an early refresh; False where one was asked for too recently. Hold the lock."""
         if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False

@@ -301,8 +301,8 @@ class Breaker:
         "name",
         "opened_at",
         "permit",
-        "pristine",
         "probe_permit",
+        "untouched",
         "why",
     )
 
@@ -315,7 +315,7 @@ class Breaker:
         self._run: deque[tuple[float, int]] | None = None
         """The latest faults that no success has answered: when each attempt was sent, and how many
         attempts the instance had been sent when it failed."""
-        self.pristine = not self._rated
+        self.untouched = not self._rated
         """True where there never was a fault, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
@@ -351,9 +351,9 @@ class Breaker:
         return self._policy.observe
 
     @property
-    def unmoved(self) -> bool:
+    def success_is_noop(self) -> bool:
         """True where one more success changes nothing."""
-        return self.pristine or (self.closed and not (self._rated or self._run))
+        return self.untouched or (self.closed and not (self._rated or self._run))
 
     def probing(self, now: float) -> bool:
         """True while a probe is under way and has not outlived its time."""
@@ -384,7 +384,7 @@ class Breaker:
             return self.permit
         return _REFUSED if now < self.due or self.probing(now) else self.probe(now)
 
-    def settle(
+    def record_outcome(
         self,
         permit: Permit,
         *,
@@ -402,7 +402,7 @@ class Breaker:
         instance has been sent by now, `latency` what its answers take, in seconds. A stale permit
         changes nothing; unless closed, only a probe's does.
         """
-        if permit.generation != self.permit.generation or (not fault and self.unmoved):
+        if permit.generation != self.permit.generation or (not fault and self.success_is_noop):
             return False
         self.cancel(permit)
         before = self.state
@@ -427,7 +427,7 @@ class Breaker:
         if permit is self.probe_permit:
             self.probe_permit = None
 
-    def sooner(self, now: float, rng: random.Random) -> None:
+    def expedite_probe(self, now: float, rng: random.Random) -> None:
         """A peer has healed: wait no longer than after a first trip."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
@@ -456,7 +456,7 @@ class Breaker:
         between them. So a run counts only if nearly all that was sent since its first fault has
         failed too, or if a success that was sent after that fault would be known by now.
         """
-        self.pristine = False
+        self.untouched = False
         run, most = self._run, self._policy.fail_max
         if most == sys.maxsize:
             return  # disabled: a run that nobody looks at would only grow
@@ -488,7 +488,7 @@ class Breaker:
     def _wake(self) -> Circuit:
         """Made when it first opens: an instance that serves costs no breaker."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
-        self.pristine = False
+        self.untouched = False
         return self._circuit
 
     def _turned(self) -> None:

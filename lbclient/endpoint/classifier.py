@@ -26,11 +26,11 @@ __all__ = [
     "FINE",
     "NEVER_SENT",
     "NO_LOCAL_PORT",
-    "Judge",
+    "Classifier",
     "Verdict",
     "answered",
+    "classify_network_error",
     "fault_name",
-    "judge",
     "lacked_port",
     "local_origin",
     "more_telling",
@@ -106,7 +106,7 @@ class Verdict:
         object.__setattr__(self, "clean", good and not self.rest and not self.client_error)
 
 
-Judge = Callable[[object], Verdict]
+Classifier = Callable[[object], Verdict]
 """Takes the result of an attempt, or the exception (an `Exception`) that ended it."""
 
 
@@ -217,7 +217,7 @@ def _system_errors(error: BaseException | None, seen: set[int] | None = None) ->
         error = error.__cause__ or error.__context__
 
 
-def judge(result: object) -> Verdict:
+def classify_network_error(result: object) -> Verdict:
     """Judge by the operating system's network errors, also where another OSError wraps them; any
     other result or exception is fine."""
     if not isinstance(result, OSError):

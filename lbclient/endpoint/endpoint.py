@@ -10,16 +10,16 @@ from typing import Literal
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["Endpoint", "Share", "Standing", "draw"]
+__all__ = ["Endpoint", "EndpointStatus", "Share", "draw"]
 
-Standing = Literal["serving", "resting", "open", "half-open", "unhealthy", "ejected"]
+EndpointStatus = Literal["serving", "resting", "open", "half-open", "unhealthy", "ejected"]
 
-_MOST_DOUBT = 16.0
+_MOST_PENALTY = 16.0
 _TRUST = math.log2(4 / 3)
 """What a success takes from the doubt: an instance is left if it fails more than about three calls
 in ten."""
-_SHORTEST_DOUBT = 0.5
-_LONGEST_DOUBT = 30.0
+_SHORTEST_PENALTY = 0.5
+_LONGEST_PENALTY = 30.0
 """Seconds."""
 _EWMA = 0.3
 
@@ -33,13 +33,14 @@ class Endpoint:
     """
 
     __slots__ = (
-        "_doubted_at",
+        "_penalized_at",
         "_served_at",
         "attempts",
+        "backing_off_until",
+        "baseline_latency",
         "breaker",
-        "calm",
         "client_errors",
-        "doubt",
+        "ejected_until",
         "failures",
         "gone",
         "healthy",
@@ -49,9 +50,8 @@ class Endpoint:
         "latency",
         "learned",
         "limit",
-        "out_until",
         "paused_until",
-        "rest_until",
+        "penalty",
         "unhealthy_since",
         "unreached",
         "warm_since",
@@ -68,15 +68,15 @@ class Endpoint:
         self.latency: float | None = None
         self.limit: float | None = None
         """How many attempts it may have in flight, where that is learned."""
-        self.calm: float | None = None
+        self.baseline_latency: float | None = None
         """Mean seconds of attempts sent while it was far from its limit, where one is learned."""
         self.learned: object = None
         """What else the rule knows that learns the limit; its own business."""
         self.paused_until = 0.0
         """Until then it is sent nothing, since it rejected the only attempt in flight."""
-        self.rest_until = 0.0
+        self.backing_off_until = 0.0
         """Until then it asked to be left alone."""
-        self.out_until = 0.0
+        self.ejected_until = 0.0
         """Until then it is ejected: by hand, or for a success rate far below its peers'."""
         self.warm_since = -math.inf
         """Since then it is in rotation again, or for the first time among others."""
@@ -88,13 +88,13 @@ class Endpoint:
         """A status, or the name of an error."""
         self.gone = False
         self.unreached = 0
-        """The epoch (see `Charges`) of the last failure to reach it that counted; 0 while it can be
-        reached."""
+        """The epoch (see `OutcomeCharges`) of the last failure to reach it that counted; 0 while it
+        can be reached."""
         self.client_errors = Share()
         """The share of its answers that say the request is wrong."""
-        self.doubt = 0.0
+        self.penalty = 0.0
         """How many times its load has doubled for failures that successes have not made up for."""
-        self._doubted_at = -math.inf
+        self._penalized_at = -math.inf
         self._served_at = -math.inf
 
     def __repr__(self) -> str:
@@ -111,41 +111,44 @@ class Endpoint:
         is forgiven within seconds, whatever the rate of calls, and one that lasts costs ever fewer
         attempts.
         """
-        if not self.doubt:
+        if not self.penalty:
             return self.in_flight
-        failing = self._doubted_at - self._served_at
-        lasts = min(_LONGEST_DOUBT, max(_SHORTEST_DOUBT, 2 * failing))
-        left = 1.0 - (now - self._doubted_at) / lasts
-        weight: float = 2.0 * (2.0**self.doubt - 1.0)
+        failing = self._penalized_at - self._served_at
+        lasts = min(_LONGEST_PENALTY, max(_SHORTEST_PENALTY, 2 * failing))
+        left = 1.0 - (now - self._penalized_at) / lasts
+        weight: float = 2.0 * (2.0**self.penalty - 1.0)
         return self.in_flight + weight * max(0.0, left)
 
     def renew(self, breaker: Breaker) -> None:
         """The same name stands for another machine now: past faults are not its own."""
         self.breaker = breaker
-        self.rest_until = 0.0
-        self.out_until = 0.0
+        self.backing_off_until = 0.0
+        self.ejected_until = 0.0
         self.healthy = True
-        self.limit = self.calm = self.learned = None
+        self.limit = self.baseline_latency = self.learned = None
         self.paused_until = 0.0
         self.unreached = 0
         self.client_errors = Share()
-        self.doubt = 0.0
+        self.penalty = 0.0
         self.latency = None
 
-    def standing(self, now: float, *, blind: bool = False) -> Standing:
+    def status(self, now: float, *, ignore_health: bool = False) -> EndpointStatus:
         """Whether it serves, or the one thing that keeps it out most firmly.
 
-        `blind` has active checks disregarded.
+        `ignore_health` has active checks disregarded.
         """
-        if self.out_until > now:
+        if self.ejected_until > now:
             return "ejected"
-        if not (self.healthy or blind):
+        if not (self.healthy or ignore_health):
             return "unhealthy"
         if self.breaker.refuses:
             return "half-open" if self.breaker.state == "half-open" else "open"
-        return "resting" if self.rest_until > now else "serving"
+        return "resting" if self.backing_off_until > now else "serving"
 
-    def took(self, elapsed: float) -> None:
+    standing = status
+    """An alias, by its name in 0.1.0."""
+
+    def record_latency(self, elapsed: float) -> None:
         """An attempt that it answered took so long, in seconds."""
         old = self.latency
         self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
@@ -153,23 +156,23 @@ class Endpoint:
     def failed(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
         """An attempt, sent at `started`, was its fault."""
         self.failures += 1
-        self.doubted(now, started, weight)
+        self.penalize(now, started, weight)
 
-    def doubted(self, now: float, started: float, weight: float) -> None:
+    def penalize(self, now: float, started: float, weight: float) -> None:
         """An attempt, sent at `started`, speaks against it with a weight of 0 to 1.
 
         Attempts that were under way together count as one.
         """
-        if started < self._doubted_at or weight <= 0:
+        if started < self._penalized_at or weight <= 0:
             return
-        if not self.doubt:
+        if not self.penalty:
             self._served_at = min(started, now)
-        self.doubt = min(_MOST_DOUBT, self.doubt + weight)
-        self._doubted_at = now
+        self.penalty = min(_MOST_PENALTY, self.penalty + weight)
+        self._penalized_at = now
 
     def served(self, now: float) -> None:
         """It has served an attempt."""
-        self.doubt = max(0.0, self.doubt - _TRUST)
+        self.penalty = max(0.0, self.penalty - _TRUST)
         self._served_at = now
 
 

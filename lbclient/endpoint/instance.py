@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from lbclient._internal import validation
 
-__all__ = ["Answer", "Instance", "Refusal"]
+__all__ = ["Answer", "Instance", "RejectedRecord"]
 
 _NO_METADATA: Mapping[str, object] = MappingProxyType({})
 
@@ -63,7 +63,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RejectedRecord:
     """A record that discovery did not take, and why; `record` is escaped for a log or a screen."""
 
     record: str
@@ -80,13 +80,13 @@ class Answer:
 
     instances: tuple[Instance, ...]
     ttl: float | None = None
-    refused: tuple[Refusal, ...] = ()
+    refused: tuple[RejectedRecord, ...] = ()
 
     def __init__(
         self,
         instances: Iterable[Instance],
         ttl: float | None = None,
-        refused: Iterable[Refusal] = (),
+        refused: Iterable[RejectedRecord] = (),
     ) -> None:
         put = object.__setattr__
         put(self, "instances", _distinct(instances))

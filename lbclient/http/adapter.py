@@ -18,7 +18,7 @@ from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.retry import RetryPolicy
 
 from ._compat import httpx
-from .classifier import HttpJudge
+from .classifier import HttpClassifier
 from .options import (
     TransportOptions,
     WireArguments,
@@ -28,8 +28,8 @@ from .options import (
     wire_options,
 )
 from .origin import Origin
-from .request import SHARED_DEADLINE, UNSTREAMED, Place, terms_of
-from .response_stream import Answer, AsyncAnswer
+from .request import SHARED_DEADLINE, UNSTREAMED, Upstream, call_options_of
+from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
 from .telemetry import HttpSemantics, Labels
 
@@ -57,7 +57,7 @@ class Binding:
         self.health: HealthCheck | None = mine.pop("health", None)
         validation.kind("health", self.health, HealthCheck)
         self.policy = policy_of(mine)
-        self.balancer = Balancer(service, judge=HttpJudge(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
+        self.balancer = Balancer(service, judge=HttpClassifier(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
         self.target = target = self.balancer.target
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
@@ -82,10 +82,10 @@ class Binding:
         self, request: httpx.Request, replayable: Callable[[], bool] | None
     ) -> Call[httpx.Response]:
         """The call that carries this request."""
-        terms = terms_of(request, self.policy, replayable, self._key_of, self._fair_by)
+        options = call_options_of(request, self.policy, replayable, self._key_of, self._fair_by)
         if (shared := SHARED_DEADLINE.get()) is not None:
-            terms = shared.bind(terms, self.balancer)
-        return self.balancer.begin(terms, HttpSemantics(request, self._labels))
+            options = shared.bind(options, self.balancer)
+        return self.balancer.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
         """What to wait for before connections are closed."""
@@ -95,13 +95,13 @@ class Binding:
         """What to wait for after that: calls that lost their connections need a moment to end."""
         return Pause(_LAST_MOMENT, self.balancer.idle())
 
-    def place(self, endpoint: Endpoint) -> Place:
+    def upstream(self, endpoint: Endpoint) -> Upstream:
         """How an instance is addressed: of an unnamed list by each one's own Host."""
         instance, hosts = endpoint.instance, None
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
             hosts = None if own == self._logical_host else (self._logical_host, own)
-        return Place(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
+        return Upstream(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
         """True where the body belongs to the attempt: an instance that dies in it can be replaced.
@@ -116,7 +116,7 @@ class Binding:
         info = response.extensions["lbclient"] = call.info()
         if isinstance(response.stream, Content):
             response.elapsed = timedelta(seconds=call.elapsed)
-        elif isinstance(response.stream, Answer | AsyncAnswer):
+        elif isinstance(response.stream, ResponseStream | AsyncResponseStream):
             response.stream.info = info  # for an error of the body that is yet to come
         redirect = 300 <= response.status_code < 400 and response.has_redirect_location
         if redirect and self.origin is not None:

@@ -15,16 +15,16 @@ from lbclient.endpoint.classifier import (
     FINE,
     NEVER_SENT,
     Verdict,
+    classify_network_error,
     local_origin,
 )
-from lbclient.endpoint.classifier import judge as network_judge
 
 from ._compat import httpx
 from .connections.connection import PeerLeft
 from .connections.instance_transport import CLOSED_WHILE_IDLE
 from .request_body import is_callers_own
 
-__all__ = ["HttpJudge", "rest_asked"]
+__all__ = ["HttpClassifier", "rest_asked"]
 
 _NOT_PROCESSED = Verdict(fault=False, again="always", unsent=True)
 _MAYBE_PROCESSED = Verdict(fault=False, again="idempotent")
@@ -37,7 +37,7 @@ _NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
 _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
 
 
-class HttpJudge:
+class HttpClassifier:
     """The table of outcomes for HTTP; `statuses` are those that are tried again."""
 
     def __init__(self, statuses: Collection[int]) -> None:
@@ -51,7 +51,7 @@ class HttpJudge:
             return FINE
         if isinstance(result, httpx.TransportError):
             return _error(result)
-        return network_judge(result)
+        return classify_network_error(result)
 
     def _status(self, response: httpx.Response) -> Verdict:
         status = response.status_code

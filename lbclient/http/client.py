@@ -15,7 +15,7 @@ from .connections.custom_transport import AsyncTransportFactory, TransportFactor
 from .options import TransportOptions, part, refuse_bypass
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
-from .request_cache import Drafts, Jar
+from .request_cache import LazyCookies, RequestCache
 from .shortcuts import DirectAsyncClient, DirectClient
 from .transport import AsyncTransport, Service, Transport
 
@@ -92,10 +92,12 @@ class Client(DirectClient):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._drafts = Drafts(Origin(self._balancer.target.origin, self._balancer.instances))
+        self._request_cache = RequestCache(
+            Origin(self._balancer.target.origin, self._balancer.instances)
+        )
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
-            self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
+            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
         balancing.own(self._balancer.target.origin)
         self._deadline = policy_of(given).deadline
 
@@ -107,17 +109,17 @@ class Client(DirectClient):
     @property
     def cookies(self) -> httpx.Cookies:
         """Cookies to send, and those that responses have set."""
-        return self._jar
+        return self._lazy_cookies
 
     @cookies.setter
     def cookies(self, cookies: CookieTypes) -> None:
-        self._jar = Jar(cookies)
+        self._lazy_cookies = LazyCookies(cookies)
 
     def build_request(
         self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx.Request:
         """Build a request, as `httpx.Client.build_request` does."""
-        return self._drafts.request(self, method, url, options, super().build_request)
+        return self._request_cache.request(self, method, url, options, super().build_request)
 
     def send(
         self,
@@ -151,10 +153,12 @@ class AsyncClient(DirectAsyncClient):
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
-        self._drafts = Drafts(Origin(self._balancer.target.origin, self._balancer.instances))
+        self._request_cache = RequestCache(
+            Origin(self._balancer.target.origin, self._balancer.instances)
+        )
         with closed_on_error(self._balancer):
             super().__init__(transport=balancing, **_own(given, self._balancer.target))
-            self._jar = Jar(given.get("cookies"))  # type: ignore[arg-type]  # checked there
+            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
         balancing.own(self._balancer.target.origin)
         self._deadline = policy_of(given).deadline
 
@@ -166,17 +170,17 @@ class AsyncClient(DirectAsyncClient):
     @property
     def cookies(self) -> httpx.Cookies:
         """Cookies to send, and those that responses have set."""
-        return self._jar
+        return self._lazy_cookies
 
     @cookies.setter
     def cookies(self, cookies: CookieTypes) -> None:
-        self._jar = Jar(cookies)
+        self._lazy_cookies = LazyCookies(cookies)
 
     def build_request(
         self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx.Request:
         """Build a request, as `httpx.AsyncClient.build_request` does."""
-        return self._drafts.request(self, method, url, options, super().build_request)
+        return self._request_cache.request(self, method, url, options, super().build_request)
 
     async def send(
         self,

@@ -21,7 +21,7 @@ from lbclient._internal.deadline import Expiry
 from lbclient._version import __version__
 from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
 from lbclient.balancer.load_probe import Loads, Prober
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
@@ -30,11 +30,11 @@ from lbclient.strategy import LoadReport
 
 from ._compat import httpx
 from .adapter import Binding
-from .connections.custom_transport import AsyncSender, Sender
+from .connections.custom_transport import AsyncInstanceTransport, InstanceTransport
 from .connections.pool import KeepAlivePool, pool_of
-from .connections.transport_pool import Wires
+from .connections.transport_pool import TransportPool
 from .options import WireOptions
-from .request import Place, attempt_extensions
+from .request import Upstream, attempt_extensions
 
 __all__ = ["HEADER", "achecked", "areports", "checked", "load_of", "reports"]
 
@@ -51,7 +51,7 @@ _MOST = 65_536
 _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
-Make = Callable[[Place, WireOptions, KeepAlivePool[Any]], W]
+Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
 
 _LOAD_AGENT = f"lbclient/{__version__} load-probe"
 
@@ -95,12 +95,12 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, str) else value  # type: ignore[return-value]  # checked there
 
 
-def checked(policy: HealthCheck, binding: Binding, make: Make[Sender]) -> Check:
+def checked(policy: HealthCheck, binding: Binding, make: Make[InstanceTransport]) -> Check:
     """What `policy` asks for; over HTTP, by wires that `make` makes."""
     return plain_check(policy) or _Checkup(policy, binding, make).check
 
 
-def achecked(policy: HealthCheck, binding: Binding, make: Make[AsyncSender]) -> Check:
+def achecked(policy: HealthCheck, binding: Binding, make: Make[AsyncInstanceTransport]) -> Check:
     """The same for wires that want an event loop: a caller's own. Each check is an asyncio loop."""
     return plain_check(policy) or _AsyncCheckup(policy, binding, make).check
 
@@ -112,12 +112,12 @@ class _Asks(Generic[W]):
         self._policy = policy
         self._target = binding.target
         self._url = httpx.URL(f"{binding.target.origin}{policy.path}")
-        self._place = binding.place
+        self._upstream = binding.upstream
         self._make = make
         self._options = replace(binding.wire_options, retries=0)
 
     def _wire(self, endpoint: Endpoint) -> W:
-        return self._make(self._place(endpoint), self._options, pool_of(self._options))
+        return self._make(self._upstream(endpoint), self._options, pool_of(self._options))
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target
@@ -126,28 +126,28 @@ class _Asks(Generic[W]):
         headers.update(self._policy.headers)
         return httpx.Request("GET", self._url, headers=headers)
 
-    def _judge(self, response: httpx.Response) -> None:
+    def _classify(self, response: httpx.Response) -> None:
         if response.status_code not in self._policy.statuses:
             raise CheckFailed(f"status {response.status_code}")
 
 
-class _Checkup(_Asks[Sender]):
+class _Checkup(_Asks[InstanceTransport]):
     """By wires for threads."""
 
     def check(self, endpoint: Endpoint, expiry: Expiry) -> None:
         """Ask, and read the answer to its end. Raises CheckFailed or an error of httpx's."""
         request = self._request(endpoint.instance)
-        with contextlib.closing(self._wire(endpoint)) as wire:
-            response = wire.send(request, _NO_BODY, attempt_extensions(request, expiry))
+        with contextlib.closing(self._wire(endpoint)) as transport:
+            response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
             with contextlib.closing(response):
-                self._judge(response)
+                self._classify(response)
                 read = 0
                 for chunk in response.stream:  # type: ignore[union-attr]  # of a wire for threads
                     if (read := read + len(chunk)) > _MOST or not expiry.left():
                         return
 
 
-class _AsyncCheckup(_Asks[AsyncSender]):
+class _AsyncCheckup(_Asks[AsyncInstanceTransport]):
     """By wires for event loops."""
 
     def check(self, endpoint: Endpoint, expiry: Expiry) -> None:
@@ -156,24 +156,26 @@ class _AsyncCheckup(_Asks[AsyncSender]):
 
     async def _check(self, endpoint: Endpoint, expiry: Expiry) -> None:
         request = self._request(endpoint.instance)
-        async with contextlib.aclosing(self._wire(endpoint)) as wire:
+        async with contextlib.aclosing(self._wire(endpoint)) as transport:
             with anyio.fail_after(expiry.left()):
-                response = await wire.send(request, _NO_BODY, attempt_extensions(request, expiry))
+                response = await transport.send(
+                    request, _NO_BODY, attempt_extensions(request, expiry)
+                )
                 async with contextlib.aclosing(response):
-                    self._judge(response)
+                    self._classify(response)
                     read = 0
                     async for chunk in response.stream:  # type: ignore[union-attr]  # as above
                         if (read := read + len(chunk)) > _MOST:
                             return
 
 
-def reports(binding: Binding, make: Make[Sender]) -> Reports | None:
+def reports(binding: Binding, make: Make[InstanceTransport]) -> Reports | None:
     """None where the strategy does not care. Probes go by wires that `make` makes."""
     loads = binding.balancer.loads()
     return None if loads is None else _Threaded(binding, loads, make)
 
 
-def areports(binding: Binding, make: Make[AsyncSender]) -> Reports | None:
+def areports(binding: Binding, make: Make[AsyncInstanceTransport]) -> Reports | None:
     """The same for wires that want an event loop: a caller's own."""
     loads = binding.balancer.loads()
     return None if loads is None else _Looped(binding, loads, make)
@@ -192,12 +194,12 @@ class Reports(ABC):
                 probe,
                 self._ask,
                 candidates=loads.candidates,
-                scheduler=REFRESHER,
+                scheduler=THREAD_SCHEDULER,
                 clock=time.monotonic,
                 rng=binding.balancer.rng,
             )
 
-    def heard(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
+    def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
         """The headers of an attempt have come: it is time to ask others, too."""
         self._hear(endpoint, headers, probed=False)
         if self._prober is not None:
@@ -211,7 +213,7 @@ class Reports(ABC):
             self._loads.refused(endpoint, ascii(str(error))[:200])
             return
         if load is not None or probed:
-            self._loads.heard(endpoint, load)
+            self._loads.record(endpoint, load)
 
     def close(self) -> None:
         """No probe follows."""
@@ -232,10 +234,10 @@ class Reports(ABC):
 class _Threaded(Reports):
     """Probes by wires for threads, beside those of the calls, and kept open like them."""
 
-    def __init__(self, binding: Binding, loads: Loads, make: Make[Sender]) -> None:
-        self._wires = Wires(
+    def __init__(self, binding: Binding, loads: Loads, make: Make[InstanceTransport]) -> None:
+        self._transports = TransportPool(
             binding.balancer.pool,
-            lambda one, idle: make(binding.place(one), binding.wire_options, idle),
+            lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
             binding.wire_options,
             binding.balancer.rng,
         )
@@ -245,15 +247,15 @@ class _Threaded(Reports):
     def close(self) -> None:
         super().close()
         self._closed = True
-        self._wires.close()
+        self._transports.close()
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        if self._wires.untidy:
-            self._wires.tidy()
+        if self._transports.needs_cleanup:
+            self._transports.tidy()
         request = self._request(endpoint.instance)
-        wire = self._wires.to(endpoint, time.monotonic())
+        transport = self._transports.to(endpoint, time.monotonic())
         try:
-            response = wire.send(request, _NO_BODY, attempt_extensions(request, expiry))
+            response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
             with contextlib.closing(response):
                 self._hear(endpoint, response.headers, probed=True)
                 read = 0
@@ -262,15 +264,15 @@ class _Threaded(Reports):
                         return
         finally:
             if self._closed:  # what was opened since then, nobody else closes
-                wire.close()
+                transport.close()
 
 
 class _Looped(Reports):
     """Each probe is an asyncio loop, with a wire of its own."""
 
-    def __init__(self, binding: Binding, loads: Loads, make: Make[AsyncSender]) -> None:
+    def __init__(self, binding: Binding, loads: Loads, make: Make[AsyncInstanceTransport]) -> None:
         self._make = make
-        self._place, self._options = binding.place, binding.wire_options
+        self._upstream, self._options = binding.upstream, binding.wire_options
         super().__init__(binding, loads)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
@@ -279,9 +281,11 @@ class _Looped(Reports):
     async def _aask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         request = self._request(endpoint.instance)
         idle: KeepAlivePool[Any] = pool_of(self._options)
-        place = self._place(endpoint)
-        async with contextlib.aclosing(self._make(place, self._options, idle)) as wire:
+        upstream = self._upstream(endpoint)
+        async with contextlib.aclosing(self._make(upstream, self._options, idle)) as transport:
             with anyio.fail_after(expiry.left()):
-                response = await wire.send(request, _NO_BODY, attempt_extensions(request, expiry))
+                response = await transport.send(
+                    request, _NO_BODY, attempt_extensions(request, expiry)
+                )
                 await response.aclose()
                 self._hear(endpoint, response.headers, probed=True)

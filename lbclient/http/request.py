@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from lbclient._internal import validation
 from lbclient._internal.deadline import Expiry, time_left
 from lbclient.balancer import Balancer
-from lbclient.core.call import Terms, caller_of
+from lbclient.core.call import CallOptions, caller_of
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import RetryPolicy
@@ -24,15 +24,15 @@ from .shortcuts import copied
 __all__ = [
     "SHARED_DEADLINE",
     "UNSTREAMED",
-    "Place",
     "SharedDeadline",
+    "Upstream",
     "attempt_extensions",
     "attempt_headers",
     "below",
+    "call_options_of",
     "hosted",
     "merged",
     "raw_headers",
-    "terms_of",
 ]
 
 UNSTREAMED = "lbclient.unstreamed"
@@ -43,64 +43,64 @@ _POOL = 5.0
 _TIMEOUTS = ("connect", "read", "write", "pool")
 
 
-def terms_of(
+def call_options_of(
     request: httpx.Request,
     policy: RetryPolicy,
     replayable: Callable[[], bool] | None,
     key_of: Callable[[httpx.Request], object] | None,
     fair_by: Callable[[httpx.Request], object] | None,
-) -> Terms:
+) -> CallOptions:
     """From the method, the headers and `extensions={"lbclient": {...}}`; its key and its caller,
     where that names none, from `key_of` and `fair_by`. What these raise goes on to the caller.
 
     Raises ValueError or TypeError for what the extension may not hold.
     """
     given = request.extensions.get("lbclient")
-    asked = _NOTHING if given is None else _asked(given)
-    idempotent = asked.get("idempotent")
+    options = _NOTHING if given is None else _asked(given)
+    idempotent = options.get("idempotent")
     if idempotent is None:
         header = request.headers.get  # an empty Idempotency-Key identifies nothing
         idempotent = request.method in policy.methods or bool(header("idempotency-key"))
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
-    key = asked.get("key")
+    key = options.get("key")
     if key is None and key_of is not None:
         key = key_of(request)
-    caller = asked.get("caller")
+    caller = options.get("caller")
     if caller is not None:
         caller = caller_of("extensions['lbclient']['caller']", caller)
     elif fair_by is not None:
         caller = caller_of("fair_by", fair_by(request))
     if patience is None:
         patience = _POOL
-    deadline = asked.get("deadline")
+    deadline = options.get("deadline")
     if key is None and deadline is None and replayable is None and caller is None:
         return _terms(idempotent, float(patience))
-    return Terms(idempotent, key, deadline, patience, replayable, caller=caller)
+    return CallOptions(idempotent, key, deadline, patience, replayable, caller=caller)
 
 
 @lru_cache(maxsize=16)
-def _terms(idempotent: bool, patience: float) -> Terms:  # noqa: FBT001  # as `Terms` has them
+def _terms(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # as `CallOptions` has them
     """Those of a request that asks for nothing more: nearly all of a client's have the same."""
-    return Terms(idempotent, patience=patience)
+    return CallOptions(idempotent, patience=patience)
 
 
 _NOTHING: Mapping[str, Any] = {}
 
 
-def _asked(asked: object) -> Mapping[str, Any]:
+def _asked(options: object) -> Mapping[str, Any]:
     name = "extensions['lbclient']"
-    if asked is None:
+    if options is None:
         return {}
-    if not isinstance(asked, Mapping):
-        raise TypeError(f"{name} must be a dict, not {asked!r}")
-    if unknown := set(asked) - _ASKED:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{name} must be a dict, not {options!r}")
+    if unknown := set(options) - _ASKED:
         known = ", ".join(sorted(_ASKED))
         raise ValueError(f"{name} may hold {known}; not {', '.join(sorted(map(repr, unknown)))}")
-    if asked.get("deadline") is not None:
-        validation.seconds(f"{name}['deadline']", asked["deadline"])
-    if not isinstance(idempotent := asked.get("idempotent"), bool | None):
+    if options.get("deadline") is not None:
+        validation.seconds(f"{name}['deadline']", options["deadline"])
+    if not isinstance(idempotent := options.get("idempotent"), bool | None):
         raise TypeError(f"{name}['idempotent'] must be True or False, not {idempotent!r}")
-    return asked
+    return options
 
 
 class SharedDeadline:
@@ -118,8 +118,8 @@ class SharedDeadline:
     __slots__ = ("_balancer", "_requests", "_seconds", "_since", "_token")
 
     def __init__(self, request: httpx.Request, deadline: float | None, balancer: Balancer) -> None:
-        asked = _asked(request.extensions.get("lbclient")).get("deadline")
-        self._seconds: float | None = deadline if asked is None else asked
+        options = _asked(request.extensions.get("lbclient")).get("deadline")
+        self._seconds: float | None = deadline if options is None else options
         self._balancer = balancer
         self._since = balancer.clock()
         self._requests = 0
@@ -138,25 +138,25 @@ class SharedDeadline:
                 "authentication share its deadline"
             )
 
-    def bind(self, terms: Terms, balancer: Balancer) -> Terms:
+    def bind(self, options: CallOptions, balancer: Balancer) -> CallOptions:
         """The terms of the next request, ended by this deadline unless their own ends earlier.
 
         Raises DeadlineExceeded where the time is up.
         """
         if balancer is not self._balancer:
-            return terms
+            return options
         self._requests += 1
         if self._seconds is None:
-            return terms
+            return options
         now = balancer.clock()
         end = self._since + self._seconds
         if now >= end:
             raise DeadlineExceeded(
                 f"the deadline is over after {now - self._since:.2f} s; this request was not sent"
             )
-        if terms.deadline is not None and now + terms.deadline < end:
-            return terms
-        return terms._replace(deadline=self._seconds, since=self._since)
+        if options.deadline is not None and now + options.deadline < end:
+            return options
+        return options._replace(deadline=self._seconds, since=self._since)
 
 
 SHARED_DEADLINE: ContextVar[SharedDeadline | None] = ContextVar(
@@ -164,7 +164,7 @@ SHARED_DEADLINE: ContextVar[SharedDeadline | None] = ContextVar(
 )
 
 
-class Place(NamedTuple):
+class Upstream(NamedTuple):
     """One instance as a wire addresses it.
 
     `tls_name` is what TLS verifies, None for the instance's own name; of `hosts` the second is
@@ -186,12 +186,12 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
     return made
 
 
-def raw_headers(request: httpx.Request, place: Place) -> Sequence[tuple[bytes, bytes]]:
+def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
     """The headers of one attempt: the caller's, and its own instead of those of the same name."""
     headers = request.headers.raw
-    if place.hosts is not None:
-        headers = hosted(headers, place.hosts)
-    own = attempt_headers(place)
+    if upstream.hosts is not None:
+        headers = hosted(headers, upstream.hosts)
+    own = attempt_headers(upstream)
     return merged(headers, own) if own else headers
 
 
@@ -206,11 +206,11 @@ def hosted(
     ]
 
 
-def attempt_headers(place: Place) -> Sequence[tuple[bytes, bytes]]:
+def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
     """Which span calls, and how much time is left for the attempt. Names are in lower case."""
     carrier = propagation()
-    if place.deadline_header is not None and (left := time_left()) is not None:
-        carrier = {**carrier, place.deadline_header: str(int(1000 * left))}
+    if upstream.deadline_header is not None and (left := time_left()) is not None:
+        carrier = {**carrier, upstream.deadline_header: str(int(1000 * left))}
     if not carrier:
         return ()
     return list({name.lower().encode(): value.encode() for name, value in carrier.items()}.items())

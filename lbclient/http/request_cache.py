@@ -19,7 +19,7 @@ from ._compat import httpx
 from .origin import Origin
 from .shortcuts import Fields, request_like, settings_of
 
-__all__ = ["Drafts", "Jar"]
+__all__ = ["LazyCookies", "RequestCache"]
 
 _MOST = 256
 
@@ -32,7 +32,7 @@ _State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
 """Base, headers, and the patterns made of them: one value, since threads share it."""
 
 
-class Jar(httpx.Cookies):
+class LazyCookies(httpx.Cookies):
     """httpx's cookies. For each response httpx builds two objects of the standard library's and
     scans its headers twice, which takes a tenth of a whole call; here only where there is a cookie
     in it."""
@@ -44,7 +44,7 @@ class Jar(httpx.Cookies):
             super().extract_cookies(response)
 
 
-class Urls:
+class UrlCache:
     """What the URLs of requests stand for, below a base; forgotten when there are too many, or
     another base is set."""
 
@@ -87,15 +87,15 @@ def _whole(url: str, base: httpx.URL) -> str | None:
     return url if url.startswith(origin) else None
 
 
-class Drafts:
+class RequestCache:
     """The requests of one client. Patterns, one a method, are void as soon as the client's base or
     headers are others than when they were made."""
 
-    __slots__ = ("_origin", "_state", "_urls")
+    __slots__ = ("_origin", "_state", "_url_cache")
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
-        self._urls = Urls()
+        self._url_cache = UrlCache()
         self._state: _State = (None, [], {})
 
     def request(
@@ -108,7 +108,7 @@ class Drafts:
     ) -> httpx.Request:
         """What `build`, which is httpx's, makes of this."""
         base, headers, timeout, adds = settings_of(client)
-        known = self._urls.merged(url, base)
+        known = self._url_cache.merged(url, base)
         unset = len(options) == len(_UNSET) and all(map(is_, options.values(), _UNSET))
         if known is not None and not adds and (unset or _asks_for_nothing(options)):
             of, before, patterns = self._state
@@ -124,7 +124,7 @@ class Drafts:
         named = self._origin.named(url) if known is None else known
         request = build(method, named, **options)
         if named is url and options.get("params") is None and not client.params:
-            self._urls.learn(url, base, request.url)
+            self._url_cache.learn(url, base, request.url)
         return request
 
 

@@ -16,11 +16,11 @@ from lbclient.errors import DeadlineExceeded
 
 from ._compat import httpx
 from .connections.response_body import AsyncContent, AsyncResponseBody, ResponseBody
-from .connections.transport_pool import AsyncWires, TransportWires, Wires
+from .connections.transport_pool import AsyncTransportPool, BaseTransportPool, TransportPool
 from .errors import as_httpx
 from .shortcuts import fill
 
-__all__ = ["Answer", "AsyncAnswer", "adrain", "aread", "drain", "read"]
+__all__ = ["AsyncResponseStream", "ResponseStream", "adrain", "aread", "drain", "read"]
 
 S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
@@ -33,12 +33,12 @@ class _Held(Generic[S]):
     """
 
     def __init__(
-        self, stream: S, attempt: Attempt[httpx.Response], wires: TransportWires[Any, S]
+        self, stream: S, attempt: Attempt[httpx.Response], transports: BaseTransportPool[Any, S]
     ) -> None:
         self.stream: S = stream
         self.closed = False
         self.info: CallInfo | None = None
-        self._wires: TransportWires[Any, S] = wires
+        self._transports: BaseTransportPool[Any, S] = transports
         self._attempt = attempt
         attempt.hold(self)
 
@@ -47,7 +47,7 @@ class _Held(Generic[S]):
         if attempt is None or self.closed:
             return
         held = attempt.open
-        self._wires.lose(self.stream)
+        self._transports.lose(self.stream)
         if held:
             warnings.warn(
                 f"a response of {attempt.instance} was never closed; "
@@ -59,7 +59,7 @@ class _Held(Generic[S]):
     def _broke(self, error: Exception) -> Exception:
         attempt = self._attempt
         attempt.finish(error)
-        if attempt.cut:
+        if attempt.deadline_expired:
             over = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
             over.__cause__ = error
             error = over
@@ -72,10 +72,10 @@ class _Held(Generic[S]):
         return error
 
 
-class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
+class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
     """The body of a response that is still to be read."""
 
-    _wires: Wires
+    _transports: TransportPool
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -93,14 +93,14 @@ class Answer(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
         self._attempt.finish()
         self.stream.close()
         self.closed = True
-        if self._wires.leaving:
-            self._wires.tidy()
+        if self._transports.leaving:
+            self._transports.tidy()
 
 
-class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
+class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """The same for the async side."""
 
-    _wires: AsyncWires
+    _transports: AsyncTransportPool
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         expiry = _to_check(self.stream, self._attempt.expiry)
@@ -119,8 +119,8 @@ class AsyncAnswer(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         self._attempt.finish()
         await self.stream.aclose()
         self.closed = True
-        if self._wires.leaving:
-            await self._wires.tidy()
+        if self._transports.leaving:
+            await self._transports.tidy()
 
 
 def read(response: httpx.Response, expiry: Expiry | None) -> None:
@@ -133,7 +133,7 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
             chunks.append(chunk)
     finally:
         if expiry is not None:
-            expiry.calm()
+            expiry.settle_interrupt()
         stream.close()
     fill(response, b"".join(chunks))
 

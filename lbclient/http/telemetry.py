@@ -23,7 +23,7 @@ class Labels:
 
     def __init__(self, origin: httpx.URL) -> None:
         self._server = _server(origin)
-        self._urls: dict[tuple[int, str], tuple[httpx.URL, Attributes]] = {}
+        self._url_cache: dict[tuple[int, str], tuple[httpx.URL, Attributes]] = {}
         self._made: dict[tuple[str, object], Attributes] = {}
 
     def of(self, method: str, result: object) -> Attributes:
@@ -38,12 +38,12 @@ class Labels:
 
     def of_request(self, method: str, url: httpx.URL) -> Attributes:
         """For this method and this URL, of which a client keeps one object for each path."""
-        known = self._urls.get((id(url), method))
+        known = self._url_cache.get((id(url), method))
         if known is None or known[0] is not url:
-            if len(self._urls) >= _MOST_URLS:
-                self._urls = {}
+            if len(self._url_cache) >= _MOST_URLS:
+                self._url_cache = {}
             told = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
-            known = self._urls[id(url), method] = url, told
+            known = self._url_cache[id(url), method] = url, told
         return known[1]
 
 
@@ -52,7 +52,7 @@ class HttpSemantics(Semantics):
 
     __slots__ = ("_labels", "_method", "_request")
 
-    plain = False
+    minimal = False
 
     def __init__(self, request: httpx.Request, labels: Labels) -> None:
         self._request = request

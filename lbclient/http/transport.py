@@ -21,16 +21,16 @@ from .adapter import Binding
 from .connections.custom_transport import (
     AsyncTransportFactory,
     TransportFactory,
-    async_maker,
-    maker,
+    async_transport_factory,
+    transport_factory,
 )
-from .connections.transport_pool import AsyncWires, Homes, Wires
+from .connections.transport_pool import AsyncTransportPool, PerLoopTransports, TransportPool
 from .errors import as_httpx
 from .options import TransportOptions
 from .probes import achecked, areports, checked, reports
 from .request import attempt_extensions, below
 from .request_body import awatch, watch
-from .response_stream import Answer, AsyncAnswer, adrain, aread, drain, read
+from .response_stream import AsyncResponseStream, ResponseStream, adrain, aread, drain, read
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
@@ -66,11 +66,11 @@ class Transport(httpx.BaseTransport):
         transport: TransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = maker(transport, options)
+        make = transport_factory(transport, options)
         self._binding = binding = Binding(service, options)
-        self._wires = Wires(
+        self._transports = TransportPool(
             binding.balancer.pool,
-            lambda one, idle: make(binding.place(one), binding.wire_options, idle),
+            lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
             binding.wire_options,
             binding.balancer.rng,
         )
@@ -90,8 +90,8 @@ class Transport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
         binding = self._binding
-        if self._wires.untidy:
-            self._wires.tidy()
+        if self._transports.needs_cleanup:
+            self._transports.tidy()
         if binding.origin is not None:
             request = binding.origin.admitted(request)
         elif binding.target.path:
@@ -109,8 +109,8 @@ class Transport(httpx.BaseTransport):
                 raise as_httpx(error) from error.__cause__
             raise
         finally:
-            if self._wires.leaving:
-                self._wires.tidy()
+            if self._transports.leaving:
+                self._transports.tidy()
         return binding.finished(call, response)
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Transport(httpx.BaseTransport):
         finally:
             binding.balancer.close()
             binding.balancer.abandon()
-            self._wires.close()
+            self._transports.close()
             if self._reports is not None:
                 self._reports.close()
         sleep(binding.last())
@@ -142,20 +142,20 @@ class Transport(httpx.BaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             drain(attempt.replaces)
-        wire = self._wires.to(attempt.endpoint, attempt.started)
+        transport = self._transports.to(attempt.endpoint, attempt.started)
         extensions: Mapping[str, object] = request.extensions
         if attempt.expiry is not None:
             extensions = attempt_extensions(request, attempt.expiry)
-        response = wire.send(request, stream, extensions)
+        response = transport.send(request, stream, extensions)
         attempt.status = response.status_code
         if self._reports is not None:
-            self._reports.heard(attempt.endpoint, response.headers)
+            self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 read(response, attempt.expiry)
             else:
                 body = cast("httpx.SyncByteStream", response.stream)
-                response.stream = Answer(body, attempt, self._wires)
+                response.stream = ResponseStream(body, attempt, self._transports)
                 answers.append(response)
         return response
 
@@ -173,27 +173,29 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None:
-        make = async_maker(transport, options)
+        make = async_transport_factory(transport, options)
         self._binding = binding = Binding(service, options)
 
-        def wires() -> AsyncWires:
-            return AsyncWires(
+        def transports() -> AsyncTransportPool:
+            return AsyncTransportPool(
                 binding.balancer.pool,
-                lambda one, idle: make(binding.place(one), binding.wire_options, idle),
+                lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
                 binding.wire_options,
                 binding.balancer.rng,
             )
 
-        self._homes = Homes(binding.balancer.pool, wires)
+        self._per_loop = PerLoopTransports(binding.balancer.pool, transports)
         ours = transport is None
         if (health := binding.health) is not None:
             check = (
-                checked(health, binding, maker(None, options))
+                checked(health, binding, transport_factory(None, options))
                 if ours
                 else achecked(health, binding, make)
             )
             binding.balancer.examine(health, check)
-        self._reports = reports(binding, maker(None, options)) if ours else areports(binding, make)
+        self._reports = (
+            reports(binding, transport_factory(None, options)) if ours else areports(binding, make)
+        )
 
     @property
     def balancer(self) -> Balancer:
@@ -215,13 +217,13 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             request = below(binding.target.path, request)
         stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
-        wires: AsyncWires | None = None
+        transports: AsyncTransportPool | None = None
         try:
             call = binding.call(request, replayable)
-            wires = self._homes.last() or await self._homes.here()
-            if wires.untidy:
-                await wires.tidy()
-            if call.core.hedging is None:  # what `arun` does
+            transports = self._per_loop.last() or await self._per_loop.here()
+            if transports.needs_cleanup:
+                await transports.tidy()
+            if call.engine.hedging is None:  # what `arun` does
                 with call:
                     for step in call:
                         if isinstance(step, Pause):
@@ -229,11 +231,11 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                         else:
                             with step:
                                 step.result = await self._send(
-                                    wires, request, stream, answers, step
+                                    transports, request, stream, answers, step
                                 )
                 response = call.result()
             else:
-                send = partial(self._send, wires, request, stream, answers)
+                send = partial(self._send, transports, request, stream, answers)
                 response = await arun(call, send, discard=httpx.Response.aclose)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -243,8 +245,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 raise as_httpx(error) from error.__cause__
             raise
         finally:
-            if wires is not None and wires.leaving:
-                await wires.tidy()
+            if transports is not None and transports.leaving:
+                await transports.tidy()
         return binding.finished(call, response)
 
     async def aclose(self) -> None:
@@ -259,12 +261,12 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             if self._reports is not None:
                 self._reports.close()
             with anyio.CancelScope(shield=True):
-                await self._homes.aclose()
+                await self._per_loop.aclose()
         await asleep(binding.last())
 
     async def _send(
         self,
-        wires: AsyncWires,
+        transports: AsyncTransportPool,
         request: httpx.Request,
         stream: httpx.AsyncByteStream,
         answers: list[httpx.Response],
@@ -273,19 +275,19 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         binding = self._binding
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
-        wire = wires.to(attempt.endpoint, attempt.started)
+        transport = transports.to(attempt.endpoint, attempt.started)
         extensions: Mapping[str, object] = request.extensions
         if attempt.expiry is not None:
             extensions = attempt_extensions(request, attempt.expiry)
-        response = await wire.send(request, stream, extensions)
+        response = await transport.send(request, stream, extensions)
         attempt.status = response.status_code
         if self._reports is not None:
-            self._reports.heard(attempt.endpoint, response.headers)
+            self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
             if binding.reads_at_once(request, response):
                 await aread(response, attempt.expiry)
             else:
                 body = cast("httpx.AsyncByteStream", response.stream)
-                response.stream = AsyncAnswer(body, attempt, wires)
+                response.stream = AsyncResponseStream(body, attempt, transports)
                 answers.append(response)
         return response

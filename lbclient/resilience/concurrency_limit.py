@@ -131,22 +131,26 @@ class AdaptiveLimit:
             return limit
         return max(float(self.least), limit - _step(limit))
 
-    def queued(self, elapsed: float, calm: float | None) -> bool:
+    def queued(self, elapsed: float, baseline: float | None) -> bool:
         """True for an answer so slow, `calm` being the mean of calm ones, in seconds."""
-        return self.tolerance is not None and calm is not None and elapsed > self.tolerance * calm
+        return (
+            self.tolerance is not None
+            and baseline is not None
+            and elapsed > self.tolerance * baseline
+        )
 
-    def calm(
-        self, calm: float | None, elapsed: float, beside: int, limit: float | None
+    def next_baseline(
+        self, baseline: float | None, elapsed: float, concurrent: int, limit: float | None
     ) -> float | None:
         """The mean of calm answers, in seconds, after one that took `elapsed`.
 
-        It had so many `beside` it when it was sent. What counts is how it began: of those that
+        It had so many `concurrent` it when it was sent. What counts is how it began: of those that
         have ended by the time an instance is busy, too many are quick ones.
         """
         limit = self.initial if limit is None else limit
-        if beside + 1 > max(1.0, limit / 2):
-            return calm
-        return elapsed if calm is None else calm + _GAIN * (elapsed - calm)
+        if concurrent + 1 > max(1.0, limit / 2):
+            return baseline
+        return elapsed if baseline is None else baseline + _GAIN * (elapsed - baseline)
 
     def shrunk(
         self, limit: float | None, share: float = 1.0, in_flight: int | None = None

@@ -11,7 +11,7 @@ from lbclient._internal import validation
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["HealthCheck", "Pulse"]
+__all__ = ["HealthCheck", "HealthTally"]
 
 _PATH = re.compile(r"/[!\"$-~]*")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -125,7 +125,7 @@ def _pair(pair: object) -> tuple[str, str]:
             raise TypeError("headers must hold names and values that are text")
 
 
-class Pulse:
+class HealthTally:
     """Counts the checks in a row that came out alike.
 
     It belongs to the machine that `breaker` stands for: another breaker is another machine.

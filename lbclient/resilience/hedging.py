@@ -60,7 +60,7 @@ class Hedging:
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
 
-    def took(self, elapsed: float) -> None:
+    def record_latency(self, elapsed: float) -> None:
         """An attempt was answered after so many seconds."""
         if self._policy.delay is not None:
             return

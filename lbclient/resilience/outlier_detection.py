@@ -115,7 +115,7 @@ class Outliers:
         """Whom to eject, and for how many seconds; a new interval begins.
 
         `tiers` are all known instances, `serving` tells who of them is in the rotation now. Who is
-        out already is told by `out_until`. No tier loses its last instance in the rotation.
+        out already is told by `ejected_until`. No tier loses its last instance in the rotation.
         """
         if self._overslept(now):
             self._begin(now)
@@ -171,7 +171,7 @@ class Outliers:
         """Those outliers that the tier can spare."""
         if not outliers:
             return []
-        staying = {one for one in tier if one.out_until <= now}
+        staying = {one for one in tier if one.ejected_until <= now}
         room = max(1, int(self._policy.max_ejected * len(tier) + _ROUNDING))
         room -= len(tier) - len(staying)
         in_rotation = {one for one in staying if serving(one)}
@@ -196,7 +196,7 @@ class Outliers:
         """An interval in the rotation as no outlier takes one time back. Who left is dropped."""
         began = self._ends - self._policy.interval
         for one, times in list(self._times.items()):
-            healthy = one.out_until <= began and one not in outliers and serving(one)
+            healthy = one.ejected_until <= began and one not in outliers and serving(one)
             if one.gone or times <= healthy:
                 del self._times[one]
             else:

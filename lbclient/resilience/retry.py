@@ -21,7 +21,14 @@ from lbclient._internal import validation
 from lbclient.endpoint.classifier import Verdict
 from lbclient.resilience.retry_budget import Budget, RetryBudget
 
-__all__ = ["IDEMPOTENT_METHODS", "Retries", "RetryPolicy", "Stopped", "Turn", "Turns"]
+__all__ = [
+    "IDEMPOTENT_METHODS",
+    "RetryController",
+    "RetryPolicy",
+    "RetryRules",
+    "RetryState",
+    "Stopped",
+]
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2."""
@@ -117,7 +124,7 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
 
 
 @dataclass(slots=True)
-class Turn:
+class RetryState:
     """What is known when one attempt has failed; tenacity's objects read it.
 
     `pause` is how long all instances want to rest, `rested` how long the call has waited for that;
@@ -133,11 +140,12 @@ class Turn:
     unsent: bool = False
     rested: float = 0.0
     stopped: Stopped | None = None
-    """Why this outcome stands, once `Turns.delay` has said that it does."""
+    """Why this outcome stands, once `RetryController.delay` has said that it does."""
 
 
-class Retries:
-    """The rules of one balancer, shared by all its calls; `Turns` is the state of one call."""
+class RetryRules:
+    """The rules of one balancer, shared by all its calls; `RetryController` is the state of one
+    call."""
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self.policy = policy
@@ -150,42 +158,42 @@ class Retries:
         )
 
 
-class Turns:
+class RetryController:
     """The retries of one call. Costs nothing until an attempt has failed."""
 
     __slots__ = ("_rested", "_retries", "_state")
 
-    def __init__(self, retries: Retries) -> None:
+    def __init__(self, retries: RetryRules) -> None:
         self._retries = retries
         self._state: tenacity.RetryCallState | None = None
         self._rested = 0.0
 
-    def delay(self, turn: Turn) -> float | None:
+    def delay(self, retry_state: RetryState) -> float | None:
         """Seconds to wait before the next attempt, or None: this outcome stands."""
         rules = self._retries.rules
         if self._state is None:
             self._state = tenacity.RetryCallState(rules, None, (), {})
         state = self._state
-        turn.rested = self._rested
-        state.set_result(turn)
+        retry_state.rested = self._rested
+        state.set_result(retry_state)
         if not rules.retry(state):
-            turn.stopped = "method" if turn.replayable else "body"
+            retry_state.stopped = "method" if retry_state.replayable else "body"
             return None
         state.upcoming_sleep = rules.wait(state)
         if rules.stop(state):
-            turn.stopped = turn.stopped or "attempts"
+            retry_state.stopped = retry_state.stopped or "attempts"
             return None
         delay = state.upcoming_sleep
-        self._rested += min(delay, turn.pause)
+        self._rested += min(delay, retry_state.pause)
         state.prepare_for_next_attempt()
         return delay
 
 
-def _may_repeat(turn: Turn) -> bool:
-    if not turn.replayable:
+def _may_repeat(retry_state: RetryState) -> bool:
+    if not retry_state.replayable:
         return False
-    return turn.verdict.again == "always" or (
-        turn.verdict.again == "idempotent" and turn.repeatable
+    return retry_state.verdict.again == "always" or (
+        retry_state.verdict.again == "idempotent" and retry_state.repeatable
     )
 
 
@@ -198,22 +206,25 @@ class _FullJitter(wait_base):
         self._bound = tenacity.wait_exponential(multiplier=policy.backoff, max=policy.backoff_max)
 
     def __call__(self, state: tenacity.RetryCallState) -> float:
-        turn = _turn(state)
-        verdict = turn.verdict
+        retry_state = _retry_state(state)
+        verdict = retry_state.verdict
         jitter = self._rng.random() * self._bound(state)
         if verdict.again == "always" and not verdict.backoff and state.attempt_number == 1:
             jitter = 0.0
-        return max(jitter, min(turn.pause, self._most - turn.rested))
+        return max(jitter, min(retry_state.pause, self._most - retry_state.rested))
 
 
 class _AtDeadline(stop_base):
     """A delay that would overrun the deadline is not slept."""
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
-        turn = _turn(state)
-        if turn.deadline is None or turn.now + state.upcoming_sleep < turn.deadline:
+        retry_state = _retry_state(state)
+        if (
+            retry_state.deadline is None
+            or retry_state.now + state.upcoming_sleep < retry_state.deadline
+        ):
             return False
-        turn.stopped = "deadline"
+        retry_state.stopped = "deadline"
         return True
 
 
@@ -228,16 +239,16 @@ class _NoBudget(stop_base):
         self._budget = budget
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
-        turn = _turn(state)
-        if turn.unsent or self._budget is None:
+        retry_state = _retry_state(state)
+        if retry_state.unsent or self._budget is None:
             return False
-        if self._budget.withdraw(turn.now):
+        if self._budget.withdraw(retry_state.now):
             return False
-        turn.stopped = "budget"
+        retry_state.stopped = "budget"
         return True
 
 
-def _turn(state: tenacity.RetryCallState) -> Turn:
-    """What `Turns.delay` has put in."""
-    turn = state.outcome and state.outcome.result()
-    return cast("Turn", turn)
+def _retry_state(state: tenacity.RetryCallState) -> RetryState:
+    """What `RetryController.delay` has put in."""
+    retry_state = state.outcome and state.outcome.result()
+    return cast("RetryState", retry_state)

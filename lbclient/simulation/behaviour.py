@@ -22,8 +22,13 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 from lbclient._internal import validation
-from lbclient.endpoint.classifier import CLIENT_ERROR, FINE, Judge, Verdict
-from lbclient.endpoint.classifier import judge as network_judge
+from lbclient.endpoint.classifier import (
+    CLIENT_ERROR,
+    FINE,
+    Classifier,
+    Verdict,
+    classify_network_error,
+)
 
 __all__ = [
     "Behaviour",
@@ -103,7 +108,7 @@ class Reply:
         return None if self.body else self.error
 
 
-def judge_of(statuses: Collection[int]) -> Judge:
+def judge_of(statuses: Collection[int]) -> Classifier:
     """Judges as HTTP's judge does; `statuses` are those that are tried again."""
     again = {
         status: Verdict(fault=500 <= status <= 599, again="idempotent", rejected=True)
@@ -113,7 +118,7 @@ def judge_of(statuses: Collection[int]) -> Judge:
 
     def judge(result: object) -> Verdict:
         if not isinstance(result, Reply):
-            return network_judge(result)
+            return classify_network_error(result)
         verdict = again.get(result.status)
         if verdict is None:
             if result.status < 400 or result.status > 599:

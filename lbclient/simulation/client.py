@@ -10,7 +10,7 @@ from functools import partial
 from lbclient._internal.signals import Pause
 from lbclient.balancer import Balancer
 from lbclient.core.attempt import Attempt
-from lbclient.core.call import Call, Terms
+from lbclient.core.call import Call, CallOptions
 from lbclient.endpoint import Endpoint
 from lbclient.errors import LoadBalancingError
 from lbclient.simulation.behaviour import Reply, SimulatedRequest
@@ -29,14 +29,14 @@ _TRIP = 0.001
 
 
 class Client:
-    """`terms` says what is asked of the balancer for a request. An attempt waits at most `timeout`
-    seconds for its headers. `watch` is told of each step, where there is one."""
+    """`call_options` says what is asked of the balancer for a request. An attempt waits at most
+    `timeout` seconds for its headers. `watch` is told of each step, where there is one."""
 
     def __init__(
         self,
         number: int,
         balancer: Balancer,
-        terms: Callable[[SimulatedRequest], Terms],
+        call_options: Callable[[SimulatedRequest], CallOptions],
         timeout: float,
         world: World,
         hosts: Mapping[str, Host],
@@ -48,9 +48,9 @@ class Client:
         self.watch = watch
         self.waiting: dict[Trail, float] = {}
         """Requests that are under way, and when they arrived."""
-        self._terms = terms
+        self._call_options = call_options
         self._timeout = timeout
-        self._asked = SimulatedRequest(caller=number)
+        self._request = SimulatedRequest(caller=number)
         self._world = world
         self._hosts = hosts
         self._journal = journal
@@ -58,23 +58,23 @@ class Client:
         self._probes = 0.0
         """How many are owed."""
 
-    def request(self, asked: SimulatedRequest | None) -> Process[object]:
+    def request(self, request: SimulatedRequest | None) -> Process[object]:
         """One request, from its arrival to the end of its body."""
         world = self._world
-        if asked is None:
-            asked = self._asked
-        elif asked.caller is None:
-            asked = dataclasses.replace(asked, caller=self.number)
-        terms = self._terms(asked)
-        call: Call[Reply] = self.balancer.begin(terms, _SEMANTICS)
-        trail, arrived = Trail(call, terms.patience), world.clock()
+        if request is None:
+            request = self._request
+        elif request.caller is None:
+            request = dataclasses.replace(request, caller=self.number)
+        call_options = self._call_options(request)
+        call: Call[Reply] = self.balancer.begin(call_options, _SEMANTICS)
+        trail, arrived = Trail(call, call_options.patience), world.clock()
         self.waiting[trail] = arrived
         self._journal.began()
         self._probe()
         status: int | None = None
         error: str | None = None
         try:
-            reply = yield from carry_out(call, partial(self._send, trail, asked), trail.close)
+            reply = yield from carry_out(call, partial(self._send, trail, request), trail.close)
             if reply.body:
                 yield from self._read(trail, reply)
             status = reply.status
@@ -91,7 +91,7 @@ class Client:
         return None
 
     def _send(
-        self, trail: Trail, asked: SimulatedRequest, attempt: Attempt[Reply]
+        self, trail: Trail, request: SimulatedRequest, attempt: Attempt[Reply]
     ) -> Process[Reply]:
         if attempt.replaces is not None:
             trail.close(attempt.replaces)
@@ -99,7 +99,7 @@ class Client:
         if self.watch is not None:
             self.watch.sending(trail, attempt, now)
         self._journal.sending(now, self.number, name, attempt.reason)
-        reply = self._hosts[name].receive(asked)
+        reply = self._hosts[name].receive(request)
         left = min(_left(attempt), self._timeout)
         trail.comes(reply, left)
         if reply.seconds > left:
@@ -111,7 +111,7 @@ class Client:
             raise reply.broken.with_traceback(None)
         attempt.status = reply.status
         if self._loads is not None and (load := self._hosts[name].load()) is not None:
-            self._loads.heard(attempt.endpoint, load)
+            self._loads.record(attempt.endpoint, load)
         return trail.hold(attempt, reply) if reply.body else reply
 
     def _probe(self) -> None:
@@ -122,13 +122,13 @@ class Client:
         self._probes += self._loads.probe.rate
         endpoints, rng, world = self._loads.candidates(), self.balancer.rng, self._world
         for _ in range(min(int(self._probes), len(endpoints))):
-            asked = partial(self._probed, rng.choice(endpoints))
-            world.at(world.clock() + _TRIP, asked, background=True)
+            request = partial(self._probed, rng.choice(endpoints))
+            world.at(world.clock() + _TRIP, request, background=True)
         self._probes %= 1.0
 
     def _probed(self, endpoint: Endpoint) -> None:
         if self._loads is not None:
-            self._loads.heard(endpoint, self._hosts[endpoint.instance.host].load())
+            self._loads.record(endpoint, self._hosts[endpoint.instance.host].load())
 
     def _read(self, trail: Trail, reply: Reply) -> Process[None]:
         """The body, which may break off, or outlive the time of the call."""

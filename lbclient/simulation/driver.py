@@ -69,7 +69,7 @@ class _Lanes(Generic[R]):
         self._call = call
         self._send = send
         self._discard = discard
-        self._clock = call.core.clock
+        self._clock = call.engine.clock
         self._lanes: list[_Lane[R]] = []
         self._hedge_at = math.inf
 

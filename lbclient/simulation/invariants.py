@@ -14,11 +14,11 @@ from itertools import chain, islice
 from lbclient._internal.signals import Signal
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call
-from lbclient.core.engine import Core
+from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, Permit
-from lbclient.endpoint.endpoint import Standing
+from lbclient.endpoint.endpoint import EndpointStatus
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.simulation.behaviour import Reply
 
@@ -107,22 +107,22 @@ class Moment:
     """The admissible endpoints of each tier in `open`, best tier first; `serving` is the tier that
     serves, empty if none does. `panic` is the breaker's `panic_threshold`."""
 
-    __slots__ = ("_blind", "_limits", "_now", "open", "serving")
+    __slots__ = ("_health_ignored", "_limits", "_now", "open", "serving")
 
     def __init__(self, pool: Pool, limits: Limits, panic: float, now: float) -> None:
         self._limits = limits
         self._now = now
-        self._blind = not any(one.healthy for one in pool.endpoints)
+        self._health_ignored = not any(one.healthy for one in pool.endpoints)
         tiers = _tiers(pool.endpoints)
-        self.open = [[one for one in tier if self.standing(one) == "serving"] for tier in tiers]
+        self.open = [[one for one in tier if self.status(one) == "serving"] for tier in tiers]
         place = next((place for place, tier in enumerate(self.open) if tier), 0)
         if tiers and len(self.open[place]) < panic * len(tiers[place]):
-            self.open[place] = [one for one in tiers[place] if self.standing(one) != "ejected"]
+            self.open[place] = [one for one in tiers[place] if self.status(one) != "ejected"]
         self.serving: Sequence[Endpoint] = next((tier for tier in self.open if tier), ())
 
-    def standing(self, one: Endpoint) -> Standing:
+    def status(self, one: Endpoint) -> EndpointStatus:
         """What it is, active checks disregarded where they call everybody down."""
-        return one.standing(self._now, blind=self._blind)
+        return one.status(self._now, ignore_health=self._health_ignored)
 
     def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
         """Those of a tier that are below their limit, but for some."""
@@ -153,15 +153,15 @@ def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -
     elif reason == "probe":
         yield from _of_probe(moment, one, tried)
     elif reason == "resting":
-        if moment.serving or moment.standing(one) != "resting":
-            yield f"it is {moment.standing(one)}, {moment.serving} serve"
+        if moment.serving or moment.status(one) != "resting":
+            yield f"it is {moment.status(one)}, {moment.serving} serve"
     elif reason == "hedge":
         if one not in moment.serving or one in tried:
             yield f"tried are {tried}, {moment.serving} serve"
     elif tried:
         yield from _of_retry(moment, one, trail, now)
     elif one not in moment.serving:
-        yield f"it is {moment.standing(one)}, {moment.serving} serve"
+        yield f"it is {moment.status(one)}, {moment.serving} serve"
     if moment.crowded(one):
         yield f"it is beyond its limit: {one.in_flight} in flight, learned limit {one.limit}"
 
@@ -204,15 +204,15 @@ def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
     hedges = sum(one.reason == "hedge" for one in (*before, attempt))
     if hedges > 1 or (hedges and not call.idempotent):
         yield f"hedges: {hedges}, idempotent: {call.idempotent}"
-    if len(before) + 1 - hedges > call.core.retries.policy.attempts:
+    if len(before) + 1 - hedges > call.engine.retries.policy.attempts:
         yield f"it is attempt {len(before) + 1 - hedges}"
 
 
 class Invariants:
     """Looks at one balancer as each attempt is sent, between events, and at the end."""
 
-    def __init__(self, core: Core, name: str, limits: Limits, panic: float) -> None:
-        self._core = core
+    def __init__(self, engine: Engine, name: str, limits: Limits, panic: float) -> None:
+        self._engine = engine
         self._name = name
         self._limits = limits
         self._panic = panic
@@ -256,39 +256,39 @@ class Invariants:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
         if left := [one.instance for one in trail.attempts if one.open]:
             self._breach(now, [f"a call is over, and still in flight at {left}"])
-        alone = not trail.attempts and not self._core.line
+        alone = not trail.attempts and not self._engine.queue
         if error == "NoInstanceAvailable" and alone and (free := self._free(now)):
             self._breach(now, [f"a call found no instance, room has {free}"])
 
     def between(self, now: float) -> None:
         """One thing has happened, and another is to happen, now or later."""
-        line = self._core.line
-        if not line:
+        queue = self._engine.queue
+        if not queue:
             self._order, self._first, self._woken = {}, None, {}
             return
-        first = line.first if line.waiting else None
-        retries = [one for place, one in enumerate(line.retries) if place < _FIRST or one.is_set]
+        first = queue.first if queue.waiting else None
+        retries = [one for place, one in enumerate(queue.retries) if place < _FIRST or one.is_set]
         look = [*retries, *([] if first is None else [first])]
         self._woken = {one: self._woken.get(one, now) for one in look if one.is_set}
         if free := self._left_free(look, now):
-            self._breach(now, [f"{len(line)} in line, nobody wakes them, room has {free}"])
+            self._breach(now, [f"{len(queue)} in line, nobody wakes them, room has {free}"])
         if first is self._first:
             return
-        turns = islice(line.turns.items(), _FIRST)
+        turns = islice(queue.turns.items(), _FIRST)
         order = {caller: tuple(islice(queue, _FIRST)) for caller, queue in turns}
-        if _overtaken(self._order, order):
+        if _lose(self._order, order):
             self._breach(now, ["somebody in line was overtaken"])
         self._order, self._first = order, first
 
     def over(self, now: float) -> None:
         """Nothing is under way any more."""
-        endpoints = {**dict.fromkeys(self._core.pool.endpoints), **self._attempts}
+        endpoints = {**dict.fromkeys(self._engine.pool.endpoints), **self._attempts}
         self._breach(now, chain.from_iterable(self._of_load(one, now) for one in endpoints))
         left = {
             "in flight": [one for one in endpoints if one.in_flight],
-            "in flight, in all": [] if self._core.drained().is_set else [self._core.service],
+            "in flight, in all": [] if self._engine.drained().is_set else [self._engine.service],
             "probed": [one for one in endpoints if not one.gone and one.breaker.probing(now)],
-            "in line": [*self._core.line.waiting, *self._core.line.retries],
+            "in line": [*self._engine.queue.waiting, *self._engine.queue.retries],
         }
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
@@ -310,9 +310,9 @@ class Invariants:
     def _of_budgets(self, now: float) -> Iterator[str]:
         """No more is repeated, and no more is hedged, than can have been earned. What replaces an
         attempt that was never sent is not counted."""
-        hedging = self._core.hedging
+        hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
-        retries = self._core.retries.budget
+        retries = self._engine.retries.budget
         for what, made, budget in (
             ("retries", self._retries, retries),
             ("hedges", self._hedges, hedges),
@@ -347,7 +347,7 @@ class Invariants:
         total = self._limits.total
         places = math.inf if total is None else total - self._in_flight()
         for one in look:
-            unwanted = self._core.line.retries.get(one, ())
+            unwanted = self._engine.queue.retries.get(one, ())
             wanted = chain.from_iterable(moment.open) if unwanted else moment.serving
             has_room = moment.roomy(wanted, unwanted)
             roomy = [it for it in has_room if it not in spoken_for]
@@ -355,7 +355,7 @@ class Invariants:
             if roomy and places > 0 and not comes:
                 return roomy
             places -= bool(has_room if comes else roomy)
-            spoken_for.update(it for it in self._core.pool.endpoints if it not in unwanted)
+            spoken_for.update(it for it in self._engine.pool.endpoints if it not in unwanted)
         return []
 
     def _comes(self, one: Signal, now: float) -> bool:
@@ -372,11 +372,12 @@ class Invariants:
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
             return None
-        if self._limits.each and all(map(self._limits.full, self._core.pool.endpoints)):
+        if self._limits.each and all(map(self._limits.full, self._engine.pool.endpoints)):
             return None
         lately = now - _SLACK
         ends = chain.from_iterable(
-            (it.rest_until, it.out_until, it.paused_until) for it in self._core.pool.endpoints
+            (it.backing_off_until, it.ejected_until, it.paused_until)
+            for it in self._engine.pool.endpoints
         )
         return None if any(lately <= at <= now for at in ends) else self._moment(now)
 
@@ -384,13 +385,13 @@ class Invariants:
         return sum(one.in_flight for one in self._attempts)
 
     def _moment(self, now: float) -> Moment:
-        return Moment(self._core.pool, self._limits, self._panic, now)
+        return Moment(self._engine.pool, self._limits, self._panic, now)
 
     def _breach(self, now: float, texts: Iterable[str]) -> None:
         self.breaches += (f"BREACH at {now:.6f} s, {self._name}: {text}" for text in texts)
 
 
-def _overtaken(before: _Order, after: _Order) -> bool:
+def _lose(before: _Order, after: _Order) -> bool:
     """True where a call, or a caller that has had no turn, has lost its place."""
     for caller, queue in after.items():
         stayed = tuple(one for one in before.get(caller, ()) if one in queue)

@@ -13,12 +13,12 @@ from typing import Any, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer import Balancer
-from lbclient.balancer.health_monitor import Crew, in_turn
+from lbclient.balancer.health_monitor import CheckExecutor, in_turn
 from lbclient.balancer.options import BalancerOptions
-from lbclient.core.call import Call, Terms, caller_of
+from lbclient.core.call import Call, CallOptions, caller_of
 from lbclient.discovery import Service
-from lbclient.discovery.scheduler import Job
-from lbclient.endpoint.classifier import Judge
+from lbclient.discovery.scheduler import PeriodicJob
+from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.instance import Answer
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.retry import RetryPolicy
@@ -42,14 +42,14 @@ class Rounds:
         self.generation = object()
         self._world = world
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: PeriodicJob) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         job.turn += 1
         turn = job.turn
         if not job.stopped:
             self._world.at(job.next_at, lambda: self._round(job, turn), background=True)
 
-    def _round(self, job: Job, turn: int) -> None:
+    def _round(self, job: PeriodicJob, turn: int) -> None:
         if job.turn == turn and job.claim():
             job.run()
             self.schedule(job)
@@ -59,7 +59,7 @@ def simulated(
     world: World,
     service: Service,
     *,
-    judge: Judge | None = None,
+    judge: Classifier | None = None,
     **options: Unpack[BalancerOptions],
 ) -> Balancer:
     """A balancer whose clock and discovery are the world's."""
@@ -67,14 +67,14 @@ def simulated(
     class Simulated(Balancer):
         _scheduler = Rounds(world)
 
-        def _crew(self) -> Crew:
+        def _crew(self) -> CheckExecutor:
             return in_turn
 
         def told(self) -> Balancer:
             """No response is dropped here unclosed, so nothing need be looked for. What happens to
             simulated instances is no warning to anybody; it is in the report."""
-            self._core.look_again = math.inf
-            self._core.news.least = logging.ERROR
+            self._engine.look_again = math.inf
+            self._engine.outbox.least = logging.ERROR
             return self
 
     return Simulated(service, judge=judge, clock=world.clock, **options).told()  # type: ignore[misc]  # one clock only
@@ -139,7 +139,7 @@ class _Run:
         self._world = World()
         self._journal = Journal()
         self._hosts = {
-            one.name: Host(one, self._world, self._dice(f"server {one.name}"))
+            one.name: Host(one, self._world, self._rng(f"server {one.name}"))
             for one in scenario.servers
         }
         self._clients = [
@@ -151,8 +151,8 @@ class _Run:
         world, scenario, journal = self._world, self._scenario, self._journal
         loads: list[Sequence[object]] = []
         for number, load in enumerate(scenario.loads):
-            dice = self._dice(f"load {number}" if number else "load")
-            parts = load.start(world, scenario.clients, self._request, dice)
+            rng = self._rng(f"load {number}" if number else "load")
+            parts = load.start(world, scenario.clients, self._request, rng)
             if not isinstance(parts, Sequence):
                 raise TypeError(f"load: start must return a list of lists, not {parts!r}")
             loads += parts
@@ -182,19 +182,19 @@ class _Run:
             if client.watch is not None and not client.waiting:
                 client.watch.over(now)
 
-    def _request(self, client: int, asked: SimulatedRequest | None = None) -> Process[object]:
-        return self._clients[client].request(asked)
+    def _request(self, client: int, request: SimulatedRequest | None = None) -> Process[object]:
+        return self._clients[client].request(request)
 
-    def _terms(self, asked: SimulatedRequest) -> Terms:
+    def _call_options(self, request: SimulatedRequest) -> CallOptions:
         scenario, fair_by = self._scenario, self._fair_by
-        return Terms(
-            scenario.idempotent and asked.method.upper() in self._methods,
-            asked.key,
+        return CallOptions(
+            scenario.idempotent and request.method.upper() in self._methods,
+            request.key,
             patience=scenario.patience,
-            caller=None if fair_by is None else caller_of("fair_by", fair_by(asked)),
+            caller=None if fair_by is None else caller_of("fair_by", fair_by(request)),
         )
 
-    def _dice(self, whose: str) -> random.Random:
+    def _rng(self, whose: str) -> random.Random:
         """Each has dice of its own, so that a new client changes nobody else's luck."""
         return random.Random(f"{self._seed} {whose}")
 
@@ -203,7 +203,14 @@ class _Run:
         watch = self._watch(number, balancer) if checked else None
         timeout = math.inf if scenario.timeout is None else scenario.timeout
         return Client(
-            number, balancer, self._terms, timeout, self._world, self._hosts, self._journal, watch
+            number,
+            balancer,
+            self._call_options,
+            timeout,
+            self._world,
+            self._hosts,
+            self._journal,
+            watch,
         )
 
     def _balancer(self, number: int) -> Balancer:
@@ -216,17 +223,17 @@ class _Run:
             self._world,
             service,
             name="simulated.test",
-            rng=self._dice(f"client {number}"),
+            rng=self._rng(f"client {number}"),
             strategy=strategy if isinstance(strategy, str) else strategy(),
             judge=judge_of(getattr(retry, "statuses", ())),
             **self._options,
         )
 
     def _watch(self, number: int, balancer: Balancer) -> Invariants:
-        asked, policy = self._options, self._options.get("breaker")
-        call: Call[object] = balancer.begin(Terms(), Semantics())
+        request, policy = self._options, self._options.get("breaker")
+        call: Call[object] = balancer.begin(CallOptions(), Semantics())
         limits = Limits(
-            asked.get("max_in_flight"), asked.get("max_in_flight_total"), asked.get("limit")
+            request.get("max_in_flight"), request.get("max_in_flight_total"), request.get("limit")
         )
         panic = 0.0 if policy is None else policy.panic_threshold
-        return Invariants(call.core, f"client {number}", limits, panic)
+        return Invariants(call.engine, f"client {number}", limits, panic)

@@ -19,7 +19,7 @@ from lbclient.simulation.behaviour import (
     taking_request,
 )
 from lbclient.simulation.world import World
-from lbclient.strategy.outcome_history import Levels
+from lbclient.strategy.outcome_history import LatencyByLoad
 from lbclient.strategy.protocol import LoadReport
 
 __all__ = ["Host", "Server"]
@@ -86,7 +86,7 @@ class Host:
         self._world = world
         self._rng = rng
         self._behave = _own(server)
-        self._levels = Levels()
+        self._levels = LatencyByLoad()
         self.in_flight = 0
         self.most = 0
         """The most it ever had in flight."""

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 from lbclient.endpoint import Endpoint
 
-__all__ = ["Levels", "Memory", "Record"]
+__all__ = ["LatencyByLoad", "OutcomeHistory", "Record"]
 
-_MOST_DOUBT = 2.0**16
-_LEFT_OF_DOUBT = 0.75
+_MOST_PENALTY = 2.0**16
+_LEFT_OF_PENALTY = 0.75
 _GAIN = 0.05
 _ROOM = 256
 _LEVEL_GAIN = 0.3
@@ -20,21 +20,21 @@ _LEVEL_GAIN = 0.3
 class Record:
     """What the answers of one instance say against it, as of the time `at`.
 
-    It costs (1 + `doubt`) times as much as it would without.
+    It costs (1 + `penalty`) times as much as it would without.
     """
 
-    __slots__ = ("at", "doubt", "failed_at")
+    __slots__ = ("at", "failed_at", "penalty")
 
     def __init__(self, now: float) -> None:
         self.at = now
-        self.doubt = 0.0
+        self.penalty = 0.0
         self.failed_at = -math.inf
 
 
 R = TypeVar("R", bound=Record)
 
 
-class Memory(Generic[R]):
+class OutcomeHistory(Generic[R]):
     """A record, made by `make(now)`, for each endpoint that has answered.
 
     A failure doubles what an instance costs, at most once a round trip, as TCP halves its window:
@@ -77,20 +77,20 @@ class Memory(Generic[R]):
         """How much of it still counts: from 1 down to 0."""
         return math.exp((record.at - now) / self._decay)
 
-    def judge(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
+    def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
         """Count an attempt of `elapsed` seconds for or against it. Returns what `fade` was."""
         fade = self.fade(record, now)
         record.at = now
-        record.doubt *= fade if failed else fade * _LEFT_OF_DOUBT
+        record.penalty *= fade if failed else fade * _LEFT_OF_PENALTY
         if failed and now - elapsed >= record.failed_at:
-            worse = (1.0 + record.doubt) * (1.0 - self._failing) ** 2
-            record.doubt = min(record.doubt + worse, _MOST_DOUBT)
+            worse = (1.0 + record.penalty) * (1.0 - self._failing) ** 2
+            record.penalty = min(record.penalty + worse, _MOST_PENALTY)
             record.failed_at = now
         self._failing += _GAIN * (failed - self._failing)
         return fade
 
 
-class Levels:
+class LatencyByLoad:
     """How long answers took of late, for each level of requests in flight.
 
     Levels are powers of two: 0, 1, 2 to 3, 4 to 7, ... others beside the attempt.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lbclient._internal import validation
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.endpoint import draw
-from lbclient.strategy.outcome_history import Memory, Record
+from lbclient.strategy.outcome_history import OutcomeHistory, Record
 from lbclient.strategy.protocol import PickContext
 
 __all__ = ["PeakEwma"]
@@ -44,11 +44,11 @@ class PeakEwma:
     once, but gets no second call before the first has ended.
 
     A failure is no quick answer: it leaves the latency as it was, or raises it, and doubles the
-    cost (see `Memory`). Else an instance that fails fast would look best and draw all traffic
-    (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of five seconds; doubling
-    needs no such number, holds under any load, and lets errors that all have alike cancel out).
-    An instance that fails more than about three calls in ten is left but for one call every
-    7 / 10 of `decay`.
+    cost (see `OutcomeHistory`). Else an instance that fails fast would look best and draw all
+    traffic (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of five seconds;
+    doubling needs no such number, holds under any load, and lets errors that all have alike cancel
+    out). An instance that fails more than about three calls in ten is left but for one call every 7
+    / 10 of `decay`.
 
     Use it where instances differ in speed or slow down at times, also across regions: the near
     ones are preferred while they are quick. Do not where a call's duration says more of the call
@@ -63,8 +63,8 @@ class PeakEwma:
     def __init__(self, decay: float = 10.0, choices: int = 2) -> None:
         self._decay = validation.seconds("decay", decay)
         self._choices = validation.count("choices", choices, least=2)
-        self._memory = Memory(_Peak, decay)
-        self._usual: float | None = None
+        self._memory = OutcomeHistory(_Peak, decay)
+        self._mean_latency: float | None = None
 
     def __repr__(self) -> str:
         return f"PeakEwma(decay={self._decay:g}, choices={self._choices})"
@@ -87,11 +87,11 @@ class PeakEwma:
         if endpoint.gone:
             return
         record = self._memory.of(endpoint, now)
-        fade = self._memory.judge(record, elapsed, failed=failed, now=now)
+        fade = self._memory.record_outcome(record, elapsed, failed=failed, now=now)
         record.saw(elapsed, fade, failed=failed)
         if not failed:
-            usual = elapsed if self._usual is None else self._usual
-            self._usual = usual + _GAIN * (elapsed - usual)
+            mean_latency = elapsed if self._mean_latency is None else self._mean_latency
+            self._mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
 
     def _cost(self, one: Endpoint, now: float) -> float:
         """Seconds of work before it, for one unit of weight."""
@@ -101,5 +101,5 @@ class PeakEwma:
         fade = self._memory.fade(record, now)
         latency = record.latency
         if latency is None:  # it has only failed: no better than the others
-            latency = 1.0 if self._usual is None else self._usual
-        return latency * fade * (1.0 + record.doubt * fade) * (one.in_flight + 1) / one.weight
+            latency = 1.0 if self._mean_latency is None else self._mean_latency
+        return latency * fade * (1.0 + record.penalty * fade) * (one.in_flight + 1) / one.weight

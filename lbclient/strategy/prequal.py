@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lbclient._internal import validation
 from lbclient.endpoint import Endpoint
-from lbclient.strategy.outcome_history import Levels, Memory, Record
+from lbclient.strategy.outcome_history import LatencyByLoad, OutcomeHistory, Record
 from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext
 
 __all__ = ["Prequal", "Reports"]
@@ -83,7 +83,7 @@ class _Recent(Record):
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
-        self.levels = Levels()
+        self.levels = LatencyByLoad()
         self.reports = False
 
 
@@ -93,7 +93,7 @@ class Prequal:
     Hot is who has more requests in flight (RIF) than the `quantile` of what was seen of late; its
     speed does not count, since it is about to queue. A latency is one at the present RIF, and at
     most `age` seconds old; who has none is tried, but gets no second call before the first has
-    ended. A failure is no quick answer: it makes an instance hotter (see `Memory`).
+    ended. A failure is no quick answer: it makes an instance hotter (see `OutcomeHistory`).
 
     Where instances report their load (`LoadReport`), with their answers or to a `probe`, what they
     say, with what this client has sent since, stands in place of its own observations. The last
@@ -135,7 +135,7 @@ class Prequal:
         self._age = validation.seconds("age", age)
         validation.kind("probe", probe, LoadProbe)
         self.probe = probe
-        self._memory = Memory(_Recent, _DECAY)
+        self._memory = OutcomeHistory(_Recent, _DECAY)
         self._reports = Reports(_REPORT_AGE)
         self._reporting = 0.0
         self._candidates: Sequence[Endpoint] = ()
@@ -170,7 +170,7 @@ class Prequal:
         if endpoint.gone:
             return
         record = self._memory.of(endpoint, now)
-        self._memory.judge(record, elapsed, failed=failed, now=now)
+        self._memory.record_outcome(record, elapsed, failed=failed, now=now)
         if not failed:
             record.levels.saw(endpoint.in_flight - 1, elapsed, now, self._age)
             self._reporting += _GAIN * (record.reports - self._reporting)
@@ -217,7 +217,7 @@ class Prequal:
         record, report = self._memory.known(one, now), self._reports.of(one)
         cost, latency = 1.0, None
         if record is not None:
-            cost += record.doubt * self._memory.fade(record, now)
+            cost += record.penalty * self._memory.fade(record, now)
             latency = record.levels.latency(one.in_flight, now, self._age)
         in_flight, limit = float(one.in_flight), limits[0]
         if report is not None:

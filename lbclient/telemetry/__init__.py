@@ -12,17 +12,24 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lbclient._version import __version__
-from lbclient.telemetry.metrics import Counts, Tally, instruments
+from lbclient.telemetry.metrics import Metrics, Tally, instruments
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
-from lbclient.telemetry.spans import ATTEMPTS, SILENT, AttemptSpan, CallSpan, Tracing, propagation
+from lbclient.telemetry.spans import (
+    ATTEMPTS,
+    NOOP_SPAN,
+    AttemptSpan,
+    CallSpan,
+    Tracing,
+    propagation,
+)
 
 __all__ = [
-    "SILENT",
+    "NOOP_SPAN",
     "AttemptSpan",
     "Attributes",
     "CallSpan",
-    "Counts",
     "MeterProvider",
+    "Metrics",
     "Semantics",
     "Tally",
     "Telemetry",
@@ -46,4 +53,4 @@ class Telemetry:
         self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
         """Opens the span of one call."""
         provider = otel_metrics.get_meter_provider() if meter_provider is None else meter_provider
-        self.counts = Counts(instruments(provider), label)
+        self.counts = Metrics(instruments(provider), label)

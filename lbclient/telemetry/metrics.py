@@ -14,7 +14,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from lbclient._version import __version__
 from lbclient.telemetry.semantics import Attributes, error_attributes
 
-__all__ = ["Counts", "Tally", "instruments"]
+__all__ = ["Metrics", "Tally", "instruments"]
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
@@ -177,7 +177,7 @@ def instruments(provider: MeterProvider) -> Instruments:
     return known
 
 
-class Counts:
+class Metrics:
     """The counters of one balancer."""
 
     def __init__(self, instruments: Instruments, service: Attributes) -> None:

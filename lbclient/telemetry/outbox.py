@@ -12,19 +12,19 @@ from collections.abc import Callable
 from lbclient._internal.failure_log import log_now
 from lbclient.telemetry.events import Event
 
-__all__ = ["News"]
+__all__ = ["Outbox"]
 
 
-class News:
+class Outbox:
     """Added to under the lock, published without it. `deliver` takes events to a listener."""
 
-    __slots__ = ("_deliver", "heard", "least", "untold")
+    __slots__ = ("_deliver", "has_listener", "least", "pending")
 
     def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
-        self.untold: deque[Callable[[], None]] = deque()
+        self.pending: deque[Callable[[], None]] = deque()
         """What `publish` would say: look here first, there seldom is any."""
         self._deliver = deliver
-        self.heard = deliver is not None
+        self.has_listener = deliver is not None
         """True where somebody listens: else an event need not even be made."""
         self.least = 0
         """Messages below this level are not logged."""
@@ -34,18 +34,18 @@ class News:
     ) -> None:
         """Something to log."""
         if level >= self.least:
-            self.untold.append(lambda: log_now(level, text, *values, error=error))
+            self.pending.append(lambda: log_now(level, text, *values, error=error))
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Something that a listener wants to know."""
         if (deliver := self._deliver) is not None:
-            self.untold.append(lambda: deliver(event))
+            self.pending.append(lambda: deliver(event))
 
     def publish(self) -> None:
         """Say it all."""
-        while self.untold:
+        while self.pending:
             try:
-                say = self.untold.popleft()
+                say = self.pending.popleft()
             except IndexError:  # another thread was quicker
                 return
             say()

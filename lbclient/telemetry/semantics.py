@@ -20,7 +20,7 @@ class Semantics:
     __slots__ = ()
 
     span_name = "lbclient.attempt"
-    plain = True
+    minimal = True
     """True where nobody asks for the duration or the record of an attempt that went well."""
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from lbclient.endpoint.instance import Instance
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
-__all__ = ["ATTEMPTS", "SILENT", "AttemptSpan", "CallSpan", "Tracing", "propagation"]
+__all__ = ["ATTEMPTS", "NOOP_SPAN", "AttemptSpan", "CallSpan", "Tracing", "propagation"]
 
 ATTEMPTS = "lbclient.attempts"
 """How many attempts a call has made. A span begins with 1, which is right for nearly all calls: an
@@ -59,7 +59,7 @@ class CallSpan:
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
         """Open the span of one attempt; `resend` counts from 1 at the second one."""
         if self.silent:
-            return SILENT
+            return NOOP_SPAN
         semantics, known = self._semantics, _NOTHING
         if self._recording:
             known = {
@@ -114,7 +114,7 @@ class AttemptSpan:
         span.end()
 
 
-SILENT = AttemptSpan(None, _NOTHING, Context())
+NOOP_SPAN = AttemptSpan(None, _NOTHING, Context())
 _SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics(), Context())
 
 

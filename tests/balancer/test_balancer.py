@@ -445,7 +445,7 @@ def test_a_dropped_response_takes_no_lock(servers):
         held, free = threading.Event(), threading.Event()
 
         def hold():
-            with client.balancer._core.lock:
+            with client.balancer._engine.lock:
                 held.set()
                 assert free.wait(5)
 
@@ -502,7 +502,7 @@ def test_refresh_during_a_round_waits_for_the_next():
     assert asked.acquire(timeout=5)
     second = threading.Thread(target=balancer.refresh)
     second.start()
-    while not balancer._core.watch._later:
+    while not balancer._engine.watch._later:
         pass
     go.release(2)
     first.join()

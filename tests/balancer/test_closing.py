@@ -12,7 +12,7 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, Instance, RetryPolicy
-from lbclient.core.wait_queue import Line
+from lbclient.core.wait_queue import WaitQueue
 from tests.support.dns import Liar, silence
 from tests.support.http import Gate, says, tells_port
 
@@ -47,14 +47,14 @@ class Failed:
 @pytest.fixture
 def queued(monkeypatch):
     """Set once a call waits in line."""
-    event, join = threading.Event(), Line.join
+    event, join = threading.Event(), WaitQueue.join
 
     def joined(line, signal, caller):
         signal = join(line, signal, caller)
         event.set()
         return signal
 
-    monkeypatch.setattr(Line, "join", joined)
+    monkeypatch.setattr(WaitQueue, "join", joined)
     return event
 
 
@@ -385,7 +385,7 @@ def test_closing_while_a_connection_is_made(servers):
     client = lbclient.Client([server.url])
     client.get("/warm")
     endpoint = next(iter(client.balancer.pool.endpoints))
-    wire = client._transport._wires.to(endpoint, 0.0)
+    wire = client._transport._transports.to(endpoint, 0.0)
     client.close()
     request = client.build_request("GET", f"{server.url}/late")
     with pytest.raises(httpx.ConnectError, match="closed"):
@@ -446,7 +446,7 @@ async def test_a_balancer_closes_at_once_async(queued):
             group.start_soon(hold)
             group.start_soon(later, wait, outcomes)
     assert ends_unsent(outcomes[0])
-    assert not balancer._core.calls
+    assert not balancer._engine.calls
 
 
 def test_a_refresh_is_ended(dns_server):

@@ -753,7 +753,7 @@ def test_each_balancer_owns_its_budget():
     """One policy for two balancers is fine: each has a budget of its own."""
     policy = RetryPolicy()
     one, other = lbclient.Balancer(URL, retry=policy), lbclient.Balancer(URL, retry=policy)
-    assert one._core.retries.budget is not other._core.retries.budget
+    assert one._engine.retries.budget is not other._engine.retries.budget
 
 
 # Arguments of the HTTP entries
@@ -1113,7 +1113,9 @@ def test_an_instance_is_frozen_and_owns_its_metadata():
 def test_an_instance_can_be_pickled(protocol):
     """An instance goes to another process and comes back whole, and so does an answer."""
     one = Instance("::1", 80, 2.5, 1, {"zone": "a"}, ("::1",))
-    answer = lbclient.Answer([one], ttl=5, refused=[lbclient.Refusal("0 0 0 x.", "its port is 0")])
+    answer = lbclient.Answer(
+        [one], ttl=5, refused=[lbclient.RejectedRecord("0 0 0 x.", "its port is 0")]
+    )
     back = pickle.loads(pickle.dumps(one, protocol))
     for field in dataclasses.fields(Instance):
         assert getattr(back, field.name) == getattr(one, field.name)

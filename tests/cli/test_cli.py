@@ -342,7 +342,7 @@ def instance(host, weight=1, priority=0, addresses=("10.0.0.1",)):
 
 
 def answer(*instances, refused=()):
-    return lbclient.Answer(instances, 30, [lbclient.Refusal(*one) for one in refused])
+    return lbclient.Answer(instances, 30, [lbclient.RejectedRecord(*one) for one in refused])
 
 
 def test_a_share_is_of_the_tier():

@@ -13,11 +13,11 @@ import pytest
 import lbclient
 from lbclient import Balancer, Instance, RetryBudget, RetryPolicy, Verdict
 from lbclient._internal.signals import Pause
-from lbclient.core.call import Terms
-from lbclient.core.engine import Core
+from lbclient.core.call import CallOptions
+from lbclient.core.engine import Engine
 from lbclient.core.picker import Pick
-from lbclient.core.wait_queue import Line
-from lbclient.endpoint.classifier import judge as network_judge
+from lbclient.core.wait_queue import WaitQueue
+from lbclient.endpoint.classifier import classify_network_error
 from lbclient.simulation import (
     Open,
     Scenario,
@@ -222,7 +222,7 @@ def test_a_request_that_was_not_read_is_replaced_without_budget(servers):
     with lbclient.Client([server.url], retry=POOR) as client:
         assert client.get("/first").status_code == 200
         assert client.post("/", content=b"x").text == "read"
-        assert client.balancer.budget.balance(client.balancer._core.clock()) == 0.0
+        assert client.balancer.budget.balance(client.balancer._engine.clock()) == 0.0
 
 
 def test_an_empty_budget_still_ends_what_was_sent(servers):
@@ -274,18 +274,18 @@ class Play:
     def judge(result):
         if result == "busy":
             return Verdict(fault=False, again="idempotent", rejected=True)
-        return network_judge(result)
+        return classify_network_error(result)
 
     def hold(self, instance, until=HELD):
         """Another call has this instance until then."""
         endpoint = self.balancer.pool.find(instance)
-        core, pick = self.balancer._core, Pick(endpoint, endpoint.breaker.permit, "held")
-        with core.lock:
-            core._retake(pick)
+        engine, pick = self.balancer._engine, Pick(endpoint, endpoint.breaker.permit, "held")
+        with engine.lock:
+            engine._retake(pick)
 
         def free():
-            with core.lock:
-                core.release(pick)
+            with engine.lock:
+                engine.release(pick)
 
         self.world.at(until, free)
 
@@ -309,7 +309,7 @@ class Play:
 
         def process():
             yield Pause(at)
-            call = self.balancer.begin(Terms(**{"idempotent": True, **terms}), Semantics())
+            call = self.balancer.begin(CallOptions(**{"idempotent": True, **terms}), Semantics())
             try:
                 result = yield from carry_out(call, send)
             except (OSError, lbclient.LoadBalancingError) as error:
@@ -324,7 +324,7 @@ class Play:
         self.world.run()
         assert self.balancer.snapshot().instances
         assert not any(one.in_flight for one in self.balancer.snapshot().instances)
-        assert not self.balancer._core.line
+        assert not self.balancer._engine.queue
         return self.sent
 
 
@@ -485,7 +485,7 @@ def test_a_crowd_of_retries():
     with Balancer(THREE, **CROWD) as balancer, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: balancer.call(send), range(400)))
         assert set(answers) == {B, C}
-        assert not balancer._core.line
+        assert not balancer._engine.queue
         assert [one.in_flight for one in balancer.snapshot().instances] == [0, 0, 0]
 
 
@@ -507,7 +507,7 @@ async def test_a_crowd_of_retries_async():
         async with anyio.create_task_group() as group:
             for _ in range(50):
                 group.start_soon(work)
-        assert not balancer._core.line
+        assert not balancer._engine.queue
     assert len(answers) == 400
     assert set(answers) == {B, C}
 
@@ -567,13 +567,13 @@ async def test_a_retry_waits_for_one_that_is_only_full_over_http_async(servers, 
 def test_retries_in_a_crowd_do_not_wake_each_other(monkeypatch):
     """A retry that is served wakes no crowd: three looks a call are enough, however many wait."""
     looks = itertools.count()
-    admit = Core.admit
+    admit = Engine.admit
 
     def counted(self, call, holding):
         next(looks)
         return admit(self, call, holding)
 
-    monkeypatch.setattr(Core, "admit", counted)
+    monkeypatch.setattr(Engine, "admit", counted)
     report = simulate(
         Scenario(
             [Server("a", refuses()), Server("b", answers(constant(0.01)))],
@@ -593,7 +593,7 @@ def test_retries_in_a_crowd_do_not_wake_each_other(monkeypatch):
 def test_what_a_retry_leaves_is_handed_on():
     """When a retry that waits apart leaves, each free slot wakes one call that wants it, and no
     other."""
-    line = Line()
+    line = WaitQueue()
     leaves, tried_a, tried_both = (
         line.join_retries(None, tried) for tried in (["a"], ["a"], ["a", "b"])
     )

@@ -20,8 +20,8 @@ import lbclient
 import lbclient.httpx2
 from lbclient import Balancer, RetryPolicy
 from lbclient._internal.signals import Pause
-from lbclient.core.engine import Core
-from lbclient.core.wait_queue import Line
+from lbclient.core.engine import Engine
+from lbclient.core.wait_queue import WaitQueue
 from lbclient.simulation import (
     Open,
     Reply,
@@ -135,7 +135,7 @@ class TestInVirtualTime:
     def test_who_gives_up_costs_its_caller_no_turn(self):
         """Where the first call of a caller gives up, the caller's next call has its turn."""
         balancer = Balancer([URL], max_in_flight=1)
-        line = balancer._core.line
+        line = balancer._engine.queue
         a1, a2, b1 = (line.join(None, caller) for caller in (1, 1, 2))
         line.leave(a1)
         assert line.first is a2
@@ -182,13 +182,13 @@ class TestInVirtualTime:
 
     def test_thousands_of_callers(self, monkeypatch):
         """A call looks three times at most, and wakes one other, however many callers wait."""
-        looks, real = itertools.count(), Core.admit
+        looks, real = itertools.count(), Engine.admit
 
         def admit(*arguments):
             next(looks)
             return real(*arguments)
 
-        monkeypatch.setattr(Core, "admit", admit)
+        monkeypatch.setattr(Engine, "admit", admit)
         callers = range(3_000)
         seen, _ = served(callers, slots=100)
         assert [caller for _, caller in seen] == list(callers)
@@ -237,7 +237,7 @@ class Model:
 def test_the_line_is_round_robin(steps):
     """Whoever comes, is served, gives up or is gone with its event loop: the first call is the one
     that plain round-robin names, and one that leaves the first place wakes the next."""
-    line, model, waiting = Line(), Model(), []
+    line, model, waiting = WaitQueue(), Model(), []
     for step, number in steps:
         chosen = waiting[number % len(waiting)] if waiting else None
         if step == "j":
@@ -309,7 +309,7 @@ def test_an_exception_at_any_moment_leaves_the_line_whole(act):
     """Where a signal handler raises while a call joins or leaves, the call is in the line or not:
     no caller without calls is left in it, and each call is in the queue of its caller."""
     for at in itertools.count(1):
-        line = Line()
+        line = WaitQueue()
         calls = [line.join(None, caller) for caller in (1, 1, 2)]
         hit = interrupted(lambda line=line, calls=calls: act(line, calls), at)
         queues = {caller: set(queue) for caller, queue in line.turns.items()}
@@ -325,7 +325,7 @@ class Told:
 
     def __init__(self, monkeypatch):
         self.joined = threading.Semaphore(0)
-        real = Line.join
+        real = WaitQueue.join
 
         def join(line, signal, caller):
             known = signal in line.waiting
@@ -335,7 +335,7 @@ class Told:
                 if not known:
                     self.joined.release()
 
-        monkeypatch.setattr(Line, "join", join)
+        monkeypatch.setattr(WaitQueue, "join", join)
 
     def wait(self):
         assert self.joined.acquire(timeout=SOON)
@@ -383,7 +383,7 @@ def test_threads(told):
     for thread in threads:
         thread.join(SOON)
     assert "".join(order) == ORDER
-    assert not balancer._core.line
+    assert not balancer._engine.queue
     balancer.close()
 
 
@@ -415,7 +415,7 @@ async def test_tasks(told):
                 await told.await_()
             go.set()
     assert "".join(order) == ORDER
-    assert not balancer._core.line
+    assert not balancer._engine.queue
     balancer.close()
 
 
@@ -445,8 +445,8 @@ async def test_cancelled_in_line(seed):
                 if rng.random() < 0.5:
                     await anyio.lowlevel.checkpoint()
     assert len(done) >= 50
-    assert not balancer._core.line
-    assert balancer._core._selection.in_flight == 0
+    assert not balancer._engine.queue
+    assert balancer._engine._picker.in_flight == 0
     balancer.close()
 
 
@@ -489,8 +489,8 @@ def test_threads_and_loops_together():
     for thread in threads:
         thread.join(3 * SOON)
         assert not thread.is_alive()
-    assert not balancer._core.line
-    assert balancer._core._selection.in_flight == 0
+    assert not balancer._engine.queue
+    assert balancer._engine._picker.in_flight == 0
     balancer.close()
 
 

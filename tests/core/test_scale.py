@@ -192,7 +192,7 @@ def test_only_who_fails_is_looked_at():
     pool.update([*named(*range(50)), *named(*range(50, 60), priority=1)])
     first = pool.candidates(0.0)
     victim = first[7]
-    victim.rest_until = 10.0
+    victim.backing_off_until = 10.0
     pool.changed(victim)
     assert victim not in pool.candidates(0.0)
     assert len(pool.candidates(0.0)) == 49

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 
 REFUSED = [
     ("127.0.0.1", "loopback"),
@@ -48,25 +48,25 @@ HARMLESS = [
 @pytest.mark.parametrize(("address", "kind"), REFUSED)
 def test_dangerous_address_is_refused(address, kind):
     """S1, D18: a loopback, link-local, multicast, unspecified or metadata address is refused."""
-    assert f"{address} is {kind};" in Guard().refuses(address)
+    assert f"{address} is {kind};" in AddressFilter().refuses(address)
 
 
 @pytest.mark.parametrize("address", HARMLESS)
 def test_private_address_is_let_through(address):
     """A private or public address is what services live on: it is not refused."""
-    assert Guard().refuses(address) is None
+    assert AddressFilter().refuses(address) is None
 
 
 @pytest.mark.parametrize(("address", "kind"), [one for one in REFUSED if ":" not in one[0]])
 @pytest.mark.parametrize("form", [form for form, _ in WRAPPED])
 def test_wrapped_ipv4_address_is_unwrapped_first(form, address, kind):
     """S1: the IPv6 forms of a refused IPv4 address are refused like itself."""
-    assert f" is {kind};" in Guard().refuses(form.format(address))
+    assert f" is {kind};" in AddressFilter().refuses(form.format(address))
 
 
 def test_6to4_address_is_unwrapped_first():
     """S1: so is the form of 6to4, where the IPv4 address stands in the middle."""
-    assert "is loopback" in Guard().refuses("2002:7f00:1::")
+    assert "is loopback" in AddressFilter().refuses("2002:7f00:1::")
 
 
 def teredo_server(address: str) -> str:
@@ -132,81 +132,81 @@ EMBEDDED = {
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_embedded_ipv4_address_is_unwrapped(form, address, kind):
     """An IPv6 address that may stand for a refused IPv4 address is refused for that reason."""
-    assert f" is {kind};" in Guard().refuses(EMBEDDED[form](address))
+    assert f" is {kind};" in AddressFilter().refuses(EMBEDDED[form](address))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "192.0.2.1", "8.8.8.8", "10.0.0.0"])
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_embedded_harmless_address_is_let_through(form, address):
     """An IPv6 address that stands for a harmless IPv4 address is let through."""
-    assert Guard().refuses(EMBEDDED[form](address)) is None
+    assert AddressFilter().refuses(EMBEDDED[form](address)) is None
 
 
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_allowing_an_address_allows_the_forms_that_embed_it(form):
     """Permission for an IPv4 network covers the IPv6 addresses that stand for its addresses."""
-    assert Guard(["127.0.0.0/8"]).refuses(EMBEDDED[form]("127.0.0.1")) is None
+    assert AddressFilter(["127.0.0.0/8"]).refuses(EMBEDDED[form]("127.0.0.1")) is None
 
 
 def test_permission_for_one_reading_does_not_cover_another():
     """An address with several embedded addresses is let through only if none of them is refused."""
     address = "2001:0:7f00:1:0:0:5601:5601"  # Teredo: 127.0.0.1 serves 169.254.169.254
-    assert "169.254.169.254/32" in Guard(["127.0.0.0/8"]).refuses(address)
-    assert Guard(["127.0.0.0/8", "169.254.169.254/32"]).refuses(address) is None
-    assert Guard(["2001::/32"]).refuses(address) is None
+    assert "169.254.169.254/32" in AddressFilter(["127.0.0.0/8"]).refuses(address)
+    assert AddressFilter(["127.0.0.0/8", "169.254.169.254/32"]).refuses(address) is None
+    assert AddressFilter(["2001::/32"]).refuses(address) is None
 
 
 def test_link_local_isatap_address_stays_link_local():
     """Permission for an embedded address does not cover what the IPv6 address itself is."""
-    assert "link-local" in Guard(["127.0.0.0/8"]).refuses("fe80::5efe:127.0.0.1")
+    assert "link-local" in AddressFilter(["127.0.0.0/8"]).refuses("fe80::5efe:127.0.0.1")
 
 
 @pytest.mark.parametrize("form", [form for form, _ in WRAPPED])
 def test_wrapped_harmless_address_is_let_through(form):
     """An IPv6 form of a harmless IPv4 address is harmless."""
-    assert Guard().refuses(form.format("10.0.0.1")) is None
+    assert AddressFilter().refuses(form.format("10.0.0.1")) is None
 
 
 @pytest.mark.parametrize("address", [address for address, _ in REFUSED])
 def test_what_the_error_says_allows_exactly_that(address):
     """The refusal tells the words that allow the address, and following them does."""
-    reason = Guard().refuses(address)
+    reason = AddressFilter().refuses(address)
     network = ipaddress.ip_network(reason.partition("allow=['")[2].partition("']")[0])
-    guard = Guard([str(network)])
+    address_filter = AddressFilter([str(network)])
     for one, _ in REFUSED:
-        assert (guard.refuses(one) is None) is (ipaddress.ip_address(one) in network)
+        assert (address_filter.refuses(one) is None) is (ipaddress.ip_address(one) in network)
 
 
 def test_allowing_a_network_allows_its_wrapped_forms():
     """`allow=` names the network of the address itself; how DNS writes it does not matter."""
-    guard = Guard(["127.0.0.0/8"])
-    assert guard.refuses("::ffff:127.0.0.1") is None
-    assert guard.refuses("64:ff9b::7f00:1") is None
-    assert guard.refuses("::1") is not None
+    address_filter = AddressFilter(["127.0.0.0/8"])
+    assert address_filter.refuses("::ffff:127.0.0.1") is None
+    assert address_filter.refuses("64:ff9b::7f00:1") is None
+    assert address_filter.refuses("::1") is not None
 
 
 def test_allow_takes_one_network_as_a_string():
     """`allow="127.0.0.0/8"` is a list of one, not of its letters."""
-    assert Guard("127.0.0.0/8").refuses("127.0.0.1") is None
+    assert AddressFilter("127.0.0.0/8").refuses("127.0.0.1") is None
 
 
 @pytest.mark.parametrize("allow", ["127.0.0.1/8", "localhost", ["10.0.0.0/99"], [""]])
 def test_bad_network_is_a_value_error(allow):
     """What is no network is refused at construction, by the argument's name."""
     with pytest.raises(ValueError, match=r"^allow must hold networks"):
-        Guard(allow)
+        AddressFilter(allow)
 
 
 @pytest.mark.parametrize("allow", [5, [5], [ipaddress.ip_network("10.0.0.0/8")], [None]])
 def test_network_of_the_wrong_type_is_a_type_error(allow):
     """What is no string is refused at construction, by the argument's name."""
     with pytest.raises(TypeError, match=r"^allow must hold networks"):
-        Guard(allow)
+        AddressFilter(allow)
 
 
 def test_vet_parts_the_harmless_from_the_others():
     """Of several addresses the harmless ones are kept in order, the others come with reasons."""
-    vetted, reasons = Guard().vet(["10.0.0.2", "127.0.0.1", "10.0.0.1", "::1"])
+    vetted, reasons = AddressFilter().vet(["10.0.0.2", "127.0.0.1", "10.0.0.1", "::1"])
     assert vetted == ["10.0.0.2", "10.0.0.1"]
     assert [one.split()[0] for one in reasons] == ["127.0.0.1", "::1"]
 
@@ -224,22 +224,22 @@ def test_vet_parts_the_harmless_from_the_others():
 )
 def test_within_holds_targets_to_a_domain(target, within):
     """S12: with `within`, a target outside that domain is refused, by whole labels."""
-    reason = Guard(within="example.com").refuses_name(target)
+    reason = AddressFilter(within="example.com").refuses_name(target)
     assert (reason is None) is within
 
 
 @given(st.ip_addresses())
 def test_every_address_gets_a_verdict(address):
     """S1: no address makes the guard itself fail, and what refuses says how to allow."""
-    reason = Guard().refuses(str(address))
+    reason = AddressFilter().refuses(str(address))
     assert reason is None or "pass allow=['" in reason
 
 
 @given(st.ip_addresses(v=4))
 def test_wrapping_never_changes_the_verdict(address):
     """S1: whatever IPv4 address is refused is refused in each IPv6 form, and only then."""
-    refused = Guard().refuses(str(address)) is not None
+    refused = AddressFilter().refuses(str(address)) is not None
     for form, _ in WRAPPED:
         wrapped = form.format(address)
         if int(ipaddress.ip_address(wrapped)) > 1:
-            assert (Guard().refuses(wrapped) is not None) is refused
+            assert (AddressFilter().refuses(wrapped) is not None) is refused

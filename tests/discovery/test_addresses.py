@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import AddressResolver, Dns, Guard
+from lbclient.discovery import AddressFilter, AddressResolver, Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
 from tests.support.dns import Liar, empty, nxdomain, servfail, silence
 
@@ -18,9 +18,11 @@ def liar():
         yield one
 
 
-def resolver(liar: Liar, guard: Guard | None = None, lifetime: float = 5.0) -> AddressResolver:
+def resolver(
+    liar: Liar, address_filter: AddressFilter | None = None, lifetime: float = 5.0
+) -> AddressResolver:
     asked = Dns(nameservers_of([liar.address]), lifetime)
-    return AddressResolver(NAME, 8080, asked, guard or Guard())
+    return AddressResolver(NAME, 8080, asked, address_filter or AddressFilter())
 
 
 def addresses(answer) -> list[str]:
@@ -99,7 +101,7 @@ def test_silence_of_both_families_fails_in_time():
             raise DiscoveryError("no answer")
 
     with pytest.raises(DiscoveryError):
-        AddressResolver(NAME, 8080, Silent(), Guard()).resolve()
+        AddressResolver(NAME, 8080, Silent(), AddressFilter()).resolve()
     assert asked == [("A", 2.5), ("AAAA", 2.5)]
 
 

@@ -14,16 +14,16 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, DeadlineExceeded, FirstOf, Union
-from lbclient.discovery import AddressResolver, Dns, Guard, SrvResolver, scheduler
+from lbclient.discovery import AddressFilter, AddressResolver, Dns, SrvResolver, scheduler
 from lbclient.discovery.dns.nameservers import nameservers_of
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from tests.support.dns import Liar, empty, servfail, silence
 from tests.support.secure_dns import Certificates, peer
 
 NAME = "_http._tcp.shop.test"
 SRV, ADDRESSES = "http+srv://shop.test", "http+dns://shop.test:80"
 LOOPBACK = ["127.0.0.0/8", "::1/128"]
-SILENT, SILENT_TARGET = 2.4, 4.9
+NOOP_SPAN, SILENT_TARGET = 2.4, 4.9
 """Seconds that a question without an answer takes at the least: of a name, of an SRV target."""
 
 
@@ -86,7 +86,7 @@ def taking_less_than(seconds: float):
 def test_silent_family_is_not_waited_for(liar, balancers, silent, host):
     """The first call goes to the family that answers, however silent the other is."""
     liar.fault(silence, "shop.test", silent)
-    with taking_less_than(SILENT):
+    with taking_less_than(NOOP_SPAN):
         balancer = balancers(ADDRESSES, liar.address)
         assert balancer.call(lambda one: one.host, deadline=2.0) == host
 
@@ -124,7 +124,7 @@ def test_silent_services_do_not_delay_another(liar, balancers):
         waiting.append(threading.Thread(target=failing, args=(balancer,)))
         waiting[-1].start()
     liar.wait(20)
-    with taking_less_than(SILENT):
+    with taking_less_than(NOOP_SPAN):
         balancers(ADDRESSES, liar.address).call(str)
     for one in waiting:
         one.join()
@@ -167,7 +167,7 @@ def test_silent_family_over_a_stream(balancers, form, tmp_path, monkeypatch):
     with peer(serve) as port:
         path = "/dns-query" if form == "https" else ""
         balancer = balancers(ADDRESSES, f"{form}://127.0.0.1:{port}{path}")
-        with taking_less_than(SILENT):
+        with taking_less_than(NOOP_SPAN):
             assert balancer.call(lambda one: one.host) == "127.0.0.1"
     for one in kept:
         one.close()
@@ -178,7 +178,7 @@ def test_silent_family_of_a_part(liar, balancers, combine):
     """The parts of a composite service are as quick."""
     targets(liar, 3)
     liar.fault(silence, kind="AAAA")
-    with taking_less_than(SILENT):
+    with taking_less_than(NOOP_SPAN):
         balancers(combine(ADDRESSES, SRV), liar.address).call(str)
 
 
@@ -247,11 +247,11 @@ def test_late_target_joins(liar, balancers):
 
 
 def resolvers(liar: Liar, lifetime: float = 5.0) -> tuple[AddressResolver, SrvResolver]:
-    asked, guard = Dns(nameservers_of([liar.address]), lifetime), Guard(LOOPBACK)
-    how = {"clock": time.monotonic, "start": REFRESHER.start}
+    asked, address_filter = Dns(nameservers_of([liar.address]), lifetime), AddressFilter(LOOPBACK)
+    how = {"clock": time.monotonic, "start": THREAD_SCHEDULER.start}
     return (
-        AddressResolver("shop.test", 80, asked, guard, **how),
-        SrvResolver(NAME, asked, guard, **how),
+        AddressResolver("shop.test", 80, asked, address_filter, **how),
+        SrvResolver(NAME, asked, address_filter, **how),
     )
 
 
@@ -384,7 +384,9 @@ def test_unexpected_error_is_raised():
         def ask(self, *_):
             raise LookupError("broken")
 
-    resolver = AddressResolver("shop.test", 80, Broken(), Guard(), start=REFRESHER.start)
+    resolver = AddressResolver(
+        "shop.test", 80, Broken(), AddressFilter(), start=THREAD_SCHEDULER.start
+    )
     with pytest.raises(LookupError, match="broken"):
         resolver.resolve()
 

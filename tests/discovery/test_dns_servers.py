@@ -67,14 +67,14 @@ def test_change_in_bind_is_seen(bind, balancers):
     """D21: after an update of the zone, refresh() knows who came and who left; who stays, stays."""
     balancer = balancers(bind)
     balancer.refresh()
-    before = {one.instance.host: one for one in balancer._core.pool.endpoints}
+    before = {one.instance.host: one for one in balancer._engine.pool.endpoints}
     bind.update(
         "update add c.shop.test. 60 A 127.0.0.3",
         "update add _http._tcp.shop.test. 5 SRV 0 1 80 c.shop.test.",
         "update delete _http._tcp.shop.test. SRV 0 1 80 b.shop.test.",
     )
     balancer.refresh()
-    after = {one.instance.host: one for one in balancer._core.pool.endpoints}
+    after = {one.instance.host: one for one in balancer._engine.pool.endpoints}
     assert set(after) == {"a.shop.test", "c.shop.test"}
     assert after["a.shop.test"] is before["a.shop.test"]
 

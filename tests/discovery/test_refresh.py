@@ -30,11 +30,11 @@ from lbclient import (
     RetryPolicy,
 )
 from lbclient._internal.signals import Signal
-from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery import AddressFilter, Dns, SrvResolver
 from lbclient.discovery.dns.nameservers import nameservers_of
-from lbclient.discovery.scheduler import REFRESHER, Refresher
-from lbclient.discovery.subscription import Watch
-from lbclient.endpoint.instance import Refusal
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, ThreadScheduler
+from lbclient.discovery.subscription import ServiceSubscription
+from lbclient.endpoint.instance import RejectedRecord
 from lbclient.errors import ServiceAbsent
 from tests.support.dns import (
     Liar,
@@ -98,7 +98,7 @@ class World:
         self.now = 1000.0
         self.script = Script(result)
         self.told = Told()
-        self.watch = Watch(
+        self.watch = ServiceSubscription(
             "shop.test",
             self.script,
             self.told,
@@ -152,23 +152,23 @@ def test_hurry_at_most_every_five_seconds():
     hurried = []
     for _ in range(120):
         world.now += 0.5
-        if world.watch.hurry(world.now):
+        if world.watch.request_refresh(world.now):
             hurried.append(world.now)
             world.round()
     assert len(hurried) == 12
-    assert all(later - sooner >= 5 for sooner, later in itertools.pairwise(hurried))
+    assert all(later - expedite_probe >= 5 for expedite_probe, later in itertools.pairwise(hurried))
 
 
 def test_hurry_brings_the_round_forward():
     """I34: after it the round is due now; while one is due or under way there is none to hurry."""
     world = World(Answer([A], 3600))
-    assert not world.watch.hurry(world.now)
+    assert not world.watch.request_refresh(world.now)
     world.round()
-    assert world.watch.hurry(world.now)
+    assert world.watch.request_refresh(world.now)
     assert world.watch.next_at == world.now
     assert world.watch.claim()
     world.now += 100
-    assert not world.watch.hurry(world.now)
+    assert not world.watch.request_refresh(world.now)
 
 
 @pytest.mark.parametrize("state", ["settled", "stopped"])
@@ -177,7 +177,7 @@ def test_hurry_does_not_wake_what_is_over(state):
     world = World(Answer([A], None if state == "settled" else 60))
     world.round()
     world.watch.next_at = float("inf")
-    assert not world.watch.hurry(world.now + 100)
+    assert not world.watch.request_refresh(world.now + 100)
 
 
 def test_a_day_of_failure(caplog):
@@ -286,7 +286,7 @@ def test_a_long_stop_of_the_process_is_no_failure():
         (None, "resolve() about shop.test must return an lbclient.Answer, not NoneType"),
         ([A], "resolve() about shop.test must return an lbclient.Answer, not list"),
         (Answer([]), "the answer about shop.test holds no usable instance"),
-        (Answer([], 5, [Refusal("r", "bad")]), "holds no usable instance; refused r: bad"),
+        (Answer([], 5, [RejectedRecord("r", "bad")]), "holds no usable instance; refused r: bad"),
         (ValueError("what?"), "what?"),
         (KeyError(), "KeyError"),
         (RecursionError("too deep"), "too deep"),
@@ -411,7 +411,9 @@ def balancers():
 
 def over(liar: Liar, lifetime: float = 0.3, name: str = NAME) -> SrvResolver:
     """SRV discovery that does not wait long for an answer."""
-    return SrvResolver(name, Dns(nameservers_of([liar.address]), lifetime), Guard(), time.monotonic)
+    return SrvResolver(
+        name, Dns(nameservers_of([liar.address]), lifetime), AddressFilter(), time.monotonic
+    )
 
 
 def hosts(balancer: Balancer) -> list[str]:
@@ -545,7 +547,7 @@ def test_unchanged_answer_changes_nothing(liar, balancers):
     """D21: the same records in whatever order leave endpoints and candidates as they are."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
     balancer.refresh()
-    pool = balancer._core.pool
+    pool = balancer._engine.pool
     endpoints, candidates = set(pool.endpoints), pool.candidates(0.0)
     for _ in range(10):
         balancer.refresh()
@@ -563,11 +565,11 @@ def test_new_address_is_another_machine(liar, balancers):
     assert balancer.snapshot().instances[0].breaker == "open"
     balancer.refresh()
     assert balancer.snapshot().instances[0].breaker == "open"
-    (before,) = balancer._core.pool.endpoints
+    (before,) = balancer._engine.pool.endpoints
     liar.put("a.test", "A", "192.0.2.77")
     balancer.refresh()
     assert balancer.snapshot().instances[0].breaker == "closed"
-    assert list(balancer._core.pool.endpoints) == [before]
+    assert list(balancer._engine.pool.endpoints) == [before]
     assert balancer.call(lambda one: one.addresses) == ("192.0.2.77",)
 
 
@@ -710,7 +712,7 @@ async def test_cancelled_waiter_is_forgotten(balancers):
         group.start_soon(balancer.acall, _port)
         await anyio.to_thread.run_sync(gate.entered.acquire)
         group.cancel_scope.cancel()
-    assert balancer._core.watch._waiting == {}
+    assert balancer._engine.watch._waiting == {}
     gate.open()
     assert await balancer.acall(_port) == 80
 
@@ -727,7 +729,7 @@ def test_crowd_waits_for_the_first_answer(balancers):
             compared.append(other)
             return self is other
 
-    watch = balancers(Gate())._core.watch
+    watch = balancers(Gate())._engine.watch
     signals = [Compared() for _ in range(100)]
     for signal in [*signals, *signals]:
         watch.wait(signal)
@@ -800,13 +802,13 @@ def test_refreshes_share_a_round(balancers):
 def test_waiting_for_a_round_costs_nothing(balancers, monkeypatch):
     """A refresh asked for while a round is under way does not make the scheduler spin."""
     claims = Counter()
-    claim = Watch.claim
+    claim = ServiceSubscription.claim
 
-    def counted(watch: Watch) -> bool:
+    def counted(watch: ServiceSubscription) -> bool:
         claims[watch.service] += 1
         return claim(watch)
 
-    monkeypatch.setattr(Watch, "claim", counted)
+    monkeypatch.setattr(ServiceSubscription, "claim", counted)
     gate, other = Gate(), Gate()
     balancer, another = balancers(gate, name="slow.test"), balancers(other, name="other.test")
     other.open()
@@ -902,7 +904,7 @@ def test_forgotten_balancer_stops_asking(liar):
     balancer = Balancer(SERVICE, nameservers=[liar.address])
     balancer.refresh()
     balancer.refresh()
-    ref = weakref.ref(balancer._core.watch)
+    ref = weakref.ref(balancer._engine.watch)
     del balancer
     assert gone(ref)
 
@@ -944,12 +946,12 @@ def test_closed_balancer_stops_asking(balancers):
         with pytest.raises(BalancerClosed):
             future.result(SOON)
         gate.open()
-    assert balancer._core.watch.stopped
+    assert balancer._engine.watch.stopped
 
 
 def test_what_is_scheduled_anew_leaves_no_trace():
     """S7: however often a service is refreshed, its schedule holds one round of it."""
-    world, refresher = World(Answer([A], 3600)), Refresher()
+    world, refresher = World(Answer([A], 3600)), ThreadScheduler()
     world.round()
     for _ in range(1000):
         refresher._note(weakref.ref(world.watch))
@@ -958,7 +960,7 @@ def test_what_is_scheduled_anew_leaves_no_trace():
 
 def test_what_is_gone_leaves_no_trace():
     """S7: services that are made and forgotten do not pile up in the schedule."""
-    refresher = Refresher()
+    refresher = ThreadScheduler()
     for place in range(1000):
         world = World(Answer([A], 3600))
         world.round()
@@ -973,7 +975,7 @@ def test_clock_that_fails_stops_nobody_else(balancers, caplog):
     world = World(Answer([A], 60))
     world.watch.clock = {}.__getitem__
     with caplog.at_level(logging.ERROR, "lbclient"):
-        REFRESHER.schedule(world.watch)
+        THREAD_SCHEDULER.schedule(world.watch)
         gate = Gate()
         gate.open()
         assert balancers(gate).call(lambda one: one.port) == 80
@@ -990,7 +992,7 @@ def test_scheduler_that_could_not_start_starts_later(monkeypatch):
             raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("lbclient.discovery.scheduler._daemon", start)
-    refresher, watch = Refresher(), World(Answer([A], 60)).watch
+    refresher, watch = ThreadScheduler(), World(Answer([A], 60)).watch
     with pytest.raises(RuntimeError):
         refresher.schedule(watch)
     refresher.schedule(watch)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbclient import Answer, AsyncClient, Balancer, Client, DiscoveryError, Instance, ServiceAbsent
-from lbclient.discovery import Dns, FileResolver, FirstOf, Guard, Union
+from lbclient.discovery import AddressFilter, Dns, FileResolver, FirstOf, Union
 from lbclient.discovery.service_url import Target, target_of
 from tests.support.dns import Liar, servfail
 from tests.support.http import tells_port
@@ -520,7 +520,7 @@ def test_what_is_no_file(make, error, words):
 
 def target(service, **options) -> Target:
     given = {"name": None, "scheme": "http", "clock": lambda: 0.0, **options}
-    return target_of(service, dns=Dns([]), guard=Guard(), **given)
+    return target_of(service, dns=Dns([]), address_filter=AddressFilter(), **given)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, BreakerPolicy, DiscoveryError, Instance
-from lbclient.discovery import Dns, Guard, SrvResolver
-from lbclient.discovery.dns.client import Found, Glue, NoRecords
+from lbclient.discovery import AddressFilter, Dns, SrvResolver
+from lbclient.discovery.dns.client import DnsAnswer, Glue, NoRecords
 from lbclient.discovery.dns.nameservers import nameservers_of
 from lbclient.errors import ServiceAbsent
 from tests.support.dns import (
@@ -65,9 +65,14 @@ def balancers():
         one.close()
 
 
-def resolver(*liars: Liar, guard: Guard | None = None, lifetime: float = 5.0, name: str = NAME):
+def resolver(
+    *liars: Liar,
+    address_filter: AddressFilter | None = None,
+    lifetime: float = 5.0,
+    name: str = NAME,
+):
     asked = Dns(nameservers_of([one.address for one in liars]), lifetime)
-    return SrvResolver(name, asked, guard or Guard(), time.monotonic)
+    return SrvResolver(name, asked, address_filter or AddressFilter(), time.monotonic)
 
 
 def reasons(answer) -> list[str]:
@@ -531,7 +536,7 @@ def test_useless_resolver_configuration(monkeypatch, tmp_path, content):
     monkeypatch.setattr(
         dns.resolver.Resolver, "read_resolv_conf", lambda self, _: read(self, str(path))
     )
-    asking = SrvResolver(NAME, Dns(None), Guard(), time.monotonic)
+    asking = SrvResolver(NAME, Dns(None), AddressFilter(), time.monotonic)
     with pytest.raises(DiscoveryError, match=f"asking for SRV of {NAME}. failed"):
         asking.resolve()
 
@@ -541,14 +546,16 @@ def test_round_ends_though_every_target_is_silent():
     now = [0.0]
 
     class Silent:
-        def ask(self, name: str, kind: str, lifetime: float) -> Found:
+        def ask(self, name: str, kind: str, lifetime: float) -> DnsAnswer:
             if kind == "SRV":
                 texts = (f"0 0 80 n{place}.test." for place in range(500))
-                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+                return DnsAnswer(
+                    list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue()
+                )
             now[0] += lifetime
             raise DiscoveryError("no answer")
 
-    answer = SrvResolver(NAME, Silent(), Guard(), lambda: now[0]).resolve()
+    answer = SrvResolver(NAME, Silent(), AddressFilter(), lambda: now[0]).resolve()
     assert len(answer.refused) == 500
     assert now[0] < 10
 
@@ -558,16 +565,20 @@ def test_one_silent_target_does_not_cost_the_others():
     now = [0.0]
 
     class Partly:
-        def ask(self, name: str, kind: str, lifetime: float) -> Found:
+        def ask(self, name: str, kind: str, lifetime: float) -> DnsAnswer:
             if kind == "SRV":
                 texts = ("0 0 80 silent.test.", "0 0 80 a.test.")
-                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+                return DnsAnswer(
+                    list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue()
+                )
             if name == "silent.test.":
                 now[0] += lifetime
                 raise DiscoveryError("no answer")
-            return Found(list(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1")), 60, Glue())
+            return DnsAnswer(
+                list(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1")), 60, Glue()
+            )
 
-    answer = SrvResolver(NAME, Partly(), Guard(), lambda: now[0]).resolve()
+    answer = SrvResolver(NAME, Partly(), AddressFilter(), lambda: now[0]).resolve()
     assert [one.host for one in answer.instances] == ["a.test"]
 
 
@@ -577,16 +588,20 @@ def test_large_set_is_found_over_several_rounds():
     now = [0.0]
 
     class Slow:
-        def ask(self, name: str, kind: str, _: float) -> Found:
+        def ask(self, name: str, kind: str, _: float) -> DnsAnswer:
             now[0] += 0.01
             if kind == "SRV":
                 texts = (f"0 0 80 n{place}.test." for place in range(1000))
-                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+                return DnsAnswer(
+                    list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue()
+                )
             if kind == "AAAA":
                 raise NoRecords("none")
-            return Found(list(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1")), 60, Glue())
+            return DnsAnswer(
+                list(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.1")), 60, Glue()
+            )
 
-    resolver = SrvResolver(NAME, Slow(), Guard(), lambda: now[0])
+    resolver = SrvResolver(NAME, Slow(), AddressFilter(), lambda: now[0])
     found = [len(resolver.resolve().instances) for _ in range(4)]
     assert found[0] < 500
     assert found == sorted(found)
@@ -599,18 +614,20 @@ def test_silent_targets_do_not_starve_the_others():
     now, address = [0.0], ["192.0.2.1"]
 
     class Mostly:
-        def ask(self, name: str, kind: str, lifetime: float) -> Found:
+        def ask(self, name: str, kind: str, lifetime: float) -> DnsAnswer:
             if kind == "SRV":
                 texts = ("0 0 80 good.test.", *(f"0 0 80 silent{one}.test." for one in range(12)))
-                return Found(list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue())
+                return DnsAnswer(
+                    list(dns.rrset.from_text(name, 60, "IN", kind, *texts)), 60, Glue()
+                )
             if name != "good.test.":
                 now[0] += lifetime
                 raise DiscoveryError("no answer")
             if kind == "AAAA":
                 raise NoRecords("none")
-            return Found(list(dns.rrset.from_text(name, 60, "IN", "A", address[0])), 60, Glue())
+            return DnsAnswer(list(dns.rrset.from_text(name, 60, "IN", "A", address[0])), 60, Glue())
 
-    resolver = SrvResolver(NAME, Mostly(), Guard(), lambda: now[0])
+    resolver = SrvResolver(NAME, Mostly(), AddressFilter(), lambda: now[0])
     assert resolver.resolve().instances[0].addresses == ("192.0.2.1",)
     address[0] = "192.0.2.2"
     found = [resolver.resolve().instances[0].addresses for _ in range(4)]
@@ -647,7 +664,7 @@ class Mutilator(dns.nameserver.Do53Nameserver):
 def test_mutilated_answers(seed):
     """S1, S4: whatever bytes come back, the result is an answer of legal instances or a
     DiscoveryError; nothing else escapes."""
-    asking = SrvResolver(NAME, Dns([Mutilator(seed)], 0.01), Guard(), time.monotonic)
+    asking = SrvResolver(NAME, Dns([Mutilator(seed)], 0.01), AddressFilter(), time.monotonic)
     answers = 0
     for _ in range(300):
         try:
@@ -655,7 +672,7 @@ def test_mutilated_answers(seed):
         except DiscoveryError:
             continue
         addresses = [one for instance in answer.instances for one in instance.addresses]
-        assert all(Guard().refuses(one) is None for one in addresses)
+        assert all(AddressFilter().refuses(one) is None for one in addresses)
         assert all(one.record.isprintable() for one in answer.refused)
         answers += 1
     assert answers > 50

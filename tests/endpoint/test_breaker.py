@@ -29,27 +29,29 @@ class Bench:
         self.now = 100.0
         self.rng = random.Random(1)
 
-    def settle(self, *, fault, permit=None, elapsed=0.0, **sent):
+    def record_outcome(self, *, fault, permit=None, elapsed=0.0, **sent):
         permit = permit or self.breaker.permit
-        return self.breaker.settle(
+        return self.breaker.record_outcome(
             permit, fault=fault, now=self.now, rng=self.rng, elapsed=elapsed, **sent
         )
 
     def trip(self):
         while self.breaker.closed:
-            self.settle(fault=True)
+            self.record_outcome(fault=True)
 
     def probe(self, *, fault, elapsed=0.0):
         self.now = max(self.now, self.breaker.due)
-        self.settle(fault=fault, permit=breakers.probe(self.breaker, self.now), elapsed=elapsed)
+        self.record_outcome(
+            fault=fault, permit=breakers.probe(self.breaker, self.now), elapsed=elapsed
+        )
 
 
 def test_consecutive_faults_open_it():
     """`fail_max` faults in a row open it; a success between starts the count anew."""
     bench = Bench(fail_max=3)
     for fault in (True, True, False, True, True):
-        assert not bench.settle(fault=fault)
-    assert bench.settle(fault=True)
+        assert not bench.record_outcome(fault=fault)
+    assert bench.record_outcome(fault=True)
     assert bench.breaker.state == "open"
 
 
@@ -57,16 +59,16 @@ def test_a_success_sent_before_the_faults_resets_nothing():
     """Successes that were under way when an instance went down do not hide the run of faults."""
     bench = Bench(fail_max=3)
     for started, fault in [(5.0, True), (4.0, False), (5.1, True), (4.9, False), (4.8, False)]:
-        assert not bench.settle(fault=fault, started=started)
-    assert bench.settle(fault=True, started=5.2)
+        assert not bench.record_outcome(fault=fault, started=started)
+    assert bench.record_outcome(fault=True, started=5.2)
 
 
 def test_a_success_ends_the_run_of_faults_sent_before_it():
     """A success resets the faults that were sent before it, and leaves those sent after it."""
     bench = Bench(fail_max=3)
     for started, fault in [(5.0, True), (5.2, True), (5.1, False), (5.3, True)]:
-        assert not bench.settle(fault=fault, started=started)
-    assert bench.settle(fault=True, started=5.4)
+        assert not bench.record_outcome(fault=fault, started=started)
+    assert bench.record_outcome(fault=True, started=5.4)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_quick_faults_among_slower_successes_are_no_run(sent_between, later, ope
     that was sent after the first of them would be known: one and a half mean latencies later."""
     bench = Bench(fail_max=3)
     for number in range(3):
-        opened = bench.settle(
+        opened = bench.record_outcome(
             fault=True, started=bench.now, attempts=sent_between * number, latency=1.0
         )
         assert opened is (opens and number == 2)
@@ -89,7 +91,7 @@ def test_disabled_breakers_remember_no_faults():
     """An instance without a breaker that fails for days costs no memory."""
     breaker = Breaker(DISABLED, "one")
     for number in range(1000):
-        breaker.settle(breaker.permit, fault=True, now=float(number), rng=random.Random(1))
+        breaker.record_outcome(breaker.permit, fault=True, now=float(number), rng=random.Random(1))
     assert breaker.closed
     assert not breaker._run
 
@@ -188,10 +190,10 @@ def test_a_late_result_moves_nothing(fault):
     bench = Bench(fail_max=1)
     early = bench.breaker.permit
     bench.trip()
-    assert not bench.settle(fault=fault, permit=early)
+    assert not bench.record_outcome(fault=fault, permit=early)
     assert bench.breaker.state == "open"
     breakers.probe(bench.breaker, bench.breaker.due)
-    assert not bench.settle(fault=fault, permit=early)
+    assert not bench.record_outcome(fault=fault, permit=early)
     assert bench.breaker.state == "half-open"
     assert bench.breaker.probing(bench.now)
 
@@ -219,7 +221,7 @@ def test_a_healthy_instance_costs_no_breaker():
     """The object of pybreaker is made at the first fault only."""
     bench = Bench()
     for _ in range(10):
-        bench.settle(fault=False)
+        bench.record_outcome(fault=False)
     assert bench.breaker._circuit is None
 
 
@@ -234,7 +236,7 @@ def feed(bench, pattern, step=0.0):
     turned = []
     for one in pattern:
         bench.now += step
-        turned.append(bench.settle(fault=one in "fx", elapsed=2.0 if one in "sx" else 0.1))
+        turned.append(bench.record_outcome(fault=one in "fx", elapsed=2.0 if one in "sx" else 0.1))
     return turned
 
 
@@ -301,11 +303,11 @@ def test_late_results_after_a_rate_are_void():
     feed(bench, ".f")
     assert bench.breaker.state == "open"
     for fault in (True, False):
-        assert not bench.settle(fault=fault, permit=early)
+        assert not bench.record_outcome(fault=fault, permit=early)
     bench.probe(fault=False)
     assert bench.breaker.state == "closed"
     for fault in (True, True, True):
-        assert not bench.settle(fault=fault, permit=early)
+        assert not bench.record_outcome(fault=fault, permit=early)
     assert bench.breaker._window is None
 
 
@@ -352,13 +354,13 @@ def test_a_slow_probe_has_failed(policy, state):
 @pytest.mark.parametrize("policy", [{"failure_rate": 0.5}, {"slow_rate": 1, "slow_after": 1}])
 def test_successes_count_where_a_window_does(policy):
     """One more success changes something where a window counts, and nothing where none does."""
-    assert not Bench(**policy).breaker.unmoved
+    assert not Bench(**policy).breaker.success_is_noop
     bench = Bench()
-    assert bench.breaker.unmoved
-    bench.settle(fault=True)
-    assert not bench.breaker.unmoved
-    bench.settle(fault=False)
-    assert bench.breaker.unmoved
+    assert bench.breaker.success_is_noop
+    bench.record_outcome(fault=True)
+    assert not bench.breaker.success_is_noop
+    bench.record_outcome(fault=False)
+    assert bench.breaker.success_is_noop
 
 
 def test_what_is_never_called_costs_no_window():
@@ -394,7 +396,7 @@ def test_a_process_that_was_stopped_blames_nobody(stop, state):
     for waited in (0.0, 0.1, 0.2):
         for fault in (False, False, True):
             for _ in range(10):
-                bench.settle(fault=fault, elapsed=stop + waited)
+                bench.record_outcome(fault=fault, elapsed=stop + waited)
     assert bench.breaker.state == state
     feed(bench, "." * 30, step=0.1)
     assert bench.breaker.state == state
@@ -425,13 +427,13 @@ def test_only_a_probe_moves_what_is_not_closed():
     bench = Bench(fail_max=1)
     bench.trip()
     bench.breaker._circuit.reset_timeout = 0
-    assert not bench.settle(fault=False)
+    assert not bench.record_outcome(fault=False)
     assert bench.breaker.state == "open"
     probe = breakers.probe(bench.breaker, bench.breaker.due)
     for fault in (False, True):
-        assert not bench.settle(fault=fault)
+        assert not bench.record_outcome(fault=fault)
     assert bench.breaker.state == "half-open"
-    assert bench.settle(fault=False, permit=probe)
+    assert bench.record_outcome(fault=False, permit=probe)
 
 
 # Observing
@@ -461,17 +463,17 @@ def test_observed_calls_are_probes_when_due_and_else_move_nothing():
     early = breaker.observed(breaker.due - 0.01)
     assert (early.refused, early.probe) == (True, False)
     for fault in (True, False):
-        assert not bench.settle(fault=fault, permit=early)
+        assert not bench.record_outcome(fault=fault, permit=early)
     breaker.cancel(early)
     assert breaker.state == "open"
     probe = given_out(breaker, breaker.observed(breaker.due))
     assert (probe.refused, probe.probe, breaker.state) == (False, True, "half-open")
     beside = given_out(breaker, breaker.observed(breaker.due))
     assert beside.refused
-    assert not bench.settle(fault=False, permit=beside)
+    assert not bench.record_outcome(fault=False, permit=beside)
     breaker.cancel(beside)
     assert breaker.probing(breaker.due), "the probe keeps its slot"
-    assert bench.settle(fault=False, permit=probe)
+    assert bench.record_outcome(fault=False, permit=probe)
     assert breaker.observed(bench.now) is breaker.permit
     assert not breaker.permit.refused
 
@@ -677,8 +679,8 @@ class Twins(RuleBasedStateMachine):
         counts = permit is not None and permit.generation == self.real.permit.generation
         if counts:
             self.naive.outcome(**outcome)
-        real = permit and self.real.settle(permit, **outcome, rng=self.dice[0])
-        dry = self.dry.settle(observed, **outcome, rng=self.dice[1])
+        real = permit and self.real.record_outcome(permit, **outcome, rng=self.dice[0])
+        dry = self.dry.record_outcome(observed, **outcome, rng=self.dice[1])
         assert bool(real) is dry is (self.naive.state != before[0])
         assert counts or self.seen(self.dry) == before, "stale or refused: moves nothing"
         if counts and self.real._window and self.naive.ends and self.naive.ends[-1] is not last:
@@ -700,8 +702,8 @@ class Twins(RuleBasedStateMachine):
 
     @rule()
     def a_peer_heals(self):
-        self.real.sooner(self.now, self.dice[0])
-        self.dry.sooner(self.now, self.dice[1])
+        self.real.expedite_probe(self.now, self.dice[0])
+        self.dry.expedite_probe(self.now, self.dice[1])
 
     def seen(self, breaker):
         window = breaker._window

@@ -69,11 +69,11 @@ async def test_cancelled_in_line(servers):
             served.append(number)
 
     async with lbclient.AsyncClient([server.url], max_in_flight=1) as client:
-        core = client.balancer._core
+        engine = client.balancer._engine
         async with anyio.create_task_group() as group:
             for number in range(50):
                 group.start_soon(call, number)
-                while core._selection.in_flight + len(core._line.waiting) <= number:
+                while engine._picker.in_flight + len(engine._line.waiting) <= number:
                     await anyio.lowlevel.checkpoint()
             for number in range(1, 50, 2):
                 scopes[number].cancel()

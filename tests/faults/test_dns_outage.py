@@ -12,8 +12,8 @@ import pytest
 
 import lbclient
 from lbclient._internal.signals import Pause
-from lbclient.core.call import Terms
-from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.core.call import CallOptions
+from lbclient.discovery import AddressFilter, Dns, SrvResolver
 from lbclient.discovery.dns.nameservers import nameservers_of
 from lbclient.simulation import World, carry_out, simulated
 from lbclient.telemetry import Semantics
@@ -59,7 +59,7 @@ class Shop:
         self.gone = False
         """True to ask nobody: a day has thousands of rounds."""
         dns = Dns(nameservers_of([liar.address]), lifetime=0.05)
-        self._srv = SrvResolver(NAME, dns, Guard(), self.world.clock)
+        self._srv = SrvResolver(NAME, dns, AddressFilter(), self.world.clock)
         self.balancer = simulated(self.world, self, name="shop.test", rng=random.Random(1))
 
     def resolve(self):
@@ -78,7 +78,7 @@ class Shop:
         while self.world.clock() < until:
             begun = self.world.clock()
             try:
-                yield from carry_out(self.balancer.begin(Terms(), Semantics()), _answer)
+                yield from carry_out(self.balancer.begin(CallOptions(), Semantics()), _answer)
             except lbclient.LoadBalancingError:
                 self.failed += 1
             self.calls += 1

@@ -140,13 +140,13 @@ def test_lazy_attribute_is_made_once():
     """Of threads that ask for a lazy attribute at the same moment all get the same value."""
     barrier = threading.Barrier(8)
 
-    class Owner:
+    class SlotOwner:
         @Lazy
         def value(self):
             barrier.wait(SOON)
             return object()
 
-    owner = Owner()
+    owner = SlotOwner()
     with ThreadPoolExecutor(8) as pool:
         values = list(pool.map(lambda _: owner.value, range(8)))
     assert set(values) == {owner.value}

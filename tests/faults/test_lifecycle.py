@@ -171,8 +171,9 @@ def test_forgotten_client_costs_nothing(servers):
     resolver = Mine()
     client = lbclient.Client(resolver, name="orders.test")
     assert client.get("/").status_code == 200
-    watch = weakref.ref(client.balancer._core.watch)
-    client._transport._wires.close()  # its sockets would be warned of, as any that is left open
+    watch = weakref.ref(client.balancer._engine.watch)
+    # Its sockets would be warned of, as any that is left open.
+    client._transport._transports.close()
     del client
     until = time.monotonic() + 5
     while watch() is not None and time.monotonic() < until:

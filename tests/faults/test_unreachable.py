@@ -15,7 +15,7 @@ import pytest
 import lbclient
 import lbclient.httpx2
 from lbclient import BreakerPolicy, Instance, RetryBudget, RetryPolicy
-from lbclient.http.classifier import HttpJudge
+from lbclient.http.classifier import HttpClassifier
 from tests.http.test_features import World, urls, worlds
 from tests.support.faults import NAMESPACE
 from tests.support.http import tells_port
@@ -348,7 +348,7 @@ def test_causes(cause, unreachable, fault):
     for how in ("__cause__", "__context__"):
         error = httpx.ConnectError("not connected")
         setattr(error, how, cause)
-        verdict = HttpJudge(frozenset())(error)
+        verdict = HttpClassifier(frozenset())(error)
         assert (verdict.unreachable, verdict.fault, verdict.again) == (unreachable, fault, "always")
 
 

@@ -88,7 +88,7 @@ def test_a_lease_that_is_being_given_back_ends_its_connection(end):
     getattr(lease, end)()
     other = ConnectionLease(connections)
     assert connections.take(other) is None
-    assert connections.quiet
+    assert connections.is_idle
     lease.connection = None
 
 
@@ -109,7 +109,7 @@ def test_who_takes_a_connection_that_is_just_given_back_has_it(monkeypatch):
     monkeypatch.setattr(connections.idle, "put", put_and_take)
     lease.end(reusable=True)
     assert connections.all() == [connection]
-    assert not connections.quiet
+    assert not connections.is_idle
     other.end(reusable=False)
 
 
@@ -121,7 +121,7 @@ def test_what_a_finalizer_could_not_tell_is_found():
     connections.add(lease, connection)
     lease.connection = None  # what its finalizer would have told of
     del lease
-    assert not connections.quiet
+    assert not connections.is_idle
     other, opened = ConnectionLease(connections), SocketConnection()
     connections.add(other, opened)
     assert connection.closed

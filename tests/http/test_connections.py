@@ -40,7 +40,7 @@ def test_a_connection_is_used_again_until_it_is_too_old(servers):
         for _ in range(3):
             client.get("/")
         assert server.accepted == 2
-        assert not client._transport._wires.leaving
+        assert not client._transport._transports.leaving
 
 
 async def test_a_connection_is_used_again_until_it_is_too_old_async(servers):

@@ -54,7 +54,7 @@ def test_loop_that_dies_in_line_blocks_nobody(caller):
         return instance
     async def main():
         tasks = [loop.create_task(balancer.acall(answer, caller=CALLER)) for _ in range(3)]
-        while len(balancer._core.line) < 3:
+        while len(balancer._engine.queue) < 3:
             await asyncio.sleep(0)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
@@ -134,8 +134,8 @@ def test_wire_of_who_left_meanwhile_is_closed(servers):
     resolver = Scripted(Instance("127.0.0.1", old.port))
     with lbclient.Client(resolver, name="shop.test", retry=None) as client:
         client.balancer.refresh()
-        wires = client._transport._wires
-        true, turns = wires.to, []
+        transports = client._transport._transports
+        true, turns = transports.to, []
 
         def to(endpoint, now):
             if not turns:
@@ -145,11 +145,11 @@ def test_wire_of_who_left_meanwhile_is_closed(servers):
                 client.get("/")
             return true(endpoint, now)
 
-        wires.to = to
+        transports.to = to
         client.get("/")
         client.get("/")
         assert [wire._dial.hosts for wire in wires_of(client)] == [("127.0.0.1",)]
-        assert not wires.untidy
+        assert not transports.needs_cleanup
 
 
 def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(servers):
@@ -170,8 +170,8 @@ def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(se
         thread = threading.Thread(target=client.get, args=("/",))
         thread.start()
         assert gate.entered.acquire(timeout=5)
-        client._transport._wires.tidy()
-        assert not client._transport._wires.untidy
+        client._transport._transports.tidy()
+        assert not client._transport._transports.needs_cleanup
         gate.open.set()
         thread.join()
 
@@ -196,7 +196,7 @@ def test_late_outcome_of_the_machine_before_is_not_charged():
     (one,) = balancer.snapshot().instances
     assert (one.breaker, one.failures, one.in_flight) == ("closed", 0, 0)
     (endpoint,) = balancer.pool.endpoints
-    assert endpoint.rest_until == 0
+    assert endpoint.backing_off_until == 0
     balancer.close()
 
 
@@ -208,7 +208,7 @@ def test_closed_balancer_is_not_asked_for_by_a_refresh_under_way():
     balancer.close()
     with pytest.raises(RuntimeError, match=r"shop\.test is closed"):
         next(iter(pauses))
-    assert balancer._core.watch.stopped
+    assert balancer._engine.watch.stopped
 
 
 # Forks
@@ -243,16 +243,16 @@ def test_half_made_change_is_mended_in_a_child(step):
     pool = Pool(BreakerPolicy())
     pool.update([A, B])
     b = next(one for one in pool.endpoints if one.instance == B)
-    b.rest_until = 50.0
+    b.backing_off_until = 50.0
     pool.changed(b)
     assert [one.instance for one in pool.candidates(0.0)] == [A]
     if step == "looking":  # the time of the next look is set, the look not yet taken
-        b.rest_until = 100.0
+        b.backing_off_until = 100.0
         pool.changed(b)
-        pool._suspects, pool._stale_at = {}, 100.0
+        pool._dirty, pool._stale_at = {}, 100.0
     else:
         change = pool.plan([B, C])
-        pool._torn = True
+        pool._updating = True
         change.apply()
         if step == "assigned":
             pool._roster = change.roster

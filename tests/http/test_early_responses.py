@@ -142,11 +142,11 @@ def completes(peer, connection):
 
 def connections_of(client: Caller):
     transport = client.client._transport
-    if hasattr(transport, "_homes"):
-        (home,) = transport._homes._homes.values()
+    if hasattr(transport, "_per_loop"):
+        (home,) = transport._per_loop._per_loop.values()
     else:
-        home = transport._wires
-    ((_, wire, _),) = home._wires.values()
+        home = transport._transports
+    ((_, wire, _),) = home._transports.values()
     return wire._connections
 
 

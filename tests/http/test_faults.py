@@ -383,7 +383,7 @@ def test_sixteen_threads_leave_nothing_behind(servers, dead_port):
         snapshot = client.balancer.snapshot()
     assert failed == []
     assert [one.in_flight for one in snapshot.instances] == [0, 0, 0]
-    assert client.balancer._core._selection.in_flight == 0
+    assert client.balancer._engine._picker.in_flight == 0
 
 
 class First:

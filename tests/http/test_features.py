@@ -1222,7 +1222,7 @@ def test_leaving_a_stream_in_the_middle(servers):
                 for chunk in getattr(response, read)():
                     assert chunk
                     break
-            assert client.balancer._core._selection.in_flight == 0
+            assert client.balancer._engine._picker.in_flight == 0
             assert busy_connections(client) == []
 
 
@@ -1237,7 +1237,7 @@ async def test_leaving_an_async_stream_in_the_middle(servers):
                 async for chunk in getattr(response, read)():
                     assert chunk
                     break
-            assert client.balancer._core._selection.in_flight == 0
+            assert client.balancer._engine._picker.in_flight == 0
             assert busy_connections(client) == []
 
 
@@ -1658,7 +1658,7 @@ async def test_cancelled_at_every_await(servers, scene, cancelled):
                 more = await cancelled(call(client), at)
             snapshot = client.balancer.snapshot()
             assert [one.in_flight for one in snapshot.instances] == [0, 0], at
-            assert client.balancer._core._selection.in_flight == 0
+            assert client.balancer._engine._picker.in_flight == 0
             if cancelled is cancelled_by_scope:  # the other way cuts httpcore's clean-up short, too
                 assert busy_connections(client) == [], at
     assert at > 3
@@ -1684,7 +1684,7 @@ async def test_a_cancelled_probe_returns_its_slot(servers):
             response = await client.get("/")
             assert client.balancer.snapshot().instances[0].breaker == "closed", at
             reasons.append(lbclient.call_info(response).attempts[0].reason)
-            assert client.balancer._core._selection.in_flight == 0
+            assert client.balancer._engine._picker.in_flight == 0
     probes = reasons.count("probe")  # until the headers are there, for which it waits once or more
     assert probes >= 1
     assert reasons == ["probe"] * probes + ["Weighted"] * (len(reasons) - probes)
@@ -1770,7 +1770,7 @@ def test_interrupted_at_every_step(servers, scene):
             with contextlib.suppress(Interrupt, httpx.TransportError):
                 call(client, {"trace": trace})
             assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0], at
-            assert client.balancer._core._selection.in_flight == 0
+            assert client.balancer._engine._picker.in_flight == 0
     assert at > 4
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import lbclient
 from lbclient import Answer, HealthCheck, Instance
 from lbclient._internal.signals import Pause
-from lbclient.core.call import terms
+from lbclient.core.call import call_options
 from lbclient.simulation import World, carry_out, simulated
 from lbclient.telemetry import Semantics
 from tests.faults.test_lifecycle import WARM, script
@@ -129,7 +129,7 @@ def test_nothing_runs_before_the_first_call_nor_after_close(servers, world):
     (server,) = servers(patient)
     with world.client([server.url], health=HealthCheck("/healthz", **OFTEN)) as client:
         assert not patient.checked.acquire(timeout=0.3)
-        monitor = client.balancer._core.membership.companion
+        monitor = client.balancer._engine.membership.companion
         assert monitor.next_at > 1e300
         client.get("/")
         assert patient.checked.acquire(timeout=SOON)
@@ -192,8 +192,8 @@ def test_a_client_that_nobody_holds_is_collected(servers):
     client = lbclient.Client([server.url], health=HealthCheck("/healthz", **OFTEN))
     client.get("/")
     assert patient.checked.acquire(timeout=SOON)
-    monitor = weakref.ref(client.balancer._core.membership.companion)
-    client._transport._wires.close()
+    monitor = weakref.ref(client.balancer._engine.membership.companion)
+    client._transport._transports.close()
     del client
 
     def gone():
@@ -287,7 +287,7 @@ def test_virtual_time():
         return attempt.instance
 
     def call():
-        asked = terms(idempotent=True, key=None, deadline=None)
+        asked = call_options(idempotent=True, key=None, deadline=None)
         return carry_out(balancer.begin(asked, Semantics()), send)
 
     world.spawn(call())

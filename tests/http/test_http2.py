@@ -759,7 +759,7 @@ def test_interrupted_anywhere(servers, kind):
         faults += [] if client.post("/", content=b"y").text == "got 1" else [(where, "next")]
         faults += [(where, one.in_flight) for one in client.balancer.snapshot().instances]
         faults += [(where, "used") for one in wire._connections.all() if one.http2.exchanges]
-        faults += [] if wire.quiet else [(where, "not quiet")]
+        faults += [] if wire.is_idle else [(where, "not quiet")]
     kept.pop().close()
     assert [one for one in faults if one[1] != 0] == []
 

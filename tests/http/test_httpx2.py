@@ -47,7 +47,7 @@ class Flavour(NamedTuple):
 FLAVOURS = [Flavour(httpx, lbclient), Flavour(httpx2, lbclient.httpx2)]
 
 
-class Place(World):
+class Upstream(World):
     """A client of one flavour, on threads or an event loop."""
 
     def __init__(self, flavour, backend):
@@ -71,7 +71,7 @@ class Place(World):
 places = pytest.mark.parametrize(
     "place",
     [
-        pytest.param(Place(flavour, backend), id=f"{flavour.its.__name__}-{backend or 'sync'}")
+        pytest.param(Upstream(flavour, backend), id=f"{flavour.its.__name__}-{backend or 'sync'}")
         for flavour in FLAVOURS
         for backend in (None, "asyncio", "trio")
     ],
@@ -245,8 +245,8 @@ async def test_a_cancelled_call_gives_everything_back(servers, flavour):
             assert await anyio.to_thread.run_sync(gate.entered.acquire, True, 10)
             tasks.cancel_scope.cancel()
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0]
-        (home,) = client._transport._homes._homes.values()
-        assert all(wire.quiet for _, wire, _ in home._wires.values())
+        (home,) = client._transport._per_loop._per_loop.values()
+        assert all(wire.is_idle for _, wire, _ in home._transports.values())
 
 
 @on_accept

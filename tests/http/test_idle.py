@@ -223,7 +223,7 @@ def test_instances_that_are_called_no_more(servers):
     own pools would keep it until their instance is called again."""
     pair = servers(tells_port, tells_port)
     with lbclient.Client([one.url for one in pair], strategy="round-robin") as client:
-        clock = client._transport._wires._idle.clock = Clock()
+        clock = client._transport._transports._idle.clock = Clock()
         client.get("/")
         client.get("/")
         client.balancer.eject(client.balancer.instances()[0], 3600)
@@ -283,7 +283,7 @@ def test_threads_share_a_stack(servers):
     ):
         answers = list(pool.map(lambda _: client.get("/").status_code, range(800)))
         connections = idle_connections(client)
-        assert all(wire.quiet for wire in wires_of(client))
+        assert all(wire.is_idle for wire in wires_of(client))
         assert len(connections) == len(set(connections)) == sum(one.accepted for one in pair)
     assert answers == [200] * 800
     assert sum(one.accepted for one in pair) <= 32

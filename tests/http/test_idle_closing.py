@@ -19,7 +19,7 @@ import trustme
 
 import lbclient
 from lbclient import Answer, Instance
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.http.connections import transport_pool
 from lbclient.http.connections.pool import ConnectionLease, KeepAlivePool
 from lbclient.http.connections.threads import SocketConnection
@@ -239,7 +239,7 @@ def test_dropped_responses_close(serve, world):
         await client.send(client.build_request("GET", "/"), stream=True)
 
     with world.client([server.url], limits=NEVER) as client:
-        REFRESHER.schedule(Never())  # a finalizer starts no thread
+        THREAD_SCHEDULER.schedule(Never())  # a finalizer starts no thread
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             client.run(drop if client.portal is None else adrop, client.client)
@@ -276,7 +276,7 @@ def test_lost_leases_close(serve, world):
     """So does one whose lease an exception from outside has left behind."""
     (server,) = serve(tells_port)
     with world.client([server.url], limits=NEVER) as client:
-        REFRESHER.schedule(Never())
+        THREAD_SCHEDULER.schedule(Never())
         client.get("/")
         (wire,) = wires_of(client.client)
         lease = ConnectionLease(wire._connections)
@@ -509,10 +509,10 @@ def test_in_a_forked_child(serve, kind):
     import os, sys, anyio, httpx, lbclient
     limits = httpx.Limits(keepalive_expiry=0.05)
     def idle(client):
-        while client._transport._wires._idle._since:
+        while client._transport._transports._idle._since:
             os.sched_yield()
     async def aidle(client):
-        while any(home._idle._since for home in client._transport._homes._homes.values()):
+        while any(home._idle._since for home in client._transport._per_loop._per_loop.values()):
             await anyio.sleep(0)
     async def calls():
         os.write(1, b"%d\\n" % (await client.get("/")).status_code)

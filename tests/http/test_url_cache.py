@@ -52,7 +52,7 @@ def test_many_paths_are_forgotten_again(client):
     """S7: a path of its own for every request costs no memory for ever."""
     for number in range(3 * request_cache._MOST):
         assert client.build_request("GET", f"/{number}").url.path == f"/base/{number}"
-    assert len(client._drafts._urls._state[1]) <= request_cache._MOST
+    assert len(client._request_cache._url_cache._state[1]) <= request_cache._MOST
 
 
 @pytest.mark.anyio
@@ -60,4 +60,4 @@ async def test_the_async_client_does_the_same():
     """The async client remembers URLs in the same way."""
     async with lbclient.AsyncClient(f"{OWN}/base") as client:
         assert {str(url) for url in urls_of(client, "/x")} == {f"{OWN}/base/x"}
-        assert "/x" in client._drafts._urls._state[1]
+        assert "/x" in client._request_cache._url_cache._state[1]

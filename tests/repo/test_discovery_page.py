@@ -28,7 +28,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import lbclient
-from lbclient.discovery import Dns, Guard, SrvResolver
+from lbclient.discovery import AddressFilter, Dns, SrvResolver
 from lbclient.discovery.dns.nameservers import nameservers_of
 from tests.support import dns as support
 from tests.support.http import Server, says, tells_port
@@ -417,7 +417,7 @@ def test_consul_ttl_is_zero_by_default(recipes):
     for options, least, most in (({}, 0.9, 1.1), ({"min_refresh": 5}, 4.5, 5.5)):
         with recipe.client(clock=lambda: 1000.0, **options) as client:
             client.balancer.refresh()
-            assert least <= client.balancer._core.watch.next_at - 1000 <= most
+            assert least <= client.balancer._engine.watch.next_at - 1000 <= most
 
 
 # Kubernetes
@@ -644,7 +644,7 @@ def shop(servers) -> Iterator[Shop]:
         liar.put(NAME, "SRV", f"0 0 {server.port} a.test.")
         liar.put("a.test", "A", "127.0.0.1")
         asked = Dns(nameservers_of([liar.address]), LIFETIME)
-        resolver = SrvResolver(NAME, asked, Guard(LOOPBACK), time.monotonic)
+        resolver = SrvResolver(NAME, asked, AddressFilter(LOOPBACK), time.monotonic)
         with lbclient.Client(resolver, name="shop.test", meter_provider=meters) as client:
             client.get("/")
             yield Shop(client, liar, reader)

@@ -18,7 +18,7 @@ from lbclient import simulation
 from lbclient._internal.signals import Pause
 from lbclient.balancer import balancer
 from lbclient.balancer.threads import sleep
-from lbclient.core.call import Terms
+from lbclient.core.call import CallOptions
 from lbclient.discovery import StaticResolver
 from lbclient.telemetry import Semantics
 from tests.support.http import says
@@ -89,7 +89,7 @@ def names(instance):
         yield {
             "MyProtocolBusy": MyProtocolBusy,
             "Pause": Pause,
-            "call": made.begin(Terms(), Semantics()),
+            "call": made.begin(CallOptions(), Semantics()),
             "client": client,
             "fetch": lambda host, port: (host, port),
             "fn": lambda _: Answer(),

@@ -30,12 +30,12 @@ from lbclient.core.outcomes import _LONGEST_REST
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
-from lbclient.endpoint.endpoint import Standing
-from lbclient.http.classifier import HttpJudge
+from lbclient.endpoint.endpoint import EndpointStatus
+from lbclient.http.classifier import HttpClassifier
 from lbclient.http.client import DEFAULT_TIMEOUT
 from lbclient.http.connections.connection import PeerLeft
 from lbclient.http.options import wire_options
-from lbclient.resilience.retry import Retries, Turn, Turns
+from lbclient.resilience.retry import RetryController, RetryRules, RetryState
 from lbclient.resilience.retry_budget import Budget
 from lbclient.resilience.throttle import Throttle
 from tests.support.breakers import probe
@@ -207,11 +207,11 @@ FAULT = {"yes": True, "no": False}
 
 def again(verdict: Verdict) -> str:
     """Whether the rules of retries try it again, in the words of the table."""
-    retries = Retries(lbclient.RetryPolicy(), Dice(0.5))
+    retries = RetryRules(lbclient.RetryPolicy(), Dice(0.5))
 
     def delay(repeatable):
-        turn = Turn(verdict, 0.0, repeatable, replayable=True, deadline=None, pause=0.0)
-        return Turns(retries).delay(turn)
+        turn = RetryState(verdict, 0.0, repeatable, replayable=True, deadline=None, pause=0.0)
+        return RetryController(retries).delay(turn)
 
     anybody, repeatable = delay(repeatable=False), delay(repeatable=True)
     if repeatable is None:
@@ -229,7 +229,7 @@ def test_every_outcome_is_tested():
 @pytest.mark.parametrize("row", SAMPLES)
 def test_outcomes(row):
     """Each outcome is judged, and tried again or not, as its row says."""
-    judge = HttpJudge(STATUSES)
+    judge = HttpClassifier(STATUSES)
     for sample in SAMPLES[row]:
         verdict = judge(sample)
         assert [verdict.fault, again(verdict)] == [FAULT[OUTCOMES[row][0]], OUTCOMES[row][1]]
@@ -240,7 +240,7 @@ def test_408_on_a_reused_connection(servers):
     (server,) = servers(in_turn(tells_port, says(408)))
     with lbclient.Client([server.url], retry=None) as client:
         client.get("/")
-        verdict = HttpJudge(STATUSES)(client.get("/"))
+        verdict = HttpClassifier(STATUSES)(client.get("/"))
     fault, repeated = OUTCOMES["408 on a reused connection"]
     assert [verdict.fault, again(verdict)] == [FAULT[fault], repeated]
 
@@ -329,11 +329,11 @@ async def test_cancelled():
 def test_429_is_a_success_to_a_breaker():
     """I13: a 429 among faults begins their count anew; throttle and limits take it as refusal."""
     assert "429 is no fault, and to a breaker it is a success" in TEXT
-    judge = HttpJudge(STATUSES)
+    judge = HttpClassifier(STATUSES)
     breaker = Breaker(lbclient.BreakerPolicy(), "a")
     for status in (503, 503, 503, 503, 429, 503, 503, 503, 503):
         fault = judge(httpx.Response(status)).fault
-        breaker.settle(breaker.permit, fault=fault, now=0.0, rng=Dice(0.5))
+        breaker.record_outcome(breaker.permit, fault=fault, now=0.0, rng=Dice(0.5))
     assert breaker.closed
     assert judge(httpx.Response(429)).turned_away
 
@@ -483,7 +483,7 @@ def closed():
     client = client_of(max_in_flight_total=1, close_grace=0, timeout=wait)
     with client.balancer.acquire(), ThreadPoolExecutor(1) as pool:
         call = pool.submit(outcome, client)
-        while not client.balancer._core.line:
+        while not client.balancer._engine.queue:
             time.sleep(0.001)
         client.close()
         return call.result()
@@ -527,19 +527,19 @@ def test_what_is_raised(row, how):
 def test_who_is_out():
     """Each standing is in the table, and of several the lowest is shown."""
     rows = [one.strip("`") for one in table("standing")]
-    assert set(rows) == set(get_args(Standing))
+    assert set(rows) == set(get_args(EndpointStatus))
     endpoint = Endpoint(lbclient.Instance("10.0.0.1", 80), lbclient.BreakerPolicy(fail_max=1))
     breaker, seen = endpoint.breaker, []
-    breaker.settle(breaker.permit, fault=True, now=0.0, rng=Dice(0.5))
-    endpoint.rest_until, endpoint.out_until, endpoint.healthy = 10.0, 10.0, False
+    breaker.record_outcome(breaker.permit, fault=True, now=0.0, rng=Dice(0.5))
+    endpoint.backing_off_until, endpoint.ejected_until, endpoint.healthy = 10.0, 10.0, False
     probe(breaker, 2.0)
     seen.append(endpoint.standing(5.0))
-    endpoint.out_until = 0.0
+    endpoint.ejected_until = 0.0
     seen.append(endpoint.standing(5.0))
     endpoint.healthy = True
     seen.append(endpoint.standing(5.0))
     endpoint.renew(Breaker(lbclient.BreakerPolicy(), "a"))
-    endpoint.rest_until = 10.0
+    endpoint.backing_off_until = 10.0
     seen.extend([endpoint.standing(5.0), endpoint.standing(11.0)])
     assert seen == [one for one in reversed(rows) if one != "open"]
 
@@ -550,7 +550,7 @@ def test_metrics_are_there(telemetry):
     named = set(re.findall(r"`(lbclient\.[a-z_.]+)`", PAGE))
     ours = {
         metric
-        for kind in vars(balancer._core.telemetry.counts._instruments).values()
+        for kind in vars(balancer._engine.telemetry.counts._instruments).values()
         if (metric := getattr(kind, "name", None)) is not None
     }
     assert len(named) >= 8
@@ -620,7 +620,7 @@ def fed(policy, outcomes):
     breaker = Breaker(policy, "a")
     for number, (fault, elapsed) in enumerate(outcomes):
         now = 0.4 * number
-        breaker.settle(breaker.permit, fault=fault, now=now, rng=Dice(0.5), elapsed=elapsed)
+        breaker.record_outcome(breaker.permit, fault=fault, now=now, rng=Dice(0.5), elapsed=elapsed)
     return breaker.state
 
 
@@ -649,11 +649,11 @@ def periods(face, times):
     """How long it stays open, time after time, where each probe fails."""
     breaker, now = Breaker(lbclient.BreakerPolicy(), "a"), 0.0
     for _ in range(5):
-        breaker.settle(breaker.permit, fault=True, now=now, rng=Dice(face))
+        breaker.record_outcome(breaker.permit, fault=True, now=now, rng=Dice(face))
     for _ in range(times):
         yield breaker.due - now
         now = breaker.due
-        breaker.settle(probe(breaker, now), fault=True, now=now, rng=Dice(face))
+        breaker.record_outcome(probe(breaker, now), fault=True, now=now, rng=Dice(face))
 
 
 def test_how_long_a_breaker_is_open():
@@ -669,10 +669,10 @@ def test_health_begins_anew(healthy, period):
     """After 30 s of health it is open for as short as the first time."""
     assert "30 s of health, and it starts with the first again" in TEXT
     breaker = Breaker(lbclient.BreakerPolicy(fail_max=1), "a")
-    breaker.settle(breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
-    breaker.settle(probe(breaker, 1.0), fault=False, now=1.0, rng=Dice(1.0))
+    breaker.record_outcome(breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
+    breaker.record_outcome(probe(breaker, 1.0), fault=False, now=1.0, rng=Dice(1.0))
     now = 1.0 + healthy
-    breaker.settle(breaker.permit, fault=True, now=now, rng=Dice(1.0))
+    breaker.record_outcome(breaker.permit, fault=True, now=now, rng=Dice(1.0))
     assert breaker.due - now == period
 
 
@@ -846,7 +846,7 @@ def marked(balancer, *hosts, healthy):
     """Active checks find these so."""
     for one in list(balancer.pool.endpoints):
         if one.instance.host in hosts:
-            balancer._core.checked(one, one.breaker, healthy=healthy, why="a test")
+            balancer._engine.checked(one, one.breaker, healthy=healthy, why="a test")
 
 
 def test_both_must_say_yes():
@@ -857,11 +857,11 @@ def test_both_must_say_yes():
     assert {balancer.call(lambda one: one.host) for _ in range(4)} == {"10.0.0.2"}
     (sick, _) = balancer.pool.endpoints
     for _ in range(5):
-        sick.breaker.settle(sick.breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
+        sick.breaker.record_outcome(sick.breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
     for _ in range(5):
         clock.now = sick.breaker.due
         permit = probe(sick.breaker, clock.now)
-        sick.breaker.settle(permit, fault=True, now=clock.now, rng=Dice(1.0))
+        sick.breaker.record_outcome(permit, fault=True, now=clock.now, rng=Dice(1.0))
     assert sick.breaker.due - clock.now == 30
     marked(balancer, "10.0.0.1", healthy=True)
     assert standings(balancer)[0] == "open"

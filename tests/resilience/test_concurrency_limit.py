@@ -85,12 +85,12 @@ def test_calm_is_who_was_sent_to_a_half_idle_instance():
     """The mean of calm answers takes a tenth of each that was sent while at most half the limit was
     in flight, itself included, and nothing of others; a limit of one is always calm."""
     policy = AdaptiveLimit(tolerance=2.0)
-    assert policy.calm(None, 0.1, 9, None) == 0.1
-    assert policy.calm(None, 0.1, 10, None) is None
-    assert policy.calm(0.1, 0.2, 9, 20.0) == pytest.approx(0.11)
-    assert policy.calm(0.1, 0.2, 10, 20.0) == 0.1
-    assert policy.calm(0.1, 0.2, 0, 1.0) == pytest.approx(0.11)
-    assert policy.calm(0.1, 0.2, 1, 2.9) == 0.1
+    assert policy.next_baseline(None, 0.1, 9, None) == 0.1
+    assert policy.next_baseline(None, 0.1, 10, None) is None
+    assert policy.next_baseline(0.1, 0.2, 9, 20.0) == pytest.approx(0.11)
+    assert policy.next_baseline(0.1, 0.2, 10, 20.0) == 0.1
+    assert policy.next_baseline(0.1, 0.2, 0, 1.0) == pytest.approx(0.11)
+    assert policy.next_baseline(0.1, 0.2, 1, 2.9) == 0.1
 
 
 def test_it_falls_by_a_tenth_to_a_whole_number():

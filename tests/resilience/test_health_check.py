@@ -31,13 +31,13 @@ import lbclient
 from lbclient import Instance
 from lbclient._internal.deadline import Expiry
 from lbclient.balancer.health_monitor import CheckFailed, Monitor, Threads, in_turn, plain_check
-from lbclient.discovery.scheduler import Refresher
+from lbclient.discovery.scheduler import ThreadScheduler
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
-from lbclient.http.connections.custom_transport import AsyncForeign, Foreign
-from lbclient.http.connections.instance_transport import InstanceTransport
+from lbclient.http.connections.custom_transport import AsyncCustomTransport, CustomTransport
+from lbclient.http.connections.instance_transport import Http1Transport
 from lbclient.http.probes import achecked, checked
-from lbclient.resilience.health_check import HealthCheck, Pulse
+from lbclient.resilience.health_check import HealthCheck, HealthTally
 from lbclient.simulation import World
 from lbclient.simulation.run import Rounds
 from tests.http.test_tls import TlsServer
@@ -154,7 +154,7 @@ def test_up_and_down(results, up, down):
     it turned last (HAProxy's rise and fall)."""
     policy = HealthCheck(up=up, down=down)
     (endpoint,) = endpoints()
-    pulse, since = Pulse(endpoint), []
+    pulse, since = HealthTally(endpoint), []
     for good in results:
         since.append(good)
         needed = down if endpoint.healthy else up
@@ -167,7 +167,7 @@ def test_up_and_down(results, up, down):
 def test_a_report_that_was_lost_is_made_again():
     """C8: where a fork came between the count and the report, the next check reports."""
     (endpoint,) = endpoints()
-    pulse, policy = Pulse(endpoint), HealthCheck(down=2)
+    pulse, policy = HealthTally(endpoint), HealthCheck(down=2)
     assert [pulse.count(good=False, policy=policy) for _ in range(4)] == [False, True, True, True]
 
 
@@ -224,7 +224,10 @@ def test_a_round_about_every_interval():
     """C21: rounds follow each other at the interval, give or take a tenth."""
     clinic = Clinic(interval=10).begin()
     clinic.world.run(until=10_000)
-    waits = [later - sooner for sooner, later in zip(clinic.times, clinic.times[1:], strict=False)]
+    waits = [
+        later - expedite_probe
+        for expedite_probe, later in zip(clinic.times, clinic.times[1:], strict=False)
+    ]
     assert len(waits) > 900
     assert 9 <= min(waits) < 9.1
     assert 10.9 < max(waits) <= 11
@@ -561,7 +564,7 @@ class Ward:
     def __init__(self, check, **policy):
         self.known = endpoints()
         self.asked = threading.Semaphore(0)
-        self.refresher = Refresher()
+        self.refresher = ThreadScheduler()
 
         def asked(endpoint, expiry):
             self.asked.release()
@@ -732,7 +735,7 @@ def test_a_connection_that_is_not_made_in_time():
 class Examined:
     """One instance, checked as the client given would have it checked."""
 
-    def __init__(self, client, policy, make=InstanceTransport, of=checked):
+    def __init__(self, client, policy, make=Http1Transport, of=checked):
         binding = client._transport._binding
         self.check = of(policy, binding, make)
         self.endpoint = next(iter(client.balancer.pool.endpoints))
@@ -776,7 +779,7 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
             transport = client._transport
-            check = checked(HealthCheck(), transport._binding, InstanceTransport)
+            check = checked(HealthCheck(), transport._binding, Http1Transport)
             for one in transport.balancer.pool.endpoints:
                 check(one, in_time())
     for server in pair:
@@ -895,7 +898,7 @@ def test_no_retries_of_connecting(dead_port):
     """`retries=` is for calls: a check connects once, and does not wait in between."""
     dialled = []
 
-    class Counted(InstanceTransport):
+    class Counted(Http1Transport):
         def _new(self, *args):
             dialled.append(self._options.retries)
             return super()._new(*args)
@@ -928,8 +931,8 @@ def foreign(behaviour):
 
 
 KINDS = {
-    "sync": (lbclient.Client, Foreign, checked),
-    "async": (lbclient.AsyncClient, AsyncForeign, achecked),
+    "sync": (lbclient.Client, CustomTransport, checked),
+    "async": (lbclient.AsyncClient, AsyncCustomTransport, achecked),
 }
 
 
@@ -973,7 +976,7 @@ def test_time_bounds_a_callers_async_transport(where):
             return httpx.Response(200, stream=Body())
 
     client = lbclient.AsyncClient(["http://10.0.0.1:8080"])
-    make = lambda place, *_: AsyncForeign(Silent(), place)  # noqa: E731
+    make = lambda place, *_: AsyncCustomTransport(Silent(), place)  # noqa: E731
     examined, crew = Examined(client, HealthCheck(), make, achecked), Threads()
     results = results_of(crew, examined.check, [examined.endpoint], 0.1)
     assert results == [(examined.endpoint, "it took longer than 0.1 s")]

@@ -11,7 +11,7 @@ import pytest
 import lbclient
 from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy
 from lbclient._internal.signals import Pause
-from lbclient.core.call import Terms
+from lbclient.core.call import CallOptions
 from lbclient.resilience.hedging import Hedging
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
@@ -151,7 +151,7 @@ def test_the_budget_of_hedges_in_virtual_time(budget, hedges):
 
     def main():
         for _ in range(5):
-            yield from carry_out(balancer.begin(Terms(idempotent=True), Semantics()), send)
+            yield from carry_out(balancer.begin(CallOptions(idempotent=True), Semantics()), send)
 
     world.spawn(main())
     world.run()
@@ -171,7 +171,7 @@ def test_virtual_time_leaves_no_deadline_behind():
         left.append(lbclient.time_left())
 
     for seconds in (4.0, 3.0, 2.0):
-        terms = Terms(idempotent=True, deadline=seconds)
+        terms = CallOptions(idempotent=True, deadline=seconds)
         world.spawn(carry_out(balancer.begin(terms, Semantics()), send))
     world.run()
     assert left == [3.0, 2.0, 1.0]
@@ -456,7 +456,7 @@ def test_hedging_in_virtual_time():
             raise
         return world.clock()
 
-    call = balancer.begin(Terms(idempotent=True), Semantics())
+    call = balancer.begin(CallOptions(idempotent=True), Semantics())
     results = world.spawn(carry_out(call, send))
     world.run()
     assert results == [0.75]
@@ -470,10 +470,10 @@ def test_the_delay_is_a_percentile_of_what_was_seen():
     hedging = Hedging(HedgePolicy())
     assert hedging.after() is None
     for number in range(1, 101):
-        hedging.took(number / 100)
+        hedging.record_latency(number / 100)
     assert hedging.after() == pytest.approx(0.95)
     for _ in range(200):
-        hedging.took(0.5)
+        hedging.record_latency(0.5)
     assert hedging.after() == 0.5
 
 
@@ -481,7 +481,7 @@ def test_a_delay_has_a_least():
     """However fast a service is, a hedge waits for `least` seconds."""
     hedging = Hedging(HedgePolicy(least=0.01))
     for _ in range(20):
-        hedging.took(0.0001)
+        hedging.record_latency(0.0001)
     assert hedging.after() == 0.01
 
 

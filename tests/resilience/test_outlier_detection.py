@@ -29,7 +29,7 @@ class Bench:
         self.absent = set()
 
     def serving(self, one):
-        return one.out_until <= self.now and one not in self.absent
+        return one.ejected_until <= self.now and one not in self.absent
 
     def gather(self, *faults, calls=100):
         """So many faults in so many calls of each, in that order."""
@@ -41,7 +41,7 @@ class Bench:
         self.now += self.policy.interval
         found = self.outliers.verdicts(self.now, [self.tier], self.serving)
         for one, seconds in found:
-            one.out_until = self.now + seconds
+            one.ejected_until = self.now + seconds
         return {self.tier.index(one): seconds for one, seconds in found}
 
     def interval(self, *faults, calls=100):
@@ -141,7 +141,7 @@ def test_at_most_a_fraction_is_out(number, most):
     faults = [100] * bad + [0] * (number - bad)
     for _ in range(4):
         bench.interval(*faults)
-        assert sum(one.out_until > bench.now for one in bench.tier) == min(most, bad)
+        assert sum(one.ejected_until > bench.now for one in bench.tier) == min(most, bad)
 
 
 def test_the_worst_goes_first():
@@ -183,7 +183,7 @@ def test_each_ejection_is_longer():
         bench = Bench(2, seed, ejection=30.0, ejection_max=100.0)
         for length in lengths:
             length.append(bench.interval(50, 0)[0])
-            bench.tier[0].out_until = 0.0
+            bench.tier[0].ejected_until = 0.0
         assert bench.outliers._times[bench.tier[0]] == 4  # more would only take longer to forgive
     for whole, length in zip([30, 60, 90, 100, 100], lengths, strict=True):
         assert whole / 2 <= min(length) < 0.55 * whole
@@ -199,10 +199,10 @@ def test_health_is_remembered_too():
         return bench.outliers._times.get(bench.tier[0], 0)
 
     bench.interval(50, 0)
-    bench.tier[0].out_until = 0.0
+    bench.tier[0].ejected_until = 0.0
     bench.interval(50, 0)
     assert times() == 2
-    bench.tier[0].out_until = bench.now + 15.0
+    bench.tier[0].ejected_until = bench.now + 15.0
     bench.interval(0, 0)
     bench.interval(0, 0)
     assert times() == 2  # out for one interval, and for half of another
@@ -221,7 +221,7 @@ def test_a_bad_interval_heals_nobody():
     """I17: an outlier that could not be ejected is not taken for healthy."""
     bench = Bench(2)
     bench.interval(50, 0)
-    bench.tier[0].out_until = 0.0
+    bench.tier[0].ejected_until = 0.0
     bench.absent = {bench.tier[1]}
     assert bench.interval(50, 0) == {}
     assert bench.outliers._times[bench.tier[0]] == 1
@@ -258,12 +258,12 @@ def test_another_machine_starts_clean():
     """What is forgotten counts neither for a verdict nor for the length of an ejection."""
     bench = Bench(2)
     bench.interval(90, 0)
-    bench.tier[0].out_until = 0.0
+    bench.tier[0].ejected_until = 0.0
     bench.gather(90, 0)
     bench.outliers.forget(bench.tier[0])
     assert bench.judge() == {}
     bench.interval(90, 0)
-    bench.tier[0].out_until = 0.0
+    bench.tier[0].ejected_until = 0.0
     bench.outliers.forget(bench.tier[0])
     assert bench.interval(90, 0)[0] <= 30.0
 
@@ -283,13 +283,13 @@ def test_verdicts_keep_their_promises(faults, out, absent, share, margin, rounds
     bench = Bench(number, max_ejected=share, margin=margin)
     for place in out:
         if place < number:
-            bench.tier[place].out_until = bench.now + 15.0
+            bench.tier[place].ejected_until = bench.now + 15.0
     bench.absent = {bench.tier[place] for place in absent if place < number}
     for _ in range(rounds):
         bench.gather(*faults, calls=40)
         after = bench.now + 10.0
-        was_out = [one.out_until > after for one in bench.tier]
-        served = any(one.out_until <= after and one not in bench.absent for one in bench.tier)
+        was_out = [one.ejected_until > after for one in bench.tier]
+        served = any(one.ejected_until <= after and one not in bench.absent for one in bench.tier)
         found = bench.judge()
         assert not any(was_out[place] for place in found)
         if found:
@@ -313,7 +313,7 @@ def faults_seen(number, seed, *, minutes, ejecting):
             if bench.outliers.count(one, fault=fault, now=bench.now) and ejecting:
                 found = bench.outliers.verdicts(bench.now, [bench.tier], bench.serving)
                 for outlier, seconds in found:
-                    outlier.out_until = bench.now + seconds
+                    outlier.ejected_until = bench.now + seconds
                     ejected[bench.tier.index(outlier)] += 1
                     first = first or bench.now - 100.0
     return faults / calls, ejected, first

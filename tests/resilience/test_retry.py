@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lbclient import RetryBudget, RetryPolicy, Verdict
-from lbclient.resilience.retry import Retries, Turn, Turns
+from lbclient.resilience.retry import RetryController, RetryRules, RetryState
 from lbclient.resilience.retry_budget import Budget
 
 
@@ -18,11 +18,11 @@ def turn(**changes):
         "deadline": None,
         "pause": 0.0,
     }
-    return Turn(**{**known, **changes})
+    return RetryState(**{**known, **changes})
 
 
 def delays(policy, count, seed=1, **changes):
-    turns = Turns(Retries(policy, random.Random(seed)))
+    turns = RetryController(RetryRules(policy, random.Random(seed)))
     return [turns.delay(turn(**changes)) for _ in range(count)]
 
 
@@ -101,11 +101,11 @@ def test_a_call_waits_for_rests_no_longer_than_backoff_max_in_all():
 
 def test_the_budget_is_asked_last_and_before_the_sleep():
     """A retry that the deadline forbids takes nothing out of the budget."""
-    retries = Retries(RetryPolicy(backoff=1.0), random.Random(1))
+    retries = RetryRules(RetryPolicy(backoff=1.0), random.Random(1))
     before = retries.budget.balance(0.0)
-    assert Turns(retries).delay(turn(deadline=0.0001)) is None
+    assert RetryController(retries).delay(turn(deadline=0.0001)) is None
     assert retries.budget.balance(0.0) == before
-    assert Turns(retries).delay(turn()) is not None
+    assert RetryController(retries).delay(turn()) is not None
     assert retries.budget.balance(0.0) == before - 1
 
 
@@ -113,7 +113,7 @@ def test_the_budget_refuses():
     """With nothing in the budget the outcome stands, and that is told."""
     policy = RetryPolicy(budget=RetryBudget(ratio=0, reserve=0))
     asked = turn()
-    assert Turns(Retries(policy, random.Random(1))).delay(asked) is None
+    assert RetryController(RetryRules(policy, random.Random(1))).delay(asked) is None
     assert asked.stopped == "budget"
 
 
@@ -139,5 +139,5 @@ def test_the_budget_costs_the_same_after_many_calls():
 
 def test_no_budget_is_no_limit():
     """`budget=None` refuses nothing."""
-    retries = Retries(RetryPolicy(attempts=2, budget=None), random.Random(1))
-    assert all(Turns(retries).delay(turn()) is not None for _ in range(1000))
+    retries = RetryRules(RetryPolicy(attempts=2, budget=None), random.Random(1))
+    assert all(RetryController(retries).delay(turn()) is not None for _ in range(1000))

@@ -9,8 +9,8 @@ import pytest
 
 from lbclient import Answer, BreakerPolicy, DiscoveryError, Instance, RetryPolicy, ServiceAbsent
 from lbclient._internal.signals import Pause
-from lbclient.core.call import Terms
-from lbclient.core.engine import Core
+from lbclient.core.call import CallOptions
+from lbclient.core.engine import Engine
 from lbclient.simulation import (
     Closed,
     Load,
@@ -533,13 +533,13 @@ class TestInLine:
     def test_nothing_polls(self, monkeypatch):
         """Of 2,000 calls in line each looks three times at most: as it comes, as the first in line,
         and as it gets a slot."""
-        looks, real = itertools.count(), Core.admit
+        looks, real = itertools.count(), Engine.admit
 
         def admit(*arguments):
             next(looks)
             return real(*arguments)
 
-        monkeypatch.setattr(Core, "admit", admit)
+        monkeypatch.setattr(Engine, "admit", admit)
         servers = [Server("a", answers(constant(1.0)))]
         report = run(servers, Open(2000, 1), max_in_flight=10, patience=1e6)
         assert report.endings() == {200: 2000}
@@ -615,7 +615,7 @@ def in_line(answer, **options):
 
     def call(patience=60.0):
         def process():
-            one = balancer.begin(Terms(patience=patience), Semantics())
+            one = balancer.begin(CallOptions(patience=patience), Semantics())
             try:
                 reply = yield from carry_out(one, send)
             except DiscoveryError as error:
@@ -649,7 +649,7 @@ def test_a_service_that_is_absent_for_a_while_stops_no_line():
     absent and is being asked about again, it leaves the line: those behind it are served."""
     known = Answer([Instance("a", 80)], 1.0)
     world, source, balancer, call = in_line(known)
-    watch = balancer._core.watch
+    watch = balancer._engine.watch
     first, second = call(), call()
     world.run(until=0.5)
 
@@ -668,5 +668,5 @@ def test_a_service_that_is_absent_for_a_while_stops_no_line():
     third = call()
     world.run(until=90.0)
     balancer.close()
-    assert not balancer._core.line
+    assert not balancer._engine.queue
     assert [status for (_, status) in first + second + third] == [200, 200, 200]

@@ -27,10 +27,10 @@ from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call
-from lbclient.core.engine import Core
-from lbclient.core.picker import Pick, Selection
+from lbclient.core.engine import Engine
+from lbclient.core.picker import Pick, Picker
 from lbclient.core.pool import Pool
-from lbclient.core.wait_queue import Line
+from lbclient.core.wait_queue import WaitQueue
 from lbclient.core.waiting import Wait
 from lbclient.endpoint.breaker import Breaker
 from lbclient.resilience.concurrency_limit import Limits
@@ -859,7 +859,7 @@ def nobody_is_admissible(patch):
 
 @breach(r"a call found no instance, room has")
 def nobody_is_picked(patch):
-    patch(Selection, "pick", lambda *_: None)
+    patch(Picker, "pick", lambda *_: None)
     return run(named(FAST))
 
 
@@ -878,13 +878,13 @@ def one_who_has_left_is_picked(patch):
         kept.extend(candidates[:1])
         return kept[0]
 
-    patch(Selection, "_ask", pick)
+    patch(Picker, "_ask", pick)
     return run([Server("s0", FAST, leaves=1.0), Server("s1", FAST)], Open(10, 4))
 
 
 @breach(r"picked as probe: .*s0:80.* serve, of a better tier")
 def a_worse_tier_is_probed(patch):
-    patch(Pool, "probe_due", lambda pool, _: next(iter(pool.broken), None))
+    patch(Pool, "probe_due", lambda pool, _: next(iter(pool.open_breakers), None))
     servers = [Server("s0", FAST), Server("s1", SICK, priority=1), Server("s2", SICK)]
     breaker = BreakerPolicy(fail_max=1, reset_timeout=0.1)
     servers[0] = Server("s0", phases((0, fails(constant(0))), (1, FAST)))
@@ -930,26 +930,26 @@ def a_probe_is_not_half_open(patch):
 
 @breach(r"counts 2 in flight, there are 1|still in flight at the end")
 def places_are_kept(patch):
-    patch(Core, "release", lambda *_: None)
+    patch(Engine, "release", lambda *_: None)
     return run(named(FAST))
 
 
 @breach(r"counts \d in flight, there are \d")
 def places_are_given_back_twice(patch):
-    real = Core.release
+    real = Engine.release
 
-    def release(core, pick):
-        real(core, pick)
+    def release(engine, pick):
+        real(engine, pick)
         pick.taken = True
-        real(core, pick)
+        real(engine, pick)
 
-    patch(Core, "release", release)
+    patch(Engine, "release", release)
     return run(named(answers(constant(0.3))))
 
 
 @breach(r"still in flight, in all at the end")
 def a_place_is_lost(patch):
-    patch(Core, "release", lambda _, pick: setattr(pick, "taken", False))
+    patch(Engine, "release", lambda _, pick: setattr(pick, "taken", False))
     return run(named(answers(constant(0.01))))
 
 
@@ -979,7 +979,7 @@ def a_limit_is_learned_beyond_bounds(patch):
 
 @breach(r"2 in flight, at all of them together")
 def no_total_holds(patch):
-    patch(Selection, "in_flight", property(lambda _: 0, lambda *_: None), raising=False)
+    patch(Picker, "in_flight", property(lambda _: 0, lambda *_: None), raising=False)
     return run(named(answers(constant(0.3))), max_in_flight_total=1)
 
 
@@ -989,19 +989,19 @@ def the_tried_are_tried_again(patch):
     def another(_, call, *__):
         return Pick(call.tried[0], call.tried[0].breaker.permit, "retry")
 
-    patch(Selection, "_another", another)
+    patch(Picker, "_another", another)
     return run(named(fails(constant(0)), FAST), retry=RetryPolicy(budget=None))
 
 
 @breach(r"picked as retry, others full: .*s1.* are only full, and .* s are left to wait")
 def a_retry_waits_for_nobody(patch):
-    real = Selection._another
+    real = Picker._another
 
-    def another(selection, call, *rest):
+    def another(picker, call, *rest):
         call.settles = True
-        return real(selection, call, *rest)
+        return real(picker, call, *rest)
 
-    patch(Selection, "_another", another)
+    patch(Picker, "_another", another)
     servers = named(fails(constant(0)), answers(constant(1.0)))
     return run(servers, Open(10, 1), max_in_flight=1, breaker=None)
 
@@ -1012,7 +1012,7 @@ def the_hedge_goes_to_the_same(patch):
     def beside(_, call, __):
         return Pick(call.tried[0], call.tried[0].breaker.permit, "hedge")
 
-    patch(Selection, "beside", beside)
+    patch(Picker, "pick_hedge", beside)
     return run(named(FAST, FAST), hedge=HedgePolicy(delay=0.05))
 
 
@@ -1059,32 +1059,32 @@ def time_does_not_run_out(patch):
 
 @breach(r"it begins 1 s past its time")
 def an_attempt_begins_too_late(patch):
-    patch(Call, "expiry_from", lambda call, now: Expiry(now - 1.0, call.core.clock))
+    patch(Call, "expiry_from", lambda call, now: Expiry(now - 1.0, call.engine.clock))
     return run(named(FAST), retry=RetryPolicy(deadline=1.0))
 
 
 @breach(r"in line, nobody wakes them, room has .*s0")
 def who_gives_up_stays_in_line(patch):
-    real = Core.leave
+    real = Engine.leave
 
-    def leave(core, signal):
+    def leave(engine, signal):
         if signal.is_set:
-            real(core, signal)
+            real(engine, signal)
 
-    patch(Core, "leave", leave)
+    patch(Engine, "leave", leave)
     return crowd()
 
 
 @breach(r"in line, nobody wakes them, room has .*s0")
 def nobody_in_line_is_woken(patch):
-    patch(Line, "wake", lambda *_: None)
+    patch(WaitQueue, "wake", lambda *_: None)
     return crowd()
 
 
 @breach(r"somebody in line was overtaken")
 def who_comes_last_is_served_first(patch):
 
-    real = Line.join
+    real = WaitQueue.join
 
     def join(line, signal, caller):
         joins = signal not in line.waiting
@@ -1093,13 +1093,13 @@ def who_comes_last_is_served_first(patch):
             line._turns[caller].move_to_end(signal, last=False)
         return signal
 
-    patch(Line, "join", join)
+    patch(WaitQueue, "join", join)
     return crowd()
 
 
 @breach(r"a call waits for ever")
 def somebody_waits_for_ever(patch):
-    patch(Line, "wake", lambda *_: None)
+    patch(WaitQueue, "wake", lambda *_: None)
     patch(Wait, "_look_again", lambda *_: math.inf)
     patch(Wait, "_until", lambda _: math.inf)
     return crowd()

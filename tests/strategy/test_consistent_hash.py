@@ -258,7 +258,7 @@ def test_who_is_out_for_a_while_gets_its_keys_back():
     pool.update(instances(10))
     before = owners(strategy, pool.candidates(0.0))
     out = pool.find(instances(10)[3])
-    out.out_until = 5.0
+    out.ejected_until = 5.0
     pool.changed(out)
     during = owners(strategy, pool.candidates(1.0))
     assert out.instance not in during.values()
@@ -300,7 +300,7 @@ def test_an_outage_leaves_the_circle_as_it_is_cut():
     settled(strategy, pool.candidates(0.0))
     before = strategy._ring._arcs
     for out in list(pool.endpoints)[1:]:
-        out.out_until = 5.0
+        out.ejected_until = 5.0
         pool.changed(out)
     assert len(pool.candidates(1.0)) == 1
     assert {strategy.pick(pool.candidates(1.0), Asked(key=key)) for key in KEYS[:50]} == {
@@ -315,7 +315,7 @@ def test_one_that_left_while_it_was_out_is_removed_too():
     pool.update(instances(10))
     settled(strategy, pool.candidates(0.0))
     out = pool.find(instances(10)[3])
-    out.out_until = 5.0
+    out.ejected_until = 5.0
     pool.changed(out)
     settled(strategy, pool.candidates(1.0))
     pool.update([one for one in instances(10) if one != out.instance])

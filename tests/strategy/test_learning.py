@@ -291,11 +291,11 @@ def test_calls_that_fail_together_count_as_one(make):
     endpoints, strategy = candidates(1, 1), make()
     for _ in range(20):
         answered(strategy, endpoints[0], 0.5, now=1.0, failed=True)
-    assert strategy._memory.known(endpoints[0], 1.0).doubt == 1.0
+    assert strategy._memory.known(endpoints[0], 1.0).penalty == 1.0
     for _ in range(200):
         answered(strategy, endpoints[1], 0.5, now=1.0)
     answered(strategy, endpoints[0], 0.5, now=1.5, failed=True)
-    assert strategy._memory.known(endpoints[0], 1.5).doubt > 2.5
+    assert strategy._memory.known(endpoints[0], 1.5).penalty > 2.5
 
 
 @BOTH
@@ -306,7 +306,7 @@ def test_answers_take_doubt_away(make):
         answered(strategy, endpoints[0], 0.001, now=now, failed=True)
     doubts = []
     for _ in range(3):
-        doubts.append(strategy._memory.known(endpoints[0], 0.02).doubt)
+        doubts.append(strategy._memory.known(endpoints[0], 0.02).penalty)
         answered(strategy, endpoints[0], 0.1, now=0.02)
     assert doubts[0] > 4.0
     assert doubts[1:] == pytest.approx([0.75 * doubts[0], 0.75**2 * doubts[0]])
@@ -319,10 +319,10 @@ def test_where_all_fail_nobody_is_worse(make):
     for step in range(300):
         for one in endpoints:
             answered(strategy, one, 0.001, now=step / 100, failed=True)
-    doubts = [strategy._memory.known(one, 3.0).doubt for one in endpoints]
+    doubts = [strategy._memory.known(one, 3.0).penalty for one in endpoints]
     assert max(doubts) < 100
     answered(strategy, endpoints[0], 0.001, now=3.01, failed=True)
-    assert strategy._memory.known(endpoints[0], 3.01).doubt == pytest.approx(doubts[0], rel=0.01)
+    assert strategy._memory.known(endpoints[0], 3.01).penalty == pytest.approx(doubts[0], rel=0.01)
 
 
 @BOTH

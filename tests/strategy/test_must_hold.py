@@ -7,7 +7,7 @@ import random
 import pytest
 
 from lbclient import Prequal
-from lbclient.core.call import Terms
+from lbclient.core.call import CallOptions
 from lbclient.simulation import (
     Open,
     Scenario,
@@ -177,7 +177,7 @@ def test_who_is_back_after_an_ejection(name, seed):
         rng=random.Random(seed),
     )
     client = Client(
-        0, balancer, lambda _: Terms(idempotent=True), math.inf, world, hosts, journal, None
+        0, balancer, lambda _: CallOptions(idempotent=True), math.inf, world, hosts, journal, None
     )
     load = Open(600, 38, poisson=True)
     load.start(world, 1, lambda _: client.request(None), random.Random(seed))

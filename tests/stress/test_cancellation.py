@@ -80,9 +80,9 @@ def settled(balancer):
     earned leaves the window before the retries that they paid for."""
     snapshot = balancer.snapshot()
     assert [one.in_flight for one in snapshot.instances] == [0] * len(snapshot.instances)
-    core = balancer._core
+    engine = balancer._engine
     earned = BUDGET.ratio * sum(one.attempts for one in snapshot.instances)
-    balance = core.retries.budget.balance(core.clock())
+    balance = engine.retries.budget.balance(engine.clock())
     assert -earned - 1e-6 <= balance <= BUDGET.reserve * BUDGET.window + earned
 
 
@@ -200,7 +200,7 @@ class Body(httpx.AsyncByteStream):
         for _ in range(self.dice.randrange(4)):
             await some_steps(self.dice, 2)
             yield b"abc"
-        if not Answering.calm and self.dice.random() < 0.05:
+        if not Answering.baseline_latency and self.dice.random() < 0.05:
             raise httpx.ReadError("broken")
 
     async def aclose(self):
@@ -218,7 +218,7 @@ class Answering(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, _):
         await some_steps(self.dice)
-        kind = 1 if self.calm else self.dice.random()
+        kind = 1 if self.baseline_latency else self.dice.random()
         if kind < 0.1:
             raise httpx.ConnectError("refused")
         if kind < 0.2:
@@ -288,7 +288,7 @@ async def test_connections_cut_off(anyio_backend_name):
             with anyio.fail_after(10):
                 await instances.at_rest(AT_ONE * 3)
             assert descriptors() - before <= 2 * AT_ONE * 3 + 3 + 3
-            instances.calm = True
+            instances.baseline_latency = True
             await heals(client.balancer, lambda: client.get("/"))
             await full_house(client.balancer)
         with anyio.fail_after(10):

@@ -17,7 +17,7 @@ import pytest
 import lbclient
 from lbclient import RetryPolicy
 from lbclient.http.connections.pool import KeepAlivePool
-from lbclient.http.request_cache import Drafts
+from lbclient.http.request_cache import RequestCache
 from tests.support.http import says, tells_port, wires_of
 
 pytestmark = pytest.mark.anyio
@@ -31,11 +31,11 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
     with lbclient.Client([server.url]) as client:
         client.get("/")
         (wire,) = wires_of(client)
-        idle = client._transport._wires._idle
+        idle = client._transport._transports._idle
         put = idle.put
 
         def late(connection, shelf):
-            client._transport._wires.close()
+            client._transport._transports.close()
             return put(connection, shelf)
 
         monkeypatch.setattr(idle, "put", late)
@@ -50,7 +50,7 @@ def test_a_child_that_closes_an_answer_of_its_parents(servers):
     (server,) = servers(says(200, b"x" * 10_000))
     with lbclient.Client([server.url]) as client:
         client.get("/")
-        idle = client._transport._wires._idle
+        idle = client._transport._transports._idle
         with client.stream("GET", "/") as response:
             held, over = threading.Event(), threading.Event()
 
@@ -156,7 +156,7 @@ def test_another_base_for_the_same_client(base):
 def test_headers_that_another_thread_sets_for_a_moment():
     """C: what a request had while its pattern was made is not what later ones have."""
     with lbclient.Client(OWN) as client:
-        drafts = Drafts(client._drafts._origin)
+        drafts = RequestCache(client._request_cache._origin)
 
         def build(*args, **options):
             client.headers["Authorization"] = "Bearer of another thread"

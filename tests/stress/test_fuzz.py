@@ -33,7 +33,7 @@ import pytest
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import lbclient
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
 from lbclient.discovery.dns.srv import SrvResolver
@@ -261,7 +261,7 @@ def test_answers_of_dns(network):
         with telling(seed):
             network.dice.seed(seed)
             dns = Dns(nameservers_of([SERVER]))
-            resolver = SrvResolver(NAME, dns, Guard(), network.time)
+            resolver = SrvResolver(NAME, dns, AddressFilter(), network.time)
             for _ in range(2):  # the second time it remembers addresses
                 seen.update(outcome_of(resolver))
     assert min(seen[one] for one in ("found", "refused", "failed")) > 1000, seen

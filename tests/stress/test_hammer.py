@@ -21,7 +21,7 @@ import trio
 
 import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, LoadBalancingError, RetryPolicy
-from lbclient.core.engine import Core
+from lbclient.core.engine import Engine
 from tests.support.hammer import Instances, descriptors
 
 SECONDS = float(os.environ.get("LBCLIENT_HAMMER_SECONDS", "12"))
@@ -64,21 +64,21 @@ class Counted:
     def __init__(self, monkeypatch):
         self.seen, self.wrong, self.samples = set(), [], 0
         for name in ("_take", "release", "_retake"):
-            monkeypatch.setattr(Core, name, self.watched(getattr(Core, name)))
+            monkeypatch.setattr(Engine, name, self.watched(getattr(Engine, name)))
 
     def watched(self, change):
-        def changed(core, pick, *args, **kwargs):
+        def changed(engine, pick, *args, **kwargs):
             self.seen.add(pick.endpoint)
-            change(core, pick, *args, **kwargs)
+            change(engine, pick, *args, **kwargs)
             if not 0 <= pick.endpoint.in_flight <= AT_ONE:
                 self.wrong.append((pick.endpoint, change))
 
         return changed
 
-    def sample(self, core):
-        with core.lock:
+    def sample(self, engine):
+        with engine.lock:
             counts = [one.in_flight for one in self.seen]
-            total = core._selection.in_flight
+            total = engine._picker.in_flight
         self.samples += 1
         if min(counts, default=0) < 0 or max(counts, default=0) > AT_ONE:
             self.wrong.append(counts)
@@ -163,22 +163,22 @@ def test_sixteen_threads_in_a_storm(monkeypatch):
     ):
         resolver = Churning(instances.ports, random.Random(2))
         client = lbclient.Client(resolver, name="orders.test", min_refresh=0.01, **POLICIES)
-        core = client.balancer._core
+        engine = client.balancer._engine
         storm = Storm(SECONDS)
         storm.run(
             *(use_of(client, random.Random(10 + number)) for number in range(THREADS)),
-            lambda: time.sleep(0.002) or counted.sample(core),
+            lambda: time.sleep(0.002) or counted.sample(engine),
             lambda: time.sleep(0.05) or bool(gc.collect()),  # httpx's responses are cycles
         )
         assert counted.wrong == []
         gc.collect()
-        instances.calm = True
+        instances.baseline_latency = True
         resolver.dice = random.Random(3)
         assert client.get("/calm", timeout=10).text.startswith("/calm")
-        counted.sample(core)
+        counted.sample(engine)
         assert counted.wrong == []
         assert [one.in_flight for one in counted.seen if one.in_flight] == []
-        assert core._selection.in_flight == 0
+        assert engine._picker.in_flight == 0
         client.close()
         portal.call(instances.at_rest, 0)
     assert descriptors() <= before
@@ -195,7 +195,7 @@ class Shared:
         instances = [Instance(f"{name}.test", 80) for name in "abcd"]
         self.dice = random.Random(4)
         self.balancer = Balancer(instances, rng=random.Random(5), **POLICIES)
-        self.core = self.balancer._core
+        self.engine = self.balancer._engine
 
     def outcome(self, instance):
         if self.dice.random() < 0.2:
@@ -213,7 +213,7 @@ class Shared:
 
     def assert_unlocked(self):
         """A loop that went on to this task must not have the lock in another's name."""
-        assert not self.core.lock._is_owned()
+        assert not self.engine.lock._is_owned()
 
     def thread(self):
         with contextlib.suppress(LoadBalancingError, ConnectionResetError):
@@ -246,7 +246,7 @@ def test_threads_and_loops_share_a_balancer(monkeypatch):
         lambda: asyncio.run(shared.loop()),
         lambda: asyncio.run(shared.loop()),
         lambda: trio.run(shared.loop),
-        lambda: time.sleep(0.002) or counted.sample(shared.core),
+        lambda: time.sleep(0.002) or counted.sample(shared.engine),
     )
     assert storm.done["thread"]
     assert storm.done["loop"] >= 3
@@ -254,5 +254,5 @@ def test_threads_and_loops_share_a_balancer(monkeypatch):
     snapshot = shared.balancer.snapshot()
     assert [one.in_flight for one in snapshot.instances] == [0] * 4
     assert sum(one.failures for one in snapshot.instances) > 0
-    assert shared.core._selection.in_flight == 0
-    assert not shared.core._line.waiting
+    assert shared.engine._picker.in_flight == 0
+    assert not shared.engine._line.waiting

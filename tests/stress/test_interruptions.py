@@ -81,11 +81,11 @@ def left_behind(balancer):
 
 def _held(balancer):
     """What is held now; the lock is asked for from another thread."""
-    core, free = balancer._core, []
+    engine, free = balancer._engine, []
 
     def look():
-        if core.lock.acquire(timeout=1):
-            core.lock.release()
+        if engine.lock.acquire(timeout=1):
+            engine.lock.release()
             free.append(True)
 
     thread = threading.Thread(target=look)
@@ -96,11 +96,11 @@ def _held(balancer):
     found = [f"{one.in_flight} at {one.instance}" for one in balancer.snapshot().instances]
     left = [text for text in found if not text.startswith("0 ")]
     left += [
-        f"the probe of {one.instance}" for one in core.pool.endpoints if one.breaker.probe_permit
+        f"the probe of {one.instance}" for one in engine.pool.endpoints if one.breaker.probe_permit
     ]
-    left += ["a place in the line"] * len(core.line)
-    if core.in_flight:
-        left.append(f"{core.in_flight} in all")
+    left += ["a place in the line"] * len(engine.queue)
+    if engine.in_flight:
+        left.append(f"{engine.in_flight} in all")
     return left
 
 
@@ -632,7 +632,7 @@ def test_a_finalizer(drop, urls):
             sys.settrace(None)
         get(client)
         assert left_behind(client.balancer) == []
-        assert not client.balancer._core.owners
+        assert not client.balancer._engine.owners
 
 
 async def aget(client):

@@ -19,7 +19,7 @@ import pytest
 import lbclient
 from lbclient import RetryPolicy
 from lbclient._internal.signals import Pause
-from lbclient.core.call import Terms
+from lbclient.core.call import CallOptions
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from tests.support.faults import FAULTS, NAMESPACE
@@ -235,7 +235,7 @@ class Outage:
         begun = self.world.clock()
         ended = None
         try:
-            asked = Terms(idempotent=True)
+            asked = CallOptions(idempotent=True)
             yield from carry_out(self.balancer.begin(asked, Semantics()), self._send)
         except (OSError, lbclient.LoadBalancingError) as error:
             ended = error

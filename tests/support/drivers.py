@@ -16,7 +16,7 @@ from lbclient import Instance
 from lbclient.http.connections import addresses, event_loop, threads, trio
 from lbclient.http.connections.addresses import Dial
 from lbclient.http.options import wire_options
-from lbclient.http.request import Place
+from lbclient.http.request import Upstream
 
 SOON = 20.0
 """Seconds that nothing takes."""
@@ -139,7 +139,7 @@ def accept_tls(peer, *protocols):
 def dial(*hosts, port, name=None, **options):
     """How to connect to an instance that has these addresses, or this name alone."""
     instance = Instance(name or NAME, port, addresses=hosts)
-    return Dial(Place(instance, "http", None, None), wire_options("http", **options))
+    return Dial(Upstream(instance, "http", None, None), wire_options("http", **options))
 
 
 @contextlib.contextmanager

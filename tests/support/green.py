@@ -129,7 +129,7 @@ def kills(when, port):
     done = idle(client)
     (instance,) = client.balancer.snapshot().instances
     statuses = spawn(*[lambda: client.get("/").status_code] * 4)
-    ((_, wire, _),) = client._transport._wires._wires.values()
+    ((_, wire, _),) = client._transport._transports._transports.values()
     quiet, kept = wire.quiet, len(wire._connections.all())
     client.close()
     return {
@@ -179,7 +179,7 @@ def expires(when, port):
     statuses = []
     for _ in range(3):
         statuses.append(client.get("/").status_code)
-        while len(client._transport._wires._idle):
+        while len(client._transport._transports._idle):
             gevent.sleep(0.005)
     client.close()
     return {"statuses": statuses}

@@ -280,7 +280,7 @@ def wires_of(client) -> list:
     """The wires of a client, in whichever event loop."""
     transport = client._transport
     if isinstance(transport, lbclient.Transport):
-        homes = [transport._wires]
+        per_loop = [transport._transports]
     else:
-        homes = transport._homes._homes.values()
-    return [wire for home in homes for _, wire, _ in home._wires.values()]
+        per_loop = transport._per_loop._per_loop.values()
+    return [wire for home in per_loop for _, wire, _ in home._transports.values()]

@@ -20,8 +20,8 @@ from lbclient import Balancer, Instance, simulation
 from lbclient._internal.failure_log import Complaint
 from lbclient.balancer.event_loops import _Lanes as LoopLanes
 from lbclient.balancer.threads import _Lanes as ThreadLanes
-from lbclient.endpoint.classifier import judge as network_judge
-from lbclient.http.classifier import HttpJudge
+from lbclient.endpoint.classifier import classify_network_error
+from lbclient.http.classifier import HttpClassifier
 from tests.http.test_features import worlds
 from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
@@ -222,8 +222,8 @@ def test_judge_that_raises(log):
 def test_late_answers_that_fail_to_close(world, log):
     """Where the slower answer of each hedged call fails to close, that is logged on change."""
     steps = SimpleNamespace(leftover=object)
-    core = Balancer([ONE], name="orders")._core
-    call = SimpleNamespace(core=core)
+    engine = Balancer([ONE], name="orders")._engine
+    call = SimpleNamespace(engine=engine)
 
     def discard(_):
         raise OSError("mine")
@@ -407,7 +407,7 @@ def test_lookup_without_descriptors_charges_nobody(error, free):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
-    judges = network_judge, HttpJudge({503})
+    judges = classify_network_error, HttpClassifier({503})
     wrapped = httpx.ConnectError("no")
     wrapped.__cause__ = error
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
@@ -424,9 +424,9 @@ def test_unknown_name_is_a_fault():
     descriptor is left open by finding out."""
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     before = descriptors()
-    assert network_judge(error) == lbclient.Verdict(fault=True, again="always")
-    assert network_judge(OSError(errno.EBUSY, "mine")) == lbclient.Verdict(fault=False)
-    assert network_judge(FileNotFoundError(errno.ENOENT, "mine", "file")).again == "never"
+    assert classify_network_error(error) == lbclient.Verdict(fault=True, again="always")
+    assert classify_network_error(OSError(errno.EBUSY, "mine")) == lbclient.Verdict(fault=False)
+    assert classify_network_error(FileNotFoundError(errno.ENOENT, "mine", "file")).again == "never"
     assert descriptors() == before
 
 
@@ -537,10 +537,10 @@ def test_log_of_health_checks(log):
     """A failed check names service and cause, and a passed one how long it had failed."""
     clock, event = Clock(), threading.Event()
     with Balancer([ONE], name="orders", clock=clock, listener=lambda _: event.set()) as balancer:
-        core, (endpoint,) = balancer._core, balancer._core.pool.endpoints
-        core.checked(endpoint, endpoint.breaker, healthy=False, why="status 500")
+        engine, (endpoint,) = balancer._engine, balancer._engine.pool.endpoints
+        engine.checked(endpoint, endpoint.breaker, healthy=False, why="status 500")
         clock.now += 12.0
-        core.checked(endpoint, endpoint.breaker, healthy=True, why="")
+        engine.checked(endpoint, endpoint.breaker, healthy=True, why="")
     assert log() == [
         "WARNING orders: 10.0.0.1:80 fails its health checks: status 500",
         "INFO orders: 10.0.0.1:80 passes its health checks after 12.0 s",

@@ -13,12 +13,12 @@ from typing import NamedTuple, TypeAlias
 from lbclient._internal import fork, validation
 from lbclient._internal.fork import Lazy
 from lbclient._internal.ip_addresses import has_route
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.dns.client import KINDS, Addresses, Dns, Glue, NoRecords, load
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError
 
-__all__ = ["SOON", "AddressBook", "AddressResolver", "Patience", "Start", "at_once"]
+__all__ = ["SOON", "AddressCache", "AddressResolver", "LookupDeadline", "Start", "at_once"]
 
 SOON = 1.0
 """So many seconds after an answer that is not complete DNS is asked again."""
@@ -43,7 +43,7 @@ def at_once(run: Callable[[], None]) -> None:
     run()
 
 
-class Patience:
+class LookupDeadline:
     """Shares a time, in seconds, among the questions of one round.
 
     A silent name must not use up all of it: who comes later is still asked, if only for as long
@@ -80,7 +80,7 @@ class Lookup(NamedTuple):
     complete: bool
 
 
-class AddressBook:
+class AddressCache:
     """Looks addresses up, and remembers them for when DNS does not answer.
 
     A name that DNS says has none is forgotten; a question that merely fails is answered from
@@ -98,14 +98,14 @@ class AddressBook:
     def __init__(
         self,
         dns: Dns,
-        guard: Guard,
+        address_filter: AddressFilter,
         clock: Callable[[], float],
         *,
         kinds: Sequence[str] = KINDS,
         start: Start = at_once,
     ) -> None:
         self._dns = dns
-        self._guard = guard
+        self._address_filter = address_filter
         self._clock = clock
         self._kinds = kinds
         self._start = start
@@ -213,7 +213,7 @@ class AddressBook:
     def _has_usable(self, got: _Told) -> bool:
         """Whether an address is among it that calls can go to, if the rest never comes."""
         return not isinstance(got, Exception) and any(
-            self._guard.refuses(one) is None and has_route(one) for one in got[0]
+            self._address_filter.refuses(one) is None and has_route(one) for one in got[0]
         )
 
     def _begin(
@@ -337,7 +337,7 @@ class _Waiting:
 class AddressResolver:
     """Every address of a name, on one port: a Kubernetes headless service, for one.
 
-    `kinds` are the families to ask for; `clock` and `start` are those of `AddressBook`.
+    `kinds` are the families to ask for; `clock` and `start` are those of `AddressCache`.
     Raises ValueError for what is no name.
     """
 
@@ -346,7 +346,7 @@ class AddressResolver:
         name: str,
         port: int,
         dns: Dns,
-        guard: Guard,
+        address_filter: AddressFilter,
         clock: Callable[[], float] = lambda: 0.0,
         *,
         kinds: Sequence[str] = KINDS,
@@ -361,8 +361,8 @@ class AddressResolver:
         self.complete = True
         """Whether nothing that the last answer lacked was to be expected soon."""
         self._port = port
-        self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
-        self._guard = guard
+        self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
+        self._address_filter = address_filter
 
     def resolve(self) -> Answer:
         """One instance an address."""
@@ -372,11 +372,11 @@ class AddressResolver:
         if isinstance(found := lookup.found[name], Exception):
             raise found
         addresses, ttl = found
-        vetted, reasons = self._guard.vet(addresses)
+        vetted, reasons = self._address_filter.vet(addresses)
         return Answer(
             (Instance(one, self._port, addresses=(one,)) for one in sorted(vetted)),
             ttl if self.complete else min(ttl, SOON),
-            (Refusal(self._name, reason) for reason in reasons),
+            (RejectedRecord(self._name, reason) for reason in reasons),
         )
 
 

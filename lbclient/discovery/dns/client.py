@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dns.resolver
     import dns.rrset
 
-__all__ = ["KINDS", "Addresses", "Dns", "Found", "Glue", "NoRecords", "dns_by", "load"]
+__all__ = ["KINDS", "Addresses", "Dns", "DnsAnswer", "Glue", "NoRecords", "dns_by", "load"]
 
 KINDS = ("A", "AAAA")
 Addresses = tuple[list[str], float]
@@ -77,7 +77,7 @@ class Glue:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DnsAnswer:
     """The records of one answer, its TTL in seconds (the least of the chain), what came along."""
 
     records: Sequence[object]
@@ -98,7 +98,7 @@ class Dns:
         self._lifetime = lifetime
         self._answered: tuple[str | None, int | None] | None = None
 
-    def ask(self, name: str, kind: str, lifetime: float | None = None) -> Found:
+    def ask(self, name: str, kind: str, lifetime: float | None = None) -> DnsAnswer:
         """The records of `kind` at the absolute name `name`.
 
         Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
@@ -122,7 +122,7 @@ class Dns:
         except (dns.exception.DNSException, OSError, ValueError) as error:
             raise DiscoveryError(f"asking for {kind} of {name} failed: {error}") from error
         self._answered = answer.nameserver, answer.port
-        return Found(
+        return DnsAnswer(
             list(answer), answer.chaining_result.minimum_ttl, Glue(answer.response.additional)
         )
 

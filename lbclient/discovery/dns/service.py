@@ -13,7 +13,7 @@ from lbclient._internal.ip_addresses import has_route
 from lbclient.discovery.dns.addresses import AddressResolver
 from lbclient.discovery.dns.client import KINDS
 from lbclient.discovery.dns.srv import SrvResolver
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import ServiceAbsent
 
 __all__ = ["DnsOptions", "DnsService", "Family"]
@@ -156,9 +156,9 @@ def _with_route(answer: Answer) -> Answer:
     return Answer(kept, answer.ttl, (*answer.refused, *map(_no_route, sorted(lost))))
 
 
-def _no_route(family: str) -> Refusal:
+def _no_route(family: str) -> RejectedRecord:
     """One for all, whose text stays the same: it is logged when it is new."""
-    return Refusal(
+    return RejectedRecord(
         f"{_SHOWN[family]} addresses",
         f"this host has no route to them; family={_OTHER[family]!r} does not ask for any",
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from lbclient._internal import validation
-from lbclient.discovery.address_filter import Guard
-from lbclient.discovery.dns.addresses import SOON, AddressBook, Patience, Start, at_once
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.addresses import SOON, AddressCache, LookupDeadline, Start, at_once
 from lbclient.discovery.dns.client import KINDS, Dns, NoRecords
-from lbclient.endpoint.instance import Answer, Instance, Refusal
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class SrvResolver:
         self,
         name: str,
         dns: Dns,
-        guard: Guard,
+        address_filter: AddressFilter,
         clock: Callable[[], float],
         *,
         kinds: Sequence[str] = KINDS,
@@ -50,8 +50,8 @@ class SrvResolver:
         self.complete = True
         """Whether nothing that the last answer lacked was to be expected soon."""
         self._dns = dns
-        self._book = AddressBook(dns, guard, clock, kinds=kinds, start=start)
-        self._guard = guard
+        self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
+        self._address_filter = address_filter
         self._clock = clock
 
     def resolve(self) -> Answer:
@@ -59,7 +59,7 @@ class SrvResolver:
 
         Raises ServiceAbsent for the target `.`, DiscoveryError where DNS gives no answer.
         """
-        patience = Patience(_ROUND, self._clock)
+        patience = LookupDeadline(_ROUND, self._clock)
         found = self._dns.ask(self.name, "SRV", patience.left())
         records = [cast("_Srv", one) for one in found.records]
         if all(one.target.to_text() == "." for one in records):
@@ -74,31 +74,33 @@ class SrvResolver:
         for host, record in hosts:
             told = lookup.found[f"{host}."]
             if isinstance(told, Exception):
-                refused.append(Refusal(_shown(record), _reason(told)))
+                refused.append(RejectedRecord(_shown(record), _reason(told)))
                 continue
             addresses, ttl = told
-            vetted, reasons = self._guard.vet(addresses)
-            refused += [Refusal(_shown(record), reason) for reason in reasons]
+            vetted, reasons = self._address_filter.vet(addresses)
+            refused += [RejectedRecord(_shown(record), reason) for reason in reasons]
             if vetted:
                 instances.append(_instance(host, record, vetted))
                 ttls.append(ttl)
         self._book.keep(set(map(_target, records)))
         return Answer(sorted(instances, key=_place), min(ttls), refused)
 
-    def _hosts(self, records: Iterable[_Srv]) -> tuple[list[tuple[str, _Srv]], list[Refusal]]:
+    def _hosts(
+        self, records: Iterable[_Srv]
+    ) -> tuple[list[tuple[str, _Srv]], list[RejectedRecord]]:
         """The records that can be used, each with the name of its host; and the others."""
         hosts, refused = [], []
         for one in records:
             try:
                 hosts.append((self._host(one), one))
             except ValueError as reason:
-                refused.append(Refusal(_shown(one), str(reason)))
+                refused.append(RejectedRecord(_shown(one), str(reason)))
         return hosts, refused
 
     def _host(self, record: _Srv) -> str:
         """Raises ValueError, with the reason, where the record names none that can be used."""
         host = _host(record)
-        if (reason := self._guard.refuses_name(host)) is not None:
+        if (reason := self._address_filter.refuses_name(host)) is not None:
             raise ValueError(reason)
         return host
 

@@ -33,7 +33,7 @@ from lbclient._internal import validation
 from lbclient.discovery.dns.nameservers import plain_nameserver
 from lbclient.errors import LoadBalancingError
 
-__all__ = ["Change", "Primary", "Record", "Rrset", "Tsig", "UpdateError", "key_of"]
+__all__ = ["Primary", "Record", "RecordChange", "Rrset", "Tsig", "UpdateError", "key_of"]
 
 _ALGORITHMS = {
     str(name).rstrip(".").lower(): name
@@ -163,7 +163,7 @@ class Rrset(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RecordChange:
     """What one update does: all of it in this order, or nothing (RFC 2136, 3.7).
 
     It is made only while the sets `provided` are what they were (2.4.2). `clear` names sets that
@@ -216,7 +216,7 @@ class Primary:
                 found = {record.to_text().lower() for record in rrset}
         return Rrset(name, kind, frozenset(found))
 
-    def change(self, zone: str, ttl: int, change: Change, seconds: float) -> bool:
+    def change(self, zone: str, ttl: int, change: RecordChange, seconds: float) -> bool:
         """Make the change, new records with this TTL in seconds.
 
         False where nothing was done, since a set is no longer what was `provided`.
@@ -253,7 +253,7 @@ class Primary:
         return response
 
 
-def _message(zone: str, ttl: int, change: Change) -> dns.update.UpdateMessage:
+def _message(zone: str, ttl: int, change: RecordChange) -> dns.update.UpdateMessage:
     message = dns.update.UpdateMessage(zone)
     for one in change.provided:
         if one.texts:

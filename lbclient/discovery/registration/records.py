@@ -14,11 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbclient._internal import validation
-from lbclient.discovery.address_filter import Guard
+from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.service import DnsService
 from lbclient.discovery.dns.srv import SrvResolver
-from lbclient.discovery.registration.dns_update import Change, Primary, Record, Rrset, UpdateError
+from lbclient.discovery.registration.dns_update import (
+    Primary,
+    Record,
+    RecordChange,
+    Rrset,
+    UpdateError,
+)
 from lbclient.discovery.service_url import target_of
 from lbclient.endpoint.instance import Instance
 
@@ -107,7 +113,12 @@ def _service(service: object) -> tuple[str, str]:
         raise ValueError(f"service must be {_FORMS}; {shown!r} is none of them")
     url = service if found else f"http+srv://{service}"
     target = target_of(
-        url, name=None, scheme="http", dns=Dns(None), guard=Guard(), clock=time.monotonic
+        url,
+        name=None,
+        scheme="http",
+        dns=Dns(None),
+        address_filter=AddressFilter(),
+        clock=time.monotonic,
     )
     source = target.resolver.source if isinstance(target.resolver, DnsService) else None
     if not isinstance(source, SrvResolver) or target.host is None:
@@ -198,7 +209,7 @@ class Registrar:
         if self._zone is None:
             self._zone = self._primary.zone_of(owner, left())
         before = self._primary.records(owner, "SRV", left())
-        change = Change(
+        change = RecordChange(
             clear=[(self.entry.target, kind) for kind in KINDS] if self.entry.sole else (),
             delete=[Record(owner, "SRV", text) for text in before.texts if self._replaces(text)],
             add=[self.entry.record, *self.entry.addresses],
@@ -215,21 +226,21 @@ class Registrar:
     def _replaces(self, text: str) -> bool:
         return self.entry.replaces(text)
 
-    def _without_record(self, left: Left) -> Change | None:
+    def _without_record(self, left: Left) -> RecordChange | None:
         if not self.entry.sole:
-            return Change(delete=[self.entry.record])
+            return RecordChange(delete=[self.entry.record])
         held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
         if self.entry.is_taken(*held):
             return None  # a later run has it: what looks like our record is that one's
-        return Change(provided=held, delete=[self.entry.record])
+        return RecordChange(provided=held, delete=[self.entry.record])
 
-    def _without_addresses(self, left: Left) -> Change | None:
+    def _without_addresses(self, left: Left) -> RecordChange | None:
         others = self._primary.records(self.entry.owner, "SRV", left())
         if self.entry.is_named_by(others):
             return None
-        return Change(provided=[others], delete=self.entry.addresses)
+        return RecordChange(provided=[others], delete=self.entry.addresses)
 
-    def _carry_out(self, plan: Callable[[Left], Change | None], left: Left) -> None:
+    def _carry_out(self, plan: Callable[[Left], RecordChange | None], left: Left) -> None:
         for _ in range(_TRIES):
             change = plan(left)
             if change is None or self._primary.change(self._zone or "", self._ttl, change, left()):

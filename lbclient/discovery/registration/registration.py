@@ -19,9 +19,9 @@ import anyio.to_thread
 from lbclient._internal import fork, validation
 from lbclient.discovery.registration.dns_update import Primary, UpdateError, key_of
 from lbclient.discovery.registration.records import Registrar, entry_of
-from lbclient.discovery.registration.sigterm import Link
+from lbclient.discovery.registration.sigterm import SigtermHook
 from lbclient.discovery.resolver import text_of
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.discovery.subscription import Backoff, jittered
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import RegistrationError
@@ -103,7 +103,7 @@ class Renewal:
         return jittered(self._interval, self._rng)
 
 
-class Presence:
+class RegisteredRecord:
     """Puts the entry and takes it out, one change at a time, each within `timeout` seconds.
 
     After `leave` nothing puts it again, also not a renewal that had begun before.
@@ -159,9 +159,9 @@ class Presence:
 
 
 class _Stay(NamedTuple):
-    presence: Presence
+    presence: RegisteredRecord
     renewal: Renewal
-    link: Link
+    link: SigtermHook
 
 
 class Registration:
@@ -222,7 +222,7 @@ class Registration:
         self._timeout = validation.seconds("timeout", timeout)
         self._interval = ttl
         self._clock = clock
-        self._dice = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        self._rng = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
         entry = entry_of(service, instance, identity)
         self._shown = f"{instance} as {entry.owner}"
         self._registrar = Registrar(
@@ -244,7 +244,7 @@ class Registration:
             stay.link.install()
             with stay.link.deferring():
                 stay.presence.enter()
-            REFRESHER.schedule(stay.renewal)
+            THREAD_SCHEDULER.schedule(stay.renewal)
         except BaseException:
             self.close()
             raise
@@ -258,7 +258,7 @@ class Registration:
         try:
             stay.link.install()
             await _in_thread(stay.presence.enter)
-            REFRESHER.schedule(stay.renewal)
+            THREAD_SCHEDULER.schedule(stay.renewal)
         except BaseException:
             await self.aclose()
             raise
@@ -292,18 +292,18 @@ class Registration:
 
     def after_fork(self) -> None:
         """In a child: what the parent has registered is the parent's."""
-        self._dice.seed()
+        self._rng.seed()
         if (stay := self._end()) is not None:
             stay.link.remove()
 
     def _begin(self) -> _Stay:
         if self._stay is not None:
             raise RuntimeError(f"{self!r} is entered already; it can be again once it was left")
-        presence = Presence(self._registrar, self._shown, self._timeout)
+        presence = RegisteredRecord(self._registrar, self._shown, self._timeout)
         renewal = Renewal(
-            presence.renew, self._shown, self._interval, clock=self._clock, rng=self._dice
+            presence.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
         )
-        link = Link(presence.leave, 2 * (self._timeout + GRACE))
+        link = SigtermHook(presence.leave, 2 * (self._timeout + GRACE))
         self._stay = _Stay(presence, renewal, link)
         return self._stay
 

@@ -15,12 +15,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-__all__ = ["Link"]
+__all__ = ["SigtermHook"]
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
-class Link:
+class SigtermHook:
     """One registration's place in the chain of handlers. It keeps nobody alive.
 
     `leave`, a method, is given `patience` seconds. `install` does nothing off the main thread of
@@ -109,4 +109,4 @@ class Link:
 
 
 def _living(handler: _Handler) -> _Handler:
-    return handler.living() if isinstance(handler, Link) else handler
+    return handler.living() if isinstance(handler, SigtermHook) else handler

@@ -21,7 +21,7 @@ from lbclient.endpoint.classifier import more_telling
 
 from .._compat import httpx
 from ..options import WireOptions
-from ..request import Place
+from ..request import Upstream
 from .timeouts import seconds_now
 
 __all__ = [
@@ -52,11 +52,11 @@ class Dial:
 
     __slots__ = ("hosts", "options", "port", "tls_name")
 
-    def __init__(self, place: Place, options: WireOptions) -> None:
-        instance = place.instance
+    def __init__(self, upstream: Upstream, options: WireOptions) -> None:
+        instance = upstream.instance
         self.hosts = instance.addresses or (instance.host,)
         self.port = instance.port
-        self.tls_name = place.tls_name or instance.host
+        self.tls_name = upstream.tls_name or instance.host
         self.options = options
 
 

@@ -52,10 +52,10 @@ class InstanceLiveness:
     shows that only if all connections were silent as long: else it is the request that is slow.
     """
 
-    __slots__ = ("generation", "heard")
+    __slots__ = ("generation", "responses")
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.responses = 0
         """Grows with whatever any of the connections brings."""
         self.generation = 0
         """Connections of an earlier generation take no other request."""

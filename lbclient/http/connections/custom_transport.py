@@ -22,23 +22,23 @@ from lbclient.endpoint.instance import Instance
 
 from .._compat import NAME, httpx
 from ..options import TransportOptions, WireOptions
-from ..request import Place, raw_headers
+from ..request import Upstream, raw_headers
 from ..request_body import replays
 from ..shortcuts import copied, headers_of
-from .instance_transport import AsyncInstanceTransport, InstanceTransport
+from .instance_transport import AsyncHttp1Transport, Http1Transport
 from .pool import KeepAlivePool
 from .timeouts import DeadlineTimeout
 
 __all__ = [
-    "AsyncForeign",
-    "AsyncSender",
+    "AsyncCustomTransport",
+    "AsyncInstanceTransport",
     "AsyncTransportFactory",
-    "Foreign",
-    "Kept",
-    "Sender",
+    "BaseInstanceTransport",
+    "CustomTransport",
+    "InstanceTransport",
     "TransportFactory",
-    "async_maker",
-    "maker",
+    "async_transport_factory",
+    "transport_factory",
 ]
 
 TransportFactory = Callable[[Instance], httpx.BaseTransport]
@@ -47,24 +47,24 @@ _URLS = 256
 _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
-class Kept(Protocol):
+class BaseInstanceTransport(Protocol):
     """What both kinds of wire can say and do."""
 
     @property
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """True where none of its connections is in use."""
         ...
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Close what is idle, and the rest as it is left. It never blocks."""
         ...
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """In the child: let go of the parent's sockets, without a word to the other end."""
         ...
 
 
-class Sender(Kept, Protocol):
+class InstanceTransport(BaseInstanceTransport, Protocol):
     """A wire for threads."""
 
     def send(
@@ -78,7 +78,7 @@ class Sender(Kept, Protocol):
         ...
 
 
-class AsyncSender(Kept, Protocol):
+class AsyncInstanceTransport(BaseInstanceTransport, Protocol):
     """A wire for one event loop."""
 
     async def send(
@@ -100,19 +100,19 @@ class _Rebased:
     first every time.
     """
 
-    def __init__(self, place: Place) -> None:
-        instance = place.instance
+    def __init__(self, upstream: Upstream) -> None:
+        instance = upstream.instance
         hosts = instance.addresses or (instance.host,)
         shown = (f"[{host}]" if ":" in host else host for host in hosts)
-        self._origins = [f"{place.scheme}://{host}:{instance.port}".encode() for host in shown]
+        self._origins = [f"{upstream.scheme}://{host}:{instance.port}".encode() for host in shown]
         self._at = 0
 
         def url(at: int, raw_path: bytes) -> httpx.URL:
             return httpx.URL((self._origins[at] + raw_path).decode("ascii"))
 
         self._url = lru_cache(_URLS)(url)
-        self._place = place
-        tls_name = place.tls_name or (instance.host if instance.addresses else None)
+        self._upstream = upstream
+        tls_name = upstream.tls_name or (instance.host if instance.addresses else None)
         self._tls = {"sni_hostname": tls_name} if tls_name else {}
 
     def _rebased(
@@ -124,7 +124,7 @@ class _Rebased:
     ) -> httpx.Request:
         made = copied(request)
         made.url = self._url(at, request.url.raw_path)
-        made.headers = headers_of(raw_headers(request, self._place))
+        made.headers = headers_of(raw_headers(request, self._upstream))
         made.stream = body
         made.extensions = {**self._tls, **extensions}
         if len(self._origins) > 1 and "timeout" in extensions:
@@ -151,22 +151,22 @@ class _Rebased:
         return following if replayable is None or replayable() else None
 
     @property
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """False: what a caller's transport is doing, only that knows."""
         return False
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Nothing yet: which of its connections are idle, only the caller's transport knows."""
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: what the caller's transport shares with the parent, it must know."""
 
 
-class Foreign(_Rebased):
+class CustomTransport(_Rebased):
     """The caller's transport to one instance, for threads."""
 
-    def __init__(self, transport: httpx.BaseTransport, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, transport: httpx.BaseTransport, upstream: Upstream) -> None:
+        super().__init__(upstream)
         if not isinstance(transport, httpx.BaseTransport):
             raise TypeError(f"transport= must make {NAME}.BaseTransport objects, not {transport!r}")
         self._transport = transport
@@ -195,11 +195,11 @@ class Foreign(_Rebased):
         self._transport.close()
 
 
-class AsyncForeign(_Rebased):
+class AsyncCustomTransport(_Rebased):
     """The caller's transport to one instance, for an event loop."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, transport: httpx.AsyncBaseTransport, upstream: Upstream) -> None:
+        super().__init__(upstream)
         if not isinstance(transport, httpx.AsyncBaseTransport):
             raise TypeError(
                 f"transport= must make {NAME}.AsyncBaseTransport objects, not {transport!r}"
@@ -242,30 +242,36 @@ class AsyncForeign(_Rebased):
         await self._transport.aclose()
 
 
-class _Maker(Protocol):
-    def __call__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> Sender: ...
-
-
-class _AsyncMaker(Protocol):
+class _TransportMaker(Protocol):
     def __call__(
-        self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]
-    ) -> AsyncSender: ...
+        self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]
+    ) -> InstanceTransport: ...
 
 
-def maker(factory: TransportFactory | None, options: TransportOptions) -> _Maker:
+class _AsyncTransportMaker(Protocol):
+    def __call__(
+        self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]
+    ) -> AsyncInstanceTransport: ...
+
+
+def transport_factory(
+    factory: TransportFactory | None, options: TransportOptions
+) -> _TransportMaker:
     """For threads. Raises TypeError or ValueError for what can make none."""
     if factory is None:
         if options.get("http2"):
             from .http2_transport import Http2Transport  # noqa: PLC0415  # needs h2
 
             return Http2Transport
-        return InstanceTransport
+        return Http1Transport
     _check_factory(factory, options, "HTTPTransport()")
 
-    return lambda place, *_: Foreign(factory(place.instance), place)
+    return lambda upstream, *_: CustomTransport(factory(upstream.instance), upstream)
 
 
-def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions) -> _AsyncMaker:
+def async_transport_factory(
+    factory: AsyncTransportFactory | None, options: TransportOptions
+) -> _AsyncTransportMaker:
     """The same for event loops."""
     if factory is None:
         if "trio" in sys.modules:  # in time: without descriptors no file can be read
@@ -274,10 +280,10 @@ def async_maker(factory: AsyncTransportFactory | None, options: TransportOptions
             from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
 
             return AsyncHttp2Transport
-        return AsyncInstanceTransport
+        return AsyncHttp1Transport
     _check_factory(factory, options, "AsyncHTTPTransport()")
 
-    return lambda place, *_: AsyncForeign(factory(place.instance), place)
+    return lambda upstream, *_: AsyncCustomTransport(factory(upstream.instance), upstream)
 
 
 _TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)

@@ -168,7 +168,7 @@ class Http2:
         self.lock = threading.Lock()
         self._freed = freed
         self._connection, self._liveness = connection, liveness
-        self._silent, self._heard_before = False, 0
+        self._silent, self._responses_before = False, 0
         self.exchanges: set[Http2Exchange] = set()
         """Those that have a stream, or have reserved one."""
         self.lease: ConnectionLease[Connection] | None = None
@@ -286,7 +286,7 @@ class Http2:
             except (ProtocolError, ValueError) as error:
                 raise httpx.LocalProtocolError(str(error)) from error
             exchange.sent = end
-            self._silent, self._heard_before = True, self._liveness.heard
+            self._silent, self._responses_before = True, self._liveness.responses
             self._progress(exchange)
             self._changing = False
             return True
@@ -362,7 +362,7 @@ class Http2:
         with self.lock:
             if exchange.stream_id and exchange.heard_before == self._heard:
                 self._in_doubt = True
-                if self._heard_before == self._liveness.heard:
+                if self._responses_before == self._liveness.responses:
                     self._ended_in_silence()
 
     def is_written(self, exchange: Http2Exchange) -> bool:
@@ -401,7 +401,7 @@ class Http2:
             if data:
                 self._silent = False
                 self._heard += 1
-                self._liveness.heard += 1
+                self._liveness.responses += 1
                 self._received += data
             if len(self.exchanges) > len(self._by_stream):
                 for one in self.exchanges:

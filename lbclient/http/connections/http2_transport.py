@@ -27,13 +27,13 @@ from lbclient._internal.deadline import STOOD_STILL
 
 from .._compat import httpx
 from ..options import WireOptions
-from ..request import UNSTREAMED, Place, raw_headers
+from ..request import UNSTREAMED, Upstream, raw_headers
 from ..request_body import AsyncBody, mark_callers_own
 from .connection import Connection, InstanceLiveness
 from .event_loop import LoopConnection
 from .http1 import header_lines, request_line
 from .http2 import ConnectionUnavailable, Headers, Http2, Http2Exchange
-from .instance_transport import AsyncInstanceTransport, Extensions, InstanceTransport
+from .instance_transport import AsyncHttp1Transport, Extensions, Http1Transport
 from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
 from .response_body import AsyncContent
 from .threads import SocketConnection
@@ -328,7 +328,7 @@ class _Shared:
 class _Http2Base:
     """What threads and event loops share."""
 
-    _place: Place
+    _upstream: Upstream
     _options: WireOptions
     _connections: InstanceConnections[Any]
 
@@ -346,7 +346,7 @@ class _Http2Base:
         """The head of a request. Raises LocalProtocolError for what cannot be sent."""
         target = extensions.get("target")
         target = request.url.raw_path if target is None else target
-        method, headers = request.method.encode("ascii"), raw_headers(request, self._place)
+        method, headers = request.method.encode("ascii"), raw_headers(request, self._upstream)
         request_line(method, target)
         header_lines(headers)
         fields, authority = [], b""
@@ -359,7 +359,7 @@ class _Http2Base:
         return [
             (b":method", method),
             (b":authority", authority),
-            (b":scheme", self._place.scheme.encode("ascii")),
+            (b":scheme", self._upstream.scheme.encode("ascii")),
             (b":path", target),
             *fields,
         ]
@@ -535,13 +535,13 @@ class _Http2Socket(SocketConnection):
             self._thread.join(_FAREWELL)
 
 
-class Http2Transport(_Http2Base, InstanceTransport):
+class Http2Transport(_Http2Base, Http1Transport):
     """Connections to one instance, for threads: HTTP/2, or HTTP/1.1 where the instance wants it."""
 
     _kind = _Http2Socket
 
-    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
-        super().__init__(place, options, idle)
+    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        super().__init__(upstream, options, idle)
         self._protocols = ["h2", "http/1.1"] if options.http1 else ["h2"]
         self._shared = _Shared(self._connections)
 
@@ -654,11 +654,11 @@ class Http2Transport(_Http2Base, InstanceTransport):
         return connection
 
 
-class AsyncHttp2Transport(_Http2Base, AsyncInstanceTransport):
+class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
     """The same for one event loop."""
 
-    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
-        super().__init__(place, options, idle)
+    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        super().__init__(upstream, options, idle)
         self._protocols = ["h2", "http/1.1"] if options.http1 else ["h2"]
         self._shared = _Shared(self._connections)
         self._tasks: set[object] = set()

@@ -16,7 +16,7 @@ import anyio
 
 from .._compat import httpx
 from ..options import WireOptions
-from ..request import UNSTREAMED, Place, attempt_headers, hosted, merged
+from ..request import UNSTREAMED, Upstream, attempt_headers, hosted, merged
 from ..request_body import AsyncBody, is_callers_own
 from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
@@ -29,7 +29,7 @@ from .threads import SocketConnection
 from .timeouts import DeadlineTimeout, seconds_now
 from .tracing import AsyncTrace, Trace
 
-__all__ = ["CLOSED_WHILE_IDLE", "AsyncInstanceTransport", "InstanceTransport", "peer_of"]
+__all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
 CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
 """The extension of a 408 that ends an idle connection, and is no response to the request."""
@@ -66,9 +66,9 @@ class _Base:
     _protocols: Sequence[str] = ()
     """What TLS offers the instance (ALPN)."""
 
-    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
-        self._place = place
-        self._dial = Dial(place, options)
+    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        self._upstream = upstream
+        self._dial = Dial(upstream, options)
         self._options = options
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
@@ -77,32 +77,32 @@ class _Base:
         headers can hold no secret: a token must not outlive the request that it came with."""
 
     @property
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """True where none of its connections is in use."""
-        return self._connections.quiet
+        return self._connections.is_idle
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Close what is idle, and the rest as it is left. A call that has just been given this
         transport can still send its request."""
-        self._connections.retire()
+        self._connections.drain()
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: let go of the parent's sockets, without a word to the other end."""
         for connection in self._connections.all():
             connection.detach_after_fork()
 
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
-        place = self._place
+        upstream = self._upstream
         method, target, line = _request_line(request, extensions.get("target"))
-        fields, own = fields_of(request), attempt_headers(place)
+        fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
             written = None
             if _HARMLESS.issuperset([name for _, name, _ in fields]):
-                written = RequestHeaders(_headers(fields, place))
+                written = RequestHeaders(_headers(fields, upstream))
                 self._kept_headers = fields.copy(), written
         if written is None or (own and not _TRACING.issuperset([name for name, _ in own])):
-            headers = merged(_headers(fields, place), own)
+            headers = merged(_headers(fields, upstream), own)
             return Exchange(method, target, RequestHeaders(headers), line=line)
         return Exchange(method, target, written, own, line)
 
@@ -133,7 +133,11 @@ class _Base:
             )
 
     def _failed(
-        self, lease: ConnectionLease[Any], exchange: Exchange, error: BaseException, heard: int
+        self,
+        lease: ConnectionLease[Any],
+        exchange: Exchange,
+        error: BaseException,
+        responses_before: int,
     ) -> None:
         """The request has got no response: its connection carries no other."""
         connection, liveness = lease.connection, self._connections.liveness
@@ -145,7 +149,7 @@ class _Base:
             and not is_callers_own(error)
             and not (
                 isinstance(error, httpx.TimeoutException)
-                and (liveness.heard != heard or not exchange.sent)
+                and (liveness.responses != responses_before or not exchange.sent)
             )
         ):
             liveness.generation += 1
@@ -170,7 +174,7 @@ class _Base:
         return response_of(head.status, head.headers, body, extensions)
 
 
-class InstanceTransport(_Base):
+class Http1Transport(_Base):
     """Connections to one instance, for threads."""
 
     _kind = SocketConnection
@@ -191,7 +195,7 @@ class InstanceTransport(_Base):
         trace = Trace.of(extensions, request) if "trace" in extensions else None
         exchange = self._exchange(request, extensions)
         connections = self._connections
-        heard = connections.liveness.heard
+        responses_before = connections.liveness.responses
         lease = lease or ConnectionLease(connections)
         try:
             connection = lease.connection or self._idle(lease, extensions)
@@ -217,11 +221,11 @@ class InstanceTransport(_Base):
             if exchange.head.status == 408 and connection.served > 1:
                 lease.idle_end = _ends(connection, exchange, read)
         except BaseException as error:
-            self._failed(lease, exchange, error, heard)
+            self._failed(lease, exchange, error, responses_before)
             if trace is not None:
                 trace.fail(error)
             raise
-        connections.liveness.heard += 1
+        connections.liveness.responses += 1
         if exchange.complete:
             lease.end(reusable=exchange.reusable)
             if extensions.get(UNSTREAMED):
@@ -235,7 +239,7 @@ class InstanceTransport(_Base):
     def close(self) -> None:
         """Close every connection; a thread that waits for one is woken."""
         self._closed = True
-        self._connections.retire()
+        self._connections.drain()
         for connection in self._connections.all():
             connection.shut()
 
@@ -304,11 +308,11 @@ class InstanceTransport(_Base):
             exchange.sent = True
 
 
-class AsyncInstanceTransport(_Base):
+class AsyncHttp1Transport(_Base):
     """Connections to one instance, for one event loop."""
 
-    def __init__(self, place: Place, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
-        super().__init__(place, options, idle)
+    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+        super().__init__(upstream, options, idle)
         self._kind = _kind()
 
     async def send(  # noqa: C901, PLR0912  # as above
@@ -327,7 +331,7 @@ class AsyncInstanceTransport(_Base):
         trace = AsyncTrace.of(extensions, request) if "trace" in extensions else None
         exchange = self._exchange(request, extensions)
         connections = self._connections
-        heard = connections.liveness.heard
+        responses_before = connections.liveness.responses
         lease = lease or ConnectionLease(connections)
         try:
             connection = lease.connection or self._idle(lease, extensions)
@@ -358,11 +362,11 @@ class AsyncInstanceTransport(_Base):
             if exchange.head.status == 408 and connection.served > 1:
                 lease.idle_end = await _aends(connection, exchange, read)
         except BaseException as error:
-            self._failed(lease, exchange, error, heard)
+            self._failed(lease, exchange, error, responses_before)
             if trace is not None and isinstance(error, Exception):
                 await trace.fail(error)
             raise
-        connections.liveness.heard += 1
+        connections.liveness.responses += 1
         if exchange.complete:
             lease.end(reusable=exchange.reusable)
             if extensions.get(UNSTREAMED):
@@ -376,7 +380,7 @@ class AsyncInstanceTransport(_Base):
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
-        self._connections.retire()
+        self._connections.drain()
         for connection in self._connections.all():
             connection.close()
         if self._kind is LoopConnection:
@@ -496,10 +500,10 @@ def _request_line(
     return known[1:]
 
 
-def _headers(fields: Fields, place: Place) -> Sequence[tuple[bytes, bytes]]:
+def _headers(fields: Fields, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
     """The caller's headers, as the instance gets them."""
     headers = [(name, value) for name, _, value in fields]
-    return headers if place.hosts is None else hosted(headers, place.hosts)
+    return headers if upstream.hosts is None else hosted(headers, upstream.hosts)
 
 
 def _kind() -> type[AsyncConnection]:

@@ -253,7 +253,7 @@ class InstanceConnections(Generic[C]):
         self._stack: IdleStack[C] = deque()
 
     @property
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """True where none is in use."""
         return not self._used
 
@@ -300,7 +300,7 @@ class InstanceConnections(Generic[C]):
         for one in self.idle.put(connection, self._stack):
             one.close()
         if self.retired:  # whoever retired it has looked for this one in vain
-            self.retire()  # type: ignore[unreachable]  # another thread may have set it
+            self.drain()  # type: ignore[unreachable]  # another thread may have set it
 
     def _find_lost(self) -> None:
         """Close what was in use by a call whose finalizer was interrupted too, and told nobody."""
@@ -310,7 +310,7 @@ class InstanceConnections(Generic[C]):
                 lost.connection, lost.use = connection, use
                 lost.drop()
 
-    def retire(self) -> None:
+    def drain(self) -> None:
         """Close what is idle now, and the rest once it is not used any more."""
         self.retired = True
         for one in self.idle.clear(self._stack):

@@ -37,22 +37,22 @@ from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause, Signal
 from lbclient.balancer.event_loops import asleep
 from lbclient.core.pool import Pool
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint import Endpoint
 
 from .._compat import httpx
 from ..options import WireOptions
-from .custom_transport import AsyncSender, Kept, Sender
+from .custom_transport import AsyncInstanceTransport, BaseInstanceTransport, InstanceTransport
 from .pool import KeepAlivePool, each, pool_of
 
-__all__ = ["AsyncWires", "Homes", "TransportWires", "Wires"]
+__all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "TransportPool"]
 
 _JITTER = 0.1
 _AT_ONCE = 32
 """So many are closed before one call: thousands may leave together, and one call pays for few."""
 
 
-W = TypeVar("W", bound=Kept)
+W = TypeVar("W", bound=BaseInstanceTransport)
 S = TypeVar("S")
 inherited: list[object] = []
 """What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
@@ -63,7 +63,7 @@ _ELSEWHERE = 1.0
 logger = logging.getLogger(__name__)
 
 
-class TransportWires(ABC, Generic[W, S]):
+class BaseTransportPool(ABC, Generic[W, S]):
     """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
 
     A wire is `max_connection_age` old at the most, less up to a tenth by the dice; then a new one
@@ -85,7 +85,7 @@ class TransportWires(ABC, Generic[W, S]):
         self._rng = rng
         self._options = options
         self._idle: KeepAlivePool[Any] = self._new_idle()
-        self._wires: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
+        self._transports: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self.leaving: deque[tuple[Endpoint, W]] = deque()
         """Wires that keep no connection any more. Each is closed once no call uses it."""
         self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
@@ -96,13 +96,13 @@ class TransportWires(ABC, Generic[W, S]):
     def to(self, endpoint: Endpoint, now: float) -> W:
         """The wire to an instance; a new one where its addresses are others than before, or where
         it is too old."""
-        known = self._wires.get(endpoint)
+        known = self._transports.get(endpoint)
         if known is not None and known[0] is endpoint.instance.addresses and now < known[2]:
             return known[1]
         return self._new(endpoint, now)
 
     @property
-    def untidy(self) -> bool:
+    def needs_cleanup(self) -> bool:
         """True where there may be something to close."""
         return bool(
             self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving
@@ -113,15 +113,15 @@ class TransportWires(ABC, Generic[W, S]):
         self.lost.append(body)
         self._summon()
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child: the parent's connections are the parent's."""
-        wires = self._all()
+        transports = self._all()
         self._lock = threading.RLock()
-        self._wires, self.leaving = {}, deque()
+        self._transports, self.leaving = {}, deque()
         self._idle = self._new_idle()
-        inherited.append(wires)
-        for wire in wires:
-            wire.disown()
+        inherited.append(transports)
+        for transport in transports:
+            transport.detach_after_fork()
 
     def _new_idle(self) -> KeepAlivePool[Any]:
         idle: KeepAlivePool[Any] = pool_of(self._options)
@@ -153,21 +153,21 @@ class TransportWires(ABC, Generic[W, S]):
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client was closed")
-            known = self._wires.get(endpoint)
+            known = self._transports.get(endpoint)
             addresses = endpoint.instance.addresses
             if known is not None:
                 if set(known[0]) == set(addresses) and now < known[2]:
-                    self._wires[endpoint] = (addresses, *known[1:])
+                    self._transports[endpoint] = (addresses, *known[1:])
                     return known[1]
                 self.leaving.append((endpoint, known[1]))
-            wire = self._make(endpoint, self._idle)
+            transport = self._make(endpoint, self._idle)
             if endpoint.gone:  # it left after it was picked
-                wire.retire()
-                self._wires.pop(endpoint, None)
-                self.leaving.append((endpoint, wire))
+                transport.drain()
+                self._transports.pop(endpoint, None)
+                self.leaving.append((endpoint, transport))
             else:
-                self._wires[endpoint] = (addresses, wire, self._until(now))
-            return wire
+                self._transports[endpoint] = (addresses, transport, self._until(now))
+            return transport
 
     def _until(self, now: float) -> float:
         if self._max_age is None:
@@ -179,14 +179,14 @@ class TransportWires(ABC, Generic[W, S]):
         with self._lock:
             if self._seen != self._pool.membership:
                 self._seen = self._pool.membership
-                gone = [one for one, known in self._wires.items() if _has_left(one, known[0])]
-                self.leaving.extend((one, self._wires.pop(one)[1]) for one in gone)
+                gone = [one for one, known in self._transports.items() if _has_left(one, known[0])]
+                self.leaving.extend((one, self._transports.pop(one)[1]) for one in gone)
             some = [self.leaving.popleft() for _ in range(min(_AT_ONCE, len(self.leaving)))]
         try:
             while some:
-                one = endpoint, wire = some.pop()
-                wire.retire()
-                if endpoint.in_flight and (endpoint.gone or not wire.quiet):
+                one = endpoint, transport = some.pop()
+                transport.drain()
+                if endpoint.in_flight and (endpoint.gone or not transport.is_idle):
                     self.leaving.append(one)
                 else:
                     yield one
@@ -194,17 +194,19 @@ class TransportWires(ABC, Generic[W, S]):
             self.leaving.extend(some)  # those left when a closing was cancelled
 
     def _all(self) -> Sequence[W]:
-        return [wire for _, wire, _ in self._wires.values()] + [wire for _, wire in self.leaving]
+        return [transport for _, transport, _ in self._transports.values()] + [
+            transport for _, transport in self.leaving
+        ]
 
     def _taken(self) -> Sequence[W]:
         """Every wire, handed over for closing."""
         with self._lock:
-            wires = self._all()
-            self._wires, self.leaving = {}, deque()
-        return wires
+            transports = self._all()
+            self._transports, self.leaving = {}, deque()
+        return transports
 
 
-class Wires(TransportWires[Sender, httpx.SyncByteStream]):
+class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
     """The wires of a transport for threads. They are a job of the control plane's scheduler."""
 
     turn = -1
@@ -213,7 +215,7 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint, KeepAlivePool[Any]], Sender],
+        make: Callable[[Endpoint, KeepAlivePool[Any]], InstanceTransport],
         options: WireOptions,
         rng: random.Random,
     ) -> None:
@@ -252,15 +254,15 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
 
     def after_fork(self) -> None:
         """In a child: connections of its own."""
-        self.disown()
+        self.detach_after_fork()
 
     def tidy(self) -> None:
         """Close what was lost and what has left."""
         self._idle.sweep()
-        for endpoint, wire in self._departed():
+        for endpoint, transport in self._departed():
             if not endpoint.in_flight:  # else a call may be just about to use it
-                with self._told(wire):
-                    wire.close()
+                with self._told(transport):
+                    transport.close()
         self._close_lost()
 
     def _close_lost(self) -> None:
@@ -274,11 +276,11 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
             self.tidy()
 
     def _wake(self) -> None:
-        self._idle.watch(lambda _: REFRESHER.schedule(self))
+        self._idle.watch(lambda _: THREAD_SCHEDULER.schedule(self))
 
     def _summon(self) -> None:
-        if REFRESHER.started:  # a finalizer must not start a thread
-            REFRESHER.schedule(self)
+        if THREAD_SCHEDULER.started:  # a finalizer must not start a thread
+            THREAD_SCHEDULER.schedule(self)
 
     def close(self) -> None:
         """Close every wire, and make no other. What one of them raises is raised after that."""
@@ -286,17 +288,17 @@ class Wires(TransportWires[Sender, httpx.SyncByteStream]):
         self._idle.sweep()
         self._close_lost()  # nobody looks for what was dropped any more
         with contextlib.ExitStack() as stack:
-            for wire in self._taken():
-                stack.callback(wire.close)
+            for transport in self._taken():
+                stack.callback(transport.close)
 
 
-class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
+class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncByteStream]):
     """The wires of a transport in one event loop."""
 
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncSender],
+        make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncInstanceTransport],
         options: WireOptions,
         rng: random.Random,
     ) -> None:
@@ -307,10 +309,10 @@ class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
         """Close what was lost and what has left."""
         self._idle.sweep()
         with anyio.CancelScope(shield=True):  # the call that does it may have little time left
-            for endpoint, wire in self._departed():
+            for endpoint, transport in self._departed():
                 if not endpoint.in_flight:  # as above
-                    with self._told(wire):
-                        await wire.aclose()
+                    with self._told(transport):
+                        await transport.aclose()
             await self._close_lost()
 
     async def _close_lost(self) -> None:
@@ -324,8 +326,8 @@ class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
         self._idle.sweep()
         await self._close_lost()  # nobody looks for what was dropped any more
         async with contextlib.AsyncExitStack() as stack:
-            for wire in self._taken():
-                stack.push_async_callback(wire.aclose)
+            for transport in self._taken():
+                stack.push_async_callback(transport.aclose)
 
     def instances_departed(self) -> None:
         """On any thread: close what is idle to them, soon."""
@@ -340,7 +342,7 @@ class AsyncWires(TransportWires[AsyncSender, httpx.AsyncByteStream]):
 
     def _attend(self) -> None:
         self._idle.sweep()
-        if self.untidy:
+        if self.needs_cleanup:
             spawn(self._loop, self._tidy_all)
 
     async def _tidy_all(self) -> None:
@@ -432,45 +434,45 @@ def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
     return endpoint.gone or (now is not addresses and set(now) != set(addresses))
 
 
-class Homes:
+class PerLoopTransports:
     """The wires of one transport, a set for each event loop; `make` makes a set."""
 
-    def __init__(self, pool: Pool, make: Callable[[], AsyncWires]) -> None:
+    def __init__(self, pool: Pool, make: Callable[[], AsyncTransportPool]) -> None:
         self._make = make
-        self._homes: dict[object, AsyncWires] = {}
-        self._last: tuple[object, AsyncWires] | None = None
+        self._per_loop: dict[object, AsyncTransportPool] = {}
+        self._last: tuple[object, AsyncTransportPool] | None = None
         self._lock = threading.Lock()
         self._closed = False
         pool.listen(self._instances_departed)
         fork.track(self)
 
-    def last(self) -> AsyncWires | None:
+    def last(self) -> AsyncTransportPool | None:
         """The wires of the running loop, if they are those that were asked for last."""
         last = self._last
         return last[1] if last is not None and last[0] is running_loop() else None
 
-    async def here(self) -> AsyncWires:
+    async def here(self) -> AsyncTransportPool:
         """The wires of the running loop."""
         loop = running_loop()
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client was closed")
-            if (wires := self._homes.get(loop)) is None:
-                wires = self._settle(loop)
+            if (transports := self._per_loop.get(loop)) is None:
+                transports = self._join(loop)
         await _tell_at_end(self, loop)
-        self._last = loop, wires
-        return wires
+        self._last = loop, transports
+        return transports
 
     async def aclose(self) -> None:
         """Close the wires of the running loop, and have other loops that run close theirs. Those of
         a loop that stands still are closed as it ends. None is opened after this."""
         with self._lock:
             self._closed, self._last = True, None
-            homes = dict(self._homes)
-        own, elsewhere = homes.pop(running_loop(), None), []
-        for loop, wires in homes.items():
+            per_loop = dict(self._per_loop)
+        own, elsewhere = per_loop.pop(running_loop(), None), []
+        for loop, transports in per_loop.items():
             done = Signal()
-            if _soon(loop, partial(_close, wires, done)):
+            if _soon(loop, partial(_close, transports, done)):
                 elsewhere.append(done)
         if own is not None:
             await own.aclose()
@@ -481,36 +483,36 @@ class Homes:
         """Close the wires of this loop, which is running."""
         if self._last is not None and self._last[0] is loop:
             self._last = None
-        if (wires := self._homes.pop(loop, None)) is not None:
-            await wires.aclose()
+        if (transports := self._per_loop.pop(loop, None)) is not None:
+            await transports.aclose()
 
     def after_fork(self) -> None:
         """In a child: no loop of the parent's runs here."""
-        homes, self._homes, self._last = self._homes, {}, None
+        per_loop, self._per_loop, self._last = self._per_loop, {}, None
         self._lock = threading.Lock()
-        for wires in homes.values():
-            wires.disown()
-        inherited.append((homes, dict(_ends)))
+        for transports in per_loop.values():
+            transports.detach_after_fork()
+        inherited.append((per_loop, dict(_ends)))
         _ends.clear()
 
     def _instances_departed(self) -> None:
         with self._lock:
-            homes = list(self._homes.values())
-        for wires in homes:
-            wires.instances_departed()
+            per_loop = list(self._per_loop.values())
+        for transports in per_loop:
+            transports.instances_departed()
 
-    def _settle(self, loop: object) -> AsyncWires:
-        for one in _crudely_ended(self._homes):
-            del self._homes[one]
-        wires = self._homes[loop] = self._make()
-        return wires
+    def _join(self, loop: object) -> AsyncTransportPool:
+        for one in _crudely_ended(self._per_loop):
+            del self._per_loop[one]
+        transports = self._per_loop[loop] = self._make()
+        return transports
 
 
 class _End:
     """Tells the end of one loop: a loop, as it ends, closes every generator that is left in it."""
 
     def __init__(self, loop: object) -> None:
-        self.homes: WeakSet[Homes] = WeakSet()
+        self.per_loop: WeakSet[PerLoopTransports] = WeakSet()
         self._generator = self._stay(loop)
 
     async def begin(self) -> None:
@@ -523,14 +525,14 @@ class _End:
         finally:
             _ends.pop(loop, None)
             with anyio.CancelScope(shield=True):  # trio ends generators in a cancelled scope
-                for homes in list(self.homes):
-                    await _leave(homes, loop)
+                for per_loop in list(self.per_loop):
+                    await _leave(per_loop, loop)
 
 
-async def _leave(homes: Homes, loop: object) -> None:
+async def _leave(per_loop: PerLoopTransports, loop: object) -> None:
     """One transport that fails to close must not keep the others open."""
     try:
-        await homes.leave(loop)
+        await per_loop.leave(loop)
     except Exception as error:
         if is_interruption(error):
             raise
@@ -540,19 +542,19 @@ async def _leave(homes: Homes, loop: object) -> None:
 _ends: dict[object, _End] = {}
 
 
-async def _tell_at_end(homes: Homes, loop: object) -> None:
+async def _tell_at_end(per_loop: PerLoopTransports, loop: object) -> None:
     """Have it leave the loop when that ends. One generator a loop, whatever becomes of clients."""
     if (end := _ends.get(loop)) is None:
         for one in _crudely_ended(_ends):
             _ends.pop(one, None)
         end = _ends[loop] = _End(loop)
         await end.begin()
-    end.homes.add(homes)
+    end.per_loop.add(per_loop)
 
 
-async def _close(wires: AsyncWires, done: Signal) -> None:
+async def _close(transports: AsyncTransportPool, done: Signal) -> None:
     try:
-        await wires.aclose()
+        await transports.aclose()
     except Exception as error:
         if is_interruption(error):
             raise
