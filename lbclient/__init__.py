@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lbclient._internal.deadline import time_left
-from lbclient._version import __version__
+from lbclient._internal.version import __version__
 from lbclient.balancer import Balancer
 from lbclient.balancer.options import RECOMMENDED, recommended
 from lbclient.balancer.snapshot import InstanceSnapshot, ServiceSnapshot

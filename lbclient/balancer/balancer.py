@@ -1,7 +1,6 @@
 """Balancer: discovery, picking, retries, breaking and tracing for any protocol.
 
-It wires the decisions together and owns the clock, the dice and the lock. `Control` is the part of
-it that makes no calls.
+It wires the decisions together and owns the clock, the dice and the lock.
 """
 
 from __future__ import annotations
@@ -9,30 +8,27 @@ from __future__ import annotations
 import random
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import ClassVar, NoReturn, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from lbclient._internal import fork, validation
 from lbclient._internal.failure_log import Complaint
 from lbclient._internal.interruption import is_interruption
-from lbclient._internal.signals import Pause, Signal
+from lbclient._internal.signals import Pause
 from lbclient.balancer.assembly import Policies, Runtime, build_engine
+from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
-from lbclient.balancer.health_monitor import Check, CheckExecutor, Monitor, Threads, plain_check
+from lbclient.balancer.health_monitor import CheckExecutor, Threads, plain_check
 from lbclient.balancer.lease import Lease
 from lbclient.balancer.listener import Listener, Listening
-from lbclient.balancer.load_probe import Loads
 from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.balancer.threads import invoke, run, sleep
-from lbclient.core.call import NO_OPTIONS, Call, CallOptions, call_options
-from lbclient.core.engine import Engine
+from lbclient.core.call import NO_OPTIONS, Call, call_options
 from lbclient.core.membership import DiscoveryLimits
-from lbclient.core.pool import Pool
 from lbclient.discovery import AddressFilter, DnsOptions, Family, Service, dns_by
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
-from lbclient.discovery.service_url import Target, target_of
+from lbclient.discovery.service_url import target_of
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
@@ -42,196 +38,19 @@ from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.hedging import HedgePolicy
 from lbclient.resilience.outlier_detection import OutlierPolicy
 from lbclient.resilience.retry import RetryPolicy
-from lbclient.resilience.retry_budget import Budget
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy import LoadAware, Strategy, claim, release, strategy_of
-from lbclient.telemetry import MeterProvider, Semantics, TracerProvider
+from lbclient.strategy import Strategy, claim, release, strategy_of
+from lbclient.telemetry import MeterProvider, TracerProvider
 from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["Balancer"]
 
+
 T = TypeVar("T")
-_PLAIN = Semantics()
 
 
-class Closing(ABC):
-    """Closed at the end of the block."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give up what is held; more than once does no harm."""
-
-    async def aclose(self) -> None:
-        """The same as `close`, which does not block."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-
-class Control:
-    """The part of `Balancer` that makes no calls."""
-
-    target: Target
-    _engine: Engine
-    _strategy: Strategy
-    _rng: random.Random
-    _closed: bool
-
-    def instances(self) -> list[Instance]:
-        """The instances known now, in rotation or not."""
-        with self._engine.lock:
-            return [one.instance for one in self._engine.pool.endpoints]
-
-    @property
-    def pool(self) -> Pool:
-        """Who is known and who is in rotation: for whoever binds a protocol. Read it only."""
-        return self._engine.pool
-
-    @property
-    def rng(self) -> random.Random:
-        """The dice."""
-        return self._rng
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Monotonic seconds, as they were handed in."""
-        return self._engine.clock
-
-    def abandon(self) -> None:
-        """Calls under way lose their connections now: that is nobody's fault, and not tried again.
-        For whoever binds a protocol."""
-        self._engine.abandoned = True
-
-    def refuse(self) -> None:
-        """Let no call begin, while those that are under way go on: for whoever binds a protocol,
-        and gives them some time before it closes."""
-        self._closed = True
-
-    def idle(self) -> Signal:
-        """A signal that is set once no call is under way, and nothing in flight: for whoever binds
-        a protocol."""
-        return self._engine.drained()
-
-    @property
-    def budget(self) -> Budget | None:
-        """The account of retries, where there is a budget. Read it only."""
-        return self._engine.retries.budget
-
-    def snapshot(self) -> ServiceSnapshot:
-        """What is known now."""
-        return snapshot_of(self._engine)
-
-    def refresh(self) -> None:
-        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
-        stays in use)."""
-        for pause in self._asked():
-            sleep(pause)
-
-    async def arefresh(self) -> None:
-        """The same, without blocking the event loop."""
-        for pause in self._asked():
-            await asleep(pause)
-
-    def loads(self) -> Loads | None:
-        """Whom to tell what instances say of their load: for whoever binds a protocol. None where
-        the strategy heeds no reports, and nobody need look for any."""
-        strategy = self._strategy
-        return Loads(strategy, self._engine) if isinstance(strategy, LoadAware) else None
-
-    def examine(self, policy: HealthCheck, check: Check) -> None:
-        """Have `check` made of every instance, from the first call on: for whoever binds a
-        protocol."""
-        engine = self._engine
-        engine.membership.companion = Monitor(
-            policy,
-            check,
-            endpoints=lambda: engine.pool.endpoints,
-            report=engine.checked,
-            clock=engine.clock,
-            rng=engine.rng,
-            crew=self._crew(),
-        )
-
-    def eject(self, instance: Instance, seconds: float) -> None:
-        """Have no call go to `instance` for so many seconds; what is under way goes on.
-
-        Raises ValueError for an instance that is not known, or no such time.
-        """
-        validation.number("seconds", seconds, above=True)
-        with self._engine.lock:
-            self._engine.rotation.eject(self._known(instance), seconds, "hand")
-        self._engine.outbox.publish()
-
-    def admit(self, instance: Instance) -> None:
-        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
-        rest that it asked for, a failed health check (until the checks change their mind).
-
-        Raises ValueError for an instance that is not known.
-        """
-        with self._engine.lock:
-            self._engine.rotation.admit(self._known(instance))
-        self._engine.outbox.publish()
-
-    def _crew(self) -> CheckExecutor:
-        """Who makes the checks."""
-        return Threads()
-
-    def _known(self, instance: Instance) -> Endpoint:
-        if not isinstance(instance, Instance):
-            raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
-        if (endpoint := self._engine.pool.find(instance)) is None:
-            raise ValueError(f"{self.target.name} has no instance {instance}")
-        return endpoint
-
-    def _refuse(self) -> NoReturn:
-        raise RuntimeError(f"the balancer of {self.target.name} is closed")
-
-    def _asked(self) -> Iterable[Pause]:
-        if self._closed:
-            self._refuse()
-        return self._engine.membership.round()
-
-
-def guarded(judge: Classifier, clock: Callable[[], float], complaint: Complaint) -> Classifier:
-    """Return a judge that does not raise: where `judge` fails, or returns something other than a
-    `Verdict`, the outcome is neutral.
-
-    A judge of this package raises nothing of its own: what comes out of it is let through.
-    """
-    if str(getattr(judge, "__module__", "")).startswith("lbclient."):
-        return judge
-
-    def verdict(outcome: object) -> Verdict:
-        try:
-            found: object = judge(outcome)
-        except Exception as error:
-            if is_interruption(error):
-                raise
-            complaint.failed(clock(), error)
-            return FINE
-        if not isinstance(found, Verdict):
-            kind = type(found).__name__
-            complaint.failed(clock(), detail=f"it returned {kind}, not lbclient.Verdict")
-            return FINE
-        if complaint.failing:
-            complaint.recovered()
-        return found
-
-    return verdict
-
-
-class Balancer(Control, Closing):
+class Balancer:
     """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
@@ -340,11 +159,11 @@ class Balancer(Control, Closing):
         outbox = Outbox(None if self._listening is None else self._listening.deliver)
         judging = f"{self.target.name}: the judge"
         complaint = Complaint(outbox.add, judging, "failed; the outcome counts as neutral")
-        self._classify = guarded(judge or classify_network_error, clock, complaint)
+        classify = _guarded(judge or classify_network_error, clock, complaint)
         self._engine = build_engine(self.target, self._strategy, policies, runtime, outbox)
-        self._closed = False
+        self._binding = Binding(self._engine, classify, self._strategy, self._executor())
         if health is not None and check is not None:
-            self.examine(health, check)
+            self._binding.check_health(health, check)
         claim(self._strategy)
         fork.track(self)
 
@@ -374,7 +193,7 @@ class Balancer(Control, Closing):
         options = NO_OPTIONS
         if idempotent is not False or not (key is deadline is caller is None):
             options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        call: Call[T] = self.begin(options, _PLAIN)
+        call: Call[T] = self._binding.begin(options)
         return run(call, partial(invoke, fn))
 
     async def acall(
@@ -392,7 +211,7 @@ class Balancer(Control, Closing):
         options = NO_OPTIONS
         if idempotent is not False or not (key is deadline is caller is None):
             options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        call: Call[T] = self.begin(options, _PLAIN)
+        call: Call[T] = self._binding.begin(options)
         if self._engine.hedging is not None:
             return await arun(call, partial(ainvoke, fn))
         with call:
@@ -414,13 +233,47 @@ class Balancer(Control, Closing):
     ) -> Lease:
         """One pick for the time of a `with` or `async with` block; no retry."""
         options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
-        return Lease(self.begin(options, _PLAIN))
+        return Lease(self._binding.begin(options))
 
-    def begin(self, options: CallOptions, semantics: Semantics) -> Call[T]:
-        """A call for a shell to carry out: for whoever binds another protocol."""
-        if self._closed:
-            self._refuse()
-        return Call(self._engine, self._classify, options, semantics)
+    def instances(self) -> list[Instance]:
+        """The instances known now, in rotation or not."""
+        with self._engine.lock:
+            return [one.instance for one in self._engine.pool.endpoints]
+
+    def snapshot(self) -> ServiceSnapshot:
+        """What is known now."""
+        return snapshot_of(self._engine)
+
+    def refresh(self) -> None:
+        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
+        stays in use)."""
+        for pause in self._asked():
+            sleep(pause)
+
+    async def arefresh(self) -> None:
+        """The same, without blocking the event loop."""
+        for pause in self._asked():
+            await asleep(pause)
+
+    def eject(self, instance: Instance, seconds: float) -> None:
+        """Have no call go to `instance` for so many seconds; what is under way goes on.
+
+        Raises ValueError for an instance that is not known, or no such time.
+        """
+        validation.number("seconds", seconds, above=True)
+        with self._engine.lock:
+            self._engine.rotation.eject(self._known(instance), seconds, "hand")
+        self._engine.outbox.publish()
+
+    def admit(self, instance: Instance) -> None:
+        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
+        rest that it asked for, a failed health check (until the checks change their mind).
+
+        Raises ValueError for an instance that is not known.
+        """
+        with self._engine.lock:
+            self._engine.rotation.admit(self._known(instance))
+        self._engine.outbox.publish()
 
     def close(self) -> None:
         """Send nothing more, and stop discovery. It does not wait.
@@ -429,12 +282,28 @@ class Balancer(Control, Closing):
         retry) end now: with their last outcome, or with BalancerClosed if there is none. Later
         calls raise RuntimeError.
         """
-        self._closed = True
+        self._binding.refuse_calls()
         self._engine.end()
         self._engine.stop()
         if self._listening is not None:
             self._listening.stop()
         release(self._strategy)
+
+    async def aclose(self) -> None:
+        """The same as `close`, which does not block."""
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
     def after_fork(self) -> None:
         """In a child: new locks, and other dice than the parent's, also if they are a caller's: as
@@ -443,3 +312,47 @@ class Balancer(Control, Closing):
             self._rng.seed()
         finally:
             self._engine.after_fork(threading.RLock())
+
+    def _executor(self) -> CheckExecutor:
+        """Who makes the checks."""
+        return Threads()
+
+    def _known(self, instance: Instance) -> Endpoint:
+        if not isinstance(instance, Instance):
+            raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
+        if (endpoint := self._engine.pool.find(instance)) is None:
+            raise ValueError(f"{self.target.name} has no instance {instance}")
+        return endpoint
+
+    def _asked(self) -> Iterable[Pause]:
+        if self._binding.closed:
+            self._binding.refuse()
+        return self._engine.membership.round()
+
+
+def _guarded(judge: Classifier, clock: Callable[[], float], complaint: Complaint) -> Classifier:
+    """Return a judge that does not raise: where `judge` fails, or returns something other than a
+    `Verdict`, the outcome is neutral.
+
+    A judge of this package raises nothing of its own: what comes out of it is let through.
+    """
+    if str(getattr(judge, "__module__", "")).startswith("lbclient."):
+        return judge
+
+    def verdict(outcome: object) -> Verdict:
+        try:
+            found: object = judge(outcome)
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            complaint.failed(clock(), error)
+            return FINE
+        if not isinstance(found, Verdict):
+            kind = type(found).__name__
+            complaint.failed(clock(), detail=f"it returned {kind}, not lbclient.Verdict")
+            return FINE
+        if complaint.failing:
+            complaint.recovered()
+        return found
+
+    return verdict

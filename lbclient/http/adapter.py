@@ -14,6 +14,7 @@ from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint import Endpoint
+from lbclient.protocol import bind
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.retry import RetryPolicy
 
@@ -33,14 +34,14 @@ from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
 from .telemetry import HttpSemantics, Labels
 
-__all__ = ["Binding", "closed_on_error", "policy_of"]
+__all__ = ["HttpAdapter", "closed_on_error", "policy_of"]
 
 _TLS_NAMES = ("instance", "service")
 _CLOSE_GRACE = 1.0
 _LAST_MOMENT = 0.25
 
 
-class Binding:
+class HttpAdapter:
     """HTTP over one balancer: what a request asks, whom it names, how its instances are reached."""
 
     def __init__(self, service: object, options: Mapping[str, object]) -> None:
@@ -58,6 +59,7 @@ class Binding:
         validation.kind("health", self.health, HealthCheck)
         self.policy = policy_of(mine)
         self.balancer = Balancer(service, judge=HttpClassifier(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
+        self.binding = bind(self.balancer)
         self.target = target = self.balancer.target
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
@@ -84,16 +86,16 @@ class Binding:
         """The call that carries this request."""
         options = call_options_of(request, self.policy, replayable, self._key_of, self._fair_by)
         if (shared := SHARED_DEADLINE.get()) is not None:
-            options = shared.bind(options, self.balancer)
-        return self.balancer.begin(options, HttpSemantics(request, self._labels))
+            options = shared.bind(options, self.binding)
+        return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
         """What to wait for before connections are closed."""
-        return Pause(self.close_grace, self.balancer.idle())
+        return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
         """What to wait for after that: calls that lost their connections need a moment to end."""
-        return Pause(_LAST_MOMENT, self.balancer.idle())
+        return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
         """How an instance is addressed: of an unnamed list by each one's own Host."""

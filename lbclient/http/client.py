@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from lbclient._internal import validation
 from lbclient.balancer import Balancer
 from lbclient.discovery.service_url import Target
+from lbclient.protocol import bind
 
 from ._compat import NAME, httpx
 from .adapter import closed_on_error, policy_of
@@ -92,6 +93,7 @@ class Client(DirectClient):
         given = _checked(options)
         balancing = Transport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
+        self._binding = bind(self._balancer)
         self._request_cache = RequestCache(
             Origin(self._balancer.target.origin, self._balancer.instances)
         )
@@ -136,7 +138,7 @@ class Client(DirectClient):
         # Without a deadline there is nothing to share, unless a call around this one has one.
         if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with SharedDeadline(request, self._deadline, self._balancer):
+        with SharedDeadline(request, self._deadline, self._binding):
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 
@@ -153,6 +155,7 @@ class AsyncClient(DirectAsyncClient):
         given = _checked(options)
         balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
+        self._binding = bind(self._balancer)
         self._request_cache = RequestCache(
             Origin(self._balancer.target.origin, self._balancer.instances)
         )
@@ -196,7 +199,7 @@ class AsyncClient(DirectAsyncClient):
         send = super().send
         if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with SharedDeadline(request, self._deadline, self._balancer):
+        with SharedDeadline(request, self._deadline, self._binding):
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
 
 

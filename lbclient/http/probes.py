@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from lbclient._internal.deadline import Expiry
-from lbclient._version import __version__
+from lbclient._internal.version import __version__
 from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
 from lbclient.balancer.load_probe import Loads, Prober
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
@@ -29,31 +29,23 @@ from lbclient.resilience.health_check import HealthCheck
 from lbclient.strategy import LoadReport
 
 from ._compat import httpx
-from .adapter import Binding
+from .adapter import HttpAdapter
 from .connections.custom_transport import AsyncInstanceTransport, InstanceTransport
 from .connections.pool import KeepAlivePool, pool_of
 from .connections.transport_pool import TransportPool
 from .options import WireOptions
 from .request import Upstream, attempt_extensions
 
-__all__ = ["HEADER", "achecked", "areports", "checked", "load_of", "reports"]
+__all__ = ["HEADER", "Reports", "achecked", "areports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
 """ORCA's, the Open Request Cost Aggregation of Envoy and gRPC, in its forms TEXT and JSON."""
 
 _LONGEST = 4096
+
 _IN_FLIGHT, _LATENCY = "in_flight", "latency"
+
 _NAMED = "named_metrics"
-
-_HEALTH_AGENT = f"lbclient/{__version__} health-check"
-_MOST = 65_536
-"""So many bytes of a body are read."""
-_NO_BODY = httpx.ByteStream(b"")
-
-W = TypeVar("W")
-Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
-
-_LOAD_AGENT = f"lbclient/{__version__} load-probe"
 
 
 def load_of(text: str) -> LoadReport | None:
@@ -95,26 +87,40 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, str) else value  # type: ignore[return-value]  # checked there
 
 
-def checked(policy: HealthCheck, binding: Binding, make: Make[InstanceTransport]) -> Check:
+_HEALTH_AGENT = f"lbclient/{__version__} health-check"
+
+_MOST = 65_536
+"""So many bytes of a body are read."""
+
+_NO_BODY = httpx.ByteStream(b"")
+
+W = TypeVar("W")
+
+Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
+
+
+def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransport]) -> Check:
     """What `policy` asks for; over HTTP, by wires that `make` makes."""
-    return plain_check(policy) or _Checkup(policy, binding, make).check
+    return plain_check(policy) or _Checkup(policy, adapter, make).check
 
 
-def achecked(policy: HealthCheck, binding: Binding, make: Make[AsyncInstanceTransport]) -> Check:
+def achecked(
+    policy: HealthCheck, adapter: HttpAdapter, make: Make[AsyncInstanceTransport]
+) -> Check:
     """The same for wires that want an event loop: a caller's own. Each check is an asyncio loop."""
-    return plain_check(policy) or _AsyncCheckup(policy, binding, make).check
+    return plain_check(policy) or _AsyncCheckup(policy, adapter, make).check
 
 
 class _Asks(Generic[W]):
     """The request, and a wire for each check: that connecting works is part of what it proves."""
 
-    def __init__(self, policy: HealthCheck, binding: Binding, make: Make[W]) -> None:
+    def __init__(self, policy: HealthCheck, adapter: HttpAdapter, make: Make[W]) -> None:
         self._policy = policy
-        self._target = binding.target
-        self._url = httpx.URL(f"{binding.target.origin}{policy.path}")
-        self._upstream = binding.upstream
+        self._target = adapter.target
+        self._url = httpx.URL(f"{adapter.target.origin}{policy.path}")
+        self._upstream = adapter.upstream
         self._make = make
-        self._options = replace(binding.wire_options, retries=0)
+        self._options = replace(adapter.wire_options, retries=0)
 
     def _wire(self, endpoint: Endpoint) -> W:
         return self._make(self._upstream(endpoint), self._options, pool_of(self._options))
@@ -169,34 +175,37 @@ class _AsyncCheckup(_Asks[AsyncInstanceTransport]):
                             return
 
 
-def reports(binding: Binding, make: Make[InstanceTransport]) -> Reports | None:
+_LOAD_AGENT = f"lbclient/{__version__} load-probe"
+
+
+def reports(adapter: HttpAdapter, make: Make[InstanceTransport]) -> Reports | None:
     """None where the strategy does not care. Probes go by wires that `make` makes."""
-    loads = binding.balancer.loads()
-    return None if loads is None else _Threaded(binding, loads, make)
+    loads = adapter.binding.loads()
+    return None if loads is None else _Threaded(adapter, loads, make)
 
 
-def areports(binding: Binding, make: Make[AsyncInstanceTransport]) -> Reports | None:
+def areports(adapter: HttpAdapter, make: Make[AsyncInstanceTransport]) -> Reports | None:
     """The same for wires that want an event loop: a caller's own."""
-    loads = binding.balancer.loads()
-    return None if loads is None else _Looped(binding, loads, make)
+    loads = adapter.binding.loads()
+    return None if loads is None else _Looped(adapter, loads, make)
 
 
 class Reports(ABC):
     """What the instances of one transport say of their load."""
 
-    def __init__(self, binding: Binding, loads: Loads) -> None:
-        self._target = binding.target
+    def __init__(self, adapter: HttpAdapter, loads: Loads) -> None:
+        self._target = adapter.target
         self._loads = loads
         self._prober: Prober | None = None
         if (probe := loads.probe) is not None:
-            self._url = httpx.URL(f"{binding.target.origin}{probe.path}")
+            self._url = httpx.URL(f"{adapter.target.origin}{probe.path}")
             self._prober = Prober(
                 probe,
                 self._ask,
                 candidates=loads.candidates,
                 scheduler=THREAD_SCHEDULER,
                 clock=time.monotonic,
-                rng=binding.balancer.rng,
+                rng=adapter.binding.rng,
             )
 
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
@@ -234,15 +243,15 @@ class Reports(ABC):
 class _Threaded(Reports):
     """Probes by wires for threads, beside those of the calls, and kept open like them."""
 
-    def __init__(self, binding: Binding, loads: Loads, make: Make[InstanceTransport]) -> None:
+    def __init__(self, adapter: HttpAdapter, loads: Loads, make: Make[InstanceTransport]) -> None:
         self._transports = TransportPool(
-            binding.balancer.pool,
-            lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
-            binding.wire_options,
-            binding.balancer.rng,
+            adapter.binding.pool,
+            lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+            adapter.wire_options,
+            adapter.binding.rng,
         )
         self._closed = False
-        super().__init__(binding, loads)
+        super().__init__(adapter, loads)
 
     def close(self) -> None:
         super().close()
@@ -270,10 +279,12 @@ class _Threaded(Reports):
 class _Looped(Reports):
     """Each probe is an asyncio loop, with a wire of its own."""
 
-    def __init__(self, binding: Binding, loads: Loads, make: Make[AsyncInstanceTransport]) -> None:
+    def __init__(
+        self, adapter: HttpAdapter, loads: Loads, make: Make[AsyncInstanceTransport]
+    ) -> None:
         self._make = make
-        self._upstream, self._options = binding.upstream, binding.wire_options
-        super().__init__(binding, loads)
+        self._upstream, self._options = adapter.upstream, adapter.wire_options
+        super().__init__(adapter, loads)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         asyncio.run(self._aask(endpoint, expiry))

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from lbclient._internal import validation
 from lbclient._internal.deadline import Expiry, time_left
-from lbclient.balancer import Balancer
 from lbclient.core.call import CallOptions, caller_of
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
+from lbclient.protocol import Binding
 from lbclient.resilience.retry import RetryPolicy
 from lbclient.telemetry import propagation
 
@@ -115,13 +115,13 @@ class SharedDeadline:
     Raises ValueError or TypeError for what the extension of the first request may not hold.
     """
 
-    __slots__ = ("_balancer", "_requests", "_seconds", "_since", "_token")
+    __slots__ = ("_binding", "_requests", "_seconds", "_since", "_token")
 
-    def __init__(self, request: httpx.Request, deadline: float | None, balancer: Balancer) -> None:
+    def __init__(self, request: httpx.Request, deadline: float | None, binding: Binding) -> None:
         options = _asked(request.extensions.get("lbclient")).get("deadline")
         self._seconds: float | None = deadline if options is None else options
-        self._balancer = balancer
-        self._since = balancer.clock()
+        self._binding = binding
+        self._since = binding.clock()
         self._requests = 0
         self._token: Token[SharedDeadline | None] | None = None
 
@@ -138,17 +138,17 @@ class SharedDeadline:
                 "authentication share its deadline"
             )
 
-    def bind(self, options: CallOptions, balancer: Balancer) -> CallOptions:
+    def bind(self, options: CallOptions, binding: Binding) -> CallOptions:
         """The terms of the next request, ended by this deadline unless their own ends earlier.
 
         Raises DeadlineExceeded where the time is up.
         """
-        if balancer is not self._balancer:
+        if binding is not self._binding:
             return options
         self._requests += 1
         if self._seconds is None:
             return options
-        now = balancer.clock()
+        now = binding.clock()
         end = self._since + self._seconds
         if now >= end:
             raise DeadlineExceeded(

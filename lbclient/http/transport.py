@@ -17,7 +17,7 @@ from lbclient.discovery import Service
 from lbclient.errors import LoadBalancingError
 
 from ._compat import httpx
-from .adapter import Binding
+from .adapter import HttpAdapter
 from .connections.custom_transport import (
     AsyncTransportFactory,
     TransportFactory,
@@ -67,39 +67,39 @@ class Transport(httpx.BaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None:
         make = transport_factory(transport, options)
-        self._binding = binding = Binding(service, options)
+        self._adapter = adapter = HttpAdapter(service, options)
         self._transports = TransportPool(
-            binding.balancer.pool,
-            lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
-            binding.wire_options,
-            binding.balancer.rng,
+            adapter.binding.pool,
+            lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+            adapter.wire_options,
+            adapter.binding.rng,
         )
-        if (health := binding.health) is not None:
-            binding.balancer.examine(health, checked(health, binding, make))
-        self._reports = reports(binding, make)
+        if (health := adapter.health) is not None:
+            adapter.binding.check_health(health, checked(health, adapter, make))
+        self._reports = reports(adapter, make)
 
     @property
     def balancer(self) -> Balancer:
         """The engine inside."""
-        return self._binding.balancer
+        return self._adapter.balancer
 
     def own(self, origin: str) -> None:
         """Balance this origin and refuse any other, as a client of one service does."""
-        self._binding.own(origin)
+        self._adapter.own(origin)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
-        binding = self._binding
+        adapter = self._adapter
         if self._transports.needs_cleanup:
             self._transports.tidy()
-        if binding.origin is not None:
-            request = binding.origin.admitted(request)
-        elif binding.target.path:
-            request = below(binding.target.path, request)
+        if adapter.origin is not None:
+            request = adapter.origin.admitted(request)
+        elif adapter.target.path:
+            request = below(adapter.target.path, request)
         stream, replayable = watch(request)
         answers: list[httpx.Response] = []
         try:
-            call = binding.call(request, replayable)
+            call = adapter.call(request, replayable)
             send = partial(self._send, request, stream, answers)
             response = run(call, send, discard=httpx.Response.close)
         except BaseException as error:
@@ -111,7 +111,7 @@ class Transport(httpx.BaseTransport):
         finally:
             if self._transports.leaving:
                 self._transports.tidy()
-        return binding.finished(call, response)
+        return adapter.finished(call, response)
 
     def close(self) -> None:
         """Wait for the calls that are under way, `close_grace` seconds at the most. Then end them,
@@ -120,17 +120,17 @@ class Transport(httpx.BaseTransport):
         A call that waits ends with its last outcome, or with BalancerClosed if there is none; one
         that is sent, with the error of its connection.
         """
-        binding = self._binding
-        binding.balancer.refuse()
+        adapter = self._adapter
+        adapter.binding.refuse_calls()
         try:
-            sleep(binding.drain())
+            sleep(adapter.drain())
         finally:
-            binding.balancer.close()
-            binding.balancer.abandon()
+            adapter.balancer.close()
+            adapter.binding.abandon_calls()
             self._transports.close()
             if self._reports is not None:
                 self._reports.close()
-        sleep(binding.last())
+        sleep(adapter.last())
 
     def _send(
         self,
@@ -139,7 +139,7 @@ class Transport(httpx.BaseTransport):
         answers: list[httpx.Response],
         attempt: Attempt[httpx.Response],
     ) -> httpx.Response:
-        binding = self._binding
+        adapter = self._adapter
         if attempt.replaces is not None:
             drain(attempt.replaces)
         transport = self._transports.to(attempt.endpoint, attempt.started)
@@ -151,7 +151,7 @@ class Transport(httpx.BaseTransport):
         if self._reports is not None:
             self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
-            if binding.reads_at_once(request, response):
+            if adapter.reads_at_once(request, response):
                 read(response, attempt.expiry)
             else:
                 body = cast("httpx.SyncByteStream", response.stream)
@@ -174,52 +174,52 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None:
         make = async_transport_factory(transport, options)
-        self._binding = binding = Binding(service, options)
+        self._adapter = adapter = HttpAdapter(service, options)
 
         def transports() -> AsyncTransportPool:
             return AsyncTransportPool(
-                binding.balancer.pool,
-                lambda one, idle: make(binding.upstream(one), binding.wire_options, idle),
-                binding.wire_options,
-                binding.balancer.rng,
+                adapter.binding.pool,
+                lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+                adapter.wire_options,
+                adapter.binding.rng,
             )
 
-        self._per_loop = PerLoopTransports(binding.balancer.pool, transports)
+        self._per_loop = PerLoopTransports(adapter.binding.pool, transports)
         ours = transport is None
-        if (health := binding.health) is not None:
+        if (health := adapter.health) is not None:
             check = (
-                checked(health, binding, transport_factory(None, options))
+                checked(health, adapter, transport_factory(None, options))
                 if ours
-                else achecked(health, binding, make)
+                else achecked(health, adapter, make)
             )
-            binding.balancer.examine(health, check)
+            adapter.binding.check_health(health, check)
         self._reports = (
-            reports(binding, transport_factory(None, options)) if ours else areports(binding, make)
+            reports(adapter, transport_factory(None, options)) if ours else areports(adapter, make)
         )
 
     @property
     def balancer(self) -> Balancer:
         """The engine inside."""
-        return self._binding.balancer
+        return self._adapter.balancer
 
     def own(self, origin: str) -> None:
         """Balance this origin and refuse any other, as a client of one service does."""
-        self._binding.own(origin)
+        self._adapter.own(origin)
 
     async def handle_async_request(  # noqa: C901, PLR0912  # a coroutine less for nearly every call
         self, request: httpx.Request
     ) -> httpx.Response:
         """Send a request to an instance, and again as the policy says."""
-        binding = self._binding
-        if binding.origin is not None:
-            request = binding.origin.admitted(request)
-        elif binding.target.path:
-            request = below(binding.target.path, request)
+        adapter = self._adapter
+        if adapter.origin is not None:
+            request = adapter.origin.admitted(request)
+        elif adapter.target.path:
+            request = below(adapter.target.path, request)
         stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
         transports: AsyncTransportPool | None = None
         try:
-            call = binding.call(request, replayable)
+            call = adapter.call(request, replayable)
             transports = self._per_loop.last() or await self._per_loop.here()
             if transports.needs_cleanup:
                 await transports.tidy()
@@ -247,22 +247,22 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         finally:
             if transports is not None and transports.leaving:
                 await transports.tidy()
-        return binding.finished(call, response)
+        return adapter.finished(call, response)
 
     async def aclose(self) -> None:
         """The same. Other event loops that run close their connections themselves, and soon."""
-        binding = self._binding
-        binding.balancer.refuse()
+        adapter = self._adapter
+        adapter.binding.refuse_calls()
         try:
-            await asleep(binding.drain())
+            await asleep(adapter.drain())
         finally:
-            binding.balancer.close()
-            binding.balancer.abandon()
+            adapter.balancer.close()
+            adapter.binding.abandon_calls()
             if self._reports is not None:
                 self._reports.close()
             with anyio.CancelScope(shield=True):
                 await self._per_loop.aclose()
-        await asleep(binding.last())
+        await asleep(adapter.last())
 
     async def _send(
         self,
@@ -272,7 +272,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         answers: list[httpx.Response],
         attempt: Attempt[httpx.Response],
     ) -> httpx.Response:
-        binding = self._binding
+        adapter = self._adapter
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
         transport = transports.to(attempt.endpoint, attempt.started)
@@ -284,7 +284,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         if self._reports is not None:
             self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
-            if binding.reads_at_once(request, response):
+            if adapter.reads_at_once(request, response):
                 await aread(response, attempt.expiry)
             else:
                 body = cast("httpx.AsyncByteStream", response.stream)

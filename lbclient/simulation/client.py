@@ -13,6 +13,7 @@ from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call, CallOptions
 from lbclient.endpoint import Endpoint
 from lbclient.errors import LoadBalancingError
+from lbclient.protocol import bind
 from lbclient.simulation.behaviour import Reply, SimulatedRequest
 from lbclient.simulation.driver import carry_out
 from lbclient.simulation.invariants import Invariants, Trail
@@ -54,7 +55,8 @@ class Client:
         self._world = world
         self._hosts = hosts
         self._journal = journal
-        self._loads = balancer.loads()
+        self._binding = bind(balancer)
+        self._loads = self._binding.loads()
         self._probes = 0.0
         """How many are owed."""
 
@@ -66,7 +68,7 @@ class Client:
         elif request.caller is None:
             request = dataclasses.replace(request, caller=self.number)
         call_options = self._call_options(request)
-        call: Call[Reply] = self.balancer.begin(call_options, _SEMANTICS)
+        call: Call[Reply] = self._binding.begin(call_options, _SEMANTICS)
         trail, arrived = Trail(call, call_options.patience), world.clock()
         self.waiting[trail] = arrived
         self._journal.began()
@@ -120,7 +122,7 @@ class Client:
         if self._loads is None or self._loads.probe is None:
             return
         self._probes += self._loads.probe.rate
-        endpoints, rng, world = self._loads.candidates(), self.balancer.rng, self._world
+        endpoints, rng, world = self._loads.candidates(), self._binding.rng, self._world
         for _ in range(min(int(self._probes), len(endpoints))):
             request = partial(self._probed, rng.choice(endpoints))
             world.at(world.clock() + _TRIP, request, background=True)

@@ -20,6 +20,7 @@ from lbclient.discovery import Service
 from lbclient.discovery.scheduler import PeriodicJob
 from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.instance import Answer
+from lbclient.protocol import bind
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.retry import RetryPolicy
 from lbclient.simulation.behaviour import SimulatedRequest, judge_of
@@ -30,7 +31,6 @@ from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy import Strategy
-from lbclient.telemetry import Semantics
 
 __all__ = ["Rounds", "simulate", "simulated"]
 
@@ -67,7 +67,7 @@ def simulated(
     class Simulated(Balancer):
         _scheduler = Rounds(world)
 
-        def _crew(self) -> CheckExecutor:
+        def _executor(self) -> CheckExecutor:
             return in_turn
 
         def told(self) -> Balancer:
@@ -231,7 +231,7 @@ class _Run:
 
     def _watch(self, number: int, balancer: Balancer) -> Invariants:
         request, policy = self._options, self._options.get("breaker")
-        call: Call[object] = balancer.begin(CallOptions(), Semantics())
+        call: Call[object] = bind(balancer).begin()
         limits = Limits(
             request.get("max_in_flight"), request.get("max_in_flight_total"), request.get("limit")
         )

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from lbclient._version import __version__
+from lbclient._internal.version import __version__
 from lbclient.telemetry.metrics import Metrics, Tally, instruments
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 from lbclient.telemetry.spans import (

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from lbclient._version import __version__
+from lbclient._internal.version import __version__
 from lbclient.telemetry.semantics import Attributes, error_attributes
 
 __all__ = ["Metrics", "Tally", "instruments"]

@@ -154,7 +154,7 @@ def test_a_queued_call_has_the_grace(servers, queued):
         calls.append(pool.submit(client.get, "/"))
         assert queued.wait(SOON)
         closing = pool.submit(client.close)
-        while not client.balancer._closed:
+        while not client.balancer._binding.closed:
             time.sleep(0.001)
         gate.open.set()
         assert [one.result(SOON).status_code for one in calls] == [200, 200]
@@ -384,7 +384,7 @@ def test_closing_while_a_connection_is_made(servers):
     (server,) = servers(tells_port)
     client = lbclient.Client([server.url])
     client.get("/warm")
-    endpoint = next(iter(client.balancer.pool.endpoints))
+    endpoint = next(iter(client.balancer._engine.pool.endpoints))
     wire = client._transport._transports.to(endpoint, 0.0)
     client.close()
     request = client.build_request("GET", f"{server.url}/late")

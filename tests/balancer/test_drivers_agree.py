@@ -14,6 +14,7 @@ from lbclient.balancer import balancer
 from lbclient.balancer.event_loops import arun
 from lbclient.balancer.threads import run
 from lbclient.core.call import CallOptions
+from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 
@@ -91,7 +92,7 @@ class Run:
 
     def calls(self):
         for idempotent in self.script.idempotent:
-            yield self.balancer.begin(CallOptions(idempotent=idempotent), Semantics())
+            yield bind(self.balancer).begin(CallOptions(idempotent=idempotent), Semantics())
 
     def paused(self, pause: Pause) -> None:
         self.trace.append(("pause", pause.seconds))

@@ -18,6 +18,7 @@ from lbclient.core.engine import Engine
 from lbclient.core.picker import Pick
 from lbclient.core.wait_queue import WaitQueue
 from lbclient.endpoint.classifier import classify_network_error
+from lbclient.protocol import bind
 from lbclient.simulation import (
     Open,
     Scenario,
@@ -151,9 +152,9 @@ def test_what_was_never_sent_costs_no_budget():
     with Balancer(THREE, retry=tight, breaker=None, clock=lambda: 0.0) as balancer:
         for _ in range(3):
             assert balancer.call(Sent(ConnectionRefusedError(), "good")) == "good"
-        assert balancer.budget.balance(0.0) == 1.0
+        assert balancer._engine.retries.budget.balance(0.0) == 1.0
         assert balancer.call(Sent(ConnectionResetError(), "good"), idempotent=True) == "good"
-        assert balancer.budget.balance(0.0) == 0.0
+        assert balancer._engine.retries.budget.balance(0.0) == 0.0
 
 
 def test_attempts_bound_what_was_never_sent():
@@ -222,7 +223,9 @@ def test_a_request_that_was_not_read_is_replaced_without_budget(servers):
     with lbclient.Client([server.url], retry=POOR) as client:
         assert client.get("/first").status_code == 200
         assert client.post("/", content=b"x").text == "read"
-        assert client.balancer.budget.balance(client.balancer._engine.clock()) == 0.0
+        assert (
+            client.balancer._engine.retries.budget.balance(client.balancer._engine.clock()) == 0.0
+        )
 
 
 def test_an_empty_budget_still_ends_what_was_sent(servers):
@@ -278,7 +281,7 @@ class Play:
 
     def hold(self, instance, until=HELD):
         """Another call has this instance until then."""
-        endpoint = self.balancer.pool.find(instance)
+        endpoint = self.balancer._engine.pool.find(instance)
         engine, pick = self.balancer._engine, Pick(endpoint, endpoint.breaker.permit, "held")
         with engine.lock:
             engine._retake(pick)
@@ -309,7 +312,9 @@ class Play:
 
         def process():
             yield Pause(at)
-            call = self.balancer.begin(CallOptions(**{"idempotent": True, **terms}), Semantics())
+            call = bind(self.balancer).begin(
+                CallOptions(**{"idempotent": True, **terms}), Semantics()
+            )
             try:
                 result = yield from carry_out(call, send)
             except (OSError, lbclient.LoadBalancingError) as error:

@@ -15,6 +15,7 @@ from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
 from lbclient.discovery import AddressFilter, Dns, SrvResolver
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out, simulated
 from lbclient.telemetry import Semantics
 from tests.support.dns import (
@@ -78,7 +79,7 @@ class Shop:
         while self.world.clock() < until:
             begun = self.world.clock()
             try:
-                yield from carry_out(self.balancer.begin(CallOptions(), Semantics()), _answer)
+                yield from carry_out(bind(self.balancer).begin(CallOptions(), Semantics()), _answer)
             except lbclient.LoadBalancingError:
                 self.failed += 1
             self.calls += 1

@@ -130,7 +130,7 @@ def test_the_dice_of_everything_else():
     work = """
     expected, mine = random.Random(1), random.Random(1)
     balancer = lbclient.Balancer(hosts(2), rng=mine, strategy="round-robin")
-    told = told_by_children(lambda: balancer.rng.random())
+    told = told_by_children(lambda: balancer._engine.rng.random())
     assert len(set(told)) == len(told)
     assert mine.random() == expected.random()
     """
@@ -180,7 +180,7 @@ def test_children_refresh_and_probe_at_different_times():
     except ConnectionResetError:
         pass
     def times():
-        (one,) = balancer.pool.endpoints
+        (one,) = balancer._engine.pool.endpoints
         return [balancer._engine.watch.next_at, one.breaker.due]
     refresh, due = times()
     now = time.monotonic()

@@ -672,7 +672,7 @@ def test_flapping_costs_less_each_time(servers, strategy):
         flapper.behaviour = says(503)
         while client.balancer.snapshot().instances[0].breaker == "closed":
             client.get("/")
-        (endpoint, _) = client.balancer.pool.endpoints
+        (endpoint, _) = client.balancer._engine.pool.endpoints
         assert endpoint.breaker.due - clock.now <= 1.0
 
 

@@ -156,7 +156,7 @@ def test_close_waits_for_calls_under_way(servers):
     assert gate.entered.acquire(timeout=10)
     closing = threading.Thread(target=lambda: (client.close(), closed.set()))
     closing.start()
-    while not client.balancer._closed:
+    while not client.balancer._binding.closed:
         closed.wait(0.001)
     with pytest.raises(RuntimeError, match="closed"):
         client.get("/")

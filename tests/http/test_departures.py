@@ -195,7 +195,7 @@ def test_late_outcome_of_the_machine_before_is_not_charged():
     balancer.call(replaced)
     (one,) = balancer.snapshot().instances
     assert (one.breaker, one.failures, one.in_flight) == ("closed", 0, 0)
-    (endpoint,) = balancer.pool.endpoints
+    (endpoint,) = balancer._engine.pool.endpoints
     assert endpoint.backing_off_until == 0
     balancer.close()
 

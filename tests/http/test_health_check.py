@@ -20,6 +20,7 @@ import lbclient
 from lbclient import Answer, HealthCheck, Instance
 from lbclient._internal.signals import Pause
 from lbclient.core.call import call_options
+from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out, simulated
 from lbclient.telemetry import Semantics
 from tests.faults.test_lifecycle import WARM, script
@@ -55,7 +56,7 @@ class Patient:
 
 def standing(client):
     """Who is healthy, in the order of the list."""
-    return [one.healthy for one in client.balancer.pool.endpoints]
+    return [one.healthy for one in client.balancer._engine.pool.endpoints]
 
 
 @worlds
@@ -98,7 +99,7 @@ def test_under_httpx(servers, world):
     with world.under_httpx(urls(pair), health=HealthCheck("/healthz", **OFTEN)) as client:
         client.get(pair[0].url)
         balancer = client.client._transport.balancer
-        until(lambda: [one.healthy for one in balancer.pool.endpoints] == [False, True])
+        until(lambda: [one.healthy for one in balancer._engine.pool.endpoints] == [False, True])
 
 
 @worlds
@@ -165,7 +166,7 @@ def test_forks(servers):
     health = lbclient.HealthCheck("/healthz", interval=0.05, timeout=0.05, down=2)
     client = lbclient.Client(sys.argv[1:], health=health)
     def healthy():
-        return [one.healthy for one in client.balancer.pool.endpoints]
+        return [one.healthy for one in client.balancer._engine.pool.endpoints]
     def until_known():
         while healthy() != [False, True]:
             time.sleep(0.005)
@@ -173,7 +174,7 @@ def test_forks(servers):
     until_known()
     def work():
         assert healthy() == [False, True]
-        for one in client.balancer.pool.endpoints:
+        for one in client.balancer._engine.pool.endpoints:
             one.healthy = True
         client.get("/")
         until_known()
@@ -255,7 +256,7 @@ def test_a_balancer_connects(servers, dead_port):
     instances = [Instance("127.0.0.1", server.port), Instance("127.0.0.1", dead_port)]
     with lbclient.Balancer(instances, health=HealthCheck(path=None, **OFTEN)) as balancer:
         balancer.call(lambda _: None)
-        until(lambda: [one.healthy for one in balancer.pool.endpoints] == [True, False])
+        until(lambda: [one.healthy for one in balancer._engine.pool.endpoints] == [True, False])
         assert {balancer.call(lambda one: one.port) for _ in range(10)} == {server.port}
 
 
@@ -288,22 +289,22 @@ def test_virtual_time():
 
     def call():
         asked = call_options(idempotent=True, key=None, deadline=None)
-        return carry_out(balancer.begin(asked, Semantics()), send)
+        return carry_out(bind(balancer).begin(asked, Semantics()), send)
 
     world.spawn(call())
     world.run(until=111)
     assert {instance for _, instance, _ in asked} == {one, other}
     down.add(one)
     world.run(until=122)
-    assert all(endpoint.healthy for endpoint in balancer.pool.endpoints)
+    assert all(endpoint.healthy for endpoint in balancer._engine.pool.endpoints)
     world.run(until=145)
-    assert [endpoint.healthy for endpoint in balancer.pool.endpoints] == [False, True]
+    assert [endpoint.healthy for endpoint in balancer._engine.pool.endpoints] == [False, True]
     results = [world.spawn(call()) for _ in range(10)]
     world.run(until=146)
     assert {result[0] for result in results} == {other}
     down.clear()
     world.run(until=170)
-    assert [endpoint.healthy for endpoint in balancer.pool.endpoints] == [True, True]
+    assert [endpoint.healthy for endpoint in balancer._engine.pool.endpoints] == [True, True]
     assert {thread for _, _, thread in asked} == {threading.main_thread()}
     balancer.close()
     before = len(asked)

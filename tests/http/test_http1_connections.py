@@ -87,7 +87,7 @@ def test_a_token_does_not_outlive_its_request(listener):
         secrets = {"Authorization": "Bearer S3CRET", "X-Api-Key": "S3CRET", "Cookie": "a=S3CRET"}
         for name, value in [("User-Agent", "x"), *secrets.items()]:
             request = client.build_request("GET", "/", headers={name: value})
-            (instance,) = client.balancer.pool.endpoints
+            (instance,) = client.balancer._engine.pool.endpoints
             transport = client._transport._transports.to(instance, 0.0)
             transport._exchange(request, {})
             kept, _ = transport._kept_headers
@@ -98,7 +98,7 @@ def test_a_token_does_not_outlive_its_request(listener):
 def test_each_request_names_its_own_span(listener):
     """Headers that are kept from one request to the next do not include the span that calls."""
     with lbclient.Client(["http://{}:{}".format(*listener.getsockname())]) as client:
-        (instance,) = client.balancer.pool.endpoints
+        (instance,) = client.balancer._engine.pool.endpoints
         transport = client._transport._transports.to(instance, 0.0)
         for number in (1, 2):
             span = NonRecordingSpan(SpanContext(number, number, is_remote=False))

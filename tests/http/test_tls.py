@@ -23,6 +23,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 import lbclient
+from lbclient.protocol import bind
 from tests.http.test_bodies import Pipe, echoes, failures
 from tests.http.test_features import (
     BIG,
@@ -109,7 +110,7 @@ def test_a_hedge_through_tls(serve_tls, trust):
         strategy="round-robin",
     ) as client:
         answers = {client.get("/").text for _ in range(6)}
-        client.balancer.idle().listen(ended.set)
+        bind(client.balancer).idle().listen(ended.set)
         assert ended.wait(10)
         snapshot = client.balancer.snapshot()
     gate.open.set()

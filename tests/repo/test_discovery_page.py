@@ -440,11 +440,11 @@ def test_kubernetes_pod_that_comes_back_has_a_new_breaker(recipes):
     recipe = recipes("Kubernetes", instances=1)
     with recipe.client() as client:
         answered(client, 1)
-        (before,) = client.balancer.pool.endpoints
+        (before,) = client.balancer._engine.pool.endpoints
         breaker = before.breaker
         recipe.nameserver.put("10-1-2-3.orders.prod.svc.cluster.local", "A", "127.0.0.9")
         client.balancer.refresh()
-        (after,) = client.balancer.pool.endpoints
+        (after,) = client.balancer._engine.pool.endpoints
     assert after is before
     assert after.breaker is not breaker
 

@@ -9,6 +9,7 @@ import json
 import re
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -18,9 +19,8 @@ from lbclient import simulation
 from lbclient._internal.signals import Pause
 from lbclient.balancer import balancer
 from lbclient.balancer.threads import sleep
-from lbclient.core.call import CallOptions
 from lbclient.discovery import StaticResolver
-from lbclient.telemetry import Semantics
+from lbclient.protocol import bind
 from tests.support.http import says
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def names(instance):
         yield {
             "MyProtocolBusy": MyProtocolBusy,
             "Pause": Pause,
-            "call": made.begin(CallOptions(), Semantics()),
+            "call": bind(made).begin(),
             "client": client,
             "fetch": lambda host, port: (host, port),
             "fn": lambda _: Answer(),
@@ -118,7 +118,7 @@ async def closed(made):
     """Close what a snippet has left open."""
     for value in made.values():
         close = getattr(value, "aclose", None) or getattr(value, "close", None)
-        if close is not None and not isinstance(value, type):
+        if close is not None and not isinstance(value, type | ModuleType):
             waiting = close()
             if inspect.isawaitable(waiting):
                 await waiting

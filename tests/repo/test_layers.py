@@ -10,11 +10,12 @@ import lbclient
 ROOT = Path(lbclient.__file__).parent
 LEVELS = [
     # A package imports only from levels above it in this table: what stands there knows less.
-    {"errors", "_internal", "_version"},
+    {"errors", "_internal"},
     {"endpoint"},  # one instance, and what a client knows of it
     {"telemetry", "discovery", "strategy", "resilience"},  # where from, whom, how often, and spans
     {"core", "discovery/registration"},  # one call's decisions; a service's own record
     {"balancer"},  # calls carried out: threads, event loops, background
+    {"protocol"},  # what the binding of a protocol uses of that
     {"http", "simulation"},  # what is called: HTTP, or servers in virtual time
     {"httpx2", ""},  # "" is lbclient/__init__.py
     {"cli"},

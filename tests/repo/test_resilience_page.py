@@ -844,7 +844,7 @@ def test_health_checks_as_documented():
 
 def marked(balancer, *hosts, healthy):
     """Active checks find these so."""
-    for one in list(balancer.pool.endpoints):
+    for one in list(balancer._engine.pool.endpoints):
         if one.instance.host in hosts:
             balancer._engine.checked(one, one.breaker, healthy=healthy, why="a test")
 
@@ -855,7 +855,7 @@ def test_both_must_say_yes():
     balancer, clock = engine(strategy="round-robin")
     marked(balancer, "10.0.0.1", healthy=False)
     assert {balancer.call(lambda one: one.host) for _ in range(4)} == {"10.0.0.2"}
-    (sick, _) = balancer.pool.endpoints
+    (sick, _) = balancer._engine.pool.endpoints
     for _ in range(5):
         sick.breaker.record_outcome(sick.breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
     for _ in range(5):
@@ -893,7 +893,7 @@ def test_what_a_hand_does():
         balancer.eject(one, 600)
     with pytest.raises(lbclient.NoInstanceAvailable, match="ejected"):
         balancer.call(lambda one: one)
-    (first, _) = balancer.pool.endpoints
+    (first, _) = balancer._engine.pool.endpoints
     before = first.breaker
     balancer.admit(first.instance)
     assert balancer.call(lambda one: one) == first.instance
@@ -950,7 +950,7 @@ def test_connections_as_documented():
     kept = said(r"idle connections are closed after \| (\d+) s")
     assert kept == (wire_options("http").limits.keepalive_expiry,)
     with lbclient.Client("http://127.0.0.1:1") as client:
-        grace = client._transport._binding.close_grace
+        grace = client._transport._adapter.close_grace
     assert rows["`close_grace`"][0] == f"{grace:g} s"
     assert rows["`max_connection_age`"][0] == "none"
     assert wire_options("http").max_connection_age is None

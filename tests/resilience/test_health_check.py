@@ -736,9 +736,9 @@ class Examined:
     """One instance, checked as the client given would have it checked."""
 
     def __init__(self, client, policy, make=Http1Transport, of=checked):
-        binding = client._transport._binding
+        binding = client._transport._adapter
         self.check = of(policy, binding, make)
-        self.endpoint = next(iter(client.balancer.pool.endpoints))
+        self.endpoint = next(iter(client.balancer._engine.pool.endpoints))
 
     def __call__(self, seconds=SOON):
         self.check(self.endpoint, in_time(seconds))
@@ -779,8 +779,8 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
             transport = client._transport
-            check = checked(HealthCheck(), transport._binding, Http1Transport)
-            for one in transport.balancer.pool.endpoints:
+            check = checked(HealthCheck(), transport._adapter, Http1Transport)
+            for one in transport.balancer._engine.pool.endpoints:
                 check(one, in_time())
     for server in pair:
         assert [one.headers["host"] for one in server.requests] == [f"127.0.0.1:{server.port}"] * 2

@@ -12,6 +12,7 @@ import lbclient
 from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
+from lbclient.protocol import bind
 from lbclient.resilience.hedging import Hedging
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
@@ -151,7 +152,9 @@ def test_the_budget_of_hedges_in_virtual_time(budget, hedges):
 
     def main():
         for _ in range(5):
-            yield from carry_out(balancer.begin(CallOptions(idempotent=True), Semantics()), send)
+            yield from carry_out(
+                bind(balancer).begin(CallOptions(idempotent=True), Semantics()), send
+            )
 
     world.spawn(main())
     world.run()
@@ -172,7 +175,7 @@ def test_virtual_time_leaves_no_deadline_behind():
 
     for seconds in (4.0, 3.0, 2.0):
         terms = CallOptions(idempotent=True, deadline=seconds)
-        world.spawn(carry_out(balancer.begin(terms, Semantics()), send))
+        world.spawn(carry_out(bind(balancer).begin(terms, Semantics()), send))
     world.run()
     assert left == [3.0, 2.0, 1.0]
     assert lbclient.time_left() is None
@@ -185,7 +188,7 @@ def test_hedges_leave_the_retries_alone():
         for _ in range(5):
             balancer.call(lambda _: threading.Event().wait(0.02), idempotent=True)
         assert sum(one.attempts for one in balancer.snapshot().instances) > 5
-        assert balancer.budget.balance(0.0) == 3.0
+        assert balancer._engine.retries.budget.balance(0.0) == 3.0
 
 
 def test_calls_earn_hedges():
@@ -313,7 +316,7 @@ def test_a_slow_instance_costs_little(servers):
 def idle_soon(balancer) -> bool:
     """The slower attempts end on threads of their own."""
     done = threading.Event()
-    balancer.idle().listen(done.set)
+    bind(balancer).idle().listen(done.set)
     return done.wait(10)
 
 
@@ -456,7 +459,7 @@ def test_hedging_in_virtual_time():
             raise
         return world.clock()
 
-    call = balancer.begin(CallOptions(idempotent=True), Semantics())
+    call = bind(balancer).begin(CallOptions(idempotent=True), Semantics())
     results = world.spawn(carry_out(call, send))
     world.run()
     assert results == [0.75]

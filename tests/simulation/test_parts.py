@@ -11,6 +11,7 @@ from lbclient import Answer, BreakerPolicy, DiscoveryError, Instance, RetryPolic
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
 from lbclient.core.engine import Engine
+from lbclient.protocol import bind
 from lbclient.simulation import (
     Closed,
     Load,
@@ -615,7 +616,7 @@ def in_line(answer, **options):
 
     def call(patience=60.0):
         def process():
-            one = balancer.begin(CallOptions(patience=patience), Semantics())
+            one = bind(balancer).begin(CallOptions(patience=patience), Semantics())
             try:
                 reply = yield from carry_out(one, send)
             except DiscoveryError as error:

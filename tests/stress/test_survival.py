@@ -20,6 +20,7 @@ import lbclient
 from lbclient import RetryPolicy
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
+from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from tests.support.faults import FAULTS, NAMESPACE
@@ -236,7 +237,7 @@ class Outage:
         ended = None
         try:
             asked = CallOptions(idempotent=True)
-            yield from carry_out(self.balancer.begin(asked, Semantics()), self._send)
+            yield from carry_out(bind(self.balancer).begin(asked, Semantics()), self._send)
         except (OSError, lbclient.LoadBalancingError) as error:
             ended = error
         self.calls.append((begun, ended))

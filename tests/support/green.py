@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+from lbclient.protocol import bind
+
 HANGS = 50
 
 
@@ -55,7 +57,7 @@ def idle(client):
     import threading
 
     free = threading.Event()
-    client.balancer.idle().listen(free.set)
+    bind(client.balancer).idle().listen(free.set)
     return free.wait(HANGS)
 
 

@@ -22,6 +22,7 @@ from lbclient.balancer.event_loops import _Lanes as LoopLanes
 from lbclient.balancer.threads import _Lanes as ThreadLanes
 from lbclient.endpoint.classifier import classify_network_error
 from lbclient.http.classifier import HttpClassifier
+from lbclient.protocol import bind
 from tests.http.test_features import worlds
 from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
@@ -576,7 +577,7 @@ def test_slower_attempt_of_a_hedge_is_measured(servers, world, telemetry):
     ) as client:
         assert client.get("/").text == str(quick.port)
         free = threading.Event()
-        client.client.balancer.idle().listen(free.set)
+        bind(client.client.balancer).idle().listen(free.set)
         assert free.wait(30)
     points = telemetry.points("http.client.request.duration")
     lost = [(labels, count) for labels, count in points if "lbclient.lost" in labels]

@@ -1,0 +1,94 @@
+"""What the binding of a protocol uses of a balancer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from lbclient._internal.signals import Signal
+from lbclient.balancer.health_monitor import Check, CheckExecutor, Monitor
+from lbclient.balancer.load_probe import Loads
+from lbclient.core.call import NO_OPTIONS, Call, CallOptions
+from lbclient.core.engine import Engine
+from lbclient.core.pool import Pool
+from lbclient.endpoint.classifier import Classifier
+from lbclient.resilience.health_check import HealthCheck
+from lbclient.strategy import LoadAware, Strategy
+from lbclient.telemetry import Semantics
+
+__all__ = ["Binding"]
+
+R = TypeVar("R")
+_SEMANTICS = Semantics()
+
+
+class Binding:
+    """A balancer as the binding of a protocol uses it: begin calls, and learn what changes.
+
+    `lbclient.protocol.bind(balancer)` returns it. Use it where `Balancer.call` is not enough: where
+    a result has a body that is read later, where telemetry is to speak the protocol's words, or
+    where connections are kept for each instance.
+    """
+
+    def __init__(
+        self, engine: Engine, classify: Classifier, strategy: Strategy, executor: CheckExecutor
+    ) -> None:
+        self.pool: Pool = engine.pool
+        """The known endpoints, and which of them are in rotation. Read it only."""
+        self.rng: random.Random = engine.rng
+        """The balancer's random numbers."""
+        self.clock: Callable[[], float] = engine.clock
+        """The balancer's clock: monotonic seconds."""
+        self.closed = False
+        """True once no call may begin."""
+        self._engine = engine
+        self._classify = classify
+        self._strategy = strategy
+        self._executor = executor
+
+    def begin(
+        self, options: CallOptions = NO_OPTIONS, semantics: Semantics = _SEMANTICS
+    ) -> Call[R]:
+        """A call, to be carried out by `run` or `arun`. Raises RuntimeError once calls are refused.
+
+        `options` are those of this call; `semantics` describes it to telemetry.
+        """
+        if self.closed:
+            self.refuse()
+        return Call(self._engine, self._classify, options, semantics)
+
+    def check_health(self, policy: HealthCheck, check: Check) -> None:
+        """Run `check` against every instance in the background, from the first call on."""
+        engine = self._engine
+        engine.membership.companion = Monitor(
+            policy,
+            check,
+            endpoints=lambda: engine.pool.endpoints,
+            report=engine.checked,
+            clock=engine.clock,
+            rng=engine.rng,
+            crew=self._executor,
+        )
+
+    def loads(self) -> Loads | None:
+        """Where to report the load that instances declare; None if the strategy does not use it."""
+        strategy = self._strategy
+        return Loads(strategy, self._engine) if isinstance(strategy, LoadAware) else None
+
+    def refuse(self) -> NoReturn:
+        """Raise the error of a call that comes too late."""
+        raise RuntimeError(f"the balancer of {self._engine.service} is closed")
+
+    def refuse_calls(self) -> None:
+        """Begin no more calls. Those under way go on."""
+        self.closed = True
+
+    def idle(self) -> Signal:
+        """A signal that is set once no call is under way, and no attempt in flight."""
+        return self._engine.drained()
+
+    def abandon_calls(self) -> None:
+        """Calls under way lose their connections now: no instance is charged for that, and nothing
+        is tried again."""
+        self._engine.abandoned = True

@@ -1,0 +1,50 @@
+"""Bind another protocol: what HTTP uses of a balancer, and yours may use too.
+
+`docs/protocols.md` shows a whole binding. `lbclient.http` is one.
+"""
+
+from __future__ import annotations
+
+from lbclient._internal.signals import Pause, Signal
+from lbclient.balancer import Balancer
+from lbclient.balancer.binding import Binding
+from lbclient.balancer.event_loops import arun, asleep
+from lbclient.balancer.health_monitor import Check, CheckFailed
+from lbclient.balancer.load_probe import Loads
+from lbclient.balancer.threads import run, sleep
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import NO_OPTIONS, Call, CallOptions
+from lbclient.endpoint.classifier import Classifier, Verdict
+from lbclient.telemetry import Attributes, Semantics
+
+__all__ = [
+    "NO_OPTIONS",
+    "Attempt",
+    "Attributes",
+    "Binding",
+    "Call",
+    "CallOptions",
+    "Check",
+    "CheckFailed",
+    "Classifier",
+    "Loads",
+    "Pause",
+    "Semantics",
+    "Signal",
+    "Verdict",
+    "arun",
+    "asleep",
+    "bind",
+    "run",
+    "sleep",
+]
+
+
+def bind(balancer: Balancer) -> Binding:
+    """The side of a balancer that is for bindings of protocols, not for its users.
+
+    Raises TypeError for what is no `Balancer`.
+    """
+    if not isinstance(balancer, Balancer):
+        raise TypeError(f"balancer must be an lbclient.Balancer, not {balancer!r}")
+    return balancer._binding  # noqa: SLF001  # `Balancer` itself shows what its users need
