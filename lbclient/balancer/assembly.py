@@ -13,8 +13,8 @@ from lbclient.core.membership import DiscoveryLimits, Membership
 from lbclient.core.outcomes import OptInRules
 from lbclient.core.picker import Picker
 from lbclient.core.pool import Pool
+from lbclient.discovery.registry import Target
 from lbclient.discovery.scheduler import Scheduler
-from lbclient.discovery.service_url import Target
 from lbclient.endpoint.breaker import DISABLED, BreakerPolicy
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.hedging import HedgePolicy, Hedging

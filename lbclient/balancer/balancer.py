@@ -27,8 +27,8 @@ from lbclient.balancer.threads import invoke, run, sleep
 from lbclient.core.call import NO_OPTIONS, Call, call_options
 from lbclient.core.membership import DiscoveryLimits
 from lbclient.discovery import AddressFilter, DnsOptions, Family, Service, dns_by
+from lbclient.discovery.registry import target_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
-from lbclient.discovery.service_url import target_of
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error

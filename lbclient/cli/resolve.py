@@ -10,7 +10,7 @@ import lbclient
 from lbclient.cli.report import as_arguments, picture
 from lbclient.cli.watch import watch
 from lbclient.discovery import DnsService
-from lbclient.discovery.service_url import Target
+from lbclient.discovery.registry import Target
 
 __all__ = ["resolve"]
 

@@ -16,9 +16,11 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import SplitResult, unquote_to_bytes
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import listed, text_of
+from lbclient.discovery.service_url import ParsedService, Sources, shown
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError
 
@@ -261,3 +263,14 @@ def _is_path(text: str) -> bool:
 def _open(path: str, flags: int) -> int:
     """A pipe that nobody writes to must not hold up the thread."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def from_url(url: SplitResult, scheme: str, _sources: Sources) -> ParsedService:
+    """`http+file:///etc/orders/instances`: the instances are in that file."""
+    if url.netloc not in ("", "localhost") or not url.path:
+        raise ValueError(
+            "service must name a file by its absolute path, "
+            f"as in {scheme}+file:///etc/orders/instances; not {shown(url)!r}"
+        )
+    resolver = FileResolver(os.fsdecode(unquote_to_bytes(url.path)))
+    return ParsedService(resolver, str(resolver), scheme)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer import Balancer
-from lbclient.discovery.service_url import Target
+from lbclient.discovery.registry import Target
 from lbclient.protocol import bind
 
 from ._compat import NAME, httpx

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from lbclient import Answer, AsyncClient, Balancer, Client, DiscoveryError, Instance, ServiceAbsent
 from lbclient.discovery import AddressFilter, Dns, FileResolver, FirstOf, Union
-from lbclient.discovery.service_url import Target, target_of
+from lbclient.discovery.registry import URL_SOURCES, Target, UrlSource, target_of
+from lbclient.discovery.resolver import StaticResolver
+from lbclient.discovery.service_url import ParsedService, path_of, shown
 from tests.support.dns import Liar, servfail
 from tests.support.http import tells_port
 
@@ -996,3 +998,19 @@ async def test_async_union_of_tiers(path, servers, dead_port):
     async with AsyncClient(Union(f"http+file://{path}", spare)) as client:
         for _ in range(5):
             assert (await client.get("/")).text == str(second.port)
+
+
+def test_a_source_is_one_function_and_one_entry(monkeypatch):
+    """A kind of URL with an entry in the registry is read by its function, and errors name it."""
+    read = []
+
+    def from_url(url, scheme, sources):
+        read.append((url.netloc, scheme, sources.clock()))
+        return ParsedService(StaticResolver([ONE]), shown(url), scheme, path_of(url), "mine.test")
+
+    monkeypatch.setitem(URL_SOURCES, "mine", UrlSource(from_url, "name"))
+    found = target("https+mine://mine.test/base")
+    assert read == [("mine.test", "https", 0.0)]
+    assert (found.name, found.origin, found.path) == ("mine.test", "https://mine.test", "/base")
+    with pytest.raises(ValueError, match=r"'http\+mine://name', 'https\+mine://name'"):
+        target("http+other://x")

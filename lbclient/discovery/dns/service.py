@@ -7,16 +7,25 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
+from urllib.parse import SplitResult
 
 from lbclient._internal import validation
 from lbclient._internal.ip_addresses import has_route
 from lbclient.discovery.dns.addresses import AddressResolver
 from lbclient.discovery.dns.client import KINDS
 from lbclient.discovery.dns.srv import SrvResolver
+from lbclient.discovery.service_url import (
+    DEFAULT_PORTS,
+    ParsedService,
+    Sources,
+    host_of,
+    path_of,
+    shown,
+)
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import ServiceAbsent
 
-__all__ = ["DnsOptions", "DnsService", "Family"]
+__all__ = ["DnsOptions", "DnsService", "Family", "addresses_from_url", "srv_from_url"]
 
 Family: TypeAlias = Literal["any", "ipv4", "ipv6"]
 """The address families that a client uses of a service in DNS."""
@@ -162,3 +171,41 @@ def _no_route(family: str) -> RejectedRecord:
         f"{_SHOWN[family]} addresses",
         f"this host has no route to them; family={_OTHER[family]!r} does not ask for any",
     )
+
+
+def addresses_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
+    """`http+dns://orders.example.com:8080`: every address of the name is an instance."""
+    host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
+    dns, address_filter, clock, options, start = sources
+    source = AddressResolver(
+        host, port, dns, address_filter, clock, kinds=options.kinds, start=start
+    )
+    resolver = DnsService(source, clock, options.sticky)
+    return ParsedService(resolver, shown(url), scheme, path_of(url), host, port, in_dns=True)
+
+
+def srv_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
+    """`http+srv://orders.example.com`: the SRV records of the service name its instances."""
+    host = host_of(url)
+    if validation.is_address(host):
+        raise ValueError(f"service must name a domain that has SRV records, not the address {host}")
+    if url.port is not None:
+        raise ValueError(f"service must not name a port: SRV records do ({shown(url)!r})")
+    query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
+    dns, address_filter, clock, options, start = sources
+    source = SrvResolver(query, dns, address_filter, clock, kinds=options.kinds, start=start)
+    resolver = DnsService(source, clock, options.sticky)
+    return ParsedService(resolver, shown(url), scheme, path_of(url), _parent(host), in_dns=True)
+
+
+def _parent(host: str) -> str:
+    """`_orders._tcp.example.com` is offered by `example.com`."""
+    labels = host.split(".")
+    while len(labels) > 1 and labels[0].startswith("_"):
+        labels.pop(0)
+    if labels[0].startswith("_"):
+        raise ValueError(
+            "service must name a domain after its _labels, "
+            f"as in _orders._tcp.example.com; not {host!r}"
+        )
+    return ".".join(labels)

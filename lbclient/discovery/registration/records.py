@@ -25,7 +25,7 @@ from lbclient.discovery.registration.dns_update import (
     Rrset,
     UpdateError,
 )
-from lbclient.discovery.service_url import target_of
+from lbclient.discovery.registry import target_of
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["Registrar", "entry_of"]
