@@ -7,7 +7,6 @@ are made on threads side by side, or, in virtual time, one by one.
 from __future__ import annotations
 
 import contextlib
-import math
 import queue
 import random
 import socket
@@ -21,7 +20,7 @@ from typing import Protocol, TypeVar
 from lbclient._internal import deadline
 from lbclient._internal.deadline import Expiry
 from lbclient.discovery import text_of
-from lbclient.discovery.subscription import jittered
+from lbclient.discovery.scheduler import PeriodicJob
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import lacked_port, local_origin
@@ -205,7 +204,7 @@ class Report(Protocol):
         ...
 
 
-class Monitor:
+class Monitor(PeriodicJob):
     """Has every known instance checked, about every `policy.interval`; for the refresher.
 
     One job for all: `endpoints` tells who is known, `check` asks one, `crew` asks many. It waits
@@ -223,52 +222,18 @@ class Monitor:
         rng: random.Random,
         crew: CheckExecutor,
     ) -> None:
-        self.clock = clock
-        self.turn = -1
-        """The refresher's ticket for the next round."""
-        self.next_at = math.inf
-        self.stopped = False
-        self.quick = False
+        super().__init__(policy.interval, clock=clock, rng=rng)
         self._policy = policy
         self._check = check
         self._endpoints = endpoints
         self._report = report
-        self._rng = rng
         self._crew = crew
-        self._round = threading.Lock()
         self._pulses: dict[Endpoint, HealthTally] = {}
 
-    @property
-    def busy(self) -> bool:
-        """True while a round is under way."""
-        return self._round.locked()
+    def work(self) -> None:
+        """Check all of them.
 
-    def begin(self) -> None:
-        """Have the first round in this process at a random moment, which many clients that began
-        together do not share. In a forked child the round under way died with its thread."""
-        self._round = threading.Lock()
-        self.next_at = self.clock() + self._rng.random() * self._policy.interval
-
-    def stop(self) -> None:
-        """No round follows, and of one under way no result is taken."""
-        self.stopped = True
-
-    def claim(self) -> bool:
-        """Claim the round that is due; False while it is not due, or one is under way."""
-        due = not self.stopped and self.clock() >= self.next_at
-        return due and self._round.acquire(blocking=False)
-
-    def run(self) -> None:
-        """One round, after `claim`. It may block."""
-        began = self.clock()
-        try:
-            self._check_all()
-        finally:
-            self.next_at = began + jittered(self._policy.interval, self._rng)
-            self._round.release()
-
-    def _check_all(self) -> None:
-        """An instance that cannot be reached from here fails its check, unless none can be: then
+        An instance that cannot be reached from here fails its check, unless none can be: then
         the network is down. Where a descriptor was lacking, say, that tells nothing of an instance.
         """
         self._pulses = {one: self._pulse(one) for one in tuple(self._endpoints())}

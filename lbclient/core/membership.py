@@ -15,7 +15,7 @@ from lbclient._internal.signals import Pause, Signal
 from lbclient.core.pool import EndpointSetUpdate, Pool, Subset
 from lbclient.core.wait_queue import WaitQueue
 from lbclient.discovery import Resolver, StaticResolver, text_of
-from lbclient.discovery.scheduler import InstanceJob, Scheduler
+from lbclient.discovery.scheduler import PeriodicJob, Scheduler
 from lbclient.discovery.subscription import CEILING, FLOOR, ServiceSubscription
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.instance import Answer, Instance
@@ -89,7 +89,7 @@ class Membership:
         self._counts = counts
         self._outbox = outbox
         self.scheduler = scheduler
-        self.companion: InstanceJob | None = None
+        self.companion: PeriodicJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
         """True where connections to instances that have left, or moved, are to be closed."""

@@ -18,25 +18,67 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import queue
+import random
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
 from lbclient._internal import fork
 from lbclient._internal.fork import Lazy
 
-__all__ = ["THREAD_SCHEDULER", "InstanceJob", "PeriodicJob", "Scheduler", "ThreadScheduler"]
+__all__ = [
+    "THREAD_SCHEDULER",
+    "Backoff",
+    "Job",
+    "PeriodicJob",
+    "Scheduler",
+    "ThreadScheduler",
+    "jittered",
+]
 
 _LONGEST_SLEEP = 3600.0
 _CROWDED = 64
+_FIRST, _MOST = 1.0, 30.0
+_DEMANDED = 5.0
+_JITTER = 0.1
 
 logger = logging.getLogger(__name__)
 
 
-class PeriodicJob(Protocol):
+def jittered(seconds: float, rng: random.Random) -> float:
+    """Give or take a tenth."""
+    return seconds * (1 + _JITTER * (2 * rng.random() - 1))
+
+
+class Backoff:
+    """Seconds after a failure: 1, then twice as many each time, up to 30; less up to a tenth.
+
+    `demanded` is the wait for a caller that needs an answer: the same, but up to 5 s.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._next = _FIRST
+        self.demanded = 0.0
+
+    def failed(self) -> float:
+        """How long to wait after one more failure."""
+        seconds, self._next = self._next, min(2 * self._next, _MOST)
+        less = 1 - _JITTER * self._rng.random()
+        self.demanded = less * min(seconds, _DEMANDED)
+        return less * seconds
+
+    def succeeded(self) -> None:
+        """Begin anew."""
+        self._next = _FIRST
+
+
+class Job(Protocol):
     """A service's discovery or health checks, or a registration's renewal. Its rounds may block."""
 
     turn: int
@@ -75,16 +117,59 @@ class PeriodicJob(Protocol):
         ...
 
 
-class InstanceJob(PeriodicJob, Protocol):
-    """A job over the instances of a service, for as long as they are followed."""
+class PeriodicJob(ABC):
+    """A job whose rounds may block: about one every `interval` seconds, never two at a time.
+
+    A subclass does the work of a round in `work`. Before `begin` there are none.
+    """
+
+    quick = False
+
+    def __init__(self, interval: float, *, clock: Callable[[], float], rng: random.Random) -> None:
+        self.clock = clock
+        self.turn = -1
+        self.next_at = math.inf
+        self.stopped = False
+        self._interval = interval
+        self._rng = rng
+        self._round = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """True while a round is under way."""
+        return self._round.locked()
 
     def begin(self) -> None:
-        """The first call of this process has come."""
-        ...
+        """Have the first round in this process at a random moment, which many clients that began
+        together do not share. In a forked child the round under way died with its thread."""
+        self._round = threading.Lock()
+        self.next_at = self.clock() + self._rng.random() * self._interval
 
     def stop(self) -> None:
-        """No round is to follow."""
-        ...
+        """No round follows."""
+        self.stopped = True
+
+    def claim(self) -> bool:
+        """Claim the round that is due; False while it is not due, or one is under way."""
+        due = not self.stopped and self.clock() >= self.next_at
+        return due and self._round.acquire(blocking=False)
+
+    def run(self) -> None:
+        """One round, after `claim`. It may block."""
+        began = self.clock()
+        try:
+            self.work()
+        finally:
+            self.next_at = self._next(began)
+            self._round.release()
+
+    @abstractmethod
+    def work(self) -> None:
+        """What is done in a round."""
+
+    def _next(self, began: float) -> float:
+        """When the next round is due, at the end of one that began then."""
+        return began + jittered(self._interval, self._rng)
 
 
 class Scheduler(Protocol):
@@ -93,7 +178,7 @@ class Scheduler(Protocol):
     generation: object
     """Another object in a forked child."""
 
-    def schedule(self, job: PeriodicJob) -> None:
+    def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`."""
         ...
 
@@ -109,12 +194,12 @@ class ThreadScheduler:
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread began."""
         self._warned = False
-        self._heap: list[tuple[float, int, weakref.ref[PeriodicJob]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
 
     @Lazy
-    def _inbox(self) -> queue.SimpleQueue[weakref.ref[PeriodicJob]]:
+    def _inbox(self) -> queue.SimpleQueue[weakref.ref[Job]]:
         return queue.SimpleQueue()
 
     @Lazy
@@ -122,7 +207,7 @@ class ThreadScheduler:
         """Held by the one thread that runs the loop."""
         return threading.Lock()
 
-    def schedule(self, job: PeriodicJob) -> None:
+    def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
@@ -154,7 +239,7 @@ class ThreadScheduler:
     def _pause(self) -> float | None:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
-    def _note(self, ref: weakref.ref[PeriodicJob]) -> None:
+    def _note(self, ref: weakref.ref[Job]) -> None:
         job = ref()
         if job is None or job.stopped:
             return
@@ -170,7 +255,7 @@ class ThreadScheduler:
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
 
-    def _begin(self, turn: int, ref: weakref.ref[PeriodicJob]) -> None:
+    def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
         if (job := _its(turn, ref)) is None:
             return
         if job.quick:
@@ -190,7 +275,7 @@ class ThreadScheduler:
         except RuntimeError:  # no more threads to be had: late is better than never
             run()
 
-    def _round(self, job: PeriodicJob) -> None:
+    def _round(self, job: Job) -> None:
         try:
             if job.claim():
                 job.run()
@@ -213,7 +298,7 @@ class ThreadScheduler:
         self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
 
 
-def _its(turn: int, ref: weakref.ref[PeriodicJob]) -> PeriodicJob | None:
+def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
     """The job, if it lives and this is still its turn."""
     job = ref()
     return job if job is not None and job.turn == turn else None

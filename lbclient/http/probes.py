@@ -11,9 +11,9 @@ import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -87,120 +87,141 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, str) else value  # type: ignore[return-value]  # checked there
 
 
-_HEALTH_AGENT = f"lbclient/{__version__} health-check"
-
 _MOST = 65_536
-"""So many bytes of a body are read."""
+"""So many bytes of a probe's response are read."""
 
 _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
 
 Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
+Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
+Hear = Callable[[httpx.Response], None]
+
+
+class _Probe:
+    """A GET to one instance, addressed as calls address it. `purpose` stands in the User-Agent."""
+
+    def __init__(
+        self, adapter: HttpAdapter, path: str, purpose: str, headers: Headers = None
+    ) -> None:
+        self._target = adapter.target
+        self._url = httpx.URL(f"{adapter.target.origin}{path}")
+        self._headers = {"User-Agent": f"lbclient/{__version__} {purpose}", "Accept": "*/*"}
+        self._more = headers
+
+    def ask(
+        self, transport: InstanceTransport, endpoint: Endpoint, expiry: Expiry, hear: Hear
+    ) -> None:
+        """Send it, and read the response to its end once `hear` has it. Raises httpx's errors."""
+        request = self._request(endpoint.instance)
+        response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
+        with contextlib.closing(response):
+            hear(response)
+            read = 0
+            for chunk in response.stream:  # type: ignore[union-attr]  # of a transport for threads
+                if (read := read + len(chunk)) > _MOST or not expiry.left():
+                    return
+
+    async def aask(
+        self, transport: AsyncInstanceTransport, endpoint: Endpoint, expiry: Expiry, hear: Hear
+    ) -> None:
+        """The same on an event loop."""
+        request = self._request(endpoint.instance)
+        with anyio.fail_after(expiry.left()):
+            response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
+            async with contextlib.aclosing(response):
+                hear(response)
+                read = 0
+                async for chunk in response.stream:  # type: ignore[union-attr]  # as above
+                    if (read := read + len(chunk)) > _MOST:
+                        return
+
+    def _request(self, instance: Instance) -> httpx.Request:
+        target = self._target
+        host = target.authority or authority_of(instance.host, instance.port, target.scheme)
+        headers = httpx.Headers({"Host": host, **self._headers})
+        headers.update(self._more)
+        return httpx.Request("GET", self._url, headers=headers)
 
 
 def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransport]) -> Check:
-    """What `policy` asks for; over HTTP, by wires that `make` makes."""
-    return plain_check(policy) or _Checkup(policy, adapter, make).check
+    """The check that `policy` asks for; over HTTP, each has a transport and a connection of its
+    own, since it also proves that connecting works."""
+    if (plain := plain_check(policy)) is not None:
+        return plain
+    probe, hear = _health_probe(policy, adapter)
+    options = replace(adapter.wire_options, retries=0)
+
+    def check(endpoint: Endpoint, expiry: Expiry) -> None:
+        made = make(adapter.upstream(endpoint), options, pool_of(options))
+        with contextlib.closing(made) as transport:
+            probe.ask(transport, endpoint, expiry, hear)
+
+    return check
 
 
 def achecked(
     policy: HealthCheck, adapter: HttpAdapter, make: Make[AsyncInstanceTransport]
 ) -> Check:
-    """The same for wires that want an event loop: a caller's own. Each check is an asyncio loop."""
-    return plain_check(policy) or _AsyncCheckup(policy, adapter, make).check
+    """The same for transports that need an event loop: a caller's own."""
+    if (plain := plain_check(policy)) is not None:
+        return plain
+    probe, hear = _health_probe(policy, adapter)
+    options = replace(adapter.wire_options, retries=0)
+
+    def check(endpoint: Endpoint, expiry: Expiry) -> None:
+        asyncio.run(_ask_once(probe, adapter, make, options, endpoint, expiry, hear))
+
+    return check
 
 
-class _Asks(Generic[W]):
-    """The request, and a wire for each check: that connecting works is part of what it proves."""
-
-    def __init__(self, policy: HealthCheck, adapter: HttpAdapter, make: Make[W]) -> None:
-        self._policy = policy
-        self._target = adapter.target
-        self._url = httpx.URL(f"{adapter.target.origin}{policy.path}")
-        self._upstream = adapter.upstream
-        self._make = make
-        self._options = replace(adapter.wire_options, retries=0)
-
-    def _wire(self, endpoint: Endpoint) -> W:
-        return self._make(self._upstream(endpoint), self._options, pool_of(self._options))
-
-    def _request(self, instance: Instance) -> httpx.Request:
-        target = self._target
-        host = target.authority or authority_of(instance.host, instance.port, target.scheme)
-        headers = httpx.Headers({"Host": host, "User-Agent": _HEALTH_AGENT, "Accept": "*/*"})
-        headers.update(self._policy.headers)
-        return httpx.Request("GET", self._url, headers=headers)
-
-    def _classify(self, response: httpx.Response) -> None:
-        if response.status_code not in self._policy.statuses:
+def _health_probe(policy: HealthCheck, adapter: HttpAdapter) -> tuple[_Probe, Hear]:
+    def classify(response: httpx.Response) -> None:
+        if response.status_code not in policy.statuses:
             raise CheckFailed(f"status {response.status_code}")
 
-
-class _Checkup(_Asks[InstanceTransport]):
-    """By wires for threads."""
-
-    def check(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        """Ask, and read the answer to its end. Raises CheckFailed or an error of httpx's."""
-        request = self._request(endpoint.instance)
-        with contextlib.closing(self._wire(endpoint)) as transport:
-            response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
-            with contextlib.closing(response):
-                self._classify(response)
-                read = 0
-                for chunk in response.stream:  # type: ignore[union-attr]  # of a wire for threads
-                    if (read := read + len(chunk)) > _MOST or not expiry.left():
-                        return
+    return _Probe(adapter, policy.path or "", "health-check", policy.headers), classify
 
 
-class _AsyncCheckup(_Asks[AsyncInstanceTransport]):
-    """By wires for event loops."""
-
-    def check(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        """The same."""
-        asyncio.run(self._check(endpoint, expiry))
-
-    async def _check(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        request = self._request(endpoint.instance)
-        async with contextlib.aclosing(self._wire(endpoint)) as transport:
-            with anyio.fail_after(expiry.left()):
-                response = await transport.send(
-                    request, _NO_BODY, attempt_extensions(request, expiry)
-                )
-                async with contextlib.aclosing(response):
-                    self._classify(response)
-                    read = 0
-                    async for chunk in response.stream:  # type: ignore[union-attr]  # as above
-                        if (read := read + len(chunk)) > _MOST:
-                            return
-
-
-_LOAD_AGENT = f"lbclient/{__version__} load-probe"
+async def _ask_once(
+    probe: _Probe,
+    adapter: HttpAdapter,
+    make: Make[AsyncInstanceTransport],
+    options: WireOptions,
+    endpoint: Endpoint,
+    expiry: Expiry,
+    hear: Hear,
+) -> None:
+    """Ask over a transport of its own, in an event loop of its own."""
+    made = make(adapter.upstream(endpoint), options, pool_of(options))
+    async with contextlib.aclosing(made) as transport:
+        await probe.aask(transport, endpoint, expiry, hear)
 
 
 def reports(adapter: HttpAdapter, make: Make[InstanceTransport]) -> Reports | None:
-    """None where the strategy does not care. Probes go by wires that `make` makes."""
+    """The load reports of a transport; None where the strategy does not use them. Probes use
+    transports that `make` makes, beside those of the calls, and keep their connections."""
     loads = adapter.binding.loads()
-    return None if loads is None else _Threaded(adapter, loads, make)
+    return None if loads is None else _ThreadReports(adapter, loads, make)
 
 
 def areports(adapter: HttpAdapter, make: Make[AsyncInstanceTransport]) -> Reports | None:
-    """The same for wires that want an event loop: a caller's own."""
+    """The same for transports that need an event loop: a caller's own."""
     loads = adapter.binding.loads()
-    return None if loads is None else _Looped(adapter, loads, make)
+    return None if loads is None else _LoopReports(adapter, loads, make)
 
 
 class Reports(ABC):
     """What the instances of one transport say of their load."""
 
     def __init__(self, adapter: HttpAdapter, loads: Loads) -> None:
-        self._target = adapter.target
         self._loads = loads
         self._prober: Prober | None = None
-        if (probe := loads.probe) is not None:
-            self._url = httpx.URL(f"{adapter.target.origin}{probe.path}")
+        if (policy := loads.probe) is not None:
+            self._probe = _Probe(adapter, policy.path, "load-probe")
             self._prober = Prober(
-                probe,
+                policy,
                 self._ask,
                 candidates=loads.candidates,
                 scheduler=THREAD_SCHEDULER,
@@ -224,6 +245,9 @@ class Reports(ABC):
         if load is not None or probed:
             self._loads.record(endpoint, load)
 
+    def _hearing(self, endpoint: Endpoint) -> Hear:
+        return lambda response: self._hear(endpoint, response.headers, probed=True)
+
     def close(self) -> None:
         """No probe follows."""
         if self._prober is not None:
@@ -233,15 +257,9 @@ class Reports(ABC):
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         """Probe it, and hear. May raise anything; it has said nothing then."""
 
-    def _request(self, instance: Instance) -> httpx.Request:
-        target = self._target
-        host = target.authority or authority_of(instance.host, instance.port, target.scheme)
-        headers = {"Host": host, "User-Agent": _LOAD_AGENT, "Accept": "*/*"}
-        return httpx.Request("GET", self._url, headers=headers)
 
-
-class _Threaded(Reports):
-    """Probes by wires for threads, beside those of the calls, and kept open like them."""
+class _ThreadReports(Reports):
+    """Probes by transports for threads."""
 
     def __init__(self, adapter: HttpAdapter, loads: Loads, make: Make[InstanceTransport]) -> None:
         self._transports = TransportPool(
@@ -261,42 +279,25 @@ class _Threaded(Reports):
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         if self._transports.needs_cleanup:
             self._transports.tidy()
-        request = self._request(endpoint.instance)
         transport = self._transports.to(endpoint, time.monotonic())
         try:
-            response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
-            with contextlib.closing(response):
-                self._hear(endpoint, response.headers, probed=True)
-                read = 0
-                for chunk in response.stream:  # type: ignore[union-attr]  # of a wire for threads
-                    if (read := read + len(chunk)) > _MOST or not expiry.left():
-                        return
+            self._probe.ask(transport, endpoint, expiry, self._hearing(endpoint))
         finally:
             if self._closed:  # what was opened since then, nobody else closes
                 transport.close()
 
 
-class _Looped(Reports):
-    """Each probe is an asyncio loop, with a wire of its own."""
+class _LoopReports(Reports):
+    """Probes by transports for event loops."""
 
     def __init__(
         self, adapter: HttpAdapter, loads: Loads, make: Make[AsyncInstanceTransport]
     ) -> None:
-        self._make = make
-        self._upstream, self._options = adapter.upstream, adapter.wire_options
+        self._adapter, self._make = adapter, make
         super().__init__(adapter, loads)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        asyncio.run(self._aask(endpoint, expiry))
-
-    async def _aask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        request = self._request(endpoint.instance)
-        idle: KeepAlivePool[Any] = pool_of(self._options)
-        upstream = self._upstream(endpoint)
-        async with contextlib.aclosing(self._make(upstream, self._options, idle)) as transport:
-            with anyio.fail_after(expiry.left()):
-                response = await transport.send(
-                    request, _NO_BODY, attempt_extensions(request, expiry)
-                )
-                await response.aclose()
-                self._hear(endpoint, response.headers, probed=True)
+        hear, options = self._hearing(endpoint), self._adapter.wire_options
+        asyncio.run(
+            _ask_once(self._probe, self._adapter, self._make, options, endpoint, expiry, hear)
+        )

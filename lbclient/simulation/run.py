@@ -17,7 +17,7 @@ from lbclient.balancer.health_monitor import CheckExecutor, in_turn
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call, CallOptions, caller_of
 from lbclient.discovery import Service
-from lbclient.discovery.scheduler import PeriodicJob
+from lbclient.discovery.scheduler import Job
 from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.instance import Answer
 from lbclient.protocol import bind
@@ -42,14 +42,14 @@ class Rounds:
         self.generation = object()
         self._world = world
 
-    def schedule(self, job: PeriodicJob) -> None:
+    def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
         job.turn += 1
         turn = job.turn
         if not job.stopped:
             self._world.at(job.next_at, lambda: self._round(job, turn), background=True)
 
-    def _round(self, job: PeriodicJob, turn: int) -> None:
+    def _round(self, job: Job, turn: int) -> None:
         if job.turn == turn and job.claim():
             job.run()
             self.schedule(job)

@@ -21,8 +21,7 @@ from lbclient.discovery.registration.dns_update import Primary, UpdateError, key
 from lbclient.discovery.registration.records import Registrar, entry_of
 from lbclient.discovery.registration.sigterm import SigtermHook
 from lbclient.discovery.resolver import text_of
-from lbclient.discovery.scheduler import THREAD_SCHEDULER
-from lbclient.discovery.subscription import Backoff, jittered
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, Backoff, PeriodicJob, jittered
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import RegistrationError
 
@@ -36,7 +35,7 @@ GRACE = 1.0
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 
 
-class Renewal:
+class Renewal(PeriodicJob):
     """Calls `renew` about every `interval` seconds, sooner after it failed; for the refresher.
 
     It logs what is new: the first of equal failures, and the success after one.
@@ -51,38 +50,16 @@ class Renewal:
         clock: Callable[[], float],
         rng: random.Random,
     ) -> None:
-        self.clock = clock
-        self.turn = -1
-        """The refresher's ticket for the next round."""
-        self.stopped = False
-        self.quick = False
+        super().__init__(interval, clock=clock, rng=rng)
         self._renew = renew
         self._shown = shown
-        self._interval = interval
-        self._rng = rng
-        self._round = threading.Lock()
         self._failure = ""
         self._backoff = Backoff(rng)
         self.next_at = clock() + jittered(interval, rng)
 
-    @property
-    def busy(self) -> bool:
-        """True while a round is under way."""
-        return self._round.locked()
-
-    def claim(self) -> bool:
-        """Claim the round that is due; False while it is not due, or one is under way."""
-        due = not self.stopped and self.clock() >= self.next_at
-        return due and self._round.acquire(blocking=False)
-
-    def run(self) -> None:
-        """One round, after `claim`. It may block."""
-        before = self._failure
-        try:
-            self._failure = self._try()
-            self.next_at = self.clock() + self._pause()
-        finally:
-            self._round.release()
+    def work(self) -> None:
+        """Renew, and log what is new."""
+        before, self._failure = self._failure, self._try()
         if self._failure and self._failure != before:
             logger.warning("%s could not be registered again: %s", self._shown, self._failure)
         elif before and not self._failure:
@@ -96,11 +73,12 @@ class Renewal:
             return text_of(error)
         return ""
 
-    def _pause(self) -> float:
+    def _next(self, began: float) -> float:  # noqa: ARG002  # counted from its end
+        now = self.clock()
         if self._failure:
-            return self._backoff.failed()
+            return now + self._backoff.failed()
         self._backoff.succeeded()
-        return jittered(self._interval, self._rng)
+        return now + jittered(self._interval, self._rng)
 
 
 class RegisteredRecord:
