@@ -8,6 +8,7 @@ the one before has failed, or has not answered within a quarter of a second.
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401  # `getaddrinfo` loads it else, maybe when no descriptor is left
 import ipaddress
 import itertools
 import socket
