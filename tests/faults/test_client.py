@@ -73,7 +73,7 @@ async def test_cancelled_in_line(servers):
         async with anyio.create_task_group() as group:
             for number in range(50):
                 group.start_soon(call, number)
-                while engine._picker.in_flight + len(engine._line.waiting) <= number:
+                while engine._picker.in_flight + len(engine.queue.waiting) <= number:
                     await anyio.lowlevel.checkpoint()
             for number in range(1, 50, 2):
                 scopes[number].cancel()

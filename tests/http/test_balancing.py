@@ -162,7 +162,7 @@ def test_all_at_their_limit_wait_in_turn(servers):
         for number in range(4):
             threads.append(threading.Thread(target=call, args=(number,)))
             threads[-1].start()
-            while len(client.balancer._engine._line.waiting) < number:
+            while len(client.balancer._engine.queue.waiting) < number:
                 pass
             if number == 0:
                 assert gate.entered.acquire(timeout=5)
@@ -210,7 +210,7 @@ async def test_waiting_at_the_limit_async(servers):
         snapshot = client.balancer.snapshot()
     assert [request.target for request in server.requests] == ["/0", "/1"]
     assert snapshot.instances[0].in_flight == 0
-    assert not client.balancer._engine._line.waiting
+    assert not client.balancer._engine.queue.waiting
 
 
 def test_a_key_from_the_request(servers):

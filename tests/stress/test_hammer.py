@@ -255,4 +255,4 @@ def test_threads_and_loops_share_a_balancer(monkeypatch):
     assert [one.in_flight for one in snapshot.instances] == [0] * 4
     assert sum(one.failures for one in snapshot.instances) > 0
     assert shared.engine._picker.in_flight == 0
-    assert not shared.engine._line.waiting
+    assert not shared.engine.queue.waiting
