@@ -1,4 +1,5 @@
-"""What bounds the harm of failures, one rule a file: a policy, and what it has seen so far.
+"""Rules that limit the harm of failures, one per file: a policy, and the state of one balancer.
 
-Each is told the time and handed the dice. None is locked: its owner is.
+The caller passes in the time and the random number generator. The rules have no locks: the caller
+holds one.
 """

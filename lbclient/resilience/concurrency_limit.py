@@ -1,4 +1,4 @@
-"""How many attempts may be in flight: at one instance, fixed or learned, and at all together.
+"""Limits of attempts in flight: at one instance, fixed or adaptive, and at all instances together.
 
 The adaptive limit is learned from outcomes.
 """
@@ -15,18 +15,19 @@ from lbclient.endpoint import Endpoint
 __all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
 
 _GAIN = 0.1
-"""What a new answer counts in the mean of calm ones."""
+"""The weight of a new answer in the baseline latency."""
 _AVERAGED = 32
-"""The rejected share is averaged over so many attempts, or over one round if that is more."""
+"""The rejected share is averaged over this many attempts, or over one round if that is more."""
 _CHANCE = 1 / 8
-"""A rejected share up to that may be chance, as long as more was never seen."""
+"""A rejected share up to this may be chance, as long as a larger one was never seen."""
 _SLOW_START = 0.3
 """What each success adds to the limit during slow start."""
 _FEW = 4
-"""Up to this limit one place is a large part of it, so that each probe of a rejected level costs a
-large part of the attempts."""
+"""Up to this limit one slot is a large part of it, so each probe of a rejected level costs a large
+part of the attempts.
+"""
 _EARNED = 64
-"""So many successes, times the rejected share, earn the probe of a rejected level."""
+"""This many successes, times the rejected share, earn the probe of a rejected level."""
 _LONGEST_HOLD = 16.0
 _LONGEST_WAIT = 64.0
 """Rounds."""
@@ -34,58 +35,62 @@ _LONGEST_PAUSE = 10.0
 _SHORTEST_PAUSE = 0.001
 """Seconds."""
 _FORGIVEN = 1 / 4
-"""What a success leaves of the pause."""
+"""The part of the pause that a success leaves."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveLimit:
-    """The concurrency limit of one instance: it grows while it is used and borne, and falls in
-    proportion to the share of attempts that are rejected.
+    """The concurrency limit of one instance, learned from outcomes.
+
+    The limit rises while it is fully used and calls succeed. It falls in proportion to the share of
+    attempts that are rejected.
 
     - `initial`: the limit, in attempts in flight, before anything is known.
-    - `least`, `most`: its bounds.
-    - `backoff`: what it is multiplied by, between 0 and 1, when all attempts are rejected; when a
-      share of them is, it falls by that share of the difference.
-    - `tolerance`: an answer that takes more than this many times the mean of calm ones has stood in
-      a queue: the limit falls by as much as it would have grown. None: latency does not count. Calm
-      are attempts that were sent while at most half of the limit was in flight.
+    - `least`, `most`: the bounds of the limit.
+    - `backoff`: the factor, between 0 and 1, by which the limit falls when all attempts are
+      rejected. When a share of them is rejected, it falls by that share of the difference.
+    - `tolerance`: an answer that takes more than this many times the baseline latency has waited in
+      a queue, so the limit falls by as much as it would have risen. None: latency does not count.
+      The baseline is the mean over attempts that were sent while at most half of the limit was in
+      flight.
 
-    Rejected are faults and answers such as 429. They are seldom proof of overload: a handler that
-    fails one call in fifty does so at any load. A limit that is halved at each fault ends at one,
-    since a window that halves with probability p settles near the square root of 1/p. So what
-    counts is the moving average of the rejected share, as in DCTCP (RFC 8257), and a rejection
-    lowers the limit at most once a round, which is what was in flight at that time. The average
-    starts at one, so that an instance that rejects its first attempts is spared at once. The
-    decrease is counted from what is in flight where that is less than the limit (RFC 5681).
+    Rejected are faults and answers such as 429. They seldom prove overload: a handler that fails
+    one call in fifty does so at any load. A limit that is halved at each fault ends at one, since a
+    window that is halved with probability p settles near the square root of 1/p. So the limit
+    follows the moving average of the rejected share, as in DCTCP (RFC 8257). A rejection lowers the
+    limit at most once per round; a round is what was in flight at that time. The average starts at
+    one, so that an instance that rejects its first attempts gets fewer at once. The decrease starts
+    from the number in flight if that is below the limit (RFC 5681).
 
-    Growth is quick at first (slow start: 30 % a round, so that an overshoot costs less than
-    retries can mend) until more than an eighth of the attempts were rejected once, or an answer has
-    stood in a queue; until then rejections count as chance unless most attempts are rejected.
-    Later one round of a full limit adds one, or half the limit's square root where that is more.
+    The limit rises fast at first (slow start: 30 % per round, so that an overshoot costs no more
+    than retries can repair). Slow start ends when more than an eighth of the attempts have been
+    rejected once, or an answer has waited in a queue. Until then rejections count as chance unless
+    most attempts are rejected. Later, one round of a full limit adds one, or half the square root
+    of the limit if that is more.
 
-    A level that was rejected is not tried again before enough successes have earned it, the more
-    the larger the rejected share: else an instance that is at its capacity would reject a fixed
-    part of all attempts, more than retries can mend. Below four, where a probe costs most, the
-    wait doubles with each probe of the same level that is rejected.
+    A level that was rejected is tried again only after enough successes, more of them the larger
+    the rejected share. Otherwise an instance at its capacity would reject a fixed part of all
+    attempts, more than retries can repair. Below four, where a probe costs most, the wait doubles
+    each time the probe of the same level is rejected.
 
-    Where even one attempt in flight is rejected, the instance is sent nothing for a time that
-    doubles with each rejection in a row, jittered by half, as TCP's retransmission time-out at a
-    window of one; a success leaves a quarter of it. It is what lets more clients share an instance
-    than it has places. Without coordination they then collide: clients that send at random times
-    into two places get at most 42 % of what the instance can bear (the maximum of G e^-G (1 + G) is
-    0.84 of 2), and only those that keep their place while they succeed get more.
+    If an instance rejects even one attempt in flight, it is sent nothing for a pause. The pause
+    doubles with each rejection in a row, with a jitter of one half, like TCP's retransmission
+    timeout at a window of one; a success leaves a quarter of it. The pause lets more clients share
+    an instance than it has slots. Without coordination they then collide: clients that send at
+    random times into two slots get at most 42 % of what the instance can serve (the maximum of G
+    e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they succeed get more.
 
-    The limit itself is one number per instance, kept by its owner and handed in; None stands for
-    `initial`. Of a fraction only the whole counts: 4.9 lets four in.
+    The limit itself is one number per instance. The owner keeps it and passes it in; None stands
+    for `initial`. Only the whole part counts: 4.9 allows four.
 
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
     Palantir's Dialogue; the square root is that of the former's Gradient limits. DCTCP (RFC 8257)
     for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995), which
-    compares with the least. Here it is a mean: answers that merely differ, some quick and some slow
-    by nature, have a least that few of them come near, and a service without any queue would lose
-    its limit. Abramson (1970) for what random access can reach.
+    compares with the minimum. Here it is a mean: if some answers are fast and some slow by nature,
+    few of them come near the minimum, and a service without any queue would lose its limit.
+    Abramson (1970) for what random access can reach.
 
-    Raises ValueError or TypeError for what are no such numbers.
+    Raises ValueError or TypeError for a value outside these bounds.
     """
 
     initial: int = 20
@@ -110,14 +115,14 @@ class AdaptiveLimit:
             )
 
     def full(self, limit: float | None, in_flight: int) -> bool:
-        """True where an instance with so many attempts in flight takes no more."""
+        """True if an instance with this many attempts in flight may take no more."""
         return in_flight + 1 > (self.initial if limit is None else limit)
 
     def grown(self, limit: float | None, in_flight: int) -> float:
-        """The limit after a success, with so many in flight before it ended, itself included.
+        """The limit after a success. `in_flight` includes the attempt that succeeded.
 
-        It moves only where it was nearly reached: what was not tried has not been shown. One round
-        of a full limit adds one, or half the limit's square root where that is more.
+        It rises only if it was nearly reached: a level that was not used is not proven. One round
+        of a full limit adds one, or half the square root of the limit if that is more.
         """
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
@@ -125,14 +130,14 @@ class AdaptiveLimit:
         return min(float(self.most), limit + _step(limit))
 
     def slowed(self, limit: float | None, in_flight: int) -> float:
-        """The limit after an answer that had stood in a queue; `in_flight` as for `grown`."""
+        """The limit after an answer that has waited in a queue; `in_flight` as for `grown`."""
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
             return limit
         return max(float(self.least), limit - _step(limit))
 
     def queued(self, elapsed: float, baseline: float | None) -> bool:
-        """True for an answer so slow, `calm` being the mean of calm ones, in seconds."""
+        """True if an answer took so long (in seconds) that it must have waited in a queue."""
         return (
             self.tolerance is not None
             and baseline is not None
@@ -142,10 +147,11 @@ class AdaptiveLimit:
     def next_baseline(
         self, baseline: float | None, elapsed: float, concurrent: int, limit: float | None
     ) -> float | None:
-        """The mean of calm answers, in seconds, after one that took `elapsed`.
+        """The baseline latency, in seconds, after an answer that took `elapsed`.
 
-        It had so many `concurrent` it when it was sent. What counts is how it began: of those that
-        have ended by the time an instance is busy, too many are quick ones.
+        `concurrent` is the number of other attempts in flight when this one was sent. The start of
+        an attempt decides whether it counts: of the attempts that end before an instance is busy,
+        too many are fast ones.
         """
         limit = self.initial if limit is None else limit
         if concurrent + 1 > max(1.0, limit / 2):
@@ -155,15 +161,15 @@ class AdaptiveLimit:
     def shrunk(
         self, limit: float | None, share: float = 1.0, in_flight: int | None = None
     ) -> float:
-        """The limit after a round of which this share was rejected, with so many in flight.
+        """The limit after a round in which this share was rejected, with this many in flight.
 
-        Down to a whole number, or near 1 it would never fall below the next one.
+        It is rounded down: near 1 it would otherwise never fall below the next whole number.
         """
         limit = self.initial if limit is None else limit
         return max(self.least, math.floor(limit - share * self.excess(limit, in_flight)))
 
     def excess(self, limit: float, in_flight: int | None) -> float:
-        """How far the limit is above what it falls to when everything is rejected."""
+        """How far the limit is above the value to which it falls when everything is rejected."""
         return limit - self.backoff * (limit if in_flight is None else min(limit, in_flight))
 
     def _reached(self, limit: float, in_flight: int) -> bool:
@@ -175,7 +181,7 @@ def _step(limit: float) -> float:
 
 
 class LearnedLimit:
-    """What an `AdaptiveLimit` has learned of one instance. Not locked: its owner is.
+    """What an `AdaptiveLimit` has learned of one instance. It has no lock: the caller holds one.
 
     `paused_until` (clock time): the instance is sent nothing until then.
     """
@@ -197,17 +203,17 @@ class LearnedLimit:
 
     def __init__(self) -> None:
         self._share = 1.0
-        """The moving average of the rejected share, from one down."""
+        """The moving average of the rejected share. It starts at one."""
         self._average = 1
-        """How many attempts it is taken over by now."""
+        """The number of attempts that the average is taken over so far."""
         self._seen = 0.0
-        """The same average, from zero up: what was seen to be rejected."""
+        """The same average, started at zero: the share that was seen to be rejected."""
         self._slow_start = True
         self._round_from = -math.inf
         """Rejections of attempts that were sent before this time belong to the last decrease."""
         self._excess = 0.0
         self._taken = 0.0
-        """The share of the excess that this round's rejections have taken so far."""
+        """The share of the excess that the rejections of this round have removed so far."""
         self._level = 0
         """The limit that was rejected last; 0 for none."""
         self._held = 0.0
@@ -227,8 +233,10 @@ class LearnedLimit:
         now: float,
         rng: random.Random,
     ) -> float:
-        """The limit after an attempt that was sent at `started` was rejected, with so many in
-        flight before it ended, itself included."""
+        """The limit after an attempt that was sent at `started` was rejected.
+
+        `in_flight` includes the attempt itself.
+        """
         limit = float(rule.initial if limit is None else limit)
         self._count(1.0, in_flight)
         if self._seen > _CHANCE:
@@ -258,8 +266,10 @@ class LearnedLimit:
     def served(
         self, rule: AdaptiveLimit, limit: float | None, in_flight: int, *, queued: bool
     ) -> float:
-        """The limit after an attempt was served, which had stood in a queue or not; `in_flight` as
-        for `rejected`."""
+        """The limit after a successful attempt; `in_flight` as for `rejected`.
+
+        `queued` is True if the answer was so slow that it must have waited in a queue.
+        """
         before = float(rule.initial if limit is None else limit)
         self._count(0.0, in_flight)
         self._pause *= _FORGIVEN
@@ -274,7 +284,7 @@ class LearnedLimit:
         return self._within_hold(before, grown)
 
     def resume(self) -> None:
-        """It serves again: end a pause."""
+        """End a pause: the instance serves again."""
         self.paused_until = self._pause = 0.0
 
     def _within_hold(self, before: float, grown: float) -> float:
@@ -311,8 +321,11 @@ class LearnedLimit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`fixed` (`max_in_flight`) is the most attempts in flight at one instance, `total`
-    (`max_in_flight_total`) at all of them together; `adaptive` learns what each can bear.
+    """The limits of one balancer.
+
+    `fixed` (`max_in_flight`) limits the attempts in flight at each instance, `total`
+    (`max_in_flight_total`) those at all instances together; `adaptive` learns the limit of each
+    instance.
 
     Raises ValueError or TypeError, naming the argument.
     """
@@ -328,11 +341,11 @@ class Limits:
 
     @property
     def each(self) -> bool:
-        """True where an instance may be at its limit."""
+        """True if there is a limit for each instance."""
         return self.fixed is not None or self.adaptive is not None
 
     def full(self, endpoint: Endpoint) -> bool:
-        """True for one at its limit."""
+        """True if an endpoint is at its limit."""
         if self.fixed is not None and endpoint.in_flight >= self.fixed:
             return True
         rule = self.adaptive

@@ -1,4 +1,4 @@
-"""HealthCheck: what every instance is asked, how often, and what the answers add up to."""
+"""HealthCheck: what to ask every instance, how often, and how results change its health."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?|")
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """Active health checks, as HAProxy's `rise` and `fall` and AWS's target groups have them.
+    """Active health checks, like HAProxy's `rise` and `fall` and the target groups of AWS.
 
-    Each instance is asked about every `interval` on a connection of its own, in the background.
-    Who failed `down` checks in a row leaves the rotation; who then passed `up` in a row is back.
-    A new instance counts as healthy until then, and where every instance is down the checks are
-    disregarded: a wrong path must not take a service down.
+    Each instance is checked about every `interval` seconds, in the background, on a connection of
+    its own. An instance that fails `down` checks in a row leaves the rotation. It returns when it
+    passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
+    are unhealthy, the checks are ignored: a wrong path must not take a service down.
 
-    - `path`: what to GET from the instance, as it stands: a base path in the service's URL does
-      not go before it. None opens a TCP connection and asks nothing.
-    - `interval`: seconds from one round of checks to the next, give or take a tenth; the first
-      comes at a random moment of the first interval.
-    - `timeout`: seconds for one check, from connecting to the end of the answer's body (of which
-      at most 64 KiB are read).
-    - `up`, `down`: how many checks in a row it takes.
-    - `statuses`: those that pass. Redirects are not followed.
-    - `headers`: sent with each check, beside those of our own.
-    - `check`: a function `instance -> bool` to ask instead. It runs on a thread in the background
-      and may block; `lbclient.time_left()` tells it what is left of `timeout`. It connects to
-      `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Anything but True
-      is a failed check, and so is any exception. While one has not returned, no other begins for
-      the same instance.
+    - `path`: what to GET from the instance, exactly as given: it is not joined to the base path of
+      the service's URL. None only opens a TCP connection.
+    - `interval`: seconds from one round of checks to the next, plus or minus a tenth. The first
+      round comes at a random time in the first interval.
+    - `timeout`: seconds for one check, from connecting to the end of the response body (of which at
+      most 64 KiB are read).
+    - `up`, `down`: the number of checks in a row that change the health of an instance.
+    - `statuses`: the statuses that pass. Redirects are not followed.
+    - `headers`: sent with each check, in addition to the client's own.
+    - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
+      block; `lbclient.time_left()` returns what is left of `timeout`. It should connect to
+      `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
+      True is a failed check, and so is any exception. While a check of an instance has not
+      returned, no other begins for the same instance.
 
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
-    path: str | None = field(default="/", repr=False)  # a query may hold a secret, as headers may
+    path: str | None = field(default="/", repr=False)  # query and headers may contain secrets
     _: KW_ONLY
     interval: float = 10.0
     timeout: float = 1.0
@@ -105,7 +105,7 @@ def _statuses(statuses: object) -> Collection[int]:
 
 
 def _headers(headers: object) -> tuple[tuple[str, str], ...]:
-    """As pairs, which nobody can change. No value is shown: it may be a secret."""
+    """The headers as pairs, which cannot be changed. Errors show no value: it may be a secret."""
     if headers is None:
         return ()
     items = headers.items() if isinstance(headers, Mapping) else headers
@@ -126,9 +126,9 @@ def _pair(pair: object) -> tuple[str, str]:
 
 
 class HealthTally:
-    """Counts the checks in a row that came out alike.
+    """Counts the checks of an endpoint in a row that had the same result.
 
-    It belongs to the machine that `breaker` stands for: another breaker is another machine.
+    It belongs to one breaker: another breaker stands for another machine.
     """
 
     __slots__ = ("_good", "_run", "breaker", "endpoint")
@@ -141,11 +141,11 @@ class HealthTally:
 
     @property
     def stale(self) -> bool:
-        """True where it says nothing of the endpoint any more."""
+        """True if the tally no longer describes the endpoint."""
         return self.endpoint.gone or self.endpoint.breaker is not self.breaker
 
     def count(self, *, good: bool, policy: HealthCheck) -> bool:
-        """Count one check. True where it is now enough for `endpoint.healthy` to change."""
+        """Count one check. True if `endpoint.healthy` must now change."""
         self._run = self._run + 1 if good is self._good else 1
         self._good = good
         enough = self._run >= (policy.up if good else policy.down)

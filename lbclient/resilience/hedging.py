@@ -1,4 +1,4 @@
-"""Hedging: when to send a second attempt beside a first that takes long."""
+"""Hedging: when to send a second attempt because the first is slow."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ _FEWEST = 20
 
 @dataclass(frozen=True, slots=True)
 class HedgePolicy:
-    """Send a second attempt to another instance where the first takes long; the first good answer
-    is the call's, the other attempt is cancelled.
+    """When to send a second attempt to another instance, because the first takes long.
 
-    For calls that may be repeated and whose body is plain bytes. The second attempt itself is not
-    repeated.
+    The first good answer is the result of the call; the other attempt is cancelled. Only calls that
+    may be repeated, and whose body is plain bytes, are hedged. The second attempt itself is not
+    retried.
 
-    - `delay`: seconds after which the second is sent; None takes a percentile of recent latency.
-    - `percentile`: this share of recent attempts was faster than the delay; it needs 20 to begin.
-    - `least`: no delay is shorter than that, in seconds.
+    - `delay`: seconds after which the second attempt is sent; None uses a percentile of recent
+      latency.
+    - `percentile`: this share of recent attempts was faster than the delay. It needs 20 attempts
+      first.
+    - `least`: the minimum of the delay, in seconds.
     - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
       of the calls, and a reserve per second. It is separate from the retry budget, so that hedges
-      leave the retries alone. None for no limit.
+      do not use up the retries. None for no limit.
 
     Source: Dean and Barroso, "The Tail at Scale" (2013): hedged requests at the 95th percentile.
     """
@@ -51,8 +53,10 @@ class HedgePolicy:
 
 
 class Hedging:
-    """The latencies of one balancer's latest attempts, and the budget of its hedges. Not locked:
-    its owner is."""
+    """The recent latencies of one balancer's attempts, and the budget of its hedges.
+
+    It has no lock: the caller holds one.
+    """
 
     def __init__(self, policy: HedgePolicy) -> None:
         self._policy = policy
@@ -61,7 +65,7 @@ class Hedging:
         self._sorted: list[float] = []
 
     def record_latency(self, elapsed: float) -> None:
-        """An attempt was answered after so many seconds."""
+        """Record an attempt that was answered after `elapsed` seconds."""
         if self._policy.delay is not None:
             return
         if len(self._latest) == _REMEMBERED:
@@ -70,7 +74,7 @@ class Hedging:
         insort(self._sorted, elapsed)
 
     def after(self) -> float | None:
-        """Seconds until a call may be hedged; None where too little is known."""
+        """Seconds after which a call may be hedged; None while too few latencies are known."""
         policy = self._policy
         if policy.delay is not None:
             return policy.delay

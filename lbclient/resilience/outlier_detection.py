@@ -1,8 +1,8 @@
-"""Outliers: who fails far more often than its peers is left out of the rotation for a while.
+"""Outlier detection: ejects an instance that fails far more often than its peers, for a time.
 
 A breaker counts faults in a row. An instance that fails 40 % of its calls at random fails five in a
-row only once in 160 calls, and its next success closes the breaker again. So here the share of
-faults of one interval is compared with that of the instance's peers.
+row only once in 160 calls, and its next success closes the breaker again. So outlier detection
+compares the share of faults in one interval with that of the peers.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class OutlierPolicy:
-    """Which instance is an outlier, and for how long it is ejected from the rotation.
+    """Which instance is an outlier, and for how long it is ejected.
 
-    - `interval`: seconds over which outcomes are gathered; the verdict falls at its end.
-    - `margin`: an outlier's success rate is more than this below that of all its peers together,
-      above 0 to 1.
-    - `minimum_calls`: with fewer in the interval, of it or of its peers, there is no verdict.
-    - `ejection`: seconds out the first time (half of it is jitter), twice as long the second time,
-      and so on up to `ejection_max`; each interval in the rotation as no outlier takes one time
-      back.
-    - `max_ejected`: at most this fraction of a tier is out at the same time, above 0 to 1; of two
-      or more instances one always may be, and one always stays.
+    - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
+    - `margin`: an outlier's success rate is more than this below that of all its peers together;
+      above 0, at most 1.
+    - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, it is not
+      rated.
+    - `ejection`: seconds of the first ejection (half of it is jitter); twice as long the second
+      time, and so on up to `ejection_max`. Each interval in the rotation without being an outlier
+      takes one time back.
+    - `max_ejected`: at most this fraction of a tier is ejected at the same time; above 0, at most
+      1. Of two or more instances, one may always be ejected, and one always stays.
 
     A margin works from two instances on. Envoy's rule, from which interval, multiplied ejection and
-    cap are taken, asks for a rate 1.9 standard deviations below the mean; among n hosts none can be
-    more than √(n - 1) below, so it finds nobody among four or fewer, and its cap of 10 % lets
-    nobody out among nine or fewer (envoyproxy/envoy#27909).
+    cap are taken, asks for a rate 1.9 standard deviations below the mean. Among n hosts none can be
+    more than √(n - 1) below, so that rule finds no outlier among four or fewer, and its cap of 10 %
+    ejects none among nine or fewer (envoyproxy/envoy#27909).
 
-    Raises ValueError or TypeError for what is out of these bounds.
+    Raises ValueError or TypeError for a value outside these bounds.
     """
 
     interval: float = 10.0
@@ -67,7 +68,7 @@ class OutlierPolicy:
 
 
 class _Tally:
-    """The outcomes of one instance in the interval; of the machine that has this breaker."""
+    """The outcomes of one instance in the interval. Another breaker stands for another machine."""
 
     __slots__ = ("breaker", "calls", "faults")
 
@@ -78,9 +79,9 @@ class _Tally:
 
 
 class Outliers:
-    """The tally of one balancer. Told the time and handed the dice; not locked: its owner is.
+    """The tally of one balancer. It has no lock: the caller holds one.
 
-    `count` each outcome; when it says so, ask for `verdicts` and carry them out.
+    Call `count` for each outcome. When it returns True, call `verdicts` and eject those instances.
     """
 
     __slots__ = ("_ends", "_policy", "_rng", "_tallies", "_times")
@@ -90,11 +91,11 @@ class Outliers:
         self._rng = rng
         self._tallies: dict[Endpoint, _Tally] = {}
         self._times: dict[Endpoint, int] = {}
-        """How often each was ejected of late."""
+        """How often each endpoint was ejected recently."""
         self._ends = -math.inf
 
     def count(self, endpoint: Endpoint, *, fault: bool, now: float) -> bool:
-        """Count one outcome. True when the interval is over: ask for `verdicts`."""
+        """Count one outcome. True when the interval is over: call `verdicts`."""
         if now >= self._ends and self._overslept(now):
             self._begin(now)
         tally = self._tallies.get(endpoint)
@@ -112,10 +113,11 @@ class Outliers:
         tiers: Sequence[Sequence[Endpoint]],
         serving: Callable[[Endpoint], bool],
     ) -> list[tuple[Endpoint, float]]:
-        """Whom to eject, and for how many seconds; a new interval begins.
+        """Return the endpoints to eject, and for how many seconds. Starts a new interval.
 
-        `tiers` are all known instances, `serving` tells who of them is in the rotation now. Who is
-        out already is told by `ejected_until`. No tier loses its last instance in the rotation.
+        `tiers` are all known endpoints; `serving` tells whether one is in the rotation now.
+        `ejected_until` tells which ones are ejected already. No tier loses its last instance in the
+        rotation.
         """
         if self._overslept(now):
             self._begin(now)
@@ -130,13 +132,14 @@ class Outliers:
         ]
 
     def forget(self, endpoint: Endpoint) -> None:
-        """The same name stands for another machine now: its record is clean."""
+        """Drop the counts of an endpoint: its name stands for another machine now."""
         self._tallies.pop(endpoint, None)
         self._times.pop(endpoint, None)
 
     def _overslept(self, now: float) -> bool:
-        """True where the process was stopped, or idle, past a whole interval more: a tally from
-        before says nothing of now."""
+        """True if the process was stopped or idle for one more interval: the old tally is out of
+        date.
+        """
         return now - self._ends >= self._policy.interval
 
     def _begin(self, now: float) -> None:
@@ -144,7 +147,7 @@ class Outliers:
         self._ends = now + self._policy.interval
 
     def _outliers(self, tier: Sequence[Endpoint]) -> list[Endpoint]:
-        """Those of a tier that fail far more than their peers, the worst first."""
+        """The endpoints of a tier that fail far more often than their peers, the worst first."""
         policy = self._policy
         tallies = ((one, self._tallies[one]) for one in tier if one in self._tallies)
         called = [(one, tally) for one, tally in tallies if tally.breaker is one.breaker]
@@ -168,7 +171,7 @@ class Outliers:
         now: float,
         serving: Callable[[Endpoint], bool],
     ) -> list[Endpoint]:
-        """Those outliers that the tier can spare."""
+        """The outliers that may be ejected without taking too much of the tier out."""
         if not outliers:
             return []
         staying = {one for one in tier if one.ejected_until <= now}
@@ -183,7 +186,10 @@ class Outliers:
         return allowed
 
     def _period(self, endpoint: Endpoint) -> float:
-        """Longer each time, half of it by dice: who was ejected together does not return so."""
+        """The next ejection in seconds: longer each time, and half of it random.
+
+        So instances that were ejected together do not return together.
+        """
         policy = self._policy
         times = self._times.get(endpoint, 0)
         if times * policy.ejection < policy.ejection_max:
@@ -193,7 +199,10 @@ class Outliers:
         return period / 2 + self._rng.random() * period / 2
 
     def _decay(self, outliers: Container[Endpoint], serving: Callable[[Endpoint], bool]) -> None:
-        """An interval in the rotation as no outlier takes one time back. Who left is dropped."""
+        """Take one time back for each interval in the rotation without being an outlier.
+
+        Drops endpoints that have left.
+        """
         began = self._ends - self._policy.interval
         for one, times in list(self._times.items()):
             healthy = one.ejected_until <= began and one not in outliers and serving(one)

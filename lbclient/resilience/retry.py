@@ -1,8 +1,8 @@
-"""Whether to try again, and after how long. The only file with tenacity.
+"""Whether to retry a call, and after how long. The only file that uses tenacity.
 
-tenacity's stop, wait and retry objects decide; its own loop is not used, since one `Retrying`
-shared between tasks mixes up their turns (jd/tenacity#93), its `with attempt` swallows
-cancellation, and here neither the sleep nor the I/O belongs to the decision.
+The stop, wait and retry objects of tenacity decide. Its own loop is not used: one `Retrying` that
+is shared between tasks mixes up their state (jd/tenacity#93), its `with attempt` swallows
+cancellations, and here neither the sleep nor the I/O is part of the decision.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ Stopped = Literal[
     "verdict",
     "streaming",
 ]
-"""Why a call whose outcome is bad was not tried again:
+"""Why a call with a bad outcome was not retried:
 
-- `"attempts"`: there were as many as the policy allows.
-- `"deadline"`: it is over, or would be before the next attempt.
+- `"attempts"`: the policy allows no more attempts.
+- `"deadline"`: it has passed, or would pass before the next attempt.
 - `"budget"`: the retry budget is empty.
 - `"method"`: the request may have been carried out, and may not be repeated.
 - `"body"`: the request's body cannot be sent a second time.
 - `"instances"`: no instance was free for another attempt.
 - `"closed"`: the balancer, client or transport was closed.
-- `"verdict"`: such an outcome is never tried again.
+- `"verdict"`: such an outcome is never retried.
 - `"streaming"`: part of the response had already been passed on.
 """
 
@@ -64,15 +64,19 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Which calls are tried again, how often, and how long a call may take.
+    """Which calls are retried, how often, and how long a call may take.
 
-    - `attempts`: at most so many sends, the first one included.
-    - `methods`: HTTP methods that may be repeated though the first send may have been carried out.
-    - `statuses`: HTTP statuses that are tried again, for those methods.
-    - `backoff`, `backoff_max`: full jitter over min(`backoff_max`, `backoff` * 2**n), seconds.
-    - `attempt_timeout`: seconds for one attempt, up to its headers where the body is streamed.
+    - `attempts`: the maximum number of attempts, the first one included.
+    - `methods`: HTTP methods that may be repeated even if the first attempt may have been carried
+      out.
+    - `statuses`: HTTP statuses that are retried, for these methods.
+    - `backoff`, `backoff_max`: the delay in seconds is random, from 0 to min(`backoff_max`,
+      `backoff` * 2**n) ("full jitter").
+    - `attempt_timeout`: seconds for one attempt; up to its headers if the body is streamed.
     - `deadline`: seconds for the whole call: attempts, delays and the body.
     - `budget`: see `RetryBudget`; None for no limit.
+
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
     attempts: int = 3
@@ -125,10 +129,11 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
 
 @dataclass(slots=True)
 class RetryState:
-    """What is known when one attempt has failed; tenacity's objects read it.
+    """What is known when an attempt has failed. tenacity's objects read it.
 
-    `pause` is how long all instances want to rest, `rested` how long the call has waited for that;
-    `unsent` is True if the attempt was never sent, so that its replacement costs no budget.
+    `pause` is how long all instances ask for a back-off, `rested` how long the call has waited for
+    that so far. `unsent` is True if the attempt was never sent, so that its replacement costs no
+    budget.
     """
 
     verdict: Verdict
@@ -140,12 +145,14 @@ class RetryState:
     unsent: bool = False
     rested: float = 0.0
     stopped: Stopped | None = None
-    """Why this outcome stands, once `RetryController.delay` has said that it does."""
+    """Why this outcome is final, once `RetryController.delay` has returned None."""
 
 
 class RetryRules:
-    """The rules of one balancer, shared by all its calls; `RetryController` is the state of one
-    call."""
+    """The retry rules of one balancer, shared by all its calls.
+
+    The state of one call is in `RetryController`.
+    """
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self.policy = policy
@@ -159,7 +166,7 @@ class RetryRules:
 
 
 class RetryController:
-    """The retries of one call. Costs nothing until an attempt has failed."""
+    """The retries of one call. It costs nothing until an attempt has failed."""
 
     __slots__ = ("_rested", "_retries", "_state")
 
@@ -169,7 +176,7 @@ class RetryController:
         self._rested = 0.0
 
     def delay(self, retry_state: RetryState) -> float | None:
-        """Seconds to wait before the next attempt, or None: this outcome stands."""
+        """Seconds to wait before the next attempt, or None if the outcome is final."""
         rules = self._retries.rules
         if self._state is None:
             self._state = tenacity.RetryCallState(rules, None, (), {})
@@ -198,7 +205,7 @@ def _may_repeat(retry_state: RetryState) -> bool:
 
 
 class _FullJitter(wait_base):
-    """Full jitter (AWS, "Exponential Backoff And Jitter"), by the balancer's own dice."""
+    """Full jitter (AWS, "Exponential Backoff And Jitter"), from the balancer's random numbers."""
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self._rng = rng
@@ -215,7 +222,7 @@ class _FullJitter(wait_base):
 
 
 class _AtDeadline(stop_base):
-    """A delay that would overrun the deadline is not slept."""
+    """Stops if the delay would pass the deadline."""
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         retry_state = _retry_state(state)
@@ -229,10 +236,11 @@ class _AtDeadline(stop_base):
 
 
 class _NoBudget(stop_base):
-    """Asked last, and before any sleep: a yes takes one retry out of the budget.
+    """Stops if the budget is empty. It is asked last, and takes one retry from the budget.
 
-    The replacement of an attempt that was never sent costs nothing, as a transparent retry in gRPC
-    (its proposal A6): no instance works for it, and no budget must keep a call from a live one.
+    To replace an attempt that was never sent costs nothing, like a transparent retry in gRPC (its
+    proposal A6): no instance works for it, and an empty budget must not keep a call from a live
+    instance.
     """
 
     def __init__(self, budget: Budget | None) -> None:
@@ -249,6 +257,6 @@ class _NoBudget(stop_base):
 
 
 def _retry_state(state: tenacity.RetryCallState) -> RetryState:
-    """What `RetryController.delay` has put in."""
+    """The state that `RetryController.delay` has stored."""
     retry_state = state.outcome and state.outcome.result()
     return cast("RetryState", retry_state)

@@ -1,7 +1,7 @@
 """The retry budget: how many retries all calls of one balancer may make together.
 
-A fixed share of the traffic, not of each call, so that retries cannot multiply an outage. Source:
-Finagle's and tower's retry budgets (20 %, 10 a second, over 10 seconds).
+It is a fixed share of the traffic, not of each call, so retries cannot multiply an outage. Source:
+the retry budgets of Finagle and tower (20 %, 10 a second, over 10 seconds).
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """Over a sliding `window` (seconds) each call earns `ratio` of a retry, and `reserve` retries
-    a second come on top, so that a quiet client may retry too."""
+    """How many retries all calls may make together, over a sliding `window` of seconds.
+
+    Each call earns `ratio` of a retry. `reserve` retries per second are added, so that a client
+    with few calls may retry too.
+
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
+    """
 
     ratio: float = 0.2
     reserve: float = 10.0
@@ -45,11 +50,11 @@ class Budget:
         self._balance = policy.reserve * policy.window
         self._ratio = policy.ratio
         self._last: list[float] = []
-        """The slice that is open until `_open_until`: when it began, and its sum."""
+        """The slice that is open until `_open_until`: its start, and its sum."""
         self._open_until = -math.inf
 
     def balance(self, now: float) -> float:
-        """Retries that may be made now."""
+        """The retries that may be made now."""
         while self._account and self._account[0][0] <= now - self.policy.window:
             self._balance -= self._account.popleft()[1]
         if not self._account:
@@ -57,14 +62,14 @@ class Budget:
         return self._balance
 
     def deposit(self, now: float) -> None:
-        """A call has begun."""
+        """Add what one call earns."""
         if now >= self._open_until:
             self._open(now)
         self._last[1] += self._ratio
         self._balance += self._ratio
 
     def withdraw(self, now: float) -> bool:
-        """Take one retry out, or refuse."""
+        """Take one retry from the budget. False if it is empty."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
         if now >= self._open_until:
@@ -74,7 +79,7 @@ class Budget:
         return True
 
     def _open(self, now: float) -> None:
-        """Begin a slice, after dropping those that the window has left behind."""
+        """Start a slice. Drops the slices that are older than the window."""
         self.balance(now)
         self._last = [now, 0.0]
         self._account.append(self._last)

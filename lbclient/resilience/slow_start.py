@@ -1,4 +1,4 @@
-"""Slow start: an instance that has just come gets its share of the calls little by little."""
+"""Slow start: ramps up the traffic to new and recovered instances."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _ASKED_AGAIN = 3
 class SlowStart:
     """How an instance warms up: for `window` seconds it counts with `factor` of its weight.
 
-    - `aggression`: above 0; 1 is a straight line, above 1 it rises faster at first, below 1 later.
-    - `least`: the smallest factor, above 0 to 1.
+    - `aggression`: above 0. At 1 the factor rises in a straight line; above 1 it rises faster at
+      first, below 1 slower.
+    - `least`: the smallest factor; above 0, at most 1.
 
-    The factor is applied by thinning: a pick of an instance that warms up stands with that
-    probability, else the strategy is asked again. So no strategy needs to know of it, and weights
-    need not change with each second. Where everybody warms up nobody is spared. A strategy that
-    prefers whoever has little in flight warms it up faster: under load the least busy of two begins
-    with three times what the factor says, and the least busy of all takes no notice.
+    The factor thins out picks: a pick of an instance that warms up is kept with this probability;
+    otherwise the strategy is asked again. So no strategy has to know of it, and weights need not
+    change every second. If all instances warm up, each gets its usual share. A strategy that
+    prefers instances with few attempts in flight warms them up faster: under load, the least busy
+    of two starts with three times the factor, and the least busy of all is not affected.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 
-    Raises ValueError or TypeError for what is out of these bounds.
+    Raises ValueError or TypeError for a value outside these bounds.
     """
 
     window: float = 30.0
@@ -44,14 +45,14 @@ class SlowStart:
         validation.fraction("least", self.least)
 
     def factor(self, age: float) -> float:
-        """The share of its weight that an instance counts with, so many seconds after it came."""
+        """The share of its weight that an instance counts with, `age` seconds after it came."""
         if age >= self.window:
             return 1.0
         grown: float = (max(0.0, age) / self.window) ** (1 / self.aggression)
         return max(self.least, grown)
 
     def stands(self, since: float, now: float, rng: random.Random) -> bool:
-        """Throw the dice for one pick of an instance that came at the time `since`."""
+        """Decide at random whether to keep the pick of an instance that came at `since`."""
         factor = self.factor(now - since)
         return factor >= 1.0 or rng.random() < factor
 
@@ -62,10 +63,10 @@ class SlowStart:
         now: float,
         rng: random.Random,
     ) -> T:
-        """A pick that stands: `ask` asks the strategy, again up to three times.
+        """Ask the strategy for a pick until one is kept, at most four times.
 
-        Where none of the four stands, any of them: the last one would be the same again and again
-        in a rotation of which four in a row warm up.
+        If none of the four is kept, returns one of them at random. The last one would be the same
+        again and again in a rotation in which four in a row warm up.
         """
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:

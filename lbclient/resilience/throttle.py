@@ -1,4 +1,4 @@
-"""Client-side throttling: a service that refuses most of what it is sent is sent less."""
+"""Client-side throttling: sends less to a service that refuses most calls."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ _SLICES = 24
 
 @dataclass(frozen=True, slots=True)
 class ThrottlePolicy:
-    """When a call fails here, without being sent.
+    """When a call fails in the client, without being sent.
 
-    Over the last `window` seconds, a call is refused with probability
-    max(0, (requests - k * accepts) / (requests + 1)), at most `most`.
+    A call is refused with probability max(0, (requests - k * accepts) / (requests + 1)), over the
+    last `window` seconds, but at most with `most`.
 
-    - `k`: the service may be sent this many times what it accepts, 1 or more. Lower refuses more
-      and sooner; higher learns sooner that the service is back.
-    - `window`: seconds; many times what a call takes. After an outage longer than the window it
-      takes up to two windows until everything is sent again.
-    - `most`: above 0 to 1. Below 1 some calls always go through, and find out.
-    - `minimum_calls`: with fewer requests in the window none is refused; by the formula alone, a
+    - `k`: the service may be sent this many times what it accepts; at least 1. A lower value
+      refuses more, and sooner. A higher one notices sooner that the service is back.
+    - `window`: seconds; many times the duration of a call. After an outage longer than the window
+      it takes up to two windows until all calls are sent again.
+    - `most`: above 0, at most 1. Below 1 some calls always go through, and find out whether the
+      service is back.
+    - `minimum_calls`: with fewer requests in the window none is refused. By the formula alone, a
       client's second call would be refused every other time if its first had failed.
 
     Source: Google's "Site Reliability Engineering", chapter "Handling Overload", with its k and
     window; `most` and `minimum_calls` are additions.
 
-    Raises ValueError or TypeError for what is out of these bounds.
+    Raises ValueError or TypeError for a value outside these bounds.
     """
 
     k: float = 2.0
@@ -48,7 +49,7 @@ class ThrottlePolicy:
 
 
 class _Slice:
-    """What was counted in one part of the window."""
+    """The counts of one part of the window."""
 
     __slots__ = ("accepts", "began", "requests")
 
@@ -59,12 +60,12 @@ class _Slice:
 
 
 class Throttle:
-    """The running counts of a `ThrottlePolicy`. Not locked: its owner is.
+    """The running counts of a `ThrottlePolicy`. It has no lock: the caller holds one.
 
-    Ask `admits` before each call. For one that was let through, say once how it ended: `accepted`,
-    `refused` (overload, a fault), or nothing where that says nothing of the service. A call counts
-    as a request from then on, not while it is under way: else the first of many that start
-    together would have the others refused (43 of 50 by the plain formula).
+    Call `admits` before each call. For a call that was admitted, record its end once: `accepted`,
+    or `refused` (overload, a fault), or neither if it says nothing about the service. A call counts
+    as a request only then, not while it is under way. Otherwise the first of many calls that start
+    together would cause the others to be refused (43 of 50 by the plain formula).
     """
 
     __slots__ = ("_accepts", "_policy", "_requests", "_slice", "_slices")
@@ -88,7 +89,7 @@ class Throttle:
         return min(policy.most, max(0.0, excess / (requests + 1)))
 
     def admits(self, now: float, rng: random.Random) -> bool:
-        """False where the call is to fail here; that counts as a request too."""
+        """False if the call must fail here. Such a call is counted as a request too."""
         chance = self.chance(now)
         if chance and rng.random() < chance:
             self.refused(now)
@@ -96,11 +97,11 @@ class Throttle:
         return True
 
     def accepted(self, now: float) -> None:
-        """The service has taken a call on."""
+        """Record a call that the service has accepted."""
         self._count(now, 1)
 
     def refused(self, now: float) -> None:
-        """The service has not."""
+        """Record a call that the service has refused."""
         self._count(now, 0)
 
     def _count(self, now: float, accepts: int) -> None:
@@ -114,7 +115,7 @@ class Throttle:
         self._accepts += accepts
 
     def _expire(self, now: float) -> None:
-        """Drop what the window has left behind."""
+        """Drop the slices that are older than the window."""
         slices, past = self._slices, now - self._policy.window
         while slices and slices[0].began <= past:
             old = slices.popleft()

@@ -1,4 +1,4 @@
-"""Strategies: one a file; each picks one of the candidates. Load belongs to the endpoint."""
+"""Strategies, one per file. A strategy picks one of the candidates; the endpoint keeps the load."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Consistent hashing with bounded loads: the same key goes to the same instance.
+"""Consistent hashing with bounded loads: calls with the same key go to the same instance.
 
-Each instance has points on a ring; the first point from a key's spot on owns the key.
+Each instance has points on a ring. A key is hashed to a spot on the ring; the first point at or
+after that spot owns the key.
 """
 
 from __future__ import annotations
@@ -37,24 +38,27 @@ Key = str | bytes | int
 
 
 class Ring:
-    """Points on a circle, and who owns them: the low bits of a point are its owner's number.
+    """Points on a ring and their owners. The low bits of a point are the number of its owner.
 
-    Who is no candidate keeps its points, and is passed over. The circle is cut into equal arcs,
-    one for about four owners, each with a sorted list of its points: so a look costs the same for
-    ten owners as for ten thousand, but for the processor's caches, and a change moves little.
+    An endpoint that is not a candidate keeps its points, but they are skipped. The ring is cut into
+    equal arcs, one for about four owners, and each arc has a sorted list of its points. So a lookup
+    costs the same for ten owners as for ten thousand (except for CPU cache misses), and a change
+    moves few points.
     """
 
     def __init__(self) -> None:
         self.owners: dict[Endpoint, tuple[int, int]] = {}
-        """The number of each, and how many points it has."""
+        """The number of each owner, and how many points it has."""
         self._arcs: list[array[int]] = [array("Q")]
         self._shift = _BITS
         self._here: list[Endpoint | None] = []
         self._free: list[int] = []
 
     def expect(self, owners: int) -> None:
-        """There will be so many owners, if there are not more: cut the circle accordingly, where it
-        is far from that."""
+        """Prepare for this many owners, or for those that are there, if they are more.
+
+        Cuts the ring again if the number of arcs is far from what is needed.
+        """
         bits = max(0, max(owners, len(self.owners)).bit_length() - 2)
         if abs(_BITS - self._shift - bits) <= 1:
             return
@@ -64,7 +68,7 @@ class Ring:
         self._arcs = [points[first:end] for first, end in pairwise([*cuts, len(points)])]
 
     def give(self, one: Endpoint, wanted: int) -> None:
-        """So many points."""
+        """Set the number of points that an endpoint has."""
         if one not in self.owners:
             self.owners[one] = self._number(one), 0
         number, had = self.owners[one]
@@ -76,18 +80,18 @@ class Ring:
         self.owners[one] = number, wanted
 
     def show(self, one: Endpoint, *, here: bool) -> None:
-        """Whether it is a candidate."""
+        """Set whether an endpoint is a candidate."""
         if (known := self.owners.get(one)) is not None:
             self._here[known[0]] = one if here else None
 
     def remove(self, one: Endpoint) -> None:
-        """For good."""
+        """Remove an endpoint for good."""
         self.give(one, 0)
         number, _ = self.owners.pop(one)
         self._free.append(number)
 
     def after(self, spot: int) -> tuple[int, Endpoint]:
-        """How far it is from there to the next point of a candidate, and whose that is."""
+        """Return the distance from a spot to the next point of a candidate, and that candidate."""
         arcs, here, place = self._arcs, self._here, spot >> self._shift
         arc = arcs[place]
         at = bisect_left(arc, spot)
@@ -110,7 +114,10 @@ class Ring:
 
 
 def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
-    """Its points from the first to the end: alike in every process, but for the low bits."""
+    """The points of an endpoint, from number `first` up to `end`.
+
+    They are the same in every process, except for the low bits.
+    """
     size = _BLOCK.size // 8
     blocks = range(first // size, -(-end // size)) if first < end else ()
     texts = (f"{one.instance} {block}".encode() for block in blocks)
@@ -119,39 +126,44 @@ def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
 
 
 def hashed(text: bytes, form: Struct) -> tuple[int, ...]:
-    """Whole numbers of a `form` in bytes: alike in every process."""
+    """Hash bytes to whole numbers in the given `form`. The result is the same in every process."""
     return form.unpack(blake2b(text, digest_size=form.size).digest())
 
 
 class ConsistentHash:
-    """By the key of the call: the same instance each time, in every process, while it has room.
+    """Picks by the key of the call: the same instance in every process, while it has room.
 
-    Instances own points on a ring, 16 each on average, in proportion to their weights; a key is
-    put on four spots of it, and goes to the instance whose point comes soonest after any of them.
-    (So shares differ by 9 %, as on a plain ring with 112 points each.) Where an instance joins or
-    leaves, only keys that it gets or had move: 1/n of all, where weights are equal.
+    Each instance owns points on a ring: 16 on average, in proportion to its weight. A key is hashed
+    to four spots on the ring. It goes to the instance whose point follows most closely after any of
+    these spots. (So the shares differ by 9 %, as on a plain ring with 112 points each.) When an
+    instance joins or leaves, only the keys that it gets or had move: 1/n of all keys, if weights
+    are equal.
 
-    No instance gets more than `load` times its share of what this client has in flight, faults of
-    late included (one call is always allowed; None is no bound): past that the key's next spot is
-    asked, and so on, so that a hot key spreads over as many as it needs.
+    No instance gets more than `load` times its share of what this client has in flight. Recent
+    faults count as load too. One call is always allowed; None means no bound. If an instance is
+    over the bound, the next spot of the key is tried, and so on. So a hot key spreads over as many
+    instances as it needs.
 
-    The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request:
-    text, bytes or a whole number, hashed by BLAKE2b, which unlike `hash()` is alike everywhere.
-    The function `key` makes one of what else is passed there, or None. Without a key the dice make
-    one, so instances are picked by weight. With a key of another type `pick` raises TypeError: a
-    balancer logs it, and throws the dice. Retries go by the dice too.
+    The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request.
+    It is text, bytes or a whole number, and is hashed with BLAKE2b, which gives the same result in
+    every process, unlike `hash()`. The function `key` turns any other value that is passed there
+    into a key, or into None. A call without a key gets a random one, so its instance is picked by
+    weight. For a key of another type `pick` raises TypeError; the balancer logs the error and picks
+    at random. Retries are picked at random too.
 
-    Use it for caches and sessions: what an instance knows of a key is worth more than even loads.
-    Do not use it to share load evenly, nor as the only thing that keeps two writers of one key
-    apart: clients disagree while the set changes. A pick costs O(1). Of thousands that are new
-    128 join at each pick, and until all have, keys may go elsewhere.
+    Use it for caches and sessions, where it is worth more that an instance knows a key than that
+    loads are even. Do not use it to spread load evenly. Do not rely on it alone to keep two writers
+    of one key apart: clients disagree while the set of instances changes. A pick costs O(1). When
+    thousands of instances are new, 128 join at each pick; until all of them have joined, keys may
+    go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
     in HAProxy and Envoy (`hash_balance_factor`). The spots: Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015). Past a full one it jumps, since to walk on would give its neighbour
-    all: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with Bounded Loads" (2021).
+    consistent hashing" (2015). It jumps past a full instance, since walking on would give all of
+    its load to its neighbour: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with
+    Bounded Loads" (2021).
 
-    Raises ValueError for a `load` that is not above 1, TypeError for a `key` that is no function.
+    Raises ValueError if `load` is not above 1, and TypeError if `key` is not a function.
     """
 
     def __init__(
@@ -169,7 +181,7 @@ class ConsistentHash:
         self._gone: list[Endpoint] = []
         self._weight = 1.0
         self._unseen = 0
-        """So many candidates, from `_next` on, may be new or have another weight."""
+        """How many candidates, from `_next` on, may be new or have a new weight."""
         self._next = 0
         self._loads: list[float] = []
         self._total = 0.0
@@ -179,7 +191,10 @@ class ConsistentHash:
         return f"ConsistentHash(key={self._key!r}, load={self._load})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The key's own, or the next that has room. Raises TypeError for a key of another type."""
+        """Pick the owner of the key, or the next instance that has room.
+
+        Raises TypeError for a key of another type.
+        """
         text = self._text(call)
         if candidates is not self._candidates:
             self._follow(candidates, call)
@@ -199,7 +214,10 @@ class ConsistentHash:
         return call.rng.randbytes(8) if key is None else _encoded(key)
 
     def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
-        """The first of the key's that may have one more; after some dozens, the least busy."""
+        """The first of the key's instances that may take one more call.
+
+        If none of some dozens has room, the least busy of them.
+        """
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
             load = seen[one] = one.load(now)
@@ -213,7 +231,9 @@ class ConsistentHash:
             yield from (one for _, one in sorted(map(self._ring.after, spots), key=_DISTANCE))
 
     def _mean_load(self, now: float) -> float:
-        """For one unit of weight, this call included; a few loads are looked at anew."""
+        """The mean load for one unit of weight, this call included. Updates a few loads at each
+        call.
+        """
         number = len(self._candidates)
         for _ in range(min(number, _SWEPT_AT_ONCE)):
             load = self._candidates[self._swept].load(now)
@@ -223,7 +243,10 @@ class ConsistentHash:
         return (self._total + 1.0) / self._weight
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """`_candidates` are set last: after an exception the next pick begins anew."""
+        """Take over new candidates.
+
+        `_candidates` is set last: after an exception, the next pick starts again.
+        """
         members = frozenset(candidates)
         self._ring.expect(len(candidates))
         for one in members - self._members:
@@ -236,12 +259,12 @@ class ConsistentHash:
         self._loads = [float(one.in_flight) for one in candidates]
         self._total = sum(self._loads)
         self._unseen, self._next, self._swept = len(candidates), 0, 0
-        if self._unseen > _AT_ONCE:  # else every client would begin with the same few
+        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same few
             self._next = call.rng.randrange(self._unseen)
         self._members, self._candidates = members, candidates
 
     def _look(self) -> None:
-        """A few candidates get as many points as their weights ask for."""
+        """Give a few candidates the number of points that their weights ask for."""
         owners, unit = self._ring.owners, _POINTS * len(self._candidates) / self._weight
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]
@@ -253,7 +276,9 @@ class ConsistentHash:
             self._unseen -= 1
 
     def _remove(self) -> None:
-        """A few of those who have left, so that no single call pays for all of them."""
+        """Remove a few of the instances that have left, so that no single call pays for all of
+        them.
+        """
         for one in self._gone[-_REMOVED_AT_ONCE:]:
             self._ring.remove(one)
         del self._gone[-_REMOVED_AT_ONCE:]

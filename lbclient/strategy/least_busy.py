@@ -1,4 +1,4 @@
-"""Least-busy: the power of two choices."""
+"""Least busy: the power of two choices."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ __all__ = ["LeastBusy"]
 
 
 class LeastBusy:
-    """Of `choices` random candidates the one with the least load for its weight.
+    """Picks the one with the least load for its weight, of `choices` random candidates.
 
-    Load is what is in flight plus a penalty for recent failures (see `Endpoint.load`). Two choices
-    are nearly as good as all, without the herd that follows when every client sees the same best
-    one (Mitzenmacher 2001; Finagle's P2C, gRPC's A48). `choices=None` compares all: the one pick
-    whose cost grows with the number of instances. Ties are drawn by weight.
+    Load is the number of attempts in flight plus a penalty for recent failures (see
+    `Endpoint.load`). Comparing two is nearly as good as comparing all, and it avoids the herd that
+    forms when every client sees the same best instance (Mitzenmacher 2001; Finagle's P2C, gRPC's
+    A48). `choices=None` compares all: then the cost of a pick grows with the number of instances.
+    Ties are drawn by weight.
 
-    Use it when calls or instances differ in speed. With at most one call in flight per client
-    there is no load to see: then it is a weighted draw.
+    Use it when calls or instances differ in speed. It gains nothing if a client has at most one
+    call in flight: there is no load to see, so picks are drawn by weight.
 
-    Raises ValueError for `choices` below 2.
+    Raises ValueError if `choices` is below 2.
     """
 
     def __init__(self, choices: int | None = 2) -> None:
@@ -33,7 +34,7 @@ class LeastBusy:
         return f"LeastBusy(choices={self._choices})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The less busy of a few."""
+        """Pick the least busy of a few random candidates."""
         drawn = self._draw(candidates, call)
         now = call.now
         loads = [one.load(now) / one.weight for one in drawn]

@@ -1,4 +1,4 @@
-"""What a strategy that learns remembers of each instance, and how failures count against it."""
+"""What a learning strategy remembers of each instance, and how failures count against it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LEVEL_GAIN = 0.3
 
 
 class Record:
-    """What the answers of one instance say against it, as of the time `at`.
+    """The penalty of one instance for its failures, as of the time `at`.
 
-    It costs (1 + `penalty`) times as much as it would without.
+    The instance costs (1 + `penalty`) times as much as it would cost without.
     """
 
     __slots__ = ("at", "failed_at", "penalty")
@@ -35,15 +35,16 @@ R = TypeVar("R", bound=Record)
 
 
 class OutcomeHistory(Generic[R]):
-    """A record, made by `make(now)`, for each endpoint that has answered.
+    """A record for each endpoint that has answered. `make(now)` makes a new one.
 
-    A failure doubles what an instance costs, at most once a round trip, as TCP halves its window:
-    calls that failed together count as one. It does so less, the more of all attempts fail: in an
-    outage, or where all shed load, nobody is worse than the others. An answer that was served
-    takes back a quarter of the doubt, and time all of it, with e^(-t / `decay`).
+    A failure doubles the cost of an instance. Calls that failed together count as one failure, so
+    the cost doubles at most once per round trip, as TCP halves its window. The effect is smaller
+    the more of all attempts fail: in an outage, or when all instances shed load, no instance is
+    worse than the others. A successful answer removes a quarter of the penalty. Time removes all of
+    it, with e^(-t / `decay`).
 
-    Who has left is forgotten once as many have come; who is let in again starts afresh. O(1),
-    amortised.
+    Records of instances that have left are removed once as many new ones have come. An instance
+    that is admitted again starts with a new record. O(1), amortised.
     """
 
     def __init__(self, make: Callable[[float], R], decay: float) -> None:
@@ -57,14 +58,14 @@ class OutcomeHistory(Generic[R]):
         return len(self._records)
 
     def known(self, endpoint: Endpoint, now: float) -> R | None:
-        """What is remembered of it since it was let in."""
+        """The record of an endpoint, or None if it has not answered since it was last admitted."""
         record = self._records.get(endpoint)
         if record is None or record.at <= endpoint.warm_since <= now:
             return None
         return record
 
     def of(self, endpoint: Endpoint, now: float) -> R:
-        """The same; a new record where there is none."""
+        """The record of an endpoint. Makes a new one if there is none."""
         record = self.known(endpoint, now)
         if record is None:
             record = self._records[endpoint] = self._make(now)
@@ -74,11 +75,11 @@ class OutcomeHistory(Generic[R]):
         return record
 
     def fade(self, record: Record, now: float) -> float:
-        """How much of it still counts: from 1 down to 0."""
+        """How much of a record still counts: from 1 down to 0."""
         return math.exp((record.at - now) / self._decay)
 
     def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
-        """Count an attempt of `elapsed` seconds for or against it. Returns what `fade` was."""
+        """Record an attempt that took `elapsed` seconds. Returns what `fade` was before."""
         fade = self.fade(record, now)
         record.at = now
         record.penalty *= fade if failed else fade * _LEFT_OF_PENALTY
@@ -91,9 +92,9 @@ class OutcomeHistory(Generic[R]):
 
 
 class LatencyByLoad:
-    """How long answers took of late, for each level of requests in flight.
+    """The recent latency of answers, for each level of requests in flight.
 
-    Levels are powers of two: 0, 1, 2 to 3, 4 to 7, ... others beside the attempt.
+    A level is a power of two of other attempts in flight: 0, 1, 2 to 3, 4 to 7, ...
     """
 
     __slots__ = ("_levels",)
@@ -102,7 +103,7 @@ class LatencyByLoad:
         self._levels: dict[int, tuple[float, float]] = {}
 
     def saw(self, others: int, elapsed: float, now: float, age: float) -> None:
-        """An answer came while so many others were in flight."""
+        """Record an answer that took `elapsed` seconds, with this many other attempts in flight."""
         level = others.bit_length()
         mean, at = self._levels.get(level, (elapsed, now))
         if now - at <= age:
@@ -110,7 +111,11 @@ class LatencyByLoad:
         self._levels[level] = (elapsed, now)
 
     def latency(self, in_flight: int, now: float, age: float) -> float | None:
-        """At this level, else at the nearest of which something was heard within `age` seconds."""
+        """The latency at this level, in seconds.
+
+        Without an answer at this level within the last `age` seconds: the latency at the nearest
+        level that has one. None if no level has.
+        """
         level = in_flight.bit_length()
         mean, at = self._levels.get(level, (0.0, -math.inf))
         if now - at <= age:

@@ -1,4 +1,4 @@
-"""Peak EWMA: of two choices the one that costs least."""
+"""Peak EWMA: picks the cheapest of two random candidates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GAIN = 0.05
 
 
 class _Peak(Record):
-    """Its latency too, in seconds: None until an answer was served."""
+    """A record with the latency in seconds, which is None until an attempt has succeeded."""
 
     __slots__ = ("latency",)
 
@@ -26,7 +26,7 @@ class _Peak(Record):
         self.latency: float | None = None
 
     def saw(self, elapsed: float, fade: float, *, failed: bool) -> None:
-        """A failure tells of latency only where it took longer than answers do."""
+        """Record an answer. A failure counts as latency only if it took longer than answers do."""
         old = self.latency
         if failed:
             self.latency = old if old is None else max(old, elapsed)
@@ -36,28 +36,29 @@ class _Peak(Record):
 
 
 class PeakEwma:
-    """Of `choices` random candidates the cheapest: latency x (in flight + 1) / weight.
+    """Picks the cheapest of `choices` random candidates: latency x (in flight + 1) / weight.
 
-    Latency is a moving average that jumps to a higher value at once and comes down to lower ones
-    with e^(-t / `decay`): one slow answer is enough to leave an instance, and while it is idle it
-    becomes cheaper, until it is tried again. An instance that has not answered yet is tried at
-    once, but gets no second call before the first has ended.
+    Latency is a moving average. It jumps to a higher value at once, and falls to lower values with
+    e^(-t / `decay`). So one slow answer is enough to avoid an instance. While the instance gets no
+    calls it becomes cheaper, until it is tried again. An instance that has not answered yet is
+    tried at once, but gets no second call before the first has ended.
 
-    A failure is no quick answer: it leaves the latency as it was, or raises it, and doubles the
-    cost (see `OutcomeHistory`). Else an instance that fails fast would look best and draw all
-    traffic (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of five seconds;
-    doubling needs no such number, holds under any load, and lets errors that all have alike cancel
-    out). An instance that fails more than about three calls in ten is left but for one call every 7
-    / 10 of `decay`.
+    A failure does not count as a fast answer. It leaves the latency as it was, or raises it, and it
+    doubles the cost (see `OutcomeHistory`). Otherwise an instance that fails fast would look best
+    and attract all traffic (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of
+    five seconds; doubling needs no such number, works under any load, and errors that all instances
+    have cancel out). An instance that fails more than about three calls in ten gets only one call
+    every 7 / 10 of `decay`.
 
-    Use it where instances differ in speed or slow down at times, also across regions: the near
-    ones are preferred while they are quick. Do not where a call's duration says more of the call
-    than of the instance (downloads, long polls). At little load nearly all calls go to the
-    quickest for its weight. A pick and an answer cost O(1), at any number of instances.
+    Use it when instances differ in speed or slow down at times, also across regions: it prefers
+    near instances while they are fast. Do not use it when the duration of a call depends more on
+    the call than on the instance (downloads, long polls). At low load nearly all calls go to the
+    instance that is fastest for its weight. A pick and an answer cost O(1), at any number of
+    instances.
 
-    Source: Finagle's `PeakEwma`; Envoy's and linkerd's after it.
+    Source: Finagle's `PeakEwma`, which Envoy and linkerd follow.
 
-    Raises ValueError for a `decay` (seconds) that is not above 0, or `choices` below 2.
+    Raises ValueError if `decay` (seconds) is not above 0, or if `choices` is below 2.
     """
 
     def __init__(self, decay: float = 10.0, choices: int = 2) -> None:
@@ -70,7 +71,7 @@ class PeakEwma:
         return f"PeakEwma(decay={self._decay:g}, choices={self._choices})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The cheapest of a few; ties are drawn by weight."""
+        """Pick the cheapest of a few random candidates. Ties are drawn by weight."""
         drawn = candidates
         if self._choices < len(candidates):
             drawn = call.rng.sample(candidates, self._choices)
@@ -83,7 +84,7 @@ class PeakEwma:
         return draw(tied, call.rng)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Remember how long it took, or that it failed."""
+        """Record how long an attempt took, or that it failed."""
         if endpoint.gone:
             return
         record = self._memory.of(endpoint, now)
@@ -94,12 +95,12 @@ class PeakEwma:
             self._mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
 
     def _cost(self, one: Endpoint, now: float) -> float:
-        """Seconds of work before it, for one unit of weight."""
+        """The expected seconds of work in front of a new call, for one unit of weight."""
         record = self._memory.known(one, now)
         if record is None:
             return (_UNKNOWN + one.in_flight) / one.weight if one.in_flight else 0.0
         fade = self._memory.fade(record, now)
         latency = record.latency
-        if latency is None:  # it has only failed: no better than the others
+        if latency is None:  # it has only failed: count it as no better than the others
             latency = 1.0 if self._mean_latency is None else self._mean_latency
         return latency * fade * (1.0 + record.penalty * fade) * (one.in_flight + 1) / one.weight

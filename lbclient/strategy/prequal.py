@@ -1,6 +1,6 @@
-"""Prequal: keep out of what is hot, and of the rest take the quickest.
+"""Prequal: avoids hot instances, and picks the fastest of the others.
 
-It keeps the last few load reports, each for one pick.
+It keeps the latest load reports. Each report is used for one pick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SURE = 0.95
 
 
 class _Kept:
-    """A report, when it came, and how much of that load was our own."""
+    """A report, the time when it came, and how much of the reported load was not this client's."""
 
     __slots__ = ("_others", "at", "latency")
 
@@ -37,12 +37,12 @@ class _Kept:
         self._others = max(0.0, load.in_flight - own)
 
     def in_flight(self, own: int) -> float:
-        """What it said, with what we have sent since, and without what of ours has ended."""
+        """The reported load, corrected for what this client has sent and finished since."""
         return self._others + own
 
 
 class Reports:
-    """At most sixteen, the newest of each instance. O(1), amortised."""
+    """At most sixteen reports, the newest of each instance. O(1), amortised."""
 
     def __init__(self, age: float) -> None:
         self._age = age
@@ -52,22 +52,22 @@ class Reports:
         return len(self._kept)
 
     def take(self, endpoint: Endpoint, load: LoadReport, now: float) -> None:
-        """It has said so; the oldest of too many is forgotten."""
+        """Store a report. If there are too many, the oldest is dropped."""
         self.drop(endpoint)
         self._kept[endpoint] = _Kept(load, endpoint.in_flight, now)
         if len(self._kept) > _MOST:
             del self._kept[next(iter(self._kept))]
 
     def of(self, endpoint: Endpoint) -> _Kept | None:
-        """What it said of late, and nobody has used yet."""
+        """The recent report of an endpoint that no pick has used yet, or None."""
         return self._kept.get(endpoint)
 
     def drop(self, endpoint: Endpoint) -> None:
-        """It was used, or is out of date."""
+        """Drop the report of an endpoint: it was used, or is out of date."""
         self._kept.pop(endpoint, None)
 
     def fresh(self, now: float) -> list[Endpoint]:
-        """Who has said so within `age` seconds; what is older is forgotten."""
+        """The endpoints that have reported within `age` seconds. Drops older reports."""
         while self._kept:
             oldest = next(iter(self._kept))
             if now - self._kept[oldest].at <= self._age:
@@ -77,7 +77,7 @@ class Reports:
 
 
 class _Recent(Record):
-    """How long its answers took of late, and whether it reports its load."""
+    """A record with the recent latency of an instance, and whether it reports its load."""
 
     __slots__ = ("levels", "reports")
 
@@ -88,39 +88,42 @@ class _Recent(Record):
 
 
 class Prequal:
-    """Of `choices` random candidates the quickest that is not hot; where all are, the least busy.
+    """Picks the fastest of `choices` random candidates that is not hot.
 
-    Hot is who has more requests in flight (RIF) than the `quantile` of what was seen of late; its
-    speed does not count, since it is about to queue. A latency is one at the present RIF, and at
-    most `age` seconds old; who has none is tried, but gets no second call before the first has
-    ended. A failure is no quick answer: it makes an instance hotter (see `OutcomeHistory`).
+    If all of them are hot, it picks the least busy. An instance is hot if it has more requests in
+    flight (RIF) than the `quantile` of the values seen recently. Its speed does not matter then,
+    since requests are about to queue there. The latency of an instance is the one seen at its
+    present RIF, at most `age` seconds ago. An instance without such a latency is tried, but gets no
+    second call before the first has ended. A failure does not count as a fast answer: it makes an
+    instance hotter (see `OutcomeHistory`).
 
-    Where instances report their load (`LoadReport`), with their answers or to a `probe`, what they
-    say, with what this client has sent since, stands in place of its own observations. The last
-    sixteen reports wait for a pick; each is good for one, for a second at the most. While there
-    are two, each of the drawn that reports gives place to one of these. Who does not report is
-    judged by what this client sees of it, and each kind has a quantile of its own. In a large
-    fleet, where a client sees a thousandth of what an instance does, that makes the difference.
+    Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
+    Then the reported load, plus what this client has sent since, replaces this client's own
+    observations. The latest sixteen reports wait for a pick. Each is used for one pick, and is
+    valid for one second. While there are at least two, each drawn candidate that reports its load
+    is replaced by an instance with a fresh report. An instance that does not report is rated by
+    what this client sees of it, and each of the two kinds has a quantile of its own. In a large
+    fleet, where a client sees a thousandth of what an instance does, reports make the difference.
 
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
-    sixteen, its limit of a second, one use of a report, aversion to errors (which the paper asks
-    for and does not spell out). Otherwise here: of the pool `choices` are looked at, not all, since
-    many clients that took the best of many would all take the same; so the pool need not be freed
-    of its worst, and one report for each call is nearly enough. Without reports the RIF is that of
-    this client alone, taken as an attempt ends, not as it begins; and since it costs a call to hear
-    of an instance, the age is ten seconds.
+    sixteen reports, its limit of one second, one use per report, and the aversion to errors (which
+    the paper asks for and does not spell out). Different here: a pick looks at `choices` reports of
+    the pool, not at all of them, since many clients that took the best of many would all take the
+    same one. So the pool need not drop its worst reports, and one report per call is nearly enough.
+    Without reports the RIF is that of this client alone, and is taken when an attempt ends, not
+    when it begins. And `age` is ten seconds, since it takes a call to learn of an instance.
 
-    Use it for many alike instances under high load, where neighbours slow some of them down: it
-    cuts the tail further than `PeakEwma`. Do not use it with little load (it then sends nearly all
-    to the quickest), nor where calls differ much in size. Weights count under load only. A pick
-    and an answer cost O(1), at any number of instances; with reports, O(n) when the set changes.
+    Use it for many equal instances under high load, where other work on the same machines slows
+    some of them down: it cuts the tail of latency further than `PeakEwma`. Do not use it with
+    little load (it then sends nearly all calls to the fastest instance), or when calls differ much
+    in size. Weights count only under load. A pick and an answer cost O(1), at any number of
+    instances; with reports, O(n) when the set changes.
 
     Source: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance:
     Introducing Prequal" (NSDI 2024).
 
-    Raises ValueError or TypeError for `choices` below 2, a `quantile` outside 0 to 1 (0 is RIF
-    alone, 1 is latency alone), an `age` (seconds) that is not above 0, or a `probe` that is no
-    `LoadProbe`.
+    Raises ValueError or TypeError if `choices` is below 2, `quantile` is outside 0 to 1 (0 is RIF
+    alone, 1 is latency alone), `age` (seconds) is not above 0, or `probe` is not a `LoadProbe`.
     """
 
     def __init__(
@@ -149,11 +152,11 @@ class Prequal:
         return f"Prequal({numbers}{probe})"
 
     def after_fork(self) -> None:
-        """In a forked child: a report is good for one pick, and the parent has made that."""
+        """Drop all reports in a forked child: each is for one pick, and the parent makes it."""
         self._reports = Reports(_REPORT_AGE)
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The quickest of a few that is not hot."""
+        """Pick the fastest of a few random candidates that is not hot."""
         drawn = call.rng.sample(candidates, min(self._choices, len(candidates)))
         if self._reports:
             drawn = self._with_reports(drawn, candidates, call)
@@ -166,7 +169,7 @@ class Prequal:
         return picked
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Remember how long it took, or that it failed."""
+        """Record how long an attempt took, or that it failed."""
         if endpoint.gone:
             return
         record = self._memory.of(endpoint, now)
@@ -176,7 +179,7 @@ class Prequal:
             self._reporting += _GAIN * (record.reports - self._reporting)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Remember what it says of its load, or that it says nothing."""
+        """Record the load that an instance reports, or that it reports none."""
         if endpoint.gone:
             return
         self._memory.of(endpoint, now).reports = load is not None
@@ -189,7 +192,7 @@ class Prequal:
     def _with_reports(
         self, drawn: list[Endpoint], candidates: Sequence[Endpoint], call: PickContext
     ) -> list[Endpoint]:
-        """Who of the drawn reports its load gives place to one who has done so of late."""
+        """Replace drawn candidates that report their load by instances with a fresh report."""
         if candidates is not self._candidates:
             self._candidates, self._members = candidates, frozenset(candidates)
         fresh = [one for one in self._reports.fresh(call.now) if one in self._members]
@@ -199,21 +202,28 @@ class Prequal:
         return call.rng.sample(fresh, min(len(drawn) - len(silent), len(fresh))) + silent
 
     def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
-        """Who is not known is probed in time; without probes the dice say, by what others do."""
+        """Whether an endpoint reports its load.
+
+        An unknown endpoint will be probed, so the answer is yes. Without probes it is drawn at
+        random, by the share of the others that do.
+        """
         record = self._memory.known(one, call.now)
         if record is not None:
             return record.reports
         return self.probe is not None or call.rng.random() < min(self._reporting, _SURE)
 
     def _limit(self, readings: Sequence[float]) -> float:
-        """Above that is hot."""
+        """The limit in requests in flight: above it an instance is hot."""
         ranked = sorted(readings)
         return ranked[int(self._quantile * (len(ranked) - 1))] if ranked else 0.0
 
     def _rank(
         self, one: Endpoint, limits: tuple[float, float], now: float
     ) -> tuple[bool, float, float]:
-        """Cold before hot; the cold by latency, the hot by RIF, as a multiple of what is usual."""
+        """The sort key: cold before hot; cold ones by latency, hot ones by RIF.
+
+        The RIF is taken relative to the limit.
+        """
         record, report = self._memory.known(one, now), self._reports.of(one)
         cost, latency = 1.0, None
         if record is not None:

@@ -1,6 +1,6 @@
-"""A strategy is an object with `pick`; some learn from outcomes, or from load reports.
+"""What a strategy is: an object with `pick`. Some also learn from outcomes or from load reports.
 
-An instance may tell its load in a `LoadReport`, beside its answers or asked by a `LoadProbe`.
+An instance can report its load in a `LoadReport`, with its answers or in reply to a `LoadProbe`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PATH = re.compile(r"/[!\"$-~]*")
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """How busy an instance says that it is, whoever keeps it busy.
+    """The load that an instance reports, from all of its clients.
 
-    - `in_flight`: requests that it is working on, or that wait in its line, as it says so.
-    - `latency`: seconds that an answer takes there at such a load, as far as it knows.
+    - `in_flight`: requests that the instance works on, or that wait in its queue.
+    - `latency`: seconds that an answer takes there at this load, as far as the instance knows.
 
-    Raises ValueError or TypeError, naming the argument, for what no instance can mean: a number
-    that is negative, not finite, above 1,000,000 requests or an hour.
+    Raises ValueError or TypeError, naming the argument, if a number is negative, not finite, above
+    1,000,000 requests or above one hour.
     """
 
     in_flight: float
@@ -50,21 +50,23 @@ def _at_most(name: str, value: float, most: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LoadProbe:
-    """Random instances are asked for their load (`LoadReport`) in the background, the more the
-    more calls there are; without calls, nobody is. By clients and transports, over HTTP.
+    """Asks random instances for their load (`LoadReport`) in the background, over HTTP.
 
-    - `path`: what to GET. An answer of any status counts by its load header alone
-      (`endpoint-load-metrics`); who sends none offers none.
-    - `rate`: probes for each answer to a call, on average; 16 are under way at the most.
+    The number of probes follows the number of calls; without calls there are none. Clients and
+    transports send them.
+
+    - `path`: what to GET. Only the load header of the answer counts (`endpoint-load-metrics`),
+      whatever its status. An answer without this header reports no load.
+    - `rate`: probes for each answer to a call, on average. At most 16 are under way.
     - `interval`: seconds from one round of probes to the next.
     - `timeout`: seconds for one probe.
 
     Source: the asynchronous probes of Prequal (NSDI 2024): three for each call, and one second.
 
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
-    path: str = field(repr=False)  # a query may hold a secret
+    path: str = field(repr=False)  # a query may contain a secret
     _: KW_ONLY
     rate: float = 3.0
     interval: float = 0.1
@@ -85,16 +87,16 @@ class LoadProbe:
 
 
 class PickContext(Protocol):
-    """What a strategy is told of the call: the dice, the clock's time, and the call's key."""
+    """What a strategy knows of the call: random numbers, the time, and the key of the call."""
 
     @property
     def rng(self) -> random.Random:
-        """The balancer's dice."""
+        """The balancer's random number generator."""
         ...
 
     @property
     def now(self) -> float:
-        """The balancer's clock, in seconds."""
+        """The time of the balancer's clock, in seconds."""
         ...
 
     @property
@@ -104,55 +106,56 @@ class PickContext(Protocol):
 
 
 class Strategy(Protocol):
-    """Given the candidates, pick one. Asked for the first attempt of each call.
+    """Picks one of the candidates, for the first attempt of each call.
 
-    In a forked child `after_fork()` is called, if the strategy has that method. A strategy that
-    keeps a place in a sequence begins at a random one there, or all workers of a pre-fork server
-    pick the same instances at the same time. `call.rng` is seeded anew by then.
+    If the strategy has a method `after_fork()`, it is called in a forked child. A strategy that
+    keeps a position in a sequence must start at a random one there. Otherwise all workers of a
+    pre-fork server pick the same instances at the same time. `call.rng` has a new seed by then.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick one of `candidates`, which are never empty.
 
         They are a new object whenever membership, admissibility or weights have changed, so a
-        strategy may cache by their identity. Called under the balancer's lock: compute only.
+        strategy may cache by their identity. Called under the balancer's lock: only compute.
         """
         ...
 
 
 @runtime_checkable
 class Learning(Protocol):
-    """A strategy that is told how attempts ended."""
+    """A strategy that learns how attempts ended."""
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """An attempt, whoever picked its instance, has its verdict after `elapsed` seconds.
+        """Record an attempt that has been classified, whoever picked its instance.
 
-        `failed` where it was not served: a fault, or an answer such as 429. One that was overtaken
-        by a hedge is told with the time so far, a lower bound; one that says nothing of the
-        instance (cancelled) is not told. Called under the balancer's lock, while the attempt still
-        counts as in flight.
+        It took `elapsed` seconds. `failed` is True if the attempt was not served: a fault, or an
+        answer such as 429. An attempt that lost to a hedge is recorded with its time so far, which
+        is a lower bound. An attempt that says nothing about the instance (cancelled) is not
+        recorded. Called under the balancer's lock, while the attempt still counts as in flight.
         """
         ...
 
 
 @runtime_checkable
 class LoadAware(Protocol):
-    """A strategy that is told what instances say of their own load."""
+    """A strategy that uses the load that instances report."""
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """It has said so, with an answer or to a probe. None: it was probed, and said nothing.
+        """Take a report of an instance, from an answer or from a probe.
 
-        A lie cannot be told from the truth, but nonsense never comes here. Called under the
-        balancer's lock; of an answer, while its attempt still counts as in flight.
+        None: the instance was probed and reported nothing. False reports cannot be detected, but
+        invalid ones are never passed on. Called under the balancer's lock; for an answer, while its
+        attempt still counts as in flight.
         """
         ...
 
 
 @runtime_checkable
 class Probing(LoadAware, Protocol):
-    """One that wants instances asked for their load, too."""
+    """A strategy that also wants instances to be probed for their load."""
 
     @property
     def probe(self) -> LoadProbe | None:
-        """How; None is not at all."""
+        """How to probe them; None for no probes."""
         ...

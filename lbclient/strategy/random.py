@@ -1,4 +1,4 @@
-"""Random: uniform."""
+"""Random: every candidate with the same chance."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ __all__ = ["Random"]
 
 
 class Random:
-    """Any with the same chance, weights ignored.
+    """Picks any candidate with the same chance. Weights are ignored.
 
-    Without state: the best choice where many short-lived clients each make few calls.
+    It keeps no state, so it is the best choice for many short-lived clients that make few calls
+    each.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """A throw of the dice."""
+        """Pick one at random."""
         return candidates[int(call.rng.random() * len(candidates))]

@@ -1,4 +1,4 @@
-"""From what a user passes as `strategy=` to a strategy object of this balancer's own."""
+"""Strategies by name, and which balancer a strategy object belongs to."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _owned: dict[int, weakref.ref[object]] = {}
 
 
 def strategy_of(strategy: object) -> Strategy:
-    """A strategy by name, or the caller's own object.
+    """Return the strategy that a user passes as `strategy=`: by name, or an object of the user.
 
-    Raises ValueError for an unknown name (it lists the known ones), TypeError for what cannot pick.
+    Raises ValueError for an unknown name (it lists the known ones), and TypeError for an object
+    that has no `pick`.
     """
     if isinstance(strategy, str):
         return BY_NAME[validation.one_of("strategy", strategy, BY_NAME)]()
@@ -47,9 +48,9 @@ def strategy_of(strategy: object) -> Strategy:
 
 
 def claim(strategy: object) -> None:
-    """Make it one balancer's own until `release`.
+    """Mark a strategy as used by one balancer until `release`.
 
-    Raises ValueError where another balancer has it already, since a strategy keeps state.
+    Raises ValueError if another balancer uses it already, since a strategy keeps state.
     """
     if (owned := _owned.get(id(strategy))) is not None and owned() is strategy:
         raise ValueError(
@@ -58,12 +59,12 @@ def claim(strategy: object) -> None:
         )
     try:
         _owned[id(strategy)] = weakref.ref(strategy, _forget(id(strategy)))
-    except TypeError:  # it has __slots__ without __weakref__: nothing can be remembered of it
+    except TypeError:  # __slots__ without __weakref__: its owner cannot be recorded
         return
 
 
 def release(strategy: object) -> None:
-    """Its balancer is closed, or was never finished."""
+    """Release a strategy: its balancer is closed, or could not be constructed."""
     _owned.pop(id(strategy), None)
 
 

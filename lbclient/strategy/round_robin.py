@@ -1,4 +1,4 @@
-"""Round-robin: each in turn."""
+"""Round-robin: each candidate in turn."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ __all__ = ["RoundRobin"]
 
 
 class RoundRobin:
-    """Each in turn, weights ignored: within one pick of equal over any window of a stable set.
+    """Picks each candidate in turn. Weights are ignored.
 
-    It starts at a random place, so that a fleet restarted together does not begin with the same
-    instance (envoyproxy/envoy#31378). Use it when instances are equal and calls alike.
-    Source: Go kit's `lb.NewRoundRobin`.
+    While the set is stable, the numbers of picks differ by at most one over any period. It starts
+    at a random position, so that a fleet that restarts together does not start with the same
+    instance (envoyproxy/envoy#31378). Use it when instances are equal and calls are alike. Source:
+    Go kit's `lb.NewRoundRobin`.
     """
 
     def __init__(self) -> None:
         self._next: int | None = None
 
     def after_fork(self) -> None:
-        """In a forked child: start at another random place."""
+        """Start at another random position in a forked child."""
         self._next = None
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The next in order."""
+        """Pick the next one."""
         if self._next is None:
             self._next = call.rng.randrange(len(candidates))
         place = self._next % len(candidates)

@@ -1,4 +1,4 @@
-"""Weighted: smooth weighted round-robin, the default."""
+"""Weighted: smooth weighted round-robin. The default."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["Weighted"]
 
 _AT_ONCE = 256
 _Turn = tuple[float, int, Endpoint, float]
-"""When it is due, a number to break ties by, who, and its stride."""
+"""When it is due, a number that breaks ties, the endpoint, and its stride."""
 
 
 class Weighted:
-    """Each in proportion to its weight, spread evenly: no bursts in any short window.
+    """Picks each in proportion to its weight, spread evenly: no bursts in any short period.
 
-    Stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF): an endpoint of
-    weight w is due every 1/w units of virtual time, and the one due first is picked. A pick costs
-    O(log n). Equal weights make it plain round-robin.
+    This is stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF): an
+    endpoint of weight w is due every 1/w units of virtual time, and the one that is due first is
+    picked. A pick costs O(log n). With equal weights it is plain round-robin.
 
-    A change of the set keeps everybody's place: who stays, waits no longer and no shorter than
-    before (in proportion, where its weight has changed); who joins, starts at a random point of
-    its stride, which is also what makes clients that start together differ. Of thousands that are
-    new a few hundred join at each pick, so that no single call pays for all of them.
+    A change of the set keeps the order. An endpoint that stays waits as long as it would have
+    waited before (in proportion, if its weight has changed). An endpoint that joins starts at a
+    random point of its stride, so that clients that start together differ. When thousands are new,
+    a few hundred join at each pick, so that no single call pays for all of them.
     """
 
     def __init__(self) -> None:
@@ -39,23 +39,23 @@ class Weighted:
         self._turns: dict[Endpoint, _Turn] = {}
         self._spent: list[_Turn] = []
         self._unseen = 0
-        """So many candidates, from `_next` on, may be new or have another weight."""
+        """How many candidates, from `_next` on, may be new or have a new weight."""
         self._next = 0
         self._order = count()
         self._time = 0.0
 
     def after_fork(self) -> None:
-        """In a forked child: every instance starts at another random point of its stride."""
+        """Start every instance at another random point of its stride in a forked child."""
         self._begin()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The one due first."""
+        """Pick the one that is due first."""
         if candidates is not self._candidates:
             self._follow(candidates, call)
         if self._unseen:
             self._look(call)
         if self._spent:
-            del self._spent[-_AT_ONCE:]  # to free thousands takes time too
+            del self._spent[-_AT_ONCE:]  # freeing thousands at once takes time too
         while (
             self._turns.get((turn := self._heap[0])[2]) is not turn or turn[2] not in self._members
         ):
@@ -67,15 +67,18 @@ class Weighted:
         return endpoint
 
     def _drop(self, turn: _Turn) -> None:
-        """That of one who has left, or that was replaced by another."""
+        """Remove the first turn: its endpoint has left, or has a newer turn."""
         if self._turns.get(turn[2]) is turn:
             del self._turns[turn[2]]
         heappop(self._heap)
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """`_candidates` are set last: after an exception the next pick begins anew."""
+        """Take over new candidates.
+
+        `_candidates` is set last: after an exception, the next pick starts again.
+        """
         self._members, self._unseen, self._next = frozenset(candidates), len(candidates), 0
-        if self._unseen > _AT_ONCE:  # else every client would begin with the same few
+        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same few
             self._next = call.rng.randrange(self._unseen)
         if len(self._heap) > 2 * len(candidates) + _AT_ONCE:
             heap = [turn for turn in self._turns.values() if turn[2] in self._members]
@@ -85,7 +88,9 @@ class Weighted:
         self._candidates = candidates
 
     def _look(self, call: PickContext) -> None:
-        """At a few hundred candidates: who is new joins, who has another weight waits anew."""
+        """Check a few hundred candidates: new ones join, and those with a new weight are placed
+        again.
+        """
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]
             turn = self._turns.get(one)
@@ -97,8 +102,8 @@ class Weighted:
             self._unseen -= 1
 
     def _wait(self, one: Endpoint, share: float) -> None:
-        """Its turn comes after that share of its stride."""
+        """Place an endpoint so that it is due after this share of its stride."""
         stride = 1.0 / one.weight
         turn = (self._time + share * stride, next(self._order), one, stride)
-        heappush(self._heap, turn)  # first: a turn that is not known yet is dropped from the heap
+        heappush(self._heap, turn)  # first: `pick` drops a turn that is not in `_turns` yet
         self._turns[one] = turn

@@ -1,4 +1,4 @@
-"""Zone: the instances of one's own zone, as far as they go round."""
+"""Zone: prefers the instances of the client's own zone, as far as their capacity allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOO_MANY = 0.2
 
 
 class _Side:
-    """The candidates on one side of the zone's border, who picks among them, and how they fare."""
+    """The candidates on one side (own zone, or all others), their strategy, and their failures."""
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
@@ -44,7 +44,9 @@ class _Side:
             self._strategy.after_fork()
 
     def take(self, endpoints: list[Endpoint]) -> None:
-        """The same object while they are the same: the strategy may know it."""
+        """Set the endpoints. The object stays the same if they do, since the strategy may cache by
+        it.
+        """
         new = tuple(endpoints)
         self.endpoints = self.endpoints if new == self.endpoints else new
         self.weight = sum(one.weight for one in new)
@@ -63,35 +65,37 @@ class _Side:
             self._aware.reported(endpoint, load, now=now)
 
     def failing(self, now: float) -> float:
-        """The share of its attempts of late that were not served."""
+        """The recent share of its attempts that were not served."""
         return self._failing * math.exp((self._at - now) / _DECAY)
 
 
 class Zone:
-    """Candidates whose `instance.metadata["zone"]` is `here`, the others only for the rest.
+    """Prefers candidates whose `instance.metadata["zone"]` is `here`; others get only the rest.
 
-    `inner` picks on either side: the name of a strategy, or a function that makes one. How much
-    stays here is a matter of capacity, that is of weights. Each zone is taken to send an equal
-    part of the service's calls, or this one `share` of them. While its instances are that part of
-    the whole, all calls stay. When there are fewer, so many stay that each gets up to `spill` times
-    what it would get without zones: a survivor never gets all that its zone had. Where local
-    attempts fail, or are turned away, more often than the others do, the zone is too busy: the
-    preference shrinks, and is gone where one in five more does; then all are equal, by weight.
+    `inner` picks on each side: the name of a strategy, or a function that makes one. How many calls
+    stay here depends on capacity, that is, on weights. By default each zone is assumed to send an
+    equal part of the service's calls; `share` sets the part of this zone. While the instances of
+    the zone have at least this part of all weights, all calls stay. If they have less, so many
+    calls stay that each instance gets up to `spill` times what it would get without zones: a
+    survivor never gets all the calls of its zone. If local attempts fail or are rejected more often
+    than the others, the zone is too busy and the preference shrinks. It is gone when one attempt in
+    five more fails here; then all instances are equal, by weight.
 
-    Instances without a zone, or with one that is no text, count as another zone. What a client has
-    in flight is no measure here: its calls are in its zone because they are sent there. So a zone
-    that is slow, and serves, is not left; where latency is to decide, use `PeakEwma` over all.
-    Clients spread unevenly over zones need `share`. Keys stay where they are on each side only.
+    An instance without a zone, or with one that is not text, counts as another zone. What a client
+    has in flight is no measure here: its calls are in its zone because they are sent there. So a
+    zone that is slow but answers keeps its calls. If latency must decide, use `PeakEwma` over all
+    instances. If clients are spread unevenly over zones, set `share`. A key stays with its instance
+    only on each side.
 
-    Use it where traffic between zones costs time or money. Do not where a zone has one instance or
-    two: each that fails moves much of the traffic. Costs O(1) and the pick of `inner`; O(n) when
-    the set changes.
+    Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
+    two instances: each failure moves much of the traffic. Costs O(1) and the pick of `inner`; O(n)
+    when the set changes.
 
-    Source: Envoy's zone aware routing (which knows how clients are spread, as this cannot), and
-    its overprovisioning factor of 1.4.
+    Source: Envoy's zone aware routing (which knows how clients are spread, as this class cannot),
+    and its overprovisioning factor of 1.4.
 
-    Raises ValueError or TypeError for an empty `here`, a `spill` below 1, a `share` not above 0 and
-    up to 1, and an `inner` that is none of the above.
+    Raises ValueError or TypeError if `here` is empty, `spill` is below 1, `share` is not above 0
+    and at most 1, or `inner` is none of the above.
     """
 
     def __init__(
@@ -118,12 +122,12 @@ class Zone:
         return f"Zone({self._here!r}, {self._inner!r}, spill={self._spill:g}, share={self._share})"
 
     def after_fork(self) -> None:
-        """In a forked child: as its strategies do."""
+        """Call `after_fork` of both strategies in a forked child."""
         self._local.after_fork()
         self._remote.after_fork()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """The dice say which side, where both will do; its strategy says who."""
+        """Choose the side, at random if both will do; then its strategy picks."""
         if candidates is not self._candidates:
             self._follow(candidates)
         staying = self._staying(call.now)
@@ -131,16 +135,16 @@ class Zone:
         return (self._local if stays else self._remote).pick(call)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Remember how either side fares; its strategy may learn too."""
+        """Record how each side does. The strategy of the side may learn too."""
         self._side(endpoint).ended(endpoint, elapsed, failed=failed, now=now)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """For the strategy of its side, where that asks."""
+        """Pass the report to the strategy of its side, if that uses reports."""
         self._side(endpoint).reported(endpoint, load, now=now)
 
     @property
     def probe(self) -> LoadProbe | None:
-        """As its strategies want."""
+        """The probes that its strategies want."""
         return self._local.probe
 
     def _side(self, endpoint: Endpoint) -> _Side:
@@ -164,7 +168,7 @@ class Zone:
         share = self._share or 1.0 / len({self._here, *zones})
         self._fair = self._local.weight / (self._local.weight + self._remote.weight)
         self._most = min(1.0, self._spill * self._fair / share)
-        self._candidates = candidates  # last: what is interrupted before is done again
+        self._candidates = candidates  # last: after an exception, the next pick starts again
 
 
 def _zone(endpoint: Endpoint) -> str | None:
@@ -181,7 +185,7 @@ def _named(here: object) -> str:
 
 
 def _made(inner: object) -> Strategy:
-    """One for either side, since a strategy keeps state."""
+    """Make a strategy for one side. Each side needs its own, since a strategy keeps state."""
     if not isinstance(inner, str) and not callable(inner):
         raise TypeError(
             "inner must be the name of a strategy, or a function that makes one (each side needs "
