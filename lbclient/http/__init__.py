@@ -1,1 +1,1 @@
-"""HTTP over the balancer. The only folder with httpx."""
+"""HTTP over the balancer. Only this package imports httpx."""

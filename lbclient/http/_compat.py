@@ -1,7 +1,7 @@
 """The HTTP library: httpx.
 
-Every file of this folder has it from here, and its siblings by relative imports: `lbclient.httpx2`
-loads the same files a second time, beside a `_compat` of its own.
+Every file of this package imports the HTTP library from here, and its siblings by relative imports.
+So `lbclient.httpx2` can load the same files a second time, beside its own `_compat`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ import httpx
 __all__ = ["NAME", "PUBLIC", "httpx"]
 
 NAME = "httpx"
-"""What an application calls it, alias or not."""
+"""The name of the library for messages to users, whatever alias this package imports it by."""
 PUBLIC = "lbclient"
-"""Where an application has these clients and transports from."""
+"""The module from which an application imports these clients and transports."""

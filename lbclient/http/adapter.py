@@ -1,4 +1,4 @@
-"""What the sync and the async transport share: all but the sending."""
+"""What the sync and the async transport share: everything but sending."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ _LAST_MOMENT = 0.25
 
 
 class HttpAdapter:
-    """HTTP over one balancer: what a request asks, whom it names, how its instances are reached."""
+    """Connects HTTP to one balancer.
+
+    It checks the arguments, reads the options of each request, checks the origin that the request
+    names, and knows how instances are addressed.
+    """
 
     def __init__(self, service: object, options: Mapping[str, object]) -> None:
         options = dict(options)
@@ -77,28 +81,28 @@ class HttpAdapter:
         self._logical_host = url.netloc
 
     def own(self, origin: str) -> None:
-        """Hold requests to this origin: that is what a `Client` does, and a bare transport not."""
+        """Accept only requests for this origin. A `Client` does so, a transport alone does not."""
         self.origin = Origin(origin, self.balancer.instances)
 
     def call(
         self, request: httpx.Request, replayable: Callable[[], bool] | None
     ) -> Call[httpx.Response]:
-        """The call that carries this request."""
+        """Begin the call that sends this request."""
         options = call_options_of(request, self.policy, replayable, self._key_of, self._fair_by)
         if (shared := SHARED_DEADLINE.get()) is not None:
             options = shared.bind(options, self.binding)
         return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
-        """What to wait for before connections are closed."""
+        """The wait before connections are closed: until no call is left, or `close_grace`."""
         return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
-        """What to wait for after that: calls that lost their connections need a moment to end."""
+        """The wait after that: calls that lost their connections need a moment to end."""
         return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
-        """How an instance is addressed: of an unnamed list by each one's own Host."""
+        """How to address an instance. In a list without a name, each one gets its own Host."""
         instance, hosts = endpoint.instance, None
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
@@ -106,20 +110,21 @@ class HttpAdapter:
         return Upstream(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
-        """True where the body belongs to the attempt: an instance that dies in it can be replaced.
+        """True if the body is read within the attempt, so that an instance that fails while it
+        sends the body can be replaced.
 
-        Not for an answer that may be replaced by another attempt anyway.
+        False for a response that may be replaced by another attempt anyway.
         """
         unstreamed: bool = request.extensions.get(UNSTREAMED, False)
         return unstreamed and response.status_code not in self.policy.statuses
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
-        """The response as the caller gets it."""
+        """The response as the caller gets it: with `CallInfo`, and redirects to the service."""
         info = response.extensions["lbclient"] = call.info()
         if isinstance(response.stream, Content):
             response.elapsed = timedelta(seconds=call.elapsed)
         elif isinstance(response.stream, ResponseStream | AsyncResponseStream):
-            response.stream.info = info  # for an error of the body that is yet to come
+            response.stream.info = info  # for an error while the body is read later
         redirect = 300 <= response.status_code < 400 and response.has_redirect_location
         if redirect and self.origin is not None:
             self.origin.make_logical(response)
@@ -128,7 +133,7 @@ class HttpAdapter:
 
 @contextlib.contextmanager
 def closed_on_error(balancer: Balancer) -> Iterator[None]:
-    """Close it if what is built around it cannot be finished."""
+    """Close the balancer if the block, which builds something around it, raises."""
     try:
         yield
     except BaseException:
@@ -137,7 +142,7 @@ def closed_on_error(balancer: Balancer) -> Iterator[None]:
 
 
 def policy_of(options: Mapping[str, object]) -> RetryPolicy:
-    """The policy that these options ask for; what is no policy, the balancer refuses."""
+    """The retry policy of these options. The balancer rejects values that are not a policy."""
     policy = options.get("retry", RetryPolicy())
     return policy if isinstance(policy, RetryPolicy) else RetryPolicy(attempts=1)
 

@@ -1,4 +1,4 @@
-"""What an HTTP attempt means. Other results are judged by the network's errors alone."""
+"""The classifier for HTTP: it says what a response or an error of httpx means."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .
 
 
 class HttpClassifier:
-    """The table of outcomes for HTTP; `statuses` are those that are tried again."""
+    """Classifies the outcomes of HTTP attempts. `statuses` are those that are retried."""
 
     def __init__(self, statuses: Collection[int]) -> None:
         self._statuses = statuses
 
     def __call__(self, result: object) -> Verdict:
-        """Judge a response by its status, an httpx error by how far the request can have come."""
+        """Classify a response by its status, and an httpx error by how far the request may have
+        got.
+
+        Any other exception is classified as an error of the network.
+        """
         if isinstance(result, httpx.Response):
             return FINE if result.status_code < 400 else self._status(result)
         if isinstance(result, Exception) and is_callers_own(result):
@@ -77,11 +81,11 @@ def _error(error: httpx.TransportError) -> Verdict:
 
 
 def _peer_left(cause: BaseException | None) -> bool | None:
-    """Whether an HTTP/2 peer that has ended a request in order (RFC 9113, 6.8) says that it did not
-    begin it; None where that is not what happened.
+    """Whether an HTTP/2 server that ended a request with GOAWAY or RST_STREAM (RFC 9113, 6.8) says
+    that it did not process the request. None if the error was caused by something else.
 
-    Our own connections tell that by `PeerLeft`. httpcore's, under a transport of the caller's own,
-    have an event of h2 in their error.
+    Our own connections report this as `PeerLeft`. Those of httpcore, under a caller's own
+    transport, put an event of h2 into their error.
     """
     if isinstance(cause, PeerLeft):
         return cause.unprocessed
@@ -96,11 +100,11 @@ def _peer_left(cause: BaseException | None) -> bool | None:
 
 
 def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
-    """Seconds that `Retry-After` asks for, as a number or as a date; nonsense is 0.
+    """Return the seconds that `Retry-After` asks for, as a number or as a date; 0 if it is invalid.
 
-    A date counts from the response's own `Date`, so that the two clocks need not agree. Where that
-    is missing or invalid, the time of receipt stands in (RFC 9110, section 6.6.1). Of several
-    values the longest counts.
+    A date is measured from the response's own `Date`, so the two clocks need not agree. If `Date`
+    is missing or invalid, the time of receipt is used (RFC 9110, section 6.6.1). If there are
+    several values, the longest counts.
     """
     asked = [
         text.strip() for line in headers.get_list("retry-after") for text in _VALUES.findall(line)
@@ -115,14 +119,16 @@ def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.ti
 
 
 _VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
-"""A date, whose weekday ends in a comma, or what is between commas: proxies join lines by them."""
+"""One value: a date, which has a comma after its weekday, or the text between two commas. Proxies
+join several header lines with commas."""
 
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-"""With a fraction, which RFC 9110 does not know, but some services send."""
+"""A fraction is not in RFC 9110, but some services send one."""
 
 
 def _date(text: str) -> datetime | None:
-    """One of HTTP's three forms, of which asctime's has no zone (RFC 9110, section 5.6.7)."""
+    """Parse a date in one of HTTP's three formats. That of asctime has no time zone (RFC 9110,
+    section 5.6.7)."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):

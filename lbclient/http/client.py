@@ -1,4 +1,4 @@
-"""Client and AsyncClient: httpx's own clients, with a balancing transport in place."""
+"""Client and AsyncClient: the clients of httpx, with a transport that balances."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "Client"]
 
 DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
-"""httpx's own, but for connecting: Linux repeats a lost SYN after one second."""
+"""httpx's default, except for connecting: Linux repeats a lost SYN after one second."""
 
 
 class ClientOptions(TransportOptions, total=False):
-    """What a client takes after the service: the transport's options, and those of httpx's."""
+    """The keyword arguments of a client: those of the transport, and those of httpx's client."""
 
     auth: AuthTypes | None
     params: QueryParamTypes | None
@@ -56,7 +56,7 @@ class ClientOptions(TransportOptions, total=False):
 
 
 class RequestOptions(TypedDict, total=False):
-    """What `build_request` takes after the URL."""
+    """The keyword arguments of `build_request`."""
 
     content: RequestContent | None
     data: RequestData | None
@@ -70,17 +70,17 @@ class RequestOptions(TypedDict, total=False):
 
 
 class Client(DirectClient):
-    """An `httpx.Client` whose calls are spread over the instances of one service.
+    """An `httpx.Client` that spreads its requests over the instances of one service.
 
-    Takes the arguments of `Transport` and those of `httpx.Client`; `proxy` and `mounts`, which
-    would go past the balancer, are refused. `base_url` is the service's own URL, to which a path
-    may be added; paths of requests are relative to it. An unstreamed call reads its body within
-    the attempt, so that an instance which dies in the middle of it can be replaced.
+    It takes the arguments of `Transport` and those of `httpx.Client`, except `proxy` and `mounts`,
+    which would bypass the balancer. `base_url` is the service's URL, optionally with a path; the
+    paths of requests are relative to it. Unless a response is streamed, its body is read within
+    the attempt, so a request can be retried when an instance fails while it sends the body.
 
-    Its requests may say, in `extensions={"lbclient": {...}}`: `idempotent`, `deadline` (seconds),
-    `key`. A request for another origin raises LoadBalancingError.
+    A request can set options with `extensions={"lbclient": {...}}`: `idempotent`, `deadline`
+    (seconds), `key`, `caller`. A request for another origin raises LoadBalancingError.
 
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class Client(DirectClient):
 
     @property
     def balancer(self) -> Balancer:
-        """The engine inside."""
+        """The balancer of this client."""
         return self._balancer
 
     @property
     def cookies(self) -> httpx.Cookies:
-        """Cookies to send, and those that responses have set."""
+        """The cookies that are sent, including those that responses have set."""
         return self._lazy_cookies
 
     @cookies.setter
@@ -135,7 +135,7 @@ class Client(DirectClient):
         given = request.extensions
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
-        # Without a deadline there is nothing to share, unless a call around this one has one.
+        # Without a deadline there is nothing to share, unless an enclosing `send` has one.
         if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         with SharedDeadline(request, self._deadline, self._binding):
@@ -143,7 +143,10 @@ class Client(DirectClient):
 
 
 class AsyncClient(DirectAsyncClient):
-    """The same for asyncio and trio: an `httpx.AsyncClient`."""
+    """An `httpx.AsyncClient` that spreads its requests over the instances of one service.
+
+    It works on asyncio (also with uvloop) and on trio. Everything else is as in `Client`.
+    """
 
     def __init__(
         self,
@@ -167,12 +170,12 @@ class AsyncClient(DirectAsyncClient):
 
     @property
     def balancer(self) -> Balancer:
-        """The engine inside."""
+        """The balancer of this client."""
         return self._balancer
 
     @property
     def cookies(self) -> httpx.Cookies:
-        """Cookies to send, and those that responses have set."""
+        """The cookies that are sent, including those that responses have set."""
         return self._lazy_cookies
 
     @cookies.setter
@@ -224,7 +227,7 @@ def _timeout(value: Any) -> httpx.Timeout:
 
 
 def _own(given: Mapping[str, object], target: Target) -> dict[str, Any]:
-    """What httpx's client keeps to itself; the rest has gone to the transport."""
+    """The arguments of httpx's client. The others went to the transport."""
     mine = {name: value for name, value in given.items() if name not in _TRANSPORTS}
     mine.pop("cookies", None)
     mine["base_url"] = _base_url(given.get("base_url", ""), target)
@@ -236,7 +239,8 @@ _TRANSPORTS = frozenset(TransportOptions.__annotations__)
 
 
 def _base_url(wanted: object, target: Target) -> httpx.URL:
-    """The service's URL, with the path that the caller adds; in any spelling of its host."""
+    """The service's URL with the caller's path. The caller may pass a path, or the service's URL in
+    any spelling."""
     if not isinstance(wanted, str | httpx.URL):
         raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
     here = httpx.URL(target.origin + target.path)

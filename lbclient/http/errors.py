@@ -1,4 +1,4 @@
-"""Our errors in httpx's terms: each is also the httpx exception that a caller handles already."""
+"""The errors of lbclient, each also an httpx exception that callers may already handle."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["as_httpx"]
 
 
 class LoadBalancingError(errors.LoadBalancingError, httpx.TransportError):
-    """Also a transport error of httpx."""
+    """Is also an `httpx.TransportError`."""
 
 
 class DiscoveryError(errors.DiscoveryError, httpx.ConnectError):
-    """Also a connect error of httpx: nothing was sent."""
+    """Is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class ServiceAbsent(errors.ServiceAbsent, httpx.ConnectError):
-    """Also a connect error of httpx: nothing was sent."""
+    """Is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class NoInstanceAvailable(errors.NoInstanceAvailable, httpx.ConnectError):
-    """Also a connect error of httpx: nothing was sent."""
+    """Is also an `httpx.ConnectError`: nothing was sent."""
 
     def __init__(self, message: str, retry_in: float | None = None) -> None:
         httpx.ConnectError.__init__(self, message)
@@ -32,22 +32,22 @@ class NoInstanceAvailable(errors.NoInstanceAvailable, httpx.ConnectError):
 
 
 class Throttled(errors.Throttled, NoInstanceAvailable):
-    """Also a connect error of httpx: nothing was sent."""
+    """Is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class BalancerClosed(errors.BalancerClosed, httpx.TransportError):
-    """Also a transport error of httpx: nothing was sent."""
+    """Is also an `httpx.TransportError`: nothing was sent."""
 
     def __init__(self, message: str) -> None:
         httpx.TransportError.__init__(self, message)
 
 
 class DeadlineExceeded(errors.DeadlineExceeded, httpx.TimeoutException):
-    """Also a timeout of httpx."""
+    """Is also an `httpx.TimeoutException`."""
 
 
 def as_httpx(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
-    """The same error, its cause and its notes, in its httpx form."""
+    """Return the same error, with its cause and notes, as one that is also an httpx exception."""
     if isinstance(error, httpx.TransportError):
         return error
     bound = _bound(error)
@@ -70,5 +70,5 @@ def _bound(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
     if isinstance(error, errors.NoInstanceAvailable):
         kind = Throttled if isinstance(error, errors.Throttled) else NoInstanceAvailable
         return kind(message, error.retry_in)
-    bound = next(bound for one, bound in _BOUND.items() if isinstance(error, one))
+    bound = next(bound for kind, bound in _BOUND.items() if isinstance(error, kind))
     return cast("errors.LoadBalancingError", bound(message))

@@ -1,4 +1,4 @@
-"""The arguments of the HTTP entry points: whose they are, and whether they can be used."""
+"""The arguments of clients and transports: which part takes each, and whether they are valid."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ SocketOption = (
 )
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
-"""Many servers end an idle connection after 5 s; at that very moment no request should be sent."""
+"""Many servers close an idle connection after 5 s. No request should be sent at that moment."""
 
 _OF_DESCRIPTORS = 0.5
-"""So large a part of those that the process may have open may be idle connections."""
+"""The share of the process's file descriptors that idle connections may use."""
 
 _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
     "retry": RetryPolicy,
@@ -48,11 +48,11 @@ _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
 }
 _OF_LIMITS = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""RFC 9110, section 5.6.2."""
+"""A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
 
 
 class WireArguments(TypedDict, total=False):
-    """How connections are made: the words of `httpx.HTTPTransport`."""
+    """The arguments for connections. Those that `httpx.HTTPTransport` has too mean the same."""
 
     verify: ssl.SSLContext | str | bool
     cert: str | tuple[str, str] | tuple[str, str, str] | None
@@ -68,7 +68,7 @@ class WireArguments(TypedDict, total=False):
 
 
 class TransportOptions(BalancerOptions, WireArguments, total=False):
-    """What a transport takes after the service."""
+    """The keyword arguments of a transport."""
 
     tls_name: str
     key: Callable[[httpx.Request], object] | None
@@ -79,7 +79,7 @@ class TransportOptions(BalancerOptions, WireArguments, total=False):
 
 @dataclass(frozen=True, slots=True)
 class WireOptions:
-    """How connections are made, checked. `ssl_context` is None where nothing speaks TLS."""
+    """The checked arguments for connections. `ssl_context` is None if the service has no TLS."""
 
     scheme: str
     ssl_context: ssl.SSLContext | None
@@ -108,9 +108,10 @@ def wire_options(
     max_connection_age: float | None = None,
     max_idle_connections: int | None = None,
 ) -> WireOptions:
-    """Check them, and make the one TLS context that all connections share.
+    """Check the arguments, and create the one TLS context that all connections share.
 
-    Raises ValueError or TypeError; ImportError where `http2` lacks its extra.
+    Raises ValueError or TypeError for invalid arguments, and ImportError if `http2` is True and its
+    extra is not installed.
     """
     if limits is not None and not isinstance(limits, httpx.Limits):
         raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
@@ -145,7 +146,7 @@ def wire_options(
 
 
 def _bearable() -> int:
-    """So many idle connections as leave descriptors for the rest of the process."""
+    """The number of idle connections that leaves enough descriptors for the rest of the process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _OF_DESCRIPTORS))
 
@@ -161,7 +162,7 @@ def _check_verify(verify: object) -> None:
 
 
 def _check_cert(cert: object) -> None:
-    """What it holds is not shown: a third part would be a password."""
+    """Errors do not show the value, since its third part is a password."""
     if cert is None or isinstance(cert, str):
         return
     if not (isinstance(cert, tuple) and len(cert) in (2, 3) and all(cert[:2])):
@@ -178,8 +179,8 @@ def _ssl_context(
     trust_env: bool,
     http2: bool,
 ) -> ssl.SSLContext:
-    """Not by httpx's function alone: with a path as `verify`, httpx ignores `cert`, httpx2 refuses
-    it, and both deprecate the two arguments."""
+    """Create the TLS context. httpx's function alone is not enough: with a path as `verify`, httpx
+    ignores `cert`, httpx2 rejects it, and both deprecate the two arguments."""
     given = () if cert is None else (cert,) if isinstance(cert, str) else cert
     try:
         if isinstance(verify, str):
@@ -192,32 +193,32 @@ def _ssl_context(
         if given:
             file, key, password = (*given, None, None)[:3]
             context.load_cert_chain(file, key, password or _no_password)
-    except OSError as error:  # it names no file
+    except OSError as error:  # its message does not name the file
         shown = [verify, *given[:2]]
         if verify is True and trust_env:
             shown += [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
-        named = ", ".join(repr(one) for one in shown if isinstance(one, str))
+        named = ", ".join(repr(path) for path in shown if isinstance(path, str))
         raise ValueError(f"verify or cert cannot be used ({named}): {error}") from error
-    if context is not verify:  # a caller's own stays as it is
+    if context is not verify:  # a caller's own context is not changed
         context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     return context
 
 
 def _no_password() -> str:
-    """In place of OpenSSL's own question, for which a process would wait at its terminal."""
+    """Raise, where OpenSSL would ask for the password on the terminal and wait."""
     raise ValueError("cert: the key is encrypted; pass its password as the third part of the tuple")
 
 
 def _socket_options(options: object) -> tuple[SocketOption, ...]:
     shown = "tuples such as (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
     given = validation.several("socket_options", options, shown)
-    if not all(isinstance(one, tuple) for one in given):
+    if not all(isinstance(option, tuple) for option in given):
         raise TypeError(f"socket_options must hold {shown}, not {options!r}")
     return cast("tuple[SocketOption, ...]", tuple(given))
 
 
 def deadline_header(name: object) -> str | None:
-    """The name of a header, or None. Raises ValueError for what can be none."""
+    """Return the name of a header, or None. Raises ValueError if the name is not valid."""
     if name is None or (isinstance(name, str) and _HEADER.fullmatch(name)):
         return name
     raise ValueError(
@@ -226,12 +227,12 @@ def deadline_header(name: object) -> str | None:
 
 
 def part(options: Mapping[str, object], kind: type) -> dict[str, Any]:
-    """Those of the options that the TypedDict `kind` knows."""
+    """Return the options that are keys of the TypedDict `kind`."""
     return {name: options[name] for name in kind.__annotations__ if name in options}
 
 
 def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
-    """Raises ValueError for what would go past the balancer, TypeError for what nobody knows."""
+    """Raise ValueError for arguments that would bypass the balancer, TypeError for unknown ones."""
     for name in _BYPASS:
         if options.pop(name, None) is not None:
             raise ValueError(
@@ -243,12 +244,12 @@ def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
     if unknown := sorted(set(options) - set(known)):
         hints = [hint for name in unknown for hint in _hints(name, known)]
         names = ", ".join(sorted({*known, "transport"}))
-        told = [f"unknown argument {', '.join(unknown)}", *hints, f"known: {names}"]
-        raise TypeError("; ".join(told))
+        parts = [f"unknown argument {', '.join(unknown)}", *hints, f"known: {names}"]
+        raise TypeError("; ".join(parts))
 
 
 def _hints(name: str, known: Iterable[str]) -> Iterable[str]:
-    """Where what was passed belongs, or what may have been meant."""
+    """Yield where an argument belongs, or which argument was probably meant."""
     if name in _OF_LIMITS:
         yield f"{name} belongs to limits={NAME}.Limits({name}=...)"
     elif name == "probe":
@@ -256,13 +257,13 @@ def _hints(name: str, known: Iterable[str]) -> Iterable[str]:
     else:
         yield from (f"did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
     for argument, policy in _POLICIES.items():
-        if name in {one.name for one in fields(policy)}:
+        if name in {field.name for field in fields(policy)}:
             yield f"{name} belongs to {argument}=lbclient.{policy.__name__}({name}=...)"
 
 
 def _import_h2() -> None:
     try:
-        import h2  # noqa: F401, PLC0415  # asked for only by http2=True
+        import h2  # noqa: F401, PLC0415  # needed only with http2=True
     except ImportError:
         raise ImportError(
             "http2=True needs the package h2: pip install 'lbclient[http2]'"

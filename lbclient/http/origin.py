@@ -1,4 +1,4 @@
-"""Whose URL a request names: the service's own, one of its instances', or a stranger's."""
+"""What the URL of a request names: the service, one of its instances, or another origin."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 class Origin:
-    """The origin that a `Client` balances, which its instances' origins stand for too.
+    """The origin of a `Client`'s service. The origins of its instances count as the same origin.
 
     An instance builds redirects from what it knows: its address, an alias, the port on which it
-    listens. Hosts are compared as addresses and as names, whatever their spelling. `instances`
-    returns the instances that are known now.
+    listens. Hosts are compared as addresses and as names, in any spelling. `instances` returns the
+    instances that are known at the moment.
     """
 
     def __init__(self, url: str, instances: Callable[[], Iterable[Instance]]) -> None:
@@ -36,10 +36,10 @@ class Origin:
         self._instances = instances
 
     def admitted(self, request: httpx.Request) -> httpx.Request:
-        """The request; a new one that names the service where it named an instance, or the service
-        in another spelling.
+        """Return the request. If it names an instance, or the service in another spelling, return a
+        new one that names the service.
 
-        Raises LoadBalancingError for a URL that is not the service's.
+        Raises LoadBalancingError for any other URL.
         """
         url = request.url
         if origin_of(url) == self._origin:
@@ -61,41 +61,41 @@ class Origin:
         )
 
     def make_logical(self, response: httpx.Response) -> None:
-        """Name the service in a redirect that names one of its instances, or the service in another
-        spelling.
+        """Change a redirect to an instance, or to the service in another spelling, into a redirect
+        to the service.
 
-        As a reverse proxy does: so cookies and credentials stay with the service, and the next
-        request is balanced like any other.
+        A reverse proxy does the same. So cookies and credentials stay with the service, and the
+        next request is balanced like any other.
         """
         location = response.headers.get("location")
         if location is None or "//" not in location:
             return
         try:
             url = httpx.URL(location)
-            if url.host and self.includes(url):  # a redirect must not choose the credentials
+            if url.host and self.includes(url):  # a redirect must not set credentials
                 logical = str(self.logical(url).copy_with(userinfo=b""))
                 if logical != location:
                     response.headers["location"] = logical
-        except (httpx.InvalidURL, UnicodeError):  # httpx says so when it follows
+        except (httpx.InvalidURL, UnicodeError):  # httpx raises when it follows the redirect
             return
 
     def named(self, url: httpx.URL | str) -> httpx.URL | str:
-        """The URL of a request that is to be built, in the service's own spelling if it names the
-        service: so cookies, credentials and relative redirects stay with the service."""
+        """Return the URL of a request to be built. If it names the service, it gets the service's
+        own spelling, so that cookies, credentials and relative redirects stay with the service."""
         if isinstance(url, str) and "//" not in url:
             return url
         parsed = httpx.URL(url)
         return self.logical(parsed) if parsed.host and self.includes(parsed) else url
 
     def logical(self, url: httpx.URL) -> httpx.URL:
-        """This path and query at the service."""
+        """Return the service's URL with the path and query of this URL."""
         return url.copy_with(scheme=self._scheme, host=self._url.host, port=self._port)
 
     def includes(self, url: httpx.URL) -> bool:
-        """True for a URL of the service, or of one of its instances, in any spelling.
+        """Return True for a URL of the service or of one of its instances, in any spelling.
 
-        Also for the service's name with the port of an instance: a server puts the port on which it
-        listens behind the name by which it was asked.
+        The service's name with the port of an instance counts too: a server may build a URL from
+        the name in the request and the port on which it listens.
         """
         if url.scheme not in ("", self._scheme):
             return False
@@ -106,14 +106,17 @@ class Origin:
         if own and port == (self._port or default):
             return True
         return any(
-            port == one.port and (own or names(one.host) or any(map(names, one.addresses)))
-            for one in self._instances()
+            port == instance.port
+            and (own or names(instance.host) or any(map(names, instance.addresses)))
+            for instance in self._instances()
         )
 
 
 def _names(host: str) -> Callable[[str], bool]:
-    """Whether the host of a URL names the same as a host or address of an instance, which is in its
-    canonical form: a name in lower case, an address as `ipaddress` prints it.
+    """Return a function that says whether the host of an instance is the same as this one of a URL.
+
+    The instance's is in canonical form: a name in lower case, or an address as `ipaddress` prints
+    it.
     """
     host = host.removesuffix(".")
     try:
@@ -124,7 +127,7 @@ def _names(host: str) -> Callable[[str], bool]:
             return (_LOOPBACK | {_LOCALHOST, name}).__contains__
         return name.__eq__
     zone = getattr(address, "scope_id", None)
-    if zone is not None:  # an instance without a zone may be in that one
+    if zone is not None:  # an instance without a zone may be in this zone
         return {str(address), str(address).partition("%")[0]}.__contains__
     plain = getattr(address, "ipv4_mapped", None) or address
     same = {str(plain)}
@@ -136,7 +139,7 @@ def _names(host: str) -> Callable[[str], bool]:
 
 
 def _shown(url: httpx.URL) -> str:
-    """Scheme, host and port, also where the port is the scheme's own: without userinfo."""
+    """Scheme, host and port, without userinfo. The port is shown even if it is the default."""
     host = url.raw_host.decode("ascii")
     port = _DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     shown = f"[{host}]" if ":" in host else host

@@ -1,7 +1,8 @@
-"""Requests of our own: health checks over HTTP, load probes, and the load reports in answers.
+"""Requests that lbclient itself sends: health checks and load probes; and the load reports in
+responses.
 
-A health check is one GET to one instance, addressed as calls address it. Instances tell their load
-in the header of ORCA.
+A health check is one GET to one instance, addressed as the requests of calls are. Instances report
+their load in a response header that ORCA defines.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from .request import Upstream, attempt_extensions
 __all__ = ["HEADER", "Reports", "achecked", "areports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
-"""ORCA's, the Open Request Cost Aggregation of Envoy and gRPC, in its forms TEXT and JSON."""
+"""The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
+JSON."""
 
 _LONGEST = 4096
 
@@ -49,10 +51,10 @@ _NAMED = "named_metrics"
 
 
 def load_of(text: str) -> LoadReport | None:
-    """What `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` says, or
-    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`; None where it says nothing of that.
+    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or `JSON
+    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. Returns None if it has no `in_flight`.
 
-    Raises ValueError for what cannot be meant.
+    Raises ValueError if it is malformed.
     """
     if len(text) > _LONGEST:
         raise ValueError(f"longer than {_LONGEST} characters")
@@ -88,7 +90,7 @@ def _number(value: object) -> float:
 
 
 _MOST = 65_536
-"""So many bytes of a probe's response are read."""
+"""The most bytes of a probe's response that are read."""
 
 _NO_BODY = httpx.ByteStream(b"")
 
@@ -100,7 +102,8 @@ Hear = Callable[[httpx.Response], None]
 
 
 class _Probe:
-    """A GET to one instance, addressed as calls address it. `purpose` stands in the User-Agent."""
+    """A GET to one instance, addressed as the requests of calls are. `purpose` is part of its
+    User-Agent."""
 
     def __init__(
         self, adapter: HttpAdapter, path: str, purpose: str, headers: Headers = None
@@ -113,13 +116,14 @@ class _Probe:
     def ask(
         self, transport: InstanceTransport, endpoint: Endpoint, expiry: Expiry, hear: Hear
     ) -> None:
-        """Send it, and read the response to its end once `hear` has it. Raises httpx's errors."""
+        """Send it, pass the response to `hear`, and read its body to the end. Raises httpx's
+        errors."""
         request = self._request(endpoint.instance)
         response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
         with contextlib.closing(response):
             hear(response)
             read = 0
-            for chunk in response.stream:  # type: ignore[union-attr]  # of a transport for threads
+            for chunk in response.stream:  # type: ignore[union-attr]  # the stream of a sync transport
                 if (read := read + len(chunk)) > _MOST or not expiry.left():
                     return
 
@@ -146,8 +150,8 @@ class _Probe:
 
 
 def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransport]) -> Check:
-    """The check that `policy` asks for; over HTTP, each has a transport and a connection of its
-    own, since it also proves that connecting works."""
+    """Return the check that `policy` asks for. Over HTTP each check opens a transport and a
+    connection of its own, since it also proves that connecting works."""
     if (plain := plain_check(policy)) is not None:
         return plain
     probe, hear = _health_probe(policy, adapter)
@@ -164,7 +168,7 @@ def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransp
 def achecked(
     policy: HealthCheck, adapter: HttpAdapter, make: Make[AsyncInstanceTransport]
 ) -> Check:
-    """The same for transports that need an event loop: a caller's own."""
+    """The same for transports that need an event loop: those of a caller."""
     if (plain := plain_check(policy)) is not None:
         return plain
     probe, hear = _health_probe(policy, adapter)
@@ -193,27 +197,27 @@ async def _ask_once(
     expiry: Expiry,
     hear: Hear,
 ) -> None:
-    """Ask over a transport of its own, in an event loop of its own."""
+    """Send one probe over a transport of its own."""
     made = make(adapter.upstream(endpoint), options, pool_of(options))
     async with contextlib.aclosing(made) as transport:
         await probe.aask(transport, endpoint, expiry, hear)
 
 
 def reports(adapter: HttpAdapter, make: Make[InstanceTransport]) -> Reports | None:
-    """The load reports of a transport; None where the strategy does not use them. Probes use
-    transports that `make` makes, beside those of the calls, and keep their connections."""
+    """Return the load reports of a transport, or None if the strategy does not use them. Probes use
+    transports of their own, which `make` makes, and keep their connections."""
     loads = adapter.binding.loads()
     return None if loads is None else _ThreadReports(adapter, loads, make)
 
 
 def areports(adapter: HttpAdapter, make: Make[AsyncInstanceTransport]) -> Reports | None:
-    """The same for transports that need an event loop: a caller's own."""
+    """The same for transports that need an event loop: those of a caller."""
     loads = adapter.binding.loads()
     return None if loads is None else _LoopReports(adapter, loads, make)
 
 
 class Reports(ABC):
-    """What the instances of one transport say of their load."""
+    """Passes the load reports of a transport's instances to the strategy, and sends load probes."""
 
     def __init__(self, adapter: HttpAdapter, loads: Loads) -> None:
         self._loads = loads
@@ -230,7 +234,8 @@ class Reports(ABC):
             )
 
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
-        """The headers of an attempt have come: it is time to ask others, too."""
+        """Record the report in the headers of an attempt's response, and let probes of others
+        begin."""
         self._hear(endpoint, headers, probed=False)
         if self._prober is not None:
             self._prober.answered()
@@ -249,22 +254,22 @@ class Reports(ABC):
         return lambda response: self._hear(endpoint, response.headers, probed=True)
 
     def close(self) -> None:
-        """No probe follows."""
+        """Send no more probes."""
         if self._prober is not None:
             self._prober.stop()
 
     @abstractmethod
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        """Probe it, and hear. May raise anything; it has said nothing then."""
+        """Probe an instance and record its report. Any exception means that there is no report."""
 
 
 class _ThreadReports(Reports):
-    """Probes by transports for threads."""
+    """Sends probes over transports for threads."""
 
     def __init__(self, adapter: HttpAdapter, loads: Loads, make: Make[InstanceTransport]) -> None:
         self._transports = TransportPool(
             adapter.binding.pool,
-            lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+            lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
             adapter.wire_options,
             adapter.binding.rng,
         )
@@ -283,12 +288,12 @@ class _ThreadReports(Reports):
         try:
             self._probe.ask(transport, endpoint, expiry, self._hearing(endpoint))
         finally:
-            if self._closed:  # what was opened since then, nobody else closes
+            if self._closed:  # connections opened after `close` are closed by nothing else
                 transport.close()
 
 
 class _LoopReports(Reports):
-    """Probes by transports for event loops."""
+    """Sends probes over transports for event loops."""
 
     def __init__(
         self, adapter: HttpAdapter, loads: Loads, make: Make[AsyncInstanceTransport]

@@ -1,4 +1,4 @@
-"""What one request asks of the balancer, and what an attempt makes of it."""
+"""The options of one request, and the headers and extensions of one attempt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 UNSTREAMED = "lbclient.unstreamed"
-"""The extension by which a `Client` says that it is about to read the whole body."""
+"""The extension by which a `Client` says that it reads the whole body at once."""
 
 _ASKED = frozenset({"caller", "deadline", "idempotent", "key"})
 _POOL = 5.0
@@ -50,10 +50,11 @@ def call_options_of(
     key_of: Callable[[httpx.Request], object] | None,
     fair_by: Callable[[httpx.Request], object] | None,
 ) -> CallOptions:
-    """From the method, the headers and `extensions={"lbclient": {...}}`; its key and its caller,
-    where that names none, from `key_of` and `fair_by`. What these raise goes on to the caller.
+    """Build the options of a call from the request's method, headers and `extensions={"lbclient":
+    {...}}`. If the extension has no key or caller, they come from `key_of` and `fair_by`.
+    Exceptions of these two functions go to the caller.
 
-    Raises ValueError or TypeError for what the extension may not hold.
+    Raises ValueError or TypeError if the extension is invalid.
     """
     given = request.extensions.get("lbclient")
     options = _NOTHING if given is None else _asked(given)
@@ -80,7 +81,7 @@ def call_options_of(
 
 @lru_cache(maxsize=16)
 def _terms(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # as `CallOptions` has them
-    """Those of a request that asks for nothing more: nearly all of a client's have the same."""
+    """Options of a request that sets nothing else. Nearly all requests of a client share them."""
     return CallOptions(idempotent, patience=patience)
 
 
@@ -104,15 +105,15 @@ def _asked(options: object) -> Mapping[str, Any]:
 
 
 class SharedDeadline:
-    """The deadline of one `send` of a client, which all of its requests share: redirects, rounds of
+    """The deadline of one `send` of a client, shared by all its requests: redirects, rounds of
     authentication, and the time that event hooks take in between.
 
-    It is a context manager around httpx's own `send`. It belongs to the client's balancer, so that
-    a request which a hook sends through another client is not bound by it. `deadline` counts if the
-    first request asks for none. Nothing is kept in the request or in its extensions: an auth flow
-    may send requests of its own, without extensions, and a caller may send the same request again.
+    It is a context manager around httpx's own `send`. It belongs to the client's balancer, so it
+    does not bound a request that a hook sends through another client. `deadline` is used if the
+    first request sets none. Nothing is stored in the request or its extensions: an auth flow may
+    send its own requests without extensions, and a caller may send the same request again.
 
-    Raises ValueError or TypeError for what the extension of the first request may not hold.
+    Raises ValueError or TypeError if the extension of the first request is invalid.
     """
 
     __slots__ = ("_binding", "_requests", "_seconds", "_since", "_token")
@@ -130,7 +131,9 @@ class SharedDeadline:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._token is not None:
-            with contextlib.suppress(ValueError):  # resumed in another context: nothing to reset
+            with contextlib.suppress(
+                ValueError
+            ):  # resumed in another context, so there is nothing to reset
                 SHARED_DEADLINE.reset(self._token)
         if isinstance(error, DeadlineExceeded) and self._requests > 1:
             error.add_note(
@@ -139,9 +142,9 @@ class SharedDeadline:
             )
 
     def bind(self, options: CallOptions, binding: Binding) -> CallOptions:
-        """The terms of the next request, ended by this deadline unless their own ends earlier.
+        """Return the options of the next request, with this deadline unless their own ends earlier.
 
-        Raises DeadlineExceeded where the time is up.
+        Raises DeadlineExceeded if the time is up.
         """
         if binding is not self._binding:
             return options
@@ -165,10 +168,11 @@ SHARED_DEADLINE: ContextVar[SharedDeadline | None] = ContextVar(
 
 
 class Upstream(NamedTuple):
-    """One instance as a wire addresses it.
+    """One instance, as a transport addresses it.
 
-    `tls_name` is what TLS verifies, None for the instance's own name; of `hosts` the second is
-    sent where the request says the first; `deadline_header` tells it the milliseconds left.
+    `tls_name` is the name that TLS verifies; None is the instance's own. If the request's Host is
+    the first of `hosts`, the second is sent instead. `deadline_header` names the header that tells
+    the instance how many milliseconds are left.
     """
 
     instance: Instance
@@ -179,15 +183,16 @@ class Upstream(NamedTuple):
 
 
 def below(base: str, request: httpx.Request) -> httpx.Request:
-    """The request with the service's base path before its own path."""
+    """Return the request with the service's base path before its own path."""
     url = request.url
-    made = copied(request)  # the caller's own is never changed
+    made = copied(request)  # the caller's request is never changed
     made.url = url.copy_with(raw_path=base.encode("ascii") + url.raw_path)
     return made
 
 
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of one attempt: the caller's, and its own instead of those of the same name."""
+    """The headers of one attempt: the caller's, except that those of the attempt replace the same
+    names."""
     headers = request.headers.raw
     if upstream.hosts is not None:
         headers = hosted(headers, upstream.hosts)
@@ -198,7 +203,7 @@ def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[by
 def hosted(
     headers: Sequence[tuple[bytes, bytes]], hosts: tuple[bytes, bytes]
 ) -> list[tuple[bytes, bytes]]:
-    """The caller's headers, with the Host that the instance goes by."""
+    """Return the caller's headers, with the instance's own Host."""
     old, new = hosts
     return [
         (name, new) if value == old and name.lower() == b"host" else (name, value)
@@ -207,7 +212,8 @@ def hosted(
 
 
 def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Which span calls, and how much time is left for the attempt. Names are in lower case."""
+    """The headers of the attempt itself: the span's context and the time left. Names are in lower
+    case."""
     carrier = propagation()
     if upstream.deadline_header is not None and (left := time_left()) is not None:
         carrier = {**carrier, upstream.deadline_header: str(int(1000 * left))}
@@ -219,13 +225,13 @@ def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
 def merged(
     headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
 ) -> Sequence[tuple[bytes, bytes]]:
-    """The caller's headers, and those of the attempt instead of any of the same name."""
+    """Return the caller's headers, with those of the attempt in place of the same names."""
     names = {name for name, _ in own}
     return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:
-    """The caller's extensions, with timeouts that end with the attempt."""
+    """Return the caller's extensions, with timeouts that end with the attempt."""
     if expiry is None:
         return request.extensions
     given = request.extensions.get("timeout", {})

@@ -1,7 +1,8 @@
-"""Request bodies: which can be sent again, in a retry, a redirect or a round of authentication.
+"""Request bodies: which ones can be sent again, for a retry, a redirect or a round of
+authentication.
 
-Bytes can. A file is rewound to where it stood before it was first sent. A generator is sent once.
-What a body itself raises is the caller's own error, whatever its class.
+Bytes can. A file is rewound to where it stood before it was first sent. A generator is sent only
+once. An exception that a body raises is the caller's own error, whatever its class.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _SOURCE = "_lbclient_source"
 
 
 class _Source:
-    """What is known of the body of a request, for as long as its stream lives.
+    """What is known of the body of a request, as long as its stream exists.
 
-    httpx hands the same stream to the request that follows a redirect or an authentication
-    challenge, so this is an attribute of the stream.
+    httpx uses the same stream for the request that follows a redirect or an authentication
+    challenge, so this is stored as an attribute of the stream.
     """
 
     __slots__ = ("async_file", "begun", "generator", "once", "rewind", "sent", "start")
@@ -33,25 +34,25 @@ class _Source:
         source = getattr(stream, "_stream", stream)
         self.begun = False
         self.sent = 0
-        """The bytes of its longest iteration so far."""
+        """The bytes of the longest iteration so far."""
         self.rewind = _rewinder(stream)
         self.async_file: Any = source if _is_async_file(source) else None
         self.generator = source if isinstance(source, AsyncGenerator) else None
         self.start: int | None = None
         """Where an async file stood when it was first read."""
         self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
-        """True for a source that is used up once it has been read."""
+        """True for a source that is used up after one reading."""
 
     def check(self, sent: int) -> None:
-        """Raise httpx.StreamConsumed if an iteration ended earlier than one before: an iterable may
-        read from something that was used up."""
+        """Raise httpx.StreamConsumed if an iteration was shorter than an earlier one: an iterable
+        may read from something that is used up."""
         if sent < self.sent:
             error = httpx.StreamConsumed()
             mark_callers_own(error)
             raise error
 
     async def locate(self) -> None:
-        """Rewind an async file, or remember where it stands when it is first read."""
+        """Rewind an async file, or remember where it stands if it is read for the first time."""
         file = self.async_file
         if self.start is not None:
             await file.seek(self.start)
@@ -75,9 +76,9 @@ def _source_of(stream: object) -> _Source:
 
 
 class _Replay:
-    """Whether this request has begun its body, and how to begin it again.
+    """Whether a request has begun to send its body, and how to begin again.
 
-    Raises httpx.StreamConsumed for a body that an earlier request has used up.
+    Raises httpx.StreamConsumed if an earlier request has used up the body.
     """
 
     def __init__(self, stream: object) -> None:
@@ -87,13 +88,13 @@ class _Replay:
             raise httpx.StreamConsumed
 
     def replayable(self) -> bool:
-        """True while it can be sent from its beginning."""
+        """Return True while the body can be sent from its beginning."""
         return not self._begun or self._source.rewind is not None
 
     def _begin(self) -> None:
         source = self._source
         if self._begun and source.rewind is None:
-            # an HTTP/2 connection may have ended before any of the request was sent
+            # An HTTP/2 connection may have ended before any of the request was sent.
             raise httpx.RemoteProtocolError(
                 "the connection was closed, and the body of the request cannot be sent again"
             )
@@ -103,7 +104,7 @@ class _Replay:
 
 
 class Body(_Replay, httpx.SyncByteStream):
-    """A body that is not plain bytes, watched."""
+    """A body that is not plain bytes, with a record of what was sent."""
 
     def __init__(self, stream: httpx.SyncByteStream) -> None:
         super().__init__(stream)
@@ -124,7 +125,7 @@ class Body(_Replay, httpx.SyncByteStream):
             source.sent = max(source.sent, sent)
 
     def close(self) -> None:
-        """Close what is inside."""
+        """Close the stream inside."""
         self._stream.close()
 
 
@@ -142,21 +143,22 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
         return self._chunks
 
     async def leave(self) -> None:
-        """End the iteration, of which there may be more: left to the garbage collector, a generator
-        that awaits as it ends (httpx2's do) is what trio complains of. The caller's ends too: it
-        cannot be sent again, and may hold what it reads from open."""
+        """End the iteration early. If a generator that awaits while it ends (those of httpx2 do)
+        were left to the garbage collector, trio would warn. The caller's own generator is closed
+        too: it cannot be sent again, and may keep something open, such as a file."""
         if self._chunks is not None:
             await self._chunks.aclose()
             if (generator := self._source.generator) is not None:
                 await generator.aclose()
 
     async def aclose(self) -> None:
-        """Close what is inside."""
+        """Close the stream inside."""
         await self._stream.aclose()
 
 
 class _Chunks(AsyncIterator[bytes]):
-    """No async generator, of which trio complains where it is not read to its end."""
+    """The iteration of an async body. It is not a generator, since trio warns about a generator
+    that is not read to its end."""
 
     def __init__(self, chunks: AsyncIterator[bytes], source: _Source) -> None:
         self._chunks = chunks
@@ -188,11 +190,12 @@ class _Chunks(AsyncIterator[bytes]):
 
 
 Replayable = Callable[[], bool] | None
-"""Whether a body can be sent once more, asked when that matters; None for always."""
+"""Whether a body can be sent again; called when that matters. None means always."""
 
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
-    """The request's body; watched, unless it is plain bytes, which always replay."""
+    """Return the request's body, wrapped in `Body` unless it is plain bytes, which can always be
+    sent again."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
         return stream, None
@@ -203,7 +206,7 @@ def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
 
 
 def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
-    """The same for the async side."""
+    """The same for async bodies."""
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
         return stream, None
@@ -214,7 +217,8 @@ def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
 
 
 def _unfit(request: object, wrong_side: str) -> Exception:
-    """A body for the other side, or the request of another HTTP library."""
+    """The error for a body of the other kind (sync or async), or for a request of another HTTP
+    library."""
     if isinstance(request, httpx.Request):
         return RuntimeError(wrong_side)
     whose = type(request).__module__.partition(".")[0]
@@ -225,25 +229,26 @@ def _unfit(request: object, wrong_side: str) -> Exception:
 
 
 def replays(stream: object) -> Replayable:
-    """Whether this body of a request can be sent once more."""
+    """Return how to tell whether this request body can be sent again."""
     return stream.replayable if isinstance(stream, _Replay) else None
 
 
 def is_callers_own(error: BaseException) -> bool:
-    """True for an error that came out of the body of a request."""
+    """Return True for an exception that was raised by the body of a request."""
     return hasattr(error, _CALLERS_OWN)
 
 
 def mark_callers_own(error: E) -> E:
-    """Make it one that is the caller's own: no instance is charged for it."""
+    """Mark an exception as the caller's own: no instance is charged for it."""
     setattr(error, _CALLERS_OWN, True)
     return error
 
 
 def _rewinder(stream: object) -> Callable[[], object] | None:
-    """How to rewind what httpx made of `content=file` or `files=`; None where that cannot be."""
+    """Return how to rewind what httpx made of `content=file` or `files=`; None if it cannot be
+    rewound."""
     fields = getattr(stream, "fields", None)
-    if fields is not None:  # multipart, which httpx itself renders from the start each time
+    if fields is not None:  # multipart, which httpx renders from the start each time
         files = (getattr(field, "file", b"") for field in fields)
         whole = all(isinstance(file, str | bytes) or _seekable(file) for file in files)
         return (lambda: None) if whole else None
@@ -271,6 +276,6 @@ def _is_async_file(source: Any) -> bool:
 
 
 def _runs_out(stream: object, source: object) -> bool:
-    """True for iterators, and for what is read like a file; an iterable may begin anew."""
+    """Return True for iterators and for file-like objects. Other iterables can begin again."""
     names = ("__next__", "__anext__", "read", "aread")
     return hasattr(stream, "fields") or any(hasattr(source, name) for name in names)

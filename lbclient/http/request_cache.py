@@ -1,12 +1,12 @@
-"""What a client keeps from one request to the next: URLs, patterns of requests, cookies.
+"""What a client reuses from one request for the next: parsed URLs, patterns of requests, cookies.
 
-httpx merges the client's headers, cookies, parameters and timeouts into every request: a quarter of
-the time of a call. Between two calls of one client nothing of that changes but the URL. So requests
-that are a method and a URL and nothing else are made from a pattern.
+httpx merges the client's headers, cookies, parameters and timeouts into every request, which takes
+a quarter of the time of a call. Between two calls of one client usually only the URL changes. So a
+request that sets nothing but method and URL is copied from a pattern.
 
-httpx also parses a relative URL, merges it with the base and parses the result, for every request.
-That costs more than all the decisions of a call together, and a service asks for the same paths
-again and again.
+httpx also parses a relative URL, merges it with the base URL and parses the result, for every
+request. This takes longer than all decisions of a call together, and clients of a service use the
+same paths again and again.
 """
 
 from __future__ import annotations
@@ -25,37 +25,39 @@ _MOST = 256
 
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
 _UNSET = (None, None, None, None, None, None, None, _DEFAULT, None)
-"""What httpx's own `request` passes on for each call that asks for nothing. Only `timeout` has this
-default, so whatever the order of the names, nothing else can look like it."""
+"""The values that httpx's own `request` passes if a call sets nothing. Only `timeout` has
+`_DEFAULT` as its default, so no other values look the same, in whatever order the names come."""
 _OWN = frozenset({b"host", b"content-length"})
 _State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
-"""Base, headers, and the patterns made of them: one value, since threads share it."""
+"""Base URL, headers, and the patterns made from them. It is one value, since threads share it."""
 
 
 class LazyCookies(httpx.Cookies):
-    """httpx's cookies. For each response httpx builds two objects of the standard library's and
-    scans its headers twice, which takes a tenth of a whole call; here only where there is a cookie
-    in it."""
+    """Cookies that are parsed only if a response sets one. For each response httpx builds two
+    objects of the standard library and scans its headers twice, which takes a tenth of a whole
+    call."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
-        """Keep what the response sets."""
+        """Store the cookies that the response sets."""
         headers = response.headers
         if "set-cookie" in headers or "set-cookie2" in headers:
             super().extract_cookies(response)
 
 
 class UrlCache:
-    """What the URLs of requests stand for, below a base; forgotten when there are too many, or
-    another base is set."""
+    """The absolute URLs of the URLs that were requested, for one base URL. It is emptied when it is
+    full, or when the base URL changes."""
 
     __slots__ = ("_state",)
 
     def __init__(self) -> None:
         self._state: tuple[httpx.URL | None, dict[str, httpx.URL]] = (None, {})
-        """The base, and what is known below it: one value, since threads may set another base."""
+        """The base URL, and what is known for it. It is one value, since threads may set another
+        base URL."""
 
     def merged(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | None:
-        """The absolute URL, of the base's origin; None for what httpx must look at itself."""
+        """Return the absolute URL, which has the base URL's origin. Returns None if httpx must
+        build it."""
         if not isinstance(url, str):
             return None
         of, known = self._state
@@ -66,12 +68,12 @@ class UrlCache:
         if merged is None and (whole := _whole(url, base)) is not None:
             try:
                 merged = known[url] = httpx.URL(whole)
-            except httpx.InvalidURL:  # httpx tells where, in the URL as it was given
+            except httpx.InvalidURL:  # httpx raises, and names the position in the URL as given
                 return None
         return merged
 
     def learn(self, url: httpx.URL | str, base: httpx.URL, merged: httpx.URL) -> None:
-        """Keep what httpx has made of `url`, where it is of the base's origin."""
+        """Remember the URL that httpx has built from `url`, if it has the base URL's origin."""
         of, known = self._state
         mine = (base.scheme, base.netloc) == (merged.scheme, merged.netloc)
         if of is base and mine and isinstance(url, str):
@@ -79,7 +81,8 @@ class UrlCache:
 
 
 def _whole(url: str, base: httpx.URL) -> str | None:
-    """The URL, unparsed: of a path which is just appended to the base, or of the base's origin."""
+    """The absolute URL, not parsed: for a path that is only appended to the base URL, or for a URL
+    of the base URL's origin."""
     if url[:1] == "/":
         whole = str(base) + url[1:]
         return whole if url[1:2] != "/" and "/." not in url and "#" not in whole else None
@@ -88,8 +91,8 @@ def _whole(url: str, base: httpx.URL) -> str | None:
 
 
 class RequestCache:
-    """The requests of one client. Patterns, one a method, are void as soon as the client's base or
-    headers are others than when they were made."""
+    """Builds the requests of one client, from one pattern per method. The patterns are dropped when
+    the client's base URL or headers have changed."""
 
     __slots__ = ("_origin", "_state", "_url_cache")
 
@@ -106,7 +109,7 @@ class RequestCache:
         options: Mapping[str, Any],
         build: Callable[..., httpx.Request],
     ) -> httpx.Request:
-        """What `build`, which is httpx's, makes of this."""
+        """Return the request that `build`, httpx's `build_request`, would return."""
         base, headers, timeout, adds = settings_of(client)
         known = self._url_cache.merged(url, base)
         unset = len(options) == len(_UNSET) and all(map(is_, options.values(), _UNSET))
@@ -129,7 +132,8 @@ class RequestCache:
 
 
 def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
-    """True where none of these options says anything. A timeout of None does: no timeout."""
+    """Return True if none of these options is set. A timeout of None is set: it means no
+    timeout."""
     return all(
         value is _DEFAULT or (value is None and name != "timeout")
         for name, value in options.items()
@@ -137,8 +141,8 @@ def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
 
 
 def _bears(request: httpx.Request, headers: Fields) -> bool:
-    """True where these are its headers, after httpx's own: another thread may have set others, and
-    these again, since."""
+    """Return True if the request has these headers, after those that httpx adds. Another thread may
+    have changed the client's headers meanwhile, and changed them back."""
     found, theirs = request.headers.raw, [(name, value) for name, _, value in headers]
     own = found[: max(0, len(found) - len(theirs))]
     return found[len(own) :] == theirs and all(name.lower() in _OWN for name, _ in own)

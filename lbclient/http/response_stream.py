@@ -1,4 +1,4 @@
-"""Response bodies: an instance is busy until its body has been closed."""
+"""Response bodies: an instance is busy until the body of its response has been closed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
 
 class _Held(Generic[S]):
-    """The attempt ends with its body: once, however that ends.
+    """A body whose end also ends its attempt, exactly once, however the body ends.
 
-    `wires` are told the inner stream where the caller drops the response unclosed: a finalizer must
-    not do I/O, nor take the locks of a pool.
+    If the caller drops the response without closing it, the inner stream is left to `transports`,
+    which closes it later: a finalizer must not do I/O, nor take the locks of a pool.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
             raise failure from error
 
     def close(self) -> None:
-        """Free the instance, then close the connection's side of it."""
+        """Free the slot of the instance, then close the connection's stream."""
         self._attempt.finish()
         self.stream.close()
         self.closed = True
@@ -98,7 +98,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
 
 
 class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
-    """The same for the async side."""
+    """The same for async responses."""
 
     _transports: AsyncTransportPool
 
@@ -115,7 +115,7 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
             raise failure from error
 
     async def aclose(self) -> None:
-        """Free the instance, before anything that could be cancelled."""
+        """Free the slot of the instance first, since what follows can be cancelled."""
         self._attempt.finish()
         await self.stream.aclose()
         self.closed = True
@@ -124,7 +124,7 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
 
 
 def read(response: httpx.Response, expiry: Expiry | None) -> None:
-    """Read the whole body now, in place."""
+    """Read the whole body now, and set it as the response's content."""
     stream = cast("httpx.SyncByteStream", response.stream)
     chunks = []
     try:
@@ -139,7 +139,7 @@ def read(response: httpx.Response, expiry: Expiry | None) -> None:
 
 
 async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
-    """The same for the async side."""
+    """The same for async responses."""
     stream = cast("httpx.AsyncByteStream", response.stream)
     if isinstance(stream, AsyncContent):
         try:
@@ -164,7 +164,8 @@ async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
 
 
 def drain(response: httpx.Response) -> None:
-    """Give up a response: read a little of it, so that its connection can live, then close it."""
+    """Discard a response: read a little of it, so that its connection can be kept, then close
+    it."""
     stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
@@ -175,7 +176,7 @@ def drain(response: httpx.Response) -> None:
 
 
 async def adrain(response: httpx.Response) -> None:
-    """The same for the async side."""
+    """The same for async responses."""
     stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
@@ -186,13 +187,14 @@ async def adrain(response: httpx.Response) -> None:
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
-    """None for what ends by itself: to leave generators of httpcore's in the middle leaves them to
-    the garbage collector, of which trio warns."""
+    """Return None for a body that enforces the deadline itself. A generator of httpcore that is
+    left in the middle would be left to the garbage collector, about which trio warns."""
     return None if isinstance(stream, AsyncContent) else expiry
 
 
 def _check(expiry: Expiry | None) -> None:
-    """A drip outlives any timeout per read; the deadline holds between chunks too."""
+    """Raise if the attempt's time is up. A body that arrives in small pieces never exceeds the
+    timeout of one read."""
     if expiry is not None and not expiry.left():
         expiry.noticed()
         raise httpx.ReadTimeout("the time of the attempt is up")

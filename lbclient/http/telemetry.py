@@ -1,4 +1,4 @@
-"""How HTTP describes itself to telemetry: OpenTelemetry's stable HTTP conventions, client side."""
+"""The spans and metrics of HTTP, by OpenTelemetry's stable HTTP conventions for clients."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Labels:
-    """The labels of a service's metrics, made once for each method and outcome; and what spans say
-    of the URLs that were asked for of late."""
+    """The labels of a service's metrics, built once for each method and outcome, and the span
+    attributes of URLs that were requested lately."""
 
     def __init__(self, origin: httpx.URL) -> None:
         self._server = _server(origin)
@@ -27,7 +27,7 @@ class Labels:
         self._made: dict[tuple[str, object], Attributes] = {}
 
     def of(self, method: str, result: object) -> Attributes:
-        """For this method and what came back."""
+        """Return the labels for this method and this result."""
         outcome = result.status_code if isinstance(result, httpx.Response) else type(result)
         labels = self._made.get((method, outcome))
         if labels is None:
@@ -37,18 +37,19 @@ class Labels:
         return labels
 
     def of_request(self, method: str, url: httpx.URL) -> Attributes:
-        """For this method and this URL, of which a client keeps one object for each path."""
+        """Return the span attributes for this method and URL. A client keeps one URL object per
+        path."""
         known = self._url_cache.get((id(url), method))
         if known is None or known[0] is not url:
             if len(self._url_cache) >= _MOST_URLS:
                 self._url_cache = {}
-            told = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
-            known = self._url_cache[id(url), method] = url, told
+            attributes = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
+            known = self._url_cache[id(url), method] = url, attributes
         return known[1]
 
 
 class HttpSemantics(Semantics):
-    """The attributes of one request's spans. Values of the query never appear."""
+    """The attributes of one request's spans. They never contain the values of the query."""
 
     __slots__ = ("_labels", "_method", "_request")
 
@@ -60,24 +61,25 @@ class HttpSemantics(Semantics):
         self._method = request.method if request.method in _METHODS else "_OTHER"
 
     @property
-    def span_name(self) -> str:  # type: ignore[override]  # read only, here and there
+    def span_name(self) -> str:  # type: ignore[override]  # read-only in both
         """The method."""
         return "HTTP" if self._method == "_OTHER" else self._method
 
     def request(self, resend: int) -> Attributes:
-        """What is known before sending."""
+        """Return what is known before sending."""
         known = self._labels.of_request(self._method, self._request.url)
         if self._method == "_OTHER":
             known = {**known, "http.request.method_original": self._request.method}
         return {**known, "http.request.resend_count": resend} if resend else known
 
     def result(self, result: object) -> Attributes:
-        """The status (one of 400 and above is an error), and the address that answered."""
+        """Return the status (400 and above is an error), and the address that the response came
+        from."""
         known, peer = _outcome(result), peer_of(result)
         return known if peer is None else {**known, _PEER: peer}
 
     def duration(self, result: object) -> Attributes | None:
-        """The labels of the duration."""
+        """Return the labels of the duration."""
         return self._labels.of(self._method, result)
 
 
@@ -98,7 +100,7 @@ def _outcome(result: object) -> Attributes:
 
 
 def redacted(url: httpx.URL) -> str:
-    """The URL without user name, password and the values of its query."""
+    """Return the URL without user name, password and the values of its query."""
     netloc = url.netloc.decode("ascii")
     names = (part.partition("=")[0] for part in url.query.decode("ascii").split("&") if part)
     query = "&".join(f"{name}=REDACTED" for name in dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""Transport and AsyncTransport: balancing under any httpx client. The two shells of HTTP."""
+"""Transport and AsyncTransport: load balancing below any httpx client."""
 
 from __future__ import annotations
 
@@ -36,27 +36,29 @@ __all__ = ["AsyncTransport", "Service", "Transport"]
 
 
 class Transport(httpx.BaseTransport):
-    """Balances what a client sends: `httpx.Client(transport=lbclient.Transport(service))`.
+    """An httpx transport that balances requests:
+    `httpx.Client(transport=lbclient.Transport(service))`.
 
-    Or one of several origins: `mounts={"http://orders": lbclient.Transport(service)}`. The
-    request's own Host is left alone; a path in the service's URL goes before its path. Takes the
-    arguments of `Balancer`, those of `httpx.HTTPTransport` (`proxy` and `uds` excepted), and
+    It can also serve one of several origins: `mounts={"http://orders":
+    lbclient.Transport(service)}`. It does not change the request's Host. A path in the service's
+    URL is put before the request's path. It takes the arguments of `Balancer`, those of
+    `httpx.HTTPTransport` except `proxy` and `uds`, and
 
-    - `tls_name`: the name that TLS asks for and verifies: `"service"`'s or the `"instance"`'s.
+    - `tls_name`: the name that TLS sends and verifies: the `"service"`'s or the `"instance"`'s.
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`. The
       URLs of its requests name the instance's vetted address.
-    - `key`: gives each request its key, for a strategy that picks by it: `request -> object`.
-    - `fair_by`: names the caller of each request: `request -> object`, hashable. Callers whose
-      requests wait in line for a limit take turns, so that one's burst does not hold up the others.
-    - `deadline_header`: tells an instance, in whole milliseconds, how much time the attempt has
-      left, where it has a `deadline` or `attempt_timeout`.
+    - `key`: the key of each request, for a strategy that picks by it: `request -> object`.
+    - `fair_by`: the caller of each request: `request -> object`, hashable. Callers whose requests
+      wait for a limit take turns, so that a burst of one does not delay the others.
+    - `deadline_header`: the header that tells an instance, in whole milliseconds, how much time the
+      attempt has left, if it has a `deadline` or `attempt_timeout`.
     - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more
-      requests, so that certificates, addresses and load balancers in between can change.
-    - `max_idle_connections`: of all instances together; who has been idle longest is closed. None:
-      half of the descriptors that the process may have open.
-    - `close_grace`: seconds for which `close` waits for calls under way.
+      requests, so that certificates, addresses and intermediate load balancers can change.
+    - `max_idle_connections`: for all instances together. The one that has been idle longest is
+      closed first. None: half of the file descriptors that the process may open.
+    - `close_grace`: the seconds for which `close` waits for active calls.
 
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Transport(httpx.BaseTransport):
         self._adapter = adapter = HttpAdapter(service, options)
         self._transports = TransportPool(
             adapter.binding.pool,
-            lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+            lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
             adapter.wire_options,
             adapter.binding.rng,
         )
@@ -80,15 +82,15 @@ class Transport(httpx.BaseTransport):
 
     @property
     def balancer(self) -> Balancer:
-        """The engine inside."""
+        """The balancer of this transport."""
         return self._adapter.balancer
 
     def own(self, origin: str) -> None:
-        """Balance this origin and refuse any other, as a client of one service does."""
+        """Accept only requests for this origin, as a client of one service does."""
         self._adapter.own(origin)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an instance, and again as the policy says."""
+        """Send a request to an instance, and retry it as the policy says."""
         adapter = self._adapter
         if self._transports.needs_cleanup:
             self._transports.tidy()
@@ -103,7 +105,7 @@ class Transport(httpx.BaseTransport):
             send = partial(self._send, request, stream, answers)
             response = run(call, send, discard=httpx.Response.close)
         except BaseException as error:
-            for answer in answers:  # interrupted before it was replaced
+            for answer in answers:  # interrupted before another attempt replaced the response
                 answer.close()
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
@@ -114,11 +116,11 @@ class Transport(httpx.BaseTransport):
         return adapter.finished(call, response)
 
     def close(self) -> None:
-        """Wait for the calls that are under way, `close_grace` seconds at the most. Then end them,
-        and close every connection. Later requests raise RuntimeError.
+        """Wait up to `close_grace` seconds for active calls. Then end them, and close every
+        connection. Later requests raise RuntimeError.
 
-        A call that waits ends with its last outcome, or with BalancerClosed if there is none; one
-        that is sent, with the error of its connection.
+        A call that waits ends with its last outcome, or with BalancerClosed if it has none. A call
+        that has been sent ends with the error of its connection.
         """
         adapter = self._adapter
         adapter.binding.refuse_calls()
@@ -161,7 +163,7 @@ class Transport(httpx.BaseTransport):
 
 
 class AsyncTransport(httpx.AsyncBaseTransport):
-    """The same for `httpx.AsyncClient`, on asyncio (uvloop too) and trio.
+    """The same for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
 
     `transport` makes httpx.AsyncBaseTransport objects.
     """
@@ -179,7 +181,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         def transports() -> AsyncTransportPool:
             return AsyncTransportPool(
                 adapter.binding.pool,
-                lambda one, idle: make(adapter.upstream(one), adapter.wire_options, idle),
+                lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
                 adapter.wire_options,
                 adapter.binding.rng,
             )
@@ -199,17 +201,17 @@ class AsyncTransport(httpx.AsyncBaseTransport):
 
     @property
     def balancer(self) -> Balancer:
-        """The engine inside."""
+        """The balancer of this transport."""
         return self._adapter.balancer
 
     def own(self, origin: str) -> None:
-        """Balance this origin and refuse any other, as a client of one service does."""
+        """Accept only requests for this origin, as a client of one service does."""
         self._adapter.own(origin)
 
-    async def handle_async_request(  # noqa: C901, PLR0912  # a coroutine less for nearly every call
+    async def handle_async_request(  # noqa: C901, PLR0912  # saves a coroutine in nearly every call
         self, request: httpx.Request
     ) -> httpx.Response:
-        """Send a request to an instance, and again as the policy says."""
+        """Send a request to an instance, and retry it as the policy says."""
         adapter = self._adapter
         if adapter.origin is not None:
             request = adapter.origin.admitted(request)
@@ -223,7 +225,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             transports = self._per_loop.last() or await self._per_loop.here()
             if transports.needs_cleanup:
                 await transports.tidy()
-            if call.engine.hedging is None:  # what `arun` does
+            if call.engine.hedging is None:  # the same as `arun`, without another coroutine
                 with call:
                     for step in call:
                         if isinstance(step, Pause):
@@ -239,7 +241,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                 response = await arun(call, send, discard=httpx.Response.aclose)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                for answer in answers:  # cancelled before it was replaced
+                for answer in answers:  # cancelled before another attempt replaced the response
                     await answer.aclose()
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
@@ -250,7 +252,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         return adapter.finished(call, response)
 
     async def aclose(self) -> None:
-        """The same. Other event loops that run close their connections themselves, and soon."""
+        """The same as `Transport.close`. Other running event loops soon close their own
+        connections."""
         adapter = self._adapter
         adapter.binding.refuse_calls()
         try:

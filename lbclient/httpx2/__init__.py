@@ -1,11 +1,11 @@
-"""Clients and transports for httpx2, as `lbclient` has them for httpx.
+"""Clients and transports for httpx2. They do the same as those of `lbclient` for httpx.
 
 with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
 The source is that of `lbclient/http`, loaded a second time: its files import each other relatively,
-and have the HTTP library from `._compat`, which is the only file of our own. The errors are
-lbclient's own; out of these clients and transports each is also the exception of httpx2 that fits.
+and import the HTTP library from `._compat`, the only file that differs. The errors are those of
+lbclient; when these clients and transports raise one, it is also the matching exception of httpx2.
 """
 
 from lbclient import http

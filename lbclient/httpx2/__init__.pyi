@@ -1,5 +1,5 @@
-# What type checkers are told of `lbclient/http`, loaded for httpx2: the same, with httpx2's types.
-# `tests/http/test_httpx2_types.py` compares it with the source.
+# The types of `lbclient/http` when it is loaded for httpx2: the same, with httpx2's types.
+# `tests/http/test_httpx2_types.py` compares this file with the source.
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
