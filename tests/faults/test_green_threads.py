@@ -91,7 +91,7 @@ def test_killed_calls_leave_nothing_in_flight(servers):
     assert shown.idle
     assert shown.in_flight == 0
     assert shown.statuses == [200] * 4
-    assert shown.quiet  # each connection is closed, or is idle
+    assert shown.all_idle  # each connection is closed, or is idle
     assert shown.kept <= 4
     assert shown.open == 0
 

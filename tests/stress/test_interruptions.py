@@ -589,7 +589,7 @@ def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch
         faults += [(where, one) for one in left_behind(client.balancer)]
         get(client)
         attempts_end()
-        faults += [(where, "in use")] * (not all(wire.quiet for wire in wires_of(client)))
+        faults += [(where, "in use")] * (not all(wire.is_idle for wire in wires_of(client)))
         idle = sum(len(wire._connections._stack) for wire in wires_of(client))
         still = [sock for sock in sockets if sock.fileno() >= 0]
         faults += [(where, "open")] * (len(still) != idle)

@@ -132,13 +132,13 @@ def kills(when, port):
     (instance,) = client.balancer.snapshot().instances
     statuses = spawn(*[lambda: client.get("/").status_code] * 4)
     ((_, wire, _),) = client._transport._transports._transports.values()
-    quiet, kept = wire.quiet, len(wire._connections.all())
+    all_idle, kept = wire.is_idle, len(wire._connections.all())
     client.close()
     return {
         "idle": done,
         "in_flight": instance.in_flight,
         "statuses": statuses,
-        "quiet": quiet,
+        "all_idle": all_idle,
         "kept": kept,
         "open": opened() - before,
     }

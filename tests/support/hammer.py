@@ -97,7 +97,7 @@ class Instances:
 
     def __init__(self, dice: random.Random, large: int) -> None:
         self.ports: list[int] = []
-        self.baseline_latency = False
+        self.healthy = False
         """True: from now on each answers well."""
         self.open = 0
         """Connections that are open now, as the servers see them."""
@@ -165,7 +165,7 @@ class Instances:
 
     def _answer(self, target: bytes) -> Iterator[bytes | None]:
         """An answer in parts; None ends the connection."""
-        kind = 0.5 if self.baseline_latency else self._dice.random()
+        kind = 0.5 if self.healthy else self._dice.random()
         if kind < 0.1:
             yield None
         status = 503 if kind < 0.3 else 200
