@@ -1,1 +1,1 @@
-"""What every package may use, and users may not."""
+"""Helpers that every package may use, and users may not."""

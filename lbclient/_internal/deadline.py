@@ -1,4 +1,4 @@
-"""How much time the current attempt has left, for whoever does its I/O."""
+"""The time that the current attempt has left, for the code that does its I/O."""
 
 from __future__ import annotations
 
@@ -11,38 +11,50 @@ __all__ = ["Expiry", "time_left"]
 
 
 STOOD_STILL = 0.5
-"""Seconds by which no timer is late, unless this process stood still (SIGSTOP, a closed lid)."""
+"""A timer that is more than this many seconds late means that the process was stopped (SIGSTOP, a
+closed laptop).
+"""
 
 
 @dataclass(slots=True)
 class Expiry:
-    """When an attempt must end, by `clock`. `at` may move: a streamed body has the call's time."""
+    """The time by `clock` at which an attempt must end.
+
+    `at` may change: a streamed body has the time of the whole call.
+    """
 
     at: float
     clock: Callable[[], float]
     interrupt: Callable[[], object] | None = None
-    """Ends the I/O under way, from another thread; set by whoever does that I/O."""
+    """Ends the I/O under way, from another thread. Set by the code that does that I/O."""
 
     missed: bool = False
-    """True where the end of the attempt says nothing of the instance: whoever ends it in time found
-    it long over, or the caller's own body did not come."""
+    """True if the end of the attempt says nothing about the instance.
+
+    Either the timer fired long after the attempt should have ended, or the caller's own request
+    body did not arrive.
+    """
 
     def noticed(self) -> None:
-        """Whoever ends the attempt in time has seen that it is over."""
+        """The timer has found that the attempt is over. Records whether it fired much too late."""
         self.missed = STOOD_STILL < self.clock() - self.at < math.inf
 
     def left(self) -> float:
-        """Seconds left, 0 when it is over."""
+        """Seconds left, or 0 if the time is over."""
         return max(0.0, self.at - self.clock())
 
     def expire(self) -> None:
-        """Nobody waits for the attempt any more: end it now."""
+        """End the attempt now: its result is not needed any more."""
         self.at = -math.inf
         if (interrupt := self.interrupt) is not None:
             interrupt()
 
     def settle_interrupt(self) -> None:
-        """Its I/O is over: the connection may be another's soon. One that was cut is not."""
+        """Stop offering the I/O for interruption, since its connection may soon serve another
+        attempt.
+
+        If the attempt had already expired, interrupt it now, so that the connection is not reused.
+        """
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None and self.at == -math.inf:
             interrupt()
@@ -52,25 +64,25 @@ _current: ContextVar[Expiry | None] = ContextVar("lbclient.expiry", default=None
 
 
 def time_left() -> float | None:
-    """Seconds that the attempt under way may still take; None without `deadline` and
-    `attempt_timeout`.
+    """Return the seconds that the current attempt may still take.
 
-    For the function given to `Balancer.call` or `acall`, and for a transport made by `transport=`.
+    Returns None if there is neither `deadline` nor `attempt_timeout`. For the function passed to
+    `Balancer.call` or `acall`, and for a transport made by `transport=`.
     """
     expiry = _current.get()
     return None if expiry is None or (left := expiry.left()) == math.inf else left
 
 
 def enter(expiry: Expiry | None) -> Token[Expiry | None]:
-    """Make it the current one until `leave`; None leaves the one that is."""
+    """Make `expiry` the current one until `leave`. None keeps the present one."""
     return _current.set(_current.get() if expiry is None else expiry)
 
 
 def leave(token: Token[Expiry | None]) -> bool:
-    """Make current again what was before. False in another context than `enter`'s.
+    """Restore the previous expiry. Returns False if called in another context than `enter`.
 
-    A framework may run the halves of a caller's generator on two threads; there is nothing to take
-    back then.
+    A framework may run the two halves of a caller's generator on two threads. Then there is nothing
+    to restore.
     """
     try:
         _current.reset(token)

@@ -1,4 +1,4 @@
-"""What a caller's own code does again and again is logged on change."""
+"""Logs failures of user code on change, since they may repeat with every call."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _KINDS = 8
 
 
 class Log(Protocol):
-    """Takes something to log: `Outbox.add`, or what logs at once."""
+    """Takes a log record: `Outbox.add`, or a function that logs at once."""
 
     def __call__(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
-        """`error` is logged with its traceback."""
+        """Log `text`. `error` is logged with its traceback."""
         ...
 
 
 class Complaint:
-    """Logs on change that something which is not ours, a strategy say, fails again and again.
+    """Logs failures of code that is not ours, such as a strategy, when something changes.
 
-    What it does with each call, it must not log with each call. So the first failure is logged with
-    its traceback, and so is the first of each other type; then only their number is logged, at 10,
-    100, 1000... failures; and, once it works again, how often it had failed. If it fails and works
-    by turns, the 1st, 2nd, 4th, 8th... of these changes are logged, until it has been quiet for a
-    minute.
+    What fails with every call must not be logged with every call. The first failure is logged with
+    its traceback, and so is the first of each other type. After that only the number of failures is
+    logged, at 10, 100, 1000... When the code works again, the number of failures is logged. If it
+    fails and works in turn, the 1st, 2nd, 4th, 8th... of these changes are logged, until there has
+    been no failure for a minute.
 
-    - `log`: what takes the message.
+    - `log`: takes the message.
     - `subject`, `failure`: the parts of the message, such as "orders: the judge" and "failed, so
       the outcome is neutral".
-    - `level`: of what is logged of failures.
+    - `level`: the level of messages about failures.
     """
 
     __slots__ = (
@@ -54,7 +54,7 @@ class Complaint:
 
     def __init__(self, log: Log, subject: str, failure: str, level: int = ERROR) -> None:
         self.failing = False
-        """True after a failure. Look here first, and call `recovered` only then."""
+        """True after a failure. Check it first, and call `recovered` only if it is True."""
         self._subject = subject
         self._failure = failure
         self._level = level
@@ -68,7 +68,7 @@ class Complaint:
     def failed(
         self, now: float, error: BaseException | None = None, *, detail: str = "", times: int = 1
     ) -> None:
-        """It has failed, with `error`, or as `detail` says, at this time in seconds."""
+        """Record a failure at the time `now` (seconds), with `error` or described by `detail`."""
         if not self.failing:
             self._begin(now)
         self._last = now
@@ -83,7 +83,7 @@ class Complaint:
             self._log(self._level, "%s %s (%d times by now)", subject, failure, self._failures)
 
     def recovered(self) -> None:
-        """It works again."""
+        """Record that it works again."""
         self.failing = False
         if self._logged:
             failures, self._failures = self._failures, 0
@@ -98,5 +98,5 @@ class Complaint:
 
 
 def log_now(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
-    """Log at once, where no lock of ours is held."""
+    """Log at once. Only for places where none of our locks is held."""
     logger.log(level, text, *values, exc_info=error)

@@ -1,6 +1,7 @@
-"""What each process must make for itself: locks that a dead thread may hold, dice, sockets.
+"""State that each process must create for itself: locks, random number generators, sockets.
 
-A forked child makes them anew; what gevent replaces is made when it is first needed.
+A forked child creates it again, since a thread that no longer exists may hold the locks. What
+gevent replaces is created when it is first needed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ T = TypeVar("T")
 
 
 class Lazy(Generic[T]):
-    """A method decorated with it becomes an attribute, whose value the first access makes.
+    """Decorates a method: the first access calls it and stores the result as an attribute.
 
-    For queues and locks that must not exist before `gevent.monkey.patch_all()` has run, which may
-    be after this package was imported. If several threads make the first access, all get the same
-    value. (`functools.cached_property` does not promise that, and makes a lock at import.)
+    For queues and locks that must not exist before `gevent.monkey.patch_all()` has run, possibly
+    after this package was imported. If several threads make the first access, all of them get the
+    same value. (`functools.cached_property` does not promise that, and makes a lock at import.)
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -38,10 +39,10 @@ class Lazy(Generic[T]):
 
 @runtime_checkable
 class Forkable(Protocol):
-    """An object with something that a forked child must not share with its parent."""
+    """An object with state that a forked child must not share with its parent."""
 
     def after_fork(self) -> None:
-        """Begin anew, in the child."""
+        """Reset that state in the child."""
         ...
 
 
@@ -50,7 +51,7 @@ _tracked: WeakSet[Forkable] = WeakSet()
 
 
 def track(one: Forkable) -> None:
-    """Call `one.after_fork()` in every child, for as long as it lives."""
+    """Call `after_fork()` of this object in every forked child, for as long as the object lives."""
     _tracked.add(one)
 
 

@@ -1,4 +1,4 @@
-"""Exceptions that the called code did not raise: a signal handler did, or another thread."""
+"""Tells exceptions of the called code from those of a signal handler or another thread."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["is_interruption"]
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return True where `error` did not come out of the function that was called.
+    """Return True if `error` was not raised by the function that was called.
 
-    For whoever calls a function of the user's and keeps what it raises from the call: Celery's
-    `SoftTimeLimitExceeded`, raised by a signal handler in the middle of that function, is an
-    `Exception` like any other, and must reach the user. Ask in the frame that caught the error: an
-    exception that came up in that frame itself, or through the frame of a signal handler, is an
-    interruption. One that another thread set (`PyThreadState_SetAsyncExc`) while the user's
-    function ran cannot be told from the function's own.
+    For code that calls a function of the user's and handles what it raises. Celery's
+    `SoftTimeLimitExceeded` is an `Exception` like any other, but a signal handler raises it in the
+    middle of that function, and it must reach the user. Call this in the frame that caught the
+    error: an exception that was raised in that frame itself, or came through the frame of a signal
+    handler, is an interruption. An exception that another thread set (`PyThreadState_SetAsyncExc`)
+    while the user's function ran cannot be told from one of the function's own.
 
-    A function written in C has no frame, and neither has one that was called with arguments that
-    it does not take: their exceptions come up in the frame that caught them, at its call.
+    A function written in C has no frame, and neither has one that was called with arguments that it
+    does not accept: their exceptions are raised in the frame that caught them, at the call.
     """
     here = error.__traceback__
     below = None if here is None else here.tb_next
@@ -33,12 +33,12 @@ def is_interruption(error: BaseException) -> bool:
 
 
 def _is_call(at: TracebackType) -> bool:
-    """Return True if the exception came up at the call of a function, or as one was awaited."""
+    """Return True if the exception was raised at the call, or the await, of a function."""
     return opname[at.tb_frame.f_code.co_code[at.tb_lasti]].startswith(("CALL", "SEND"))
 
 
 def _handlers() -> Iterator[CodeType]:
-    """The code of every signal handler that is installed now."""
+    """The code objects of all signal handlers that are installed now."""
     for number in signal.valid_signals():
         handler: object = signal.getsignal(number)
         handler = getattr(handler, "func", handler)  # functools.partial

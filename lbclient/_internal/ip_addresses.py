@@ -1,4 +1,4 @@
-"""IP addresses: which this host has a route to, and how a URL has them."""
+"""IP addresses: whether this host has a route to one, and how a URL writes one."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ NO_ROUTE = frozenset(
         errno.EHOSTDOWN,
         errno.EACCES,  # a route of type "prohibit"
         errno.EAFNOSUPPORT,
-        errno.EADDRNOTAVAIL,  # no address of this family to send from; or, of a stream, no port
+        errno.EADDRNOTAVAIL,  # no address of this family to send from; for a stream, or no port
     }
 )
-"""The numbers of the errors with which a destination cannot be reached from here."""
+"""The errno values that mean that this host cannot reach a destination."""
 
 
 def has_route(address: str) -> bool:
-    """Whether the operating system knows how to send to this IP address; it takes microseconds.
+    """Return True if the operating system has a route to this IP address. It takes microseconds.
 
     Connecting a UDP socket looks up the route and a source address, and sends nothing. An error
-    that says nothing about routes, such as a lack of descriptors, counts as yes.
+    that says nothing about routes, such as a lack of file descriptors, counts as a route.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -38,5 +38,5 @@ def has_route(address: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """As a URL has it."""
+    """The host as a URL writes it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

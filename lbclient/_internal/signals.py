@@ -1,4 +1,4 @@
-"""What a call may wait for, in a form that threads, event loops and virtual time can each obey."""
+"""What a call may wait for, in a form that threads, event loops and virtual time can carry out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["Pause", "Signal"]
 
 
 class Signal:
-    """Set once, from any thread; whoever listens is told, also if it was set before."""
+    """A flag that is set once, from any thread, and wakes one listener.
+
+    The listener is also called if the flag was set before it began to listen.
+    """
 
     __slots__ = ("_wake", "is_set")
 
@@ -18,28 +21,28 @@ class Signal:
         self._wake: Callable[[], object] | None = None
 
     def listen(self, wake: Callable[[], object]) -> None:
-        """Have `wake` called when the signal is set; it may be called twice.
+        """Call `wake` when the signal is set. It may be called twice.
 
-        It returns False where the listener is gone.
+        `wake` returns False if the listener is gone.
         """
         self._wake = wake
         if self.is_set:
             wake()
 
     def rearm(self) -> None:
-        """Make it as new, for another wait."""
+        """Reset the signal for another wait."""
         self.is_set = False
         self._wake = None
 
     def set(self) -> bool:
-        """Wake the listener. False where it is gone."""
+        """Wake the listener. Returns False if the listener is gone."""
         self.is_set = True
         return self._wake is None or self._wake() is not False
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait for `seconds`, or less if `signal` is set before."""
+    """Wait for `seconds`, or until `signal` is set, if that is sooner."""
 
     seconds: float
     signal: Signal | None = None

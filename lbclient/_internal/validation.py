@@ -1,4 +1,4 @@
-"""Checks of what a user passes in: each error names the argument and what would do."""
+"""Checks of user input. Each error names the argument and what is accepted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-)
 
 
 def number(name: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
-    """A finite number of at least `least` (or above it), else TypeError or ValueError."""
+    """Check for a finite number of at least `least`, or above it if `above`.
+
+    Raises TypeError or ValueError.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {value!r}")
     if not _finite(value) or value < least or (above and value == least):
@@ -44,17 +47,17 @@ def number(name: str, value: object, *, least: float = 0.0, above: bool = False)
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # a whole number that is too large for a float
         return False
 
 
 def seconds(name: str, value: object) -> float:
-    """A finite time above zero, in seconds."""
+    """Check for a finite time above zero, in seconds."""
     return number(f"{name} (seconds)", value, above=True)
 
 
 def count(name: str, value: object, *, least: int = 1) -> int:
-    """A whole number of at least `least`."""
+    """Check for a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:
@@ -63,39 +66,39 @@ def count(name: str, value: object, *, least: int = 1) -> int:
 
 
 def limit(name: str, value: object) -> None:
-    """A whole number of at least 1, or None for no limit."""
+    """Check for a whole number of at least 1, or None for no limit."""
     if value is not None:
         count(name, value)
 
 
 def kind(name: str, value: object, wanted: type) -> None:
-    """A value of one of our classes, or None."""
+    """Check for an instance of one of our classes, or None."""
     if value is not None and not isinstance(value, wanted):
         raise TypeError(f"{name} must be lbclient.{wanted.__name__}(...) or None, not {value!r}")
 
 
 def of(name: str, value: object, wanted: type, shown: str) -> None:
-    """A value of somebody else's class, or None."""
+    """Check for an instance of a class of another library, or None."""
     if value is not None and not isinstance(value, wanted):
         raise TypeError(f"{name} must be {shown} or None, not {value!r}")
 
 
 def function(name: str, value: object) -> None:
-    """Something to call."""
+    """Check for a callable."""
     if not callable(value):
         shown = "text" if isinstance(value, str) else repr(value)  # it may be a secret
         raise TypeError(f"{name} must be callable, not {shown}")
 
 
 def fraction(name: str, value: object) -> float:
-    """A number from 0 to 1."""
+    """Check for a number from 0 to 1."""
     if number(name, value) > 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
     return float(value)  # type: ignore[arg-type]  # number() has just proved it
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
-    """One of the named choices."""
+    """Check for one of the named choices."""
     known = sorted(choices)
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
@@ -103,7 +106,7 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> str:
 
 
 def port(name: str, value: object) -> int:
-    """A TCP port, 1 to 65535."""
+    """Check for a TCP port from 1 to 65535."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number from 1 to 65535, not {value!r}")
     if not 1 <= value <= 65535:
@@ -112,14 +115,14 @@ def port(name: str, value: object) -> int:
 
 
 def several(name: str, value: object, of: str) -> list[object]:
-    """A collection, and no text."""
+    """Check for a collection that is not text or bytes. Returns it as a list."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a collection of {of}, not {value!r}")
     return list(value)
 
 
 def address(name: str, value: object) -> str:
-    """An IP address."""
+    """Check for an IP address. Returns it in normal form."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must hold IP addresses, not {value!r}")
     try:
@@ -130,8 +133,10 @@ def address(name: str, value: object) -> str:
 
 @lru_cache(_KNOWN)
 def _address(text: str) -> str:
-    """Kept, since the same come with every refresh, by the thousand. A zone is free text to Python;
-    here it may end in a header."""
+    """Parse an IP address. Cached, since the same thousands come with every refresh.
+
+    Python accepts any text as a zone; here it is restricted, since it may end up in a header.
+    """
     found = ipaddress.ip_address(text)
     zone = getattr(found, "scope_id", None)
     if zone is not None and not _ZONE.fullmatch(zone):
@@ -140,7 +145,7 @@ def _address(text: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """True for an IP address, False for a name."""
+    """Return True for an IP address, False for a name."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -149,10 +154,13 @@ def is_address(text: str) -> bool:
 
 
 def host(name: str, value: object) -> str:
-    """An IP address or a host name of at most 253 characters, in lower case, without final dot."""
+    """Check for an IP address or a host name of at most 253 characters.
+
+    Returns it in lower case and without the final dot.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a host name or an IP address, not {value!r}")
-    if ":" in value or value[-1:].isdigit():  # else it can be no address
+    if ":" in value or value[-1:].isdigit():  # otherwise it cannot be an address
         try:
             return _address(value)
         except ValueError:
@@ -168,6 +176,6 @@ def host(name: str, value: object) -> str:
 
 
 def bare(text: str) -> str:
-    """Without what may be a password, or a secret in a query: for errors."""
+    """The text without what may be a password or a secret in a query, for use in errors."""
     before, _, query = text.partition("?")
     return "..." if "@" in query else before.rpartition("@")[2]

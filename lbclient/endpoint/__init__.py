@@ -1,4 +1,4 @@
-"""One instance of a service, and what a client knows of it: its load, breaker, health."""
+"""One instance of a service, and what a client knows of it: load, breaker, health."""
 
 from __future__ import annotations
 

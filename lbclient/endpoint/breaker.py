@@ -1,19 +1,21 @@
-"""The circuit breaker of one instance, as permits. The only file with pybreaker.
+"""The circuit breaker of one instance, based on permits. The only file that uses pybreaker.
 
-Admission and outcome are apart, so that nothing is held while the I/O runs:
+Admission and outcome are separate, so that nothing is held while the I/O runs:
 
-- A closed breaker hands its `permit` to everybody. Half-open it has one permit, the `probe`.
-- `settle` tells how it ended, at zero length. A permit from before the last change of state is
-  stale: it moves nothing. `cancel` hands one back without an outcome.
+- A closed breaker gives its `permit` to every attempt. A half-open one has a single permit, for the
+  probe.
+- `record_outcome` records how an attempt ended. A permit from before the last change of state is
+  stale and changes nothing. `cancel` returns a permit without an outcome.
 
 pybreaker keeps the states and counts good probes. It never wraps the I/O, since its `call` holds a
-lock while the function runs and cannot see a coroutine fail. Nor does its clock, which is the
-wall's, decide anything: an open circuit is told nothing, and half-opened by us. Rates are counted
-in a ring of ten slices of time with running totals: a call costs the same however many there were.
+lock while the function runs, and it does not see a coroutine fail. It is told outcomes through
+functions that return at once. Its clock, the wall clock, decides nothing: while the circuit is open
+it gets no calls, and we half-open it. Rates are counted in a ring of ten time slices with running
+totals, so a call costs the same however many there were.
 
-Rules learned from Nygard's "Release It!" (the states), Envoy (longer ejection each time, decaying
+The rules come from Nygard's "Release It!" (the states), Envoy (longer ejection each time, decaying
 when healthy), AWS ("equal jitter" of the open period), resilience4j (rates of faults and of slow
-calls, in a sliding window of time) and Hystrix (that window in ten slices).
+calls, in a sliding time window) and Hystrix (that window in ten slices).
 """
 
 from __future__ import annotations
@@ -44,32 +46,37 @@ State = Literal["closed", "open", "half-open"]
 _PROBE_PATIENCE = 30.0
 _SPREAD = 1.5
 _LATENCIES = 1.5
-"""A run of faults opens a breaker at once where no more than `_SPREAD` times as many attempts were
-sent meanwhile, else when its first fault was sent so many mean latencies ago."""
+"""When a run of faults opens a breaker.
+
+At once, if at most `_SPREAD` times as many attempts were sent meanwhile. Otherwise, if its first
+fault was sent at least `_LATENCIES` mean latencies ago.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When an instance leaves the rotation, and for how long.
+    """When an instance leaves the rotation because of faults, and for how long.
 
-    - `fail_max`: consecutive faults that open the breaker, in the order in which the attempts were
-      sent: a success that was sent before a fault says nothing of what came after it.
-    - `reset_timeout`: seconds it stays open the first time (half of it is jitter); each failed
-      probe, or new trip without a healthy time between, doubles that up to `reset_timeout_max`.
-    - `success_threshold`: successful probes that close it.
+    - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
+      attempts were sent. A success that was sent before a fault says nothing about what came after
+      it.
+    - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter). It
+      doubles with each failed probe, and with each new trip without a healthy period in between, up
+      to `reset_timeout_max`.
+    - `success_threshold`: the number of successful probes that closes it.
     - `panic_threshold`: when less than this fraction of a tier's instances is admissible, their
-      breakers are ignored (Envoy's panic mode); 0 never.
-    - `failure_rate`: the share of faults, above 0 and at most 1, that opens it too; None: no share
+      breakers are ignored (Envoy's panic mode). 0: never.
+    - `failure_rate`: the share of faults, above 0 and at most 1, that opens it too. None: no share
       does.
-    - `slow_rate`, `slow_after`: the share of calls that took longer than `slow_after` seconds, be
-      they faults or not, that opens it too. Both or neither. A probe that slow has failed.
+    - `slow_rate`, `slow_after`: the share of calls slower than `slow_after` seconds, failed or not,
+      that opens it too. Set both or neither. A probe that is slower than that has failed.
     - `window`, `minimum_calls`: rates are taken over a sliding `window` of seconds, to a tenth of
-      it, once it holds so many calls. It begins anew when the breaker closes.
-    - `observe`: a dry run. Its states move, and are told, but no call is refused.
+      it, once it has this many calls. It starts empty when the breaker closes.
+    - `observe`: a dry run. The states change and are reported, but no call is refused.
 
-    Raises ValueError or TypeError for what none of these can be. Rates are resilience4j's: one that
-    is reached opens, and the call that does it may itself have been fine. The window's slices are
-    Hystrix's.
+    Raises ValueError or TypeError for a value that cannot be used. Rates work as in resilience4j:
+    reaching the rate opens the breaker, even if the call that reaches it was good. The slices of
+    the window are Hystrix's.
     """
 
     fail_max: int = 5
@@ -122,10 +129,11 @@ DISABLED = BreakerPolicy(fail_max=sys.maxsize)
 
 
 class Window:
-    """Counts over the last `policy.window` seconds, to a tenth of it. Told the time.
+    """Counts over the last `policy.window` seconds, to a tenth of it. The caller passes in the
+    time.
 
-    `calls`, `faults` and `slow` are the totals as of the last `add`. A clock that leaps past the
-    window, or falls back by more than a slice, empties it.
+    `calls`, `faults` and `slow` are the totals as of the last `add`. If the clock jumps forward
+    past the window, or back by more than a slice, the window is emptied.
     """
 
     __slots__ = (
@@ -148,7 +156,7 @@ class Window:
 
     @property
     def tripped(self) -> bool:
-        """True where a rate of the policy is reached, by enough calls."""
+        """True if a rate of the policy is reached, with enough calls."""
         policy, calls = self._policy, self.calls
         return calls >= policy.minimum_calls and (
             _reached(policy.failure_rate, self.faults / calls)
@@ -163,11 +171,11 @@ class Window:
         return f"{self.slow} of {self.calls} calls were slow"
 
     def outslept(self, now: float, elapsed: float) -> bool:
-        """True where a call of `elapsed` seconds that ends `now` tells nothing. Ask once for each.
+        """True if a call of `elapsed` seconds that ends `now` says nothing. Ask once for each call.
 
-        A process that was stopped for minutes finds whatever it had in flight minutes old. Seen
-        from here: for a minute no call ends, and then such end that are older than a minute. A
-        shorter stop looks like a slow instance.
+        A process that was stopped for minutes finds all its attempts in flight minutes old. It
+        looks like this from here: for a minute no call ends, and then calls end that are older than
+        a minute. A shorter stop looks like a slow instance.
         """
         if now - self._heard >= _STANDSTILL:
             self._resumed = now
@@ -175,7 +183,7 @@ class Window:
         return elapsed >= _STANDSTILL and now - elapsed < self._resumed
 
     def add(self, now: float, *, fault: bool, slow: bool) -> None:
-        """A call has ended."""
+        """Count a call that has ended."""
         self._slide(now)
         ring, place = self._ring, self._place
         ring[place] += 1
@@ -201,7 +209,7 @@ class Window:
         self.calls = self.faults = self.slow = 0
 
     def _next(self) -> None:
-        """The oldest slice is forgotten, and becomes the newest."""
+        """Drop the oldest slice and reuse it as the newest."""
         ring = self._ring
         self._place = place = (self._place + len(_EMPTY)) % len(ring)
         calls, faults, slow = ring[place : place + len(_EMPTY)]
@@ -216,7 +224,7 @@ def _reached(rate: float | None, share: float) -> bool:
 
 
 def new_circuit(policy: BreakerPolicy, name: str, turned: Callable[[], None]) -> Circuit:
-    """A closed one. `turned` is called at each change of state."""
+    """Make a closed circuit. `turned` is called at each change of state."""
     return Circuit(
         fail_max=policy.fail_max,
         success_threshold=policy.success_threshold,
@@ -226,19 +234,22 @@ def new_circuit(policy: BreakerPolicy, name: str, turned: Callable[[], None]) ->
 
 
 def tell(circuit: Circuit, *, fault: bool) -> None:
-    """An outcome, at zero length."""
+    """Pass an outcome to pybreaker, through a function that returns at once."""
     try:
         circuit.call(_fail if fault else _succeed)
     except (_Fault, pybreaker.CircuitBreakerError) as error:
         cause = error.__context__
         _forget(error)
         if isinstance(error, pybreaker.CircuitBreakerError) and not isinstance(cause, _Fault):
-            raise cause or error from None  # interrupted, and taken for a failure of the function
+            raise cause or error from None  # an interruption, which pybreaker took for a failure
 
 
 def _forget(error: BaseException | None) -> None:
-    """The frames of pybreaker hold what they raise: a cycle, and in it the whole stack, with the
-    caller's own frames, until the garbage collector comes."""
+    """Drop tracebacks: pybreaker's frames hold the exceptions that they raise.
+
+    That is a cycle which would keep the whole stack, with the caller's own frames, alive until the
+    garbage collector runs.
+    """
     while error is not None:
         error.__traceback__ = None
         error = error.__context__
@@ -266,7 +277,7 @@ def _fail() -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to send one attempt. `expires` (clock time) is set for a probe only."""
+    """Permission to send one attempt. `expires` (clock time) is set only for a probe."""
 
     generation: int
     expires: float | None = None
@@ -278,7 +289,7 @@ class Permit:
 
     @property
     def refused(self) -> bool:
-        """True where the breaker would have refused, had it been heeded. It moves nothing."""
+        """True if the breaker would have refused, but was ignored. Its outcome changes nothing."""
         return self.generation < 0
 
 
@@ -287,7 +298,10 @@ _REFUSED = Permit(-1)
 
 
 class Breaker:
-    """Permits for one instance. Told the time and handed the dice; not locked: its owner is."""
+    """The permits for one instance.
+
+    The caller passes in the time and the random number generator, and holds a lock.
+    """
 
     __slots__ = (
         "_circuit",
@@ -313,22 +327,27 @@ class Breaker:
         self._window: Window | None = None
         self._rated = policy.failure_rate is not None or policy.slow_rate is not None
         self._run: deque[tuple[float, int]] | None = None
-        """The latest faults that no success has answered: when each attempt was sent, and how many
-        attempts the instance had been sent when it failed."""
+        """The latest faults that no success has answered.
+
+        For each: when the attempt was sent, and how many attempts had been sent to the instance by
+        the time it failed.
+        """
         self.untouched = not self._rated
-        """True where there never was a fault, and successes are not counted."""
+        """True if there never was a fault, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
-        """The permit of the probe under way. Whoever sends that probe sets it, and owns it."""
+        """The permit of the probe under way. The call that sends the probe sets it and owns it."""
         self.due = 0.0
         """Clock time from which an open breaker may be probed."""
         self.opened_at = 0.0
         """When it last left the closed state."""
         self.why = ""
-        """What has opened it, in words."""
+        """What opened it, in words."""
         self.permit = _FIRST
-        """What a closed breaker hands to everybody; new with each change of state."""
+        """The permit that a closed breaker gives to every attempt. Each change of state makes a new
+        one.
+        """
 
     @property
     def state(self) -> State:
@@ -337,37 +356,37 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """True while every call would be let through."""
+        """True while every call is let through."""
         return self._circuit is None or self._circuit.current_state == CLOSED
 
     @property
     def refuses(self) -> bool:
-        """True while calls are refused, the probe excepted; never where it merely observes."""
+        """True while calls are refused, except for the probe. Never if it only observes."""
         return not (self.closed or self._policy.observe)
 
     @property
     def observes(self) -> bool:
-        """True where it refuses nothing, whatever its state: a dry run."""
+        """True if it refuses nothing, whatever its state: a dry run."""
         return self._policy.observe
 
     @property
     def success_is_noop(self) -> bool:
-        """True where one more success changes nothing."""
+        """True if one more success changes nothing."""
         return self.untouched or (self.closed and not (self._rated or self._run))
 
     def probing(self, now: float) -> bool:
-        """True while a probe is under way and has not outlived its time."""
+        """True while a probe is under way and has not timed out."""
         return now < self.probed_until
 
     @property
     def probed_until(self) -> float:
-        """When the probe that is under way is given up; 0 where there is none."""
+        """When the probe under way times out; 0 if there is none."""
         return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
 
     def probe(self, now: float) -> Permit:
-        """Half-open it, for a permit that is given out as soon as it is `probe_permit`.
+        """Half-open the breaker and return a permit. It counts once it is set as `probe_permit`.
 
-        A probe that never reports is given up after a time.
+        A probe without an outcome times out.
         """
         circuit = self._circuit or self._wake()
         if circuit.current_state == OPEN:
@@ -376,9 +395,10 @@ class Breaker:
         return Permit(self.permit.generation, now + patience)
 
     def observed(self, now: float) -> Permit:
-        """Leave for a call that goes whatever the state, as under `observe` or in panic.
+        """The permit for a call that is sent whatever the state, as with `observe` or in panic.
 
-        Closed, it is everybody's; else the probe's where one is due, or one that is `refused`.
+        If closed, the usual permit. Otherwise the probe's if one is due, else one that is
+        `refused`.
         """
         if self.closed:
             return self.permit
@@ -396,11 +416,12 @@ class Breaker:
         attempts: int = 0,
         latency: float | None = None,
     ) -> bool:
-        """Count one outcome, after `elapsed` seconds. True if that changed the state.
+        """Record an outcome after `elapsed` seconds. Returns True if that changed the state.
 
-        `started` is when the attempt was sent (None: after every other), `attempts` how many the
-        instance has been sent by now, `latency` what its answers take, in seconds. A stale permit
-        changes nothing; unless closed, only a probe's does.
+        `started` is when the attempt was sent (None: after every other), `attempts` how many
+        attempts have been sent to the instance by now, `latency` the mean seconds of its answers. A
+        stale permit changes nothing. Unless the breaker is closed, only the outcome of a probe
+        counts.
         """
         if permit.generation != self.permit.generation or (not fault and self.success_is_noop):
             return False
@@ -423,43 +444,43 @@ class Breaker:
         return True
 
     def cancel(self, permit: Permit) -> None:
-        """Hand a permit back without an outcome."""
+        """Return a permit without an outcome."""
         if permit is self.probe_permit:
             self.probe_permit = None
 
     def expedite_probe(self, now: float, rng: random.Random) -> None:
-        """A peer has healed: wait no longer than after a first trip."""
+        """Another instance has recovered: wait no longer than after a first trip."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
 
     def at_once(self, now: float) -> None:
-        """There is a way to the instance again: an open breaker may be probed now."""
+        """There is a route to the instance again: an open breaker may be probed now."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now)
 
     def after_fork(self, now: float, rng: random.Random) -> None:
-        """In a child: the probe under way is the parent's, and the next is due at another time."""
+        """In a forked child: drop the parent's probe, and move the next one to another time."""
         self.probe_permit = None
         if self.due > now:
             self.due = now + _jittered(self.due - now, rng)
 
     def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
-        """Faults in a row, in the order in which attempts were sent.
+        """Count consecutive faults, in the order in which the attempts were sent.
 
-        A success says that the instance worked when its attempt was sent: it ends the run for the
-        faults that were sent before it, and says nothing of those sent after it. So the successes
-        that are still under way at an outage do not hide it.
+        A success says that the instance worked when its attempt was sent. It ends the run of faults
+        that were sent before it, and says nothing about those sent after it. So successes that were
+        still under way when an outage began do not hide the outage.
 
-        Faults that come sooner than successes are known before the successes that were sent
-        between them. So a run counts only if nearly all that was sent since its first fault has
-        failed too, or if a success that was sent after that fault would be known by now.
+        Faults that come sooner than successes are known before the successes that were sent between
+        them. So a run counts only if nearly all attempts sent since its first fault have failed
+        too, or if a success sent after that fault would be known by now.
         """
         self.untouched = False
         run, most = self._run, self._policy.fail_max
         if most == sys.maxsize:
-            return  # disabled: a run that nobody looks at would only grow
+            return  # disabled: a run that is never used would only grow
         if run is None:
             run = self._run = deque(maxlen=most)
         run.append((started, attempts))
@@ -486,13 +507,13 @@ class Breaker:
         return after is not None and elapsed > after
 
     def _wake(self) -> Circuit:
-        """Made when it first opens: an instance that serves costs no breaker."""
+        """Create the circuit when it is first needed: an instance without faults needs none."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
         self.untouched = False
         return self._circuit
 
     def _turned(self) -> None:
-        """Every permit is stale now, and what was counted is of the past."""
+        """After a change of state all permits are stale, and the counts belong to the past."""
         self.permit = Permit(self.permit.generation + 1)
         self.probe_permit = None
         self._window = None

@@ -1,7 +1,8 @@
-"""What a finished attempt means: for the breaker, for the load, and for trying again.
+"""What a finished attempt means: for the breaker, for the load, and for retries.
 
-A judge is a function of the result, or of the exception, of one attempt. The default below
-knows the operating system's network errors only; the HTTP binding brings its own.
+A classifier is a function of the result, or of the exception, of one attempt; users pass theirs as
+`judge=`. The default below knows only the network errors of the operating system; the HTTP binding
+brings its own.
 """
 
 from __future__ import annotations
@@ -44,29 +45,30 @@ _AGAIN = ("always", "idempotent", "never")
 class Verdict:
     """The meaning of one attempt.
 
-    - `fault`: the instance is to blame; its breaker counts it, its load is raised for a while.
-    - `again`: `"never"`; `"idempotent"`: it may have been carried out, so only a call that may be
-      repeated is; `"always"`: it was certainly not carried out, so any call may be.
-    - `rest`: seconds for which this instance asked to be left alone (`Retry-After`).
+    - `fault`: the instance is to blame. Its breaker counts it, and its load is raised for a while.
+    - `again`: `"never"`; `"idempotent"`: the call may have been carried out, so it is retried only
+      if it may be repeated; `"always"`: it was certainly not carried out, so any call is retried.
+    - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
     - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
-      for a result that is neither a fault nor asks for a `rest`, and is to be tried again.
+      for a result that is to be retried and is neither a fault nor asks for a `rest`.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
       was used before).
-    - `unreachable`: this host knows no way to the instance, or may not use it. Set it for an
-      exception. The balancer then sets `fault` itself: True if others can be reached, False if
-      none can.
-    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). That is no
-      latency of the instance. If it says so far more often than the others, it gets less load.
+    - `unreachable`: this host has no route to the instance, or is not allowed to use it. Set it for
+      an exception. The balancer then sets `fault` itself: True if other instances can be reached,
+      False if none can.
+    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). This is not
+      counted as latency of the instance. An instance that says so far more often than the others
+      gets less load.
 
-    A good result is never repeated: for a result (not an exception), `again` counts only if
+    A good result is never repeated. For a result (not an exception), `again` counts only if
     `fault`, `rest`, `rejected` or `unsent` says that it is not good.
 
     An attempt that was never sent is replaced even if the retry budget is empty. That is an
     exception with `again="always"` (unless `rest` or `rejected` says that the instance answered),
     and a result with `unsent`.
 
-    An exception without fault is neutral: it neither harms nor heals the instance.
+    An exception without fault is neutral: it counts neither for nor against the instance.
     """
 
     fault: bool
@@ -78,12 +80,12 @@ class Verdict:
     unreachable: bool = False
     client_error: bool = field(default=False, compare=False)
     good: bool = field(init=False, repr=False, compare=False)
-    """True for an answer that nothing speaks against."""
+    """True for an answer without a fault that is not to be retried."""
     clean: bool = field(init=False, repr=False, compare=False)
-    """True for a good one that says nothing else either: no rest, no wrong request."""
+    """True for a good one without any other information: no back-off, no client error."""
 
     def of_result(self) -> Verdict:
-        """The same for a result: `again` alone does not repeat one that is good otherwise."""
+        """The verdict for a result: `again` alone does not repeat one that is otherwise good."""
         bad = self.fault or self.rest or self.rejected or self.unsent
         return self if bad or self.again == "never" else FINE
 
@@ -95,7 +97,7 @@ class Verdict:
 
     @property
     def turned_away(self) -> bool:
-        """True where the instance did not serve the call: a fault, or an answer such as 429."""
+        """True if the instance did not serve the call: a fault, or an answer such as 429."""
         return self.fault or self.again == "idempotent"
 
     def __post_init__(self) -> None:
@@ -120,9 +122,9 @@ NO_LOCAL_PORT = Verdict(fault=False, again="always")
 _EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
 _UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_UNREACHABLE = NO_ROUTE | {errno.EPERM}  # a firewall's word
+_UNREACHABLE = NO_ROUTE | {errno.EPERM}  # from a firewall
 _LOOKUP_NEEDS = 4
-"""glibc has a file open, and a socket for each of at most three nameservers."""
+"""glibc opens one file, and a socket for each of at most three nameservers."""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
 _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 
@@ -130,33 +132,36 @@ _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 def local_origin(error: BaseException | None) -> Verdict | None:
     """The verdict on an error that arose on this host before anything was sent, else None.
 
-    Local origin, in Envoy's words: exhausted resources, or no way to the destination. The error may
-    be one that wraps the operating system's, as those of HTTP clients and event loops do.
+    "Local origin" is Envoy's term: exhausted resources, or no route to the destination. The error
+    may wrap one of the operating system, as the errors of HTTP clients and event loops do.
     """
     found = [_local_origin(one) for one in _system_errors(error)]
     verdicts = [one for one in found if one is not None]
     if not verdicts or len(verdicts) < len(found):
-        return None  # of several addresses one failed for another reason, which tells more
+        return None  # one of several addresses failed for another reason, which says more
     return next((one for one in verdicts if not one.unreachable), verdicts[0])
 
 
 def _local_origin(error: OSError) -> Verdict | None:
     if isinstance(error, ssl.SSLError):
-        return None  # its numbers are OpenSSL's, and mean other things
+        return None  # its errno is OpenSSL's, and means something else
     if isinstance(error, socket.gaierror):
         return _EXHAUSTED_HERE if error.errno == socket.EAI_MEMORY else _starved()
     if error.errno in _EXHAUSTED:
         return _EXHAUSTED_HERE
     if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
-        return None  # a file that may not be opened is the caller's own matter
-    # A look-up that could not be made may also leave any number (EAI_SYSTEM).
+        return None  # a file that cannot be opened is an error of the caller's code
+    # A lookup that could not be made may also set any errno (EAI_SYSTEM).
     return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
 
 
 def _starved() -> Verdict | None:
-    """A look-up that lacks a file descriptor may say that the name is not known, or anything else:
-    that depends on the modules in nsswitch.conf (libnss-mdns says so). So it is not believed unless
-    there are now as many descriptors as one needs."""
+    """Return a verdict if a lookup may have failed for lack of file descriptors.
+
+    Such a lookup may report that the name is not known, or any other error, depending on the
+    modules in nsswitch.conf (libnss-mdns does so). So its error is believed only if a lookup would
+    find enough descriptors now.
+    """
     opened: list[int] = []
     try:
         while len(opened) < _LOOKUP_NEEDS:
@@ -170,11 +175,11 @@ def _starved() -> Verdict | None:
 
 
 def lacked_port(error: BaseException, instance: Instance) -> bool:
-    """True if an unreachable instance is one to which merely no local port was left.
+    """True if an instance could not be reached only because this host had no free local port.
 
-    EADDRNOTAVAIL says either that or that this host has no address of the destination's family. A
-    datagram socket, which needs the same route and address and sends nothing here, tells which. It
-    is not asked about names, since that would block.
+    EADDRNOTAVAIL means either that, or that this host has no address of the destination's family. A
+    datagram socket needs the same route and source address and sends nothing here, so connecting
+    one tells which. It is not tried for names, since that would block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
         return False
@@ -184,23 +189,25 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
 
 def more_telling(before: Exception | None, error: Exception) -> Exception:
-    """Of the failures of two addresses the later one, unless only the earlier one is the
-    destination's own."""
+    """Choose between the failures of two addresses.
+
+    The later one, unless only the earlier one was caused by the destination.
+    """
     if before is None or local_origin(error) is None or local_origin(before) is not None:
         return error
     return before
 
 
 def answered(error: BaseException) -> bool:
-    """True for an error that only the destination can have caused: there is a way to it."""
+    """True for an error that only the destination can have caused: it was reached."""
     return any(isinstance(one, _ANSWERS) for one in _system_errors(error))
 
 
 def _system_errors(error: BaseException | None, seen: set[int] | None = None) -> Iterator[OSError]:
-    """The operating system's errors behind an error; several where addresses were raced.
+    """The operating system's errors behind an error; several if addresses were tried in parallel.
 
-    An error may be its own cause, by way of others: only circles of `__context__` are broken by
-    Python itself.
+    An error may be its own cause, through other errors: Python itself breaks only cycles of
+    `__context__`.
     """
     seen = set() if seen is None else seen
     while error is not None and id(error) not in seen:
@@ -218,8 +225,10 @@ def _system_errors(error: BaseException | None, seen: set[int] | None = None) ->
 
 
 def classify_network_error(result: object) -> Verdict:
-    """Judge by the operating system's network errors, also where another OSError wraps them; any
-    other result or exception is fine."""
+    """Classify network errors of the operating system, also if another OSError wraps them.
+
+    Any other result or exception is not a fault.
+    """
     if not isinstance(result, OSError):
         return FINE
     if (local := local_origin(result)) is not None:
@@ -232,7 +241,7 @@ def classify_network_error(result: object) -> Verdict:
 
 
 def fault_name(status: int | None, error: BaseException | None) -> str:
-    """What a fault is called where people read of it."""
+    """The name of a fault, for logs and errors."""
     if error is not None:
         return type(error).__name__
     return "a fault" if status is None else str(status)

@@ -1,4 +1,4 @@
-"""Endpoint: one instance with what a client knows of it: its breaker and its load."""
+"""Endpoint: one instance and what a client knows of it: its breaker and its load."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ EndpointStatus = Literal["serving", "resting", "open", "half-open", "unhealthy",
 
 _MOST_PENALTY = 16.0
 _TRUST = math.log2(4 / 3)
-"""What a success takes from the doubt: an instance is left if it fails more than about three calls
-in ten."""
+"""What a success takes from the penalty: an instance is avoided if more than about three calls in
+ten fail.
+"""
 _SHORTEST_PENALTY = 0.5
 _LONGEST_PENALTY = 30.0
 """Seconds."""
@@ -25,11 +26,12 @@ _EWMA = 0.3
 
 
 class Endpoint:
-    """One instance in rotation. Read by strategies, written by the core only.
+    """One instance in rotation. Strategies read it; only the engine changes it.
 
-    `instance` is its current record, `in_flight` the attempts from pick until the body is closed,
-    `latency` an exponentially weighted mean of attempt times in seconds (None before the first),
-    `weight` the share it counts with (0 made usable, see `pool`).
+    `instance` is its current record. `in_flight` counts attempts from the pick until the body is
+    closed. `latency` is an exponentially weighted mean of attempt times, in seconds (None before
+    the first). `weight` is the share that it counts with (0 is replaced by a usable value, see
+    `pool`).
     """
 
     __slots__ = (
@@ -67,33 +69,34 @@ class Endpoint:
         self.failures = 0
         self.latency: float | None = None
         self.limit: float | None = None
-        """How many attempts it may have in flight, where that is learned."""
+        """How many attempts it may have in flight, if that is learned."""
         self.baseline_latency: float | None = None
-        """Mean seconds of attempts sent while it was far from its limit, where one is learned."""
+        """Mean seconds of attempts sent while it was far from its limit, if one is learned."""
         self.learned: object = None
-        """What else the rule knows that learns the limit; its own business."""
+        """Further state of the rule that learns the limit. Only that rule reads it."""
         self.paused_until = 0.0
-        """Until then it is sent nothing, since it rejected the only attempt in flight."""
+        """It is sent nothing until then, since it rejected the only attempt in flight."""
         self.backing_off_until = 0.0
-        """Until then it asked to be left alone."""
+        """It asked for a back-off until then."""
         self.ejected_until = 0.0
-        """Until then it is ejected: by hand, or for a success rate far below its peers'."""
+        """It is ejected until then: by hand, or for a success rate far below its peers'."""
         self.warm_since = -math.inf
-        """Since then it is in rotation again, or for the first time among others."""
+        """When it entered the rotation again, or for the first time among others."""
         self.healthy = True
-        """What active checks say."""
+        """The result of the active checks."""
         self.unhealthy_since = 0.0
-        """When they last changed their mind for the worse."""
+        """When the active checks last found it unhealthy."""
         self.last_fault: str | None = None
         """A status, or the name of an error."""
         self.gone = False
         self.unreached = 0
-        """The epoch (see `OutcomeCharges`) of the last failure to reach it that counted; 0 while it
-        can be reached."""
+        """The epoch (see `OutcomeCharges`) of the last counted failure to reach it; 0 while it can
+        be reached.
+        """
         self.client_errors = Share()
-        """The share of its answers that say the request is wrong."""
+        """The share of its answers that say that the request is wrong."""
         self.penalty = 0.0
-        """How many times its load has doubled for failures that successes have not made up for."""
+        """How often failures have doubled its load that successes have not made up for yet."""
         self._penalized_at = -math.inf
         self._served_at = -math.inf
 
@@ -101,15 +104,15 @@ class Endpoint:
         return f"<Endpoint {self.instance} {self.breaker.state}, {self.in_flight} in flight>"
 
     def load(self, now: float) -> float:
-        """Attempts in flight plus what its recent faults add.
+        """Attempts in flight plus a penalty for recent faults.
 
-        Without the second part an instance that fails fast looks idle and draws all traffic
-        (linkerd/linkerd2-proxy#4537). The first failure weighs as two attempts in flight, and each
-        further one doubles that, at most once a round trip, as TCP halves its window; a success
-        takes a part back. The weight falls in a straight line to zero, in twice the time for which
-        the instance has failed without a success, between half a second and 30 s. So a short fault
-        is forgiven within seconds, whatever the rate of calls, and one that lasts costs ever fewer
-        attempts.
+        Without the penalty, an instance that fails fast looks idle and attracts all traffic
+        (linkerd/linkerd2-proxy#4537). The first failure weighs as much as two attempts in flight.
+        Each further one doubles that, at most once per round trip, as TCP halves its window. A
+        success takes a part back. The penalty falls in a straight line to zero, in twice the time
+        for which the instance has failed without a success, but in no less than half a second and
+        no more than 30 s. So a short fault is forgotten within seconds, whatever the rate of calls,
+        and a long one costs fewer and fewer attempts.
         """
         if not self.penalty:
             return self.in_flight
@@ -120,7 +123,9 @@ class Endpoint:
         return self.in_flight + weight * max(0.0, left)
 
     def renew(self, breaker: Breaker) -> None:
-        """The same name stands for another machine now: past faults are not its own."""
+        """Reset the state: the same name now stands for another machine, which did not cause past
+        faults.
+        """
         self.breaker = breaker
         self.backing_off_until = 0.0
         self.ejected_until = 0.0
@@ -133,9 +138,9 @@ class Endpoint:
         self.latency = None
 
     def status(self, now: float, *, ignore_health: bool = False) -> EndpointStatus:
-        """Whether it serves, or the one thing that keeps it out most firmly.
+        """Whether it serves, or the strongest reason why not.
 
-        `ignore_health` has active checks disregarded.
+        With `ignore_health`, active checks do not count.
         """
         if self.ejected_until > now:
             return "ejected"
@@ -146,20 +151,20 @@ class Endpoint:
         return "resting" if self.backing_off_until > now else "serving"
 
     standing = status
-    """An alias, by its name in 0.1.0."""
+    """An alias: its name in 0.1.0."""
 
     def record_latency(self, elapsed: float) -> None:
-        """An attempt that it answered took so long, in seconds."""
+        """Record the time, in seconds, of an attempt that the instance answered."""
         old = self.latency
         self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
 
     def failed(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
-        """An attempt, sent at `started`, was its fault."""
+        """Record an attempt, sent at `started`, that failed through its fault."""
         self.failures += 1
         self.penalize(now, started, weight)
 
     def penalize(self, now: float, started: float, weight: float) -> None:
-        """An attempt, sent at `started`, speaks against it with a weight of 0 to 1.
+        """Raise the penalty for an attempt sent at `started`, with a weight of 0 to 1.
 
         Attempts that were under way together count as one.
         """
@@ -171,13 +176,13 @@ class Endpoint:
         self._penalized_at = now
 
     def served(self, now: float) -> None:
-        """It has served an attempt."""
+        """Record an attempt that it has served."""
         self.penalty = max(0.0, self.penalty - _TRUST)
         self._served_at = now
 
 
 class Share:
-    """The moving share of attempts that ended in one way, brought up to date when one does."""
+    """The moving share of attempts that ended in one way, updated when one does."""
 
     __slots__ = ("_attempts", "_value")
 
@@ -186,7 +191,11 @@ class Share:
         self._attempts = 0
 
     def count(self, attempts: int, gain: float) -> float:
-        """One more of so many attempts ended so, none since the last one that was counted."""
+        """Count one more such attempt, `attempts` being the number of all so far. Returns the
+        share.
+
+        None of those since the last call ended in this way.
+        """
         others = max(0, attempts - self._attempts - 1)
         self._attempts = attempts
         self._value += gain * (1.0 - self._value)
@@ -195,7 +204,7 @@ class Share:
 
 
 def draw(endpoints: Sequence[Endpoint], rng: random.Random) -> Endpoint:
-    """Throw the dice in proportion to the weights."""
+    """Draw one at random, in proportion to the weights."""
     place = rng.random() * sum(one.weight for one in endpoints)
     for one in endpoints:
         place -= one.weight

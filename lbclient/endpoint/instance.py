@@ -1,4 +1,4 @@
-"""Instance and Answer: the plain values that discovery hands to balancing."""
+"""Instance and Answer: the plain values that discovery passes on to balancing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _NO_METADATA: Mapping[str, object] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One place where a service answers. Two with the same `host` and `port` are the same one.
+    """One process that serves a service. Two with the same `host` and `port` are equal.
 
-    `weight` is its share relative to its peers (0 counts as 0.1 beside others, all zero is
-    uniform), `priority` its tier (lower serves first, RFC 2782), `metadata` the caller's own.
-    `addresses` are the IP addresses that discovery has vetted for it, tried in order; without
-    any, the operating system resolves `host` at connect. `address` is the one to dial.
+    - `weight`: its share relative to its peers. 0 counts as 0.1 beside others; if all are 0, all
+      are equal.
+    - `priority`: its tier. Lower ones serve first (RFC 2782).
+    - `metadata`: data of the caller's own.
+    - `addresses`: the IP addresses that discovery has checked, tried in order. Without any, the
+      operating system resolves `host` when it connects. `address` is the one to connect to.
 
-    Raises ValueError or TypeError, naming the field, for what no instance can have.
+    Raises ValueError or TypeError, naming the field, for a value that no instance can have.
     """
 
     host: str
@@ -47,10 +49,10 @@ class Instance:
 
     @property
     def address(self) -> str:
-        """Where to connect: the first of `addresses`, else `host`.
+        """Where to connect: the first of `addresses`, or `host` if there are none.
 
-        Dial this and not `host`: a name would be resolved once more, and DNS may answer with an
-        address that was never vetted. IPv6 addresses come without brackets.
+        Connect to this and not to `host`: a name would be resolved again, and DNS may answer with
+        an address that was never checked. IPv6 addresses have no brackets.
         """
         return self.addresses[0] if self.addresses else self.host
 
@@ -64,7 +66,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRecord:
-    """A record that discovery did not take, and why; `record` is escaped for a log or a screen."""
+    """A record that discovery did not use, and why. `record` is escaped for logs and screens."""
 
     record: str
     reason: str
@@ -72,10 +74,10 @@ class RejectedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a `Resolver` found: the full set of instances, good for `ttl` seconds.
+    """What a `Resolver` found: the full set of instances, valid for `ttl` seconds.
 
-    `ttl=None` means that the set never changes. Of duplicates the one with the lowest priority,
-    then the largest weight, counts. `refused` tells which records were left out.
+    `ttl=None` means that the set never changes. Of duplicates, the one with the lowest priority
+    counts, then the largest weight. `refused` lists the records that were left out.
     """
 
     instances: tuple[Instance, ...]
