@@ -1,4 +1,9 @@
-"""The second attempt of a call, sent beside a first that takes long."""
+"""The second attempt of a call, sent beside a first that takes long.
+
+`HedgeRace` (`core/attempt.py`) decides which of the two wins. The driver then ends the other: event
+loops cancel its task (`balancer/event_loops.py`), threads let its deadline expire
+(`balancer/threads.py`).
+"""
 
 from __future__ import annotations
 

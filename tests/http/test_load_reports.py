@@ -84,7 +84,7 @@ def test_nobody_looks_where_nobody_wants_to_know(servers, world):
 @worlds
 @pytest.mark.parametrize("text", ["TEXT in_flight=-1", "JSON [", "TEXT in_flight=" + "9" * 9000])
 def test_nonsense_harms_nobody(servers, world, text, caplog):
-    """I20: a report that cannot be used is ignored; the first is logged, all are counted."""
+    """I9: a report that cannot be used is ignored; the first is logged, all are counted."""
     (server,) = servers(reporting(text))
     strategy = Noted()
     with (
@@ -102,7 +102,7 @@ def test_nonsense_harms_nobody(servers, world, text, caplog):
 
 @worlds
 def test_a_strategy_that_fails_to_heed(servers, world, caplog):
-    """K6: what a caller's strategy raises is logged, and harms no call."""
+    """C18: what a caller's strategy raises is logged, and harms no call."""
     (server,) = servers(reporting(SAYS))
 
     class Broken(Noted):

@@ -74,7 +74,7 @@ def test_what_a_header_says(text, expected):
     ids=lambda text: text[:40],
 )
 def test_what_no_load_can_be(text):
-    """I20: what is negative, endless, absurd, too long or no number raises ValueError, and nothing
+    """I9: what is negative, endless, absurd, too long or no number raises ValueError, and nothing
     else."""
     with pytest.raises(ValueError):
         load_of(text)
