@@ -50,10 +50,9 @@ class Expiry:
             interrupt()
 
     def settle_interrupt(self) -> None:
-        """Stop offering the I/O for interruption, since its connection may soon serve another
-        attempt.
+        """Clear `interrupt`: the I/O is over, and its connection may soon serve another attempt.
 
-        If the attempt had already expired, interrupt it now, so that the connection is not reused.
+        If the attempt had already expired, call it now, so that the connection is not reused.
         """
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None and self.at == -math.inf:

@@ -50,17 +50,17 @@ logger = logging.getLogger(__name__)
 _tracked: WeakSet[Forkable] = WeakSet()
 
 
-def track(one: Forkable) -> None:
+def track(forkable: Forkable) -> None:
     """Call `after_fork()` of this object in every forked child, for as long as the object lives."""
-    _tracked.add(one)
+    _tracked.add(forkable)
 
 
 def _after_fork() -> None:
-    for one in list(_tracked):
+    for forkable in list(_tracked):
         try:
-            one.after_fork()
-        except Exception:  # the others must not go on with the parent's locks
-            logger.exception("%r could not be made new in a forked child", one)
+            forkable.after_fork()
+        except Exception:  # the others must not keep the parent's locks
+            logger.exception("%r could not be made new in a forked child", forkable)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -129,11 +129,10 @@ DISABLED = BreakerPolicy(fail_max=sys.maxsize)
 
 
 class Window:
-    """Counts over the last `policy.window` seconds, to a tenth of it. The caller passes in the
-    time.
+    """Counts over the last `policy.window` seconds, to a tenth of it.
 
-    `calls`, `faults` and `slow` are the totals as of the last `add`. If the clock jumps forward
-    past the window, or back by more than a slice, the window is emptied.
+    The caller passes in the time. `calls`, `faults` and `slow` are the totals as of the last `add`.
+    If the clock jumps forward past the window, or back by more than a slice, the window is emptied.
     """
 
     __slots__ = (

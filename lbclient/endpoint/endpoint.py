@@ -191,10 +191,10 @@ class Share:
         self._attempts = 0
 
     def count(self, attempts: int, gain: float) -> float:
-        """Count one more such attempt, `attempts` being the number of all so far. Returns the
-        share.
+        """Count one more such attempt and return the share.
 
-        None of those since the last call ended in this way.
+        `attempts` is the number of all attempts so far. Those since the last call ended in another
+        way.
         """
         others = max(0, attempts - self._attempts - 1)
         self._attempts = attempts

@@ -98,10 +98,10 @@ class Answer:
 
 def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     best: dict[Instance, Instance] = {}
-    for one in validation.several("instances", instances, "lbclient.Instance values"):
-        if not isinstance(one, Instance):
-            raise TypeError(f"instances must hold lbclient.Instance values, not {one!r}")
-        rival = best.setdefault(one, one)
-        if (one.priority, -one.weight) < (rival.priority, -rival.weight):
-            best[one] = one
+    for instance in validation.several("instances", instances, "lbclient.Instance values"):
+        if not isinstance(instance, Instance):
+            raise TypeError(f"instances must hold lbclient.Instance values, not {instance!r}")
+        known = best.setdefault(instance, instance)
+        if (instance.priority, -instance.weight) < (known.priority, -known.weight):
+            best[instance] = instance
     return tuple(best.values())

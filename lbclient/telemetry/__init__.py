@@ -1,7 +1,7 @@
-"""Spans and metrics. The only folder with opentelemetry.
+"""Spans and metrics. The only folder that uses opentelemetry.
 
-One INTERNAL span per call, one CLIENT span per attempt as its child. Attributes are computed only
-for a span that records, so that with the API alone a call pays next to nothing.
+A call has one INTERNAL span, and each attempt a CLIENT span below it. Attributes are computed only
+for a span that records, so with the API alone a call costs next to nothing more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Telemetry:
-    """The spans and metrics of one balancer. `service` is the one label of its own metrics."""
+    """The spans and metrics of one balancer. `service` is the only label of its own metrics."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What happens to a balancer, for whoever listens: plain values, told in order."""
+"""Events of a balancer, for a listener. They are plain values and are delivered in order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to the balancer of `service`, at `at` by its clock (seconds)."""
+    """An event of the balancer of `service`, at the time `at` by its clock (seconds)."""
 
     service: str
     at: float
@@ -31,9 +31,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class AttemptPicked(Event):
-    """An attempt goes to `instance`; `reason` is the strategy, or why that was not asked
-    (`"retry"`, `"probe"`, `"hedge"`, `"resting"`; also `"retry, all tried"`, and `"retry, others
-    full"` once it has waited in vain for one that it had not tried)."""
+    """An attempt goes to `instance`.
+
+    `reason` is the name of the strategy, or why the strategy was not asked: `"retry"`, `"probe"`,
+    `"hedge"`, `"resting"`; also `"retry, all tried"`, and `"retry, others full"` if the retry has
+    waited in vain for an instance that it had not tried.
+    """
 
     instance: Instance
     reason: str
@@ -41,7 +44,7 @@ class AttemptPicked(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryDecided(Event):
-    """The attempt to `instance` is tried again after `delay` seconds."""
+    """The attempt to `instance` is retried after `delay` seconds."""
 
     instance: Instance
     delay: float
@@ -49,14 +52,14 @@ class RetryDecided(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryRefused(Event):
-    """The attempt to `instance` would be tried again, but the budget is empty."""
+    """The attempt to `instance` would be retried, but the budget is empty."""
 
     instance: Instance
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
-    """The breaker of `instance` is in another `state`; a probe that fails opens it anew."""
+    """The breaker of `instance` has changed to `state`. A probe that fails opens it again."""
 
     instance: Instance
     state: Literal["closed", "open"]
@@ -80,7 +83,7 @@ class Admitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class HealthChanged(Event):
-    """Active checks say that `instance` is `healthy`, or that it is not."""
+    """Active checks have found `instance` `healthy`, or not."""
 
     instance: Instance
     healthy: bool
@@ -88,7 +91,7 @@ class HealthChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class InstancesChanged(Event):
-    """Discovery brought another set: who `joined` and who `left`."""
+    """Discovery found another set of instances: some `joined`, some `left`."""
 
     joined: tuple[Instance, ...]
     left: tuple[Instance, ...]
@@ -96,6 +99,6 @@ class InstancesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryFailed(Event):
-    """A look-up failed with `error`; what was known stays in use."""
+    """A lookup failed with `error`. The last known set stays in use."""
 
     error: Exception

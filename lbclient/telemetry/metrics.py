@@ -1,4 +1,4 @@
-"""Metrics: what is counted as it happens, and what is observed when metrics are collected."""
+"""Metrics: counters, and values that are observed when metrics are collected."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.
 
 
 class Tally:
-    """How many instances one balancer has picked so far. Its owner counts under its own lock, which
-    takes a tenth of the time of a counter of OpenTelemetry's SDK."""
+    """The number of picks of one balancer.
+
+    The balancer counts under its own lock, which takes a tenth of the time of a counter of
+    OpenTelemetry's SDK.
+    """
 
     __slots__ = ("picks",)
 
@@ -30,34 +33,34 @@ class Tally:
 
 
 class Service(Protocol):
-    """What can be asked about one service, from any thread, without a lock."""
+    """Values of one service that any thread may read without a lock."""
 
     service: str
     """Its name."""
     tally: Tally
-    """What it has counted."""
+    """Its count of picks."""
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last good answer; None where there is none, or none is needed."""
+        """Seconds since the last good answer. None if there is none, or if none is needed."""
         ...
 
     @property
     def size(self) -> int:
-        """How many instances are known."""
+        """The number of known instances."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """How many attempts are under way."""
+        """The number of attempts in flight."""
         ...
 
 
 class Observed:
-    """The services of one meter provider that are in use. It holds none of them alive.
+    """The services in use that report to one meter provider. It keeps none of them alive.
 
-    Of several clients of one service the worst is told: the oldest answer, the fewest instances;
-    of attempts under way, the sum.
+    If several clients have the same service, the worst value is reported: the oldest answer, the
+    fewest instances. Attempts in flight are added up.
     """
 
     def __init__(self) -> None:
@@ -66,43 +69,48 @@ class Observed:
         self._picked: dict[str, int] = {}
         """The picks of balancers that are gone, by service: a counter never falls."""
         self._names: dict[str, float] = {}
-        """Every service that there ever was: a counter that ends is told as 0, as if it counted."""
+        """Every service that there ever was. One that is gone is still reported as 0, as a counter
+        would.
+        """
 
     def add(self, service: Service) -> None:
-        """Tell of it too, until it is gone or taken away."""
+        """Report a service too, until it is gone or removed."""
         key = id(service)
         self._names[service.service] = 0
         self._tallies[key] = service.service, service.tally
         self._services[key] = weakref.ref(service, lambda _: self._drop(key))
 
     def remove(self, service: Service) -> None:
-        """Tell of it no more, but for what it has counted."""
+        """Stop reporting a service, except for its picks so far."""
         self._drop(id(service))
 
     def _drop(self, key: int) -> None:
         self._services.pop(key, None)
-        if (told := self._tallies.pop(key, None)) is not None:
-            name, tally = told
+        if (removed := self._tallies.pop(key, None)) is not None:
+            name, tally = removed
             self._picked.setdefault(name, 0)
             self._picked[name] += tally.picks
 
     def picks(self, _: CallbackOptions) -> Iterable[Observation]:
-        """For an observable counter."""
+        """The callback of an observable counter."""
         found = dict(self._picked)
         for name, tally in list(self._tallies.values()):
             found[name] = found.get(name, 0) + tally.picks
         return [Observation(value, {"lbclient.service": name}) for name, value in found.items()]
 
     def ages(self, _: CallbackOptions) -> Iterable[Observation]:
-        """For an observable gauge."""
+        """The callback of an observable gauge."""
         return self._told(lambda one: one.age, max)
 
     def sizes(self, _: CallbackOptions) -> Iterable[Observation]:
-        """For an observable gauge."""
+        """The callback of an observable gauge."""
         return self._told(lambda one: one.size, min)
 
     def in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
-        """For an observable counter: one that is added to could lose an end, and never heal."""
+        """The callback of an observable counter.
+
+        A counter that is added to could lose the end of an attempt and stay wrong for ever.
+        """
         return self._told(lambda one: one.in_flight, operator.add, self._names)
 
     def _told(
@@ -120,8 +128,10 @@ class Observed:
 
 
 class Instruments:
-    """What one meter provider counts with, for all balancers: the API without an SDK keeps every
-    instrument that it has ever made."""
+    """The instruments of one meter provider, shared by all balancers.
+
+    They are shared since the API without an SDK keeps every instrument that it has ever made.
+    """
 
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter("lbclient", __version__)
@@ -171,7 +181,7 @@ _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
 
 
 def instruments(provider: MeterProvider) -> Instruments:
-    """Those of this provider, made once."""
+    """The instruments of this provider, made once."""
     if (known := _shared.get(provider)) is None:
         known = _shared[provider] = Instruments(provider)
     return known
@@ -185,65 +195,65 @@ class Metrics:
         self._service = service
 
     def retry(self) -> None:
-        """An attempt beyond the first was decided."""
+        """Count a retry that was decided."""
         self._instruments.retries.add(1, self._service)
 
     def refusal(self) -> None:
-        """The budget refused a retry."""
+        """Count a retry that the budget refused."""
         self._instruments.refused.add(1, self._service)
 
     def breaker(self, state: str) -> None:
-        """A breaker changed to `state`."""
+        """Count a breaker that changed to `state`."""
         self._instruments.breakers.add(1, {**self._service, "lbclient.breaker.state": state})
 
     def would_refuse(self) -> None:
-        """An attempt goes where a breaker that merely observes would have refused it."""
+        """Count an attempt that a breaker would have refused, if it did more than observe."""
         self._instruments.would_refuse.add(1, self._service)
 
     def ejected(self, by: str) -> None:
-        """An instance was ejected, by hand or as an outlier."""
+        """Count an ejection, by hand or as an outlier."""
         self._instruments.ejections.add(1, {**self._service, "lbclient.ejection.by": by})
 
     def health(self, *, healthy: bool) -> None:
-        """Active checks say that an instance is up, or down."""
+        """Count a change of an instance's health by active checks."""
         state = "up" if healthy else "down"
         self._instruments.health.add(1, {**self._service, "lbclient.health.state": state})
 
     def hedge(self) -> None:
-        """An attempt was sent beside the first of its call."""
+        """Count a second attempt."""
         self._instruments.hedges.add(1, self._service)
 
     def hedge_refused(self) -> None:
-        """The budget of hedges refused a second attempt."""
+        """Count a second attempt that the hedging budget refused."""
         self._instruments.hedges_refused.add(1, self._service)
 
     def throttled(self) -> None:
-        """A call was kept back by the throttle."""
+        """Count a call that the throttle refused."""
         self._instruments.throttled.add(1, self._service)
 
     def lookup_failed(self, error: BaseException | None) -> None:
-        """Discovery asked, and got no good answer."""
+        """Count a lookup of discovery that brought no good answer."""
         self._instruments.lookups.add(1, {**self._service, **error_attributes(error)})
 
     def changed(self, joined: int, left: int) -> None:
-        """So many instances came and went."""
+        """Count instances that joined and left."""
         for what, number in (("joined", joined), ("left", left)):
             if number:
                 self._instruments.changes.add(number, {**self._service, "lbclient.change": what})
 
     def observe(self, service: Service) -> None:
-        """Tell the age and size of its discovery, and its attempts under way."""
+        """Report the age and size of a service's discovery, and its attempts in flight."""
         self._instruments.observed.add(service)
 
     def forget(self, service: Service) -> None:
-        """Tell of it no more."""
+        """Stop reporting a service."""
         self._instruments.observed.remove(service)
 
     @property
     def untimed(self) -> bool:
-        """True where no SDK takes durations: the API's proxies then have no real instrument."""
+        """True if no SDK collects durations: the API's proxies then have no real instrument."""
         return getattr(self._instruments.duration, "_real_instrument", self) is None
 
     def duration(self, elapsed: float, attributes: Attributes) -> None:
-        """An HTTP attempt took `elapsed` seconds."""
+        """Record the duration of an HTTP attempt, in seconds."""
         self._instruments.duration.record(elapsed, attributes)

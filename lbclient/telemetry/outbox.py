@@ -1,7 +1,7 @@
-"""What is to be said of a decision, once the lock under which it was made is free again.
+"""Collects messages and events under a lock, and publishes them once the lock is free.
 
-A log handler has a lock of its own, and may itself make calls; to log under ours would let two
-threads wait for each other. A listener is told at the same moment.
+A log handler has a lock of its own, and may itself make calls. Logging under our lock could let two
+threads wait for each other. The same holds for listeners, so they get events at the same time.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """Added to under the lock, published without it. `deliver` takes events to a listener."""
+    """Filled under the lock and published without it. `deliver` passes events to a listener."""
 
     __slots__ = ("_deliver", "has_listener", "least", "pending")
 
     def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
         self.pending: deque[Callable[[], None]] = deque()
-        """What `publish` would say: look here first, there seldom is any."""
+        """What `publish` would publish. Check it first: it is seldom anything."""
         self._deliver = deliver
         self.has_listener = deliver is not None
-        """True where somebody listens: else an event need not even be made."""
+        """True if there is a listener. Otherwise events need not be created."""
         self.least = 0
         """Messages below this level are not logged."""
 
     def add(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
-        """Something to log."""
+        """Add a log message."""
         if level >= self.least:
             self.pending.append(lambda: log_now(level, text, *values, error=error))
 
     def emit(self, event: Event) -> None:
-        """Something that a listener wants to know."""
+        """Add an event for the listener."""
         if (deliver := self._deliver) is not None:
             self.pending.append(lambda: deliver(event))
 
     def publish(self) -> None:
-        """Say it all."""
+        """Publish everything that is pending."""
         while self.pending:
             try:
-                say = self.pending.popleft()
+                deliver_next = self.pending.popleft()
             except IndexError:  # another thread was quicker
                 return
-            say()
+            deliver_next()

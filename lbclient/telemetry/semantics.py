@@ -12,7 +12,7 @@ _NOTHING: Attributes = {}
 
 
 class Semantics:
-    """How a protocol describes a call to telemetry. This one, the default, adds nothing.
+    """How a protocol describes a call to telemetry. This default adds nothing.
 
     An attribute `error.type` marks a failed attempt.
     """
@@ -21,25 +21,25 @@ class Semantics:
 
     span_name = "lbclient.attempt"
     minimal = True
-    """True where nobody asks for the duration or the record of an attempt that went well."""
+    """True if neither the duration nor the record of a successful attempt is used."""
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others
-        """What is known before sending; `resend` counts from 1 at the second attempt."""
+        """The attributes known before sending. `resend` counts from 1 at the second attempt."""
         return _NOTHING
 
     def result(self, result: object) -> Attributes:  # noqa: ARG002  # for others
-        """What the result of an attempt tells."""
+        """The attributes of an attempt's result."""
         return _NOTHING
 
     def outcome(self, result: object, error: BaseException | None) -> Attributes:
-        """What an attempt came to: its result, or the error that ended it."""
+        """The attributes of an attempt's result, or of the error that ended it."""
         return self.result(result) if error is None else error_attributes(error)
 
     def duration(self, result: object) -> Attributes | None:  # noqa: ARG002  # for others
-        """The labels under which an attempt's duration is recorded; None records none."""
+        """The labels for recording an attempt's duration; None: it is not recorded."""
         return None
 
 
 def error_attributes(error: BaseException | None) -> Attributes:
-    """The type of an error, never its text: that may hold a secret."""
+    """The type of an error. Never its text, which may contain a secret."""
     return _NOTHING if error is None else {"error.type": type(error).__qualname__}

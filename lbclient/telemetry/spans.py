@@ -1,4 +1,4 @@
-"""The span of a call, and those of its attempts."""
+"""The span of a call, and the spans of its attempts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 __all__ = ["ATTEMPTS", "NOOP_SPAN", "AttemptSpan", "CallSpan", "Tracing", "propagation"]
 
 ATTEMPTS = "lbclient.attempts"
-"""How many attempts a call has made. A span begins with 1, which is right for nearly all calls: an
-attribute that is set later costs more."""
+"""The number of attempts of a call.
+
+A span starts with 1, which is right for nearly all calls: setting an attribute later costs more.
+"""
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
 _CALL = "lbclient.call"
@@ -24,21 +26,25 @@ _SUPPRESS, _SUPPRESS_HTTP = (
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
 )
-"""In the context of whoever wants no spans; the API keeps the keys, but has no word for them."""
+"""These keys are set in a context in which no spans are wanted. The API has no public names for
+them.
+"""
 
 _runtime = getattr(context, "_RUNTIME_CONTEXT", None)
 _current: Callable[[], Context] = getattr(
     getattr(_runtime, "_current_context", None), "get", context.get_current
 )
-"""`context.get_current`, without its two functions around the context variable, which each call
-would pay for; where the API keeps its context elsewhere, the public function."""
+"""`context.get_current`, without the two functions that it calls around the context variable.
+
+Each call would pay for these. If the API keeps its context elsewhere, this is the public function.
+"""
 
 
 class CallSpan:
-    """The INTERNAL span of one call, and the factory of its attempts' spans.
+    """The INTERNAL span of one call. Also creates the spans of its attempts.
 
-    Where its context is invalid nobody traces (there is no SDK, and no caller's span), so there is
-    nothing that the spans of attempts could add.
+    If its context is invalid, nothing is traced (there is no SDK, and no span of the caller), so
+    spans of attempts would add nothing.
     """
 
     __slots__ = ("_context", "_recording", "_semantics", "_span", "_tracer", "silent")
@@ -52,12 +58,12 @@ class CallSpan:
         self._context = around
         self._recording = span.is_recording()
         self.silent = not (self._recording or span.get_span_context().is_valid)
-        """True where nobody traces."""
+        """True if nothing is traced."""
         if not self.silent:
             self._context = trace.set_span_in_context(span, around)
 
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
-        """Open the span of one attempt; `resend` counts from 1 at the second one."""
+        """Open the span of one attempt. `resend` counts from 1 at the second attempt."""
         if self.silent:
             return NOOP_SPAN
         semantics, known = self._semantics, _NOTHING
@@ -71,7 +77,7 @@ class CallSpan:
         return AttemptSpan(span, known, self._context)
 
     def end(self, error: BaseException | None, attempts: int) -> None:
-        """The call is over."""
+        """End the span of the call."""
         if self._recording and attempts != 1:
             self._span.set_attribute(ATTEMPTS, attempts)
         if self._recording and error is not None:
@@ -81,7 +87,7 @@ class CallSpan:
 
 
 class AttemptSpan:
-    """The CLIENT span of one attempt; without a span, of one that nobody traces."""
+    """The CLIENT span of one attempt. `span` is None if nothing is traced."""
 
     __slots__ = ("_around", "_known", "_span", "_token", "recording")
 
@@ -91,21 +97,21 @@ class AttemptSpan:
         self._around = around
         self._token: Token[Context] | None = None
         self.recording = span is not None and span.is_recording()
-        """True where somebody is told of its attributes."""
+        """True if its attributes are recorded."""
 
     def enter(self) -> None:
-        """Make it the current span; `leave`, in the same task or thread, takes that back."""
+        """Make it the current span, until `leave` is called in the same task or thread."""
         if self._span is not None:
             self._token = context.attach(trace.set_span_in_context(self._span, self._around))
 
     def leave(self) -> None:
-        """Make current again what was before."""
+        """Restore the previous span."""
         if self._token is not None:
             context.detach(self._token)
             self._token = None
 
     def end(self, attributes: Attributes = _NOTHING) -> None:
-        """The headers came, or the failure is known. More than once does no harm."""
+        """End the span: the headers came, or the attempt failed. May be called more than once."""
         if (span := self._span) is None:
             return
         self._span = None
@@ -119,7 +125,7 @@ _SILENT_CALL = CallSpan(trace.NoOpTracer(), trace.INVALID_SPAN, Semantics(), Con
 
 
 class Tracing:
-    """Opens the spans of one balancer's calls, with the attributes that each of them has."""
+    """Opens the spans of one balancer's calls, with the attributes that all of them have."""
 
     __slots__ = ("_known", "_late", "_tracer")
 
@@ -127,7 +133,7 @@ class Tracing:
         self._tracer = tracer
         self._known = known
         self._late = isinstance(tracer, trace.ProxyTracer)
-        """True where an SDK may still come: the API's proxy then asks it for a tracer."""
+        """True if an SDK may still be installed: the API's proxy then gets a tracer from it."""
 
     def call(self, semantics: Semantics) -> CallSpan:
         """Open the span of one call."""
@@ -136,7 +142,7 @@ class Tracing:
             if self._late:
                 tracer = getattr(tracer, "_tracer", tracer)
             if isinstance(tracer, trace.NoOpTracer):
-                return _SILENT_CALL  # there is no SDK, and no caller's span
+                return _SILENT_CALL  # there is no SDK, and no span of the caller
         elif now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP):
             return _SILENT_CALL
         span = tracer.start_span(_CALL, now, attributes=self._known)
@@ -146,18 +152,20 @@ class Tracing:
 
 
 def propagation() -> Mapping[str, str]:
-    """The headers that tell the server which span calls it: `traceparent`, for one."""
+    """The headers that tell the server which span calls it, such as `traceparent`."""
     now = _current()
     if not now or now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP):
-        return _NO_HEADERS  # an empty context has nothing to say, and who suppresses has said it
+        return _NO_HEADERS  # an empty context has no span, and suppression applies to headers too
     carrier: dict[str, str] = {}
     propagate.inject(carrier, now)
     return carrier
 
 
 def _conclude(span: Span, attributes: Attributes, known: Attributes) -> None:
-    """Set those that are not known already: one by one, which for the one that a good response has
-    costs less than all at once."""
+    """Set the attributes that are not set yet.
+
+    They are set one by one: a good response has only one, and for one this costs less.
+    """
     for name, value in attributes.items():
         if known.get(name) != value:
             span.set_attribute(name, value)
