@@ -1,14 +1,15 @@
-"""Where a connection to an instance goes, and how its socket is made.
+"""The addresses to connect to, and the sockets.
 
-A socket opens to the vetted addresses of the instance only. Only an instance without any has its
-name resolved by the operating system. Several addresses are raced (RFC 8305): the next begins when
-the one before has failed, or has not answered within a quarter of a second.
+A socket connects only to the vetted addresses of an instance. If an instance has no addresses, the
+operating system resolves its name. If it has several, they are tried in parallel (RFC 8305): the
+next attempt starts when the one before has failed, or has not connected within a quarter of a
+second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401  # `getaddrinfo` loads it else, maybe when no descriptor is left
+import encodings.idna  # noqa: F401  # otherwise `getaddrinfo` loads it, maybe without a descriptor
 import ipaddress
 import itertools
 import socket
@@ -42,14 +43,14 @@ _UNRESOLVED = "the name {} was not resolved in time"
 
 
 class Address(NamedTuple):
-    """An IP address as the socket module wants it."""
+    """An IP address in the form that the socket module needs."""
 
     family: int
     to: tuple[str, int] | tuple[str, int, int, int]
 
 
 class Dial:
-    """How to connect to one instance: its addresses, TLS name and the options of sockets."""
+    """How to connect to one instance: its addresses, its TLS name and the socket options."""
 
     __slots__ = ("hosts", "options", "port", "tls_name")
 
@@ -62,7 +63,7 @@ class Dial:
 
 
 def resolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
-    """The addresses to try, in order. Raises ConnectError or ConnectTimeout."""
+    """Return the addresses to try, in order. Raises ConnectError or ConnectTimeout."""
     try:
         if known := _known(dial):
             return known
@@ -72,7 +73,7 @@ def resolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
 
 
 async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
-    """The same on an event loop. Raises ConnectTimeout too."""
+    """The same on an event loop. Raises ConnectError or ConnectTimeout."""
     try:
         if known := _known(dial):
             return known
@@ -86,7 +87,7 @@ async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
 
 
 def open_socket(address: Address, options: WireOptions) -> socket.socket:
-    """A socket that does not block, with the caller's options. Raises OSError."""
+    """Create a non-blocking socket with the caller's options. Raises OSError."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.settimeout(0.0)
@@ -104,7 +105,8 @@ def open_socket(address: Address, options: WireOptions) -> socket.socket:
 async def race(
     addresses: Sequence[Address], dial: Callable[[Address], Awaitable[socket.socket]]
 ) -> socket.socket:
-    """The first connection that stands. Raises the most telling of their errors."""
+    """Return the first socket that is connected. If none is, raises the most informative of the
+    errors."""
     if len(addresses) == 1:
         return await dial(addresses[0])
     won: list[socket.socket] = []
@@ -135,18 +137,19 @@ async def race(
         error = first_of(errors)
         raise error from error.__cause__
     finally:
-        for sock in won:  # two may have connected at the same moment
+        for sock in won:  # two may have connected at the same time
             sock.close()
 
 
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that a group of tasks ends with: one from outside goes before any other."""
-    outside = (one for one in errors.exceptions if not isinstance(one, Exception))
+    """Return the exception to raise for a group of tasks. One that came from outside takes
+    precedence."""
+    outside = (error for error in errors.exceptions if not isinstance(error, Exception))
     return next(outside, errors.exceptions[0])
 
 
 def _known(dial: Dial) -> Sequence[Address]:
-    """The addresses that need no resolving."""
+    """The addresses that need no look-up."""
     found = []
     for host in dial.hosts:
         with contextlib.suppress(ValueError):
@@ -162,16 +165,17 @@ def _known(dial: Dial) -> Sequence[Address]:
 
 
 def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
-    """Families in turn, beginning with that of the first address (RFC 8305, section 4)."""
+    """Sort the addresses so that the families alternate, starting with that of the first address
+    (RFC 8305, section 4)."""
     unique = list(dict.fromkeys(Address(family, to) for family, _, _, _, to in found))
-    first = [one for one in unique if one.family == unique[0].family]
-    others = [one for one in unique if one.family != unique[0].family]
+    first = [address for address in unique if address.family == unique[0].family]
+    others = [address for address in unique if address.family != unique[0].family]
     pairs = itertools.zip_longest(first, others)
-    return [one for pair in pairs for one in pair if one is not None]
+    return [address for pair in pairs for address in pair if address is not None]
 
 
 def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
-    """Ask the operating system, which takes no timeout and may take half a minute."""
+    """Ask the operating system. It takes no timeout, and may need half a minute."""
     found: list[Sequence[tuple[Any, ...]] | Exception] = []
 
     def ask() -> None:
@@ -183,7 +187,7 @@ def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
     thread = threading.Thread(target=ask, name="lbclient-lookup", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # there are too many
+    except RuntimeError:  # there are too many threads
         ask()
     else:
         thread.join(seconds)

@@ -1,4 +1,4 @@
-"""What every connection knows of itself, whichever driver moves its bytes."""
+"""What all connections have in common, on threads, asyncio and trio."""
 
 from __future__ import annotations
 
@@ -28,44 +28,45 @@ __all__ = [
 ]
 
 SLICE = 64 * 1024
-"""So many bytes are read without a wait before other tasks get a turn."""
+"""The bytes that are read without waiting before other tasks get a turn."""
 WRITE = 2 * 1024
-"""A write counts as so many bytes more, since it takes time, however short it is."""
+"""Each write counts as this many extra bytes, since even a short one takes time."""
 
 
 class PeerLeft(Exception):
-    """The cause of an error by which an HTTP/2 peer has ended a request in order: by REFUSED_STREAM
-    or GOAWAY (RFC 9113, 6.8)."""
+    """The cause of an error if an HTTP/2 server has ended a request in an orderly way: with
+    REFUSED_STREAM or GOAWAY (RFC 9113, 6.8)."""
 
     def __init__(self, *, unprocessed: bool) -> None:
-        """`unprocessed` where the peer says that it has not begun the request."""
+        """`unprocessed` is True if the server says that it has not begun to process the request."""
         super().__init__()
         self.unprocessed = unprocessed
 
 
 class InstanceLiveness:
-    """What the connections to one instance, together, have shown of the way there.
+    """What all connections to one instance together show about the path to it.
 
-    A connection that has served before and ends in silence was dead while it was idle: the process
-    is another, or a middlebox has forgotten it. So may those be that were opened before it ended,
-    and a retry must not go to the next of them (urllib3 and Go's net/http dial anew). A timeout
-    shows that only if all connections were silent as long: else it is the request that is slow.
+    A reused connection that ends without any bytes was dead while it was idle: the process has been
+    replaced, or a middlebox has forgotten the connection. Connections opened before that may be
+    dead too, so a retry must not use the next of them (urllib3 and Go's net/http open a new one as
+    well). A timeout shows this only if all connections were silent during that time. Otherwise the
+    request is just slow.
     """
 
     __slots__ = ("generation", "responses")
 
     def __init__(self) -> None:
         self.responses = 0
-        """Grows with whatever any of the connections brings."""
+        """Increases when any of the connections receives something."""
         self.generation = 0
-        """Connections of an earlier generation take no other request."""
+        """Connections of an earlier generation are not used for another request."""
 
 
 class Connection(ABC):
     """The bytes of one connection to an instance.
 
-    Errors are those of httpx: ReadError, WriteError and the timeouts. Closing is synchronous in
-    every driver, so no cancellation can come in the middle of it.
+    It raises errors of httpx: ReadError, WriteError and the timeouts. Closing is synchronous in
+    every driver, so a cancellation cannot interrupt it.
     """
 
     __slots__ = (
@@ -90,70 +91,71 @@ class Connection(ABC):
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
         self._arrived = b""
-        """What has been read, and not been taken yet."""
+        """Bytes that have been received, and not read yet."""
         self._poll: select.poll | None = None
-        """Tells whether there is something to read."""
+        """Says whether there is something to receive."""
         self.ended = False
-        """True where nothing more will arrive."""
+        """True if nothing more will arrive."""
         self.closed = False
-        """True once it was closed here."""
+        """True once this side has closed it."""
         self.tls: Tls | None = None
         self.protocols: Sequence[str] = ()
-        """What TLS offers the instance (ALPN)."""
+        """The protocols that TLS offers to the instance (ALPN)."""
         self.peer: str | None = None
-        """The IP address at the other end."""
+        """The IP address of the other end."""
         self.single_use = False
-        """True where it was opened under another TLS name than the instance's."""
+        """True if it was opened with another TLS name than the instance's."""
         self.served = 0
-        """The responses that it has brought."""
+        """The number of responses received."""
         self.generation = 0
         self.idle_since = 0.0
         self.uses = 0
         """How often it was leased."""
         self.http2: Http2 | None = None
-        """Its state, where it speaks HTTP/2."""
+        """Its HTTP/2 state; None for HTTP/1.1."""
         self.info = ConnectionInfo(self)
 
     @property
     def alpn(self) -> str | None:
-        """The protocol that TLS has agreed on."""
+        """The protocol that was agreed on in the TLS handshake."""
         return None if self.tls is None else self.tls.object.selected_alpn_protocol()
 
     @property
     def fresh(self) -> bool:
-        """True where nothing has arrived while it was idle that belongs to no request."""
+        """True if nothing that belongs to no request has arrived while it was idle."""
         return not self.readable() if self.http2 is None else self.http2.usable
 
     @property
     def clean_end(self) -> bool:
-        """True unless TLS was cut off without close_notify."""
+        """False if a TLS connection ended without close_notify."""
         return self.tls is None or self.tls.clean_end
 
     @abstractmethod
     def readable(self) -> bool:
-        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        """Return True if unread bytes, or the end, have arrived. Never waits."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close it, at once. More than once does no harm."""
+        """Close it at once. Closing again does nothing."""
 
     def shut(self) -> None:
-        """Wake whoever waits for it, from any thread; the descriptor stays."""
+        """Wake a thread that waits for it. Can be called on any thread; the descriptor stays
+        open."""
         self.close()
 
     @abstractmethod
     def detach_after_fork(self) -> None:
-        """In a forked child: let go of the parent's socket, without a word to the other end."""
+        """In a forked child: release the parent's socket, without sending anything."""
 
     def _opened(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the other end has gone already
+        with contextlib.suppress(OSError):  # the other end has already closed it
             self.peer = sock.getpeername()[0]
-        if hasattr(select, "poll"):  # eventlet takes it away
+        if hasattr(select, "poll"):  # eventlet removes it
             self._poll = poll = select.poll()
             poll.register(sock, select.POLLIN)
 
     def extra_info(self, name: str) -> object:
-        """What httpcore's network streams tell under this name."""
+        """Return the value that httpcore's network streams have under this name."""
         sock = self._sock
         if name == "socket":
             return sock
@@ -176,7 +178,7 @@ class AsyncConnection(Connection):
 
     @abstractmethod
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
 
     async def start_tls(
         self,
@@ -184,7 +186,7 @@ class AsyncConnection(Connection):
         name: str,
         timeout: float | None,
     ) -> None:
-        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        """Start TLS. Raises ConnectError or ConnectTimeout."""
         tls = Tls(context, name, self.protocols)
         try:
             done = tls.shake_hands(None)
@@ -198,7 +200,7 @@ class AsyncConnection(Connection):
                     done = tls.shake_hands(data)
                 except httpx.ConnectError:
                     with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
-                        await self.write(tls.outgoing(), timeout)  # an alert, which says why
+                        await self.write(tls.outgoing(), timeout)  # an alert with the reason
                     raise
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             raise httpx.ConnectTimeout("the TLS handshake took too long") from error
@@ -210,23 +212,25 @@ class AsyncConnection(Connection):
     @property
     @abstractmethod
     def flushed(self) -> bool:
-        """True where the kernel has all that was written."""
+        """True if the kernel has taken everything that was written."""
 
     @abstractmethod
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
-        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
+        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
+        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
+        ReadError."""
 
     @abstractmethod
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
-        """Send all of it. Raises WriteTimeout or WriteError."""
+        """Send all of the data. Raises WriteTimeout or WriteError."""
 
 
 class ConnectionInfo:
-    """The connection that a response came over: `extensions["network_stream"]`.
+    """The connection of a response: `extensions["network_stream"]`.
 
-    It tells of the connection by `get_extra_info` (`"server_addr"`, `"client_addr"`, `"socket"`,
-    `"ssl_object"`). It neither reads nor writes: the next request may be on its way there already.
+    `get_extra_info` returns its properties (`"server_addr"`, `"client_addr"`, `"socket"`,
+    `"ssl_object"`). It neither reads nor writes, since the connection may already carry the next
+    request.
     """
 
     __slots__ = ("_connection",)
@@ -236,9 +240,9 @@ class ConnectionInfo:
 
     @property
     def peer(self) -> str | None:
-        """The IP address at the other end."""
+        """The IP address of the other end."""
         return self._connection.peer
 
     def get_extra_info(self, info: str) -> object:
-        """What is known under this name, as httpcore's network streams have it."""
+        """Return the value that httpcore's network streams have under this name."""
         return self._connection.extra_info(info)

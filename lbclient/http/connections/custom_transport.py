@@ -1,9 +1,10 @@
-"""What a transport to one instance can do, and the choice of it: ours, or a caller's own.
+"""What a transport to one instance does, and the choice between our own and a caller's.
 
-A caller's own (`transport=factory`) gets a request whose URL names a vetted address of the instance
-(its host, where there is none), with the service's Host and TLS name. A name in the URL would be
-resolved by the caller's transport once more, past the address filter. The caller's request is never
-changed, or its cookies would be kept for an instance, and redirects would go past the balancer.
+A caller's transport (`transport=factory`) gets a request whose URL names a vetted address of the
+instance (or its host, if it has no addresses), with the service's Host and TLS name. If the URL had
+a name, the caller's transport would resolve it again, and bypass the address filter. The caller's
+request itself is never changed. Otherwise its cookies would be stored for an instance, and
+redirects would bypass the balancer.
 """
 
 from __future__ import annotations
@@ -48,56 +49,57 @@ _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class BaseInstanceTransport(Protocol):
-    """What both kinds of wire can say and do."""
+    """What sync and async transports to one instance have in common."""
 
     @property
     def is_idle(self) -> bool:
-        """True where none of its connections is in use."""
+        """True if none of its connections is in use."""
         ...
 
     def drain(self) -> None:
-        """Close what is idle, and the rest as it is left. It never blocks."""
+        """Close idle connections now, and the others when they are no longer in use. It never
+        blocks."""
         ...
 
     def detach_after_fork(self) -> None:
-        """In the child: let go of the parent's sockets, without a word to the other end."""
+        """In a forked child: release the parent's sockets, without sending anything."""
         ...
 
 
 class InstanceTransport(BaseInstanceTransport, Protocol):
-    """A wire for threads."""
+    """Sends requests to one instance, on threads."""
 
     def send(
         self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
     ) -> httpx.Response:
-        """Send it, and return once the headers came."""
+        """Send a request, and return once the headers have arrived."""
         ...
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         ...
 
 
 class AsyncInstanceTransport(BaseInstanceTransport, Protocol):
-    """A wire for one event loop."""
+    """Sends requests to one instance, on one event loop."""
 
     async def send(
         self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Mapping[str, object]
     ) -> httpx.Response:
-        """Send it, and return once the headers came."""
+        """Send a request, and return once the headers have arrived."""
         ...
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         ...
 
 
 class _Rebased:
-    """Turns a request for the service into one for an address of the instance.
+    """Changes a request for the service into one for an address of the instance.
 
-    `_at` is the address to begin with: the last one that has not failed. A pool of the caller's
-    dials for each request anew whatever it has no connection to, so a dead address must not come
-    first every time.
+    `_at` is the index of the address to try first: the last one that has not failed. A caller's
+    pool opens a new connection if it has none to an address, so a dead address must not be tried
+    first for every request.
     """
 
     def __init__(self, upstream: Upstream) -> None:
@@ -132,7 +134,7 @@ class _Rebased:
         return made
 
     def _share(self, timeout: object) -> Mapping[str, object]:
-        """The same timeouts; of the one for connecting, each address has its share."""
+        """Return the timeouts, with the connect timeout divided by the number of addresses."""
         timeouts = dict(cast("Mapping[str, float | None]", timeout))
         connect = timeouts.get("connect")
         left = connect.now() if isinstance(connect, DeadlineTimeout) else connect
@@ -141,7 +143,7 @@ class _Rebased:
         return timeouts
 
     def _after(self, at: int, first: int, body: object) -> int | None:
-        """The address to try now that nothing was sent to this one; None where none is left."""
+        """Return the next address to try, if nothing was sent to this one; None if none is left."""
         following = (at + 1) % len(self._origins)
         if len(self._origins) > 1:
             self._at = following
@@ -152,18 +154,18 @@ class _Rebased:
 
     @property
     def is_idle(self) -> bool:
-        """False: what a caller's transport is doing, only that knows."""
+        """Always False, since only the caller's transport knows."""
         return False
 
     def drain(self) -> None:
-        """Nothing yet: which of its connections are idle, only the caller's transport knows."""
+        """Do nothing, since only the caller's transport knows which of its connections are idle."""
 
     def detach_after_fork(self) -> None:
-        """In a forked child: what the caller's transport shares with the parent, it must know."""
+        """Do nothing, since only the caller's transport knows what it shares with the parent."""
 
 
 class CustomTransport(_Rebased):
-    """The caller's transport to one instance, for threads."""
+    """A caller's transport to one instance, for threads."""
 
     def __init__(self, transport: httpx.BaseTransport, upstream: Upstream) -> None:
         super().__init__(upstream)
@@ -177,7 +179,8 @@ class CustomTransport(_Rebased):
         body: httpx.SyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Response:
-        """Send it to the first address that can be connected to; return once the headers came."""
+        """Send a request to the first address that accepts a connection. Returns once the headers
+        have arrived."""
         first = at = self._at
         failure: Exception | None = None
         while True:
@@ -196,7 +199,7 @@ class CustomTransport(_Rebased):
 
 
 class AsyncCustomTransport(_Rebased):
-    """The caller's transport to one instance, for an event loop."""
+    """A caller's transport to one instance, for an event loop."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport, upstream: Upstream) -> None:
         super().__init__(upstream)
@@ -212,7 +215,7 @@ class AsyncCustomTransport(_Rebased):
         body: httpx.AsyncByteStream,
         extensions: Mapping[str, object],
     ) -> httpx.Response:
-        """The same; cancelled when the attempt's time is up."""
+        """The same. It is cancelled when the attempt's time is up."""
         if (left := time_left()) is None:
             return await self._send(request, body, extensions)
         with anyio.move_on_after(left):
@@ -257,7 +260,8 @@ class _AsyncTransportMaker(Protocol):
 def transport_factory(
     factory: TransportFactory | None, options: TransportOptions
 ) -> _TransportMaker:
-    """For threads. Raises TypeError or ValueError for what can make none."""
+    """Return a function that makes the transports to instances, for threads. Raises TypeError or
+    ValueError if `factory` or an option is invalid."""
     if factory is None:
         if options.get("http2"):
             from .http2_transport import Http2Transport  # noqa: PLC0415  # needs h2
@@ -274,7 +278,7 @@ def async_transport_factory(
 ) -> _AsyncTransportMaker:
     """The same for event loops."""
     if factory is None:
-        if "trio" in sys.modules:  # in time: without descriptors no file can be read
+        if "trio" in sys.modules:  # loaded now, since later there may be no descriptor for its file
             import_module(".trio", __package__)
         if options.get("http2"):
             from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
@@ -287,7 +291,8 @@ def async_transport_factory(
 
 
 _TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-"""An instance would be their `verify`, and certificates be checked by nobody knows what."""
+"""They would take the instance as their argument `verify`, and certificates would be checked in an
+undefined way."""
 
 
 def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:

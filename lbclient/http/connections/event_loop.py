@@ -1,4 +1,4 @@
-"""Connections for asyncio, on uvloop too: a protocol, and TLS over it."""
+"""Connections for asyncio, also on uvloop: a protocol, optionally with TLS."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .timeouts import DeadlineTimeout, seconds_now
 __all__ = ["LoopConnection"]
 
 _ENOUGH = 256 * 1024
-"""So many unread bytes make the other end wait."""
+"""When this many bytes are unread, reading from the socket pauses."""
 _MOMENT = 0.001
-"""Seconds of sending, without a wait, for which others' sockets may go unheard."""
+"""Seconds of sending without waiting, after which other tasks get a turn."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -57,12 +57,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._broken: Exception | None = None
-        """What ended it, unless that was an orderly end."""
+        """The error that ended it, unless its end was orderly."""
         self._paused = self._blocked = False
         self._reader: asyncio.Future[httpx.ReadTimeout | None] | None = None
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        """One for many waits: it is set anew only when it fires, since most waits are short."""
+        """One timer for many waits. It is set again only when it fires, since most waits are
+        short."""
         self._due = self._wakes = math.inf
         """When the wait ends, and when the timer fires."""
         self._stalled: asyncio.TimerHandle | None = None
@@ -72,14 +73,14 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._sent_at_once = 0
         """Bytes that were sent since other tasks had a turn."""
         self._turn_at = 0.0
-        """When they last had one."""
+        """When other tasks last had a turn."""
         self._ready: Sized | None = getattr(self._loop, "_ready", None)
-        """What asyncio is about to run. uvloop does not tell."""
+        """The callbacks that asyncio is about to run. uvloop does not show them."""
 
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
+        """The connection is established."""
         self._transport = made = cast("asyncio.Transport", transport)
         made.set_write_buffer_limits(0)  # so that a write ends when the kernel has all of it
 
@@ -101,14 +102,14 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             reader.set_result(None)
 
     def eof_received(self) -> bool:
-        """The other end sends no more. True: it may still be written to."""
+        """The other end sends no more. Returns True: it can still be written to."""
         if self.tls is not None:
             self._arrived += self.tls.decrypt(b"")
         self._end()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is gone. What the kernel has received before that is still there to be read."""
+        """The connection is closed. What the kernel has received before that can still be read."""
         if error is not None:
             self._broken = self._broken or error
             if not self.closed and self._sock is not None:
@@ -120,19 +121,19 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._writer.set_result(None)
 
     def pause_writing(self) -> None:
-        """The kernel does not take more yet."""
+        """The kernel takes no more at the moment."""
         self._blocked = True
 
     def resume_writing(self) -> None:
-        """It has taken all."""
+        """The kernel has taken everything."""
         self._blocked = False
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
-    # Called by whoever sends a request.
+    # Called by the transport.
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
         loop = self._loop
 
         async def connect(address: Address) -> socket.socket:
@@ -164,12 +165,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
     @property
     def flushed(self) -> bool:
-        """True where the kernel has all that was written."""
+        """True if the kernel has taken everything that was written."""
         return not self._blocked
 
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
-        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
+        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
+        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
+        ReadError."""
         if self._arrived or self.ended:
             seconds_now(timeout, httpx.ReadTimeout)
             if self._served_at_once >= SLICE:
@@ -204,7 +206,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         return data
 
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
-        """Send all of it. Raises WriteTimeout or WriteError."""
+        """Send all of the data. Raises WriteTimeout or WriteError."""
         transport = self._transport
         if transport is None or transport.is_closing():
             raise httpx.WriteError(str(self._broken or _CLOSED)) from self._broken
@@ -216,7 +218,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             return
         if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
-            # Where nobody is waiting, a turn for each 64 KiB would take as long as to send them.
+            # If no task is waiting, a turn per 64 KiB would take as long as sending them.
             now = time.monotonic()
             if self._ready is None or self._ready or now - self._turn_at >= _MOMENT:
                 self._turn_at = now
@@ -225,10 +227,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             seconds_now(timeout, httpx.WriteTimeout)
 
     def readable(self) -> bool:
-        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        """Return True if unread bytes, or the end, have arrived. Never waits."""
         if self._arrived or self.ended or self._sock is None:
             return True
-        # Something may be in the kernel that the loop has not come to yet.
+        # The kernel may have something that the loop has not received yet.
         if self._poll is not None and not self._poll.poll(0):
             return False
         try:
@@ -244,7 +246,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         return bool(self._arrived) or self.ended
 
     def close(self) -> None:
-        """Close it. Whoever reads or writes gets an error."""
+        """Close it. A task that reads or writes gets an error."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -257,17 +259,18 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 if self.tls is not None and not transport.is_closing():
                     transport.write(self.tls.farewell())
                 transport.abort()
-        except RuntimeError:  # the loop was closed before
+        except RuntimeError:  # the loop has been closed
             if self._sock is not None:
                 self._sock.close()
         self.closed = True
         self._end()
 
     def detach_after_fork(self) -> None:
-        """Let go of the parent's socket.
+        """Release the parent's socket.
 
-        It belongs to an event loop that must not be told, since that shares its selector with the
-        parent's. So only what the descriptor stands for is let go.
+        It is registered with an event loop that must not notice, since that loop shares its
+        selector with the parent's. So the descriptor stays open, and is only redirected to
+        `/dev/null`.
         """
         self.closed = True
         if self._sock is not None and (descriptor := self._sock.fileno()) >= 0:
@@ -276,7 +279,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             os.close(null)
 
     def _check_end(self) -> None:
-        """Raises ReadError unless the end was an orderly one."""
+        """Raise ReadError unless the end was orderly."""
         if self._broken is not None:
             raise httpx.ReadError(str(self._broken)) from self._broken
         if self.tls is not None:
@@ -288,14 +291,15 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._reader.set_result(None)
 
     def _set_timer(self) -> None:
-        """Look when the wait of the reader has to end."""
+        """Set the timer for the end of the reader's wait."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._due - time.monotonic(), self._tick)
         self._wakes = self._due
 
     def _tick(self) -> None:
-        """The time of a wait may be up; or nearly, since uvloop's own clock lags behind."""
+        """End the wait if its time is up. It may be a little early, since uvloop's own clock lags
+        behind."""
         self._timer, self._wakes = None, math.inf
         reader, now = self._reader, time.monotonic()
         if reader is None or reader.done() or self._due == math.inf:
@@ -303,14 +307,14 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if now < self._due:
             self._set_timer()
         elif now - self._due > STOOD_STILL:
-            # This process stood still, and hears its timers before its sockets: look once more.
+            # This process was suspended, and its timers fire before its sockets: check once more.
             self._due = now + _LOOK
             self._set_timer()
         else:
             reader.set_result(httpx.ReadTimeout("no bytes arrived in time"))
 
     async def _drained(self, seconds: float | None) -> None:
-        """Wait until the kernel has taken all."""
+        """Wait until the kernel has taken everything."""
         self._writer = writer = self._loop.create_future()
         if seconds is not None:
             self._stall(writer, time.monotonic() + seconds)
@@ -327,7 +331,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             raise httpx.WriteError(str(self._broken)) from self._broken
 
     def _stall(self, writer: asyncio.Future[httpx.WriteTimeout | None], due: float) -> None:
-        """End a wait of the writer, if its time is up."""
+        """End a wait of the writer if its time is up."""
         left = due - time.monotonic()
         if left > 0:
             self._stalled = self._loop.call_later(left, self._stall, writer, due)
@@ -337,7 +341,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address) -> None:
-    """Connect a socket. In uvloop's `sock_connect` the zone of an IPv6 address gets lost."""
+    """Connect a socket. uvloop's own `sock_connect` loses the zone of an IPv6 address."""
     code = sock.connect_ex(address.to)
     if code == errno.EINPROGRESS:
         connected: asyncio.Future[None] = loop.create_future()

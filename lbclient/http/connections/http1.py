@@ -1,7 +1,7 @@
-"""HTTP/1.1 without I/O: a request becomes bytes, and bytes become its response (RFC 9112).
+"""HTTP/1.1 without I/O: it turns a request into bytes, and bytes into its response (RFC 9112).
 
 An `Exchange` is one request and its response on one connection. It decides whether the connection
-may carry another request: only one that has nothing left over, in either direction.
+may carry another request: only if nothing is left over in either direction.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
-"""Bytes between chunks that may come with each byte of content, after the first MAX_HEAD."""
+"""For each byte of content this many bytes may come between chunks, after the first MAX_HEAD."""
 MAX_INTERIM = 64 * 1024 * 1024
-"""Bytes of interim responses. They cost no memory, and the deadline bounds their time."""
+"""The most bytes of interim responses. They need no memory, and the deadline bounds their time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
 
@@ -36,12 +36,12 @@ _HEAD, _LENGTH, _CHUNKED, _TO_END, _RAW, _COMPLETE = range(6)
 
 
 class RequestHeaders:
-    """The headers of a request, checked and written. Many requests have the same."""
+    """The headers of a request, checked and serialized. Many requests share them."""
 
     __slots__ = ("chunked", "expects", "lines", "persistent", "to_send", "upgrade")
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Raises LocalProtocolError for what cannot be sent."""
+        """Raises LocalProtocolError for headers that cannot be sent."""
         self.lines = header_lines(headers)
         self.persistent, self.chunked, self.expects, self.upgrade = True, False, False, False
         self.to_send: int | None = 0
@@ -50,7 +50,7 @@ class RequestHeaders:
             if len(name) in _NAME_LENGTHS and (lower := name.lower()) in _NAMES:
                 sizes += lower in _SIZES
                 self._apply(lower, value)
-        if sizes > 1:  # one server would believe the first of them, and the next the other
+        if sizes > 1:  # a proxy might use one of them, and the server the other
             raise httpx.LocalProtocolError(
                 "the request has two lengths: send one Content-Length or Transfer-Encoding"
             )
@@ -79,38 +79,39 @@ class RequestHeaders:
 class Exchange:
     """One request and its response.
 
-    `request_head` is what to send first. Bytes that arrive go into `receive`; `head` and `data`
-    are what has come of the response, and `complete` says that all of it has.
+    Send `request_head` first. Pass bytes that arrive to `receive`. `head` and `data` have what has
+    arrived of the response, and `complete` says that all of it has.
     """
 
-    # Not set in `__init__`, since most of these stay as they are for most requests.
+    # Class attributes, not set in `__init__`, since most keep their value for most requests.
     head: Head | None = None
-    """The response's head, once it has come; interim ones are skipped."""
+    """The response's head, once it has arrived. Interim ones are skipped."""
     data: list[bytes]
-    """Parts of the response's body. Whoever takes them empties the list."""
+    """Parts of the response's body. The reader empties the list."""
     received = 0
-    """Bytes that have come, of whatever kind."""
+    """The number of bytes that have arrived, of any kind."""
     complete = False
-    """True once the whole response has come."""
+    """True once the whole response has arrived."""
     persistent: bool
-    """False where the connection must not carry another request after this one."""
+    """False if the connection must not carry another request after this one."""
     surplus = False
-    """True where bytes came after the response."""
+    """True if bytes came after the response."""
     chunked: bool
-    """True where the request's body goes in chunks."""
+    """True if the request's body is sent in chunks."""
     to_send: int | None
-    """Bytes of the request's body that are still to be sent; None for chunks without end."""
+    """Bytes of the request's body that remain to be sent; None for chunks whose end has not been
+    sent."""
     sent = False
-    """True once all of the request has been sent: set by whoever sends it."""
+    """True once the whole request has been sent. The sender sets it."""
     expects: bool
-    """True where the request waits for 100 (Continue), until an interim response has come."""
+    """True if the request waits for 100 (Continue), until an interim response has arrived."""
     _state = _HEAD
     _buffer = b""
     _begun = False
     """True once something has come before the head: a CRLF, or an interim response."""
     _left = 0
     _allowance = MAX_HEAD
-    """Bytes of what stands between chunks that may still come."""
+    """Bytes between chunks that may still come."""
     _interim = 0
     """Bytes of interim responses so far."""
     _chunks: Chunks | None = None
@@ -123,9 +124,9 @@ class Exchange:
         more: Sequence[tuple[bytes, bytes]] = (),
         line: bytes | None = None,
     ) -> None:
-        """`more` are headers that say nothing of the body or the connection; `line` is what
-        `request_line` made of method and target. Raises LocalProtocolError for what cannot be
-        sent."""
+        """`more` are headers that concern neither the body nor the connection. `line` is what
+        `request_line` returned for method and target. Raises LocalProtocolError for a request that
+        cannot be sent."""
         lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
         self.request_head = (line or request_line(method, target)) + lines
         self.data = []
@@ -136,37 +137,37 @@ class Exchange:
 
     @property
     def upgraded(self) -> bool:
-        """True where bytes from now on are not HTTP: after 101, or a successful CONNECT."""
+        """True if bytes are no longer HTTP: after 101, or a successful CONNECT."""
         return self._state == _RAW
 
     @property
     def answered(self) -> bool:
-        """True where no more of the request is to be sent: a response has come that refuses it, or
+        """True if no more of the request should be sent: a response has arrived that rejects it, or
         that needs no more of it."""
         head = self.head
         return head is not None and (head.status >= 300 or self._state >= _RAW)
 
     @property
     def reusable(self) -> bool:
-        """True where the connection may carry another request."""
+        """True if the connection may carry another request."""
         return self.complete and self.persistent and self.sent
 
     @property
     def left(self) -> int | None:
-        """Bytes of the response's body that are still to come; None where nobody knows."""
+        """Bytes of the response's body that have not arrived yet; None if that is unknown."""
         if self._state == _COMPLETE:
             return 0
         return self._left if self._state == _LENGTH else None
 
     @property
     def cheap(self) -> bool:
-        """True where bytes cost next to nothing to take in, however many come at once. Small chunks
+        """True if receiving costs almost nothing, however many bytes come at once. Small chunks
         take long to decode."""
         return self._state != _CHUNKED
 
     def body_part(self, part: bytes | memoryview) -> bytes | memoryview:
-        """A part of the request's body as it is sent. Raises LocalProtocolError if the body is
-        longer than its Content-Length."""
+        """Return a part of the request's body as it must be sent. Raises LocalProtocolError if the
+        body is longer than its Content-Length."""
         if self.chunked:
             return b"".join((b"%x\r\n" % len(part), part, b"\r\n")) if part else b""
         assert self.to_send is not None  # noqa: S101  # only chunks have no length
@@ -176,7 +177,8 @@ class Exchange:
         return part
 
     def body_end(self) -> bytes:
-        """What ends the request's body. Raises LocalProtocolError if parts of it are missing."""
+        """Return what ends the request's body. Raises LocalProtocolError if parts of it are
+        missing."""
         if self.chunked:
             self.to_send = 0
             return b"0\r\n\r\n"
@@ -185,7 +187,7 @@ class Exchange:
         return b""
 
     def receive(self, data: bytes) -> None:
-        """Take bytes that have arrived. Raises RemoteProtocolError."""
+        """Process bytes that have arrived. Raises RemoteProtocolError."""
         self.received += len(data)
         if self._state == _HEAD and not (data := self._head(data)):
             return
@@ -200,8 +202,8 @@ class Exchange:
             self.data.append(data)
 
     def receive_end(self, *, clean: bool) -> None:
-        """The connection has ended; `clean` where its end was announced, as TLS does. Raises
-        RemoteProtocolError where the response is not complete."""
+        """Process the end of the connection. `clean` is False if TLS ended without announcing it.
+        Raises RemoteProtocolError if the response is not complete."""
         self.persistent = False
         if self._state == _TO_END and clean:
             self._state, self.complete = _COMPLETE, True
@@ -224,8 +226,8 @@ class Exchange:
             )
 
     def _head(self, data: bytes) -> bytes:
-        """Look for the end of the head, and return what follows it. One CRLF may come before it
-        (RFC 9112, 2.2)."""
+        """Look for the end of the head, and return what follows it. One CRLF may come before the
+        head (RFC 9112, 2.2)."""
         known = len(self._buffer)
         if not known and (length := plain_head(data)):
             self.head = head = parse(data[:length])
@@ -258,7 +260,7 @@ class Exchange:
         return data
 
     def _frame(self, head: Head) -> None:
-        """How the body ends (RFC 9112, 6.3), and whether the connection persists."""
+        """Decide how the body ends (RFC 9112, 6.3), and whether the connection persists."""
         status, version, _, headers = head
         length, is_chunked, keep_alive = self._lengths(headers)
         if version == b"HTTP/1.0" and (is_chunked or not keep_alive):
@@ -279,7 +281,8 @@ class Exchange:
             self._state, self._left = _LENGTH, length
 
     def _lengths(self, headers: Fields) -> tuple[int | None, bool, bool]:
-        """Content-Length; whether the body is chunked; whether the connection is kept alive."""
+        """Return Content-Length, whether the body is chunked, and whether the connection is kept
+        alive."""
         length: int | None = None
         is_chunked = keep_alive = False
         for _, name, value in headers:
@@ -300,7 +303,7 @@ class Exchange:
         return length, is_chunked, keep_alive
 
     def _leave_over(self) -> None:
-        """Bytes came after the response, which belong to nobody."""
+        """Record that bytes came after the response. They belong to no request."""
         self.surplus, self.persistent = True, False
 
     def _body_of_length(self, data: bytes) -> None:
@@ -329,7 +332,7 @@ class Exchange:
             self._allow(_EACH * len(content) - len(data))
 
     def _allow(self, more: int) -> None:
-        """So many bytes more, or fewer, that are no content. Raises RemoteProtocolError."""
+        """Change the number of bytes that may come between chunks. Raises RemoteProtocolError."""
         self._allowance = min(MAX_HEAD, self._allowance + more)
         if self._allowance < 0:
             raise httpx.RemoteProtocolError(
@@ -338,7 +341,7 @@ class Exchange:
 
 
 def request_line(method: bytes, target: bytes) -> bytes:
-    """The first line of a request. Raises LocalProtocolError for what cannot be sent."""
+    """Return the first line of a request. Raises LocalProtocolError if it cannot be sent."""
     line = b"%b %b HTTP/1.1\r\n" % (method, target)
     if _LINE.fullmatch(line) is None:
         raise httpx.LocalProtocolError(f"a request cannot begin with {method!r} {target!r}")
@@ -346,7 +349,8 @@ def request_line(method: bytes, target: bytes) -> bytes:
 
 
 def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The rest of a request's head. Raises LocalProtocolError for what cannot be sent."""
+    """Return the header lines of a request and the blank line. Raises LocalProtocolError if one
+    cannot be sent."""
     lines = b"\r\n".join([*map(b": ".join, headers), b"\r\n"]) if headers else b"\r\n"
     if _LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers) + 1:
         raise httpx.LocalProtocolError(_what_is_wrong(headers))
@@ -354,7 +358,7 @@ def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def _what_is_wrong(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """Which header cannot be sent. Values may be secrets, and stay out."""
+    """Describe the header that cannot be sent, without its value, which may be a secret."""
     for name, value in headers:
         if _LINES.fullmatch(b"%b: \r\n\r\n" % name) is None:
             return f"{name!r} is not a name of a header"

@@ -1,8 +1,8 @@
 """HTTP/2 without I/O (RFC 9113), over h2: the state of a connection that carries many requests.
 
-No request owns the connection's I/O: a deadline, a cancellation or an exception in one of them must
-not leave half a frame on the wire. Each puts its frames into a buffer, which a thread or a task of
-the connection writes, and waits to be told what has come.
+No request performs the connection's I/O: a deadline, a cancellation or an exception in one of them
+must not leave half a frame on the connection. Requests put their frames into a buffer, which a
+thread or task of the connection writes, and wait until they are told what has arrived.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionUnavailable", "Headers", "Http2", "Http2Exchange"]
 
 MAX_STREAMS = 100
-"""Requests at a time on one connection, or fewer if the peer says so."""
+"""The most simultaneous requests on one connection. The server may set a lower number."""
 _MAX_HEADERS = 100 * 1024
 _MAX_FRAME = 16 * 1024
 _WINDOW = 256 * 1024
@@ -48,7 +48,8 @@ _WINDOW = 256 * 1024
 _HIGH_WATER = 64 * 1024
 """Bytes of requests that may wait to be written to the socket."""
 _MAX_IDLE_FRAMES = 1_000
-"""Frames in a row that further no request: PING, SETTINGS, empty DATA, interim responses."""
+"""The most consecutive frames that advance no request: PING, SETTINGS, empty DATA, interim
+responses."""
 _FRAMES_AT_ONCE = 32
 _LAST_STREAM = 2**31 - 1
 _DATA, _HEADERS, _GOAWAY, _CONTINUATION = 0, 1, 7, 9
@@ -59,7 +60,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class ConnectionUnavailable(Exception):
-    """Nothing of the request was sent; another connection must take it."""
+    """Nothing of the request was sent. It must be sent on another connection."""
 
 
 class Http2Exchange:
@@ -91,17 +92,18 @@ class Http2Exchange:
     def __init__(self) -> None:
         self.http2: Http2 | None = None
         self.stream_id = 0
-        """0 until the request is begun."""
+        """0 until the request has begun."""
         self.is_head = False
         self.heard_before = 0
         self.status = 0
         self.headers: Headers = []
         self.chunks: deque[tuple[bytes, int]] = deque()
-        """What has arrived and was not read, each with what it takes of the windows."""
+        """Parts that have arrived and have not been read, each with the bytes that it uses of the
+        flow-control windows."""
         self.length: int | None = None
         """The response's Content-Length."""
         self.size = 0
-        """Bytes of its body that have arrived."""
+        """Bytes of the response's body that have arrived."""
         self.complete = False
         """True once the whole response has arrived."""
         self.sent = False
@@ -109,56 +111,56 @@ class Http2Exchange:
         self.reset = False
         """True once either end has reset the stream."""
         self.error: Exception | None = None
-        """What ended it."""
+        """The error that ended it."""
         self.unsent = memoryview(b"")
         """The part of the request's body that waits to be sent."""
         self.last = False
-        """True where that is the last part."""
+        """True if `unsent` is the last part."""
         self.moved_at = 0.0
-        """When some of the request was last sent."""
+        """When a part of the request was last sent."""
         self.queued_from = self.queued_until = 0
-        """Where its bytes begin and end among all that is written."""
+        """Where its bytes begin and end among all bytes that are written."""
         self.waiter: Callable[[], object] | None = None
-        """Wakes the call that waits for something to happen to this exchange."""
+        """Wakes the call that waits until something happens to this exchange."""
         self.stop_upload: Callable[[], object] | None = None
         """Wakes the call while it waits for the caller's own body."""
 
     @property
     def answered(self) -> bool:
-        """True where no more of the request is to be sent: a response has come that refuses it, or
+        """True if no more of the request should be sent: a response has arrived that rejects it, or
         that needs no more of it, or the stream has failed."""
         return self.complete or self.reset or self.status >= 300 or self.error is not None
 
     @property
     def bodiless(self) -> bool:
-        """True where the response has no body, whatever its Content-Length."""
+        """True if the response has no body, whatever its Content-Length."""
         return self.is_head or self.status in {204, 304}
 
     def wake(self) -> None:
-        """Have the call look again."""
+        """Have the call check again what it waits for."""
         waiter, self.waiter = self.waiter, None
         if waiter is not None:
             waiter()
 
     def end(self, error: Exception) -> None:
-        """End it, from any thread: its call raises this."""
+        """End it, from any thread: its call raises this error."""
         if self.error is None:
             self.error = error
         self.wake()
 
     def leave(self) -> None:
-        """Give the stream back; it is reset if it has not ended. More than once does no harm."""
+        """Release the stream; it is reset if it has not ended. Releasing again does nothing."""
         if (http2 := self.http2) is not None:
             http2.abandon(self)
             self.http2 = None
 
 
 class Http2:
-    """The state of one connection. Each method takes the lock, and never waits otherwise.
+    """The state of one connection. Each method takes the lock, and does not wait otherwise.
 
-    A signal handler may raise between any two lines of a call. What is changed then may be half
-    done for that call's own stream, and for the compression of headers; so the connection takes no
-    other request, and the others that are on it are completed.
+    A signal handler may raise between any two lines of a call. A change may then be half done, for
+    that call's own stream and for the compression of headers. So the connection takes no further
+    requests, and the other requests on it are completed.
     """
 
     def __init__(
@@ -170,13 +172,13 @@ class Http2:
         self._connection, self._liveness = connection, liveness
         self._silent, self._responses_before = False, 0
         self.exchanges: set[Http2Exchange] = set()
-        """Those that have a stream, or have reserved one."""
+        """The exchanges that have a stream, or have reserved one."""
         self.lease: ConnectionLease[Connection] | None = None
         """The lease of the connection, while there is an exchange on it."""
         self.over = False
         """True once nothing more will be read."""
         self.writer: Callable[[], object] | None = None
-        """Wakes what writes, while that waits."""
+        """Wakes the writer while it waits."""
         self._h2 = h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         h2.local_settings = Settings(
             client=True,
@@ -189,19 +191,19 @@ class Http2:
         del h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # unknown to some servers
         h2.decoder.max_header_list_size = _MAX_HEADERS
         h2.initiate_connection()
-        # Responses that nobody reads must not stop the others.
+        # Responses that are not read must not stop the others.
         h2.increment_flow_control_window(MAX_STREAMS * _WINDOW)
         self._by_stream: dict[int, Http2Exchange] = {}
         self._uploads: deque[Http2Exchange] = deque()
-        """Those that have something to send, in turn."""
+        """The exchanges that have something to send, in turn."""
         self._limit = MAX_STREAMS
         self._started = False
-        """True once the peer has said how many streams it takes."""
+        """True once the server has said how many streams it accepts."""
         self._in_doubt = False
         self._changing = False
         self._last_stream = _LAST_STREAM
         self._goaway: int | None = None
-        """The error code of the peer's GOAWAY."""
+        """The error code of the server's GOAWAY."""
         self._unwritable: httpx.TransportError | None = None
         self._received = bytearray()
         self._to_write = bytearray()
@@ -212,14 +214,14 @@ class Http2:
         fork.track(self)
 
     def after_fork(self) -> None:
-        """In a child: some thread that is not there may hold the lock."""
+        """In a forked child: replace the lock, which a thread that does not exist here may hold."""
         self.lock = threading.Lock()
         self.over = True
         self.exchanges, self._by_stream = set(), {}
 
     @property
     def usable(self) -> bool:
-        """True where another request may be begun, once there is a stream for it."""
+        """True if another request can begin once there is a stream for it."""
         return not (
             self.over
             or self._connection.closed
@@ -233,7 +235,7 @@ class Http2:
 
     @property
     def free(self) -> bool:
-        """True where another request may be begun now."""
+        """True if another request can begin now."""
         return (
             self.usable
             and not self._connection.single_use
@@ -241,7 +243,8 @@ class Http2:
         )
 
     def adopt(self, exchange: Http2Exchange, lease: ConnectionLease[Connection]) -> bool:
-        """Begin to use the connection that this lease holds; False where it takes no request."""
+        """Begin to use the connection that this lease holds. Returns False if it takes no
+        requests."""
         with self.lock:
             if not self.usable or self._unseen_resets >= self._limit:
                 return False
@@ -251,7 +254,7 @@ class Http2:
             return True
 
     def reserve(self, exchange: Http2Exchange) -> bool:
-        """Use it too, where there is a stream for another request."""
+        """Use the connection for another exchange. Returns False if there is no stream for it."""
         with self.lock:
             if self.lease is None or not self.free:
                 return False
@@ -260,7 +263,8 @@ class Http2:
             return True
 
     def begin(self, exchange: Http2Exchange, headers: Headers, *, end: bool) -> bool | None:
-        """Send the head of a request; None where the peer has not yet said how many it takes.
+        """Send the head of a request. Returns None if the server has not yet said how many streams
+        it accepts.
 
         Raises ConnectionUnavailable, and LocalProtocolError for headers that may not be sent.
         """
@@ -292,14 +296,15 @@ class Http2:
             return True
 
     def started(self, exchange: Http2Exchange) -> bool | None:
-        """True once the head of the request is written. Raises what ended it before."""
+        """Return True once the head of the request is written. Raises the error that ended it
+        before."""
         with self.lock:
             if exchange.error is not None:
                 raise exchange.error
             return True if self.is_written(exchange) or self._unwritable is not None else None
 
     def push(self, exchange: Http2Exchange, part: bytes, *, last: bool) -> bool | None:
-        """Send a part of a request's body, as there is room for it; see `pushed`."""
+        """Send a part of a request's body as there is room for it. Returns the same as `pushed`."""
         with self.lock:
             was, self._changing = self._changing, True
             exchange.unsent, exchange.last = memoryview(part), last
@@ -309,14 +314,16 @@ class Http2:
         return self.pushed(exchange)
 
     def pushed(self, exchange: Http2Exchange) -> bool | None:
-        """True once the part has been sent, False once no more of the body is to be sent."""
+        """Return True once the part has been sent, and False once no more of the body should be
+        sent."""
         with self.lock:
             if exchange.answered or self.over or self._unwritable is not None:
                 return False
             return None if exchange in self._uploads else True
 
     def head(self, exchange: Http2Exchange) -> bool | None:
-        """True once the head of the response has arrived, None before. Raises what ended it."""
+        """Return True once the head of the response has arrived, None before. Raises the error that
+        ended it."""
         with self.lock:
             if exchange.status:
                 return True
@@ -325,8 +332,8 @@ class Http2:
             return None
 
     def take(self, exchange: Http2Exchange) -> bytes | None:
-        """What has arrived of the response's body; b"" at its end, None where nothing has. Raises
-        what ended it."""
+        """Return what has arrived of the response's body; b"" at its end, None if nothing has.
+        Raises the error that ended it."""
         with self.lock:
             if exchange.chunks:
                 was, self._changing = self._changing, True
@@ -343,7 +350,7 @@ class Http2:
             return b"" if exchange.complete else None
 
     def abandon(self, exchange: Http2Exchange) -> None:
-        """The call has left."""
+        """Release the exchange of a call that no longer needs it."""
         lease = None
         with self.lock:
             if exchange in self.exchanges:
@@ -354,11 +361,11 @@ class Http2:
                 lease, self.lease = self.lease, None
         if lease is not None:
             lease.end(reusable=self.usable and not self._connection.single_use)
-            self._freed()  # only now can it be found among the idle ones
+            self._freed()  # only now the connection is among the idle ones
 
     def timed_out(self, exchange: Http2Exchange) -> None:
-        """A call has waited long enough. Where nothing at all has come meanwhile, nothing more is
-        sent to that peer on this connection."""
+        """Record that a call has waited for its whole timeout. If nothing at all has arrived
+        meanwhile, this connection is not used for further requests."""
         with self.lock:
             if exchange.stream_id and exchange.heard_before == self._heard:
                 self._in_doubt = True
@@ -366,37 +373,39 @@ class Http2:
                     self._ended_in_silence()
 
     def is_written(self, exchange: Http2Exchange) -> bool:
-        """True once all that was sent of a request has reached the socket."""
+        """Return True once everything that was sent of a request has been written to the socket."""
         return self._written >= exchange.queued_until
 
-    # What reads and what writes
+    # Called by the reader and the writer of the connection
 
     def outgoing(self, wake: Callable[[], object]) -> bytes:
-        """What is to be written now. Where there is nothing, `wake` is called once there is."""
+        """Return what must be written now. If that is nothing, `wake` is called once there is
+        something."""
         with self.lock:
             self.writer = None if self._to_write or self.over else wake
             self._offered = self._queued
             return bytes(self._to_write)
 
     def written(self, size: int) -> None:
-        """So many bytes were written."""
+        """Record that this many bytes were written."""
         with self.lock:
             del self._to_write[:size]
             self._written += size
             self._upload()
-            for one in self.exchanges:
-                if not one.sent:
-                    one.wake()
+            for exchange in self.exchanges:
+                if not exchange.sent:
+                    exchange.wake()
 
     def writing_failed(self, error: httpx.TransportError) -> None:
-        """Nothing more can be written. What the peer has sent before may still arrive."""
+        """Record that nothing more can be written. What the server has sent before may still
+        arrive."""
         with self.lock:
             self._unwritable = error
             self._to_write.clear()
             self._upload()
 
     def receive(self, data: bytes) -> bool:
-        """Take some bytes that have arrived, and then b"" for as long as it returns True."""
+        """Process bytes that have arrived. While it returns True, call it again with b""."""
         with self.lock:
             if data:
                 self._silent = False
@@ -404,19 +413,20 @@ class Http2:
                 self._liveness.responses += 1
                 self._received += data
             if len(self.exchanges) > len(self._by_stream):
-                for one in self.exchanges:
-                    if not one.stream_id:
-                        one.wake()
+                for exchange in self.exchanges:
+                    if not exchange.stream_id:
+                        exchange.wake()
             try:
                 more = self._frames()
-            except Exception as error:  # noqa: BLE001  # hpack's too: nobody else would hear of it
+            except Exception as error:  # noqa: BLE001  # also hpack's; nothing else would report it
                 self._end(httpx.RemoteProtocolError(f"HTTP/2: {error or type(error).__name__}"))
                 more = False
             self._queue()
             return more
 
     def end(self, error: httpx.TransportError | None = None) -> None:
-        """Nothing more will be read: the peer has closed the connection, or it has failed."""
+        """Record that nothing more will be read: the server has closed the connection, or it has
+        failed."""
         with self.lock:
             if self._connection.closed:
                 error = httpx.ReadError(_CLOSED)
@@ -425,12 +435,13 @@ class Http2:
             self._end(error)
 
     def close(self) -> None:
-        """Nobody wants to read more."""
+        """Record that nothing more needs to be read."""
         with self.lock:
             self._end(httpx.ReadError(_CLOSED))
 
     def _frames(self) -> bool:
-        """Take up to some frames, one by one: h2 forgets what came before a faulty frame."""
+        """Process some frames, one by one: at a faulty frame, h2 forgets the events of those before
+        it."""
         buffer = self._received
         for _ in range(_FRAMES_AT_ONCE):
             if self.over or len(buffer) < 9:
@@ -451,7 +462,7 @@ class Http2:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             raise ValueError(f"more than {_MAX_IDLE_FRAMES} frames that further no request")
         self._started = True
-        if frame[3] == _GOAWAY and len(frame) >= 17:  # after it, h2 takes in no other frame
+        if frame[3] == _GOAWAY and len(frame) >= 17:  # after GOAWAY, h2 accepts no other frame
             last, code = int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")
             self._went_away(last & _LAST_STREAM, code)
             return
@@ -469,8 +480,8 @@ class Http2:
             self._event(event)
 
     def _data(self, exchange: Http2Exchange, frame: bytes) -> None:
-        """Check the length of a body. To h2 a wrong one is an error of the whole connection, so
-        that stream is reset before."""
+        """Check the length of a body. For h2 a wrong length is an error of the whole connection, so
+        the stream is reset before h2 sees the frame."""
         size, ends = len(frame) - 9, frame[4] & _END_STREAM
         if frame[4] & _PADDED and size:
             size -= 1 + frame[9]
@@ -479,7 +490,7 @@ class Http2:
         if exchange.bodiless:
             if not size and (exchange.is_head or not length):
                 return
-            exchange.complete = True  # what it has too much belongs to nobody
+            exchange.complete = True  # surplus bytes belong to no request
         elif length is not None and (exchange.size > length or (ends and exchange.size < length)):
             exchange.error = _misfit(exchange)
         else:
@@ -505,8 +516,8 @@ class Http2:
         elif isinstance(event, RemoteSettingsChanged):
             streams = self._h2.remote_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
             self._limit = MAX_STREAMS if streams is None else min(streams, MAX_STREAMS)
-            for one in self.exchanges:
-                one.wake()
+            for other in self.exchanges:
+                other.wake()
             self._upload()
             self._freed()
         elif isinstance(event, PingAckReceived):
@@ -539,30 +550,32 @@ class Http2:
             exchange.stop_upload()
 
     def _went_away(self, last: int, code: int) -> None:
-        """The peer takes no more requests, and answers those up to `last` (RFC 9113, 6.8)."""
+        """Process GOAWAY: the server takes no more requests, and answers those up to `last` (RFC
+        9113, 6.8)."""
         self._last_stream = min(last, self._last_stream)
         self._goaway = code
-        for one in self.exchanges:
-            if one.error is None and not one.status and one.stream_id > self._last_stream:
-                one.error = _unprocessed("the connection is going away")
-                self._stop(one)
-            elif not one.stream_id:
-                one.wake()
+        for exchange in self.exchanges:
+            unanswered = exchange.error is None and not exchange.status
+            if unanswered and exchange.stream_id > self._last_stream:
+                exchange.error = _unprocessed("the connection is going away")
+                self._stop(exchange)
+            elif not exchange.stream_id:
+                exchange.wake()
 
     def _end(self, error: httpx.TransportError | None) -> None:
         if self.over:
             return
         self.over = True
         del self._to_write[self._offered - self._written :]  # it will be sent elsewhere
-        for one in self.exchanges:
-            if not one.complete and one.error is None:
-                one.error = self._lost(one, error)
-            self._stop(one)
+        for exchange in self.exchanges:
+            if not exchange.complete and exchange.error is None:
+                exchange.error = self._lost(exchange, error)
+            self._stop(exchange)
         self._wake_writer()
         self._freed()
 
     def _lost(self, exchange: Http2Exchange, error: httpx.TransportError | None) -> Exception:
-        """What the end of the connection is to an exchange that is not complete."""
+        """Return the error of an exchange that is not complete when the connection ends."""
         if not exchange.stream_id or exchange.queued_from >= self._offered:
             return ConnectionUnavailable()
         if self._goaway is not None:
@@ -582,15 +595,16 @@ class Http2:
         lost.__cause__ = error
         return lost
 
-    # The rest, with the lock held
+    # Called with the lock held
 
     def _ended_in_silence(self) -> None:
-        """It may have been dead while it was idle, and so may the other connections be."""
+        """Note that the connection may have been dead while it was idle, and so may the other
+        connections."""
         if self._silent and self._connection.served and not self.over:
             self._liveness.generation += 1
 
     def _upload(self) -> None:
-        """Send what there is room for, a frame of each exchange in turn."""
+        """Send what there is room for, one frame of each exchange in turn."""
         uploads, blocked = self._uploads, 0
         while blocked < len(uploads):
             exchange = uploads[0]
@@ -630,7 +644,7 @@ class Http2:
         exchange.queued_until, exchange.moved_at = self._queued, time.monotonic()
 
     def _queue(self) -> None:
-        """Have what writes write what h2 wants to send."""
+        """Pass the bytes that h2 wants to send to the writer."""
         if data := self._h2.data_to_send():
             if self._unwritable is None:
                 self._to_write += data
@@ -643,8 +657,8 @@ class Http2:
             self._queue()
 
     def _abandon(self, exchange: Http2Exchange) -> None:
-        """Forget an exchange. Its stream counts until the peer knows that it was reset: it may not
-        take another meanwhile, and many resets look like an attack to it."""
+        """Forget an exchange. Its stream counts as open until the server knows that it was reset:
+        the server may accept no other stream until then, and many resets look like an attack."""
         stream_id = exchange.stream_id
         if stream_id and not self.over:
             if not exchange.reset and not (exchange.complete and exchange.sent):
@@ -665,7 +679,7 @@ class Http2:
         self._freed()
 
     def _ping(self) -> None:
-        """Ask whether the resets have arrived, unless that is asked already."""
+        """Send a PING, whose answer shows that the resets have arrived, unless one is under way."""
         if self._unseen_resets and not self._resets_in_ping:
             self._resets_in_ping = self._unseen_resets
             self._h2.ping(b"lbclient")

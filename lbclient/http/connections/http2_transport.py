@@ -1,7 +1,7 @@
 """HTTP/2 to one instance, for threads and for event loops.
 
-`http2` decides what the protocol allows. A thread or two tasks for each connection read and write,
-without timeouts; calls only wait, each for as long as its own timeouts and its deadline say.
+`http2` decides what the protocol allows. A thread or two tasks of each connection read and write,
+without timeouts. Calls only wait, within their own timeouts and deadline.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .tracing import AsyncTrace, Trace
 __all__ = ["AsyncHttp2Transport", "Http2Transport"]
 
 MAX_CONNECTIONS = 8
-"""HTTP/2 connections to one instance that are in use."""
+"""The most HTTP/2 connections to one instance that are in use."""
 Timeouts = Mapping[str, float | None]
 _RECHECK = 0.05
 _FAREWELL = 1.0
@@ -53,13 +53,13 @@ _ENDED = "the connection ended as it began"
 _DROPPED = frozenset(
     {b"host", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"}
 )
-"""Headers that HTTP/2 has no place for (RFC 9113, 8.2.2)."""
+"""Headers that are not allowed in HTTP/2 (RFC 9113, 8.2.2)."""
 
 
 class _Wait:
-    """A wait of one call: until `step` returns something, each time when something has happened to
-    its exchange. `timeout` counts from when some of a body was last sent, and `write` bounds the
-    time until all that was sent is written."""
+    """A wait of one call: until `step` returns a value. `step` is called whenever something has
+    happened to the exchange. `timeout` counts from when a part of the body was last sent, and
+    `write` bounds the time until everything that was sent is written."""
 
     __slots__ = (
         "_begun",
@@ -92,26 +92,26 @@ class _Wait:
         begun = self._begun
         if self._error is httpx.WriteTimeout:
             begun = max(begun, self.exchange.moved_at)
-        limits = [_seconds(one) for one in (self._timeout, self._write)]
-        return min(self._deadline, *(begun + one for one in limits if one is not None))
+        limits = [_seconds(timeout) for timeout in (self._timeout, self._write)]
+        return min(self._deadline, *(begun + limit for limit in limits if limit is not None))
 
     def seconds(self) -> float | None:
-        """Seconds to wait now; None for no limit."""
+        """Return the seconds to wait now; None for no limit."""
         end = self._end()
         return None if end == math.inf else max(0.0, end - time.monotonic())
 
     def lapsed(self) -> None:
-        """They have passed, and `step` returned nothing. Raises a timeout, unless there is a reason
-        to wait again."""
+        """Called when they have passed and `step` returned nothing. Raises a timeout, unless there
+        is a reason to wait again."""
         late, error, http2 = time.monotonic() - self._end(), self._error, self.exchange.http2
-        if late < 0:  # some more of the body was sent meanwhile
+        if late < 0:  # another part of the body was sent meanwhile
             return
         written = http2 is None or http2.is_written(self.exchange)
         if self._write is not None and written:
             self._write = None
             return
         if late > STOOD_STILL and not self._rechecked:
-            # A process that stood still hears its timers before its sockets.
+            # After a process was suspended, its timers fire before its sockets.
             self._rechecked, self._begun = True, self._begun + late + _RECHECK
             self._deadline += late + _RECHECK
             return
@@ -124,7 +124,7 @@ class _Wait:
 
 
 def _seconds(timeout: float | None) -> float | None:
-    """The timeout itself, whatever is left of the attempt."""
+    """Return the timeout itself, regardless of the time that the attempt has left."""
     return timeout.seconds if isinstance(timeout, DeadlineTimeout) else timeout
 
 
@@ -141,15 +141,15 @@ _TOO_SHORT = "the request's body is shorter than its Content-Length"
 def _request(
     http2: Http2, exchange: Http2Exchange, headers: Headers, body: bytes | None, timeouts: Timeouts
 ) -> Generator[_Wait | None, Any, None]:
-    """Send a request until the head of its response has come: the same steps for threads and event
-    loops. It yields what to wait for, or None for the next part of the caller's body; `body` is
-    the whole of it where there are no parts."""
+    """Send a request until the head of its response has arrived. The steps are the same for threads
+    and event loops. It yields what to wait for, or None for the next part of the caller's body.
+    `body` is the whole body if it has no parts."""
     write = timeouts.get("write")
     begin = partial(http2.begin, exchange, headers, end=body == b"")
     if begin() is None:
         yield _Wait(exchange, begin, timeouts.get("connect"), httpx.ConnectTimeout)
     if body is None and http2.started(exchange) is None:
-        # The caller's body is not begun for a connection that has ended while it was idle.
+        # Do not begin the caller's body for a connection that has ended while it was idle.
         started = partial(http2.started, exchange)
         yield _Wait(exchange, started, write, httpx.WriteTimeout)
     if not exchange.sent:
@@ -168,7 +168,7 @@ def _upload(
     body: bytes | None,
     timeout: float | None,
 ) -> Generator[_Wait | None, Any, None]:
-    """Send the body, of which `left` bytes were announced, until the peer wants no more of it."""
+    """Send the body, whose announced length is `left`, until the server wants no more of it."""
     while not exchange.sent:
         part = body
         if body is None:
@@ -189,8 +189,8 @@ def _upload(
 
 
 def _check_time(timeout: float | None) -> None:
-    """Raise WriteTimeout where the caller's own body has used up the time of the attempt. It is no
-    fault of the instance."""
+    """Raise WriteTimeout if the caller's own body has used up the time of the attempt. This is not
+    a fault of the instance."""
     try:
         seconds_now(timeout, httpx.WriteTimeout)
     except httpx.WriteTimeout as error:
@@ -207,15 +207,15 @@ class _Lease:
         self._lose = lose
         self.exchange = Http2Exchange()
         self.opened = False
-        """True where the call has opened the connection."""
+        """True if the call has opened the connection."""
 
     def __del__(self) -> None:
-        exchange = getattr(self, "exchange", None)  # an exception may come while it is made
+        exchange = getattr(self, "exchange", None)  # an exception may interrupt `__init__`
         if exchange is not None and exchange.http2 is not None:
             self._lose(self)
 
     def drop(self) -> None:
-        """Give the stream back."""
+        """Release the stream."""
         self.exchange.leave()
 
     def adopt(self, http2: Http2, lease: ConnectionLease[Any]) -> None:
@@ -224,19 +224,19 @@ class _Lease:
             raise httpx.ConnectError(_ENDED)
 
     def turned_away(self, http2: Http2) -> None:
-        """Nothing was sent, and another connection must take the request. Raises ConnectError where
-        this call has opened one that ended at once."""
+        """Release the stream: nothing was sent, and another connection must take the request.
+        Raises ConnectError if this call has opened a connection that ended at once."""
         self.exchange.leave()
         if self.opened and not http2.usable:
             raise httpx.ConnectError(_ENDED)
 
 
 class _Shared:
-    """Which connection carries the next request: one in use that has a stream for it, an idle one,
-    or another, up to a number; then calls wait for a stream.
+    """Chooses the connection for the next request: one in use that has a free stream, an idle one,
+    or a new one up to a limit. Beyond it, calls wait for a stream.
 
-    One connection is opened at a time: until it is known which protocol the instance speaks, and
-    how many streams it takes, one may be enough for all calls.
+    Only one connection is opened at a time: until the protocol and the number of streams of the
+    instance are known, one may be enough for all calls.
     """
 
     def __init__(self, connections: InstanceConnections[Any]) -> None:
@@ -246,7 +246,7 @@ class _Shared:
         """The call that opens a connection."""
         self._waiting: deque[Http2Exchange] = deque()
         self.is_http1 = False
-        """True where the instance has chosen HTTP/1.1 in the TLS handshake."""
+        """True if the instance has chosen HTTP/1.1 in the TLS handshake."""
 
     @property
     def connecting(self) -> bool:
@@ -254,8 +254,8 @@ class _Shared:
         return self._opening is not None and self._opening() is not None
 
     def find(self, lease: _Lease) -> Connection | ConnectionLease[Any] | bool | None:
-        """A connection with a stream for this call, or the lease of one that speaks HTTP/1.1. True
-        where the call must open one, and None where it must wait."""
+        """Return a connection with a stream for this call, or the lease of one that speaks
+        HTTP/1.1. Returns True if the call must open one, and None if it must wait."""
         exchange = lease.exchange
         if exchange.error is not None:
             raise exchange.error
@@ -273,20 +273,20 @@ class _Shared:
                 taken.end(reusable=False)
             if self.is_http1:
                 return True
-            usable = sum(one.http2 is not None and one.http2.usable for one in known)
+            usable = sum(other.http2 is not None and other.http2.usable for other in known)
             if self.connecting or usable >= MAX_CONNECTIONS:
                 return None
             self._opening = weakref.ref(lease)
             return True
 
     def check_connecting(self) -> None:
-        """A call has waited as long as connecting may take. Raises PoolTimeout where that was not
-        what it waited for."""
+        """Called when a call has waited for the connect timeout. Raises PoolTimeout if no
+        connection was being opened."""
         if not self.connecting:
             raise httpx.PoolTimeout(_WAITED[httpx.PoolTimeout]) from None
 
     def wait(self, lease: _Lease, timeouts: Timeouts) -> _Wait:
-        """A wait for what `find` returns."""
+        """Return a wait for what `find` returns."""
         step = partial(self.find, lease)
         if self.connecting:
             return _Wait(lease.exchange, step, timeouts.get("connect"), httpx.ConnectTimeout)
@@ -301,20 +301,20 @@ class _Shared:
         finally:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(exchange)
-            self.freed()  # it may have been woken in vain
+            self.freed()  # pass the wake-up on, since this call may not have needed it
 
     def freed(self) -> None:
-        """There may be a stream: wake a call that waits."""
+        """Wake a call that waits, since there may be a stream."""
         with contextlib.suppress(IndexError):
             self._waiting[0].wake()
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[None]:
-        """While a connection is opened. The calls that wait for it share its ConnectError."""
+        """Wraps the opening of a connection. The calls that wait for it share its ConnectError."""
         try:
             yield
         except httpx.ConnectError as error:
-            if not any(one.http2 is not None for one in self._connections.all()):
+            if not any(connection.http2 is not None for connection in self._connections.all()):
                 for exchange in tuple(self._waiting):
                     failed = httpx.ConnectError(str(error))
                     failed.__cause__ = error.__cause__
@@ -326,24 +326,25 @@ class _Shared:
 
 
 class _Http2Base:
-    """What threads and event loops share."""
+    """What the transports for threads and for event loops share."""
 
     _upstream: Upstream
     _options: WireOptions
     _connections: InstanceConnections[Any]
 
     def _check_protocol(self, connection: Connection) -> None:
-        """See `_chosen`."""
+        """Do nothing: `_chosen` checks the protocol."""
 
     def _chosen(self, connection: Connection) -> bool:
-        """True where a new connection speaks HTTP/2. Over plain text that must be known before."""
+        """Return True if a new connection speaks HTTP/2. Without TLS this must be known in
+        advance."""
         alpn = connection.alpn
         if alpn not in {None, "h2", "http/1.1"}:
             raise httpx.ConnectError(f"the instance has chosen {alpn} in the TLS handshake")
         return alpn == "h2" or (alpn is None and not self._options.http1)
 
     def _headers(self, request: httpx.Request, extensions: Extensions) -> Headers:
-        """The head of a request. Raises LocalProtocolError for what cannot be sent."""
+        """Return the head of a request. Raises LocalProtocolError if it cannot be sent."""
         target = extensions.get("target")
         target = request.url.raw_path if target is None else target
         method, headers = request.method.encode("ascii"), raw_headers(request, self._upstream)
@@ -390,17 +391,17 @@ class _Http2Base:
 
 
 class _Body:
-    """What both kinds of bodies share."""
+    """What the bodies for threads and for event loops share."""
 
     def __init__(self, lease: _Lease, http2: Http2, timeout: float | None, trace: Any) -> None:
         self._lease, self._exchange = lease, lease.exchange
         self._http2 = http2
         self._timeout = timeout
         self._trace = trace
-        """A Trace, or an AsyncTrace; None where nobody asked for one."""
+        """A Trace, or an AsyncTrace; None if the request asks for none."""
 
     def _take(self) -> bytes | None:
-        """What has arrived; b"" at the end, None where nothing has."""
+        """Return what has arrived; b"" at the end, None if nothing has."""
         exchange = self._exchange
         if exchange.http2 is None:
             if exchange.complete and not exchange.chunks:
@@ -433,10 +434,10 @@ class Http2Body(_Body, httpx.SyncByteStream):
             self._trace.end()
 
     def drain(self) -> None:
-        """Nothing: the connection is kept in any case."""
+        """Do nothing: the connection is kept in any case."""
 
     def close(self) -> None:
-        """Give the stream back, which is reset if there is more to come."""
+        """Release the stream, which is reset if more would arrive."""
         self._exchange.leave()
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -448,8 +449,8 @@ class Http2Body(_Body, httpx.SyncByteStream):
 
 
 class AsyncHttp2Body(_Body, AsyncContent, AsyncIterator[bytes]):
-    """The same for event loops. It is no async generator, of which trio complains where it is not
-    read to its end."""
+    """The body of a response, for event loops. It is not a generator, since trio warns about a
+    generator that is not read to its end."""
 
     def __aiter__(self) -> Self:
         return self
@@ -460,17 +461,17 @@ class AsyncHttp2Body(_Body, AsyncContent, AsyncIterator[bytes]):
         raise StopAsyncIteration
 
     async def whole(self) -> bytes:
-        """All of it."""
+        """Read all of it."""
         parts = []
         while part := await self._next():
             parts.append(part)
         return b"".join(parts)
 
     async def drain(self) -> None:
-        """Nothing: the connection is kept in any case."""
+        """Do nothing: the connection is kept in any case."""
 
     async def aclose(self) -> None:
-        """Give the stream back, which is reset if there is more to come."""
+        """Release the stream, which is reset if more would arrive."""
         self._exchange.leave()
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -488,8 +489,8 @@ class AsyncHttp2Body(_Body, AsyncContent, AsyncIterator[bytes]):
 
 
 class _Http2Socket(SocketConnection):
-    """A connection whose bytes a thread of its own moves, once it speaks HTTP/2. That thread closes
-    the socket too, so it never uses the descriptor of another."""
+    """A connection whose bytes are moved by a thread of its own, once it speaks HTTP/2. That thread
+    also closes the socket, so it never uses a descriptor that belongs to another file."""
 
     __slots__ = ("_thread", "_waker")
 
@@ -499,7 +500,7 @@ class _Http2Socket(SocketConnection):
         self._waker: socket.socket | None = None
 
     def start(self, liveness: InstanceLiveness, freed: Callable[[], object]) -> Http2:
-        """Speak HTTP/2 from here on."""
+        """Start HTTP/2."""
         self.http2 = http2 = Http2(self, liveness, freed)
         self._waker, woken = socket.socketpair()
         self._waker.setblocking(False)  # noqa: FBT003  # it takes no keyword
@@ -513,7 +514,7 @@ class _Http2Socket(SocketConnection):
         return http2
 
     def close(self) -> None:
-        """Close it; threads that wait for it are woken."""
+        """Close it. Threads that wait for it are woken."""
         if self._thread is None:
             super().close()
         else:
@@ -536,7 +537,7 @@ class _Http2Socket(SocketConnection):
 
 
 class Http2Transport(_Http2Base, Http1Transport):
-    """Connections to one instance, for threads: HTTP/2, or HTTP/1.1 where the instance wants it."""
+    """Connections to one instance, for threads: HTTP/2, or HTTP/1.1 if the instance chooses it."""
 
     _kind = _Http2Socket
 
@@ -546,11 +547,12 @@ class Http2Transport(_Http2Base, Http1Transport):
         self._shared = _Shared(self._connections)
 
     def __del__(self) -> None:
-        # An exception may come while it is made, and the garbage collector while a lock is held.
+        # An exception may interrupt `__init__`, and the garbage collector may run while a lock is
+        # held.
         connections = getattr(self, "_connections", None)
         if connections is not None:
             for connection in (*connections._used, *connections._stack):  # noqa: SLF001  # as above
-                connection.shut()  # its thread does not know that nobody needs it
+                connection.shut()  # its thread does not know that it is no longer needed
 
     def send(
         self,
@@ -559,7 +561,8 @@ class Http2Transport(_Http2Base, Http1Transport):
         extensions: Extensions,
         lease: ConnectionLease[Any] | None = None,  # noqa: ARG002  # it is found here
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        """Send a request, and return once the response's head has arrived. Raises httpx's
+        errors."""
         timeouts: Timeouts = extensions.get("timeout", {})
         read, trace = timeouts.get("read"), Trace.of(extensions, request)
         headers = self._headers(request, extensions)
@@ -592,7 +595,7 @@ class Http2Transport(_Http2Base, Http1Transport):
                 return self._http2_response(found, stream, content, extensions)
 
     def close(self) -> None:
-        """Close every connection; threads that wait for one are woken."""
+        """Close all connections. Threads that wait for one are woken."""
         connections = self._connections.all()
         super().close()
         for connection in connections:
@@ -606,7 +609,7 @@ class Http2Transport(_Http2Base, Http1Transport):
         body: httpx.SyncByteStream,
         timeouts: Timeouts,
     ) -> None:
-        """Send it, and return once the head of the response has come."""
+        """Send a request, and return once the head of the response has arrived."""
         whole = b"".join(body) if isinstance(body, httpx.ByteStream) else None
         parts = iter(body if whole is None else ())
         steps, answer = _request(http2, exchange, headers, whole, timeouts), None
@@ -622,7 +625,8 @@ class Http2Transport(_Http2Base, Http1Transport):
         timeouts: Timeouts,
         trace: Trace | None,
     ) -> Any:
-        """A connection with a stream for this call, or the lease of one that speaks HTTP/1.1."""
+        """Return a connection with a stream for this call, or the lease of one that speaks
+        HTTP/1.1."""
         shared, tls_name = self._shared, self._tls_name(extensions)
         own_name = tls_name == self._dial.tls_name
         found = shared.find(stream) if own_name else True
@@ -655,7 +659,8 @@ class Http2Transport(_Http2Base, Http1Transport):
 
 
 class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
-    """The same for one event loop."""
+    """Connections to one instance, for one event loop: HTTP/2, or HTTP/1.1 if the instance chooses
+    it."""
 
     def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
         super().__init__(upstream, options, idle)
@@ -670,7 +675,8 @@ class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
         extensions: Extensions,
         lease: ConnectionLease[Any] | None = None,  # noqa: ARG002  # it is found here
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors."""
+        """Send a request, and return once the response's head has arrived. Raises httpx's
+        errors."""
         timeouts: Timeouts = extensions.get("timeout", {})
         trace = AsyncTrace.of(extensions, request)
         headers = self._headers(request, extensions)
@@ -708,7 +714,7 @@ class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
         body: httpx.AsyncByteStream,
         timeouts: Timeouts,
     ) -> None:
-        """Send it, and return once the head of the response has come."""
+        """Send a request, and return once the head of the response has arrived."""
         whole = b"".join(body) if isinstance(body, httpx.ByteStream) else None
         parts = None
         steps, answer = _request(http2, exchange, headers, whole, timeouts), None
@@ -734,7 +740,8 @@ class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
         timeouts: Timeouts,
         trace: AsyncTrace | None,
     ) -> Any:
-        """A connection with a stream for this call, or the lease of one that speaks HTTP/1.1."""
+        """Return a connection with a stream for this call, or the lease of one that speaks
+        HTTP/1.1."""
         shared, tls_name = self._shared, self._tls_name(extensions)
         own_name = tls_name == self._dial.tls_name
         found = shared.find(stream) if own_name else True
@@ -768,15 +775,15 @@ class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
 
 
 def _block(wait: _Wait) -> Any:
-    """Have this thread wait, for as long as it says."""
+    """Block this thread until the wait has ended."""
     while True:
-        told = threading.Lock()
-        told.acquire()  # whoever wakes this thread releases it
-        wait.exchange.waiter = partial(_release, told)
+        woken = threading.Lock()
+        woken.acquire()  # released to wake this thread
+        wait.exchange.waiter = partial(_release, woken)
         if (result := wait.step()) is not None:
             return result
         seconds = wait.seconds()
-        if not told.acquire(timeout=-1 if seconds is None else min(seconds, _LONGEST)):
+        if not woken.acquire(timeout=-1 if seconds is None else min(seconds, _LONGEST)):
             if (result := wait.step()) is not None:
                 return result
             wait.lapsed()
@@ -788,15 +795,15 @@ def _release(lock: threading.Lock) -> None:
 
 
 async def _sleep(wait: _Wait) -> Any:
-    """Have this task wait, for as long as it says."""
+    """Suspend this task until the wait has ended."""
     while True:
-        told = anyio.Event()
-        wait.exchange.waiter = told.set
+        woken = anyio.Event()
+        wait.exchange.waiter = woken.set
         if (result := wait.step()) is not None:
             return result
         with anyio.move_on_after(wait.seconds()):
-            await told.wait()
-        if not told.is_set():
+            await woken.wait()
+        if not woken.is_set():
             if (result := wait.step()) is not None:
                 return result
             wait.lapsed()
@@ -805,7 +812,8 @@ async def _sleep(wait: _Wait) -> Any:
 async def _part(
     exchange: Http2Exchange, parts: AsyncIterator[bytes], timeout: float | None
 ) -> bytes | None:
-    """The next part of the caller's body; None at its end, or once an answer needs no more."""
+    """Return the next part of the caller's body; None at its end, or once a response needs no more
+    of it."""
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
     with anyio.move_on_after(left) as scope:
         exchange.stop_upload = scope.cancel
@@ -821,11 +829,11 @@ async def _part(
 
 
 def _serve(http2: Http2, stream: _Http2Socket, waker: socket.socket, woken: socket.socket) -> None:
-    """What the thread of a connection does: it writes what there is to write, and reads."""
+    """The thread of a connection: it writes what must be written, and reads."""
     wake = partial(_wake, waker)
     try:
         while True:
-            # First what has come: it may be the end, and then nothing of a request is sent.
+            # Read first: if the connection has ended, nothing of a request is sent.
             if stream.readable():
                 _receive(http2, stream)
             if http2.over:
@@ -838,7 +846,7 @@ def _serve(http2: Http2, stream: _Http2Socket, waker: socket.socket, woken: sock
             stream.write(data, _FAREWELL)
     except httpx.TransportError as error:
         http2.end(error)
-    except Exception as error:  # noqa: BLE001  # nobody else would hear of it; or it was closed here
+    except Exception as error:  # noqa: BLE001  # not reported elsewhere, or closed on this side
         http2.end(httpx.ReadError(str(error)))
     finally:
         stream.closed_by_thread()
@@ -847,7 +855,7 @@ def _serve(http2: Http2, stream: _Http2Socket, waker: socket.socket, woken: sock
 
 
 def _write_out(http2: Http2, stream: SocketConnection, data: bytes) -> None:
-    """Write it, and read what comes meanwhile."""
+    """Write the data, and read what arrives meanwhile."""
     try:
         sent = stream.write(data, None)
         while not sent:
@@ -874,45 +882,45 @@ def _wake(waker: socket.socket) -> None:
 
 
 async def _read(http2: Http2, stream: Any) -> None:
-    """What one task of a connection does."""
+    """The task of a connection that reads."""
     try:
         while data := await stream.read(None):
             while http2.receive(data):
                 data = b""
-                await anyio.lowlevel.checkpoint()  # a turn for others
+                await anyio.lowlevel.checkpoint()  # a turn for other tasks
             if http2.over:
                 return
         http2.end()
     except httpx.TransportError as error:
         http2.end(error)
-    except BaseException:  # the event loop ends
+    except BaseException:  # the event loop is ending
         http2.close()
         raise
 
 
 async def _write(http2: Http2, stream: Any) -> None:
-    """What the other one does."""
+    """The task of a connection that writes."""
     try:
         while True:
-            told = anyio.Event()
-            while not http2.over and _arrives(stream):  # as above
+            woken = anyio.Event()
+            while not http2.over and _arrives(stream):  # read first, as `_serve` does
                 await anyio.lowlevel.checkpoint()
-            if data := http2.outgoing(told.set):
+            if data := http2.outgoing(woken.set):
                 await stream.write(data, None)
                 http2.written(len(data))
             elif http2.over:
                 return
             else:
-                await told.wait()
+                await woken.wait()
     except httpx.TransportError as error:
         http2.writing_failed(error)
 
 
 def _arrives(stream: Any) -> bool:
-    """True where something has come that the reading task has not taken yet."""
+    """Return True if something has arrived that the reading task has not taken yet."""
     if isinstance(stream, LoopConnection):
         return stream.readable()
-    try:  # trio's task reads from the kernel itself
+    try:  # on trio the reading task itself receives from the kernel
         stream.extra_info("socket").recv(1, socket.MSG_PEEK)
     except OSError:
         return False
@@ -920,22 +928,22 @@ def _arrives(stream: Any) -> bool:
 
 
 def _spawn(work: Callable[[Http2, Any], Any], http2: Http2, stream: Any) -> object:
-    """Run it beside everything else, in no caller's context and no caller's cancel scope."""
+    """Run a task that belongs to no caller: neither to its context nor to its cancel scope."""
     if isinstance(stream, LoopConnection):
         context = contextvars.Context()
         return asyncio.get_running_loop().create_task(work(http2, stream), context=context)
-    from trio.lowlevel import spawn_system_task  # noqa: PLC0415  # it runs, so it is installed
+    from trio.lowlevel import spawn_system_task  # noqa: PLC0415  # installed, since it runs
 
     return spawn_system_task(work, http2, stream)
 
 
 def _readable(stream: SocketConnection, woken: socket.socket) -> list[socket.socket]:
-    """Wait until some of the two can be read."""
+    """Wait until at least one of the two sockets can be read, and return those that can."""
     sock = cast("socket.socket", stream.extra_info("socket"))
-    if not hasattr(select, "poll"):  # eventlet takes it away, and makes `select` green
+    if not hasattr(select, "poll"):  # eventlet removes it, and makes `select` green
         return select.select([sock, woken], [], [])[0]
     poll = select.poll()
-    by_descriptor = {one.fileno(): one for one in (sock, woken)}
+    by_descriptor = {each.fileno(): each for each in (sock, woken)}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
     return [by_descriptor[descriptor] for descriptor, _ in poll.poll()]

@@ -1,7 +1,7 @@
-"""One request to one instance, over an idle connection or a new one.
+"""Sends one request to one instance, over an idle connection or a new one.
 
-The only place that sends HTTP/1.1. What the protocol allows is decided in `http1`, which connection
-is used in `pool`; `threads`, `event_loop` and `trio` move the bytes.
+Only this module sends HTTP/1.1. `http1` decides what the protocol allows, and `pool` which
+connection is used; `threads`, `event_loop` and `trio` move the bytes.
 """
 
 from __future__ import annotations
@@ -32,39 +32,41 @@ from .tracing import AsyncTrace, Trace
 __all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
 CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
-"""The extension of a 408 that ends an idle connection, and is no response to the request."""
+"""The extension of a 408 that ends an idle connection and is not a response to the request."""
 
 Extensions = Mapping[str, Any]
 Timeouts = Mapping[str, float | None]
 _NO_TIMEOUTS: Timeouts = {}
 _SHORT = 64 * 1024
-"""Bytes of a request's body that are sent together with its head."""
+"""The most bytes of a request's body that are sent together with its head."""
 _PART = 1024 * 1024
-"""Bytes of a request's body between two looks at what has arrived."""
+"""Bytes of a request's body that are sent before the client checks whether something has
+arrived."""
 _EARLY = 1024 * 1024
-"""By so many bytes a response may be longer than what has been sent; then sending ends."""
+"""If a response is this many bytes longer than what has been sent, sending ends."""
 _PATIENCE = 1.0
 """Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
 _END = 1.0
 """Seconds within which the end of the connection, or the real response, follows a 408. A server
-that means it closes the connection at once; the response to a request may take long."""
+that sends a 408 for an idle connection closes it at once; the response to a request may take
+long."""
 _RETRY_DELAY = 0.5
-"""Seconds before the second retry of connecting; doubled before each that follows."""
+"""Seconds before the second retry of connecting. It doubles for each retry that follows."""
 _LINE = "_lbclient_line"
 _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
 )
-"""Headers without secrets, which httpx sets by itself."""
+"""Headers without secrets, which httpx itself sets."""
 _TRACING = frozenset({b"traceparent", b"tracestate", b"baggage"})
-"""Headers of an attempt that say nothing of its body or its connection."""
+"""Headers of an attempt that concern neither its body nor its connection."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class _Base:
-    """What threads and event loops share."""
+    """What the transports for threads and for event loops share."""
 
     _protocols: Sequence[str] = ()
-    """What TLS offers the instance (ALPN)."""
+    """The protocols that TLS offers to the instance (ALPN)."""
 
     def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
         self._upstream = upstream
@@ -73,21 +75,21 @@ class _Base:
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
         self._kept_headers: tuple[Fields, RequestHeaders | None] = ([], None)
-        """Those of an earlier request, which the next one often has, too. Only of a request whose
-        headers can hold no secret: a token must not outlive the request that it came with."""
+        """The headers of an earlier request, since the next one often has the same. Only headers
+        that can hold no secret are kept: a token must not outlive its request."""
 
     @property
     def is_idle(self) -> bool:
-        """True where none of its connections is in use."""
+        """True if none of its connections is in use."""
         return self._connections.is_idle
 
     def drain(self) -> None:
-        """Close what is idle, and the rest as it is left. A call that has just been given this
-        transport can still send its request."""
+        """Close idle connections now, and the others when they are no longer used. A call that has
+        already been given this transport can still send its request."""
         self._connections.drain()
 
     def detach_after_fork(self) -> None:
-        """In a forked child: let go of the parent's sockets, without a word to the other end."""
+        """In a forked child: release the parent's sockets, without sending anything."""
         for connection in self._connections.all():
             connection.detach_after_fork()
 
@@ -113,7 +115,7 @@ class _Base:
         return asked.decode("ascii") if isinstance(asked, bytes) else str(asked)
 
     def _idle(self, lease: ConnectionLease[Any], extensions: Extensions) -> Any:
-        """An idle connection; none for a request that asks for a TLS name of its own."""
+        """Return an idle connection; None if the request sets a TLS name of its own."""
         if "sni_hostname" in extensions and self._tls_name(extensions) != self._dial.tls_name:
             return None
         return self._connections.take(lease)
@@ -139,7 +141,7 @@ class _Base:
         error: BaseException,
         responses_before: int,
     ) -> None:
-        """The request has got no response: its connection carries no other."""
+        """Record that the request got no response. Its connection carries no other request."""
         connection, liveness = lease.connection, self._connections.liveness
         if (
             connection is not None
@@ -179,16 +181,16 @@ class Http1Transport(_Base):
 
     _kind = SocketConnection
 
-    def send(  # noqa: C901, PLR0912  # a trace has its word at each step
+    def send(  # noqa: C901, PLR0912  # the trace is told of each step
         self,
         request: httpx.Request,
         body: httpx.SyncByteStream,
         extensions: Extensions,
         lease: ConnectionLease[SocketConnection] | None = None,
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors.
+        """Send a request, and return once the response's head has arrived. Raises httpx's errors.
 
-        `lease` holds the connection to use, where that is known.
+        `lease` holds the connection to use, if it has been chosen already.
         """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
         read = timeouts.get("read")
@@ -237,7 +239,7 @@ class Http1Transport(_Base):
         return self._response(lease, exchange, stream, info)
 
     def close(self) -> None:
-        """Close every connection; a thread that waits for one is woken."""
+        """Close all connections. A thread that waits for one is woken."""
         self._closed = True
         self._connections.drain()
         for connection in self._connections.all():
@@ -250,7 +252,7 @@ class Http1Transport(_Base):
         timeout: float | None,
         trace: Trace | None,
     ) -> SocketConnection:
-        """A new connection, which the lease holds from the moment at which it counts."""
+        """Open a connection. The lease holds it from the moment at which it counts as in use."""
         connection = self._kind()
         self._new(lease, connection, tls_name)
         if trace is not None:
@@ -279,7 +281,8 @@ class Http1Transport(_Base):
         body: httpx.SyncByteStream,
         timeouts: Timeouts,
     ) -> None:
-        """Send the request. Where the peer takes no more of it, reading tells what it has said."""
+        """Send the request. If the server takes no more of it, the following read returns its
+        response."""
         write, read = timeouts.get("write"), timeouts.get("read")
         most = _EARLY
         try:
@@ -322,9 +325,9 @@ class AsyncHttp1Transport(_Base):
         extensions: Extensions,
         lease: ConnectionLease[AsyncConnection] | None = None,
     ) -> httpx.Response:
-        """Send a request, and return once the response's head has come. Raises httpx's errors.
+        """Send a request, and return once the response's head has arrived. Raises httpx's errors.
 
-        `lease` holds the connection to use, where that is known.
+        `lease` holds the connection to use, if it has been chosen already.
         """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
         read = timeouts.get("read")
@@ -347,7 +350,7 @@ class AsyncHttp1Transport(_Base):
                 try:
                     await connection.write(whole, timeouts.get("write"))
                     exchange.sent = True
-                except httpx.WriteError:  # reading tells what the peer has said
+                except httpx.WriteError:  # the following read returns the server's response
                     pass
             if trace is not None:
                 await trace.next("http11.receive_response_headers")
@@ -378,13 +381,13 @@ class AsyncHttp1Transport(_Base):
         return self._response(lease, exchange, stream, info)
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close all connections."""
         self._closed = True
         self._connections.drain()
         for connection in self._connections.all():
             connection.close()
         if self._kind is LoopConnection:
-            await asyncio.sleep(0)  # asyncio closes the sockets in the loop's next round
+            await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration of the loop
 
     async def _open(
         self,
@@ -393,7 +396,7 @@ class AsyncHttp1Transport(_Base):
         timeout: float | None,
         trace: AsyncTrace | None,
     ) -> AsyncConnection:
-        """A new connection, which the lease holds from the moment at which it counts."""
+        """Open a connection. The lease holds it from the moment at which it counts as in use."""
         connection = self._kind()
         self._new(lease, connection, tls_name)
         if trace is not None:
@@ -422,8 +425,8 @@ class AsyncHttp1Transport(_Base):
         body: httpx.AsyncByteStream,
         timeouts: Timeouts,
     ) -> None:
-        """Send a request in parts. Where the peer takes no more of it, reading tells what it has
-        said."""
+        """Send a request in parts. If the server takes no more of it, the following read returns
+        its response."""
         try:
             await connection.write(exchange.request_head, timeouts.get("write"))
             if exchange.expects:
@@ -444,13 +447,13 @@ class AsyncHttp1Transport(_Base):
         body: httpx.AsyncByteStream,
         timeout: float | None,
     ) -> None:
-        """Send a body in parts, and listen meanwhile: a response may refuse the rest of it."""
+        """Send a body in parts, and read at the same time: a response may reject the rest of it."""
         most = _EARLY
 
         async def listen() -> None:
             while not exchange.answered and exchange.received <= most:
                 _tell(connection, exchange, await connection.read(None))
-            # A server may have read all of it, and answered, before the task below goes on.
+            # A server may have read the whole body, and responded, before the task below continues.
             exchange.sent = exchange.to_send == 0 and connection.flushed
             group.cancel_scope.cancel()
 
@@ -477,7 +480,7 @@ class AsyncHttp1Transport(_Base):
 
 
 def peer_of(response: object) -> str | None:
-    """The IP address that a response came from, where the connection is one of ours."""
+    """Return the IP address that a response came from, if the connection is one of ours."""
     info = getattr(response, "extensions", {}).get("network_stream")
     return info.peer if isinstance(info, ConnectionInfo) else None
 
@@ -485,10 +488,10 @@ def peer_of(response: object) -> str | None:
 def _request_line(
     request: httpx.Request, target: bytes | None
 ) -> tuple[bytes, bytes, bytes | None]:
-    """Method, target and, where it has been written before, the line that they make.
+    """Return the method, the target and, if it is known already, the request line that they make.
 
-    They are kept in the URL, of which a client has one object for all requests of one path: so
-    nothing of a URL outlives it.
+    They are stored in the URL object. A client uses one object for all requests of one path, so
+    nothing outlives its URL.
     """
     if target is not None:
         return request.method.encode("ascii"), target, None
@@ -501,32 +504,32 @@ def _request_line(
 
 
 def _headers(fields: Fields, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """The caller's headers, as the instance gets them."""
+    """Return the caller's headers as the instance gets them."""
     headers = [(name, value) for name, _, value in fields]
     return headers if upstream.hosts is None else hosted(headers, upstream.hosts)
 
 
 def _kind() -> type[AsyncConnection]:
-    """The driver of the running event loop."""
+    """Return the connection class for the running event loop."""
     try:
         if asyncio.current_task() is not None:
             return LoopConnection
     except RuntimeError:
         pass  # on trio, which may be a guest in asyncio's loop
-    from .trio import TrioConnection  # noqa: PLC0415  # only where trio runs the loop is it there
+    from .trio import TrioConnection  # noqa: PLC0415  # installed if it runs the loop
 
     return TrioConnection
 
 
 def _delay(again: int, timeout: float | None) -> float:
-    """Seconds before connecting again: none before the first retry."""
+    """Return the seconds before the next retry of connecting; 0 before the first."""
     delay = _RETRY_DELAY * 2 ** (again - 1) if again else 0.0
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
     return delay if left is None else min(delay, left)
 
 
 def _whole(exchange: Exchange, body: object) -> bytes | None:
-    """The request in one piece; None where its body is long, or is not there yet."""
+    """Return the request in one piece; None if its body is long, or does not exist yet."""
     if not isinstance(body, httpx.ByteStream):
         return exchange.request_head if exchange.to_send == 0 else None
     content = content_of(body)
@@ -538,7 +541,7 @@ def _whole(exchange: Exchange, body: object) -> bytes | None:
 
 
 def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | memoryview | None]:
-    """What to send, in order. None where 100 (Continue) is to be awaited."""
+    """Yield what to send, in order. None means: wait for 100 (Continue)."""
     yield exchange.request_head
     if exchange.expects:
         yield None
@@ -554,7 +557,7 @@ def _slices(content: bytes) -> Iterator[memoryview]:
 
 
 def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
-    """Tell the exchange what was read; b"" is the end."""
+    """Pass what was read to the exchange; b"" means the end."""
     if data:
         exchange.receive(data)
     else:
@@ -562,11 +565,11 @@ def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
 
 
 def _ends(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> bool:
-    """True where a 408 ends the use of the connection, and so says that no request was read (RFC
-    9110, 15.5.9). A stray one that the real response follows says nothing of the kind."""
+    """Return True if a 408 ends the use of the connection, which means that no request was read
+    (RFC 9110, 15.5.9). It does not mean this if the real response follows it."""
     if not exchange.complete:
         return False
-    with contextlib.suppress(httpx.TransportError):  # nothing follows
+    with contextlib.suppress(httpx.TransportError):  # nothing follows the 408
         _tell(connection, exchange, connection.read(_briefly(timeout, _END)))
     exchange.persistent = False
     return not exchange.surplus
@@ -580,14 +583,14 @@ async def _aends(
     """The same for event loops."""
     if not exchange.complete:
         return False
-    with contextlib.suppress(httpx.TransportError):  # nothing follows
+    with contextlib.suppress(httpx.TransportError):  # nothing follows the 408
         _tell(connection, exchange, await connection.read(_briefly(timeout, _END)))
     exchange.persistent = False
     return not exchange.surplus
 
 
 def _briefly(timeout: float | None, most: float) -> float:
-    """The timeout, bounded by so many seconds."""
+    """Return the timeout, bounded by `most` seconds."""
     seconds = seconds_now(timeout, httpx.ReadTimeout)
     return most if seconds is None else min(seconds, most)
 
@@ -615,7 +618,7 @@ async def _aawait_continue(
 
 
 def _next(parts: AsyncIterator[bytes], timeout: float | None) -> Awaitable[bytes | None]:
-    """The next part of a body, which is the caller's to bring in time; None at its end."""
+    """Return the next part of a body, which the caller must provide in time; None at its end."""
     if isinstance(timeout, DeadlineTimeout) and (left := timeout.left()) is not None:
         return _next_within(parts, timeout, left)
     return anext(parts, None)

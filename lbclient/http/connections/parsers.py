@@ -1,8 +1,8 @@
-"""What reads the bytes of a response: httptools where it is installed (extra `fast`), else h11.
+"""The parsers of responses: httptools if it is installed (extra `fast`), otherwise h11.
 
-Heads are parsed by either only after `well_formed` has passed them, so that both agree on every
-one. Chunked bodies are decoded by httptools or, without it, here: h11 takes blanks, a bare LF and
-sizes of eighty bits in the lines between chunks, and does not say that it did.
+Both only parse heads that `well_formed` has accepted, so they agree on every head. Chunked bodies
+are decoded by httptools or, without it, by this module: between chunks h11 accepts blanks, a bare
+LF and sizes of eighty bits, and does not report it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ except ImportError:
 __all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "plain_head", "well_formed"]
 
 FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
-"""True where httptools reads responses. The environment variable is for tests and comparisons."""
+"""True if httptools parses responses. The environment variable is for tests and comparisons."""
 
 MAX_HEAD = 100 * 1024
-"""Bytes of a response's head, of one line between chunks, or of the trailers."""
+"""The most bytes of a response's head, of one line between chunks, or of the trailers."""
 MAX_LINES = 1_000
-"""Lines of headers. Some services send hundreds; thousands cost more than they can be worth."""
+"""The most header lines. Some services send hundreds; thousands would cost more than they are
+worth."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -38,9 +39,9 @@ _HEAD = re.compile(
     rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n"
 )
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-# A run of blanks is looked at from its beginning only: from each of them, it would be quadratic.
+# A run of blanks is matched from its beginning only: matching from each blank would be quadratic.
 _FOLD = re.compile(rb"(?:(?<![ \t])[ \t]+)?(?:\r\n[ \t]+)+")
-_SIZE = re.compile(  # extensions are what llhttp takes for some, so that both parsers agree
+_SIZE = re.compile(  # accepts the extensions that llhttp accepts, so that both parsers agree
     rb"([0-9A-Fa-f]+)(?:;(?!\r)(?:" + _TOKEN + rb")?(?:=(?:" + _TOKEN + rb")?"
     rb'(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*")?)?)*\r\n'
 )
@@ -48,10 +49,10 @@ _SIZE_END = 2**64
 
 
 class Head(NamedTuple):
-    """The first part of a response.
+    """The head of a response.
 
-    Each header is its name as the peer wrote it, the name in lower case, and the value: in the form
-    in which `httpx.Headers` keeps them.
+    Each header is a tuple of the name as the server wrote it, the name in lower case, and the
+    value. `httpx.Headers` keeps them in the same form.
     """
 
     status: int
@@ -64,21 +65,22 @@ class Chunks(Protocol):
     """Decodes one chunked body."""
 
     data: list[bytes]
-    """What has been decoded. Whoever takes it empties the list."""
+    """The decoded bytes. The reader empties the list."""
 
     @property
     def ended(self) -> bool:
-        """True once the last chunk and the trailers have come."""
+        """True once the last chunk and the trailers have arrived."""
         ...
 
     def feed(self, data: bytes) -> bool:
-        """Decode; True if there are bytes after the body. Raises RemoteProtocolError."""
+        """Decode these bytes. Returns True if there are bytes after the body. Raises
+        RemoteProtocolError."""
         ...
 
 
 def plain_head(data: bytes) -> int:
-    """The length of the head with which these bytes begin; 0 where it is not complete, is interim,
-    or is none that is as it should be: `well_formed` then tells what is wrong, or mends it."""
+    """Return the length of the head at the start of these bytes. Returns 0 if it is incomplete,
+    interim or unusual: then `well_formed` repairs or rejects it."""
     found = _HEAD.match(data)
     if found is None or data[9:10] == b"1":
         return 0
@@ -89,13 +91,13 @@ def plain_head(data: bytes) -> int:
 
 
 def well_formed(head: bytes) -> bytes:
-    """The head with CRLF after each line, and without folded lines (RFC 9112, 2.2 and 5.2).
+    """Return the head with CRLF after each line, and without folded lines (RFC 9112, 2.2 and 5.2).
 
-    Raises RemoteProtocolError for what two readers might read in two ways.
+    Raises RemoteProtocolError for a head that two parsers might understand differently.
     """
     if _HEAD.fullmatch(head) is None:
         first, end, rest = _BARE_LF.sub(b"\r\n", head).partition(b"\r\n")
-        if rest[:1] not in (b" ", b"\t"):  # else the first header line would go on with the status
+        if rest[:1] not in (b" ", b"\t"):  # otherwise the first line would continue the status line
             rest = _FOLD.sub(b" ", rest)
         head = first + end + rest
         if _HEAD.fullmatch(head) is None:
@@ -106,7 +108,7 @@ def well_formed(head: bytes) -> bytes:
 
 
 class _HeadCallbacks:
-    """What httptools finds in a head."""
+    """Receives the headers that httptools finds."""
 
     __slots__ = ("headers",)
 
@@ -114,7 +116,7 @@ class _HeadCallbacks:
         self.headers: list[tuple[bytes, bytes, bytes]] = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line; httptools leaves blanks at its end."""
+        """Store one header; httptools does not remove blanks at its end."""
         self.headers.append((name, name.lower(), value.rstrip()))
 
 
@@ -141,51 +143,53 @@ def _parse_h11(head: bytes) -> Head:
         ) from error
     if not isinstance(event, h11.Response):
         raise httpx.RemoteProtocolError("the head of the response is malformed")
-    # It leaves out a second Content-Length that is equal, so it does not say what the lines are.
+    # h11 omits a second, equal Content-Length, so the lines are split here.
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:-2])
     headers = [(name, name.lower(), value.strip(b" \t")) for name, _, value in lines]
     return Head(int(head[9:12]), head[:8], bytes(event.reason), headers)
 
 
 def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
-    """What httptools says of a response. An exception that came from outside while one of our
-    callbacks ran is raised as it is."""
+    """The error for a response that httptools rejects. An exception that came from outside while
+    one of our callbacks ran is raised unchanged."""
     if (interruption := error.__context__) is not None:
         raise interruption from None
     return httpx.RemoteProtocolError(f"the {what} of the response is malformed: {error}")
 
 
 def _check_trailer(line: bytes) -> None:
-    """Trailers are read by nobody, but must not say where a body ends (RFC 9110, 6.5.1)."""
+    """Check one trailer. Trailers are ignored, but must not change where a body ends (RFC 9110,
+    6.5.1)."""
     field = _FIELD.fullmatch(line)
     if field is None or field[1].lower() in {b"content-length", b"transfer-encoding"}:
         raise httpx.RemoteProtocolError("the chunks are malformed: not a trailer")
 
 
 class _ChunkCallbacks:
-    """What httptools finds in a chunked body."""
+    """Receives the chunks that httptools finds."""
 
     __slots__ = ("data", "end", "on_body")
 
     def __init__(self) -> None:
         self.data: list[bytes] = []
         self.end = 0
-        """So many pieces of `data` are the body's; -1 while it has not ended."""
+        """How many items of `data` belong to the body; -1 while it has not ended."""
         self.on_body = self.data.append
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One line of the trailers."""
+        """Check one trailer."""
         if self.end < 0:
             _check_trailer(b"%b:%b\r\n" % (name, value))
 
     def on_message_complete(self) -> None:
-        """The body has ended. What follows may be another response, of which this is told too."""
+        """Record the end of the body. What follows may look like another response, for which this
+        is called too."""
         if self.end < 0:
             self.end = len(self.data)
 
 
 class _FastChunks:
-    """By httptools."""
+    """Decodes chunks with httptools."""
 
     __slots__ = ("_found", "_parser", "data")
 
@@ -194,16 +198,16 @@ class _FastChunks:
         self.data = self._found.data
         self._parser = httptools.HttpResponseParser(self._found)
         self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        self._found.end = -1  # it begins
+        self._found.end = -1  # the body begins
 
     @property
     def ended(self) -> bool:
-        """True once the last chunk and the trailers have come."""
+        """True once the last chunk and the trailers have arrived."""
         return self._found.end >= 0
 
     def feed(self, data: bytes) -> bool:
-        """Decode; the last byte by itself, since httptools does not tell where a body ended: one
-        that has ended before its last byte has something after it."""
+        """Decode these bytes. The last byte is passed separately, since httptools does not report
+        where a body ended: if it ends before the last byte, something follows it."""
         found = self._found
         try:
             self._parser.feed_data(memoryview(data)[:-1])
@@ -219,7 +223,7 @@ class _FastChunks:
 
 
 class _PlainChunks:
-    """Without httptools, and as strict."""
+    """Decodes chunks without httptools, equally strictly."""
 
     __slots__ = ("_in_trailers", "_left", "_rest", "data", "ended")
 
@@ -228,11 +232,11 @@ class _PlainChunks:
         self.ended = False
         self._rest = b""
         self._left = 0
-        """Bytes of the chunk that are still to come, its CRLF among them."""
+        """Bytes of the chunk that have not arrived yet, including its CRLF."""
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bool:
-        """Decode; True if there are bytes after the body."""
+        """Decode these bytes. Returns True if there are bytes after the body."""
         data, at = self._rest + data, 0
         while at < len(data) and not self.ended:
             if self._left > 2:
@@ -267,13 +271,13 @@ class _PlainChunks:
 
 
 def parse(head: bytes) -> Head:
-    """Parse a head that `well_formed` has passed. Raises RemoteProtocolError."""
+    """Parse a head that `well_formed` has accepted. Raises RemoteProtocolError."""
     read = _parse_fast if FAST else _parse_h11
-    if head[9:12] == b"101":  # both take an upgrade for the end of their work: it passes as 200
+    if head[9:12] == b"101":  # both parsers stop at an upgrade, so it is parsed as 200
         return read(head[:9] + b"200" + head[12:])._replace(status=101)
     return read(head)
 
 
 def chunks() -> Chunks:
-    """A decoder for one chunked body."""
+    """Create a decoder for one chunked body."""
     return _FastChunks() if FAST else _PlainChunks()

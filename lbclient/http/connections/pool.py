@@ -1,8 +1,9 @@
-"""Which connection carries the next request: the idle ones, those in use, and who holds which.
+"""Chooses the connection of the next request: idle connections, connections in use, and their
+leases.
 
-One stack of idle connections for each instance, one limit over all instances of a transport. A
-connection is recorded in the lease of a call before it leaves its stack, so an exception that comes
-between any two lines loses none (see "An exception may come between any two lines" in the design).
+There is one stack of idle connections per instance, and one limit for all instances of a transport.
+A connection is recorded in the lease of a call before it leaves its stack, so an exception between
+any two lines loses no connection (see "An exception may come between any two lines" in the design).
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ __all__ = [
 C = TypeVar("C", bound=Connection)
 S = TypeVar("S")
 IdleStack = deque[C]
-"""The idle connections to one instance. The one that was used last is used next, so that a few stay
-warm and the rest can close (HAProxy's and Go's net/http's order)."""
+"""The idle connections to one instance. The one used last is used next, so that a few stay warm and
+the others can be closed (HAProxy and Go's net/http use the same order)."""
 
 
 class KeepAlivePool(Generic[C]):
     """The idle connections of one transport, to all of its instances.
 
-    Whichever has been idle longest is closed first: after `expiry` seconds (None: never), when
-    there are more than `most` in all, or more than `each` to one instance. Every step is O(1).
+    The connection that has been idle longest is closed first: after `expiry` seconds (None: never),
+    if there are more than `most` in total, or more than `each` to one instance. Every step is O(1).
     """
 
     def __init__(
@@ -53,27 +54,30 @@ class KeepAlivePool(Generic[C]):
     ) -> None:
         self.lock = threading.Lock()
         self.lost: deque[Any] = deque()
-        """Leases that were dropped, since an exception came from outside: each has a `drop`."""
+        """Leases that were dropped because an exception came from outside. Each has a method
+        `drop`."""
         self.expiry = expiry
         self.clock = clock
         self.watched = expiry is None
-        """True where a look at idle connections is planned, or none expires: nobody is woken."""
+        """True if a check of the idle connections is scheduled, or if none expires: no wake-up is
+        needed."""
         self.look_at = math.inf
-        """When somebody looks, by `clock`."""
+        """When the next check is due, by `clock`."""
         self.wake: Callable[[], object] | None = None
-        """Called when a connection becomes idle while the pool is not watched."""
+        """Called when a connection becomes idle while no check is scheduled."""
         self.summon: Callable[[], object] | None = None
         """Called by finalizers, on any thread, when a lease was lost."""
         self._most = most
         self._each = each
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
         self._not_before = -math.inf
-        """None has idled long enough before this time: the oldest only gets younger."""
+        """No connection expires before this time: while connections come and go, the oldest one
+        only becomes younger."""
         fork.track(self)
 
     def after_fork(self) -> None:
-        """In a child, which may still close a response of the parent's: some thread that is not
-        there may hold the lock, and have left things half done."""
+        """Start empty in a forked child. It may still close a response of the parent's, and a
+        thread that does not exist here may hold the lock, or have left a change half done."""
         self.lock = threading.Lock()
         self._since = OrderedDict()
         self.wake = self.summon = None
@@ -82,10 +86,10 @@ class KeepAlivePool(Generic[C]):
         return len(self._since)
 
     def put(self, connection: C, stack: IdleStack[C]) -> Sequence[C]:
-        """It is idle from now on. Returns those to close."""
+        """Add a connection that becomes idle. Returns the connections to close."""
         now = self.clock()
         with self.lock:
-            if connection in self._since:  # an exception came after this had been done
+            if connection in self._since:  # an exception interrupted an earlier call after this
                 return ()
             connection.idle_since = now
             self._since[connection] = stack, now
@@ -101,7 +105,7 @@ class KeepAlivePool(Generic[C]):
         return gone
 
     def take(self, lease: ConnectionLease[C], stack: IdleStack[C]) -> C | None:
-        """The connection of this stack that was used last, recorded in the lease."""
+        """Take the connection of this stack that was used last, and record it in the lease."""
         with self.lock:
             if not stack:
                 return None
@@ -113,12 +117,12 @@ class KeepAlivePool(Generic[C]):
             return connection
 
     def clear(self, stack: IdleStack[C]) -> Sequence[C]:
-        """All of this stack, to be closed."""
+        """Remove all connections of this stack, and return them to be closed."""
         with self.lock:
             return [self._out(stack) for _ in range(len(stack))]
 
     def expired(self) -> Sequence[C]:
-        """Those to close now."""
+        """Remove the connections that must be closed now, and return them."""
         now = self.clock()
         with self.lock:
             gone = []
@@ -134,8 +138,9 @@ class KeepAlivePool(Generic[C]):
             lease.drop()
 
     def watch(self, look: Callable[[float], object]) -> None:
-        """Something is idle: have `look(seconds)` call `sweep` and `next_look` then. Calls wake
-        nobody until `next_look` finds nothing idle."""
+        """Schedule a check, since a connection is idle: `look(seconds)` must call `sweep` and
+        `next_look` after that time. No call schedules another until `next_look` finds nothing
+        idle."""
         if (expiry := self.expiry) is None:
             return
         self.look_at = self.clock() + expiry
@@ -147,8 +152,8 @@ class KeepAlivePool(Generic[C]):
             raise
 
     def next_look(self) -> float:
-        """When to look again, by `clock`: `math.inf` while nothing is idle, and then nobody watches
-        any more."""
+        """Return when to check again, by `clock`. If nothing is idle it is `math.inf`, and no check
+        is scheduled any more."""
         with self.lock:
             self.watched = self.expiry is None or bool(self._since)
             if self.expiry is None or not self._since:
@@ -159,7 +164,8 @@ class KeepAlivePool(Generic[C]):
             return self.look_at
 
     def lose(self, lease: Any) -> None:
-        """A finalizer has found this lease dropped, and can close nothing itself."""
+        """Note a lease that was dropped. Called by its finalizer, which cannot close anything
+        itself."""
         self.lost.append(lease)
         if self.summon is not None:
             self.summon()
@@ -175,25 +181,25 @@ class KeepAlivePool(Generic[C]):
 
     def _out(self, stack: IdleStack[C]) -> C:
         connection = stack.popleft()
-        self._since.pop(connection, None)  # after a fork it need not be there
+        self._since.pop(connection, None)  # after a fork it may be missing
         return connection
 
     def _oldest(self) -> C:
         connection, (stack, _) = self._since.popitem(last=False)
-        if stack and stack[0] is connection:  # else an exception came in the middle of `take`
+        if stack and stack[0] is connection:  # not if an exception interrupted `take`
             stack.popleft()
         return connection
 
 
 def each(lost: deque[S]) -> Iterator[S]:
-    """Each once, whichever other thread takes from it meanwhile."""
+    """Yield and remove each item, also if other threads remove some meanwhile."""
     with contextlib.suppress(IndexError):
         while True:
             yield lost.popleft()
 
 
 def pool_of(options: WireOptions) -> KeepAlivePool[C]:
-    """An empty pool with these limits."""
+    """Create an empty pool with the limits of these options."""
     limits = options.limits
     return KeepAlivePool(
         limits.keepalive_expiry, options.max_idle, limits.max_keepalive_connections
@@ -208,31 +214,31 @@ class ConnectionLease(Generic[C]):
     def __init__(self, connections: InstanceConnections[C]) -> None:
         self.connection: C | None = None
         self.use = 0
-        """Which use of the connection this is: it may be another's, later on."""
+        """The number of this use of the connection: later another call may use it."""
         self.idle_end = False
-        """True where the response only ended a connection that had been idle."""
+        """True if the response only ended a connection that had been idle."""
         self._connections = connections
 
     def __del__(self) -> None:
-        if getattr(self, "connection", None) is not None:  # an exception came from outside
+        if getattr(self, "connection", None) is not None:  # the call was interrupted from outside
             self._connections.idle.lose(self)
 
     def end(self, *, reusable: bool) -> None:
-        """Put the connection back, or close it. More than once does no harm."""
+        """Return the connection to the pool, or close it. Ending again does nothing."""
         if (connection := self.connection) is not None:
             self._connections.leave(connection, reusable=reusable)
             self.connection = None
 
     def interrupt(self) -> None:
-        """Wake the thread that waits for the connection: nobody needs its response any more."""
+        """Wake the thread that waits for the connection, since its response is no longer needed."""
         connections = self._connections
-        with connections.idle.lock:  # so that nobody else takes it at this moment
+        with connections.idle.lock:  # so that no other call takes it at this moment
             connection = self.connection
             if connection is not None and connection.uses == self.use:
                 connection.shut()
 
     def drop(self) -> None:
-        """Close the connection, unless it is another's by now."""
+        """Close the connection, unless another call uses it by now."""
         self.interrupt()
         connection = self.connection
         if connection is not None and connection.uses == self.use:
@@ -247,26 +253,26 @@ class InstanceConnections(Generic[C]):
         self.idle = idle
         self.liveness = InstanceLiveness()
         self.retired = False
-        """True once no connection is kept any more."""
+        """True once connections are no longer kept."""
         self._used: dict[C, tuple[weakref.ref[ConnectionLease[C]], int]] = {}
-        """Those in use, by whom, and which use that is."""
+        """The connections in use, each with its lease and the number of the use."""
         self._stack: IdleStack[C] = deque()
 
     @property
     def is_idle(self) -> bool:
-        """True where none is in use."""
+        """True if no connection is in use."""
         return not self._used
 
     def all(self) -> Sequence[C]:
-        """Those in use, and the idle ones. Without the lock, which a thread that is not there may
-        hold in a forked child; a copy of either is made in one step."""
+        """Return the connections in use and the idle ones. It does not take the lock, which in a
+        forked child a thread may hold that does not exist there. Each copy is made in one step."""
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:
-        """Lease an idle connection on which nothing has arrived; None where there is none.
+        """Lease an idle connection on which nothing has arrived; None if there is none.
 
-        What has arrived is its end, or belongs to nobody: it must not be read as the response to
-        the next request.
+        Bytes that have arrived are the end of the connection, or belong to no request: they must
+        not be read as the response to the next one.
         """
         idle, liveness = self.idle, self.liveness
         while (connection := idle.take(lease, self._stack)) is not None:
@@ -275,7 +281,7 @@ class InstanceConnections(Generic[C]):
             if not (
                 (expiry is not None and idle.clock() - connection.idle_since >= expiry)
                 or connection.closed
-                or self.retired  # whoever closed it may have come just before `_used` was set
+                or self.retired  # `drain` may have run just before `_used` was set
                 or connection.generation != liveness.generation
                 or (connection.readable() if connection.http2 is None else not connection.fresh)
             ):
@@ -291,19 +297,20 @@ class InstanceConnections(Generic[C]):
         self._used[connection] = weakref.ref(lease), 1
 
     def leave(self, connection: C, *, reusable: bool) -> None:
-        """One of them is not used any more."""
+        """Return a connection that is no longer used: it becomes idle, or is closed."""
         if not reusable or self.retired or connection.single_use:
             connection.close()
             self._used.pop(connection, None)
             return
-        self._used.pop(connection, None)  # before another call can have it
-        for one in self.idle.put(connection, self._stack):
-            one.close()
-        if self.retired:  # whoever retired it has looked for this one in vain
+        self._used.pop(connection, None)  # before another call can take it
+        for expired in self.idle.put(connection, self._stack):
+            expired.close()
+        if self.retired:  # `drain` ran meanwhile and did not find this connection
             self.drain()  # type: ignore[unreachable]  # another thread may have set it
 
     def _find_lost(self) -> None:
-        """Close what was in use by a call whose finalizer was interrupted too, and told nobody."""
+        """Close connections whose call was dropped, and whose finalizer was interrupted before it
+        could note this."""
         for connection, (lease, use) in list(self._used.items()):
             if lease() is None:
                 lost = ConnectionLease(self)
@@ -311,7 +318,7 @@ class InstanceConnections(Generic[C]):
                 lost.drop()
 
     def drain(self) -> None:
-        """Close what is idle now, and the rest once it is not used any more."""
+        """Close idle connections now, and the others when they are no longer used."""
         self.retired = True
-        for one in self.idle.clear(self._stack):
-            one.close()
+        for connection in self.idle.clear(self._stack):
+            connection.close()

@@ -1,4 +1,4 @@
-"""Bodies of responses that are read as they arrive, and what an upgrade leads to."""
+"""Response bodies that are read as they arrive, and connections after an upgrade."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ _DRAIN_SECONDS = 0.05
 
 
 class AsyncContent(httpx.AsyncByteStream):
-    """The body of an answer, on a wire of ours: each of its reads ends with the attempt, and
-    nothing cuts its closing short."""
+    """A response body on our own connections. Every read ends with the attempt, and a cancellation
+    cannot interrupt its closing."""
 
     async def whole(self) -> bytes:
-        """All of it."""
+        """Read all of it."""
         return b"".join([chunk async for chunk in self])
 
 
 class _Body:
-    """A body that arrives on a leased connection. The lease ends as soon as all of it is there."""
+    """A body that arrives on a leased connection. The lease ends as soon as the whole body has
+    arrived."""
 
     def __init__(
         self,
@@ -44,14 +45,14 @@ class _Body:
         trace: Any,
     ) -> None:
         self._trace = trace
-        """A Trace, or an AsyncTrace; None where nobody asked for one."""
+        """A Trace, or an AsyncTrace; None if the request asks for none."""
         self._lease = lease
         self._connection = connection
         self._exchange = exchange
         self._timeout = timeout
 
     def _taken(self) -> bytes:
-        """What has arrived."""
+        """Return what has arrived."""
         data = self._exchange.data
         taken = data[0] if len(data) == 1 else b"".join(data)
         data.clear()
@@ -72,12 +73,13 @@ class _Body:
 
     @property
     def _over(self) -> bool:
-        """True where nothing more will come."""
+        """True if nothing more will arrive."""
         exchange = self._exchange
         return exchange.complete or (exchange.upgraded and self._connection.ended)
 
     def _drain_timeout(self) -> float | None:
-        """How long a read may take while the rest is given up; None where it is too long."""
+        """Return the timeout of each read while the rest is discarded; None if the rest is too
+        long."""
         left = self._exchange.left
         if left is None or left > _DRAIN_BYTES:
             return None
@@ -85,7 +87,7 @@ class _Body:
 
 
 class ResponseBody(_Body, httpx.SyncByteStream):
-    """For threads."""
+    """A response body for threads."""
 
     def __iter__(self) -> Iterator[bytes]:
         exchange = self._exchange
@@ -100,13 +102,13 @@ class ResponseBody(_Body, httpx.SyncByteStream):
             self._trace.end()
 
     def drain(self) -> None:
-        """Read the rest, if it is short and comes soon, so that the connection can be kept."""
+        """Read the rest if it is short and arrives soon, so that the connection can be kept."""
         if (timeout := self._drain_timeout()) is not None:
             while not self._exchange.complete:
                 self._receive(self._read(timeout))
 
     def close(self) -> None:
-        """Give the connection back, or close it if there is more to come."""
+        """Return the connection to the pool, or close it if more would arrive."""
         self._lease.end(reusable=False)
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -126,8 +128,8 @@ class ResponseBody(_Body, httpx.SyncByteStream):
 
 
 class AsyncResponseBody(_Body, AsyncContent, AsyncIterator[bytes]):
-    """For event loops. It is no async generator, of which trio complains where it is not read to
-    its end."""
+    """A response body for event loops. It is not a generator, since trio warns about a generator
+    that is not read to its end."""
 
     def __aiter__(self) -> Self:
         return self
@@ -141,9 +143,9 @@ class AsyncResponseBody(_Body, AsyncContent, AsyncIterator[bytes]):
         return self._taken()
 
     async def whole(self) -> bytes:
-        """All of it."""
-        # Each part is copied while the processor's cache has it, and leaves its memory to the next:
-        # to join many in the end takes twice as long.
+        """Read all of it."""
+        # Each part is copied while it is in the processor's cache, and its memory is used for the
+        # next one. To join many parts at the end takes twice as long.
         content, data = io.BytesIO(), self._exchange.data
         content.writelines(data)
         while not self._over:
@@ -154,13 +156,13 @@ class AsyncResponseBody(_Body, AsyncContent, AsyncIterator[bytes]):
         return content.getvalue()
 
     async def drain(self) -> None:
-        """Read the rest, if it is short and comes soon, so that the connection can be kept."""
+        """Read the rest if it is short and arrives soon, so that the connection can be kept."""
         if (timeout := self._drain_timeout()) is not None:
             while not self._exchange.complete:
                 self._receive(await self._read(timeout))
 
     async def aclose(self) -> None:
-        """Give the connection back, or close it if there is more to come."""
+        """Return the connection to the pool, or close it if more would arrive."""
         self._lease.end(reusable=False)
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -179,7 +181,8 @@ class AsyncResponseBody(_Body, AsyncContent, AsyncIterator[bytes]):
 
 
 class _Raw(ConnectionInfo):
-    """The bytes of a connection that does not speak HTTP any more, in httpcore's terms."""
+    """The bytes of a connection that no longer speaks HTTP, with the methods of httpcore's
+    streams."""
 
     __slots__ = ("_exchange", "_rest")
 
@@ -189,7 +192,7 @@ class _Raw(ConnectionInfo):
         self._rest = b""
 
     def _kept(self, max_bytes: int) -> bytes:
-        """What has come with the response, or with an earlier read."""
+        """Return what came with the response, or is left from an earlier read."""
         if data := self._exchange.data:
             self._rest += b"".join(data)
             data.clear()
@@ -198,22 +201,23 @@ class _Raw(ConnectionInfo):
 
 
 class Upgraded(_Raw):
-    """After 101 or CONNECT, for threads: `response.extensions["network_stream"]`. It ends with the
-    response."""
+    """The connection after 101 or CONNECT, for threads: `response.extensions["network_stream"]`. It
+    ends with the response."""
 
     __slots__ = ()
 
     _connection: SocketConnection
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Some bytes; b"" at the end."""
+        """Return some bytes; b"" at the end."""
         if taken := self._kept(max_bytes):
             return taken
         self._rest = self._connection.read(timeout)
         return self._kept(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it. It waits for the peer to take it, whatever arrives meanwhile."""
+        """Send all of the data. It waits until the peer has taken it, whatever arrives
+        meanwhile."""
         self._connection.write_all(buffer, timeout)
 
     def start_tls(
@@ -222,7 +226,7 @@ class Upgraded(_Raw):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> Upgraded:
-        """Speak TLS from here on."""
+        """Start TLS."""
         name = server_hostname or self._connection.peer or ""
         self._connection.start_tls(ssl_context, name, timeout)
         return self
@@ -240,14 +244,14 @@ class AsyncUpgraded(_Raw):
     _connection: AsyncConnection
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Some bytes; b"" at the end."""
+        """Return some bytes; b"" at the end."""
         if taken := self._kept(max_bytes):
             return taken
         self._rest = await self._connection.read(timeout)
         return self._kept(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of it."""
+        """Send all of the data."""
         await self._connection.write(buffer, timeout)
 
     async def start_tls(
@@ -256,7 +260,7 @@ class AsyncUpgraded(_Raw):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> AsyncUpgraded:
-        """Speak TLS from here on."""
+        """Start TLS."""
         name = server_hostname or self._connection.peer or ""
         await self._connection.start_tls(ssl_context, name, timeout)
         return self

@@ -1,4 +1,4 @@
-"""Connections for threads: a socket, and TLS over it."""
+"""Connections for threads: a socket, optionally with TLS."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class SocketConnection(Connection):
         super().__init__()
         self._dialled: list[socket.socket] = []
         self._failure: httpx.WriteError | None = None
-        """What sending broke with, while there was still something to read."""
+        """The error that ended sending, while there was still something to read."""
         self._reset: BaseException | None = None
-        """What ended the connection, where that was told before everything was read."""
+        """The error that ended the connection, if it was reported before everything had been
+        read."""
         self._unsent = memoryview(b"")
 
     def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
         try:
             self._sock = sock = self._race(resolve(dial, timeout), dial, timeout)
             self._dialled.remove(sock)
@@ -54,7 +55,7 @@ class SocketConnection(Connection):
             raise httpx.ConnectError(_CLOSED)
 
     def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
-        """Speak TLS from here on. Raises ConnectError or ConnectTimeout."""
+        """Start TLS. Raises ConnectError or ConnectTimeout."""
         tls = Tls(context, name, self.protocols)
         try:
             done = tls.shake_hands(None)
@@ -67,7 +68,7 @@ class SocketConnection(Connection):
                     done = tls.shake_hands(data)
                 except httpx.ConnectError:
                     with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
-                        self._flush(tls, timeout)  # an alert, which says why
+                        self._flush(tls, timeout)  # an alert with the reason
                     raise
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             raise httpx.ConnectTimeout("the TLS handshake took too long") from error
@@ -77,7 +78,8 @@ class SocketConnection(Connection):
         self._arrived = tls.decrypt(None)
 
     def read(self, timeout: float | None) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. Raises ReadTimeout or ReadError."""
+        """Return bytes as soon as there are any; b"" at the end. Raises ReadTimeout or
+        ReadError."""
         if data := self._arrived:
             seconds_now(timeout, httpx.ReadTimeout)
             self._arrived = b""
@@ -88,7 +90,7 @@ class SocketConnection(Connection):
         else:
             while not tls.ended:
                 data = tls.decrypt(self._receive(timeout))
-                with contextlib.suppress(httpx.WriteError):  # the next read tells why
+                with contextlib.suppress(httpx.WriteError):  # the next read raises the reason
                     self._flush(tls, timeout)
                 if data:
                     return data
@@ -98,8 +100,8 @@ class SocketConnection(Connection):
         return b""
 
     def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
-        """Send all of it; False where something has arrived before all was sent. Then `read`, and
-        go on with `write(b"")`. Raises WriteTimeout or WriteError."""
+        """Send all of the data. Returns False if something has arrived before all was sent: then
+        call `read`, and continue with `write(b"")`. Raises WriteTimeout or WriteError."""
         if self._failure is not None:
             raise self._failure
         if self.closed:
@@ -116,20 +118,20 @@ class SocketConnection(Connection):
                 if self._hears(timeout):
                     return False
         except httpx.WriteError as error:
-            # A peer that refuses a body may answer and close: its answer is there to be read.
+            # A server that rejects a body may respond and close: its response can be read.
             if not self._take_in():
                 raise
             self._failure, self._reset = error, self._reset or error.__cause__
             return False
 
     def write_all(self, data: bytes, timeout: float | None) -> None:
-        """Send all of it, whatever arrives meanwhile."""
+        """Send all of the data, whatever arrives meanwhile."""
         rest = memoryview(data if self.tls is None else self.tls.encrypt(data))
         while rest := rest[self._send(rest) :]:
             self._await_writable(timeout)
 
     def readable(self) -> bool:
-        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        """Return True if unread bytes, or the end, have arrived. Never waits."""
         if self._arrived or self.ended or self._sock is None:
             return True
         if not (_arrives(self._sock, 0.0) if (poll := self._poll) is None else poll.poll(0)):
@@ -137,8 +139,8 @@ class SocketConnection(Connection):
         return self.tls is None or self._take_in()
 
     def shut(self) -> None:
-        """Wake a thread that waits for this connection. The descriptor stays, or it would soon be
-        another's while that thread still uses it."""
+        """Wake a thread that waits for this connection. The descriptor stays open: otherwise its
+        number would soon belong to another file while that thread still uses it."""
         self.closed = True
         for sock in (self._sock, *self._dialled):
             if sock is not None:
@@ -146,18 +148,18 @@ class SocketConnection(Connection):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close it; a thread that waits for it is woken."""
+        """Close it. A thread that waits for it is woken."""
         sock = self._sock
         if sock is not None and not self.closed and self.tls is not None:
             with contextlib.suppress(OSError, httpx.WriteError, httpx.WriteTimeout):
                 sock.send(self.tls.farewell())
         self.shut()
-        for one in (sock, *self._dialled):
-            if one is not None:
-                one.close()
+        for opened in (sock, *self._dialled):
+            if opened is not None:
+                opened.close()
 
     def detach_after_fork(self) -> None:
-        """Let go of the parent's socket."""
+        """Release the parent's socket."""
         self.closed = True
         if self._sock is not None:
             self._sock.close()
@@ -165,7 +167,7 @@ class SocketConnection(Connection):
     def _race(
         self, addresses: Sequence[Address], dial: Dial, timeout: float | None
     ) -> socket.socket:
-        """The first socket that is connected. `_dialled` has all of them."""
+        """Return the first socket that is connected. `_dialled` has all of them."""
         waiting, failure = list(addresses), None
         seconds = seconds_now(timeout)
         end = None if seconds is None else time.monotonic() + seconds
@@ -186,7 +188,7 @@ class SocketConnection(Connection):
                     begin_next = now + ATTEMPT_DELAY
                 del waiting[0]
                 continue
-            until = [one for one in (end, begin_next if waiting else None) if one is not None]
+            until = [at for at in (end, begin_next if waiting else None) if at is not None]
             for sock in _connected(pending, min(until) - now if until else None):
                 pending.remove(sock)
                 if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
@@ -211,7 +213,7 @@ class SocketConnection(Connection):
         except (OSError, ValueError) as error:
             raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
         if not data:
-            if self.closed:  # it did not end: another thread has shut it
+            if self.closed:  # another thread has shut the connection; the peer did not end it
                 raise httpx.ReadError(_CLOSED)
             self.ended = True
         return data
@@ -228,9 +230,11 @@ class SocketConnection(Connection):
             raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
 
     def _flush(self, tls: Tls, timeout: float | None) -> None:
-        """Send what TLS itself has to say."""
+        """Send the bytes that TLS itself wants to send."""
         out = memoryview(tls.outgoing())
-        while out:  # to send nothing would take the kernel's word on a reset from the next read
+        while (
+            out
+        ):  # sending nothing would take the kernel's error (a reset) away from the next read
             if out := out[self._send(out) :]:
                 self._await_writable(timeout)
 
@@ -259,7 +263,7 @@ class SocketConnection(Connection):
                 return False
 
     def _take_in(self) -> bool:
-        """Take in what has arrived, without any wait; True if there is something to read."""
+        """Receive what has arrived, without waiting. Returns True if there is something to read."""
         sock = self._sock
         if sock is None or self._arrived or self.ended:
             return True
@@ -290,7 +294,7 @@ def _begun(sock: socket.socket, address: Address) -> socket.socket:
 
 
 def _connected(sockets: Sequence[socket.socket], seconds: float | None) -> Sequence[socket.socket]:
-    """Those that have connected, or failed to, within the time."""
+    """Return the sockets that have connected, or have failed to, within the time."""
     if not hasattr(select, "poll"):  # as below
         return select.select([], sockets, [], seconds)[1]
     poll = select.poll()
@@ -308,12 +312,12 @@ def _connect_error(error: OSError) -> httpx.ConnectError:
 
 
 def _arrives(sock: socket.socket, seconds: float | None) -> bool:
-    """Wait until something has arrived, or the connection has ended, where there is no poll."""
+    """Wait until something has arrived, or the connection has ended, on systems without `poll`."""
     return bool(_ready(sock, seconds, to_read=True, to_write=False))
 
 
 def _ready(sock: socket.socket, seconds: float | None, *, to_read: bool, to_write: bool) -> int:
-    """What can be done with a socket now, or within the time: 0 for nothing."""
+    """Return what can be done with a socket now, or within the time: 0 for nothing."""
     if not hasattr(select, "poll"):  # as above; eventlet makes `select` green
         watched = [sock] if to_read else [], [sock] if to_write else []
         to_read_now, to_write_now, _ = select.select(*watched, [], seconds)

@@ -1,7 +1,7 @@
 """Timeouts that end with the attempt.
 
-httpx's timeouts are for one read or write each, so a server that sends a byte at a time outlives
-them. A `DeadlineTimeout` bounds each of them by what is left of the attempt.
+httpx's timeouts apply to each read or write, so a server that sends one byte at a time never
+exceeds them. A `DeadlineTimeout` also bounds each of them by the time that the attempt has left.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .._compat import httpx
 __all__ = ["SHORTEST", "DeadlineTimeout", "seconds_now"]
 
 SHORTEST = 0.001
-"""A timeout of 0 would mean a socket that never waits."""
+"""The shortest timeout in seconds. With a timeout of 0 a socket would not wait at all."""
 
 
 class DeadlineTimeout(float):
-    """A timeout in seconds (None: none of its own) that also ends when the attempt does.
+    """A timeout in seconds that also ends when the attempt does. None means that it ends only then.
 
-    It is a float, so that it can be handed to a transport of the caller's own.
+    It is a float, so that it can be passed to a caller's own transport.
     """
 
     __slots__ = ("_expiry", "_seconds")
@@ -32,35 +32,35 @@ class DeadlineTimeout(float):
     _seconds: float | None
 
     def __new__(cls, seconds: float | None, expiry: Expiry) -> Self:
-        """Bound `seconds` by what is left of the attempt."""
+        """Bound `seconds` by the time that the attempt has left."""
         left = expiry.left()
         made = super().__new__(cls, left if seconds is None else min(seconds, left))
         made._seconds, made._expiry = seconds, expiry
         return made
 
     def now(self) -> float | None:
-        """Seconds that one operation may take from now on; None without any limit."""
+        """Return the seconds that one operation may take from now on; None for no limit."""
         left = max(SHORTEST, self._expiry.left())
         if self._seconds is None:
             return None if left == math.inf else left
         return min(self._seconds, left)
 
     def left(self) -> float | None:
-        """Seconds until the attempt ends, whatever one operation may take; None for no end."""
+        """Return the seconds until the attempt ends; None if it has no end."""
         left = self._expiry.left()
         return None if left == math.inf else left
 
     @property
     def seconds(self) -> float | None:
-        """The timeout itself, whatever is left of the attempt."""
+        """The timeout itself, regardless of the time that the attempt has left."""
         return self._seconds
 
     def noticed(self) -> None:
-        """The attempt ends now, because its time is up."""
+        """Record that the attempt ends because its time is up."""
         self._expiry.noticed()
 
     def excuse(self) -> None:
-        """The end of the attempt says nothing of its instance."""
+        """Record that the end of the attempt says nothing about its instance."""
         self._expiry.missed = True
 
     def interruptible(self, interrupt: Callable[[], object]) -> None:
@@ -69,17 +69,17 @@ class DeadlineTimeout(float):
 
     @property
     def over(self) -> bool:
-        """True from the end of the attempt on."""
+        """True once the time of the attempt is up."""
         return not self._expiry.left()
 
 
 def seconds_now(
     timeout: float | None, error: type[httpx.TimeoutException] = httpx.ConnectTimeout
 ) -> float | None:
-    """Seconds that one operation may take, from now on; None without any limit.
+    """Return the seconds that one operation may take from now on; None for no limit.
 
-    Raises `error` once the attempt has ended: bytes that have arrived are read without any wait, so
-    a peer that sends without end would never run into a timeout.
+    Raises `error` once the attempt's time is up. This is needed since bytes that have arrived are
+    read without waiting, so a server that sends without end would never exceed a timeout.
     """
     if timeout.__class__ is not DeadlineTimeout:
         return timeout

@@ -1,8 +1,8 @@
 """TLS without I/O, the same for threads, asyncio and trio.
 
-Not by asyncio's own: that loses what it has decrypted when an error follows, and uvloop's loses the
-end of a body while reading is paused. Nor by `SSLSocket`, which cannot tell whether what has
-arrived is a response or only a session ticket, without reading it.
+asyncio's own TLS is not used, since it loses decrypted bytes when an error follows, and uvloop's
+loses the end of a body while reading is paused. `SSLSocket` is not used, since it cannot tell
+without reading whether a response has arrived or only a session ticket.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ __all__ = ["Tls"]
 
 _READ = 64 * 1024
 _CONTEXTS: dict[str, threading.Lock] = {}
-"""The lock under which connections are made from contexts; made at import, gevent could not replace
-it."""
+"""Has the lock that is held while a context wraps a connection. It is created when first needed:
+gevent could not replace a lock that was created at import."""
 
 
 class Tls:
-    """The TLS of one connection. Bytes from the peer go in by `decrypt`; what is to be sent to it
-    comes out of `encrypt` and `outgoing`."""
+    """The TLS of one connection. `decrypt` takes bytes from the peer. `encrypt` and `outgoing`
+    return what must be sent to it."""
 
     __slots__ = ("_incoming", "_lock", "_outgoing", "clean_end", "ended", "failure", "object")
 
     def __init__(
         self, context: ssl.SSLContext, server_hostname: str, protocols: Sequence[str] = ()
     ) -> None:
-        """`protocols` are offered to the peer (ALPN). Without any, the context is not changed."""
+        """`protocols` are offered to the peer (ALPN). If there are none, the context is not
+        changed."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         with _CONTEXTS.setdefault("lock", threading.Lock()):
             if protocols:
@@ -39,21 +40,24 @@ class Tls:
             self.object = context.wrap_bio(
                 self._incoming, self._outgoing, server_hostname=server_hostname
             )
-            if protocols:  # it may be the caller's, who may use it for HTTP/1.1 too
+            if protocols:  # it may be a caller's context, which may also be used for HTTP/1.1
                 context.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
-        """After an upgrade one thread may read while another writes; OpenSSL bears no two."""
+        """After an upgrade one thread may read while another writes, and OpenSSL does not allow
+        both at once."""
         self.ended = False
-        """True where nothing more will be decrypted."""
+        """True if nothing more will be decrypted."""
         self.clean_end = False
-        """True where the peer has announced the end (close_notify)."""
+        """True if the peer has announced the end (close_notify)."""
         self.failure: ssl.SSLError | None = None
-        """What has ended it, to be raised once everything decrypted before has been read."""
+        """The error that ended it. It is raised once everything that was decrypted before has been
+        read."""
 
     def shake_hands(self, data: bytes | None) -> bool:
-        """Go on with the handshake; True once it is done. None begins it, b"" is the end.
+        """Continue the handshake. Returns True when it is done. None begins it, b"" means that the
+        connection has ended.
 
-        Raises ConnectError. What is `outgoing` is to be sent in any case.
+        Raises ConnectError. The caller must send what is `outgoing`, also after an error.
         """
         if data is not None:
             self._feed(data)
@@ -68,14 +72,14 @@ class Tls:
         return True
 
     def outgoing(self) -> bytes:
-        """What is to be sent now."""
+        """Return what must be sent now."""
         if not self._outgoing.pending:
             return b""
         with self._lock:
             return self._outgoing.read()
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
-        """What to send for these bytes. Raises WriteError."""
+        """Return the bytes to send for this data. Raises WriteError."""
         try:
             with self._lock:
                 self.object.write(data)
@@ -84,8 +88,8 @@ class Tls:
             raise httpx.WriteError(str(error)) from error
 
     def decrypt(self, data: bytes | None) -> bytes:
-        """What these bytes say; b"" if that is not clear yet, or at the end. None adds nothing to
-        what came with the handshake, b"" is the end of the connection."""
+        """Return the decrypted bytes; b"" if there are none yet, or at the end. None adds nothing
+        to what came with the handshake; b"" means that the connection has ended."""
         parts: list[bytes] = []
         try:
             with self._lock:
@@ -106,13 +110,13 @@ class Tls:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def farewell(self) -> bytes:
-        """What announces our end of it (close_notify)."""
+        """Return the bytes that announce our end of the connection (close_notify)."""
         with contextlib.suppress(ssl.SSLError, ValueError), self._lock:
             self.object.unwrap()
         return self.outgoing()
 
     def raise_failure(self) -> None:
-        """Raise what has ended it, if that was no orderly end."""
+        """Raise the error that ended it, unless the end was orderly."""
         if self.failure is not None:
             raise httpx.ReadError(str(self.failure)) from self.failure
 

@@ -1,4 +1,4 @@
-"""The `trace` extension: a function of the caller's that is told each step, in httpcore's words."""
+"""The `trace` extension: a caller's function that is told of each step, as by httpcore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["AsyncTrace", "Trace"]
 
 
 class _Steps:
-    """The step under way, and what is told of it."""
+    """The current step, and what the function is told of it."""
 
     def __init__(self, tell: Callable[[str, Mapping[str, object]], Any], request: object) -> None:
         self._tell = tell
@@ -28,72 +28,72 @@ class _Steps:
 
 
 class Trace(_Steps):
-    """For threads."""
+    """Tells the trace function of each step, on threads."""
 
     _tell: Callable[[str, Mapping[str, object]], object]
 
     @classmethod
     def of(cls, extensions: Mapping[str, Any], request: httpx.Request) -> Trace | None:
-        """The one that the request asks for."""
+        """Return the trace that the request asks for, if any."""
         tell = extensions.get("trace")
         return None if tell is None else cls(tell, request)
 
     def begin(self, step: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._tell(*self._started(step))
 
     def end(self, result: object = None) -> None:
-        """The step under way has ended well."""
+        """End the current step, which has succeeded."""
         self._tell(*self._ended("complete", {"return_value": result}))
 
     def next(self, step: str) -> None:
-        """The step under way has ended well, and another begins."""
+        """End the current step, which has succeeded, and begin another."""
         self.end()
         self.begin(step)
 
     def fail(self, error: BaseException) -> None:
-        """The step under way has failed."""
+        """End the current step, which has failed."""
         if self._step:
             self._tell(*self._ended("failed", {"exception": error}))
 
     def whole(self, *steps: str) -> None:
-        """Steps that take no time."""
+        """Begin and end steps that take no time."""
         for step in steps:
             self.begin(step)
             self.end()
 
 
 class AsyncTrace(_Steps):
-    """For event loops."""
+    """Tells the trace function of each step, on event loops."""
 
     _tell: Callable[[str, Mapping[str, object]], Awaitable[object]]
 
     @classmethod
     def of(cls, extensions: Mapping[str, Any], request: httpx.Request) -> AsyncTrace | None:
-        """The one that the request asks for."""
+        """Return the trace that the request asks for, if any."""
         tell = extensions.get("trace")
         return None if tell is None else cls(tell, request)
 
     async def begin(self, step: str) -> None:
-        """A step begins."""
+        """Begin a step."""
         await self._tell(*self._started(step))
 
     async def end(self, result: object = None) -> None:
-        """The step under way has ended well."""
+        """End the current step, which has succeeded."""
         await self._tell(*self._ended("complete", {"return_value": result}))
 
     async def next(self, step: str) -> None:
-        """The step under way has ended well, and another begins."""
+        """End the current step, which has succeeded, and begin another."""
         await self.end()
         await self.begin(step)
 
     async def fail(self, error: BaseException) -> None:
-        """The step under way has failed."""
+        """End the current step, which has failed."""
         if self._step:
             await self._tell(*self._ended("failed", {"exception": error}))
 
     async def whole(self, *steps: str) -> None:
-        """Steps that take no time."""
+        """Begin and end steps that take no time."""
         for step in steps:
             await self.begin(step)
             await self.end()

@@ -1,13 +1,13 @@
-"""The transports of one client: one an instance, made when it is first called, closed once it has
-left.
+"""The transports of one client: one per instance, created when it is first called, closed after it
+has left.
 
-Nobody has to call for connections to close. `Pool.listen` tells when instances have left; what has
-been idle for too long, or was dropped, is closed on the control plane's scheduler, or by a timer of
-the event loop. These keep no client alive, and run only while something is idle.
+Connections close without another call. `Pool.listen` reports when instances have left. Connections
+that have been idle for too long, or were dropped, are closed by the control plane's scheduler or by
+a timer of the event loop. These keep no client alive, and run only while something is idle.
 
-A client may outlive an event loop and be used in the next one (`asyncio.run` once a job), or in
-several at the same time. A connection can not. So each loop has transports of its own; they are
-closed as it ends.
+A client may outlive an event loop and be used in the next one (`asyncio.run` once per job), or in
+several at the same time. A connection cannot. So each loop has its own transports, which are closed
+when the loop ends.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ __all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "Tran
 
 _JITTER = 0.1
 _AT_ONCE = 32
-"""So many are closed before one call: thousands may leave together, and one call pays for few."""
+"""The most transports that are closed before one call. Thousands of instances may leave together,
+and one call should not pay for all of them."""
 
 
 W = TypeVar("W", bound=BaseInstanceTransport)
 S = TypeVar("S")
 inherited: list[object] = []
-"""What a child may neither use nor finalize: a caller's transports, what an event loop owns."""
+"""What a forked child must neither use nor finalize: a caller's transports, and what belongs to the
+parent's event loops."""
 
 _ELSEWHERE = 1.0
 """Seconds to wait for another loop to close its connections: it may be busy."""
@@ -64,10 +66,11 @@ logger = logging.getLogger(__name__)
 
 
 class BaseTransportPool(ABC, Generic[W, S]):
-    """`make` makes the wire to one endpoint of `pool`; idle connections of all have one limit.
+    """The transports to the endpoints of `pool`. `make` creates one. All share one limit of idle
+    connections.
 
-    A wire is `max_connection_age` old at the most, less up to a tenth by the dice; then a new one
-    takes its place, and what is under way on the old one goes on.
+    A transport is at most `max_connection_age` old, less a random part of up to a tenth. Then a new
+    one replaces it, and calls on the old one continue.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         rng: random.Random,
     ) -> None:
         self.lost: deque[S] = deque()
-        """Bodies that their callers dropped unclosed."""
+        """Bodies that callers dropped without closing them."""
         self._pool = pool
         self._make = make
         self._max_age = options.max_connection_age
@@ -87,15 +90,15 @@ class BaseTransportPool(ABC, Generic[W, S]):
         self._idle: KeepAlivePool[Any] = self._new_idle()
         self._transports: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self.leaving: deque[tuple[Endpoint, W]] = deque()
-        """Wires that keep no connection any more. Each is closed once no call uses it."""
-        self._lock = threading.RLock()  # what makes a wire may be the caller's, and use this one
+        """Transports that keep no connections any more. Each is closed once no call uses it."""
+        self._lock = threading.RLock()  # a caller's transport factory may use this client
         self._seen = 0
         self._closed = False
         self._closing = Complaint(log_now, "a transport", "could not be closed")
 
     def to(self, endpoint: Endpoint, now: float) -> W:
-        """The wire to an instance; a new one where its addresses are others than before, or where
-        it is too old."""
+        """Return the transport to an instance. It is a new one if the instance's addresses have
+        changed, or if the old one has reached its age."""
         known = self._transports.get(endpoint)
         if known is not None and known[0] is endpoint.instance.addresses and now < known[2]:
             return known[1]
@@ -103,18 +106,19 @@ class BaseTransportPool(ABC, Generic[W, S]):
 
     @property
     def needs_cleanup(self) -> bool:
-        """True where there may be something to close."""
+        """True if there may be something to close."""
         return bool(
             self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving
         )
 
     def lose(self, body: S) -> None:
-        """A finalizer has found this body dropped by its caller, and can close nothing itself."""
+        """Note a body that its caller dropped. Called by its finalizer, which cannot close anything
+        itself."""
         self.lost.append(body)
         self._summon()
 
     def detach_after_fork(self) -> None:
-        """In a forked child: the parent's connections are the parent's."""
+        """In a forked child: leave the parent's connections to the parent."""
         transports = self._all()
         self._lock = threading.RLock()
         self._transports, self.leaving = {}, deque()
@@ -130,15 +134,16 @@ class BaseTransportPool(ABC, Generic[W, S]):
 
     @abstractmethod
     def _wake(self) -> None:
-        """Connections are idle: have them swept when the first of them is due."""
+        """Schedule a check of the idle connections for when the first of them expires."""
 
     @abstractmethod
     def _summon(self) -> None:
-        """Something was dropped: have it closed soon. For finalizers, on any thread."""
+        """Have something that was dropped closed soon. Called by finalizers, on any thread."""
 
     @contextlib.contextmanager
     def _told(self, what: object) -> Iterator[None]:
-        """A caller's own transport may fail to close: nothing for whoever calls next to hear."""
+        """Log if a caller's own transport fails to close: the next call must not get its
+        exception."""
         try:
             yield
         except Exception as error:
@@ -175,7 +180,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         return now + self._max_age * (1 - _JITTER * self._rng.random())
 
     def _departed(self) -> Iterator[tuple[Endpoint, W]]:
-        """Some wires to close: nobody uses them any more, and nobody will."""
+        """Yield some transports to close, which no call uses any more, and none will."""
         with self._lock:
             if self._seen != self._pool.membership:
                 self._seen = self._pool.membership
@@ -191,7 +196,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
                 else:
                     yield one
         finally:
-            self.leaving.extend(some)  # those left when a closing was cancelled
+            self.leaving.extend(some)  # those that are left if closing was cancelled
 
     def _all(self) -> Sequence[W]:
         return [transport for _, transport, _ in self._transports.values()] + [
@@ -199,7 +204,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         ]
 
     def _taken(self) -> Sequence[W]:
-        """Every wire, handed over for closing."""
+        """Remove all transports, and return them to be closed."""
         with self._lock:
             transports = self._all()
             self._transports, self.leaving = {}, deque()
@@ -207,7 +212,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
 
 
 class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
-    """The wires of a transport for threads. They are a job of the control plane's scheduler."""
+    """The transports of a client for threads. It is a job of the control plane's scheduler."""
 
     turn = -1
     busy = False
@@ -235,15 +240,15 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
 
     @property
     def quick(self) -> bool:
-        """False where a caller's own transport may block while it closes a body."""
+        """False if a caller's own transport may block while it closes a body."""
         return not self.lost
 
     def clock(self) -> float:
-        """Monotonic seconds."""
+        """Return monotonic seconds."""
         return self._idle.clock()
 
     def claim(self) -> bool:
-        """True: rounds do not disturb each other."""
+        """Return True: rounds do not disturb each other."""
         return True
 
     def run(self) -> None:
@@ -253,14 +258,14 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
         self._idle.next_look()
 
     def after_fork(self) -> None:
-        """In a child: connections of its own."""
+        """In a forked child: start with no connections."""
         self.detach_after_fork()
 
     def tidy(self) -> None:
-        """Close what was lost and what has left."""
+        """Close what was dropped, and the transports to instances that have left."""
         self._idle.sweep()
         for endpoint, transport in self._departed():
-            if not endpoint.in_flight:  # else a call may be just about to use it
+            if not endpoint.in_flight:  # otherwise a call may be about to use it
                 with self._told(transport):
                     transport.close()
         self._close_lost()
@@ -283,17 +288,18 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
             THREAD_SCHEDULER.schedule(self)
 
     def close(self) -> None:
-        """Close every wire, and make no other. What one of them raises is raised after that."""
+        """Close all transports, and create no other. An exception of one of them is raised after
+        that."""
         self._closed = True
         self._idle.sweep()
-        self._close_lost()  # nobody looks for what was dropped any more
+        self._close_lost()  # later nothing checks for dropped bodies
         with contextlib.ExitStack() as stack:
             for transport in self._taken():
                 stack.callback(transport.close)
 
 
 class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncByteStream]):
-    """The wires of a transport in one event loop."""
+    """The transports of a client in one event loop."""
 
     def __init__(
         self,
@@ -306,9 +312,9 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
         self._loop = running_loop()
 
     async def tidy(self) -> None:
-        """Close what was lost and what has left."""
+        """Close what was dropped, and the transports to instances that have left."""
         self._idle.sweep()
-        with anyio.CancelScope(shield=True):  # the call that does it may have little time left
+        with anyio.CancelScope(shield=True):  # the call that runs this may have little time left
             for endpoint, transport in self._departed():
                 if not endpoint.in_flight:  # as above
                     with self._told(transport):
@@ -321,16 +327,18 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
                 await body.aclose()
 
     async def aclose(self) -> None:
-        """Close every wire, and make no other. What one of them raises is raised after that."""
+        """Close all transports, and create no other. An exception of one of them is raised after
+        that."""
         self._closed = True
         self._idle.sweep()
-        await self._close_lost()  # nobody looks for what was dropped any more
+        await self._close_lost()  # later nothing checks for dropped bodies
         async with contextlib.AsyncExitStack() as stack:
             for transport in self._taken():
                 stack.push_async_callback(transport.aclose)
 
     def instances_departed(self) -> None:
-        """On any thread: close what is idle to them, soon."""
+        """Have the idle connections to instances that have left closed soon. Can be called on any
+        thread."""
         self._summon()
 
     def _wake(self) -> None:
@@ -353,20 +361,22 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
 
 
 def running_loop() -> object:
-    """The event loop, asyncio's or trio's; trio's also where that is a guest in asyncio's."""
+    """Return the running event loop: asyncio's, or the token of trio, also if trio runs as a guest
+    in asyncio's loop."""
     try:
         loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
         if asyncio.current_task(loop) is not None:
             return loop
     except RuntimeError:
         pass  # on trio
-    import trio  # noqa: PLC0415  # only where trio runs the loop is it there
+    import trio  # noqa: PLC0415  # installed if it runs the loop
 
     return trio.lowlevel.current_trio_token()
 
 
 def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Have an event loop call it; from any thread, also in a finalizer. False if that has ended."""
+    """Have an event loop call a function. Can be called on any thread, also in a finalizer. Returns
+    False if the loop has ended."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
             loop.call_soon_threadsafe(call, context=Context())
@@ -378,7 +388,7 @@ def call_soon(loop: object, call: Callable[[], object]) -> bool:
 
 
 def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> None:
-    """Have a coroutine run in the running event loop, beside the tasks of its users."""
+    """Run a coroutine in the running event loop, as a task of its own."""
     if isinstance(loop, asyncio.AbstractEventLoop):
         _tasks.add(task := loop.create_task(work()))
         task.add_done_callback(_tasks.discard)
@@ -389,9 +399,11 @@ def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> 
 
 
 def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
-    """Have the running event loop sweep this pool then, and again while anything is idle in it.
+    """Have the running event loop sweep this pool after some seconds, and again while anything is
+    idle.
 
-    It keeps the pool alive so long, but not the client: asyncio would keep the connections open.
+    This keeps the pool alive until then, but not the client: otherwise asyncio would keep the
+    connections open.
     """
 
     def look() -> None:
@@ -414,11 +426,12 @@ def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
 
 
 _tasks: set[asyncio.Task[None]] = set()
-"""Event loops keep their tasks by weak references only."""
+"""Keeps tasks alive, since event loops hold only weak references to them."""
 
 
 def _weakly(method: Callable[[], object]) -> Callable[[], object]:
-    """Call the method while its object lives, which this does not keep alive."""
+    """Return a function that calls the method if its object still exists, and does not keep it
+    alive."""
     ref = weakref.WeakMethod(method)
 
     def call() -> None:
@@ -429,13 +442,13 @@ def _weakly(method: Callable[[], object]) -> Callable[[], object]:
 
 
 def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
-    """True where the instance has left, or has other addresses than these."""
+    """Return True if the instance has left, or has other addresses than these."""
     now = endpoint.instance.addresses
     return endpoint.gone or (now is not addresses and set(now) != set(addresses))
 
 
 class PerLoopTransports:
-    """The wires of one transport, a set for each event loop; `make` makes a set."""
+    """The transports of one client, one set per event loop. `make` creates a set."""
 
     def __init__(self, pool: Pool, make: Callable[[], AsyncTransportPool]) -> None:
         self._make = make
@@ -447,12 +460,13 @@ class PerLoopTransports:
         fork.track(self)
 
     def last(self) -> AsyncTransportPool | None:
-        """The wires of the running loop, if they are those that were asked for last."""
+        """Return the transports of the running loop if they were the last that were used, otherwise
+        None."""
         last = self._last
         return last[1] if last is not None and last[0] is running_loop() else None
 
     async def here(self) -> AsyncTransportPool:
-        """The wires of the running loop."""
+        """Return the transports of the running loop."""
         loop = running_loop()
         with self._lock:
             if self._closed:
@@ -464,8 +478,8 @@ class PerLoopTransports:
         return transports
 
     async def aclose(self) -> None:
-        """Close the wires of the running loop, and have other loops that run close theirs. Those of
-        a loop that stands still are closed as it ends. None is opened after this."""
+        """Close the transports of the running loop, and have other running loops close theirs.
+        Those of a loop that does not run are closed when it ends. None is created after this."""
         with self._lock:
             self._closed, self._last = True, None
             per_loop = dict(self._per_loop)
@@ -480,14 +494,14 @@ class PerLoopTransports:
             await asleep(Pause(_ELSEWHERE, done))
 
     async def leave(self, loop: object) -> None:
-        """Close the wires of this loop, which is running."""
+        """Close the transports of this loop, which is running."""
         if self._last is not None and self._last[0] is loop:
             self._last = None
         if (transports := self._per_loop.pop(loop, None)) is not None:
             await transports.aclose()
 
     def after_fork(self) -> None:
-        """In a child: no loop of the parent's runs here."""
+        """In a forked child: forget the parent's loops, none of which runs here."""
         per_loop, self._per_loop, self._last = self._per_loop, {}, None
         self._lock = threading.Lock()
         for transports in per_loop.values():
@@ -502,21 +516,22 @@ class PerLoopTransports:
             transports.instances_departed()
 
     def _join(self, loop: object) -> AsyncTransportPool:
-        for one in _crudely_ended(self._per_loop):
-            del self._per_loop[one]
+        for ended in _crudely_ended(self._per_loop):
+            del self._per_loop[ended]
         transports = self._per_loop[loop] = self._make()
         return transports
 
 
 class _End:
-    """Tells the end of one loop: a loop, as it ends, closes every generator that is left in it."""
+    """Notices the end of one loop: when a loop ends, it closes every generator that is left in
+    it."""
 
     def __init__(self, loop: object) -> None:
         self.per_loop: WeakSet[PerLoopTransports] = WeakSet()
         self._generator = self._stay(loop)
 
     async def begin(self) -> None:
-        """Be known to the loop."""
+        """Make the generator known to the loop."""
         await anext(self._generator)
 
     async def _stay(self, loop: object) -> AsyncGenerator[None, None]:
@@ -530,7 +545,8 @@ class _End:
 
 
 async def _leave(per_loop: PerLoopTransports, loop: object) -> None:
-    """One transport that fails to close must not keep the others open."""
+    """Close the transports of this loop. If that fails, log it, so that the others are closed
+    too."""
     try:
         await per_loop.leave(loop)
     except Exception as error:
@@ -543,10 +559,11 @@ _ends: dict[object, _End] = {}
 
 
 async def _tell_at_end(per_loop: PerLoopTransports, loop: object) -> None:
-    """Have it leave the loop when that ends. One generator a loop, whatever becomes of clients."""
+    """Have the transports closed when the loop ends. There is one generator per loop, even if
+    clients come and go."""
     if (end := _ends.get(loop)) is None:
-        for one in _crudely_ended(_ends):
-            _ends.pop(one, None)
+        for ended in _crudely_ended(_ends):
+            _ends.pop(ended, None)
         end = _ends[loop] = _End(loop)
         await end.begin()
     end.per_loop.add(per_loop)
@@ -564,15 +581,15 @@ async def _close(transports: AsyncTransportPool, done: Signal) -> None:
 
 
 def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
-    """Have another loop do that. False where it does not run."""
+    """Have another loop run a coroutine. Returns False if the loop does not run."""
     if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running():
         return False
     return call_soon(loop, partial(spawn, loop, work))
 
 
 def _crudely_ended(loops: Iterable[object]) -> list[object]:
-    """Loops that were closed without a word to their generators."""
-    return [one for one in list(loops) if getattr(one, "is_closed", _never)()]
+    """Return the loops that were closed without ending their generators."""
+    return [loop for loop in list(loops) if getattr(loop, "is_closed", _never)()]
 
 
 def _never() -> bool:

@@ -1,4 +1,4 @@
-"""Connections for trio: a socket, and TLS over it."""
+"""Connections for trio: a socket, optionally with TLS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .timeouts import seconds_now
 __all__ = ["TrioConnection"]
 
 _MOST = 256 * 1024
-"""Bytes that are received at once, if that takes no longer for the reader."""
+"""Bytes that are received at once, if the reader needs no more time for many."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -33,16 +33,16 @@ class TrioConnection(AsyncConnection):
         self._asked = False
         """True from a write until something is read."""
         self._raw = b""
-        """What has been received, and not been read yet."""
+        """Bytes that have been received, and not read yet."""
         self._unsent = memoryview(b"")
-        """What the kernel has not taken yet, in the order of TLS's records."""
+        """Bytes that the kernel has not taken yet, in the order of TLS's records."""
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
         self._sent_at_once = 0
         """Bytes that were sent since other tasks had a turn."""
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that answers. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
 
         async def connect(address: Address) -> socket.socket:
             sock = None
@@ -65,12 +65,13 @@ class TrioConnection(AsyncConnection):
 
     @property
     def flushed(self) -> bool:
-        """True where the kernel has all that was written."""
+        """True if the kernel has taken everything that was written."""
         return not self._unsent
 
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Some bytes, as soon as there are any; b"" at the end. `everything`: more than SLICE, too,
-        for a reader that takes no longer for many. Raises ReadTimeout or ReadError."""
+        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
+        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
+        ReadError."""
         size = _MOST if everything else SLICE
         if self._served_at_once >= size:
             self._served_at_once = 0
@@ -82,11 +83,13 @@ class TrioConnection(AsyncConnection):
         else:
             while not (self._arrived or tls.ended):
                 self._arrived = tls.decrypt(await self._receive(timeout, size))
-                # What TLS itself has to say goes out as far as that takes no wait: another task
-                # may be in the middle of sending, and whoever reads may be cancelled at any wait.
+                # Bytes of TLS itself are sent only as far as that needs no waiting: another task
+                # may be sending, and the reading task may be cancelled at any wait.
                 if out := tls.outgoing():
                     self._queue(out)
-                    with contextlib.suppress(OSError, httpx.WriteError):  # the next read tells why
+                    with contextlib.suppress(
+                        OSError, httpx.WriteError
+                    ):  # the next read raises the reason
                         self._push(self._socket(httpx.WriteError))
             if not self._arrived:
                 tls.raise_failure()
@@ -97,7 +100,7 @@ class TrioConnection(AsyncConnection):
         return data
 
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
-        """Send all of it. Raises WriteTimeout or WriteError."""
+        """Send all of the data. Raises WriteTimeout or WriteError."""
         self._asked = True
         if self.closed:
             raise httpx.WriteError(_CLOSED)
@@ -108,7 +111,7 @@ class TrioConnection(AsyncConnection):
             await trio.lowlevel.checkpoint()
 
     def readable(self) -> bool:
-        """True where bytes, or the end, have arrived that nobody has read. Never waits."""
+        """Return True if unread bytes, or the end, have arrived. Never waits."""
         if self._arrived or self.ended or self._sock is None:
             return True
         if self._raw:
@@ -129,7 +132,7 @@ class TrioConnection(AsyncConnection):
         return bool(data) or self.ended
 
     def close(self) -> None:
-        """Close it. Whoever reads or writes gets an error."""
+        """Close it. A task that reads or writes gets an error."""
         sock = self._sock
         if self.closed or sock is None:
             self.closed = True
@@ -138,19 +141,19 @@ class TrioConnection(AsyncConnection):
         with contextlib.suppress(OSError, httpx.WriteError):
             if self.tls is not None:
                 sock.send(self.tls.farewell())
-        with contextlib.suppress(RuntimeError):  # outside of trio nobody waits for it
+        with contextlib.suppress(RuntimeError):  # outside of trio no task waits for it
             trio.lowlevel.notify_closing(sock)
         sock.close()
 
     def detach_after_fork(self) -> None:
-        """In a forked child: let go of the parent's socket, without a word to the other end."""
+        """In a forked child: release the parent's socket, without sending anything."""
         self.closed = True
         if self._sock is not None:
             self._sock.close()
 
     async def _receive(self, timeout: float | None, size: int) -> bytes:
         sock = self._socket(httpx.ReadError)
-        # Only once: what arrives in a wait counts, though this process may have stood still in it.
+        # Only once: what arrives during a wait counts, even if this process was suspended.
         seconds = seconds_now(timeout, httpx.ReadTimeout)
         try:
             while not self._raw:
@@ -159,7 +162,7 @@ class TrioConnection(AsyncConnection):
                         self.ended = True
                         break
                     self._raw = data
-                    if self._asked:  # it came at once: every call gives other tasks a turn
+                    if self._asked:  # no wait was needed, and each call must give others a turn
                         await trio.lowlevel.checkpoint()
                 except (BlockingIOError, InterruptedError):
                     self._asked = False
@@ -192,7 +195,8 @@ class TrioConnection(AsyncConnection):
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
 
     def _push(self, sock: socket.socket) -> bool:
-        """Send as much as the kernel takes; True once that is all. Raises OSError."""
+        """Send as much as the kernel takes. Returns True once everything has been sent. Raises
+        OSError."""
         with contextlib.suppress(BlockingIOError, InterruptedError):
             while self._unsent:
                 self._unsent = self._unsent[sock.send(self._unsent) :]
@@ -205,14 +209,14 @@ class TrioConnection(AsyncConnection):
 
 
 async def _wait_readable(sock: socket.socket, seconds: float) -> None:
-    """Raises trio.TooSlowError."""
+    """Wait until the socket is readable. Raises trio.TooSlowError."""
     end = trio.current_time() + seconds
     with trio.move_on_at(end):
         await trio.lowlevel.wait_readable(sock)
         return
     if trio.current_time() - end < STOOD_STILL:
         raise trio.TooSlowError
-    # This process stood still, and hears its timers before its sockets: look once more.
+    # This process was suspended, and its timers fire before its sockets: check once more.
     with trio.fail_after(_LOOK):
         await trio.lowlevel.wait_readable(sock)
 
