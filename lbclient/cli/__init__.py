@@ -12,13 +12,13 @@ from lbclient.errors import LoadBalancingError
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` (None: this process's own) and return its exit status.
+    """Run the command line `argv` (None: that of this process), and return its exit status.
 
-    Raises SystemExit with status 2 for a command line that cannot be read, 0 for `--help`.
+    Raises SystemExit with status 2 for an invalid command line, and 0 for `--help`.
     """
     arguments = parser().parse_args(argv)
     try:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone; without this the interpreter's own flush would complain at exit.
+        # The reader has closed the pipe. Without this, the interpreter's flush would fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

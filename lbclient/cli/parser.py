@@ -1,4 +1,4 @@
-"""The words of the command line."""
+"""The arguments of the command line, and its help."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _LEAST, _MOST = 5.0, 3600.0
 
 _DEMO = """\
 Watch the load balancer at work. A small DNS server and five HTTP instances of
-different speed and weight start on this machine, each a process of its own.
+different speed and weight start on this machine, each in its own process.
 Twelve threads call them through lbclient.Client("http+srv://orders.demo.test").
 Then one instance is killed, one becomes slow, and a new one appears in DNS.
 The live view needs rich: pip install 'lbclient[cli]'.
 
-The exit status is 1 if any call failed, else 0.
+The exit status is 1 if any call failed, otherwise 0.
 """
 
 _RESOLVE = """\
-Ask discovery about a service and print what it says: the instances by tier,
-each with its weight, its share of the tier and its addresses; the TTL; the age
-of the answer, 0 s as it has just come; which records were refused, and why.
+Ask discovery about a service and print the answer: the instances by tier, each
+with its weight, its share of the tier and its addresses; the TTL; the age of
+the answer, which is 0 s; which records were refused, and why.
 
-With --watch it goes on asking, just as a client does: again at the TTL (at
-least 1 s, at most 1 h, give or take a tenth), after a failure in 1 s, then ever
-later up to 30 s; meanwhile the last good answer stays in use. Each change is a
-line with the local time: who joined, left or changed, what is refused or no
-longer so, when the service is declared absent, when lookups fail (with the age
-of what stays in use) and when they work again. Until a first answer has come,
-failures go to standard error.
+With --watch it continues to ask, as a client does: again at the TTL (at least
+1 s, at most 1 h, plus or minus a tenth); after a failure in 1 s, then at growing
+intervals of up to 30 s, while the last good answer stays in use. Each change is
+one line with the local time: instances that joined, left or changed, records
+that are refused or no longer refused, the service declared absent, lookups that
+fail (with the age of the answer in use) and that work again. Before the first
+answer, failures go to standard error.
 
 SERVICE is one of
-  http+srv://NAME        SRV records; https+srv://, https+dns:// and so on alike
+  http+srv://NAME        SRV records (https+srv://, https+dns:// etc. for TLS)
   http+dns://NAME:PORT   A and AAAA records
   http+file:///PATH      a file of instances, read again every second
   http://HOST:PORT ...   a list, which never changes
 
-The exit status is 0 once an answer was shown, 1 where nothing usable is known
-or nobody reads the output any more, 2 for bad arguments, 130 after Ctrl-C.
+The exit status is 0 if an answer was shown, 1 if there is no usable instance or
+the output was closed, 2 for invalid arguments, 130 after Ctrl-C.
 
   lbclient resolve http+srv://orders.example.com
   lbclient resolve http+srv://orders.example.com --watch
@@ -57,7 +57,8 @@ or nobody reads the output any more, 2 for bad arguments, 130 after Ctrl-C.
 
 
 def parser() -> argparse.ArgumentParser:
-    """Reads the command line into a namespace whose `run` carries it out."""
+    """Return a parser. The namespace that it returns has a function `run`, which runs the
+    command."""
     main = argparse.ArgumentParser(
         prog="lbclient",
         description="Client-side load balancing: see it work, and see what discovery says.",
@@ -77,7 +78,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         type=_seconds,
         default=24.0,
         metavar="N",
-        help=f"how long it plays, {_LEAST:g} to {_MOST:g} (default 24)",
+        help=f"how long it runs, {_LEAST:g} to {_MOST:g} (default 24)",
     )
     add.add_argument(
         "--strategy",
@@ -88,7 +89,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add.add_argument(
         "--plain",
         action="store_true",
-        help="lines of text in place of the live view; also used where stdout is no terminal",
+        help="print lines of text instead of the live view; the default if stdout is no terminal",
     )
 
 
@@ -130,12 +131,12 @@ def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sticky",
         type=float,
         metavar="SECONDS",
-        help="keep an address or instance so long after DNS stopped returning it (with --watch)",
+        help="keep an address or instance this long after DNS stops returning it (with --watch)",
     )
     add.add_argument(
         "--watch",
         action="store_true",
-        help="go on asking, and print each change as it comes, until Ctrl-C",
+        help="continue to ask, and print each change, until Ctrl-C",
     )
 
 

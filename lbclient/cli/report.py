@@ -1,4 +1,4 @@
-"""What discovery says of a service, as text, and what is new from one answer to the next."""
+"""What discovery returns for a service, as text, and the changes from one answer to the next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _HEAD = ("instance", "weight", "share", "addresses")
 
 
 def columns(rows: Iterable[Sequence[str]], shape: str, indent: str = "  ") -> str:
-    """The rows as aligned lines; `shape` has `<` or `>` for each column, as in a format string."""
+    """Return the rows as aligned lines. `shape` has `<` or `>` for each column, as in a format
+    string."""
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
@@ -43,22 +44,23 @@ def columns(rows: Iterable[Sequence[str]], shape: str, indent: str = "  ") -> st
 
 
 def as_options(text: str) -> str:
-    """Why a record was refused, with the advice as an option."""
+    """Return why a record was refused, with the advice as a command-line option."""
     text = re.sub(r"pass allow=\['([^']*)'\]", r"pass --allow \1", text)
     return re.sub(r"family='(\w+)'", r"--family \1", text)
 
 
 def as_arguments(text: str) -> str:
-    """Why an argument cannot be used: by the name it has here, without what only Python can do."""
+    """Return why an argument is invalid, with its name on the command line, and without the advice
+    that is for Python only."""
     named = re.sub(r"^\w+", lambda name: _NAMES.get(name[0], name[0]), text)
     usable = _PYTHON_ONLY.sub(", or several of the latter", named)
     return re.sub(r"; pass (auth|params)= instead", "", usable)
 
 
 def picture(name: str, answer: Answer) -> Iterator[str]:
-    """The lines that show an answer which has just come: hence its age."""
+    """Yield the lines that show an answer that has just arrived; so its age is 0 s."""
     known = shares(answer.instances)
-    tiers = sorted({one.priority for one in known})
+    tiers = sorted({instance.priority for instance in known})
     good_for = "it never changes" if answer.ttl is None else f"TTL {answer.ttl:g} s, age 0 s"
     yield f"{name}: {count(known, 'instance')} in {count(tiers, 'tier')}, {good_for}"
     for place, priority in enumerate(tiers):
@@ -67,34 +69,39 @@ def picture(name: str, answer: Answer) -> Iterator[str]:
         yield columns((_HEAD, *_rows(known, priority)), "<>><")
     if answer.refused:
         yield "\nrefused"
-        yield columns(sorted((one.record, as_options(one.reason)) for one in answer.refused), "<<")
+        yield columns(sorted(map(_record_and_reason, answer.refused)), "<<")
 
 
 def shares(instances: Iterable[Instance]) -> dict[Instance, float]:
-    """The share of its tier that each is due, by the weights that balancing counts with."""
+    """Return each instance's expected share of its tier, by the weights that balancing uses."""
     pool = Pool(BreakerPolicy())
     pool.update(instances)
-    weights = {one.instance: one.weight for one in pool.endpoints}
+    weights = {endpoint.instance: endpoint.weight for endpoint in pool.endpoints}
     totals: defaultdict[int, float] = defaultdict(float)
-    for one, weight in weights.items():
-        totals[one.priority] += weight
-    return {one: weight / totals[one.priority] for one, weight in weights.items()}
+    for instance, weight in weights.items():
+        totals[instance.priority] += weight
+    return {instance: weight / totals[instance.priority] for instance, weight in weights.items()}
 
 
 def addresses_of(instance: Instance) -> str:
-    """Where its connections go."""
+    """Return the addresses that connections to an instance use."""
     return ", ".join(instance.addresses) or _own_address(instance.host)
 
 
 def count(things: Sized, what: str) -> str:
-    """How many they are, with the right form of the noun."""
+    """Return how many there are, with the noun in singular or plural."""
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
 def _rows(known: Mapping[Instance, float], priority: int) -> Iterator[tuple[str, ...]]:
-    tier = [one for one in known if one.priority == priority]
-    for one in sorted(tier, key=lambda one: (-known[one], str(one))):
-        yield str(one), f"{one.weight:g}", f"{known[one]:.1%}", addresses_of(one)
+    tier = [instance for instance in known if instance.priority == priority]
+    for instance in sorted(tier, key=lambda instance: (-known[instance], str(instance))):
+        yield (
+            str(instance),
+            f"{instance.weight:g}",
+            f"{known[instance]:.1%}",
+            addresses_of(instance),
+        )
 
 
 def _own_address(host: str) -> str:
@@ -105,22 +112,23 @@ def _own_address(host: str) -> str:
 
 
 def changes(before: Answer, now: Answer) -> Iterator[str]:
-    """One line a change. The order of records is none: servers give them in any."""
+    """Yield one line per change. The order of records does not matter: servers return them in any
+    order."""
     yield from _members(before.instances, now.instances)
     yield from _refusals(before.refused, now.refused)
 
 
 def _members(before: Iterable[Instance], now: Iterable[Instance]) -> Iterator[str]:
-    known, new = {one: one for one in before}, shares(now)
-    yield from (f"left {one}" for one in known if one not in new)
-    for one, share in new.items():
-        if one not in known:
+    known, new = {instance: instance for instance in before}, shares(now)
+    yield from (f"left {instance}" for instance in known if instance not in new)
+    for instance, share in new.items():
+        if instance not in known:
             yield (
-                f"joined {one}: priority {one.priority}, weight {one.weight:g}, "
-                f"share {share:.1%}, addresses {addresses_of(one)}"
+                f"joined {instance}: priority {instance.priority}, weight {instance.weight:g}, "
+                f"share {share:.1%}, addresses {addresses_of(instance)}"
             )
-        elif differences := list(_differences(known[one], one)):
-            yield f"changed {one}: {', '.join(differences)}, share now {share:.1%}"
+        elif differences := list(_differences(known[instance], instance)):
+            yield f"changed {instance}: {', '.join(differences)}, share now {share:.1%}"
 
 
 def _differences(old: Instance, new: Instance) -> Iterator[str]:
@@ -133,12 +141,12 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
 
 
 def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:
-    """A record that is refused for another reason than before is new, but not gone."""
-    told, new = {_said(one) for one in before}, {_said(one) for one in now}
-    yield from (f"refused {record}: {reason}" for record, reason in sorted(new - told))
-    gone = {record for record, _ in told} - {record for record, _ in new}
+    """A record that is refused for a new reason counts as new, but not as gone."""
+    old, new = set(map(_record_and_reason, before)), set(map(_record_and_reason, now))
+    yield from (f"refused {record}: {reason}" for record, reason in sorted(new - old))
+    gone = {record for record, _ in old} - {record for record, _ in new}
     yield from (f"no longer refused {record}" for record in sorted(gone))
 
 
-def _said(one: RejectedRecord) -> tuple[str, str]:
-    return one.record, as_options(one.reason)
+def _record_and_reason(rejected: RejectedRecord) -> tuple[str, str]:
+    return rejected.record, as_options(rejected.reason)

@@ -1,4 +1,4 @@
-"""`lbclient resolve`: what discovery says of a service, and what it refused."""
+"""`lbclient resolve`: what discovery returns for a service, and what it refused."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["resolve"]
 
 
 def resolve(arguments: argparse.Namespace) -> int:
-    """Ask, and print the answer: once, or with `watch` again and again.
+    """Ask discovery, and print the answer: once, or repeatedly with `watch`.
 
-    The exit status is 1 without a usable instance, 2 for arguments that cannot be used.
+    The exit status is 1 if there is no usable instance, and 2 for invalid arguments.
     """
     try:
         balancer = _balancer(arguments)

@@ -1,4 +1,4 @@
-"""`lbclient resolve --watch`: what a client comes to know of a service, as it comes to know it."""
+"""`lbclient resolve --watch`: shows each change of a service when a client would notice it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _NOBODY = Answer(())
 
 
 def watch(name: str, resolver: Resolver) -> None:
-    """Show the service, then each change until interrupted; it returns for what never changes.
+    """Show the service, then each change until interrupted. Returns at once if the service never
+    changes.
 
-    Raises BrokenPipeError as soon as nobody reads standard output any more.
+    Raises BrokenPipeError as soon as standard output is no longer read.
     """
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines tell it all
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines say the same
     rounds = Reporter(name, resolver).watch
     while not rounds.stopped:
         _rest(rounds.next_at - time.monotonic())
@@ -36,10 +37,10 @@ def watch(name: str, resolver: Resolver) -> None:
 
 
 class Reporter:
-    """Says what each round of its `watch` brought: a `SubscriptionListener`, as the balancer's
-    membership is.
+    """Reports what each look-up of its subscription `watch` has changed. It is a
+    `SubscriptionListener`, as the balancer's membership is.
 
-    Until the first good answer it speaks to standard error, from then on to standard output.
+    Until the first good answer it writes to standard error, after that to standard output.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Reporter:
             resolver,
             self,
             clock=clock,
-            rng=random.Random(),  # noqa: S311  # dice, no secrets
+            rng=random.Random(),  # noqa: S311  # not for secrets
             lock=contextlib.nullcontext(),  # one thread
             max_stale=None,
         )
@@ -63,22 +64,22 @@ class Reporter:
         return partial(self._succeeded, answer, self._age(", age was"))
 
     def vanished(self) -> None:
-        """Nobody is left."""
+        """No instance is left."""
         if self._known is not None:
             self._known = _NOBODY
 
     def lookup_failed(self) -> None:
-        """Say so, once while the reason is the same."""
+        """Report the error, once as long as the reason is the same."""
         error = self.watch.error
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__  # a watch takes it for the end of the question alone
+            raise error.__cause__  # a subscription treats it only as the end of this look-up
         if self._error is None or text_of(error) != text_of(self._error):
             what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
             self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")
         self._error = error
 
     def publish(self) -> None:
-        """Print what is to be said."""
+        """Print the lines that have been collected."""
         stream = sys.stderr if self._known is None else sys.stdout
         for line in self._lines:
             print(line, file=stream, flush=True)
@@ -127,7 +128,7 @@ class Reporter:
 
 
 def _rest(seconds: float) -> None:
-    """Under `| head` the pipe may close long before the next line: poll tells of that unasked."""
+    """Sleep. With `| head` the pipe may close long before the next line; `poll` reports this."""
     output = select.poll()
     output.register(sys.stdout, 0)
     if output.poll(max(0.0, seconds) * 1e3):

@@ -1,12 +1,12 @@
-"""Simulate a service: the very same decisions, in virtual time.
+"""Simulate a service in virtual time, with the code that decides in production.
 
     from lbclient.simulation import Open, Scenario, Server, answers, constant, simulate
 
     servers = [Server(f"s{n}", answers(constant(0.1))) for n in range(3)]
     print(simulate(Scenario(servers, Open(rate=100, seconds=60)), strategy="least-busy"))
 
-Nothing sleeps, and every throw of the dice comes from one seed: the same arguments give the same
-report, whose `trace` is a hash of all that was decided.
+Nothing sleeps, and all random numbers come from one seed: the same arguments give the same report,
+whose `trace` is a hash of all decisions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How simulated instances behave: functions of the time, and of what they have in flight.
+"""How simulated instances behave: functions of the time and of the requests in flight.
 
-A `Latency` says how long an answer takes, a `Behaviour` what it is: a `Reply`. The number in flight
-counts the request that asks.
+A `Latency` returns how long a response takes, a `Behaviour` returns the response: a `Reply`. The
+number in flight includes the request itself.
 
-Each server of each run works on a deep copy of its behaviour. So the behaviours here are partial
-functions and not closures, which `copy.deepcopy` leaves as they are: an object of the caller's in
-one of them is copied with it.
+Each server of each run works on a deep copy of its behaviour. `copy.deepcopy` does not copy
+closures, so the behaviours here are partial functions: a caller's object in one of them is copied
+too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 _LAST_STATUS = 999
 
 Latency = Callable[[int, random.Random], float]
-"""Seconds, for so many requests in flight; the dice are the server's own."""
+"""Seconds, given the number of requests in flight and the server's own random numbers."""
 _PARAMETERS = 4
 
 
@@ -65,13 +65,13 @@ _PARAMETERS = 4
 class SimulatedRequest:
     """One request of a load, for behaviours with a fourth parameter and for `fair_by=`.
 
-    - `method`: it also decides whether a request may be repeated: only a method of the retry
-      policy's `methods` is, and only where the scenario is `idempotent`.
+    - `method`: also decides whether a request may be repeated: only a method in the retry policy's
+      `methods` may, and only if the scenario is `idempotent`.
     - `path`: for the servers; the client's decisions do not depend on it.
     - `key`: for strategies that pick by it, such as `"consistent-hash"`.
-    - `caller`: what names the caller; the number of the client where the load names none.
+    - `caller`: identifies the caller. If the load sets none, it is the number of the client.
 
-    Raises TypeError, naming the argument, for a method or path that is not text.
+    Raises TypeError, naming the argument, if the method or the path is not a string.
     """
 
     method: str = "GET"
@@ -87,13 +87,15 @@ class SimulatedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer with `status` after `seconds` (for ever: `math.inf`).
+    """A response with `status` after `seconds`; with `math.inf` it never comes.
 
-    With `error` that is raised in its place: `ConnectionRefusedError()` was never sent,
-    `ConnectionResetError()` may have been. `rest` is what `Retry-After` asks for, in seconds.
+    If `error` is set, it is raised instead: `ConnectionRefusedError()` means that the request was
+    never sent, `ConnectionResetError()` that it may have been. `rest` is the value of
+    `Retry-After`, in seconds.
 
-    `body` is how many seconds after its headers the answer is complete; until then its instance is
-    busy. With `error` too, the headers come, and the body breaks off.
+    `body` is how many seconds after its headers the response is complete; until then its instance
+    is busy. With both `body` and `error` the headers arrive, and the connection breaks during the
+    body.
     """
 
     seconds: float
@@ -104,12 +106,12 @@ class Reply:
 
     @property
     def broken(self) -> OSError | None:
-        """What is raised in place of an answer."""
+        """The error that is raised instead of a response, if any."""
         return None if self.body else self.error
 
 
 def judge_of(statuses: Collection[int]) -> Classifier:
-    """Judges as HTTP's judge does; `statuses` are those that are tried again."""
+    """Return a classifier that works as the one for HTTP. `statuses` are those that are retried."""
     again = {
         status: Verdict(fault=500 <= status <= 599, again="idempotent", rejected=True)
         for status in statuses
@@ -132,7 +134,7 @@ def judge_of(statuses: Collection[int]) -> Classifier:
 
 
 def status_of(name: str, value: object) -> int:
-    """The status. Raises TypeError or ValueError, naming the argument, for what can be none."""
+    """Return the status. Raises TypeError or ValueError, naming the argument, if it is invalid."""
     status = validation.count(name, value, least=100)
     if status > _LAST_STATUS:
         raise ValueError(f"{name} must be at most {_LAST_STATUS}, not {value!r}")
@@ -141,25 +143,25 @@ def status_of(name: str, value: object) -> int:
 
 Asked = Callable[[float, int, random.Random, SimulatedRequest], Reply]
 Behaviour = Callable[[float, int, random.Random], Reply] | Asked
-"""What is answered at a time (seconds) with so many requests in flight; the dice are the server's
-own. One with a fourth parameter is told the request."""
+"""Returns the response at a time (seconds), given the number of requests in flight and the server's
+own random numbers. A behaviour with a fourth parameter also gets the request."""
 
 _REQUEST = SimulatedRequest()
 
 
 def taking_request(behaviour: Behaviour) -> Asked:
-    """The behaviour as a function of four parameters.
+    """Return the behaviour as a function of four parameters.
 
-    It takes the request where its fourth positional parameter has no default, or is called
-    `request`: in `lambda now, in_flight, rng, share=share: ...` the fourth is none.
+    It gets the request if its fourth positional parameter has no default, or is called `request`.
+    In `lambda now, in_flight, rng, share=share: ...` the fourth parameter is not the request.
     """
     if isinstance(behaviour, _PerRun):
         return behaviour
     try:
         parameters = list(inspect.signature(behaviour).parameters.values())
-    except (TypeError, ValueError):  # of some built-in functions nothing is known
+    except (TypeError, ValueError):  # some built-in functions have no signature
         parameters = []
-    positional = [one for one in parameters if one.kind <= one.POSITIONAL_OR_KEYWORD]
+    positional = [each for each in parameters if each.kind <= each.POSITIONAL_OR_KEYWORD]
     fourth = positional[_PARAMETERS - 1] if len(positional) >= _PARAMETERS else None
     if fourth is not None and (fourth.default is fourth.empty or fourth.name == "request"):
         return cast("Asked", behaviour)
@@ -173,13 +175,13 @@ def _without_request(
     now: float,
     in_flight: int,
     rng: random.Random,
-    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # it takes none
+    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # the behaviour takes none
 ) -> Reply:
     return behaviour(now, in_flight, rng)
 
 
 class _PerRun:
-    """What `per_run` returns: its copies are what `make` returns."""
+    """What `per_run` returns: a copy of it is the behaviour that `make` returns."""
 
     def __init__(self, make: Callable[[], Behaviour]) -> None:
         self._make = make
@@ -192,22 +194,22 @@ class _PerRun:
     def __call__(
         self, now: float, in_flight: int, rng: random.Random, request: SimulatedRequest = _REQUEST
     ) -> Reply:
-        """Outside of a run, a new behaviour answers each time."""
+        """Outside a run, a new behaviour is made for each request."""
         return self.__deepcopy__({})(now, in_flight, rng, request)
 
 
 def per_run(make: Callable[[], Behaviour]) -> Behaviour:
-    """The behaviour that `make()` returns, made anew for each server of each run.
+    """Return a behaviour that `make()` creates anew for each server of each run.
 
-    For functions that keep state, such as a closure with a counter: a function cannot be copied, so
-    its state would go on from run to run. An object with `__call__` needs no `per_run`.
+    Use it for functions that keep state, such as a closure with a counter: a function cannot be
+    copied, so it would carry its state from run to run. An object with `__call__` does not need it.
     """
     validation.function("make", make)
     return _PerRun(make)
 
 
 def constant(seconds: float) -> Latency:
-    """The same each time."""
+    """Always the same number of seconds."""
     validation.number("seconds", seconds)
     return lambda _, __: seconds
 
@@ -226,16 +228,16 @@ def linear(seconds: float, capacity: int) -> Latency:
 
 
 def exponential(mean: float) -> Latency:
-    """Drawn anew each time, with this mean in seconds."""
+    """Exponentially distributed, with this mean in seconds."""
     validation.seconds("mean", mean)
     return lambda _, rng: rng.expovariate(1 / mean)
 
 
 def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float = 0.0) -> Behaviour:
-    """Always this status; `rest` is its `Retry-After`, `body` how long its body comes after its
-    headers, in seconds.
+    """Always respond with this status. `rest` is its `Retry-After`, and `body` the time that its
+    body takes after its headers, both in seconds.
 
-    Raises ValueError or TypeError for what is none of that.
+    Raises ValueError or TypeError if an argument is invalid.
     """
     validation.function("latency", latency)
     status_of("status", status)
@@ -257,7 +259,7 @@ def _answer(
 
 
 def until_capacity(latency: Latency, capacity: int, status: int) -> Behaviour:
-    """200 while at most so many are in flight, else `status`."""
+    """Respond with 200 while at most `capacity` requests are in flight, otherwise with `status`."""
     validation.function("latency", latency)
     validation.count("capacity", capacity)
     status_of("status", status)
@@ -271,10 +273,10 @@ def _up_to(
 
 
 def queued(work: Latency, workers: int, speed: Callable[[float], float] | None = None) -> Behaviour:
-    """So many workers with one queue, first come, first served: a request waits for a free worker,
-    and then takes its work, divided by `speed` at that time (1 where it is not given).
+    """A number of workers with one queue, first come, first served. A request waits for a free
+    worker, and then takes its work divided by `speed` at that time (1 if it is not given).
 
-    Each server of each run has workers of its own: it is known by its dice.
+    Each server of each run has its own workers. It is identified by its random generator.
     """
     validation.function("work", work)
     validation.count("workers", workers)
@@ -302,11 +304,11 @@ def _queue(
 
 
 def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> Behaviour:
-    """A token bucket: `rate` requests a second are answered 200 after `seconds`, and `burst` at
-    once after a pause; those beyond get `status` after the same time.
+    """A token bucket: `rate` requests per second, and up to `burst` at once after a pause, get 200
+    after `seconds`. All others get `status` after the same time.
 
-    Each server of each run has a bucket of its own, full at first: it is known by its dice. To give
-    each caller one, write a behaviour that takes the request.
+    Each server of each run has its own bucket, which is full at first. It is identified by its
+    random generator. To give each caller a bucket, write a behaviour that takes the request.
     """
     validation.number("rate (requests per second)", rate, above=True)
     validation.count("burst", burst)
@@ -317,7 +319,7 @@ def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> 
 
 
 _ROUNDING = 1e-9
-"""Ten times a tenth of a token is a little less than one."""
+"""Rounding: ten times a tenth of a token is a little less than one."""
 
 
 def _take_token(
@@ -338,7 +340,7 @@ def _take_token(
 
 
 def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
-    """A `share` of the requests, by dice, gets `some` behaviour, the rest the other."""
+    """A random `share` of the requests gets the behaviour `some`, the rest gets `others`."""
     validation.fraction("share", share)
     validation.function("some", some)
     validation.function("others", others)
@@ -358,14 +360,15 @@ def _mix(
 
 
 def fails(latency: Latency) -> Behaviour:
-    """Takes the request, and resets the connection after that time: it may have been carried
-    out."""
+    """Take the request, and reset the connection after the latency: the request may have been
+    processed."""
     validation.function("latency", latency)
     return partial(_break, latency, 0.0)
 
 
 def breaks(latency: Latency, body: float) -> Behaviour:
-    """Answers 200, and resets the connection in the middle of the body, `body` seconds later."""
+    """Respond with 200, and reset the connection `body` seconds later, in the middle of the
+    body."""
     validation.function("latency", latency)
     validation.seconds("body", body)
     return partial(_break, latency, body)
@@ -376,20 +379,20 @@ def _break(latency: Latency, body: float, _: float, in_flight: int, rng: random.
 
 
 def refuses(seconds: float = 0.0) -> Behaviour:
-    """Refuses connections after that time: nothing is sent."""
+    """Refuse connections after `seconds`: nothing is sent."""
     validation.number("seconds", seconds)
     return lambda *_: Reply(seconds, error=ConnectionRefusedError())
 
 
 def silent() -> Behaviour:
-    """Takes the request and never answers: a black hole."""
+    """Take the request and never respond."""
     return lambda *_: Reply(math.inf)
 
 
 def phases(*steps: tuple[float, Behaviour]) -> Behaviour:
-    """Each behaviour from its time (seconds) on; the first must begin at 0.
+    """Use each behaviour from its time (seconds) on. The first must begin at 0.
 
-    Raises ValueError for steps that are not in order, TypeError for what is no behaviour.
+    Raises ValueError if the steps are not in order, and TypeError for an invalid behaviour.
     """
     times = [validation.number("phases (seconds)", time) for time, _ in steps]
     for _, behaviour in steps:

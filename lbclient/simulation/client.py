@@ -1,4 +1,4 @@
-"""One of the clients of a run: a balancer, the requests it is given, and who watches it."""
+"""One client of a run: a balancer, its requests, and its invariants."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ _TRIP = 0.001
 
 
 class Client:
-    """`call_options` says what is asked of the balancer for a request. An attempt waits at most
-    `timeout` seconds for its headers. `watch` is told of each step, where there is one."""
+    """A client that sends simulated requests.
+
+    `call_options` returns the call options of a request. An attempt waits at most `timeout` seconds
+    for its headers. `watch`, if there is one, is told of each step.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Client:
         self.balancer = balancer
         self.watch = watch
         self.waiting: dict[Trail, float] = {}
-        """Requests that are under way, and when they arrived."""
+        """Active requests, and when they arrived."""
         self._call_options = call_options
         self._timeout = timeout
         self._request = SimulatedRequest(caller=number)
@@ -58,10 +61,10 @@ class Client:
         self._binding = bind(balancer)
         self._loads = self._binding.loads()
         self._probes = 0.0
-        """How many are owed."""
+        """The number of load probes that are due."""
 
     def request(self, request: SimulatedRequest | None) -> Process[object]:
-        """One request, from its arrival to the end of its body."""
+        """Send one request, from its arrival to the end of its body."""
         world = self._world
         if request is None:
             request = self._request
@@ -117,8 +120,8 @@ class Client:
         return trail.hold(attempt, reply) if reply.body else reply
 
     def _probe(self) -> None:
-        """Ask some for their load, as a call sets out; the answers come later, and take no time of
-        theirs."""
+        """Ask some instances for their load when a call begins. The answers arrive later, and the
+        probes use none of the servers' time."""
         if self._loads is None or self._loads.probe is None:
             return
         self._probes += self._loads.probe.rate
@@ -133,7 +136,7 @@ class Client:
             self._loads.record(endpoint, self._hosts[endpoint.instance.host].load())
 
     def _read(self, trail: Trail, reply: Reply) -> Process[None]:
-        """The body, which may break off, or outlive the time of the call."""
+        """Read the body, which may break, or take longer than the time of the call."""
         if (attempt := trail.holder(reply)) is None:
             return
         left = _left(attempt)

@@ -1,4 +1,4 @@
-"""The shell of virtual time: what threads do by sleeping, it does by yielding."""
+"""The driver of virtual time: where threads sleep, it yields."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Send = Callable[[Attempt[R]], Process[R]]
 def carry_out(
     call: Call[R], send: Send[R], discard: Callable[[R], object] | None = None
 ) -> Process[R]:
-    """Carry a call out in a world; `send` is a process too, and takes its time by yielding.
+    """Carry out a call in a world. `send` is a process too, which passes time by yielding.
 
-    `discard` is given answers that came too late.
+    `discard` is called with responses that came too late.
     """
     with call:
         if (after := call.hedge_after()) is None:
@@ -43,7 +43,7 @@ def _steps(steps: Iterable[Pause | Attempt[R]], send: Send[R]) -> Process[None]:
 
 
 class _Lane(Generic[R]):
-    """A process beside another, and what it waits for."""
+    """One of two concurrent processes, and what it waits for."""
 
     def __init__(self, steps: Call[R] | Hedge[R], send: Send[R], now: float) -> None:
         self.steps = steps
@@ -52,7 +52,7 @@ class _Lane(Generic[R]):
         self.signal: Signal | None = None
 
     def step(self, now: float) -> bool:
-        """Go on if it is time. False once it has ended."""
+        """Continue if it is time. Returns False once it has ended."""
         while self.due <= now or (self.signal is not None and self.signal.is_set):
             try:
                 pause = next(self.process)
@@ -63,7 +63,7 @@ class _Lane(Generic[R]):
 
 
 class _Lanes(Generic[R]):
-    """The steps of a call and of its hedge, by turns. The slower attempt is closed."""
+    """Runs the steps of a call and of its hedge concurrently. The slower attempt is closed."""
 
     def __init__(self, call: Call[R], send: Send[R], discard: Callable[[R], object]) -> None:
         self._call = call
@@ -74,7 +74,7 @@ class _Lanes(Generic[R]):
         self._hedge_at = math.inf
 
     def race(self, after: float) -> Process[None]:
-        """The hedge begins `after` so many seconds."""
+        """Run the call; its hedge begins `after` this many seconds."""
         self._hedge_at = self._clock() + after
         self._begin(self._call)
         try:
@@ -106,7 +106,7 @@ class _Lanes(Generic[R]):
         return bool(self._lanes)
 
     def _stepped(self, lane: _Lane[R], now: float) -> bool:
-        """Let it go on. False where the outcome is there."""
+        """Continue a process. Returns False once the call has its outcome."""
         if not lane.step(now):
             self._lanes.remove(lane)
             self._end(lane)
@@ -117,7 +117,7 @@ class _Lanes(Generic[R]):
         self._tidy(lane.steps)
 
     def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
-        """Close an answer that was not the quickest."""
+        """Close a response that was not the first."""
         if (answer := steps.leftover()) is not None:
             self._discard(answer)
 
@@ -131,4 +131,4 @@ class _Lanes(Generic[R]):
 
 
 def _drop(answer: object) -> None:
-    """What needs no closing."""
+    """Discard a response that needs no closing."""

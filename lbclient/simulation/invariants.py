@@ -1,7 +1,7 @@
-"""What must hold at every step of every run, whatever happens.
+"""The invariants: what must hold at every step of every run, whatever happens.
 
-Who may be picked is worked out anew from what each instance is at one moment: the pool keeps
-account of that from change to change, here nothing is kept, so both can be compared.
+The endpoints that may be picked are computed from scratch, from the state of each instance at one
+moment. The pool keeps this up to date from change to change. So the two can be compared.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = ["Invariants", "Trail"]
 
 _SLACK = 1e-6
 _PROBE = 30.0
-"""A probe that has not ended after so many seconds is given up at the earliest."""
+"""A probe that has not ended after this many seconds may be given up."""
 _FIRST = 8
-"""So many of the callers in line are looked at, and so many calls of each."""
+"""The number of waiting callers that are checked, and of calls of each."""
 _Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
 """A budget forgets by slices, up to a tenth of its window early."""
 
 
 class Trail:
-    """Kept by the simulator, which trusts no count of the call's own.
+    """The simulator's own record of a call, so that it need not trust the call's counts.
 
-    `patience` is how many seconds the call waits for a place if it has no deadline.
+    `patience` is how many seconds the call waits for a slot if it has no deadline.
     """
 
     __slots__ = ("_held", "_patience", "attempts", "call", "lost", "unsure")
@@ -46,162 +46,174 @@ class Trail:
         self.call = call
         self._patience = patience
         self.attempts: list[Attempt[Reply]] = []
-        """All that were sent, in order; who is `open` counts as in flight."""
+        """All attempts that were sent, in order. Those that are `open` count as in flight."""
         self.unsure = False
-        """True once one may have been carried out."""
+        """True once an attempt may have been processed."""
         self.lost = False
-        """True once one waits for what never comes."""
+        """True once an attempt waits for a response that never comes."""
         self._held: list[tuple[Reply, Attempt[Reply]]] = []
 
     @property
     def tried(self) -> list[Endpoint]:
-        """Whom they were sent to."""
-        return [one.endpoint for one in self.attempts]
+        """The endpoints of its attempts."""
+        return [attempt.endpoint for attempt in self.attempts]
 
     @property
     def unsent(self) -> bool:
-        """True if the call's own last attempt, which was no hedge, was never sent."""
+        """True if the call's own last attempt, which was not a hedge, was never sent."""
         last = self._own_last()
         return last is not None and isinstance(last.error, ConnectionRefusedError)
 
     def may_settle_at(self) -> float:
-        """When a retry may ask an instance again at the earliest, though one that it has not tried
-        is only full: it waits as long as any call waits for a place."""
+        """Return the earliest time at which a retry may use an instance again, while one that the
+        call has not tried is only full: first it waits as long as any call waits for a slot."""
         last, deadline = self._own_last(), self.call.deadline
         ended = 0.0 if last is None else last.started + last.elapsed
         until = ended + self._patience if deadline is None else (ended + deadline) / 2
         return until - _SLACK
 
     def comes(self, reply: Reply, left: float) -> None:
-        """What an attempt with so many seconds left will come to."""
+        """Record what the reply will mean for an attempt with this many seconds left."""
         self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
         self.lost |= reply.seconds == left == math.inf
 
     def hold(self, attempt: Attempt[Reply], reply: Reply) -> Reply:
-        """Its headers have come, its body has not. Returns a reply that stands for no other."""
+        """Record that the headers of a reply have arrived, and its body has not. Returns a copy,
+        which is equal to no other reply of the call."""
         attempt.hold()
         own = dataclasses.replace(reply)
         self._held.append((own, attempt))
         return own
 
     def holder(self, reply: Reply) -> Attempt[Reply] | None:
-        """The attempt whose body is still to be read."""
+        """Return the attempt whose body is still to be read, if any."""
         return next((attempt for own, attempt in self._held if own is reply), None)
 
     def close(self, reply: Reply) -> None:
-        """Its body is read, or nobody wants it."""
+        """End the body of a reply: it has been read, or is not needed."""
         if (attempt := self.holder(reply)) is not None:
             attempt.finish()
 
     def _own_last(self) -> Attempt[Reply] | None:
-        own = (one for one in reversed(self.attempts) if one.reason != "hedge")
+        own = (attempt for attempt in reversed(self.attempts) if attempt.reason != "hedge")
         return next(own, None)
 
     def close_all(self) -> None:
-        """Whatever became of the call, no body stays open."""
+        """End all bodies, so that none stays open after the call."""
         for _, attempt in self._held:
             attempt.finish()
 
 
 class Moment:
-    """The admissible endpoints of each tier in `open`, best tier first; `serving` is the tier that
-    serves, empty if none does. `panic` is the breaker's `panic_threshold`."""
+    """The state of a pool at one moment. `open` has the admissible endpoints of each tier, best
+    tier first. `serving` is the tier that serves, empty if none does. `panic` is the breaker's
+    `panic_threshold`."""
 
     __slots__ = ("_health_ignored", "_limits", "_now", "open", "serving")
 
     def __init__(self, pool: Pool, limits: Limits, panic: float, now: float) -> None:
         self._limits = limits
         self._now = now
-        self._health_ignored = not any(one.healthy for one in pool.endpoints)
+        self._health_ignored = not any(endpoint.healthy for endpoint in pool.endpoints)
         tiers = _tiers(pool.endpoints)
-        self.open = [[one for one in tier if self.status(one) == "serving"] for tier in tiers]
+        self.open = [
+            [endpoint for endpoint in tier if self.status(endpoint) == "serving"] for tier in tiers
+        ]
         place = next((place for place, tier in enumerate(self.open) if tier), 0)
         if tiers and len(self.open[place]) < panic * len(tiers[place]):
-            self.open[place] = [one for one in tiers[place] if self.status(one) != "ejected"]
+            self.open[place] = [
+                endpoint for endpoint in tiers[place] if self.status(endpoint) != "ejected"
+            ]
         self.serving: Sequence[Endpoint] = next((tier for tier in self.open if tier), ())
 
-    def status(self, one: Endpoint) -> EndpointStatus:
-        """What it is, active checks disregarded where they call everybody down."""
-        return one.status(self._now, ignore_health=self._health_ignored)
+    def status(self, endpoint: Endpoint) -> EndpointStatus:
+        """Return the status of an endpoint. Active checks are ignored if all endpoints fail
+        them."""
+        return endpoint.status(self._now, ignore_health=self._health_ignored)
 
     def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
-        """Those of a tier that are below their limit, but for some."""
+        """Return the endpoints of a tier that are below their limit, except those in `but`."""
         limits, now = self._limits, self._now
-        ready = [one for one in tier if one not in but and one.paused_until <= now]
-        return [one for one in ready if not (limits.each and limits.full(one))]
+        ready = [
+            endpoint for endpoint in tier if endpoint not in but and endpoint.paused_until <= now
+        ]
+        return [endpoint for endpoint in ready if not (limits.each and limits.full(endpoint))]
 
-    def crowded(self, one: Endpoint) -> bool:
-        """True for one with more in flight than its limit allows."""
+    def crowded(self, endpoint: Endpoint) -> bool:
+        """Return True for an endpoint with more in flight than its limit allows."""
         fixed, rule = self._limits.fixed, self._limits.adaptive
-        if fixed is not None and one.in_flight > fixed:
+        if fixed is not None and endpoint.in_flight > fixed:
             return True
-        return rule is not None and rule.full(one.limit, one.in_flight - 1)
+        return rule is not None and rule.full(endpoint.limit, endpoint.in_flight - 1)
 
 
 def _tiers(endpoints: Iterable[Endpoint]) -> list[list[Endpoint]]:
     tiers: dict[int, list[Endpoint]] = {}
-    for one in endpoints:
-        tiers.setdefault(one.instance.priority, []).append(one)
+    for endpoint in endpoints:
+        tiers.setdefault(endpoint.instance.priority, []).append(endpoint)
     return [tiers[priority] for priority in sorted(tiers)]
 
 
 def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-    """Whether it goes to one whom the rules allow. Its place is taken already."""
-    one, reason, tried = attempt.endpoint, attempt.reason, trail.tried
-    if one.gone:
+    """Check that a pick is allowed. Its slot is taken already."""
+    endpoint, reason, tried = attempt.endpoint, attempt.reason, trail.tried
+    if endpoint.gone:
         yield "it has left"
     elif reason == "probe":
-        yield from _of_probe(moment, one, tried)
+        yield from _of_probe(moment, endpoint, tried)
     elif reason == "resting":
-        if moment.serving or moment.status(one) != "resting":
-            yield f"it is {moment.status(one)}, {moment.serving} serve"
+        if moment.serving or moment.status(endpoint) != "resting":
+            yield f"it is {moment.status(endpoint)}, {moment.serving} serve"
     elif reason == "hedge":
-        if one not in moment.serving or one in tried:
+        if endpoint not in moment.serving or endpoint in tried:
             yield f"tried are {tried}, {moment.serving} serve"
     elif tried:
-        yield from _of_retry(moment, one, trail, now)
-    elif one not in moment.serving:
-        yield f"it is {moment.status(one)}, {moment.serving} serve"
-    if moment.crowded(one):
-        yield f"it is beyond its limit: {one.in_flight} in flight, learned limit {one.limit}"
+        yield from _of_retry(moment, endpoint, trail, now)
+    elif endpoint not in moment.serving:
+        yield f"it is {moment.status(endpoint)}, {moment.serving} serve"
+    if moment.crowded(endpoint):
+        counts = f"{endpoint.in_flight} in flight, learned limit {endpoint.limit}"
+        yield f"it is beyond its limit: {counts}"
 
 
-def _of_probe(moment: Moment, one: Endpoint, tried: list[Endpoint]) -> Iterator[str]:
-    """A broken one of the tier that serves, or of a better one, that the call has not tried."""
-    if one.breaker.state != "half-open" or one in tried:
-        yield f"its breaker is {one.breaker.state}, tried are {tried}"
-    if moment.serving and one.instance.priority > moment.serving[0].instance.priority:
+def _of_probe(moment: Moment, endpoint: Endpoint, tried: list[Endpoint]) -> Iterator[str]:
+    """A probe goes to an open endpoint of the tier that serves, or of a better one, that the call
+    has not tried."""
+    if endpoint.breaker.state != "half-open" or endpoint in tried:
+        yield f"its breaker is {endpoint.breaker.state}, tried are {tried}"
+    if moment.serving and endpoint.instance.priority > moment.serving[0].instance.priority:
         yield f"{moment.serving} serve, of a better tier"
 
 
-def _of_retry(moment: Moment, one: Endpoint, trail: Trail, now: float) -> Iterator[str]:
-    """An untried one of the best tier that has any with room. No tried one before the call has
-    waited for the untried ones that are full; one that is paused has refused calls, too."""
+def _of_retry(moment: Moment, endpoint: Endpoint, trail: Trail, now: float) -> Iterator[str]:
+    """A retry goes to an untried endpoint with room, in the best tier that has one. It does not use
+    a tried one before the call has waited for the untried ones that are full. One that is paused
+    has rejected calls too."""
     tried = trail.tried
     for tier in moment.open:
-        if one in tier and one not in tried:
+        if endpoint in tier and endpoint not in tried:
             return
         if untried := moment.roomy(tier, tried):
             yield f"tried are {tried}; {untried} have room"
             return
-    if one not in moment.serving:
+    if endpoint not in moment.serving:
         yield f"tried are {tried}, {moment.serving} serve"
-    waited = [it for tier in moment.open for it in tier if it.paused_until <= now]
-    full = [it for it in waited if it not in tried]
+    waited = [other for tier in moment.open for other in tier if other.paused_until <= now]
+    full = [other for other in waited if other not in tried]
     if full and now < (until := trail.may_settle_at()):
         yield f"tried are {tried}; {full} are only full, and {until - now:g} s are left to wait"
 
 
 def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-    """Whether its call may send it."""
+    """Check that the call may send this attempt."""
     call, before = trail.call, trail.attempts
     if attempt.expiry is not None and attempt.expiry.at < now:
         yield f"it begins {now - attempt.expiry.at:g} s past its time"
-    if any(one.open and one.endpoint is attempt.endpoint for one in before):
+    if any(earlier.open and earlier.endpoint is attempt.endpoint for earlier in before):
         yield "the same call is under way there already"
     if before and trail.unsure and not call.idempotent:
         yield "a call that may not be repeated may have been carried out before"
-    hedges = sum(one.reason == "hedge" for one in (*before, attempt))
+    hedges = sum(earlier.reason == "hedge" for earlier in (*before, attempt))
     if hedges > 1 or (hedges and not call.idempotent):
         yield f"hedges: {hedges}, idempotent: {call.idempotent}"
     if len(before) + 1 - hedges > call.engine.retries.policy.attempts:
@@ -209,7 +221,7 @@ def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
 
 
 class Invariants:
-    """Looks at one balancer as each attempt is sent, between events, and at the end."""
+    """Checks one balancer when an attempt is sent, between events, and at the end."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, panic: float) -> None:
         self._engine = engine
@@ -227,7 +239,7 @@ class Invariants:
         self.breaches: list[str] = []
 
     def sending(self, trail: Trail, attempt: Attempt[Reply], now: float) -> None:
-        """Just before an attempt is sent."""
+        """Check an attempt just before it is sent."""
         if not trail.attempts:
             self._calls += 1
         elif attempt.reason == "hedge":
@@ -250,26 +262,29 @@ class Invariants:
             self._breach(now, [f"{many} in flight, at all of them together"])
 
     def done(self, trail: Trail, error: str | None, now: float) -> None:
-        """A call is over, body and all; `error` is the name of what it raised."""
+        """Check a call that has ended, including its body. `error` is the name of what it
+        raised."""
         deadline = trail.call.deadline
         if deadline is not None and now - deadline > _SLACK:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
-        if left := [one.instance for one in trail.attempts if one.open]:
+        if left := [attempt.instance for attempt in trail.attempts if attempt.open]:
             self._breach(now, [f"a call is over, and still in flight at {left}"])
         alone = not trail.attempts and not self._engine.queue
         if error == "NoInstanceAvailable" and alone and (free := self._free(now)):
             self._breach(now, [f"a call found no instance, room has {free}"])
 
     def between(self, now: float) -> None:
-        """One thing has happened, and another is to happen, now or later."""
+        """Check the queue after each event."""
         queue = self._engine.queue
         if not queue:
             self._order, self._first, self._woken = {}, None, {}
             return
         first = queue.first if queue.waiting else None
-        retries = [one for place, one in enumerate(queue.retries) if place < _FIRST or one.is_set]
+        retries = [
+            call for place, call in enumerate(queue.retries) if place < _FIRST or call.is_set
+        ]
         look = [*retries, *([] if first is None else [first])]
-        self._woken = {one: self._woken.get(one, now) for one in look if one.is_set}
+        self._woken = {call: self._woken.get(call, now) for call in look if call.is_set}
         if free := self._left_free(look, now):
             self._breach(now, [f"{len(queue)} in line, nobody wakes them, room has {free}"])
         if first is self._first:
@@ -281,23 +296,31 @@ class Invariants:
         self._order, self._first = order, first
 
     def over(self, now: float) -> None:
-        """Nothing is under way any more."""
+        """Check that nothing is left after the last call has ended."""
         endpoints = {**dict.fromkeys(self._engine.pool.endpoints), **self._attempts}
-        self._breach(now, chain.from_iterable(self._of_load(one, now) for one in endpoints))
+        self._breach(
+            now, chain.from_iterable(self._of_load(endpoint, now) for endpoint in endpoints)
+        )
         left = {
-            "in flight": [one for one in endpoints if one.in_flight],
+            "in flight": [endpoint for endpoint in endpoints if endpoint.in_flight],
             "in flight, in all": [] if self._engine.drained().is_set else [self._engine.service],
-            "probed": [one for one in endpoints if not one.gone and one.breaker.probing(now)],
+            "probed": [
+                endpoint
+                for endpoint in endpoints
+                if not endpoint.gone and endpoint.breaker.probing(now)
+            ],
             "in line": [*self._engine.queue.waiting, *self._engine.queue.retries],
         }
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
     def forgotten(self, now: float) -> None:
-        """Nothing is to happen any more, and a call still waits, for no silent instance."""
+        """Report a call that still waits although no event is left, and not for a silent
+        instance."""
         self._breach(now, ["a call waits for ever"])
 
     def _of_probe(self, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-        """One at a time, as long as the breaker does not change and headers have not come."""
+        """There is one probe at a time, as long as the breaker does not change and the headers have
+        not arrived."""
         if attempt.reason != "probe":
             return
         breaker = attempt.breaker
@@ -308,8 +331,8 @@ class Invariants:
             yield "it is probed already"
 
     def _of_budgets(self, now: float) -> Iterator[str]:
-        """No more is repeated, and no more is hedged, than can have been earned. What replaces an
-        attempt that was never sent is not counted."""
+        """There are no more retries and no more hedges than can have been earned. The replacement
+        of an attempt that was never sent is not counted."""
         hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
         retries = self._engine.retries.budget
@@ -324,51 +347,56 @@ class Invariants:
             if made > earned + _SLACK:
                 yield f"{made} {what} of all retries and hedges so far, {earned:g} were earned"
 
-    def _of_load(self, one: Endpoint, now: float) -> Iterator[str]:
-        """What counts as in flight is what was sent and has not ended, and within the limits."""
-        sent = self._attempts[one] = [it for it in self._attempts.get(one, ()) if it.open]
-        if one.in_flight != len(sent):
-            yield f"{one.instance} counts {one.in_flight} in flight, there are {len(sent)}"
-        rule, limit = self._limits.adaptive, one.limit
+    def _of_load(self, endpoint: Endpoint, now: float) -> Iterator[str]:
+        """The count in flight is the number of attempts that were sent and have not ended, and it
+        is within the limits."""
+        attempts = self._attempts.get(endpoint, ())
+        sent = self._attempts[endpoint] = [attempt for attempt in attempts if attempt.open]
+        if endpoint.in_flight != len(sent):
+            counted, there = endpoint.in_flight, len(sent)
+            yield f"{endpoint.instance} counts {counted} in flight, there are {there}"
+        rule, limit = self._limits.adaptive, endpoint.limit
         if rule is not None and limit is not None and not rule.least <= limit <= rule.most:
-            yield f"{one.instance} has learned a limit of {limit:g}"
-        if one.breaker.state != "half-open" and one.breaker.probing(now):
-            yield f"{one.instance} is probed while {one.breaker.state}"
+            yield f"{endpoint.instance} has learned a limit of {limit:g}"
+        if endpoint.breaker.state != "half-open" and endpoint.breaker.probing(now):
+            yield f"{endpoint.instance} is probed while {endpoint.breaker.state}"
 
     def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
-        """What has room for one of those in line whose turn it is, that is not woken, or was and
-        has not looked at that moment. What a retry wants that waits apart is not for those behind
-        it."""
-        if all(self._comes(one, now) for one in look):
+        """Return the endpoints with room for a waiting call whose turn it is, and that was not
+        woken, or was woken earlier and has not checked since. What a retry waits for separately
+        does not count for the calls behind it."""
+        if all(self._comes(call, now) for call in look):
             return []
         if (moment := self._open(now)) is None:
             return []
         spoken_for: set[Endpoint] = set()
         total = self._limits.total
         places = math.inf if total is None else total - self._in_flight()
-        for one in look:
-            unwanted = self._engine.queue.retries.get(one, ())
+        for call in look:
+            unwanted = self._engine.queue.retries.get(call, ())
             wanted = chain.from_iterable(moment.open) if unwanted else moment.serving
             has_room = moment.roomy(wanted, unwanted)
-            roomy = [it for it in has_room if it not in spoken_for]
-            comes = self._comes(one, now)
+            roomy = [endpoint for endpoint in has_room if endpoint not in spoken_for]
+            comes = self._comes(call, now)
             if roomy and places > 0 and not comes:
                 return roomy
             places -= bool(has_room if comes else roomy)
-            spoken_for.update(it for it in self._engine.pool.endpoints if it not in unwanted)
+            endpoints = self._engine.pool.endpoints
+            spoken_for.update(endpoint for endpoint in endpoints if endpoint not in unwanted)
         return []
 
-    def _comes(self, one: Signal, now: float) -> bool:
-        """True if a call in line was woken at this moment, and so is about to look."""
-        return self._woken.get(one, -math.inf) >= now
+    def _comes(self, call: Signal, now: float) -> bool:
+        """Return True if a waiting call was woken at this moment, so it is about to check."""
+        return self._woken.get(call, -math.inf) >= now
 
     def _free(self, now: float) -> list[Endpoint]:
-        """Who has room, and not only since a moment."""
+        """Return the endpoints that have room, and have had it for more than a moment."""
         moment = self._open(now)
         return [] if moment is None else moment.roomy(moment.serving)
 
     def _open(self, now: float) -> Moment | None:
-        """Who serves; None where nobody has room, or time alone has just let somebody in."""
+        """Return the current state. Returns None if no endpoint has room, or if one has just become
+        admissible because of the time alone."""
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
             return None
@@ -376,13 +404,13 @@ class Invariants:
             return None
         lately = now - _SLACK
         ends = chain.from_iterable(
-            (it.backing_off_until, it.ejected_until, it.paused_until)
-            for it in self._engine.pool.endpoints
+            (endpoint.backing_off_until, endpoint.ejected_until, endpoint.paused_until)
+            for endpoint in self._engine.pool.endpoints
         )
         return None if any(lately <= at <= now for at in ends) else self._moment(now)
 
     def _in_flight(self) -> int:
-        return sum(one.in_flight for one in self._attempts)
+        return sum(endpoint.in_flight for endpoint in self._attempts)
 
     def _moment(self, now: float) -> Moment:
         return Moment(self._engine.pool, self._limits, self._panic, now)
@@ -392,10 +420,12 @@ class Invariants:
 
 
 def _lose(before: _Order, after: _Order) -> bool:
-    """True where a call, or a caller that has had no turn, has lost its place."""
+    """Return True if a call, or a caller that had no turn, has lost its place."""
     for caller, queue in after.items():
-        stayed = tuple(one for one in before.get(caller, ()) if one in queue)
+        stayed = tuple(call for call in before.get(caller, ()) if call in queue)
         if stayed != queue[: len(stayed)]:
             return True
-    still = [one for one in before if one in after and before[one][0] is after[one][0]]
-    return still != [one for one in after if one in still]
+    still = [
+        caller for caller in before if caller in after and before[caller][0] is after[caller][0]
+    ]
+    return still != [caller for caller in after if caller in still]

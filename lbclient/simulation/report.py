@@ -1,4 +1,4 @@
-"""What came of a simulated run, and what is written down while it goes on."""
+"""The results of a simulated run, and the journal that is kept while it runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Journal", "Outcome", "Report", "Slice"]
 
 _SHOWN = (50, 90, 99, 99.9)
 _ROUNDING = 1e-9
-"""0.3 / 0.1 is a little less than 3."""
+"""Rounding: 0.3 / 0.1 is a little less than 3."""
 
 
 class Outcome(NamedTuple):
-    """One request: when it `arrived`, how long it took (seconds, waiting included), the final
-    `status`, or the name of the `error`, how many `attempts` it made, and the number of its
+    """The outcome of one request: when it `arrived`, how long it took (seconds, including waiting),
+    the final `status` or the name of the `error`, the number of `attempts`, and the number of its
     `client`, from 0."""
 
     arrived: float
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """The requests that arrived from `start` on, in seconds, up to the next slice."""
+    """The requests that arrived from `start` (seconds) until the next slice."""
 
     start: float
     requests: int
@@ -40,16 +40,16 @@ class Slice(NamedTuple):
     mean: float
     p99: float
     sent: Mapping[str, int]
-    """Attempts by server, counted when they were sent."""
+    """Attempts by server, by the time they were sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run is a pure function of its scenario, its options and its `seed`: so is all of this.
+    """The results of a run. They depend only on its scenario, its options and its `seed`.
 
-    `sent` are the attempts, as (time, server); `answered` what each server answered; `trace` is a
-    hash of every decision, the same on every machine; `breaches` are the invariants that did not
-    hold, which must be none.
+    `sent` are the attempts, as (time, server). `answered` has what each server responded. `trace`
+    is a hash of all decisions, the same on every machine. `breaches` are the invariants that did
+    not hold; there must be none.
     """
 
     seed: int
@@ -66,26 +66,27 @@ class Report:
 
     @property
     def mean(self) -> float:
-        """Seconds from the arrival of a request to its end, on average."""
+        """The mean time from the arrival of a request to its end, in seconds."""
         return _mean(self.outcomes)
 
     @property
     def mean_answered(self) -> float:
-        """The same for the requests that ended with an answer, whatever its status."""
-        return _mean([one for one in self.outcomes if one.status is not None])
+        """The same for the requests that ended with a response, whatever its status."""
+        return _mean([outcome for outcome in self.outcomes if outcome.status is not None])
 
     def percentile(self, percent: float) -> float:
-        """Seconds within which so many per cent (0 to 100) of the requests ended: the nearest rank.
+        """Return the seconds within which `percent` per cent (0 to 100) of the requests ended, by
+        nearest rank.
 
         Raises ValueError for any other percentage.
         """
         if validation.number("percent", percent) > 100:
             raise ValueError(f"percent must be from 0 to 100, not {percent!r}")
-        return _percentile(sorted(one.elapsed for one in self.outcomes), percent)
+        return _percentile(sorted(outcome.elapsed for outcome in self.outcomes), percent)
 
     @property
     def responses(self) -> int:
-        """Answers that servers gave, to first attempts and to others."""
+        """The number of responses that servers gave, to first attempts and to others."""
         return sum(
             many
             for answers in self.answered.values()
@@ -95,27 +96,29 @@ class Report:
 
     @property
     def amplification(self) -> float:
-        """Attempts for each request."""
+        """The number of attempts per request."""
         return len(self.sent) / max(1, len(self.outcomes))
 
     def shares(self, since: float = 0.0, until: float = math.inf) -> dict[str, float]:
-        """The share of the attempts in that time (seconds) that each server was sent."""
+        """Return the share of the attempts in this time (seconds) that each server was sent."""
         sent = Counter(server for time, server in self.sent if since <= time < until)
         total = max(1, sent.total())
         return {server: sent[server] / total for server in self.answered}
 
     def endings(self) -> Counter[int | str]:
-        """How many requests ended with which status or error."""
+        """Return how many requests ended with which status or error."""
         return Counter(
-            one.status if one.status is not None else str(one.error) for one in self.outcomes
+            outcome.status if outcome.status is not None else str(outcome.error)
+            for outcome in self.outcomes
         )
 
     def over_time(self, seconds: float) -> list[Slice]:
-        """Slice by slice, each so many seconds long. Raises ValueError for no such time."""
+        """Return the results in slices of this many seconds. Raises ValueError if that is not a
+        positive number."""
         validation.seconds("seconds", seconds)
         requests: dict[int, list[Outcome]] = {}
-        for one in self.outcomes:
-            requests.setdefault(_place(one.arrived, seconds), []).append(one)
+        for outcome in self.outcomes:
+            requests.setdefault(_place(outcome.arrived, seconds), []).append(outcome)
         sent: dict[int, Counter[str]] = {}
         for time, server in self.sent:
             sent.setdefault(_place(time, seconds), Counter())[server] += 1
@@ -125,8 +128,8 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        """For people."""
-        percentiles = ", ".join(f"p{one:g} {self.percentile(one):.3f} s" for one in _SHOWN)
+        """The results as text."""
+        percentiles = ", ".join(f"p{p:g} {self.percentile(p):.3f} s" for p in _SHOWN)
         lines = [
             f"{len(self.outcomes)} requests, {100 * self.success:.2f} % successful",
             f"mean {self.mean:.3f} s; {percentiles}",
@@ -144,21 +147,23 @@ def _place(time: float, seconds: float) -> int:
 
 
 def _slice(start: float, outcomes: Sequence[Outcome], sent: Mapping[str, int]) -> Slice:
-    p99 = _percentile(sorted(one.elapsed for one in outcomes), 99)
+    p99 = _percentile(sorted(outcome.elapsed for outcome in outcomes), 99)
     return Slice(start, len(outcomes), _success(outcomes), _mean(outcomes), p99, sent)
 
 
 def _success(outcomes: Sequence[Outcome]) -> float:
-    good = sum(one.status is not None and one.status < 400 for one in outcomes)
+    good = sum(outcome.status is not None and outcome.status < 400 for outcome in outcomes)
     return good / len(outcomes) if outcomes else math.nan
 
 
 def _mean(outcomes: Sequence[Outcome]) -> float:
-    return math.fsum(one.elapsed for one in outcomes) / len(outcomes) if outcomes else math.nan
+    if not outcomes:
+        return math.nan
+    return math.fsum(outcome.elapsed for outcome in outcomes) / len(outcomes)
 
 
 def _percentile(ordered: Sequence[float], percent: float) -> float:
-    """The nearest rank."""
+    """The percentile, by nearest rank."""
     if not ordered:
         return math.nan
     rank = math.ceil(percent * len(ordered) / 100 - _ROUNDING)
@@ -166,31 +171,31 @@ def _percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 class Journal:
-    """Of one run: every attempt and every outcome, in order, and a hash of them."""
+    """The journal of one run: every attempt and every outcome, in order, and a hash of them."""
 
     def __init__(self) -> None:
         self.waiting = 0
-        """Requests that are under way."""
+        """The number of active requests."""
         self.outcomes: list[Outcome] = []
         self.sent: list[tuple[float, str]] = []
         self._trace = hashlib.blake2b(digest_size=16)
 
     @property
     def trace(self) -> str:
-        """The same for the same decisions, on every machine."""
+        """The hash. The same decisions give the same hash on every machine."""
         return self._trace.hexdigest()
 
     def began(self) -> None:
-        """A request arrives."""
+        """A request has arrived."""
         self.waiting += 1
 
     def sending(self, now: float, client: int, server: str, reason: str) -> None:
-        """An attempt goes out."""
+        """An attempt is sent."""
         self.sent.append((now, server))
         self._trace.update(repr((now, client, server, reason)).encode())
 
     def ended(self, outcome: Outcome) -> None:
-        """A request is over."""
+        """A request has ended."""
         self.waiting -= 1
         self.outcomes.append(outcome)
         self._trace.update(repr((outcome.client, *outcome[:-1])).encode())

@@ -1,6 +1,6 @@
-"""Many clients, many servers, one clock: a run is a pure function of its seed.
+"""Many clients, many servers, one clock: a run depends only on its arguments and its seed.
 
-Discovery and health checks take part: the rounds of a job, each at its virtual time.
+Discovery and health checks take part: each round of a job runs at its virtual time.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = ["Rounds", "simulate", "simulated"]
 
 
 class Rounds:
-    """Runs what the refresher's threads run elsewhere. No round takes virtual time."""
+    """Runs the jobs that the scheduler's threads run in production. No round takes virtual time."""
 
     def __init__(self, world: World) -> None:
         self.generation = object()
         self._world = world
 
     def schedule(self, job: Job) -> None:
-        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        """Run the next round of `job` at its `next_at`. This replaces what was scheduled before."""
         job.turn += 1
         turn = job.turn
         if not job.stopped:
@@ -62,7 +62,7 @@ def simulated(
     judge: Classifier | None = None,
     **options: Unpack[BalancerOptions],
 ) -> Balancer:
-    """A balancer whose clock and discovery are the world's."""
+    """Return a balancer that uses the clock and the discovery of a world."""
 
     class Simulated(Balancer):
         _scheduler = Rounds(world)
@@ -71,8 +71,9 @@ def simulated(
             return in_turn
 
         def told(self) -> Balancer:
-            """No response is dropped here unclosed, so nothing need be looked for. What happens to
-            simulated instances is no warning to anybody; it is in the report."""
+            """Skip what a simulation does not need. No response is dropped unclosed, so there is
+            nothing to look for. What happens to simulated instances is in the report, so it is not
+            logged as a warning."""
             self._engine.look_again = math.inf
             self._engine.outbox.least = logging.ERROR
             return self
@@ -89,12 +90,15 @@ def simulate(
     fair_by: Callable[[SimulatedRequest], object] | None = None,
     **options: Any,
 ) -> Report:
-    """Run it. `strategy` is a name, or makes a strategy for each client; `fair_by` names the caller
-    of a request, as the same option of `Client` does; `options` are those of `Balancer`. The same
-    arguments give the same report, on any machine.
+    """Run a scenario, and return its report. The same arguments give the same report, on any
+    machine.
 
-    `checked` has the invariants looked at before every attempt and after every event; it changes
-    nothing but `breaches`. Raises ValueError or TypeError for what cannot be used.
+    `strategy` is a name, or a function that makes a strategy for each client. `fair_by` returns the
+    caller of a request, like the option of `Client`. `options` are those of `Balancer`. `checked`
+    checks the invariants before every attempt and after every event; it changes nothing but
+    `breaches`.
+
+    Raises ValueError or TypeError if an argument is invalid.
     """
     if not isinstance(scenario, Scenario):
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
@@ -106,16 +110,16 @@ def simulate(
 
 
 class _Known:
-    """Discovery: who is there at the moment."""
+    """Discovery: the servers that are known at the moment."""
 
     def __init__(self, scenario: Scenario, world: World) -> None:
         self._scenario = scenario
         self._world = world
 
     def resolve(self) -> Answer:
-        """Asked at each round."""
+        """Called at each round."""
         now, scenario = self._world.clock(), self._scenario
-        known = [one.instance for one in scenario.servers if one.known(now)]
+        known = [server.instance for server in scenario.servers if server.known(now)]
         return Answer(known, scenario.ttl)
 
 
@@ -139,13 +143,13 @@ class _Run:
         self._world = World()
         self._journal = Journal()
         self._hosts = {
-            one.name: Host(one, self._world, self._rng(f"server {one.name}"))
-            for one in scenario.servers
+            server.name: Host(server, self._world, self._rng(f"server {server.name}"))
+            for server in scenario.servers
         }
         self._clients = [
             self._client(number, checked=checked) for number in range(scenario.clients)
         ]
-        self._watches = [one.watch for one in self._clients if one.watch is not None]
+        self._watches = [client.watch for client in self._clients if client.watch is not None]
 
     def report(self) -> Report:
         world, scenario, journal = self._world, self._scenario, self._journal
@@ -169,7 +173,7 @@ class _Run:
         return Report(self._seed, journal.outcomes, journal.sent, answered, journal.trace, breaches)
 
     def _conclude(self) -> None:
-        """Who is unanswered has failed."""
+        """Record the requests that are still unanswered as failed."""
         scenario, now = self._scenario, self._world.clock()
         end = scenario.until if scenario.until < math.inf else now
         for client in self._clients:
@@ -195,7 +199,8 @@ class _Run:
         )
 
     def _rng(self, whose: str) -> random.Random:
-        """Each has dice of its own, so that a new client changes nobody else's luck."""
+        """Return a random generator. Each server, client and load has its own, so that a new client
+        does not change the random numbers of the others."""
         return random.Random(f"{self._seed} {whose}")
 
     def _client(self, number: int, *, checked: bool) -> Client:
@@ -215,8 +220,8 @@ class _Run:
 
     def _balancer(self, number: int) -> Balancer:
         scenario, strategy = self._scenario, self._strategy
-        always = all(one.joins == 0 and one.leaves == math.inf for one in scenario.servers)
-        known = [one.instance for one in scenario.servers]
+        always = all(server.joins == 0 and server.leaves == math.inf for server in scenario.servers)
+        known = [server.instance for server in scenario.servers]
         service: Service = known if always else _Known(scenario, self._world)
         retry = self._options.get("retry", RetryPolicy())
         return simulated(

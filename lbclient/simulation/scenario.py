@@ -1,4 +1,4 @@
-"""What happens to whom, and how requests come: at a rate, or from workers that wait."""
+"""Scenarios: the servers, and how requests arrive: at a rate, or from workers that wait."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ __all__ = ["Closed", "Load", "Open", "Scenario"]
 
 Request = Callable[..., Process[object]]
 """`request(client)` makes the process of one request of the client with that number (from 0);
-`request(client, SimulatedRequest(...))` says what is asked for."""
+`request(client, SimulatedRequest(...))` sets what it requests."""
 
 Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
-"""What the requests of a load ask for: all the same, or a function of the request's number in the
-load, from 0. None: `SimulatedRequest()`."""
+"""What the requests of a load request: the same for all, or a function of the request's number in
+the load, from 0. None means `SimulatedRequest()`."""
 
 
 @runtime_checkable
 class Load(Protocol):
-    """What makes the requests of a scenario: `Open`, `Closed`, or an object of your own."""
+    """What makes the requests of a scenario: `Open`, `Closed`, or your own object."""
 
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> Sequence[Sequence[object]]:
-        """Have the requests come, each as `world.spawn(request(client))` or as part of a process.
+        """Start the requests, each as `world.spawn(request(client))` or as a part of a process.
 
-        Returns a list for each part of the load, such as `World.spawn` does: it is empty until that
-        part is over. `rng` is the load's own.
+        Returns a list for each part of the load, such as `World.spawn` returns, which is empty
+        until that part is over. `rng` is the load's own.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """`rate` requests a second for so many `seconds`, whether or not others were answered.
+    """`rate` requests per second for `seconds`, whether or not earlier ones were answered.
 
-    Evenly spaced, or at random (`poisson`); by turns from each client. `request` says what is asked
-    for: a `SimulatedRequest`, or a function of the request's number (from 0) that makes one.
+    They are evenly spaced, or random if `poisson` is True, and come from the clients in turn.
+    `request` is a `SimulatedRequest`, or a function of the request's number (from 0) that returns
+    one.
     """
 
     rate: float
@@ -62,7 +63,7 @@ class Open:
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> list[list[None]]:
-        """Have the requests come. Each list is empty until its part of the load is over."""
+        """Start the requests. Each list is empty until its part of the load is over."""
         return [world.spawn(self._arrive(world, clients, request, rng))]
 
     def _arrive(
@@ -72,10 +73,10 @@ class Open:
             if time > world.clock():
                 yield Pause(time - world.clock())
             world.spawn(_made(request, number % clients, self.request, number))
-        yield Pause(0.0)  # the last has begun, too
+        yield Pause(0.0)  # until the last one has begun
 
     def _times(self, rng: random.Random) -> Iterator[float]:
-        """When each arrives."""
+        """Yield the arrival times."""
         if not self.poisson:
             yield from (n / self.rate for n in range(round(self.rate * self.seconds)))
             return
@@ -86,8 +87,8 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`workers` of each client, each with one request at a time, `think` seconds apart, for so many
-    `seconds`. `request` says what is asked for, as in `Open`."""
+    """`workers` of each client, each with one request at a time, `think` seconds apart, for
+    `seconds`. `request` is the same as in `Open`."""
 
     workers: int
     seconds: float
@@ -103,7 +104,7 @@ class Closed:
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> list[list[None]]:
-        """Have the workers begin, at random within their first pause."""
+        """Start the workers, at random times within their first pause."""
         numbers = itertools.count()
         return [
             world.spawn(self._work(world, request, client, rng.random() * self.think, numbers))
@@ -124,7 +125,8 @@ class Closed:
 
 
 _LEAST = 0.001
-"""A worker that is refused at once takes a breath: else the world would stand still."""
+"""The least pause in seconds of a worker whose request took no time: otherwise time would not
+advance."""
 
 
 def _check(asked: object) -> None:
@@ -135,26 +137,29 @@ def _check(asked: object) -> None:
 def _made(request: Request, client: int, asked: Asked, number: int) -> Process[object]:
     if asked is None:
         return request(client)
-    one = asked if isinstance(asked, SimulatedRequest) else asked(number)
-    if not isinstance(one, SimulatedRequest):
-        raise TypeError(f"request({number}) of the load must be SimulatedRequest(...), not {one!r}")
-    return request(client, one)
+    made = asked if isinstance(asked, SimulatedRequest) else asked(number)
+    if not isinstance(made, SimulatedRequest):
+        raise TypeError(
+            f"request({number}) of the load must be SimulatedRequest(...), not {made!r}"
+        )
+    return request(client, made)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What happens to whom: `servers`, the `load`, and so many `clients` that share it.
+    """What a run simulates: `servers`, the `load`, and the number of `clients` that share it.
 
-    - `load`: `Open(...)`, `Closed(...)`, any object with such a `start`, or a list of these, which
-      all run from 0 on.
+    - `load`: `Open(...)`, `Closed(...)`, any object with such a method `start`, or a list of these,
+      which all begin at 0.
     - `idempotent`: whether the requests may be repeated.
-    - `until`: the run is broken off then, in seconds; who is unanswered has failed.
-    - `patience`: seconds that a request without deadline waits for a place.
-    - `ttl`: seconds between two look-ups of who is there; who joins or leaves is known that late.
-    - `timeout`: seconds that an attempt waits for the headers, like a client's read time-out: then
-      it fails with TimeoutError. None: it waits as long as the retry policy allows.
+    - `until`: the time in seconds at which the run is stopped. Unanswered requests have failed.
+    - `patience`: seconds that a request without a deadline waits for a slot.
+    - `ttl`: seconds between two look-ups of discovery. A server that joins or leaves is noticed at
+      the next one.
+    - `timeout`: seconds that an attempt waits for the headers, like the read timeout of a client;
+      then it fails with TimeoutError. None: it waits as long as the retry policy allows.
 
-    Raises ValueError or TypeError, naming the argument.
+    Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
 
     servers: Sequence[Server]
@@ -168,11 +173,11 @@ class Scenario:
 
     def __post_init__(self) -> None:
         servers = validation.several("servers", self.servers, "Server(...)")
-        if not all(isinstance(one, Server) for one in servers):
+        if not all(isinstance(server, Server) for server in servers):
             raise TypeError(f"servers must be Server(...) each, not {self.servers!r}")
-        if not servers or len({one.name for one in self.servers}) < len(servers):
+        if not servers or len({server.name for server in self.servers}) < len(servers):
             raise ValueError("servers must not be empty, and their names must be unique")
-        if not self.loads or not all(isinstance(one, Load) for one in self.loads):
+        if not self.loads or not all(isinstance(load, Load) for load in self.loads):
             raise TypeError(
                 "load must be Open(...), Closed(...), an object with their method start, "
                 f"or a list of these, not {self.load!r}"
@@ -189,5 +194,5 @@ class Scenario:
 
     @property
     def loads(self) -> Sequence[Load]:
-        """The loads, where one is given also a list."""
+        """The loads as a sequence, also if there is only one."""
         return self.load if isinstance(self.load, list | tuple) else (self.load,)

@@ -1,4 +1,4 @@
-"""A simulated instance: it counts what it has in flight, and answers as its behaviour says."""
+"""A simulated instance: it counts its requests in flight, and responds as its behaviour says."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from lbclient.strategy.protocol import LoadReport
 __all__ = ["Host", "Server"]
 
 _MEMORY = 2.0
-"""Seconds for which a server knows how long its answers took."""
+"""Seconds for which a server remembers how long its responses took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One instance of the simulated service, by name.
+    """One instance of the simulated service, identified by its name.
 
-    It is known to discovery from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are
-    those of its instance. With `reports` it says, with each answer and to probes, how many requests
-    it has in flight, and how long answers take at so many (`LoadReport`).
+    Discovery knows it from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are those
+    of its instance. With `reports` it reports its load with each response and to probes: the number
+    of requests in flight, and how long responses take at that number (`LoadReport`).
 
     Each run begins with a deep copy of `behaviour` for each server: an object with `__call__` may
-    keep state, and servers that share one object do not share it. A function is called as it is;
-    `per_run` is for one that keeps state.
+    keep state, and servers that were given one object do not share it. A function is not copied;
+    use `per_run` for one that keeps state.
 
-    Raises ValueError or TypeError for what is none of that.
+    Raises ValueError or TypeError if an argument is invalid.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Server:
 
     @property
     def instance(self) -> Instance:
-        """As discovery names it."""
+        """The instance as discovery returns it."""
         metadata = {} if self.zone is None else {"zone": self.zone}
         return Instance(self.name, 80, self.weight, self.priority, metadata)
 
     def known(self, now: float) -> bool:
-        """True while discovery names it."""
+        """Return True while discovery returns it."""
         return self.joins <= now < self.leaves
 
 
 class Host:
-    """A server in a world. A request that its caller gives up goes on here until it is done.
+    """A server in a world. A request that its caller abandons continues here until it is done.
 
     Raises ValueError for a behaviour that cannot be copied.
     """
@@ -89,14 +89,15 @@ class Host:
         self._levels = LatencyByLoad()
         self.in_flight = 0
         self.most = 0
-        """The most it ever had in flight."""
+        """The most requests it ever had in flight."""
         self.answered: Counter[int | str] = Counter()
-        """How often it answered what: a status, or the name of an error."""
+        """How often it gave each response: a status, or the name of an error."""
 
     def receive(self, request: SimulatedRequest) -> Reply:
-        """A request arrives; the reply is due after its seconds, and its body after more.
+        """Receive a request. The reply is due after its seconds, and its body later.
 
-        Raises ValueError or TypeError, naming the server, for what can be no reply.
+        Raises ValueError or TypeError, naming the server, if the behaviour returns an invalid
+        reply.
         """
         world = self._world
         self.in_flight += 1
@@ -116,7 +117,7 @@ class Host:
         return reply
 
     def load(self) -> LoadReport | None:
-        """What it says of its load now, where it does."""
+        """Return its load report, or None if it does not report its load."""
         if not self._server.reports:
             return None
         now = self._world.clock()
@@ -129,7 +130,7 @@ class Host:
 
 
 def _own(server: Server) -> Asked:
-    """The behaviour with state of its own."""
+    """Return a copy of the behaviour, with its own state."""
     try:
         behaviour = copy.deepcopy(server.behaviour)
     except Exception as error:
@@ -141,7 +142,7 @@ def _own(server: Server) -> Asked:
 
 
 def _check(server: str, reply: object) -> None:
-    """Raises ValueError or TypeError for what can be no reply of this server."""
+    """Raise ValueError or TypeError if this is not a valid reply of the server."""
     whose = f"the behaviour of server {server!r} returned"
     if not isinstance(reply, Reply):
         raise TypeError(f"{whose} {reply!r}, which is not a Reply")

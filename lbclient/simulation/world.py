@@ -1,4 +1,4 @@
-"""A world with a clock of its own, in which processes wait for pauses and for nothing else."""
+"""A world with its own clock, in which processes wait only for pauses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Process = Generator[Pause, None, R]
 
 
 class World:
-    """Discrete events: time jumps from one to the next. The same spawns give the same run."""
+    """Discrete events: time jumps from one event to the next. The same processes give the same
+    run."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -27,17 +28,18 @@ class World:
         self._order = itertools.count()
         self._awaited = 0
         self._processes: set[Process[object]] = set()
-        """Those that have not ended: one that waits for ever would be collected, and so closed."""
+        """The processes that have not ended. Otherwise one that waits forever would be garbage
+        collected, and so closed."""
 
     def clock(self) -> float:
         """Virtual seconds: the `clock` of every balancer in this world."""
         return self._now
 
     def spawn(self, process: Process[R]) -> list[R]:
-        """Start a process now; the list that is returned holds its result once it has one.
+        """Start a process now. The list that is returned gets its result when it ends.
 
-        It runs in a context of its own, as a task does: attempts of processes that overlap end in
-        any order, and none of them leaves its deadline to another, or to who called `run`.
+        Like a task, it runs in its own context: attempts of concurrent processes end in any order,
+        and no process leaves its deadline to another, or to the caller of `run`.
         """
         results: list[R] = []
         self._processes.add(process)
@@ -47,19 +49,19 @@ class World:
 
     @property
     def idle(self) -> bool:
-        """True where nothing is to happen any more but in the background."""
+        """True if only background events are left."""
         return not self._awaited
 
     def at(self, time: float, event: Callable[[], None], *, background: bool = False) -> None:
-        """Have something happen at a time, not before now; in the `background` what would go on
-        though nobody waits for it."""
+        """Schedule an event at a time, at the earliest now. `background` is for events that
+        continue forever, such as look-ups, which do not keep a run going."""
         self._awaited += not background
         heapq.heappush(self._events, (max(time, self._now), next(self._order), event, background))
 
     def run(self, until: float = math.inf) -> None:
-        """Let everything happen, or what happens up to a time, which then is now.
+        """Run until no event is left, or until a time, which becomes the current time.
 
-        An exception that leaves a process leaves here too.
+        An exception of a process is raised here.
         """
         while self.step(until):
             pass
@@ -67,7 +69,7 @@ class World:
             self._now = until
 
     def step(self, until: float = math.inf) -> bool:
-        """Let the next thing happen. False where nothing is to happen up to that time."""
+        """Run the next event. Returns False if there is none until that time."""
         if not self._events or self._events[0][0] > until:
             return False
         self._now, _, event, background = heapq.heappop(self._events)
@@ -85,14 +87,15 @@ class World:
         self._resume(pause, _once(lambda: self._step(process, context, results)))
 
     def _resume(self, pause: Pause, go_on: Callable[[], None]) -> None:
-        if pause.seconds < math.inf:  # else it waits for its signal, or for ever
+        if pause.seconds < math.inf:  # otherwise it waits for its signal, or forever
             self.at(self._now + pause.seconds, go_on)
         if pause.signal is not None:
             pause.signal.listen(lambda: self.at(self._now, go_on))
 
 
 def _once(event: Callable[[], None]) -> Callable[[], None]:
-    """A pause may end twice, by its signal and by its time."""
+    """Return a function that calls `event` only the first time: a pause may end both by its signal
+    and by its time."""
     happened = False
 
     def happen() -> None:

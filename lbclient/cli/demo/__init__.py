@@ -1,4 +1,4 @@
-"""`lbclient demo`: real DNS, real instances, real traffic, and what happens when they fail."""
+"""`lbclient demo`: real DNS, real instances, real traffic, and what happens when instances fail."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lbclient.cli.demo.stage import SERVICE, Stage, stage
 __all__ = ["demo"]
 
 _TICK = 0.1
-"""Seconds from one frame to the next."""
+"""Seconds between two frames."""
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Play it. The exit status is 1 if a call failed."""
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the picture tells it all
+    """Run the demo. The exit status is 1 if a call failed."""
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the view shows the same
     bill = Playbill(SERVICE, arguments.strategy, arguments.seconds)
     view = _view(bill, plain=arguments.plain)
     with stage() as world, _client(world, bill) as client:

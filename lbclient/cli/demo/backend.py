@@ -1,4 +1,4 @@
-"""One real HTTP/1.1 instance in a process of its own: `python backend.py NAME DELAY`.
+"""One real HTTP/1.1 instance in its own process: `python backend.py NAME DELAY`.
 
 It prints its port. Each line of its standard input is a new delay in seconds, as JSON, and is
 answered with a line. It exits when standard input ends, so it cannot outlive its parent.
@@ -28,13 +28,13 @@ class Backend(socketserver.ThreadingTCPServer):
         self.delay = delay
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is no news."""
+        """Ignore it when a client disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: Backend
     protocol_version = "HTTP/1.1"
-    # Head and body leave in one segment: two small ones would wait for the client's delayed ACK.
+    # Head and body are sent in one segment: the second would wait for the client's delayed ACK.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """The terminal belongs to the demo."""
+        """Print nothing, since the demo uses the terminal."""
 
 
 def _main(name: str, delay: float) -> None:

@@ -1,4 +1,4 @@
-"""The acts of the demo, each begun in time, what comes of it, and what a view of it shows."""
+"""The events of the demo, when they begin, what comes of them, and the interface of its views."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ __all__ = ["Director", "Kill", "Playbill", "Scene", "View", "summary"]
 
 
 class Act(Protocol):
-    """One thing that happens. `at` is when, as a part of the demo's time; `what` says it."""
+    """One event of the demo. `at` is when it begins, as a fraction of the demo's time; `what`
+    describes it."""
 
     at: float
     what: str
 
     def begin(self, stage: Stage) -> None:
-        """Do it."""
+        """Make it happen."""
         ...
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """What shows that the client has noticed, once it has."""
+        """Return what shows that the client has noticed, once it has."""
         ...
 
     def result(self, before: Frame, now: Frame) -> str:
-        """What came of it, at the end of the act."""
+        """Return what came of it, when it ends."""
         ...
 
 
 class Kill:
-    """A process crashes, and DNS goes on naming it."""
+    """A process crashes, while DNS still returns it."""
 
     def __init__(self, at: float, machine: Machine) -> None:
         self.at = at
@@ -41,16 +42,16 @@ class Kill:
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
-        """Do it."""
+        """Make it happen."""
         stage.kill(self._machine)
 
-    def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # an Act's words
+    def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # as in Act
         """Its breaker opens."""
         row = now.row(self._machine.name)
         return None if row is None or row.known.breaker == "closed" else "breaker open"
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The calls that it failed went to others."""
+        """The number of retries: the calls that it failed went to other instances."""
         return f"{now.tally.retries - before.tally.retries} retries"
 
 
@@ -64,11 +65,11 @@ class Slow:
         self._delay = delay
 
     def begin(self, stage: Stage) -> None:
-        """Do it."""
+        """Make it happen."""
         stage.slow(self._machine, self._delay)
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """Less than half of its traffic is left."""
+        """It gets less than half of its traffic."""
         name = self._machine.name
         return "traffic halved" if now.share(name) < before.share(name) / 2 else None
 
@@ -78,7 +79,7 @@ class Slow:
 
 
 class Join:
-    """A new instance starts, and DNS names it."""
+    """A new instance starts, and is added to DNS."""
 
     def __init__(self, at: float, machine: Machine) -> None:
         self.at = at
@@ -86,10 +87,10 @@ class Join:
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
-        """Do it."""
+        """Make it happen."""
         stage.add(self._machine)
 
-    def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # an Act's words
+    def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # as in Act
         """It is found and used."""
         row = now.row(self._machine.name)
         return "first call" if row is not None and row.known.attempts else None
@@ -111,7 +112,8 @@ ACTS: tuple[Act, ...] = (
 
 
 class Scene:
-    """One act as it went: begun `at` so many seconds, `noticed` once its sign was seen."""
+    """The course of one event: it began `at` this many seconds, and is `noticed` once its sign was
+    seen."""
 
     def __init__(self, act: Act, before: Frame) -> None:
         self.at = before.at
@@ -129,7 +131,7 @@ class Scene:
         return ", ".join(filter(None, (self.noticed, self.result)))
 
     def watch(self, frame: Frame) -> None:
-        """Look for its sign, and bring its result up to date."""
+        """Look for its sign, and update its result."""
         if not self.noticed and (sign := self._act.sign(self._before, frame)) is not None:
             self.noticed = f"{sign} at {frame.at:.1f} s"
         failed = frame.tally.failed - self._before.tally.failed
@@ -137,7 +139,7 @@ class Scene:
 
 
 class Director:
-    """Plays the acts over `seconds`; `scenes` are those begun so far."""
+    """Starts the events over `seconds`. `scenes` are those that have begun."""
 
     def __init__(self, stage: Stage, seconds: float, acts: Iterable[Act] = ACTS) -> None:
         self.scenes: list[Scene] = []
@@ -146,14 +148,14 @@ class Director:
         self._coming = deque(acts)
 
     def step(self, frame: Frame) -> None:
-        """Watch the act under way; begin the next if it is due."""
+        """Watch the current event, and begin the next if it is due."""
         if self.scenes:
             self.scenes[-1].watch(frame)
         if self._coming and frame.at >= self._coming[0].at * self._seconds:
             self._next(frame)
 
     def end(self, frame: Frame) -> None:
-        """A last look; what was seen of the act under way stands."""
+        """Watch the current event for the last time."""
         if self.scenes:
             self.scenes[-1].watch(frame)
             self.scenes[-1].over = True
@@ -167,7 +169,7 @@ class Director:
 
 @dataclass(frozen=True, slots=True)
 class Playbill:
-    """What is played: the service, the strategy, for how many seconds."""
+    """What is played: the service, the strategy, and for how many seconds."""
 
     service: str
     strategy: str
@@ -175,21 +177,21 @@ class Playbill:
 
 
 class View(Protocol):
-    """Shows the demo while it runs, and sums it up."""
+    """Shows the demo while it runs, and a summary at the end."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, kind: object, /, *_: object) -> None: ...
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """The state now."""
+        """Show the current state."""
         ...
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """The closing summary."""
+        """Show the summary."""
         ...
 
 
 def summary(tally: Tally) -> str:
-    """What became of the calls, in one line."""
+    """Return what became of the calls, in one line."""
     return f"{tally.calls} calls, {tally.failed} failed, {tally.retries} retries"

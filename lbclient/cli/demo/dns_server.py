@@ -1,8 +1,8 @@
-"""A small authoritative DNS server, UDP and TCP, in a process of its own: `python dns_server.py`.
+"""A small authoritative DNS server, UDP and TCP, in its own process: `python dns_server.py`.
 
 It prints its port. Each line of its standard input is the text of a zone file (with its $ORIGIN),
-as a JSON string; it is served from then on, in place of the one before, and answered with a line.
-It exits when standard input ends, so it cannot outlive its parent.
+as a JSON string. The server uses it from then on, in place of the one before, and answers with a
+line. It exits when standard input ends, so it cannot outlive its parent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Authority:
         self.zone: dns.zone.Zone | None = None
 
     def reply(self, wire: bytes, most: int | None = None) -> bytes | None:
-        """The answer, cut to `most` bytes (None: what the asker takes by UDP); None to nonsense."""
+        """Return the response, cut to `most` bytes (None: what the client accepts over UDP).
+        Returns None for an invalid question."""
         try:
             query = dns.message.from_wire(wire)
             response = dns.message.make_response(query)
@@ -71,7 +72,7 @@ def _look_up(zone: dns.zone.Zone, response: dns.message.Message) -> None:
 
 
 def _glue(zone: dns.zone.Zone, found: dns.rrset.RRset) -> Iterator[dns.rrset.RRset]:
-    """The addresses of SRV targets come along."""
+    """Yield the addresses of SRV targets, which are sent with the answer."""
     targets = {one.target for one in found if found.rdtype == dns.rdatatype.SRV}
     for target in sorted(targets):
         for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
@@ -119,14 +120,15 @@ class _TcpServer(socketserver.ThreadingTCPServer):
 
 
 def serve(authority: Authority) -> int:
-    """Serve on a free port of the loopback interface, in the background; returns the port."""
+    """Serve on a free port of the loopback interface, in the background. Returns the port."""
     for server in (servers := _bound(authority)):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     return int(servers[0].server_address[1])
 
 
 def _bound(authority: Authority) -> tuple[_TcpServer, _UdpServer]:
-    """A free TCP port may be taken for UDP: then another."""
+    """Create both servers on one port. A free TCP port may be in use for UDP; then another is
+    tried."""
     while True:
         tcp = _TcpServer(authority)
         with contextlib.suppress(OSError):

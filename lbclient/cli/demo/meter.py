@@ -1,4 +1,4 @@
-"""The demo's traffic, and what is seen of it at one moment."""
+"""The traffic of the demo, and its state at one moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Frame", "Load", "Meter", "Row", "Tally"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Calls made, calls `failed` for good, and attempts beyond each call's first."""
+    """Calls made, calls that `failed` in the end, and attempts beyond each call's first."""
 
     calls: int = 0
     failed: int = 0
@@ -26,12 +26,13 @@ class Tally:
 
 
 class Load:
-    """`threads` threads, each calling again as soon as its last call is over, within a `with`."""
+    """`threads` threads, each of which calls again as soon as its last call has ended, within a
+    `with`."""
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
         self.tally = Tally()
         self.last_failure = ""
-        """What the last failed call came to."""
+        """The outcome of the last failed call."""
         self._client = client
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -54,7 +55,7 @@ class Load:
     def _call(self) -> httpx.Response | Exception:
         try:
             return self._client.get("/orders/42")
-        except Exception as error:  # noqa: BLE001  # whatever it was, the call has failed
+        except Exception as error:  # noqa: BLE001  # the call has failed, whatever the error
             return error
 
     def _count(self, outcome: httpx.Response | Exception) -> None:
@@ -68,7 +69,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One instance: `share` is its part of the recent attempts, from 0 to 1."""
+    """One instance. `share` is its share of the recent attempts, from 0 to 1."""
 
     name: str
     share: float
@@ -77,7 +78,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The demo `at` so many seconds: every known instance, the tally, and recent calls a second."""
+    """The state `at` this many seconds: every known instance, the tally, and the recent calls per
+    second."""
 
     at: float
     rows: tuple[Row, ...]
@@ -85,11 +87,11 @@ class Frame:
     rate: float
 
     def row(self, name: str) -> Row | None:
-        """The instance of that name, if the client knows it."""
-        return next((one for one in self.rows if one.name == name), None)
+        """Return the instance of that name, if the client knows it."""
+        return next((row for row in self.rows if row.name == name), None)
 
     def share(self, name: str) -> float:
-        """Its part of the recent attempts; 0 while the client does not know it."""
+        """Return its share of the recent attempts; 0 while the client does not know it."""
         row = self.row(name)
         return 0.0 if row is None else row.share
 
@@ -114,7 +116,7 @@ class Meter:
         self._marks: deque[_Mark] = deque()
 
     def read(self, now: float) -> Frame:
-        """The state at `now`, in seconds since the start."""
+        """Return the state at `now`, in seconds since the start."""
         known = {_name(one): one for one in self._balancer.snapshot().instances}
         tally = self._load.tally
         mark = _Mark(now, tally.calls, {name: one.attempts for name, one in known.items()})
@@ -128,7 +130,7 @@ class Meter:
         return Frame(now, tuple(rows), tally, rate)
 
     def _since(self, mark: _Mark) -> _Mark:
-        """The mark from one window ago."""
+        """Return the mark from one window ago."""
         self._marks.append(mark)
         while len(self._marks) > 2 and self._marks[1].at <= mark.at - self._window:
             self._marks.popleft()

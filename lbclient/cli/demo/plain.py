@@ -15,7 +15,7 @@ _HEAD = ("instance", "weight", "picks", "share", "in flight", "latency", "breake
 
 
 class Plain:
-    """Prints a line of state now and then, and what happens as it happens."""
+    """Prints a line of state at intervals, and each event when it happens."""
 
     def __init__(self, bill: Playbill) -> None:
         self._bill = bill
@@ -33,19 +33,19 @@ class Plain:
         pass
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """What is new since the last time."""
+        """Print what is new since the last time."""
         self._tell(scenes)
         if frame.at >= self._due:
             self._due += self._every
             self._state(frame)
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """The table, and what happened when."""
+        """Print the table, and what happened when."""
         self._tell(scenes)
         print(f"\n{columns((_HEAD, *map(_cells, frame.rows)), '<>>>>><')}\n")
         print(f"{frame.at:.1f} s: {summary(frame.tally)}")
-        for one in scenes:
-            print(f"{one.at:6.1f} s  {one.what}\n          -> {one.outcome}")
+        for scene in scenes:
+            print(f"{scene.at:6.1f} s  {scene.what}\n          -> {scene.outcome}")
 
     def _state(self, frame: Frame) -> None:
         names = [row.name for row in frame.rows]
@@ -63,13 +63,14 @@ class Plain:
 
 
 def _events(scenes: Sequence[Scene]) -> Iterator[str]:
-    """Only ever longer: an act is over before the next begins."""
-    for one in scenes:
-        yield f"{one.at:6.1f} s  ** {one.what}"
-        if one.noticed:
-            yield f"          ** {one.noticed}"
-        if one.over:
-            yield f"          ** {one.result}"
+    """The lines of all events so far. Lines are only added, since an event ends before the next
+    begins."""
+    for scene in scenes:
+        yield f"{scene.at:6.1f} s  ** {scene.what}"
+        if scene.noticed:
+            yield f"          ** {scene.noticed}"
+        if scene.over:
+            yield f"          ** {scene.result}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The demo as a live screen. The only file with rich, which `lbclient[cli]` installs."""
+"""The demo as a live screen. Only this file uses rich, which `lbclient[cli]` installs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Screen"]
 
 _WIDTH = 100
 _FULL_BAR = 0.5
-"""The share that fills its bar, unless one has more."""
+"""The share that fills its bar, unless an instance has more."""
 _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 class Screen:
-    """Redraws a table of the instances, with what happened beneath, at each frame."""
+    """Redraws a table of the instances, and the events below it, at each frame."""
 
     def __init__(self, bill: Playbill) -> None:
         self._bill = bill
@@ -38,17 +38,17 @@ class Screen:
         return self
 
     def __exit__(self, kind: object, /, *_: object) -> None:
-        self._live.transient = kind is None  # interrupted: `close` will not come
+        self._live.transient = kind is None  # interrupted: `close` will not be called
         self._live.stop()
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """Draw the state now."""
+        """Draw the current state."""
         bar = ProgressBar(self._bill.seconds, frame.at, complete_style="cyan")
         picture = Group(self._title(frame), bar, _body(frame, scenes))
         self._live.update(Constrain(picture, _WIDTH), refresh=True)
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """Leave the last picture standing."""
+        """Leave the last picture on the screen."""
         picture = Group(self._title(frame), _body(frame, scenes))
         self._console.print(Constrain(picture, _WIDTH))
 
@@ -121,9 +121,9 @@ def _totals(frame: Frame) -> RenderableType:
 def _log(scenes: Sequence[Scene]) -> Table:
     log = Table.grid(padding=(0, 2, 0, 0))
     log.add_column(justify="right", style="cyan", min_width=7, no_wrap=True)
-    for one in scenes:
-        log.add_row(f"{one.at:.1f} s", Text(one.what, style="bold"))
-        log.add_row("", Text(f"→ {one.outcome}"))
+    for scene in scenes:
+        log.add_row(f"{scene.at:.1f} s", Text(scene.what, style="bold"))
+        log.add_row("", Text(f"→ {scene.outcome}"))
     return log
 
 

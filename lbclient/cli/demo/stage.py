@@ -1,6 +1,6 @@
-"""What the demo plays on: a DNS server and some instances, all real, all on loopback.
+"""What the demo runs on: a DNS server and some instances, all real, all on loopback.
 
-Each is a process of our own, which never outlives us.
+Each is a process that we start, and that never outlives us.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ ns A 127.0.0.1
 
 
 class ChildFailed(Exception):
-    """A process did not start, or went away."""
+    """A process did not start, or has ended."""
 
 
 class Child:
     """Runs one program of this folder, `backend` or `dns_server`.
 
-    It is told things as lines of JSON on its standard input, and exits when that ends: at `kill`,
-    or when this process ends in whatever way.
+    It gets lines of JSON on its standard input, and exits when that ends: at `kill`, or when this
+    process ends in any way.
     """
 
     def __init__(self, program: str, *arguments: str) -> None:
         self.program = program
-        # By its path, not by -m: it starts in a tenth of the time without the package around it.
-        # -P: the other files of this folder must not stand in for modules of the same name. A group
-        # of its own: Ctrl-C is for the parent, which ends it in order.
+        # By its path, not with -m: without importing the package it starts in a tenth of the time.
+        # -P: the other files of this folder must not shadow modules of the same name. Its own
+        # process group: Ctrl-C goes to the parent only, which ends the child in an orderly way.
         self._process = subprocess.Popen(  # noqa: S603  # our own file
             [sys.executable, "-P", str(_HERE / f"{program}.py"), *arguments],
             stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ class Child:
             text=True,
             process_group=0,
         )
-        self._words = cast("IO[str]", self._process.stdin)
+        self._requests = cast("IO[str]", self._process.stdin)
         self._answers = cast("IO[str]", self._process.stdout)
 
     @property
@@ -62,22 +62,22 @@ class Child:
 
     @functools.cached_property
     def port(self) -> int:
-        """Where it listens on 127.0.0.1; waits for it to say so."""
+        """The port on which it listens on 127.0.0.1. Waits until the process has printed it."""
         return int(self._line())
 
-    def tell(self, word: object) -> None:
-        """Tell it something, and wait until it has taken it over."""
-        _ = self.port  # what it says first
-        with contextlib.suppress(BrokenPipeError):  # the missing answer says it
-            self._words.write(json.dumps(word) + "\n")
-            self._words.flush()
+    def tell(self, value: object) -> None:
+        """Send it a value, and wait until it has applied it."""
+        _ = self.port  # the first line that it prints
+        with contextlib.suppress(BrokenPipeError):  # the missing answer raises ChildFailed
+            self._requests.write(json.dumps(value) + "\n")
+            self._requests.flush()
         self._line()
 
     def kill(self) -> None:
-        """End it at once, as a crash would. More than once does no harm."""
+        """End it at once, as a crash would. Killing it again does nothing."""
         self._process.kill()
         with contextlib.suppress(BrokenPipeError), self._process:
-            pass  # leaving waits for it and closes its pipes
+            pass  # leaving the block waits for it and closes its pipes
 
     def _line(self) -> str:
         if not (line := self._answers.readline()):
@@ -87,7 +87,8 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """An instance to be: its `name`, its `weight` in DNS, and its `delay` in seconds a call."""
+    """An instance to start: its `name`, its `weight` in DNS, and its `delay` in seconds per
+    call."""
 
     name: str
     weight: int
@@ -105,7 +106,7 @@ NEWCOMER = Machine("orders-6", 3, 0.020)
 
 
 class Stage:
-    """The processes, each ended by `children` on the way out. Made by `stage()`."""
+    """The processes. `children` ends each of them on exit. Created by `stage()`."""
 
     def __init__(self, children: contextlib.ExitStack, machines: Iterable[Machine]) -> None:
         self._children = children
@@ -119,17 +120,17 @@ class Stage:
         return f"127.0.0.1:{self._dns.port}"
 
     def add(self, *machines: Machine) -> None:
-        """Start them, and name them in DNS."""
-        for one in machines:
-            self._running[one] = self._start("backend", one.name, str(one.delay))
+        """Start instances, and add them to DNS."""
+        for machine in machines:
+            self._running[machine] = self._start("backend", machine.name, str(machine.delay))
         self._dns.tell(_ZONE + "".join(map(self._records, self._running)))
 
     def kill(self, machine: Machine) -> None:
-        """End its process as a crash would; DNS goes on naming it."""
+        """End the process of an instance as a crash would. DNS still returns it."""
         self._running[machine].kill()
 
     def slow(self, machine: Machine, delay: float) -> None:
-        """From now on it takes `delay` seconds a call."""
+        """Make an instance take `delay` seconds per call from now on."""
         self._running[machine].tell(delay)
 
     def _start(self, program: str, *arguments: str) -> Child:
@@ -147,6 +148,6 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(machines: Iterable[Machine] = CAST) -> Iterator[Stage]:
-    """Five instances in DNS; none of the processes outlives the block."""
+    """Start five instances in DNS. None of the processes outlives the block."""
     with contextlib.ExitStack() as children:
         yield Stage(children, machines)
