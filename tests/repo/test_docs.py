@@ -163,3 +163,19 @@ def test_the_judge_of_the_usage_page():
         with lbclient.Balancer(instances, judge=names["judge"]) as made:
             assert made.call(send, idempotent=True) == "good"
         assert len(outcomes) == 2 - sends
+
+
+def test_files_that_the_design_names():
+    """Each file and folder that docs/design.md names is there."""
+    layout, text = re.fullmatch(
+        r".*?^```\nlbclient/\n(.*?)^```$(.*)",
+        (ROOT / "docs/design.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    ).groups()
+    missing = {
+        one
+        for one in re.findall(r"`([\w./]+/|[\w./]+\.py)`", text)
+        if not any((at / one).exists() for at in (ROOT, ROOT / "lbclient"))
+    }
+    there = {one.name for one in (ROOT / "lbclient").rglob("*.py*")}
+    assert missing | set(re.findall(r"\w+\.pyi?\b", layout)) - there == set()
