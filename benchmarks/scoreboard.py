@@ -34,9 +34,9 @@ them in a balanced order, both below a concurrency limit; *RR* has no limit.
 
 With `"least-busy"`, which is the recommended strategy, it reaches in each the best success rate
 that Dialogue publishes, and where that is 100 %, its best mean or a lower one (`python -m pytest
-tests/simulation/test_scoreboard.py`). In neighbours of these scenarios, with other rates, seeds and
-numbers of clients and servers, success is at most a point below that of the defaults, and services
-that are healthy lose nothing (`python benchmarks/healthy.py`,
+-m slow tests/simulation/test_scoreboard.py`). In neighbours of these scenarios, with other rates,
+seeds and numbers of clients and servers, success is at most a point below that of the defaults, and
+services that are healthy lose nothing (`python benchmarks/healthy.py`,
 `tests/balancer/test_recommended.py`). What remains: without coordination, clients that share fewer
 places than they are many collide (see [Limits](resilience.md#limits)), an instance that rejected
 everything for long is paused for up to fifteen seconds more, and a latency that rises with a

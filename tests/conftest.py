@@ -12,12 +12,27 @@ from tests.support.faults import NAMESPACE
 from tests.support.telemetry import Telemetry
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options
+def pytest_cmdline_main(config):
+    """The whole suite runs with two workers a core, since for half of the time tests wait. What the
+    command line names runs in this process, unless it says `-n`: workers take longer to start.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # a worker, which must not start workers of its own
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    if whole and not config.option.usepdb and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = 2 * (os.cpu_count() or 1)
+        config.option.dist = "worksteal"
+
+
 def pytest_sessionfinish(session, exitstatus):
     """Where everything is installed, a skipped test is one that did not run.
 
     What a machine does not permit, though, no script can install.
     """
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # a worker, whose results the first process counts
+        return
     skipped = [
         one for one in reporter.stats.get("skipped", []) if NAMESPACE not in str(one.longrepr)
     ]

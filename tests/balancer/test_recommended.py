@@ -32,6 +32,7 @@ from lbclient.simulation import (
     simulate,
     until_capacity,
 )
+from tests.support.slow import slow_rows
 
 QUICK_OR_SLOW = (answers(constant(0.01)), answers(constant(0.2)))
 THRICE_AS_LONG = phases((0, answers(constant(0.05))), (5, answers(constant(0.15))))
@@ -57,7 +58,13 @@ WELL = {
 }
 
 
-@pytest.mark.parametrize("name", WELL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quick and slow calls",
+        *slow_rows(*(name for name in WELL if name != "quick and slow calls")),
+    ],
+)
 def test_they_cost_nothing_where_all_is_well(name):
     """I24: calls that differ in length, that vary, or have become slower for good, are no queue: no
     limit falls for them, and calls take what they take with the defaults."""
@@ -68,6 +75,7 @@ def test_they_cost_nothing_where_all_is_well(name):
     assert ours.percentile(99) <= 1.01 * bare.percentile(99)
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_too_low_is_soon_found_out():
     """A service that needs forty in flight at each instance is given them within seconds, though
     the limit begins at twenty: calls wait less than a quarter longer over all."""
@@ -91,10 +99,7 @@ def varied(case, *, rate=1.0, clients=None):
     "name",
     [
         "slow_503s_then_revert",
-        "drastic_slowdown",
-        "all_nodes_500",
-        "live_reloading",
-        "one_big_spike",
+        *slow_rows("drastic_slowdown", "all_nodes_500", "live_reloading", "one_big_spike"),
     ],
 )
 def test_they_gain_in_neighbours_of_the_scoreboard(name, change):
@@ -107,8 +112,8 @@ def test_they_gain_in_neighbours_of_the_scoreboard(name, change):
         assert ours.mean <= 1.01 * bare.mean
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("name", ["all_nodes_500", "live_reloading", "one_big_spike"])
+@pytest.mark.parametrize("seed", [1, *slow_rows(2)])
+@pytest.mark.parametrize("name", ["one_big_spike", *slow_rows("all_nodes_500", "live_reloading")])
 def test_luck_has_no_part_in_it(name, seed):
     """Other dice than the scoreboard's reach the published success too."""
     assert configured(CASES[name], seed=seed).success >= CASES[name].success
@@ -126,12 +131,14 @@ def flaky(share, status, needed, clients, seconds=20):
     ("share", "status", "needed", "clients"),
     [
         (0.001, 500, 2, 1),
-        (0.02, 503, 20, 1),
-        (0.05, 500, 20, 1),
-        (0.05, 500, 50, 1),
-        (0.05, 503, 50, 1),
-        (0.05, 500, 20, 10),
         (0.05, 500, 2, 50),
+        *slow_rows(
+            (0.02, 503, 20, 1),
+            (0.05, 500, 20, 1),
+            (0.05, 500, 50, 1),
+            (0.05, 503, 50, 1),
+            (0.05, 500, 20, 10),
+        ),
     ],
 )
 def test_faults_by_dice_cost_nothing(share, status, needed, clients):
@@ -235,7 +242,10 @@ def overloaded(patience, rate=900):
 
 @pytest.mark.parametrize(
     ("patience", "deadline", "defaults", "recommended"),
-    [(60, None, 13, 100), (5, None, 13, 43), (5, 5.0, 13, 40), (5, 2.0, 13, 32), (5, 0.5, 11, 23)],
+    [
+        (5, 0.5, 11, 23),
+        *slow_rows((60, None, 13, 100), (5, None, 13, 43), (5, 5.0, 13, 40), (5, 2.0, 13, 32)),
+    ],
 )
 def test_in_line(patience, deadline, defaults, recommended):
     """K: what docs/choosing.md says of twice the load that can be borne: however long calls may

@@ -101,6 +101,7 @@ def ended(process):
         return process.communicate(timeout=20)
 
 
+@pytest.mark.slow
 def test_the_demo_loses_no_call_and_reports_every_event():
     """Killed, slowed and added instances cost no call, and each event is told with its outcome."""
     process = started("--seconds", "6")
@@ -540,6 +541,7 @@ def bind(tmp_path):
         yield running
 
 
+@pytest.mark.slow
 def test_watch_shows_what_happens_in_dns(bind):
     """As a zone changes and its server stops and starts, each change is one line with the time."""
 

@@ -14,6 +14,7 @@ from lbclient import Answer, Balancer, BreakerPolicy, Instance, Weighted
 from lbclient.core.pool import Pool, Subset
 from lbclient.endpoint import Endpoint
 from tests.support.http import says
+from tests.support.slow import slow_rows
 
 MANY = 10_000
 
@@ -311,7 +312,9 @@ START = """
 
 
 @pytest.mark.parametrize("client", ["fresh", "inherited"])
-@pytest.mark.parametrize("strategy", ["weighted", "round-robin", "random", "least-busy"])
+@pytest.mark.parametrize(
+    "strategy", ["weighted", *slow_rows("round-robin", "random", "least-busy")]
+)
 def test_processes_started_together_do_not_begin_alike(client, strategy):
     """D25, C8: of 200 processes started in pairs, with a client of their own or that of the process
     they were forked from, the two of a pair pick the same first of twenty instances no more often

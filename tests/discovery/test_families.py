@@ -134,7 +134,7 @@ NOT_IN_DNS = [
 ]
 
 
-@pytest.mark.parametrize("service", NOT_IN_DNS, ids=repr)
+@pytest.mark.parametrize("service", NOT_IN_DNS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("option", [{"family": "ipv4"}, {"sticky": 60.0}], ids=str)
 def test_options_of_dns_are_refused_elsewhere(service, option):
     """`family=` and `sticky=` for a service that is not in DNS are an error at construction."""

@@ -13,7 +13,7 @@ from tests.support.dns import Bind
 from tests.support.http import tells_port, wires_of
 
 NAME = "_http._tcp.shop.test."
-TTL = 2
+TTL = 1
 
 
 @pytest.fixture
@@ -94,6 +94,7 @@ def options(bind) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_changes_are_in_use_in_time_and_cost_no_call(bind, four):
     """D21, I30: a record that is added is called, one that is taken away is called no more, within
     TTL + 10 % + one second; once drained, its server may end, and no GET or POST fails."""
@@ -138,6 +139,7 @@ async def test_changes_cost_no_call_async(bind, four):
     assert {one.failures for one in client.balancer.snapshot().instances} == {0}
 
 
+@pytest.mark.slow
 def test_nameserver_that_restarts(bind, four):
     """D4, D22: while BIND is stopped calls go on; when it is back, so are its changes."""
     with lbclient.Client("http+srv://shop.test", **options(bind)) as client, callers(client, 2):

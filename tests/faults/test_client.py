@@ -27,6 +27,7 @@ from lbclient import BreakerPolicy, RetryBudget, RetryPolicy
 from tests.http.test_features import all_requests, urls, worlds
 from tests.support.http import Gate, head, in_turn, resets, says, tells_port
 from tests.support.interpreter import ended_soon
+from tests.support.slow import slow_rows
 from tests.support.telemetry import Telemetry
 
 AT_ONCE = RetryPolicy(backoff=0)
@@ -244,8 +245,17 @@ STOPPED = """
 """
 
 
-@pytest.mark.parametrize("bound", ["timeout", "deadline", "attempt_timeout"])
-@pytest.mark.parametrize("kind", ["sync", "asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("sync", "timeout"),
+        ("asyncio", "deadline"),
+        ("trio", "attempt_timeout"),
+        *slow_rows(("sync", "deadline"), ("sync", "attempt_timeout")),
+        *slow_rows(("asyncio", "timeout"), ("asyncio", "attempt_timeout")),
+        *slow_rows(("trio", "timeout"), ("trio", "deadline")),
+    ],
+)
 def test_a_process_that_stood_still(servers, kind, bound):
     """C26: a process that is stopped for longer than its timeouts while calls are under way ejects
     nobody as it goes on: the answers that came meanwhile count, and a deadline that passed

@@ -29,15 +29,19 @@ from tests.support.dns import (
     wrong_id,
 )
 from tests.support.http import says
+from tests.support.slow import slow_rows
 
 NAME = "_http._tcp.shop.test"
-FAULTS = [servfail, nxdomain, empty, silence, truncated, garbage, wrong_id]
 TTL = 5.0
 BACKED_OFF = 27.0
 """The longest back-off, 30 s, less its jitter."""
 STEP = 30.0
 
-each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+each_fault = pytest.mark.parametrize(
+    "fault",
+    [nxdomain, silence, *slow_rows(servfail, empty, truncated, garbage, wrong_id)],
+    ids=lambda fault: fault.__name__,
+)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Requests made from a pattern are those that httpx itself would have built."""
 
 import copy
+import ssl
 import sys
 import threading
 
@@ -13,6 +14,8 @@ import lbclient
 from lbclient.http.client import DEFAULT_TIMEOUT
 
 OWN = "http://10.0.0.1:8080"
+TLS = ssl.create_default_context()
+"""One for all: httpx would load the certificates anew for each client."""
 PATHS = [
     *[
         "/x",
@@ -132,7 +135,7 @@ def test_whatever_is_asked_in_whatever_order(steps):
     builds the same requests as httpx's own, and raises the same errors."""
     with (
         lbclient.Client(f"{OWN}/base") as ours,
-        httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT) as bare,
+        httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT, verify=TLS) as bare,
     ):
         for step in steps:
             if callable(step):
@@ -152,7 +155,7 @@ def test_the_second_time_too(path):
     """Each kind of path is built alike the first time and every other time."""
     with (
         lbclient.Client(f"{OWN}/base") as ours,
-        httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT) as bare,
+        httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT, verify=TLS) as bare,
     ):
         for _ in range(3):
             made, expected = built(ours, "GET", path, {}), built(bare, "GET", path, {})

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.slow import slow_rows
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_overhead_prints_its_ratios():
     """`overhead.py --quick` measures every row over the null transport and names its goals."""
     command = [sys.executable, BENCHMARKS / "overhead.py", "--quick"]
@@ -29,6 +32,7 @@ def quick(script: str, *options: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_churn_prints_its_rows():
     """`churn.py --quick` measures both sources and names its goal."""
     said = quick("churn.py")
@@ -47,6 +51,7 @@ def test_surplus_prints_its_rows():
     assert all(row[-2] == "0" for row in rows)  # none twice
 
 
+@pytest.mark.slow
 def test_outage_loses_no_call():
     """`outage.py --quick` makes calls during each fault, and none fails."""
     if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
@@ -60,8 +65,10 @@ def test_outage_loses_no_call():
     ("script", "said"),
     [
         ("scoreboard.py", "## one_big_spike"),
-        ("replicas.py", "At 110 % of capacity"),
-        ("choosing.py", "Equal instances, calls alike, 70 % busy"),
+        *slow_rows(
+            ("replicas.py", "At 110 % of capacity"),
+            ("choosing.py", "Equal instances, calls alike, 70 % busy"),
+        ),
     ],
 )
 def test_simulated_benchmarks_run(script, said):
@@ -75,6 +82,7 @@ def performance():
     return [line.strip() for line in quick("performance.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "needs"),
     [
@@ -105,6 +113,7 @@ def test_performance_runs_or_says_why_not(performance, row, needs):
     assert (row in performance) != bool(skipped)
 
 
+@pytest.mark.slow
 def test_performance_compares_two_versions():
     """`performance.py --before PATH` measures lbclient over that of PATH, without httptools."""
     if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
@@ -114,6 +123,7 @@ def test_performance_compares_two_versions():
     assert {"lbclient without httptools", "lbclient, the earlier version"} <= rows
 
 
+@pytest.mark.slow
 def test_the_performance_page_has_each_goal(performance):
     """The page shows what became of each goal that the benchmarks have, as it is now."""
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()

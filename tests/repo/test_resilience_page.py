@@ -1068,6 +1068,8 @@ def test_snippets_run(code, capsys):
 def test_commands_name_tests_that_are_there():
     """Each figure that was measured has a command; what it runs is there."""
     tests = (Path(__file__).parents[1] / "stress" / "test_survival.py").read_text()
-    selected = re.findall(r"`python -m pytest tests/stress/test_survival\.py -k (\w+)`", PAGE)
+    selected = re.findall(
+        r"`python -m pytest tests/stress/test_survival\.py (?:-m slow )?-k (\w+)`", PAGE
+    )
     assert len(selected) == 2
     assert all(re.search(rf"^(async )?def test_\w*{one}", tests, re.MULTILINE) for one in selected)

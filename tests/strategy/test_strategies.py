@@ -12,6 +12,7 @@ from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Wei
 from lbclient.core.pool import Pool
 from lbclient.endpoint import Endpoint
 from lbclient.strategy import BY_NAME
+from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates
 
 
@@ -152,7 +153,7 @@ def most_in_flight(strategy, number):
     return max(one.in_flight for one in endpoints)
 
 
-@pytest.mark.parametrize("number", [100, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("number", [100, 1_000, 10_000, *slow_rows(100_000)])
 def test_two_choices_grow_like_log_log(number):
     """Of n instances with n attempts the busiest has ln ln n / ln 2 and a little (Azar et al.,
     Mitzenmacher): one more place from a hundred to a hundred thousand, where dice need several."""
@@ -188,7 +189,7 @@ def steps(strategy, number):
     return statistics.median(taken)
 
 
-@pytest.mark.parametrize("name", sorted(BY_NAME))
+@pytest.mark.parametrize("name", ["least-busy", *slow_rows(*sorted({*BY_NAME} - {"least-busy"}))])
 def test_a_pick_does_not_depend_on_the_number(name):
     """From ten instances to a hundred thousand a pick takes as many steps; one that keeps an
     order (weighted) may take a few more for each doubling."""

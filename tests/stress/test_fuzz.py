@@ -1,7 +1,8 @@
 """A hundred thousand inputs that were mutated at random, from DNS, from HTTP, from a caller.
 
 Whatever comes: only errors that have a name, no connection to an address that is refused, and no
-secret in what is told. Each input has a seed of its own, which a failure names.
+secret in what is told. Each input has a seed of its own, which a failure names. All of them are
+slow; a twentieth of them runs with the other tests.
 """
 
 import base64
@@ -41,16 +42,14 @@ from lbclient.http.connections.event_loop import LoopConnection
 from lbclient.http.connections.threads import SocketConnection
 from lbclient.http.connections.trio import TrioConnection
 from lbclient.http.options import TransportOptions
+from tests.support.slow import shares
 
 DNS_ANSWERS, HTTP_ANSWERS, CONFIGURATIONS = 30_000, 25_000, 45_000
 assert DNS_ANSWERS + HTTP_ANSWERS + CONFIGURATIONS == 100_000
 
 CLIENTS = 500
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:http.cookiejar bug!"),  # its own, and it goes on
-]
+pytestmark = pytest.mark.filterwarnings("ignore:http.cookiejar bug!")  # its own, and it goes on
 
 
 @contextlib.contextmanager
@@ -251,12 +250,13 @@ def network(monkeypatch):
     return made
 
 
-def test_answers_of_dns(network):
+@shares
+def test_answers_of_dns(network, share):
     """S1, S4, D16, D17: whatever DNS answers, discovery finds instances that may be connected to,
     or fails with an error of ours; what it tells is printable."""
     seen = Counter()
     for seed in itertools.count():
-        if network.answers >= DNS_ANSWERS:
+        if network.answers >= DNS_ANSWERS * share:
             break
         with telling(seed):
             network.dice.seed(seed)
@@ -264,7 +264,7 @@ def test_answers_of_dns(network):
             resolver = SrvResolver(NAME, dns, AddressFilter(), network.time)
             for _ in range(2):  # the second time it remembers addresses
                 seen.update(outcome_of(resolver))
-    assert min(seen[one] for one in ("found", "refused", "failed")) > 1000, seen
+    assert min(seen[one] for one in ("found", "refused", "failed")) > 1000 * share, seen
 
 
 def outcome_of(resolver):
@@ -285,8 +285,9 @@ def outcome_of(resolver):
     return seen
 
 
+@shares
 @pytest.mark.parametrize("service", ["http+srv://orders.test", "http+dns://orders.test:80"])
-def test_no_connection_to_what_is_refused(network, monkeypatch, service):
+def test_no_connection_to_what_is_refused(network, monkeypatch, service, share):
     """S1: whatever DNS answers, a client connects to no address that is refused."""
     dialled = []
 
@@ -296,7 +297,7 @@ def test_no_connection_to_what_is_refused(network, monkeypatch, service):
 
     monkeypatch.setattr("lbclient.http.connections.threads.open_socket", refuse)
     policy = lbclient.RetryPolicy(attempts=5, backoff=0, budget=None)
-    for seed in range(CLIENTS):
+    for seed in range(int(CLIENTS * share)):
         with telling(seed), lbclient.Client(service, nameservers=[SERVER], retry=policy) as client:
             network.dice.seed(seed)
             with pytest.raises(httpx.ConnectError) as caught:
@@ -401,7 +402,7 @@ class Ears(logging.Handler, SpanProcessor):
         assert not any(secret in text for secret in TOLD_AS), text
 
 
-async def aread(connection, _):
+async def aread(connection, _, **__):
     await anyio.lowlevel.checkpoint()
     return connection._sock.piece()
 
@@ -489,13 +490,13 @@ class Caller:
             else:
                 self.outcomes["answered"] += 1
 
-    def check(self, client):
+    def check(self, client, share):
         """What must hold at the end."""
         assert self.dialled == {"10.0.0.1", "10.0.0.2"}
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0]
         assert all(self.ears.heard[what] for what in ("log", "span", "error"))
         for name in ("answered", "RemoteProtocolError", "ReadError", "LoadBalancingError"):
-            assert self.outcomes[name] > 20, self.outcomes
+            assert self.outcomes[name] > 20 * share, self.outcomes
 
 
 INSTANCES = [lbclient.Instance("10.0.0.1", 80), lbclient.Instance("10.0.0.2", 80)]
@@ -509,11 +510,12 @@ def caller(monkeypatch, caplog):
     return Caller(monkeypatch)
 
 
-def test_answers_of_http(caller):
+@shares
+def test_answers_of_http(caller, share):
     """S5, I9: whatever bytes come for an answer, a call ends with an answer or an error of httpx's
     own, nothing stays in flight, and no secret of the request is told."""
     with lbclient.Client(INSTANCES, **caller.options) as client:
-        for seed in range(HTTP_ANSWERS * 3 // 5):
+        for seed in range(int(HTTP_ANSWERS * 3 / 5 * share)):
             method, url, headers = caller.asked(seed)
             with caller.judging(seed):
                 follow = caller.dice.random() < 0.5
@@ -525,15 +527,16 @@ def test_answers_of_http(caller):
                         if caller.dice.random() < 0.1:
                             break
             client.cookies.clear()
-        caller.check(client)
+        caller.check(client, share)
 
 
+@shares
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-async def test_answers_of_http_async(caller):
+async def test_answers_of_http_async(caller, share):
     """S5, I9: the same for event loops."""
     async with lbclient.AsyncClient(INSTANCES, **caller.options) as client:
-        for seed in range(HTTP_ANSWERS // 5):
+        for seed in range(int(HTTP_ANSWERS / 5 * share)):
             method, url, headers = caller.asked(seed)
             with caller.judging(seed):
                 follow = caller.dice.random() < 0.5
@@ -545,7 +548,7 @@ async def test_answers_of_http_async(caller):
                         if caller.dice.random() < 0.1:
                             break
             client.cookies.clear()
-        caller.check(client)
+        caller.check(client, share)
 
 
 # Configuration
@@ -649,13 +652,14 @@ def told_by(dice, entry):
     return "taken", f"{made}{made!r}"
 
 
+@shares
 @pytest.mark.filterwarnings("ignore:`:DeprecationWarning")  # httpx's, of `cert` and `verify`
-def test_configuration():
+def test_configuration(share):
     """K1 to K8, S5: whatever is passed to whichever entry point, it is taken or refused by a
     ValueError or TypeError, which repeats no password and no query."""
     seen = Counter()
     entries = [*PLAIN, lbclient.Balancer, *HTTP]
-    for seed in range(CONFIGURATIONS):
+    for seed in range(int(CONFIGURATIONS * share)):
         with telling(seed):
             dice = random.Random(seed)
             entry = dice.choice(entries)
@@ -663,6 +667,6 @@ def test_configuration():
             assert SECRET not in text
         seen[outcome, entry.__name__] += 1
     for entry in entries:
-        assert seen["taken", entry.__name__] > 5, seen
+        assert seen["taken", entry.__name__] > 5 * share, seen
         if entry is not lbclient.Union:  # whose services are looked at by the client that gets it
-            assert seen["refused", entry.__name__] > 20, seen
+            assert seen["refused", entry.__name__] > 20 * share, seen

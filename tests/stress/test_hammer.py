@@ -1,6 +1,6 @@
 """Storms on threads: whatever happens at the same time, counters are right, and zero at the end.
 
-A storm lasts 12 seconds, or as many as the environment variable LBCLIENT_HAMMER_SECONDS says.
+A slow storm lasts 12 seconds, or as many as the environment variable LBCLIENT_HAMMER_SECONDS says.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, LoadBalancingError, RetryPolicy
 from lbclient.core.engine import Engine
 from tests.support.hammer import Instances, descriptors
+from tests.support.slow import slow_rows
 
 SECONDS = float(os.environ.get("LBCLIENT_HAMMER_SECONDS", "12"))
 THREADS = 16
@@ -146,9 +147,9 @@ def use_of(client, dice):
     return use
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [2.0, *slow_rows(SECONDS)])
 @pytest.mark.filterwarnings("ignore:a response of .* was never closed:ResourceWarning")
-def test_sixteen_threads_in_a_storm(monkeypatch):
+def test_sixteen_threads_in_a_storm(monkeypatch, seconds):
     """C5, C7, C14, D21, I17, I30: sixteen threads over one client whose instances join, leave and
     move all the time, whose breakers trip, whose limits are short, and whose responses are read in
     part or dropped unclosed: no count is ever impossible, each answer is that to its own request,
@@ -164,7 +165,7 @@ def test_sixteen_threads_in_a_storm(monkeypatch):
         resolver = Churning(instances.ports, random.Random(2))
         client = lbclient.Client(resolver, name="orders.test", min_refresh=0.01, **POLICIES)
         engine = client.balancer._engine
-        storm = Storm(SECONDS)
+        storm = Storm(seconds)
         storm.run(
             *(use_of(client, random.Random(10 + number)) for number in range(THREADS)),
             lambda: time.sleep(0.002) or counted.sample(engine),
@@ -182,7 +183,7 @@ def test_sixteen_threads_in_a_storm(monkeypatch):
         client.close()
         portal.call(instances.at_rest, 0)
     assert descriptors() <= before
-    assert resolver.rounds > SECONDS
+    assert resolver.rounds > seconds
     assert len(counted.seen) > len(instances.ports)
     assert all(storm.done[how] for how in (200, 503, "stream", "half", "unread", "dropped"))
     assert storm.done["RemoteProtocolError"]

@@ -40,6 +40,7 @@ from tests.support import hammer
 from tests.support.faults import NAME, TlsServer, trust
 from tests.support.http import says, serve, wires_of
 from tests.support.interruptions import Interrupt, SoftLimit, points
+from tests.support.slow import slow_rows
 
 pytestmark = [
     # What is interrupted is left to finalizers in part, which say so.
@@ -152,7 +153,9 @@ def opened(**options):
 STRATEGIES = ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal"]
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "consistent-hash"])
+@pytest.mark.parametrize(
+    "strategy", ["weighted", "prequal", *slow_rows(*STRATEGIES[1:-1], "consistent-hash")]
+)
 def test_the_first_call(strategy):
     """The first call of a balancer, which looks at its instances for the first time, may be
     interrupted anywhere: the calls that follow find them. Every one, unless the strategy may prefer
@@ -210,7 +213,7 @@ def test_the_call_after_one_that_is_interrupted(which, strategy):
     assert len(served) > 50
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [SoftLimit, *slow_rows(Interrupt)])
 def test_every_rule_at_once(kind):
     """The same with every optional rule on, a listener and a strategy that learns."""
 
@@ -554,9 +557,10 @@ def secure_urls():
         server.stop()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [(name, KINDS[number % 2]) for number, name in enumerate(REQUESTS)]
-)
+INTERRUPTED = [(name, KINDS[number % 2]) for number, name in enumerate(REQUESTS)]
+
+
+@pytest.mark.parametrize(("name", "kind"), [*INTERRUPTED[:4], *slow_rows(*INTERRUPTED[4:])])
 def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch):
     """Wherever a request is interrupted, its connection is closed, or is idle and serves the next
     request. None is left to the garbage collector."""

@@ -25,6 +25,7 @@ from lbclient.simulation import World, carry_out
 from lbclient.telemetry import Semantics
 from tests.support.faults import FAULTS, NAMESPACE
 from tests.support.http import serve, slow, tells_port
+from tests.support.slow import slow_rows
 
 CALLERS = 8
 LONGEST = 30.0
@@ -250,8 +251,8 @@ class Outage:
         return attempt.instance
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("rate", [10, 100])
+@pytest.mark.parametrize("seed", [0, *slow_rows(1)])
+@pytest.mark.parametrize("rate", [10, *slow_rows(100)])
 @pytest.mark.parametrize(
     "fault",
     [(0.0, ConnectionRefusedError), (0.01, ConnectionResetError), (0.3, TimeoutError)],

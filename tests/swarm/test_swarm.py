@@ -15,8 +15,6 @@ import lbclient
 from lbclient import simulation
 from lbclient.strategy import BY_NAME
 
-pytestmark = pytest.mark.slow
-
 
 def down(*names):
     """A health check that these fail."""
@@ -265,6 +263,7 @@ def adds_up(report):
         assert sum(report.shares().values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=1000,
     derandomize=True,
@@ -279,6 +278,7 @@ def test_no_run_breaks_a_rule(run):
     check(run)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, database=None, deadline=None)
 @given(runs, some((), (1, 2), (1, 1, 1, 2), (None, 1, 2, 3, 4, 5)))
 def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
@@ -286,6 +286,7 @@ def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
     check(f"{run[:-1]}, fair_by=callers(*{names}))" if names != "()" else run)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, derandomize=True, database=None, deadline=None)
 @given(runs)
 def test_a_run_is_a_function_of_its_seed(run):
@@ -294,6 +295,13 @@ def test_a_run_is_a_function_of_its_seed(run):
         trace = simulated(run).trace
         assert simulated(run).trace == trace
         assert simulated(f"{run[:-1]}, checked=False)").trace == trace
+
+
+@settings(max_examples=20, derandomize=True, database=None, deadline=None)
+@given(runs)
+def test_some_runs_break_no_rule(run):
+    """The first of a thousand services."""
+    check(run)
 
 
 @pytest.mark.parametrize(
