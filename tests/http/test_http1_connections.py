@@ -92,7 +92,7 @@ def test_a_token_does_not_outlive_its_request(listener):
             transport._exchange(request, {})
             kept, _ = transport._kept_headers
             assert kept
-            assert not any(b"S3CRET" in value for _, value in kept)
+            assert not any(b"S3CRET" in value for *_, value in kept)
 
 
 def test_each_request_names_its_own_span(listener):
