@@ -38,7 +38,7 @@ _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
 """Many servers close an idle connection after 5 s. No request should be sent at that moment."""
 
-_OF_DESCRIPTORS = 0.5
+_DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 
 _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
@@ -46,7 +46,7 @@ _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
     "breaker": BreakerPolicy,
     "limit": AdaptiveLimit,
 }
-_OF_LIMITS = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
+_LIMIT_NAMES = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
 
@@ -141,14 +141,14 @@ def wire_options(
         retries=validation.count("retries", retries, least=0),
         socket_options=socket_options,
         max_connection_age=max_connection_age,
-        max_idle=max_idle_connections or _bearable(),
+        max_idle=max_idle_connections or _default_max_idle(),
     )
 
 
-def _bearable() -> int:
+def _default_max_idle() -> int:
     """The number of idle connections that leaves enough descriptors for the rest of the process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _OF_DESCRIPTORS))
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _DESCRIPTOR_SHARE))
 
 
 def _check_verify(verify: object) -> None:
@@ -250,7 +250,7 @@ def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
 
 def _hints(name: str, known: Iterable[str]) -> Iterable[str]:
     """Yield where an argument belongs, or which argument was probably meant."""
-    if name in _OF_LIMITS:
+    if name in _LIMIT_NAMES:
         yield f"{name} belongs to limits={NAME}.Limits({name}=...)"
     elif name == "probe":
         yield "probe belongs to strategy=lbclient.Prequal(probe=...)"

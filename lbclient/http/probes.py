@@ -98,7 +98,7 @@ W = TypeVar("W")
 
 Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
-Hear = Callable[[httpx.Response], None]
+OnResponse = Callable[[httpx.Response], None]
 
 
 class _Probe:
@@ -114,28 +114,36 @@ class _Probe:
         self._more = headers
 
     def ask(
-        self, transport: InstanceTransport, endpoint: Endpoint, expiry: Expiry, hear: Hear
+        self,
+        transport: InstanceTransport,
+        endpoint: Endpoint,
+        expiry: Expiry,
+        on_response: OnResponse,
     ) -> None:
-        """Send it, pass the response to `hear`, and read its body to the end. Raises httpx's
+        """Send it, pass the response to `on_response`, and read its body to the end. Raises httpx's
         errors."""
         request = self._request(endpoint.instance)
         response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
         with contextlib.closing(response):
-            hear(response)
+            on_response(response)
             read = 0
             for chunk in response.stream:  # type: ignore[union-attr]  # the stream of a sync transport
                 if (read := read + len(chunk)) > _MOST or not expiry.left():
                     return
 
     async def aask(
-        self, transport: AsyncInstanceTransport, endpoint: Endpoint, expiry: Expiry, hear: Hear
+        self,
+        transport: AsyncInstanceTransport,
+        endpoint: Endpoint,
+        expiry: Expiry,
+        on_response: OnResponse,
     ) -> None:
         """The same on an event loop."""
         request = self._request(endpoint.instance)
         with anyio.fail_after(expiry.left()):
             response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
             async with contextlib.aclosing(response):
-                hear(response)
+                on_response(response)
                 read = 0
                 async for chunk in response.stream:  # type: ignore[union-attr]  # as above
                     if (read := read + len(chunk)) > _MOST:
@@ -154,13 +162,13 @@ def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransp
     connection of its own, since it also proves that connecting works."""
     if (plain := plain_check(policy)) is not None:
         return plain
-    probe, hear = _health_probe(policy, adapter)
+    probe, on_response = _health_probe(policy, adapter)
     options = replace(adapter.wire_options, retries=0)
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
         made = make(adapter.upstream(endpoint), options, pool_of(options))
         with contextlib.closing(made) as transport:
-            probe.ask(transport, endpoint, expiry, hear)
+            probe.ask(transport, endpoint, expiry, on_response)
 
     return check
 
@@ -171,16 +179,16 @@ def achecked(
     """The same for transports that need an event loop: those of a caller."""
     if (plain := plain_check(policy)) is not None:
         return plain
-    probe, hear = _health_probe(policy, adapter)
+    probe, on_response = _health_probe(policy, adapter)
     options = replace(adapter.wire_options, retries=0)
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
-        asyncio.run(_ask_once(probe, adapter, make, options, endpoint, expiry, hear))
+        asyncio.run(_ask_once(probe, adapter, make, options, endpoint, expiry, on_response))
 
     return check
 
 
-def _health_probe(policy: HealthCheck, adapter: HttpAdapter) -> tuple[_Probe, Hear]:
+def _health_probe(policy: HealthCheck, adapter: HttpAdapter) -> tuple[_Probe, OnResponse]:
     def classify(response: httpx.Response) -> None:
         if response.status_code not in policy.statuses:
             raise CheckFailed(f"status {response.status_code}")
@@ -195,12 +203,12 @@ async def _ask_once(
     options: WireOptions,
     endpoint: Endpoint,
     expiry: Expiry,
-    hear: Hear,
+    on_response: OnResponse,
 ) -> None:
     """Send one probe over a transport of its own."""
     made = make(adapter.upstream(endpoint), options, pool_of(options))
     async with contextlib.aclosing(made) as transport:
-        await probe.aask(transport, endpoint, expiry, hear)
+        await probe.aask(transport, endpoint, expiry, on_response)
 
 
 def reports(adapter: HttpAdapter, make: Make[InstanceTransport]) -> Reports | None:
@@ -236,11 +244,11 @@ class Reports(ABC):
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
         """Record the report in the headers of an attempt's response, and let probes of others
         begin."""
-        self._hear(endpoint, headers, probed=False)
+        self._record_report(endpoint, headers, probed=False)
         if self._prober is not None:
             self._prober.answered()
 
-    def _hear(self, endpoint: Endpoint, headers: httpx.Headers, *, probed: bool) -> None:
+    def _record_report(self, endpoint: Endpoint, headers: httpx.Headers, *, probed: bool) -> None:
         text = headers.get(HEADER)
         try:
             load = None if text is None else load_of(text)
@@ -250,8 +258,8 @@ class Reports(ABC):
         if load is not None or probed:
             self._loads.record(endpoint, load)
 
-    def _hearing(self, endpoint: Endpoint) -> Hear:
-        return lambda response: self._hear(endpoint, response.headers, probed=True)
+    def _recorder(self, endpoint: Endpoint) -> OnResponse:
+        return lambda response: self._record_report(endpoint, response.headers, probed=True)
 
     def close(self) -> None:
         """Send no more probes."""
@@ -286,7 +294,7 @@ class _ThreadReports(Reports):
             self._transports.tidy()
         transport = self._transports.to(endpoint, time.monotonic())
         try:
-            self._probe.ask(transport, endpoint, expiry, self._hearing(endpoint))
+            self._probe.ask(transport, endpoint, expiry, self._recorder(endpoint))
         finally:
             if self._closed:  # connections opened after `close` are closed by nothing else
                 transport.close()
@@ -302,7 +310,9 @@ class _LoopReports(Reports):
         super().__init__(adapter, loads)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        hear, options = self._hearing(endpoint), self._adapter.wire_options
+        on_response, options = self._recorder(endpoint), self._adapter.wire_options
         asyncio.run(
-            _ask_once(self._probe, self._adapter, self._make, options, endpoint, expiry, hear)
+            _ask_once(
+                self._probe, self._adapter, self._make, options, endpoint, expiry, on_response
+            )
         )

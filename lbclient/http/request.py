@@ -38,7 +38,7 @@ __all__ = [
 UNSTREAMED = "lbclient.unstreamed"
 """The extension by which a `Client` says that it reads the whole body at once."""
 
-_ASKED = frozenset({"caller", "deadline", "idempotent", "key"})
+_OPTION_NAMES = frozenset({"caller", "deadline", "idempotent", "key"})
 _POOL = 5.0
 _TIMEOUTS = ("connect", "read", "write", "pool")
 
@@ -57,7 +57,7 @@ def call_options_of(
     Raises ValueError or TypeError if the extension is invalid.
     """
     given = request.extensions.get("lbclient")
-    options = _NOTHING if given is None else _asked(given)
+    options = _NOTHING if given is None else _checked(given)
     idempotent = options.get("idempotent")
     if idempotent is None:
         header = request.headers.get  # an empty Idempotency-Key identifies nothing
@@ -75,12 +75,12 @@ def call_options_of(
         patience = _POOL
     deadline = options.get("deadline")
     if key is None and deadline is None and replayable is None and caller is None:
-        return _terms(idempotent, float(patience))
+        return _shared_options(idempotent, float(patience))
     return CallOptions(idempotent, key, deadline, patience, replayable, caller=caller)
 
 
 @lru_cache(maxsize=16)
-def _terms(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # as `CallOptions` has them
+def _shared_options(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # as `CallOptions` has them
     """Options of a request that sets nothing else. Nearly all requests of a client share them."""
     return CallOptions(idempotent, patience=patience)
 
@@ -88,14 +88,14 @@ def _terms(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  #
 _NOTHING: Mapping[str, Any] = {}
 
 
-def _asked(options: object) -> Mapping[str, Any]:
+def _checked(options: object) -> Mapping[str, Any]:
     name = "extensions['lbclient']"
     if options is None:
         return {}
     if not isinstance(options, Mapping):
         raise TypeError(f"{name} must be a dict, not {options!r}")
-    if unknown := set(options) - _ASKED:
-        known = ", ".join(sorted(_ASKED))
+    if unknown := set(options) - _OPTION_NAMES:
+        known = ", ".join(sorted(_OPTION_NAMES))
         raise ValueError(f"{name} may hold {known}; not {', '.join(sorted(map(repr, unknown)))}")
     if options.get("deadline") is not None:
         validation.seconds(f"{name}['deadline']", options["deadline"])
@@ -119,7 +119,7 @@ class SharedDeadline:
     __slots__ = ("_binding", "_requests", "_seconds", "_since", "_token")
 
     def __init__(self, request: httpx.Request, deadline: float | None, binding: Binding) -> None:
-        options = _asked(request.extensions.get("lbclient")).get("deadline")
+        options = _checked(request.extensions.get("lbclient")).get("deadline")
         self._seconds: float | None = deadline if options is None else options
         self._binding = binding
         self._since = binding.clock()

@@ -121,7 +121,7 @@ class RequestCache:
             if (pattern := patterns.get(method)) is not None:
                 return request_like(pattern, known, timeout)
             request = build(method, known, **options)
-            if _bears(request, before):
+            if _has_headers(request, before):
                 patterns[method] = request_like(request, known, timeout)
             return request
         named = self._origin.named(url) if known is None else known
@@ -140,7 +140,7 @@ def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
     )
 
 
-def _bears(request: httpx.Request, headers: Fields) -> bool:
+def _has_headers(request: httpx.Request, headers: Fields) -> bool:
     """Return True if the request has these headers, after those that httpx adds. Another thread may
     have changed the client's headers meanwhile, and changed them back."""
     found, theirs = request.headers.raw, [(name, value) for name, _, value in headers]

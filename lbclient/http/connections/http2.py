@@ -71,7 +71,6 @@ class Http2Exchange:
         "complete",
         "error",
         "headers",
-        "heard_before",
         "http2",
         "is_head",
         "last",
@@ -79,6 +78,7 @@ class Http2Exchange:
         "moved_at",
         "queued_from",
         "queued_until",
+        "received_before",
         "reset",
         "sent",
         "size",
@@ -94,7 +94,7 @@ class Http2Exchange:
         self.stream_id = 0
         """0 until the request has begun."""
         self.is_head = False
-        self.heard_before = 0
+        self.received_before = 0
         self.status = 0
         self.headers: Headers = []
         self.chunks: deque[tuple[bytes, int]] = deque()
@@ -207,7 +207,7 @@ class Http2:
         self._unwritable: httpx.TransportError | None = None
         self._received = bytearray()
         self._to_write = bytearray()
-        self._queued = self._offered = self._written = self._heard = 0
+        self._queued = self._offered = self._written = self._received_count = 0
         self._idle_frames = self._head_size = 0
         self._unseen_resets = self._resets_in_ping = 0
         self._queue()
@@ -281,7 +281,7 @@ class Http2:
             self._changing = True
             exchange.queued_from = self._queued
             exchange.is_head = headers[0][1] == b"HEAD"
-            exchange.heard_before = self._heard
+            exchange.received_before = self._received_count
             stream_id = self._h2.get_next_available_stream_id()
             self._by_stream[stream_id] = exchange
             exchange.stream_id = stream_id
@@ -367,7 +367,7 @@ class Http2:
         """Record that a call has waited for its whole timeout. If nothing at all has arrived
         meanwhile, this connection is not used for further requests."""
         with self.lock:
-            if exchange.stream_id and exchange.heard_before == self._heard:
+            if exchange.stream_id and exchange.received_before == self._received_count:
                 self._in_doubt = True
                 if self._responses_before == self._liveness.responses:
                     self._ended_in_silence()
@@ -409,7 +409,7 @@ class Http2:
         with self.lock:
             if data:
                 self._silent = False
-                self._heard += 1
+                self._received_count += 1
                 self._liveness.responses += 1
                 self._received += data
             if len(self.exchanges) > len(self._by_stream):
