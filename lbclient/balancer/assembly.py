@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lbclient._internal import validation
 from lbclient.core.engine import Engine
 from lbclient.core.membership import DiscoveryLimits, Membership
-from lbclient.core.outcomes import OptInRules
+from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import Picker
 from lbclient.core.pool import Pool
 from lbclient.discovery.registry import Target

@@ -65,7 +65,7 @@ class Binding:
             policy,
             check,
             endpoints=lambda: engine.pool.endpoints,
-            report=engine.checked,
+            report=engine.record_health,
             clock=engine.clock,
             rng=engine.rng,
             crew=self._executor,

@@ -12,8 +12,7 @@ from lbclient._internal.deadline import Expiry
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
 from lbclient.core.attempt import Attempt
-from lbclient.core.call import Call
-from lbclient.core.hedge import Hedge
+from lbclient.core.call import Call, Hedge
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["ainvoke", "arun", "asleep"]

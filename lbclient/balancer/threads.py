@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
-from lbclient.core.attempt import Attempt, HedgeRace
-from lbclient.core.call import Call
-from lbclient.core.hedge import Hedge
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call, Hedge
+from lbclient.core.hedge import HedgeRace
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["invoke", "run", "sleep"]

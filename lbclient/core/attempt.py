@@ -7,187 +7,119 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from contextlib import AbstractContextManager
 from contextvars import Token
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from lbclient._internal import deadline
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.interruption import is_interruption
-from lbclient._internal.signals import Signal
+from lbclient.core.call_info import AttemptInfo
 from lbclient.core.engine import Engine, SlotOwner
-from lbclient.core.picker import Pick
+from lbclient.core.hedge import HedgeRace
+from lbclient.core.picker import Pick, PickRequest
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.breaker import Breaker, Permit
-from lbclient.endpoint.classifier import Classifier, Verdict, fault_name
+from lbclient.endpoint.classifier import (
+    FINE,
+    NO_LOCAL_PORT,
+    Classifier,
+    Verdict,
+    answered,
+    fault_name,
+    lacked_port,
+)
 from lbclient.telemetry import NOOP_SPAN, Attributes, CallSpan, Semantics
 
-__all__ = ["Attempt", "HedgeRace"]
+__all__ = ["Attempt", "CallState"]
 
 R = TypeVar("R")
-
-
-class RacingAttempt(Protocol):
-    """What a race knows of an attempt."""
-
-    expiry: Expiry | None
-    endpoint: Endpoint
-
-
-A = TypeVar("A", bound=RacingAttempt)
-
-
-class HedgeRace(Generic[A]):
-    """Attempts enter and leave on whichever thread carries them out."""
-
-    __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
-
-    def __init__(self, lock: AbstractContextManager[object]) -> None:
-        self._lock = lock
-        self._running: list[A] = []
-        self.attempts: list[A] = []
-        """All of them, in the order in which they began."""
-        self.winner: A | None = None
-        """The one whose answer is the outcome, once there is one."""
-        self.over = False
-        self.ended = Signal()
-        """Set when it is over."""
-
-    @property
-    def places(self) -> Collection[Endpoint]:
-        """Where attempts are under way. Hold the lock."""
-        return [one.endpoint for one in self._running]
-
-    def begun(self, attempt: A) -> None:
-        """It is under way."""
-        with self._lock:
-            self._running.append(attempt)
-            self.attempts.append(attempt)
-
-    def is_losing(self, attempt: A, verdict: Verdict | None) -> bool:
-        """It has ended, with an answer or without: True where another one is the outcome."""
-        with self._lock:
-            self._running.remove(attempt)
-            if self.over:
-                return True
-            if verdict is not None and verdict.good:
-                self.winner = attempt
-                self._end()
-            return False
-
-    def end(self) -> None:
-        """Whoever is still under way need not go on."""
-        with self._lock:
-            self._end()
-            for one in self._running:
-                if one.expiry is not None:
-                    one.expiry.expire()
-
-    def _end(self) -> None:
-        self.over = True
-        self.ended.set()
-
-
-class _Facts(NamedTuple):
-    """What is kept of an attempt whose response the caller holds.
-
-    Not the attempt itself: it knows its call, whose earlier errors know the frames that hold the
-    response, which then would never be dropped.
-    """
-
-    endpoint: Endpoint
-    breaker: Breaker
-    permit: Permit
-    concurrent: int
-    started: float
-    epoch: int
-    fault: str
-    elapsed: float
-
 
 _LOSING: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
 
-class Caller(Protocol):
-    """What an attempt asks of the call that makes it."""
+class CallState(PickRequest, Generic[R]):
+    """What a call's picks, waits and attempts need to know of it."""
 
-    engine: Engine
-    span: CallSpan
-    semantics: Semantics
-    now: float
-    started: float
-    deadline: float | None
-    timed: bool
-    race: HedgeRace[Any] | None
+    __slots__ = ("classify", "deadline", "engine", "race", "semantics", "since", "span", "timed")
 
     classify: Classifier
     """What the outcome of an attempt means, by itself."""
+    deadline: float | None
+    """When the call must end, in clock time."""
+    engine: Engine
+    race: HedgeRace[Attempt[R]] | None
+    """Set where a second attempt may go beside the first."""
+    semantics: Semantics
+    since: float
+    """When the deadline began to run: before the call where earlier requests share it."""
+    span: CallSpan
+    timed: bool
+    """True where its attempts must end at some time."""
 
-    def expiry(self) -> Expiry:
-        """When an attempt that starts now must end, where the call is `timed`."""
-        ...
+    @property
+    def over(self) -> bool:
+        """True where another attempt has brought the outcome, or nobody wants one any more."""
+        return self.race is not None and self.race.over
 
-    def verdict(self, attempt: Attempt[Any], error: Exception) -> Verdict:
-        """What the error of an attempt means."""
-        ...
+    @property
+    def under_way(self) -> Collection[Endpoint]:
+        """Where an attempt is under way while the call looks for another. Hold the lock."""
+        return () if self.race is None else self.race.endpoints
+
+    def expiry(self, started: float) -> Expiry:
+        """When an attempt that started then must end, where the call is `timed`."""
+        timeout = self.engine.retries.policy.attempt_timeout
+        ends = [] if self.deadline is None else [self.deadline]
+        if timeout is not None:
+            ends.append(started + timeout)
+        return Expiry(min(ends, default=math.inf), self.engine.clock)
+
+    def overdue(self) -> bool:
+        """True once its time is up."""
+        return self.deadline is not None and self.engine.clock() >= self.deadline
 
 
 class Attempt(Generic[R]):
-    """Holds one permit and one place in flight, and gives each back exactly once.
+    """Holds one permit and one slot, and gives each back exactly once.
 
-    A shell enters it, sends, and sets `result`. Leaving it judges: an error after which the call
-    may go on is kept in `error`; any other passes through. `hold` keeps the place in flight, and
-    an innocent verdict, open until `finish`: for an answer whose body is still to be read.
+    A driver enters it, sends, and sets `result`. Leaving it classifies the outcome: an error after
+    which the call may go on is kept in `error`; any other passes through. `hold` keeps the slot,
+    and a verdict without fault, open until `finish`: for an answer whose body is still to be read.
     """
 
     __slots__ = (
         "_call",
-        "_failure",
         "_held",
         "_owner",
         "_settled",
         "_span",
         "_token",
-        "breaker",
-        "concurrent",
         "deadline_expired",
-        "elapsed",
         "endpoint",
-        "epoch",
         "error",
         "expiry",
         "instance",
         "losing",
         "pick",
-        "reason",
         "replaces",
         "result",
-        "started",
         "status",
         "verdict",
     )
 
-    def __init__(self, call: Caller, pick: Pick, replaces: R | None, resend: int) -> None:
+    def __init__(self, call: CallState[R], pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
         self.pick = pick
-        self.reason = pick.reason
         endpoint = self.endpoint = pick.endpoint
         self.instance = endpoint.instance
         self._held, self._settled = False, False
         self._owner: SlotOwner | None = None
-        self._failure: str | None = None
-        """The name of the exception that ended it, where one did."""
         self._token: Token[Expiry | None] | None = None
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
-        self.breaker = endpoint.breaker
-        self.concurrent = endpoint.in_flight - 1  # read without the lock: one more or less is fine
-        self.started = call.now
-        self.epoch = call.engine.charges.epoch
-        self.elapsed = 0.0
-        self.expiry = call.expiry() if call.timed else None
+        self.expiry = call.expiry(pick.started) if call.timed else None
         self.replaces = replaces
         """The answer that this attempt is to replace: close it before sending."""
         self.result: R | None = None
@@ -200,14 +132,9 @@ class Attempt(Generic[R]):
         self.verdict: Verdict | None = None
 
     @property
-    def fault(self) -> str:
-        """What it is called, if it was one."""
-        return self._failure or fault_name(self.status, None)
-
-    @property
-    def permit(self) -> Permit:
-        """Its breaker's leave to send it."""
-        return self.pick.permit
+    def reason(self) -> str:
+        """Why its instance was chosen."""
+        return self.pick.reason
 
     @property
     def open(self) -> bool:
@@ -219,7 +146,7 @@ class Attempt(Generic[R]):
             self._span.enter()
             self._token = deadline.enter(self.expiry)
         if (race := self._call.race) is not None:
-            race.begun(self)
+            race.begin(self, self.endpoint, self.expiry)
         return self
 
     def __exit__(
@@ -230,10 +157,10 @@ class Attempt(Generic[R]):
     ) -> bool:
         if self._token is not None:
             self._leave(self._token)
-        call = self._call
+        call, pick = self._call, self.pick
         engine, classify = call.engine, call.classify
         clock = engine.clock
-        self.elapsed = clock() - self.started
+        pick.elapsed = clock() - pick.started
         verdict = None
         if error is None and not (verdict := classify(self.result)).good:
             verdict = verdict.of_result()
@@ -243,7 +170,9 @@ class Attempt(Generic[R]):
         if verdict is None:
             return error is not None and self._failed(error)
         self.verdict = verdict
-        engine.answered(self, self.pick, verdict, held=self._held)
+        if verdict.fault:
+            pick.fault = fault_name(self.status, None)
+        engine.record_answer(pick, verdict, held=self._held)
         if self._held:
             self._stays(verdict)
         else:
@@ -256,8 +185,8 @@ class Attempt(Generic[R]):
     def hold(self, holder: object | None = None) -> None:
         """Its answer has a body that is still to be read: `finish` comes later.
 
-        It also comes if `holder`, which is to call it, is dropped before. From here on it has the
-        time of the call, not of the attempt.
+        If `holder`, which is to call `finish`, is dropped before, the slot is given back all the
+        same. From here on the attempt has the time of the call, not its own.
         """
         if holder is not None:
             engine = self._call.engine
@@ -268,18 +197,16 @@ class Attempt(Generic[R]):
 
     def finish(self, error: BaseException | None = None) -> None:
         """The body has ended, was closed, or broke with `error`. More than once does no harm."""
-        if error is not None:
-            self._failure = fault_name(None, error)
-            if isinstance(error, Exception):
-                self.verdict = self._call.verdict(self, error)
-            self._close(self._charge(error), release=True)
-        else:
+        if error is None:
             self._close(self.verdict, release=True)
+        else:
+            self._close(self._verdict_on(error), release=True)
         if self._call.engine.outbox.pending:
             self._call.engine.outbox.publish()
 
     def abandon(self) -> None:
-        """It was cancelled before it began, or interrupted while it stood: nobody is charged."""
+        """It was cancelled before it began, or interrupted: give back its permit and its slot, and
+        charge no instance."""
         if self._token is not None:
             self._leave(self._token)
         if self.expiry is not None:
@@ -298,17 +225,55 @@ class Attempt(Generic[R]):
             if self.pick.taken:
                 self._call.engine.release(self.pick)
 
+    def info(self) -> AttemptInfo:
+        """What became of it."""
+        return AttemptInfo(
+            self.instance, self.status, self.error, self.pick.elapsed, self.pick.reason
+        )
+
     def _failed(self, error: BaseException) -> bool:
         """True where the call may go on."""
-        self._failure = fault_name(None, error)
-        failure = error if isinstance(error, Exception) else None
-        self.verdict = None if failure is None else self._call.verdict(self, failure)
-        self._close(self._charge(error), release=True)
+        self._close(self._verdict_on(error), release=True)
         self._tell(error)
-        if failure is None or not self._ours():
+        verdict = self.verdict
+        if not isinstance(error, Exception) or verdict is None:
             return False
-        self.error = failure
+        if not (self.deadline_expired or verdict.fault or verdict.again != "never"):
+            return False  # it says nothing of the instance: the caller's own
+        self.error = error
         return True
+
+    def _verdict_on(self, error: BaseException) -> Verdict | None:
+        """The verdict to record. None, which charges no instance, for an exception without fault,
+        and for all that are no `Exception`."""
+        self.pick.fault = fault_name(None, error)
+        if not isinstance(error, Exception):
+            return None
+        self.verdict = self._classify(error)
+        return self.verdict if self.verdict.fault else None
+
+    def _classify(self, error: Exception) -> Verdict:
+        """What the error means, and whose fault it is."""
+        call, engine = self._call, self._call.engine
+        if engine.abandoned:
+            return FINE
+        verdict = call.classify(error)
+        if verdict.unreachable:
+            if lacked_port(error, self.instance):
+                return NO_LOCAL_PORT
+            with engine.lock:
+                verdict = replace(verdict, fault=engine.reachability.record_failure(self.pick))
+        elif answered(error):
+            with engine.lock:
+                engine.reachability.record_success(self.pick)
+        if not verdict.fault:
+            return verdict
+        if call.overdue():  # the instance's fault only if it had at least half of the time
+            self.deadline_expired = True
+            half = ((call.deadline or 0.0) - call.since) / 2
+            verdict = Verdict(fault=self.pick.started - call.since <= half)
+        missed = self.expiry is not None and self.expiry.missed
+        return replace(verdict, fault=False) if missed else verdict
 
     def _stays(self, verdict: Verdict) -> None:
         """Its body is still to be read."""
@@ -316,56 +281,26 @@ class Attempt(Generic[R]):
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
             return
-        if self.permit.probe:
-            engine.probe_answered(self)
+        if self.pick.permit.probe:
+            engine.end_probe(self.pick)
         if self._owner is not None:
-            self._owner.give_back = partial(engine.dropped, self.pick, self._facts(), verdict)
-
-    def _facts(self) -> _Facts:
-        return _Facts(
-            self.endpoint,
-            self.breaker,
-            self.permit,
-            self.concurrent,
-            self.started,
-            self.epoch,
-            self.fault,
-            self.elapsed,
-        )
+            self._owner.give_back = partial(engine.record_dropped, self.pick, verdict)
 
     def _lose(self) -> None:
-        """Another attempt is the outcome of the call: nobody is charged, and it counts as nothing.
-
-        Its instance has taken so long at the least.
-        """
+        """Another attempt is the outcome of the call: no instance is charged."""
         self.losing = True
-        endpoint = self.endpoint
-        with self._call.engine.lock:
-            if self.elapsed > (endpoint.latency or 0.0):
-                endpoint.record_latency(self.elapsed)
-            self._call.engine.learned(endpoint, self.elapsed, failed=False)
+        engine, elapsed = self._call.engine, self.pick.elapsed
+        engine.record_loss(self.pick)
         self._span.end(_LOSING)
         if (labels := self._call.semantics.duration(None)) is not None:
-            self._call.engine.telemetry.counts.duration(self.elapsed, {**labels, **_LOSING})
+            engine.telemetry.counts.duration(elapsed, {**labels, **_LOSING})
         self._close(None, release=True)
-
-    def _ours(self) -> bool:
-        """False for an exception that says nothing of the instance: the caller's own."""
-        verdict = self.verdict
-        return self.deadline_expired or (
-            verdict is not None and (verdict.fault or verdict.again != "never")
-        )
-
-    def _charge(self, error: BaseException) -> Verdict | None:
-        """An exception without fault is neutral, and so is everything that is no `Exception`."""
-        verdict = self.verdict if isinstance(error, Exception) else None
-        return verdict if verdict is not None and verdict.fault else None
 
     def _close(self, verdict: Verdict | None, *, release: bool) -> None:
         engine = self._call.engine
         with engine.lock:
             if not self._settled:
-                engine.record_outcome(self, verdict)
+                engine.record_outcome(self.pick, verdict)
                 self._settled = True  # if that was interrupted, `abandon` hands the permit back
             if release and self.pick.taken:
                 engine.release(self.pick)
@@ -379,6 +314,7 @@ class Attempt(Generic[R]):
             self._span.leave()
 
     def _tell(self, error: BaseException | None) -> None:
+        """End its span, and record its duration."""
         semantics, span = self._call.semantics, self._span
         if span.recording:
             span.end(semantics.outcome(self.result, error))
@@ -389,4 +325,4 @@ class Attempt(Generic[R]):
             return
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
-            counts.duration(self.elapsed, labels)
+            counts.duration(self.pick.elapsed, labels)

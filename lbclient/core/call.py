@@ -15,36 +15,26 @@ attempt may go beside the first: a hedge.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Generator, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
 from lbclient._internal import validation
-from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Pause, Signal
-from lbclient.core.attempt import Attempt, HedgeRace
-from lbclient.core.call_info import AttemptInfo, CallInfo, concluded, record
+from lbclient.core.attempt import Attempt, CallState
+from lbclient.core.call_info import AttemptInfo, CallInfo, concluded
 from lbclient.core.engine import Engine
-from lbclient.core.hedge import Hedge
-from lbclient.core.picker import Pick
+from lbclient.core.hedge import HedgeRace
+from lbclient.core.picker import Pick, PickRequest
 from lbclient.core.waiting import Wait
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.classifier import (
-    FINE,
-    NO_LOCAL_PORT,
-    Classifier,
-    Verdict,
-    answered,
-    lacked_port,
-)
+from lbclient.endpoint.classifier import Classifier, Verdict
 from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import RetryController, RetryState, Stopped
-from lbclient.telemetry import CallSpan, Semantics
+from lbclient.telemetry import Semantics
 from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
 
-__all__ = ["NO_OPTIONS", "Call", "CallOptions", "call_options", "caller_of"]
+__all__ = ["NO_OPTIONS", "Call", "CallOptions", "Hedge", "call_options", "caller_of"]
 
 R = TypeVar("R")
 
@@ -98,102 +88,10 @@ def call_options(
 NO_OPTIONS = CallOptions()
 
 
-class Raced(Generic[R]):
-    """What a shell asks of a call to carry out two attempts at a time."""
-
-    __slots__ = (
-        "_last",
-        "_options",
-        "_records",
-        "_stopped",
-        "engine",
-        "idempotent",
-        "race",
-        "timed",
-        "tried",
-    )
-
-    engine: Engine
-    idempotent: bool
-    race: HedgeRace[Attempt[R]] | None
-    timed: bool
-    tried: list[Endpoint]
-    _last: Attempt[R] | None
-    _records: list[AttemptInfo]
-    _stopped: Stopped | None
-    _options: CallOptions
-
-    @property
-    def over(self) -> bool:
-        """True where another attempt has brought the outcome, or nobody wants one any more."""
-        return self.race is not None and self.race.over
-
-    @property
-    def under_way(self) -> Collection[Endpoint]:
-        """Where an attempt of it is under way while it looks for another. Hold the lock."""
-        return () if self.race is None else self.race.places
-
-    def hedge_after(self) -> float | None:
-        """Seconds after which a second attempt may go beside the first.
-
-        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
-        """
-        hedging = self.engine.hedging
-        if hedging is None or not self.idempotent or self._options.replayable is not None:
-            return None
-        with self.engine.lock:
-            after = hedging.after()
-        if after is not None:
-            race = self.race = HedgeRace(self.engine.lock)
-            self.timed = True
-            self.engine.calls[self] = race.ended
-        return after
-
-    def leftover(self) -> R | None:
-        """An answer that another one has made needless, to be closed.
-
-        One that is not good stands, where there is no better.
-        """
-        last, race = self._last, self.race
-        if race is None or last is None or last is race.winner:
-            return None
-        return last.take() if last.losing or race.winner is not None else None
-
-    def _after(self, race: HedgeRace[Attempt[R]]) -> Attempt[R] | None:
-        """The attempt that is the outcome of a race; in the records it is the last.
-
-        One that still is under way stays with whoever carries it out.
-        """
-        if race.winner is not None:
-            self._stopped = None
-        outcome, race.winner = race.winner or self._last, None
-        attempts, race.attempts = race.attempts, []
-        attempts.sort(key=lambda one: one is outcome)
-        self._records = [record(one) for one in attempts]
-        if outcome is self._last:
-            self._last = None
-        return outcome if attempts else None
-
-
-class Call(Raced[R]):
+class Call(CallState[R]):
     """One call of one balancer, used once."""
 
-    __slots__ = (
-        "_retry_controller",
-        "caller",
-        "classify",
-        "deadline",
-        "key",
-        "now",
-        "pick",
-        "rng",
-        "semantics",
-        "settles",
-        "since",
-        "span",
-        "started",
-        "waiting",
-    )
+    __slots__ = ("_last", "_options", "_records", "_retry_controller", "_stopped", "started")
 
     def __init__(
         self, engine: Engine, classify: Classifier, options: CallOptions, semantics: Semantics
@@ -210,13 +108,9 @@ class Call(Raced[R]):
             limit = policy.deadline
         if since is not None:
             self.since = since
-        """When the deadline began to run: before `started` where earlier requests share it."""
         self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
-        """True where its attempts must end at some time."""
         self.race: HedgeRace[Attempt[R]] | None = None
-        """Set where a second attempt may go beside the first."""
-        self.span: CallSpan
         self.tried: list[Endpoint] = []
         self.classify = classify
         self._options = options
@@ -225,9 +119,7 @@ class Call(Raced[R]):
         self._records: list[AttemptInfo] = []
         self._stopped: Stopped | None = None
         self.pick: Pick | None = None
-        """The pick that no attempt has taken over yet."""
         self.waiting: Signal | None = None
-        """The signal that stands in line for it, or waits for discovery."""
 
     def __enter__(self) -> Call[R]:
         opened = self.engine.telemetry.call
@@ -330,7 +222,7 @@ class Call(Raced[R]):
             raise RuntimeError("the outcome of a call can be asked for once")
         error = last.error
         if self.race is None and (error is not None or not self.semantics.minimal):
-            self._records.append(record(last))
+            self._records.append(last.info())
         if error is None:
             result, last.result = last.result, None
             return result  # type: ignore[return-value]  # it was set
@@ -354,48 +246,55 @@ class Call(Raced[R]):
         """Seconds since it began."""
         return self.engine.clock() - self.started
 
+    def hedge_after(self) -> float | None:
+        """Seconds after which a second attempt may go beside the first.
+
+        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
+        """
+        hedging = self.engine.hedging
+        if hedging is None or not self.idempotent or self._options.replayable is not None:
+            return None
+        with self.engine.lock:
+            after = hedging.after()
+        if after is not None:
+            race = self.race = HedgeRace(self.engine.lock)
+            self.timed = True
+            self.engine.calls[self] = race.ended
+        return after
+
+    def leftover(self) -> R | None:
+        """An answer that another one has made needless, to be closed.
+
+        One that is not good stands, where there is no better.
+        """
+        last, race = self._last, self.race
+        if race is None or last is None or last is race.winner:
+            return None
+        return last.take() if last.losing or race.winner is not None else None
+
+    def _after(self, race: HedgeRace[Attempt[R]]) -> Attempt[R] | None:
+        """The attempt that is the outcome of a race; in the records it is the last.
+
+        An attempt that is still under way stays with the driver that carries it out.
+        """
+        if race.winner is not None:
+            self._stopped = None
+        outcome, race.winner = race.winner or self._last, None
+        attempts, race.attempts = race.attempts, []
+        attempts.sort(key=lambda attempt: attempt is outcome)
+        self._records = [attempt.info() for attempt in attempts]
+        if outcome is self._last:
+            self._last = None
+        return outcome if attempts else None
+
     def info(self) -> CallInfo:
         """Its attempts so far."""
         return CallInfo(tuple(self._records), self._stopped)
 
-    def expiry(self) -> Expiry:
-        """When an attempt that starts now must end, where the call is `timed`."""
-        return self.expiry_from(self.now)
-
-    def expiry_from(self, now: float) -> Expiry:
-        """The same for one that starts at that time."""
-        timeout = self.engine.retries.policy.attempt_timeout
-        ends = [] if self.deadline is None else [self.deadline]
-        if timeout is not None:
-            ends.append(now + timeout)
-        return Expiry(min(ends, default=math.inf), self.engine.clock)
-
-    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
-        """What the error of an attempt means."""
-        if self.engine.abandoned:
-            return FINE
-        verdict = self._by_reach(attempt, error, self.classify(error))
-        if not verdict.fault:
-            return verdict
-        if self.overdue():
-            verdict = self._deadline_expired(attempt)
-        missed = attempt.expiry is not None and attempt.expiry.missed
-        return replace(verdict, fault=False) if missed else verdict
-
-    def _by_reach(self, attempt: Attempt[R], error: Exception, verdict: Verdict) -> Verdict:
-        """Whose fault it is that an instance cannot be reached, by what else can be."""
-        if verdict.unreachable:
-            if lacked_port(error, attempt.instance):
-                return NO_LOCAL_PORT
-            return replace(verdict, fault=self.engine.unreachable(attempt))
-        if answered(error):
-            self.engine.reached(attempt)
-        return verdict
-
     def _replaced(self, last: Attempt[R]) -> R | None:
         """The answer of an attempt that another one follows."""
         if self.race is None:
-            self._records.append(record(last))
+            self._records.append(last.info())
         return last.take() if last.error is None else None
 
     def abandon(self) -> None:
@@ -442,12 +341,44 @@ class Call(Raced[R]):
         if self._last is not None:
             self.engine.rotation.emit(kind, self._last.endpoint, *details)
 
-    def overdue(self) -> bool:
-        """True once its time is up."""
-        return self.deadline is not None and self.engine.clock() >= self.deadline
 
-    def _deadline_expired(self, attempt: Attempt[R]) -> Verdict:
-        """Our own deadline ended it: its fault only if it had at least half of the time."""
-        attempt.deadline_expired = True
-        half = ((self.deadline or 0.0) - self.since) / 2
-        return Verdict(fault=attempt.started - self.since <= half)
+class Hedge(PickRequest, Generic[R]):
+    """The second attempt of a call, as steps for a driver: one at most.
+
+    It is not repeated and waits for no slot: where no other instance has room, or the budget of
+    hedges is empty, there is none.
+    """
+
+    __slots__ = ("_attempt", "_call")
+
+    def __init__(self, call: Call[R]) -> None:
+        self._call = call
+        self._attempt: Attempt[R] | None = None
+        self.caller, self.key, self.rng = call.caller, call.key, call.rng
+        self.idempotent, self.settles = True, False
+        self.now, self.tried = call.started, call.tried
+        self.pick: Pick | None = None
+        self.waiting: Signal | None = None
+
+    def __iter__(self) -> Iterator[Attempt[R]]:
+        pick = self._call.engine.pick_hedge(self)
+        if pick is None:
+            return
+        attempt: Attempt[R] = Attempt(self._call, pick, None, len(self.tried))
+        self._attempt, self.pick = attempt, None
+        self.tried.append(pick.endpoint)
+        yield attempt
+
+    def abandon(self) -> None:
+        """It was interrupted: give back whatever it holds."""
+        if self.pick is not None:
+            self._call.engine.give_back(self.pick)
+        if self._attempt is not None:
+            self._attempt.abandon()
+
+    def leftover(self) -> R | None:
+        """An answer that was not the quickest good one, to be closed."""
+        attempt, race = self._attempt, self._call.race
+        if attempt is None or race is None or attempt is race.winner:
+            return None
+        return attempt.take()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import Stopped
 
-__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "record"]
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded"]
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
@@ -25,19 +25,6 @@ _WHY: dict[Stopped, str] = {
     "verdict": "the verdict on this outcome is never to repeat it",
     "streaming": "part of the response was already passed on",
 }
-
-
-class FinishedAttempt(Protocol):
-    """What is asked of an attempt."""
-
-    @property
-    def instance(self) -> Instance: ...
-    @property
-    def reason(self) -> str: ...
-
-    status: int | None
-    error: Exception | None
-    elapsed: float
 
 
 class AttemptInfo(NamedTuple):
@@ -75,13 +62,6 @@ def call_info(outcome: object) -> CallInfo:
     if not isinstance(info, CallInfo):
         raise ValueError(f"{outcome!r} did not come out of an lbclient call")
     return info
-
-
-def record(attempt: FinishedAttempt) -> AttemptInfo:
-    """What became of one attempt."""
-    return AttemptInfo(
-        attempt.instance, attempt.status, attempt.error, attempt.elapsed, attempt.reason
-    )
 
 
 def concluded(

@@ -19,17 +19,20 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import chain
 from weakref import ref
 
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.signals import Signal
 from lbclient.core.membership import Membership
-from lbclient.core.outcomes import OptInRules, OutcomeCharges, SentAttempt
+from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
+from lbclient.core.reachability import Reachability
 from lbclient.core.rotation import Rotation
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
+from lbclient.endpoint.endpoint import Share
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.resilience.hedging import Hedging
 from lbclient.resilience.retry import RetryRules
@@ -40,6 +43,10 @@ from lbclient.telemetry.outbox import Outbox
 __all__ = ["Engine", "SlotOwner"]
 
 _GAIN = 0.1
+_SHARE_GAIN = 1 / 16
+"""What an attempt counts in the share of its instance; in that of all it counts less by their
+number."""
+_LONGEST_BACK_OFF = 30.0
 _LOOK_AGAIN = 0.25
 
 
@@ -110,9 +117,9 @@ class Engine:
         self.closing: dict[Signal, None] = {}
         """Set once no call is under way, and nothing in flight."""
         self.rotation = Rotation(membership, picker, telemetry.counts, outbox, clock, rng)
-        self.charges = OutcomeCharges(
-            membership, self.rotation, opt_in_rules, clock, rng, self.tally
-        )
+        self.reachability = Reachability(self.pool, clock)
+        self._faults = Share()
+        self._client_errors = Share()
         budgets = (retries.budget, None if hedging is None else hedging.budget)
         self._budgets = [one for one in budgets if one is not None]
         """Each call earns its share of them."""
@@ -263,6 +270,10 @@ class Engine:
         endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
         # These lines call nothing: see the top of this file.
         call.pick = pick
+        pick.breaker = endpoint.breaker
+        pick.concurrent = endpoint.in_flight
+        pick.started = now
+        pick.epoch = self.reachability.epoch
         pick.taken = True
         endpoint.in_flight += 1
         picker.in_flight += 1
@@ -288,17 +299,17 @@ class Engine:
         endpoint.in_flight += 1
         picker.in_flight += 1
 
-    def answered(self, attempt: SentAttempt, pick: Pick, verdict: Verdict, *, held: bool) -> None:
-        """An attempt was answered after `elapsed` seconds: it is settled and released, unless it is
-        `held` until the end of its body.
+    def record_answer(self, pick: Pick, verdict: Verdict, *, held: bool) -> None:
+        """An attempt was answered: record its latency and its outcome, and release its slot.
 
-        A rejection or a fault tells of latency only where it took longer than answers do: it is no
-        quick answer. That a request is wrong (4xx) tells nothing of it.
+        An attempt that is `held` keeps both until the end of its body. A rejection or a fault tells
+        of latency only where it took longer than answers do: it is no quick answer. That a request
+        is wrong (4xx) tells nothing of it.
         """
-        endpoint, elapsed, clean = pick.endpoint, attempt.elapsed, verdict.clean
+        endpoint, elapsed, clean = pick.endpoint, pick.elapsed, verdict.clean
         with self.lock:
-            if endpoint.unreached or attempt.epoch != self.charges.proved:
-                self.charges.reached(attempt)
+            if endpoint.unreached or pick.epoch != self.reachability.proved:
+                self.reachability.record_success(pick)
             if clean or (
                 not verdict.client_error
                 and (verdict.good or elapsed > (endpoint.latency or math.inf))
@@ -310,8 +321,122 @@ class Engine:
                     self.hedging.record_latency(elapsed)
             if held:
                 return
-            if self._watched or not clean or endpoint.penalty or not attempt.breaker.untouched:
-                self.record_outcome(attempt, verdict)  # else there is nothing to settle
+            if self._watched or not clean or endpoint.penalty or not pick.breaker.untouched:
+                self.record_outcome(pick, verdict)  # else there is nothing to record
+            self.release(pick)
+
+    def record_outcome(self, pick: Pick, verdict: Verdict | None) -> None:
+        """Record the outcome of an attempt, once: on its endpoint, its breaker, the opt-in rules
+        and a strategy that learns. None only hands the permit back. Hold the lock."""
+        breaker = pick.breaker
+        if verdict is None:
+            breaker.cancel(pick.permit)
+            return
+        endpoint, weight = pick.endpoint, 0.0
+        if verdict.client_error:
+            weight = self._record_client_error(endpoint, pick.started)
+        if self._picker.learning is not None and not (
+            verdict.client_error and self.rng.random() >= weight
+        ):
+            failed = verdict.client_error or verdict.turned_away
+            self._picker.record_outcome(endpoint, pick.elapsed, failed=failed, now=self.clock())
+        uneventful = (
+            verdict.good and not verdict.rest and not endpoint.penalty and self.opt_in_rules is None
+        )
+        if uneventful and (breaker.untouched or breaker.success_is_noop):
+            return
+        if endpoint.gone or breaker is not endpoint.breaker:
+            return  # it has left, or is another machine by now
+        try:
+            self._charge(pick, verdict, endpoint, breaker)
+        except BaseException:  # interrupted half-way: have the pool look at it again
+            self.pool.changed(endpoint)
+            raise
+
+    def _charge(self, pick: Pick, verdict: Verdict, endpoint: Endpoint, breaker: Breaker) -> None:
+        now = self.clock()
+        if verdict.fault:
+            gain = _SHARE_GAIN / max(1, len(self.pool))
+            failing = self._faults.count(self.tally.picks, gain)
+            endpoint.record_fault(now, pick.started, (1.0 - failing) ** 2)
+            endpoint.last_fault = pick.fault
+        elif verdict.good and not verdict.client_error and endpoint.penalty:
+            endpoint.record_success(now)
+        if verdict.fault and verdict.again == "always":
+            self.membership.request_refresh(now)
+        if verdict.rest > 0:
+            self.rotation.back_off(endpoint, now + min(verdict.rest, _LONGEST_BACK_OFF))
+        if (verdict.fault or not breaker.untouched) and breaker.record_outcome(
+            pick.permit,
+            fault=verdict.fault,
+            now=now,
+            rng=self.rng,
+            elapsed=pick.elapsed,
+            started=pick.started,
+            attempts=endpoint.attempts,
+            latency=endpoint.latency,
+        ):
+            self.rotation.follow_breaker(endpoint, breaker, now)
+        opt_in_rules, paused_until = self.opt_in_rules, endpoint.paused_until
+        if opt_in_rules is not None and opt_in_rules.record_outcome(pick, verdict, now):
+            self._eject_outliers(opt_in_rules, now)
+        if endpoint.paused_until != paused_until:
+            self._queue.wake()  # calls in the queue note when the pause ends
+
+    def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
+        """The instance says that a request is wrong. Returns how much that speaks against it.
+
+        That is by how far its share of such answers exceeds that of all instances:
+        ((own - all) / (1 - all))². Requests that are wrong are so everywhere; an instance that
+        alone refuses them has a fault of its own (a token, a configuration), and answers quickly.
+        """
+        size = max(1, len(self.pool))
+        own = endpoint.client_errors.count(endpoint.attempts, _SHARE_GAIN)
+        everywhere = self._client_errors.count(self.tally.picks, _SHARE_GAIN / size)
+        if own <= everywhere:
+            return 0.0
+        weight = ((own - everywhere) / (1.0 - everywhere)) ** 2
+        endpoint.penalize(self.clock(), started, weight)
+        return weight
+
+    def _eject_outliers(self, opt_in_rules: OptInRules, now: float) -> None:
+        serving = frozenset(chain.from_iterable(self.pool.admissible(now)))
+        for outlier, seconds in opt_in_rules.outliers(self.pool.tiers(), serving.__contains__, now):
+            self.rotation.eject(outlier, seconds, "outlier")
+
+    def record_loss(self, pick: Pick) -> None:
+        """Another attempt of the call was quicker. This instance takes at least that long."""
+        endpoint, elapsed = pick.endpoint, pick.elapsed
+        with self.lock:
+            if elapsed > (endpoint.latency or 0.0):
+                endpoint.record_latency(elapsed)
+            self._picker.record_outcome(endpoint, elapsed, failed=False, now=self.clock())
+
+    def record_dropped(self, pick: Pick, verdict: Verdict) -> None:
+        """The response of an attempt that was good so far was dropped unclosed."""
+        with self.lock:
+            self.record_outcome(pick, verdict)
+            self.release(pick)
+
+    def record_health(
+        self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str
+    ) -> None:
+        """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""
+        with self.lock:
+            void = endpoint.gone or endpoint.breaker is not breaker
+            if not void and endpoint.healthy is not healthy:
+                self.rotation.record_health(endpoint, healthy=healthy, why=why)
+        self.outbox.publish()
+
+    def end_probe(self, pick: Pick) -> None:
+        """Good headers came: the next probe may go while this one's body is still read."""
+        with self.lock:
+            pick.breaker.cancel(pick.permit)
+
+    def give_back(self, pick: Pick) -> None:
+        """The permit and the slot of a pick that never became an attempt."""
+        with self.lock:
+            pick.breaker.cancel(pick.permit)
             self.release(pick)
 
     def release(self, pick: Pick, *, wake: bool = True) -> None:
@@ -337,65 +462,6 @@ class Engine:
         except BaseException:
             self._queue.wake()
             raise
-
-    def record_outcome(self, attempt: SentAttempt, verdict: Verdict | None) -> None:
-        """Judge one attempt, once. None only hands the permit back. Hold the lock."""
-        breaker = attempt.breaker
-        if verdict is None:
-            breaker.cancel(attempt.permit)
-            return
-        endpoint, against = attempt.endpoint, 0.0
-        if verdict.client_error:
-            against = self.charges.client_error(endpoint, attempt.started)
-        if self._picker.learning is not None and not (
-            verdict.client_error and self.rng.random() >= against
-        ):
-            failed = verdict.client_error or verdict.turned_away
-            self.learned(endpoint, attempt.elapsed, failed=failed)
-        uneventful = (
-            verdict.good and not verdict.rest and not endpoint.penalty and self.opt_in_rules is None
-        )
-        if not (uneventful and (breaker.untouched or breaker.success_is_noop)):
-            self.charges.record_outcome(attempt, verdict)
-
-    def unreachable(self, attempt: SentAttempt) -> bool:
-        """It found no way to its instance. True if that is the instance's fault."""
-        with self.lock:
-            return self.charges.unreachable(attempt)
-
-    def reached(self, attempt: SentAttempt) -> None:
-        """It failed, but its instance was reached."""
-        with self.lock:
-            self.charges.reached(attempt)
-
-    def checked(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
-        """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""
-        with self.lock:
-            void = endpoint.gone or endpoint.breaker is not breaker
-            if not void and endpoint.healthy is not healthy:
-                self.rotation.checked(endpoint, healthy=healthy, why=why)
-        self.outbox.publish()
-
-    def learned(self, endpoint: Endpoint, elapsed: float, *, failed: bool) -> None:
-        """Tell a strategy that learns. Hold the lock."""
-        self._picker.ended(endpoint, elapsed, failed=failed, now=self.clock())
-
-    def probe_answered(self, attempt: SentAttempt) -> None:
-        """Good headers came: the next probe may go while this one's body is still read."""
-        with self.lock:
-            attempt.breaker.cancel(attempt.permit)
-
-    def give_back(self, pick: Pick) -> None:
-        """A pick that never became an attempt."""
-        with self.lock:
-            pick.endpoint.breaker.cancel(pick.permit)
-            self.release(pick)
-
-    def dropped(self, pick: Pick, sent: SentAttempt, verdict: Verdict) -> None:
-        """The response of an attempt that was good so far was dropped unclosed."""
-        with self.lock:
-            self.record_outcome(sent, verdict)
-            self.release(pick)
 
     def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
         """Have `give_back` called once `holder` was dropped, by whoever next uses the balancer.

@@ -1,131 +1,72 @@
-"""The second attempt of a call, sent beside a first that takes long.
+"""The race of a hedged call: its attempts, of which the first good answer is the outcome.
 
-`HedgeRace` (`core/attempt.py`) decides which of the two wins. The driver then ends the other: event
-loops cancel its task (`balancer/event_loops.py`), threads let its deadline expire
-(`balancer/threads.py`).
+`HedgeRace` decides which of the two wins. The driver then ends the other: event loops cancel its
+task (`balancer/event_loops.py`), threads let its deadline expire (`balancer/threads.py`). The
+second attempt itself is `Hedge` (`core/call.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import Generic, TypeVar
 
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Signal
-from lbclient.core.attempt import Attempt, HedgeRace
-from lbclient.core.engine import Engine
-from lbclient.core.picker import Pick, PickRequest
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.classifier import Classifier, Verdict
-from lbclient.telemetry import CallSpan, Semantics
+from lbclient.endpoint.classifier import Verdict
 
-__all__ = ["Hedge"]
+__all__ = ["HedgeRace"]
 
-R = TypeVar("R")
-
-
-class HedgedCall(PickRequest, Protocol[R]):
-    """What a hedge has from its call."""
-
-    engine: Engine
-    deadline: float | None
-    started: float
-    race: HedgeRace[Attempt[R]] | None
-    classify: Classifier
-    semantics: Semantics
-    span: CallSpan
-    tried: list[Endpoint]
-
-    def expiry_from(self, now: float) -> Expiry:
-        """When an attempt that starts at that time must end."""
-        ...
-
-    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
-        """What the error of an attempt means."""
-        ...
+A = TypeVar("A")
 
 
-class Hedge(Generic[R]):
-    """One attempt of `call` at most, as steps for a shell. It is not repeated and waits for nobody:
-    where no other instance has room, or the budget of hedges is empty, there is none."""
+class HedgeRace(Generic[A]):
+    """Attempts begin and end on whichever thread carries them out."""
 
-    __slots__ = (
-        "_attempt",
-        "_call",
-        "caller",
-        "classify",
-        "deadline",
-        "engine",
-        "idempotent",
-        "key",
-        "now",
-        "pick",
-        "race",
-        "rng",
-        "semantics",
-        "settles",
-        "span",
-        "started",
-        "timed",
-        "waiting",
-    )
+    __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
 
-    def __init__(self, call: HedgedCall[R]) -> None:
-        self._call = call
-        self._attempt: Attempt[R] | None = None
-        self.engine = call.engine
-        self.deadline = call.deadline
-        self.idempotent = True
-        self.settles = False
-        self.classify = call.classify
-        self.key = call.key
-        self.caller = call.caller
-        self.now = self.started = call.started
-        self.pick: Pick | None = None
-        self.waiting: Signal | None = None
-        self.race = call.race
-        self.rng = call.rng
-        self.semantics = call.semantics
-        self.span = call.span
-        self.timed = True
-
-    def __iter__(self) -> Iterator[Attempt[R]]:
-        pick = self.engine.pick_hedge(self)
-        if pick is None:
-            return
-        attempt: Attempt[R] = Attempt(self, pick, None, len(self.tried))
-        self._attempt, self.pick = attempt, None
-        self._call.tried.append(pick.endpoint)
-        yield attempt
-
-    def abandon(self) -> None:
-        """It was interrupted: whatever it holds is given back."""
-        if self.pick is not None:
-            self.engine.give_back(self.pick)
-        if self._attempt is not None:
-            self._attempt.abandon()
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self._running: dict[A, tuple[Endpoint, Expiry | None]] = {}
+        self.attempts: list[A] = []
+        """All of them, in the order in which they began."""
+        self.winner: A | None = None
+        """The attempt whose answer is the outcome, once there is one."""
+        self.over = False
+        self.ended = Signal()
+        """Set when it is over."""
 
     @property
-    def tried(self) -> Collection[Endpoint]:
-        """Endpoints that attempts of the call went to."""
-        return self._call.tried
+    def endpoints(self) -> Collection[Endpoint]:
+        """Where attempts are under way. Hold the lock."""
+        return [endpoint for endpoint, _ in self._running.values()]
 
-    @property
-    def under_way(self) -> Collection[Endpoint]:
-        """Where an attempt of the call is under way. Hold the lock."""
-        return self._call.under_way
+    def begin(self, attempt: A, endpoint: Endpoint, expiry: Expiry | None) -> None:
+        """An attempt at `endpoint` is under way; `expiry` ends it."""
+        with self._lock:
+            self._running[attempt] = endpoint, expiry
+            self.attempts.append(attempt)
 
-    def expiry(self) -> Expiry:
-        """When an attempt that starts now must end."""
-        return self._call.expiry_from(self.now)
+    def is_losing(self, attempt: A, verdict: Verdict | None) -> bool:
+        """An attempt has ended, with or without an answer. True where another is the outcome."""
+        with self._lock:
+            del self._running[attempt]
+            if self.over:
+                return True
+            if verdict is not None and verdict.good:
+                self.winner = attempt
+                self._end()
+            return False
 
-    def verdict(self, attempt: Attempt[R], error: Exception) -> Verdict:
-        """What the error of an attempt means."""
-        return self._call.verdict(attempt, error)
+    def end(self) -> None:
+        """Cancel the attempts that are still under way."""
+        with self._lock:
+            self._end()
+            for _, expiry in self._running.values():
+                if expiry is not None:
+                    expiry.expire()
 
-    def leftover(self) -> R | None:
-        """An answer that was not the quickest good one, to be closed."""
-        attempt, race = self._attempt, self.race
-        if attempt is None or race is None or attempt is race.winner:
-            return None
-        return attempt.take()
+    def _end(self) -> None:
+        self.over = True
+        self.ended.set()

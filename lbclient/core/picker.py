@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Literal, Protocol
+from typing import Literal
 
 from lbclient._internal.failure_log import Complaint
 from lbclient._internal.fork import Forkable
@@ -15,7 +15,7 @@ from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Signal
 from lbclient.core.pool import Pool
 from lbclient.endpoint import Endpoint
-from lbclient.endpoint.breaker import BreakerPolicy, Permit
+from lbclient.endpoint.breaker import Breaker, BreakerPolicy, Permit
 from lbclient.endpoint.endpoint import draw
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.slow_start import SlowStart
@@ -35,9 +35,10 @@ _Full = Literal["full", "untried full"]
 
 @dataclass(slots=True)
 class Pick:
-    """An endpoint with leave to send one attempt to it, and the reason it was chosen.
+    """An endpoint with a permit to send one attempt to it, and the reason it was chosen.
 
-    Until the core takes it, it is a proposal that may be dropped.
+    Until the engine takes it, it is a proposal that may be dropped. From then on it is the record
+    of one attempt: all that `Engine.record_outcome` needs, without the call and its response.
     """
 
     endpoint: Endpoint
@@ -45,33 +46,45 @@ class Pick:
     reason: str
     taken: bool = False
     """True while it counts as in flight. Changed under the lock, together with the counts."""
+    elapsed: float = 0.0
+    """Seconds from the start of the attempt to the headers of its response, or to its failure."""
+    fault: str = ""
+    """A status or the name of an exception, where the attempt was a fault."""
+    breaker: Breaker = field(init=False, repr=False, compare=False)
+    """The endpoint's when the pick was taken: it stands for the machine that was there."""
+    concurrent: int = field(init=False, repr=False, compare=False)
+    """How many other attempts were in flight at the endpoint when the pick was taken."""
+    started: float = field(init=False, repr=False, compare=False)
+    """When the pick was taken, in clock time."""
+    epoch: int = field(init=False, repr=False, compare=False)
+    """`Reachability.epoch` when the pick was taken."""
 
 
-class PickRequest(Protocol):
-    """What selection asks of the call that it picks for."""
+class PickRequest:
+    """A call, or a hedge of one, for which an endpoint is to be picked."""
 
-    rng: random.Random
-    now: float
-    key: object
+    __slots__ = ("caller", "idempotent", "key", "now", "pick", "rng", "settles", "tried", "waiting")
+
     caller: int | None
+    """The hash of what names the caller; None for no caller."""
     idempotent: bool
-    settles: bool
-    """True once it has waited long enough for an endpoint that it has not tried."""
-
+    key: object
+    now: float
+    """The clock's time at the latest pick, or where none was asked for, at the start."""
     pick: Pick | None
     """The pick that no attempt has taken over yet."""
+    rng: random.Random
+    settles: bool
+    """True once it has waited long enough for an endpoint that it has not tried."""
+    tried: list[Endpoint]
+    """The endpoints that attempts of the call went to."""
     waiting: Signal | None
-    """The signal that stands in line for it."""
-
-    @property
-    def tried(self) -> Collection[Endpoint]:
-        """Endpoints that its attempts went to."""
-        ...
+    """The signal that waits in the queue for it, or for a first answer of discovery."""
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """Those of them where an attempt has not ended: a hedge, or whom it is beside."""
-        ...
+        """Those of `tried` where an attempt has not ended: where a hedge runs, or is to run."""
+        return ()
 
 
 class Picker:
@@ -196,8 +209,10 @@ class Picker:
             wait = min(wait, max(0.0, self._last_probe + self._patience - now))
         return min((one for one in (wait, back) if one is not None), default=None)
 
-    def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Tell a strategy that learns."""
+    def record_outcome(
+        self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float
+    ) -> None:
+        """Tell a strategy that learns how an attempt ended. Hold the lock."""
         if self.learning is None:
             return
         try:

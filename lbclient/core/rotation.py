@@ -43,14 +43,14 @@ class Rotation:
         self._clock = clock
         self._rng = rng
 
-    def rest(self, endpoint: Endpoint, until: float) -> None:
-        """It asked to be left alone."""
+    def back_off(self, endpoint: Endpoint, until: float) -> None:
+        """An instance has asked for no attempts until then (`Retry-After`)."""
         endpoint.backing_off_until = max(endpoint.backing_off_until, until)
         self._pool.changed(endpoint)
         self._queue.wake()
 
-    def turned(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """Its breaker has changed. One that merely observes changes nothing in the rotation."""
+    def follow_breaker(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
+        """A breaker has opened or closed. One that only observes changes nothing here."""
         self._counts.breaker(breaker.state)
         self._log_turn(endpoint, breaker, now)
         self.emit(BreakerChanged, endpoint, breaker.state)
@@ -110,7 +110,7 @@ class Rotation:
         self.emit(Admitted, endpoint)
         self._queue.wake()
 
-    def checked(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
+    def record_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
         """Active checks have come to another result. An open breaker may be probed soon then."""
         now = self._clock()
         endpoint.healthy = healthy

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Protocol
+from typing import Any
 
 from lbclient._internal.signals import Pause, Signal
-from lbclient.core.engine import Engine
-from lbclient.core.picker import Pick, PickRequest
+from lbclient.core.attempt import Attempt, CallState
+from lbclient.core.picker import Pick
 from lbclient.errors import (
     DeadlineExceeded,
     DiscoveryError,
@@ -23,36 +23,6 @@ _TAKES = 3.0
 """An answer takes longer than so many times the mean once in twenty, if times are exponential."""
 
 
-class WaitingCall(PickRequest, Protocol):
-    """What is asked of the call that waits."""
-
-    engine: Engine
-    since: float
-    deadline: float | None
-
-    @property
-    def over(self) -> bool:
-        """True where another attempt of the call has brought its outcome."""
-        ...
-
-    def overdue(self) -> bool:
-        """True once its time is up."""
-        ...
-
-
-class PreviousAttempt(Protocol):
-    """What is asked of the attempt before, if there was one."""
-
-    @property
-    def open(self) -> bool:
-        """True while it counts as in flight."""
-        ...
-
-    def release_slot(self) -> None:
-        """Count as in flight no more."""
-        ...
-
-
 class Wait:
     """Of one call, once: at most `patience` seconds in line, or, where it has a deadline, until too
     little of that is left for an answer.
@@ -63,7 +33,7 @@ class Wait:
 
     __slots__ = ("_call", "_last", "_patience")
 
-    def __init__(self, call: WaitingCall, patience: float, last: PreviousAttempt | None) -> None:
+    def __init__(self, call: CallState[Any], patience: float, last: Attempt[Any] | None) -> None:
         self._call = call
         self._patience = patience
         self._last = last

@@ -90,7 +90,7 @@ class Endpoint:
         """A status, or the name of an error."""
         self.gone = False
         self.unreached = 0
-        """The epoch (see `OutcomeCharges`) of the last counted failure to reach it; 0 while it can
+        """The epoch (see `Reachability`) of the last counted failure to reach it; 0 while it can
         be reached.
         """
         self.client_errors = Share()
@@ -158,7 +158,7 @@ class Endpoint:
         old = self.latency
         self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
 
-    def failed(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
+    def record_fault(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
         """Record an attempt, sent at `started`, that failed through its fault."""
         self.failures += 1
         self.penalize(now, started, weight)
@@ -175,7 +175,7 @@ class Endpoint:
         self.penalty = min(_MOST_PENALTY, self.penalty + weight)
         self._penalized_at = now
 
-    def served(self, now: float) -> None:
+    def record_success(self, now: float) -> None:
         """Record an attempt that it has served."""
         self.penalty = max(0.0, self.penalty - _TRUST)
         self._served_at = now

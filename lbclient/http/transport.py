@@ -144,7 +144,7 @@ class Transport(httpx.BaseTransport):
         adapter = self._adapter
         if attempt.replaces is not None:
             drain(attempt.replaces)
-        transport = self._transports.to(attempt.endpoint, attempt.started)
+        transport = self._transports.to(attempt.endpoint, attempt.pick.started)
         extensions: Mapping[str, object] = request.extensions
         if attempt.expiry is not None:
             extensions = attempt_extensions(request, attempt.expiry)
@@ -278,7 +278,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         adapter = self._adapter
         if attempt.replaces is not None:
             await adrain(attempt.replaces)
-        transport = transports.to(attempt.endpoint, attempt.started)
+        transport = transports.to(attempt.endpoint, attempt.pick.started)
         extensions: Mapping[str, object] = request.extensions
         if attempt.expiry is not None:
             extensions = attempt_extensions(request, attempt.expiry)

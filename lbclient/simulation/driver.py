@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt
-from lbclient.core.call import Call
-from lbclient.core.hedge import Hedge
+from lbclient.core.call import Call, Hedge
 from lbclient.simulation.world import Process
 
 __all__ = ["carry_out"]

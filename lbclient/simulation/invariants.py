@@ -68,7 +68,7 @@ class Trail:
         """Return the earliest time at which a retry may use an instance again, while one that the
         call has not tried is only full: first it waits as long as any call waits for a slot."""
         last, deadline = self._own_last(), self.call.deadline
-        ended = 0.0 if last is None else last.started + last.elapsed
+        ended = 0.0 if last is None else last.pick.started + last.pick.elapsed
         until = ended + self._patience if deadline is None else (ended + deadline) / 2
         return until - _SLACK
 
@@ -323,10 +323,10 @@ class Invariants:
         not arrived."""
         if attempt.reason != "probe":
             return
-        breaker = attempt.breaker
+        breaker = attempt.pick.breaker
         before, permit = self._probes.get(breaker, (attempt, None))
         self._probes[breaker] = attempt, breaker.permit
-        unanswered = before.open and before.verdict is None and now - before.started < _PROBE
+        unanswered = before.open and before.verdict is None and now - before.pick.started < _PROBE
         if unanswered and permit is breaker.permit:
             yield "it is probed already"
 

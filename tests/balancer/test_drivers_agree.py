@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lbclient import Balancer, BreakerPolicy, Instance, RetryBudget, RetryPolicy, Verdict
 from lbclient._internal.signals import Pause
 from lbclient.balancer import balancer
+from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import arun
 from lbclient.balancer.threads import run
 from lbclient.core.call import CallOptions
@@ -167,6 +168,7 @@ def in_acall(script: Script) -> list[object]:
     """The same by the function that `Balancer.acall` is given; `asleep` is what it waits by."""
     world = World()
     here = Run(script, world.clock)
+    binding = bind(here.balancer)
     begun: list[object] = []
 
     async def rest(pause: Pause) -> None:
@@ -181,7 +183,7 @@ def in_acall(script: Script) -> list[object]:
         return finish(outcome)
 
     def begin(*asked):
-        begun.append(Balancer.begin(here.balancer, *asked))
+        begun.append(Binding.begin(binding, *asked))
         return begun[-1]
 
     async def main() -> None:
@@ -195,7 +197,7 @@ def in_acall(script: Script) -> list[object]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(balancer, "asleep", rest)
-        patch.setattr(here.balancer, "begin", begin)
+        patch.setattr(binding, "begin", begin)
         anyio.run(main, backend="asyncio")
     return here.trace
 

@@ -26,7 +26,7 @@ import pytest
 
 import lbclient
 from lbclient.balancer.listener import _MOST
-from lbclient.core.outcomes import _LONGEST_REST
+from lbclient.core.engine import _LONGEST_BACK_OFF
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
@@ -351,7 +351,7 @@ def test_defaults_in_the_text():
     assert (connect, read) == (DEFAULT_TIMEOUT.connect, DEFAULT_TIMEOUT.read)
     assert said(r"a call with three attempts takes (\d+) s") == (retry.attempts * read,)
     assert said(r"After (\w+) in a row \(`fail_max`\)") == (breaker.fail_max,)
-    assert said(r"after that time, (\d+) s at the most") == (_LONGEST_REST,)
+    assert said(r"after that time, (\d+) s at the most") == (_LONGEST_BACK_OFF,)
     assert said(r"`minimum_calls` = (\d+) of this client") == (breaker.minimum_calls,)
     assert said(r"It wants (\d+) calls in an interval") == (outliers.minimum_calls,)
     assert f"or for the pool timeout ({DEFAULT_TIMEOUT.pool:g} s)" in TEXT
@@ -846,7 +846,7 @@ def marked(balancer, *hosts, healthy):
     """Active checks find these so."""
     for one in list(balancer._engine.pool.endpoints):
         if one.instance.host in hosts:
-            balancer._engine.checked(one, one.breaker, healthy=healthy, why="a test")
+            balancer._engine.record_health(one, one.breaker, healthy=healthy, why="a test")
 
 
 def test_both_must_say_yes():

@@ -1059,7 +1059,7 @@ def time_does_not_run_out(patch):
 
 @breach(r"it begins 1 s past its time")
 def an_attempt_begins_too_late(patch):
-    patch(Call, "expiry_from", lambda call, now: Expiry(now - 1.0, call.engine.clock))
+    patch(Call, "expiry", lambda call, now: Expiry(now - 1.0, call.engine.clock))
     return run(named(FAST), retry=RetryPolicy(deadline=1.0))
 
 

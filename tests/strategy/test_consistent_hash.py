@@ -404,7 +404,7 @@ def test_faults_take_room():
     endpoints, strategy = candidates(10), ConsistentHash()
     own = strategy.pick(endpoints, Asked(key="user"))
     for _ in range(5):
-        own.failed(now=0.0)
+        own.record_fault(now=0.0)
     assert strategy.pick(endpoints, Asked(key="user")) is not own
     assert strategy.pick(endpoints, Asked(key="user", now=30.0)) is own
 

@@ -132,7 +132,7 @@ def test_least_busy_of_all_takes_the_idlest():
 def test_failing_fast_does_not_look_idle():
     """I14: recent faults weigh as load, so that a black hole does not draw the traffic."""
     endpoints = candidates(1, 1)
-    endpoints[0].failed(now=0.0)
+    endpoints[0].record_fault(now=0.0)
     assert shares(LeastBusy(), endpoints, 100) == [0.0, 1.0]
     assert endpoints[0].load(now=60.0) < 0.001
 

@@ -195,7 +195,7 @@ def test_one_bad_instance_of_many_moves_little():
         one = strategy.pick(endpoints, call)
         strategy.ended(one, 0.01, failed=one is bad and rng.random() < 0.5, now=call.now)
         if one is bad:
-            bad.failed(call.now)
+            bad.record_fault(call.now)
         stayed += zone_of(one) == "a"
     assert stayed / 4000 > 0.9
 

@@ -539,9 +539,9 @@ def test_log_of_health_checks(log):
     clock, event = Clock(), threading.Event()
     with Balancer([ONE], name="orders", clock=clock, listener=lambda _: event.set()) as balancer:
         engine, (endpoint,) = balancer._engine, balancer._engine.pool.endpoints
-        engine.checked(endpoint, endpoint.breaker, healthy=False, why="status 500")
+        engine.record_health(endpoint, endpoint.breaker, healthy=False, why="status 500")
         clock.now += 12.0
-        engine.checked(endpoint, endpoint.breaker, healthy=True, why="")
+        engine.record_health(endpoint, endpoint.breaker, healthy=True, why="")
     assert log() == [
         "WARNING orders: 10.0.0.1:80 fails its health checks: status 500",
         "INFO orders: 10.0.0.1:80 passes its health checks after 12.0 s",

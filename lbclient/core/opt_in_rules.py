@@ -1,0 +1,91 @@
+"""The rules that a caller has added: a throttle, learned limits, and outlier detection."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from lbclient.core.picker import Pick
+from lbclient.endpoint import Endpoint
+from lbclient.endpoint.classifier import Verdict
+from lbclient.resilience.concurrency_limit import AdaptiveLimit, LearnedLimit
+from lbclient.resilience.outlier_detection import OutlierPolicy, Outliers
+from lbclient.resilience.throttle import Throttle, ThrottlePolicy
+
+__all__ = ["OptInRules"]
+
+
+class OptInRules:
+    """The opt-in rules of one balancer. It is told the time. Hold the balancer's lock."""
+
+    def __init__(
+        self,
+        outliers: OutlierPolicy | None,
+        limit: AdaptiveLimit | None,
+        throttle: ThrottlePolicy | None,
+        rng: random.Random,
+    ) -> None:
+        self._rng = rng
+        self._throttle = None if throttle is None else Throttle(throttle)
+        self._outliers = None if outliers is None else Outliers(outliers, rng)
+        self._limit = limit
+
+    def admits(self, now: float) -> bool:
+        """False where the throttle keeps a new call back."""
+        return self._throttle is None or self._throttle.admits(now, self._rng)
+
+    def record_outcome(self, pick: Pick, verdict: Verdict, now: float) -> bool:
+        """Record the outcome of an attempt that is still in flight. True: ask for `outliers`."""
+        turned_away = not verdict.good and verdict.turned_away
+        if self._throttle is not None:
+            (self._throttle.refused if turned_away else self._throttle.accepted)(now)
+        if self._limit is not None:
+            self._learn(self._limit, pick, verdict, now, turned_away=turned_away)
+        outliers = self._outliers
+        if outliers is None:
+            return False
+        return outliers.count(pick.endpoint, fault=verdict.fault, now=now)
+
+    def outliers(
+        self,
+        tiers: Sequence[Sequence[Endpoint]],
+        serving: Callable[[Endpoint], bool],
+        now: float,
+    ) -> list[tuple[Endpoint, float]]:
+        """The endpoints to eject now, each with the time in seconds."""
+        return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
+
+    def _learn(
+        self,
+        rule: AdaptiveLimit,
+        pick: Pick,
+        verdict: Verdict,
+        now: float,
+        *,
+        turned_away: bool,
+    ) -> None:
+        endpoint, elapsed = pick.endpoint, pick.elapsed
+        learned = endpoint.learned
+        if not isinstance(learned, LearnedLimit):
+            learned = endpoint.learned = LearnedLimit()
+        if turned_away:
+            endpoint.limit = learned.rejected(
+                rule,
+                endpoint.limit,
+                endpoint.in_flight,
+                started=pick.started,
+                elapsed=elapsed,
+                now=now,
+                rng=self._rng,
+            )
+        else:
+            queued = False
+            if not verdict.client_error:
+                queued = rule.queued(elapsed, endpoint.baseline_latency)
+                endpoint.baseline_latency = rule.next_baseline(
+                    endpoint.baseline_latency, elapsed, pick.concurrent, endpoint.limit
+                )
+            endpoint.limit = learned.served(rule, endpoint.limit, endpoint.in_flight, queued=queued)
+            if pick.permit.probe:
+                learned.resume()
+        endpoint.paused_until = learned.paused_until
