@@ -1,7 +1,7 @@
-"""Which discovered addresses may be connected to: the guard against SSRF by DNS.
+"""Which discovered addresses a client may connect to. Protects against SSRF through DNS.
 
-A DNS answer is a stranger's word. One that points a client to its own machine, to its link, or to
-the cloud's metadata service is refused unless the caller allows that network by name.
+DNS answers are not trusted. An answer that points a client to its own machine, to its local link,
+or to the cloud's metadata service is refused, unless the caller allows that network explicitly.
 """
 
 from __future__ import annotations
@@ -43,17 +43,21 @@ _WRAPPERS = tuple(
 )
 """Networks whose addresses end in an IPv4 address."""
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
-"""NAT64 by a prefix of one's own (RFC 8215), which may have any length from 48 bits on."""
+"""NAT64 with a local prefix (RFC 8215), which may have any length from 48 bits on."""
 _ISATAP, _ANY_ISATAP = 0x00005EFE, 0xFCFFFFFF
-"""The first half of an ISATAP interface identifier (RFC 5214), and a mask for its bits u and g."""
+"""The first half of an ISATAP interface identifier (RFC 5214), and a mask that ignores its bits u
+and g.
+"""
 _THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
 class AddressFilter:
-    """Vets addresses and, with `within`, the names of SRV targets.
+    """Checks addresses and, with `within`, the names of SRV targets.
 
-    `allow` names networks such as `"127.0.0.0/8"`; `within` a domain that targets must belong to
-    (MongoDB's rule for SRV). Raises ValueError or TypeError for what is no network or no domain.
+    - `allow`: networks such as `"127.0.0.0/8"` that are allowed.
+    - `within`: a domain that SRV targets must belong to (MongoDB's rule for SRV).
+
+    Raises ValueError or TypeError for a value that is not a network or a domain.
     """
 
     def __init__(self, allow: str | Iterable[str] = (), within: str | None = None) -> None:
@@ -64,7 +68,7 @@ class AddressFilter:
         self._within = within
 
     def vet(self, addresses: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Those that may be connected to, and why the others may not."""
+        """Return the addresses that may be connected to, and the reasons why others may not."""
         vetted, reasons = [], []
         for one in addresses:
             if (reason := self.refuses(one)) is None:
@@ -74,9 +78,9 @@ class AddressFilter:
         return vetted, reasons
 
     def refuses(self, address: str) -> str | None:
-        """Why this address may not be connected to, and how to allow it; None if it may.
+        """Why this address may not be connected to, and how to allow it. None if it may.
 
-        An IPv6 address is judged by itself and by each IPv4 address that it may stand for.
+        An IPv6 address is checked itself, and so is each IPv4 address that it may stand for.
         """
         literal = ipaddress.ip_address(address)
         if self._allows(literal):
@@ -90,7 +94,7 @@ class AddressFilter:
         return any(address in network for network in self._allowed)
 
     def refuses_name(self, target: str) -> str | None:
-        """Why this SRV target may not be used; None if it may."""
+        """Why this SRV target may not be used. None if it may."""
         if self._within is None or f".{target}".endswith(f".{self._within}"):
             return None
         return f"it is not within {self._within}"
@@ -106,9 +110,9 @@ def _network(name: object) -> IPv4Network | IPv6Network:
 
 
 def _forms(address: Address) -> list[Address]:
-    """The address, and the IPv4 addresses that it may stand for; `::` and `::1` hold none.
+    """The address, and the IPv4 addresses that it may stand for; `::` and `::1` contain none.
 
-    An IPv4-mapped address is its IPv4 address: the operating system sends no IPv6.
+    An IPv4-mapped address is only its IPv4 address: the operating system sends no IPv6 for it.
     """
     if isinstance(address, IPv4Address) or int(address) < 2:
         return [address]
@@ -130,9 +134,9 @@ def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
 
 
 def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
-    """What a NAT64 may make of it, by each length of prefix (RFC 6052, 2.2).
+    """The IPv4 addresses that NAT64 may translate it to, for each length of prefix (RFC 6052, 2.2).
 
-    Most readings are of zeros, since prefix and suffix have many; these count only where there is
+    Prefix and suffix have many zeros, so most results come from zeros. These count only if there is
     no other.
     """
     without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)

@@ -1,9 +1,9 @@
-"""Several sources as one: the first that answers, or all together.
+"""Several sources combined: the first one that answers, or all together.
 
-The parts of a round are asked one after another. Each may keep a state of its own, which one call
-at a time is promised; nobody waits for a round but whoever calls before the first answer; and an
-order makes the same failures the same text. The price: a silent part delays the others by the time
-it takes, about 5 s for a name in DNS, while the last good set stands.
+The parts are asked one after another. So each may keep state of its own, since it gets one call at
+a time, and the same failures always make the same text. No call waits for that, except before the
+first answer. The price: a part that does not answer delays the others by its timeout, about 5 s for
+a name in DNS, while the last good set stays in use.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
 
 _SOON = 5.0
-"""Within so many seconds whoever failed is asked again."""
+"""A part that failed is asked again within this many seconds."""
 
 
 class Part(NamedTuple):
-    """One of several sources, and what to call it in logs and errors."""
+    """One of several sources, and its name in logs and errors."""
 
     name: str
     resolver: Resolver
 
     def ask(self) -> Answer | Exception:
-        """A usable answer, or why there is none."""
+        """A usable answer, or the reason why there is none."""
         try:
             return usable(self.resolver.resolve())
-        except Exception as error:  # noqa: BLE001  # a caller's own may raise anything
+        except Exception as error:  # noqa: BLE001  # a user's resolver may raise anything
             return error
 
 
 class Composite(ABC):
-    """A service made of others: a description, which each balancer brings to life for itself.
+    """A service made of others. It is a description; each balancer builds its own resolver from it.
 
-    Each of `services` is whatever may be passed as `service`, another composite included.
-    Raises TypeError where there is none.
+    Each of `services` is anything that may be passed as `service`, including another composite.
+    Raises TypeError if there is none.
     """
 
     def __init__(self, *services: Service) -> None:
@@ -53,21 +53,22 @@ class Composite(ABC):
 
     @abstractmethod
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
-        """What resolves it, given what resolves the parts; `clock` tells monotonic seconds."""
+        """Make the resolver from the resolvers of the parts. `clock` returns monotonic seconds."""
 
 
 class FirstOf(Composite):
-    """The first of several services that discovery knows instances of.
+    """The instances of the first of several services for which discovery has an answer.
 
-    A later one serves while the earlier ones give no answer, and these are asked again every few
-    seconds, so that an earlier one serves again as soon as it answers. The one that serves and
-    merely fails (a lost packet) keeps what it said last for `patience` seconds from its first
-    failure; where it declares itself absent, the next is used at once.
+    A later service is used while the earlier ones give no answer. The earlier ones are asked again
+    every few seconds, so an earlier one is used again as soon as it answers. If the service in use
+    only fails (a lost packet), its last answer stays in use for `patience` seconds from its first
+    failure. If it is declared absent, the next one is used at once.
 
-    It is discovery that is asked, not the instances: for a fall-back when instances fail, put both
-    into one `Union` and give the second a higher `priority`.
+    This is about discovery, not about failing instances. For a fall-back when instances fail, put
+    both services into one `Union` and give the second a higher `priority`.
 
-    Raises TypeError or ValueError for no service, or a patience that is no number of 0 or more.
+    Raises TypeError or ValueError if there is no service, or if `patience` is not a number of at
+    least 0.
     """
 
     def __init__(self, *services: Service, patience: float = 60.0) -> None:
@@ -75,35 +76,36 @@ class FirstOf(Composite):
         self.patience = validation.number("patience (seconds)", patience)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
-        """What asks them in order."""
+        """Make a resolver that asks them in order."""
         return FirstOfResolver(parts, self.patience, clock)
 
 
 class Union(Composite):
     """The instances of several services together.
 
-    All are asked in each round, which is due when the first of their answers runs out. One that
-    fails keeps what it said last, for as long as it fails, and is named among the refused; one that
-    declares itself absent has none. Of duplicates the lowest priority counts, then the largest
-    weight. Where all fail, so does the round, and the last good set stands.
+    All are asked in each round; the next round is due when the first of their answers expires. A
+    service that fails keeps its last answer for as long as it fails, and is listed among the
+    refused. A service that is declared absent has no instances. Of duplicates, the lowest priority
+    counts, then the largest weight. If all fail, the round fails, and the last good set stays in
+    use.
 
-    Raises TypeError for no service.
+    Raises TypeError if there is no service.
     """
 
     def __init__(self, *services: Service) -> None:
         super().__init__(*services)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:  # noqa: ARG002
-        """What asks them all."""
+        """Make a resolver that asks all of them."""
         return UnionResolver(parts)
 
 
 Service: TypeAlias = str | Iterable[str | Instance] | Resolver | Composite
-"""Whatever may be passed as `service`."""
+"""Anything that may be passed as `service`."""
 
 
 class FirstOfResolver:
-    """`FirstOf`, brought to life for one balancer."""
+    """The resolver of a `FirstOf`, for one balancer."""
 
     def __init__(self, parts: Sequence[Part], patience: float, clock: Callable[[], float]) -> None:
         self._parts = parts
@@ -113,21 +115,21 @@ class FirstOfResolver:
         self._failing_since: float | None = None
 
     def resolve(self) -> Answer:
-        """The first usable answer.
+        """Return the first usable answer.
 
-        Raises DiscoveryError where none is, and while the one that serves is given time.
+        Raises DiscoveryError if there is none, and while the service in use is given more time.
         """
         failures: list[tuple[Part, Exception]] = []
         serving, absent = self._serving, False
         for part in self._parts:
-            got = part.ask()
-            if isinstance(got, Answer):
+            result = part.ask()
+            if isinstance(result, Answer):
                 self._serving, self._failing_since = part, None
-                return _for_now(got) if failures else got
-            failures.append((part, got))
-            if part is self._serving and not self._given_up(got):
-                raise _failure([(part, got)])
-            absent = absent or (part is serving and isinstance(got, ServiceAbsent))
+                return _for_now(result) if failures else result
+            failures.append((part, result))
+            if part is self._serving and not self._given_up(result):
+                raise _failure([(part, result)])
+            absent = absent or (part is serving and isinstance(result, ServiceAbsent))
         raise _failure(failures, absent=absent)
 
     def _given_up(self, error: Exception) -> bool:
@@ -141,21 +143,24 @@ class FirstOfResolver:
 
 
 class UnionResolver:
-    """`Union`, brought to life for one balancer."""
+    """The resolver of a `Union`, for one balancer."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._known: dict[int, Answer] = {}
 
     def resolve(self) -> Answer:
-        """All that is known. Raises DiscoveryError where nothing is, or nothing new."""
+        """Return all known instances.
+
+        Raises DiscoveryError if none are known, or if no part gave a new answer.
+        """
         failures = [
-            (part, got)
+            (part, error)
             for place, part in enumerate(self._parts)
-            if (got := self._ask(place, part)) is not None
+            if (error := self._ask(place, part)) is not None
         ]
-        told = len(failures) < len(self._parts) or any(map(_absent, failures))
-        if not (told and self._known):
+        news = len(failures) < len(self._parts) or any(map(_absent, failures))
+        if not (news and self._known):
             raise _failure(failures, absent=not self._known and any(map(_absent, failures)))
         answers = [self._known[place] for place in sorted(self._known)]
         ttls = [one.ttl for one in answers if one.ttl is not None] + [_SOON for _ in failures]
@@ -169,17 +174,17 @@ class UnionResolver:
         )
 
     def _ask(self, place: int, part: Part) -> Exception | None:
-        got = part.ask()
-        if isinstance(got, Answer):
-            self._known[place] = got
+        result = part.ask()
+        if isinstance(result, Answer):
+            self._known[place] = result
             return None
-        if isinstance(got, ServiceAbsent):
+        if isinstance(result, ServiceAbsent):
             self._known.pop(place, None)
-        return got
+        return result
 
 
 def _for_now(answer: Answer) -> Answer:
-    """Good until those who failed are asked again."""
+    """The same answer, but only valid until the failed parts are asked again."""
     ttl = _SOON if answer.ttl is None else min(answer.ttl, _SOON)
     return Answer(answer.instances, ttl, answer.refused)
 
@@ -189,7 +194,10 @@ def _absent(failure: tuple[Part, Exception]) -> bool:
 
 
 def _failure(failures: Sequence[tuple[Part, Exception]], *, absent: bool = False) -> DiscoveryError:
-    """One for all. Absent is what all say is absent, and that of which nobody else knows."""
+    """One error for several.
+
+    It is ServiceAbsent if `absent` is set, or if all parts are absent.
+    """
     kind = ServiceAbsent if absent or all(map(_absent, failures)) else DiscoveryError
     error = kind("; ".join(f"{part.name}: {text_of(error)}" for part, error in failures))
     error.__cause__ = failures[0][1]

@@ -1,8 +1,8 @@
-"""A file of instances, read again and again: a Kubernetes ConfigMap, or a list on a laptop.
+"""A file of instances that is read periodically: a Kubernetes ConfigMap, or a list on a laptop.
 
-Its entries are lines, or JSON. A large file is parsed beside calls that must go on, so that no
-single step may keep the interpreter for long: lines are read one by one, and JSON comes back to
-Python at each object.
+Its entries are lines, or JSON. A large file is parsed while calls go on, so no single step may
+occupy the interpreter for long: lines are read one by one, and the JSON parser returns to Python
+code at each object.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["FileResolver"]
 
 T = TypeVar("T")
 _JSON = re.compile(r"""\s*(\{|\[\s*(["{\[\]]|\Z))""")
-"""How JSON begins, and `[::1]:80` does not."""
+"""Matches the start of JSON, but not `[::1]:80`."""
 _PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+)):([0-9]{1,5})")
 _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
     "weight": (re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?"), float),
@@ -36,26 +36,28 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
 }
 _KEYS = ("host", "port", "weight", "priority", "metadata", "addresses")
 _LONGEST = 300
-"""Characters of one entry as text, and of what is shown of it."""
+"""The maximum length in characters of a text entry, and of what is shown of it."""
 _MOST = 100
-"""So many refusals are told one by one."""
+"""At most this many refused entries are listed one by one."""
 
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
-"""Bytes. Ten thousand instances with metadata are a quarter of it; a ConfigMap holds one MiB."""
+"""Bytes. Ten thousand instances with metadata take a quarter of it; a ConfigMap holds one MiB."""
 
 
 class Malformed(Exception):
-    """Why nothing of a file is taken."""
+    """Why nothing in a file can be used."""
 
 
 def is_cut(data: bytes) -> bool:
-    """True for lines of which the last does not end; JSON tells by itself."""
+    """True for lines if the last one does not end with a newline. JSON shows by itself if it is
+    cut.
+    """
     return bool(data) and not data.endswith(b"\n") and not _JSON.match(_text(data))
 
 
 def parse(data: bytes, ttl: float) -> Answer:
-    """The instances of a file, good for `ttl` seconds. Raises Malformed where there are none."""
+    """Parse the instances of a file, valid for `ttl` seconds. Raises Malformed if it has none."""
     text = _text(data)
     instances: list[Instance] = []
     refused: list[RejectedRecord] = []
@@ -110,7 +112,10 @@ def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
 def _entry(
     where: str, shown: str, make: Callable[[T], Instance], given: T
 ) -> Instance | RejectedRecord:
-    """Shows no more than host and port: beside them, and before an `@`, there may be secrets."""
+    """Make an instance of an entry. A refused one shows only host and port.
+
+    There may be secrets after them, or before an `@`.
+    """
     try:
         return make(given)
     except (ValueError, TypeError, RecursionError) as error:
@@ -162,7 +167,7 @@ def _place_of(entry: object) -> str:
 
 
 def _unknown(found: Iterable[str], known: tuple[str, ...]) -> str | None:
-    """Why an object cannot be used, if it has a key that we do not know."""
+    """Why an object cannot be used: it has a key that is not known."""
     strange = next((key for key in found if key not in known), None)
     return None if strange is None else f"unknown key {strange!r}; known are {', '.join(known)}"
 
@@ -179,29 +184,30 @@ def _no_number(text: str) -> object:
 
 
 def _short(text: str) -> str:
-    """In one line, for a log or a screen."""
+    """The text in one line and shortened, for a log or a screen."""
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 class FileResolver:
-    """The instances that a file names, as text or as JSON; it is read every `interval` seconds.
+    """The instances listed in a file, as text or as JSON. It is read every `interval` seconds.
 
-    Text has one instance a line, `host:port` or `[address]:port`, then `weight=3` and `priority=1`
-    where wanted; what follows `#` is a comment. JSON is a list, alone or as
-    `{"instances": [...]}`, of `"host:port"` or of objects with `host`, `port`, and where wanted
-    `weight`, `priority`, `metadata`, `addresses`. Which of both it is, its content tells.
+    Text has one instance per line: `host:port` or `[address]:port`, and optionally `weight=3` and
+    `priority=1`. Text after `#` is a comment. JSON is a list, alone or as `{"instances": [...]}`,
+    of `"host:port"` or of objects with `host`, `port`, and optionally `weight`, `priority`,
+    `metadata`, `addresses`. The format is detected from the content.
 
-    An entry that cannot be used is left out, with the reason in the answer; the rest stands. A file
-    that cannot be read, or names nobody, is a DiscoveryError, so that the last good set stands.
-    Replace the file as a whole (`mv`, or a ConfigMap's swap of links): one that is rewritten in
-    place may be read half-written. Where that shows (JSON that does not end, no new line at the
-    end of text) it is not taken, unless it is still the same at the next reading.
+    An entry that cannot be used is left out, and the answer says why; the others are used. If the
+    file cannot be read, or lists no instance, DiscoveryError is raised, so the last good set stays
+    in use. Replace the file as a whole (`mv`, or the swap of links in a ConfigMap): a file that is
+    rewritten in place may be read half-written. If that can be detected (JSON that does not end,
+    text without a final newline), the content is not used, unless it is still the same at the next
+    reading.
 
-    The file is the caller's own word, as a list is: its addresses are not guarded, so that whoever
-    may write to it says where calls go.
+    The file is trusted, as a list in code is: its addresses are not filtered. So whoever may write
+    to the file decides where calls go.
 
-    Raises ValueError or TypeError for what is no path, or an interval that is no time above zero.
+    Raises ValueError or TypeError if `path` is not a path, or `interval` is not a time above zero.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, interval: float = _INTERVAL) -> None:
@@ -220,9 +226,9 @@ class FileResolver:
         return path if path.isprintable() else repr(path)[1:-1]
 
     def resolve(self) -> Answer:
-        """What the file says now; the same answer while its bytes are the same.
+        """Return what the file lists now; the same answer while its bytes are the same.
 
-        Raises DiscoveryError, naming the path, where it says nothing that can be used.
+        Raises DiscoveryError, naming the path, if the file has nothing that can be used.
         """
         try:
             data = self._read()
@@ -261,12 +267,12 @@ def _is_path(text: str) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
-    """A pipe that nobody writes to must not hold up the thread."""
+    """Open without blocking: a pipe without a writer must not block the thread."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def from_url(url: SplitResult, scheme: str, _sources: Sources) -> ParsedService:
-    """`http+file:///etc/orders/instances`: the instances are in that file."""
+    """`http+file:///etc/orders/instances`: the file with this path lists the instances."""
     if url.netloc not in ("", "localhost") or not url.path:
         raise ValueError(
             "service must name a file by its absolute path, "

@@ -1,7 +1,7 @@
-"""From what a user calls a service to its name, its origin and its resolver.
+"""Turns what a user passes as `service` into a name, an origin and a resolver.
 
-`URL_SOURCES` is the registry of URL schemes. A new source of discovery is a file with a `from_url`,
-and one entry here.
+`URL_SOURCES` is the registry of URL schemes. A new source of discovery is one file with a
+`from_url`, and one entry here.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = ["URL_SOURCES", "Target", "UrlSource", "target_of"]
 
 
 class UrlSource(NamedTuple):
-    """A kind of URL: `from_url` reads one, and `rest` is how it goes on after `http+kind://`.
+    """A kind of URL. `from_url` parses one; `rest` describes what follows `http+kind://`.
 
-    `from_url(url, scheme, sources)` gets the URL with its scheme, `"http"` or `"https"`, and what
-    it may build a resolver from. It raises ValueError, naming `service`, for a URL it cannot use.
+    `from_url(url, scheme, sources)` gets the URL, its scheme (`"http"` or `"https"`), and what it
+    needs to build a resolver. It raises ValueError, naming `service`, for a URL that it cannot use.
     """
 
     from_url: Callable[[SplitResult, str, Sources], ParsedService]
@@ -52,11 +52,11 @@ URL_SOURCES: dict[str, UrlSource] = {
     "dns": UrlSource(dns_service.addresses_from_url, "name:port"),
     "file": UrlSource(file.from_url, "/path"),
 }
-"""By what stands behind the plus sign: `http+srv://orders.example.com`."""
+"""The kinds of URL, by the text after the plus sign: `http+srv://orders.example.com`."""
 
 
 def _split(text: str) -> SplitResult:
-    """The parts of a URL that can name a service. Raises ValueError for any other."""
+    """Split a URL that names a service. Raises ValueError if it cannot name one."""
     if any(char <= " " or char == "\x7f" for char in text):
         raise ValueError("service must be a URL without spaces or control characters")
     if "://" not in text:
@@ -65,7 +65,7 @@ def _split(text: str) -> SplitResult:
     try:
         url = urlsplit(text)
         port = url.port
-    except ValueError:  # whose text may repeat a password
+    except ValueError:  # its text may contain a password
         raise ValueError("service must be a URL whose port, if any, is from 1 to 65535") from None
     if "@" in url.netloc:
         raise ValueError("service must not hold user name or password; pass auth= instead")
@@ -82,10 +82,10 @@ class Target:
 
     - `name`: for logs, spans and errors.
     - `scheme`: `"http"` or `"https"`.
-    - `authority`: what Host says, or None where each instance is addressed by its own.
-    - `host`: the name that TLS verifies, or None where it is each instance's own.
-    - `origin`: the logical URL, without path; `path`: the base path.
-    - `resolver`: who knows the instances.
+    - `authority`: the value of the Host header, or None if each instance has its own.
+    - `host`: the name that TLS verifies, or None if each instance has its own.
+    - `origin`: the logical URL, without a path; `path`: the base path.
+    - `resolver`: finds the instances.
     """
 
     name: str
@@ -108,26 +108,31 @@ def target_of(
     options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
     start: Start = at_once,
 ) -> Target:
-    """Read what the user passed as `service`; `start` runs each question to DNS.
+    """Parse what the user passed as `service`. `start` runs each question to DNS.
 
-    Raises ValueError or TypeError that names the argument and the forms known.
+    Raises ValueError or TypeError that names the argument and the known forms.
     """
     validation.one_of("scheme", scheme, DEFAULT_PORTS)
     alias = None if name is None else validation.host("name", name)
-    said = _read(service, Sources(dns, address_filter, clock, options, start))
-    if not said.in_dns:
-        options.refuse(said.shown)
-    scheme = _agreed(scheme, said.scheme)
-    path = said.path or ""
-    if (host := alias or said.host) is not None:
-        own = authority_of(host, said.port or DEFAULT_PORTS[scheme], scheme)
-        return Target(host, scheme, own, host, f"{scheme}://{own}", path, said.resolver)
-    shown, nowhere = _nameless(said, scheme)
-    return Target(shown, scheme, None, None, f"{scheme}://{nowhere}", path, said.resolver)
+    parsed = _read(service, Sources(dns, address_filter, clock, options, start))
+    if not parsed.in_dns:
+        options.refuse(parsed.shown)
+    scheme = _agreed(scheme, parsed.scheme)
+    path = parsed.path or ""
+    if (host := alias or parsed.host) is not None:
+        authority = authority_of(host, parsed.port or DEFAULT_PORTS[scheme], scheme)
+        return Target(
+            host, scheme, authority, host, f"{scheme}://{authority}", path, parsed.resolver
+        )
+    shown, nowhere = _nameless(parsed, scheme)
+    return Target(shown, scheme, None, None, f"{scheme}://{nowhere}", path, parsed.resolver)
 
 
 def _read(service: object, sources: Sources) -> ParsedService:
-    """Raises ValueError or TypeError that names the argument and the forms known."""
+    """Parse a service.
+
+    Raises ValueError or TypeError that names the argument and the known forms.
+    """
     if isinstance(service, str):
         return _from_url(service, sources)
     if isinstance(service, Composite):
@@ -152,7 +157,7 @@ def _from_url(service: str, sources: Sources) -> ParsedService:
 
 
 def _forms() -> str:
-    """What `service` may be, in words."""
+    """The forms that `service` may have, in words."""
     urls = [f"+{kind}://{source.rest}" for kind, source in URL_SOURCES.items()]
     urls.append("://host:port")
     shown_urls = ", ".join(f"'http{one}', 'https{one}'" for one in urls)
@@ -192,7 +197,7 @@ def _static(instances: Sequence[Instance], scheme: str | None, path: str | None)
 
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
-    """Scheme and path are those of the parts that say one; the name is that of the first."""
+    """Scheme and path are those of the parts that have one; the name is that of the first part."""
     parts = [_read(one, sources) for one in service.services]
     named = next((one for one in parts if one.host is not None), parts[0])
     return ParsedService(
@@ -206,30 +211,30 @@ def _from_parts(service: Composite, sources: Sources) -> ParsedService:
     )
 
 
-def _common(what: str, said: Iterable[str | None]) -> str | None:
-    """What all say who say something."""
-    known = {one for one in said if one is not None}
+def _common(what: str, values: Iterable[str | None]) -> str | None:
+    """The value that all parts share, of those that have one."""
+    known = {value for value in values if value is not None}
     if len(known) > 1:
         listed = ", ".join(one or "/" for one in sorted(known))
         raise ValueError(f"service must have one {what} for all: {listed}")
     return known.pop() if known else None
 
 
-def _agreed(scheme: str, said: str | None) -> str:
-    """`"http"`, the default, agrees with everything."""
-    if said is not None and scheme not in ("http", said):
-        raise ValueError(f"scheme={scheme!r} contradicts the URL, which says {said!r}")
-    return said or scheme
+def _agreed(scheme: str, of_url: str | None) -> str:
+    """Combine `scheme=` with the scheme of the URL. `"http"`, the default, agrees with both."""
+    if of_url is not None and scheme not in ("http", of_url):
+        raise ValueError(f"scheme={scheme!r} contradicts the URL, which says {of_url!r}")
+    return of_url or scheme
 
 
-def _nameless(said: ParsedService, scheme: str) -> tuple[str, str]:
-    """What to call it in a log, and where its logical URL points."""
-    if said.first is None:
-        return said.shown, f"{type(said.resolver).__name__.lower()}.invalid"
-    first = authority_of(said.first.host, said.first.port, scheme)
+def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
+    """The name of a service without a name in logs, and the host of its logical URL."""
+    if parsed.first is None:
+        return parsed.shown, f"{type(parsed.resolver).__name__.lower()}.invalid"
+    first = authority_of(parsed.first.host, parsed.first.port, scheme)
     return first, first
 
 
 def _kind(value: object) -> str:
-    """Its type alone: what it holds may be secret."""
+    """Only the type of a value: its content may be secret."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

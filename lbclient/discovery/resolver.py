@@ -1,6 +1,6 @@
-"""A resolver discovers instances: an object with `resolve`. A static list is one.
+"""What a resolver is: an object with `resolve` that finds instances. A static list is one.
 
-Also how discovery tells in logs and errors what it was given.
+Also the texts for logs and errors of discovery.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ _SHOWN = 5
 
 
 def listed(refused: Iterable[RejectedRecord]) -> str:
-    """In an order of their own, so that the same ones make the same text, and not all of many."""
+    """A text for refused records. It shows only a few of many.
+
+    They are sorted, so that the same records always make the same text.
+    """
     shown = sorted({f"{one.record}: {one.reason}" for one in refused})
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return "; ".join(shown[:_SHOWN]) + more
 
 
 def text_of(error: BaseException | None) -> str:
-    """What it says, in one line. It may be the caller's own, and say nothing, or fail to say it."""
+    """The text of an error, in one line.
+
+    The error may be of a user's own class: its text may be empty, or `str()` may fail.
+    """
     try:
         kind, text = type(error).__name__, str(error)
         if not text or not isinstance(error, LoadBalancingError | OSError):
-            text = f"{kind}: {text}" if text else kind  # that of a KeyError is but the key
+            text = f"{kind}: {text}" if text else kind  # the text of a KeyError is only the key
         return text if text.isprintable() else repr(text)[1:-1]
-    except Exception as failure:  # no error of an error's text may end discovery
+    except Exception as failure:  # an error without a usable text must not end discovery
         if is_interruption(failure):
             raise
         return type(error).__name__
@@ -39,19 +45,20 @@ def text_of(error: BaseException | None) -> str:
 
 @runtime_checkable
 class Resolver(Protocol):
-    """Where a service's instances come from; also what a caller's own discovery looks like."""
+    """Finds the instances of a service. Implement it for a discovery of your own."""
 
     def resolve(self) -> Answer:
-        """The full set of instances now.
+        """Return the full set of instances as of now.
 
-        It may block: it is called on a background thread, one call at a time. An exception, or an
-        empty answer, keeps the last good set; `ServiceAbsent` drops it.
+        It may block: it is called on a background thread, one call at a time. If it raises an
+        exception or returns no instances, the last good set stays in use; `ServiceAbsent` drops
+        that set.
         """
         ...
 
 
 def usable(answer: object, about: str = "") -> Answer:
-    """What `resolve` returned, if calls can go by it. Raises DiscoveryError."""
+    """Check what `resolve` returned. Raises DiscoveryError if it has no instances for calls."""
     if not isinstance(answer, Answer):
         kind = type(answer).__name__
         raise DiscoveryError(f"resolve(){about} must return an lbclient.Answer, not {kind}")
@@ -62,11 +69,11 @@ def usable(answer: object, about: str = "") -> Answer:
 
 
 class StaticResolver:
-    """The caller's own word: always the same instances, never asked again."""
+    """Always returns the instances that the user passed. It is asked only once."""
 
     def __init__(self, instances: Iterable[Instance]) -> None:
         self._answer = Answer(instances)
 
     def resolve(self) -> Answer:
-        """The list."""
+        """Return the instances."""
         return self._answer

@@ -1,16 +1,16 @@
-"""The control plane: what runs again and again, each job when it is due, and the threads for it.
+"""The scheduler of background work: runs each job when it is due, and owns the threads for that.
 
-There is one daemon scheduler thread for every service of the process. It only waits and starts; a
-round, which may block in a resolver for seconds, runs on a daemon thread of its own, so that ten
-silent names do not delay an eleventh. (Idle connections are closed on the scheduler's thread: that
-never blocks.) A service has at most one round under way. Nothing here holds a client alive, delays
-the interpreter's exit or starts before it is needed; after a fork the child begins anew, and its
-clients register again.
+One daemon thread schedules for every service of the process. It only waits and starts rounds. A
+round may block in a resolver for seconds, so it runs on a daemon thread of its own, and ten names
+that do not answer do not delay an eleventh. (Idle connections are closed on the scheduler's thread,
+since that never blocks.) A service has at most one round under way. Nothing here keeps a client
+alive, delays the exit of the interpreter, or starts before it is needed. A forked child starts
+again, and its clients register again.
 
-Whoever calls may hold a lock, and a finalizer that wants that lock may run at any time on any
-thread. So what calls share with the scheduler is a queue that makes nobody wait; the rest is the
-scheduler's own. Queue and locks are made when they are first needed: gevent and eventlet replace
-the types in `queue` and `threading`, perhaps after this module was imported.
+A caller may hold a lock, and a finalizer that needs this lock may run at any time on any thread. So
+callers share only a queue with the scheduler, which never blocks; everything else is used only by
+the scheduler's thread. Queue and locks are created when they are first needed: gevent and eventlet
+replace the types in `queue` and `threading`, possibly after this module was imported.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ logger = logging.getLogger(__name__)
 
 
 def jittered(seconds: float, rng: random.Random) -> float:
-    """Give or take a tenth."""
+    """Add or subtract up to a tenth, at random."""
     return seconds * (1 + _JITTER * (2 * rng.random() - 1))
 
 
 class Backoff:
-    """Seconds after a failure: 1, then twice as many each time, up to 30; less up to a tenth.
+    """The seconds to wait after a failure: 1, then twice as many each time, up to 30.
 
-    `demanded` is the wait for a caller that needs an answer: the same, but up to 5 s.
+    Up to a tenth is subtracted at random. `demanded` is the wait if a call needs an answer: the
+    same, but at most 5 s.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -67,19 +68,21 @@ class Backoff:
         self.demanded = 0.0
 
     def failed(self) -> float:
-        """How long to wait after one more failure."""
+        """Return the wait after one more failure."""
         seconds, self._next = self._next, min(2 * self._next, _MOST)
         less = 1 - _JITTER * self._rng.random()
         self.demanded = less * min(seconds, _DEMANDED)
         return less * seconds
 
     def succeeded(self) -> None:
-        """Begin anew."""
+        """Start again at the shortest wait."""
         self._next = _FIRST
 
 
 class Job(Protocol):
-    """A service's discovery or health checks, or a registration's renewal. Its rounds may block."""
+    """The discovery or health checks of a service, or a registration's renewal. Its rounds may
+    block.
+    """
 
     turn: int
     """The scheduler's ticket for the next round."""
@@ -91,7 +94,7 @@ class Job(Protocol):
 
     @property
     def stopped(self) -> bool:
-        """True where no round is to follow."""
+        """True if no round follows."""
         ...
 
     @property
@@ -101,7 +104,7 @@ class Job(Protocol):
 
     @property
     def quick(self) -> bool:
-        """True where a round neither blocks nor computes for long, and so needs no thread."""
+        """True if a round neither blocks nor computes for long, and so needs no thread."""
         ...
 
     def clock(self) -> float:
@@ -109,18 +112,18 @@ class Job(Protocol):
         ...
 
     def claim(self) -> bool:
-        """Claim the round that is due; False while it is not due, or one is under way."""
+        """Claim the round that is due. False if none is due, or one is under way."""
         ...
 
     def run(self) -> None:
-        """One round, after `claim`."""
+        """Run one round, after `claim`."""
         ...
 
 
 class PeriodicJob(ABC):
-    """A job whose rounds may block: about one every `interval` seconds, never two at a time.
+    """A job that runs a round about every `interval` seconds, never two at a time.
 
-    A subclass does the work of a round in `work`. Before `begin` there are none.
+    Rounds may block. A subclass does its work in `work`. There are no rounds before `begin`.
     """
 
     quick = False
@@ -140,22 +143,24 @@ class PeriodicJob(ABC):
         return self._round.locked()
 
     def begin(self) -> None:
-        """Have the first round in this process at a random moment, which many clients that began
-        together do not share. In a forked child the round under way died with its thread."""
+        """Start. The first round comes at a random time, so that clients spread out.
+
+        Also for a forked child, where a round under way ended with the parent's thread.
+        """
         self._round = threading.Lock()
         self.next_at = self.clock() + self._rng.random() * self._interval
 
     def stop(self) -> None:
-        """No round follows."""
+        """Stop: no round follows."""
         self.stopped = True
 
     def claim(self) -> bool:
-        """Claim the round that is due; False while it is not due, or one is under way."""
+        """Claim the round that is due. False if none is due, or one is under way."""
         due = not self.stopped and self.clock() >= self.next_at
         return due and self._round.acquire(blocking=False)
 
     def run(self) -> None:
-        """One round, after `claim`. It may block."""
+        """Run one round, after `claim`. It may block."""
         began = self.clock()
         try:
             self.work()
@@ -165,18 +170,18 @@ class PeriodicJob(ABC):
 
     @abstractmethod
     def work(self) -> None:
-        """What is done in a round."""
+        """Do the work of one round."""
 
     def _next(self, began: float) -> float:
-        """When the next round is due, at the end of one that began then."""
+        """When the next round is due, at the end of one that began at `began`."""
         return began + jittered(self._interval, self._rng)
 
 
 class Scheduler(Protocol):
-    """Who runs the rounds of jobs: background threads, or virtual time."""
+    """Runs the rounds of jobs: on background threads, or in virtual time."""
 
     generation: object
-    """Another object in a forked child."""
+    """A different object in a forked child."""
 
     def schedule(self, job: Job) -> None:
         """Run the next round of `job` at its `next_at`."""
@@ -184,15 +189,17 @@ class Scheduler(Protocol):
 
 
 class ThreadScheduler:
-    """Runs the rounds of many jobs, each when it is due."""
+    """Runs the rounds of many jobs on daemon threads, each when it is due."""
 
     def __init__(self) -> None:
         self.generation = object()
-        """Another object in a forked child: whoever registered with the old one registers anew."""
+        """A different object in a forked child: jobs that were registered with the old one register
+        again.
+        """
         self.started = False
-        """True once the scheduler's thread runs: from then on a finalizer may call `schedule`."""
+        """True once the scheduler's thread runs. From then on a finalizer may call `schedule`."""
         self._lock_type: object = None
-        """`threading.Lock` as it was when the scheduler's thread began."""
+        """`threading.Lock` as it was when the scheduler's thread started."""
         self._warned = False
         self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
         self._crowded = _CROWDED
@@ -208,23 +215,23 @@ class ThreadScheduler:
         return threading.Lock()
 
     def schedule(self, job: Job) -> None:
-        """Run the next round of `job` at its `next_at`; replaces what was scheduled before."""
+        """Run the next round of `job` at its `next_at`. Replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
-            # Where this raises (no more threads, a signal's handler), the next who schedules tries
-            # again; and of several threads all but one end at once.
+            # If this raises (no more threads, a signal handler), the next call tries again. If
+            # several threads are started, all but one end at once.
             _daemon(self._loop, "lbclient-refresher")
             self.started = True
 
     def _loop(self) -> None:
-        # No job may be held alive here, while this thread waits.
+        # This thread must not keep a job alive while it waits.
         if not self._running.acquire(blocking=False):
             return
         self._lock_type = threading.Lock
         while True:
             try:
                 self._step()
-            except Exception:  # a caller's clock, for one; other services need this thread
+            except Exception:  # for example from a user's clock; other services need this thread
                 logger.exception("a service could not be scheduled")
 
     def _step(self) -> None:
@@ -250,7 +257,7 @@ class ThreadScheduler:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Drop what was replaced and what is gone, whenever that may be half of the heap."""
+        """Drop entries that are out of date, when they may be half of the heap."""
         self._heap = [(at, turn, ref) for at, turn, ref in self._heap if _its(turn, ref)]
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
@@ -264,15 +271,15 @@ class ThreadScheduler:
             self.start(lambda: self._round(job), "lbclient-lookup")
 
     def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
-        """Run a function on a daemon thread of its own; here, if no thread can be started."""
+        """Run a function on a daemon thread of its own, or here, if no thread can be started."""
         if self._lock_type not in (None, threading.Lock):
-            # What `threading` would start now is a green thread, and never gets its turn here.
+            # `threading` would start a green thread now, and this real thread never runs it.
             self._warn_of_late_patch()
             run()
             return
         try:
             _daemon(run, name)
-        except RuntimeError:  # no more threads to be had: late is better than never
+        except RuntimeError:  # no more threads can be started: late is better than never
             run()
 
     def _round(self, job: Job) -> None:
@@ -280,7 +287,7 @@ class ThreadScheduler:
             if job.claim():
                 job.run()
         finally:
-            if not job.busy:  # else the round under way schedules the next itself
+            if not job.busy:  # otherwise the round under way schedules the next one itself
                 self.schedule(job)
 
     def _warn_of_late_patch(self) -> None:
@@ -293,13 +300,15 @@ class ThreadScheduler:
             )
 
     def after_fork(self) -> None:
-        """In a child: the threads are gone, and the locks may be held by nobody."""
+        """In a forked child: start again, since the threads are gone and locks may never be
+        released.
+        """
         vars(self).clear()
-        self.__init__()  # type: ignore[misc]  # everything as new is what a child needs
+        self.__init__()  # type: ignore[misc]  # the child needs everything in its initial state
 
 
 def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
-    """The job, if it lives and this is still its turn."""
+    """The job, if it is alive and the ticket `turn` is still valid."""
     job = ref()
     return job if job is not None and job.turn == turn else None
 

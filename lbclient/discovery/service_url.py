@@ -1,4 +1,4 @@
-"""A service as a URL: its parts, checked. No error repeats what may be secret."""
+"""The parts of a service's URL, checked. No error repeats text that may be secret."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def host_of(url: SplitResult) -> str:
-    """Its host. Raises ValueError where it has none that is legal."""
+    """The host of a URL. Raises ValueError if it has no valid one."""
     return validation.host("service (its host)", url.hostname or "")
 
 
 def path_of(url: SplitResult) -> str:
-    """Its base path, without final slash."""
+    """The base path of a URL, without the final slash."""
     return url.path.rstrip("/")
 
 
 def shown(url: SplitResult) -> str:
-    """Without userinfo and query: they may be secret."""
+    """The URL without userinfo and query, which may be secret."""
     return f"{url.scheme}://{validation.bare(url.netloc + url.path)}"
 
 
 def authority_of(host: str, port: int, scheme: str) -> str:
-    """What Host says of it: without the scheme's own port."""
+    """The value of the Host header: without the port if it is the scheme's default."""
     bracketed = f"[{host}]" if ":" in host else host
     return bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
 
 
 class Sources(NamedTuple):
-    """What the balancer hands to whatever resolves for it; `start` runs questions to DNS."""
+    """What a balancer passes to its resolvers. `start` runs questions to DNS."""
 
     dns: Dns
     address_filter: AddressFilter
@@ -63,10 +63,10 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedService:
-    """Who resolves a service, and what the service says of itself: None where it says nothing.
+    """The resolver of a service, and the parts that the service specifies; None for the others.
 
-    `shown` is what to call it where it has no name, `first` the first of a list; `in_dns` is True
-    where DNS resolves it, or a part of it.
+    `shown` is the name to show if the service has none. `first` is the first instance of a list.
+    `in_dns` is True if DNS resolves the service, or a part of it.
     """
 
     resolver: Resolver

@@ -1,7 +1,7 @@
-"""What is known of one service, how old it is, and when to ask again.
+"""What is known of one service, how old it is, and when to look it up again.
 
-It decides and keeps; `scheduler` runs it on background threads, the simulator in virtual time. Each
-wait is drawn with dice, so that many clients that began together do not ask together.
+The subscription decides and stores. `scheduler` runs it on background threads, and the simulator in
+virtual time. Each wait is partly random, so that clients that start together do not ask together.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["ServiceSubscription"]
 
 FLOOR, CEILING = 1.0, 3600.0
-"""Bounds of the refresh interval, seconds: a TTL of 0 is no licence to hammer (D11). The floor may
-be set."""
+"""The bounds of the refresh interval in seconds: a TTL of 0 must not flood DNS. The lower bound can
+be changed.
+"""
 EARLY = 5.0
-"""At most one early refresh in so many seconds."""
+"""At most one early refresh in this many seconds."""
 
 logger = logging.getLogger(__name__)
 
 
 class SubscriptionListener(Protocol):
-    """Who is told what a round brought: each round prepares, then tells, then lets publish."""
+    """Applies what a round found: first `prepared`, then one of the calls under the lock, then
+    `publish`.
+    """
 
     def prepared(self, answer: Answer) -> Callable[[], None]:
-        """Work out, without the lock, what a good answer changes; the result, called under it,
-        takes that over."""
+        """Compute, without the lock, what a good answer changes. Call the result under the lock."""
         ...
 
     def vanished(self) -> None:
-        """The service declared itself absent. Called under the lock."""
+        """The service was declared absent. Called under the lock."""
         ...
 
     def lookup_failed(self) -> None:
-        """No good answer came; the last good set stands. Called under the lock."""
+        """There was no good answer, so the last good set stays in use. Called under the lock."""
         ...
 
     def publish(self) -> None:
-        """Say what is to be said of it, the lock being free again."""
+        """Publish messages and events, after the lock was released."""
         ...
 
 
@@ -59,7 +61,7 @@ class _Found(NamedTuple):
 class ServiceSubscription:
     """The discovery of one service.
 
-    `max_stale` and `floor` (the least refresh interval) are in seconds.
+    `max_stale` and `floor` (the shortest refresh interval) are in seconds.
     """
 
     def __init__(
@@ -80,9 +82,9 @@ class ServiceSubscription:
         self.next_at = -math.inf
         self.busy = False
         self.fresh = False
-        """True while the last answer was good: then there is nothing else to ask before a pick."""
+        """True while the last answer was good. Then nothing else must be checked before a pick."""
         self.turn = -1
-        """The refresher's ticket for the next round."""
+        """The scheduler's ticket for the next round."""
         self.quick = False
         self._resolver = resolver
         self._subscriber = subscriber
@@ -100,7 +102,7 @@ class ServiceSubscription:
 
     @property
     def known(self) -> bool:
-        """True once an answer came and while the service has not declared itself absent."""
+        """True once there was an answer, unless the service was declared absent since."""
         return self._answer is not None
 
     @property
@@ -110,7 +112,7 @@ class ServiceSubscription:
 
     @property
     def stopped(self) -> bool:
-        """True where there is nothing more to ask: the list never changes, or nobody wants it."""
+        """True if there is nothing more to look up: the list never changes, or nothing needs it."""
         return self.next_at == math.inf
 
     def age(self, now: float) -> float | None:
@@ -136,7 +138,7 @@ class ServiceSubscription:
 
     @property
     def changes_at(self) -> float:
-        """When what is known becomes too old to be used, while nothing newer can be had."""
+        """When the known set becomes too old to be used, unless there is a new answer before."""
         answer = self._answer
         if self.error is None or self._max_stale is None or answer is None or answer.ttl is None:
             return math.inf
@@ -148,22 +150,22 @@ class ServiceSubscription:
         return [*self._waiting, *self._later]
 
     def wait(self, signal: Signal) -> None:
-        """Have it set when the round under way, or the next, is over. Hold the lock."""
+        """Set this signal when the round under way, or the next one, is over. Hold the lock."""
         self._waiting[signal] = None
 
     def wait_anew(self) -> Signal:
-        """A signal for a round that begins from now on: one under way may have asked before."""
+        """Return a signal for a round that begins from now on: one under way may be too old."""
         signal = Signal()
         (self._later if self.busy else self._waiting)[signal] = None
         return signal
 
     def forget(self, signal: Signal) -> None:
-        """Nobody listens to this signal any more. Hold the lock."""
+        """Drop a signal that nothing waits for any more. Hold the lock."""
         for signals in (self._waiting, self._later):
             signals.pop(signal, None)
 
     def request_refresh(self, now: float) -> bool:
-        """Ask for an early refresh; False where one was asked for too recently. Hold the lock."""
+        """Request an early refresh. False if there was one too recently. Hold the lock."""
         if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False
         self._early_at = now
@@ -171,10 +173,10 @@ class ServiceSubscription:
         return True
 
     def demand(self, now: float) -> bool:
-        """A call fails for lack of an answer: ask again within 5 s of the last try.
+        """A call fails because there is no answer: look up again within 5 s of the last try.
 
-        True where that is sooner than planned: schedule it. Without such calls the back-off goes
-        on to 30 s. Hold the lock.
+        True if that is earlier than planned: schedule it. Without such calls the wait grows to 30
+        s. Hold the lock.
         """
         at = self._failed_at + self._backoff.demanded
         if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:
@@ -183,7 +185,7 @@ class ServiceSubscription:
         return True
 
     def claim(self) -> bool:
-        """Claim the round that is due; False while it is not due, or one is under way."""
+        """Claim the round that is due. False if none is due, or one is under way."""
         with self._lock:
             if self.busy or self.clock() < self.next_at:
                 return False
@@ -191,17 +193,19 @@ class ServiceSubscription:
             return True
 
     def restart(self, lock: AbstractContextManager[object]) -> None:
-        """In a forked child: the round under way died with the parent's threads."""
+        """In a forked child: the round under way ended with the parent's threads."""
         self._lock = lock
         self._waiting.clear()
         self._later.clear()
         self.busy = False
         now = self.clock()
-        if now < self.next_at < math.inf:  # not at the same time as the parent and its children
+        if now < self.next_at < math.inf:  # not together with the parent and its other children
             self.next_at = now + (self.next_at - now) * self._rng.random()
 
     def run(self) -> None:
-        """One round, after `claim`: ask, take over what came, wake who waits. It may block."""
+        """Run one round, after `claim`: look up, apply the answer, wake waiting calls. It may
+        block.
+        """
         got, error, known = self._ask(), self.error, self._answer
         waiting: list[Signal] = []
         try:
@@ -222,11 +226,14 @@ class ServiceSubscription:
                 signal.set()
 
     def _ask(self) -> _Found | Exception:
-        """An answer, and what takes it over: ten thousand instances are no work for the lock."""
+        """Look up. Returns the answer, and a function that applies it.
+
+        What ten thousand instances change is computed here, without the lock.
+        """
         try:
             answer = usable(self._resolver.resolve(), f" about {self.service}")
             return _Found(answer, self._subscriber.prepared(answer))
-        except BaseException as error:  # noqa: BLE001  # a caller's may raise anything, on our thread
+        except BaseException as error:  # noqa: BLE001  # a user's resolver may raise anything, on our thread
             if isinstance(error, Exception):
                 return error
             failure = DiscoveryError(f"resolve() was ended by {type(error).__name__}")
@@ -235,7 +242,7 @@ class ServiceSubscription:
 
     def _succeeded(self, found: _Found) -> None:
         answer, self._answered_at = found.answer, self.clock()
-        self._answer = Answer((), answer.ttl, answer.refused)  # who is in it, the subscriber knows
+        self._answer = Answer((), answer.ttl, answer.refused)  # the listener keeps the instances
         self.error, self.fresh = None, True
         self._backoff.succeeded()
         self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
@@ -251,12 +258,12 @@ class ServiceSubscription:
             self._subscriber.vanished()
 
     def _wait(self, seconds: float) -> None:
-        """Until the next round; none follows on one during which nobody wanted any more."""
+        """Set when the next round is due; none if the subscription was stopped during this one."""
         if not self.stopped:
             self.next_at = self.clock() + seconds
 
     def _tell(self, got: _Found | Exception, error: Exception | None, known: Answer | None) -> None:
-        """Log what is new. Without the lock: a log's handler has one of its own."""
+        """Log what is new, without the lock: a log handler has a lock of its own."""
         self._subscriber.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
@@ -272,7 +279,7 @@ class ServiceSubscription:
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:
-        """A new one for each call: what is raised is changed by it."""
+        """Make a new error for each call: raising an exception changes it."""
         if isinstance(self.error, ServiceAbsent):
             error: DiscoveryError = ServiceAbsent(str(self.error))
         elif isinstance(self.error, DiscoveryError):

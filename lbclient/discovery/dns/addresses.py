@@ -1,4 +1,4 @@
-"""A and AAAA records: of SRV targets, and as a way of discovery of their own."""
+"""A and AAAA records: the addresses of SRV targets, and a source of discovery of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lbclient.errors import DiscoveryError
 __all__ = ["SOON", "AddressCache", "AddressResolver", "LookupDeadline", "Start", "at_once"]
 
 SOON = 1.0
-"""So many seconds after an answer that is not complete DNS is asked again."""
+"""After an answer that is not complete, DNS is asked again after this many seconds."""
 
 _ROUND = 5.0
 _LEAST_PATIENCE = 0.5
@@ -44,10 +44,10 @@ def at_once(run: Callable[[], None]) -> None:
 
 
 class LookupDeadline:
-    """Shares a time, in seconds, among the questions of one round.
+    """Divides the time of one round, in seconds, among its questions.
 
-    A silent name must not use up all of it: who comes later is still asked, if only for as long
-    as one quick question needs; until that too has lasted too long.
+    A name that does not answer must not use up all of it. Later questions are still asked, with
+    enough time for one quick question, until that too has taken too long.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
@@ -55,7 +55,7 @@ class LookupDeadline:
         self._clock = clock
 
     def left(self) -> float:
-        """For the next question. Raises DiscoveryError once no more should be asked."""
+        """Seconds for the next question. Raises DiscoveryError when no more should be asked."""
         left = self._until - self._clock()
         if left <= -_GRACE:
             raise DiscoveryError("the time for this round is over")
@@ -63,16 +63,16 @@ class LookupDeadline:
 
 
 class Question(NamedTuple):
-    """A name, absolute, and the kind of address asked for."""
+    """An absolute name, and the kind of address to ask for."""
 
     name: str
     kind: str
 
 
 class Lookup(NamedTuple):
-    """What is known of each name: its addresses, or why there are none.
+    """For each name its addresses, or why there are none.
 
-    `complete` is False where a question is still under way whose answer may add to that: look the
+    `complete` is False if a question is still under way whose answer may add addresses: look the
     names up again in `SOON` seconds.
     """
 
@@ -81,18 +81,17 @@ class Lookup(NamedTuple):
 
 
 class AddressCache:
-    """Looks addresses up, and remembers them for when DNS does not answer.
+    """Looks up addresses, and remembers them for when DNS does not answer.
 
-    A name that DNS says has none is forgotten; a question that merely fails is answered from
-    memory, so that one lost packet does not take an instance away.
+    If DNS says that a name has no addresses, they are forgotten. If a question only fails, the
+    remembered addresses are used, so one lost packet does not remove an instance.
 
-    Questions are asked concurrently: `start` runs each, on a thread if it can. Of each family at
-    most 16 are under way (64 while nothing is answered), so that a family or a name of which DNS
-    says nothing keeps nobody else waiting, however many names there are. All else happens on the
-    thread of whoever calls `lookup`, which one at a time does; a late answer is left in a queue and
-    taken by the next look-up.
+    Questions are asked in parallel: `start` runs each, on a thread if possible. Per family at most
+    16 are under way (64 while nothing is answered). So a family or a name without answers does not
+    delay others, however many names there are. Everything else happens on the thread that calls
+    `lookup`, one call at a time. A late answer waits in a queue for the next lookup.
 
-    `kinds` are the families to ask for. `clock` tells monotonic seconds.
+    `kinds` are the families to ask for. `clock` returns monotonic seconds.
     """
 
     def __init__(
@@ -113,37 +112,37 @@ class AddressCache:
         self._failed: set[Question] = set()
         """Questions that were not answered the last time."""
         self._silent: set[str] = set()
-        """Families of which the last question was not answered."""
+        """Families whose last question was not answered."""
         self._asked: dict[str, int] = {}
         self._turns = itertools.count(1)
         self._under_way: set[Question] = set()
         self._answers: deque[tuple[Question, _Told]] = deque()
         self._asleep = False
-        """True while a look-up waits for an answer."""
+        """True while a lookup waits for an answer."""
         fork.track(self)
-        load()  # here, and not at the first question: a call's deadline may be short
+        load()  # not at the first question, since the deadline of a call may be short
 
     @Lazy
     def _wake(self) -> queue.SimpleQueue[None]:
         return queue.SimpleQueue()
 
     def after_fork(self) -> None:
-        """Forget the questions under way: in a child the threads that asked them are gone."""
+        """Forget the questions under way: a forked child has no threads that ask them."""
         self._under_way.clear()
         vars(self).pop("_wake", None)
 
     def lookup(
         self, names: Iterable[str], patience: Callable[[], float], glue: Glue = _NO_GLUE
     ) -> Lookup:
-        """The addresses of each name, both families by turns, IPv4 first; and their TTL in seconds.
+        """Return the addresses of each name, IPv4 and IPv6 alternating, and their TTL in seconds.
 
-        It waits until each question was answered or has failed. But once a name has a usable
-        address, another family of it that the last answer lacked is waited for no longer than
-        50 ms (the resolution delay of RFC 8305); and names of which nothing is known are waited
-        for no longer than it took to find the others, within 250 ms and 1 s.
+        It waits until each question was answered or has failed, with two exceptions. Once a name
+        has a usable address, it waits at most 50 ms more for another family of that name which the
+        last answer lacked (the resolution delay of RFC 8305). And it waits for names without known
+        addresses no longer than it took to find the others, but at least 250 ms and at most 1 s.
 
-        `patience` tells how many seconds the next question may take. The error of a name is
-        NoRecords where DNS says that it has no address, DiscoveryError where that is not known.
+        `patience` returns the seconds that the next question may take. The error of a name is
+        NoRecords if DNS says that it has no address, and DiscoveryError if that is not known.
         """
         self._take_late_answers()
         questions = {name: self._questions(name, glue) for name in names}
@@ -162,11 +161,11 @@ class AddressCache:
         )
 
     def asked(self, name: str) -> int:
-        """When it was last asked for: a number that grows, 0 for never."""
+        """When a name was last asked for: a number that grows; 0 for never."""
         return self._asked.get(name, 0)
 
     def keep(self, names: set[str]) -> None:
-        """Forget all but these names."""
+        """Forget all names but these."""
         self._known = {key: value for key, value in self._known.items() if key.name in names}
         self._failed = {one for one in self._failed if one.name in names}
         self._asked = {name: turn for name, turn in self._asked.items() if name in names}
@@ -181,7 +180,7 @@ class AddressCache:
         told: dict[Question, _Told],
         patience: Callable[[], float],
     ) -> None:
-        """Ask, and add to `told` what is answered in time."""
+        """Ask, and add to `told` the answers that come in time."""
         waiting = _Waiting(itertools.chain(*lanes.values()), self._known.keys() - self._failed)
         for question, got in told.items():
             waiting.take(question, usable=self._has_usable(got))
@@ -211,7 +210,7 @@ class AddressCache:
                     changed = self._clock()
 
     def _has_usable(self, got: _Told) -> bool:
-        """Whether an address is among it that calls can go to, if the rest never comes."""
+        """Whether the answer has an address that calls can use, if no other answer comes."""
         return not isinstance(got, Exception) and any(
             self._address_filter.refuses(one) is None and has_route(one) for one in got[0]
         )
@@ -219,30 +218,30 @@ class AddressCache:
     def _begin(
         self, lanes: Mapping[str, deque[Question]], limit: int, patience: Callable[[], float]
     ) -> None:
-        """Ask as many questions of each family as may be under way at once."""
+        """Ask as many questions of each family as may be under way together."""
         busy = Counter(one.kind for one in self._under_way)
         for kind, lane in lanes.items():
             while lane and busy[kind] < limit:
                 question = lane.popleft()
                 if question in self._under_way:
-                    continue  # an earlier look-up has asked, and did not wait for it
+                    continue  # an earlier lookup has asked it, and did not wait for the answer
                 try:
                     seconds = patience()
                 except DiscoveryError as error:
                     self._answers.append((question, error))
                     continue
                 self._start(partial(self._ask, question, seconds))
-                self._under_way.add(question)  # not before: it would never be asked, if that raised
+                self._under_way.add(question)  # only now: if `_start` raises, ask again
                 self._asked[question.name] = next(self._turns)
                 busy[kind] += 1
 
     def _ask(self, question: Question, seconds: float) -> None:
-        """On a thread of its own, where there is one."""
+        """Ask one question, on a thread of its own if there is one."""
         got: _Told = DiscoveryError("the question was interrupted")
         try:
             found = self._dns.ask(question.name, question.kind, seconds)
             got = [str(one) for one in found.records], found.ttl
-        except Exception as error:  # noqa: BLE001  # raised by `lookup`, which waits for it
+        except Exception as error:  # noqa: BLE001  # `lookup` raises it
             got = error
         finally:
             self._answers.append((question, got))
@@ -250,7 +249,7 @@ class AddressCache:
                 self._wake.put(None)
 
     def _next(self, seconds: float) -> tuple[Question, _Told] | None:
-        """The next answer; None where none comes in so many seconds."""
+        """Return the next answer; None if none comes within this many seconds."""
         self._asleep = True
         with contextlib.suppress(queue.Empty):
             while not self._answers:  # a wake-up may be left from an earlier wait
@@ -263,7 +262,7 @@ class AddressCache:
             self._note(*self._answers.popleft())
 
     def _note(self, question: Question, got: _Told) -> None:
-        """Remember what a question brought."""
+        """Remember the answer to a question."""
         self._under_way.discard(question)
         failed = isinstance(got, Exception) and not isinstance(got, NoRecords)
         (self._failed.add if failed else self._failed.discard)(question)
@@ -301,26 +300,26 @@ class AddressCache:
 
 
 class _Waiting:
-    """The questions of a look-up that are not answered yet, and what is still hoped for."""
+    """The questions of a lookup without an answer so far, and which are worth waiting for."""
 
     def __init__(self, questions: Iterable[Question], expected: set[Question]) -> None:
         self.questions = set(questions)
         self.unknown = Counter(one.name for one in self.questions)
-        """The names that have no usable address yet, each with its number of questions."""
+        """The names without a usable address so far, each with its number of questions."""
         self._expected = self.questions & expected
         self._found = False
 
     @property
     def enough(self) -> bool:
-        """Whether what was told can be used without the rest.
+        """Whether the answers so far can be used without the rest.
 
-        What the last look-up was told of is expected again, and waited for: no call waits for a
-        refresh, and the addresses known before would stay in use until the look-up after this.
+        What the last lookup found is expected again, and waited for. No call waits for a refresh,
+        and otherwise the old addresses would stay in use until the lookup after this one.
         """
         return self._found and not self._expected
 
     def take(self, question: Question, *, usable: bool) -> bool:
-        """A question was answered; True where its name is unknown no more, or for good."""
+        """Record an answer. True if its name now has an address, or will not get one."""
         self._found = self._found or usable
         self._expected.discard(question)
         waited = question in self.questions
@@ -335,10 +334,10 @@ class _Waiting:
 
 
 class AddressResolver:
-    """Every address of a name, on one port: a Kubernetes headless service, for one.
+    """Makes an instance of every address of a name, on one port.
 
-    `kinds` are the families to ask for; `clock` and `start` are those of `AddressCache`.
-    Raises ValueError for what is no name.
+    For a Kubernetes headless service, for example. `kinds` are the families to ask for; `clock` and
+    `start` are those of `AddressCache`. Raises ValueError for an invalid name.
     """
 
     def __init__(
@@ -359,13 +358,13 @@ class AddressResolver:
                 "pass it as http://address:port, or a list of such"
             )
         self.complete = True
-        """Whether nothing that the last answer lacked was to be expected soon."""
+        """False if addresses that the last answer lacks are expected soon."""
         self._port = port
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
 
     def resolve(self) -> Answer:
-        """One instance an address."""
+        """Look up the addresses. Each is an instance."""
         name = self._name + "."
         lookup = self._book.lookup([name], lambda: _ROUND / len(KINDS))
         self.complete = lookup.complete

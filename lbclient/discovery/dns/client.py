@@ -1,7 +1,7 @@
-"""Questions to DNS, by dnspython, with its errors in our words.
+"""Questions to DNS, sent with dnspython. Its errors become ours.
 
-dnspython is loaded by `load`, not when this module is imported: with its extras it brings HTTP/2
-and trio along, which takes longer than everything else that a client needs.
+dnspython is imported by `load`, not when this module is imported: with its extras it imports HTTP/2
+and trio, which takes longer than everything else that a client needs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["KINDS", "Addresses", "Dns", "DnsAnswer", "Glue", "NoRecords", "dns_b
 
 KINDS = ("A", "AAAA")
 Addresses = tuple[list[str], float]
-"""Addresses of one name and their TTL in seconds."""
+"""The addresses of one name, and their TTL in seconds."""
 
 _LIFETIME = 5.0
 _PORT = 53
 
 
 def load() -> None:
-    """Load dnspython, unless it is loaded."""
-    global dns  # as if it were imported above
+    """Import dnspython, unless it is imported already."""
+    global dns  # as if imported at the top
     import dns.exception  # noqa: PLC0415  # see above
     import dns.message  # noqa: PLC0415
     import dns.name  # noqa: PLC0415
@@ -44,11 +44,11 @@ def load() -> None:
 
 
 class NoRecords(DiscoveryError):
-    """DNS answered, and the answer is that there are none."""
+    """DNS answered that there are no such records."""
 
 
 class Glue:
-    """The addresses that came along with an answer, in its additional section."""
+    """The addresses in the additional section of an answer."""
 
     def __init__(self, rrsets: Iterable[dns.rrset.RRset] = ()) -> None:
         self._found: dict[tuple[str, str], Addresses] = {
@@ -62,14 +62,14 @@ class Glue:
         self._kinds = {kind for _, kind in self._found}
 
     def get(self, name: str, kind: str) -> Addresses | None:
-        """The addresses of that kind, if they came along."""
+        """The addresses of this kind for a name, or None if the section has none."""
         return self._found.get((name, kind))
 
     def kinds(self, name: str) -> Sequence[str]:
-        """Which kinds of address to look for.
+        """The kinds of address to use for a name.
 
-        A server leaves out what does not fit, without a word. So a name that came with one kind
-        is trusted to have no other only where the other came with no name at all.
+        A server silently leaves out what does not fit. So if a name came with one kind only, it is
+        assumed to lack the other kind only if no name came with that.
         """
         if any((name, kind) in self._found for kind in KINDS):
             return [kind for kind in KINDS if kind in self._kinds]
@@ -78,7 +78,7 @@ class Glue:
 
 @dataclass(frozen=True, slots=True)
 class DnsAnswer:
-    """The records of one answer, its TTL in seconds (the least of the chain), what came along."""
+    """The records of an answer, its TTL in seconds (the shortest of the chain), and its glue."""
 
     records: Sequence[object]
     ttl: float
@@ -88,7 +88,7 @@ class DnsAnswer:
 class Dns:
     """Asks the given nameservers, or those of the system's resolver configuration.
 
-    `lifetime` bounds one question with all its repetitions, in seconds.
+    `lifetime` limits one question with all its repetitions, in seconds.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Dns:
         self._answered: tuple[str | None, int | None] | None = None
 
     def ask(self, name: str, kind: str, lifetime: float | None = None) -> DnsAnswer:
-        """The records of `kind` at the absolute name `name`.
+        """Return the records of `kind` at the absolute name `name`.
 
         Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
         """
@@ -127,10 +127,10 @@ class Dns:
         )
 
     def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
-        """Made for each question: a changed resolv.conf counts, and threads share nothing.
+        """Make a resolver for one question, so that changes of resolv.conf apply.
 
-        Each nameserver gets its turn within the lifetime, the one that answered last the first:
-        else a dead one would cost every question its patience.
+        It is not shared between threads. Each nameserver gets a part of the lifetime, first the one
+        that answered last. Otherwise each question would first wait for one that is dead.
         """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         given = resolver.nameservers if self._nameservers is None else self._nameservers
@@ -140,25 +140,25 @@ class Dns:
 
 
 def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
-    """Asks what `nameservers=` names, read by `nameservers_of`; None is the system's own."""
+    """Make a `Dns` for `nameservers=` (see `nameservers_of`); None is for those of the system."""
     if nameservers is None:
         return Dns(None)
-    from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # loads dnspython
+    from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # imports dnspython
 
     return Dns(nameservers_of(nameservers, clock))
 
 
 def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
-    """What tells it from others; the system's configuration holds addresses alone."""
+    """The address and port of a nameserver. The system's configuration has only addresses."""
     if isinstance(nameserver, str):
         return nameserver, _PORT
     return nameserver.answer_nameserver(), nameserver.answer_port()
 
 
 def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
-    """What each nameserver did, in words that are the same for the same failure.
+    """What each nameserver did, in a text that is the same for the same failure.
 
-    dnspython's own tell the time it took, so that every failure would look new in a log.
+    The texts of dnspython contain the time taken, so every failure would look new in a log.
     """
     reasons = {
         f"{_server(server, over_tcp=over_tcp)}: {_reason(what)}"
@@ -168,7 +168,9 @@ def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -
 
 
 def _server(server: str, *, over_tcp: bool) -> str:
-    """`Do53:127.0.0.1@53` is dnspython's way to write it; the others are as they were given."""
+    """The name of a nameserver: dnspython's `Do53:127.0.0.1@53` as address and port, others as
+    given.
+    """
     if not server.startswith("Do53:"):
         return server
     address, _, port = server.removeprefix("Do53:").rpartition("@")
@@ -184,5 +186,5 @@ def _reason(what: Exception | str) -> str:
         return f"its certificate is not accepted: {what.verify_message}"
     if isinstance(what, ssl.SSLError):
         return f"TLS failed: {what.reason or 'closed'}"
-    text = " ".join(str(what).split()) or type(what).__name__  # dnspython's may be docstrings
+    text = " ".join(str(what).split()) or type(what).__name__  # it may be a docstring
     return text if text.isprintable() else repr(text)[1:-1]

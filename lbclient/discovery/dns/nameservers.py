@@ -1,7 +1,7 @@
-"""Nameservers as a user writes them: over UDP and TCP, TLS (RFC 7858) and HTTPS (RFC 8484).
+"""Nameservers as users write them: over UDP and TCP, TLS (RFC 7858) and HTTPS (RFC 8484).
 
-By dnspython, with what it leaves open settled: certificates are always verified, for a name or an
-address; errors hold no secret and no socket.
+They use dnspython, with stricter rules: certificates are always verified, for a name or an address,
+and errors hold no secret and no socket.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAMESERVERS = (
 
 
 class Tls(dns.nameserver.DoTNameserver):
-    """DNS over TLS. dnspython checks no name where it is given none; so it is always given one."""
+    """DNS over TLS. dnspython verifies no name if it gets none, so it always gets one."""
 
     def __init__(self, address: str, port: int, name: str | None) -> None:
         super().__init__(address, port, name or address.partition("%")[0])
@@ -47,13 +47,16 @@ class Tls(dns.nameserver.DoTNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """Tells it from others on the same address."""
+        """A text that tells it from others on the same address."""
         return self._shown
 
 
 class Https(dns.nameserver.DoHNameserver):
-    """DNS over HTTPS. Neither proxies of the environment nor netrc apply, nor are redirects
-    followed: dnspython hands its HTTP client a transport of its own."""
+    """DNS over HTTPS.
+
+    Proxies of the environment and netrc do not apply, and redirects are not followed, since
+    dnspython gives its HTTP client a transport of its own.
+    """
 
     def __init__(
         self, origin: str, path: str, address: str | None, clock: Callable[[], float] | None
@@ -66,7 +69,7 @@ class Https(dns.nameserver.DoHNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """Tells it from others with the same URL; it is compared and never shown."""
+        """A text that tells it from others with the same URL. It is compared and never shown."""
         return f"{self.url}#{self.bootstrap_address}"
 
     def query(
@@ -92,9 +95,9 @@ class Https(dns.nameserver.DoHNameserver):
                 bootstrap_address=self.bootstrap_address,
                 verify=context,
             )
-        except Exception as error:  # noqa: BLE001  # the HTTP client's own, which has no room here
+        except Exception as error:  # noqa: BLE001  # an error of the HTTP client, which callers do not know
             failure = self._failure(_root(error, outer), str(error), context.left())
-        raise failure  # out here: its context and frames would hold the sockets open
+        raise failure  # outside of `except`: context and frames would keep the sockets open
 
     def _left(self, timeout: float) -> Callable[[], float]:
         if self._clock is None:
@@ -103,7 +106,7 @@ class Https(dns.nameserver.DoHNameserver):
         return lambda: until - clock()
 
     def _failure(self, root: BaseException, text: str, left: float) -> Exception:
-        """What was the matter, without frames and without secrets."""
+        """What went wrong, without frames and without secrets."""
         if told := re.match(r" responded with status code (\d+)", text.removeprefix(self.url)):
             return OSError(f"HTTP status {told[1]}")
         if left <= 0 or isinstance(root, TimeoutError | dns.exception.Timeout):
@@ -118,7 +121,7 @@ class Https(dns.nameserver.DoHNameserver):
 
 
 def _root(error: BaseException, outer: BaseException | None) -> BaseException:
-    """What it all began with, later than `outer`, which our caller may be handling."""
+    """The first error in the chain that is later than `outer`, which our caller may be handling."""
     while (before := error.__cause__ or error.__context__) not in (None, outer):
         error = before
     return error
@@ -126,22 +129,22 @@ def _root(error: BaseException, outer: BaseException | None) -> BaseException:
 
 @functools.cache
 def _context_type() -> type[Any]:
-    """Made at the first question and not at import: gevent replaces the base classes."""
+    """Make the classes at the first question, not at import: gevent replaces their base classes."""
 
     class Socket(ssl.SSLSocket):
-        """Bounds one question as a whole: an HTTP client bounds each read alone, and no size."""
+        """Limits a whole question: an HTTP client limits only each read, and no size."""
 
         _room = _LARGEST
 
         def settimeout(self, value: float | None, /) -> None:
-            """Seconds for the next read or write. Raises TimeoutError where none are left."""
+            """Set the seconds for the next read or write. Raises TimeoutError if none are left."""
             left = cast("Context", self.context).left()
             if left <= 0:
                 raise TimeoutError
             super().settimeout(left if value is None else min(value, left))
 
         def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-            """Raises OSError for more than any DNS message is."""
+            """Receive. Raises OSError if there is more than any DNS message has."""
             data = super().recv(buflen, flags)
             self._room -= len(data)
             if self._room < 0:
@@ -149,7 +152,7 @@ def _context_type() -> type[Any]:
             return data
 
     class Context(ssl.SSLContext):
-        """Verifies by the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
+        """Verifies with the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
 
         sslsocket_class = Socket
         left: Callable[[], float]
@@ -160,19 +163,20 @@ def _context_type() -> type[Any]:
 def nameservers_of(
     given: Iterable[str], clock: Callable[[], float] | None = None
 ) -> list[dns.nameserver.Nameserver]:
-    """What `nameservers=` names.
+    """Parse what `nameservers=` names.
 
     - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, and TCP for what does not fit.
-    - `"tcp://127.0.0.1:5353"`: TCP alone.
-    - `"tls://10.0.0.2:853#dns.example"`: DNS over TLS (RFC 7858). The certificate must be for
-      what follows `#`, without it for the address.
-    - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). What follows `#` is
-      the server's address; without it the system's nameservers are asked for it.
+    - `"tcp://127.0.0.1:5353"`: only TCP.
+    - `"tls://10.0.0.2:853#dns.example"`: DNS over TLS (RFC 7858). The certificate must be valid for
+      the name after `#`, or without one for the address.
+    - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). After `#` comes the
+      server's address; without it, the system's nameservers are asked for it.
 
-    `clock` tells monotonic seconds. Without it an answer over HTTPS that comes byte by byte may
-    take longer than its question should: only the silence between two bytes is bounded then.
+    `clock` returns monotonic seconds. Without it an answer over HTTPS that comes byte by byte may
+    take longer than its question should, since only the time between two bytes is limited.
 
-    Raises ValueError or TypeError, naming `nameservers`; ImportError where HTTPS lacks its extra.
+    Raises ValueError or TypeError, naming `nameservers`; ImportError if the extra for HTTPS is
+    missing.
     """
     if not isinstance(given, Iterable):
         raise TypeError(f"{_NAMESERVERS}, not {given!r}")
@@ -183,7 +187,7 @@ def nameservers_of(
 
 
 def plain_nameserver(text: str) -> dns.nameserver.Do53Nameserver:
-    """The one that `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"` or `"::1"` names.
+    """Parse `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"` or `"::1"`.
 
     Raises ValueError for anything else.
     """
@@ -213,13 +217,13 @@ def _tls(text: str) -> Tls:
 
 def _https(text: str, clock: Callable[[], float] | None) -> Https:
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError  # urlsplit would drop some of it without a word
+        raise ValueError  # urlsplit would silently drop some of it
     parts = urllib.parse.urlsplit(text)
     if "@" in parts.netloc or not parts.path or parts.netloc.endswith(":"):
         raise ValueError
     host = validation.host("nameservers", parts.hostname or "")
     if "%" in host:
-        raise ValueError  # a zone has no place in a URL's host
+        raise ValueError  # the host of a URL cannot have a zone
     port = validation.port("nameservers", _DOH if parts.port is None else parts.port)
     address = str(ipaddress.ip_address(parts.fragment)) if "#" in text else None
     if not dns.query.have_doh:
@@ -242,7 +246,7 @@ def _address_and_port(text: str, otherwise: int) -> tuple[str, int]:
 
 
 def _shown(text: str) -> str:
-    """Without what may be a secret: userinfo, and the path and query of a URL."""
+    """The text without what may be secret: userinfo, and the path and query of a URL."""
     scheme, is_url, rest = text.rpartition("://")
     place, hash_, name = rest.rpartition("@")[2].partition("#")
     host = re.split("[/?]", place, maxsplit=1)[0] if is_url else place
@@ -250,7 +254,7 @@ def _shown(text: str) -> str:
 
 
 class _Tcp(dns.nameserver.Do53Nameserver):
-    """Asked over TCP at once: some servers leave out what does not fit UDP without a word."""
+    """Always asked over TCP: some servers silently leave out what does not fit UDP."""
 
     def __str__(self) -> str:
         return f"tcp://{bracketed(self.address)}:{self.port}"
@@ -260,5 +264,5 @@ class _Tcp(dns.nameserver.Do53Nameserver):
         return True
 
     def answer_nameserver(self) -> str:
-        """Tells it from the one that is asked over UDP."""
+        """A text that tells it from the same server over UDP."""
         return str(self)

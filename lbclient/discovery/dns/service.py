@@ -1,5 +1,6 @@
-"""A service in DNS as its client sees it: what DNS says now, what it said lately, and what of that
-this host has a route to."""
+"""A service in DNS: what DNS returns now, what it returned recently (`sticky`), and of that, what
+this host has a route to.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _OTHER = {"ipv4": "ipv6", "ipv6": "ipv4"}
 
 @dataclass(frozen=True, slots=True)
 class DnsOptions:
-    """What a client may ask for of services in DNS, checked.
+    """The options of a client for services in DNS, checked.
 
     - `family`: the address families to ask for.
     - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it.
@@ -55,11 +56,11 @@ class DnsOptions:
 
     @property
     def kinds(self) -> Sequence[str]:
-        """The types of address record to ask for."""
+        """The record types to ask for."""
         return _KINDS[self.family]
 
     def refuse(self, shown: str) -> None:
-        """Raises ValueError where an option is set, for a service that is not in DNS."""
+        """Raise ValueError if an option is set, for a service that is not in DNS."""
         name = "family" if self.family != "any" else "sticky" if self.sticky else None
         if name is not None:
             raise ValueError(
@@ -69,14 +70,15 @@ class DnsOptions:
 
 
 class DnsService:
-    """What `source` finds in DNS, with what it found lately, without what cannot be reached.
+    """The instances that `source` finds in DNS, and recent ones, without unreachable addresses.
 
-    An address stays known for `sticky` seconds from the first answer without it, and so does an
-    instance, with its last weight and priority (as in Envoy's LOGICAL_DNS, where DNS tells a few of
-    many addresses at a time). It joins no more after the service has declared itself absent.
+    An address stays known for `sticky` seconds from the first answer without it. So does an
+    instance, with its last weight and priority (as in Envoy's LOGICAL_DNS, for a DNS that returns a
+    few of many addresses at a time). All of them are dropped when the service is declared absent.
 
-    Where an answer has addresses of both families, those that this host has no route to are left
-    out (RFC 6724, section 6, rule 1), and an instance with them; but not if that would leave none.
+    If an answer has addresses of both families, those that this host has no route to are left out
+    (RFC 6724, section 6, rule 1), and with them instances that have no others. They stay if nothing
+    else would be left.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class DnsService:
         self._known: dict[Instance, _Known] = {}
 
     def resolve(self) -> Answer:
-        """Ask DNS. Raises what the source raises."""
+        """Look the service up. Raises what the source raises."""
         try:
             answer = self.source.resolve()
         except ServiceAbsent:
@@ -100,7 +102,7 @@ class DnsService:
         return _with_route(self._with_missing(answer) if self._sticky else answer)
 
     def _with_missing(self, answer: Answer) -> Answer:
-        """Add what DNS told lately; the answer is good until the first of that is to go."""
+        """Add what DNS returned recently. The answer is valid until the first of that expires."""
         now, sticky = self._clock(), self._sticky or 0.0
         for one in answer.instances:
             self._known.setdefault(one, _Known(one)).record = one
@@ -119,20 +121,20 @@ class DnsService:
 
 
 class _Known:
-    """An instance that DNS told once, and since when each of its addresses is missing."""
+    """An instance that DNS returned once, and since when each of its addresses is missing."""
 
     def __init__(self, record: Instance) -> None:
         self.record = record
         self.missing_since: dict[str, float] = {}
-        """Infinity for an address that the last answer had."""
+        """By address; infinity if the last answer had the address."""
 
     @property
     def oldest(self) -> float:
-        """Since when the longest missing address is missing."""
+        """Since when the address that is missing longest is missing."""
         return min(self.missing_since.values())
 
     def update(self, told: Iterable[str], now: float, until: float) -> None:
-        """Take an answer; forget what has been missing since `until` or before."""
+        """Apply an answer. Drops addresses that have been missing since `until` or longer."""
         missing = {
             address: min(since, now)
             for address, since in self.missing_since.items()
@@ -143,7 +145,7 @@ class _Known:
             self.missing_since.setdefault(address, since)
 
     def instance(self) -> Instance:
-        """With its missing addresses behind the others."""
+        """The instance, with its missing addresses after the others."""
         addresses = tuple(self.missing_since)
         same = addresses == self.record.addresses
         return self.record if same else replace(self.record, addresses=addresses)
@@ -152,7 +154,7 @@ class _Known:
 def _with_route(answer: Answer) -> Answer:
     addresses = {address for one in answer.instances for address in one.addresses}
     if len({":" in address for address in addresses}) < len(KINDS):
-        return answer  # there is no choice
+        return answer  # one family only: there is no choice
     usable = set(filter(has_route, addresses))
     if not usable or len(usable) == len(addresses):
         return answer
@@ -166,7 +168,7 @@ def _with_route(answer: Answer) -> Answer:
 
 
 def _no_route(family: str) -> RejectedRecord:
-    """One for all, whose text stays the same: it is logged when it is new."""
+    """One record for all addresses of a family. Its text never changes, so it is logged once."""
     return RejectedRecord(
         f"{_SHOWN[family]} addresses",
         f"this host has no route to them; family={_OTHER[family]!r} does not ask for any",
@@ -199,7 +201,7 @@ def srv_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedServi
 
 
 def _parent(host: str) -> str:
-    """`_orders._tcp.example.com` is offered by `example.com`."""
+    """The domain that offers a service: `example.com` for `_orders._tcp.example.com`."""
     labels = host.split(".")
     while len(labels) > 1 and labels[0].startswith("_"):
         labels.pop(0)

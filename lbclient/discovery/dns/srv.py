@@ -1,4 +1,4 @@
-"""SRV records, by RFC 2782."""
+"""SRV records (RFC 2782)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class _Srv(Protocol):
 
 
 class SrvResolver:
-    """The SRV records of `name`, with the vetted addresses of their targets.
+    """Finds instances in the SRV records of `name`, with the checked addresses of their targets.
 
-    A record that cannot be used is left out, with the reason in the answer; the rest stands.
+    A record that cannot be used is left out, and the answer says why; the others are used.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class SrvResolver:
     ) -> None:
         self.name = validation.host("service", name) + "."
         self.complete = True
-        """Whether nothing that the last answer lacked was to be expected soon."""
+        """False if addresses that the last answer lacks are expected soon."""
         self._dns = dns
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
         self._clock = clock
 
     def resolve(self) -> Answer:
-        """Ask for the records, then for the addresses that did not come along.
+        """Look up the records, then the addresses that did not come with them.
 
-        Raises ServiceAbsent for the target `.`, DiscoveryError where DNS gives no answer.
+        Raises ServiceAbsent if the target is `.`, and DiscoveryError if DNS gives no answer.
         """
         patience = LookupDeadline(_ROUND, self._clock)
         found = self._dns.ask(self.name, "SRV", patience.left())
@@ -67,7 +67,7 @@ class SrvResolver:
                 f"{self.name} declares that the service is not offered (target '.')"
             )
         hosts, refused = self._hosts(self._longest_unasked_first(records))
-        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each once, however many name it
+        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each of them once
         lookup = self._book.lookup(names, patience.left, found.glue)
         self.complete = lookup.complete
         ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
@@ -88,7 +88,7 @@ class SrvResolver:
     def _hosts(
         self, records: Iterable[_Srv]
     ) -> tuple[list[tuple[str, _Srv]], list[RejectedRecord]]:
-        """The records that can be used, each with the name of its host; and the others."""
+        """Return the usable records with their host names, and the others as refused."""
         hosts, refused = [], []
         for one in records:
             try:
@@ -98,14 +98,14 @@ class SrvResolver:
         return hosts, refused
 
     def _host(self, record: _Srv) -> str:
-        """Raises ValueError, with the reason, where the record names none that can be used."""
+        """Return the host of a record. Raises ValueError with the reason if it cannot be used."""
         host = _host(record)
         if (reason := self._address_filter.refuses_name(host)) is not None:
             raise ValueError(reason)
         return host
 
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
-        """Where time does not suffice for all targets, each has its turn in one of the rounds."""
+        """If there is not enough time for all targets, each gets its turn in one of the rounds."""
         return sorted(records, key=lambda one: self._book.asked(_target(one)))
 
 
@@ -142,10 +142,10 @@ def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:
 
 
 def _place(one: Instance) -> tuple[int, str, int]:
-    """Servers give the same records in any order; to people they are shown in this."""
+    """The sort key for display: servers return the same records in any order."""
     return one.priority, one.host, one.port
 
 
 def _shown(record: _Srv) -> str:
-    """As a zone file writes it; dnspython has escaped what is not printable."""
+    """A record as a zone file writes it. dnspython has escaped what is not printable."""
     return f"{record.priority} {record.weight} {record.port} {record.target.to_text()}"

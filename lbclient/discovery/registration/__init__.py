@@ -1,4 +1,4 @@
-"""A service registers its own address with DNS, and takes it out again."""
+"""Registers the address of a service in DNS, and removes it again."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Changes to a zone: dynamic updates (RFC 2136), signed with TSIG (RFC 8945), by dnspython.
+"""Changes to a DNS zone: dynamic updates (RFC 2136), signed with TSIG (RFC 8945), with dnspython.
 
-All of it goes over TCP: an update that depends on what was there must not be sent twice, as UDP has
-to after a loss, and the records of a service with many instances do not fit a datagram. A server
-that takes updates speaks TCP in any case (RFC 7766).
+Everything goes over TCP. An update that depends on what was there must not be sent twice, as UDP
+must after a loss. The records of a service with many instances do not fit a datagram. And a server
+that accepts updates speaks TCP in any case (RFC 7766).
 
-A TSIG key is given as `nsupdate -y` has it, or by a file that `tsig-keygen` wrote.
+A TSIG key is given in the form of `nsupdate -y`, or as a file that `tsig-keygen` wrote.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ _NOT_DONE = (dns.tsig.PeerError, ConnectionRefusedError)
 
 
 class Tsig(dns.tsig.Key):
-    """A secret shared with the server. Its repr, unlike dnspython's, does not show it.
+    """A secret shared with the server. Unlike dnspython's class, its repr does not show it.
 
-    Raises ValueError, which says nothing of what was given: any part of it may be the secret.
+    Raises ValueError. Its text repeats nothing that was passed: any part may be the secret.
     """
 
     def __init__(self, name: str, secret: str, algorithm: str = "hmac-sha256") -> None:
@@ -98,9 +98,9 @@ class Tsig(dns.tsig.Key):
 
 
 def key_of(given: str | os.PathLike[str] | None) -> Tsig | None:
-    """From `"hmac-sha512:name:secret"`, `"name:secret"` (HMAC-SHA256), or a path.
+    """Parse `"hmac-sha512:name:secret"`, `"name:secret"` (HMAC-SHA256), or read the file at a path.
 
-    Raises ValueError or TypeError, naming `key`; no part of a secret is ever in their text.
+    Raises ValueError or TypeError, naming `key`. Their texts never contain a part of a secret.
     """
     if given is None:
         return None
@@ -136,9 +136,9 @@ def _from_file(path: Path) -> Tsig:
 
 
 class UpdateError(LoadBalancingError):
-    """The server did not do what it was asked for, and why.
+    """The server did not do what it was asked to do, and why.
 
-    `undecided` is True where it may have done it all the same: the answer was lost.
+    `undecided` is True if it may have done it anyway: the answer was lost.
     """
 
     def __init__(self, message: str, *, undecided: bool = False) -> None:
@@ -147,7 +147,7 @@ class UpdateError(LoadBalancingError):
 
 
 class Record(NamedTuple):
-    """One record; `text` is its data as a zone file has it."""
+    """One record; `text` is its data as a zone file writes it."""
 
     name: str
     kind: str
@@ -155,7 +155,7 @@ class Record(NamedTuple):
 
 
 class Rrset(NamedTuple):
-    """All the records of one kind at a name; none is a set too."""
+    """All records of one kind at a name; the set may be empty."""
 
     name: str
     kind: str
@@ -164,10 +164,10 @@ class Rrset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordChange:
-    """What one update does: all of it in this order, or nothing (RFC 2136, 3.7).
+    """What one update does: all of it, in this order, or nothing (RFC 2136, 3.7).
 
-    It is made only while the sets `provided` are what they were (2.4.2). `clear` names sets that
-    are deleted whole, by name and kind; `delete` and `add` single records.
+    It is made only while the sets `provided` are unchanged (2.4.2). `clear` names sets to delete as
+    a whole, by name and kind; `delete` and `add` are single records.
     """
 
     provided: Sequence[Rrset] = ()
@@ -177,10 +177,10 @@ class RecordChange:
 
 
 class Primary:
-    """The server that takes a zone's updates: `server` is its address, with or without port.
+    """The server that accepts a zone's updates. `server` is its address, with or without a port.
 
-    Every method may block for the `seconds` it is given, and raises UpdateError.
-    Raises ValueError or TypeError, naming `server`, for what is no address.
+    Every method may block for its `seconds`, and raises UpdateError. The constructor raises
+    ValueError or TypeError, naming `server`, if it is not an address.
     """
 
     def __init__(self, server: str, key: Tsig | None) -> None:
@@ -195,7 +195,7 @@ class Primary:
         self._key = key
 
     def zone_of(self, name: str, seconds: float) -> str:
-        """The zone that holds `name`: an authoritative answer brings its SOA (RFC 2308, 3)."""
+        """Return the zone of `name`: an authoritative answer has its SOA record (RFC 2308, 3)."""
         about = f"server {self._server}, asked for the zone of {name}"
         response = self._ask(name, "SOA", seconds, about)
         for rrset in (*response.answer, *response.authority):
@@ -205,7 +205,7 @@ class Primary:
         raise UpdateError(f"{about}: its answer does not tell")
 
     def records(self, name: str, kind: str, seconds: float) -> Rrset:
-        """What the server holds of one kind at `name`, as texts in lower case."""
+        """Return the server's records of one kind at `name`, as texts in lower case."""
         about = f"server {self._server}, asked for {kind} of {name}"
         response = self._ask(name, kind, seconds, about)
         owner, found = dns.name.from_text(name), set()
@@ -217,9 +217,9 @@ class Primary:
         return Rrset(name, kind, frozenset(found))
 
     def change(self, zone: str, ttl: int, change: RecordChange, seconds: float) -> bool:
-        """Make the change, new records with this TTL in seconds.
+        """Make the change. New records get this TTL in seconds.
 
-        False where nothing was done, since a set is no longer what was `provided`.
+        False if nothing was done because a set is not what was `provided` any more.
         """
         about = f"server {self._server}, zone {zone}"
         rcode = self._exchange(_message(zone, ttl, change), seconds, about, update=True).rcode()
@@ -276,7 +276,7 @@ def _expect(rcode: dns.rcode.Rcode, about: str, *wanted: dns.rcode.Rcode) -> Non
 
 
 def _reason(error: Exception) -> str:
-    """In words that are the same for the same failure: a log tells only what is new."""
+    """A text that is the same for the same failure, since a log shows only what is new."""
     if "requires a TSIG" in str(error):
         return _UNSIGNED
     words = next((text for kind, text in _ERRORS.items() if isinstance(error, kind)), None)

@@ -1,8 +1,8 @@
-"""The names and records of one instance (RFC 2782): put into their zone, and taken out again.
+"""The names and records of one instance (RFC 2782): adding them to a zone, and removing them.
 
-To add a record, and to delete exactly one's own, is safe whatever others do at the same time. What
-depends on others, the addresses of a target that may be shared, is deleted only while the records
-that led to this are still the same (RFC 2136, 2.4.2); else it is looked at once more.
+It is always safe to add a record, and to delete exactly one's own. Addresses of a target may be
+shared with other instances. They are deleted only while the records that led to this are unchanged
+(RFC 2136, 2.4.2); otherwise the records are read again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Left = Callable[[], float]
 class Entry:
     """The SRV record of one instance, and the addresses of its target.
 
-    `sole` is True where the target is a name for this instance alone that outlives its address.
+    `sole` is True if the target is a name only for this instance, which outlives its address.
     """
 
     owner: str
@@ -62,26 +62,26 @@ class Entry:
         return Record(self.owner, "SRV", f"{self.priority} {self.weight} {self.port} {self.target}")
 
     def replaces(self, text: str) -> bool:
-        """True for an SRV record that an earlier run of this instance has left."""
+        """True for an SRV record that is left from an earlier run of this instance."""
         _, _, port, target = text.split()
         same = target == self.target and (self.sole or port == str(self.port))
         return same and text != self.record.text
 
     def is_named_by(self, others: Rrset) -> bool:
-        """True where one of these SRV records has the same target."""
+        """True if one of these SRV records has the same target."""
         return any(text.split()[3] == self.target for text in others.texts)
 
     def is_taken(self, *held: Rrset) -> bool:
-        """True where the target is for one instance alone, and its addresses are another's."""
+        """True if the target is for one instance only, and its addresses belong to another one."""
         found = {_address(text) for rrset in held for text in rrset.texts}
         own = {_address(record.text) for record in self.addresses}
         return self.sole and bool(found) and not found & own
 
 
 def entry_of(service: object, instance: object, identity: object) -> Entry:
-    """Read what the user passed.
+    """Check what the user passed and make an entry.
 
-    Raises ValueError or TypeError, naming the argument, for what no SRV record can say.
+    Raises ValueError or TypeError, naming the argument, for a value that no SRV record can have.
     """
     owner, domain = _service(service)
     if not isinstance(instance, Instance):
@@ -103,7 +103,7 @@ def entry_of(service: object, instance: object, identity: object) -> Entry:
 
 
 def _service(service: object) -> tuple[str, str]:
-    """The name of the SRV records, and the domain that offers the service."""
+    """Return the name of the SRV records, and the domain that offers the service."""
     if not isinstance(service, str):
         raise TypeError(f"service must be {_FORMS}; not {type(service).__name__}")
     scheme, found, rest = service.partition("://")
@@ -127,7 +127,10 @@ def _service(service: object) -> tuple[str, str]:
 
 
 def _target(instance: Instance, owner: str, domain: str, identity: object) -> str:
-    """A name that is made up ends in the service's labels: no other service and no host has it."""
+    """Return the target's name.
+
+    A generated name ends in the labels of the service, so no other service and no host has it.
+    """
     if not validation.is_address(instance.host):
         return _full_name(instance.host, identity)
     address = re.sub("[.:]", "-", _address(instance.host).exploded)
@@ -182,9 +185,9 @@ def _address(text: str) -> _Address:
 
 
 class Registrar:
-    """Puts one entry. `zone` None is found by asking; `ttl` is that of the records, in seconds.
+    """Adds and removes one entry. If `zone` is None, the server is asked for it.
 
-    Not for two threads at once.
+    `ttl` is the TTL of the records, in seconds. Must not be used by two threads at once.
     """
 
     def __init__(
@@ -203,7 +206,7 @@ class Registrar:
         self._clock = clock
 
     def put(self, seconds: float) -> None:
-        """Add the records, in place of what an earlier run left. Raises UpdateError."""
+        """Add the records, and delete what an earlier run left. Raises UpdateError."""
         left = self._patience(seconds)
         owner = self.entry.owner
         if self._zone is None:
@@ -217,7 +220,7 @@ class Registrar:
         self._primary.change(self._zone, self._ttl, change, left())
 
     def remove(self, seconds: float) -> None:
-        """Take the record out, then the addresses that no other needs. Raises UpdateError."""
+        """Delete the record, then the addresses that no other record needs. Raises UpdateError."""
         left = self._patience(seconds)
         self._carry_out(self._without_record, left)
         if self.entry.addresses:
@@ -231,7 +234,7 @@ class Registrar:
             return RecordChange(delete=[self.entry.record])
         held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
         if self.entry.is_taken(*held):
-            return None  # a later run has it: what looks like our record is that one's
+            return None  # a later run has it: the record is that one's
         return RecordChange(provided=held, delete=[self.entry.record])
 
     def _without_addresses(self, left: Left) -> RecordChange | None:

@@ -1,6 +1,6 @@
-"""Registration: a service tells DNS where it is, for as long as a block lasts.
+"""Registration: keeps a service registered in DNS while a block runs.
 
-The records are put again from time to time: a zone that was reloaded has lost them.
+The records are added again periodically, since a zone that was reloaded has lost them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = ["Registration", "Renewal"]
 logger = logging.getLogger(__name__)
 
 GRACE = 1.0
-"""Seconds beyond its timeout after which a change is taken for stuck."""
+"""If a change takes this many seconds longer than its timeout, it counts as stuck."""
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 
 
 class Renewal(PeriodicJob):
-    """Calls `renew` about every `interval` seconds, sooner after it failed; for the refresher.
+    """Calls `renew` about every `interval` seconds, and sooner after a failure.
 
-    It logs what is new: the first of equal failures, and the success after one.
+    It logs what is new: the first of equal failures, and the first success after a failure.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Renewal(PeriodicJob):
             logger.info("%s is registered again", self._shown)
 
     def _try(self) -> str:
-        """Why it failed; nothing if it did not."""
+        """Return why it failed; empty if it did not."""
         try:
             self._renew()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the next round is due all the same
+        except Exception as error:  # noqa: BLE001  # the next round is due in any case
             return text_of(error)
         return ""
 
@@ -82,9 +82,9 @@ class Renewal(PeriodicJob):
 
 
 class RegisteredRecord:
-    """Puts the entry and takes it out, one change at a time, each within `timeout` seconds.
+    """Adds and removes the entry, one change at a time, each within `timeout` seconds.
 
-    After `leave` nothing puts it again, also not a renewal that had begun before.
+    After `leave` nothing adds it again, not even a renewal that had begun before.
     """
 
     def __init__(self, registrar: Registrar, shown: str, timeout: float) -> None:
@@ -96,14 +96,14 @@ class RegisteredRecord:
         self._present = False
 
     def enter(self) -> None:
-        """Put the entry. Raises RegistrationError."""
+        """Add the entry. Raises RegistrationError."""
         try:
             self.renew()
         except UpdateError as error:
             raise RegistrationError(f"{self._shown} could not be registered: {error}") from error
 
     def renew(self) -> None:
-        """Put it again, unless it was left. Raises UpdateError."""
+        """Add the entry again, unless `leave` was called. Raises UpdateError."""
         with self._lock:
             if not self._wanted:
                 return
@@ -115,7 +115,7 @@ class RegisteredRecord:
                 raise
 
     def leave(self) -> None:
-        """Take it out; more than once does no harm. A failure is logged."""
+        """Remove the entry. May be called more than once. A failure is logged."""
         self._wanted = False
         if not self._lock.acquire(timeout=self._timeout + GRACE):
             logger.warning("%s may stay registered: a change before is stuck", self._shown)
@@ -127,7 +127,7 @@ class RegisteredRecord:
             failure = error
         finally:
             self._lock.release()
-        if failure is not None:  # told without the lock: a log's handler has one of its own
+        if failure is not None:  # outside the lock: a log handler has a lock of its own
             logger.warning("%s may stay registered: %s", self._shown, failure)
 
     def _remove(self) -> None:
@@ -143,40 +143,41 @@ class _Stay(NamedTuple):
 
 
 class Registration:
-    """Registers one instance of a service with a DNS server while a block runs.
+    """Registers one instance of a service in DNS while a block runs.
 
-    with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
-        serve()
+        with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
+            serve()
 
-    It adds an SRV record (RFC 2782), and address records where needed, by dynamic update (RFC
-    2136) signed with TSIG (RFC 8945), and again about every `ttl` seconds in the background. At
-    the end of the block, and on SIGTERM, it takes out what it has added and nothing else. What a
-    process that was killed has left is replaced when it starts again. `async with` does the same
-    without blocking the event loop, on asyncio and trio. It may be entered again after it was left.
+    It adds an SRV record (RFC 2782), and address records if needed, with a dynamic update (RFC
+    2136) that is signed with TSIG (RFC 8945). It adds them again about every `ttl` seconds in the
+    background. At the end of the block, and on SIGTERM, it removes what it has added and nothing
+    else. What a killed process has left is replaced when the process starts again. `async with`
+    does the same without blocking the event loop, on asyncio and trio. A registration may be
+    entered again after it was left.
 
     - `service`: as a client names it, `"http+srv://orders.example.com"`, or the name of the SRV
       records, `"_orders._tcp.example.com"`.
-    - `instance`: a `host` that is a name is the target of the record, and its `addresses`, if any,
-      become address records of that name. For a `host` that is an address a name is made within
-      the service's domain.
-    - `server`: the address, with or without port, of the zone's primary server.
-    - `key`: `"[algorithm:]name:secret"` as `nsupdate -y` has it, or the path of a key file as
-      `tsig-keygen` writes it; None does not sign.
+    - `instance`: if its `host` is a name, that is the target of the record, and its `addresses`, if
+      any, become address records of that name. If its `host` is an address, a name is generated
+      within the domain of the service.
+    - `server`: the address of the zone's primary server, with or without a port.
+    - `key`: `"[algorithm:]name:secret"` as for `nsupdate -y`, or the path of a key file from
+      `tsig-keygen`. None: updates are not signed.
     - `zone`: the zone to update; None asks the server.
-    - `ttl`: of the records, in whole seconds.
-    - `identity`: a word that stays the same over restarts though address and port change, such as
-      the name of a StatefulSet's pod, and is this instance's alone. It makes the target's name, and
-      everything registered under that name for this service before is replaced. Without it, what
-      has the same target and port is.
+    - `ttl`: the TTL of the records, in whole seconds.
+    - `identity`: a word that belongs to this instance alone and stays the same over restarts, even
+      if address and port change, such as the name of a StatefulSet's pod. It makes the name of the
+      target; everything that was registered under that name for this service is replaced. Without
+      it, records with the same target and port are replaced.
     - `timeout`: seconds for one change in DNS with all its questions.
-    - `clock`: monotonic seconds; `rng`: the dice.
+    - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
-    Entering raises RegistrationError where DNS did not take the record, RuntimeError where it is
-    entered already. Leaving raises nothing for what DNS does: it logs a warning.
-    SIGTERM is handled where the block is entered on the main thread: the record is taken out, then
-    follows what would have happened without it. Where SIGTERM is ignored it stays so.
-    In a forked child it is not entered.
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Entering raises RegistrationError if DNS did not accept the record, and RuntimeError if it is
+    entered already. If leaving fails in DNS, a warning is logged and nothing is raised. SIGTERM is
+    handled if the block is entered on the main thread: the record is removed, and then happens what
+    would have happened without it. If SIGTERM is ignored, it stays ignored. A forked child does not
+    inherit the registration. Raises ValueError or TypeError, naming the argument, for a value that
+    cannot be used.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class Registration:
         self._timeout = validation.seconds("timeout", timeout)
         self._interval = ttl
         self._clock = clock
-        self._rng = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        self._rng = random.Random() if rng is None else rng  # noqa: S311  # random numbers, no secrets
         entry = entry_of(service, instance, identity)
         self._shown = f"{instance} as {entry.owner}"
         self._registrar = Registrar(
@@ -246,7 +247,7 @@ class Registration:
         await self.aclose()
 
     def close(self) -> None:
-        """Leave DNS now, before the block ends: to finish what is under way, with no new calls."""
+        """Remove the record before the block ends: to finish running work without new calls."""
         if (stay := self._end()) is None:
             return
         try:
@@ -256,20 +257,20 @@ class Registration:
             stay.link.remove()
 
     async def aclose(self) -> None:
-        """The same without blocking the event loop. Cancellation does not interrupt it."""
+        """Like `close`, without blocking the event loop. Cancellation does not interrupt it."""
         if (stay := self._end()) is None:
             return
         try:
             with anyio.CancelScope(shield=True):
                 await _in_thread(stay.presence.leave)
-        except BaseException:  # asyncio's own cancel() knows no shield
+        except BaseException:  # asyncio's cancel() ignores the shield
             threading.Thread(target=stay.presence.leave, name="lbclient-leaving").start()
             raise
         finally:
             stay.link.remove()
 
     def after_fork(self) -> None:
-        """In a child: what the parent has registered is the parent's."""
+        """In a forked child: what the parent has registered belongs to the parent."""
         self._rng.seed()
         if (stay := self._end()) is not None:
             stay.link.remove()
@@ -293,7 +294,7 @@ class Registration:
 
 
 async def _in_thread(change: Callable[[], None]) -> None:
-    """At once, however many threads of others are busy."""
+    """Run on a thread at once, even if all threads of the default limiter are busy."""
     await anyio.to_thread.run_sync(change, limiter=anyio.CapacityLimiter(1))
 
 

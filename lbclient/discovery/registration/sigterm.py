@@ -1,9 +1,9 @@
-"""SIGTERM: first leave DNS, then do what would have been done.
+"""SIGTERM: removes the record from DNS, then does what would have been done without it.
 
-Python runs a handler on the main thread, between any two steps of what that is doing. So ours holds
-no lock and logs nothing there: it lets another thread leave, and waits for it. Where the main
-thread is itself in the middle of a change, which that other thread would wait for, the signal is
-noted, and acted upon at the end of the change.
+Python runs a signal handler on the main thread, between any two steps of what that thread does. So
+this handler holds no lock and logs nothing: it lets another thread remove the record, and waits for
+it. If the main thread is itself in the middle of a change, that other thread would wait for the
+main thread. Then the signal is noted, and handled at the end of the change.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SigtermHook:
-    """One registration's place in the chain of handlers. It keeps nobody alive.
+    """The handler of one registration, in a chain of handlers. It keeps no registration alive.
 
-    `leave`, a method, is given `patience` seconds. `install` does nothing off the main thread of
-    the main interpreter, where SIGTERM is ignored, and where its handler was not made by Python.
+    `leave`, a method, gets `patience` seconds. `install` does nothing outside the main thread of
+    the main interpreter, if SIGTERM is ignored, or if its handler was not installed by Python.
     """
 
     def __init__(self, leave: Callable[[], None], patience: float) -> None:
@@ -37,7 +37,7 @@ class SigtermHook:
         self._noted = False
 
     def install(self) -> None:
-        """Come before whatever handles SIGTERM now."""
+        """Install in front of the present handler of SIGTERM."""
         previous = _living(signal.getsignal(signal.SIGTERM))
         if previous is None or previous == signal.SIG_IGN:
             return
@@ -47,17 +47,17 @@ class SigtermHook:
             self._thread = threading.get_ident()
 
     def remove(self) -> None:
-        """Give way to what was before, if still in place; else only pass on from now on."""
+        """Restore the previous handler. If another was installed since, only pass signals on."""
         self._removed = True
         handler = signal.getsignal(signal.SIGTERM)
-        after = _living(handler)  # in any case: it takes this one out of the chain
+        after = _living(handler)  # in any case, since it removes this one from the chain
         if handler is self:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGTERM, after)
 
     @contextlib.contextmanager
     def deferring(self) -> Iterator[None]:
-        """A signal that comes during the block is acted upon at its end."""
+        """Handle a signal that comes during the block at its end."""
         if threading.get_ident() != self._thread:
             yield
             return
@@ -71,11 +71,11 @@ class SigtermHook:
                 self(signal.SIGTERM, None)
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """What Python calls: leave, then pass on."""
+        """Handle the signal: remove the record, then pass the signal on."""
         if self._deferring:
             self._noted = True
             return
-        self._deferring = True  # one more SIGTERM changes nothing
+        self._deferring = True  # ignore further SIGTERMs
         try:
             self._leave_elsewhere()
         finally:
@@ -89,7 +89,7 @@ class SigtermHook:
         thread = threading.Thread(target=leave, name="lbclient-leaving", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads to be had, or none so late in the interpreter's life
+        except RuntimeError:  # no more threads, or the interpreter is about to exit
             leave()
         else:
             thread.join(self._patience)
@@ -102,7 +102,7 @@ class SigtermHook:
             signal.raise_signal(signum)
 
     def living(self) -> _Handler:
-        """This one, or the next that does more than pass on; those between drop out for good."""
+        """This one, or the next in the chain that does more than pass on. Others are dropped."""
         self._previous = _living(self._previous)
         alive = not self._removed and self._leave() is not None
         return self if alive else self._previous
