@@ -393,12 +393,13 @@ def test_unexpected_error_is_raised():
 
 FORK = """
 import os, sys, time
-from lbclient.discovery import AddressResolver, Dns, Guard
+from lbclient.discovery import AddressFilter, AddressResolver, Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
-from lbclient.discovery.scheduler import REFRESHER
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 dns = Dns(nameservers_of([sys.argv[1]]), 5.0)
-how = {"clock": time.monotonic, "start": REFRESHER.start}
-resolver = AddressResolver("shop.test", 80, dns, Guard(["::/0", "127.0.0.0/8"]), **how)
+how = {"clock": time.monotonic, "start": THREAD_SCHEDULER.start}
+filter = AddressFilter(["::/0", "127.0.0.0/8"])
+resolver = AddressResolver("shop.test", 80, dns, filter, **how)
 assert len(resolver.resolve().instances) == 1
 if os.fork() == 0:
     print("forked", flush=True)
