@@ -112,7 +112,7 @@ def _fields(pairs: Pairs) -> Fields:
 
 
 def fields_of(request: httpx.Request) -> Fields:
-    """Return a request's headers, which the request may change; whoever keeps them needs a copy."""
+    """Return a request's headers. The request may change the list, so copy it to keep it."""
     return request.headers._list if INTACT else _fields(request.headers.raw)
 
 
@@ -155,7 +155,7 @@ def settings_of(
 ) -> tuple[httpx.URL, Fields, httpx.Timeout, bool]:
     """Return a client's base URL, headers, timeout, and whether it adds parameters or cookies.
 
-    The headers are those that the client may change; whoever keeps them needs a copy.
+    The client may change the list of headers, so copy it to keep it.
     """
     if not INTACT or _settings_of(type(client)) != _SETTINGS:
         adds = bool(client.params or client.cookies)

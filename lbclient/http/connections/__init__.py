@@ -1,1 +1,1 @@
-"""Connections to the instances of a service: HTTP/1.1 of our own, HTTP/2 over h2."""
+"""Connections to the instances of a service: our own HTTP/1.1, and HTTP/2 with h2."""
