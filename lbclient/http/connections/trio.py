@@ -17,8 +17,6 @@ from .timeouts import seconds_now
 
 __all__ = ["TrioConnection"]
 
-_MOST = 256 * 1024
-"""Bytes that are received at once, if the reader needs no more time for many."""
 _LOOK = 0.05
 _CLOSED = "the connection was closed here"
 
@@ -68,21 +66,24 @@ class TrioConnection(AsyncConnection):
         """True if the kernel has taken everything that was written."""
         return not self._unsent
 
-    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
+    async def read(
+        self,
+        timeout: float | None,
+        *,
+        everything: bool = False,  # noqa: ARG002  # each SLICE is a turn for others anyway
+    ) -> bytes:
+        """Return up to SLICE bytes as soon as there are any; b"" at the end. Raises ReadTimeout or
         ReadError."""
-        size = _MOST if everything else SLICE
-        if self._served_at_once >= size:
+        if self._served_at_once >= SLICE:
             self._served_at_once = 0
             await trio.lowlevel.checkpoint()
         if self._arrived:
             seconds_now(timeout, httpx.ReadTimeout)
         elif (tls := self.tls) is None:
-            self._arrived = b"" if self.ended else await self._receive(timeout, size)
+            self._arrived = b"" if self.ended else await self._receive(timeout)
         else:
             while not (self._arrived or tls.ended):
-                self._arrived = tls.decrypt(await self._receive(timeout, size))
+                self._arrived = tls.decrypt(await self._receive(timeout))
                 # Bytes of TLS itself are sent only as far as that needs no waiting: another task
                 # may be sending, and the reading task may be cancelled at any wait.
                 if out := tls.outgoing():
@@ -151,14 +152,14 @@ class TrioConnection(AsyncConnection):
         if self._sock is not None:
             self._sock.close()
 
-    async def _receive(self, timeout: float | None, size: int) -> bytes:
+    async def _receive(self, timeout: float | None) -> bytes:
         sock = self._socket(httpx.ReadError)
         # Only once: what arrives during a wait counts, even if this process was suspended.
         seconds = seconds_now(timeout, httpx.ReadTimeout)
         try:
             while not self._raw:
                 try:
-                    if not (data := sock.recv(size)):
+                    if not (data := sock.recv(SLICE)):
                         self.ended = True
                         break
                     self._raw = data
