@@ -2,21 +2,26 @@
 
 import contextlib
 import errno
+import functools
 import os
+import random
+import socket
 import threading
+from collections import Counter
 
 import httpx
 import pytest
 
 import lbclient
 import lbclient.httpx2
-from lbclient.http.connections import event_loop, threads
+from lbclient.http.connections import event_loop, instance_transport, threads
 from lbclient.http.connections import trio as trio_driver
 from tests.http.test_departures import script
 from tests.http.test_idle_closing import worlds
 from tests.http.test_tls import TlsServer
 from tests.support.drivers import AUTHORITY, NAME, SOON, serving, trusting, watch_sockets
-from tests.support.http import head, tells_port
+from tests.support.faults import on_accept
+from tests.support.http import Gate, Server, head, in_turn, slow, tells_port
 
 
 @pytest.fixture
@@ -183,6 +188,209 @@ def test_requests_to_one_url(servers, world):
             client.request(method, "/x?a=1", **given)
     seen = [(one.method, one.target.encode()) for one in server.requests]
     assert seen == [(method, target or b"/x?a=1") for method, target in asked]
+
+
+class Heads(Server):
+    """An instance that keeps the heads of requests as they came."""
+
+    def __post_init__(self):
+        self.heads = []
+        super().__post_init__()
+
+    def _answer(self, connection):
+        with contextlib.suppress(OSError, ValueError):
+            while lines := list(self._lines(connection.file)):
+                self.heads.append(b"".join(lines))
+                for line in lines:
+                    name, _, value = line.partition(b": ")
+                    if name.lower() == b"content-length":
+                        connection.file.read(int(value))
+                connection.answer()
+
+    @staticmethod
+    def _lines(file):
+        while (line := file.readline()) not in (b"", b"\r\n"):
+            yield line
+
+
+@pytest.fixture
+def heads():
+    server = Heads(tells_port)
+    yield server
+    server.stop()
+
+
+def head_of(request):
+    """What a request is on the wire."""
+    lines = [b"%b: %b\r\n" % pair for pair in request.headers.raw]
+    first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)
+    return b"".join([first, *lines])
+
+
+HEADERS = [
+    {},
+    {"Accept": "text/plain"},
+    {"accept": "text/plain"},
+    {"Authorization": "Bearer one"},
+    {"Authorization": "Bearer two"},
+    {"Cookie": "session=1"},
+    {"User-Agent": "other/1"},
+    [("X-Twice", "1"), ("X-Twice", "2")],
+    [("X-Twice", "2"), ("X-Twice", "1")],
+    {"Traceparent": "00-1-1-01"},
+    {"Host": "other.test"},
+    {"Connection": "close"},
+]
+
+
+@worlds
+@pytest.mark.parametrize("flavour", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
+def test_each_request_has_its_own_head(heads, world, flavour):
+    """Whatever was sent before, with which headers, method, path and body, and also where it is
+    the same object that the caller has changed since: a request arrives as it is."""
+    dice, expected = random.Random(1), []
+    make = [
+        functools.partial(kind, [heads.url], name="orders.test", max_in_flight=1)
+        for kind in (flavour.Client, flavour.AsyncClient)
+    ]
+    with world.entered(*make) as client:
+        request = client.client.build_request("GET", "/")
+        for _ in range(300):
+            what = dice.random()
+            headers = dice.choice(HEADERS)
+            if what < 0.6:
+                method, path = dice.choice(["GET", "POST", "PUT"]), dice.choice(["/", "/a?b=1"])
+                content = dice.choice([None, b"", b"x" * 70_000]) if method == "POST" else None
+                request = client.client.build_request(
+                    method, path, headers=headers, content=content
+                )
+            elif what < 0.7:
+                request.headers["Accept"] = dice.choice(["a/b", "c/d"])
+            elif what < 0.8:
+                request.headers.pop("Authorization", None)
+            elif what < 0.9:
+                client.client.headers = headers
+            else:
+                request.url = request.url.copy_with(path=dice.choice(["/x", "/y"]))
+            expected.append(head_of(request))
+            client.run(client.client.send, request)
+    assert heads.heads == expected
+
+
+@worlds
+def test_headers_that_change_while_they_are_written(heads, world, monkeypatch):
+    """A request whose headers another thread changes as they are written lends none of them, as
+    they were, to a request that comes with those they became."""
+    true, changes = instance_transport.RequestHeaders, [{"Accept": "text/b"}]
+
+    def written(headers):
+        made = true(headers)
+        if changes:
+            request.headers.update(changes.pop())
+        return made
+
+    with world.client([heads.url]) as client:
+        request = client.client.build_request("GET", "/", headers={"Accept": "text/a"})
+        monkeypatch.setattr(instance_transport, "RequestHeaders", written)
+        for _ in range(2):
+            client.run(client.client.send, request)
+    assert [b"text/b" in one for one in heads.heads] == [False, True]
+
+
+def test_threads_share_a_url(heads):
+    """Threads that send requests of several methods to one URL object, each have their own line."""
+    url, threads = httpx.URL("http://orders.test/x?y=1"), []
+    with lbclient.Client([heads.url], name="orders.test") as client:
+
+        def calls(method):
+            for _ in range(100):
+                request = client.build_request(method, "/")
+                request.url = url
+                client.send(request)
+
+        for method in ("GET", "PUT", "PATCH", "DELETE"):
+            threads.append(threading.Thread(target=calls, args=(method,)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    lines = Counter(one.partition(b"\r\n")[0] for one in heads.heads)
+    assert lines == {
+        b"%b /x?y=1 HTTP/1.1" % method: 100 for method in (b"GET", b"PUT", b"PATCH", b"DELETE")
+    }
+
+
+@worlds
+def test_a_deadline_is_its_own_calls(servers, world):
+    """A call without a deadline is not ended by that of the call before it, on one connection, and
+    the next deadline holds again."""
+    gate = Gate()
+    (server,) = servers(in_turn(tells_port, slow(0.4), tells_port, gate))
+    within = {"lbclient": {"deadline": 0.2}}
+    with world.client([server.url], retry=None) as client:
+        assert client.get("/", extensions={"lbclient": {"deadline": SOON}}).status_code == 200
+        assert client.get("/").status_code == 200
+        assert client.get("/", extensions={"lbclient": {"deadline": SOON}}).status_code == 200
+        with pytest.raises(lbclient.DeadlineExceeded):
+            client.get("/", extensions=within)
+    assert server.accepted == 1
+    gate.open.set()
+
+
+class Shouting(httpx.ByteStream):
+    """A body that is another than the bytes that it was made of."""
+
+    def __iter__(self):
+        for part in super().__iter__():
+            yield part.upper()
+
+    async def __aiter__(self):
+        for part in self:
+            yield part
+
+
+@worlds
+def test_a_body_of_the_callers_own_class(servers, world):
+    """What a subclass of httpx's body yields is what is sent."""
+    (server,) = servers(tells_port)
+    with world.client([server.url]) as client:
+        request = client.client.build_request("POST", "/", headers={"Content-Length": "4"})
+        request.stream = Shouting(b"body")
+        client.run(client.client.send, request)
+    assert [one.body for one in server.requests] == [b"BODY"]
+
+
+INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
+
+
+@worlds
+@pytest.mark.parametrize("length", [60_000, 3_000_000])
+def test_a_body_that_is_interrupted_by_what_arrives(world, length):
+    """While a body is sent in many pieces, interim responses arrive: it arrives whole, once, and
+    its connection goes on."""
+    arrived, content = [], os.urandom(length)
+
+    @on_accept
+    def interrupts(connection, _):
+        for _ in range(2):
+            while connection.file.readline() != b"\r\n":
+                pass
+            data = b""
+            while len(data) < length:
+                connection.send(INTERIM)
+                data += connection.file.read(min(length // 50, length - len(data)))
+            arrived.append(data)
+            connection.answer(200, b"done")
+
+    server = Server(interrupts)
+    options = {"socket_options": [(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)]}
+    try:
+        with world.client([server.url], **options) as client:
+            for _ in range(2):
+                assert client.post("/", content=content).text == "done"
+    finally:
+        server.stop()
+    assert arrived == [content] * 2
+    assert server.accepted == 1
 
 
 @worlds

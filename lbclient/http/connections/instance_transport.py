@@ -99,10 +99,11 @@ class _Base:
         fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
-            written = None
+            # What is kept must be what is written, though another thread may change the request.
+            fields, written = fields.copy(), None
             if _HARMLESS.issuperset([name for _, name, _ in fields]):
                 written = RequestHeaders(_headers(fields, upstream))
-                self._kept_headers = fields.copy(), written
+                self._kept_headers = fields, written
         if written is None or (own and not _TRACING.issuperset([name for name, _ in own])):
             headers = merged(_headers(fields, upstream), own)
             return Exchange(method, target, RequestHeaders(headers), line=line)
