@@ -7,6 +7,7 @@ from contextvars import Token
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from lbclient.endpoint.instance import Instance
@@ -32,7 +33,10 @@ them.
 
 _runtime = getattr(context, "_RUNTIME_CONTEXT", None)
 _current: Callable[[], Context] = getattr(
-    getattr(_runtime, "_current_context", None), "get", context.get_current
+    # A subclass may have its context elsewhere.
+    vars(_runtime).get("_current_context") if type(_runtime) is ContextVarsRuntimeContext else None,
+    "get",
+    context.get_current,
 )
 """`context.get_current`, without the two functions that it calls around the context variable.
 

@@ -87,9 +87,10 @@ def test_client_loads_http_alone(kind):
 
 def test_client_of_a_service_in_dns_loads_dnspython():
     """It is loaded when the client is made, so that the deadline of a first call is not spent on
-    it."""
+    it, nor on the kinds of records that it asks for."""
     modules = loaded_by("import lbclient\nlbclient.Balancer('http+srv://shop.test')")
-    assert "dns.resolver" in modules
+    kinds = {f"dns.rdtypes.IN.{kind}" for kind in ("A", "AAAA", "SRV")}
+    assert {"dns.resolver", *kinds} <= modules
 
 
 def test_first_uses_in_threads(servers):

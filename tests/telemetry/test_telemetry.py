@@ -1412,3 +1412,34 @@ def test_a_log_line_is_one_line(caplog):
     lines = [one.getMessage() for one in caplog.records if one.name.startswith("lbclient")]
     assert any("gone" in line for line in lines)
     assert all(line.isprintable() for line in lines)
+
+
+ELSEWHERE = """
+import opentelemetry.context as api
+from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
+
+class Elsewhere(ContextVarsRuntimeContext):
+    def get_current(self):
+        return api.Context({api._SUPPRESS_INSTRUMENTATION_KEY: True})
+
+api._RUNTIME_CONTEXT = Elsewhere()
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import lbclient
+
+told, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(told))
+balancer = lbclient.Balancer("http://127.0.0.1:1", tracer_provider=provider)
+balancer.call(lambda _: None)
+print(len(told.get_finished_spans()))
+"""
+
+
+def test_a_context_that_is_kept_elsewhere():
+    """Where the API's context is a subclass that keeps it in a place of its own, that one counts:
+    here it wants no spans."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "0\n"

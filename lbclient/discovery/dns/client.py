@@ -40,6 +40,9 @@ def load() -> None:
     import dns.message  # noqa: PLC0415
     import dns.name  # noqa: PLC0415
     import dns.rdataclass  # noqa: PLC0415
+    import dns.rdtypes.IN.A  # noqa: PLC0415  # these dnspython loads itself, at the first record
+    import dns.rdtypes.IN.AAAA  # noqa: PLC0415
+    import dns.rdtypes.IN.SRV  # noqa: PLC0415
     import dns.resolver  # noqa: PLC0415
 
 
