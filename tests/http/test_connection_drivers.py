@@ -102,13 +102,17 @@ def test_end_is_read_as_often_as_asked(driver, secure):
     for announced in (True, False):
         with driver.connected(secure=secure) as (connection, peer):
             peer.sendall(b"last")
+            leaving = None
             if secure and announced:
-                driver.pool.submit(farewell, peer)
+                leaving = driver.pool.submit(farewell, peer)
             else:
                 peer.shutdown(socket.SHUT_WR)
             assert driver.read_all(connection) == b"last"
             assert driver.call(connection.read, SOON) == b""
             assert connection.clean_end is (announced or not secure)
+            driver.call(connection.close)
+            if leaving is not None:  # else it would read from the next socket of this descriptor
+                leaving.result(SOON)
 
 
 def farewell(peer):
@@ -168,6 +172,42 @@ def test_read_without_a_limit(driver, secure):
             reading.result(0.05)
         peer.sendall(b"at last")
         assert reading.result(SOON) == b"at last"
+
+
+def test_each_wait_has_its_own_end(driver, secure):
+    """A wait that follows a longer one ends in its own time, and one that follows a shorter one
+    does not end with that: whatever timer is set already."""
+    with driver.connected(secure=secure) as (connection, peer):
+        for seconds in (2 * SOON, 0.1, 2 * SOON, None):
+            reading = driver.start(connection.read, seconds)
+            peer.sendall(b"soon")
+            assert reading.result(SOON) == b"soon"
+        with pytest.raises(httpx.ReadTimeout):
+            driver.call(connection.read, 0.01)
+        reading = driver.start(connection.read, 2 * SOON)
+        with pytest.raises(TimeoutError):
+            reading.result(0.2)
+        peer.sendall(b"late")
+        assert reading.result(SOON) == b"late"
+
+
+@looped
+def test_peer_that_floods_a_reader_of_everything_has_to_wait(driver, secure):
+    """Unread bytes are bounded where a reader takes whatever there is, too."""
+    with driver.connected(secure=secure) as (connection, peer):
+        sending = driver.pool.submit(peer.sendall, MUCH)
+        data = bytearray()
+
+        async def read():
+            return await connection.read(SOON, everything=True)
+
+        while len(data) < len(MUCH):
+            part = driver.call(read)
+            assert len(part) <= 1_000_000
+            assert len(connection._arrived) <= 1_000_000
+            data += part
+        sending.result(SOON)
+        assert data == MUCH
 
 
 def test_writing_takes_only_so_long(driver, secure):
