@@ -751,7 +751,7 @@ def test_how_many_records_fit():
 # The Python of the page
 
 
-RUN = ["When DNS is wrong or gone", "The guard", "Your own discovery", *RECIPES]
+RUN = ["When DNS is wrong or gone", "The address filter", "Your own discovery", *RECIPES]
 SNIPPETS = [pytest.param(code, id=section) for section in RUN for code in blocks(section, "python")]
 
 
