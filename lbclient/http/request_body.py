@@ -194,11 +194,8 @@ Replayable = Callable[[], bool] | None
 
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
-    """Return the request's body, wrapped in `Body` unless it is plain bytes, which can always be
-    sent again."""
+    """Return the request's body wrapped in a `Body`. Plain bytes need none: see `Transport`."""
     stream = request.stream
-    if isinstance(stream, httpx.ByteStream):
-        return stream, None
     if not isinstance(stream, httpx.SyncByteStream):
         raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
     body = Body(stream)
@@ -208,8 +205,6 @@ def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
 def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
     """The same for async bodies."""
     stream = request.stream
-    if isinstance(stream, httpx.ByteStream):
-        return stream, None
     if not isinstance(stream, httpx.AsyncByteStream):
         raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
     body = AsyncBody(stream)

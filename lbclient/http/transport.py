@@ -98,7 +98,9 @@ class Transport(httpx.BaseTransport):
             request = adapter.origin.admitted(request)
         elif adapter.target.path:
             request = below(adapter.target.path, request)
-        stream, replayable = watch(request)
+        stream, replayable = request.stream, None
+        if not isinstance(stream, httpx.ByteStream):  # else it always replays
+            stream, replayable = watch(request)
         answers: list[httpx.Response] = []
         try:
             call = adapter.call(request, replayable)
@@ -217,7 +219,9 @@ class AsyncTransport(httpx.AsyncBaseTransport):
             request = adapter.origin.admitted(request)
         elif adapter.target.path:
             request = below(adapter.target.path, request)
-        stream, replayable = awatch(request)
+        stream, replayable = request.stream, None
+        if not isinstance(stream, httpx.ByteStream):  # else it always replays
+            stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
         transports: AsyncTransportPool | None = None
         try:
