@@ -159,7 +159,7 @@ class Balancer:
         outbox = Outbox(None if self._listening is None else self._listening.deliver)
         judging = f"{self.target.name}: the judge"
         complaint = Complaint(outbox.add, judging, "failed; the outcome counts as neutral")
-        classify = _guarded(judge or classify_network_error, clock, complaint)
+        classify = _never_raising(judge or classify_network_error, clock, complaint)
         self._engine = build_engine(self.target, self._strategy, policies, runtime, outbox)
         self._binding = Binding(self._engine, classify, self._strategy, self._executor())
         if health is not None and check is not None:
@@ -247,12 +247,12 @@ class Balancer:
     def refresh(self) -> None:
         """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
         stays in use)."""
-        for pause in self._asked():
+        for pause in self._refresh_round():
             sleep(pause)
 
     async def arefresh(self) -> None:
         """The same, without blocking the event loop."""
-        for pause in self._asked():
+        for pause in self._refresh_round():
             await asleep(pause)
 
     def eject(self, instance: Instance, seconds: float) -> None:
@@ -324,13 +324,15 @@ class Balancer:
             raise ValueError(f"{self.target.name} has no instance {instance}")
         return endpoint
 
-    def _asked(self) -> Iterable[Pause]:
+    def _refresh_round(self) -> Iterable[Pause]:
         if self._binding.closed:
             self._binding.refuse()
         return self._engine.membership.round()
 
 
-def _guarded(judge: Classifier, clock: Callable[[], float], complaint: Complaint) -> Classifier:
+def _never_raising(
+    judge: Classifier, clock: Callable[[], float], complaint: Complaint
+) -> Classifier:
     """Return a judge that does not raise: where `judge` fails, or returns something other than a
     `Verdict`, the outcome is neutral.
 

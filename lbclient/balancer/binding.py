@@ -61,14 +61,14 @@ class Binding:
     def check_health(self, policy: HealthCheck, check: Check) -> None:
         """Run `check` against every instance in the background, from the first call on."""
         engine = self._engine
-        engine.membership.companion = Monitor(
+        engine.membership.health_monitor = Monitor(
             policy,
             check,
             endpoints=lambda: engine.pool.endpoints,
             report=engine.record_health,
             clock=engine.clock,
             rng=engine.rng,
-            crew=self._executor,
+            executor=self._executor,
         )
 
     def loads(self) -> Loads | None:

@@ -102,7 +102,7 @@ class _Lanes(Generic[R]):
         """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._beside, after)
+                group.start_soon(self._hedge_later, after)
                 with self._first:
                     await self._lane(self._call)
                 if self._call.over or self._error is not None or not self._hedging:
@@ -120,7 +120,7 @@ class _Lanes(Generic[R]):
         finally:
             del error  # its traceback holds this frame
 
-    async def _beside(self, after: float) -> None:
+    async def _hedge_later(self, after: float) -> None:
         await anyio.sleep(after)
         if (hedge := self._call.hedge()) is None:
             return

@@ -58,7 +58,7 @@ class CheckFailed(LoadBalancingError):
 def plain_check(policy: HealthCheck) -> Check | None:
     """The check that `policy` asks for; None where that speaks HTTP."""
     if policy.check is not None:
-        return _asked(policy.check)
+        return _calling(policy.check)
     return connects if policy.path is None else None
 
 
@@ -78,7 +78,7 @@ def connects(endpoint: Endpoint, expiry: Expiry) -> None:
     raise failure
 
 
-def _asked(function: Callable[[Instance], bool]) -> Check:
+def _calling(function: Callable[[Instance], bool]) -> Check:
     def check(endpoint: Endpoint, _: Expiry) -> None:
         if (said := function(endpoint.instance)) is not True:
             shown = "False" if said is False else f"{type(said).__name__}, not True"
@@ -220,15 +220,15 @@ class Monitor(PeriodicJob):
         report: Report,
         clock: Callable[[], float],
         rng: random.Random,
-        crew: CheckExecutor,
+        executor: CheckExecutor,
     ) -> None:
         super().__init__(policy.interval, clock=clock, rng=rng)
         self._policy = policy
         self._check = check
         self._endpoints = endpoints
         self._report = report
-        self._crew = crew
-        self._pulses: dict[Endpoint, HealthTally] = {}
+        self._executor = executor
+        self._tallies: dict[Endpoint, HealthTally] = {}
 
     def work(self) -> None:
         """Check all of them.
@@ -236,36 +236,36 @@ class Monitor(PeriodicJob):
         An instance that cannot be reached from here fails its check, unless none can be: then
         the network is down. Where a descriptor was lacking, say, that tells nothing of an instance.
         """
-        self._pulses = {one: self._pulse(one) for one in tuple(self._endpoints())}
+        self._tallies = {one: self._tally_of(one) for one in tuple(self._endpoints())}
         check = self._check
 
-        def of(pulse: HealthTally, expiry: Expiry) -> None:
-            check(pulse.endpoint, expiry)
+        def of(tally: HealthTally, expiry: Expiry) -> None:
+            check(tally.endpoint, expiry)
 
-        results = self._crew(of, self._pulses.values(), self._policy.timeout)
+        results = self._executor(of, self._tallies.values(), self._policy.timeout)
         unreachable: list[tuple[HealthTally, Exception]] = []
         reached = False
         with contextlib.closing(results):
-            for pulse, error in results:
+            for tally, error in results:
                 if self.stopped:
                     return
                 local = local_origin(error)
                 if error is None or local is None:
                     reached = True
-                    self._count(pulse, error)
-                elif local.unreachable and not lacked_port(error, pulse.endpoint.instance):
-                    unreachable.append((pulse, error))
+                    self._count(tally, error)
+                elif local.unreachable and not lacked_port(error, tally.endpoint.instance):
+                    unreachable.append((tally, error))
         if reached and not self.stopped:
-            for pulse, error in unreachable:
-                self._count(pulse, error)
+            for tally, error in unreachable:
+                self._count(tally, error)
 
-    def _pulse(self, endpoint: Endpoint) -> HealthTally:
-        known = self._pulses.get(endpoint)
+    def _tally_of(self, endpoint: Endpoint) -> HealthTally:
+        known = self._tallies.get(endpoint)
         return HealthTally(endpoint) if known is None or known.stale else known
 
-    def _count(self, pulse: HealthTally, error: Exception | None) -> None:
-        if pulse.stale:
+    def _count(self, tally: HealthTally, error: Exception | None) -> None:
+        if tally.stale:
             return
-        if pulse.count(good=error is None, policy=self._policy):
+        if tally.count(good=error is None, policy=self._policy):
             why = "" if error is None else text_of(error)
-            self._report(pulse.endpoint, pulse.breaker, healthy=error is None, why=why)
+            self._report(tally.endpoint, tally.breaker, healthy=error is None, why=why)

@@ -95,7 +95,7 @@ class Prober:
         rng: random.Random,
     ) -> None:
         self.clock = clock
-        self.turn = -1
+        self.ticket = -1
         """The refresher's ticket for the next round."""
         self.next_at = math.inf
         self.stopped = False

@@ -47,8 +47,8 @@ def snapshot_of(engine: Engine) -> ServiceSnapshot:
         engine.run_deferred()
         now = engine.clock()
         instances = tuple(_instance(one, now) for one in engine.pool.endpoints)
-        age = engine.watch.age(now)
-        return ServiceSnapshot(engine.service, instances, age, engine.watch.error)
+        age = engine.subscription.age(now)
+        return ServiceSnapshot(engine.service, instances, age, engine.subscription.error)
 
 
 def _instance(one: Endpoint, now: float) -> InstanceSnapshot:

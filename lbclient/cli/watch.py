@@ -29,7 +29,7 @@ def watch(name: str, resolver: Resolver) -> None:
     Raises BrokenPipeError as soon as standard output is no longer read.
     """
     logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines say the same
-    rounds = Reporter(name, resolver).watch
+    rounds = Reporter(name, resolver).subscription
     while not rounds.stopped:
         _rest(rounds.next_at - time.monotonic())
         if rounds.claim():
@@ -46,7 +46,7 @@ class Reporter:
     def __init__(
         self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.watch = ServiceSubscription(
+        self.subscription = ServiceSubscription(
             name,
             resolver,
             self,
@@ -59,18 +59,18 @@ class Reporter:
         self._error: Exception | None = None
         self._lines: list[str] = []
 
-    def prepared(self, answer: Answer) -> Callable[[], None]:
+    def on_update(self, answer: Answer) -> Callable[[], None]:
         """The age is that of the answer in use until now."""
         return partial(self._succeeded, answer, self._age(", age was"))
 
-    def vanished(self) -> None:
+    def on_absent(self) -> None:
         """No instance is left."""
         if self._known is not None:
             self._known = _NOBODY
 
-    def lookup_failed(self) -> None:
+    def on_error(self) -> None:
         """Report the error, once as long as the reason is the same."""
-        error = self.watch.error
+        error = self.subscription.error
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
             raise error.__cause__  # a subscription treats it only as the end of this look-up
         if self._error is None or text_of(error) != text_of(self._error):
@@ -89,7 +89,7 @@ class Reporter:
         before, self._known = self._known, answer
         error, self._error = self._error, None
         if before is None:
-            self._lines += picture(self.watch.service, answer)
+            self._lines += picture(self.subscription.service, answer)
             self._begin()
             return
         if isinstance(error, ServiceAbsent):
@@ -101,7 +101,7 @@ class Reporter:
 
     def _begin(self) -> None:
         self._lines.append("")
-        if self.watch.stopped:
+        if self.subscription.stopped:
             self._say("nothing to watch: this never changes")
         else:
             self._say(f"watching, next lookup in {self._wait()}")
@@ -117,11 +117,11 @@ class Reporter:
         return f"lookup failed, {instances} still in use{self._age(', age')}"
 
     def _age(self, words: str) -> str:
-        age = self.watch.age(self.watch.clock())
+        age = self.subscription.age(self.subscription.clock())
         return "" if age is None else f"{words} {age:.0f} s"
 
     def _wait(self) -> str:
-        return f"{self.watch.next_at - self.watch.clock():.0f} s"
+        return f"{self.subscription.next_at - self.subscription.clock():.0f} s"
 
     def _say(self, text: str) -> None:
         self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")

@@ -71,7 +71,7 @@ class CallState(PickRequest, Generic[R]):
 
     def expiry(self, started: float) -> Expiry:
         """When an attempt that started then must end, where the call is `timed`."""
-        timeout = self.engine.retries.policy.attempt_timeout
+        timeout = self.engine.retry_rules.policy.attempt_timeout
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
             ends.append(started + timeout)
@@ -94,7 +94,7 @@ class Attempt(Generic[R]):
         "_call",
         "_held",
         "_owner",
-        "_settled",
+        "_recorded",
         "_span",
         "_token",
         "deadline_expired",
@@ -115,7 +115,7 @@ class Attempt(Generic[R]):
         self.pick = pick
         endpoint = self.endpoint = pick.endpoint
         self.instance = endpoint.instance
-        self._held, self._settled = False, False
+        self._held, self._recorded = False, False
         self._owner: SlotOwner | None = None
         self._token: Token[Expiry | None] | None = None
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
@@ -176,9 +176,9 @@ class Attempt(Generic[R]):
         if self._held:
             self._stays(verdict)
         else:
-            self._settled = True
+            self._recorded = True
         quiet = verdict.good and call.semantics.minimal
-        if self._span is not NOOP_SPAN or not (quiet or engine.telemetry.counts.untimed):
+        if self._span is not NOOP_SPAN or not (quiet or engine.telemetry.metrics.untimed):
             self._tell(None)
         return False
 
@@ -293,15 +293,15 @@ class Attempt(Generic[R]):
         engine.record_loss(self.pick)
         self._span.end(_LOSING)
         if (labels := self._call.semantics.duration(None)) is not None:
-            engine.telemetry.counts.duration(elapsed, {**labels, **_LOSING})
+            engine.telemetry.metrics.duration(elapsed, {**labels, **_LOSING})
         self._close(None, release=True)
 
     def _close(self, verdict: Verdict | None, *, release: bool) -> None:
         engine = self._call.engine
         with engine.lock:
-            if not self._settled:
+            if not self._recorded:
                 engine.record_outcome(self.pick, verdict)
-                self._settled = True  # if that was interrupted, `abandon` hands the permit back
+                self._recorded = True  # if that was interrupted, `abandon` hands the permit back
             if release and self.pick.taken:
                 engine.release(self.pick)
             if release and self._owner is not None:
@@ -320,9 +320,9 @@ class Attempt(Generic[R]):
             span.end(semantics.outcome(self.result, error))
         else:
             span.end()
-        counts = self._call.engine.telemetry.counts
-        if counts.untimed:
+        metrics = self._call.engine.telemetry.metrics
+        if metrics.untimed:
             return
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
-            counts.duration(self.pick.elapsed, labels)
+            metrics.duration(self.pick.elapsed, labels)

@@ -96,14 +96,14 @@ class Call(CallState[R]):
     def __init__(
         self, engine: Engine, classify: Classifier, options: CallOptions, semantics: Semantics
     ) -> None:
-        policy, clock = engine.retries.policy, engine.clock
+        policy, clock = engine.retry_rules.policy, engine.clock
         self.engine = engine
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
         # All at once: by name each of them costs as much as all of this.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
-        self.settles = False
+        self.accepts_tried = False
         if limit is None:
             limit = policy.deadline
         if since is not None:
@@ -325,20 +325,22 @@ class Call(CallState[R]):
             unsent=verdict.never_sent(error),
         )
         with self.engine.lock:
-            self._retry_controller = self._retry_controller or RetryController(self.engine.retries)
+            self._retry_controller = self._retry_controller or RetryController(
+                self.engine.retry_rules
+            )
             delay = self._retry_controller.delay(retry_state)
         if delay is not None:
-            self.engine.telemetry.counts.retry()
+            self.engine.telemetry.metrics.retry()
             self._emit(RetryDecided, delay)
             return delay
         self._stopped = retry_state.stopped
         if retry_state.stopped == "budget":
-            self.engine.telemetry.counts.refusal()
+            self.engine.telemetry.metrics.refusal()
             self._emit(RetryRefused)
         return delay
 
     def _emit(self, kind: Callable[..., Event], *details: object) -> None:
-        if self._last is not None:
+        if self._last is not None and self.engine.outbox.has_listener:
             self.engine.rotation.emit(kind, self._last.endpoint, *details)
 
 
@@ -355,7 +357,7 @@ class Hedge(PickRequest, Generic[R]):
         self._call = call
         self._attempt: Attempt[R] | None = None
         self.caller, self.key, self.rng = call.caller, call.key, call.rng
-        self.idempotent, self.settles = True, False
+        self.idempotent, self.accepts_tried = True, False
         self.now, self.tried = call.started, call.tried
         self.pick: Pick | None = None
         self.waiting: Signal | None = None

@@ -68,17 +68,17 @@ def concluded(
     error: Exception,
     records: tuple[AttemptInfo, ...],
     stopped: Stopped | None,
-    cut_after: float | None,
+    expired_after: float | None,
 ) -> Exception:
     """The error that ends a call, with what was tried, and why nothing else was: as a note, and for
     `call_info`.
 
-    `cut_after` is the time in seconds after which our own deadline cut it; then the error is its
-    cause.
+    `expired_after` is the time in seconds after which our own deadline ended it; then the error is
+    its cause.
     """
-    if cut_after is not None:
+    if expired_after is not None:
         over = DeadlineExceeded(
-            f"the deadline is over after {cut_after:.2f} s; attempts made: {len(records)}"
+            f"the deadline is over after {expired_after:.2f} s; attempts made: {len(records)}"
         )
         over.__cause__ = error
         error = over

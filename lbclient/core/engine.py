@@ -71,7 +71,7 @@ class Engine:
         membership: Membership,
         *,
         picker: Picker,
-        retries: RetryRules,
+        retry_rules: RetryRules,
         opt_in_rules: OptInRules | None,
         hedging: Hedging | None,
         telemetry: Telemetry,
@@ -81,10 +81,10 @@ class Engine:
         lock: AbstractContextManager[object],
     ) -> None:
         self.membership = membership
-        self.service = membership.watch.service
-        self.watch = membership.watch
+        self.service = membership.subscription.service
+        self.subscription = membership.subscription
         self.pool = membership.pool
-        self.retries = retries
+        self.retry_rules = retry_rules
         self.opt_in_rules = opt_in_rules
         self.hedging = hedging
         self.telemetry = telemetry
@@ -116,19 +116,19 @@ class Engine:
         """The calls that are under way, each with the signal that ends its back-off."""
         self.closing: dict[Signal, None] = {}
         """Set once no call is under way, and nothing in flight."""
-        self.rotation = Rotation(membership, picker, telemetry.counts, outbox, clock, rng)
+        self.rotation = Rotation(membership, picker, telemetry.metrics, outbox, clock, rng)
         self.reachability = Reachability(self.pool, clock)
         self._faults = Share()
         self._client_errors = Share()
-        budgets = (retries.budget, None if hedging is None else hedging.budget)
+        budgets = (retry_rules.budget, None if hedging is None else hedging.budget)
         self._budgets = [one for one in budgets if one is not None]
         """Each call earns its share of them."""
-        telemetry.counts.observe(self)
+        telemetry.metrics.observe(self)
 
     @property
     def age(self) -> float | None:
         """Seconds since the last good answer; None for a list that never changes."""
-        return None if self.watch.settled else self.watch.age(self.clock())
+        return None if self.subscription.is_static else self.subscription.age(self.clock())
 
     @property
     def size(self) -> int:
@@ -143,7 +143,7 @@ class Engine:
     def stop(self) -> None:
         """Ask discovery no more."""
         self.membership.stop()
-        self.telemetry.counts.forget(self)
+        self.telemetry.metrics.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, no waiters but one's own, and other times and
@@ -170,7 +170,9 @@ class Engine:
             if self.deferred_releases:
                 self.run_deferred()
             discovery = self.membership
-            ready = self.watch.fresh and discovery.generation is discovery.scheduler.generation
+            ready = (
+                self.subscription.fresh and discovery.generation is discovery.scheduler.generation
+            )
             if not ready and discovery.must_wait_until_resolved(now):
                 return self._wait_for_answer(call)
             if self.opt_in_rules is not None and call.waiting is None and not call.tried:
@@ -195,7 +197,7 @@ class Engine:
         signal = _signal_of(call)
         self._queue.leave(signal)
         signal.rearm()
-        self.watch.wait(signal)
+        self.subscription.wait(signal)
         return signal
 
     def _join(self, call: PickRequest, *, retry: bool) -> Signal:
@@ -210,7 +212,7 @@ class Engine:
 
     def _throttle(self, opt_in_rules: OptInRules, now: float) -> None:
         if not opt_in_rules.admits(now):
-            self.telemetry.counts.throttled()
+            self.telemetry.metrics.throttled()
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
     def pick_hedge(self, call: PickRequest) -> Pick | None:
@@ -224,10 +226,10 @@ class Engine:
                 return None
             budget = None if self.hedging is None else self.hedging.budget
             if budget is not None and not budget.withdraw(now):
-                self.telemetry.counts.hedge_refused()
+                self.telemetry.metrics.hedge_refused()
                 return None
             self._take(pick, call, now, None, first=False)
-            self.telemetry.counts.hedge()
+            self.telemetry.metrics.hedge()
             return pick
 
     def changes_at(self, now: float) -> float:
@@ -237,7 +239,7 @@ class Engine:
         the line then.
         """
         with self.lock:
-            return min(self._picker.changes_at(now), self.watch.changes_at)
+            return min(self._picker.changes_at(now), self.subscription.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
         """Why none may be used now."""
@@ -254,7 +256,7 @@ class Engine:
         """The call that waited for `signal` has what it wants, or has given up."""
         with self.lock:
             try:
-                self.watch.forget(signal)
+                self.subscription.forget(signal)
                 self._queue.leave(signal, free=self._free(signal))
             except BaseException:
                 self._queue.wake()

@@ -64,7 +64,7 @@ class Membership:
         resolver: Resolver,
         *,
         pool: Pool,
-        counts: Metrics,
+        metrics: Metrics,
         outbox: Outbox,
         scheduler: Scheduler,
         clock: Callable[[], float],
@@ -73,7 +73,7 @@ class Membership:
         discovery_limits: DiscoveryLimits,
     ) -> None:
         self.name = service
-        self.watch = ServiceSubscription(
+        self.subscription = ServiceSubscription(
             service,
             resolver,
             self,
@@ -86,10 +86,10 @@ class Membership:
         self.pool = pool
         self.queue = WaitQueue()
         self._subset = Subset(discovery_limits.max_instances, rng)
-        self._counts = counts
+        self._metrics = metrics
         self._outbox = outbox
         self.scheduler = scheduler
-        self.companion: PeriodicJob | None = None
+        self.health_monitor: PeriodicJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
         """True where connections to instances that have left, or moved, are to be closed."""
@@ -98,8 +98,8 @@ class Membership:
         self.ended = False
         """True once no attempt may begin any more."""
         self._lock = lock
-        if isinstance(resolver, StaticResolver) and self.watch.claim():
-            self.watch.run()  # a list that never changes; all else waits for the first call
+        if isinstance(resolver, StaticResolver) and self.subscription.claim():
+            self.subscription.run()  # a list that never changes; all else waits for the first call
 
     def must_wait_until_resolved(self, now: float) -> bool:
         """True where nothing is known yet: wait for the watch. Hold the lock.
@@ -113,12 +113,14 @@ class Membership:
             )
         if self.generation is not self.scheduler.generation:
             self._follow()
-        if (failure := self.watch.failure(now)) is not None and self.watch.demand(now):
-            self.scheduler.schedule(self.watch)
-            failure = self.watch.failure(now)
+        if (failure := self.subscription.failure(now)) is not None and self.subscription.demand(
+            now
+        ):
+            self.scheduler.schedule(self.subscription)
+            failure = self.subscription.failure(now)
         if failure is not None:
             raise failure
-        return not self.watch.known
+        return not self.subscription.known
 
     def end(self) -> list[Signal]:
         """No attempt begins from now on. Returns the signals of calls that wait. Hold the lock."""
@@ -126,41 +128,41 @@ class Membership:
             True,
             None,
         )  # which has each call ask `must_wait_until_resolved`
-        return [*self.queue.waiting, *self.queue.retries, *self.watch.waiting]
+        return [*self.queue.waiting, *self.queue.retries, *self.subscription.waiting]
 
     def stop(self) -> None:
         """Ask discovery no more."""
         with self._lock:
-            self.watch.next_at = math.inf
-        if self.companion is not None:
-            self.companion.stop()
+            self.subscription.next_at = math.inf
+        if self.health_monitor is not None:
+            self.health_monitor.stop()
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
         """In a child: a lock that nobody holds, and a subset of its own."""
         self._lock = lock
-        self.watch.restart(lock)
-        if self.pool.after_fork() and not self.watch.stopped:
-            self.watch.next_at = -math.inf
+        self.subscription.restart(lock)
+        if self.pool.after_fork() and not self.subscription.stopped:
+            self.subscription.next_at = -math.inf
         if (subset := self._subset.after_fork()) is not None:
             # Nothing is counted or told: a dead thread may hold the locks of a caller's telemetry.
-            self.pool.take(self.pool.plan(subset, self.watch.clock()))
+            self.pool.take(self.pool.plan(subset, self.subscription.clock()))
 
     def request_refresh(self, now: float) -> None:
         """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
-        if self.watch.request_refresh(now):
-            self.scheduler.schedule(self.watch)
+        if self.subscription.request_refresh(now):
+            self.scheduler.schedule(self.subscription)
 
     def round(self) -> Iterator[Pause]:
         """Ask now, and yield what to wait for. Raises DiscoveryError if the answer is no good."""
-        if self.watch.settled:
+        if self.subscription.is_static:
             return
         signal = self._begin()
         try:
             yield Pause(_ROUND, signal)
         finally:
             with self._lock:
-                self.watch.forget(signal)
-        service, error = self.watch.service, self.watch.error
+                self.subscription.forget(signal)
+        service, error = self.subscription.service, self.subscription.error
         if self.ended:
             raise RuntimeError(f"the balancer of {self.name} is closed")
         if not signal.is_set:
@@ -169,22 +171,22 @@ class Membership:
             kind = ServiceAbsent if isinstance(error, ServiceAbsent) else DiscoveryError
             raise kind(f"refresh of {service} failed: {text_of(error)}") from error
 
-    def prepared(self, answer: Answer) -> Callable[[], None]:
+    def on_update(self, answer: Answer) -> Callable[[], None]:
         """Work out what a good answer changes, beside the calls."""
-        change = self.pool.plan(self._subset.of(answer.instances), self.watch.clock())
-        return partial(self._changed, change)
+        update = self.pool.plan(self._subset.of(answer.instances), self.subscription.clock())
+        return partial(self._changed, update)
 
-    def vanished(self) -> None:
+    def on_absent(self) -> None:
         """The service declared itself absent."""
         self._changed(self.pool.plan(()))
 
-    def lookup_failed(self) -> None:
+    def on_error(self) -> None:
         """The last good set stands."""
-        error = self.watch.error
-        self._counts.lookup_failed(error)
+        error = self.subscription.error
+        self._metrics.lookup_failed(error)
         self.queue.wake()  # the first in line notes when what is known becomes too old
         if error is not None:
-            self._outbox.emit(DiscoveryFailed(self.name, self.watch.clock(), error))
+            self._outbox.emit(DiscoveryFailed(self.name, self.subscription.clock(), error))
 
     def publish(self) -> None:
         """Log what came of a round, and have connections that nobody needs now closed. Let go of
@@ -199,27 +201,27 @@ class Membership:
 
     def _begin(self) -> Signal:
         with self._lock:
-            if self.watch.stopped:
+            if self.subscription.stopped:
                 raise RuntimeError(f"the balancer of {self.name} is closed")
-            signal = self.watch.wait_anew()
-            if not self.watch.busy:
-                self.watch.next_at = self.watch.clock()
-        self.scheduler.schedule(self.watch)
+            signal = self.subscription.wait_anew()
+            if not self.subscription.busy:
+                self.subscription.next_at = self.subscription.clock()
+        self.scheduler.schedule(self.subscription)
         return signal
 
-    def _changed(self, change: EndpointSetUpdate) -> None:
+    def _changed(self, update: EndpointSetUpdate) -> None:
         """Hold the lock."""
-        joined, left, before = len(change.joined), len(change.left), len(self.pool)
-        self._left = change.left
-        self._departed = bool(change.left or change.moved)
-        self.pool.take(change)
+        joined, left, before = len(update.joined), len(update.left), len(self.pool)
+        self._left = update.left
+        self._departed = bool(update.left or update.moved)
+        self.pool.take(update)
         self.queue.wake()
-        if self.watch.settled or not (joined or left):
+        if self.subscription.is_static or not (joined or left):
             return
-        self._counts.changed(joined, left)
+        self._metrics.changed(joined, left)
         if self._outbox.has_listener:
-            came, went = map(_instances, (change.joined, change.left))
-            self._outbox.emit(InstancesChanged(self.name, self.watch.clock(), came, went))
+            came, went = map(_instances, (update.joined, update.left))
+            self._outbox.emit(InstancesChanged(self.name, self.subscription.clock(), came, went))
         if before >= _MANY and left > before / 2:
             text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
             self._outbox.add(WARNING, text, self.name, left, joined, before, len(self.pool))
@@ -229,11 +231,11 @@ class Membership:
 
     def _follow(self) -> None:
         """Have the watch run in this process: for the first call, and the first after a fork."""
-        if not self.watch.settled:
-            self.scheduler.schedule(self.watch)
-        if self.companion is not None:
-            self.companion.begin()
-            self.scheduler.schedule(self.companion)
+        if not self.subscription.is_static:
+            self.scheduler.schedule(self.subscription)
+        if self.health_monitor is not None:
+            self.health_monitor.begin()
+            self.scheduler.schedule(self.health_monitor)
         self.generation = self.scheduler.generation
 
 

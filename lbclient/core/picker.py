@@ -63,7 +63,17 @@ class Pick:
 class PickRequest:
     """A call, or a hedge of one, for which an endpoint is to be picked."""
 
-    __slots__ = ("caller", "idempotent", "key", "now", "pick", "rng", "settles", "tried", "waiting")
+    __slots__ = (
+        "accepts_tried",
+        "caller",
+        "idempotent",
+        "key",
+        "now",
+        "pick",
+        "rng",
+        "tried",
+        "waiting",
+    )
 
     caller: int | None
     """The hash of what names the caller; None for no caller."""
@@ -74,7 +84,7 @@ class PickRequest:
     pick: Pick | None
     """The pick that no attempt has taken over yet."""
     rng: random.Random
-    settles: bool
+    accepts_tried: bool
     """True once it has waited long enough for an endpoint that it has not tried."""
     tried: list[Endpoint]
     """The endpoints that attempts of the call went to."""
@@ -100,7 +110,7 @@ class Picker:
         policy: BreakerPolicy,
         service: str,
         outbox: Outbox,
-        counts: Metrics,
+        metrics: Metrics,
         limits: Limits,
         slow_start: SlowStart | None = None,
     ) -> None:
@@ -117,7 +127,7 @@ class Picker:
         """True where it may fail by itself: it is the user's, or asks for the user's key."""
         self._patience = policy.reset_timeout
         self._observing = policy.observe
-        self._counts = counts
+        self._metrics = metrics
         self._limits = limits
         self._limited = limits.each
         self._total = limits.total
@@ -265,7 +275,7 @@ class Picker:
             if roomy := [one for one in untried if self._has_room(one)]:
                 return self._let(draw(roomy, call.rng), "retry", now)
             full = full or bool(untried)
-        if full and not call.settles:
+        if full and not call.accepts_tried:
             return UNTRIED_FULL
         racing = call.under_way
         if roomy := [one for one in candidates if one not in racing and self._has_room(one)]:
@@ -316,7 +326,7 @@ class Picker:
             return Pick(endpoint, endpoint.breaker.permit, reason)
         permit = endpoint.breaker.observed(now)
         if permit.refused:
-            self._counts.would_refuse()
+            self._metrics.would_refuse()
         return Pick(endpoint, permit, reason)
 
     def _probing(self, endpoint: Endpoint, now: float) -> Pick:

@@ -110,7 +110,7 @@ class EndpointSetUpdate:
 
     def __init__(
         self,
-        roster: EndpointSet,
+        endpoint_set: EndpointSet,
         policy: BreakerPolicy,
         instances: Iterable[Instance],
         now: float = -math.inf,
@@ -118,10 +118,10 @@ class EndpointSetUpdate:
         self.joined: list[Endpoint] = []
         self.moved: list[Endpoint] = []
         self._policy = policy
-        self._now = now if roster.endpoints else -math.inf
+        self._now = now if endpoint_set.endpoints else -math.inf
         self._revisions: list[_Revision] = []
         self._endpoints: dict[Instance, Endpoint] = {}
-        old = dict(roster.endpoints)
+        old = dict(endpoint_set.endpoints)
         by_priority: dict[int, list[Instance]] = {}
         for instance in instances:
             known = old.pop(instance) if instance in old else self._join(instance)
@@ -129,7 +129,7 @@ class EndpointSetUpdate:
             by_priority.setdefault(instance.priority, []).append(instance)
         self.left: list[Endpoint] = list(old.values())
         tiers = [self._tier(by_priority[priority]) for priority in sorted(by_priority)]
-        self.roster = EndpointSet(self._endpoints, tiers)
+        self.endpoint_set = EndpointSet(self._endpoints, tiers)
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self._revisions)
@@ -182,7 +182,7 @@ class Pool:
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
-        self._roster = EndpointSet()
+        self._endpoint_set = EndpointSet()
         self._open: list[tuple[Endpoint, ...]] = []
         self._serving: int | None = None
         self._candidates: tuple[Endpoint, ...] = ()
@@ -197,16 +197,16 @@ class Pool:
         self._listeners: list[WeakMethod[Callable[[], object]]] = []
 
     def __len__(self) -> int:
-        return len(self._roster.endpoints)
+        return len(self._endpoint_set.endpoints)
 
     @property
     def endpoints(self) -> Iterable[Endpoint]:
         """Every known one, in rotation or not."""
-        return self._roster.endpoints.values()
+        return self._endpoint_set.endpoints.values()
 
     def find(self, instance: Instance) -> Endpoint | None:
         """The endpoint of this instance, where it is known."""
-        return self._roster.endpoints.get(instance)
+        return self._endpoint_set.endpoints.get(instance)
 
     def fresh_breaker(self, endpoint: Endpoint) -> Breaker:
         """One without a past, for this endpoint."""
@@ -214,19 +214,19 @@ class Pool:
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
         """What a full set changes. One at a time; it needs no lock, and may take long."""
-        return EndpointSetUpdate(self._roster, self._policy, instances, now)
+        return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
-    def take(self, change: EndpointSetUpdate) -> None:
+    def take(self, update: EndpointSetUpdate) -> None:
         """Take a plan over: who stays keeps breaker, load and latency.
 
         Who stays but has new addresses starts with a new breaker: it is another machine.
         """
         self._updating = True
-        change.apply()
-        self._roster = change.roster
-        if change.joined or change.left or change.moved:
+        update.apply()
+        self._endpoint_set = update.endpoint_set
+        if update.joined or update.left or update.moved:
             self.membership += 1
-        if change:
+        if update:
             self._forget_looks()
         self._updating = False
 
@@ -260,9 +260,9 @@ class Pool:
 
     def update(self, instances: Iterable[Instance]) -> EndpointSetUpdate:
         """Plan and take over at once."""
-        change = self.plan(instances)
-        self.take(change)
-        return change
+        update = self.plan(instances)
+        self.take(update)
+        return update
 
     def changed(self, endpoint: Endpoint) -> None:
         """Its breaker or its rest has changed: look again before the next pick."""
@@ -304,16 +304,16 @@ class Pool:
 
     def resting(self, now: float) -> Endpoint | None:
         """The one due soonest of those that are kept out by nothing but their rest."""
-        rested = [one for one in self._dirty if self._standing(one, now) == "resting"]
+        rested = [one for one in self._dirty if self._status(one, now) == "resting"]
         return min(rested, key=lambda one: one.backing_off_until, default=None)
 
     def tiers(self) -> Sequence[Sequence[Endpoint]]:
         """Everybody, best tier first."""
-        return self._roster.tiers
+        return self._endpoint_set.tiers
 
     def probe_due(self, now: float) -> Endpoint | None:
         """The endpoint longest due for a probe, of the serving tier or a better one."""
-        tiers = self._roster.tiers
+        tiers = self._endpoint_set.tiers
         worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
         due = (
             one
@@ -351,7 +351,7 @@ class Pool:
         return ", ".join(shown + more)
 
     def _forget_looks(self) -> None:
-        self._open, self._candidates = [()] * len(self._roster.tiers), ()
+        self._open, self._candidates = [()] * len(self._endpoint_set.tiers), ()
         self._stale_at = -math.inf
 
     def _recompute(self, now: float) -> None:
@@ -359,11 +359,11 @@ class Pool:
 
         `_stale_at` is set last: an exception may come before, and the next call looks again.
         """
-        tiers = self._roster.tiers
+        tiers = self._endpoint_set.tiers
         dirty = [one for one in self._dirty if not one.gone]
         sick = sum(not one.healthy for one in dirty)
         self._health_ignored = sick == len(self)
-        out = {one: why for one in dirty if (why := self._standing(one, now)) != "serving"}
+        out = {one: why for one in dirty if (why := self._status(one, now)) != "serving"}
         self._dirty = dict.fromkeys(one for one in dirty if one in out or not one.healthy)
         self.open_breakers = [one for one, why in out.items() if why in ("open", "half-open")]
         stale_at = min((_next_change(one, now) for one in out), default=math.inf)
@@ -378,12 +378,12 @@ class Pool:
         """True where active checks do not keep it out."""
         return one.healthy or self._health_ignored
 
-    def _standing(self, one: Endpoint, now: float) -> EndpointStatus:
+    def _status(self, one: Endpoint, now: float) -> EndpointStatus:
         return one.status(now, ignore_health=self._health_ignored)
 
     def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
         """Whom somebody ejected stays out even so."""
-        threshold, tiers = self._policy.panic_threshold, self._roster.tiers
+        threshold, tiers = self._policy.panic_threshold, self._endpoint_set.tiers
         place = 0 if self._serving is None else self._serving
         if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
             opened[place] = tuple(one for one in tiers[place] if one.ejected_until <= now)
@@ -398,8 +398,8 @@ def _next_change(one: Endpoint, now: float) -> float:
 
 
 def _words(one: Endpoint, now: float) -> str:
-    standing = one.status(now)
-    words = f"breaker {standing}" if standing in ("open", "half-open") else standing
+    status = one.status(now)
+    words = f"breaker {status}" if status in ("open", "half-open") else status
     return words if one.last_fault is None else f"{words}, last fault {one.last_fault}"
 
 

@@ -29,7 +29,7 @@ class Rotation:
         self,
         membership: Membership,
         picker: Picker,
-        counts: Metrics,
+        metrics: Metrics,
         outbox: Outbox,
         clock: Callable[[], float],
         rng: random.Random,
@@ -38,7 +38,7 @@ class Rotation:
         self._pool = membership.pool
         self._queue = membership.queue
         self._picker = picker
-        self._counts = counts
+        self._metrics = metrics
         self._outbox = outbox
         self._clock = clock
         self._rng = rng
@@ -51,7 +51,7 @@ class Rotation:
 
     def follow_breaker(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
         """A breaker has opened or closed. One that only observes changes nothing here."""
-        self._counts.breaker(breaker.state)
+        self._metrics.breaker(breaker.state)
         self._log_turn(endpoint, breaker, now)
         self.emit(BreakerChanged, endpoint, breaker.state)
         if not breaker.observes:
@@ -91,7 +91,7 @@ class Rotation:
         """Out, for so long."""
         endpoint.ejected_until = endpoint.warm_since = self._clock() + seconds
         self._pool.changed(endpoint)
-        self._counts.ejected(by)
+        self._metrics.ejected(by)
         why = "by hand" if by == "hand" else f"as an outlier; last fault: {endpoint.last_fault}"
         text = "%s: %s is ejected for %.1f s, %s"
         self._outbox.add(INFO, text, self._service, endpoint.instance, seconds, why)
@@ -118,7 +118,7 @@ class Rotation:
             endpoint.warm_since = now
             endpoint.breaker.expedite_probe(now, self._rng)
         self._pool.changed(endpoint)
-        self._counts.health(healthy=healthy)
+        self._metrics.health(healthy=healthy)
         if healthy:
             text, since = "%s: %s passes its health checks after %.1f s", endpoint.unhealthy_since
             self._outbox.add(INFO, text, self._service, endpoint.instance, now - since)

@@ -57,7 +57,7 @@ class Wait:
             if call.now >= until:
                 if last is None:
                     raise self._tired()
-                return None if call.overdue() else self._settled(holding)
+                return None if call.overdue() else self._pick_tried(holding)
             yield Pause(min(until - call.now, self._look_again(got)), got)
             if call.over or (last is not None and call.engine.membership.ended):
                 return None
@@ -66,11 +66,11 @@ class Wait:
             raise call.engine.refusal()
         return got
 
-    def _settled(self, holding: Pick | None) -> Pick | None:
+    def _pick_tried(self, holding: Pick | None) -> Pick | None:
         call = self._call
-        call.settles = True
+        call.accepts_tried = True
         got = call.engine.admit(call, holding)
-        call.settles = False
+        call.accepts_tried = False
         return got if isinstance(got, Pick) else None
 
     def _look_again(self, signal: Signal) -> float:
@@ -87,7 +87,7 @@ class Wait:
 
     def _until(self) -> float:
         call = self._call
-        if not call.engine.watch.known:
+        if not call.engine.subscription.known:
             until = call.now + _FIRST_ANSWER
             return until if call.deadline is None else min(until, call.deadline)
         if call.deadline is None:
@@ -103,7 +103,7 @@ class Wait:
         call = self._call
         service, waited = call.engine.service, f"after {call.now - call.since:.2f} s"
         reason = f"every instance of {service} is still at its limit of attempts in flight"
-        if not (known := call.engine.watch.known):
+        if not (known := call.engine.subscription.known):
             reason = f"nothing is known of {service}: discovery has not answered"
         if call.deadline is not None and (known or call.overdue()):
             left = max(0.0, call.deadline - call.now)

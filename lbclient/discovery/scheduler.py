@@ -34,8 +34,8 @@ from lbclient._internal.fork import Lazy
 __all__ = [
     "THREAD_SCHEDULER",
     "Backoff",
-    "Job",
     "PeriodicJob",
+    "ScheduledJob",
     "Scheduler",
     "ThreadScheduler",
     "jittered",
@@ -79,12 +79,12 @@ class Backoff:
         self._next = _FIRST
 
 
-class Job(Protocol):
+class ScheduledJob(Protocol):
     """The discovery or health checks of a service, or a registration's renewal. Its rounds may
     block.
     """
 
-    turn: int
+    ticket: int
     """The scheduler's ticket for the next round."""
 
     @property
@@ -130,7 +130,7 @@ class PeriodicJob(ABC):
 
     def __init__(self, interval: float, *, clock: Callable[[], float], rng: random.Random) -> None:
         self.clock = clock
-        self.turn = -1
+        self.ticket = -1
         self.next_at = math.inf
         self.stopped = False
         self._interval = interval
@@ -183,7 +183,7 @@ class Scheduler(Protocol):
     generation: object
     """A different object in a forked child."""
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: ScheduledJob) -> None:
         """Run the next round of `job` at its `next_at`."""
         ...
 
@@ -201,12 +201,12 @@ class ThreadScheduler:
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread started."""
         self._warned = False
-        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
+        self._heap: list[tuple[float, int, weakref.ref[ScheduledJob]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
 
     @Lazy
-    def _inbox(self) -> queue.SimpleQueue[weakref.ref[Job]]:
+    def _inbox(self) -> queue.SimpleQueue[weakref.ref[ScheduledJob]]:
         return queue.SimpleQueue()
 
     @Lazy
@@ -214,7 +214,7 @@ class ThreadScheduler:
         """Held by the one thread that runs the loop."""
         return threading.Lock()
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: ScheduledJob) -> None:
         """Run the next round of `job` at its `next_at`. Replaces what was scheduled before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
@@ -238,32 +238,32 @@ class ThreadScheduler:
         try:
             ref = self._inbox.get(timeout=self._pause())
         except queue.Empty:
-            _, turn, ref = heapq.heappop(self._heap)
-            self._begin(turn, ref)
+            _, ticket, ref = heapq.heappop(self._heap)
+            self._begin(ticket, ref)
         else:
             self._note(ref)
 
     def _pause(self) -> float | None:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
-    def _note(self, ref: weakref.ref[Job]) -> None:
+    def _note(self, ref: weakref.ref[ScheduledJob]) -> None:
         job = ref()
         if job is None or job.stopped:
             return
-        job.turn = next(self._order)
+        job.ticket = next(self._order)
         at = time.monotonic() + min(job.next_at - job.clock(), _LONGEST_SLEEP)
-        heapq.heappush(self._heap, (at, job.turn, ref))
+        heapq.heappush(self._heap, (at, job.ticket, ref))
         if len(self._heap) > self._crowded:
             self._sweep()
 
     def _sweep(self) -> None:
         """Drop entries that are out of date, when they may be half of the heap."""
-        self._heap = [(at, turn, ref) for at, turn, ref in self._heap if _its(turn, ref)]
+        self._heap = [(at, ticket, ref) for at, ticket, ref in self._heap if _its(ticket, ref)]
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
 
-    def _begin(self, turn: int, ref: weakref.ref[Job]) -> None:
-        if (job := _its(turn, ref)) is None:
+    def _begin(self, ticket: int, ref: weakref.ref[ScheduledJob]) -> None:
+        if (job := _its(ticket, ref)) is None:
             return
         if job.quick:
             self._round(job)
@@ -282,7 +282,7 @@ class ThreadScheduler:
         except RuntimeError:  # no more threads can be started: late is better than never
             run()
 
-    def _round(self, job: Job) -> None:
+    def _round(self, job: ScheduledJob) -> None:
         try:
             if job.claim():
                 job.run()
@@ -307,10 +307,10 @@ class ThreadScheduler:
         self.__init__()  # type: ignore[misc]  # the child needs everything in its initial state
 
 
-def _its(turn: int, ref: weakref.ref[Job]) -> Job | None:
-    """The job, if it is alive and the ticket `turn` is still valid."""
+def _its(ticket: int, ref: weakref.ref[ScheduledJob]) -> ScheduledJob | None:
+    """The job, if it is alive and `ticket` is still valid."""
     job = ref()
-    return job if job is not None and job.turn == turn else None
+    return job if job is not None and job.ticket == ticket else None
 
 
 def _daemon(run: Callable[[], None], name: str) -> threading.Thread:

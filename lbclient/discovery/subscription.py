@@ -36,15 +36,15 @@ class SubscriptionListener(Protocol):
     `publish`.
     """
 
-    def prepared(self, answer: Answer) -> Callable[[], None]:
+    def on_update(self, answer: Answer) -> Callable[[], None]:
         """Compute, without the lock, what a good answer changes. Call the result under the lock."""
         ...
 
-    def vanished(self) -> None:
+    def on_absent(self) -> None:
         """The service was declared absent. Called under the lock."""
         ...
 
-    def lookup_failed(self) -> None:
+    def on_error(self) -> None:
         """There was no good answer, so the last good set stays in use. Called under the lock."""
         ...
 
@@ -53,7 +53,7 @@ class SubscriptionListener(Protocol):
         ...
 
 
-class _Found(NamedTuple):
+class _Prepared(NamedTuple):
     answer: Answer
     take_over: Callable[[], None]
 
@@ -68,7 +68,7 @@ class ServiceSubscription:
         self,
         service: str,
         resolver: Resolver,
-        subscriber: SubscriptionListener,
+        listener: SubscriptionListener,
         *,
         clock: Callable[[], float],
         rng: random.Random,
@@ -83,11 +83,11 @@ class ServiceSubscription:
         self.busy = False
         self.fresh = False
         """True while the last answer was good. Then nothing else must be checked before a pick."""
-        self.turn = -1
+        self.ticket = -1
         """The scheduler's ticket for the next round."""
         self.quick = False
         self._resolver = resolver
-        self._subscriber = subscriber
+        self._listener = listener
         self._rng = rng
         self._lock = lock
         self._max_stale = max_stale
@@ -106,7 +106,7 @@ class ServiceSubscription:
         return self._answer is not None
 
     @property
-    def settled(self) -> bool:
+    def is_static(self) -> bool:
         """True for a list that never changes."""
         return self._answer is not None and self._answer.ttl is None
 
@@ -225,14 +225,14 @@ class ServiceSubscription:
             for signal in waiting:
                 signal.set()
 
-    def _ask(self) -> _Found | Exception:
+    def _ask(self) -> _Prepared | Exception:
         """Look up. Returns the answer, and a function that applies it.
 
         What ten thousand instances change is computed here, without the lock.
         """
         try:
             answer = usable(self._resolver.resolve(), f" about {self.service}")
-            return _Found(answer, self._subscriber.prepared(answer))
+            return _Prepared(answer, self._listener.on_update(answer))
         except BaseException as error:  # noqa: BLE001  # a user's resolver may raise anything, on our thread
             if isinstance(error, Exception):
                 return error
@@ -240,7 +240,7 @@ class ServiceSubscription:
             failure.__cause__ = error
             return failure
 
-    def _succeeded(self, found: _Found) -> None:
+    def _succeeded(self, found: _Prepared) -> None:
         answer, self._answered_at = found.answer, self.clock()
         self._answer = Answer((), answer.ttl, answer.refused)  # the listener keeps the instances
         self.error, self.fresh = None, True
@@ -252,19 +252,21 @@ class ServiceSubscription:
         self.error, self.fresh = error, False
         self._failed_at = self.clock()
         self._wait(self._backoff.failed())
-        self._subscriber.lookup_failed()
+        self._listener.on_error()
         if isinstance(error, ServiceAbsent):
             self._answer = None
-            self._subscriber.vanished()
+            self._listener.on_absent()
 
     def _wait(self, seconds: float) -> None:
         """Set when the next round is due; none if the subscription was stopped during this one."""
         if not self.stopped:
             self.next_at = self.clock() + seconds
 
-    def _tell(self, got: _Found | Exception, error: Exception | None, known: Answer | None) -> None:
+    def _tell(
+        self, got: _Prepared | Exception, error: Exception | None, known: Answer | None
+    ) -> None:
         """Log what is new, without the lock: a log handler has a lock of its own."""
-        self._subscriber.publish()
+        self._listener.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
                 logger.warning("discovery of %s failed: %s", self.service, text_of(got))

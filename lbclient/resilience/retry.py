@@ -168,16 +168,16 @@ class RetryRules:
 class RetryController:
     """The retries of one call. It costs nothing until an attempt has failed."""
 
-    __slots__ = ("_rested", "_retries", "_state")
+    __slots__ = ("_rested", "_retry_rules", "_state")
 
-    def __init__(self, retries: RetryRules) -> None:
-        self._retries = retries
+    def __init__(self, retry_rules: RetryRules) -> None:
+        self._retry_rules = retry_rules
         self._state: tenacity.RetryCallState | None = None
         self._rested = 0.0
 
     def delay(self, retry_state: RetryState) -> float | None:
         """Seconds to wait before the next attempt, or None if the outcome is final."""
-        rules = self._retries.rules
+        rules = self._retry_rules.rules
         if self._state is None:
             self._state = tenacity.RetryCallState(rules, None, (), {})
         state = self._state

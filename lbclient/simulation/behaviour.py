@@ -118,7 +118,7 @@ def judge_of(statuses: Collection[int]) -> Classifier:
     }
     fault = Verdict(fault=True)
 
-    def judge(result: object) -> Verdict:
+    def classify(result: object) -> Verdict:
         if not isinstance(result, Reply):
             return classify_network_error(result)
         verdict = again.get(result.status)
@@ -130,7 +130,7 @@ def judge_of(statuses: Collection[int]) -> Classifier:
             return Verdict(fault=verdict.fault, again="idempotent", rest=result.rest)
         return verdict
 
-    return judge
+    return classify
 
 
 def status_of(name: str, value: object) -> int:

@@ -216,7 +216,7 @@ def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
     hedges = sum(earlier.reason == "hedge" for earlier in (*before, attempt))
     if hedges > 1 or (hedges and not call.idempotent):
         yield f"hedges: {hedges}, idempotent: {call.idempotent}"
-    if len(before) + 1 - hedges > call.engine.retries.policy.attempts:
+    if len(before) + 1 - hedges > call.engine.retry_rules.policy.attempts:
         yield f"it is attempt {len(before) + 1 - hedges}"
 
 
@@ -335,7 +335,7 @@ class Invariants:
         of an attempt that was never sent is not counted."""
         hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
-        retries = self._engine.retries.budget
+        retries = self._engine.retry_rules.budget
         for what, made, budget in (
             ("retries", self._retries, retries),
             ("hedges", self._hedges, hedges),

@@ -17,7 +17,7 @@ from lbclient.balancer.health_monitor import CheckExecutor, in_turn
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call, CallOptions, caller_of
 from lbclient.discovery import Service
-from lbclient.discovery.scheduler import Job
+from lbclient.discovery.scheduler import ScheduledJob
 from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.instance import Answer
 from lbclient.protocol import bind
@@ -42,15 +42,15 @@ class Rounds:
         self.generation = object()
         self._world = world
 
-    def schedule(self, job: Job) -> None:
+    def schedule(self, job: ScheduledJob) -> None:
         """Run the next round of `job` at its `next_at`. This replaces what was scheduled before."""
-        job.turn += 1
-        turn = job.turn
+        job.ticket += 1
+        ticket = job.ticket
         if not job.stopped:
-            self._world.at(job.next_at, lambda: self._round(job, turn), background=True)
+            self._world.at(job.next_at, lambda: self._round(job, ticket), background=True)
 
-    def _round(self, job: Job, turn: int) -> None:
-        if job.turn == turn and job.claim():
+    def _round(self, job: ScheduledJob, ticket: int) -> None:
+        if job.ticket == ticket and job.claim():
             job.run()
             self.schedule(job)
 

@@ -79,14 +79,23 @@ class Host:
     Raises ValueError for a behaviour that cannot be copied.
     """
 
-    __slots__ = ("_behave", "_levels", "_rng", "_server", "_world", "answered", "in_flight", "most")
+    __slots__ = (
+        "_behave",
+        "_latency_by_load",
+        "_rng",
+        "_server",
+        "_world",
+        "answered",
+        "in_flight",
+        "most",
+    )
 
     def __init__(self, server: Server, world: World, rng: random.Random) -> None:
         self._server = server
         self._world = world
         self._rng = rng
         self._behave = _own(server)
-        self._levels = LatencyByLoad()
+        self._latency_by_load = LatencyByLoad()
         self.in_flight = 0
         self.most = 0
         """The most requests it ever had in flight."""
@@ -121,12 +130,14 @@ class Host:
         if not self._server.reports:
             return None
         now = self._world.clock()
-        return LoadReport(self.in_flight, self._levels.latency(self.in_flight, now, _MEMORY))
+        return LoadReport(
+            self.in_flight, self._latency_by_load.latency(self.in_flight, now, _MEMORY)
+        )
 
     def _finish(self, others: int, took: float, reply: Reply) -> None:
         self.in_flight -= 1
         if self._server.reports and reply.error is None and reply.status < 400:
-            self._levels.saw(others, took, self._world.clock(), _MEMORY)
+            self._latency_by_load.record_latency(others, took, self._world.clock(), _MEMORY)
 
 
 def _own(server: Server) -> Asked:

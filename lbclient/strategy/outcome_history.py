@@ -102,7 +102,7 @@ class LatencyByLoad:
     def __init__(self) -> None:
         self._levels: dict[int, tuple[float, float]] = {}
 
-    def saw(self, others: int, elapsed: float, now: float, age: float) -> None:
+    def record_latency(self, others: int, elapsed: float, now: float, age: float) -> None:
         """Record an answer that took `elapsed` seconds, with this many other attempts in flight."""
         level = others.bit_length()
         mean, at = self._levels.get(level, (elapsed, now))

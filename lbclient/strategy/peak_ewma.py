@@ -25,7 +25,7 @@ class _Peak(Record):
         super().__init__(now)
         self.latency: float | None = None
 
-    def saw(self, elapsed: float, fade: float, *, failed: bool) -> None:
+    def record_latency(self, elapsed: float, fade: float, *, failed: bool) -> None:
         """Record an answer. A failure counts as latency only if it took longer than answers do."""
         old = self.latency
         if failed:
@@ -64,7 +64,7 @@ class PeakEwma:
     def __init__(self, decay: float = 10.0, choices: int = 2) -> None:
         self._decay = validation.seconds("decay", decay)
         self._choices = validation.count("choices", choices, least=2)
-        self._memory = OutcomeHistory(_Peak, decay)
+        self._history = OutcomeHistory(_Peak, decay)
         self._mean_latency: float | None = None
 
     def __repr__(self) -> str:
@@ -87,19 +87,19 @@ class PeakEwma:
         """Record how long an attempt took, or that it failed."""
         if endpoint.gone:
             return
-        record = self._memory.of(endpoint, now)
-        fade = self._memory.record_outcome(record, elapsed, failed=failed, now=now)
-        record.saw(elapsed, fade, failed=failed)
+        record = self._history.of(endpoint, now)
+        fade = self._history.record_outcome(record, elapsed, failed=failed, now=now)
+        record.record_latency(elapsed, fade, failed=failed)
         if not failed:
             mean_latency = elapsed if self._mean_latency is None else self._mean_latency
             self._mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
 
     def _cost(self, one: Endpoint, now: float) -> float:
         """The expected seconds of work in front of a new call, for one unit of weight."""
-        record = self._memory.known(one, now)
+        record = self._history.known(one, now)
         if record is None:
             return (_UNKNOWN + one.in_flight) / one.weight if one.in_flight else 0.0
-        fade = self._memory.fade(record, now)
+        fade = self._history.fade(record, now)
         latency = record.latency
         if latency is None:  # it has only failed: count it as no better than the others
             latency = 1.0 if self._mean_latency is None else self._mean_latency

@@ -79,11 +79,11 @@ class Reports:
 class _Recent(Record):
     """A record with the recent latency of an instance, and whether it reports its load."""
 
-    __slots__ = ("levels", "reports")
+    __slots__ = ("latency_by_load", "reports")
 
     def __init__(self, now: float) -> None:
         super().__init__(now)
-        self.levels = LatencyByLoad()
+        self.latency_by_load = LatencyByLoad()
         self.reports = False
 
 
@@ -138,7 +138,7 @@ class Prequal:
         self._age = validation.seconds("age", age)
         validation.kind("probe", probe, LoadProbe)
         self.probe = probe
-        self._memory = OutcomeHistory(_Recent, _DECAY)
+        self._history = OutcomeHistory(_Recent, _DECAY)
         self._reports = Reports(_REPORT_AGE)
         self._reporting = 0.0
         self._candidates: Sequence[Endpoint] = ()
@@ -172,17 +172,17 @@ class Prequal:
         """Record how long an attempt took, or that it failed."""
         if endpoint.gone:
             return
-        record = self._memory.of(endpoint, now)
-        self._memory.record_outcome(record, elapsed, failed=failed, now=now)
+        record = self._history.of(endpoint, now)
+        self._history.record_outcome(record, elapsed, failed=failed, now=now)
         if not failed:
-            record.levels.saw(endpoint.in_flight - 1, elapsed, now, self._age)
+            record.latency_by_load.record_latency(endpoint.in_flight - 1, elapsed, now, self._age)
             self._reporting += _GAIN * (record.reports - self._reporting)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
         """Record the load that an instance reports, or that it reports none."""
         if endpoint.gone:
             return
-        self._memory.of(endpoint, now).reports = load is not None
+        self._history.of(endpoint, now).reports = load is not None
         if load is None:
             self._reports.drop(endpoint)
         else:
@@ -207,7 +207,7 @@ class Prequal:
         An unknown endpoint will be probed, so the answer is yes. Without probes it is drawn at
         random, by the share of the others that do.
         """
-        record = self._memory.known(one, call.now)
+        record = self._history.known(one, call.now)
         if record is not None:
             return record.reports
         return self.probe is not None or call.rng.random() < min(self._reporting, _SURE)
@@ -224,11 +224,11 @@ class Prequal:
 
         The RIF is taken relative to the limit.
         """
-        record, report = self._memory.known(one, now), self._reports.of(one)
+        record, report = self._history.known(one, now), self._reports.of(one)
         cost, latency = 1.0, None
         if record is not None:
-            cost += record.penalty * self._memory.fade(record, now)
-            latency = record.levels.latency(one.in_flight, now, self._age)
+            cost += record.penalty * self._history.fade(record, now)
+            latency = record.latency_by_load.latency(one.in_flight, now, self._age)
         in_flight, limit = float(one.in_flight), limits[0]
         if report is not None:
             in_flight, limit = report.in_flight(one.in_flight), limits[1]

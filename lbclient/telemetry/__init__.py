@@ -53,4 +53,4 @@ class Telemetry:
         self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
         """Opens the span of one call."""
         provider = otel_metrics.get_meter_provider() if meter_provider is None else meter_provider
-        self.counts = Metrics(instruments(provider), label)
+        self.metrics = Metrics(instruments(provider), label)

@@ -502,7 +502,7 @@ def test_refresh_during_a_round_waits_for_the_next():
     assert asked.acquire(timeout=5)
     second = threading.Thread(target=balancer.refresh)
     second.start()
-    while not balancer._engine.watch._later:
+    while not balancer._engine.subscription._later:
         pass
     go.release(2)
     first.join()

@@ -755,7 +755,7 @@ def test_each_balancer_owns_its_budget():
     """One policy for two balancers is fine: each has a budget of its own."""
     policy = RetryPolicy()
     one, other = lbclient.Balancer(URL, retry=policy), lbclient.Balancer(URL, retry=policy)
-    assert one._engine.retries.budget is not other._engine.retries.budget
+    assert one._engine.retry_rules.budget is not other._engine.retry_rules.budget
 
 
 # Arguments of the HTTP entries

@@ -411,7 +411,7 @@ class Script:
 @pytest.fixture
 def told(capsys):
     script = Script()
-    watch = Reporter("orders", script, lambda: script.now).watch
+    watch = Reporter("orders", script, lambda: script.now).subscription
 
     def run(outcome):
         """What a round with this outcome has printed, 20 s after the last, without time stamps."""

@@ -152,9 +152,9 @@ def test_what_was_never_sent_costs_no_budget():
     with Balancer(THREE, retry=tight, breaker=None, clock=lambda: 0.0) as balancer:
         for _ in range(3):
             assert balancer.call(Sent(ConnectionRefusedError(), "good")) == "good"
-        assert balancer._engine.retries.budget.balance(0.0) == 1.0
+        assert balancer._engine.retry_rules.budget.balance(0.0) == 1.0
         assert balancer.call(Sent(ConnectionResetError(), "good"), idempotent=True) == "good"
-        assert balancer._engine.retries.budget.balance(0.0) == 0.0
+        assert balancer._engine.retry_rules.budget.balance(0.0) == 0.0
 
 
 def test_attempts_bound_what_was_never_sent():
@@ -224,7 +224,8 @@ def test_a_request_that_was_not_read_is_replaced_without_budget(servers):
         assert client.get("/first").status_code == 200
         assert client.post("/", content=b"x").text == "read"
         assert (
-            client.balancer._engine.retries.budget.balance(client.balancer._engine.clock()) == 0.0
+            client.balancer._engine.retry_rules.budget.balance(client.balancer._engine.clock())
+            == 0.0
         )
 
 

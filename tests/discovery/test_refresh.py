@@ -78,16 +78,16 @@ class Told:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def prepared(self, _: Answer):
+    def on_update(self, _: Answer):
         return lambda: self.events.append("discovered")
 
     def publish(self) -> None:
         pass
 
-    def vanished(self) -> None:
+    def on_absent(self) -> None:
         self.events.append("vanished")
 
-    def lookup_failed(self) -> None:
+    def on_error(self) -> None:
         self.events.append("failed")
 
 
@@ -365,7 +365,7 @@ def test_whoever_waits_is_woken_whatever_happens():
     def fail(_: Answer) -> None:
         raise RuntimeError("a bug")
 
-    world.told.prepared = fail
+    world.told.on_update = fail
     signal = Signal()
     world.watch.wait(signal)
     world.round()
@@ -712,7 +712,7 @@ async def test_cancelled_waiter_is_forgotten(balancers):
         group.start_soon(balancer.acall, _port)
         await anyio.to_thread.run_sync(gate.entered.acquire)
         group.cancel_scope.cancel()
-    assert balancer._engine.watch._waiting == {}
+    assert balancer._engine.subscription._waiting == {}
     gate.open()
     assert await balancer.acall(_port) == 80
 
@@ -729,7 +729,7 @@ def test_crowd_waits_for_the_first_answer(balancers):
             compared.append(other)
             return self is other
 
-    watch = balancers(Gate())._engine.watch
+    watch = balancers(Gate())._engine.subscription
     signals = [Compared() for _ in range(100)]
     for signal in [*signals, *signals]:
         watch.wait(signal)
@@ -908,7 +908,7 @@ def test_forgotten_balancer_stops_asking(liar):
     balancer = Balancer(SERVICE, nameservers=[liar.address])
     balancer.refresh()
     balancer.refresh()
-    ref = weakref.ref(balancer._engine.watch)
+    ref = weakref.ref(balancer._engine.subscription)
     del balancer
     assert gone(ref)
 
@@ -950,7 +950,7 @@ def test_closed_balancer_stops_asking(balancers):
         with pytest.raises(BalancerClosed):
             future.result(SOON)
         gate.open()
-    assert balancer._engine.watch.stopped
+    assert balancer._engine.subscription.stopped
 
 
 def test_what_is_scheduled_anew_leaves_no_trace():

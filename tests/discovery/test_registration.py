@@ -366,7 +366,7 @@ def killed(one: Registration) -> None:
     """As if its process had been: nothing is taken out, nothing follows."""
     one.__enter__()
     one._stay.renewal.stopped = True
-    one._stay.link.remove()
+    one._stay.sigterm_hook.remove()
     one._stay = None
 
 
@@ -407,7 +407,7 @@ def test_successor_is_left_alone(bind, service, registration, port):
     old = registration("127.0.0.1", identity="pod-0")
     with registration("127.0.0.2", port, identity="pod-0") as new:
         with old:
-            new._stay.presence.renew()
+            new._stay.record.renew()
         assert records(bind, service) == {f"0 1 {port} {target}"}
         assert records(bind, target, "A") == {"127.0.0.2"}
 
@@ -590,7 +590,7 @@ def test_wiped_record_is_put_again(bind, service, registration):
     """A record that was deleted is there again after a round of the refresher, with its address."""
     target = made_up(service, "127-0-0-1")
     with registration(ttl=1) as one:
-        put, renewed = one._stay.presence.renew, threading.Event()
+        put, renewed = one._stay.record.renew, threading.Event()
 
         def renew():
             put()
@@ -609,7 +609,7 @@ def test_renewal_changes_nothing_that_is_there(bind, service, registration):
     for options in ({}, {"identity": "pod-0"}):
         with registration(**options) as one:
             before = records(bind, ZONE, "SOA")
-            one._stay.presence.renew()
+            one._stay.record.renew()
             assert records(bind, ZONE, "SOA") == before
             assert records(bind, service)
 
@@ -694,7 +694,7 @@ def test_renewal_under_way_is_not_the_last_word(bind, service, registration, pro
     proxy.hooks = [lambda forward: forward(), hold]
     one = registration(server=proxy.address)
     with one:
-        renewing = threading.Thread(target=one._stay.presence.renew)
+        renewing = threading.Thread(target=one._stay.record.renew)
         renewing.start()
         assert reached.wait(10)
         leaving = threading.Thread(target=one.close)
@@ -708,7 +708,7 @@ def test_renewal_under_way_is_not_the_last_word(bind, service, registration, pro
 def test_late_renewal_does_nothing(bind, service, registration):
     """A renewal that begins after it was left does nothing."""
     with registration() as one:
-        presence = one._stay.presence
+        presence = one._stay.record
     presence.renew()
     assert records(bind, service) == set()
 
@@ -716,7 +716,7 @@ def test_late_renewal_does_nothing(bind, service, registration):
 def test_stuck_change_does_not_hold_up_the_exit(bind, service, registration, caplog):
     """Leaving waits for a change under way, but not without end."""
     with registration() as one:
-        presence = one._stay.presence
+        presence = one._stay.record
         presence._timeout = 0.01
         presence._lock.acquire()
     assert "a change before is stuck" in caplog.text
@@ -904,7 +904,7 @@ def test_dropped_registration_passes_on(registration, bind, service, sigterm):
     """Its handler does not keep a registration that nobody holds, and still passes on."""
     one = Registration(service, Instance("127.0.0.1", 1), server=bind.address, key=KEY)
     one.__enter__()
-    presence = weakref.ref(one._stay.presence)
+    presence = weakref.ref(one._stay.record)
     del one
     gc.collect()
     assert presence() is None
@@ -980,7 +980,7 @@ def test_sigterm_while_another_thread_enters(bind, service, registration, proxy,
     one = registration(server=proxy.address)
 
     def hold(forward):
-        presence = one._stay.presence
+        presence = one._stay.record
         terminate()
         while presence._wanted:
             pass
@@ -1012,7 +1012,7 @@ def test_sigterm_while_a_log_is_written(bind, service, registration, proxy, sigt
     try:
         proxy.hooks = [lambda forward: forward(), lambda _: None]
         with registration(server=proxy.address) as one:
-            one._stay.link._patience = 1
+            one._stay.sigterm_hook._patience = 1
             with lock:  # as if the main thread were in the middle of writing
                 terminate()
             assert sigterm == ["first"]
@@ -1172,7 +1172,7 @@ def test_child_forked_during_a_change(bind, service):
     """A lock that a thread of the parent holds at the fork stops nobody in the child."""
     body = """
 with one:
-    lock = one._stay.presence._lock
+    lock = one._stay.record._lock
     lock.acquire()
     child = os.fork()
     if not child:

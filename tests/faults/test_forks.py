@@ -181,7 +181,7 @@ def test_children_refresh_and_probe_at_different_times():
         pass
     def times():
         (one,) = balancer._engine.pool.endpoints
-        return [balancer._engine.watch.next_at, one.breaker.due]
+        return [balancer._engine.subscription.next_at, one.breaker.due]
     refresh, due = times()
     now = time.monotonic()
     for place, parents in enumerate((refresh, due)):

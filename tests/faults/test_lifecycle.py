@@ -171,7 +171,7 @@ def test_forgotten_client_costs_nothing(servers):
     resolver = Mine()
     client = lbclient.Client(resolver, name="orders.test")
     assert client.get("/").status_code == 200
-    watch = weakref.ref(client.balancer._engine.watch)
+    watch = weakref.ref(client.balancer._engine.subscription)
     # Its sockets would be warned of, as any that is left open.
     client._transport._transports.close()
     del client

@@ -204,11 +204,11 @@ def test_closed_balancer_is_not_asked_for_by_a_refresh_under_way():
     """C20: a refresh that was about to begin when the balancer was closed asks nobody."""
     resolver = Scripted(A)
     balancer = Balancer(resolver, name="shop.test")
-    pauses = balancer._asked()
+    pauses = balancer._refresh_round()
     balancer.close()
     with pytest.raises(RuntimeError, match=r"shop\.test is closed"):
         next(iter(pauses))
-    assert balancer._engine.watch.stopped
+    assert balancer._engine.subscription.stopped
 
 
 # Forks
@@ -255,7 +255,7 @@ def test_half_made_change_is_mended_in_a_child(step):
         pool._updating = True
         change.apply()
         if step == "assigned":
-            pool._roster = change.roster
+            pool._endpoint_set = change.endpoint_set
     assert pool.after_fork() is (step != "looking")
     assert not any(one.gone for one in pool.endpoints)
     known = {one.instance for one in pool.endpoints}

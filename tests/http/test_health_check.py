@@ -130,7 +130,7 @@ def test_nothing_runs_before_the_first_call_nor_after_close(servers, world):
     (server,) = servers(patient)
     with world.client([server.url], health=HealthCheck("/healthz", **OFTEN)) as client:
         assert not patient.checked.acquire(timeout=0.3)
-        monitor = client.balancer._engine.membership.companion
+        monitor = client.balancer._engine.membership.health_monitor
         assert monitor.next_at > 1e300
         client.get("/")
         assert patient.checked.acquire(timeout=SOON)
@@ -193,7 +193,7 @@ def test_a_client_that_nobody_holds_is_collected(servers):
     client = lbclient.Client([server.url], health=HealthCheck("/healthz", **OFTEN))
     client.get("/")
     assert patient.checked.acquire(timeout=SOON)
-    monitor = weakref.ref(client.balancer._engine.membership.companion)
+    monitor = weakref.ref(client.balancer._engine.membership.health_monitor)
     client._transport._transports.close()
     del client
 

@@ -417,7 +417,7 @@ def test_consul_ttl_is_zero_by_default(recipes):
     for options, least, most in (({}, 0.9, 1.1), ({"min_refresh": 5}, 4.5, 5.5)):
         with recipe.client(clock=lambda: 1000.0, **options) as client:
             client.balancer.refresh()
-            assert least <= client.balancer._engine.watch.next_at - 1000 <= most
+            assert least <= client.balancer._engine.subscription.next_at - 1000 <= most
 
 
 # Kubernetes

@@ -550,7 +550,7 @@ def test_metrics_are_there(telemetry):
     named = set(re.findall(r"`(lbclient\.[a-z_.]+)`", PAGE))
     ours = {
         metric
-        for kind in vars(balancer._engine.telemetry.counts._instruments).values()
+        for kind in vars(balancer._engine.telemetry.metrics._instruments).values()
         if (metric := getattr(kind, "name", None)) is not None
     }
     assert len(named) >= 8

@@ -191,7 +191,7 @@ class Clinic:
             report=self.report,
             clock=self.world.clock,
             rng=random.Random(seed),
-            crew=in_turn,
+            executor=in_turn,
         )
         self.rounds = Rounds(self.world)
 
@@ -284,7 +284,7 @@ def test_who_left_is_forgotten():
     clinic.some_rounds(2)
     known, clinic.known = clinic.known, clinic.known[1:]
     clinic.some_rounds(1)
-    assert set(clinic.monitor._pulses) == set(clinic.known)
+    assert set(clinic.monitor._tallies) == set(clinic.known)
     clinic.known = known
     clinic.some_rounds(2)
     assert clinic.turns == []
@@ -452,10 +452,10 @@ def test_callers_check_is_told_whom_and_how_long():
 # Many at once, on threads
 
 
-def results_of(crew, check, subjects, seconds=SOON):
+def results_of(executor, check, subjects, seconds=SOON):
     return [
         (one, None if error is None else str(error))
-        for one, error in crew(check, subjects, seconds)
+        for one, error in executor(check, subjects, seconds)
     ]
 
 
@@ -494,22 +494,22 @@ def test_so_many_at_once():
 def test_check_that_never_returns():
     """S7: a check that outlives its time has failed, and no other of its subject begins until it
     is over; the others are asked as ever."""
-    crew, go, begun = Threads(), threading.Event(), []
+    executor, go, begun = Threads(), threading.Event(), []
 
     def check(subject, _):
         begun.append(subject)
         if subject == "stuck":
             assert go.wait(SOON)
 
-    first = results_of(crew, check, ["stuck", "well"], 0.5)
+    first = results_of(executor, check, ["stuck", "well"], 0.5)
     assert first == [("well", None), ("stuck", "it took longer than 0.5 s")]
     for _ in range(3):
-        again = dict(results_of(crew, check, ["stuck", "well"]))
+        again = dict(results_of(executor, check, ["stuck", "well"]))
         assert again == {"stuck": "the check before has still not ended", "well": None}
     assert begun.count("stuck") == 1
     go.set()
-    crew._threads["stuck"].join(SOON)
-    assert dict(results_of(crew, check, ["stuck", "well"])) == {"stuck": None, "well": None}
+    executor._threads["stuck"].join(SOON)
+    assert dict(results_of(executor, check, ["stuck", "well"])) == {"stuck": None, "well": None}
 
 
 def test_late_is_late():
@@ -578,7 +578,7 @@ class Ward:
             report=lambda *_, **__: None,
             clock=time.monotonic,
             rng=random.Random(1),
-            crew=Threads(),
+            executor=Threads(),
         )
         self.monitor.begin()
         self.refresher.schedule(self.monitor)
@@ -847,10 +847,10 @@ def test_time_bounds_the_whole_check(servers, behaviour):
     """I5, I6: `timeout` bounds a check from connecting to the end of the body, though it drips."""
     (server,) = servers(behaviour)
     with lbclient.Client([server.url]) as client:
-        examined, crew = Examined(client, HealthCheck()), Threads()
+        examined, executor = Examined(client, HealthCheck()), Threads()
         begun = time.monotonic()
-        results = results_of(crew, examined.check, [examined.endpoint], 0.3)
-        crew._threads[examined.endpoint].join(SOON)
+        results = results_of(executor, examined.check, [examined.endpoint], 0.3)
+        executor._threads[examined.endpoint].join(SOON)
         assert time.monotonic() - begun < 5
     assert results == [(examined.endpoint, "it took longer than 0.3 s")]
 
@@ -977,9 +977,9 @@ def test_time_bounds_a_callers_async_transport(where):
 
     client = lbclient.AsyncClient(["http://10.0.0.1:8080"])
     make = lambda place, *_: AsyncCustomTransport(Silent(), place)  # noqa: E731
-    examined, crew = Examined(client, HealthCheck(), make, achecked), Threads()
-    results = results_of(crew, examined.check, [examined.endpoint], 0.1)
+    examined, executor = Examined(client, HealthCheck(), make, achecked), Threads()
+    results = results_of(executor, examined.check, [examined.endpoint], 0.1)
     assert results == [(examined.endpoint, "it took longer than 0.1 s")]
-    crew._threads[examined.endpoint].join(SOON)
+    executor._threads[examined.endpoint].join(SOON)
     client.balancer.close()
     assert ended == [1]

@@ -188,7 +188,7 @@ def test_hedges_leave_the_retries_alone():
         for _ in range(5):
             balancer.call(lambda _: threading.Event().wait(0.02), idempotent=True)
         assert sum(one.attempts for one in balancer.snapshot().instances) > 5
-        assert balancer._engine.retries.budget.balance(0.0) == 3.0
+        assert balancer._engine.retry_rules.budget.balance(0.0) == 3.0
 
 
 def test_calls_earn_hedges():

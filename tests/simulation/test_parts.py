@@ -650,7 +650,7 @@ def test_a_service_that_is_absent_for_a_while_stops_no_line():
     absent and is being asked about again, it leaves the line: those behind it are served."""
     known = Answer([Instance("a", 80)], 1.0)
     world, source, balancer, call = in_line(known)
-    watch = balancer._engine.watch
+    watch = balancer._engine.subscription
     first, second = call(), call()
     world.run(until=0.5)
 

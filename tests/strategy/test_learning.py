@@ -292,11 +292,11 @@ def test_calls_that_fail_together_count_as_one(make):
     endpoints, strategy = candidates(1, 1), make()
     for _ in range(20):
         answered(strategy, endpoints[0], 0.5, now=1.0, failed=True)
-    assert strategy._memory.known(endpoints[0], 1.0).penalty == 1.0
+    assert strategy._history.known(endpoints[0], 1.0).penalty == 1.0
     for _ in range(200):
         answered(strategy, endpoints[1], 0.5, now=1.0)
     answered(strategy, endpoints[0], 0.5, now=1.5, failed=True)
-    assert strategy._memory.known(endpoints[0], 1.5).penalty > 2.5
+    assert strategy._history.known(endpoints[0], 1.5).penalty > 2.5
 
 
 @BOTH
@@ -307,7 +307,7 @@ def test_answers_take_doubt_away(make):
         answered(strategy, endpoints[0], 0.001, now=now, failed=True)
     doubts = []
     for _ in range(3):
-        doubts.append(strategy._memory.known(endpoints[0], 0.02).penalty)
+        doubts.append(strategy._history.known(endpoints[0], 0.02).penalty)
         answered(strategy, endpoints[0], 0.1, now=0.02)
     assert doubts[0] > 4.0
     assert doubts[1:] == pytest.approx([0.75 * doubts[0], 0.75**2 * doubts[0]])
@@ -320,10 +320,10 @@ def test_where_all_fail_nobody_is_worse(make):
     for step in range(300):
         for one in endpoints:
             answered(strategy, one, 0.001, now=step / 100, failed=True)
-    doubts = [strategy._memory.known(one, 3.0).penalty for one in endpoints]
+    doubts = [strategy._history.known(one, 3.0).penalty for one in endpoints]
     assert max(doubts) < 100
     answered(strategy, endpoints[0], 0.001, now=3.01, failed=True)
-    assert strategy._memory.known(endpoints[0], 3.01).penalty == pytest.approx(doubts[0], rel=0.01)
+    assert strategy._history.known(endpoints[0], 3.01).penalty == pytest.approx(doubts[0], rel=0.01)
 
 
 @BOTH
@@ -349,12 +349,12 @@ def test_who_has_left_is_forgotten(make):
         for one in pool.endpoints:
             answered(strategy, one, 0.1, now=float(turn))
         assert not strategy.pick(pool.candidates(0.0), call).gone
-        assert len(strategy._memory) <= 2 * 1000 + 2 * 256 + 500
+        assert len(strategy._history) <= 2 * 1000 + 2 * 256 + 500
     late = Endpoint(Instance("10.0.0.2", 1), BreakerPolicy())
     late.gone = True
-    before = len(strategy._memory)
+    before = len(strategy._history)
     answered(strategy, late, 0.1, now=50.0)
-    assert len(strategy._memory) == before
+    assert len(strategy._history) == before
 
 
 TRACE = """
@@ -388,10 +388,10 @@ def test_latency_jumps_up_and_comes_down_slowly():
     (one,), strategy = candidates(1), PeakEwma(decay=10.0)
     answered(strategy, one, 0.1, now=0.0)
     answered(strategy, one, 1.0, now=1.0)
-    assert strategy._memory.known(one, 1.0).latency == 1.0
+    assert strategy._history.known(one, 1.0).latency == 1.0
     answered(strategy, one, 0.1, now=11.0)
     expected = math.exp(-1) + 0.1 * (1 - math.exp(-1))
-    assert strategy._memory.known(one, 11.0).latency == pytest.approx(expected)
+    assert strategy._history.known(one, 11.0).latency == pytest.approx(expected)
 
 
 def test_a_failure_leaves_latency_as_it_was_or_raises_it():
@@ -399,9 +399,9 @@ def test_a_failure_leaves_latency_as_it_was_or_raises_it():
     (one,), strategy = candidates(1), PeakEwma()
     answered(strategy, one, 0.1, now=0.0)
     answered(strategy, one, 0.001, now=5.0, failed=True)
-    assert strategy._memory.known(one, 5.0).latency == 0.1
+    assert strategy._history.known(one, 5.0).latency == 0.1
     answered(strategy, one, 2.0, now=8.0, failed=True)
-    assert strategy._memory.known(one, 8.0).latency == 2.0
+    assert strategy._history.known(one, 8.0).latency == 2.0
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_who_is_no_candidate_is_not_taken_from_the_pool():
     assert endpoints[0] not in {strategy.pick(endpoints[1:], Asked()) for _ in range(50)}
     endpoints[4].gone = True
     said(strategy, endpoints[4], 0, 0.1)
-    assert len(strategy._memory) == 5
+    assert len(strategy._history) == 5
 
 
 def test_who_is_not_known_has_its_turn():

@@ -84,7 +84,7 @@ def settled(balancer):
     assert [one.in_flight for one in snapshot.instances] == [0] * len(snapshot.instances)
     engine = balancer._engine
     earned = BUDGET.ratio * sum(one.attempts for one in snapshot.instances)
-    balance = engine.retries.budget.balance(engine.clock())
+    balance = engine.retry_rules.budget.balance(engine.clock())
     assert -earned - 1e-6 <= balance <= BUDGET.reserve * BUDGET.window + earned
 
 

@@ -132,7 +132,7 @@ class AddressCache:
         vars(self).pop("_wake", None)
 
     def lookup(
-        self, names: Iterable[str], patience: Callable[[], float], glue: Glue = _NO_GLUE
+        self, names: Iterable[str], seconds_left: Callable[[], float], glue: Glue = _NO_GLUE
     ) -> Lookup:
         """Return the addresses of each name, IPv4 and IPv6 alternating, and their TTL in seconds.
 
@@ -141,7 +141,7 @@ class AddressCache:
         last answer lacked (the resolution delay of RFC 8305). And it waits for names without known
         addresses no longer than it took to find the others, but at least 250 ms and at most 1 s.
 
-        `patience` returns the seconds that the next question may take. The error of a name is
+        `seconds_left` returns the seconds that the next question may take. The error of a name is
         NoRecords if DNS says that it has no address, and DiscoveryError if that is not known.
         """
         self._take_late_answers()
@@ -154,7 +154,7 @@ class AddressCache:
             else:
                 lanes[question.kind].append(question)
         if any(lanes.values()):
-            self._ask_all(lanes, told, patience)
+            self._ask_all(lanes, told, seconds_left)
         return Lookup(
             {name: self._result(asked, told) for name, asked in questions.items()},
             not any(self._may_come(one, told) for asked in questions.values() for one in asked),
@@ -178,7 +178,7 @@ class AddressCache:
         self,
         lanes: Mapping[str, deque[Question]],
         told: dict[Question, _Told],
-        patience: Callable[[], float],
+        seconds_left: Callable[[], float],
     ) -> None:
         """Ask, and add to `told` the answers that come in time."""
         waiting = _Waiting(itertools.chain(*lanes.values()), self._known.keys() - self._failed)
@@ -187,7 +187,7 @@ class AddressCache:
         began = changed = self._clock()
         limit = _AT_ONCE
         while waiting.questions:
-            self._begin(lanes, limit, patience)
+            self._begin(lanes, limit, seconds_left)
             may_grow = limit < _AT_MOST and any(lanes.values())
             pause = _DELAY
             if waiting.enough and not (waiting.unknown and may_grow):
@@ -216,7 +216,7 @@ class AddressCache:
         )
 
     def _begin(
-        self, lanes: Mapping[str, deque[Question]], limit: int, patience: Callable[[], float]
+        self, lanes: Mapping[str, deque[Question]], limit: int, seconds_left: Callable[[], float]
     ) -> None:
         """Ask as many questions of each family as may be under way together."""
         busy = Counter(one.kind for one in self._under_way)
@@ -226,7 +226,7 @@ class AddressCache:
                 if question in self._under_way:
                     continue  # an earlier lookup has asked it, and did not wait for the answer
                 try:
-                    seconds = patience()
+                    seconds = seconds_left()
                 except DiscoveryError as error:
                     self._answers.append((question, error))
                     continue

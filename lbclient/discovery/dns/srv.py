@@ -59,8 +59,8 @@ class SrvResolver:
 
         Raises ServiceAbsent if the target is `.`, and DiscoveryError if DNS gives no answer.
         """
-        patience = LookupDeadline(_ROUND, self._clock)
-        found = self._dns.ask(self.name, "SRV", patience.left())
+        deadline = LookupDeadline(_ROUND, self._clock)
+        found = self._dns.ask(self.name, "SRV", deadline.left())
         records = [cast("_Srv", one) for one in found.records]
         if all(one.target.to_text() == "." for one in records):
             raise ServiceAbsent(
@@ -68,7 +68,7 @@ class SrvResolver:
             )
         hosts, refused = self._hosts(self._longest_unasked_first(records))
         names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each of them once
-        lookup = self._book.lookup(names, patience.left, found.glue)
+        lookup = self._book.lookup(names, deadline.left, found.glue)
         self.complete = lookup.complete
         ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
         for host, record in hosts:

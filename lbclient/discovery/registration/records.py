@@ -207,7 +207,7 @@ class Registrar:
 
     def put(self, seconds: float) -> None:
         """Add the records, and delete what an earlier run left. Raises UpdateError."""
-        left = self._patience(seconds)
+        left = self._left(seconds)
         owner = self.entry.owner
         if self._zone is None:
             self._zone = self._primary.zone_of(owner, left())
@@ -221,7 +221,7 @@ class Registrar:
 
     def remove(self, seconds: float) -> None:
         """Delete the record, then the addresses that no other record needs. Raises UpdateError."""
-        left = self._patience(seconds)
+        left = self._left(seconds)
         self._carry_out(self._without_record, left)
         if self.entry.addresses:
             self._carry_out(self._without_addresses, left)
@@ -250,7 +250,7 @@ class Registrar:
                 return
         raise UpdateError(f"others changed {self.entry.owner} {_TRIES} times meanwhile")
 
-    def _patience(self, seconds: float) -> Left:
+    def _left(self, seconds: float) -> Left:
         until = self._clock() + seconds
 
         def left() -> float:

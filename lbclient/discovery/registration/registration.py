@@ -137,9 +137,9 @@ class RegisteredRecord:
 
 
 class _Stay(NamedTuple):
-    presence: RegisteredRecord
+    record: RegisteredRecord
     renewal: Renewal
-    link: SigtermHook
+    sigterm_hook: SigtermHook
 
 
 class Registration:
@@ -220,9 +220,9 @@ class Registration:
     def __enter__(self) -> Self:
         stay = self._begin()
         try:
-            stay.link.install()
-            with stay.link.deferring():
-                stay.presence.enter()
+            stay.sigterm_hook.install()
+            with stay.sigterm_hook.deferring():
+                stay.record.enter()
             THREAD_SCHEDULER.schedule(stay.renewal)
         except BaseException:
             self.close()
@@ -235,8 +235,8 @@ class Registration:
     async def __aenter__(self) -> Self:
         stay = self._begin()
         try:
-            stay.link.install()
-            await _in_thread(stay.presence.enter)
+            stay.sigterm_hook.install()
+            await _in_thread(stay.record.enter)
             THREAD_SCHEDULER.schedule(stay.renewal)
         except BaseException:
             await self.aclose()
@@ -251,10 +251,10 @@ class Registration:
         if (stay := self._end()) is None:
             return
         try:
-            with stay.link.deferring():
-                stay.presence.leave()
+            with stay.sigterm_hook.deferring():
+                stay.record.leave()
         finally:
-            stay.link.remove()
+            stay.sigterm_hook.remove()
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the event loop. Cancellation does not interrupt it."""
@@ -262,28 +262,28 @@ class Registration:
             return
         try:
             with anyio.CancelScope(shield=True):
-                await _in_thread(stay.presence.leave)
+                await _in_thread(stay.record.leave)
         except BaseException:  # asyncio's cancel() ignores the shield
-            threading.Thread(target=stay.presence.leave, name="lbclient-leaving").start()
+            threading.Thread(target=stay.record.leave, name="lbclient-leaving").start()
             raise
         finally:
-            stay.link.remove()
+            stay.sigterm_hook.remove()
 
     def after_fork(self) -> None:
         """In a forked child: what the parent has registered belongs to the parent."""
         self._rng.seed()
         if (stay := self._end()) is not None:
-            stay.link.remove()
+            stay.sigterm_hook.remove()
 
     def _begin(self) -> _Stay:
         if self._stay is not None:
             raise RuntimeError(f"{self!r} is entered already; it can be again once it was left")
-        presence = RegisteredRecord(self._registrar, self._shown, self._timeout)
+        record = RegisteredRecord(self._registrar, self._shown, self._timeout)
         renewal = Renewal(
-            presence.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
+            record.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
         )
-        link = SigtermHook(presence.leave, 2 * (self._timeout + GRACE))
-        self._stay = _Stay(presence, renewal, link)
+        sigterm_hook = SigtermHook(record.leave, 2 * (self._timeout + GRACE))
+        self._stay = _Stay(record, renewal, sigterm_hook)
         return self._stay
 
     def _end(self) -> _Stay | None:

@@ -214,7 +214,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
 class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
     """The transports of a client for threads. It is a job of the control plane's scheduler."""
 
-    turn = -1
+    ticket = -1
     busy = False
 
     def __init__(
