@@ -1,5 +1,5 @@
-"""Decisions: whom to pick, what an outcome changes, whether to try again. No I/O here.
+"""Decisions: which instance to pick, what an outcome changes, whether to try again. No I/O.
 
-Everything is told the time and handed the dice. `Call` yields what is to be done; threads,
-event loops and virtual time do it.
+Time and random numbers are handed in. `Call` yields what is to be done, and a driver does it: on
+threads, on event loops, or in virtual time.
 """

@@ -61,7 +61,7 @@ class CallState(PickRequest, Generic[R]):
 
     @property
     def over(self) -> bool:
-        """True where another attempt has brought the outcome, or nobody wants one any more."""
+        """True if another attempt has brought the outcome, or no outcome is wanted any more."""
         return self.race is not None and self.race.over
 
     @property

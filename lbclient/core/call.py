@@ -1,16 +1,16 @@
-"""One call: its attempts, one after another, until one outcome stands.
+"""One call: its attempts, one after another, until one outcome is final.
 
     with call:
         for step in call:
             if isinstance(step, Pause):
-                ...                         wait, as your world waits
+                ...                         wait, as your program waits
             else:
                 with step:
                     step.result = ...       send to step.instance
     return call.result()
 
-Threads, event loops and virtual time drive this same loop; none adds to what it decides. A second
-attempt may go beside the first: a hedge.
+The drivers for threads, event loops and virtual time run this same loop, and decide nothing
+themselves. A second attempt, a `Hedge`, may run beside the first.
 """
 
 from __future__ import annotations
@@ -40,15 +40,17 @@ R = TypeVar("R")
 
 
 class CallOptions(NamedTuple):
-    """The caller's word on one call.
+    """Options of one call.
 
-    - `idempotent`: it may be repeated though an attempt may have been carried out.
+    - `idempotent`: the call may be repeated even if an attempt may have been carried out.
     - `key`: for strategies that pick by it.
-    - `caller`: the hash of what names the caller: in line, callers take turns. None for no caller.
+    - `caller`: the hash of what names the caller; None for no caller. Callers whose calls wait in
+      the queue take turns.
     - `deadline`: seconds for the whole call; None for the policy's.
     - `since`: when the deadline began to run, by the balancer's clock; None for now.
-    - `patience`: seconds to wait in turn where every instance is at its limit.
-    - `replayable`: whether the body can be sent once more, asked after a failure; None for always.
+    - `patience`: seconds to wait in the queue while every instance is at its limit.
+    - `replayable`: tells whether the body can be sent again, called after a failure; None if it
+      always can.
     """
 
     idempotent: bool = False
@@ -61,9 +63,9 @@ class CallOptions(NamedTuple):
 
 
 def caller_of(name: str, caller: object) -> int | None:
-    """What the line knows of a caller: its hash; None for no caller.
+    """How the queue identifies a caller: its hash; None for no caller.
 
-    Raises TypeError, naming the argument, for what has no hash.
+    Raises TypeError, naming the argument, if the value is not hashable.
     """
     if caller is None:
         return None
@@ -77,7 +79,8 @@ def caller_of(name: str, caller: object) -> int | None:
 def call_options(
     *, idempotent: bool, key: object, deadline: float | None, caller: object = None
 ) -> CallOptions:
-    """Checked. Raises ValueError or TypeError, naming the argument."""
+    """Check and return the options of a call. Raises ValueError or TypeError, naming the
+    argument."""
     if not isinstance(idempotent, bool):
         raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
     if deadline is not None:
@@ -89,7 +92,7 @@ NO_OPTIONS = CallOptions()
 
 
 class Call(CallState[R]):
-    """One call of one balancer, used once."""
+    """One call of one balancer. It is used once."""
 
     __slots__ = ("_last", "_options", "_records", "_retry_controller", "_stopped", "started")
 
@@ -101,7 +104,7 @@ class Call(CallState[R]):
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
-        # All at once: by name each of them costs as much as all of this.
+        # All at once: reading one of them by its name takes as long as this line.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
         self.accepts_tried = False
         if limit is None:
@@ -134,7 +137,7 @@ class Call(CallState[R]):
     ) -> None:
         engine = self.engine
         engine.calls.pop(self, None)
-        if self.waiting is not None and self.race is None:  # else who carries its steps out does
+        if self.waiting is not None and self.race is None:  # else the driver does
             self._leave()
         if error is not None and self.race is None:
             self.abandon()
@@ -180,7 +183,7 @@ class Call(CallState[R]):
     def _wait(
         self, got: Signal | None, holding: Pick | None, last: Attempt[R] | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Wait for a slot, or a first answer. None: the last outcome stands."""
+        """Wait for a slot, or for a first answer of discovery. None: the last outcome stands."""
         try:
             pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
@@ -190,29 +193,29 @@ class Call(CallState[R]):
         return pick
 
     def _stops(self) -> bool:
-        """True where another attempt is not wanted any more, or may not begin."""
+        """True if another attempt is no longer wanted, or may not begin."""
         return self.over or (self._last is not None and self._closed())
 
     def _closed(self) -> bool:
-        """True where no other attempt may begin."""
+        """True if no other attempt may begin."""
         if self.engine.membership.ended:
             self._stopped = "closed"
         return self.engine.membership.ended
 
     def _rest(self, delay: float) -> Pause:
-        """A back-off. It ends early where a hedge has brought the outcome, or all is closed."""
+        """A back-off. It ends early if a hedge brings the outcome, or the balancer is closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
         else:
             signal = self.race.ended
-        # The signal is put first and then it is looked: `Engine.end` does both in the other order.
+        # First store the signal, then check: `Engine.end` does the two in the other order.
         return Pause(0.0 if self.engine.membership.ended else delay, signal)
 
     def result(self) -> R:
-        """The outcome that stands: the last result, or the last error, raised. Ask once.
+        """Return the final result, or raise the final error. Ask once.
 
-        Nothing of it stays here: a call and its attempts know each other, and what such a cycle
-        holds (a response, its body) would live until the garbage collector comes.
+        The call keeps nothing of it: an error knows the frames that know the call, and a response
+        in such a cycle would live until the garbage collector runs.
         """
         if self.race is not None:
             last = self._after(self.race)
@@ -236,7 +239,7 @@ class Call(CallState[R]):
             del error, records  # the error's traceback holds this frame
 
     def hedge(self) -> Hedge[R] | None:
-        """The second attempt, as steps of its own; None while the first has no instance yet."""
+        """The second attempt, with steps of its own; None while the first has no instance yet."""
         if self.race is None or self.race.over or not self.tried:
             return None
         return Hedge(self)
@@ -263,9 +266,9 @@ class Call(CallState[R]):
         return after
 
     def leftover(self) -> R | None:
-        """An answer that another one has made needless, to be closed.
+        """An answer that is no longer needed since another attempt has won, to be closed.
 
-        One that is not good stands, where there is no better.
+        An answer that is not good is still the outcome if there is no better one.
         """
         last, race = self._last, self.race
         if race is None or last is None or last is race.winner:
@@ -288,17 +291,17 @@ class Call(CallState[R]):
         return outcome if attempts else None
 
     def info(self) -> CallInfo:
-        """Its attempts so far."""
+        """What became of the attempts so far."""
         return CallInfo(tuple(self._records), self._stopped)
 
     def _replaced(self, last: Attempt[R]) -> R | None:
-        """The answer of an attempt that another one follows."""
+        """The answer of `last`, which another attempt replaces."""
         if self.race is None:
             self._records.append(last.info())
         return last.take() if last.error is None else None
 
     def abandon(self) -> None:
-        """It was interrupted: whatever it holds is given back."""
+        """Give back whatever the call holds, since it was interrupted."""
         if self.waiting is not None:
             self._leave()
         if self.pick is not None:
@@ -309,7 +312,7 @@ class Call(CallState[R]):
                 self._last = None
 
     def _leave(self) -> None:
-        """Stand in no line any more."""
+        """Leave the queue."""
         if self.waiting is not None:
             self.engine.leave(self.waiting)
             self.waiting = None
@@ -372,14 +375,14 @@ class Hedge(PickRequest, Generic[R]):
         yield attempt
 
     def abandon(self) -> None:
-        """It was interrupted: give back whatever it holds."""
+        """Give back whatever the hedge holds, since it was interrupted."""
         if self.pick is not None:
             self._call.engine.give_back(self.pick)
         if self._attempt is not None:
             self._attempt.abandon()
 
     def leftover(self) -> R | None:
-        """An answer that was not the quickest good one, to be closed."""
+        """An answer that was not the first good one, to be closed."""
         attempt, race = self._attempt, self._call.race
         if attempt is None or race is None or attempt is race.winner:
             return None

@@ -1,4 +1,4 @@
-"""What became of one call, attempt by attempt, for whoever wants to know afterwards."""
+"""What became of one call, attempt by attempt: for the user, after the call."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _WHY: dict[Stopped, str] = {
 
 class AttemptInfo(NamedTuple):
     """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
-    (to the headers, or through the body where that was read at once), and the `reason` for which
-    this instance was chosen."""
+    (to the headers, or to the end of a body that was read at once), and the `reason` why this
+    instance was chosen."""
 
     instance: Instance
     status: int | None
@@ -54,7 +54,8 @@ class CallInfo(NamedTuple):
 def call_info(outcome: object) -> CallInfo:
     """What became of the call that gave this response or exception.
 
-    An exception that ended no attempt has none. Raises ValueError for a response of somebody else.
+    An exception that ended no attempt has no attempts. Raises ValueError for a response that did
+    not come from lbclient.
     """
     if isinstance(outcome, BaseException):
         return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))
@@ -70,7 +71,7 @@ def concluded(
     stopped: Stopped | None,
     expired_after: float | None,
 ) -> Exception:
-    """The error that ends a call, with what was tried, and why nothing else was: as a note, and for
+    """Add to the error that ends a call what was tried, and why nothing else was, as a note and for
     `call_info`.
 
     `expired_after` is the time in seconds after which our own deadline ended it; then the error is
@@ -90,7 +91,7 @@ def concluded(
 
 
 def attach(error: BaseException, records: tuple[AttemptInfo, ...], stopped: Stopped | None) -> None:
-    """Keep this with the error, without a cycle through it."""
+    """Store the records on the error, without a reference cycle through it."""
     setattr(error, _STOPPED, stopped)
     last = records[-1]
     ended = last.error is error

@@ -1,14 +1,14 @@
 """The state that all calls of one balancer share, and the decisions that change it.
 
 Everything here is decided under one lock that is never held across I/O, a sleep or an await. The
-lock, the clock and the dice are handed in.
+lock, the clock and the random numbers are handed in.
 
 An exception may come between any two lines: a signal handler raises it (Celery's soft limit, Ctrl-C
-in a notebook), or another thread sets it. CPython looks for those when a function begins, after a
-call of a C function, and at jumps backward, and nowhere else. So whatever takes a slot or a permit
-records it first in an object that already has an owner, the call; and records and counts change
-together in lines that call nothing: either all of them run, or none.
-tests/stress/test_interruptions.py raises at each point.
+in a notebook), or another thread sets it. CPython looks for such exceptions when a function begins,
+after a call of a C function, and at jumps backward, and nowhere else. So a slot or a permit is
+first recorded in an object that already has an owner, the call. Records and counts change together
+in lines that call nothing: either all of them run, or none. tests/stress/test_interruptions.py
+raises an exception at each point.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ __all__ = ["Engine", "SlotOwner"]
 
 _GAIN = 0.1
 _SHARE_GAIN = 1 / 16
-"""What an attempt counts in the share of its instance; in that of all it counts less by their
-number."""
+"""The weight of one attempt in the share of its instance. In the share of all instances, the
+weight is divided by their number."""
 _LONGEST_BACK_OFF = 30.0
 _LOOK_AGAIN = 0.25
 
 
 class SlotOwner(ref[object]):
-    """A reference to the object of the caller's that holds a slot, such as a response.
+    """A weak reference to an object of the user's that holds a slot, such as a response.
 
-    `give_back` is what is to be done if the caller drops that object. A `__del__` could not do it
-    surely: an exception from a signal handler may come at its first instruction, and reaches
-    nobody. The callback of a weak reference may be a C function, which nothing interrupts.
+    `give_back` is called once the user has dropped that object. A `__del__` would not be safe: an
+    exception from a signal handler may come at its first instruction, and would be lost. The
+    callback of a weak reference may be a C function, which nothing interrupts.
     """
 
     __slots__ = ("give_back",)
@@ -64,7 +64,7 @@ class SlotOwner(ref[object]):
 
 
 class Engine:
-    """One balancer's decisions."""
+    """The decisions of one balancer, and the state that they need."""
 
     def __init__(
         self,
@@ -94,40 +94,41 @@ class Engine:
         self.rng = rng
         self.lock = lock
         self.owners: set[SlotOwner] = set()
-        """Of the slots whose holders are objects of the caller's."""
+        """The owners of slots that objects of the user's hold."""
         self.deferred_releases: deque[SlotOwner] = deque()
-        """Those that were dropped: that happens at any time, inside any lock."""
+        """Owners whose objects were dropped. That may happen at any time, inside any lock."""
         self.mean_latency: float | None = None
-        """Seconds that an answer takes, a moving mean over all instances."""
+        """The time to an answer in seconds: a moving mean over all instances."""
         self.abandoned = False
-        """True once connections are closed under the calls that are under way."""
+        """True once the connections of calls under way are being closed."""
         self._picker = picker
         self._watched = opt_in_rules is not None or picker.learning is not None
-        """True where a rule or the strategy is told of every outcome."""
+        """True if a rule or the strategy needs every outcome."""
         self._queue = membership.queue
         self.queue = membership.queue
         self.look_again = _LOOK_AGAIN
-        """Seconds after which the first in line looks again though nothing has woken it: a response
-        that was dropped unclosed gives its slot back silently. `math.inf` in virtual time."""
+        """Seconds after which the first call in the queue looks again though nothing has woken it:
+        a response that was dropped unclosed gives its slot back silently. `math.inf` in virtual
+        time."""
         self.discarding = Complaint(
             log_now, f"{self.service}: an answer that came too late", "could not be closed"
         )
         self.calls: dict[object, Signal | None] = {}
-        """The calls that are under way, each with the signal that ends its back-off."""
+        """The calls under way, each with the signal that ends its back-off."""
         self.closing: dict[Signal, None] = {}
-        """Set once no call is under way, and nothing in flight."""
+        """Signals to set once no call is under way and no attempt is in flight."""
         self.rotation = Rotation(membership, picker, telemetry.metrics, outbox, clock, rng)
         self.reachability = Reachability(self.pool, clock)
         self._faults = Share()
         self._client_errors = Share()
         budgets = (retry_rules.budget, None if hedging is None else hedging.budget)
         self._budgets = [one for one in budgets if one is not None]
-        """Each call earns its share of them."""
+        """Each call adds its share to them."""
         telemetry.metrics.observe(self)
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last good answer; None for a list that never changes."""
+        """Seconds since the last good answer of discovery; None for a list that never changes."""
         return None if self.subscription.is_static else self.subscription.age(self.clock())
 
     @property
@@ -141,13 +142,13 @@ class Engine:
         return self._picker.in_flight
 
     def stop(self) -> None:
-        """Ask discovery no more."""
+        """Stop discovery."""
         self.membership.stop()
         self.telemetry.metrics.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a child: a lock that nobody holds, no waiters but one's own, and other times and
-        places than the parent's. The dice are seeded anew already."""
+        """In a forked child: take a new lock, forget the parent's calls, and choose other times and
+        places than the parent did. The random numbers are already seeded anew."""
         self.lock = lock
         self.calls.clear()
         self.closing.clear()
@@ -158,11 +159,11 @@ class Engine:
         self._picker.after_fork(now)
 
     def admit(self, call: PickRequest, holding: Pick | None) -> Pick | Signal | None:
-        """Pick an instance for the next attempt of `call`, and take it: it is `call.pick` then.
+        """Pick an instance for the next attempt of `call`, and take the pick: `call.pick` holds it.
 
-        Returns a signal to wait for instead, or None. The slot of `holding`, whose answer is about
-        to be given up, passes to the pick. Raises DiscoveryError where nothing usable is known,
-        Throttled where the call is kept back.
+        Returns a signal if the call has to wait first, or None if no instance may be used. The slot
+        of `holding`, whose answer is about to be replaced, passes to the pick. Raises
+        DiscoveryError if nothing usable is known, Throttled if the call is kept back.
         """
         clock = self.clock
         with self.lock:
@@ -207,7 +208,7 @@ class Engine:
         return self._queue.join(signal, call.caller)
 
     def _free(self, signal: Signal) -> Iterable[Endpoint]:
-        """Where there are slots, if `signal` is that of a retry that waits apart for one."""
+        """Endpoints with free slots, if `signal` is that of a retry that waits apart for one."""
         return self._picker.free(self.clock()) if signal in self._queue.retries else ()
 
     def _throttle(self, opt_in_rules: OptInRules, now: float) -> None:
@@ -216,8 +217,11 @@ class Engine:
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
     def pick_hedge(self, call: PickRequest) -> Pick | None:
-        """A second attempt beside the first of `call`, or None: it waits for no place, goes after
-        everything that waits in line, and is taken from the budget of hedges."""
+        """Pick an instance for a second attempt beside the first of `call`, or return None.
+
+        A hedge does not wait for a slot, goes after all calls in the queue, and needs the budget of
+        hedges.
+        """
         with self.lock:
             now = call.now = self.clock()
             late = self._queue or self.membership.ended
@@ -233,16 +237,16 @@ class Engine:
             return pick
 
     def changes_at(self, now: float) -> float:
-        """When time alone may change what the first in line is told; `math.inf` if it cannot.
+        """When time alone may change the answer to the first call in the queue, or `math.inf`.
 
-        A rule that lets an instance in again after a time is asked here, too: nothing else wakes
-        the line then.
+        This includes rules that let an instance in again after some time, since nothing else wakes
+        the queue then.
         """
         with self.lock:
             return min(self._picker.changes_at(now), self.subscription.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
-        """Why none may be used now."""
+        """The error that says why no instance may be used now."""
         with self.lock:
             now = self.clock()
             retry_in = self._picker.retry_in(now)
@@ -253,7 +257,7 @@ class Engine:
         )
 
     def leave(self, signal: Signal) -> None:
-        """The call that waited for `signal` has what it wants, or has given up."""
+        """Remove a call that has waited for `signal`: it has a pick, or has given up."""
         with self.lock:
             try:
                 self.subscription.forget(signal)
@@ -265,9 +269,9 @@ class Engine:
     def _take(
         self, pick: Pick, call: PickRequest, now: float, gave_up: Pick | None, *, first: bool
     ) -> None:
-        """From here on it counts as in flight, and a probe's permit is given out.
+        """Count the pick as in flight, and hand out the permit of a probe.
 
-        The slot of `gave_up` may be another call's now.
+        The slot of `gave_up` becomes free for another call.
         """
         endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
         # These lines call nothing: see the top of this file.
@@ -294,7 +298,7 @@ class Engine:
             self._queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
-        """There is nothing that its slot could pass to."""
+        """Take a released slot back: no pick was found that it could pass to."""
         endpoint, picker = pick.endpoint, self._picker
         # These lines call nothing: see the top of this file.
         pick.taken = True
@@ -442,8 +446,10 @@ class Engine:
             self.release(pick)
 
     def release(self, pick: Pick, *, wake: bool = True) -> None:
-        """The body of an attempt is closed, and it counts as in flight no more; `wake` whoever
-        waits for its slot. Hold the lock. More than once does no harm."""
+        """Stop counting an attempt as in flight, and `wake` a call that waits for its slot.
+
+        Hold the lock. A second call does no harm.
+        """
         endpoint, picker, queue = pick.endpoint, self._picker, self._queue
         # These lines call nothing: see the top of this file.
         if pick.taken:
@@ -457,7 +463,7 @@ class Engine:
             self.over()
 
     def _wake(self, freed: Endpoint) -> None:
-        """Let a call in line look for the slot that has come free, also if that is interrupted."""
+        """Let a call in the queue look for the free slot, even if this is interrupted."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
                 self._queue.wake(endpoint)
@@ -466,11 +472,10 @@ class Engine:
             raise
 
     def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
-        """Have `give_back` called once `holder` was dropped, by whoever next uses the balancer.
+        """Have `give_back` called after `holder` was dropped, at the next use of the balancer.
 
-        Nothing that `give_back` knows may lead to `holder`.
-
-        Not any more once what this returns is no longer in `owners`, nor kept anywhere else.
+        `give_back` must not hold a reference to `holder`. It is not called once the returned object
+        is no longer in `owners` nor referenced anywhere else.
         """
         owner = SlotOwner(holder, self.deferred_releases.append)
         owner.give_back = give_back
@@ -480,7 +485,7 @@ class Engine:
     def run_deferred(self) -> None:
         """Give back the slots whose holders were dropped. Hold the lock.
 
-        Each stays in the queue until it is done, however often that is interrupted.
+        An owner stays in `deferred_releases` until it is done, however often this is interrupted.
         """
         while self.deferred_releases:
             owner = self.deferred_releases[0]
@@ -489,7 +494,7 @@ class Engine:
             self.deferred_releases.popleft()
 
     def rest_of_all(self) -> float:
-        """Seconds until the first instance has rested, where all of them rest; else 0."""
+        """Seconds until the first back-off ends if all instances back off, else 0."""
         with self.lock:
             now = self.clock()
             if self.pool.candidates(now) or (soonest := self.pool.resting(now)) is None:
@@ -497,13 +502,13 @@ class Engine:
             return max(0.0, soonest.backing_off_until - now)
 
     def over(self) -> None:
-        """A call, or an attempt, is over: tell those that wait for the last one."""
+        """A call or an attempt has ended. If it was the last, set the signals in `closing`."""
         while self.closing and not self.calls and not self._picker.in_flight:
-            with contextlib.suppress(KeyError):  # another thread was quicker
+            with contextlib.suppress(KeyError):  # another thread was faster
                 self.closing.popitem()[0].set()
 
     def drained(self) -> Signal:
-        """A signal that is set once no call is under way, and nothing in flight."""
+        """Return a signal that is set once no call is under way and no attempt is in flight."""
         with self.lock:
             self.run_deferred()
             signal = Signal()
@@ -512,7 +517,7 @@ class Engine:
             return signal
 
     def end(self) -> None:
-        """No attempt begins from now on; calls that wait for one end."""
+        """Begin no more attempts, and end the calls that wait for one."""
         with self.lock:
             waiting = self.membership.end()
         for signal in (*waiting, *list(self.calls.values())):
@@ -521,7 +526,7 @@ class Engine:
 
 
 def _signal_of(call: PickRequest) -> Signal:
-    """The call has it before anybody else knows it, so that it leaves the line whatever comes."""
+    """The signal of the call. The call holds it before the queue does, so that it always leaves."""
     if (signal := call.waiting) is None:
         signal = call.waiting = Signal()
     return signal

@@ -1,4 +1,4 @@
-"""Discovery on behalf of one balancer: the watch over its service, and the pool that follows it."""
+"""Discovery for one balancer: the subscription to its service, and the pool that follows it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = ["DiscoveryLimits", "Membership"]
 _ROUND = 15.0
 _AT_ONCE = 256
 _MANY = 4
-"""From so many instances on it is worth a warning when most of them leave at once."""
+"""If most of at least so many instances leave at once, that is logged as a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryLimits:
-    """What limits the discovery of one service, checked.
+    """The limits on the discovery of one service.
 
     Raises ValueError or TypeError, naming the argument.
     """
@@ -55,8 +55,8 @@ class DiscoveryLimits:
 
 
 class Membership:
-    """Who belongs to the service. Its watch is run by `scheduler`; told by the watch, it tells the
-    pool, and those who wait in `line`."""
+    """The instances of the service. `scheduler` runs the subscription. Its answers update the pool,
+    and wake the calls in `queue`."""
 
     def __init__(
         self,
@@ -92,20 +92,20 @@ class Membership:
         self.health_monitor: PeriodicJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
-        """True where connections to instances that have left, or moved, are to be closed."""
+        """True if connections to instances that have left or moved are to be closed."""
         self.generation: object = None
-        """The scheduler's when it was told to follow: another one after a fork."""
+        """The scheduler's generation when the jobs were scheduled; after a fork it is another."""
         self.ended = False
-        """True once no attempt may begin any more."""
+        """True once no attempt may begin."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.subscription.claim():
-            self.subscription.run()  # a list that never changes; all else waits for the first call
+            self.subscription.run()  # a list never changes; the rest waits for a call
 
     def must_wait_until_resolved(self, now: float) -> bool:
-        """True where nothing is known yet: wait for the watch. Hold the lock.
+        """True while nothing is known yet: wait for the subscription. Hold the lock.
 
-        Raises DiscoveryError where nothing usable is known; the call that it fails has discovery
-        try again soon.
+        Raises DiscoveryError if nothing usable is known. A call that fails so makes discovery try
+        again soon.
         """
         if self.ended:
             raise BalancerClosed(
@@ -123,7 +123,7 @@ class Membership:
         return not self.subscription.known
 
     def end(self) -> list[Signal]:
-        """No attempt begins from now on. Returns the signals of calls that wait. Hold the lock."""
+        """Begin no more attempts. Returns the signals of the calls that wait. Hold the lock."""
         self.ended, self.generation = (
             True,
             None,
@@ -131,29 +131,29 @@ class Membership:
         return [*self.queue.waiting, *self.queue.retries, *self.subscription.waiting]
 
     def stop(self) -> None:
-        """Ask discovery no more."""
+        """Stop discovery."""
         with self._lock:
             self.subscription.next_at = math.inf
         if self.health_monitor is not None:
             self.health_monitor.stop()
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a child: a lock that nobody holds, and a subset of its own."""
+        """In a forked child: take a new lock, and draw another subset."""
         self._lock = lock
         self.subscription.restart(lock)
         if self.pool.after_fork() and not self.subscription.stopped:
             self.subscription.next_at = -math.inf
         if (subset := self._subset.after_fork()) is not None:
-            # Nothing is counted or told: a dead thread may hold the locks of a caller's telemetry.
+            # Not counted or reported: a dead thread may hold the locks of the user's telemetry.
             self.pool.take(self.pool.plan(subset, self.subscription.clock()))
 
     def request_refresh(self, now: float) -> None:
-        """Somebody was refused everywhere: ask early, if not too often. Hold the lock."""
+        """Request an early refresh, rate-limited. Hold the lock."""
         if self.subscription.request_refresh(now):
             self.scheduler.schedule(self.subscription)
 
     def round(self) -> Iterator[Pause]:
-        """Ask now, and yield what to wait for. Raises DiscoveryError if the answer is no good."""
+        """Refresh now, and yield what to wait for. Raises DiscoveryError if the refresh fails."""
         if self.subscription.is_static:
             return
         signal = self._begin()
@@ -172,25 +172,28 @@ class Membership:
             raise kind(f"refresh of {service} failed: {text_of(error)}") from error
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Work out what a good answer changes, beside the calls."""
+        """Compute what a good answer changes, without the lock of the calls."""
         update = self.pool.plan(self._subset.of(answer.instances), self.subscription.clock())
         return partial(self._changed, update)
 
     def on_absent(self) -> None:
-        """The service declared itself absent."""
+        """The service declared itself absent: no instance is left."""
         self._changed(self.pool.plan(()))
 
     def on_error(self) -> None:
-        """The last good set stands."""
+        """A refresh failed: the last good set stays in use."""
         error = self.subscription.error
         self._metrics.lookup_failed(error)
-        self.queue.wake()  # the first in line notes when what is known becomes too old
+        self.queue.wake()  # the first call in it notes when the known set becomes too old
         if error is not None:
             self._outbox.emit(DiscoveryFailed(self.name, self.subscription.clock(), error))
 
     def publish(self) -> None:
-        """Log what came of a round, and have connections that nobody needs now closed. Let go of
-        who left, thousands not at once: that takes time, in which no other thread has a turn."""
+        """Log the result of a round, and have connections closed that are no longer needed.
+
+        Endpoints that left are freed in parts: freeing thousands at once would hold up other
+        threads.
+        """
         self._outbox.publish()
         if self._departed:
             self._departed = False
@@ -230,7 +233,7 @@ class Membership:
             self._outbox.add(INFO, text, self.name, joined, left, len(self.pool))
 
     def _follow(self) -> None:
-        """Have the watch run in this process: for the first call, and the first after a fork."""
+        """Start the jobs in this process, at the first call, and at the first one after a fork."""
         if not self.subscription.is_static:
             self.scheduler.schedule(self.subscription)
         if self.health_monitor is not None:

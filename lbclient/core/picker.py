@@ -26,9 +26,9 @@ from lbclient.telemetry.outbox import Outbox
 __all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]
 
 FULL: Literal["full"] = "full"
-"""Instances are admissible, but all are at their limit: wait in turn."""
+"""All admissible instances are at their limit: wait in the queue."""
 UNTRIED_FULL: Literal["untried full"] = "untried full"
-"""A retry: those that the call has not tried yet are at their limit. Wait in turn for one."""
+"""The instances that a retry has not tried yet are at their limit: wait in the queue for one."""
 
 _Full = Literal["full", "untried full"]
 
@@ -98,9 +98,9 @@ class PickRequest:
 
 
 class Picker:
-    """Picks from a pool by the rules; the strategy decides the ordinary first attempt only.
+    """Picks endpoints from a pool. The strategy decides only the ordinary first attempt.
 
-    Whom `slow_start` lets warm up is picked more rarely: the strategy is asked again.
+    An endpoint that warms up by `slow_start` is picked less often: the strategy is asked again.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Picker:
         self._forking = told("failed in after_fork")
         self._ours = type(strategy) in BY_NAME.values()
         self._fails = not self._ours or isinstance(strategy, ConsistentHash)
-        """True where it may fail by itself: it is the user's, or asks for the user's key."""
+        """True if the strategy may raise: it is the user's, or needs the user's key."""
         self._patience = policy.reset_timeout
         self._observing = policy.observe
         self._metrics = metrics
@@ -133,14 +133,14 @@ class Picker:
         self._total = limits.total
         self._slow_start = slow_start
         self._free = not (limits.each or slow_start is not None or policy.observe)
-        """True where whomever the strategy picks can be sent to at once."""
+        """True if any endpoint that the strategy picks can be used at once."""
         self._last_probe = 0.0
         self._left: Collection[object] | None = None
         self._now = 0.0
         self.in_flight = 0
 
     def after_fork(self, now: float) -> None:
-        """In a child: nothing is in flight, and the strategy begins anew."""
+        """In a forked child: nothing is in flight, and the strategy starts again."""
         self.in_flight = 0
         if isinstance(self._strategy, Forkable):
             try:
@@ -151,9 +151,10 @@ class Picker:
     def pick(
         self, call: PickRequest, now: float, left: Collection[object] | None = None
     ) -> Pick | _Full | None:
-        """A pick, `FULL`, `UNTRIED_FULL`, or None where no instance may be used now.
+        """Return a pick, `FULL`, `UNTRIED_FULL`, or None if no instance may be used now.
 
-        If `left` is given, other calls wait for all other endpoints: these count as full.
+        If `left` is given, other calls wait for all endpoints that are not in it: these count as
+        full.
         """
         self._left, self._now = left, now
         total = self._total
@@ -179,7 +180,7 @@ class Picker:
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
     def pick_hedge(self, call: PickRequest, now: float) -> Pick | None:
-        """For a hedge: an untried one with room, of the tier that serves, or none."""
+        """Pick an untried endpoint with room, of the tier that serves, for a hedge; else None."""
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return None
@@ -198,14 +199,14 @@ class Picker:
         return [one for tier in tiers for one in tier if not self._full(one)]
 
     def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
-        """Where the slot that has come free at this endpoint may be used: if a limit on all of them
-        was reached, that is wherever there is room."""
+        """The endpoints where a slot that has become free at `endpoint` may be used: with a limit
+        on all endpoints together, each that has room."""
         if self._limits.total is None:
             return (endpoint,)
         return [endpoint, *(one for one in self.free(now) if one is not endpoint)]
 
     def changes_at(self, now: float) -> float:
-        """When time alone may change a pick that found no room; `math.inf` if it cannot."""
+        """When time alone may change a pick that found no room, or `math.inf`."""
         at = self._pool.changes_at(now, self._patience)
         if self._limits.adaptive is None:
             return at
@@ -236,11 +237,12 @@ class Picker:
                 self._learning.recovered()
 
     def tripped(self, now: float) -> None:
-        """A breaker has opened: the last resort waits from now."""
+        """A breaker has opened: the next probe of last resort waits `reset_timeout` from now."""
         self._last_probe = now
 
     def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
-        """A due probe goes before the strategy, to a call that may be repeated if one comes."""
+        """Pick a probe that is due. It goes before the strategy, and preferably to a call that may
+        be repeated."""
         endpoint = self._pool.probe_due(now)
         if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
             return None
@@ -250,7 +252,8 @@ class Picker:
         return self._probing(endpoint, now)
 
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
-        """Nobody is admissible: whoever merely rests, else one probe per `reset_timeout`."""
+        """Without an admissible endpoint: one that only backs off, else one probe in each
+        `reset_timeout`."""
         if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
             return FULL if self._full(resting) else self._let(resting, "resting", now)
         if now - self._last_probe < self._patience:
@@ -263,11 +266,12 @@ class Picker:
     def _another(
         self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
-        """An untried one by dice, also of the next tier, before any is tried twice.
+        """Draw an untried endpoint at random, also of the next tier, before one is tried twice.
 
-        An untried one that is only full is waited for, whatever the tried ones have answered: it
-        is well as far as anybody knows. If none of them has room in time (`settles`), a tried one
-        is better than none, except one where another attempt of the call is under way.
+        If the untried endpoints are only full, the call waits for them, whatever the tried ones
+        have answered: as far as is known, nothing is wrong with them. If none has room in time
+        (`accepts_tried`), a tried endpoint is better than none, except one where another attempt
+        of the call is under way.
         """
         full = False
         for tier in self._pool.admissible(now):
@@ -286,7 +290,7 @@ class Picker:
     def _ask_gently(
         self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: PickRequest
     ) -> Endpoint:
-        """Who warms up is passed over at times."""
+        """Ask the strategy; it may be asked again if its pick warms up."""
         ask = partial(self._ask, candidates, call)
         return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
@@ -307,7 +311,7 @@ class Picker:
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
-        """The picked one, or the next after it, that is not at its limit."""
+        """The picked endpoint, or the next one after it that is not at its limit."""
         place = candidates.index(first) if first in candidates else 0
         order = (*candidates[place:], *candidates[:place])
         return next((one for one in order if self._has_room(one)), None)
@@ -316,12 +320,12 @@ class Picker:
         return self._limited and (self._now < endpoint.paused_until or self._limits.full(endpoint))
 
     def _has_room(self, endpoint: Endpoint) -> bool:
-        """True for one below its limit that no other call waits for."""
+        """True for an endpoint below its limit that no other call waits for."""
         return (self._left is None or endpoint in self._left) and not self._full(endpoint)
 
     def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
-        """With the permit of one whose breaker refuses nothing; of one that merely observes, it is
-        counted what it would have refused."""
+        """Pick an endpoint whose breaker lets calls through. If the breaker only observes, count
+        what it would have refused."""
         if not self._observing or endpoint.breaker.closed:
             return Pick(endpoint, endpoint.breaker.permit, reason)
         permit = endpoint.breaker.observed(now)
@@ -338,7 +342,7 @@ _warm_since: Callable[[Endpoint], float] = attrgetter("warm_since")
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:
-    """A caller's own strategy may have kept an endpoint that left, or broke, since."""
+    """False for an endpoint that a user's strategy has kept, and that has left or failed since."""
     if not isinstance(endpoint, Endpoint) or endpoint.gone:
         return False
     return not endpoint.breaker.refuses or endpoint in candidates

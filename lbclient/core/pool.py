@@ -1,16 +1,17 @@
-"""The pool: every known instance of one service, and who of them is in rotation.
+"""The pool: an endpoint for each known instance of one service, and which are in rotation.
 
-Tiers follow RFC 2782: the lowest priority value first, and a tier serves only while no instance of
-a better one is admissible. Admissible means: nobody has ejected it, active checks do not call it
-down, its breaker refuses nothing, and it does not rest (`Retry-After`). An instance at its limit
-stays admissible, it is only passed over; so a full tier does not open the next one.
+Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
+instance of a better tier is admissible. An instance is admissible if it is not ejected, active
+checks do not call it unhealthy, its breaker lets calls through, and it does not back off
+(`Retry-After`). An instance at its limit stays admissible and is only passed over, so a full tier
+does not open the next one.
 
-Where active checks call everybody down, they are disregarded: a wrong path must not take a service
-down (AWS's load balancers and Envoy's panic mode do likewise).
+If active checks call all instances unhealthy, the checks are ignored: a wrong path must not take a
+service down. AWS's load balancers and Envoy's panic mode do the same.
 
-An answer may hold ten thousand instances, and calls must not wait for it. So a `EndpointSetUpdate`
-is worked out beside the calls, without their lock; to take it over is then a matter of a few
-assignments. Of many instances one client may keep a few: a `Subset`.
+An answer of discovery may hold ten thousand instances, and calls must not wait for it. So an
+`EndpointSetUpdate` is computed without the lock of the calls. Applying it takes a few assignments.
+A client may keep a `Subset` of many instances.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ _SHOWN = 10
 
 
 class Subset:
-    """At most `limit` instances (None: all), drawn at random; the same ones while they are there.
+    """At most `limit` instances (None: all), drawn at random, and kept while they are known.
 
     Rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a hash with a
-    seed of its own. So another instance that comes or goes moves one place, clients spread over
-    all instances, and none needs to know of another (gRPC's A68, MongoDB's `srvMaxHosts`). Each
-    tier keeps one where `limit` allows, since a fail-over must find somebody; all other places go
-    to the best tier first.
+    seed of its own. So an instance that joins or leaves changes one place of the subset, clients
+    spread over all instances, and no client needs to know of another (gRPC's A68, MongoDB's
+    `srvMaxHosts`). Each tier keeps one instance if `limit` allows, since a fail-over must find one.
+    All other places go to the best tier first.
     """
 
     def __init__(self, limit: int | None, rng: random.Random) -> None:
@@ -56,8 +57,8 @@ class Subset:
         self._all: Sequence[Instance] | None = None
 
     def after_fork(self) -> Sequence[Instance] | None:
-        """In a forked child: the subset of another client, of the last answer; None where that was
-        kept whole."""
+        """In a forked child: draw another subset from the last answer. None if no subset was
+        needed."""
         self._seed = b""
         return None if self._all is None else self.of(self._all)
 
@@ -87,14 +88,14 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSet:
-    """Who is known, and the tiers in order: the lowest priority value first (RFC 2782)."""
+    """The known endpoints, and the tiers in order: lowest priority value first (RFC 2782)."""
 
     endpoints: Mapping[Instance, Endpoint] = field(default_factory=dict)
     tiers: Sequence[tuple[Endpoint, ...]] = ()
 
 
 class _Revision(NamedTuple):
-    """The new record of one who stays; a new breaker where its addresses are others."""
+    """The new record of an endpoint that stays; with a new breaker if its addresses changed."""
 
     endpoint: Endpoint
     instance: Instance
@@ -103,9 +104,9 @@ class _Revision(NamedTuple):
 
 
 class EndpointSetUpdate:
-    """From one roster to the next: who joined, who left, whose addresses are others now.
+    """The step from one endpoint set to the next: what joined, left, or has new addresses.
 
-    Who joins others, or has moved, warms up from `now` on.
+    An endpoint that joins others, or has moved, warms up from `now` on.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class EndpointSetUpdate:
         return bool(self.joined or self.left or self._revisions)
 
     def apply(self) -> None:
-        """Let those who stay have their new records. Hold the lock of the calls."""
+        """Give the endpoints that stay their new records. Hold the lock of the calls."""
         for one in self.left:
             one.gone = True
         for endpoint, instance, weight, breaker in self._revisions:
@@ -152,7 +153,7 @@ class EndpointSetUpdate:
         return endpoint
 
     def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
-        """Weight 0 beside others is a small share (dnspython's reading of RFC 2782)."""
+        """Weight 0 beside other weights is a small share (as dnspython reads RFC 2782)."""
         zero = _ZERO_WEIGHT if any(one.weight for one in instances) else 1.0
         for instance in instances:
             endpoint, weight = self._endpoints[instance], float(instance.weight) or zero
@@ -168,7 +169,7 @@ class EndpointSetUpdate:
 
 
 def _equal(old: Instance, new: Instance) -> bool:
-    """True where the new record adds nothing; metadata is not ours to compare."""
+    """True if the new record changes nothing. Metadata is the user's, and is not compared."""
     if old is new:
         return True
     if old.metadata or new.metadata:
@@ -177,8 +178,7 @@ def _equal(old: Instance, new: Instance) -> bool:
 
 
 class Pool:
-    """The endpoints of one service, and who of them serves. Told the time; not locked: its owner
-    is."""
+    """The endpoints of one service, and which of them serve. Hold the balancer's lock."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
@@ -189,11 +189,11 @@ class Pool:
         self._stale_at = 0.0
         self._dirty: dict[Endpoint, None] = {}
         self.open_breakers: list[Endpoint] = []
-        """Those whom nothing but their breaker keeps out, as of the last look."""
+        """Endpoints that only their breaker keeps out of rotation, as last computed."""
         self._health_ignored = False
         self._updating = False
         self.membership = 0
-        """A number that changes when an instance joins, leaves or gets other addresses."""
+        """A number that changes when an instance joins, leaves or gets new addresses."""
         self._listeners: list[WeakMethod[Callable[[], object]]] = []
 
     def __len__(self) -> int:
@@ -201,25 +201,25 @@ class Pool:
 
     @property
     def endpoints(self) -> Iterable[Endpoint]:
-        """Every known one, in rotation or not."""
+        """All known endpoints, in rotation or not."""
         return self._endpoint_set.endpoints.values()
 
     def find(self, instance: Instance) -> Endpoint | None:
-        """The endpoint of this instance, where it is known."""
+        """The endpoint of this instance, or None if it is not known."""
         return self._endpoint_set.endpoints.get(instance)
 
     def fresh_breaker(self, endpoint: Endpoint) -> Breaker:
-        """One without a past, for this endpoint."""
+        """A new breaker for this endpoint."""
         return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
-        """What a full set changes. One at a time; it needs no lock, and may take long."""
+        """Compute what a full set changes. It needs no lock and may take long; one at a time."""
         return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
     def take(self, update: EndpointSetUpdate) -> None:
-        """Take a plan over: who stays keeps breaker, load and latency.
+        """Apply an update. Endpoints that stay keep their breaker, load and latency.
 
-        Who stays but has new addresses starts with a new breaker: it is another machine.
+        An endpoint that stays but has new addresses gets a new breaker: it is another machine.
         """
         self._updating = True
         update.apply()
@@ -231,20 +231,20 @@ class Pool:
         self._updating = False
 
     def listen(self, departed: Callable[[], object]) -> None:
-        """Have this method called, without the lock, after instances have left or have got other
-        addresses. Its object is not kept alive."""
+        """Have a method called, without the lock, after instances have left or got new addresses.
+        The method's object is not kept alive."""
         self._listeners.append(WeakMethod(departed))
 
     def tell_listeners(self) -> None:
-        """Instances have left, or have got other addresses. Do not hold the lock."""
+        """Instances have left or got new addresses. Do not hold the lock."""
         for ref in self._listeners:
             if (departed := ref()) is not None:
                 departed()
 
     def after_fork(self) -> bool:
-        """In a child: what a thread of the parent's was in the middle of is not gone on with.
+        """In a forked child: drop what a thread of the parent was in the middle of.
 
-        True where that was a change of who is known: ask again.
+        True if that was an update: discovery is to be asked again.
         """
         for one in self.endpoints:
             one.gone, one.in_flight = False, 0
@@ -254,18 +254,18 @@ class Pool:
         return updating
 
     def spread(self, now: float, rng: random.Random) -> None:
-        """In a child: probe what is open at other times than its parent and its siblings do."""
+        """In a forked child: choose other times for probes than the parent and its children."""
         for one in self.endpoints:
             one.breaker.after_fork(now, rng)
 
     def update(self, instances: Iterable[Instance]) -> EndpointSetUpdate:
-        """Plan and take over at once."""
+        """Plan an update and apply it at once."""
         update = self.plan(instances)
         self.take(update)
         return update
 
     def changed(self, endpoint: Endpoint) -> None:
-        """Its breaker or its rest has changed: look again before the next pick."""
+        """The state of an endpoint has changed: recompute before the next pick."""
         self._dirty[endpoint] = None
         self._stale_at = -math.inf
 
@@ -277,7 +277,7 @@ class Pool:
     def candidates(self, now: float) -> Sequence[Endpoint]:
         """The admissible endpoints of the tier that serves; empty if no tier has one.
 
-        The same object until membership, admissibility or weights change.
+        It is the same object until membership, admissibility or weights change.
         """
         if now >= self._stale_at:
             self._recompute(now)
@@ -290,8 +290,8 @@ class Pool:
         return self._open
 
     def changes_at(self, now: float, patience: float) -> float:
-        """When time alone lets an instance in, or a probe through: one that is due goes to a call
-        that may be repeated, or `patience` seconds later to any."""
+        """When time alone lets an instance in, or a probe through: a due probe goes to a call that
+        may be repeated, or `patience` seconds later to any call."""
         if now >= self._stale_at:
             self._recompute(now)
         dues = [
@@ -303,16 +303,16 @@ class Pool:
         return min([self._stale_at, *dues])
 
     def resting(self, now: float) -> Endpoint | None:
-        """The one due soonest of those that are kept out by nothing but their rest."""
+        """Of the endpoints that only back off, the one whose back-off ends first."""
         rested = [one for one in self._dirty if self._status(one, now) == "resting"]
         return min(rested, key=lambda one: one.backing_off_until, default=None)
 
     def tiers(self) -> Sequence[Sequence[Endpoint]]:
-        """Everybody, best tier first."""
+        """All endpoints, best tier first."""
         return self._endpoint_set.tiers
 
     def probe_due(self, now: float) -> Endpoint | None:
-        """The endpoint longest due for a probe, of the serving tier or a better one."""
+        """The endpoint whose probe has been due longest, of the serving tier or a better one."""
         tiers = self._endpoint_set.tiers
         worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
         due = (
@@ -325,7 +325,8 @@ class Pool:
         return min(due, key=lambda one: one.breaker.due, default=None)
 
     def due_soonest(self, now: float) -> Endpoint | None:
-        """The broken endpoint whose open period ends first; None while any of them is probed."""
+        """The endpoint with an open breaker whose open period ends first; None while one is
+        probed."""
         if any(one.breaker.probing(now) for one in self.open_breakers):
             return None
         return min(self.open_breakers, key=lambda one: one.breaker.due, default=None)
@@ -338,13 +339,13 @@ class Pool:
         return max(0.0, min(waits)) if waits else None
 
     def back_in(self, now: float) -> float | None:
-        """Seconds until the first of those who were ejected is back, or may be probed."""
+        """Seconds until the first ejected endpoint is back, or may be probed."""
         out = [one for one in self._dirty if one.ejected_until > now and self._fit(one)]
         waits = [max(one.ejected_until, one.breaker.due * one.breaker.refuses) - now for one in out]
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
-        """Its instances and what keeps each out, for an error; not all of many."""
+        """For an error: its instances and what keeps each out of rotation; not all of many."""
         few = islice(self.endpoints, _SHOWN)
         shown = [f"{one.instance} ({_words(one, now)})" for one in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
@@ -355,9 +356,10 @@ class Pool:
         self._stale_at = -math.inf
 
     def _recompute(self, now: float) -> None:
-        """Only suspects are looked at: in a large pool nearly all have never failed.
+        """Compute which endpoints are in rotation.
 
-        `_stale_at` is set last: an exception may come before, and the next call looks again.
+        Only those in `_dirty` are looked at: in a large pool nearly all have never failed.
+        `_stale_at` is set last: if an exception comes before, the next call computes again.
         """
         tiers = self._endpoint_set.tiers
         dirty = [one for one in self._dirty if not one.gone]
@@ -375,14 +377,14 @@ class Pool:
         self._stale_at = stale_at
 
     def _fit(self, one: Endpoint) -> bool:
-        """True where active checks do not keep it out."""
+        """True if active checks do not keep it out."""
         return one.healthy or self._health_ignored
 
     def _status(self, one: Endpoint, now: float) -> EndpointStatus:
         return one.status(now, ignore_health=self._health_ignored)
 
     def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
-        """Whom somebody ejected stays out even so."""
+        """Ignore breakers if too few endpoints are left. Ejected endpoints stay out."""
         threshold, tiers = self._policy.panic_threshold, self._endpoint_set.tiers
         place = 0 if self._serving is None else self._serving
         if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
@@ -391,7 +393,7 @@ class Pool:
 
 
 def _next_change(one: Endpoint, now: float) -> float:
-    """When time alone lets it in again."""
+    """When time alone lets an endpoint in again."""
     return min(
         (at for at in (one.backing_off_until, one.ejected_until) if at > now), default=math.inf
     )

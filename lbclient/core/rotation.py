@@ -1,7 +1,8 @@
-"""Who is put out of the rotation and who is let in again, and who hears of it.
+"""Puts endpoints out of rotation and back in, and reports it.
 
-By its breaker, by its own word (`Retry-After`), by hand, as an outlier, by active checks: all of it
-goes through here, under the balancer's lock, and is logged, counted and told once that is free.
+An endpoint is put out by its breaker, by its own request (`Retry-After`), by hand, as an outlier or
+by active checks. All of this happens here, under the balancer's lock. Logs and events are published
+once the lock is free.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["Rotation"]
 
 
 class Rotation:
-    """The ways in and out for the endpoints of one balancer. Hold the lock for each."""
+    """The ways in and out of rotation for the endpoints of one balancer. Hold the lock."""
 
     def __init__(
         self,
@@ -44,13 +45,13 @@ class Rotation:
         self._rng = rng
 
     def back_off(self, endpoint: Endpoint, until: float) -> None:
-        """An instance has asked for no attempts until then (`Retry-After`)."""
+        """Put an endpoint out that asked for it, until then (`Retry-After`)."""
         endpoint.backing_off_until = max(endpoint.backing_off_until, until)
         self._pool.changed(endpoint)
         self._queue.wake()
 
     def follow_breaker(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """A breaker has opened or closed. One that only observes changes nothing here."""
+        """Follow a breaker that has opened or closed, unless it only observes."""
         self._metrics.breaker(breaker.state)
         self._log_turn(endpoint, breaker, now)
         self.emit(BreakerChanged, endpoint, breaker.state)
@@ -58,7 +59,7 @@ class Rotation:
             self._follow(endpoint, breaker, now)
 
     def _log_turn(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """A breaker that opens is a warning; one whose probe fails stays open."""
+        """Log a breaker that opens as a warning, and one that stays open after a failed probe."""
         verb = "would be" if breaker.observes else "is"
         subject, since = (self._service, breaker.name, verb), now - breaker.opened_at
         if breaker.closed:
@@ -88,7 +89,7 @@ class Rotation:
         self._queue.wake()
 
     def eject(self, endpoint: Endpoint, seconds: float, by: Literal["hand", "outlier"]) -> None:
-        """Out, for so long."""
+        """Put an endpoint out for so many seconds."""
         endpoint.ejected_until = endpoint.warm_since = self._clock() + seconds
         self._pool.changed(endpoint)
         self._metrics.ejected(by)
@@ -99,7 +100,7 @@ class Rotation:
         self._queue.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
-        """In, whatever kept it out."""
+        """Let an endpoint in again, whatever kept it out."""
         now = self._clock()
         before = endpoint.status(now)
         endpoint.renew(self._pool.fresh_breaker(endpoint))
@@ -111,7 +112,7 @@ class Rotation:
         self._queue.wake()
 
     def record_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
-        """Active checks have come to another result. An open breaker may be probed soon then."""
+        """Active checks have changed their result. If they pass, an open breaker is probed soon."""
         now = self._clock()
         endpoint.healthy = healthy
         if healthy:
@@ -130,6 +131,6 @@ class Rotation:
         self._queue.wake()
 
     def emit(self, kind: Callable[..., Event], endpoint: Endpoint, *details: object) -> None:
-        """Something has happened to an endpoint."""
+        """Emit an event about an endpoint, if there is a listener."""
         if self._outbox.has_listener:
             self._outbox.emit(kind(self._service, self._clock(), endpoint.instance, *details))

@@ -13,17 +13,18 @@ __all__ = ["WaitQueue"]
 class WaitQueue:
     """Calls that wait, in one queue for each caller. Hold the lock.
 
-    Only the first call looks for a slot. Once it has one, its caller's next call waits until every
-    other caller in the line has had a turn: round-robin, as in fair queuing (Nagle, RFC 970). Calls
-    without a caller share one queue, so without `fair_by=` the order is that of arrival.
+    Only the first call looks for a slot. Once it has one, the next call of its caller waits until
+    every other caller in the queue has had a turn: round-robin, as in fair queuing (Nagle, RFC
+    970). Calls without a caller share one queue, so without `fair_by=` they are served in order of
+    arrival.
 
-    A retry whose turn has come may want no slot that is free: it waits for an instance that its
-    call has not tried. Then it waits apart, before all others: it keeps its turn for the slots that
-    it wants, and the calls behind it take the rest.
+    A retry whose turn has come may want none of the free slots, since it waits for an instance that
+    its call has not tried. Then it waits apart, before all other calls: it keeps its turn for the
+    slots that it wants, and the calls behind it take the others.
 
-    A caller is the hash of the user's key, so that no code of the user's runs under the lock. Every
+    A caller is the hash of the user's key, so that no code of the user runs under the lock. Every
     operation takes constant time, whatever the number of calls and callers, except that retries
-    that wait apart are looked through one by one. Records change in lines that call nothing: an
+    that wait apart are searched one by one. Records change in lines that call nothing, so an
     exception from a signal handler finds all of them done, or none.
     """
 
@@ -31,10 +32,11 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self.waiting: dict[Signal, int | None] = {}
-        """The caller of each call that waits; empty almost always."""
+        """The caller of each call that waits. It is almost always empty."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
         self.retries: dict[Signal, Collection[object]] = {}
-        """The retries that wait apart, in the order of their turns, and what each does not want."""
+        """The retries that wait apart, in the order of their turns, each with the endpoints that it
+        does not want."""
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.retries)
@@ -60,18 +62,18 @@ class WaitQueue:
         return bool(self.waiting) and self.first is signal
 
     def passes(self, signal: Signal | None) -> bool:
-        """The same for a call that looks now, or would like to. Ask only while a call waits."""
+        """The same for a call that looks for a slot now. Ask only while a call waits."""
         if signal in self.retries:
             return True
         first = self.first
         if first is not signal and first.is_set:
-            self._wake_first()  # it has not come yet, and may be gone with its event loop
+            self._wake_first()  # it has not looked yet, and may be gone with its event loop
         return not self.waiting or self.first is signal
 
     def join(self, signal: Signal | None, caller: int | None) -> Signal:
-        """Wait behind the caller's other calls, or where the call waits already.
+        """Wait behind the other calls of the caller; a call that waits already keeps its place.
 
-        The signal says when to look again.
+        The returned signal is set when the call is to look again.
         """
         signal = signal or Signal()
         signal.rearm()
@@ -89,10 +91,10 @@ class WaitQueue:
     def join_retries(
         self, signal: Signal | None, unwanted: Collection[object], free: Iterable[object] = ()
     ) -> Signal:
-        """Wait apart for a slot anywhere but at the endpoints in `unwanted`.
+        """Wait apart for a slot at any endpoint that is not in `unwanted`.
 
-        `free` are the endpoints that have a slot: for other calls, where this one no longer wants
-        it.
+        `free` are the endpoints with a free slot. Other calls may take those that this one no
+        longer wants.
         """
         signal = signal or Signal()
         signal.rearm()
@@ -104,7 +106,8 @@ class WaitQueue:
         return signal
 
     def left_for(self, signal: Signal | None) -> Collection[object] | None:
-        """The endpoints that no retry wants which waits apart before `signal`; None for all."""
+        """The endpoints that are left by the retries that wait apart before `signal`; None for
+        all."""
         left: set[object] | None = None
         last: Collection[object] = ()
         gone = []
@@ -122,11 +125,11 @@ class WaitQueue:
         return left
 
     def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
-        """The call has given up, or it was `served` and its caller's turn is over.
+        """Remove a call that has given up, or was `served`, which ends its caller's turn.
 
-        Where it was the first, the next is woken: there may be room for that one too, or it was
-        woken for a slot that it did not take. Where it waited apart, the slots at the `free`
-        endpoints are for others.
+        If it was the first, the next is woken: there may be room for that one too, or the first was
+        woken for a slot that it did not take. If it waited apart, other calls may take the slots at
+        the `free` endpoints.
         """
         if signal in self.retries:
             self._hand_over(signal, free)
@@ -142,10 +145,10 @@ class WaitQueue:
             self._wake_first()
 
     def wake(self, freed: object = None) -> None:
-        """Let the call look again that wants the slot which has come free at `freed`.
+        """Wake the call that wants the slot which has become free at `freed`.
 
-        None: something else has changed. That may concern every retry that waits apart, and the
-        first of the other calls.
+        None means that something else has changed. That may concern every retry that waits apart,
+        and the first of the other calls.
         """
         gone = []
         for one, unwanted in self.retries.items():
@@ -161,7 +164,7 @@ class WaitQueue:
             del self.retries[one]  # it is gone with its event loop
 
     def clear(self) -> None:
-        """In a forked child: the calls that waited were the parent's."""
+        """In a forked child: forget the calls of the parent."""
         self.retries.clear()
         self.waiting.clear()
         self._turns.clear()
@@ -171,10 +174,10 @@ class WaitQueue:
             self._remove(first)
 
     def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
-        """A retry wants something else now, or nothing: each free slot may be for another call.
+        """Offer each free slot to another call, since a retry wants something else now, or nothing.
 
-        One call an endpoint is woken, and not all that wait: it hands on what is left when it is
-        served. Hundreds would look in vain, each time one of them is served.
+        One call for each endpoint is woken, and not all that wait: when it is served, it hands on
+        what is left. Otherwise hundreds would look in vain each time one of them is served.
         """
         looks, retry.is_set = retry.is_set, True  # it is not to be woken itself
         try:

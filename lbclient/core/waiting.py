@@ -1,4 +1,4 @@
-"""A call's wait for an instance: in line for a place, or for a first answer of discovery."""
+"""How a call waits for an instance: for a slot, or for a first answer of discovery."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Wait"]
 _FIRST_ANSWER = 10.0
 _CROWD = 16
 _TAKES = 3.0
-"""An answer takes longer than so many times the mean once in twenty, if times are exponential."""
+"""If times are exponential, one answer in twenty takes longer than so many times the mean."""
 
 
 class Wait:
-    """Of one call, once: at most `patience` seconds in line, or, where it has a deadline, until too
-    little of that is left for an answer.
+    """One wait of one call: for at most `patience` seconds, or, if the call has a deadline, until
+    too little of it is left for an answer.
 
-    Else an overload would send nothing but calls whose time is nearly over: a line that is served
-    in turn is then as long as the deadline allows, and all that is sent is given up unanswered.
+    Otherwise only calls whose time is nearly over would be sent in an overload: the queue would be
+    as long as the deadline allows, and all calls would be given up before they are answered.
     """
 
     __slots__ = ("_call", "_last", "_patience")
@@ -41,11 +41,12 @@ class Wait:
     def steps(
         self, got: Pick | Signal | None, holding: Pick | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Yields pauses. None: there is no instance for a retry, so the last outcome stands.
+        """Yield pauses, and return a pick. None: no instance for a retry, so the last outcome
+        stands.
 
-        An answer that is to be retried gives its place back before it waits: else calls that all
-        hold one would wait for each other. A retry that has waited in vain for an instance that it
-        has not tried asks one that it has, if that has room.
+        An answer that is to be retried gives its slot back before the wait: otherwise calls that
+        all hold one could wait for each other. A retry that has waited in vain for an instance that
+        it has not tried takes one that it has tried, if that has room.
         """
         call, last = self._call, self._last
         until: float | None = None
@@ -74,9 +75,9 @@ class Wait:
         return got if isinstance(got, Pick) else None
 
     def _look_again(self, signal: Signal) -> float:
-        """Seconds until the call looks though nothing wakes it.
+        """Seconds until the call looks again though nothing wakes it.
 
-        A crowd need not look all the time: it is enough that the first in line does.
+        In a long queue it is enough that the first call looks often.
         """
         engine, now = self._call.engine, self._call.now
         crowd = max(1.0, len(engine.queue) / _CROWD)
