@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from lbclient._internal import validation
 from lbclient.balancer import Balancer
 from lbclient.discovery.registry import Target
+from lbclient.errors import DeadlineExceeded
 from lbclient.protocol import bind
 
 from ._compat import NAME, httpx
@@ -138,8 +139,17 @@ class Client(DirectClient):
         # Without a deadline there is nothing to share, unless an enclosing `send` has one.
         if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with SharedDeadline(request, self._deadline, self._binding):
+        shared = SharedDeadline(request, self._deadline, self._binding)
+        # Not a context manager: an exception from a signal handler may come as `__exit__` begins,
+        # and the deadline would stay with this thread.
+        try:
+            SHARED_DEADLINE.set(shared)
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        except DeadlineExceeded as error:
+            shared.explain(error)
+            raise
+        finally:
+            SHARED_DEADLINE.set(shared.outer)
 
 
 class AsyncClient(DirectAsyncClient):
@@ -202,8 +212,16 @@ class AsyncClient(DirectAsyncClient):
         send = super().send
         if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        with SharedDeadline(request, self._deadline, self._binding):
+        shared = SharedDeadline(request, self._deadline, self._binding)
+        try:
+            SHARED_DEADLINE.set(shared)
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
+        except DeadlineExceeded as error:
+            shared.explain(error)
+            raise
+        finally:
+            if SHARED_DEADLINE.get() is shared:  # else it was resumed in another context
+                SHARED_DEADLINE.set(shared.outer)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -108,15 +107,16 @@ class SharedDeadline:
     """The deadline of one `send` of a client, shared by all its requests: redirects, rounds of
     authentication, and the time that event hooks take in between.
 
-    It is a context manager around httpx's own `send`. It belongs to the client's balancer, so it
-    does not bound a request that a hook sends through another client. `deadline` is used if the
-    first request sets none. Nothing is stored in the request or its extensions: an auth flow may
-    send its own requests without extensions, and a caller may send the same request again.
+    Whoever calls httpx's own `send` sets `SHARED_DEADLINE` to it, and then back to `outer`. It
+    belongs to the client's balancer, so it does not bound a request that a hook sends through
+    another client. `deadline` is used if the first request sets none. Nothing is stored in the
+    request or its extensions: an auth flow may send its own requests without extensions, and a
+    caller may send the same request again.
 
     Raises ValueError or TypeError if the extension of the first request is invalid.
     """
 
-    __slots__ = ("_binding", "_requests", "_seconds", "_since", "_token")
+    __slots__ = ("_binding", "_requests", "_seconds", "_since", "outer")
 
     def __init__(self, request: httpx.Request, deadline: float | None, binding: Binding) -> None:
         options = _checked(request.extensions.get("lbclient")).get("deadline")
@@ -124,18 +124,12 @@ class SharedDeadline:
         self._binding = binding
         self._since = binding.clock()
         self._requests = 0
-        self._token: Token[SharedDeadline | None] | None = None
+        self.outer = SHARED_DEADLINE.get()
+        """That of an enclosing `send`: a hook, for one, may send a request."""
 
-    def __enter__(self) -> None:
-        self._token = SHARED_DEADLINE.set(self)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._token is not None:
-            with contextlib.suppress(
-                ValueError
-            ):  # resumed in another context, so there is nothing to reset
-                SHARED_DEADLINE.reset(self._token)
-        if isinstance(error, DeadlineExceeded) and self._requests > 1:
+    def explain(self, error: DeadlineExceeded) -> None:
+        """Tell in the error that earlier requests have used up some of the time."""
+        if self._requests > 1:
             error.add_note(
                 f"it was request {self._requests} of this call: redirects and rounds of "
                 "authentication share its deadline"

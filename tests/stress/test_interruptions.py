@@ -36,6 +36,7 @@ from lbclient import (
 from lbclient._internal.signals import Pause, Signal
 from lbclient.balancer.threads import sleep
 from lbclient.http.connections import instance_transport, threads
+from lbclient.http.request import SHARED_DEADLINE
 from tests.support import hammer
 from tests.support.faults import NAME, TlsServer, trust
 from tests.support.http import says, serve, wires_of
@@ -601,6 +602,19 @@ def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch
         faults += [(where, "open after the end") for sock in still if sock.fileno() >= 0]
     clients[0].close()
     assert faults == []
+
+
+def test_the_deadline_of_a_request():
+    """Wherever a request with a deadline is interrupted, its thread keeps nothing of that: later
+    requests are as they would have been."""
+    left = []
+    with lbclient.Client(
+        URLS, transport=lambda _: httpx.MockTransport(lambda _: httpx.Response(200, text="well"))
+    ) as client:
+        for where, _ in points(lambda: lambda: in_time(client), SoftLimit):
+            left += [where] * (SHARED_DEADLINE.get() is not None)
+            SHARED_DEADLINE.set(None)
+    assert left == []
 
 
 HOLDERS = (httpx.SyncByteStream, type(Balancer(URLS).acquire()))
