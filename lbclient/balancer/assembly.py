@@ -1,4 +1,4 @@
-"""How the decisions of one balancer are put together: rules, and the means to follow them."""
+"""Builds the engine of a balancer from its policies and its runtime."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ONE_ATTEMPT = RetryPolicy(attempts=1)
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What a caller has asked for, checked; None is without.
+    """The policies of a balancer; None turns one off.
 
     Raises TypeError, naming the argument.
     """
@@ -58,7 +58,7 @@ class Policies:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The clock and the dice, who runs what is due, and who is told; checked.
+    """The clock, the random numbers, the scheduler and the telemetry providers of a balancer.
 
     Raises TypeError, naming the argument.
     """
@@ -78,7 +78,7 @@ class Runtime:
 def build_engine(
     target: Target, strategy: Strategy, policies: Policies, runtime: Runtime, outbox: Outbox
 ) -> Engine:
-    """The core of a balancer over `target`."""
+    """The engine of a balancer over `target`."""
     policy = policies.breaker or DISABLED
     pool, lock = Pool(policy), threading.RLock()
     telemetry = Telemetry(target.name, runtime.tracer_provider, runtime.meter_provider)
@@ -119,6 +119,6 @@ def build_engine(
 
 
 def _opt_in_rules(policies: Policies, rng: random.Random) -> OptInRules | None:
-    """None where there is nothing to guard: it would be asked at each attempt."""
+    """None without a rule, since rules cost time at each attempt."""
     asked = (policies.outliers, policies.limits.adaptive, policies.throttle)
     return OptInRules(*asked, rng) if any(one is not None for one in asked) else None

@@ -1,6 +1,6 @@
 """Balancer: discovery, picking, retries, breaking and tracing for any protocol.
 
-It wires the decisions together and owns the clock, the dice and the lock.
+It builds the engine and owns the clock, the random numbers and the lock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class Balancer:
-    """The engine without HTTP: for gRPC, a raw socket, another HTTP client.
+    """Load balancing without HTTP: for gRPC, a raw socket, or another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
@@ -59,35 +59,37 @@ class Balancer:
     - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`,
       `"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.
     - `retry`: when to try again; None is one attempt.
-    - `breaker`: when an instance leaves the rotation; None disables.
+    - `breaker`: when an instance leaves the rotation; None turns breakers off.
     - `name`: the service's name, for a static list or a resolver that has none.
-    - `scheme`: `"http"` or `"https"`, where the service does not say.
-    - `max_in_flight`: attempts that one instance may have under way; more wait in turn.
+    - `scheme`: `"http"` or `"https"`, if the service does not say.
+    - `max_in_flight`: how many attempts one instance may have under way; further calls wait.
     - `max_in_flight_total`: the same for all instances together.
-    - `limit`: an `AdaptiveLimit` learns how much each instance can bear.
+    - `limit`: an `AdaptiveLimit` learns how many attempts each instance can handle at a time.
     - `throttle`: a `ThrottlePolicy` keeps calls back while the service turns most away.
-    - `hedge`: a `HedgePolicy` sends a second attempt where the first takes long.
-    - `outliers`: an `OutlierPolicy` ejects who fails far more often than its peers.
+    - `hedge`: a `HedgePolicy` sends a second attempt if the first takes long.
+    - `outliers`: an `OutlierPolicy` ejects instances that fail far more often than their peers.
     - `slow_start`: `SlowStart` lets an instance that is new, or back, warm up.
-    - `health`: a `HealthCheck` asks every instance whether it is well; here one that connects
-      (`path=None`) or asks a function of yours (`check=`), over HTTP also one with a `path`.
+    - `health`: a `HealthCheck` checks every instance in the background. Here it connects
+      (`path=None`) or calls a function of yours (`check=`); over HTTP it may also ask for a `path`.
     - `listener`: a function that is given each `Event`, in order, on a thread of its own.
-    - `nameservers`: such as `["127.0.0.1:5353"]`, `tls://` and `https://` included; None is the
+    - `nameservers`: such as `["127.0.0.1:5353"]`, also `tls://` and `https://`; None uses the
       system's resolver configuration.
-    - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name though they are
+    - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name although they are
       loopback, link-local, multicast or a cloud's metadata service.
     - `within`: a domain that the targets of SRV records must belong to.
-    - `family`: `"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both;
-      of both, those that this host has no route to are not used.
+    - `family`: `"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both.
+      Of both, addresses that this host has no route to are not used.
     - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it;
-      for names of which DNS returns a few addresses at a time.
-    - `max_stale`: seconds for which the last good answer is used while discovery fails; or no end.
-    - `min_refresh`: seconds between two refreshes at the least, however small the TTL.
-    - `max_instances`: of a larger set this client keeps a random subset, and sticks to it.
+      for names for which DNS returns a few addresses at a time.
+    - `max_stale`: seconds for which the last good answer is used while discovery fails; None for
+      no limit.
+    - `min_refresh`: the shortest time between two refreshes in seconds, however small the TTL.
+    - `max_instances`: of a larger set, this client uses a random subset, and keeps it.
     - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
-    - `clock`: monotonic seconds; `rng`: the dice, which are seeded anew in a forked child.
-    - `judge`: what a result or an exception means (`Verdict`); the default knows the operating
-      system's network errors.
+    - `clock`: monotonic seconds. `rng`: the random numbers, which are seeded anew in a forked
+      child.
+    - `judge`: the classifier: what a result or an exception means (`Verdict`). The default knows
+      the operating system's network errors.
 
     Raises ValueError or TypeError, naming the argument, for what cannot be used.
     """
@@ -140,7 +142,7 @@ class Balancer:
         )
         validation.function("judge", classify_network_error if judge is None else judge)
         validation.of("rng", rng, random.Random, "random.Random()")
-        self._rng = random.Random() if rng is None else rng  # noqa: S311  # dice, no secrets
+        self._rng = random.Random() if rng is None else rng  # noqa: S311  # no secrets
         runtime = Runtime(clock, self._rng, self._scheduler, tracer_provider, meter_provider)
         self.target = target_of(
             service,
@@ -183,9 +185,13 @@ class Balancer:
 
         `fn` connects to `instance.address`, which discovery has vetted, not to `instance.host`.
 
-        `idempotent`: it may be repeated though an attempt may have been carried out. `deadline`:
-        seconds for all of it; `fn` learns what is left by `lbclient.time_left()`. `caller`: what
-        names the caller, hashable; callers whose calls wait in line for a limit take turns.
+        - `idempotent`: the call may be repeated even if an attempt may have been carried out.
+        - `key`: for strategies that pick by it.
+        - `deadline`: seconds for the whole call. In `fn`, `lbclient.time_left()` returns what is
+          left for the attempt.
+        - `caller`: a hashable value that names the caller. Callers whose calls wait for a limit
+          take turns.
+
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
         if not callable(fn):
@@ -205,7 +211,7 @@ class Balancer:
         deadline: float | None = None,
         caller: object = None,
     ) -> T:
-        """The same for a coroutine function; an attempt is cancelled when its time is up."""
+        """The same for a coroutine function. An attempt is cancelled when its time is up."""
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
         options = NO_OPTIONS
@@ -215,7 +221,7 @@ class Balancer:
         if self._engine.hedging is not None:
             return await arun(call, partial(ainvoke, fn))
         with call:
-            for step in call:  # as in `arun`, a coroutine less
+            for step in call:  # as in `arun`, with one coroutine less
                 if isinstance(step, Pause):
                     await asleep(step)
                 else:
@@ -231,7 +237,7 @@ class Balancer:
         deadline: float | None = None,
         caller: object = None,
     ) -> Lease:
-        """One pick for the time of a `with` or `async with` block; no retry."""
+        """Pick one instance for the time of a `with` or `async with` block, without retries."""
         options = call_options(idempotent=idempotent, key=key, deadline=deadline, caller=caller)
         return Lease(self._binding.begin(options))
 
@@ -241,12 +247,14 @@ class Balancer:
             return [one.instance for one in self._engine.pool.endpoints]
 
     def snapshot(self) -> ServiceSnapshot:
-        """What is known now."""
+        """What the balancer knows now."""
         return snapshot_of(self._engine)
 
     def refresh(self) -> None:
-        """Ask discovery now and wait for the answer; DiscoveryError if it failed (what was known
-        stays in use)."""
+        """Ask discovery now, and wait for the answer.
+
+        Raises DiscoveryError if that fails; the instances known before stay in use.
+        """
         for pause in self._refresh_round():
             sleep(pause)
 
@@ -256,9 +264,9 @@ class Balancer:
             await asleep(pause)
 
     def eject(self, instance: Instance, seconds: float) -> None:
-        """Have no call go to `instance` for so many seconds; what is under way goes on.
+        """Send no calls to `instance` for so many seconds. Attempts under way go on.
 
-        Raises ValueError for an instance that is not known, or no such time.
+        Raises ValueError for an instance that is not known, or an invalid time.
         """
         validation.number("seconds", seconds, above=True)
         with self._engine.lock:
@@ -266,8 +274,8 @@ class Balancer:
         self._engine.outbox.publish()
 
     def admit(self, instance: Instance) -> None:
-        """Have calls go to `instance` again, whatever kept it out: an ejection, its breaker, a
-        rest that it asked for, a failed health check (until the checks change their mind).
+        """Send calls to `instance` again, whatever kept it out: an ejection, its breaker, a
+        back-off that it asked for, or a failed health check (until the next result of the checks).
 
         Raises ValueError for an instance that is not known.
         """
@@ -278,7 +286,7 @@ class Balancer:
     def close(self) -> None:
         """Send nothing more, and stop discovery. It does not wait.
 
-        Attempts in flight go on to their end. Calls that wait (for a place, for discovery, before a
+        Attempts in flight go on to their end. Calls that wait (for a slot, for discovery, before a
         retry) end now: with their last outcome, or with BalancerClosed if there is none. Later
         calls raise RuntimeError.
         """
@@ -306,15 +314,15 @@ class Balancer:
         self.close()
 
     def after_fork(self) -> None:
-        """In a child: new locks, and other dice than the parent's, also if they are a caller's: as
-        Python does with those of its module `random`."""
+        """In a forked child: new locks, and other random numbers than the parent's, even if `rng`
+        is the user's: Python does the same with its module `random`."""
         try:
             self._rng.seed()
         finally:
             self._engine.after_fork(threading.RLock())
 
     def _executor(self) -> CheckExecutor:
-        """Who makes the checks."""
+        """What carries the health checks out."""
         return Threads()
 
     def _known(self, instance: Instance) -> Endpoint:
@@ -333,10 +341,10 @@ class Balancer:
 def _never_raising(
     judge: Classifier, clock: Callable[[], float], complaint: Complaint
 ) -> Classifier:
-    """Return a judge that does not raise: where `judge` fails, or returns something other than a
-    `Verdict`, the outcome is neutral.
+    """Return a classifier that does not raise: if `judge` raises, or returns something other than
+    a `Verdict`, the outcome is neutral.
 
-    A judge of this package raises nothing of its own: what comes out of it is let through.
+    A classifier of this package needs no such guard: what it raises came from outside.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

@@ -1,4 +1,4 @@
-"""What the binding of a protocol uses of a balancer."""
+"""The part of a balancer that bindings of protocols use."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SEMANTICS = Semantics()
 class Binding:
     """A balancer as the binding of a protocol uses it: begin calls, and learn what changes.
 
-    `lbclient.protocol.bind(balancer)` returns it. Use it where `Balancer.call` is not enough: where
-    a result has a body that is read later, where telemetry is to speak the protocol's words, or
-    where connections are kept for each instance.
+    `lbclient.protocol.bind(balancer)` returns it. Use it if `Balancer.call` is not enough: if a
+    result has a body that is read later, if telemetry is to use the protocol's terms, or if
+    connections are kept for each instance.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Binding:
         return Loads(strategy, self._engine) if isinstance(strategy, LoadAware) else None
 
     def refuse(self) -> NoReturn:
-        """Raise the error of a call that comes too late."""
+        """Raise the error of a call that begins after the balancer was closed."""
         raise RuntimeError(f"the balancer of {self._engine.service} is closed")
 
     def refuse_calls(self) -> None:
-        """Begin no more calls. Those under way go on."""
+        """Refuse new calls. Calls under way go on."""
         self.closed = True
 
     def idle(self) -> Signal:
-        """A signal that is set once no call is under way, and no attempt in flight."""
+        """Return a signal that is set once no call is under way and no attempt is in flight."""
         return self._engine.drained()
 
     def abandon_calls(self) -> None:
-        """Calls under way lose their connections now: no instance is charged for that, and nothing
-        is tried again."""
+        """The connections of calls under way are being closed: charge no instance for that, and
+        retry nothing."""
         self._engine.abandoned = True

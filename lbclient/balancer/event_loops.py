@@ -1,4 +1,4 @@
-"""Calls carried out on event loops, asyncio's and trio's."""
+"""The driver for event loops, asyncio's and trio's."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ async def asleep(pause: Pause) -> None:
 
 
 def _from_any_thread(wake: Callable[[], None]) -> Callable[[], bool]:
-    """The same, to be called from whichever thread, without waiting for the loop.
+    """Return a function that calls `wake` in the event loop, from any thread, without waiting.
 
-    It returns False where the loop has ended, with the one who waited on it.
+    It returns False if the loop has ended.
     """
     try:
         soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:
-        import trio  # noqa: PLC0415  # only where trio runs the loop is it there
+        import trio  # noqa: PLC0415  # it is installed only where trio runs the loop
 
         soon = trio.lowlevel.current_trio_token().run_sync_soon
 
@@ -62,14 +62,14 @@ async def arun(
     rest: Callable[[Pause], Awaitable[None]] | None = None,
     discard: Callable[[R], Awaitable[object]] | None = None,
 ) -> R:
-    """Carry a call out in this task; the hedge of one that may be hedged, in another.
+    """Carry a call out in this task. A hedge runs in another task.
 
-    `discard` is given answers that came too late.
+    `discard` closes answers that came too late.
     """
     wait = rest or asleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in a lane; a coroutine less for nearly every call
+            for step in call:  # as in `_Lanes`, with one coroutine less for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
                 else:
@@ -81,7 +81,7 @@ async def arun(
 
 
 class _Lanes(Generic[R]):
-    """Two tasks; the slower attempt is cancelled."""
+    """The steps of a call and of its hedge, in two tasks. The slower attempt is cancelled."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Lanes(Generic[R]):
         self._error: Exception | None = None
 
     async def race(self, after: float) -> None:
-        """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
+        """Run the call's own steps, and those of its hedge `after` so many seconds."""
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._hedge_later, after)
@@ -107,7 +107,7 @@ class _Lanes(Generic[R]):
                     await self._lane(self._call)
                 if self._call.over or self._error is not None or not self._hedging:
                     group.cancel_scope.cancel()
-        except BaseExceptionGroup as errors:  # interrupted: by one exception, and in one place
+        except BaseExceptionGroup as errors:  # interrupted by one exception, in one place
             raise errors.exceptions[0] from None
         finally:
             if (race := self._call.race) is not None:
@@ -145,10 +145,10 @@ class _Lanes(Generic[R]):
             steps.abandon()
             if not isinstance(error, Exception):
                 raise
-            self._error = error  # raised where the call was made, and ungrouped
+            self._error = error  # raised where the call was made, without a group
 
     async def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
-        """Close an answer that was not the quickest."""
+        """Close an answer that was not the first good one."""
         if (answer := steps.leftover()) is None:
             return
         engine = self._call.engine
@@ -165,11 +165,11 @@ class _Lanes(Generic[R]):
 
 
 async def _drop(answer: object) -> None:
-    """What needs no closing."""
+    """Do nothing: the answer needs no closing."""
 
 
 def ainvoke(fn: Callable[[Instance], Awaitable[T]], attempt: Attempt[T]) -> Awaitable[T]:
-    """For event loops; an attempt is cancelled when its time is up."""
+    """Call `fn`, a coroutine function, for an attempt. It is cancelled when its time is up."""
     result = fn(attempt.instance)
     if not hasattr(result, "__await__"):
         kind = type(result).__name__

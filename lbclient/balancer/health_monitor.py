@@ -1,7 +1,7 @@
-"""Active health checks: when each instance is checked, by whom, and who is told when one turns.
+"""Active health checks: runs the checks of all instances, and reports the results that change.
 
-The checks here know no HTTP: a TCP connection, and a caller's own function. The checks of one round
-are made on threads side by side, or, in virtual time, one by one.
+The checks here know no HTTP: a TCP connection, and a function of the user. The checks of one round
+run on threads beside each other or, in virtual time, one by one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ __all__ = [
 ]
 
 _LEAST = 0.001
-"""A timeout of 0 would mean a socket that never waits."""
+"""The shortest timeout: 0 would mean a socket that never waits."""
 
 Check = Callable[[Endpoint, Expiry], None]
-"""Checks one instance by the time given; it may block, and raises whatever speaks against it."""
+"""Checks one instance before the expiry. It may block, and raises if the instance fails."""
 
 _AT_ONCE = 32
 
@@ -52,11 +52,11 @@ Results = Generator[tuple[S, Exception | None], None, None]
 
 
 class CheckFailed(LoadBalancingError):
-    """The instance answered, and not as it should, or did not in time. Its text says what came."""
+    """The instance gave a wrong answer, or none in time. The text says which."""
 
 
 def plain_check(policy: HealthCheck) -> Check | None:
-    """The check that `policy` asks for; None where that speaks HTTP."""
+    """The check that `policy` asks for; None if that needs HTTP."""
     if policy.check is not None:
         return _calling(policy.check)
     return connects if policy.path is None else None
@@ -88,28 +88,29 @@ def _calling(function: Callable[[Instance], bool]) -> Check:
 
 
 class CheckExecutor(Protocol):
-    """Checks subjects, and yields each with what speaks against it as soon as that is known."""
+    """Runs checks, and yields each subject with its error, or None, as soon as that is known."""
 
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
     ) -> Results[S]:
-        """`seconds` are for each check. A subject that could not be checked is left out."""
+        """Each check has `seconds`. A subject that could not be checked is left out."""
         ...
 
 
 def in_turn(
     check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
 ) -> Results[S]:
-    """One after another on the calling thread: for virtual time, where a check takes none."""
+    """Run checks one by one on this thread: for virtual time, where a check takes no time."""
     for subject in subjects:
         yield subject, outcome(check, subject, Expiry(seconds, _still))
 
 
 class Threads:
-    """Some at a time, each on a daemon thread of its own, so that silent ones delay nobody.
+    """Runs some checks at a time, each on a daemon thread of its own, so that a silent instance
+    delays no other check.
 
-    A check that outlives its time has failed. Its thread cannot be ended, and is waited for by
-    nobody; until it ends, its subject has no other and fails at once.
+    A check that takes too long has failed. Its thread cannot be ended, and nothing waits for it.
+    Until it ends, other checks of its subject fail at once.
     """
 
     def __init__(self) -> None:
@@ -118,7 +119,7 @@ class Threads:
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
     ) -> Results[S]:
-        """Yields by the order in which they end."""
+        """Yield the results in the order in which the checks end."""
         self._threads = {one: its for one, its in self._threads.items() if its.is_alive()}
         stuck = set(self._threads)
         done: queue.SimpleQueue[tuple[S, Exception | None]] = queue.SimpleQueue()
@@ -132,7 +133,7 @@ class Threads:
                 expiry = Expiry(time.monotonic() + seconds, time.monotonic)
                 try:
                     self._begin(check, subject, expiry, done)
-                except RuntimeError:  # no more threads to be had: the next round may have some
+                except RuntimeError:  # no more threads can be started: the next round tries again
                     waiting.clear()
                 else:
                     under_way[subject] = expiry
@@ -147,7 +148,7 @@ class Threads:
         def work() -> None:
             done.put((subject, outcome(check, subject, expiry)))
 
-        # In a context of its own: a thread may inherit one, with the span of some call in it.
+        # In a context of its own: a thread may inherit one that holds the span of a call.
         thread = threading.Thread(
             target=Context().run, args=(work,), name="lbclient-check", daemon=True
         )
@@ -158,7 +159,7 @@ class Threads:
 def _next(
     done: queue.SimpleQueue[tuple[S, Exception | None]], under_way: dict[S, Expiry], seconds: float
 ) -> tuple[S, Exception | None]:
-    """The next that ends, or whose time does: the first that began."""
+    """Wait for the next check that ends, or whose time is up: that is the one that began first."""
     first = next(iter(under_way))
     while True:
         try:
@@ -175,7 +176,7 @@ def _late(seconds: float) -> CheckFailed:
 
 
 def outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> Exception | None:
-    """What speaks against it. A caller's check may raise anything, on our thread."""
+    """Run a check, and return its error, or None. A user's check may raise anything."""
     token = deadline.enter(expiry)
     try:
         check(subject, expiry)
@@ -193,22 +194,22 @@ def _still() -> float:
 
 
 class Report(Protocol):
-    """Who is told that an instance has turned, and sets `endpoint.healthy`.
+    """Called when the health of an instance has changed; it sets `endpoint.healthy`.
 
-    `breaker` stands for the machine that was checked: where the endpoint has another one by now,
-    the report is void. `why` is what the last check said, empty where it passed.
+    `breaker` stands for the machine that was checked. If the endpoint has another breaker by now,
+    the report is void. `why` is the error of the last check, empty if it passed.
     """
 
     def __call__(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
-        """Take the lock, and take note; the same report may come twice."""
+        """Take the lock and record the change. The same report may come twice."""
         ...
 
 
 class Monitor(PeriodicJob):
-    """Has every known instance checked, about every `policy.interval`; for the refresher.
+    """A job of the scheduler: checks every known instance, about every `policy.interval`.
 
-    One job for all: `endpoints` tells who is known, `check` asks one, `crew` asks many. It waits
-    for `begin`.
+    It is one job for all instances: `endpoints` returns them, `check` checks one, `executor` runs
+    the checks. It starts with `begin`.
     """
 
     def __init__(
@@ -231,10 +232,11 @@ class Monitor(PeriodicJob):
         self._tallies: dict[Endpoint, HealthTally] = {}
 
     def work(self) -> None:
-        """Check all of them.
+        """Check all instances.
 
-        An instance that cannot be reached from here fails its check, unless none can be: then
-        the network is down. Where a descriptor was lacking, say, that tells nothing of an instance.
+        An instance that cannot be reached from here fails its check, unless none can be reached:
+        then the network is down. An error of this host, such as a lack of file descriptors, says
+        nothing about an instance.
         """
         self._tallies = {one: self._tally_of(one) for one in tuple(self._endpoints())}
         check = self._check

@@ -1,4 +1,4 @@
-"""One pick held for the time of a block, for `with` and for `async with`."""
+"""A pick that is held for the time of a `with` or `async with` block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["Lease"]
 
 
 class Lease:
-    """What `Balancer.acquire` returns: entering picks, leaving settles. Used once.
+    """Returned by `Balancer.acquire`. Entering it picks an instance, and leaving it records the
+    outcome. It is used once.
 
     A network error that leaves the block counts against the instance, and goes on to the caller.
     """

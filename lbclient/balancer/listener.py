@@ -1,7 +1,7 @@
-"""A listener, isolated from the calls: it is told on a thread of its own.
+"""Calls a listener on a thread of its own, isolated from the calls of the balancer.
 
-So a listener may be slow, may raise, and may itself make calls; nobody waits for it. Events come in
-their order. Where it is too slow for what happens, events are dropped, and counted in the log.
+So a listener may be slow, may raise, and may itself make calls; no call waits for it. Events come
+in order. If the listener is too slow, events are dropped, and the log says how many.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MOST = 10_000
 
 
 class Listening:
-    """Takes events to `listener`. The thread starts with the first event, and ends with `stop`, or
-    when this object is gone. A process that ends does not wait for it.
+    """Delivers events to `listener`. The thread starts with the first event, and ends with `stop`,
+    or when this object is collected. A process that ends does not wait for it.
 
-    Raises TypeError for a listener that cannot be called.
+    Raises TypeError for a listener that is not callable.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -38,7 +38,7 @@ class Listening:
         fork.track(self)
 
     def deliver(self, event: Event) -> None:
-        """Queue an event. It waits for nobody."""
+        """Queue an event, without waiting."""
         box = self._box
         if box.closed:
             return
@@ -50,11 +50,11 @@ class Listening:
             self._start(box)
 
     def stop(self) -> None:
-        """Tell what is queued, and then no more."""
+        """Deliver the events that are queued, and then no more."""
         self._box.close()
 
     def after_fork(self) -> None:
-        """In a child: the thread was the parent's, and so is what it had not told yet."""
+        """In a forked child: the thread and the events in its queue were the parent's."""
         closed = self._box.closed
         del self._box
         if closed:
@@ -62,7 +62,7 @@ class Listening:
 
     @Lazy
     def _box(self) -> _Box:
-        """Made with the first event: gevent may replace the type of queue before that."""
+        """Made at the first event, since gevent may replace the type of the queue before that."""
         box = _Box()
         weakref.finalize(self, box.close).atexit = False
         return box
@@ -72,24 +72,24 @@ class Listening:
             threading.Thread(
                 target=_listen, args=(box, self._listener), name="lbclient-listener", daemon=True
             ).start()
-        except RuntimeError:  # no more threads to be had: the next event tries again
+        except RuntimeError:  # no more threads can be started: the next event tries again
             return
         box.started = True
 
 
 class _Box:
-    """What the thread shares with those who call: it must not keep these alive."""
+    """What the thread shares with a `Listening`, which it must not keep alive."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.started = False
         self.running = threading.Lock()
-        """Held by the one thread that tells events: several may be started at the same time."""
+        """Held by the one thread that delivers events: several may be started at the same time."""
         self.dropped = 0
         self.closed = False
 
     def close(self) -> None:
-        """The thread ends once it has told what came before."""
+        """End the thread once it has delivered the events that came before."""
         if not self.closed:
             self.closed = True
             self.queue.put(None)
@@ -111,7 +111,7 @@ def _listen(box: _Box, listener: Listener) -> None:
             slow.recovered()
         try:
             listener(event)
-        except Exception as error:  # noqa: BLE001  # a caller's function may raise anything
+        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
             failing.failed(time.monotonic(), error, detail=f"at {event!r}")
         else:
             if failing.failing:

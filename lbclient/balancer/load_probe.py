@@ -1,6 +1,6 @@
-"""Load reports: random instances are asked in the background, and the strategy is told.
+"""Asks random instances for their load in the background, and reports it to the strategy.
 
-They are asked only while there are calls.
+Instances are asked only while there are calls.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
 __all__ = ["Loads", "Prober"]
 
 _AT_ONCE = 16
-"""As many reports wait for a pick; and one that is silent must hold up no other."""
+"""The most probes under way. A silent instance must hold up no other, and a strategy keeps so many
+reports."""
 
 
 class Loads:
-    """One balancer's strategy that heeds reports, under that balancer's lock."""
+    """Passes load reports to the strategy of a balancer, under its lock."""
 
     def __init__(self, strategy: LoadAware, engine: Engine) -> None:
         probe = strategy.probe if isinstance(strategy, Probing) else None
         self.probe = probe if isinstance(probe, LoadProbe) else None
-        """How it wants instances asked, where it does; a caller's may mean another thing by it."""
+        """How the strategy wants instances probed, if it does. A user's strategy may use the name
+        for something else."""
         self.nonsense = 0
         """How many reports could not be used."""
         self._strategy = strategy
@@ -46,7 +48,7 @@ class Loads:
         )
 
     def record(self, endpoint: Endpoint, load: LoadReport | None) -> None:
-        """It has said so; None where it was asked, and said nothing."""
+        """Report the load of an endpoint; None if it was asked and did not say."""
         engine = self._engine
         with engine.lock:
             now = engine.clock()
@@ -64,23 +66,23 @@ class Loads:
         engine.outbox.publish()
 
     def refused(self, endpoint: Endpoint, why: str) -> None:
-        """What it has said is nonsense, for reason `why`, and counts as nothing."""
+        """Report that an endpoint sent an invalid report, for the reason `why`."""
         with self._engine.lock:
             self.nonsense += 1
             self._refusals.failed(self._engine.clock(), detail=f"{endpoint.instance}: {why}")
         self.record(endpoint, None)
 
     def candidates(self) -> Sequence[Endpoint]:
-        """Who may be picked, and so is worth asking."""
+        """The endpoints that may be picked, and so are worth asking."""
         engine = self._engine
         with engine.lock:
             return engine.pool.candidates(engine.clock())
 
 
 class Prober:
-    """A job of the refresher's: `ask` asks one of `candidates`, on a thread of its own.
+    """A job of the scheduler: `ask` asks one of `candidates`, on a thread of its own.
 
-    An answer has a round take place; then there is one each `policy.interval`, for as long as
+    The first answer to a call starts a round. Then there is one each `policy.interval`, as long as
     answers come.
     """
 
@@ -96,7 +98,7 @@ class Prober:
     ) -> None:
         self.clock = clock
         self.ticket = -1
-        """The refresher's ticket for the next round."""
+        """The scheduler's ticket for the next round."""
         self.next_at = math.inf
         self.stopped = False
         self.busy = False
@@ -112,24 +114,24 @@ class Prober:
         self._under_way: set[Endpoint] = set()
 
     def answered(self) -> None:
-        """An attempt was. Threads may lose a count, which changes nothing."""
+        """An attempt was answered. Threads may lose a count, which does no harm."""
         self._answers += 1
         if self._asleep or self._generation is not self._scheduler.generation:
             self._wake()
 
     def stop(self) -> None:
-        """No round follows."""
+        """Run no more rounds."""
         self.stopped = True
 
     def claim(self) -> bool:
-        """True where a round is due."""
+        """True if a round is due."""
         return not self.stopped and self.clock() >= self.next_at
 
     def run(self) -> None:
-        """One round, after `claim`; it waits for no answer."""
+        """Run one round, after `claim`. It does not wait for answers."""
         answers, self._answers = self._answers, 0
         self.next_at = self.clock() + self._policy.interval if answers else math.inf
-        self._asleep = not answers  # last: whoever wakes it up sets `next_at`
+        self._asleep = not answers  # last, since `_wake` sets `next_at`
         for one in self._drawn(answers) if answers else ():
             self._begin(one)
 
@@ -142,7 +144,7 @@ class Prober:
         self._scheduler.schedule(self)
 
     def _drawn(self, answers: int) -> set[Endpoint]:
-        """As many as so many answers ask for, while there is room."""
+        """Draw as many endpoints as so many answers call for, up to the limit."""
         candidates = self._candidates()
         wanted = self._policy.rate * answers
         number = int(wanted) + (self._rng.random() < wanted % 1.0)
@@ -156,13 +158,13 @@ class Prober:
 
         def work() -> None:
             try:
-                outcome(self._ask, endpoint, expiry)  # who does not answer, has said nothing
+                outcome(self._ask, endpoint, expiry)  # no answer is no report
             finally:
                 under_way.discard(endpoint)
 
-        # In a context of its own: a thread may inherit one, with the span of some call in it.
+        # In a context of its own: a thread may inherit one that holds the span of a call.
         run = Context().run
         try:
             threading.Thread(target=run, args=(work,), name="lbclient-probe", daemon=True).start()
-        except RuntimeError:  # no more threads to be had: the next round may have some
+        except RuntimeError:  # no more threads can be started: the next round tries again
             under_way.discard(endpoint)

@@ -1,6 +1,6 @@
-"""The arguments that every entry point shares, typed once, and those to begin with.
+"""The options that all entry points share, typed once, and recommended values.
 
-Their meaning is told by `Balancer`.
+`Balancer` documents what they mean.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["RECOMMENDED", "BalancerOptions", "recommended"]
 
 
 class BalancerOptions(TypedDict, total=False):
-    """What `Balancer` takes after the service."""
+    """The options of `Balancer`."""
 
     strategy: str | Strategy
     retry: RetryPolicy | None
@@ -61,25 +61,26 @@ class BalancerOptions(TypedDict, total=False):
 def recommended(
     deadline: float | None = None, **changes: Unpack[BalancerOptions]
 ) -> BalancerOptions:
-    """Options for any entry point where nothing more is known of a service.
+    """Options for any entry point, to start with if nothing more is known about a service.
 
         Client(service, **recommended(deadline=2.0))
 
-    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. It goes
-    into the `RetryPolicy`, also into one among the `changes` (`retry=None` is one attempt).
+    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. It is
+    set in the `RetryPolicy`, also in one among the `changes` (`retry=None` is one attempt).
     `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
 
-    They differ from the defaults where a service that is overloaded, or partly slow, is better off,
-    and cost a healthy one nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
+    They differ from the defaults where that helps a service that is overloaded or partly slow, and
+    cost a healthy service nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
     burst of more than twenty calls for each instance waits a few round trips, while its limit grows
     (another `initial=` changes that, and how an overload begins).
 
-    The defaults take instances in turn, so that shares and weights are exact and every call is sent
-    at once. These options send calls to where few are in flight, and let them wait in line for what
-    the service can bear: as long as their deadline allows, or without one for httpx's pool timeout.
+    The defaults use instances in turn, so that shares and weights are exact and every call is sent
+    at once. These options send calls to instances with few attempts in flight, and let calls wait
+    in a queue while the service is busy: as long as their deadline allows, or without a deadline
+    for httpx's pool timeout.
 
-    Raises TypeError for a change that is no option (the error names the options), ValueError or
-    TypeError for a `deadline` that is no time above zero.
+    Raises TypeError for a change that is not an option (the error names the options), ValueError or
+    TypeError for a `deadline` that is not a time above zero.
     """
     for name in changes:
         if name not in BalancerOptions.__annotations__:

@@ -1,4 +1,4 @@
-"""What a balancer knows at one moment, for people and dashboards."""
+"""A snapshot of what a balancer knows, for people and dashboards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 
 @dataclass(frozen=True, slots=True)
 class InstanceSnapshot:
-    """One instance: attempts `in_flight`, state of its `breaker`, `attempts` and `failures` (its
-    faults) so far, `latency`, a moving mean of those that it answered, in seconds (None before
-    any), and its `standing`: `"serving"`, or what keeps it out of the rotation: `"ejected"`,
-    `"unhealthy"` (by active checks), `"open"` or `"half-open"` (its breaker), `"resting"`
-    (`Retry-After`)."""
+    """One instance.
+
+    - `in_flight`: attempts under way.
+    - `breaker`: the state of its breaker.
+    - `attempts`, `failures`: attempts and faults so far.
+    - `latency`: a moving mean over the attempts that it answered, in seconds; None before any.
+    - `standing`: `"serving"`, or what keeps it out of rotation: `"ejected"`, `"unhealthy"` (by
+      active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`).
+    """
 
     instance: Instance
     in_flight: int
@@ -32,8 +36,14 @@ class InstanceSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSnapshot:
-    """One service: its name, its `instances`, `age` in seconds since the last good answer (None
-    before the first, 0 for a list that never changes), and `error`, why the last refresh failed."""
+    """One service.
+
+    - `service`: its name.
+    - `instances`: those that are known, in rotation or not.
+    - `age`: seconds since the last good answer; None before the first, 0 for a list that never
+      changes.
+    - `error`: why the last refresh failed, or None.
+    """
 
     service: str
     instances: tuple[InstanceSnapshot, ...]
@@ -42,7 +52,7 @@ class ServiceSnapshot:
 
 
 def snapshot_of(engine: Engine) -> ServiceSnapshot:
-    """All of one moment."""
+    """A snapshot, taken at one moment."""
     with engine.lock:
         engine.run_deferred()
         now = engine.clock()

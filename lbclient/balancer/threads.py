@@ -1,4 +1,4 @@
-"""Calls carried out on threads."""
+"""The driver for threads."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ T = TypeVar("T")
 def sleep(pause: Pause) -> None:
     """Wait on this thread.
 
-    Not by `threading.Event`, which is Python code around a lock: an exception from a signal handler
-    may leave that lock held for ever, and the thread that sets the event then blocks, with the lock
-    of the balancer.
+    Not with a `threading.Event`, which is Python code around a lock: an exception from a signal
+    handler may leave that lock held for ever, and the thread that sets the event then blocks while
+    it holds the balancer's lock.
     """
     if pause.signal is None:
         time.sleep(pause.seconds)
@@ -52,14 +52,14 @@ def run(
     rest: Callable[[Pause], None] | None = None,
     discard: Callable[[R], object] | None = None,
 ) -> R:
-    """Carry a call out on this thread; one that may be hedged, on a thread an attempt.
+    """Carry a call out on this thread, or on one thread for each attempt if it may be hedged.
 
-    `discard` is given answers that came too late.
+    `discard` closes answers that came too late.
     """
     wait = rest or sleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_carry_out`; a function less for nearly every call
+            for step in call:  # as in `_carry_out`, with one function less for nearly every call
                 if isinstance(step, Pause):
                     wait(step)
                 else:
@@ -82,10 +82,11 @@ def _carry_out(
 
 
 class _Lanes(Generic[R]):
-    """Threads, since a thread that reads cannot be told of a quicker answer.
+    """The steps of a call and of its hedge, on two threads, since a thread that reads cannot learn
+    of a faster answer.
 
-    The slower attempt is interrupted where its connection is ours; else it ends in its own time,
-    and its instance is busy until then.
+    The slower attempt is interrupted if its connection is ours. Otherwise it runs to its end, and
+    its instance is busy until then.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class _Lanes(Generic[R]):
         self._threads: list[threading.Thread] = []
 
     def race(self, after: float) -> None:
-        """The call's own steps, and beside them, `after` so many seconds, those of its hedge."""
+        """Run the call's own steps, and those of its hedge `after` so many seconds."""
         race = _race_of(self._call)
         self._start(self._call)
         timeout, hedged = after, False
@@ -142,12 +143,12 @@ class _Lanes(Generic[R]):
             lane.start()
         except RuntimeError as error:
             if (interruption := error.__context__) not in (None, before):
-                raise interruption from None  # its lock could not be released after that one
-            context.run(self._lane, steps)  # no more threads to be had
+                raise interruption from None  # after it, the lock of `lane` could not be released
+            context.run(self._lane, steps)  # no more threads can be started
         self._threads.append(lane)
 
     def _check(self) -> None:
-        """An exception that is set from outside may end a thread before it can tell."""
+        """An exception set from outside may end a thread before it reports its end."""
         if self._ended.empty() and not any(one.is_alive() for one in self._threads):
             raise RuntimeError("a thread of this call was ended from outside")
 
@@ -167,7 +168,7 @@ class _Lanes(Generic[R]):
             self._ended.put(error)
 
     def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
-        """Close an answer that was not the quickest."""
+        """Close an answer that was not the first good one."""
         if (answer := steps.leftover()) is None:
             return
         engine = self._call.engine
@@ -189,11 +190,12 @@ def _race_of(call: Call[R]) -> HedgeRace[Attempt[R]]:
 
 
 def _drop(answer: object) -> None:
-    """What needs no closing."""
+    """Do nothing: the answer needs no closing."""
 
 
 def invoke(fn: Callable[[Instance], T], attempt: Attempt[T]) -> T:
-    """For threads. A coroutine is no result: it would be taken for success before it had begun."""
+    """Call `fn` for an attempt. A coroutine is refused: it would count as a success before it has
+    begun."""
     result = fn(attempt.instance)
     if isinstance(result, CoroutineType):
         result.close()
