@@ -157,7 +157,7 @@ class Call(CallState[R]):
         delay: float | None = 0.0
         while delay is not None:
             if delay > 0:
-                yield self._rest(delay)
+                yield self._back_off(delay)
             last = self._last
             if (last is not None or self.race is not None) and self._stops():
                 return
@@ -202,7 +202,7 @@ class Call(CallState[R]):
             self._stopped = "closed"
         return self.engine.membership.ended
 
-    def _rest(self, delay: float) -> Pause:
+    def _back_off(self, delay: float) -> Pause:
         """A back-off. It ends early if a hedge brings the outcome, or the balancer is closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
@@ -308,7 +308,7 @@ class Call(CallState[R]):
             self.engine.give_back(self.pick)
         if self._last is not None:
             self._last.abandon()
-            if self.race is None:  # else the shell asks for what is left over
+            if self.race is None:  # else the driver asks for what is left over
                 self._last = None
 
     def _leave(self) -> None:
@@ -324,7 +324,7 @@ class Call(CallState[R]):
             repeatable=self.idempotent,
             replayable=self._options.replayable is None or self._options.replayable(),
             deadline=self.deadline,
-            pause=self.engine.rest_of_all(),
+            pause=self.engine.back_off_of_all(),
             unsent=verdict.never_sent(error),
         )
         with self.engine.lock:

@@ -104,7 +104,6 @@ class Engine:
         self._picker = picker
         self._watched = opt_in_rules is not None or picker.learning is not None
         """True if a rule or the strategy needs every outcome."""
-        self._queue = membership.queue
         self.queue = membership.queue
         self.look_again = _LOOK_AGAIN
         """Seconds after which the first call in the queue looks again though nothing has woken it:
@@ -152,7 +151,7 @@ class Engine:
         self.lock = lock
         self.calls.clear()
         self.closing.clear()
-        self._queue.clear()
+        self.queue.clear()
         self.membership.after_fork(lock)
         now = self.clock()
         self.pool.spread(now, self.rng)
@@ -178,9 +177,9 @@ class Engine:
                 return self._wait_for_answer(call)
             if self.opt_in_rules is not None and call.waiting is None and not call.tried:
                 self._throttle(self.opt_in_rules, now)
-            if self._queue.waiting and not self._queue.passes(call.waiting):
+            if self.queue.waiting and not self.queue.passes(call.waiting):
                 return self._join(call, retry=False)
-            left = self._queue.left_for(call.waiting) if self._queue.retries else None
+            left = self.queue.left_for(call.waiting) if self.queue.retries else None
             if holding is not None:
                 self.release(holding, wake=False)
             pick = self._picker.pick(call, now, left)
@@ -196,7 +195,7 @@ class Engine:
 
     def _wait_for_answer(self, call: PickRequest) -> Signal:
         signal = _signal_of(call)
-        self._queue.leave(signal)
+        self.queue.leave(signal)
         signal.rearm()
         self.subscription.wait(signal)
         return signal
@@ -204,12 +203,12 @@ class Engine:
     def _join(self, call: PickRequest, *, retry: bool) -> Signal:
         signal = _signal_of(call)
         if retry:
-            return self._queue.join_retries(signal, call.tried, self._free(signal))
-        return self._queue.join(signal, call.caller)
+            return self.queue.join_retries(signal, call.tried, self._free(signal))
+        return self.queue.join(signal, call.caller)
 
     def _free(self, signal: Signal) -> Iterable[Endpoint]:
         """Endpoints with free slots, if `signal` is that of a retry that waits apart for one."""
-        return self._picker.free(self.clock()) if signal in self._queue.retries else ()
+        return self._picker.free(self.clock()) if signal in self.queue.retries else ()
 
     def _throttle(self, opt_in_rules: OptInRules, now: float) -> None:
         if not opt_in_rules.admits(now):
@@ -224,7 +223,7 @@ class Engine:
         """
         with self.lock:
             now = call.now = self.clock()
-            late = self._queue or self.membership.ended
+            late = self.queue or self.membership.ended
             pick = None if late else self._picker.pick_hedge(call, now)
             if pick is None:
                 return None
@@ -261,9 +260,9 @@ class Engine:
         with self.lock:
             try:
                 self.subscription.forget(signal)
-                self._queue.leave(signal, free=self._free(signal))
+                self.queue.leave(signal, free=self._free(signal))
             except BaseException:
-                self._queue.wake()
+                self.queue.wake()
                 raise
 
     def _take(
@@ -292,10 +291,10 @@ class Engine:
         if first:
             for budget in self._budgets:
                 budget.deposit(now)
-        if gave_up is not None and self._queue:
+        if gave_up is not None and self.queue:
             self._wake(gave_up.endpoint)
         if call.waiting is not None:
-            self._queue.leave(call.waiting, served=True, free=self._free(call.waiting))
+            self.queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
         """Take a released slot back: no pick was found that it could pass to."""
@@ -387,7 +386,7 @@ class Engine:
         if opt_in_rules is not None and opt_in_rules.record_outcome(pick, verdict, now):
             self._eject_outliers(opt_in_rules, now)
         if endpoint.paused_until != paused_until:
-            self._queue.wake()  # calls in the queue note when the pause ends
+            self.queue.wake()  # calls in the queue note when the pause ends
 
     def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
         """The instance says that a request is wrong. Returns how much that speaks against it.
@@ -450,7 +449,7 @@ class Engine:
 
         Hold the lock. A second call does no harm.
         """
-        endpoint, picker, queue = pick.endpoint, self._picker, self._queue
+        endpoint, picker, queue = pick.endpoint, self._picker, self.queue
         # These lines call nothing: see the top of this file.
         if pick.taken:
             pick.taken = False
@@ -466,9 +465,9 @@ class Engine:
         """Let a call in the queue look for the free slot, even if this is interrupted."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
-                self._queue.wake(endpoint)
+                self.queue.wake(endpoint)
         except BaseException:
-            self._queue.wake()
+            self.queue.wake()
             raise
 
     def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
@@ -493,11 +492,11 @@ class Engine:
             self.owners.discard(owner)
             self.deferred_releases.popleft()
 
-    def rest_of_all(self) -> float:
+    def back_off_of_all(self) -> float:
         """Seconds until the first back-off ends if all instances back off, else 0."""
         with self.lock:
             now = self.clock()
-            if self.pool.candidates(now) or (soonest := self.pool.resting(now)) is None:
+            if self.pool.candidates(now) or (soonest := self.pool.backing_off(now)) is None:
                 return 0.0
             return max(0.0, soonest.backing_off_until - now)
 

@@ -254,8 +254,8 @@ class Picker:
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
         """Without an admissible endpoint: one that only backs off, else one probe in each
         `reset_timeout`."""
-        if (resting := self._pool.resting(now)) is not None and resting not in call.under_way:
-            return FULL if self._full(resting) else self._let(resting, "resting", now)
+        if (soonest := self._pool.backing_off(now)) is not None and soonest not in call.under_way:
+            return FULL if self._full(soonest) else self._let(soonest, "resting", now)
         if now - self._last_probe < self._patience:
             return None
         endpoint = self._pool.due_soonest(now)

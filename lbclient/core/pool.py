@@ -302,10 +302,10 @@ class Pool:
         ]
         return min([self._stale_at, *dues])
 
-    def resting(self, now: float) -> Endpoint | None:
+    def backing_off(self, now: float) -> Endpoint | None:
         """Of the endpoints that only back off, the one whose back-off ends first."""
-        rested = [one for one in self._dirty if self._status(one, now) == "resting"]
-        return min(rested, key=lambda one: one.backing_off_until, default=None)
+        backing_off = [one for one in self._dirty if self._status(one, now) == "resting"]
+        return min(backing_off, key=lambda one: one.backing_off_until, default=None)
 
     def tiers(self) -> Sequence[Sequence[Endpoint]]:
         """All endpoints, best tier first."""

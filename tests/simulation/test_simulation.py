@@ -852,7 +852,7 @@ def everybody_is_admissible(patch):
 @breach(r"picked as resting: it is resting, .*s1:80.* serve")
 def nobody_is_admissible(patch):
     real = Pool.candidates
-    patch(Pool, "candidates", lambda pool, now: [] if pool.resting(now) else real(pool, now))
+    patch(Pool, "candidates", lambda pool, now: [] if pool.backing_off(now) else real(pool, now))
     rests = answers(constant(0.1), 429, rest=5.0)
     return run(named(rests, FAST), Open(10, 2), strategy="round-robin")
 
@@ -998,7 +998,7 @@ def a_retry_waits_for_nobody(patch):
     real = Picker._another
 
     def another(picker, call, *rest):
-        call.settles = True
+        call.accepts_tried = True
         return real(picker, call, *rest)
 
     patch(Picker, "_another", another)
