@@ -7,6 +7,7 @@ Whichever it does, the caller gets that response at once.
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import NamedTuple
 
@@ -246,7 +247,9 @@ def test_an_early_response(driver, kind, act, body, flavour, tmp_path):
                 assert not connections._stack
         peer.server.stop()
         stack.close()
-        assert descriptors() <= before
+        end = time.monotonic() + SOON
+        while descriptors() > before:  # a look-up that another test has left may have some as well
+            assert time.monotonic() < end
 
 
 @kinds
