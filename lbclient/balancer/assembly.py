@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbclient._internal import validation
+from lbclient.balancer.health_monitor import CheckExecutor
 from lbclient.core.engine import Engine
 from lbclient.core.membership import DiscoveryLimits, Membership
 from lbclient.core.opt_in_rules import OptInRules
@@ -58,7 +59,11 @@ class Policies:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The clock, the random numbers, the scheduler and the telemetry providers of a balancer.
+    """What a balancer runs on: its clock and random numbers, what runs its jobs and health checks,
+    and where its telemetry goes.
+
+    - `look_again`: seconds after which the first in the queue looks again without being woken.
+    - `least_level`: log messages below this level are dropped.
 
     Raises TypeError, naming the argument.
     """
@@ -66,8 +71,11 @@ class Runtime:
     clock: Callable[[], float]
     rng: random.Random
     scheduler: Scheduler
+    executor: CheckExecutor
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
+    look_again: float = 0.25
+    least_level: int = 0
 
     def __post_init__(self) -> None:
         validation.function("clock", self.clock)
@@ -115,6 +123,7 @@ def build_engine(
         clock=runtime.clock,
         rng=runtime.rng,
         lock=lock,
+        look_again=runtime.look_again,
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import ClassVar, Self, TypeVar
+from typing import Self, TypeVar
 
 from lbclient._internal import fork, validation
 from lbclient._internal.failure_log import Complaint
@@ -19,7 +19,7 @@ from lbclient._internal.signals import Pause
 from lbclient.balancer.assembly import Policies, Runtime, build_engine
 from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
-from lbclient.balancer.health_monitor import CheckExecutor, Threads, plain_check
+from lbclient.balancer.health_monitor import Threads, plain_check
 from lbclient.balancer.lease import Lease
 from lbclient.balancer.listener import Listener, Listening
 from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
@@ -28,7 +28,7 @@ from lbclient.core.call import NO_OPTIONS, Call, call_options
 from lbclient.core.membership import DiscoveryLimits
 from lbclient.discovery import AddressFilter, DnsOptions, Family, Service, dns_by
 from lbclient.discovery.registry import target_of
-from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
@@ -94,8 +94,6 @@ class Balancer:
     Raises ValueError or TypeError, naming the argument, for what cannot be used.
     """
 
-    _scheduler: ClassVar[Scheduler] = THREAD_SCHEDULER
-
     def __init__(
         self,
         service: Service,
@@ -143,7 +141,7 @@ class Balancer:
         validation.function("judge", classify_network_error if judge is None else judge)
         validation.of("rng", rng, random.Random, "random.Random()")
         self._rng = random.Random() if rng is None else rng  # noqa: S311  # no secrets
-        runtime = Runtime(clock, self._rng, self._scheduler, tracer_provider, meter_provider)
+        runtime = self._runtime(clock, self._rng, tracer_provider, meter_provider)
         self.target = target_of(
             service,
             name=name,
@@ -158,12 +156,13 @@ class Balancer:
         )
         self._strategy = strategy_of(strategy)
         self._listening = None if listener is None else Listening(listener)
-        outbox = Outbox(None if self._listening is None else self._listening.deliver)
+        deliver = None if self._listening is None else self._listening.deliver
+        outbox = Outbox(deliver, runtime.least_level)
         judging = f"{self.target.name}: the judge"
         complaint = Complaint(outbox.add, judging, "failed; the outcome counts as neutral")
         classify = _never_raising(judge or classify_network_error, clock, complaint)
         self._engine = build_engine(self.target, self._strategy, policies, runtime, outbox)
-        self._binding = Binding(self._engine, classify, self._strategy, self._executor())
+        self._binding = Binding(self._engine, classify, self._strategy, runtime.executor)
         if health is not None and check is not None:
             self._binding.check_health(health, check)
         claim(self._strategy)
@@ -321,9 +320,15 @@ class Balancer:
         finally:
             self._engine.after_fork(threading.RLock())
 
-    def _executor(self) -> CheckExecutor:
-        """What carries the health checks out."""
-        return Threads()
+    def _runtime(
+        self,
+        clock: Callable[[], float],
+        rng: random.Random,
+        tracer_provider: TracerProvider | None,
+        meter_provider: MeterProvider | None,
+    ) -> Runtime:
+        """What it runs on: threads. The simulator has its own."""
+        return Runtime(clock, rng, THREAD_SCHEDULER, Threads(), tracer_provider, meter_provider)
 
     def _known(self, instance: Instance) -> Endpoint:
         if not isinstance(instance, Instance):

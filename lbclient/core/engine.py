@@ -47,7 +47,6 @@ _SHARE_GAIN = 1 / 16
 """The weight of one attempt in the share of its instance. In the share of all instances, the
 weight is divided by their number."""
 _LONGEST_BACK_OFF = 30.0
-_LOOK_AGAIN = 0.25
 
 
 class SlotOwner(ref[object]):
@@ -79,6 +78,7 @@ class Engine:
         clock: Callable[[], float],
         rng: random.Random,
         lock: AbstractContextManager[object],
+        look_again: float,
     ) -> None:
         self.membership = membership
         self.service = membership.subscription.service
@@ -105,7 +105,7 @@ class Engine:
         self._watched = opt_in_rules is not None or picker.learning is not None
         """True if a rule or the strategy needs every outcome."""
         self.queue = membership.queue
-        self.look_again = _LOOK_AGAIN
+        self.look_again = look_again
         """Seconds after which the first call in the queue looks again though nothing has woken it:
         a response that was dropped unclosed gives its slot back silently. `math.inf` in virtual
         time."""

@@ -13,7 +13,8 @@ from typing import Any, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer import Balancer
-from lbclient.balancer.health_monitor import CheckExecutor, in_turn
+from lbclient.balancer.assembly import Runtime
+from lbclient.balancer.health_monitor import in_turn
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call, CallOptions, caller_of
 from lbclient.discovery import Service
@@ -31,6 +32,7 @@ from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy import Strategy
+from lbclient.telemetry import MeterProvider, TracerProvider
 
 __all__ = ["Rounds", "simulate", "simulated"]
 
@@ -65,20 +67,27 @@ def simulated(
     """Return a balancer that uses the clock and the discovery of a world."""
 
     class Simulated(Balancer):
-        _scheduler = Rounds(world)
+        def _runtime(
+            self,
+            clock: Callable[[], float],
+            rng: random.Random,
+            tracer_provider: TracerProvider | None,
+            meter_provider: MeterProvider | None,
+        ) -> Runtime:
+            """No response is dropped unclosed, so the queue need not look for any. What happens to
+            simulated instances is in the report, so it is not logged as a warning."""
+            return Runtime(
+                clock,
+                rng,
+                Rounds(world),
+                in_turn,
+                tracer_provider,
+                meter_provider,
+                look_again=math.inf,
+                least_level=logging.ERROR,
+            )
 
-        def _executor(self) -> CheckExecutor:
-            return in_turn
-
-        def told(self) -> Balancer:
-            """Skip what a simulation does not need. No response is dropped unclosed, so there is
-            nothing to look for. What happens to simulated instances is in the report, so it is not
-            logged as a warning."""
-            self._engine.look_again = math.inf
-            self._engine.outbox.least = logging.ERROR
-            return self
-
-    return Simulated(service, judge=judge, clock=world.clock, **options).told()  # type: ignore[misc]  # one clock only
+    return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # one clock only
 
 
 def simulate(

@@ -18,22 +18,24 @@ __all__ = ["Outbox"]
 class Outbox:
     """Filled under the lock and published without it. `deliver` passes events to a listener."""
 
-    __slots__ = ("_deliver", "has_listener", "least", "pending")
+    __slots__ = ("_deliver", "_least_level", "has_listener", "pending")
 
-    def __init__(self, deliver: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self, deliver: Callable[[Event], None] | None = None, least_level: int = 0
+    ) -> None:
         self.pending: deque[Callable[[], None]] = deque()
         """What `publish` would publish. Check it first: it is seldom anything."""
         self._deliver = deliver
         self.has_listener = deliver is not None
         """True if there is a listener. Otherwise events need not be created."""
-        self.least = 0
+        self._least_level = least_level
         """Messages below this level are not logged."""
 
     def add(
         self, level: int, text: str, *values: object, error: BaseException | None = None
     ) -> None:
         """Add a log message."""
-        if level >= self.least:
+        if level >= self._least_level:
             self.pending.append(lambda: log_now(level, text, *values, error=error))
 
     def emit(self, event: Event) -> None:
