@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lbclient._internal import validation
-from lbclient.balancer.health_monitor import CheckExecutor
+from lbclient.balancer.health_monitor import CheckExecutor, Threads
 from lbclient.core.engine import Engine
 from lbclient.core.membership import DiscoveryLimits, Membership
 from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import Picker
 from lbclient.core.pool import Pool
 from lbclient.discovery.registry import Target
-from lbclient.discovery.scheduler import Scheduler
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
 from lbclient.endpoint.breaker import DISABLED, BreakerPolicy
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.hedging import HedgePolicy, Hedging
@@ -70,10 +70,10 @@ class Runtime:
 
     clock: Callable[[], float]
     rng: random.Random
-    scheduler: Scheduler
-    executor: CheckExecutor
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
+    scheduler: Scheduler = THREAD_SCHEDULER
+    executor: CheckExecutor = field(default_factory=Threads)
     look_again: float = 0.25
     least_level: int = 0
 

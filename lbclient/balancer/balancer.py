@@ -19,7 +19,7 @@ from lbclient._internal.signals import Pause
 from lbclient.balancer.assembly import Policies, Runtime, build_engine
 from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
-from lbclient.balancer.health_monitor import Threads, plain_check
+from lbclient.balancer.health_monitor import plain_check
 from lbclient.balancer.lease import Lease
 from lbclient.balancer.listener import Listener, Listening
 from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
@@ -141,7 +141,7 @@ class Balancer:
         validation.function("judge", classify_network_error if judge is None else judge)
         validation.of("rng", rng, random.Random, "random.Random()")
         self._rng = random.Random() if rng is None else rng  # noqa: S311  # no secrets
-        runtime = self._runtime(clock, self._rng, tracer_provider, meter_provider)
+        runtime = self._adapted(Runtime(clock, self._rng, tracer_provider, meter_provider))
         self.target = target_of(
             service,
             name=name,
@@ -320,15 +320,9 @@ class Balancer:
         finally:
             self._engine.after_fork(threading.RLock())
 
-    def _runtime(
-        self,
-        clock: Callable[[], float],
-        rng: random.Random,
-        tracer_provider: TracerProvider | None,
-        meter_provider: MeterProvider | None,
-    ) -> Runtime:
-        """What it runs on: threads. The simulator has its own."""
-        return Runtime(clock, rng, THREAD_SCHEDULER, Threads(), tracer_provider, meter_provider)
+    def _adapted(self, runtime: Runtime) -> Runtime:
+        """What it runs on. The simulator has a scheduler and an executor of its own."""
+        return runtime
 
     def _known(self, instance: Instance) -> Endpoint:
         if not isinstance(instance, Instance):

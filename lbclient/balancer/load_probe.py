@@ -86,6 +86,9 @@ class Prober:
     answers come.
     """
 
+    ticket = -1
+    busy = quick = stopped = False
+
     def __init__(
         self,
         policy: LoadProbe,
@@ -97,12 +100,7 @@ class Prober:
         rng: random.Random,
     ) -> None:
         self.clock = clock
-        self.ticket = -1
-        """The scheduler's ticket for the next round."""
         self.next_at = math.inf
-        self.stopped = False
-        self.busy = False
-        self.quick = False
         self._policy = policy
         self._ask = ask
         self._candidates = candidates

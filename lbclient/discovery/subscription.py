@@ -64,6 +64,9 @@ class ServiceSubscription:
     `max_stale` and `floor` (the shortest refresh interval) are in seconds.
     """
 
+    ticket = -1
+    busy = quick = False
+
     def __init__(
         self,
         service: str,
@@ -80,12 +83,8 @@ class ServiceSubscription:
         self.clock = clock
         self.error: Exception | None = None
         self.next_at = -math.inf
-        self.busy = False
         self.fresh = False
         """True while the last answer was good. Then nothing else must be checked before a pick."""
-        self.ticket = -1
-        """The scheduler's ticket for the next round."""
-        self.quick = False
         self._resolver = resolver
         self._listener = listener
         self._rng = rng

@@ -9,6 +9,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 from lbclient._internal import validation
@@ -32,7 +33,6 @@ from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy import Strategy
-from lbclient.telemetry import MeterProvider, TracerProvider
 
 __all__ = ["Rounds", "simulate", "simulated"]
 
@@ -67,22 +67,13 @@ def simulated(
     """Return a balancer that uses the clock and the discovery of a world."""
 
     class Simulated(Balancer):
-        def _runtime(
-            self,
-            clock: Callable[[], float],
-            rng: random.Random,
-            tracer_provider: TracerProvider | None,
-            meter_provider: MeterProvider | None,
-        ) -> Runtime:
+        def _adapted(self, runtime: Runtime) -> Runtime:
             """No response is dropped unclosed, so the queue need not look for any. What happens to
             simulated instances is in the report, so it is not logged as a warning."""
-            return Runtime(
-                clock,
-                rng,
-                Rounds(world),
-                in_turn,
-                tracer_provider,
-                meter_provider,
+            return replace(
+                runtime,
+                scheduler=Rounds(world),
+                executor=in_turn,
                 look_again=math.inf,
                 least_level=logging.ERROR,
             )
