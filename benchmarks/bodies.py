@@ -17,9 +17,9 @@ from turns import ratios, spread
 from worker import ASYNCIO, THREADS
 
 _TEXT = f"""
-One call after another over loopback to a server with blocking sockets, which sends a body at once
-and reads all of a request before it answers; the client reads all of a response. A body of
-{bulk.MEGABYTES} MB goes up as `bytes`, or from an iterator in pieces of 50 KB; the response in
+One call after another goes over loopback to a server with blocking sockets. The server sends a body
+at once, and reads the whole request before it answers; the client reads the whole response. A body
+of {bulk.MEGABYTES} MB is sent as `bytes`, or from an iterator in pieces of 50 KB. The response in
 {bulk.CHUNKS:,} chunks has 100 bytes in each.
 """
 _SIDES = {ASYNCIO: (by.AIOHTTP, by.HTTPX, by.OURS), THREADS: (by.HTTPX, by.OURS)}

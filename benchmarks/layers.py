@@ -29,15 +29,16 @@ _RULES = {
     "slow_start": lbclient.SlowStart(),
 }
 _TEXT = """
-Nothing but the clients' own time: three instances, a transport that answers at once, one call
-after another. *Pick only* has neither retry nor breaker; the next rows add them. *Every rule* is
-`RECOMMENDED` with `throttle`, `outliers` and `slow_start`. All have OpenTelemetry's API and no SDK,
-but for the rows of the SDK: it records every span, which a processor throws away, and all metrics,
-which stay in memory. Beside it is bare httpx with OpenTelemetry's own instrumentation.
+This measures only the clients' own time: three instances, a transport that answers at once, one
+call after another. *Pick only* has neither retry nor breaker; the next rows add them. *Every rule*
+is `RECOMMENDED` with `throttle`, `outliers` and `slow_start`. Most rows use OpenTelemetry's API
+without an SDK. In the rows of the SDK, it records every span, which a processor discards, and all
+metrics, which stay in memory. They can be compared with bare httpx under OpenTelemetry's own
+instrumentation.
 
-The ratio is time over that of the row's own bare httpx. Below 1 ours is the faster one: a `Client`
-keeps what it parsed of the URLs asked for of late, and leaves out the layers of httpx that a call
-does not ask for. An `httpx.Client` of your own over our `Transport` has neither gain.
+The ratio is the time of a row over that of its bare httpx. Below 1, lbclient is faster: a `Client`
+keeps the parsed form of recent URLs, and skips the layers of httpx that a call does not need. An
+`httpx.Client` of your own over lbclient's `Transport` has neither advantage.
 """
 
 

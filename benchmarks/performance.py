@@ -41,23 +41,23 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOTS = PAGE.parent / "plots"
 HEAD = """# Performance
 
-What lbclient costs and what it saves, measured beside bare httpx, beside other HTTP clients, and
-beside a proxy that does the balancing, all in one run on one machine.
+What lbclient costs and what it saves, compared with bare httpx, with other HTTP clients, and with a
+proxy that balances the load. Everything was measured in one run on one machine.
 
-Read the ratios. Absolute figures are those of a small shared machine on which client, proxy and
-servers run together over loopback; yours will differ, and so will those of the next run. Sides take
-turns in short blocks, A B C A B C …, the garbage collector off within a block; a ratio is taken
-round by round, and shown as the median with its quartiles. Rows called *noise* compare bare httpx
-with itself: what differs by less than they do does not differ. Servers here answer at once with
-three bytes, so that a client's own time is nearly all there is. Where a service takes 20 ms to
-answer, most of these differences are lost in that, one call at a time; they tell how many calls one
-core can carry.
+Compare the ratios. The absolute figures come from a small shared machine on which client, proxy and
+servers run together over loopback. Your figures will differ, and so will those of the next run. The
+clients take turns in short blocks (A B C A B C …), and the garbage collector is off within a block.
+A ratio is computed for each round; the tables show the median and its quartiles. Rows called
+*noise* compare bare httpx with itself: a difference that is smaller than theirs means nothing. The
+servers answer at once with three bytes, so that nearly all of the time is the client's own. If a
+service takes 20 ms to answer and calls are made one at a time, most of these differences do not
+matter. They show how many calls one core can handle.
 """
 MACHINE = """
 {cpus} CPUs, Linux, Python {python}; {packages}; {programs}. Load average at the start: {load:.1f}.
 
-`{command} --write` made this page and its plots; `--check` ends with status 1 if a goal is missed.
-Names of parts, as in `{command} picks`, run those alone.
+`{command} --write` generates this page and its plots; with `--check` the exit status is 1 if a goal
+is missed. To run some parts only, name them, as in `{command} picks`.
 """
 _VERSION = r"\d+\.\d+\.\d+(-\S+)?"
 _PACKAGES = (

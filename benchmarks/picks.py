@@ -19,9 +19,9 @@ SIZES = (10, 100, 1_000, 10_000, 100_000)
 FEW, MANY = 10, 10_000
 GOALS = dict.fromkeys(BY_NAME, at_most(1.5, " x")) | {"weighted": at_most(2, " x")}
 _TEXT = """
-`with balancer.acquire(): pass`: a pick, a permit, a place in flight, and all given back; no I/O.
-The last column is the time of a pick among 10,000 over that among 10. `consistent-hash` has another
-key for each pick.
+This measures `with balancer.acquire(): pass`, which picks an instance, takes a permit and a slot,
+and gives both back, without I/O. The last column is the time of a pick among 10,000 instances over
+that among 10. `consistent-hash` gets a new key for each pick.
 """
 
 
@@ -62,7 +62,7 @@ def run(*, quick: bool) -> Section:
     section.plots.append(_plot(of))
     for strategy, times in of.items():
         if MANY in times:
-            what = f"time of a pick, `{strategy}`: of 10,000 over of 10"
+            what = f"time of a pick, `{strategy}`: 10,000 instances over 10"
             outcome = Outcome(what, GOALS[strategy], spread(ratios(times[MANY], times[FEW])))
             section.outcomes.append(outcome)
     return section

@@ -21,55 +21,59 @@ LINK = "![{name}: attempts, success and latency over time](plots/scoreboard-{nam
 STRATEGIES = sorted(set(BY_NAME) - {"consistent-hash"})  # these requests have no keys
 HEAD = """# Scoreboard
 
-Palantir's Dialogue, an HTTP client for Java, publishes what its strategies make of eight simulated
-scenarios. Here every strategy of lbclient goes through the same eight, in [our
-simulator](simulation.md), described anew. Success is the share of requests that ended with 200; the
-mean is the time of a request, waiting in the client included; responses are what servers answered.
+Palantir's Dialogue, an HTTP client for Java, publishes how its strategies perform in eight
+simulated scenarios. This page shows every strategy of lbclient in the same eight, which are written
+again for [our simulator](simulation.md). *success* is the share of requests that ended with 200,
+*mean* and *p99* are times of a request, including the wait in the client, and *responses* is the
+number of responses that the servers sent.
 
-*Configured* is `lbclient.RECOMMENDED`, the same everywhere, with each strategy in turn: the
-statuses that are tried again follow the scenario, and requests wait in line as long as it takes, as
-Dialogue's do (a client's line ends with the call's deadline, or its pool timeout). *Defaults* are
-those of `Client`. Of Dialogue's, *CL-PIN* stays with one server until that errs and *CL-RR* takes
-them in a balanced order, both below a concurrency limit; *RR* has no limit.
+*Configured* is `lbclient.RECOMMENDED` with each strategy in turn, and is the same in all scenarios,
+except that the statuses that are retried follow the scenario. Requests wait in the queue without a
+limit, as they do in Dialogue. (The queue of a client ends with the call's deadline or its pool
+timeout.) *Defaults* are those of `Client`. Of Dialogue's strategies, *CL-PIN* stays with one server
+until that server fails, and *CL-RR* uses the servers in a balanced order, both with a concurrency
+limit. *RR* has no limit.
 
-With `"least-busy"`, which is the recommended strategy, it reaches in each the best success rate
-that Dialogue publishes, and where that is 100 %, its best mean or a lower one (`python -m pytest
--m slow tests/simulation/test_scoreboard.py`). In neighbours of these scenarios, with other rates,
-seeds and numbers of clients and servers, success is at most a point below that of the defaults, and
-services that are healthy lose nothing (`python benchmarks/healthy.py`,
-`tests/balancer/test_recommended.py`). What remains: without coordination, clients that share fewer
-places than they are many collide (see [Limits](resilience.md#limits)), an instance that rejected
-everything for long is paused for up to fifteen seconds more, and a latency that rises with a
-client's own load cannot be told from a queue.
+With the recommended strategy, `"least-busy"`, lbclient reaches the best success rate that Dialogue
+publishes in every scenario. Where that is 100 %, its mean is at most Dialogue's best one (`python
+-m pytest -m slow tests/simulation/test_scoreboard.py`). In similar scenarios, with other rates,
+seeds and numbers of clients and servers, success is at most one percentage point below that of the
+defaults, and healthy services lose nothing (`python benchmarks/healthy.py`,
+`tests/balancer/test_recommended.py`). Three limits remain:
 
-`python benchmarks/scoreboard.py --write` made this page and its plots, from seed 0.
+- Without coordination, clients collide if there are fewer slots than clients (see
+  [Limits](resilience.md#limits)).
+- An instance that has rejected everything for a long time is paused for up to fifteen seconds more.
+- A latency that rises with a client's own load cannot be told from a queue.
+
+`python benchmarks/scoreboard.py --write` generates this page and its plots, from seed 0.
 """
 ABOUT = {
     "simplest_possible_case": (
-        "Three servers that always take 0.6, 0.8 and 1 s; 11 requests a second."
+        "Three servers always take 0.6, 0.8 and 1 s. There are 11 requests a second."
     ),
     "slowdown_and_error_thresholds": (
-        "Three servers that get slower up to thirty requests in flight, five times as slow "
-        "above, and fail from forty on; 500 requests a second for 20 s are far more than they "
-        "bear."
+        "Three servers get slower up to thirty requests in flight, are five times as slow above "
+        "that, and fail from forty on. They get 500 requests a second for 20 s, far more than they "
+        "can serve."
     ),
     "slow_503s_then_revert": (
-        "One of two servers answers 503 from 3 to 10 s, after more than a second."
+        "One of two servers answers 503 after more than a second, from second 3 to second 10."
     ),
-    "fast_503s_then_revert": ("One of two servers answers 503 from 3 to 60 s, at once."),
+    "fast_503s_then_revert": (
+        "One of two servers answers 503 at once, from second 3 to second 60."
+    ),
     "drastic_slowdown": (
-        "One of two servers takes more than a hundred times as long from 3 to 10 s."
+        "One of two servers takes more than a hundred times as long, from second 3 to second 10."
     ),
-    "all_nodes_500": (
-        "Both servers answer 500, which is not tried again, for the first half of 20 s."
-    ),
+    "all_nodes_500": ("Both servers answer 500, which is not retried, for the first half of 20 s."),
     "live_reloading": (
-        "One of two servers always answers 500, which is not tried again; a third joins after "
+        "One of two servers always answers 500, which is not retried. A third server joins after "
         "5 of 10 s."
     ),
     "one_big_spike": (
-        "A thousand requests at once from one client, to two servers that answer 429 above a "
-        "hundred in flight."
+        "One client sends a thousand requests at once to two servers, which answer 429 above a "
+        "hundred requests in flight."
     ),
 }
 

@@ -14,14 +14,14 @@ from throughput_tables import rates, tables
 from worker import THREADS
 
 _TEXT = """
-The same server; one client, shared by all threads. Python runs one thread at a time, so many
-threads gain little over one; what differs is how they share the pool of connections. *http.client*
-with a connection for each thread is the floor: it has neither a pool nor anything else to share.
-Here too a single thread and the server share one CPU.
+The server is the same, and all threads share one client. Python runs one thread at a time, so many
+threads gain little over one; the clients differ in how threads share the pool of connections.
+*http.client* with a connection for each thread is the fastest that is possible: it has no pool, and
+shares nothing. Here too a single thread and the server share one CPU.
 
-Here too bare httpx gets slower the more connections its pool holds. With 64 threads that is 20 in
-one run and 64 in another, by how the threads happen to begin: a factor of three or four, which the
-*noise* row shows.
+Bare httpx gets slower here too the more connections its pool holds. With 64 threads it holds 20 in
+one run and 64 in another, depending on how the threads happen to start. The time then differs by a
+factor of three or four, which the *noise* row shows.
 """
 
 

@@ -19,31 +19,34 @@ from throughput_tables import plots, rates, tables
 from worker import ASYNCIO, TRIO, UVLOOP, Order, Worker
 
 _TEXT = """
-GET of three bytes over loopback from one nginx process that is three instances. Ours has all three;
-the others have one of them, or a sidecar that has all three: HAProxy or nginx, of one thread each,
-which keep and share their connections to the instances. No pool has a limit, and idle connections
-are kept for 60 s. All clients of one kind of event loop run in one process; *lbclient* has the
-extra `fast` (httptools), and *lbclient without httptools* parses with h11, in a process beside it.
+Each call is a GET of three bytes over loopback from one nginx process, which listens on three ports
+as three instances. lbclient uses all three. The other clients use one of them, or a sidecar that
+uses all three: HAProxy or nginx, with one thread each, which keep and share their connections to
+the instances. No pool has a limit, and idle connections are kept for 60 s. All clients for one kind
+of event loop run in one process. *lbclient* has the extra `fast` (httptools). *lbclient without
+httptools* parses with h11, and runs in a process of its own.
 
-Each number of calls at once has clients of its own, so that no pool holds what others left it.
+Each number of concurrent calls is measured with new clients, so that no pool holds connections of
+an earlier measurement.
 
-One call at a time, client, sidecar and server share one CPU. They take turns anyway; on two, each
-would wait for the other's CPU to wake up, which takes longer than the server does.
+With one call at a time, client, sidecar and server share one CPU. They take turns anyway; on two
+CPUs each would wait for the other CPU to wake up, which takes longer than the server's work.
 
 Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
-all of them, and asks the kernel of each idle one whether it still stands. A client that begins with
-64 calls at once holds 64, until some have been idle for the 60 s: hence the wide quartiles there.
-One that has carried 16 at once before goes on with those, and so is faster at 64 than one that has
-not; it is beside the others. Ours has another pool, one for each instance, which does not look
-through them.
+all of them, and asks the kernel for each idle one whether it is still open. A client that begins
+with 64 calls at once holds 64 connections until some of them have been idle for 60 s. This explains
+the wide quartiles there. A client that has carried 16 calls at once before keeps using those 16
+connections; the row *begun with 16 at once* shows it. lbclient has a pool for each instance, which
+does not search through its connections.
 
-*Raw aiohttp under the spans of lbclient* asks OpenTelemetry's SDK for what a call of ours asks it
-for: two spans, their attributes, and `traceparent`.
+*Raw aiohttp under the spans of lbclient* does with OpenTelemetry's SDK what a call of lbclient does
+with it: two spans with their attributes, and `traceparent`.
 
-CPU is that of the client's process and the sidecar's together; the instances' is not counted.
+CPU time is that of the client's process and the sidecar together, without that of the instances.
 """
 _BEFORE_TEXT = """
-The same server and the same calls: lbclient with h11 over the version that `--before` names.
+The same server and the same calls: lbclient with h11, compared with the version that `--before`
+names.
 """
 BEFORE = "lbclient, the earlier version"
 _EVERYONE = (
@@ -163,7 +166,7 @@ def _profiles(place: Place, planned: LatencyByLoad) -> Table:
     rows = [
         [one, *(f"{of[one]:.0f}" for of in found.values())] for one, _ in packages.most_common()
     ]
-    title = f"Per cent of the time of a call, {at_once} at once, in whose functions"
+    title = f"Per cent of the time of a call, {at_once} at once, by the package of the function"
     return Table(title, list(found), rows)
 
 

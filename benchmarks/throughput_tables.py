@@ -63,7 +63,7 @@ def _table(title: str, measured: Measured, cell: Cell) -> Table:
 def plots(measured: Measured) -> Iterator[Plot]:
     for name, title, names in (
         ("clients", "Calls a second, by client", CLIENTS),
-        ("sidecars", "Calls a second, by who balances", PROXIED),
+        ("sidecars", "Calls a second, by load balancer", PROXIED),
         ("httpx2", "Calls a second, by HTTP library", LIBRARIES),
     ):
         yield _plot(measured, f"performance-{name}", title, "calls a second", names, _rates)

@@ -25,13 +25,14 @@ _CHANGED = 100
 """One of so many is another with each answer."""
 
 _TEXT = """
-A resolver whose every answer has 1 % other instances, and all as new objects, as DNS has them. CPU
-is that of the process from the question to the first pick among the new; making the answer is the
-resolver's business, and shown beside it. The stall is the longest by which a step came late of an
-event loop that makes a call every half millisecond meanwhile; beside it is the same loop while
-nothing changes, which is the machine's own noise. `python benchmarks/churn.py` shows stalls where
-all instances are others, with DNS too. The garbage collector is off, but for the last column: a
-full run of it goes through all that a process holds, and whoever sets it off pays.
+Each answer of the resolver replaces 1 % of the instances, and consists of new objects, as with DNS.
+*CPU* is the CPU time of the process from the lookup to the first pick from the new set. Making the
+answer is the resolver's own work, and has its own column. *Longest stall* is the longest delay of a
+step of an event loop that makes a call every half millisecond during the update. The column *noise*
+shows the same loop while nothing changes, that is, the noise of the machine.
+`python benchmarks/churn.py` shows the stalls when all instances are replaced, with DNS too. The
+garbage collector is off, except in the last column: a full run of it goes through all objects of
+the process, whatever triggers it.
 """
 
 
@@ -143,7 +144,7 @@ def run(*, quick: bool) -> Section:
 
 
 def _outcomes(strategy: str, update: Update) -> Iterator[Outcome]:
-    said = f"1 % of 10,000 instances are others, `{strategy}`:"
+    said = f"1 % of 10,000 instances replaced, `{strategy}`:"
     yield Outcome(f"{said} CPU", CPU_GOAL, spread(update.cpu))
     yield Outcome(f"{said} longest stall of a loop", STALL_GOAL, spread(update.stalled))
 
