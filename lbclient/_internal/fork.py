@@ -63,4 +63,5 @@ def _after_fork() -> None:
             logger.exception("%r could not be made new in a forked child", forkable)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Windows and WASI cannot fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -129,6 +129,9 @@ class Reporter:
 
 def _rest(seconds: float) -> None:
     """Sleep. With `| head` the pipe may close long before the next line; `poll` reports this."""
+    if not hasattr(select, "poll"):  # Windows does not have it
+        time.sleep(max(0.0, seconds))
+        return
     output = select.poll()
     output.register(sys.stdout, 0)
     if output.poll(max(0.0, seconds) * 1e3):

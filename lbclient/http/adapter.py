@@ -21,12 +21,12 @@ from lbclient.resilience.retry import RetryPolicy
 from ._compat import httpx
 from .classifier import HttpClassifier
 from .options import (
+    ConnectionOptions,
     TransportOptions,
-    WireArguments,
+    connection_settings,
     deadline_header,
     part,
     refuse_bypass,
-    wire_options,
 )
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, Upstream, call_options_of
@@ -68,7 +68,9 @@ class HttpAdapter:
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
             tls_name = validation.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
-            self.wire_options = wire_options(target.scheme, **part(options, WireArguments))
+            self.connection_settings = connection_settings(
+                target.scheme, **part(options, ConnectionOptions)
+            )
             self._key_of = _function("key", options.get("key"))
             self._fair_by = _function("fair_by", options.get("fair_by"))
             self._deadline_header = deadline_header(options.get("deadline_header"))

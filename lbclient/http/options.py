@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -22,13 +21,13 @@ from lbclient.resilience.retry import RetryPolicy
 from ._compat import NAME, PUBLIC, httpx
 
 __all__ = [
+    "ConnectionSettings",
     "SocketOption",
     "TransportOptions",
-    "WireOptions",
+    "connection_settings",
     "deadline_header",
     "part",
     "refuse_bypass",
-    "wire_options",
 ]
 
 SocketOption = (
@@ -40,6 +39,8 @@ _LIMITS = httpx.Limits(keepalive_expiry=4.0)
 
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
+_MAX_IDLE = 1_000
+"""The most idle connections on systems that do not say how many descriptors a process may have."""
 
 _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
     "retry": RetryPolicy,
@@ -51,7 +52,7 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
 
 
-class WireArguments(TypedDict, total=False):
+class ConnectionOptions(TypedDict, total=False):
     """The arguments for connections. Those that `httpx.HTTPTransport` has too mean the same."""
 
     verify: ssl.SSLContext | str | bool
@@ -67,7 +68,7 @@ class WireArguments(TypedDict, total=False):
     max_idle_connections: int | None
 
 
-class TransportOptions(BalancerOptions, WireArguments, total=False):
+class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     """The keyword arguments of a transport."""
 
     tls_name: str
@@ -78,7 +79,7 @@ class TransportOptions(BalancerOptions, WireArguments, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class WireOptions:
+class ConnectionSettings:
     """The checked arguments for connections. `ssl_context` is None if the service has no TLS."""
 
     scheme: str
@@ -93,7 +94,7 @@ class WireOptions:
     max_idle: int
 
 
-def wire_options(
+def connection_settings(
     scheme: str,
     *,
     verify: ssl.SSLContext | str | bool = True,
@@ -107,7 +108,7 @@ def wire_options(
     socket_options: Iterable[SocketOption] | None = None,
     max_connection_age: float | None = None,
     max_idle_connections: int | None = None,
-) -> WireOptions:
+) -> ConnectionSettings:
     """Check the arguments, and create the one TLS context that all connections share.
 
     Raises ValueError or TypeError for invalid arguments, and ImportError if `http2` is True and its
@@ -129,7 +130,7 @@ def wire_options(
     _check_verify(verify)
     _check_cert(cert)
     tls = scheme == "https"
-    return WireOptions(
+    return ConnectionSettings(
         scheme=scheme,
         ssl_context=_ssl_context(cert, verify=verify, trust_env=trust_env, http2=http2)
         if tls
@@ -147,6 +148,10 @@ def wire_options(
 
 def _default_max_idle() -> int:
     """The number of idle connections that leaves enough descriptors for the rest of the process."""
+    try:
+        import resource  # noqa: PLC0415  # Windows and WASI do not have it
+    except ImportError:
+        return _MAX_IDLE
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, int(soft * _DESCRIPTOR_SHARE))
 

@@ -34,7 +34,7 @@ from .adapter import HttpAdapter
 from .connections.custom_transport import AsyncInstanceTransport, InstanceTransport
 from .connections.pool import KeepAlivePool, pool_of
 from .connections.transport_pool import TransportPool
-from .options import WireOptions
+from .options import ConnectionSettings
 from .request import Upstream, attempt_extensions
 
 __all__ = ["HEADER", "Reports", "achecked", "areports", "checked", "load_of", "reports"]
@@ -96,7 +96,7 @@ _NO_BODY = httpx.ByteStream(b"")
 
 W = TypeVar("W")
 
-Make = Callable[[Upstream, WireOptions, KeepAlivePool[Any]], W]
+Make = Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], W]
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 OnResponse = Callable[[httpx.Response], None]
 
@@ -163,7 +163,7 @@ def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransp
     if (plain := plain_check(policy)) is not None:
         return plain
     probe, on_response = _health_probe(policy, adapter)
-    options = replace(adapter.wire_options, retries=0)
+    options = replace(adapter.connection_settings, retries=0)
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
         made = make(adapter.upstream(endpoint), options, pool_of(options))
@@ -180,7 +180,7 @@ def achecked(
     if (plain := plain_check(policy)) is not None:
         return plain
     probe, on_response = _health_probe(policy, adapter)
-    options = replace(adapter.wire_options, retries=0)
+    options = replace(adapter.connection_settings, retries=0)
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
         asyncio.run(_ask_once(probe, adapter, make, options, endpoint, expiry, on_response))
@@ -200,7 +200,7 @@ async def _ask_once(
     probe: _Probe,
     adapter: HttpAdapter,
     make: Make[AsyncInstanceTransport],
-    options: WireOptions,
+    options: ConnectionSettings,
     endpoint: Endpoint,
     expiry: Expiry,
     on_response: OnResponse,
@@ -277,8 +277,10 @@ class _ThreadReports(Reports):
     def __init__(self, adapter: HttpAdapter, loads: Loads, make: Make[InstanceTransport]) -> None:
         self._transports = TransportPool(
             adapter.binding.pool,
-            lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
-            adapter.wire_options,
+            lambda endpoint, idle: make(
+                adapter.upstream(endpoint), adapter.connection_settings, idle
+            ),
+            adapter.connection_settings,
             adapter.binding.rng,
         )
         self._closed = False
@@ -310,7 +312,7 @@ class _LoopReports(Reports):
         super().__init__(adapter, loads)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        on_response, options = self._recorder(endpoint), self._adapter.wire_options
+        on_response, options = self._recorder(endpoint), self._adapter.connection_settings
         asyncio.run(
             _ask_once(
                 self._probe, self._adapter, self._make, options, endpoint, expiry, on_response

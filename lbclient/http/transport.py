@@ -55,7 +55,8 @@ class Transport(httpx.BaseTransport):
     - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more
       requests, so that certificates, addresses and intermediate load balancers can change.
     - `max_idle_connections`: for all instances together. The one that has been idle longest is
-      closed first. None: half of the file descriptors that the process may open.
+      closed first. None: half of the file descriptors that the process may open, or 1,000 on
+      systems that do not say how many these are (Windows, WASI).
     - `close_grace`: the seconds for which `close` waits for active calls.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
@@ -72,8 +73,10 @@ class Transport(httpx.BaseTransport):
         self._adapter = adapter = HttpAdapter(service, options)
         self._transports = TransportPool(
             adapter.binding.pool,
-            lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
-            adapter.wire_options,
+            lambda endpoint, idle: make(
+                adapter.upstream(endpoint), adapter.connection_settings, idle
+            ),
+            adapter.connection_settings,
             adapter.binding.rng,
         )
         if (health := adapter.health) is not None:
@@ -183,8 +186,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         def transports() -> AsyncTransportPool:
             return AsyncTransportPool(
                 adapter.binding.pool,
-                lambda endpoint, idle: make(adapter.upstream(endpoint), adapter.wire_options, idle),
-                adapter.wire_options,
+                lambda endpoint, idle: make(
+                    adapter.upstream(endpoint), adapter.connection_settings, idle
+                ),
+                adapter.connection_settings,
                 adapter.binding.rng,
             )
 

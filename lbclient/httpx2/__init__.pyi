@@ -51,7 +51,7 @@ __all__ = [
 TransportFactory: TypeAlias = Callable[[Instance], httpx2.BaseTransport]
 AsyncTransportFactory: TypeAlias = Callable[[Instance], httpx2.AsyncBaseTransport]
 
-class WireArguments(TypedDict, total=False):
+class ConnectionOptions(TypedDict, total=False):
     verify: ssl.SSLContext | str | bool
     cert: str | tuple[str, str] | tuple[str, str, str] | None
     trust_env: bool
@@ -64,7 +64,7 @@ class WireArguments(TypedDict, total=False):
     max_connection_age: float | None
     max_idle_connections: int | None
 
-class TransportOptions(BalancerOptions, WireArguments, total=False):
+class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     tls_name: str
     key: Callable[[httpx2.Request], object] | None
     fair_by: Callable[[httpx2.Request], object] | None

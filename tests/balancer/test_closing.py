@@ -385,11 +385,11 @@ def test_closing_while_a_connection_is_made(servers):
     client = lbclient.Client([server.url])
     client.get("/warm")
     endpoint = next(iter(client.balancer._engine.pool.endpoints))
-    wire = client._transport._transports.to(endpoint, 0.0)
+    transport = client._transport._transports.to(endpoint, 0.0)
     client.close()
     request = client.build_request("GET", f"{server.url}/late")
     with pytest.raises(httpx.ConnectError, match="closed"):
-        wire.send(request, request.stream, {})
+        transport.send(request, request.stream, {})
     assert [one.target for one in server.requests] == ["/warm"]
 
 

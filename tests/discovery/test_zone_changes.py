@@ -10,7 +10,7 @@ import pytest
 
 import lbclient
 from tests.support.dns import Bind
-from tests.support.http import tells_port, wires_of
+from tests.support.http import tells_port, transports_of
 
 NAME = "_http._tcp.shop.test."
 TTL = 1
@@ -104,7 +104,7 @@ def test_changes_are_in_use_in_time_and_cost_no_call(bind, four):
         replace(bind, client, old, new)
         replace(bind, client, new, old)
         snapshot = client.balancer.snapshot()
-        seconds_until(lambda: len(wires_of(client)) == 3)
+        seconds_until(lambda: len(transports_of(client)) == 3)
         new.stop()
         hits = old.hits
         seconds_until(lambda: old.hits > hits + 50)
@@ -131,7 +131,7 @@ async def test_changes_cost_no_call_async(bind, four):
             group.start_soon(call, client)
         await anyio.to_thread.run_sync(seconds_until, lambda: old.hits)
         await anyio.to_thread.run_sync(replace, bind, client, old, new)
-        await anyio.to_thread.run_sync(seconds_until, lambda: len(wires_of(client)) == 3)
+        await anyio.to_thread.run_sync(seconds_until, lambda: len(transports_of(client)) == 3)
         await anyio.to_thread.run_sync(old.stop)
         hits = new.hits
         await anyio.to_thread.run_sync(seconds_until, lambda: new.hits > hits + 50)

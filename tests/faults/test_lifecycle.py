@@ -20,7 +20,7 @@ import trio
 import trustme
 
 import lbclient
-from tests.support.http import says, tells_port, wires_of
+from tests.support.http import says, tells_port, transports_of
 from tests.support.interpreter import ended_soon
 
 LOOPS = FORKS = 100
@@ -66,7 +66,7 @@ def test_asyncio_and_trio_by_turns(servers):
 
     for run in (asyncio.run, trio.run) * 10:
         assert run(job) == 200 if run is trio.run else run(job()) == 200
-        assert wires_of(client) == []
+        assert transports_of(client) == []
     trio.run(client.aclose)
 
 
@@ -85,7 +85,7 @@ def test_one_client_in_two_loops_at_once(servers):
     with ThreadPoolExecutor(4) as pool:
         for statuses in pool.map(lambda _: asyncio.run(job()), range(4)):
             assert statuses == [200] * 50
-    assert wires_of(client) == []
+    assert transports_of(client) == []
     assert sum(one.in_flight for one in client.balancer.snapshot().instances) == 0
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import lbclient
 from lbclient import RetryPolicy
-from lbclient.http.options import wire_options
-from tests.support.http import Gate, drips, in_turn, says, tells_port, wires_of
+from lbclient.http.options import connection_settings
+from tests.support.http import Gate, drips, in_turn, says, tells_port, transports_of
 
 pytestmark = pytest.mark.anyio
 HEADER = "X-Time-Left-Ms"
@@ -74,9 +74,9 @@ def test_who_is_too_old_finishes_first(servers):
 
 def test_connections_idle_for_less_than_servers_let_them():
     """Connections are given up before the 5 s after which many servers close theirs."""
-    assert wire_options("http").limits.keepalive_expiry < 5
+    assert connection_settings("http").limits.keepalive_expiry < 5
     mine = httpx.Limits(keepalive_expiry=30)
-    assert wire_options("http", limits=mine).limits is mine
+    assert connection_settings("http", limits=mine).limits is mine
 
 
 def test_an_instance_is_told_how_much_time_is_left(servers):
@@ -193,7 +193,7 @@ def test_close_waits_no_longer_than_its_grace(servers):
     client = lbclient.Client([server.url], close_grace=0.05)
     with contextlib.suppress(httpx.TransportError, httpx.StreamError), client.stream("GET", "/"):
         client.close()
-    assert wires_of(client) == []
+    assert transports_of(client) == []
 
 
 async def test_close_that_is_cancelled_closes_all_the_same(servers):

@@ -13,7 +13,7 @@ import pytest
 import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, Verdict
 from lbclient.core.pool import Pool
-from tests.support.http import Gate, says, wires_of
+from tests.support.http import Gate, says, transports_of
 
 A, B, C = (Instance(f"{name}.test", 80) for name in "abc")
 
@@ -92,7 +92,7 @@ def test_end_of_a_loop_closes_the_transports_of_all(kind):
 
     anyio.run(job, backend=kind)
     assert len(closed) == 6
-    assert [wires_of(client) for client in clients] == [[], []]
+    assert [transports_of(client) for client in clients] == [[], []]
 
 
 # Instances
@@ -128,7 +128,7 @@ def test_transport_that_does_not_close_is_nobody_elses_business(caplog):
     assert set(closed) == {A, B, C}
 
 
-def test_wire_of_who_left_meanwhile_is_closed(servers):
+def test_transport_of_who_left_meanwhile_is_closed(servers):
     """I30: a call that got an instance just before that left opens no connection that stays."""
     old, new = servers(says(200), says(200))
     resolver = Scripted(Instance("127.0.0.1", old.port))
@@ -148,7 +148,7 @@ def test_wire_of_who_left_meanwhile_is_closed(servers):
         transports.to = to
         client.get("/")
         client.get("/")
-        assert [wire._dial.hosts for wire in wires_of(client)] == [("127.0.0.1",)]
+        assert [transport._dial.hosts for transport in transports_of(client)] == [("127.0.0.1",)]
         assert not transports.needs_cleanup
 
 

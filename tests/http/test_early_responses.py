@@ -147,8 +147,8 @@ def connections_of(client: Caller):
         (home,) = transport._per_loop._per_loop.values()
     else:
         home = transport._transports
-    ((_, wire, _),) = home._transports.values()
-    return wire._connections
+    ((_, transport, _),) = home._transports.values()
+    return transport._connections
 
 
 ACTS = [holds, closes, reads, interim, completes]

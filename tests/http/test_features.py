@@ -26,7 +26,7 @@ from tests.support.http import (
     resets,
     says,
     tells_port,
-    wires_of,
+    transports_of,
 )
 
 
@@ -1314,7 +1314,7 @@ def test_limits_bound_what_is_in_flight(servers):
 
 def busy_connections(client):
     """What its pools believe to be in use."""
-    return [one for wire in wires_of(client) for one in wire._connections._used]
+    return [one for transport in transports_of(client) for one in transport._connections._used]
 
 
 @worlds

@@ -15,7 +15,7 @@ import pytest
 import lbclient
 from tests.http.test_bodies import failures
 from tests.http.test_features import First, urls, worlds
-from tests.support.http import tells_port, wires_of
+from tests.support.http import tells_port, transports_of
 from tests.support.http2 import (
     CANCEL,
     CONTINUATION,
@@ -714,8 +714,8 @@ def test_the_descriptors_of_a_closed_client(servers):
     (server,) = servers(Http2(says_ok))
     with lbclient.Client(server.url, **H2C) as client:
         client.get("/")
-        (wire,) = wires_of(client)
-        (connection,) = wire._connections.all()
+        (transport,) = transports_of(client)
+        (connection,) = transport._connections.all()
     assert not [one for one in threading.enumerate() if one.name == "lbclient-http2"]
     assert connection._sock.fileno() == connection._waker.fileno() == -1
 
@@ -754,12 +754,12 @@ def test_interrupted_anywhere(servers, kind):
     faults = []
     for where, reached in points(prepare, kind, step=9):
         (client,) = kept
-        (wire,) = wires_of(client)
+        (transport,) = transports_of(client)
         faults += [] if reached else [(where, "swallowed")]
         faults += [] if client.post("/", content=b"y").text == "got 1" else [(where, "next")]
         faults += [(where, one.in_flight) for one in client.balancer.snapshot().instances]
-        faults += [(where, "used") for one in wire._connections.all() if one.http2.exchanges]
-        faults += [] if wire.is_idle else [(where, "not quiet")]
+        faults += [(where, "used") for one in transport._connections.all() if one.http2.exchanges]
+        faults += [] if transport.is_idle else [(where, "not quiet")]
     kept.pop().close()
     assert [one for one in faults if one[1] != 0] == []
 

@@ -246,7 +246,7 @@ async def test_a_cancelled_call_gives_everything_back(servers, flavour):
             tasks.cancel_scope.cancel()
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0]
         (home,) = client._transport._per_loop._per_loop.values()
-        assert all(wire.is_idle for _, wire, _ in home._transports.values())
+        assert all(transport.is_idle for _, transport, _ in home._transports.values())
 
 
 @on_accept

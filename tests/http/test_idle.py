@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import lbclient
 from lbclient.http.connections.pool import KeepAlivePool
-from lbclient.http.options import wire_options
-from tests.support.http import tells_port, wires_of
+from lbclient.http.options import connection_settings
+from tests.support.http import tells_port, transports_of
 
 LIMITS = httpx.Limits(keepalive_expiry=60)
 
@@ -187,7 +187,7 @@ def test_nobody_is_woken_where_nothing_expires():
 
 
 def idle_connections(client):
-    return [one for wire in wires_of(client) for one in wire._connections.all()]
+    return [one for transport in transports_of(client) for one in transport._connections.all()]
 
 
 def test_a_limit_for_all_instances(servers):
@@ -251,8 +251,8 @@ def test_half_of_the_descriptors():
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert wire_options("http").max_idle == soft // 2
-    assert wire_options("http", max_idle_connections=7).max_idle == 7
+    assert connection_settings("http").max_idle == soft // 2
+    assert connection_settings("http", max_idle_connections=7).max_idle == 7
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "7", True])
@@ -283,7 +283,7 @@ def test_threads_share_a_stack(servers):
     ):
         answers = list(pool.map(lambda _: client.get("/").status_code, range(800)))
         connections = idle_connections(client)
-        assert all(wire.is_idle for wire in wires_of(client))
+        assert all(transport.is_idle for transport in transports_of(client))
         assert len(connections) == len(set(connections)) == sum(one.accepted for one in pair)
     assert answers == [200] * 800
     assert sum(one.accepted for one in pair) <= 32

@@ -27,7 +27,7 @@ from tests.faults.test_green_threads import green
 from tests.http.test_departures import script
 from tests.http.test_features import Caller, World
 from tests.http.test_tls import TlsServer
-from tests.support.http import Server, head, tells_port, wires_of
+from tests.support.http import Server, head, tells_port, transports_of
 from tests.support.http2 import Http2, says_ok
 
 SOON = 20.0
@@ -154,7 +154,7 @@ def test_time_of_another_clock(serve, monkeypatch):
             await client.get("/")
             clock.jump(2.0)
             await client.get("/")
-            ((connection,),) = [wire._connections.all() for wire in wires_of(client)]
+            ((connection,),) = [transport._connections.all() for transport in transports_of(client)]
             clock.jump(3.9)
             await trio.testing.wait_all_tasks_blocked()
             assert not connection.closed
@@ -189,8 +189,8 @@ def test_calls_wake_nobody(serve, world):
     (server,) = serve(tells_port)
     with world.client([server.url], limits=httpx.Limits(keepalive_expiry=60)) as client:
         client.get("/")
-        (wire,) = wires_of(client.client)
-        wire._connections.idle.wake = pytest.fail
+        (transport,) = transports_of(client.client)
+        transport._connections.idle.wake = pytest.fail
         for _ in range(10):
             client.get("/")
     assert server.accepted == 1
@@ -278,9 +278,9 @@ def test_lost_leases_close(serve, world):
     with world.client([server.url], limits=NEVER) as client:
         THREAD_SCHEDULER.schedule(Never())
         client.get("/")
-        (wire,) = wires_of(client.client)
-        lease = ConnectionLease(wire._connections)
-        assert wire._connections.take(lease) is not None
+        (transport,) = transports_of(client.client)
+        lease = ConnectionLease(transport._connections)
+        assert transport._connections.take(lease) is not None
         del lease
         server.end()
 
@@ -424,8 +424,8 @@ def test_call_that_was_given_the_instance_before(serve, world):
         client.get("/")
         old.drop_connections()
         old.end()
-        (wire,) = wires_of(client.client)
-        connect, turns = wire._connections.take, []
+        (transport,) = transports_of(client.client)
+        connect, turns = transport._connections.take, []
 
         def take(lease):
             if not turns:
@@ -434,7 +434,7 @@ def test_call_that_was_given_the_instance_before(serve, world):
                 client.client.balancer.refresh()
             return connect(lease)
 
-        wire._connections.take = take
+        transport._connections.take = take
         assert client.get("/").text == str(old.port)
         old.end()
         assert client.get("/").text == str(new.port)

@@ -36,7 +36,7 @@ from tests.http.test_features import (
     urls,
     worlds,
 )
-from tests.support.http import Gate, Server, drips, head, says, tells_port, wires_of
+from tests.support.http import Gate, Server, drips, head, says, tells_port, transports_of
 from tests.support.nginx import BINARY, nginx
 
 NAME = "orders.test"
@@ -783,7 +783,7 @@ async def test_http2_concurrently(serve_h2, trust):
                 for number in range(50):
                     group.start_soon(call, number)
         snapshot = client.balancer.snapshot()
-        assert [len(wire._connections.all()) for wire in wires_of(client)] == [1, 1]
+        assert [len(transport._connections.all()) for transport in transports_of(client)] == [1, 1]
     assert seen == {(200, "HTTP/2"): 120}
     assert [(one.in_flight, one.failures) for one in snapshot.instances] == [(0, 0)] * 2
 
@@ -815,8 +815,8 @@ async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
             gate.open.set()
         (one,) = client.balancer.snapshot().instances
         assert (one.in_flight, one.failures) == (0, 0)
-        (wire,) = wires_of(client)
-        assert len(wire._connections.all()) == 1
+        (transport,) = transports_of(client)
+        assert len(transport._connections.all()) == 1
     assert bodies == [b"stay"]
 
 
@@ -1000,8 +1000,8 @@ def test_http2_large_bodies_through_nginx(serve_h2, servers, trust, world):
     with world.client([serve_h2(backend.port)], name=NAME, verify=trust, http2=True) as client:
         assert client.post("/backend", content=body).content == body
         assert client.put("/backend", content=world.body(parts)).content == body
-        (wire,) = wires_of(client)
-        assert len(wire._connections.all()) == 1
+        (transport,) = transports_of(client)
+        assert len(transport._connections.all()) == 1
 
 
 @worlds

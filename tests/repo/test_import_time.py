@@ -34,6 +34,23 @@ for thread in threads:
 print(statuses)
 """
 
+WITHOUT_POSIX = """
+import asyncio, os, select, sys  # asyncio itself needs fcntl here
+
+sys.modules["fcntl"] = sys.modules["resource"] = None
+del os.fork, os.register_at_fork, select.poll
+import lbclient
+
+with lbclient.Client(sys.argv[1:]) as client:
+    print(client.get("/").status_code)
+
+async def call():
+    async with lbclient.AsyncClient(sys.argv[1:]) as client:
+        print((await client.get("/")).status_code)
+
+asyncio.run(call())
+"""
+
 
 def run(program, *arguments):
     """What a process of its own prints."""
@@ -113,3 +130,11 @@ def test_late_names_are_as_good_as_others():
         _ = lbclient.Clinet
     with pytest.raises(ImportError, match="cannot import name 'Clinet' from 'lbclient'"):
         from lbclient import Clinet  # noqa: F401
+
+
+def test_systems_without_fork_and_limits(servers, dead_port):
+    """A client works where Python has no `resource`, no `fcntl`, no `poll` and no way to fork, as
+    on Windows, also where an instance refuses connections."""
+    (server,) = servers(tells_port)
+    urls = [server.url, f"http://127.0.0.1:{dead_port}"]
+    assert run(WITHOUT_POSIX, *urls).split() == ["200", "200"]

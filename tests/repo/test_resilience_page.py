@@ -34,7 +34,7 @@ from lbclient.endpoint.endpoint import EndpointStatus
 from lbclient.http.classifier import HttpClassifier
 from lbclient.http.client import DEFAULT_TIMEOUT
 from lbclient.http.connections.connection import PeerLeft
-from lbclient.http.options import wire_options
+from lbclient.http.options import connection_settings
 from lbclient.resilience.retry import RetryController, RetryRules, RetryState
 from lbclient.resilience.retry_budget import Budget
 from lbclient.resilience.throttle import Throttle
@@ -948,12 +948,12 @@ def test_connections_as_documented():
     """The defaults are those of the table."""
     rows = table("what")
     kept = said(r"idle connections are closed after \| (\d+) s")
-    assert kept == (wire_options("http").limits.keepalive_expiry,)
+    assert kept == (connection_settings("http").limits.keepalive_expiry,)
     with lbclient.Client("http://127.0.0.1:1") as client:
         grace = client._transport._adapter.close_grace
     assert rows["`close_grace`"][0] == f"{grace:g} s"
     assert rows["`max_connection_age`"][0] == "none"
-    assert wire_options("http").max_connection_age is None
+    assert connection_settings("http").max_connection_age is None
 
 
 # Choosing the numbers

@@ -939,11 +939,11 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_a_callers_transport(kind):
     """A check goes by the caller's own transport, sync or async, which is closed after it."""
-    entry, wire, of = KINDS[kind]
+    entry, wrapper, of = KINDS[kind]
     status = 204
     transport, seen = foreign(lambda: httpx.Response(status, content=b"fine"))
     client = entry(["http://10.0.0.1:8080"], name="orders.test")
-    make = lambda place, *_: wire(transport, place)  # noqa: E731
+    make = lambda place, *_: wrapper(transport, place)  # noqa: E731
     examined = Examined(client, HealthCheck("/healthz"), make, of)
     examined()
     assert seen == [("http://10.0.0.1:8080/healthz", "orders.test"), "closed"]

@@ -17,7 +17,7 @@ import pytest
 import lbclient
 from lbclient import Balancer, BreakerPolicy, Instance, LoadBalancingError, RetryBudget, RetryPolicy
 from tests.support.hammer import Cuts, Instances, descriptors
-from tests.support.http import wires_of
+from tests.support.http import transports_of
 from tests.support.slow import shares
 
 OF_CALLS, OF_HEDGES, OF_ANSWERS, OVER_SOCKETS = 64_000, 8_000, 20_000, 8_000
@@ -290,8 +290,8 @@ async def test_connections_cut_off(anyio_backend_name, share):
                 use_of(client, dice), wanted=int(OVER_SOCKETS * share), workers=WORKERS
             )
             settled(client.balancer)
-            for wire in wires_of(client):
-                assert wire.is_idle
+            for transport in transports_of(client):
+                assert transport.is_idle
             with anyio.fail_after(10):
                 await instances.at_rest(AT_ONE * 3)
             assert descriptors() - before <= 2 * AT_ONE * 3 + 3 + 3

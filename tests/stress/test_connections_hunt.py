@@ -18,7 +18,7 @@ import lbclient
 from lbclient import RetryPolicy
 from lbclient.http.connections.pool import KeepAlivePool
 from lbclient.http.request_cache import RequestCache
-from tests.support.http import says, tells_port, wires_of
+from tests.support.http import says, tells_port, transports_of
 
 pytestmark = pytest.mark.anyio
 OWN = "http://10.0.0.1:8080"
@@ -30,7 +30,7 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
     (server,) = servers(tells_port)
     with lbclient.Client([server.url]) as client:
         client.get("/")
-        (wire,) = wires_of(client)
+        (transport,) = transports_of(client)
         idle = client._transport._transports._idle
         put = idle.put
 
@@ -41,7 +41,7 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
         monkeypatch.setattr(idle, "put", late)
         client.get("/")
         assert len(idle) == 0
-        assert wire._connections.all() == []
+        assert transport._connections.all() == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
@@ -126,8 +126,8 @@ async def test_streams_of_cancelled_calls_count(servers):
         for _ in range(3):
             assert (await client.get("/")).status_code == 200
         assert server.accepted == 2
-        (wire,) = wires_of(client)
-        assert [len(one.http2.exchanges) for one in wire._connections.all()] == [0]
+        (transport,) = transports_of(client)
+        assert [len(one.http2.exchanges) for one in transport._connections.all()] == [0]
 
 
 def test_a_timeout_that_is_set_in_place():

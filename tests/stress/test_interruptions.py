@@ -39,7 +39,7 @@ from lbclient.http.connections import instance_transport, threads
 from lbclient.http.request import SHARED_DEADLINE
 from tests.support import hammer
 from tests.support.faults import NAME, TlsServer, trust
-from tests.support.http import says, serve, wires_of
+from tests.support.http import says, serve, transports_of
 from tests.support.interruptions import Interrupt, SoftLimit, points
 from tests.support.slow import slow_rows
 
@@ -594,8 +594,10 @@ def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch
         faults += [(where, one) for one in left_behind(client.balancer)]
         get(client)
         attempts_end()
-        faults += [(where, "in use")] * (not all(wire.is_idle for wire in wires_of(client)))
-        idle = sum(len(wire._connections._stack) for wire in wires_of(client))
+        faults += [(where, "in use")] * (
+            not all(transport.is_idle for transport in transports_of(client))
+        )
+        idle = sum(len(transport._connections._stack) for transport in transports_of(client))
         still = [sock for sock in sockets if sock.fileno() >= 0]
         faults += [(where, "open")] * (len(still) != idle)
         client.close()

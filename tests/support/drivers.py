@@ -15,7 +15,7 @@ import trustme
 from lbclient import Instance
 from lbclient.http.connections import addresses, event_loop, threads, trio
 from lbclient.http.connections.addresses import Dial
-from lbclient.http.options import wire_options
+from lbclient.http.options import connection_settings
 from lbclient.http.request import Upstream
 
 SOON = 20.0
@@ -139,7 +139,7 @@ def accept_tls(peer, *protocols):
 def dial(*hosts, port, name=None, **options):
     """How to connect to an instance that has these addresses, or this name alone."""
     instance = Instance(name or NAME, port, addresses=hosts)
-    return Dial(Upstream(instance, "http", None, None), wire_options("http", **options))
+    return Dial(Upstream(instance, "http", None, None), connection_settings("http", **options))
 
 
 @contextlib.contextmanager

@@ -131,8 +131,8 @@ def kills(when, port):
     done = idle(client)
     (instance,) = client.balancer.snapshot().instances
     statuses = spawn(*[lambda: client.get("/").status_code] * 4)
-    ((_, wire, _),) = client._transport._transports._transports.values()
-    all_idle, kept = wire.is_idle, len(wire._connections.all())
+    ((_, transport, _),) = client._transport._transports._transports.values()
+    all_idle, kept = transport.is_idle, len(transport._connections.all())
     client.close()
     return {
         "idle": done,

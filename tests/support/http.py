@@ -276,11 +276,11 @@ def refused_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-def wires_of(client) -> list:
-    """The wires of a client, in whichever event loop."""
+def transports_of(client) -> list:
+    """The transports of a client to its instances, in whichever event loop."""
     transport = client._transport
     if isinstance(transport, lbclient.Transport):
         per_loop = [transport._transports]
     else:
         per_loop = transport._per_loop._per_loop.values()
-    return [wire for home in per_loop for _, wire, _ in home._transports.values()]
+    return [transport for home in per_loop for _, transport, _ in home._transports.values()]

@@ -22,7 +22,7 @@ import anyio
 from lbclient.endpoint.classifier import more_telling
 
 from .._compat import httpx
-from ..options import WireOptions
+from ..options import ConnectionSettings
 from ..request import Upstream
 from .timeouts import seconds_now
 
@@ -54,7 +54,7 @@ class Dial:
 
     __slots__ = ("hosts", "options", "port", "tls_name")
 
-    def __init__(self, upstream: Upstream, options: WireOptions) -> None:
+    def __init__(self, upstream: Upstream, options: ConnectionSettings) -> None:
         instance = upstream.instance
         self.hosts = instance.addresses or (instance.host,)
         self.port = instance.port
@@ -86,7 +86,7 @@ async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
     return _interleaved(found)
 
 
-def open_socket(address: Address, options: WireOptions) -> socket.socket:
+def open_socket(address: Address, options: ConnectionSettings) -> socket.socket:
     """Create a non-blocking socket with the caller's options. Raises OSError."""
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:

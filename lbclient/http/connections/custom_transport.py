@@ -22,7 +22,7 @@ from lbclient.endpoint.classifier import more_telling
 from lbclient.endpoint.instance import Instance
 
 from .._compat import NAME, httpx
-from ..options import TransportOptions, WireOptions
+from ..options import ConnectionSettings, TransportOptions
 from ..request import Upstream, raw_headers
 from ..request_body import replays
 from ..shortcuts import copied, headers_of
@@ -247,13 +247,13 @@ class AsyncCustomTransport(_Rebased):
 
 class _TransportMaker(Protocol):
     def __call__(
-        self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
     ) -> InstanceTransport: ...
 
 
 class _AsyncTransportMaker(Protocol):
     def __call__(
-        self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
     ) -> AsyncInstanceTransport: ...
 
 

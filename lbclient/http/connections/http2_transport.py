@@ -26,7 +26,7 @@ import anyio.lowlevel
 from lbclient._internal.deadline import STOOD_STILL
 
 from .._compat import httpx
-from ..options import WireOptions
+from ..options import ConnectionSettings
 from ..request import UNSTREAMED, Upstream, raw_headers
 from ..request_body import AsyncBody, mark_callers_own
 from .connection import Connection, InstanceLiveness
@@ -329,7 +329,7 @@ class _Http2Base:
     """What the transports for threads and for event loops share."""
 
     _upstream: Upstream
-    _options: WireOptions
+    _options: ConnectionSettings
     _connections: InstanceConnections[Any]
 
     def _check_protocol(self, connection: Connection) -> None:
@@ -541,7 +541,9 @@ class Http2Transport(_Http2Base, Http1Transport):
 
     _kind = _Http2Socket
 
-    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+    def __init__(
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
+    ) -> None:
         super().__init__(upstream, options, idle)
         self._protocols = ["h2", "http/1.1"] if options.http1 else ["h2"]
         self._shared = _Shared(self._connections)
@@ -662,7 +664,9 @@ class AsyncHttp2Transport(_Http2Base, AsyncHttp1Transport):
     """Connections to one instance, for one event loop: HTTP/2, or HTTP/1.1 if the instance chooses
     it."""
 
-    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+    def __init__(
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
+    ) -> None:
         super().__init__(upstream, options, idle)
         self._protocols = ["h2", "http/1.1"] if options.http1 else ["h2"]
         self._shared = _Shared(self._connections)

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from .._compat import httpx
-from ..options import WireOptions
+from ..options import ConnectionSettings
 from ..request import UNSTREAMED, Upstream, attempt_headers, hosted, merged
 from ..request_body import AsyncBody, is_callers_own
 from ..shortcuts import Fields, content_of, fields_of, response_of
@@ -68,7 +68,9 @@ class _Base:
     _protocols: Sequence[str] = ()
     """The protocols that TLS offers to the instance (ALPN)."""
 
-    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+    def __init__(
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
+    ) -> None:
         self._upstream = upstream
         self._dial = Dial(upstream, options)
         self._options = options
@@ -315,7 +317,9 @@ class Http1Transport(_Base):
 class AsyncHttp1Transport(_Base):
     """Connections to one instance, for one event loop."""
 
-    def __init__(self, upstream: Upstream, options: WireOptions, idle: KeepAlivePool[Any]) -> None:
+    def __init__(
+        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
+    ) -> None:
         super().__init__(upstream, options, idle)
         self._kind = _kind()
 

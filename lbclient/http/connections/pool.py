@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from lbclient._internal import fork
 
-from ..options import WireOptions
+from ..options import ConnectionSettings
 from .connection import Connection, InstanceLiveness
 
 __all__ = [
@@ -198,7 +198,7 @@ def each(lost: deque[S]) -> Iterator[S]:
             yield lost.popleft()
 
 
-def pool_of(options: WireOptions) -> KeepAlivePool[C]:
+def pool_of(options: ConnectionSettings) -> KeepAlivePool[C]:
     """Create an empty pool with the limits of these options."""
     limits = options.limits
     return KeepAlivePool(

@@ -283,12 +283,14 @@ class SocketConnection(Connection):
 
 
 _READABLE, _WRITABLE = 1, 2
+_BEGUN = {0, errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", 0)}
+"""What `connect_ex` returns for a connection that has begun; the last is Windows's."""
 
 
 def _begun(sock: socket.socket, address: Address) -> socket.socket:
     """Begin to connect a socket. Raises OSError."""
     code = sock.connect_ex(address.to)
-    if code not in {0, errno.EINPROGRESS}:
+    if code not in _BEGUN:
         raise OSError(code, os.strerror(code))
     return sock
 
@@ -296,7 +298,8 @@ def _begun(sock: socket.socket, address: Address) -> socket.socket:
 def _connected(sockets: Sequence[socket.socket], seconds: float | None) -> Sequence[socket.socket]:
     """Return the sockets that have connected, or have failed to, within the time."""
     if not hasattr(select, "poll"):  # as below
-        return select.select([], sockets, [], seconds)[1]
+        _, connected, failed = select.select([], sockets, sockets, seconds)
+        return list({*connected, *failed})  # Windows reports a failure as the third alone
     poll = select.poll()
     by_descriptor = {sock.fileno(): sock for sock in sockets}
     for descriptor in by_descriptor:

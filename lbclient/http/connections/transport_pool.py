@@ -41,7 +41,7 @@ from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint import Endpoint
 
 from .._compat import httpx
-from ..options import WireOptions
+from ..options import ConnectionSettings
 from .custom_transport import AsyncInstanceTransport, BaseInstanceTransport, InstanceTransport
 from .pool import KeepAlivePool, each, pool_of
 
@@ -77,7 +77,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         self,
         pool: Pool,
         make: Callable[[Endpoint, KeepAlivePool[Any]], W],
-        options: WireOptions,
+        options: ConnectionSettings,
         rng: random.Random,
     ) -> None:
         self.lost: deque[S] = deque()
@@ -221,7 +221,7 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
         self,
         pool: Pool,
         make: Callable[[Endpoint, KeepAlivePool[Any]], InstanceTransport],
-        options: WireOptions,
+        options: ConnectionSettings,
         rng: random.Random,
     ) -> None:
         super().__init__(pool, make, options, rng)
@@ -305,7 +305,7 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
         self,
         pool: Pool,
         make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncInstanceTransport],
-        options: WireOptions,
+        options: ConnectionSettings,
         rng: random.Random,
     ) -> None:
         super().__init__(pool, make, options, rng)
