@@ -595,7 +595,7 @@ FAULTS: dict[str, support.Fault] = {
     "SERVFAIL, from all nameservers": support.servfail,
     "REFUSED, from all nameservers": support.refused,
     "nothing": support.silence,
-    "nonsense, or the answer to another question": support.wrong_question,
+    "invalid data, or the answer to another question": support.wrong_question,
     "TC, and nothing over TCP": support.truncated,
 }
 RECORDS = {
