@@ -13,7 +13,7 @@ from report import Plot, Section, Table, compared, figure
 from turns import Block, by_turns, frozen, per_call, ratios, spread
 
 import lbclient
-from lbclient.strategy import BY_NAME
+from lbclient.strategy.registry import BY_NAME
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 FEW, MANY = 10, 10_000

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from lbclient import Prequal, RetryPolicy
 from lbclient.simulation import Open, Report, Scenario, Server, exponential, queued, simulate
-from lbclient.strategy import BY_NAME, LoadProbe, Strategy
+from lbclient.strategy.protocol import LoadProbe, Strategy
+from lbclient.strategy.registry import BY_NAME
 
 WORK = 0.1
 """Seconds of work a request is on average, exponentially spread."""

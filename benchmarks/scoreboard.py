@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.scenarios import CASES, Case, configured, plain
 from lbclient.simulation import Report
-from lbclient.strategy import BY_NAME
+from lbclient.strategy.registry import BY_NAME
 
 PAGE = Path(__file__).parents[1] / "docs" / "scoreboard.md"
 PLOTS = PAGE.parent / "plots"

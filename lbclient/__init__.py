@@ -3,80 +3,126 @@
 with lbclient.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
-What needs httpx or DNS updates is loaded when it is first asked for (PEP 562).
+Each name is loaded when it is first asked for (PEP 562).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lbclient._internal.deadline import time_left
-from lbclient._internal.version import __version__
-from lbclient.balancer import Balancer
-from lbclient.balancer.options import RECOMMENDED, recommended
-from lbclient.balancer.snapshot import InstanceSnapshot, ServiceSnapshot
-from lbclient.core.call_info import AttemptInfo, CallInfo, call_info
-from lbclient.discovery import FileResolver, FirstOf, Resolver, Service, Union
-from lbclient.endpoint import Endpoint
-from lbclient.endpoint.breaker import BreakerPolicy
-from lbclient.endpoint.classifier import Verdict
-from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
-from lbclient.errors import (
-    BalancerClosed,
-    DeadlineExceeded,
-    DiscoveryError,
-    LoadBalancingError,
-    NoInstanceAvailable,
-    ServiceAbsent,
-    Throttled,
-)
-from lbclient.resilience.concurrency_limit import AdaptiveLimit
-from lbclient.resilience.health_check import HealthCheck
-from lbclient.resilience.hedging import HedgePolicy
-from lbclient.resilience.outlier_detection import OutlierPolicy
-from lbclient.resilience.retry import RetryPolicy
-from lbclient.resilience.retry_budget import RetryBudget
-from lbclient.resilience.slow_start import SlowStart
-from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy import (
-    ConsistentHash,
-    LeastBusy,
-    LoadProbe,
-    LoadReport,
-    PeakEwma,
-    PickContext,
-    Prequal,
-    Random,
-    RoundRobin,
-    Strategy,
-    Weighted,
-    Zone,
-)
-from lbclient.telemetry.events import (
-    Admitted,
-    AttemptPicked,
-    BreakerChanged,
-    DiscoveryFailed,
-    Ejected,
-    Event,
-    HealthChanged,
-    InstancesChanged,
-    RetryDecided,
-    RetryRefused,
-)
-
 if TYPE_CHECKING:
+    from lbclient._internal.deadline import time_left
+    from lbclient._internal.version import __version__
+    from lbclient.balancer.balancer import Balancer
+    from lbclient.balancer.options import RECOMMENDED, recommended
+    from lbclient.balancer.snapshot import InstanceSnapshot, ServiceSnapshot
+    from lbclient.core.call_info import AttemptInfo, CallInfo, call_info
+    from lbclient.discovery.composite import FirstOf, Service, Union
+    from lbclient.discovery.file import FileResolver
     from lbclient.discovery.registration import Registration, RegistrationError
+    from lbclient.discovery.resolver import Resolver
+    from lbclient.endpoint.breaker import BreakerPolicy
+    from lbclient.endpoint.classifier import Verdict
+    from lbclient.endpoint.endpoint import Endpoint
+    from lbclient.endpoint.instance import Answer, Instance, Refusal, RejectedRecord
+    from lbclient.errors import (
+        BalancerClosed,
+        DeadlineExceeded,
+        DiscoveryError,
+        LoadBalancingError,
+        NoInstanceAvailable,
+        ServiceAbsent,
+        Throttled,
+    )
     from lbclient.http.client import AsyncClient, Client
     from lbclient.http.transport import AsyncTransport, Transport
+    from lbclient.resilience.concurrency_limit import AdaptiveLimit
+    from lbclient.resilience.health_check import HealthCheck
+    from lbclient.resilience.hedging import HedgePolicy
+    from lbclient.resilience.outlier_detection import OutlierPolicy
+    from lbclient.resilience.retry import RetryPolicy
+    from lbclient.resilience.retry_budget import RetryBudget
+    from lbclient.resilience.slow_start import SlowStart
+    from lbclient.resilience.throttle import ThrottlePolicy
+    from lbclient.strategy.consistent_hash import ConsistentHash
+    from lbclient.strategy.least_busy import LeastBusy
+    from lbclient.strategy.peak_ewma import PeakEwma
+    from lbclient.strategy.prequal import Prequal
+    from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext, Strategy
+    from lbclient.strategy.random import Random
+    from lbclient.strategy.round_robin import RoundRobin
+    from lbclient.strategy.weighted import Weighted
+    from lbclient.strategy.zone import Zone
+    from lbclient.telemetry.events import (
+        Admitted,
+        AttemptPicked,
+        BreakerChanged,
+        DiscoveryFailed,
+        Ejected,
+        Event,
+        HealthChanged,
+        InstancesChanged,
+        RetryDecided,
+        RetryRefused,
+    )
 else:
-    _MODULES = {
-        "AsyncClient": "lbclient.http.client",
-        "AsyncTransport": "lbclient.http.transport",
-        "Client": "lbclient.http.client",
-        "Registration": "lbclient.discovery.registration",
-        "RegistrationError": "lbclient.discovery.registration",
-        "Transport": "lbclient.http.transport",
+    from importlib import import_module
+
+    _NAMES = {
+        "lbclient._internal.deadline": ["time_left"],
+        "lbclient._internal.version": ["__version__"],
+        "lbclient.balancer.balancer": ["Balancer"],
+        "lbclient.balancer.options": ["RECOMMENDED", "recommended"],
+        "lbclient.balancer.snapshot": ["InstanceSnapshot", "ServiceSnapshot"],
+        "lbclient.core.call_info": ["AttemptInfo", "CallInfo", "call_info"],
+        "lbclient.discovery.composite": ["FirstOf", "Service", "Union"],
+        "lbclient.discovery.file": ["FileResolver"],
+        "lbclient.discovery.registration": ["Registration", "RegistrationError"],
+        "lbclient.discovery.resolver": ["Resolver"],
+        "lbclient.endpoint.breaker": ["BreakerPolicy"],
+        "lbclient.endpoint.classifier": ["Verdict"],
+        "lbclient.endpoint.endpoint": ["Endpoint"],
+        "lbclient.endpoint.instance": ["Answer", "Instance", "Refusal", "RejectedRecord"],
+        "lbclient.errors": [
+            "BalancerClosed",
+            "DeadlineExceeded",
+            "DiscoveryError",
+            "LoadBalancingError",
+            "NoInstanceAvailable",
+            "ServiceAbsent",
+            "Throttled",
+        ],
+        "lbclient.http.client": ["AsyncClient", "Client"],
+        "lbclient.http.transport": ["AsyncTransport", "Transport"],
+        "lbclient.resilience.concurrency_limit": ["AdaptiveLimit"],
+        "lbclient.resilience.health_check": ["HealthCheck"],
+        "lbclient.resilience.hedging": ["HedgePolicy"],
+        "lbclient.resilience.outlier_detection": ["OutlierPolicy"],
+        "lbclient.resilience.retry": ["RetryPolicy"],
+        "lbclient.resilience.retry_budget": ["RetryBudget"],
+        "lbclient.resilience.slow_start": ["SlowStart"],
+        "lbclient.resilience.throttle": ["ThrottlePolicy"],
+        "lbclient.strategy.consistent_hash": ["ConsistentHash"],
+        "lbclient.strategy.least_busy": ["LeastBusy"],
+        "lbclient.strategy.peak_ewma": ["PeakEwma"],
+        "lbclient.strategy.prequal": ["Prequal"],
+        "lbclient.strategy.protocol": ["LoadProbe", "LoadReport", "PickContext", "Strategy"],
+        "lbclient.strategy.random": ["Random"],
+        "lbclient.strategy.round_robin": ["RoundRobin"],
+        "lbclient.strategy.weighted": ["Weighted"],
+        "lbclient.strategy.zone": ["Zone"],
+        "lbclient.telemetry.events": [
+            "Admitted",
+            "AttemptPicked",
+            "BreakerChanged",
+            "DiscoveryFailed",
+            "Ejected",
+            "Event",
+            "HealthChanged",
+            "InstancesChanged",
+            "RetryDecided",
+            "RetryRefused",
+        ],
     }
+    _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
@@ -87,9 +133,6 @@ else:
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
 
-
-Refusal = RejectedRecord
-"""An alias, by its name in 0.1.0."""
 
 __all__ = [
     "RECOMMENDED",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from lbclient._internal.signals import Pause, Signal
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import arun, asleep
 from lbclient.balancer.health_monitor import Check, CheckFailed
@@ -15,7 +15,7 @@ from lbclient.balancer.threads import run, sleep
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import NO_OPTIONS, Call, CallOptions
 from lbclient.endpoint.classifier import Classifier, Verdict
-from lbclient.telemetry import Attributes, Semantics
+from lbclient.telemetry.semantics import Attributes, Semantics
 
 __all__ = [
     "NO_OPTIONS",

@@ -4,9 +4,3 @@ Both drivers are the same lines, one with `await`. A property test runs them, an
 through the same script and compares every decision. If a call may be hedged, its steps and those of
 the hedge run beside each other, each by those same lines.
 """
-
-from __future__ import annotations
-
-from lbclient.balancer.balancer import Balancer
-
-__all__ = ["Balancer"]

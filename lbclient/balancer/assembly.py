@@ -23,9 +23,10 @@ from lbclient.resilience.outlier_detection import OutlierPolicy
 from lbclient.resilience.retry import RetryPolicy, RetryRules
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy import Strategy
-from lbclient.telemetry import MeterProvider, Telemetry, TracerProvider
+from lbclient.strategy.protocol import Strategy
+from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.outbox import Outbox
+from lbclient.telemetry.spans import Telemetry, TracerProvider
 
 __all__ = ["Policies", "Runtime", "build_engine"]
 

@@ -26,12 +26,15 @@ from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.balancer.threads import invoke, run, sleep
 from lbclient.core.call import NO_OPTIONS, Call, call_options
 from lbclient.core.membership import DiscoveryLimits
-from lbclient.discovery import AddressFilter, DnsOptions, Family, Service, dns_by
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.composite import Service
+from lbclient.discovery.dns.client import dns_by
+from lbclient.discovery.dns.service import DnsOptions, Family
 from lbclient.discovery.registry import target_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.concurrency_limit import AdaptiveLimit, Limits
 from lbclient.resilience.health_check import HealthCheck
@@ -40,9 +43,11 @@ from lbclient.resilience.outlier_detection import OutlierPolicy
 from lbclient.resilience.retry import RetryPolicy
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy import Strategy, claim, release, strategy_of
-from lbclient.telemetry import MeterProvider, TracerProvider
+from lbclient.strategy.protocol import Strategy
+from lbclient.strategy.registry import claim, release, strategy_of
+from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.outbox import Outbox
+from lbclient.telemetry.spans import TracerProvider
 
 __all__ = ["Balancer"]
 

@@ -14,8 +14,8 @@ from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
 from lbclient.endpoint.classifier import Classifier
 from lbclient.resilience.health_check import HealthCheck
-from lbclient.strategy import LoadAware, Strategy
-from lbclient.telemetry import Semantics
+from lbclient.strategy.protocol import LoadAware, Strategy
+from lbclient.telemetry.semantics import Semantics
 
 __all__ = ["Binding"]
 

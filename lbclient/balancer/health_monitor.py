@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 
 from lbclient._internal import deadline
 from lbclient._internal.deadline import Expiry
-from lbclient.discovery import text_of
+from lbclient.discovery.resolver import text_of
 from lbclient.discovery.scheduler import PeriodicJob
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import lacked_port, local_origin
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import LoadBalancingError
 from lbclient.resilience.health_check import HealthCheck, HealthTally

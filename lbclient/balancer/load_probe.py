@@ -19,8 +19,8 @@ from lbclient._internal.interruption import is_interruption
 from lbclient.balancer.health_monitor import Check, outcome
 from lbclient.core.engine import Engine
 from lbclient.discovery.scheduler import Scheduler
-from lbclient.endpoint import Endpoint
-from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing
+from lbclient.endpoint.endpoint import Endpoint
+from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
 
 __all__ = ["Loads", "Prober"]
 

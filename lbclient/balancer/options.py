@@ -12,7 +12,7 @@ from typing import TypedDict, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer.listener import Listener
-from lbclient.discovery import Family
+from lbclient.discovery.dns.service import Family
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.resilience.concurrency_limit import AdaptiveLimit
 from lbclient.resilience.health_check import HealthCheck
@@ -21,8 +21,9 @@ from lbclient.resilience.outlier_detection import OutlierPolicy
 from lbclient.resilience.retry import RetryPolicy
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy import Strategy
-from lbclient.telemetry import MeterProvider, TracerProvider
+from lbclient.strategy.protocol import Strategy
+from lbclient.telemetry.metrics import MeterProvider
+from lbclient.telemetry.spans import TracerProvider
 
 __all__ = ["RECOMMENDED", "BalancerOptions", "recommended"]
 

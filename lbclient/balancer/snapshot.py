@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbclient.core.engine import Engine
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import State
-from lbclient.endpoint.endpoint import EndpointStatus
+from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]

@@ -8,7 +8,7 @@ import math
 from lbclient import __version__
 from lbclient.cli.demo import demo
 from lbclient.cli.resolve import resolve
-from lbclient.strategy import BY_NAME
+from lbclient.strategy.registry import BY_NAME
 
 __all__ = ["parser"]
 

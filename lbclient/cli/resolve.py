@@ -9,7 +9,7 @@ import sys
 import lbclient
 from lbclient.cli.report import as_arguments, picture
 from lbclient.cli.watch import watch
-from lbclient.discovery import DnsService
+from lbclient.discovery.dns.service import DnsService
 from lbclient.discovery.registry import Target
 
 __all__ = ["resolve"]

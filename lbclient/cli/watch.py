@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lbclient.cli.report import as_options, changes, count, picture
-from lbclient.discovery import Resolver, text_of
+from lbclient.discovery.resolver import Resolver, text_of
 from lbclient.discovery.subscription import ServiceSubscription
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import ServiceAbsent

@@ -20,7 +20,6 @@ from lbclient.core.call_info import AttemptInfo
 from lbclient.core.engine import Engine, SlotOwner
 from lbclient.core.hedge import HedgeRace
 from lbclient.core.picker import Pick, PickRequest
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.classifier import (
     FINE,
     NO_LOCAL_PORT,
@@ -30,7 +29,9 @@ from lbclient.endpoint.classifier import (
     fault_name,
     lacked_port,
 )
-from lbclient.telemetry import NOOP_SPAN, Attributes, CallSpan, Semantics
+from lbclient.endpoint.endpoint import Endpoint
+from lbclient.telemetry.semantics import Attributes, Semantics
+from lbclient.telemetry.spans import NOOP_SPAN, CallSpan
 
 __all__ = ["Attempt", "CallState"]
 

@@ -27,12 +27,12 @@ from lbclient.core.engine import Engine
 from lbclient.core.hedge import HedgeRace
 from lbclient.core.picker import Pick, PickRequest
 from lbclient.core.waiting import Wait
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.classifier import Classifier, Verdict
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import RetryController, RetryState, Stopped
-from lbclient.telemetry import Semantics
 from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
+from lbclient.telemetry.semantics import Semantics
 
 __all__ = ["NO_OPTIONS", "Call", "CallOptions", "Hedge", "call_options", "caller_of"]
 

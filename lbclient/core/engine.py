@@ -29,16 +29,16 @@ from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
 from lbclient.core.reachability import Reachability
 from lbclient.core.rotation import Rotation
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
-from lbclient.endpoint.endpoint import Share
+from lbclient.endpoint.endpoint import Endpoint, Share
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.resilience.hedging import Hedging
 from lbclient.resilience.retry import RetryRules
-from lbclient.telemetry import Tally, Telemetry
 from lbclient.telemetry.events import AttemptPicked
+from lbclient.telemetry.metrics import Tally
 from lbclient.telemetry.outbox import Outbox
+from lbclient.telemetry.spans import Telemetry
 
 __all__ = ["Engine", "SlotOwner"]
 

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Signal
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.classifier import Verdict
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["HedgeRace"]
 

@@ -14,14 +14,14 @@ from lbclient._internal import validation
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.pool import EndpointSetUpdate, Pool, Subset
 from lbclient.core.wait_queue import WaitQueue
-from lbclient.discovery import Resolver, StaticResolver, text_of
+from lbclient.discovery.resolver import Resolver, StaticResolver, text_of
 from lbclient.discovery.scheduler import PeriodicJob, Scheduler
 from lbclient.discovery.subscription import CEILING, FLOOR, ServiceSubscription
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Answer, Instance
 from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
-from lbclient.telemetry import Metrics
 from lbclient.telemetry.events import DiscoveryFailed, InstancesChanged
+from lbclient.telemetry.metrics import Metrics
 from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["DiscoveryLimits", "Membership"]

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from lbclient.core.picker import Pick
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.classifier import Verdict
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.resilience.concurrency_limit import AdaptiveLimit, LearnedLimit
 from lbclient.resilience.outlier_detection import OutlierPolicy, Outliers
 from lbclient.resilience.throttle import Throttle, ThrottlePolicy

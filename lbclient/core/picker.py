@@ -14,13 +14,14 @@ from lbclient._internal.fork import Forkable
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Signal
 from lbclient.core.pool import Pool
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy, Permit
-from lbclient.endpoint.endpoint import draw
+from lbclient.endpoint.endpoint import Endpoint, draw
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.slow_start import SlowStart
-from lbclient.strategy import BY_NAME, ConsistentHash, Learning, Strategy
-from lbclient.telemetry import Metrics
+from lbclient.strategy.consistent_hash import ConsistentHash
+from lbclient.strategy.protocol import Learning, Strategy
+from lbclient.strategy.registry import BY_NAME
+from lbclient.telemetry.metrics import Metrics
 from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]

@@ -26,9 +26,8 @@ from itertools import islice
 from typing import NamedTuple
 from weakref import WeakMethod
 
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
-from lbclient.endpoint.endpoint import EndpointStatus
+from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["EndpointSetUpdate", "Pool", "Subset"]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from lbclient.core.picker import Pick
 from lbclient.core.pool import Pool
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["Reachability"]
 

@@ -14,10 +14,10 @@ from typing import Literal
 
 from lbclient.core.membership import Membership
 from lbclient.core.picker import Picker
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
-from lbclient.telemetry import Metrics
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.telemetry.events import Admitted, BreakerChanged, Ejected, Event, HealthChanged
+from lbclient.telemetry.metrics import Metrics
 from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["Rotation"]

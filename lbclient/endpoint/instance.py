@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from lbclient._internal import validation
 
-__all__ = ["Answer", "Instance", "RejectedRecord"]
+__all__ = ["Answer", "Instance", "Refusal", "RejectedRecord"]
 
 _NO_METADATA: Mapping[str, object] = MappingProxyType({})
 
@@ -70,6 +70,10 @@ class RejectedRecord:
 
     record: str
     reason: str
+
+
+Refusal = RejectedRecord
+"""An alias, by its name in 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)

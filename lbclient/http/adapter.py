@@ -9,11 +9,11 @@ from typing import cast
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call
 from lbclient.discovery.service_url import authority_of
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.protocol import bind
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.retry import RetryPolicy

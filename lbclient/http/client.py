@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lbclient._internal import validation
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.discovery.registry import Target
 from lbclient.errors import DeadlineExceeded
 from lbclient.protocol import bind

@@ -24,10 +24,10 @@ from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
 from lbclient.balancer.load_probe import Loads, Prober
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.discovery.service_url import authority_of
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.health_check import HealthCheck
-from lbclient.strategy import LoadReport
+from lbclient.strategy.protocol import LoadReport
 
 from ._compat import httpx
 from .adapter import HttpAdapter

@@ -14,7 +14,7 @@ from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
 from lbclient.protocol import Binding
 from lbclient.resilience.retry import RetryPolicy
-from lbclient.telemetry import propagation
+from lbclient.telemetry.spans import propagation
 
 from ._compat import httpx
 from .connections.timeouts import DeadlineTimeout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbclient.telemetry import Attributes, Semantics, error_attributes
+from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
 from ._compat import httpx
 from .connections.instance_transport import peer_of

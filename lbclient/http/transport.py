@@ -9,11 +9,11 @@ from typing import Unpack, cast
 import anyio
 
 from lbclient._internal.signals import Pause
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.event_loops import arun, asleep
 from lbclient.balancer.threads import run, sleep
 from lbclient.core.attempt import Attempt
-from lbclient.discovery import Service
+from lbclient.discovery.composite import Service
 from lbclient.errors import LoadBalancingError
 
 from ._compat import httpx

@@ -19,9 +19,9 @@ from httpx2._types import (
     TimeoutTypes,
 )
 
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.options import BalancerOptions
-from lbclient.discovery import Service
+from lbclient.discovery.composite import Service
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import (
     BalancerClosed,

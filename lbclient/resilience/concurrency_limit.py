@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
 

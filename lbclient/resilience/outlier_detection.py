@@ -13,8 +13,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["OutlierPolicy", "Outliers"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from lbclient._internal.signals import Pause
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call, CallOptions
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.errors import LoadBalancingError
 from lbclient.protocol import bind
 from lbclient.simulation.behaviour import Reply, SimulatedRequest
@@ -20,7 +20,7 @@ from lbclient.simulation.invariants import Invariants, Trail
 from lbclient.simulation.report import Journal, Outcome
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 
 __all__ = ["Client"]
 

@@ -16,9 +16,8 @@ from lbclient.core.attempt import Attempt
 from lbclient.core.call import Call
 from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, Permit
-from lbclient.endpoint.endpoint import EndpointStatus
+from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.simulation.behaviour import Reply
 

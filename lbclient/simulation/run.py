@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from lbclient._internal import validation
-from lbclient.balancer import Balancer
 from lbclient.balancer.assembly import Runtime
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.health_monitor import in_turn
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call, CallOptions, caller_of
-from lbclient.discovery import Service
+from lbclient.discovery.composite import Service
 from lbclient.discovery.scheduler import ScheduledJob
 from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.instance import Answer
@@ -32,7 +32,7 @@ from lbclient.simulation.report import Journal, Outcome, Report
 from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
-from lbclient.strategy import Strategy
+from lbclient.strategy.protocol import Strategy
 
 __all__ = ["Rounds", "simulate", "simulated"]
 

@@ -16,7 +16,7 @@ from operator import itemgetter
 from struct import Struct
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.protocol import PickContext
 
 __all__ = ["ConsistentHash"]

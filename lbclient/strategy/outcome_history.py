@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["LatencyByLoad", "OutcomeHistory", "Record"]
 

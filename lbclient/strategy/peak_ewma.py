@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
-from lbclient.endpoint.endpoint import draw
+from lbclient.endpoint.endpoint import Endpoint, draw
 from lbclient.strategy.outcome_history import OutcomeHistory, Record
 from lbclient.strategy.protocol import PickContext
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.outcome_history import LatencyByLoad, OutcomeHistory, Record
 from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext
 

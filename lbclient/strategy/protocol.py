@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, runtime_checkable
 
 from lbclient._internal import validation
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["Learning", "LoadAware", "LoadProbe", "LoadReport", "PickContext", "Probing", "Strategy"]
 

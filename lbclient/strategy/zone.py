@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lbclient._internal import validation
 from lbclient._internal.fork import Forkable
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.protocol import (
     Learning,
     LoadAware,

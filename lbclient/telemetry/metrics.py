@@ -14,7 +14,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from lbclient._internal.version import __version__
 from lbclient.telemetry.semantics import Attributes, error_attributes
 
-__all__ = ["Metrics", "Tally", "instruments"]
+__all__ = ["MeterProvider", "Metrics", "Tally", "instruments"]
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 

@@ -1,4 +1,4 @@
-"""The span of a call, and the spans of its attempts."""
+"""The span of a call, the spans of its attempts; with the metrics, the telemetry of a balancer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from contextvars import Token
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.metrics import MeterProvider, get_meter_provider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
+from lbclient._internal.version import __version__
 from lbclient.endpoint.instance import Instance
+from lbclient.telemetry.metrics import Metrics, instruments
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
-__all__ = ["ATTEMPTS", "NOOP_SPAN", "AttemptSpan", "CallSpan", "Tracing", "propagation"]
+__all__ = [
+    "NOOP_SPAN",
+    "AttemptSpan",
+    "CallSpan",
+    "Telemetry",
+    "TracerProvider",
+    "propagation",
+]
 
 ATTEMPTS = "lbclient.attempts"
 """The number of attempts of a call.
@@ -153,6 +163,23 @@ class Tracing:
         return (
             _SILENT_CALL if span is trace.INVALID_SPAN else CallSpan(tracer, span, semantics, now)
         )
+
+
+class Telemetry:
+    """The spans and metrics of one balancer. `service` is the only label of its own metrics."""
+
+    def __init__(
+        self,
+        service: str,
+        tracer_provider: TracerProvider | None,
+        meter_provider: MeterProvider | None,
+    ) -> None:
+        tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
+        label: Attributes = {"lbclient.service": service}
+        self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
+        """Opens the span of one call."""
+        provider = get_meter_provider() if meter_provider is None else meter_provider
+        self.metrics = Metrics(instruments(provider), label)
 
 
 def propagation() -> Mapping[str, str]:

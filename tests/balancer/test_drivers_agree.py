@@ -17,7 +17,7 @@ from lbclient.balancer.threads import run
 from lbclient.core.call import CallOptions
 from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 
 
 class Sending(Pause):

@@ -30,7 +30,7 @@ from lbclient.simulation import (
     refuses,
     simulate,
 )
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 from tests.support.http import Gate, says, tells_port
 
 pytestmark = pytest.mark.anyio

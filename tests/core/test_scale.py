@@ -12,7 +12,7 @@ import pytest
 import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, Weighted
 from lbclient.core.pool import Pool, Subset
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from tests.support.http import says
 from tests.support.slow import slow_rows
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import AddressFilter, AddressResolver, Dns
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.addresses import AddressResolver
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
 from tests.support.dns import Liar, empty, nxdomain, servfail, silence
 

@@ -14,8 +14,12 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, DeadlineExceeded, FirstOf, Union
-from lbclient.discovery import AddressFilter, AddressResolver, Dns, SrvResolver, scheduler
+from lbclient.discovery import scheduler
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.addresses import AddressResolver
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.discovery.dns.srv import SrvResolver
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from tests.support.dns import Liar, empty, servfail, silence
 from tests.support.secure_dns import Certificates, peer
@@ -393,7 +397,9 @@ def test_unexpected_error_is_raised():
 
 FORK = """
 import os, sys, time
-from lbclient.discovery import AddressFilter, AddressResolver, Dns
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.addresses import AddressResolver
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 dns = Dns(nameservers_of([sys.argv[1]]), 5.0)

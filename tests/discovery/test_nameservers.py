@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lbclient import Balancer, DiscoveryError
-from lbclient.discovery import Dns, dns_by
+from lbclient.discovery.dns.client import Dns, dns_by
 from lbclient.discovery.dns.nameservers import nameservers_of, plain_nameserver
 from tests.support.dns import Asked, Liar, formerr, servfail
 from tests.support.secure_dns import Certificates, SecureBind, peer

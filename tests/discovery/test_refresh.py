@@ -30,8 +30,10 @@ from lbclient import (
     RetryPolicy,
 )
 from lbclient._internal.signals import Signal
-from lbclient.discovery import AddressFilter, Dns, SrvResolver
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.discovery.dns.srv import SrvResolver
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, ThreadScheduler
 from lbclient.discovery.subscription import ServiceSubscription
 from lbclient.endpoint.instance import RejectedRecord

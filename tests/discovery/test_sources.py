@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lbclient import Answer, AsyncClient, Balancer, Client, DiscoveryError, Instance, ServiceAbsent
-from lbclient.discovery import AddressFilter, Dns, FileResolver, FirstOf, Union
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.composite import FirstOf, Union
+from lbclient.discovery.dns.client import Dns
+from lbclient.discovery.file import FileResolver
 from lbclient.discovery.registry import URL_SOURCES, Target, UrlSource, target_of
 from lbclient.discovery.resolver import StaticResolver
 from lbclient.discovery.service_url import ParsedService, path_of, shown

@@ -16,9 +16,10 @@ import dns.rrset
 import pytest
 
 from lbclient import Balancer, BreakerPolicy, DiscoveryError, Instance
-from lbclient.discovery import AddressFilter, Dns, SrvResolver
-from lbclient.discovery.dns.client import DnsAnswer, Glue, NoRecords
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.client import Dns, DnsAnswer, Glue, NoRecords
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.discovery.dns.srv import SrvResolver
 from lbclient.errors import ServiceAbsent
 from tests.support.dns import (
     Asked,

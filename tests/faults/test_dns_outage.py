@@ -13,11 +13,13 @@ import pytest
 import lbclient
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
-from lbclient.discovery import AddressFilter, Dns, SrvResolver
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.discovery.dns.srv import SrvResolver
 from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out, simulated
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 from tests.support.dns import (
     Liar,
     empty,

@@ -22,7 +22,7 @@ from lbclient._internal.signals import Pause
 from lbclient.core.call import call_options
 from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out, simulated
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 from tests.faults.test_lifecycle import WARM, script
 from tests.http.test_features import urls, worlds
 from tests.support.http import says, tells_port

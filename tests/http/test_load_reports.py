@@ -11,7 +11,7 @@ import pytest
 import lbclient
 from lbclient import Prequal
 from lbclient.http.probes import HEADER
-from lbclient.strategy import LoadProbe, LoadReport
+from lbclient.strategy.protocol import LoadProbe, LoadReport
 from tests.faults.test_lifecycle import WARM, script
 from tests.http.test_features import urls, worlds
 from tests.support.http import says, tells_port
@@ -215,7 +215,7 @@ def test_forks(servers):
     (server,) = servers(reporting(SAYS))
     work = """
     import time
-    from lbclient.strategy import LoadProbe
+    from lbclient.strategy.protocol import LoadProbe
     probe = LoadProbe("/load", interval=0.02)
     client = lbclient.Client(sys.argv[1:], strategy=lbclient.Prequal(probe=probe))
     def until_probed():

@@ -11,7 +11,7 @@ import trustme
 
 import lbclient
 from lbclient import Answer, HealthCheck, Instance
-from lbclient.strategy import LoadProbe
+from lbclient.strategy.protocol import LoadProbe
 from tests.http.test_features import worlds
 from tests.http.test_health_check import until
 from tests.http.test_tls import TlsServer

@@ -28,8 +28,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import lbclient
-from lbclient.discovery import AddressFilter, Dns, SrvResolver
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.nameservers import nameservers_of
+from lbclient.discovery.dns.srv import SrvResolver
 from tests.support import dns as support
 from tests.support.http import Server, says, tells_port
 

@@ -19,7 +19,7 @@ from lbclient import simulation
 from lbclient._internal.signals import Pause
 from lbclient.balancer import balancer
 from lbclient.balancer.threads import sleep
-from lbclient.discovery import StaticResolver
+from lbclient.discovery.resolver import StaticResolver
 from lbclient.protocol import bind
 from tests.support.http import says
 

@@ -33,6 +33,24 @@ for thread in threads:
     thread.join()
 print(statuses)
 """
+NAMES_AT_ONCE = """
+import lbclient, sys, threading
+
+sys.setswitchinterval(1e-6)
+together, names = threading.Barrier(len(lbclient.__all__)), []
+
+def ask(name):
+    together.wait()
+    getattr(lbclient, name)
+    names.append(name)
+
+threads = [threading.Thread(target=ask, args=[name]) for name in lbclient.__all__]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*sorted(names))
+"""
 
 WITHOUT_POSIX = """
 import asyncio, os, select, sys  # asyncio itself needs fcntl here
@@ -85,12 +103,25 @@ def packages_of(modules):
     return {name.partition(".")[0] for name in modules}
 
 
-def test_import_loads_the_engine_alone():
-    """The import loads neither HTTP nor DNS, commands or simulator, and about 160 modules."""
-    modules = loaded_by("import lbclient")
+def test_import_loads_nothing():
+    """The import alone loads nothing else: each name is loaded when it is first asked for."""
+    assert loaded_by("import lbclient") == loaded_by("") | {"lbclient"}
+
+
+def test_balancer_loads_the_engine_alone():
+    """A balancer loads neither HTTP nor DNS, commands or simulator, and about 160 modules."""
+    modules = loaded_by("import lbclient\nlbclient.Balancer('http://127.0.0.1:1')")
     assert not packages_of(modules) & {*LATE, "h11", "httptools", "httpx"}
     assert not rooms_of(modules) & {"cli", "http", "httpx2", "registration", "simulation"}
     assert len(modules) <= 170
+
+
+def test_calls_load_no_names():
+    """Once there is a client, each name that a call may ask for is there: to load it takes none of
+    the call's time."""
+    made = "import lbclient\nlbclient.Client('http://127.0.0.1:1')"
+    names = sorted(set(lbclient.__all__) - {"Registration", "RegistrationError", "Zone"})
+    assert loaded_by(f"{made}\nfrom lbclient import {', '.join(names)}") == loaded_by(made)
 
 
 @pytest.mark.parametrize("kind", ["Client", "AsyncClient", "Transport", "AsyncTransport"])
@@ -118,6 +149,11 @@ def test_first_uses_in_threads(servers):
         liar.put("_http._tcp.shop.test", "SRV", f"0 1 {server.port} a.shop.test.")
         liar.put("a.shop.test", "A", "127.0.0.1")
         assert run(FIRST_USES_AT_ONCE, liar.address).split() == str([200] * 8).split()
+
+
+def test_names_in_threads():
+    """Threads that each ask for another name at the same moment, for the first time, get it."""
+    assert run(NAMES_AT_ONCE).split() == sorted(lbclient.__all__)
 
 
 def test_late_names_are_as_good_as_others():

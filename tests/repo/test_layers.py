@@ -98,6 +98,9 @@ def own_imports(path):
             yield inner if inner in MODULES else again
 
 
+LOADED = {name: set(own_imports(path)) for name, path in MODULES.items()}
+
+
 @each_file
 def test_imports_go_one_way(path):
     """A package imports only packages of lower levels."""
@@ -114,6 +117,18 @@ def test_no_cycles():
     while free := {name for name, needed in waiting.items() if not needed & set(waiting)}:
         waiting = {name: needed for name, needed in waiting.items() if name not in free}
     assert not waiting, f"these import each other: {sorted(waiting)}"
+
+
+@each_file
+def test_a_package_that_loads_its_files_is_entered_by_itself(path):
+    """No file imports a file of another package whose `__init__` imports that package's files: of
+    two threads that enter it in two places at the same moment, one would fail. Commands have one
+    thread."""
+    here = f"{name_of(path)}."
+    for name in set() if room_of(name_of(path)) == "cli" else own_imports(path):
+        for package in (above for above in MODULES if name.startswith(f"{above}.")):
+            loads = [other for other in LOADED[package] if other.startswith(f"{package}.")]
+            assert here.startswith(f"{package}.") or not loads, f"{name}: {package} loads {loads}"
 
 
 def test_the_top_stays_small():

@@ -27,10 +27,9 @@ import pytest
 import lbclient
 from lbclient.balancer.listener import _MOST
 from lbclient.core.engine import _LONGEST_BACK_OFF
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
-from lbclient.endpoint.endpoint import EndpointStatus
+from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.http.classifier import HttpClassifier
 from lbclient.http.client import DEFAULT_TIMEOUT
 from lbclient.http.connections.connection import PeerLeft

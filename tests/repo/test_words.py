@@ -119,7 +119,7 @@ ALIASES = {
     # public names of 0.1.0, which stay
     "judge": "balancer/balancer.py simulation/run.py",
     "standing": "balancer/snapshot.py endpoint/endpoint.py",
-    "Refusal": "__init__.py",
+    "Refusal": "endpoint/instance.py",
 }
 
 

@@ -32,8 +32,8 @@ from lbclient import Instance
 from lbclient._internal.deadline import Expiry
 from lbclient.balancer.health_monitor import CheckFailed, Monitor, Threads, in_turn, plain_check
 from lbclient.discovery.scheduler import ThreadScheduler
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.http.connections.custom_transport import AsyncCustomTransport, CustomTransport
 from lbclient.http.connections.instance_transport import Http1Transport
 from lbclient.http.probes import achecked, checked

@@ -15,7 +15,7 @@ from lbclient.core.call import CallOptions
 from lbclient.protocol import bind
 from lbclient.resilience.hedging import Hedging
 from lbclient.simulation import World, carry_out
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 from tests.support.http import Gate, dies_in_body, says, slow, tells_port
 
 pytestmark = pytest.mark.anyio

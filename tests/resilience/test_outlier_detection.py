@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.outlier_detection import OutlierPolicy, Outliers
 

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.endpoint import Endpoint
 from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.slow_start import SlowStart
-from lbclient.strategy import LeastBusy, Random, RoundRobin, Weighted
+from lbclient.strategy.least_busy import LeastBusy
+from lbclient.strategy.random import Random
+from lbclient.strategy.round_robin import RoundRobin
+from lbclient.strategy.weighted import Weighted
 
 
 @pytest.mark.parametrize(

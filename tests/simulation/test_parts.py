@@ -38,7 +38,7 @@ from lbclient.simulation import (
     simulated,
     until_capacity,
 )
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 
 FAST = answers(constant(0.1))
 ONE = RetryPolicy(attempts=1)

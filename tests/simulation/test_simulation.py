@@ -626,7 +626,7 @@ def refused(_):
 RICH = """
 from lbclient import *
 from lbclient.simulation import *
-from lbclient.strategy import BY_NAME
+from lbclient.strategy.registry import BY_NAME
 
 FAST = answers(exponential(0.1))
 servers = [

@@ -17,8 +17,9 @@ import pytest
 import lbclient
 from lbclient import Balancer, BreakerPolicy, Instance
 from lbclient.core.pool import Pool
-from lbclient.strategy import BY_NAME, Learning, strategy_of
 from lbclient.strategy.consistent_hash import ConsistentHash
+from lbclient.strategy.protocol import Learning
+from lbclient.strategy.registry import BY_NAME, strategy_of
 from tests.support.http import tells_port
 from tests.support.strategies import Asked
 

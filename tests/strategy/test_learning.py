@@ -21,11 +21,12 @@ import pytest
 import lbclient
 from lbclient import Balancer, BreakerPolicy, Instance, LeastBusy
 from lbclient.core.pool import Pool
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
-from lbclient.strategy import BY_NAME, Learning, strategy_of
 from lbclient.strategy.peak_ewma import PeakEwma
 from lbclient.strategy.prequal import Prequal
+from lbclient.strategy.protocol import Learning
+from lbclient.strategy.registry import BY_NAME, strategy_of
 from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates
 
@@ -361,7 +362,7 @@ TRACE = """
     import json, random, sys
     sys.path.insert(0, sys.argv[2])
     from tests.strategy.test_learning import Server, World, sometimes
-    from lbclient.strategy import BY_NAME
+    from lbclient.strategy.registry import BY_NAME
     servers = [Server(0.05), Server(0.1, sick=sometimes(0.2)), Server(0.2)]
     world = World(BY_NAME[sys.argv[1]], servers, clients=2).run(100, 5)
     print(json.dumps(world.log))

@@ -9,8 +9,9 @@ import pytest
 from lbclient import Prequal, RetryPolicy
 from lbclient.http.probes import load_of
 from lbclient.simulation import Open, Scenario, Server, answers, exponential, queued, simulate
-from lbclient.strategy import LoadAware, LoadProbe, LoadReport, Probing, Zone
 from lbclient.strategy.prequal import Reports
+from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
+from lbclient.strategy.zone import Zone
 from tests.strategy.test_learning import answered, picked
 from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates

@@ -23,7 +23,7 @@ from lbclient.simulation import (
 from lbclient.simulation.client import Client
 from lbclient.simulation.report import Journal
 from lbclient.simulation.server import Host
-from lbclient.strategy import LoadProbe
+from lbclient.strategy.protocol import LoadProbe
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 
 from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Weighted
 from lbclient.core.pool import Pool
-from lbclient.endpoint import Endpoint
-from lbclient.strategy import BY_NAME
+from lbclient.endpoint.endpoint import Endpoint
+from lbclient.strategy.registry import BY_NAME
 from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates
 

@@ -8,7 +8,8 @@ import pytest
 
 from lbclient import Balancer, BreakerPolicy, Instance, LeastBusy, RoundRobin
 from lbclient.core.pool import Pool
-from lbclient.strategy import BY_NAME, Learning, strategy_of
+from lbclient.strategy.protocol import Learning
+from lbclient.strategy.registry import BY_NAME, strategy_of
 from lbclient.strategy.zone import Zone
 from tests.support.strategies import Asked
 

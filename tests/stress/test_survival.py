@@ -22,7 +22,7 @@ from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
 from lbclient.protocol import bind
 from lbclient.simulation import World, carry_out
-from lbclient.telemetry import Semantics
+from lbclient.telemetry.semantics import Semantics
 from tests.support.faults import FAULTS, NAMESPACE
 from tests.support.http import serve, slow, tells_port
 from tests.support.slow import slow_rows

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lbclient
 from lbclient import simulation
-from lbclient.strategy import BY_NAME
+from lbclient.strategy.registry import BY_NAME
 
 
 def down(*names):

@@ -10,7 +10,7 @@ from typing import Self
 import httpx
 
 import lbclient
-from lbclient.balancer import Balancer
+from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.snapshot import InstanceSnapshot
 
 __all__ = ["Frame", "Load", "Meter", "Row", "Tally"]

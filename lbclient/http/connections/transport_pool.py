@@ -38,7 +38,7 @@ from lbclient._internal.signals import Pause, Signal
 from lbclient.balancer.event_loops import asleep
 from lbclient.core.pool import Pool
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
-from lbclient.endpoint import Endpoint
+from lbclient.endpoint.endpoint import Endpoint
 
 from .._compat import httpx
 from ..options import ConnectionSettings
