@@ -1,7 +1,7 @@
 """Every exception that this package raises for its users.
 
-Out of `Client` and `Transport` each of these is also the httpx exception that a caller already
-handles; see `lbclient.http.errors`.
+When `Client` or `Transport` raises one of them, it is also the httpx exception that a caller
+already handles; see `lbclient.http.errors`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class LoadBalancingError(Exception):
-    """Base of every error that balancing itself raises."""
+    """The base class of all errors that balancing itself raises."""
 
 
 class DiscoveryError(LoadBalancingError):
@@ -43,7 +43,7 @@ class NoInstanceAvailable(LoadBalancingError):
 
 
 class Throttled(NoInstanceAvailable):
-    """The service turns away most of what it is sent, so this call was not sent (`throttle=`)."""
+    """The service refuses most calls, so this one was not sent (`throttle=`)."""
 
 
 class DeadlineExceeded(LoadBalancingError):
@@ -58,4 +58,4 @@ class BalancerClosed(LoadBalancingError, RuntimeError):
 
 
 class RegistrationError(LoadBalancingError):
-    """The service could not be registered: which server and zone, and the reason in words."""
+    """The service could not be registered. The text names the server, the zone and the reason."""

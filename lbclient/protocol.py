@@ -1,6 +1,6 @@
-"""Bind another protocol: what HTTP uses of a balancer, and yours may use too.
+"""What the binding of a protocol uses of a balancer.
 
-`docs/protocols.md` shows a whole binding. `lbclient.http` is one.
+`docs/protocols.md` shows a whole binding. `lbclient.http` is another.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ __all__ = [
 
 
 def bind(balancer: Balancer) -> Binding:
-    """The side of a balancer that is for bindings of protocols, not for its users.
+    """Return the part of a balancer that is for bindings of protocols, not for its users.
 
-    Raises TypeError for what is no `Balancer`.
+    Raises TypeError if the argument is not a `Balancer`.
     """
     if not isinstance(balancer, Balancer):
         raise TypeError(f"balancer must be an lbclient.Balancer, not {balancer!r}")

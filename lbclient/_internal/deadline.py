@@ -11,8 +11,8 @@ __all__ = ["Expiry", "time_left"]
 
 
 STOOD_STILL = 0.5
-"""A timer that is more than this many seconds late means that the process was stopped (SIGSTOP, a
-closed laptop).
+"""If a timer is late by more than this many seconds, the process was stopped (SIGSTOP, a closed
+laptop).
 """
 
 
@@ -26,7 +26,9 @@ class Expiry:
     at: float
     clock: Callable[[], float]
     interrupt: Callable[[], object] | None = None
-    """Ends the I/O under way, from another thread. Set by the code that does that I/O."""
+    """A function that ends the I/O under way from another thread. The code that does the I/O sets
+    it.
+    """
 
     missed: bool = False
     """True if the end of the attempt says nothing about the instance.
@@ -44,7 +46,7 @@ class Expiry:
         return max(0.0, self.at - self.clock())
 
     def expire(self) -> None:
-        """End the attempt now: its result is not needed any more."""
+        """End the attempt now, since its result is no longer needed."""
         self.at = -math.inf
         if (interrupt := self.interrupt) is not None:
             interrupt()
@@ -73,7 +75,7 @@ def time_left() -> float | None:
 
 
 def enter(expiry: Expiry | None) -> Token[Expiry | None]:
-    """Make `expiry` the current one until `leave`. None keeps the present one."""
+    """Make `expiry` the current one until `leave`. None keeps the current one."""
     return _current.set(_current.get() if expiry is None else expiry)
 
 

@@ -1,4 +1,4 @@
-"""Logs failures of user code on change, since they may repeat with every call."""
+"""Logs failures of user code when they change, since they may occur in every call."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ class Complaint:
     What fails with every call must not be logged with every call. The first failure is logged with
     its traceback, and so is the first of each other type. After that only the number of failures is
     logged, at 10, 100, 1000... When the code works again, the number of failures is logged. If it
-    fails and works in turn, the 1st, 2nd, 4th, 8th... of these changes are logged, until there has
-    been no failure for a minute.
+    alternates between failing and working, the 1st, 2nd, 4th, 8th... of these changes are logged,
+    until there has been no failure for a minute.
 
     - `log`: takes the message.
-    - `subject`, `failure`: the parts of the message, such as "orders: the judge" and "failed, so
-      the outcome is neutral".
+    - `subject`, `failure`: the parts of the message, such as "orders: the listener" and "failed".
     - `level`: the level of messages about failures.
     """
 

@@ -59,8 +59,8 @@ def _after_fork() -> None:
     for forkable in list(_tracked):
         try:
             forkable.after_fork()
-        except Exception:  # the others must not keep the parent's locks
-            logger.exception("%r could not be made new in a forked child", forkable)
+        except Exception:  # otherwise the others would keep the parent's locks
+            logger.exception("%r could not be reset in a forked child", forkable)
 
 
 if hasattr(os, "register_at_fork"):  # Windows and WASI cannot fork

@@ -94,7 +94,7 @@ def fraction(name: str, value: object) -> float:
     """Check for a number from 0 to 1."""
     if number(name, value) > 1:
         raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
-    return float(value)  # type: ignore[arg-type]  # number() has just proved it
+    return float(value)  # type: ignore[arg-type]  # checked by number()
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:
@@ -124,11 +124,11 @@ def several(name: str, value: object, of: str) -> list[object]:
 def address(name: str, value: object) -> str:
     """Check for an IP address. Returns it in normal form."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must hold IP addresses, not {value!r}")
+        raise TypeError(f"{name} must contain IP addresses, not {value!r}")
     try:
         return _address(value)
     except ValueError:
-        raise ValueError(f"{name} must hold IP addresses, not {value!r}") from None
+        raise ValueError(f"{name} must contain IP addresses, not {value!r}") from None
 
 
 @lru_cache(_KNOWN)
@@ -176,6 +176,6 @@ def host(name: str, value: object) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without what may be a password or a secret in a query, for use in errors."""
+    """Return the text for use in errors, without what may be a password, or a secret in a query."""
     before, _, query = text.partition("?")
     return "..." if "@" in query else before.rpartition("@")[2]

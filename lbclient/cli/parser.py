@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     command."""
     main = argparse.ArgumentParser(
         prog="lbclient",
-        description="Client-side load balancing: see it work, and see what discovery says.",
+        description="Client-side load balancing: see it work, and see what discovery returns.",
     )
     main.add_argument("--version", action="version", version=f"lbclient {__version__}")
     commands = main.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -71,14 +71,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add = _command(commands, "demo", "watch instances fail and the traffic move", _DEMO)
+    add = _command(commands, "demo", "watch instances fail and the traffic move to others", _DEMO)
     add.set_defaults(run=demo)
     add.add_argument(
         "--seconds",
         type=_seconds,
         default=24.0,
         metavar="N",
-        help=f"how long it runs, {_LEAST:g} to {_MOST:g} (default 24)",
+        help=f"how many seconds it runs, {_LEAST:g} to {_MOST:g} (default 24)",
     )
     add.add_argument(
         "--strategy",
@@ -89,12 +89,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add.add_argument(
         "--plain",
         action="store_true",
-        help="print lines of text instead of the live view; the default if stdout is no terminal",
+        help="print lines of text instead of a live view; the default if stdout is not a terminal",
     )
 
 
 def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add = _command(commands, "resolve", "print what discovery says of a service", _RESOLVE)
+    add = _command(commands, "resolve", "print what discovery returns for a service", _RESOLVE)
     add.set_defaults(run=resolve)
     add.add_argument(
         "service",

@@ -44,14 +44,15 @@ def columns(rows: Iterable[Sequence[str]], shape: str, indent: str = "  ") -> st
 
 
 def as_options(text: str) -> str:
-    """Return why a record was refused, with the advice as a command-line option."""
+    """Return the reason of a refusal, with its advice changed to a command-line option."""
     text = re.sub(r"pass allow=\['([^']*)'\]", r"pass --allow \1", text)
     return re.sub(r"family='(\w+)'", r"--family \1", text)
 
 
 def as_arguments(text: str) -> str:
-    """Return why an argument is invalid, with its name on the command line, and without the advice
-    that is for Python only."""
+    """Return the error about an argument, with the argument's name on the command line, and without
+    advice that is for Python only.
+    """
     named = re.sub(r"^\w+", lambda name: _NAMES.get(name[0], name[0]), text)
     usable = _PYTHON_ONLY.sub(", or several of the latter", named)
     return re.sub(r"; pass (auth|params)= instead", "", usable)
@@ -141,7 +142,9 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
 
 
 def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:
-    """A record that is refused for a new reason counts as new, but not as gone."""
+    """Return the changes of refused records. One that is refused for a new reason counts as new,
+    but not as gone.
+    """
     old, new = set(map(_record_and_reason, before)), set(map(_record_and_reason, now))
     yield from (f"refused {record}: {reason}" for record, reason in sorted(new - old))
     gone = {record for record, _ in old} - {record for record, _ in new}

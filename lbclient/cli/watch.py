@@ -28,7 +28,7 @@ def watch(name: str, resolver: Resolver) -> None:
 
     Raises BrokenPipeError as soon as standard output is no longer read.
     """
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines say the same
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines contain it
     rounds = Reporter(name, resolver).subscription
     while not rounds.stopped:
         _rest(rounds.next_at - time.monotonic())
@@ -60,16 +60,16 @@ class Reporter:
         self._lines: list[str] = []
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """The age is that of the answer in use until now."""
+        """Report the changes, with the age of the previous answer."""
         return partial(self._succeeded, answer, self._age(", age was"))
 
     def on_absent(self) -> None:
-        """No instance is left."""
+        """Report that the service was declared absent."""
         if self._known is not None:
             self._known = _NOBODY
 
     def on_error(self) -> None:
-        """Report the error, once as long as the reason is the same."""
+        """Report the error, unless the last lookup failed for the same reason."""
         error = self.subscription.error
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
             raise error.__cause__  # a subscription treats it only as the end of this look-up

@@ -1,7 +1,7 @@
 """Which discovered addresses a client may connect to. Protects against SSRF through DNS.
 
-DNS answers are not trusted. An answer that points a client to its own machine, to its local link,
-or to the cloud's metadata service is refused, unless the caller allows that network explicitly.
+DNS answers are not trusted. Addresses of the client's own machine, of its local link and of cloud
+metadata services are refused, unless the caller allows that network explicitly.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class AddressFilter:
 
     def __init__(self, allow: str | Iterable[str] = (), within: str | None = None) -> None:
         if not isinstance(allow, Iterable):
-            raise TypeError(f"allow must hold networks such as '127.0.0.0/8', not {allow!r}")
+            raise TypeError(f"allow must contain networks such as '127.0.0.0/8', not {allow!r}")
         names = [allow] if isinstance(allow, str) else list(allow)
         self._allowed = [_network(name) for name in names]
         self._within = within
@@ -97,20 +97,20 @@ class AddressFilter:
         """Why this SRV target may not be used. None if it may."""
         if self._within is None or f".{target}".endswith(f".{self._within}"):
             return None
-        return f"it is not within {self._within}"
+        return f"it is not within the domain {self._within}"
 
 
 def _network(name: object) -> IPv4Network | IPv6Network:
     if not isinstance(name, str):
-        raise TypeError(f"allow must hold networks such as '127.0.0.0/8', not {name!r}")
+        raise TypeError(f"allow must contain networks such as '127.0.0.0/8', not {name!r}")
     try:
         return ipaddress.ip_network(name)
     except ValueError as error:
-        raise ValueError(f"allow must hold networks such as '127.0.0.0/8': {error}") from None
+        raise ValueError(f"allow must contain networks such as '127.0.0.0/8': {error}") from None
 
 
 def _forms(address: Address) -> list[Address]:
-    """The address, and the IPv4 addresses that it may stand for; `::` and `::1` contain none.
+    """Return the address and the IPv4 addresses that it may stand for; `::` and `::1` contain none.
 
     An IPv4-mapped address is only its IPv4 address: the operating system sends no IPv6 for it.
     """
@@ -136,8 +136,8 @@ def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
 def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
     """The IPv4 addresses that NAT64 may translate it to, for each length of prefix (RFC 6052, 2.2).
 
-    Prefix and suffix have many zeros, so most results come from zeros. These count only if there is
-    no other.
+    Prefix and suffix have many zeros, so most results are made of zeros. Those are returned only if
+    there is no other.
     """
     without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)
     lengths = [IPv4Address((without_u >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24)]

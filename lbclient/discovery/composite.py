@@ -20,7 +20,7 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
 
 _SOON = 5.0
-"""A part that failed is asked again within this many seconds."""
+"""Seconds after which a part that failed is asked again, at the latest."""
 
 
 class Part(NamedTuple):
@@ -47,7 +47,7 @@ class Composite(ABC):
     def __init__(self, *services: Service) -> None:
         if not services:
             raise TypeError(f"{type(self).__name__} must be given at least one service")
-        self.services = tuple(  # an iterator would serve one balancer only
+        self.services = tuple(  # a tuple: an iterator could be used by one balancer only
             list(one) if isinstance(one, Iterator) else one for one in services
         )
 
@@ -64,8 +64,8 @@ class FirstOf(Composite):
     only fails (a lost packet), its last answer stays in use for `patience` seconds from its first
     failure. If it is declared absent, the next one is used at once.
 
-    This is about discovery, not about failing instances. For a fall-back when instances fail, put
-    both services into one `Union` and give the second a higher `priority`.
+    This is about failures of discovery, not of instances. To use another service when instances
+    fail, put both services into one `Union` and give the second a higher `priority`.
 
     Raises TypeError or ValueError if there is no service, or if `patience` is not a number of at
     least 0.
@@ -76,18 +76,18 @@ class FirstOf(Composite):
         self.patience = validation.number("patience (seconds)", patience)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
-        """Make a resolver that asks them in order."""
+        """Make a resolver that asks the parts in order."""
         return FirstOfResolver(parts, self.patience, clock)
 
 
 class Union(Composite):
     """The instances of several services together.
 
-    All are asked in each round; the next round is due when the first of their answers expires. A
-    service that fails keeps its last answer for as long as it fails, and is listed among the
-    refused. A service that is declared absent has no instances. Of duplicates, the lowest priority
-    counts, then the largest weight. If all fail, the round fails, and the last good set stays in
-    use.
+    All are asked in each round; the next round is due when the first of their answers expires.
+    While a service fails, its last answer stays in use, and it is listed among the refused. A
+    service that is declared absent has no instances. Of two entries for one instance, the one with
+    the lower priority counts, then the one with the larger weight. If all fail, the round fails,
+    and the last good set stays in use.
 
     Raises TypeError if there is no service.
     """
@@ -96,7 +96,7 @@ class Union(Composite):
         super().__init__(*services)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:  # noqa: ARG002
-        """Make a resolver that asks all of them."""
+        """Make a resolver that asks all parts."""
         return UnionResolver(parts)
 
 
@@ -117,7 +117,8 @@ class FirstOfResolver:
     def resolve(self) -> Answer:
         """Return the first usable answer.
 
-        Raises DiscoveryError if there is none, and while the service in use is given more time.
+        Raises DiscoveryError if there is none, or while the service in use fails for less than
+        `patience` seconds.
         """
         failures: list[tuple[Part, Exception]] = []
         serving, absent = self._serving, False
@@ -184,7 +185,7 @@ class UnionResolver:
 
 
 def _for_now(answer: Answer) -> Answer:
-    """The same answer, but only valid until the failed parts are asked again."""
+    """Return the same answer, valid only until the failed parts are asked again."""
     ttl = _SOON if answer.ttl is None else min(answer.ttl, _SOON)
     return Answer(answer.instances, ttl, answer.refused)
 
@@ -194,7 +195,7 @@ def _absent(failure: tuple[Part, Exception]) -> bool:
 
 
 def _failure(failures: Sequence[tuple[Part, Exception]], *, absent: bool = False) -> DiscoveryError:
-    """One error for several.
+    """Make one error from those of several parts.
 
     It is ServiceAbsent if `absent` is set, or if all parts are absent.
     """

@@ -36,13 +36,13 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
 }
 _KEYS = ("host", "port", "weight", "priority", "metadata", "addresses")
 _LONGEST = 300
-"""The maximum length in characters of a text entry, and of what is shown of it."""
+"""The maximum length of a text entry, in characters; more is not shown of it either."""
 _MOST = 100
 """At most this many refused entries are listed one by one."""
 
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
-"""Bytes. Ten thousand instances with metadata take a quarter of it; a ConfigMap holds one MiB."""
+"""Bytes. Ten thousand instances with metadata need a quarter; a ConfigMap has at most 1 MiB."""
 
 
 class Malformed(Exception):
@@ -50,9 +50,7 @@ class Malformed(Exception):
 
 
 def is_cut(data: bytes) -> bool:
-    """True for lines if the last one does not end with a newline. JSON shows by itself if it is
-    cut.
-    """
+    """True if the last line has no newline. JSON needs no such check: it is invalid if cut."""
     return bool(data) and not data.endswith(b"\n") and not _JSON.match(_text(data))
 
 
@@ -70,9 +68,9 @@ def parse(data: bytes, ttl: float) -> Answer:
         else:
             more += 1
     if not instances:
-        raise Malformed(f"it names no instance{f'; refused {listed(refused)}' if refused else ''}")
+        raise Malformed(f"it lists no instance{f'; refused {listed(refused)}' if refused else ''}")
     if more:
-        refused.append(RejectedRecord(f"{more} more", "not told one by one"))
+        refused.append(RejectedRecord(f"{more} more", "not listed one by one"))
     return Answer(instances, ttl, refused)
 
 
@@ -93,15 +91,15 @@ def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
     try:
         found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
     except RecursionError:
-        raise Malformed("it is no valid JSON: nested too deeply") from None
+        raise Malformed("it is not valid JSON: nested too deeply") from None
     except ValueError as error:
-        raise Malformed(f"it is no valid JSON: {_short(str(error))}") from None
+        raise Malformed(f"it is not valid JSON: {_short(str(error))}") from None
     if isinstance(found, dict):
         if unknown := _unknown(found, ("instances",)):
             raise Malformed(_short(unknown))
         found = found.get("instances")
     if not isinstance(found, list):
-        raise Malformed('it must hold a list, or {"instances": [...]}')
+        raise Malformed('it must contain a list, or {"instances": [...]}')
     for place, one in enumerate(found):
         if isinstance(one, str):
             yield _entry(f"[{place}]", one, _from_place, one)
@@ -112,9 +110,9 @@ def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
 def _entry(
     where: str, shown: str, make: Callable[[T], Instance], given: T
 ) -> Instance | RejectedRecord:
-    """Make an instance of an entry. A refused one shows only host and port.
+    """Make an instance from an entry. The text about a refused one shows only its host and port.
 
-    There may be secrets after them, or before an `@`.
+    What follows them, or comes before an `@`, may be secret.
     """
     try:
         return make(given)
@@ -132,7 +130,7 @@ def _from_line(entry: str) -> Instance:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in _NUMBERS:
-            raise ValueError(f"unknown option {key!r}; known are {', '.join(_NUMBERS)}")
+            raise ValueError(f"unknown option {key!r}; the options are {', '.join(_NUMBERS)}")
         if key in found:
             raise ValueError(f"{key} is given twice")
         pattern, number = _NUMBERS[key]
@@ -146,7 +144,7 @@ def _from_place(place: str, weight: float = 1, priority: float = 0) -> Instance:
     if len(place) > _LONGEST or (match := _PLACE.fullmatch(place)) is None:
         raise ValueError("must be host:port or [address]:port")
     six, host, port = match.groups()
-    return Instance(six or host, int(port), weight, priority)  # type: ignore[arg-type]  # checked there
+    return Instance(six or host, int(port), weight, priority)  # type: ignore[arg-type]  # it checks
 
 
 def _from_object(entry: object) -> Instance:
@@ -167,9 +165,9 @@ def _place_of(entry: object) -> str:
 
 
 def _unknown(found: Iterable[str], known: tuple[str, ...]) -> str | None:
-    """Why an object cannot be used: it has a key that is not known."""
+    """Return an error text if an object has an unknown key."""
     strange = next((key for key in found if key not in known), None)
-    return None if strange is None else f"unknown key {strange!r}; known are {', '.join(known)}"
+    return None if strange is None else f"unknown key {strange!r}; the keys are {', '.join(known)}"
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -180,7 +178,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_number(text: str) -> object:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _short(text: str) -> str:
@@ -246,13 +244,13 @@ class FileResolver:
             if data == self._good[0]:
                 return self._good[1]
             if data != before and is_cut(data):
-                raise Malformed("its last line does not end, as if it were half-written")
+                raise Malformed("its last line has no newline, so it may be half-written")
         return parse(data, self._interval)
 
     def _read(self) -> bytes:
         with open(self._path, "rb", opener=_open) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Malformed("it is no regular file")
+                raise Malformed("it is not a regular file")
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise Malformed(f"it is larger than {_LARGEST >> 20} MiB")

@@ -68,11 +68,11 @@ def _split(text: str) -> SplitResult:
     except ValueError:  # its text may contain a password
         raise ValueError("service must be a URL whose port, if any, is from 1 to 65535") from None
     if "@" in url.netloc:
-        raise ValueError("service must not hold user name or password; pass auth= instead")
+        raise ValueError("service must not contain a user name or password; pass auth= instead")
     if port == 0:
         raise ValueError(f"service must have a port from 1 to 65535, not 0 ({shown(url)!r})")
     if url.query or url.fragment:
-        raise ValueError("service must not hold a query or a fragment; pass params= instead")
+        raise ValueError("service must not contain a query or a fragment; pass params= instead")
     return url
 
 
@@ -157,7 +157,7 @@ def _from_url(service: str, sources: Sources) -> ParsedService:
 
 
 def _forms() -> str:
-    """The forms that `service` may have, in words."""
+    """The forms that `service` may have, for error texts."""
     urls = [f"+{kind}://{source.rest}" for kind, source in URL_SOURCES.items()]
     urls.append("://host:port")
     shown_urls = ", ".join(f"'http{one}', 'https{one}'" for one in urls)
@@ -183,8 +183,8 @@ def _from_urls(urls: Sequence[SplitResult]) -> ParsedService:
     scheme = _common("scheme", (url.scheme for url in urls))
     if scheme not in DEFAULT_PORTS:
         raise ValueError(
-            f"service must be one of {_forms()}; {shown(urls[0])!r} cannot be in a list: "
-            "lbclient.Union(...) puts such together"
+            f"service must be one of {_forms()}; {shown(urls[0])!r} cannot be in a list; "
+            "use lbclient.Union(...) to combine services"
         )
     path = _common("base path", map(path_of, urls))
     found = [Instance(host_of(url), url.port or DEFAULT_PORTS[scheme]) for url in urls]
@@ -197,7 +197,9 @@ def _static(instances: Sequence[Instance], scheme: str | None, path: str | None)
 
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
-    """Scheme and path are those of the parts that have one; the name is that of the first part."""
+    """Parse a composite. Scheme and path are those of the parts that have one; the name is the
+    first part's.
+    """
     parts = [_read(one, sources) for one in service.services]
     named = next((one for one in parts if one.host is not None), parts[0])
     return ParsedService(
@@ -212,7 +214,7 @@ def _from_parts(service: Composite, sources: Sources) -> ParsedService:
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:
-    """The value that all parts share, of those that have one."""
+    """The one value of all parts that have a value. Raises ValueError if they differ."""
     known = {value for value in values if value is not None}
     if len(known) > 1:
         listed = ", ".join(one or "/" for one in sorted(known))
@@ -228,7 +230,7 @@ def _agreed(scheme: str, of_url: str | None) -> str:
 
 
 def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
-    """The name of a service without a name in logs, and the host of its logical URL."""
+    """Make a name for a service without one, for logs and for the host of its logical URL."""
     if parsed.first is None:
         return parsed.shown, f"{type(parsed.resolver).__name__.lower()}.invalid"
     first = authority_of(parsed.first.host, parsed.first.port, scheme)
@@ -236,5 +238,5 @@ def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
 
 
 def _kind(value: object) -> str:
-    """Only the type of a value: its content may be secret."""
+    """Describe a value by its type only, since its content may be secret."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

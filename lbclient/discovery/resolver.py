@@ -1,4 +1,4 @@
-"""What a resolver is: an object with `resolve` that finds instances. A static list is one.
+"""The protocol of a resolver, an object with `resolve` that finds instances, and the static list.
 
 Also the texts for logs and errors of discovery.
 """
@@ -18,7 +18,7 @@ _SHOWN = 5
 
 
 def listed(refused: Iterable[RejectedRecord]) -> str:
-    """A text for refused records. It shows only a few of many.
+    """Describe refused records, or a few of them if there are many.
 
     They are sorted, so that the same records always make the same text.
     """
@@ -28,14 +28,14 @@ def listed(refused: Iterable[RejectedRecord]) -> str:
 
 
 def text_of(error: BaseException | None) -> str:
-    """The text of an error, in one line.
+    """Describe an error in one line.
 
-    The error may be of a user's own class: its text may be empty, or `str()` may fail.
+    The error may be of a user's own class, whose text may be empty, or whose `str()` may fail.
     """
     try:
         kind, text = type(error).__name__, str(error)
         if not text or not isinstance(error, LoadBalancingError | OSError):
-            text = f"{kind}: {text}" if text else kind  # the text of a KeyError is only the key
+            text = f"{kind}: {text}" if text else kind  # str(KeyError) is only the key
         return text if text.isprintable() else repr(text)[1:-1]
     except Exception as failure:  # an error without a usable text must not end discovery
         if is_interruption(failure):

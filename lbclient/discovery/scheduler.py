@@ -8,9 +8,9 @@ alive, delays the exit of the interpreter, or starts before it is needed. A fork
 again, and its clients register again.
 
 A caller may hold a lock, and a finalizer that needs this lock may run at any time on any thread. So
-callers share only a queue with the scheduler, which never blocks; everything else is used only by
-the scheduler's thread. Queue and locks are created when they are first needed: gevent and eventlet
-replace the types in `queue` and `threading`, possibly after this module was imported.
+callers share only a queue with the scheduler, and using it never blocks; everything else is used
+only by the scheduler's thread. Queue and locks are created when they are first needed: gevent and
+eventlet replace the types in `queue` and `threading`, possibly after this module was imported.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ logger = logging.getLogger(__name__)
 
 
 def jittered(seconds: float, rng: random.Random) -> float:
-    """Add or subtract up to a tenth, at random."""
+    """Change `seconds` by up to a tenth, at random."""
     return seconds * (1 + _JITTER * (2 * rng.random() - 1))
 
 
 class Backoff:
-    """The seconds to wait after a failure: 1, then twice as many each time, up to 30.
+    """Computes the wait after a failure: 1 s, then twice as long each time, up to 30 s.
 
-    Up to a tenth is subtracted at random. `demanded` is the wait if a call needs an answer: the
-    same, but at most 5 s.
+    Up to a tenth is subtracted at random. `demanded` is the shorter wait if a call needs an answer:
+    at most 5 s.
     """
 
     def __init__(self, rng: random.Random) -> None:

@@ -41,12 +41,12 @@ def path_of(url: SplitResult) -> str:
 
 
 def shown(url: SplitResult) -> str:
-    """The URL without userinfo and query, which may be secret."""
+    """The URL as text, without userinfo and query, which may be secret."""
     return f"{url.scheme}://{validation.bare(url.netloc + url.path)}"
 
 
 def authority_of(host: str, port: int, scheme: str) -> str:
-    """The value of the Host header: without the port if it is the scheme's default."""
+    """The value of the Host header; a port that is the scheme's default is left out."""
     bracketed = f"[{host}]" if ":" in host else host
     return bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
 
@@ -65,8 +65,8 @@ class Sources(NamedTuple):
 class ParsedService:
     """The resolver of a service, and the parts that the service specifies; None for the others.
 
-    `shown` is the name to show if the service has none. `first` is the first instance of a list.
-    `in_dns` is True if DNS resolves the service, or a part of it.
+    `shown` is the text for logs and errors if the service has no name. `first` is the first
+    instance of a list. `in_dns` is True if DNS resolves the service, or a part of it.
     """
 
     resolver: Resolver

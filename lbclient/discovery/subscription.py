@@ -22,8 +22,8 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["ServiceSubscription"]
 
 FLOOR, CEILING = 1.0, 3600.0
-"""The bounds of the refresh interval in seconds: a TTL of 0 must not flood DNS. The lower bound can
-be changed.
+"""The bounds of the refresh interval in seconds, so that a TTL of 0 does not flood DNS. Users can
+change the lower bound.
 """
 EARLY = 5.0
 """At most one early refresh in this many seconds."""
@@ -101,7 +101,7 @@ class ServiceSubscription:
 
     @property
     def known(self) -> bool:
-        """True once there was an answer, unless the service was declared absent since."""
+        """True once there was an answer, unless the service has been declared absent since then."""
         return self._answer is not None
 
     @property
@@ -121,7 +121,7 @@ class ServiceSubscription:
         return 0.0 if self._answer.ttl is None else max(0.0, now - self._answered_at)
 
     def failure(self, now: float) -> DiscoveryError | None:
-        """Why the service cannot be used now, if discovery is the reason."""
+        """Return an error if discovery is the reason why the service cannot be used now."""
         if self._answer is None:
             waiting = self.busy or now >= self.next_at
             return None if self.error is None or waiting else self._unknown()
@@ -137,7 +137,7 @@ class ServiceSubscription:
 
     @property
     def changes_at(self) -> float:
-        """When the known set becomes too old to be used, unless there is a new answer before."""
+        """When the known set becomes too old to be used, unless a new answer comes before."""
         answer = self._answer
         if self.error is None or self._max_stale is None or answer is None or answer.ttl is None:
             return math.inf
@@ -145,15 +145,15 @@ class ServiceSubscription:
 
     @property
     def waiting(self) -> list[Signal]:
-        """The signals of all that wait for a round. Hold the lock."""
+        """Return the signals of all calls that wait for a round. Hold the lock."""
         return [*self._waiting, *self._later]
 
     def wait(self, signal: Signal) -> None:
-        """Set this signal when the round under way, or the next one, is over. Hold the lock."""
+        """Set this signal when the round under way, or else the next one, ends. Hold the lock."""
         self._waiting[signal] = None
 
     def wait_anew(self) -> Signal:
-        """Return a signal for a round that begins from now on: one under way may be too old."""
+        """Return a signal for the next round that begins, since one under way may be too old."""
         signal = Signal()
         (self._later if self.busy else self._waiting)[signal] = None
         return signal
@@ -172,10 +172,10 @@ class ServiceSubscription:
         return True
 
     def demand(self, now: float) -> bool:
-        """A call fails because there is no answer: look up again within 5 s of the last try.
+        """Plan a lookup within 5 s of the last one, because a call fails without an answer.
 
-        True if that is earlier than planned: schedule it. Without such calls the wait grows to 30
-        s. Hold the lock.
+        True if that is earlier than planned, so that the caller must schedule it. Without such
+        calls the wait grows to 30 s. Hold the lock.
         """
         at = self._failed_at + self._backoff.demanded
         if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:
@@ -198,7 +198,7 @@ class ServiceSubscription:
         self._later.clear()
         self.busy = False
         now = self.clock()
-        if now < self.next_at < math.inf:  # not together with the parent and its other children
+        if now < self.next_at < math.inf:  # not when the parent does
             self.next_at = now + (self.next_at - now) * self._rng.random()
 
     def run(self) -> None:
@@ -257,14 +257,14 @@ class ServiceSubscription:
             self._listener.on_absent()
 
     def _wait(self, seconds: float) -> None:
-        """Set when the next round is due; none if the subscription was stopped during this one."""
+        """Decide when the next round is due. There is none if the subscription was stopped."""
         if not self.stopped:
             self.next_at = self.clock() + seconds
 
     def _tell(
         self, got: _Prepared | Exception, error: Exception | None, known: Answer | None
     ) -> None:
-        """Log what is new, without the lock: a log handler has a lock of its own."""
+        """Log what has changed, without the lock: a log handler has a lock of its own."""
         self._listener.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
@@ -280,7 +280,7 @@ class ServiceSubscription:
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:
-        """Make a new error for each call: raising an exception changes it."""
+        """Make a new error for each call, since raising an exception changes it."""
         if isinstance(self.error, ServiceAbsent):
             error: DiscoveryError = ServiceAbsent(str(self.error))
         elif isinstance(self.error, DiscoveryError):

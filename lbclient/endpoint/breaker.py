@@ -9,9 +9,9 @@ Admission and outcome are separate, so that nothing is held while the I/O runs:
 
 pybreaker keeps the states and counts good probes. It never wraps the I/O, since its `call` holds a
 lock while the function runs, and it does not see a coroutine fail. It is told outcomes through
-functions that return at once. Its clock, the wall clock, decides nothing: while the circuit is open
-it gets no calls, and we half-open it. Rates are counted in a ring of ten time slices with running
-totals, so a call costs the same however many there were.
+functions that return at once. Its clock, the wall clock, decides nothing: an open circuit gets no
+calls, and this module half-opens it. Rates are counted in a ring of ten time slices with running
+totals, so the cost of a call does not depend on the number of calls.
 
 The rules come from Nygard's "Release It!" (the states), Envoy (longer ejection each time, decaying
 when healthy), AWS ("equal jitter" of the open period), resilience4j (rates of faults and of slow
@@ -48,8 +48,8 @@ _SPREAD = 1.5
 _LATENCIES = 1.5
 """When a run of faults opens a breaker.
 
-At once, if at most `_SPREAD` times as many attempts were sent meanwhile. Otherwise, if its first
-fault was sent at least `_LATENCIES` mean latencies ago.
+It opens at once if at most `_SPREAD` times as many attempts as there are faults were sent during
+the run; otherwise, once the run's first fault was sent at least `_LATENCIES` mean latencies ago.
 """
 
 
@@ -58,18 +58,17 @@ class BreakerPolicy:
     """When an instance leaves the rotation because of faults, and for how long.
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
-      attempts were sent. A success that was sent before a fault says nothing about what came after
-      it.
+      attempts were sent. A success does not end a run of faults that were sent after it.
     - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter). It
       doubles with each failed probe, and with each new trip without a healthy period in between, up
       to `reset_timeout_max`.
     - `success_threshold`: the number of successful probes that closes it.
-    - `panic_threshold`: when less than this fraction of a tier's instances is admissible, their
-      breakers are ignored (Envoy's panic mode). 0: never.
-    - `failure_rate`: the share of faults, above 0 and at most 1, that opens it too. None: no share
-      does.
+    - `panic_threshold`: when the breakers of a tier admit less than this fraction of its instances,
+      they are ignored (Envoy's panic mode). 0: never.
+    - `failure_rate`: the share of faults, above 0 and at most 1, that also opens the breaker. None:
+      the share does not count.
     - `slow_rate`, `slow_after`: the share of calls slower than `slow_after` seconds, failed or not,
-      that opens it too. Set both or neither. A probe that is slower than that has failed.
+      that also opens the breaker. Set both or neither. A probe that is slower than that has failed.
     - `window`, `minimum_calls`: rates are taken over a sliding `window` of seconds, to a tenth of
       it, once it has this many calls. It starts empty when the breaker closes.
     - `observe`: a dry run. The states change and are reported, but no call is refused.
@@ -113,9 +112,9 @@ def _check_rates(policy: BreakerPolicy) -> None:
     if policy.slow_after is not None:
         validation.seconds("slow_after", policy.slow_after)
     if policy.slow_rate is not None and policy.slow_after is None:
-        raise ValueError("slow_rate needs slow_after beside it: the seconds that make a call slow")
+        raise ValueError("slow_rate needs slow_after too: the seconds after which a call is slow")
     if policy.slow_after is not None and policy.slow_rate is None:
-        raise ValueError("slow_after needs slow_rate beside it: the share of slow calls that opens")
+        raise ValueError("slow_after needs slow_rate too: the share of slow calls that opens it")
     validation.seconds("window", policy.window)
     validation.count("minimum_calls", policy.minimum_calls)
 
@@ -164,17 +163,18 @@ class Window:
 
     @property
     def why(self) -> str:
-        """Which rate is reached, in words."""
+        """Say which rate is reached."""
         if _reached(self._policy.failure_rate, self.faults / self.calls):
             return f"{self.faults} of {self.calls} calls failed"
         return f"{self.slow} of {self.calls} calls were slow"
 
     def outslept(self, now: float, elapsed: float) -> bool:
-        """True if a call of `elapsed` seconds that ends `now` says nothing. Ask once for each call.
+        """True if a call that ends `now` must not count, because the process was stopped meanwhile.
 
-        A process that was stopped for minutes finds all its attempts in flight minutes old. It
-        looks like this from here: for a minute no call ends, and then calls end that are older than
-        a minute. A shorter stop looks like a slow instance.
+        When a process was stopped for minutes, all its attempts in flight seem to have taken
+        minutes. This is detected as follows: for a minute no call ended, and then calls end that
+        took longer than a minute. A shorter stop cannot be told from a slow instance. Call this
+        once for each call.
         """
         if now - self._heard >= _STANDSTILL:
             self._resumed = now
@@ -326,13 +326,13 @@ class Breaker:
         self._window: Window | None = None
         self._rated = policy.failure_rate is not None or policy.slow_rate is not None
         self._run: deque[tuple[float, int]] | None = None
-        """The latest faults that no success has answered.
+        """The latest faults that were not followed by a success.
 
         For each: when the attempt was sent, and how many attempts had been sent to the instance by
         the time it failed.
         """
         self.untouched = not self._rated
-        """True if there never was a fault, and successes are not counted."""
+        """True if there has been no fault so far, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
@@ -394,10 +394,10 @@ class Breaker:
         return Permit(self.permit.generation, now + patience)
 
     def observed(self, now: float) -> Permit:
-        """The permit for a call that is sent whatever the state, as with `observe` or in panic.
+        """Return a permit for a call that is sent in any state, as with `observe` or in panic.
 
-        If closed, the usual permit. Otherwise the probe's if one is due, else one that is
-        `refused`.
+        If the breaker is closed, it is the usual permit. Otherwise it is the probe's if a probe is
+        due, else one that is `refused`.
         """
         if self.closed:
             return self.permit
@@ -417,10 +417,10 @@ class Breaker:
     ) -> bool:
         """Record an outcome after `elapsed` seconds. Returns True if that changed the state.
 
-        `started` is when the attempt was sent (None: after every other), `attempts` how many
-        attempts have been sent to the instance by now, `latency` the mean seconds of its answers. A
-        stale permit changes nothing. Unless the breaker is closed, only the outcome of a probe
-        counts.
+        `started` is when the attempt was sent (None: after all others), `attempts` is the number of
+        attempts sent to the instance so far, and `latency` is the mean time of its answers in
+        seconds. A stale permit changes nothing. Unless the breaker is closed, only the outcome of a
+        probe counts.
         """
         if permit.generation != self.permit.generation or (not fault and self.success_is_noop):
             return False
@@ -448,13 +448,13 @@ class Breaker:
             self.probe_permit = None
 
     def expedite_probe(self, now: float, rng: random.Random) -> None:
-        """Another instance has recovered: wait no longer than after a first trip."""
+        """Shorten the wait to that of a first trip, since another instance has recovered."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
 
     def at_once(self, now: float) -> None:
-        """There is a route to the instance again: an open breaker may be probed now."""
+        """Allow a probe of an open breaker now, since there is a route to the instance again."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now)
@@ -479,7 +479,7 @@ class Breaker:
         self.untouched = False
         run, most = self._run, self._policy.fail_max
         if most == sys.maxsize:
-            return  # disabled: a run that is never used would only grow
+            return  # disabled: a run that nothing reads would only grow
         if run is None:
             run = self._run = deque(maxlen=most)
         run.append((started, attempts))
@@ -506,7 +506,7 @@ class Breaker:
         return after is not None and elapsed > after
 
     def _wake(self) -> Circuit:
-        """Create the circuit when it is first needed: an instance without faults needs none."""
+        """Create the circuit, if there is none: an instance without faults needs none."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
         self.untouched = False
         return self._circuit

@@ -51,7 +51,7 @@ class Verdict:
     - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
     - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
-      for a result that is to be retried and is neither a fault nor asks for a `rest`.
+      for a result that is to be retried although it is not a fault and has no `rest`.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
       was used before).
     - `unreachable`: this host has no route to the instance, or is not allowed to use it. Set it for
@@ -85,12 +85,14 @@ class Verdict:
     """True for a good one without any other information: no back-off, no client error."""
 
     def of_result(self) -> Verdict:
-        """The verdict for a result: `again` alone does not repeat one that is otherwise good."""
+        """Return the verdict for a result. `again` alone does not repeat a result that is otherwise
+        good.
+        """
         bad = self.fault or self.rest or self.rejected or self.unsent
         return self if bad or self.again == "never" else FINE
 
     def never_sent(self, error: BaseException | None) -> bool:
-        """True if the attempt, which ended with `error` or with a result, sent nothing."""
+        """True if the attempt, which ended with `error` or with a result, was never sent."""
         if error is None:
             return self.unsent
         return self.again == "always" and not self.rest and not self.rejected
@@ -124,7 +126,9 @@ _UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UNREACHABLE = NO_ROUTE | {errno.EPERM}  # from a firewall
 _LOOKUP_NEEDS = 4
-"""glibc opens one file, and a socket for each of at most three nameservers."""
+"""The descriptors of a lookup: glibc opens one file, and a socket for each of at most three
+nameservers.
+"""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
 _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 
@@ -133,12 +137,12 @@ def local_origin(error: BaseException | None) -> Verdict | None:
     """The verdict on an error that arose on this host before anything was sent, else None.
 
     "Local origin" is Envoy's term: exhausted resources, or no route to the destination. The error
-    may wrap one of the operating system, as the errors of HTTP clients and event loops do.
+    may wrap an error of the operating system, as the errors of HTTP clients and event loops do.
     """
     found = [_local_origin(one) for one in _system_errors(error)]
     verdicts = [one for one in found if one is not None]
     if not verdicts or len(verdicts) < len(found):
-        return None  # one of several addresses failed for another reason, which says more
+        return None  # one of several addresses failed for another reason, which tells more
     return next((one for one in verdicts if not one.unreachable), verdicts[0])
 
 
@@ -189,9 +193,9 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
 
 def more_telling(before: Exception | None, error: Exception) -> Exception:
-    """Choose between the failures of two addresses.
+    """Choose one of the failures of two addresses.
 
-    The later one, unless only the earlier one was caused by the destination.
+    It is the later one, unless only the earlier one was caused by the destination.
     """
     if before is None or local_origin(error) is None or local_origin(before) is not None:
         return error

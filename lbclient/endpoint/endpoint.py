@@ -16,8 +16,8 @@ EndpointStatus = Literal["serving", "resting", "open", "half-open", "unhealthy",
 
 _MOST_PENALTY = 16.0
 _TRUST = math.log2(4 / 3)
-"""What a success takes from the penalty: an instance is avoided if more than about three calls in
-ten fail.
+"""The part of the penalty that a success removes: an instance is avoided if more than about three
+calls in ten fail.
 """
 _SHORTEST_PENALTY = 0.5
 _LONGEST_PENALTY = 30.0
@@ -30,7 +30,7 @@ class Endpoint:
 
     `instance` is its current record. `in_flight` counts attempts from the pick until the body is
     closed. `latency` is an exponentially weighted mean of attempt times, in seconds (None before
-    the first). `weight` is the share that it counts with (0 is replaced by a usable value, see
+    the first). `weight` is its share relative to others (0 is replaced by a usable value, see
     `pool`).
     """
 
@@ -69,25 +69,29 @@ class Endpoint:
         self.failures = 0
         self.latency: float | None = None
         self.limit: float | None = None
-        """How many attempts it may have in flight, if that is learned."""
+        """The limit of its attempts in flight, if one is learned."""
         self.baseline_latency: float | None = None
         """Mean seconds of attempts sent while it was far from its limit, if one is learned."""
         self.learned: object = None
         """Further state of the rule that learns the limit. Only that rule reads it."""
         self.paused_until = 0.0
-        """It is sent nothing until then, since it rejected the only attempt in flight."""
+        """Clock time until which it is sent nothing, since it rejected the only attempt in flight.
+        """
         self.backing_off_until = 0.0
-        """It asked for a back-off until then."""
+        """Clock time until which it asked for a back-off."""
         self.ejected_until = 0.0
-        """It is ejected until then: by hand, or for a success rate far below its peers'."""
+        """Clock time until which it is ejected: by hand, or for a success rate far below its
+        peers'.
+        """
         self.warm_since = -math.inf
-        """When it entered the rotation again, or for the first time among others."""
+        """When it last entered the rotation: again, or for the first time while there were others.
+        """
         self.healthy = True
         """The result of the active checks."""
         self.unhealthy_since = 0.0
         """When the active checks last found it unhealthy."""
         self.last_fault: str | None = None
-        """A status, or the name of an error."""
+        """What failed last: a status, or the name of an error."""
         self.gone = False
         self.unreached = 0
         """The epoch (see `Reachability`) of the last counted failure to reach it; 0 while it can
@@ -96,7 +100,7 @@ class Endpoint:
         self.client_errors = Share()
         """The share of its answers that say that the request is wrong."""
         self.penalty = 0.0
-        """How often failures have doubled its load that successes have not made up for yet."""
+        """How often failures have doubled its load, less what successes have made up for."""
         self._penalized_at = -math.inf
         self._served_at = -math.inf
 
@@ -138,7 +142,7 @@ class Endpoint:
         self.latency = None
 
     def status(self, now: float, *, ignore_health: bool = False) -> EndpointStatus:
-        """Whether it serves, or the strongest reason why not.
+        """Why it is not in rotation (the strongest reason), or that it is.
 
         With `ignore_health`, active checks do not count.
         """
@@ -159,7 +163,7 @@ class Endpoint:
         self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
 
     def record_fault(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
-        """Record an attempt, sent at `started`, that failed through its fault."""
+        """Record an attempt, sent at `started`, that was a fault."""
         self.failures += 1
         self.penalize(now, started, weight)
 
@@ -204,7 +208,7 @@ class Share:
 
 
 def draw(endpoints: Sequence[Endpoint], rng: random.Random) -> Endpoint:
-    """Draw one at random, in proportion to the weights."""
+    """Draw one endpoint at random, in proportion to the weights."""
     place = rng.random() * sum(one.weight for one in endpoints)
     for one in endpoints:
         place -= one.weight

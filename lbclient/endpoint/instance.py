@@ -17,12 +17,11 @@ _NO_METADATA: Mapping[str, object] = MappingProxyType({})
 class Instance:
     """One process that serves a service. Two with the same `host` and `port` are equal.
 
-    - `weight`: its share relative to its peers. 0 counts as 0.1 beside others; if all are 0, all
-      are equal.
+    - `weight`: its share relative to its peers. 0 counts as 0.1; if all are 0, all are equal.
     - `priority`: its tier. Lower ones serve first (RFC 2782).
     - `metadata`: data of the caller's own.
-    - `addresses`: the IP addresses that discovery has checked, tried in order. Without any, the
-      operating system resolves `host` when it connects. `address` is the one to connect to.
+    - `addresses`: the IP addresses that discovery has checked, tried in order. If there are none,
+      the operating system resolves `host` at each connect. `address` is the one to connect to.
 
     Raises ValueError or TypeError, naming the field, for a value that no instance can have.
     """
@@ -80,8 +79,9 @@ Refusal = RejectedRecord
 class Answer:
     """What a `Resolver` found: the full set of instances, valid for `ttl` seconds.
 
-    `ttl=None` means that the set never changes. Of duplicates, the one with the lowest priority
-    counts, then the largest weight. `refused` lists the records that were left out.
+    `ttl=None` means that the set never changes. Of two entries for one instance, the one with the
+    lower priority counts, then the one with the larger weight. `refused` lists the records that
+    were left out.
     """
 
     instances: tuple[Instance, ...]
@@ -104,7 +104,7 @@ def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     best: dict[Instance, Instance] = {}
     for instance in validation.several("instances", instances, "lbclient.Instance values"):
         if not isinstance(instance, Instance):
-            raise TypeError(f"instances must hold lbclient.Instance values, not {instance!r}")
+            raise TypeError(f"instances must contain lbclient.Instance values, not {instance!r}")
         known = best.setdefault(instance, instance)
         if (instance.priority, -instance.weight) < (known.priority, -known.weight):
             best[instance] = instance

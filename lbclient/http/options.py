@@ -218,7 +218,7 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
     shown = "tuples such as (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)"
     given = validation.several("socket_options", options, shown)
     if not all(isinstance(option, tuple) for option in given):
-        raise TypeError(f"socket_options must hold {shown}, not {options!r}")
+        raise TypeError(f"socket_options must contain {shown}, not {options!r}")
     return cast("tuple[SocketOption, ...]", tuple(given))
 
 

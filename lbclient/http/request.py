@@ -95,7 +95,7 @@ def _checked(options: object) -> Mapping[str, Any]:
         raise TypeError(f"{name} must be a dict, not {options!r}")
     if unknown := set(options) - _OPTION_NAMES:
         known = ", ".join(sorted(_OPTION_NAMES))
-        raise ValueError(f"{name} may hold {known}; not {', '.join(sorted(map(repr, unknown)))}")
+        raise ValueError(f"{name} may contain {known}; not {', '.join(sorted(map(repr, unknown)))}")
     if options.get("deadline") is not None:
         validation.seconds(f"{name}['deadline']", options["deadline"])
     if not isinstance(idempotent := options.get("idempotent"), bool | None):

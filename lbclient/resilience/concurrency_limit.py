@@ -15,19 +15,20 @@ from lbclient.endpoint.endpoint import Endpoint
 __all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
 
 _GAIN = 0.1
-"""The weight of a new answer in the baseline latency."""
+"""The weight of a new answer in the mean that is the baseline latency."""
 _AVERAGED = 32
 """The rejected share is averaged over this many attempts, or over one round if that is more."""
 _CHANCE = 1 / 8
-"""A rejected share up to this may be chance, as long as a larger one was never seen."""
+"""Up to this rejected share, rejections may be chance, as long as no larger share was seen."""
 _SLOW_START = 0.3
 """What each success adds to the limit during slow start."""
 _FEW = 4
-"""Up to this limit one slot is a large part of it, so each probe of a rejected level costs a large
-part of the attempts.
+"""Below this limit one slot is a large part of all, so each probe of a rejected level may cost a
+large part of the attempts.
 """
 _EARNED = 64
-"""This many successes, times the rejected share, earn the probe of a rejected level."""
+"""The successes that allow another probe of a rejected level: this many, times the rejected share.
+"""
 _LONGEST_HOLD = 16.0
 _LONGEST_WAIT = 64.0
 """Rounds."""
@@ -54,13 +55,13 @@ class AdaptiveLimit:
       The baseline is the mean over attempts that were sent while at most half of the limit was in
       flight.
 
-    Rejected are faults and answers such as 429. They seldom prove overload: a handler that fails
-    one call in fifty does so at any load. A limit that is halved at each fault ends at one, since a
-    window that is halved with probability p settles near the square root of 1/p. So the limit
-    follows the moving average of the rejected share, as in DCTCP (RFC 8257). A rejection lowers the
-    limit at most once per round; a round is what was in flight at that time. The average starts at
-    one, so that an instance that rejects its first attempts gets fewer at once. The decrease starts
-    from the number in flight if that is below the limit (RFC 5681).
+    Faults, and answers such as 429, are rejections. They seldom prove overload: a handler that
+    fails one call in fifty does so at any load. A limit that is halved at each fault ends at one,
+    since a window that is halved with probability p settles near the square root of 1/p. So the
+    limit follows the moving average of the rejected share, as in DCTCP (RFC 8257). A rejection
+    lowers the limit at most once per round; a round is what was in flight at that time. The average
+    starts at one, so that an instance that rejects its first attempts gets fewer at once. The
+    decrease starts from the number in flight if that is below the limit (RFC 5681).
 
     The limit rises fast at first (slow start: 30 % per round, so that an overshoot costs no more
     than retries can repair). Slow start ends when more than an eighth of the attempts have been
@@ -86,9 +87,9 @@ class AdaptiveLimit:
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
     Palantir's Dialogue; the square root is that of the former's Gradient limits. DCTCP (RFC 8257)
     for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995), which
-    compares with the minimum. Here it is a mean: if some answers are fast and some slow by nature,
-    few of them come near the minimum, and a service without any queue would lose its limit.
-    Abramson (1970) for what random access can reach.
+    compares with the minimum. Here it is a mean: if some answers are naturally fast and others
+    slow, few of them come near the minimum, and the limit of a service without any queue would
+    fall. Abramson (1970) for the throughput of random access.
 
     Raises ValueError or TypeError for a value outside these bounds.
     """
@@ -121,8 +122,9 @@ class AdaptiveLimit:
     def grown(self, limit: float | None, in_flight: int) -> float:
         """The limit after a success. `in_flight` includes the attempt that succeeded.
 
-        It rises only if it was nearly reached: a level that was not used is not proven. One round
-        of a full limit adds one, or half the square root of the limit if that is more.
+        It rises only if it was nearly reached, since a success at a lower level proves nothing
+        about this one. One round of a full limit adds one, or half the square root of the limit if
+        that is more.
         """
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
@@ -149,9 +151,9 @@ class AdaptiveLimit:
     ) -> float | None:
         """The baseline latency, in seconds, after an answer that took `elapsed`.
 
-        `concurrent` is the number of other attempts in flight when this one was sent. The start of
-        an attempt decides whether it counts: of the attempts that end before an instance is busy,
-        too many are fast ones.
+        `concurrent` is the number of other attempts in flight when this one was sent. The load at
+        the start of an attempt decides whether it counts. Of the attempts that end before an
+        instance becomes busy, too many would be fast ones.
         """
         limit = self.initial if limit is None else limit
         if concurrent + 1 > max(1.0, limit / 2):
@@ -169,7 +171,9 @@ class AdaptiveLimit:
         return max(self.least, math.floor(limit - share * self.excess(limit, in_flight)))
 
     def excess(self, limit: float, in_flight: int | None) -> float:
-        """How far the limit is above the value to which it falls when everything is rejected."""
+        """The difference between the limit and the value to which it falls when everything is
+        rejected.
+        """
         return limit - self.backoff * (limit if in_flight is None else min(limit, in_flight))
 
     def _reached(self, limit: float, in_flight: int) -> bool:

@@ -70,16 +70,16 @@ class HealthCheck:
         put(self, "statuses", _statuses(self.statuses))
         put(self, "headers", _headers(self.headers))
         if self.path is None and self.headers:
-            raise ValueError("headers are sent with a path only")
+            raise ValueError("headers are sent only with a path")
 
 
 def _path(path: object, check: object) -> str | None:
     if check is not None:
         validation.function("check", check)
         if inspect.iscoroutinefunction(check):
-            raise TypeError("check must be a plain function, which may block, and no coroutine's")
+            raise TypeError("check must be a plain function (it may block), not a coroutine's")
         if path not in ("/", None):
-            raise ValueError("path and check exclude each other: pass one of them")
+            raise ValueError("path and check exclude each other; pass one of them")
         return None
     if path is None:
         return None
@@ -97,15 +97,15 @@ def _path(path: object, check: object) -> str | None:
 def _statuses(statuses: object) -> Collection[int]:
     given = validation.several("statuses", statuses, "HTTP statuses such as 200")
     if not given:
-        raise ValueError("statuses must hold at least one HTTP status, or no check could pass")
+        raise ValueError("statuses must contain at least one HTTP status, or no check could pass")
     found = frozenset(validation.count("statuses (each of them)", one, least=100) for one in given)
     if max(found) > 599:
-        raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {max(found)}")
+        raise ValueError(f"statuses must contain HTTP statuses from 100 to 599, not {max(found)}")
     return statuses if isinstance(statuses, range) else found
 
 
 def _headers(headers: object) -> tuple[tuple[str, str], ...]:
-    """The headers as pairs, which cannot be changed. Errors show no value: it may be a secret."""
+    """Make an immutable tuple of the headers. Errors show no value, since it may be a secret."""
     if headers is None:
         return ()
     items = headers.items() if isinstance(headers, Mapping) else headers
@@ -122,13 +122,13 @@ def _pair(pair: object) -> tuple[str, str]:
                 raise ValueError(f"headers: the value of {name} must be printable ASCII")
             return name, value
         case _:
-            raise TypeError("headers must hold names and values that are text")
+            raise TypeError("headers must contain names and values that are text")
 
 
 class HealthTally:
-    """Counts the checks of an endpoint in a row that had the same result.
+    """Counts consecutive checks of an endpoint with the same result.
 
-    It belongs to one breaker: another breaker stands for another machine.
+    It belongs to one breaker, since a new breaker means another machine.
     """
 
     __slots__ = ("_good", "_run", "breaker", "endpoint")

@@ -26,20 +26,20 @@ class OutlierPolicy:
     """Which instance is an outlier, and for how long it is ejected.
 
     - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
-    - `margin`: an outlier's success rate is more than this below that of all its peers together;
-      above 0, at most 1.
+    - `margin`: how far an outlier's success rate is below that of all its peers together; above 0,
+      at most 1.
     - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, it is not
       rated.
     - `ejection`: seconds of the first ejection (half of it is jitter); twice as long the second
-      time, and so on up to `ejection_max`. Each interval in the rotation without being an outlier
-      takes one time back.
+      time, and so on up to `ejection_max`. Each interval in rotation without being an outlier
+      cancels one time.
     - `max_ejected`: at most this fraction of a tier is ejected at the same time; above 0, at most
       1. Of two or more instances, one may always be ejected, and one always stays.
 
-    A margin works from two instances on. Envoy's rule, from which interval, multiplied ejection and
-    cap are taken, asks for a rate 1.9 standard deviations below the mean. Among n hosts none can be
-    more than √(n - 1) below, so that rule finds no outlier among four or fewer, and its cap of 10 %
-    ejects none among nine or fewer (envoyproxy/envoy#27909).
+    A margin works with two instances or more. Interval, growing ejection and cap are Envoy's. Its
+    rule asks for a rate 1.9 standard deviations below the mean. Among n hosts none can be more than
+    √(n - 1) below, so that rule finds no outlier among four or fewer, and its cap of 10 % ejects
+    none among nine or fewer (envoyproxy/envoy#27909).
 
     Raises ValueError or TypeError for a value outside these bounds.
     """
@@ -68,7 +68,7 @@ class OutlierPolicy:
 
 
 class _Tally:
-    """The outcomes of one instance in the interval. Another breaker stands for another machine."""
+    """The outcomes of one instance in the interval. A new breaker means another machine."""
 
     __slots__ = ("breaker", "calls", "faults")
 
@@ -132,7 +132,7 @@ class Outliers:
         ]
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Drop the counts of an endpoint: its name stands for another machine now."""
+        """Drop the counts of an endpoint, since its name now stands for another machine."""
         self._tallies.pop(endpoint, None)
         self._times.pop(endpoint, None)
 
@@ -199,7 +199,7 @@ class Outliers:
         return period / 2 + self._rng.random() * period / 2
 
     def _decay(self, outliers: Container[Endpoint], serving: Callable[[Endpoint], bool]) -> None:
-        """Take one time back for each interval in the rotation without being an outlier.
+        """Cancel one ejection for each interval in rotation without being an outlier.
 
         Drops endpoints that have left.
         """

@@ -116,14 +116,14 @@ class RetryPolicy:
 def _methods(methods: Collection[str]) -> frozenset[str]:
     names = validation.several("methods", methods, "HTTP method names such as 'GET'")
     if not all(isinstance(name, str) and _TOKEN.fullmatch(name) for name in names):
-        raise TypeError(f"methods must hold HTTP method names such as 'GET', not {methods!r}")
+        raise TypeError(f"methods must contain HTTP method names such as 'GET', not {methods!r}")
     return frozenset(str(name).upper() for name in names)
 
 
 def _statuses(statuses: Collection[int]) -> frozenset[int]:
     for status in (given := validation.several("statuses", statuses, "HTTP statuses such as 503")):
         if validation.count("statuses (each of them)", status, least=100) > 599:
-            raise ValueError(f"statuses must hold HTTP statuses from 100 to 599, not {status!r}")
+            raise ValueError(f"statuses must contain HTTP statuses from 100 to 599, not {status!r}")
     return frozenset(cast("list[int]", given))
 
 
@@ -131,9 +131,9 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
 class RetryState:
     """What is known when an attempt has failed. tenacity's objects read it.
 
-    `pause` is how long all instances ask for a back-off, `rested` how long the call has waited for
-    that so far. `unsent` is True if the attempt was never sent, so that its replacement costs no
-    budget.
+    `pause` is the back-off in seconds that all instances ask for, `rested` how long the call has
+    waited for it so far. `unsent` is True if the attempt was never sent, so that its replacement
+    costs no budget.
     """
 
     verdict: Verdict
@@ -176,7 +176,7 @@ class RetryController:
         self._rested = 0.0
 
     def delay(self, retry_state: RetryState) -> float | None:
-        """Seconds to wait before the next attempt, or None if the outcome is final."""
+        """Return the seconds to wait before the next attempt, or None if the outcome is final."""
         rules = self._retry_rules.rules
         if self._state is None:
             self._state = tenacity.RetryCallState(rules, None, (), {})
@@ -238,9 +238,8 @@ class _AtDeadline(stop_base):
 class _NoBudget(stop_base):
     """Stops if the budget is empty. It is asked last, and takes one retry from the budget.
 
-    To replace an attempt that was never sent costs nothing, like a transparent retry in gRPC (its
-    proposal A6): no instance works for it, and an empty budget must not keep a call from a live
-    instance.
+    Replacing an attempt that was never sent is free, like a transparent retry in gRPC (its proposal
+    A6): it causes no load, and an empty budget must not keep a call from a live instance.
     """
 
     def __init__(self, budget: Budget | None) -> None:

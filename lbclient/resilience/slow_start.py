@@ -17,17 +17,18 @@ _ASKED_AGAIN = 3
 
 @dataclass(frozen=True, slots=True)
 class SlowStart:
-    """How an instance warms up: for `window` seconds it counts with `factor` of its weight.
+    """How an instance warms up: for `window` seconds only a part of its weight counts, its
+    `factor`.
 
     - `aggression`: above 0. At 1 the factor rises in a straight line; above 1 it rises faster at
       first, below 1 slower.
     - `least`: the smallest factor; above 0, at most 1.
 
     The factor thins out picks: a pick of an instance that warms up is kept with this probability;
-    otherwise the strategy is asked again. So no strategy has to know of it, and weights need not
-    change every second. If all instances warm up, each gets its usual share. A strategy that
-    prefers instances with few attempts in flight warms them up faster: under load, the least busy
-    of two starts with three times the factor, and the least busy of all is not affected.
+    otherwise the strategy is asked again. So no strategy has to know about slow start, and weights
+    need not change every second. If all instances warm up, each gets its usual share. A strategy
+    that prefers instances with few attempts in flight warms them up faster: under load, the least
+    busy of two starts with three times the factor, and the least busy of all is not affected.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 
@@ -45,7 +46,7 @@ class SlowStart:
         validation.fraction("least", self.least)
 
     def factor(self, age: float) -> float:
-        """The share of its weight that an instance counts with, `age` seconds after it came."""
+        """The part of its weight that counts, `age` seconds after an instance came."""
         if age >= self.window:
             return 1.0
         grown: float = (max(0.0, age) / self.window) ** (1 / self.aggression)
@@ -65,8 +66,8 @@ class SlowStart:
     ) -> T:
         """Ask the strategy for a pick until one is kept, at most four times.
 
-        If none of the four is kept, returns one of them at random. The last one would be the same
-        again and again in a rotation in which four in a row warm up.
+        If none of the four is kept, one of them is returned at random. To return the last one would
+        favour one instance if a rotation has four in a row that warm up.
         """
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:

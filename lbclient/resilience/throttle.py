@@ -15,13 +15,14 @@ _SLICES = 24
 
 @dataclass(frozen=True, slots=True)
 class ThrottlePolicy:
-    """When a call fails in the client, without being sent.
+    """When the client refuses a call without sending it.
 
     A call is refused with probability max(0, (requests - k * accepts) / (requests + 1)), over the
     last `window` seconds, but at most with `most`.
 
     - `k`: the service may be sent this many times what it accepts; at least 1. A lower value
-      refuses more, and sooner. A higher one notices sooner that the service is back.
+      refuses more, and sooner. With a higher one the client notices sooner that the service is
+      back.
     - `window`: seconds; many times the duration of a call. After an outage longer than the window
       it takes up to two windows until all calls are sent again.
     - `most`: above 0, at most 1. Below 1 some calls always go through, and find out whether the

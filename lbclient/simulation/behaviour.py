@@ -175,7 +175,7 @@ def _without_request(
     now: float,
     in_flight: int,
     rng: random.Random,
-    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # the behaviour takes none
+    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # the behaviour does not take it
 ) -> Reply:
     return behaviour(now, in_flight, rng)
 
@@ -234,8 +234,8 @@ def exponential(mean: float) -> Latency:
 
 
 def answers(latency: Latency, status: int = 200, rest: float = 0.0, body: float = 0.0) -> Behaviour:
-    """Always respond with this status. `rest` is its `Retry-After`, and `body` the time that its
-    body takes after its headers, both in seconds.
+    """Always respond with this status. `rest` is the value of `Retry-After`, and `body` the time
+    from the headers to the end of the body, both in seconds.
 
     Raises ValueError or TypeError if an argument is invalid.
     """

@@ -121,7 +121,8 @@ class Client:
 
     def _probe(self) -> None:
         """Ask some instances for their load when a call begins. The answers arrive later, and the
-        probes use none of the servers' time."""
+        probes take no capacity of the servers.
+        """
         if self._loads is None or self._loads.probe is None:
             return
         self._probes += self._loads.probe.rate

@@ -25,16 +25,16 @@ __all__ = ["Invariants", "Trail"]
 
 _SLACK = 1e-6
 _PROBE = 30.0
-"""A probe that has not ended after this many seconds may be given up."""
+"""Seconds after which a probe without an outcome may be given up."""
 _FIRST = 8
 """The number of waiting callers that are checked, and of calls of each."""
 _Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
-"""A budget forgets by slices, up to a tenth of its window early."""
+"""A budget drops whole slices, so it may forget up to a tenth of its window early."""
 
 
 class Trail:
-    """The simulator's own record of a call, so that it need not trust the call's counts.
+    """The simulator's own record of a call, to compare with the call's own counts.
 
     `patience` is how many seconds the call waits for a slot if it has no deadline.
     """
@@ -64,15 +64,17 @@ class Trail:
         return last is not None and isinstance(last.error, ConnectionRefusedError)
 
     def may_settle_at(self) -> float:
-        """Return the earliest time at which a retry may use an instance again, while one that the
-        call has not tried is only full: first it waits as long as any call waits for a slot."""
+        """Return the earliest time at which a retry may use an instance again although another,
+        which the call has not tried, is only full: before that, it waits for that one as long as
+        any call waits for a slot.
+        """
         last, deadline = self._own_last(), self.call.deadline
         ended = 0.0 if last is None else last.pick.started + last.pick.elapsed
         until = ended + self._patience if deadline is None else (ended + deadline) / 2
         return until - _SLACK
 
     def comes(self, reply: Reply, left: float) -> None:
-        """Record what the reply will mean for an attempt with this many seconds left."""
+        """Record what the reply will mean for an attempt that has this many seconds left."""
         self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
         self.lost |= reply.seconds == left == math.inf
 
@@ -139,7 +141,7 @@ class Moment:
         return [endpoint for endpoint in ready if not (limits.each and limits.full(endpoint))]
 
     def crowded(self, endpoint: Endpoint) -> bool:
-        """Return True for an endpoint with more in flight than its limit allows."""
+        """Return True for an endpoint with more attempts in flight than its limit allows."""
         fixed, rule = self._limits.fixed, self._limits.adaptive
         if fixed is not None and endpoint.in_flight > fixed:
             return True
@@ -157,61 +159,63 @@ def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -
     """Check that a pick is allowed. Its slot is taken already."""
     endpoint, reason, tried = attempt.endpoint, attempt.reason, trail.tried
     if endpoint.gone:
-        yield "it has left"
+        yield "it is no longer in the pool"
     elif reason == "probe":
         yield from _of_probe(moment, endpoint, tried)
     elif reason == "resting":
         if moment.serving or moment.status(endpoint) != "resting":
-            yield f"it is {moment.status(endpoint)}, {moment.serving} serve"
+            yield f"its status is {moment.status(endpoint)}; the serving tier is {moment.serving}"
     elif reason == "hedge":
         if endpoint not in moment.serving or endpoint in tried:
-            yield f"tried are {tried}, {moment.serving} serve"
+            yield f"it has tried {tried}; the serving tier is {moment.serving}"
     elif tried:
         yield from _of_retry(moment, endpoint, trail, now)
     elif endpoint not in moment.serving:
-        yield f"it is {moment.status(endpoint)}, {moment.serving} serve"
+        yield f"its status is {moment.status(endpoint)}; the serving tier is {moment.serving}"
     if moment.crowded(endpoint):
         counts = f"{endpoint.in_flight} in flight, learned limit {endpoint.limit}"
-        yield f"it is beyond its limit: {counts}"
+        yield f"it is above its limit: {counts}"
 
 
 def _of_probe(moment: Moment, endpoint: Endpoint, tried: list[Endpoint]) -> Iterator[str]:
-    """A probe goes to an open endpoint of the tier that serves, or of a better one, that the call
-    has not tried."""
+    """Check that a probe goes to an open endpoint that the call has not tried, in the tier that
+    serves or in a better one.
+    """
     if endpoint.breaker.state != "half-open" or endpoint in tried:
-        yield f"its breaker is {endpoint.breaker.state}, tried are {tried}"
+        yield f"its breaker is {endpoint.breaker.state}; the call has tried {tried}"
     if moment.serving and endpoint.instance.priority > moment.serving[0].instance.priority:
-        yield f"{moment.serving} serve, of a better tier"
+        yield f"the serving tier is better: {moment.serving}"
 
 
 def _of_retry(moment: Moment, endpoint: Endpoint, trail: Trail, now: float) -> Iterator[str]:
-    """A retry goes to an untried endpoint with room, in the best tier that has one. It does not use
-    a tried one before the call has waited for the untried ones that are full. One that is paused
-    has rejected calls too."""
+    """Check that a retry goes to an untried endpoint with room, in the best tier that has one. It
+    may use a tried one only after the call has waited for the untried ones that are full. A paused
+    endpoint counts as tried, since it has rejected calls too.
+    """
     tried = trail.tried
     for tier in moment.open:
         if endpoint in tier and endpoint not in tried:
             return
         if untried := moment.roomy(tier, tried):
-            yield f"tried are {tried}; {untried} have room"
+            yield f"it has tried {tried}; {untried} have room"
             return
     if endpoint not in moment.serving:
-        yield f"tried are {tried}, {moment.serving} serve"
+        yield f"it has tried {tried}; the serving tier is {moment.serving}"
     waited = [other for tier in moment.open for other in tier if other.paused_until <= now]
     full = [other for other in waited if other not in tried]
     if full and now < (until := trail.may_settle_at()):
-        yield f"tried are {tried}; {full} are only full, and {until - now:g} s are left to wait"
+        yield f"it has tried {tried}; {full} are only full, it should wait {until - now:g} s more"
 
 
 def of_call(trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
     """Check that the call may send this attempt."""
     call, before = trail.call, trail.attempts
     if attempt.expiry is not None and attempt.expiry.at < now:
-        yield f"it begins {now - attempt.expiry.at:g} s past its time"
+        yield f"it begins {now - attempt.expiry.at:g} s after its deadline"
     if any(earlier.open and earlier.endpoint is attempt.endpoint for earlier in before):
-        yield "the same call is under way there already"
+        yield "another attempt of the call is already in flight there"
     if before and trail.unsure and not call.idempotent:
-        yield "a call that may not be repeated may have been carried out before"
+        yield "the call may not be repeated, and an earlier attempt may have been carried out"
     hedges = sum(earlier.reason == "hedge" for earlier in (*before, attempt))
     if hedges > 1 or (hedges and not call.idempotent):
         yield f"hedges: {hedges}, idempotent: {call.idempotent}"
@@ -258,7 +262,7 @@ class Invariants:
         self._breach(now, self._of_load(attempt.endpoint, now))
         total = self._limits.total
         if total is not None and (many := self._in_flight()) > total:
-            self._breach(now, [f"{many} in flight, at all of them together"])
+            self._breach(now, [f"{many} in flight at all instances together"])
 
     def done(self, trail: Trail, error: str | None, now: float) -> None:
         """Check a call that has ended, including its body. `error` is the name of what it
@@ -267,10 +271,10 @@ class Invariants:
         if deadline is not None and now - deadline > _SLACK:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
         if left := [attempt.instance for attempt in trail.attempts if attempt.open]:
-            self._breach(now, [f"a call is over, and still in flight at {left}"])
+            self._breach(now, [f"a call has ended, but is still in flight at {left}"])
         alone = not trail.attempts and not self._engine.queue
         if error == "NoInstanceAvailable" and alone and (free := self._free(now)):
-            self._breach(now, [f"a call found no instance, room has {free}"])
+            self._breach(now, [f"a call found no instance, but these have room: {free}"])
 
     def between(self, now: float) -> None:
         """Check the queue after each event."""
@@ -285,41 +289,43 @@ class Invariants:
         look = [*retries, *([] if first is None else [first])]
         self._woken = {call: self._woken.get(call, now) for call in look if call.is_set}
         if free := self._left_free(look, now):
-            self._breach(now, [f"{len(queue)} in line, nobody wakes them, room has {free}"])
+            self._breach(
+                now, [f"{len(queue)} calls wait and are not woken, but these have room: {free}"]
+            )
         if first is self._first:
             return
         turns = islice(queue.turns.items(), _FIRST)
         order = {caller: tuple(islice(queue, _FIRST)) for caller, queue in turns}
         if _lose(self._order, order):
-            self._breach(now, ["somebody in line was overtaken"])
+            self._breach(now, ["a waiting call was overtaken"])
         self._order, self._first = order, first
 
     def over(self, now: float) -> None:
-        """Check that nothing is left after the last call has ended."""
+        """Check that nothing is in use after the last call has ended."""
         endpoints = {**dict.fromkeys(self._engine.pool.endpoints), **self._attempts}
         self._breach(
             now, chain.from_iterable(self._of_load(endpoint, now) for endpoint in endpoints)
         )
         left = {
             "in flight": [endpoint for endpoint in endpoints if endpoint.in_flight],
-            "in flight, in all": [] if self._engine.drained().is_set else [self._engine.service],
+            "in flight in total": [] if self._engine.drained().is_set else [self._engine.service],
             "probed": [
                 endpoint
                 for endpoint in endpoints
                 if not endpoint.gone and endpoint.breaker.probing(now)
             ],
-            "in line": [*self._engine.queue.waiting, *self._engine.queue.retries],
+            "waiting": [*self._engine.queue.waiting, *self._engine.queue.retries],
         }
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
     def forgotten(self, now: float) -> None:
-        """Report a call that still waits although no event is left, and not for a silent
-        instance."""
-        self._breach(now, ["a call waits for ever"])
+        """Report a call that still waits although no event is left, unless it waits for a silent
+        instance.
+        """
+        self._breach(now, ["a call waits forever"])
 
     def _of_probe(self, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-        """There is one probe at a time, as long as the breaker does not change and the headers have
-        not arrived."""
+        """Check that there is one probe until the breaker changes or the headers arrive."""
         if attempt.reason != "probe":
             return
         breaker = attempt.pick.breaker
@@ -327,11 +333,12 @@ class Invariants:
         self._probes[breaker] = attempt, breaker.permit
         unanswered = before.open and before.verdict is None and now - before.pick.started < _PROBE
         if unanswered and permit is breaker.permit:
-            yield "it is probed already"
+            yield "it is already being probed"
 
     def _of_budgets(self, now: float) -> Iterator[str]:
-        """There are no more retries and no more hedges than can have been earned. The replacement
-        of an attempt that was never sent is not counted."""
+        """Check that there are no more retries and hedges than can have been earned. The
+        replacement of an attempt that was never sent is not counted.
+        """
         hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
         retries = self._engine.retry_rules.budget
@@ -344,26 +351,28 @@ class Invariants:
             policy = budget.policy
             earned = policy.ratio * self._calls + policy.reserve * (now / _SLICE + policy.window)
             if made > earned + _SLACK:
-                yield f"{made} {what} of all retries and hedges so far, {earned:g} were earned"
+                yield f"{made} {what} of all retries and hedges so far, but {earned:g} were earned"
 
     def _of_load(self, endpoint: Endpoint, now: float) -> Iterator[str]:
-        """The count in flight is the number of attempts that were sent and have not ended, and it
-        is within the limits."""
+        """Check that each count of attempts in flight is the number of those that were sent and
+        have not ended, and is within the limits.
+        """
         attempts = self._attempts.get(endpoint, ())
         sent = self._attempts[endpoint] = [attempt for attempt in attempts if attempt.open]
         if endpoint.in_flight != len(sent):
             counted, there = endpoint.in_flight, len(sent)
-            yield f"{endpoint.instance} counts {counted} in flight, there are {there}"
+            yield f"{endpoint.instance} counts {counted} in flight, but there are {there}"
         rule, limit = self._limits.adaptive, endpoint.limit
         if rule is not None and limit is not None and not rule.least <= limit <= rule.most:
-            yield f"{endpoint.instance} has learned a limit of {limit:g}"
+            yield f"{endpoint.instance} has a learned limit of {limit:g}, which is out of bounds"
         if endpoint.breaker.state != "half-open" and endpoint.breaker.probing(now):
-            yield f"{endpoint.instance} is probed while {endpoint.breaker.state}"
+            yield f"{endpoint.instance} is probed while its breaker is {endpoint.breaker.state}"
 
     def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
-        """Return the endpoints with room for a waiting call whose turn it is, and that was not
-        woken, or was woken earlier and has not checked since. What a retry waits for separately
-        does not count for the calls behind it."""
+        """Return the endpoints that have room for a waiting call whose turn it is, if that was not
+        woken, or was woken earlier and has not checked since. An endpoint that a retry waits for
+        separately does not count for the calls behind the retry.
+        """
         if all(self._comes(call, now) for call in look):
             return []
         if (moment := self._open(now)) is None:
@@ -419,7 +428,7 @@ class Invariants:
 
 
 def _lose(before: _Order, after: _Order) -> bool:
-    """Return True if a call, or a caller that had no turn, has lost its place."""
+    """Return True if a waiting call, or a caller that has not had its turn, has lost its place."""
     for caller, queue in after.items():
         stayed = tuple(call for call in before.get(caller, ()) if call in queue)
         if stayed != queue[: len(stayed)]:

@@ -71,7 +71,7 @@ class Report:
 
     @property
     def mean_answered(self) -> float:
-        """The same for the requests that ended with a response, whatever its status."""
+        """The mean time of the requests that ended with a response, whatever its status."""
         return _mean([outcome for outcome in self.outcomes if outcome.status is not None])
 
     def percentile(self, percent: float) -> float:

@@ -68,8 +68,10 @@ def simulated(
 
     class Simulated(Balancer):
         def _adapted(self, runtime: Runtime) -> Runtime:
-            """No response is dropped unclosed, so the queue need not look for any. What happens to
-            simulated instances is in the report, so it is not logged as a warning."""
+            """Remove what a simulation does not need. No response is dropped unclosed, so the queue
+            need not look for any. What happens to simulated instances is in the report, and is not
+            logged.
+            """
             return replace(
                 runtime,
                 scheduler=Rounds(world),
@@ -78,7 +80,7 @@ def simulated(
                 least_level=logging.ERROR,
             )
 
-    return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # one clock only
+    return Simulated(service, judge=judge, clock=world.clock, **options)  # type: ignore[misc]  # not two clocks
 
 
 def simulate(
@@ -103,7 +105,9 @@ def simulate(
     if not isinstance(scenario, Scenario):
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
     if not isinstance(strategy, str):
-        validation.function("strategy, which is a name or makes one for each client,", strategy)
+        validation.function(
+            "strategy (a name, or a function that makes one for each client)", strategy
+        )
     if fair_by is not None:
         validation.function("fair_by", fair_by)
     return _Run(scenario, seed, strategy, fair_by, options, checked=checked).report()
@@ -117,7 +121,7 @@ class _Known:
         self._world = world
 
     def resolve(self) -> Answer:
-        """Called at each round."""
+        """Return the servers that are known now. Called in each round."""
         now, scenario = self._world.clock(), self._scenario
         known = [server.instance for server in scenario.servers if server.known(now)]
         return Answer(known, scenario.ttl)
@@ -158,7 +162,9 @@ class _Run:
             rng = self._rng(f"load {number}" if number else "load")
             parts = load.start(world, scenario.clients, self._request, rng)
             if not isinstance(parts, Sequence):
-                raise TypeError(f"load: start must return a list of lists, not {parts!r}")
+                raise TypeError(
+                    f"load must have a method start that returns a list of lists, not {parts!r}"
+                )
             loads += parts
         while (journal.waiting or not all(loads)) and not world.idle:
             if not world.step(scenario.until):

@@ -18,8 +18,9 @@ from lbclient.simulation.world import Process, World
 __all__ = ["Closed", "Load", "Open", "Scenario"]
 
 Request = Callable[..., Process[object]]
-"""`request(client)` makes the process of one request of the client with that number (from 0);
-`request(client, SimulatedRequest(...))` sets what it requests."""
+"""`request(client)` makes a process that sends one request of the client with that number (from 0);
+`request(client, SimulatedRequest(...))` says which request.
+"""
 
 Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
 """What the requests of a load request: the same for all, or a function of the request's number in
@@ -125,13 +126,14 @@ class Closed:
 
 
 _LEAST = 0.001
-"""The least pause in seconds of a worker whose request took no time: otherwise time would not
-advance."""
+"""The shortest pause in seconds of a worker whose request took no time. Without it, time would not
+advance.
+"""
 
 
 def _check(asked: object) -> None:
     if asked is not None and not isinstance(asked, SimulatedRequest):
-        validation.function("request, which is SimulatedRequest(...) or makes one,", asked)
+        validation.function("request (SimulatedRequest(...), or a function that makes one)", asked)
 
 
 def _made(request: Request, client: int, asked: Asked, number: int) -> Process[object]:
@@ -140,7 +142,7 @@ def _made(request: Request, client: int, asked: Asked, number: int) -> Process[o
     made = asked if isinstance(asked, SimulatedRequest) else asked(number)
     if not isinstance(made, SimulatedRequest):
         raise TypeError(
-            f"request({number}) of the load must be SimulatedRequest(...), not {made!r}"
+            f"request({number}) of the load must return SimulatedRequest(...), not {made!r}"
         )
     return request(client, made)
 
@@ -149,8 +151,8 @@ def _made(request: Request, client: int, asked: Asked, number: int) -> Process[o
 class Scenario:
     """What a run simulates: `servers`, the `load`, and the number of `clients` that share it.
 
-    - `load`: `Open(...)`, `Closed(...)`, any object with such a method `start`, or a list of these,
-      which all begin at 0.
+    - `load`: `Open(...)`, `Closed(...)`, any object with a method `start` like theirs, or a list of
+      these, which all begin at 0.
     - `idempotent`: whether the requests may be repeated.
     - `until`: the time in seconds at which the run is stopped. Unanswered requests have failed.
     - `patience`: seconds that a request without a deadline waits for a slot.
@@ -174,12 +176,12 @@ class Scenario:
     def __post_init__(self) -> None:
         servers = validation.several("servers", self.servers, "Server(...)")
         if not all(isinstance(server, Server) for server in servers):
-            raise TypeError(f"servers must be Server(...) each, not {self.servers!r}")
+            raise TypeError(f"servers must contain Server(...) values, not {self.servers!r}")
         if not servers or len({server.name for server in self.servers}) < len(servers):
             raise ValueError("servers must not be empty, and their names must be unique")
         if not self.loads or not all(isinstance(load, Load) for load in self.loads):
             raise TypeError(
-                "load must be Open(...), Closed(...), an object with their method start, "
+                "load must be Open(...), Closed(...), an object with a method start like theirs, "
                 f"or a list of these, not {self.load!r}"
             )
         validation.count("clients", self.clients)
@@ -194,5 +196,5 @@ class Scenario:
 
     @property
     def loads(self) -> Sequence[Load]:
-        """The loads as a sequence, also if there is only one."""
+        """The loads as a sequence, even if there is only one."""
         return self.load if isinstance(self.load, list | tuple) else (self.load,)

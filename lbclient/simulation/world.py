@@ -39,7 +39,7 @@ class World:
         """Start a process now. The list that is returned gets its result when it ends.
 
         Like a task, it runs in its own context: attempts of concurrent processes end in any order,
-        and no process leaves its deadline to another, or to the caller of `run`.
+        and no process may leave its deadline behind for another, or for the caller of `run`.
         """
         results: list[R] = []
         self._processes.add(process)

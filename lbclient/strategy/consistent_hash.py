@@ -55,7 +55,7 @@ class Ring:
         self._free: list[int] = []
 
     def expect(self, owners: int) -> None:
-        """Prepare for this many owners, or for those that are there, if they are more.
+        """Prepare for this many owners, or for the present ones if there are more.
 
         Cuts the ring again if the number of arcs is far from what is needed.
         """
@@ -131,13 +131,12 @@ def hashed(text: bytes, form: Struct) -> tuple[int, ...]:
 
 
 class ConsistentHash:
-    """Picks by the key of the call: the same instance in every process, while it has room.
+    """Picks by the key of the call: in every process the same instance, while it has room.
 
     Each instance owns points on a ring: 16 on average, in proportion to its weight. A key is hashed
-    to four spots on the ring. It goes to the instance whose point follows most closely after any of
-    these spots. (So the shares differ by 9 %, as on a plain ring with 112 points each.) When an
-    instance joins or leaves, only the keys that it gets or had move: 1/n of all keys, if weights
-    are equal.
+    to four spots on the ring. It goes to the instance whose point is the closest after any of these
+    spots. (So the shares differ by 9 %, as on a plain ring with 112 points each.) When an instance
+    joins or leaves, only the keys that it gets or had move: 1/n of all keys, if weights are equal.
 
     No instance gets more than `load` times its share of what this client has in flight. Recent
     faults count as load too. One call is always allowed; None means no bound. If an instance is
@@ -151,17 +150,17 @@ class ConsistentHash:
     weight. For a key of another type `pick` raises TypeError; the balancer logs the error and picks
     at random. Retries are picked at random too.
 
-    Use it for caches and sessions, where it is worth more that an instance knows a key than that
-    loads are even. Do not use it to spread load evenly. Do not rely on it alone to keep two writers
+    Use it for caches and sessions, where it matters more that an instance knows a key than that the
+    load is even. Do not use it to spread load evenly. Do not rely on it alone to keep two writers
     of one key apart: clients disagree while the set of instances changes. A pick costs O(1). When
     thousands of instances are new, 128 join at each pick; until all of them have joined, keys may
     go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
     in HAProxy and Envoy (`hash_balance_factor`). The spots: Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015). It jumps past a full instance, since walking on would give all of
-    its load to its neighbour: Chen, Coleman and Shrivastava, "Revisiting Consistent Hashing with
-    Bounded Loads" (2021).
+    consistent hashing" (2015). It jumps from a full instance to another spot, since the next
+    instance on the ring would otherwise get all of its load: Chen, Coleman and Shrivastava,
+    "Revisiting Consistent Hashing with Bounded Loads" (2021).
 
     Raises ValueError if `load` is not above 1, and TypeError if `key` is not a function.
     """
@@ -214,9 +213,9 @@ class ConsistentHash:
         return call.rng.randbytes(8) if key is None else _encoded(key)
 
     def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
-        """The first of the key's instances that may take one more call.
+        """Return the first of the key's instances that may take one more call.
 
-        If none of some dozens has room, the least busy of them.
+        If none of the first few dozen has room, it is the least busy of them.
         """
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
@@ -264,7 +263,7 @@ class ConsistentHash:
         self._members, self._candidates = members, candidates
 
     def _look(self) -> None:
-        """Give a few candidates the number of points that their weights ask for."""
+        """Give a few candidates the number of points that corresponds to their weights."""
         owners, unit = self._ring.owners, _POINTS * len(self._candidates) / self._weight
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]
@@ -293,5 +292,5 @@ def _encoded(key: object) -> bytes:
         return f"{key:x}".encode()
     raise TypeError(
         f"key must be text, bytes or a whole number, not {type(key).__name__}; "
-        "ConsistentHash(key=function) makes one of what else is passed"
+        "pass ConsistentHash(key=function) to make a key of other types"
     )

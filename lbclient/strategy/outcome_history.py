@@ -1,4 +1,4 @@
-"""What a learning strategy remembers of each instance, and how failures count against it."""
+"""What a learning strategy remembers of each instance, and how failures raise its cost."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class OutcomeHistory(Generic[R]):
         return len(self._records)
 
     def known(self, endpoint: Endpoint, now: float) -> R | None:
-        """The record of an endpoint, or None if it has not answered since it was last admitted."""
+        """Return the record of an endpoint, or None if it has not answered since it last joined."""
         record = self._records.get(endpoint)
         if record is None or record.at <= endpoint.warm_since <= now:
             return None
         return record
 
     def of(self, endpoint: Endpoint, now: float) -> R:
-        """The record of an endpoint. Makes a new one if there is none."""
+        """Return the record of an endpoint, or make one if there is none."""
         record = self.known(endpoint, now)
         if record is None:
             record = self._records[endpoint] = self._make(now)
@@ -75,7 +75,7 @@ class OutcomeHistory(Generic[R]):
         return record
 
     def fade(self, record: Record, now: float) -> float:
-        """How much of a record still counts: from 1 down to 0."""
+        """Return how much of a record still counts: from 1 down to 0."""
         return math.exp((record.at - now) / self._decay)
 
     def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
@@ -111,10 +111,10 @@ class LatencyByLoad:
         self._levels[level] = (elapsed, now)
 
     def latency(self, in_flight: int, now: float, age: float) -> float | None:
-        """The latency at this level, in seconds.
+        """Return the latency at this level, in seconds.
 
-        Without an answer at this level within the last `age` seconds: the latency at the nearest
-        level that has one. None if no level has.
+        If there was no answer at this level within the last `age` seconds, it is the latency at
+        the nearest level that had one. None if no level had one.
         """
         level = in_flight.bit_length()
         mean, at = self._levels.get(level, (0.0, -math.inf))

@@ -25,7 +25,7 @@ class _Peak(Record):
         self.latency: float | None = None
 
     def record_latency(self, elapsed: float, fade: float, *, failed: bool) -> None:
-        """Record an answer. A failure counts as latency only if it took longer than answers do."""
+        """Record an answer. A failure counts only if it took longer than answers usually do."""
         old = self.latency
         if failed:
             self.latency = old if old is None else max(old, elapsed)
@@ -45,9 +45,9 @@ class PeakEwma:
     A failure does not count as a fast answer. It leaves the latency as it was, or raises it, and it
     doubles the cost (see `OutcomeHistory`). Otherwise an instance that fails fast would look best
     and attract all traffic (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of
-    five seconds; doubling needs no such number, works under any load, and errors that all instances
-    have cancel out). An instance that fails more than about three calls in ten gets only one call
-    every 7 / 10 of `decay`.
+    five seconds. Doubling needs no such number and works under any load, and errors that all
+    instances have cancel out). An instance that fails more than about three calls in ten gets only
+    one call every 7 / 10 of `decay`.
 
     Use it when instances differ in speed or slow down at times, also across regions: it prefers
     near instances while they are fast. Do not use it when the duration of a call depends more on

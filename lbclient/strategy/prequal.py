@@ -27,7 +27,7 @@ _SURE = 0.95
 
 
 class _Kept:
-    """A report, the time when it came, and how much of the reported load was not this client's."""
+    """A report, the time when it came, and how much of the reported load was from other clients."""
 
     __slots__ = ("_others", "at", "latency")
 
@@ -59,7 +59,7 @@ class Reports:
             del self._kept[next(iter(self._kept))]
 
     def of(self, endpoint: Endpoint) -> _Kept | None:
-        """The recent report of an endpoint that no pick has used yet, or None."""
+        """Return the recent report of an endpoint that no pick has used yet, or None."""
         return self._kept.get(endpoint)
 
     def drop(self, endpoint: Endpoint) -> None:
@@ -106,12 +106,13 @@ class Prequal:
     fleet, where a client sees a thousandth of what an instance does, reports make the difference.
 
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
-    sixteen reports, its limit of one second, one use per report, and the aversion to errors (which
-    the paper asks for and does not spell out). Different here: a pick looks at `choices` reports of
+    sixteen reports, their validity of one second, one use per report, and the penalty for errors
+    (which the paper asks for without details). Different here: a pick looks at `choices` reports of
     the pool, not at all of them, since many clients that took the best of many would all take the
     same one. So the pool need not drop its worst reports, and one report per call is nearly enough.
     Without reports the RIF is that of this client alone, and is taken when an attempt ends, not
-    when it begins. And `age` is ten seconds, since it takes a call to learn of an instance.
+    when it begins. And `age` is ten seconds, since without reports only calls show the latency of
+    an instance.
 
     Use it for many equal instances under high load, where other work on the same machines slows
     some of them down: it cuts the tail of latency further than `PeakEwma`. Do not use it with
@@ -152,7 +153,7 @@ class Prequal:
         return f"Prequal({numbers}{probe})"
 
     def after_fork(self) -> None:
-        """Drop all reports in a forked child: each is for one pick, and the parent makes it."""
+        """Drop all reports in a forked child: each is for one pick, which the parent makes."""
         self._reports = Reports(_REPORT_AGE)
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
@@ -202,10 +203,10 @@ class Prequal:
         return call.rng.sample(fresh, min(len(drawn) - len(silent), len(fresh))) + silent
 
     def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
-        """Whether an endpoint reports its load.
+        """Guess whether an endpoint reports its load.
 
-        An unknown endpoint will be probed, so the answer is yes. Without probes it is drawn at
-        random, by the share of the others that do.
+        An unknown endpoint will be probed, so the answer is True. Without probes it is drawn at
+        random, with the share of the known endpoints that report as its chance.
         """
         record = self._history.known(one, call.now)
         if record is not None:
@@ -213,7 +214,7 @@ class Prequal:
         return self.probe is not None or call.rng.random() < min(self._reporting, _SURE)
 
     def _limit(self, readings: Sequence[float]) -> float:
-        """The limit in requests in flight: above it an instance is hot."""
+        """The limit of requests in flight above which an instance is hot."""
         ranked = sorted(readings)
         return ranked[int(self._quantile * (len(ranked) - 1))] if ranked else 0.0
 

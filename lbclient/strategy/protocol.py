@@ -1,4 +1,4 @@
-"""What a strategy is: an object with `pick`. Some also learn from outcomes or from load reports.
+"""The protocols of strategies: objects with `pick`. Some also learn from outcomes or load reports.
 
 An instance can report its load in a `LoadReport`, with its answers or in reply to a `LoadProbe`.
 """
@@ -27,7 +27,7 @@ class LoadReport:
     """The load that an instance reports, from all of its clients.
 
     - `in_flight`: requests that the instance works on, or that wait in its queue.
-    - `latency`: seconds that an answer takes there at this load, as far as the instance knows.
+    - `latency`: seconds that an answer of this instance takes at this load, by its own measure.
 
     Raises ValueError or TypeError, naming the argument, if a number is negative, not finite, above
     1,000,000 requests or above one hour.
@@ -55,7 +55,7 @@ class LoadProbe:
     The number of probes follows the number of calls; without calls there are none. Clients and
     transports send them.
 
-    - `path`: what to GET. Only the load header of the answer counts (`endpoint-load-metrics`),
+    - `path`: the path to GET. Only the load header of the answer counts (`endpoint-load-metrics`),
       whatever its status. An answer without this header reports no load.
     - `rate`: probes for each answer to a call, on average. At most 16 are under way.
     - `interval`: seconds from one round of probes to the next.
@@ -87,7 +87,7 @@ class LoadProbe:
 
 
 class PickContext(Protocol):
-    """What a strategy knows of the call: random numbers, the time, and the key of the call."""
+    """What a strategy is told for a pick: random numbers, the time, and the key of the call."""
 
     @property
     def rng(self) -> random.Random:
@@ -142,11 +142,11 @@ class LoadAware(Protocol):
     """A strategy that uses the load that instances report."""
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Take a report of an instance, from an answer or from a probe.
+        """Take an instance's report, from an answer or from a probe.
 
-        None: the instance was probed and reported nothing. False reports cannot be detected, but
-        invalid ones are never passed on. Called under the balancer's lock; for an answer, while its
-        attempt still counts as in flight.
+        None means that the instance was probed and reported nothing. Wrong numbers cannot be
+        detected, but invalid ones are never passed on. Called under the balancer's lock; for an
+        answer, while its attempt still counts as in flight.
         """
         ...
 
@@ -157,5 +157,5 @@ class Probing(LoadAware, Protocol):
 
     @property
     def probe(self) -> LoadProbe | None:
-        """How to probe them; None for no probes."""
+        """How to probe the instances; None for no probes."""
         ...

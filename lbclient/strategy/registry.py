@@ -54,8 +54,8 @@ def claim(strategy: object) -> None:
     """
     if (owned := _owned.get(id(strategy))) is not None and owned() is strategy:
         raise ValueError(
-            f"strategy {strategy!r} belongs to another balancer already: "
-            "a strategy keeps state, so give each balancer one of its own"
+            f"strategy {strategy!r} is already used by another balancer. "
+            "A strategy keeps state, so give each balancer one of its own"
         )
     try:
         _owned[id(strategy)] = weakref.ref(strategy, _forget(id(strategy)))

@@ -13,11 +13,11 @@ __all__ = ["Weighted"]
 
 _AT_ONCE = 256
 _Turn = tuple[float, int, Endpoint, float]
-"""When it is due, a number that breaks ties, the endpoint, and its stride."""
+"""One turn: when it is due, a number that breaks ties, the endpoint, and its stride."""
 
 
 class Weighted:
-    """Picks each in proportion to its weight, spread evenly: no bursts in any short period.
+    """Picks each instance in proportion to its weight, evenly spread, without bursts.
 
     This is stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF): an
     endpoint of weight w is due every 1/w units of virtual time, and the one that is due first is

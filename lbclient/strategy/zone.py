@@ -44,8 +44,8 @@ class _Side:
             self._strategy.after_fork()
 
     def take(self, endpoints: list[Endpoint]) -> None:
-        """Set the endpoints. The object stays the same if they do, since the strategy may cache by
-        it.
+        """Set the endpoints. If they have not changed, neither has the object: the strategy may
+        cache by it.
         """
         new = tuple(endpoints)
         self.endpoints = self.endpoints if new == self.endpoints else new
@@ -75,17 +75,17 @@ class Zone:
     `inner` picks on each side: the name of a strategy, or a function that makes one. How many calls
     stay here depends on capacity, that is, on weights. By default each zone is assumed to send an
     equal part of the service's calls; `share` sets the part of this zone. While the instances of
-    the zone have at least this part of all weights, all calls stay. If they have less, so many
-    calls stay that each instance gets up to `spill` times what it would get without zones: a
-    survivor never gets all the calls of its zone. If local attempts fail or are rejected more often
-    than the others, the zone is too busy and the preference shrinks. It is gone when one attempt in
-    five more fails here; then all instances are equal, by weight.
+    the zone have at least this part of all weights, all calls stay. If they have less, fewer calls
+    stay, so that each instance gets at most `spill` times what it would get without zones. So the
+    last instance of a zone never gets all of the zone's calls. If local attempts fail or are
+    rejected more often than the others, the zone is too busy and the preference shrinks. It is gone
+    when the share of failures here is higher by 0.2; then only weights count.
 
-    An instance without a zone, or with one that is not text, counts as another zone. What a client
-    has in flight is no measure here: its calls are in its zone because they are sent there. So a
-    zone that is slow but answers keeps its calls. If latency must decide, use `PeakEwma` over all
-    instances. If clients are spread unevenly over zones, set `share`. A key stays with its instance
-    only on each side.
+    An instance without a zone, or with one that is not text, counts as another zone. The number of
+    calls in flight is not considered: a client's calls are in its zone because it sends them there.
+    So a zone that is slow but answers keeps its calls. If latency must decide, use `PeakEwma` over
+    all instances. If clients are spread unevenly over zones, set `share`. A key has one instance on
+    each side, and may alternate between the two.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
     two instances: each failure moves much of the traffic. Costs O(1) and the pick of `inner`; O(n)
@@ -95,7 +95,7 @@ class Zone:
     and its overprovisioning factor of 1.4.
 
     Raises ValueError or TypeError if `here` is empty, `spill` is below 1, `share` is not above 0
-    and at most 1, or `inner` is none of the above.
+    and at most 1, or `inner` is neither a name nor a function.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Zone:
         self._remote.after_fork()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Choose the side, at random if both will do; then its strategy picks."""
+        """Choose a side, at random if both are possible, and let its strategy pick."""
         if candidates is not self._candidates:
             self._follow(candidates)
         staying = self._staying(call.now)
@@ -135,7 +135,7 @@ class Zone:
         return (self._local if stays else self._remote).pick(call)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Record how each side does. The strategy of the side may learn too."""
+        """Record the outcome for the side. Its strategy may learn from it too."""
         self._side(endpoint).ended(endpoint, elapsed, failed=failed, now=now)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
@@ -144,14 +144,14 @@ class Zone:
 
     @property
     def probe(self) -> LoadProbe | None:
-        """The probes that its strategies want."""
+        """The probes that the strategies of its sides want."""
         return self._local.probe
 
     def _side(self, endpoint: Endpoint) -> _Side:
         return self._local if _zone(endpoint) == self._here else self._remote
 
     def _staying(self, now: float) -> float:
-        """The part of the calls that stays in the zone."""
+        """Return the part of the calls that stays in the zone."""
         if self._most <= self._fair:
             return self._most
         worse = self._local.failing(now) - self._remote.failing(now)

@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event of the balancer of `service`, at the time `at` by its clock (seconds)."""
+    """An event in the balancer of `service`, at the time `at` of the balancer's clock (seconds)."""
 
     service: str
     at: float
@@ -33,9 +33,9 @@ class Event:
 class AttemptPicked(Event):
     """An attempt goes to `instance`.
 
-    `reason` is the name of the strategy, or why the strategy was not asked: `"retry"`, `"probe"`,
-    `"hedge"`, `"resting"`; also `"retry, all tried"`, and `"retry, others full"` if the retry has
-    waited in vain for an instance that it had not tried.
+    `reason` is the name of the strategy, or why the strategy was not asked: `"retry"`, `"retry, all
+    tried"`, `"probe"`, `"hedge"`, `"resting"`, or `"retry, others full"` if the retry has waited in
+    vain for an instance that it had not tried.
     """
 
     instance: Instance
@@ -67,7 +67,7 @@ class BreakerChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ejected(Event):
-    """`instance` is out of the rotation for `seconds`: `by` hand, or as an outlier."""
+    """`instance` is out of rotation for `seconds`. `by` says whether by hand or as an outlier."""
 
     instance: Instance
     seconds: float
@@ -76,14 +76,14 @@ class Ejected(Event):
 
 @dataclass(frozen=True, slots=True)
 class Admitted(Event):
-    """`instance` was put into the rotation by hand."""
+    """`instance` was put back into rotation by hand."""
 
     instance: Instance
 
 
 @dataclass(frozen=True, slots=True)
 class HealthChanged(Event):
-    """Active checks have found `instance` `healthy`, or not."""
+    """Active checks have found that `instance` is `healthy`, or that it is not."""
 
     instance: Instance
     healthy: bool

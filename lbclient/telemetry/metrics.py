@@ -67,14 +67,14 @@ class Observed:
         self._services: dict[int, weakref.ref[Service]] = {}
         self._tallies: dict[int, tuple[str, Tally]] = {}
         self._picked: dict[str, int] = {}
-        """The picks of balancers that are gone, by service: a counter never falls."""
+        """The picks of balancers that no longer exist, by service: a counter must never fall."""
         self._names: dict[str, float] = {}
-        """Every service that there ever was. One that is gone is still reported as 0, as a counter
-        would.
+        """Every service that was ever added. One that is gone is still reported as 0, as a counter
+        would be.
         """
 
     def add(self, service: Service) -> None:
-        """Report a service too, until it is gone or removed."""
+        """Report this service too, until it no longer exists or is removed."""
         key = id(service)
         self._names[service.service] = 0
         self._tallies[key] = service.service, service.tally
@@ -137,37 +137,45 @@ class Instruments:
         meter = provider.get_meter("lbclient", __version__)
         counter = meter.create_counter
         self.retries = counter("lbclient.retries", "{attempt}", "Attempts after the first")
-        self.refused = counter("lbclient.retries.refused", "{attempt}", "Refused by the budget")
+        self.refused = counter(
+            "lbclient.retries.refused", "{attempt}", "Retries that the retry budget refused"
+        )
         self.breakers = counter("lbclient.breaker.changes", "{change}", "Breaker state changes")
         self.lookups = counter("lbclient.discovery.errors", "{lookup}", "Failed lookups")
         self.changes = counter(
             "lbclient.discovery.changes", "{instance}", "Instances that joined or left"
         )
         self.would_refuse = counter(
-            "lbclient.breaker.observed", "{attempt}", "What observing breakers would have refused"
+            "lbclient.breaker.observed",
+            "{attempt}",
+            "Attempts that a breaker with observe=True would have refused",
         )
         self.ejections = counter("lbclient.ejections", "{ejection}", "Instances ejected")
-        self.health = counter("lbclient.health.changes", "{change}", "Changes by active checks")
-        self.hedges = counter("lbclient.hedges", "{attempt}", "Attempts sent beside a first")
-        self.hedges_refused = counter(
-            "lbclient.hedges.refused", "{attempt}", "Refused by the budget of hedges"
+        self.health = counter(
+            "lbclient.health.changes", "{change}", "Health changes found by active checks"
         )
-        self.throttled = counter("lbclient.throttled", "{call}", "Calls kept back unsent")
+        self.hedges = counter(
+            "lbclient.hedges", "{attempt}", "Second attempts, sent while the first was slow"
+        )
+        self.hedges_refused = counter(
+            "lbclient.hedges.refused", "{attempt}", "Hedges that the hedging budget refused"
+        )
+        self.throttled = counter("lbclient.throttled", "{call}", "Calls that the throttle refused")
         self.observed = Observed()
         self.picks = meter.create_observable_counter(
             "lbclient.picks", [self.observed.picks], "{pick}", "Instances picked"
         )
         meter.create_observable_up_down_counter(
-            "lbclient.in_flight", [self.observed.in_flight], "{attempt}", "Attempts under way"
+            "lbclient.in_flight", [self.observed.in_flight], "{attempt}", "Attempts in flight"
         )
         meter.create_observable_gauge(
-            "lbclient.discovery.age", [self.observed.ages], "s", "Since the last good answer"
+            "lbclient.discovery.age", [self.observed.ages], "s", "Time since the last good answer"
         )
         meter.create_observable_gauge(
             "lbclient.discovery.instances",
             [self.observed.sizes],
             "{instance}",
-            "Instances that are known",
+            "Known instances",
         )
         self.duration = meter.create_histogram(
             "http.client.request.duration",
@@ -207,7 +215,7 @@ class Metrics:
         self._instruments.breakers.add(1, {**self._service, "lbclient.breaker.state": state})
 
     def would_refuse(self) -> None:
-        """Count an attempt that a breaker would have refused, if it did more than observe."""
+        """Count an attempt that a breaker would have refused if it did not only observe."""
         self._instruments.would_refuse.add(1, self._service)
 
     def ejected(self, by: str) -> None:
@@ -232,7 +240,7 @@ class Metrics:
         self._instruments.throttled.add(1, self._service)
 
     def lookup_failed(self, error: BaseException | None) -> None:
-        """Count a lookup of discovery that brought no good answer."""
+        """Count a lookup without a good answer."""
         self._instruments.lookups.add(1, {**self._service, **error_attributes(error)})
 
     def changed(self, joined: int, left: int) -> None:

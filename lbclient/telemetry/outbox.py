@@ -24,7 +24,8 @@ class Outbox:
         self, deliver: Callable[[Event], None] | None = None, least_level: int = 0
     ) -> None:
         self.pending: deque[Callable[[], None]] = deque()
-        """What `publish` would publish. Check it first: it is seldom anything."""
+        """What `publish` would publish. Check it before the call, since it is nearly always empty.
+        """
         self._deliver = deliver
         self.has_listener = deliver is not None
         """True if there is a listener. Otherwise events need not be created."""

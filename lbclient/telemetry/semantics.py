@@ -21,7 +21,7 @@ class Semantics:
 
     span_name = "lbclient.attempt"
     minimal = True
-    """True if neither the duration nor the record of a successful attempt is used."""
+    """True if nothing uses the duration or the record of a successful attempt."""
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others
         """The attributes known before sending. `resend` counts from 1 at the second attempt."""

@@ -37,13 +37,13 @@ _SUPPRESS, _SUPPRESS_HTTP = (
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
 )
-"""These keys are set in a context in which no spans are wanted. The API has no public names for
+"""Keys that are set in a context in which spans are suppressed. The API has no public names for
 them.
 """
 
 _runtime = getattr(context, "_RUNTIME_CONTEXT", None)
 _current: Callable[[], Context] = getattr(
-    # A subclass may have its context elsewhere.
+    # A subclass may keep its context elsewhere.
     vars(_runtime).get("_current_context") if type(_runtime) is ContextVarsRuntimeContext else None,
     "get",
     context.get_current,
@@ -57,8 +57,8 @@ Each call would pay for these. If the API keeps its context elsewhere, this is t
 class CallSpan:
     """The INTERNAL span of one call. Also creates the spans of its attempts.
 
-    If its context is invalid, nothing is traced (there is no SDK, and no span of the caller), so
-    spans of attempts would add nothing.
+    If its context is invalid, there is neither an SDK nor a span of the caller. Then nothing is
+    traced, and attempts get no spans.
     """
 
     __slots__ = ("_context", "_recording", "_semantics", "_span", "_tracer", "silent")

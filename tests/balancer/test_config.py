@@ -355,7 +355,7 @@ def test_control_characters_and_spaces(entry, url):
 def test_query_and_fragment(entry, url):
     """K1: a service has no query and no fragment; the error names `params=`, and no value."""
     text = refusal(ValueError, entry, url)
-    assert "service must not hold a query or a fragment" in text
+    assert "service must not contain a query or a fragment" in text
     assert "params=" in text
     assert "hunter2" not in text
 

@@ -215,7 +215,7 @@ def test_resolve_holds_targets_to_a_domain(resolve):
     """`--within` refuses the targets outside the domain; without an instance left, status 1."""
     status, out, err = resolve("http+srv://orders.demo.test", "--within", "else.test")
     assert (status, err) == (1, "lbclient resolve: there is no usable instance\n")
-    assert out.count("it is not within else.test") == 5
+    assert out.count("it is not within the domain else.test") == 5
 
 
 def test_resolve_of_addresses_and_of_a_list(resolve):
@@ -254,12 +254,18 @@ def test_resolve_without_an_answer(resolve, service, reason):
     ("arguments", "named"),
     [
         (["orders"], "SERVICE must be one of"),
-        (["http+srv://x.test", "--nameserver", "here"], "--nameserver must hold addresses"),
-        (["http+srv://x.test", "--allow", "loopback"], "--allow must hold networks"),
+        (["http+srv://x.test", "--nameserver", "here"], "--nameserver must contain addresses"),
+        (["http+srv://x.test", "--allow", "loopback"], "--allow must contain networks"),
         (["http+srv://x.test", "--within", "-"], "--within must be a host name"),
         (["http+srv://x.test", "--sticky", "-1"], "--sticky (seconds) must be a finite number"),
-        (["http://10.0.0.1:80", "--sticky", "9"], "--sticky is for services in DNS, such as"),
-        (["http://10.0.0.1:80", "--family", "ipv4"], "--family is for services in DNS, such as"),
+        (
+            ["http://10.0.0.1:80", "--sticky", "9"],
+            "--sticky applies to services in DNS only, such as",
+        ),
+        (
+            ["http://10.0.0.1:80", "--family", "ipv4"],
+            "--family applies to services in DNS only, such as",
+        ),
     ],
 )
 def test_resolve_with_bad_arguments(capsys, arguments, named):
@@ -314,7 +320,7 @@ def test_bad_arguments_are_told_without_python():
     assert text.endswith("'https://host:port', or several of the latter; 'orders' has no scheme")
     with pytest.raises(ValueError) as told:
         lbclient.Balancer("http://me:secret@orders")
-    assert as_arguments(str(told.value)) == "SERVICE must not hold user name or password"
+    assert as_arguments(str(told.value)) == "SERVICE must not contain a user name or password"
 
 
 def test_resolve_says_what_a_nameserver_over_https_needs(monkeypatch, capsys):
@@ -647,7 +653,7 @@ def test_a_process_that_has_gone_is_told_of():
     ("argv", "status", "shown"),
     [
         (["--version"], 0, f"lbclient {lbclient.__version__}\n"),
-        (["--help"], 0, "watch instances fail and the traffic move"),
+        (["--help"], 0, "watch instances fail and the traffic move to others"),
         (["demo", "--help"], 0, "pip install 'lbclient[cli]'"),
         (["resolve", "--help"], 0, "lbclient resolve http+dns://orders.example.com:8080"),
         ([], 2, "required: COMMAND"),

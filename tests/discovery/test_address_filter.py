@@ -193,14 +193,14 @@ def test_allow_takes_one_network_as_a_string():
 @pytest.mark.parametrize("allow", ["127.0.0.1/8", "localhost", ["10.0.0.0/99"], [""]])
 def test_bad_network_is_a_value_error(allow):
     """What is no network is refused at construction, by the argument's name."""
-    with pytest.raises(ValueError, match=r"^allow must hold networks"):
+    with pytest.raises(ValueError, match=r"^allow must contain networks"):
         AddressFilter(allow)
 
 
 @pytest.mark.parametrize("allow", [5, [5], [ipaddress.ip_network("10.0.0.0/8")], [None]])
 def test_network_of_the_wrong_type_is_a_type_error(allow):
     """What is no string is refused at construction, by the argument's name."""
-    with pytest.raises(TypeError, match=r"^allow must hold networks"):
+    with pytest.raises(TypeError, match=r"^allow must contain networks"):
         AddressFilter(allow)
 
 

@@ -150,5 +150,5 @@ def test_balancer_over_addresses(liar):
 @pytest.mark.parametrize("service", ["http+dns://192.0.2.1:80", "http+dns://[2001:db8::1]:80"])
 def test_address_is_no_name(service):
     """K1: an address in place of the name is refused at construction, with the way to write it."""
-    with pytest.raises(ValueError, match="service must name a host for DNS to look up"):
+    with pytest.raises(ValueError, match="service must name a host that DNS can look up"):
         Balancer(service)

@@ -139,7 +139,9 @@ NOT_IN_DNS = [
 def test_options_of_dns_are_refused_elsewhere(service, option):
     """`family=` and `sticky=` for a service that is not in DNS are an error at construction."""
     (name,) = option
-    with pytest.raises(ValueError, match=rf"^{name} is for services in DNS, such as 'http\+dns:"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} applies to services in DNS only, such as 'http\+dns:"
+    ):
         Balancer(service, **option)
     Balancer(service, family="any", sticky=None).close()
     Balancer(service, sticky=0).close()
@@ -240,7 +242,7 @@ def test_addresses_without_a_route_are_told_once(liar, balancers, routes, caplog
         balancer.refresh()
     (message,) = caplog.messages
     assert message.startswith("shop.test: refused IPv6 addresses: this host has no route to them")
-    assert message.endswith("; family='ipv4' does not ask for any")
+    assert message.endswith("; with family='ipv4' they are not asked for")
 
 
 ALONE = """

@@ -95,7 +95,7 @@ def test_nameserver_is_an_address_with_or_without_port(text, address, port):
 )
 def test_bad_nameserver_is_a_value_error(text):
     """K1: what is no address is refused at construction, by the argument's name."""
-    with pytest.raises(ValueError, match=r"^nameservers must hold addresses such as") as caught:
+    with pytest.raises(ValueError, match=r"^nameservers must contain addresses such as") as caught:
         Balancer("http+srv://shop.test", nameservers=[text])
     assert f", not '{text.partition('/dns-query')[0]}" in str(caught.value)
 
@@ -103,7 +103,7 @@ def test_bad_nameserver_is_a_value_error(text):
 @pytest.mark.parametrize("given", [5, [5], [None], [b"127.0.0.1"], b"127.0.0.1"])
 def test_nameserver_of_the_wrong_type_is_a_type_error(given):
     """K1: what is no string is refused at construction, by the argument's name."""
-    with pytest.raises(TypeError, match=r"^nameservers must hold addresses such as"):
+    with pytest.raises(TypeError, match=r"^nameservers must contain addresses such as"):
         Balancer("http+srv://shop.test", nameservers=given)
 
 
@@ -169,7 +169,7 @@ def test_nameserver_over_https(text, url, address):
 )
 def test_secrets_of_a_bad_nameserver_are_not_told(text):
     """S5, K1: userinfo is refused, and no error shows it, nor the path or query of a URL."""
-    with pytest.raises(ValueError, match=r"^nameservers must hold addresses such as") as caught:
+    with pytest.raises(ValueError, match=r"^nameservers must contain addresses such as") as caught:
         nameservers_of(text)
     assert "hush" not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -211,7 +211,7 @@ def test_missing_extra_is_told():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.splitlines()[-1] == (
-        "ImportError: nameservers with https:// need what dnspython wants for it: "
+        "ImportError: nameservers with https:// need the packages that dnspython uses for HTTPS: "
         "pip install 'lbclient[doh]'"
     )
 
@@ -512,8 +512,8 @@ def test_peer_that_says_nothing_within_tls(web, scheme):
 @pytest.mark.parametrize(
     ("serve", "told"),
     [
-        (early_hints, "more than a DNS message"),
-        (responding("200 OK", b"x" * 1_000_000), "more than a DNS message"),
+        (early_hints, "the answer is longer than a DNS message can be"),
+        (responding("200 OK", b"x" * 1_000_000), "the answer is longer than a DNS message can be"),
         (responding("200 OK", b"<html>"), "The DNS packet passed to from_wire() is too short."),
         (responding("200 OK"), "The DNS packet passed to from_wire() is too short."),
         (responding("500 hush", b"hush"), "HTTP status 500"),

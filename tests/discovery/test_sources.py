@@ -138,7 +138,7 @@ def test_lines_of_every_editor(path, content, instances):
         ("h:80 priority=0.5", "h:80", "priority must be a plain number"),
         ("h:80 priority=" + "9" * 200, "h:80", "priority must be a plain number"),
         ("h:80 weight=1 weight=2", "h:80", "weight is given twice"),
-        ("h:80 wieght=3", "h:80", "unknown option 'wieght'; known are weight, priority"),
+        ("h:80 wieght=3", "h:80", "unknown option 'wieght'; the options are weight, priority"),
         ("h:80 drained", "h:80", "unknown option 'drained'"),
         ("h\x00h:80", r"h\x00h:80", "host must be"),
         ("[fe80::1%\xe9]:80", "[fe80::1%\xe9]:80", "must"),
@@ -163,7 +163,7 @@ def test_not_all_of_many_refusals_are_told(path):
     """A hundred refusals are told one by one, of the others how many there are."""
     found = refusals(path, "good:1\n" + "bad\n" * 1000)
     assert len(found) == 101
-    assert found[-1] == ("900 more", "not told one by one")
+    assert found[-1] == ("900 more", "not listed one by one")
 
 
 # A file: JSON
@@ -208,16 +208,20 @@ def test_json_entries(path, wrap):
         ('{"host": 5, "port": 80}', "5:80", "host must be"),
         ('{"host": "h\\r\\nX: y", "port": 80}', r"h\r\nX: y:80", "host must be"),
         ('{"host": "fe80::1%\\r\\n", "port": 80}', r"fe80::1%\r\n:80", "must"),
-        ('{"host": "h", "port": 80, "wieght": 3}', "h:80", "unknown key 'wieght'; known are host,"),
+        (
+            '{"host": "h", "port": 80, "wieght": 3}',
+            "h:80",
+            "unknown key 'wieght'; the keys are host,",
+        ),
         ('{"host": "h", "port": 80, "weight": 1e999}', "h:80", "weight must be a finite number"),
         ('{"host": "h", "port": 80, "weight": -1}', "h:80", "weight must be a finite number"),
         ('{"host": "h", "port": 80, "weight": null}', "h:80", "weight must be a number"),
         ('{"host": "h", "port": 80, "priority": -1}', "h:80", "priority must be 0 or more"),
         ('{"host": "h", "port": 80, "metadata": []}', "h:80", "metadata must be a dict"),
         ('{"host": "h", "port": 80, "addresses": "10.0.0.1"}', "h:80", "addresses must be"),
-        ('{"host": "h", "port": 80, "addresses": ["h"]}', "h:80", "addresses must hold IP"),
+        ('{"host": "h", "port": 80, "addresses": ["h"]}', "h:80", "addresses must contain IP"),
         ('{"host": "h", "port": 80, "addresses": ["::1%\\n"]}', "h:80", "must"),
-        ('{"host": "h", "port": 80, "addresses": [5]}', "h:80", "addresses must hold IP"),
+        ('{"host": "h", "port": 80, "addresses": [5]}', "h:80", "addresses must contain IP"),
         ('{"host": "u:hunter2@h", "port": 80}', "h:80", "host must be"),
         ('{"host": "h", "port": ' + "9" * 4000 + "}", "h:9", "port must be from 1 to 65535"),
         ('{"host": ' + "[" * 400 + "]" * 400 + ', "port": 80}', "80", ""),
@@ -236,27 +240,27 @@ def test_a_bad_json_entry_is_left_out(path, entry, record, reason):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "it names no instance"),
-        ("\n# nobody\n", "it names no instance"),
-        ("[]", "it names no instance"),
-        ('{"instances": []}', "it names no instance"),
-        ("hello\nworld\n", "it names no instance; refused line 1 hello: must be host:port"),
-        ("[1, 2]\n", "it names no instance; refused line 1 [1,"),
-        ("{}", 'it must hold a list, or {"instances": [...]}'),
-        ('{"instances": {}}', "it must hold a list"),
+        ("", "it lists no instance"),
+        ("\n# nobody\n", "it lists no instance"),
+        ("[]", "it lists no instance"),
+        ('{"instances": []}', "it lists no instance"),
+        ("hello\nworld\n", "it lists no instance; refused line 1 hello: must be host:port"),
+        ("[1, 2]\n", "it lists no instance; refused line 1 [1,"),
+        ("{}", 'it must contain a list, or {"instances": [...]}'),
+        ('{"instances": {}}', "it must contain a list"),
         ('{"' + "k" * 9999 + '": 5}', "unknown key 'kkkk"),
-        ('{"instances": ["a:1"], "ttl": 5}', "unknown key 'ttl'; known are instances"),
-        ('{"host": "a", "port": 1}', "unknown key 'host'; known are instances"),
-        ('["a:1"', "it is no valid JSON: "),
-        ('["a:1", ]', "it is no valid JSON: "),
-        ('["a:1"] x', "it is no valid JSON: Extra data"),
-        ('["a:1"]["b:2"]', "it is no valid JSON: Extra data"),
-        ("[", "it is no valid JSON: "),
+        ('{"instances": ["a:1"], "ttl": 5}', "unknown key 'ttl'; the keys are instances"),
+        ('{"host": "a", "port": 1}', "unknown key 'host'; the keys are instances"),
+        ('["a:1"', "it is not valid JSON: "),
+        ('["a:1", ]', "it is not valid JSON: "),
+        ('["a:1"] x', "it is not valid JSON: Extra data"),
+        ('["a:1"]["b:2"]', "it is not valid JSON: Extra data"),
+        ("[", "it is not valid JSON: "),
         ('[{"host": "a", "host": "b", "port": 1}]', "an object has the same key twice"),
-        ('[{"host": "a", "port": 1, "weight": NaN}]', "NaN is no number"),
-        ('[{"host": "a", "port": 1, "weight": -Infinity}]', "-Infinity is no number"),
-        ('[{"host": "a", "port": ' + "9" * 5000 + "}]", "it is no valid JSON: "),
-        ('["a\x01:1"]', "it is no valid JSON: Invalid control character"),
+        ('[{"host": "a", "port": 1, "weight": NaN}]', "NaN is not a number"),
+        ('[{"host": "a", "port": 1, "weight": -Infinity}]', "-Infinity is not a number"),
+        ('[{"host": "a", "port": ' + "9" * 5000 + "}]", "it is not valid JSON: "),
+        ('["a\x01:1"]', "it is not valid JSON: Invalid control character"),
         ("[" * 100_000, "nested too deeply"),
         ('{"instances":' * 100_000, "nested too deeply"),
         (b"\xff\xfea\x00:\x001\x00", "it is not UTF-8"),
@@ -290,8 +294,8 @@ def test_a_file_that_cannot_be_read(tmp_path):
     assert failure(FileResolver(missing)) == f"{missing}: No such file or directory"
     assert failure(FileResolver(missing / "x")) == f"{missing / 'x'}: No such file or directory"
     assert failure(FileResolver(tmp_path)) == f"{tmp_path}: Is a directory"
-    assert failure(FileResolver(pipe)) == f"{pipe}: it is no regular file"
-    assert failure(FileResolver("/dev/zero")) == "/dev/zero: it is no regular file"
+    assert failure(FileResolver(pipe)) == f"{pipe}: it is not a regular file"
+    assert failure(FileResolver("/dev/zero")) == "/dev/zero: it is not a regular file"
     assert failure(FileResolver(large)) == f"{large}: it is larger than 4 MiB"
     assert failure(FileResolver(loop)).startswith(f"{loop}: Too many levels of symbolic links")
 
@@ -375,7 +379,7 @@ def test_a_last_line_without_end_is_taken_the_second_time(path):
     assert len(resolver.resolve().instances) == 1
     for content in ("a:1\nb:80", "a:1\nb:8080"):
         path.write_text(content)
-        with pytest.raises(DiscoveryError, match=r": its last line does not end, as if it were"):
+        with pytest.raises(DiscoveryError, match=r": its last line has no newline, so it may be"):
             resolver.resolve()
     assert [str(one) for one in resolver.resolve().instances] == ["a:1", "b:8080"]
 
@@ -853,7 +857,7 @@ def test_path_alone_is_no_service(tmp_path):
 
 def test_list_of_what_discovery_resolves_is_a_union():
     """K1: URLs that cannot stand in a list are refused with what puts them together."""
-    with pytest.raises(ValueError, match=r"cannot be in a list: lbclient\.Union"):
+    with pytest.raises(ValueError, match=r"cannot be in a list; use lbclient\.Union"):
         Balancer(["http+srv://a.test", "http+srv://b.test"])
 
 
@@ -863,7 +867,7 @@ def test_emptied_file_names_nobody(path):
     resolver = FileResolver(path)
     resolver.resolve()
     path.write_text("")
-    with pytest.raises(DiscoveryError, match="it names no instance"):
+    with pytest.raises(DiscoveryError, match="it lists no instance"):
         resolver.resolve()
 
 

@@ -262,7 +262,7 @@ class TestLoads:
             def start(self, world, clients, request, rng):
                 pass
 
-        with pytest.raises(TypeError, match="start must return a list"):
+        with pytest.raises(TypeError, match="load must have a method start that returns a list"):
             run([Server("a", FAST)], Silent())
 
 

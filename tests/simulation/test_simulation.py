@@ -849,7 +849,7 @@ def everybody_is_admissible(patch):
     return run(named(SICK, FAST), retry=None, breaker=BreakerPolicy(fail_max=1))
 
 
-@breach(r"picked as resting: it is resting, .*s1:80.* serve")
+@breach(r"picked as resting: its status is resting; the serving tier is .*s1:80")
 def nobody_is_admissible(patch):
     real = Pool.candidates
     patch(Pool, "candidates", lambda pool, now: [] if pool.backing_off(now) else real(pool, now))
@@ -857,20 +857,20 @@ def nobody_is_admissible(patch):
     return run(named(rests, FAST), Open(10, 2), strategy="round-robin")
 
 
-@breach(r"a call found no instance, room has")
+@breach(r"a call found no instance, but these have room")
 def nobody_is_picked(patch):
     patch(Picker, "pick", lambda *_: None)
     return run(named(FAST))
 
 
-@breach(r"picked as Random: it is serving, .*s0:80")
+@breach(r"picked as Random: its status is serving; .*s0:80")
 def a_worse_tier_is_picked(patch):
     patch(Pool, "candidates", lambda pool, _: list(pool.endpoints)[1:])
     servers = [Server("s0", FAST), Server("s1", FAST, priority=1)]
     return run(servers, strategy="random")
 
 
-@breach(r"it has left")
+@breach(r"it is no longer in the pool")
 def one_who_has_left_is_picked(patch):
     kept = []
 
@@ -882,7 +882,7 @@ def one_who_has_left_is_picked(patch):
     return run([Server("s0", FAST, leaves=1.0), Server("s1", FAST)], Open(10, 4))
 
 
-@breach(r"picked as probe: .*s0:80.* serve, of a better tier")
+@breach(r"picked as probe: the serving tier is better: .*s0:80")
 def a_worse_tier_is_probed(patch):
     patch(Pool, "probe_due", lambda pool, _: next(iter(pool.open_breakers), None))
     servers = [Server("s0", FAST), Server("s1", SICK, priority=1), Server("s2", SICK)]
@@ -891,7 +891,7 @@ def a_worse_tier_is_probed(patch):
     return run(servers, Open(20, 4), breaker=breaker, retry=RetryPolicy(budget=None))
 
 
-@breach(r"picked as probe: it is probed already")
+@breach(r"picked as probe: it is already being probed")
 def two_probes_at_a_time(patch):
     patch(Breaker, "probing", lambda *_: False)
     slow = phases((0, fails(constant(0.1))), (1.0, answers(constant(1.0))))
@@ -906,7 +906,7 @@ def a_probe_is_never_given_back(patch):
     return run(named(SICK), Open(10, 4), breaker=breaker, retry=ONE)
 
 
-@breach(r"is probed while (closed|open)")
+@breach(r"is probed while its breaker is (closed|open)")
 def a_probe_outlives_its_breaker_s_state(patch):
     real = Breaker._turned
 
@@ -928,13 +928,13 @@ def a_probe_is_not_half_open(patch):
     return run(named(SICK), breaker=breaker, retry=ONE)
 
 
-@breach(r"counts 2 in flight, there are 1|still in flight at the end")
+@breach(r"counts 2 in flight, but there are 1|still in flight at the end")
 def places_are_kept(patch):
     patch(Engine, "release", lambda *_: None)
     return run(named(FAST))
 
 
-@breach(r"counts \d in flight, there are \d")
+@breach(r"counts \d in flight, but there are \d")
 def places_are_given_back_twice(patch):
     real = Engine.release
 
@@ -947,43 +947,43 @@ def places_are_given_back_twice(patch):
     return run(named(answers(constant(0.3))))
 
 
-@breach(r"still in flight, in all at the end")
+@breach(r"still in flight in total at the end")
 def a_place_is_lost(patch):
     patch(Engine, "release", lambda _, pick: setattr(pick, "taken", False))
     return run(named(answers(constant(0.01))))
 
 
-@breach(r"a call is over, and still in flight at")
+@breach(r"a call has ended, but is still in flight at")
 def a_body_is_never_closed(patch):
     patch(Attempt, "finish", lambda *_: None)
     return run(named(answers(constant(0.1), body=0.1)))
 
 
-@breach(r"it is beyond its limit: 2 in flight")
+@breach(r"it is above its limit: 2 in flight")
 def no_limit_holds(patch):
     patch(Limits, "full", lambda *_: False)
     return run(named(answers(constant(0.3))), max_in_flight=1)
 
 
-@breach(r"it is beyond its limit: 2 in flight, learned limit None")
+@breach(r"it is above its limit: 2 in flight, learned limit None")
 def no_learned_limit_holds(patch):
     patch(Limits, "full", lambda *_: False)
     return run(named(answers(constant(0.3))), limit=AdaptiveLimit(initial=1))
 
 
-@breach(r"has learned a limit of 9")
+@breach(r"has a learned limit of 9")
 def a_limit_is_learned_beyond_bounds(patch):
     patch(AdaptiveLimit, "grown", lambda *_: 9.0)
     return run(named(FAST), limit=AdaptiveLimit(initial=1, most=2))
 
 
-@breach(r"2 in flight, at all of them together")
+@breach(r"2 in flight at all instances together")
 def no_total_holds(patch):
     patch(Picker, "in_flight", property(lambda _: 0, lambda *_: None), raising=False)
     return run(named(answers(constant(0.3))), max_in_flight_total=1)
 
 
-@breach(r"picked as retry: tried are .*s0:80.*; .*s1:80.* have room")
+@breach(r"picked as retry: it has tried .*s0:80.*; .*s1:80.* have room")
 def the_tried_are_tried_again(patch):
 
     def another(_, call, *__):
@@ -993,7 +993,7 @@ def the_tried_are_tried_again(patch):
     return run(named(fails(constant(0)), FAST), retry=RetryPolicy(budget=None))
 
 
-@breach(r"picked as retry, others full: .*s1.* are only full, and .* s are left to wait")
+@breach(r"picked as retry, others full: .*s1.* are only full, it should wait .* s more")
 def a_retry_waits_for_nobody(patch):
     real = Picker._another
 
@@ -1006,7 +1006,7 @@ def a_retry_waits_for_nobody(patch):
     return run(servers, Open(10, 1), max_in_flight=1, breaker=None)
 
 
-@breach(r"the same call is under way there already")
+@breach(r"another attempt of the call is already in flight there")
 def the_hedge_goes_to_the_same(patch):
 
     def beside(_, call, __):
@@ -1030,7 +1030,7 @@ def everything_is_hedged(patch):
     return run(named(FAST, FAST), hedge=HedgePolicy(delay=0.05), idempotent=False)
 
 
-@breach(r"a call that may not be repeated may have been carried out before")
+@breach(r"the call may not be repeated, and an earlier attempt may have been carried out")
 def everything_is_repeated(patch):
     patch("lbclient.resilience.retry._may_repeat", lambda _: True)
     return run(named(fails(constant(0)), FAST), idempotent=False)
@@ -1044,7 +1044,7 @@ def attempts_are_not_counted(patch):
     return run(named(fails(constant(0))), retry=retry, breaker=None)
 
 
-@breach(r"retries and hedges so far, 0 were earned")
+@breach(r"retries and hedges so far, but 0 were earned")
 def the_budget_is_endless(patch):
     patch(Budget, "withdraw", lambda *_: True)
     retry = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=0.0))
@@ -1057,13 +1057,13 @@ def time_does_not_run_out(patch):
     return run(named(answers(constant(5.0))), retry=RetryPolicy(deadline=1.0))
 
 
-@breach(r"it begins 1 s past its time")
+@breach(r"it begins 1 s after its deadline")
 def an_attempt_begins_too_late(patch):
     patch(Call, "expiry", lambda call, now: Expiry(now - 1.0, call.engine.clock))
     return run(named(FAST), retry=RetryPolicy(deadline=1.0))
 
 
-@breach(r"in line, nobody wakes them, room has .*s0")
+@breach(r"wait and are not woken, but these have room: .*s0")
 def who_gives_up_stays_in_line(patch):
     real = Engine.leave
 
@@ -1075,13 +1075,13 @@ def who_gives_up_stays_in_line(patch):
     return crowd()
 
 
-@breach(r"in line, nobody wakes them, room has .*s0")
+@breach(r"wait and are not woken, but these have room: .*s0")
 def nobody_in_line_is_woken(patch):
     patch(WaitQueue, "wake", lambda *_: None)
     return crowd()
 
 
-@breach(r"somebody in line was overtaken")
+@breach(r"a waiting call was overtaken")
 def who_comes_last_is_served_first(patch):
 
     real = WaitQueue.join
@@ -1097,7 +1097,7 @@ def who_comes_last_is_served_first(patch):
     return crowd()
 
 
-@breach(r"a call waits for ever")
+@breach(r"a call waits forever")
 def somebody_waits_for_ever(patch):
     patch(WaitQueue, "wake", lambda *_: None)
     patch(Wait, "_look_again", lambda *_: math.inf)

@@ -112,7 +112,7 @@ def test_keys(key):
 def test_what_is_no_key(key):
     """Anything else is refused by type, and the way out is named; `key=` makes a key of it."""
     endpoints = candidates(20)
-    with pytest.raises(TypeError, match=r"key must be text.*not \w+; ConsistentHash\(key="):
+    with pytest.raises(TypeError, match=r"key must be text.*not \w+; pass ConsistentHash\(key="):
         ConsistentHash().pick(endpoints, Asked(key=key))
     strategy = ConsistentHash(key=lambda _: "one")
     assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1

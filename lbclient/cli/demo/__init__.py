@@ -22,7 +22,7 @@ _TICK = 0.1
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the demo. The exit status is 1 if a call failed."""
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the view shows the same
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the view shows these events
     bill = Playbill(SERVICE, arguments.strategy, arguments.seconds)
     view = _view(bill, plain=arguments.plain)
     with stage() as world, _client(world, bill) as client:

@@ -1,4 +1,4 @@
-"""The events of the demo, when they begin, what comes of them, and the interface of its views."""
+"""The events of the demo, their times and results, and the interface of its views."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Act(Protocol):
         ...
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """Return what shows that the client has noticed, once it has."""
+        """Return the sign that the client has noticed the event, or None as long as it has not."""
         ...
 
     def result(self, before: Frame, now: Frame) -> str:
-        """Return what came of it, when it ends."""
+        """Return the result, when the event ends."""
         ...
 
 
@@ -51,7 +51,7 @@ class Kill:
         return None if row is None or row.known.breaker == "closed" else "breaker open"
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The number of retries: the calls that it failed went to other instances."""
+        """The number of retries: calls that the killed instance failed went to others."""
         return f"{now.tally.retries - before.tally.retries} retries"
 
 
@@ -112,14 +112,15 @@ ACTS: tuple[Act, ...] = (
 
 
 class Scene:
-    """The course of one event: it began `at` this many seconds, and is `noticed` once its sign was
-    seen."""
+    """The course of one event, which began `at` this many seconds. `noticed` is set once its sign
+    was seen.
+    """
 
     def __init__(self, act: Act, before: Frame) -> None:
         self.at = before.at
         self.what = act.what
         self.noticed = ""
-        """What showed that the client had noticed, and when."""
+        """The sign that the client had noticed, and when it was seen."""
         self.result = ""
         self.over = False
         self._act = act
@@ -127,7 +128,7 @@ class Scene:
 
     @property
     def outcome(self) -> str:
-        """What was seen of it so far."""
+        """What has been seen of the event so far."""
         return ", ".join(filter(None, (self.noticed, self.result)))
 
     def watch(self, frame: Frame) -> None:
@@ -169,7 +170,7 @@ class Director:
 
 @dataclass(frozen=True, slots=True)
 class Playbill:
-    """What is played: the service, the strategy, and for how many seconds."""
+    """What the demo shows: the service, the strategy, and for how many seconds."""
 
     service: str
     strategy: str

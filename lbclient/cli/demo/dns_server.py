@@ -1,7 +1,7 @@
 """A small authoritative DNS server, UDP and TCP, in its own process: `python dns_server.py`.
 
 It prints its port. Each line of its standard input is the text of a zone file (with its $ORIGIN),
-as a JSON string. The server uses it from then on, in place of the one before, and answers with a
+as a JSON string. The server uses it from then on instead of the previous one, and answers with a
 line. It exits when standard input ends, so it cannot outlive its parent.
 """
 

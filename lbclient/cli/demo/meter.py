@@ -26,8 +26,9 @@ class Tally:
 
 
 class Load:
-    """`threads` threads, each of which calls again as soon as its last call has ended, within a
-    `with`."""
+    """Runs `threads` threads during a `with` block. Each calls again as soon as its last call has
+    ended.
+    """
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
         self.tally = Tally()
@@ -78,8 +79,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The state `at` this many seconds: every known instance, the tally, and the recent calls per
-    second."""
+    """The state `at` this many seconds: all known instances, the tally, and the recent calls per
+    second.
+    """
 
     at: float
     rows: tuple[Row, ...]

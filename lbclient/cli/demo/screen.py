@@ -48,7 +48,7 @@ class Screen:
         self._live.update(Constrain(picture, _WIDTH), refresh=True)
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """Leave the last picture on the screen."""
+        """Draw the final state, which stays on the screen."""
         picture = Group(self._title(frame), _body(frame, scenes))
         self._console.print(Constrain(picture, _WIDTH))
 

@@ -1,6 +1,6 @@
-"""What the demo runs on: a DNS server and some instances, all real, all on loopback.
+"""The processes of the demo: a DNS server and some instances, all real, all on loopback.
 
-Each is a process that we start, and that never outlives us.
+None of them outlives the process that started it.
 """
 
 from __future__ import annotations

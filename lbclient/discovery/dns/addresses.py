@@ -21,13 +21,13 @@ from lbclient.errors import DiscoveryError
 __all__ = ["SOON", "AddressCache", "AddressResolver", "LookupDeadline", "Start", "at_once"]
 
 SOON = 1.0
-"""After an answer that is not complete, DNS is asked again after this many seconds."""
+"""Seconds until DNS is asked again after an incomplete answer."""
 
 _ROUND = 5.0
 _LEAST_PATIENCE = 0.5
 _GRACE = 3.0
 _DELAY = 0.05
-"""RFC 8305, section 3: the resolution delay."""
+"""Seconds: the resolution delay of RFC 8305, section 3."""
 _STRAGGLERS_LEAST, _STRAGGLERS_MOST = 0.25, 1.0
 _AT_ONCE, _AT_MOST = 16, 64
 _NO_GLUE = Glue()
@@ -46,8 +46,8 @@ def at_once(run: Callable[[], None]) -> None:
 class LookupDeadline:
     """Divides the time of one round, in seconds, among its questions.
 
-    A name that does not answer must not use up all of it. Later questions are still asked, with
-    enough time for one quick question, until that too has taken too long.
+    A name without an answer must not use up the whole round. Later questions are still asked, each
+    with enough time for a quick answer, until these questions too have taken too long together.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
@@ -72,7 +72,7 @@ class Question(NamedTuple):
 class Lookup(NamedTuple):
     """For each name its addresses, or why there are none.
 
-    `complete` is False if a question is still under way whose answer may add addresses: look the
+    `complete` is False if a question whose answer may add addresses is still under way: look the
     names up again in `SOON` seconds.
     """
 
@@ -81,15 +81,15 @@ class Lookup(NamedTuple):
 
 
 class AddressCache:
-    """Looks up addresses, and remembers them for when DNS does not answer.
+    """Looks up addresses, and remembers them for times when DNS does not answer.
 
     If DNS says that a name has no addresses, they are forgotten. If a question only fails, the
     remembered addresses are used, so one lost packet does not remove an instance.
 
     Questions are asked in parallel: `start` runs each, on a thread if possible. Per family at most
     16 are under way (64 while nothing is answered). So a family or a name without answers does not
-    delay others, however many names there are. Everything else happens on the thread that calls
-    `lookup`, one call at a time. A late answer waits in a queue for the next lookup.
+    delay others, even with many names. Everything else happens on the thread that calls `lookup`,
+    one call at a time. A late answer waits in a queue for the next lookup.
 
     `kinds` are the families to ask for. `clock` returns monotonic seconds.
     """
@@ -110,7 +110,7 @@ class AddressCache:
         self._start = start
         self._known: dict[Question, Addresses] = {}
         self._failed: set[Question] = set()
-        """Questions that were not answered the last time."""
+        """Questions that were not answered when they were last asked."""
         self._silent: set[str] = set()
         """Families whose last question was not answered."""
         self._asked: dict[str, int] = {}
@@ -127,7 +127,7 @@ class AddressCache:
         return queue.SimpleQueue()
 
     def after_fork(self) -> None:
-        """Forget the questions under way: a forked child has no threads that ask them."""
+        """Forget the questions under way: a forked child has none of the threads that ask them."""
         self._under_way.clear()
         vars(self).pop("_wake", None)
 
@@ -139,7 +139,7 @@ class AddressCache:
         It waits until each question was answered or has failed, with two exceptions. Once a name
         has a usable address, it waits at most 50 ms more for another family of that name which the
         last answer lacked (the resolution delay of RFC 8305). And it waits for names without known
-        addresses no longer than it took to find the others, but at least 250 ms and at most 1 s.
+        addresses only as long as it took to find the others, but at least 250 ms and at most 1 s.
 
         `seconds_left` returns the seconds that the next question may take. The error of a name is
         NoRecords if DNS says that it has no address, and DiscoveryError if that is not known.
@@ -284,7 +284,7 @@ class AddressCache:
         failures: list[DiscoveryError] = []
         for question in asked:
             got = told.get(question) or DiscoveryError(
-                f"asking for {question.kind} of {question.name} takes long"
+                f"asking for {question.kind} of {question.name} is taking a long time"
             )
             if isinstance(got, Exception) and not isinstance(got, DiscoveryError):
                 raise got
@@ -313,13 +313,14 @@ class _Waiting:
     def enough(self) -> bool:
         """Whether the answers so far can be used without the rest.
 
-        What the last lookup found is expected again, and waited for. No call waits for a refresh,
-        and otherwise the old addresses would stay in use until the lookup after this one.
+        Names and families that the last lookup found are waited for: without this, their old
+        addresses would stay in use until the next lookup. The wait is harmless, since no call waits
+        for a refresh.
         """
         return self._found and not self._expected
 
     def take(self, question: Question, *, usable: bool) -> bool:
-        """Record an answer. True if its name now has an address, or will not get one."""
+        """Record an answer. True if its name now has an address, or if none can follow."""
         self._found = self._found or usable
         self._expected.discard(question)
         waited = question in self.questions
@@ -354,11 +355,11 @@ class AddressResolver:
         self._name = validation.host("service (its host)", name)
         if validation.is_address(self._name):
             raise ValueError(
-                f"service must name a host for DNS to look up, not the address {self._name}; "
+                f"service must name a host that DNS can look up, not the address {self._name}; "
                 "pass it as http://address:port, or a list of such"
             )
         self.complete = True
-        """False if addresses that the last answer lacks are expected soon."""
+        """False if the last answer is incomplete and more addresses are expected soon."""
         self._port = port
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter

@@ -1,4 +1,4 @@
-"""Questions to DNS, sent with dnspython. Its errors become ours.
+"""Asks DNS with dnspython, and turns its errors into ours.
 
 dnspython is imported by `load`, not when this module is imported: with its extras it imports HTTP/2
 and trio, which takes longer than everything else that a client needs.
@@ -132,8 +132,9 @@ class Dns:
     def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
         """Make a resolver for one question, so that changes of resolv.conf apply.
 
-        It is not shared between threads. Each nameserver gets a part of the lifetime, first the one
-        that answered last. Otherwise each question would first wait for one that is dead.
+        It is not shared between threads. Each nameserver gets a part of the lifetime, and the one
+        that answered last comes first. Otherwise each question would first wait for a nameserver
+        that is down.
         """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         given = resolver.nameservers if self._nameservers is None else self._nameservers
@@ -143,7 +144,7 @@ class Dns:
 
 
 def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
-    """Make a `Dns` for `nameservers=` (see `nameservers_of`); None is for those of the system."""
+    """Make a `Dns` for `nameservers=` (see `nameservers_of`). None: those of the system."""
     if nameservers is None:
         return Dns(None)
     from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # imports dnspython
@@ -159,9 +160,9 @@ def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
 
 
 def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
-    """What each nameserver did, in a text that is the same for the same failure.
+    """Describe each nameserver's failure, always with the same text for the same failure.
 
-    The texts of dnspython contain the time taken, so every failure would look new in a log.
+    dnspython's texts contain the time taken, so each failure would look like a new one in the log.
     """
     reasons = {
         f"{_server(server, over_tcp=over_tcp)}: {_reason(what)}"

@@ -30,14 +30,14 @@ _LARGEST = 4 * 65_535
 _DNS, _DOT, _DOH = 53, 853, 443
 _WITH_PORT = re.compile(r"(?:\[(?P<bracketed>.+)\]|(?P<plain>[^:]+))(?::(?P<port>[0-9]+))?")
 _NAMESERVERS = (
-    "nameservers must hold addresses such as '127.0.0.1:5353' or '[::1]:53', "
+    "nameservers must contain addresses such as '127.0.0.1:5353' or '[::1]:53', "
     "'tcp://127.0.0.1:5353', 'tls://10.0.0.2#dns.example', "
     "or 'https://dns.example/dns-query#10.0.0.2'"
 )
 
 
 class Tls(dns.nameserver.DoTNameserver):
-    """DNS over TLS. dnspython verifies no name if it gets none, so it always gets one."""
+    """DNS over TLS. dnspython verifies a name only if it is given one, so it always is."""
 
     def __init__(self, address: str, port: int, name: str | None) -> None:
         super().__init__(address, port, name or address.partition("%")[0])
@@ -47,7 +47,7 @@ class Tls(dns.nameserver.DoTNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """A text that tells it from others on the same address."""
+        """A text that distinguishes it from other nameservers at the same address."""
         return self._shown
 
 
@@ -69,7 +69,9 @@ class Https(dns.nameserver.DoHNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """A text that tells it from others with the same URL. It is compared and never shown."""
+        """A text that distinguishes it from other nameservers with the same URL. Only compared,
+        never shown.
+        """
         return f"{self.url}#{self.bootstrap_address}"
 
     def query(
@@ -106,7 +108,7 @@ class Https(dns.nameserver.DoHNameserver):
         return lambda: until - clock()
 
     def _failure(self, root: BaseException, text: str, left: float) -> Exception:
-        """What went wrong, without frames and without secrets."""
+        """Make an error that says what went wrong, without frames and secrets."""
         if told := re.match(r" responded with status code (\d+)", text.removeprefix(self.url)):
             return OSError(f"HTTP status {told[1]}")
         if left <= 0 or isinstance(root, TimeoutError | dns.exception.Timeout):
@@ -121,7 +123,7 @@ class Https(dns.nameserver.DoHNameserver):
 
 
 def _root(error: BaseException, outer: BaseException | None) -> BaseException:
-    """The first error in the chain that is later than `outer`, which our caller may be handling."""
+    """The first error in the chain raised after `outer`, which our caller may be handling."""
     while (before := error.__cause__ or error.__context__) not in (None, outer):
         error = before
     return error
@@ -148,7 +150,7 @@ def _context_type() -> type[Any]:
             data = super().recv(buflen, flags)
             self._room -= len(data)
             if self._room < 0:
-                raise OSError("more than a DNS message")
+                raise OSError("the answer is longer than a DNS message can be")
             return data
 
     class Context(ssl.SSLContext):
@@ -165,15 +167,16 @@ def nameservers_of(
 ) -> list[dns.nameserver.Nameserver]:
     """Parse what `nameservers=` names.
 
-    - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, and TCP for what does not fit.
+    - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, or TCP for answers that do not
+      fit.
     - `"tcp://127.0.0.1:5353"`: only TCP.
     - `"tls://10.0.0.2:853#dns.example"`: DNS over TLS (RFC 7858). The certificate must be valid for
       the name after `#`, or without one for the address.
     - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). After `#` comes the
       server's address; without it, the system's nameservers are asked for it.
 
-    `clock` returns monotonic seconds. Without it an answer over HTTPS that comes byte by byte may
-    take longer than its question should, since only the time between two bytes is limited.
+    `clock` returns monotonic seconds. Without it, an answer over HTTPS that comes byte by byte may
+    take longer than `timeout`, since only the time between two bytes is limited.
 
     Raises ValueError or TypeError, naming `nameservers`; ImportError if the extra for HTTPS is
     missing.
@@ -182,7 +185,7 @@ def nameservers_of(
         raise TypeError(f"{_NAMESERVERS}, not {given!r}")
     texts = [given] if isinstance(given, str) else list(given)
     if not texts:
-        raise ValueError("nameservers must not be empty; leave it out for the system's own")
+        raise ValueError("nameservers must not be empty; leave it out to use the system's")
     return [_nameserver(text, clock) for text in texts]
 
 
@@ -228,7 +231,7 @@ def _https(text: str, clock: Callable[[], float] | None) -> Https:
     address = str(ipaddress.ip_address(parts.fragment)) if "#" in text else None
     if not dns.query.have_doh:
         raise ImportError(
-            "nameservers with https:// need what dnspython wants for it: "
+            "nameservers with https:// need the packages that dnspython uses for HTTPS: "
             "pip install 'lbclient[doh]'"
         )
     authority = bracketed(host) + ("" if port == _DOH else f":{port}")
@@ -264,5 +267,5 @@ class _Tcp(dns.nameserver.Do53Nameserver):
         return True
 
     def answer_nameserver(self) -> str:
-        """A text that tells it from the same server over UDP."""
+        """A text that distinguishes it from the same server over UDP."""
         return str(self)

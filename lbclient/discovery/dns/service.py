@@ -1,5 +1,5 @@
-"""A service in DNS: what DNS returns now, what it returned recently (`sticky`), and of that, what
-this host has a route to.
+"""A service in DNS: the instances that DNS returns now or returned recently (`sticky`), as far as
+this host has a route to them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lbclient.errors import ServiceAbsent
 __all__ = ["DnsOptions", "DnsService", "Family", "addresses_from_url", "srv_from_url"]
 
 Family: TypeAlias = Literal["any", "ipv4", "ipv6"]
-"""The address families that a client uses of a service in DNS."""
+"""The choices for the address families of a service in DNS."""
 
 _KINDS: dict[str, Sequence[str]] = {"any": KINDS, "ipv4": KINDS[:1], "ipv6": KINDS[1:]}
 _SHOWN = {"ipv4": "IPv4", "ipv6": "IPv6"}
@@ -64,13 +64,13 @@ class DnsOptions:
         name = "family" if self.family != "any" else "sticky" if self.sticky else None
         if name is not None:
             raise ValueError(
-                f"{name} is for services in DNS, such as 'http+dns://name:port' or "
+                f"{name} applies to services in DNS only, such as 'http+dns://name:port' or "
                 f"'http+srv://name'; {shown} is not in DNS"
             )
 
 
 class DnsService:
-    """The instances that `source` finds in DNS, and recent ones, without unreachable addresses.
+    """Adds recent instances to those of `source`, and removes unreachable addresses.
 
     An address stays known for `sticky` seconds from the first answer without it. So does an
     instance, with its last weight and priority (as in Envoy's LOGICAL_DNS, for a DNS that returns a
@@ -102,7 +102,7 @@ class DnsService:
         return _with_route(self._with_missing(answer) if self._sticky else answer)
 
     def _with_missing(self, answer: Answer) -> Answer:
-        """Add what DNS returned recently. The answer is valid until the first of that expires."""
+        """Add what DNS returned recently. The answer is valid until the first of those expires."""
         now, sticky = self._clock(), self._sticky or 0.0
         for one in answer.instances:
             self._known.setdefault(one, _Known(one)).record = one
@@ -154,7 +154,7 @@ class _Known:
 def _with_route(answer: Answer) -> Answer:
     addresses = {address for one in answer.instances for address in one.addresses}
     if len({":" in address for address in addresses}) < len(KINDS):
-        return answer  # one family only: there is no choice
+        return answer  # only one family, so nothing to choose from
     usable = set(filter(has_route, addresses))
     if not usable or len(usable) == len(addresses):
         return answer
@@ -171,7 +171,7 @@ def _no_route(family: str) -> RejectedRecord:
     """One record for all addresses of a family. Its text never changes, so it is logged once."""
     return RejectedRecord(
         f"{_SHOWN[family]} addresses",
-        f"this host has no route to them; family={_OTHER[family]!r} does not ask for any",
+        f"this host has no route to them; with family={_OTHER[family]!r} they are not asked for",
     )
 
 

@@ -48,7 +48,7 @@ class SrvResolver:
     ) -> None:
         self.name = validation.host("service", name) + "."
         self.complete = True
-        """False if addresses that the last answer lacks are expected soon."""
+        """False if the last answer is incomplete and more addresses are expected soon."""
         self._dns = dns
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
@@ -105,7 +105,7 @@ class SrvResolver:
         return host
 
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
-        """If there is not enough time for all targets, each gets its turn in one of the rounds."""
+        """Sort the names so that each is asked in some round, even if no round has time for all."""
         return sorted(records, key=lambda one: self._book.asked(_target(one)))
 
 
@@ -116,7 +116,7 @@ def _target(record: _Srv) -> str:
 def _host(record: _Srv) -> str:
     text = record.target.to_text(omit_final_dot=True)
     if text == ".":
-        raise ValueError("its target is '.', beside others that are not")
+        raise ValueError("its target is '.', which is only allowed alone")
     if record.port == 0:
         raise ValueError("its port is 0")
     try:
@@ -124,11 +124,11 @@ def _host(record: _Srv) -> str:
     except ValueError:
         pass
     else:
-        raise ValueError("its target is an IP address, where RFC 2782 wants a name")
+        raise ValueError("its target is an IP address, but RFC 2782 requires a name")
     try:
         return validation.host("target", text)
     except ValueError:
-        raise ValueError("its target is no legal host name") from None
+        raise ValueError("its target is not a valid host name") from None
 
 
 def _reason(error: DiscoveryError) -> str:

@@ -1,8 +1,8 @@
 """Changes to a DNS zone: dynamic updates (RFC 2136), signed with TSIG (RFC 8945), with dnspython.
 
-Everything goes over TCP. An update that depends on what was there must not be sent twice, as UDP
-must after a loss. The records of a service with many instances do not fit a datagram. And a server
-that accepts updates speaks TCP in any case (RFC 7766).
+Everything goes over TCP. Over UDP a lost message is sent again, but an update that depends on the
+records before it must not be sent twice. The records of a service with many instances do not fit a
+datagram. And a server that accepts updates speaks TCP in any case (RFC 7766).
 
 A TSIG key is given in the form of `nsupdate -y`, or as a file that `tsig-keygen` wrote.
 """
@@ -55,11 +55,11 @@ _PREREQUISITES = (
 )
 _RCODES = {
     dns.rcode.FORMERR: "it could not read the message",
-    dns.rcode.SERVFAIL: "it failed; its log may tell why",
-    dns.rcode.NOTIMP: "it takes no updates",
+    dns.rcode.SERVFAIL: "it failed; its log may say why",
+    dns.rcode.NOTIMP: "it accepts no updates",
     dns.rcode.REFUSED: "it does not allow this, or does not serve this domain",
     dns.rcode.NOTAUTH: "it is not authoritative for the zone",
-    dns.rcode.NOTZONE: "a name is outside of the zone",
+    dns.rcode.NOTZONE: "a name is outside the zone",
 }
 _ERRORS: dict[type[BaseException], str] = {
     dns.tsig.PeerBadKey: "NOTAUTH (BADKEY): it does not know this key with this algorithm",
@@ -91,7 +91,7 @@ class Tsig(dns.tsig.Key):
         except (binascii.Error, ValueError):
             shared = b""
         if not shared:
-            raise ValueError("key must have a legal name and a secret in base64")
+            raise ValueError("key must have a valid name and a secret in base64")
 
     def __repr__(self) -> str:
         return "<Tsig>"
@@ -122,7 +122,7 @@ def _from_file(path: Path) -> Tsig:
     try:
         text = path.read_text()
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"key must be a file that can be read, not {path}: {reason}") from None
     match [word for token in _TOKENS.findall(text) if (word := "".join(token))]:
         case ["key", name, "{", *statements, "}", ";"]:
@@ -136,9 +136,9 @@ def _from_file(path: Path) -> Tsig:
 
 
 class UpdateError(LoadBalancingError):
-    """The server did not do what it was asked to do, and why.
+    """The server did not do what it was asked to do; the text says why.
 
-    `undecided` is True if it may have done it anyway: the answer was lost.
+    `undecided` is True if the update may have been made anyway, because the answer was lost.
     """
 
     def __init__(self, message: str, *, undecided: bool = False) -> None:
@@ -164,10 +164,10 @@ class Rrset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordChange:
-    """What one update does: all of it, in this order, or nothing (RFC 2136, 3.7).
+    """The changes of one update: all are made, in this order, or none (RFC 2136, 3.7).
 
-    It is made only while the sets `provided` are unchanged (2.4.2). `clear` names sets to delete as
-    a whole, by name and kind; `delete` and `add` are single records.
+    They are made only if the sets `provided` are still unchanged (2.4.2). `clear` names sets to
+    delete as a whole, by name and kind; `delete` and `add` are single records.
     """
 
     provided: Sequence[Rrset] = ()
@@ -202,7 +202,7 @@ class Primary:
             within = dns.name.from_text(name).is_subdomain(rrset.name)
             if rrset.rdtype == dns.rdatatype.SOA and within:
                 return rrset.name.to_text()
-        raise UpdateError(f"{about}: its answer does not tell")
+        raise UpdateError(f"{about}: its answer does not name the zone")
 
     def records(self, name: str, kind: str, seconds: float) -> Rrset:
         """Return the server's records of one kind at `name`, as texts in lower case."""
@@ -219,7 +219,7 @@ class Primary:
     def change(self, zone: str, ttl: int, change: RecordChange, seconds: float) -> bool:
         """Make the change. New records get this TTL in seconds.
 
-        False if nothing was done because a set is not what was `provided` any more.
+        False if nothing was done because one of the sets `provided` has changed.
         """
         about = f"server {self._server}, zone {zone}"
         rcode = self._exchange(_message(zone, ttl, change), seconds, about, update=True).rcode()
@@ -272,7 +272,7 @@ def _message(zone: str, ttl: int, change: RecordChange) -> dns.update.UpdateMess
 def _expect(rcode: dns.rcode.Rcode, about: str, *wanted: dns.rcode.Rcode) -> None:
     if rcode not in wanted:
         text = dns.rcode.to_text(rcode)
-        raise UpdateError(f"{about}: {text}: {_RCODES.get(rcode, 'it did not do it')}")
+        raise UpdateError(f"{about}: {text}: {_RCODES.get(rcode, 'it refused')}")
 
 
 def _reason(error: Exception) -> str:
@@ -282,4 +282,4 @@ def _reason(error: Exception) -> str:
     words = next((text for kind, text in _ERRORS.items() if isinstance(error, kind)), None)
     if isinstance(error, OSError) and words is None:
         words = error.strerror
-    return words or f"its answer makes no sense: {error or type(error).__name__}"
+    return words or f"its answer is invalid: {error or type(error).__name__}"

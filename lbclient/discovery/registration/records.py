@@ -45,7 +45,8 @@ Left = Callable[[], float]
 class Entry:
     """The SRV record of one instance, and the addresses of its target.
 
-    `sole` is True if the target is a name only for this instance, which outlives its address.
+    `sole` is True if the target is a name for this instance alone, which stays when its address
+    changes.
     """
 
     owner: str
@@ -62,7 +63,7 @@ class Entry:
         return Record(self.owner, "SRV", f"{self.priority} {self.weight} {self.port} {self.target}")
 
     def replaces(self, text: str) -> bool:
-        """True for an SRV record that is left from an earlier run of this instance."""
+        """True for an SRV record that an earlier run of this instance has left."""
         _, _, port, target = text.split()
         same = target == self.target and (self.sole or port == str(self.port))
         return same and text != self.record.text
@@ -79,7 +80,7 @@ class Entry:
 
 
 def entry_of(service: object, instance: object, identity: object) -> Entry:
-    """Check what the user passed and make an entry.
+    """Check the user's arguments and make an entry from them.
 
     Raises ValueError or TypeError, naming the argument, for a value that no SRV record can have.
     """
@@ -174,7 +175,7 @@ def _reachable(text: str) -> _Address:
     if address.is_unspecified or getattr(address, "scope_id", None):
         raise ValueError(
             f"instance must have addresses that clients can reach, not {text}, "
-            "which is to listen on, or known to this machine alone"
+            "which is for listening, or known to this machine alone"
         )
     return address
 
@@ -234,7 +235,7 @@ class Registrar:
             return RecordChange(delete=[self.entry.record])
         held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
         if self.entry.is_taken(*held):
-            return None  # a later run has it: the record is that one's
+            return None  # a later run has added it, so the record is not ours
         return RecordChange(provided=held, delete=[self.entry.record])
 
     def _without_addresses(self, left: Left) -> RecordChange | None:
@@ -248,14 +249,14 @@ class Registrar:
             change = plan(left)
             if change is None or self._primary.change(self._zone or "", self._ttl, change, left()):
                 return
-        raise UpdateError(f"others changed {self.entry.owner} {_TRIES} times meanwhile")
+        raise UpdateError(f"others changed {self.entry.owner} {_TRIES} times in the meantime")
 
     def _left(self, seconds: float) -> Left:
         until = self._clock() + seconds
 
         def left() -> float:
             if (rest := until - self._clock()) <= 0:
-                raise UpdateError("there was no time left")
+                raise UpdateError("no time was left")
             return rest
 
         return left

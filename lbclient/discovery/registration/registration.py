@@ -38,7 +38,7 @@ _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 class Renewal(PeriodicJob):
     """Calls `renew` about every `interval` seconds, and sooner after a failure.
 
-    It logs what is new: the first of equal failures, and the first success after a failure.
+    It logs the first of several equal failures, and the first success after a failure.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Renewal(PeriodicJob):
         self.next_at = clock() + jittered(interval, rng)
 
     def work(self) -> None:
-        """Renew, and log what is new."""
+        """Renew, and log a change of the outcome."""
         before, self._failure = self._failure, self._try()
         if self._failure and self._failure != before:
             logger.warning("%s could not be registered again: %s", self._shown, self._failure)
@@ -66,14 +66,14 @@ class Renewal(PeriodicJob):
             logger.info("%s is registered again", self._shown)
 
     def _try(self) -> str:
-        """Return why it failed; empty if it did not."""
+        """Renew. Returns why it failed; empty if it did not."""
         try:
             self._renew()
         except Exception as error:  # noqa: BLE001  # the next round is due in any case
             return text_of(error)
         return ""
 
-    def _next(self, began: float) -> float:  # noqa: ARG002  # counted from its end
+    def _next(self, began: float) -> float:  # noqa: ARG002  # counted from the end of the round
         now = self.clock()
         if self._failure:
             return now + self._backoff.failed()
@@ -118,7 +118,7 @@ class RegisteredRecord:
         """Remove the entry. May be called more than once. A failure is logged."""
         self._wanted = False
         if not self._lock.acquire(timeout=self._timeout + GRACE):
-            logger.warning("%s may stay registered: a change before is stuck", self._shown)
+            logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
             return
         failure: UpdateError | None = None
         try:
@@ -151,7 +151,7 @@ class Registration:
     It adds an SRV record (RFC 2782), and address records if needed, with a dynamic update (RFC
     2136) that is signed with TSIG (RFC 8945). It adds them again about every `ttl` seconds in the
     background. At the end of the block, and on SIGTERM, it removes what it has added and nothing
-    else. What a killed process has left is replaced when the process starts again. `async with`
+    else. Records that a killed process has left are replaced when it starts again. `async with`
     does the same without blocking the event loop, on asyncio and trio. A registration may be
     entered again after it was left.
 
@@ -166,18 +166,18 @@ class Registration:
     - `zone`: the zone to update; None asks the server.
     - `ttl`: the TTL of the records, in whole seconds.
     - `identity`: a word that belongs to this instance alone and stays the same over restarts, even
-      if address and port change, such as the name of a StatefulSet's pod. It makes the name of the
-      target; everything that was registered under that name for this service is replaced. Without
-      it, records with the same target and port are replaced.
+      if address and port change, such as the name of a StatefulSet's pod. The name of the target is
+      made from it; everything that was registered under that name for this service is replaced.
+      Without it, records with the same target and port are replaced.
     - `timeout`: seconds for one change in DNS with all its questions.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
     Entering raises RegistrationError if DNS did not accept the record, and RuntimeError if it is
     entered already. If leaving fails in DNS, a warning is logged and nothing is raised. SIGTERM is
-    handled if the block is entered on the main thread: the record is removed, and then happens what
-    would have happened without it. If SIGTERM is ignored, it stays ignored. A forked child does not
-    inherit the registration. Raises ValueError or TypeError, naming the argument, for a value that
-    cannot be used.
+    handled if the block is entered on the main thread: the record is removed, and then the previous
+    handler runs. If SIGTERM is ignored, it stays ignored. A forked child does not inherit the
+    registration. Raises ValueError or TypeError, naming the argument, for a value that cannot be
+    used.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class Registration:
         await self.aclose()
 
     def close(self) -> None:
-        """Remove the record before the block ends: to finish running work without new calls."""
+        """Remove the record before the block ends, to finish running work without new calls."""
         if (stay := self._end()) is None:
             return
         try:
@@ -270,14 +270,14 @@ class Registration:
             stay.sigterm_hook.remove()
 
     def after_fork(self) -> None:
-        """In a forked child: what the parent has registered belongs to the parent."""
+        """Forget the registration in a forked child: it belongs to the parent."""
         self._rng.seed()
         if (stay := self._end()) is not None:
             stay.sigterm_hook.remove()
 
     def _begin(self) -> _Stay:
         if self._stay is not None:
-            raise RuntimeError(f"{self!r} is entered already; it can be again once it was left")
+            raise RuntimeError(f"{self!r} is already entered; leave it before you enter it again")
         record = RegisteredRecord(self._registrar, self._shown, self._timeout)
         renewal = Renewal(
             record.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
@@ -301,5 +301,5 @@ async def _in_thread(change: Callable[[], None]) -> None:
 def _around(owner: str, zone: str) -> str:
     found = validation.host("zone", zone) + "."
     if not f".{owner}".endswith(f".{found}"):
-        raise ValueError(f"zone must be a domain around {owner}, not {zone!r}")
+        raise ValueError(f"zone must be a domain that contains {owner}, not {zone!r}")
     return found

@@ -1,9 +1,9 @@
-"""SIGTERM: removes the record from DNS, then does what would have been done without it.
+"""Handles SIGTERM: removes the record from DNS, then lets the previous handler run.
 
 Python runs a signal handler on the main thread, between any two steps of what that thread does. So
-this handler holds no lock and logs nothing: it lets another thread remove the record, and waits for
-it. If the main thread is itself in the middle of a change, that other thread would wait for the
-main thread. Then the signal is noted, and handled at the end of the change.
+this handler takes no lock and logs nothing: another thread removes the record, and the handler
+waits for it. If the main thread is itself in the middle of a change, the other thread would wait
+for the main thread. In this case the signal is noted, and handled at the end of the change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SigtermHook:
         self._noted = False
 
     def install(self) -> None:
-        """Install in front of the present handler of SIGTERM."""
+        """Install in front of the current handler of SIGTERM."""
         previous = _living(signal.getsignal(signal.SIGTERM))
         if previous is None or previous == signal.SIG_IGN:
             return
@@ -50,7 +50,7 @@ class SigtermHook:
         """Restore the previous handler. If another was installed since, only pass signals on."""
         self._removed = True
         handler = signal.getsignal(signal.SIGTERM)
-        after = _living(handler)  # in any case, since it removes this one from the chain
+        after = _living(handler)  # always called, since it removes this one from the chain
         if handler is self:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGTERM, after)
@@ -102,7 +102,7 @@ class SigtermHook:
             signal.raise_signal(signum)
 
     def living(self) -> _Handler:
-        """This one, or the next in the chain that does more than pass on. Others are dropped."""
+        """Return this handler, or the next one that still does something. Drops the others."""
         self._previous = _living(self._previous)
         alive = not self._removed and self._leave() is not None
         return self if alive else self._previous
