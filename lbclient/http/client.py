@@ -70,7 +70,51 @@ class RequestOptions(TypedDict, total=False):
     extensions: RequestExtensions | None
 
 
-class Client(DirectClient):
+class _BalancedClient:
+    """What `Client` and `AsyncClient` share. httpx's client is the next of their base classes."""
+
+    def __init__(
+        self,
+        kind: type[Transport | AsyncTransport],
+        service: Service,
+        transport: Any,
+        options: Mapping[str, object],
+    ) -> None:
+        given = _checked(options)
+        balancing = kind(service, transport=transport, **part(given, TransportOptions))
+        self._balancer = balancing.balancer
+        self._binding = bind(self._balancer)
+        target = self._balancer.target
+        self._request_cache = RequestCache(Origin(target.origin, self._balancer.instances))
+        with closed_on_error(self._balancer):
+            super().__init__(transport=balancing, **_own(given, target))  # type: ignore[call-arg]
+            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
+        balancing.own(target.origin)
+        self._deadline = policy_of(given).deadline
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancer of this client."""
+        return self._balancer
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """The cookies that are sent, including those that responses have set."""
+        return self._lazy_cookies
+
+    @cookies.setter
+    def cookies(self, cookies: CookieTypes) -> None:
+        self._lazy_cookies = LazyCookies(cookies)
+
+    def build_request(
+        self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
+    ) -> httpx.Request:
+        """Build a request, as httpx's client does."""
+        build = super().build_request  # type: ignore[misc]
+        return self._request_cache.request(self, method, url, options, build)  # type: ignore[arg-type]
+
+
+class Client(_BalancedClient, DirectClient):
     """An `httpx.Client` that spreads its requests over the instances of one service.
 
     It takes the arguments of `Transport` and those of `httpx.Client`, except `proxy` and `mounts`,
@@ -91,38 +135,7 @@ class Client(DirectClient):
         transport: TransportFactory | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
-        given = _checked(options)
-        balancing = Transport(service, transport=transport, **part(given, TransportOptions))
-        self._balancer = balancing.balancer
-        self._binding = bind(self._balancer)
-        self._request_cache = RequestCache(
-            Origin(self._balancer.target.origin, self._balancer.instances)
-        )
-        with closed_on_error(self._balancer):
-            super().__init__(transport=balancing, **_own(given, self._balancer.target))
-            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        balancing.own(self._balancer.target.origin)
-        self._deadline = policy_of(given).deadline
-
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this client."""
-        return self._balancer
-
-    @property
-    def cookies(self) -> httpx.Cookies:
-        """The cookies that are sent, including those that responses have set."""
-        return self._lazy_cookies
-
-    @cookies.setter
-    def cookies(self, cookies: CookieTypes) -> None:
-        self._lazy_cookies = LazyCookies(cookies)
-
-    def build_request(
-        self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
-    ) -> httpx.Request:
-        """Build a request, as `httpx.Client.build_request` does."""
-        return self._request_cache.request(self, method, url, options, super().build_request)
+        super().__init__(Transport, service, transport, options)
 
     def send(
         self,
@@ -152,7 +165,7 @@ class Client(DirectClient):
             SHARED_DEADLINE.set(shared.outer)
 
 
-class AsyncClient(DirectAsyncClient):
+class AsyncClient(_BalancedClient, DirectAsyncClient):
     """An `httpx.AsyncClient` that spreads its requests over the instances of one service.
 
     It works on asyncio (also with uvloop) and on trio. Everything else is as in `Client`.
@@ -165,38 +178,7 @@ class AsyncClient(DirectAsyncClient):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[ClientOptions],
     ) -> None:
-        given = _checked(options)
-        balancing = AsyncTransport(service, transport=transport, **part(given, TransportOptions))
-        self._balancer = balancing.balancer
-        self._binding = bind(self._balancer)
-        self._request_cache = RequestCache(
-            Origin(self._balancer.target.origin, self._balancer.instances)
-        )
-        with closed_on_error(self._balancer):
-            super().__init__(transport=balancing, **_own(given, self._balancer.target))
-            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
-        balancing.own(self._balancer.target.origin)
-        self._deadline = policy_of(given).deadline
-
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this client."""
-        return self._balancer
-
-    @property
-    def cookies(self) -> httpx.Cookies:
-        """The cookies that are sent, including those that responses have set."""
-        return self._lazy_cookies
-
-    @cookies.setter
-    def cookies(self, cookies: CookieTypes) -> None:
-        self._lazy_cookies = LazyCookies(cookies)
-
-    def build_request(
-        self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
-    ) -> httpx.Request:
-        """Build a request, as `httpx.AsyncClient.build_request` does."""
-        return self._request_cache.request(self, method, url, options, super().build_request)
+        super().__init__(AsyncTransport, service, transport, options)
 
     async def send(
         self,

@@ -195,20 +195,16 @@ Replayable = Callable[[], bool] | None
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
     """Return the request's body wrapped in a `Body`. Plain bytes need none: see `Transport`."""
-    stream = request.stream
-    if not isinstance(stream, httpx.SyncByteStream):
+    if not isinstance(stream := request.stream, httpx.SyncByteStream):
         raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
-    body = Body(stream)
-    return body, body.replayable
+    return (body := Body(stream)), body.replayable
 
 
 def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
     """The same for async bodies."""
-    stream = request.stream
-    if not isinstance(stream, httpx.AsyncByteStream):
+    if not isinstance(stream := request.stream, httpx.AsyncByteStream):
         raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
-    body = AsyncBody(stream)
-    return body, body.replayable
+    return (body := AsyncBody(stream)), body.replayable
 
 
 def _unfit(request: object, wrong_side: str) -> Exception:

@@ -73,9 +73,15 @@ _theirs: Any = getattr(httpx, "_client", None)
 _OPENED = getattr(getattr(_theirs, "ClientState", None), "OPENED", None)
 _SyncStream = getattr(_theirs, "BoundSyncStream", object)
 _AsyncStream = getattr(_theirs, "BoundAsyncStream", object)
-_SYNC = tuple(getattr(httpx.Client, name, None) for name in _LAYERS)
-_ASYNC = tuple(getattr(httpx.AsyncClient, name, None) for name in _LAYERS)
-_SEND, _ASYNC_SEND = httpx.Client.send, httpx.AsyncClient.send
+
+
+def _methods_of(kind: type[httpx.Client | httpx.AsyncClient]) -> tuple[Any, tuple[Any, ...]]:
+    return kind.send, tuple(getattr(kind, name, None) for name in _LAYERS)
+
+
+_SYNC = *_methods_of(httpx.Client), httpx.SyncByteStream
+_ASYNC = *_methods_of(httpx.AsyncClient), httpx.AsyncByteStream
+"""What the shortcuts expect of each client: its methods, and the bodies that it sends."""
 _TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
 """True if the stream sets its response's `elapsed`; in httpx2 the response asks its stream."""
 _LENIENT = True
@@ -241,13 +247,7 @@ class DirectClient(httpx.Client):
         follow_redirects: bool | UseClientDefault = _DEFAULT,
     ) -> httpx.Response:
         """Send a request, as `httpx.Client.send` does."""
-        if (
-            not INTACT
-            or httpx.Client.send is not _SEND
-            or _layers_of(type(self)) != _SYNC
-            or not isinstance(request.stream, httpx.SyncByteStream)
-            or _asks_for_more(self, request, auth)
-        ):
+        if _asks_for_more(self, request, auth, httpx.Client, _SYNC):
             return super().send(
                 request, stream=stream, auth=auth, follow_redirects=follow_redirects
             )
@@ -260,13 +260,11 @@ class DirectClient(httpx.Client):
         try:
             if not response.is_closed:
                 response.stream = _bound(_SyncStream, response, start)
-            if _received(self, request, response):
-                follow = self.follow_redirects if follow_redirects is _DEFAULT else follow_redirects
-                if (following := _redirected(self, request, response, follow)) is not None:
-                    response.read()
-                    response = self._send_handling_redirects(
-                        following, follow_redirects=True, history=[response]
-                    )
+            if (following := _received(self, request, response, follow_redirects)) is not None:
+                response.read()
+                response = self._send_handling_redirects(
+                    following, follow_redirects=True, history=[response]
+                )
             if not (stream or hasattr(response, "_content")):
                 response.read()
         except BaseException:
@@ -287,13 +285,7 @@ class DirectAsyncClient(httpx.AsyncClient):
         follow_redirects: bool | UseClientDefault = _DEFAULT,
     ) -> httpx.Response:
         """Send a request, as `httpx.AsyncClient.send` does."""
-        if (
-            not INTACT
-            or httpx.AsyncClient.send is not _ASYNC_SEND
-            or _layers_of(type(self)) != _ASYNC
-            or not isinstance(request.stream, httpx.AsyncByteStream)
-            or _asks_for_more(self, request, auth)
-        ):
+        if _asks_for_more(self, request, auth, httpx.AsyncClient, _ASYNC):
             return await super().send(
                 request, stream=stream, auth=auth, follow_redirects=follow_redirects
             )
@@ -306,13 +298,11 @@ class DirectAsyncClient(httpx.AsyncClient):
         try:
             if not response.is_closed:
                 response.stream = _bound(_AsyncStream, response, start)
-            if _received(self, request, response):
-                follow = self.follow_redirects if follow_redirects is _DEFAULT else follow_redirects
-                if (following := _redirected(self, request, response, follow)) is not None:
-                    await response.aread()
-                    response = await self._send_handling_redirects(
-                        following, follow_redirects=True, history=[response]
-                    )
+            if (following := _received(self, request, response, follow_redirects)) is not None:
+                await response.aread()
+                response = await self._send_handling_redirects(
+                    following, follow_redirects=True, history=[response]
+                )
             if not (stream or hasattr(response, "_content")):
                 await response.aread()
         except BaseException:
@@ -322,9 +312,21 @@ class DirectAsyncClient(httpx.AsyncClient):
 
 
 def _asks_for_more(
-    client: httpx.Client | httpx.AsyncClient, request: httpx.Request, auth: object
+    client: httpx.Client | httpx.AsyncClient,
+    request: httpx.Request,
+    auth: object,
+    kind: type[httpx.Client | httpx.AsyncClient],
+    expected: tuple[Any, tuple[Any, ...], type],
 ) -> bool:
     """True if a call needs httpx's layers, or if they raise an error for it."""
+    send, layers, body = expected
+    if (
+        not INTACT
+        or kind.send is not send
+        or _layers_of(type(client)) != layers
+        or not isinstance(request.stream, body)
+    ):
+        return True
     hooks = client._event_hooks
     return not (
         client._state is _OPENED
@@ -345,9 +347,13 @@ def _bound(kind: Any, response: httpx.Response, start: float) -> Any:
 
 
 def _received(
-    client: httpx.Client | httpx.AsyncClient, request: httpx.Request, response: httpx.Response
-) -> bool:
-    """Do what httpx does with every response. Returns True for a redirect."""
+    client: httpx.Client | httpx.AsyncClient,
+    request: httpx.Request,
+    response: httpx.Response,
+    follow_redirects: object,
+) -> httpx.Request | None:
+    """Do what httpx does with every response. Returns the request to send next, if it is a
+    redirect that is followed."""
     response._request = request
     response.default_encoding = client._default_encoding
     response.history = []
@@ -364,16 +370,9 @@ def _received(
             response.status_code,
             response.reason_phrase,
         )
-    return 300 <= response.status_code < 400 and response.has_redirect_location
-
-
-def _redirected(
-    client: httpx.Client | httpx.AsyncClient,
-    request: httpx.Request,
-    response: httpx.Response,
-    follow: object,
-) -> httpx.Request | None:
-    """Return the request that follows a redirect; None if `follow` is false."""
+    if not (300 <= response.status_code < 400 and response.has_redirect_location):
+        return None
+    follow = client.follow_redirects if follow_redirects is _DEFAULT else follow_redirects
     try:
         following = client._build_redirect_request(request, response)
     except httpx.RemoteProtocolError:

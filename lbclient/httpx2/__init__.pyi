@@ -3,7 +3,7 @@
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias, TypedDict, Unpack
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import httpx2
 from httpx2._client import EventHook, UseClientDefault
@@ -122,13 +122,13 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
     async def aclose(self) -> None: ...
 
-class Client(httpx2.Client):
+class _BalancedClient:
     def __init__(
         self,
+        kind: type[Transport | AsyncTransport],
         service: Service,
-        *,
-        transport: TransportFactory | None = None,
-        **options: Unpack[ClientOptions],
+        transport: Any,
+        options: Mapping[str, object],
     ) -> None: ...
     @property
     def balancer(self) -> Balancer: ...
@@ -139,6 +139,15 @@ class Client(httpx2.Client):
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx2.Request: ...
+
+class Client(_BalancedClient, httpx2.Client):
+    def __init__(
+        self,
+        service: Service,
+        *,
+        transport: TransportFactory | None = None,
+        **options: Unpack[ClientOptions],
+    ) -> None: ...
     def send(
         self,
         request: httpx2.Request,
@@ -148,7 +157,7 @@ class Client(httpx2.Client):
         follow_redirects: bool | UseClientDefault = ...,
     ) -> httpx2.Response: ...
 
-class AsyncClient(httpx2.AsyncClient):
+class AsyncClient(_BalancedClient, httpx2.AsyncClient):
     def __init__(
         self,
         service: Service,
@@ -156,15 +165,6 @@ class AsyncClient(httpx2.AsyncClient):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[ClientOptions],
     ) -> None: ...
-    @property
-    def balancer(self) -> Balancer: ...
-    @property
-    def cookies(self) -> httpx2.Cookies: ...
-    @cookies.setter
-    def cookies(self, cookies: CookieTypes) -> None: ...
-    def build_request(
-        self, method: str, url: httpx2.URL | str, **options: Unpack[RequestOptions]
-    ) -> httpx2.Request: ...
     async def send(
         self,
         request: httpx2.Request,
