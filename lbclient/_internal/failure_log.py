@@ -52,7 +52,7 @@ class Complaint:
     )
 
     def __init__(self, log: Log, subject: str, failure: str, level: int = ERROR) -> None:
-        self.failing = False
+        self.failing: bool = False
         """True after a failure. Check it first, and call `recovered` only if it is True."""
         self._subject = subject
         self._failure = failure

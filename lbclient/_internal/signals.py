@@ -17,7 +17,7 @@ class Signal:
     __slots__ = ("_wake", "is_set")
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.is_set: bool = False
         self._wake: Callable[[], object] | None = None
 
     def listen(self, wake: Callable[[], object]) -> None:

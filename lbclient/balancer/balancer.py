@@ -30,7 +30,7 @@ from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.composite import Service
 from lbclient.discovery.dns.client import dns_by
 from lbclient.discovery.dns.service import DnsOptions, Family
-from lbclient.discovery.registry import target_of
+from lbclient.discovery.registry import Target, target_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
@@ -147,7 +147,7 @@ class Balancer:
         validation.of("rng", rng, random.Random, "random.Random()")
         self._rng = random.Random() if rng is None else rng  # noqa: S311  # no secrets
         runtime = self._adapted(Runtime(clock, self._rng, tracer_provider, meter_provider))
-        self.target = target_of(
+        self.target: Target = target_of(
             service,
             name=name,
             scheme=scheme,

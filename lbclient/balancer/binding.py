@@ -40,7 +40,7 @@ class Binding:
         """The balancer's random numbers."""
         self.clock: Callable[[], float] = engine.clock
         """The balancer's clock: monotonic seconds."""
-        self.closed = False
+        self.closed: bool = False
         """True once no call may begin."""
         self._engine = engine
         self._classify = classify

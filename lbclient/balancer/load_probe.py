@@ -34,10 +34,10 @@ class Loads:
 
     def __init__(self, strategy: LoadAware, engine: Engine) -> None:
         probe = strategy.probe if isinstance(strategy, Probing) else None
-        self.probe = probe if isinstance(probe, LoadProbe) else None
+        self.probe: LoadProbe | None = probe if isinstance(probe, LoadProbe) else None
         """How the strategy wants instances probed, if it does. A user's strategy may use the name
         for something else."""
-        self.nonsense = 0
+        self.nonsense: int = 0
         """How many reports could not be used."""
         self._strategy = strategy
         self._engine = engine
@@ -87,7 +87,9 @@ class Prober:
     """
 
     ticket = -1
-    busy = quick = stopped = False
+    busy: bool = False
+    quick: bool = False
+    stopped: bool = False
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Prober:
         rng: random.Random,
     ) -> None:
         self.clock = clock
-        self.next_at = math.inf
+        self.next_at: float = math.inf
         self._policy = policy
         self._ask = ask
         self._candidates = candidates

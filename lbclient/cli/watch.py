@@ -46,7 +46,7 @@ class Reporter:
     def __init__(
         self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.subscription = ServiceSubscription(
+        self.subscription: ServiceSubscription = ServiceSubscription(
             name,
             resolver,
             self,

@@ -30,6 +30,7 @@ from lbclient.endpoint.classifier import (
     lacked_port,
 )
 from lbclient.endpoint.endpoint import Endpoint
+from lbclient.endpoint.instance import Instance
 from lbclient.telemetry.semantics import Attributes, Semantics
 from lbclient.telemetry.spans import NOOP_SPAN, CallSpan
 
@@ -113,22 +114,22 @@ class Attempt(Generic[R]):
 
     def __init__(self, call: CallState[R], pick: Pick, replaces: R | None, resend: int) -> None:
         self._call = call
-        self.pick = pick
-        endpoint = self.endpoint = pick.endpoint
-        self.instance = endpoint.instance
+        self.pick: Pick = pick
+        self.endpoint: Endpoint = pick.endpoint
+        self.instance: Instance = pick.endpoint.instance
         self._held, self._recorded = False, False
         self._owner: SlotOwner | None = None
         self._token: Token[Expiry | None] | None = None
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
-        self.expiry = call.expiry(pick.started) if call.timed else None
-        self.replaces = replaces
+        self.expiry: Expiry | None = call.expiry(pick.started) if call.timed else None
+        self.replaces: R | None = replaces
         """The answer that this attempt is to replace: close it before sending."""
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
-        self.losing = False
+        self.losing: bool = False
         """True where another attempt of its call was quicker."""
-        self.deadline_expired = False
+        self.deadline_expired: bool = False
         """True where our own deadline ended it."""
         self.verdict: Verdict | None = None
 

@@ -15,6 +15,7 @@ themselves. A second attempt, a `Hedge`, may run beside the first.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Generic, NamedTuple, TypeVar
@@ -33,6 +34,7 @@ from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import RetryController, RetryState, Stopped
 from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
 from lbclient.telemetry.semantics import Semantics
+from lbclient.telemetry.spans import CallSpan
 
 __all__ = ["NO_OPTIONS", "Call", "CallOptions", "Hedge", "call_options", "caller_of"]
 
@@ -95,6 +97,18 @@ class Call(CallState[R]):
     """One call of one balancer. It is used once."""
 
     __slots__ = ("_last", "_options", "_records", "_retry_controller", "_stopped", "started")
+
+    # As in the base classes: a type checker may infer another type from an assignment below.
+    caller: int | None
+    deadline: float | None
+    idempotent: bool
+    key: object
+    now: float
+    rng: random.Random
+    since: float
+    span: CallSpan
+    started: float
+    timed: bool
 
     def __init__(
         self, engine: Engine, classify: Classifier, options: CallOptions, semantics: Semantics
@@ -355,6 +369,15 @@ class Hedge(PickRequest, Generic[R]):
     """
 
     __slots__ = ("_attempt", "_call")
+
+    # As in the base class: a type checker may infer another type from an assignment below.
+    accepts_tried: bool
+    caller: int | None
+    idempotent: bool
+    key: object
+    now: float
+    rng: random.Random
+    tried: list[Endpoint]
 
     def __init__(self, call: Call[R]) -> None:
         self._call = call

@@ -27,8 +27,11 @@ from lbclient._internal.signals import Signal
 from lbclient.core.membership import Membership
 from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
+from lbclient.core.pool import Pool
 from lbclient.core.reachability import Reachability
 from lbclient.core.rotation import Rotation
+from lbclient.core.wait_queue import WaitQueue
+from lbclient.discovery.subscription import ServiceSubscription
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
 from lbclient.endpoint.endpoint import Endpoint, Share
@@ -81,18 +84,18 @@ class Engine:
         look_again: float,
     ) -> None:
         self.membership = membership
-        self.service = membership.subscription.service
-        self.subscription = membership.subscription
-        self.pool = membership.pool
+        self.service: str = membership.subscription.service
+        self.subscription: ServiceSubscription = membership.subscription
+        self.pool: Pool = membership.pool
         self.retry_rules = retry_rules
         self.opt_in_rules = opt_in_rules
         self.hedging = hedging
         self.telemetry = telemetry
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         self.outbox = outbox
         self.clock = clock
         self.rng = rng
-        self.lock = lock
+        self.lock: AbstractContextManager[object, bool | None] = lock
         self.owners: set[SlotOwner] = set()
         """The owners of slots that objects of the user's hold."""
         self.deferred_releases: deque[SlotOwner] = deque()
@@ -104,20 +107,22 @@ class Engine:
         self._picker = picker
         self._watched = opt_in_rules is not None or picker.learning is not None
         """True if a rule or the strategy needs every outcome."""
-        self.queue = membership.queue
+        self.queue: WaitQueue = membership.queue
         self.look_again = look_again
         """Seconds after which the first call in the queue looks again though nothing has woken it:
         a response that was dropped unclosed gives its slot back silently. `math.inf` in virtual
         time."""
-        self.discarding = Complaint(
+        self.discarding: Complaint = Complaint(
             log_now, f"{self.service}: an answer that came too late", "could not be closed"
         )
         self.calls: dict[object, Signal | None] = {}
         """The calls under way, each with the signal that ends its back-off."""
         self.closing: dict[Signal, None] = {}
         """Signals to set once no call is under way and no attempt is in flight."""
-        self.rotation = Rotation(membership, picker, telemetry.metrics, outbox, clock, rng)
-        self.reachability = Reachability(self.pool, clock)
+        self.rotation: Rotation = Rotation(
+            membership, picker, telemetry.metrics, outbox, clock, rng
+        )
+        self.reachability: Reachability = Reachability(self.pool, clock)
         self._faults = Share()
         self._client_errors = Share()
         budgets = (retry_rules.budget, None if hedging is None else hedging.budget)

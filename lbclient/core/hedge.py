@@ -33,8 +33,8 @@ class HedgeRace(Generic[A]):
         """All of them, in the order in which they began."""
         self.winner: A | None = None
         """The attempt whose answer is the outcome, once there is one."""
-        self.over = False
-        self.ended = Signal()
+        self.over: bool = False
+        self.ended: Signal = Signal()
         """Set when it is over."""
 
     @property

@@ -73,7 +73,7 @@ class Membership:
         discovery_limits: DiscoveryLimits,
     ) -> None:
         self.name = service
-        self.subscription = ServiceSubscription(
+        self.subscription: ServiceSubscription = ServiceSubscription(
             service,
             resolver,
             self,
@@ -84,7 +84,7 @@ class Membership:
             floor=discovery_limits.min_refresh,
         )
         self.pool = pool
-        self.queue = WaitQueue()
+        self.queue: WaitQueue = WaitQueue()
         self._subset = Subset(discovery_limits.max_instances, rng)
         self._metrics = metrics
         self._outbox = outbox
@@ -95,7 +95,7 @@ class Membership:
         """True if connections to instances that have left or moved are to be closed."""
         self.generation: object = None
         """The scheduler's generation when the jobs were scheduled; after a fork it is another."""
-        self.ended = False
+        self.ended: bool = False
         """True once no attempt may begin."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.subscription.claim():

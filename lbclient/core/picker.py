@@ -117,7 +117,7 @@ class Picker:
     ) -> None:
         self._pool = pool
         self._strategy = strategy
-        self.learning = strategy if isinstance(strategy, Learning) else None
+        self.learning: Learning | None = strategy if isinstance(strategy, Learning) else None
         self._name = type(strategy).__name__
         told = partial(Complaint, outbox.add, f"{service}: strategy {self._name}")
         self._picking = told("failed to pick, so an instance was drawn")
@@ -138,7 +138,7 @@ class Picker:
         self._last_probe = 0.0
         self._left: Collection[object] | None = None
         self._now = 0.0
-        self.in_flight = 0
+        self.in_flight: int = 0
 
     def after_fork(self, now: float) -> None:
         """In a forked child: nothing is in flight, and the strategy starts again."""

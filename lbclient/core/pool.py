@@ -129,7 +129,7 @@ class EndpointSetUpdate:
             by_priority.setdefault(instance.priority, []).append(instance)
         self.left: list[Endpoint] = list(old.values())
         tiers = [self._tier(by_priority[priority]) for priority in sorted(by_priority)]
-        self.endpoint_set = EndpointSet(self._endpoints, tiers)
+        self.endpoint_set: EndpointSet = EndpointSet(self._endpoints, tiers)
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self._revisions)
@@ -191,7 +191,7 @@ class Pool:
         """Endpoints that only their breaker keeps out of rotation, as last computed."""
         self._health_ignored = False
         self._updating = False
-        self.membership = 0
+        self.membership: int = 0
         """A number that changes when an instance joins, leaves or gets new addresses."""
         self._listeners: list[WeakMethod[Callable[[], object]]] = []
 

@@ -25,8 +25,8 @@ class Reachability:
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
         self._pool = pool
         self._clock = clock
-        self.epoch = 0
-        self.proved = 0
+        self.epoch: int = 0
+        self.proved: int = 0
         """The last epoch in which an attempt was sent that reached its instance."""
 
     def record_failure(self, pick: Pick) -> bool:

@@ -47,7 +47,8 @@ class Composite(ABC):
     def __init__(self, *services: Service) -> None:
         if not services:
             raise TypeError(f"{type(self).__name__} must be given at least one service")
-        self.services = tuple(  # a tuple: an iterator could be used by one balancer only
+        # A tuple: an iterator could be used by one balancer only
+        self.services: tuple[Service, ...] = tuple(
             list(one) if isinstance(one, Iterator) else one for one in services
         )
 
@@ -73,7 +74,7 @@ class FirstOf(Composite):
 
     def __init__(self, *services: Service, patience: float = 60.0) -> None:
         super().__init__(*services)
-        self.patience = validation.number("patience (seconds)", patience)
+        self.patience: float = validation.number("patience (seconds)", patience)
 
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
         """Make a resolver that asks the parts in order."""

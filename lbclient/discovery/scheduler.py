@@ -47,7 +47,7 @@ _FIRST, _MOST = 1.0, 30.0
 _DEMANDED = 5.0
 _JITTER = 0.1
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 def jittered(seconds: float, rng: random.Random) -> float:
@@ -65,7 +65,7 @@ class Backoff:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._next = _FIRST
-        self.demanded = 0.0
+        self.demanded: float = 0.0
 
     def failed(self) -> float:
         """Return the wait after one more failure."""
@@ -131,8 +131,8 @@ class PeriodicJob(ABC):
     def __init__(self, interval: float, *, clock: Callable[[], float], rng: random.Random) -> None:
         self.clock = clock
         self.ticket = -1
-        self.next_at = math.inf
-        self.stopped = False
+        self.next_at: float = math.inf
+        self.stopped: bool = False
         self._interval = interval
         self._rng = rng
         self._round = threading.Lock()
@@ -192,11 +192,11 @@ class ThreadScheduler:
     """Runs the rounds of many jobs on daemon threads, each when it is due."""
 
     def __init__(self) -> None:
-        self.generation = object()
+        self.generation: object = object()
         """A different object in a forked child: jobs that were registered with the old one register
         again.
         """
-        self.started = False
+        self.started: bool = False
         """True once the scheduler's thread runs. From then on a finalizer may call `schedule`."""
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread started."""
@@ -232,7 +232,7 @@ class ThreadScheduler:
             try:
                 self._step()
             except Exception:  # for example from a user's clock; other services need this thread
-                logger.exception("a service could not be scheduled")
+                _logger.exception("a service could not be scheduled")
 
     def _step(self) -> None:
         try:
@@ -293,7 +293,7 @@ class ThreadScheduler:
     def _warn_of_late_patch(self) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning(
+            _logger.warning(
                 "threading was patched (by gevent or eventlet) after lbclient had started its "
                 "background thread; lookups and health checks now run one after another. "
                 "Call monkey.patch_all() before the first call of a client"

@@ -28,7 +28,7 @@ change the lower bound.
 EARLY = 5.0
 """At most one early refresh in this many seconds."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class SubscriptionListener(Protocol):
@@ -65,7 +65,8 @@ class ServiceSubscription:
     """
 
     ticket = -1
-    busy = quick = False
+    busy: bool = False
+    quick: bool = False
 
     def __init__(
         self,
@@ -82,8 +83,8 @@ class ServiceSubscription:
         self.service = service
         self.clock = clock
         self.error: Exception | None = None
-        self.next_at = -math.inf
-        self.fresh = False
+        self.next_at: float = -math.inf
+        self.fresh: bool = False
         """True while the last answer was good. Then nothing else must be checked before a pick."""
         self._resolver = resolver
         self._listener = listener
@@ -268,13 +269,13 @@ class ServiceSubscription:
         self._listener.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
-                logger.warning("discovery of %s failed: %s", self.service, text_of(got))
+                _logger.warning("discovery of %s failed: %s", self.service, text_of(got))
             return
         if error is not None:
-            logger.info("discovery of %s works again", self.service)
+            _logger.info("discovery of %s works again", self.service)
         told = set() if known is None else set(known.refused)
         if new := [one for one in got.answer.refused if one not in told]:
-            logger.warning("%s: refused %s", self.service, listed(new))
+            _logger.warning("%s: refused %s", self.service, listed(new))
 
     def _interval(self, ttl: float) -> float:
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)

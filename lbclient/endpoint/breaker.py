@@ -205,7 +205,9 @@ class Window:
         self._start = now
         self._place = 0
         self._ring = [*_EMPTY] * _SLICES
-        self.calls = self.faults = self.slow = 0
+        self.calls: int = 0
+        self.faults: int = 0
+        self.slow: int = 0
 
     def _next(self) -> None:
         """Drop the oldest slice and reuse it as the newest."""
@@ -321,7 +323,7 @@ class Breaker:
 
     def __init__(self, policy: BreakerPolicy, name: str) -> None:
         self._policy = policy
-        self.name = name
+        self.name: str = name
         self._circuit: Circuit | None = None
         self._window: Window | None = None
         self._rated = policy.failure_rate is not None or policy.slow_rate is not None
@@ -331,19 +333,19 @@ class Breaker:
         For each: when the attempt was sent, and how many attempts had been sent to the instance by
         the time it failed.
         """
-        self.untouched = not self._rated
+        self.untouched: bool = not self._rated
         """True if there has been no fault so far, and successes are not counted."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
         """The permit of the probe under way. The call that sends the probe sets it and owns it."""
-        self.due = 0.0
+        self.due: float = 0.0
         """Clock time from which an open breaker may be probed."""
-        self.opened_at = 0.0
+        self.opened_at: float = 0.0
         """When it last left the closed state."""
-        self.why = ""
+        self.why: str = ""
         """What opened it, in words."""
-        self.permit = _FIRST
+        self.permit: Permit = _FIRST
         """The permit that a closed breaker gives to every attempt. Each change of state makes a new
         one.
         """

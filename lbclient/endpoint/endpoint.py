@@ -61,12 +61,12 @@ class Endpoint:
     )
 
     def __init__(self, instance: Instance, policy: BreakerPolicy) -> None:
-        self.instance = instance
-        self.weight = float(instance.weight)
-        self.breaker = Breaker(policy, str(instance))
-        self.in_flight = 0
-        self.attempts = 0
-        self.failures = 0
+        self.instance: Instance = instance
+        self.weight: float = float(instance.weight)
+        self.breaker: Breaker = Breaker(policy, str(instance))
+        self.in_flight: int = 0
+        self.attempts: int = 0
+        self.failures: int = 0
         self.latency: float | None = None
         self.limit: float | None = None
         """The limit of its attempts in flight, if one is learned."""
@@ -74,32 +74,32 @@ class Endpoint:
         """Mean seconds of attempts sent while it was far from its limit, if one is learned."""
         self.learned: object = None
         """Further state of the rule that learns the limit. Only that rule reads it."""
-        self.paused_until = 0.0
+        self.paused_until: float = 0.0
         """Clock time until which it is sent nothing, since it rejected the only attempt in flight.
         """
-        self.backing_off_until = 0.0
+        self.backing_off_until: float = 0.0
         """Clock time until which it asked for a back-off."""
-        self.ejected_until = 0.0
+        self.ejected_until: float = 0.0
         """Clock time until which it is ejected: by hand, or for a success rate far below its
         peers'.
         """
-        self.warm_since = -math.inf
+        self.warm_since: float = -math.inf
         """When it last entered the rotation: again, or for the first time while there were others.
         """
-        self.healthy = True
+        self.healthy: bool = True
         """The result of the active checks."""
-        self.unhealthy_since = 0.0
+        self.unhealthy_since: float = 0.0
         """When the active checks last found it unhealthy."""
         self.last_fault: str | None = None
         """What failed last: a status, or the name of an error."""
-        self.gone = False
-        self.unreached = 0
+        self.gone: bool = False
+        self.unreached: int = 0
         """The epoch (see `Reachability`) of the last counted failure to reach it; 0 while it can
         be reached.
         """
-        self.client_errors = Share()
+        self.client_errors: Share = Share()
         """The share of its answers that say that the request is wrong."""
-        self.penalty = 0.0
+        self.penalty: float = 0.0
         """How often failures have doubled its load, less what successes have made up for."""
         self._penalized_at = -math.inf
         self._served_at = -math.inf

@@ -10,8 +10,10 @@ from typing import cast
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.binding import Binding
 from lbclient.balancer.options import BalancerOptions
 from lbclient.core.call import Call
+from lbclient.discovery.registry import Target
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.protocol import bind
@@ -22,6 +24,7 @@ from ._compat import httpx
 from .classifier import HttpClassifier
 from .options import (
     ConnectionOptions,
+    ConnectionSettings,
     TransportOptions,
     connection_settings,
     deadline_header,
@@ -61,24 +64,28 @@ class HttpAdapter:
             mine.setdefault("max_in_flight_total", limits.max_connections)
         self.health: HealthCheck | None = mine.pop("health", None)
         validation.kind("health", self.health, HealthCheck)
-        self.policy = policy_of(mine)
-        self.balancer = Balancer(service, judge=HttpClassifier(self.policy.statuses), **mine)  # type: ignore[arg-type]  # checked there
-        self.binding = bind(self.balancer)
-        self.target = target = self.balancer.target
+        self.policy: RetryPolicy = policy_of(mine)
+        self.balancer: Balancer = Balancer(
+            service,  # type: ignore[arg-type]  # checked there
+            judge=HttpClassifier(self.policy.statuses),
+            **mine,
+        )
+        self.binding: Binding = bind(self.balancer)
+        self.target: Target = self.balancer.target
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
             tls_name = validation.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
-            self.connection_settings = connection_settings(
-                target.scheme, **part(options, ConnectionOptions)
+            self.connection_settings: ConnectionSettings = connection_settings(
+                self.target.scheme, **part(options, ConnectionOptions)
             )
             self._key_of = _function("key", options.get("key"))
             self._fair_by = _function("fair_by", options.get("fair_by"))
             self._deadline_header = deadline_header(options.get("deadline_header"))
-            self.close_grace = validation.number(
+            self.close_grace: float = validation.number(
                 "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
             )
-        self.tls_name = target.host if tls_name == "service" else None
-        url = httpx.URL(target.origin)
+        self.tls_name: str | None = self.target.host if tls_name == "service" else None
+        url = httpx.URL(self.target.origin)
         self._labels = Labels(url)
         self._logical_host = url.netloc
 

@@ -124,7 +124,7 @@ class SharedDeadline:
         self._binding = binding
         self._since = binding.clock()
         self._requests = 0
-        self.outer = SHARED_DEADLINE.get()
+        self.outer: SharedDeadline | None = SHARED_DEADLINE.get()
         """That of an enclosing `send`: a hook, for one, may send a request."""
 
     def explain(self, error: DeadlineExceeded) -> None:

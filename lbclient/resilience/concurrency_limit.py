@@ -224,7 +224,7 @@ class LearnedLimit:
         """Rounds of successes until that level may be tried again."""
         self._wait = 0.0
         self._pause = 0.0
-        self.paused_until = 0.0
+        self.paused_until: float = 0.0
 
     def rejected(
         self,

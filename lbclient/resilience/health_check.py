@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 from lbclient._internal import validation
+from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 
@@ -134,8 +135,8 @@ class HealthTally:
     __slots__ = ("_good", "_run", "breaker", "endpoint")
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.breaker = endpoint.breaker
+        self.endpoint: Endpoint = endpoint
+        self.breaker: Breaker = endpoint.breaker
         self._good = True
         self._run = 0
 

@@ -60,7 +60,7 @@ class Hedging:
 
     def __init__(self, policy: HedgePolicy) -> None:
         self._policy = policy
-        self.budget = None if policy.budget is None else Budget(policy.budget)
+        self.budget: Budget | None = None if policy.budget is None else Budget(policy.budget)
         self._latest: deque[float] = deque()
         self._sorted: list[float] = []
 

@@ -156,9 +156,9 @@ class RetryRules:
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self.policy = policy
-        self.budget = Budget(policy.budget) if policy.budget is not None else None
+        self.budget: Budget | None = Budget(policy.budget) if policy.budget is not None else None
         stop = tenacity.stop_after_attempt(policy.attempts)
-        self.rules = tenacity.Retrying(
+        self.rules: tenacity.Retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(_may_repeat),
             wait=_FullJitter(policy, rng),
             stop=tenacity.stop_any(stop, _AtDeadline(), _NoBudget(self.budget)),

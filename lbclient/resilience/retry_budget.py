@@ -44,7 +44,7 @@ class Budget:
     __slots__ = ("_account", "_balance", "_last", "_open_until", "_ratio", "_slice", "policy")
 
     def __init__(self, policy: RetryBudget) -> None:
-        self.policy = policy
+        self.policy: RetryBudget = policy
         self._slice = policy.window / _SLICES
         self._account: deque[list[float]] = deque()
         self._balance = policy.reserve * policy.window

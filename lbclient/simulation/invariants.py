@@ -42,13 +42,13 @@ class Trail:
     __slots__ = ("_held", "_patience", "attempts", "call", "lost", "unsure")
 
     def __init__(self, call: Call[Reply], patience: float = math.inf) -> None:
-        self.call = call
+        self.call: Call[Reply] = call
         self._patience = patience
         self.attempts: list[Attempt[Reply]] = []
         """All attempts that were sent, in order. Those that are `open` count as in flight."""
-        self.unsure = False
+        self.unsure: bool = False
         """True once an attempt may have been processed."""
-        self.lost = False
+        self.lost: bool = False
         """True once an attempt waits for a response that never comes."""
         self._held: list[tuple[Reply, Attempt[Reply]]] = []
 
@@ -117,7 +117,7 @@ class Moment:
         self._now = now
         self._health_ignored = not any(endpoint.healthy for endpoint in pool.endpoints)
         tiers = _tiers(pool.endpoints)
-        self.open = [
+        self.open: list[list[Endpoint]] = [
             [endpoint for endpoint in tier if self.status(endpoint) == "serving"] for tier in tiers
         ]
         place = next((place for place, tier in enumerate(self.open) if tier), 0)

@@ -174,7 +174,7 @@ class Journal:
     """The journal of one run: every attempt and every outcome, in order, and a hash of them."""
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiting: int = 0
         """The number of active requests."""
         self.outcomes: list[Outcome] = []
         self.sent: list[tuple[float, str]] = []

@@ -41,7 +41,7 @@ class Rounds:
     """Runs the jobs that the scheduler's threads run in production. No round takes virtual time."""
 
     def __init__(self, world: World) -> None:
-        self.generation = object()
+        self.generation: object = object()
         self._world = world
 
     def schedule(self, job: ScheduledJob) -> None:

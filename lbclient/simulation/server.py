@@ -96,8 +96,8 @@ class Host:
         self._rng = rng
         self._behave = _own(server)
         self._latency_by_load = LatencyByLoad()
-        self.in_flight = 0
-        self.most = 0
+        self.in_flight: int = 0
+        self.most: int = 0
         """The most requests it ever had in flight."""
         self.answered: Counter[int | str] = Counter()
         """How often it gave each response: a status, or the name of an error."""

@@ -26,9 +26,9 @@ class Record:
     __slots__ = ("at", "failed_at", "penalty")
 
     def __init__(self, now: float) -> None:
-        self.at = now
-        self.penalty = 0.0
-        self.failed_at = -math.inf
+        self.at: float = now
+        self.penalty: float = 0.0
+        self.failed_at: float = -math.inf
 
 
 R = TypeVar("R", bound=Record)

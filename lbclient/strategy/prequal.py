@@ -32,8 +32,8 @@ class _Kept:
     __slots__ = ("_others", "at", "latency")
 
     def __init__(self, load: LoadReport, own: int, now: float) -> None:
-        self.at = now
-        self.latency = load.latency
+        self.at: float = now
+        self.latency: float | None = load.latency
         self._others = max(0.0, load.in_flight - own)
 
     def in_flight(self, own: int) -> float:

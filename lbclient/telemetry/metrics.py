@@ -9,7 +9,14 @@ from types import MappingProxyType
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.metrics import (
+    CallbackOptions,
+    Counter,
+    Histogram,
+    MeterProvider,
+    ObservableCounter,
+    Observation,
+)
 
 from lbclient._internal.version import __version__
 from lbclient.telemetry.semantics import Attributes, error_attributes
@@ -29,7 +36,7 @@ class Tally:
     __slots__ = ("picks",)
 
     def __init__(self) -> None:
-        self.picks = 0
+        self.picks: int = 0
 
 
 class Service(Protocol):
@@ -136,33 +143,37 @@ class Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter("lbclient", __version__)
         counter = meter.create_counter
-        self.retries = counter("lbclient.retries", "{attempt}", "Attempts after the first")
-        self.refused = counter(
+        self.retries: Counter = counter("lbclient.retries", "{attempt}", "Attempts after the first")
+        self.refused: Counter = counter(
             "lbclient.retries.refused", "{attempt}", "Retries that the retry budget refused"
         )
-        self.breakers = counter("lbclient.breaker.changes", "{change}", "Breaker state changes")
-        self.lookups = counter("lbclient.discovery.errors", "{lookup}", "Failed lookups")
-        self.changes = counter(
+        self.breakers: Counter = counter(
+            "lbclient.breaker.changes", "{change}", "Breaker state changes"
+        )
+        self.lookups: Counter = counter("lbclient.discovery.errors", "{lookup}", "Failed lookups")
+        self.changes: Counter = counter(
             "lbclient.discovery.changes", "{instance}", "Instances that joined or left"
         )
-        self.would_refuse = counter(
+        self.would_refuse: Counter = counter(
             "lbclient.breaker.observed",
             "{attempt}",
             "Attempts that a breaker with observe=True would have refused",
         )
-        self.ejections = counter("lbclient.ejections", "{ejection}", "Instances ejected")
-        self.health = counter(
+        self.ejections: Counter = counter("lbclient.ejections", "{ejection}", "Instances ejected")
+        self.health: Counter = counter(
             "lbclient.health.changes", "{change}", "Health changes found by active checks"
         )
-        self.hedges = counter(
+        self.hedges: Counter = counter(
             "lbclient.hedges", "{attempt}", "Second attempts, sent while the first was slow"
         )
-        self.hedges_refused = counter(
+        self.hedges_refused: Counter = counter(
             "lbclient.hedges.refused", "{attempt}", "Hedges that the hedging budget refused"
         )
-        self.throttled = counter("lbclient.throttled", "{call}", "Calls that the throttle refused")
-        self.observed = Observed()
-        self.picks = meter.create_observable_counter(
+        self.throttled: Counter = counter(
+            "lbclient.throttled", "{call}", "Calls that the throttle refused"
+        )
+        self.observed: Observed = Observed()
+        self.picks: ObservableCounter = meter.create_observable_counter(
             "lbclient.picks", [self.observed.picks], "{pick}", "Instances picked"
         )
         meter.create_observable_up_down_counter(
@@ -177,7 +188,7 @@ class Instruments:
             "{instance}",
             "Known instances",
         )
-        self.duration = meter.create_histogram(
+        self.duration: Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
             "Duration of HTTP client requests",

@@ -27,7 +27,7 @@ class Outbox:
         """What `publish` would publish. Check it before the call, since it is nearly always empty.
         """
         self._deliver = deliver
-        self.has_listener = deliver is not None
+        self.has_listener: bool = deliver is not None
         """True if there is a listener. Otherwise events need not be created."""
         self._least_level = least_level
         """Messages below this level are not logged."""

@@ -71,7 +71,7 @@ class CallSpan:
         self._semantics = semantics
         self._context = around
         self._recording = span.is_recording()
-        self.silent = not (self._recording or span.get_span_context().is_valid)
+        self.silent: bool = not (self._recording or span.get_span_context().is_valid)
         """True if nothing is traced."""
         if not self.silent:
             self._context = trace.set_span_in_context(span, around)
@@ -110,7 +110,7 @@ class AttemptSpan:
         self._known = known
         self._around = around
         self._token: Token[Context] | None = None
-        self.recording = span is not None and span.is_recording()
+        self.recording: bool = span is not None and span.is_recording()
         """True if its attributes are recorded."""
 
     def enter(self) -> None:
@@ -176,10 +176,10 @@ class Telemetry:
     ) -> None:
         tracer = trace.get_tracer("lbclient", __version__, tracer_provider)
         label: Attributes = {"lbclient.service": service}
-        self.call = Tracing(tracer, {**label, ATTEMPTS: 1}).call
+        self.call: Callable[[Semantics], CallSpan] = Tracing(tracer, {**label, ATTEMPTS: 1}).call
         """Opens the span of one call."""
         provider = get_meter_provider() if meter_provider is None else meter_provider
-        self.metrics = Metrics(instruments(provider), label)
+        self.metrics: Metrics = Metrics(instruments(provider), label)
 
 
 def propagation() -> Mapping[str, str]:

@@ -38,7 +38,7 @@ class Kill:
 
     def __init__(self, at: float, machine: Machine) -> None:
         self.at = at
-        self.what = f"{machine.name} killed, still in DNS"
+        self.what: str = f"{machine.name} killed, still in DNS"
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
@@ -60,7 +60,7 @@ class Slow:
 
     def __init__(self, at: float, machine: Machine, delay: float) -> None:
         self.at = at
-        self.what = f"{machine.name} slowed from {machine.delay * 1e3:g} to {delay * 1e3:g} ms"
+        self.what: str = f"{machine.name} slowed from {machine.delay * 1e3:g} to {delay * 1e3:g} ms"
         self._machine = machine
         self._delay = delay
 
@@ -83,7 +83,7 @@ class Join:
 
     def __init__(self, at: float, machine: Machine) -> None:
         self.at = at
-        self.what = f"{machine.name} added to DNS"
+        self.what: str = f"{machine.name} added to DNS"
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
@@ -117,11 +117,11 @@ class Scene:
     """
 
     def __init__(self, act: Act, before: Frame) -> None:
-        self.at = before.at
-        self.what = act.what
-        self.noticed = ""
+        self.at: float = before.at
+        self.what: str = act.what
+        self.noticed: str = ""
         """The sign that the client had noticed, and when it was seen."""
-        self.result = ""
+        self.result: str = ""
         self.over = False
         self._act = act
         self._before = before

@@ -31,8 +31,8 @@ class Load:
     """
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
-        self.tally = Tally()
-        self.last_failure = ""
+        self.tally: Tally = Tally()
+        self.last_failure: str = ""
         """The outcome of the last failed call."""
         self._client = client
         self._lock = threading.Lock()

@@ -358,7 +358,7 @@ class AddressResolver:
                 f"service must name a host that DNS can look up, not the address {self._name}; "
                 "pass it as http://address:port, or a list of such"
             )
-        self.complete = True
+        self.complete: bool = True
         """False if the last answer is incomplete and more addresses are expected soon."""
         self._port = port
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)

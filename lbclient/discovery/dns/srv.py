@@ -46,8 +46,8 @@ class SrvResolver:
         kinds: Sequence[str] = KINDS,
         start: Start = at_once,
     ) -> None:
-        self.name = validation.host("service", name) + "."
-        self.complete = True
+        self.name: str = validation.host("service", name) + "."
+        self.complete: bool = True
         """False if the last answer is incomplete and more addresses are expected soon."""
         self._dns = dns
         self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)

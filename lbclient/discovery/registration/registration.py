@@ -27,7 +27,7 @@ from lbclient.errors import RegistrationError
 
 __all__ = ["Registration", "Renewal"]
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 GRACE = 1.0
 """If a change takes this many seconds longer than its timeout, it counts as stuck."""
@@ -55,15 +55,15 @@ class Renewal(PeriodicJob):
         self._shown = shown
         self._failure = ""
         self._backoff = Backoff(rng)
-        self.next_at = clock() + jittered(interval, rng)
+        self.next_at: float = clock() + jittered(interval, rng)
 
     def work(self) -> None:
         """Renew, and log a change of the outcome."""
         before, self._failure = self._failure, self._try()
         if self._failure and self._failure != before:
-            logger.warning("%s could not be registered again: %s", self._shown, self._failure)
+            _logger.warning("%s could not be registered again: %s", self._shown, self._failure)
         elif before and not self._failure:
-            logger.info("%s is registered again", self._shown)
+            _logger.info("%s is registered again", self._shown)
 
     def _try(self) -> str:
         """Renew. Returns why it failed; empty if it did not."""
@@ -118,7 +118,7 @@ class RegisteredRecord:
         """Remove the entry. May be called more than once. A failure is logged."""
         self._wanted = False
         if not self._lock.acquire(timeout=self._timeout + GRACE):
-            logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
+            _logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
             return
         failure: UpdateError | None = None
         try:
@@ -128,7 +128,7 @@ class RegisteredRecord:
         finally:
             self._lock.release()
         if failure is not None:  # outside the lock: a log handler has a lock of its own
-            logger.warning("%s may stay registered: %s", self._shown, failure)
+            _logger.warning("%s may stay registered: %s", self._shown, failure)
 
     def _remove(self) -> None:
         if self._present:

@@ -56,10 +56,10 @@ class Dial:
 
     def __init__(self, upstream: Upstream, options: ConnectionSettings) -> None:
         instance = upstream.instance
-        self.hosts = instance.addresses or (instance.host,)
-        self.port = instance.port
-        self.tls_name = upstream.tls_name or instance.host
-        self.options = options
+        self.hosts: tuple[str, ...] = instance.addresses or (instance.host,)
+        self.port: int = instance.port
+        self.tls_name: str = upstream.tls_name or instance.host
+        self.options: ConnectionSettings = options
 
 
 def resolve(dial: Dial, timeout: float | None) -> Sequence[Address]:

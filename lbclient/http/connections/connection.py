@@ -56,9 +56,9 @@ class InstanceLiveness:
     __slots__ = ("generation", "responses")
 
     def __init__(self) -> None:
-        self.responses = 0
+        self.responses: int = 0
         """Increases when any of the connections receives something."""
-        self.generation = 0
+        self.generation: int = 0
         """Connections of an earlier generation are not used for another request."""
 
 
@@ -94,26 +94,26 @@ class Connection(ABC):
         """Bytes that have been received, and not read yet."""
         self._poll: select.poll | None = None
         """Says whether there is something to receive."""
-        self.ended = False
+        self.ended: bool = False
         """True if nothing more will arrive."""
-        self.closed = False
+        self.closed: bool = False
         """True once this side has closed it."""
         self.tls: Tls | None = None
         self.protocols: Sequence[str] = ()
         """The protocols that TLS offers to the instance (ALPN)."""
         self.peer: str | None = None
         """The IP address of the other end."""
-        self.single_use = False
+        self.single_use: bool = False
         """True if it was opened with another TLS name than the instance's."""
-        self.served = 0
+        self.served: int = 0
         """The number of responses received."""
-        self.generation = 0
-        self.idle_since = 0.0
-        self.uses = 0
+        self.generation: int = 0
+        self.idle_since: float = 0.0
+        self.uses: int = 0
         """How often it was leased."""
         self.http2: Http2 | None = None
         """Its HTTP/2 state; None for HTTP/1.1."""
-        self.info = ConnectionInfo(self)
+        self.info: ConnectionInfo = ConnectionInfo(self)
 
     @property
     def alpn(self) -> str | None:
@@ -175,6 +175,9 @@ class AsyncConnection(Connection):
     """The same for event loops."""
 
     __slots__ = ()
+
+    # As in the base class: a type checker may infer another type from an assignment below.
+    tls: Tls | None
 
     @abstractmethod
     async def open(self, dial: Dial, timeout: float | None) -> None:

@@ -245,21 +245,9 @@ class AsyncCustomTransport(_Rebased):
         await self._transport.aclose()
 
 
-class _TransportMaker(Protocol):
-    def __call__(
-        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
-    ) -> InstanceTransport: ...
-
-
-class _AsyncTransportMaker(Protocol):
-    def __call__(
-        self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
-    ) -> AsyncInstanceTransport: ...
-
-
 def transport_factory(
     factory: TransportFactory | None, options: TransportOptions
-) -> _TransportMaker:
+) -> Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], InstanceTransport]:
     """Return a function that makes the transports to instances, for threads. Raises TypeError or
     ValueError if `factory` or an option is invalid."""
     if factory is None:
@@ -275,7 +263,7 @@ def transport_factory(
 
 def async_transport_factory(
     factory: AsyncTransportFactory | None, options: TransportOptions
-) -> _AsyncTransportMaker:
+) -> Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], AsyncInstanceTransport]:
     """The same for event loops."""
     if factory is None:
         if "trio" in sys.modules:  # loaded now, since later there may be no descriptor for its file

@@ -52,6 +52,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         "_writer",
     )
 
+    # As in the base class: a type checker may infer another type from an assignment below.
+    closed: bool
+    ended: bool
+
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()

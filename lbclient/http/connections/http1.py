@@ -42,8 +42,11 @@ class RequestHeaders:
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Raises LocalProtocolError for headers that cannot be sent."""
-        self.lines = header_lines(headers)
-        self.persistent, self.chunked, self.expects, self.upgrade = True, False, False, False
+        self.lines: bytes = header_lines(headers)
+        self.persistent: bool = True
+        self.chunked: bool = False
+        self.expects: bool = False
+        self.upgrade: bool = False
         self.to_send: int | None = 0
         sizes = 0
         for name, value in headers:
@@ -88,20 +91,20 @@ class Exchange:
     """The response's head, once it has arrived. Interim ones are skipped."""
     data: list[bytes]
     """Parts of the response's body. The reader empties the list."""
-    received = 0
+    received: int = 0
     """The number of bytes that have arrived, of any kind."""
-    complete = False
+    complete: bool = False
     """True once the whole response has arrived."""
     persistent: bool
     """False if the connection must not carry another request after this one."""
-    surplus = False
+    surplus: bool = False
     """True if bytes came after the response."""
     chunked: bool
     """True if the request's body is sent in chunks."""
     to_send: int | None
     """Bytes of the request's body that remain to be sent; None for chunks whose end has not been
     sent."""
-    sent = False
+    sent: bool = False
     """True once the whole request has been sent. The sender sets it."""
     expects: bool
     """True if the request waits for 100 (Continue), until an interim response has arrived."""
@@ -128,7 +131,7 @@ class Exchange:
         `request_line` returned for method and target. Raises LocalProtocolError for a request that
         cannot be sent."""
         lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
-        self.request_head = (line or request_line(method, target)) + lines
+        self.request_head: bytes = (line or request_line(method, target)) + lines
         self.data = []
         self.persistent, self.chunked = headers.persistent, headers.chunked
         self.to_send, self.expects = headers.to_send, headers.expects

@@ -91,34 +91,35 @@ class Http2Exchange:
 
     def __init__(self) -> None:
         self.http2: Http2 | None = None
-        self.stream_id = 0
+        self.stream_id: int = 0
         """0 until the request has begun."""
-        self.is_head = False
-        self.received_before = 0
-        self.status = 0
+        self.is_head: bool = False
+        self.received_before: int = 0
+        self.status: int = 0
         self.headers: Headers = []
         self.chunks: deque[tuple[bytes, int]] = deque()
         """Parts that have arrived and have not been read, each with the bytes that it uses of the
         flow-control windows."""
         self.length: int | None = None
         """The response's Content-Length."""
-        self.size = 0
+        self.size: int = 0
         """Bytes of the response's body that have arrived."""
-        self.complete = False
+        self.complete: bool = False
         """True once the whole response has arrived."""
-        self.sent = False
+        self.sent: bool = False
         """True once the whole request is in the buffer."""
-        self.reset = False
+        self.reset: bool = False
         """True once either end has reset the stream."""
         self.error: Exception | None = None
         """The error that ended it."""
-        self.unsent = memoryview(b"")
+        self.unsent: memoryview = memoryview(b"")
         """The part of the request's body that waits to be sent."""
-        self.last = False
+        self.last: bool = False
         """True if `unsent` is the last part."""
-        self.moved_at = 0.0
+        self.moved_at: float = 0.0
         """When a part of the request was last sent."""
-        self.queued_from = self.queued_until = 0
+        self.queued_from: int = 0
+        self.queued_until: int = 0
         """Where its bytes begin and end among all bytes that are written."""
         self.waiter: Callable[[], object] | None = None
         """Wakes the call that waits until something happens to this exchange."""
@@ -167,7 +168,7 @@ class Http2:
         self, connection: Connection, liveness: InstanceLiveness, freed: Callable[[], object]
     ) -> None:
         """`freed` is called, with the lock held, when there may be a stream for another request."""
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self._freed = freed
         self._connection, self._liveness = connection, liveness
         self._silent, self._responses_before = False, 0
@@ -175,7 +176,7 @@ class Http2:
         """The exchanges that have a stream, or have reserved one."""
         self.lease: ConnectionLease[Connection] | None = None
         """The lease of the connection, while there is an exchange on it."""
-        self.over = False
+        self.over: bool = False
         """True once nothing more will be read."""
         self.writer: Callable[[], object] | None = None
         """Wakes the writer while it waits."""

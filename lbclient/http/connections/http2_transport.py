@@ -205,8 +205,8 @@ class _Lease:
 
     def __init__(self, lose: Callable[[Any], object]) -> None:
         self._lose = lose
-        self.exchange = Http2Exchange()
-        self.opened = False
+        self.exchange: Http2Exchange = Http2Exchange()
+        self.opened: bool = False
         """True if the call has opened the connection."""
 
     def __del__(self) -> None:

@@ -52,16 +52,16 @@ class KeepAlivePool(Generic[C]):
         each: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self.lost: deque[Any] = deque()
         """Leases that were dropped because an exception came from outside. Each has a method
         `drop`."""
         self.expiry = expiry
         self.clock = clock
-        self.watched = expiry is None
+        self.watched: bool = expiry is None
         """True if a check of the idle connections is scheduled, or if none expires: no wake-up is
         needed."""
-        self.look_at = math.inf
+        self.look_at: float = math.inf
         """When the next check is due, by `clock`."""
         self.wake: Callable[[], object] | None = None
         """Called when a connection becomes idle while no check is scheduled."""
@@ -213,9 +213,9 @@ class ConnectionLease(Generic[C]):
 
     def __init__(self, connections: InstanceConnections[C]) -> None:
         self.connection: C | None = None
-        self.use = 0
+        self.use: int = 0
         """The number of this use of the connection: later another call may use it."""
-        self.idle_end = False
+        self.idle_end: bool = False
         """True if the response only ended a connection that had been idle."""
         self._connections = connections
 
@@ -251,8 +251,8 @@ class InstanceConnections(Generic[C]):
 
     def __init__(self, idle: KeepAlivePool[C]) -> None:
         self.idle = idle
-        self.liveness = InstanceLiveness()
-        self.retired = False
+        self.liveness: InstanceLiveness = InstanceLiveness()
+        self.retired: bool = False
         """True once connections are no longer kept."""
         self._used: dict[C, tuple[weakref.ref[ConnectionLease[C]], int]] = {}
         """The connections in use, each with its lease and the number of the use."""

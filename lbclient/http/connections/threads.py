@@ -30,6 +30,11 @@ class SocketConnection(Connection):
 
     __slots__ = ("_dialled", "_failure", "_reset", "_unsent")
 
+    # As in the base class: a type checker may infer another type from an assignment below.
+    closed: bool
+    ended: bool
+    tls: Tls | None
+
     def __init__(self) -> None:
         super().__init__()
         self._dialled: list[socket.socket] = []

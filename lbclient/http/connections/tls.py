@@ -37,7 +37,7 @@ class Tls:
         with _CONTEXTS.setdefault("lock", threading.Lock()):
             if protocols:
                 context.set_alpn_protocols(protocols)
-            self.object = context.wrap_bio(
+            self.object: ssl.SSLObject = context.wrap_bio(
                 self._incoming, self._outgoing, server_hostname=server_hostname
             )
             if protocols:  # it may be a caller's context, which may also be used for HTTP/1.1
@@ -45,9 +45,9 @@ class Tls:
         self._lock = threading.Lock()
         """After an upgrade one thread may read while another writes, and OpenSSL does not allow
         both at once."""
-        self.ended = False
+        self.ended: bool = False
         """True if nothing more will be decrypted."""
-        self.clean_end = False
+        self.clean_end: bool = False
         """True if the peer has announced the end (close_notify)."""
         self.failure: ssl.SSLError | None = None
         """The error that ended it. It is raised once everything that was decrypted before has been

@@ -62,7 +62,7 @@ parent's event loops."""
 _ELSEWHERE = 1.0
 """Seconds to wait for another loop to close its connections: it may be busy."""
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class BaseTransportPool(ABC, Generic[W, S]):
@@ -552,7 +552,7 @@ async def _leave(per_loop: PerLoopTransports, loop: object) -> None:
     except Exception as error:
         if is_interruption(error):
             raise
-        logger.exception("connections could not be closed at the end of their event loop")
+        _logger.exception("connections could not be closed at the end of their event loop")
 
 
 _ends: dict[object, _End] = {}
@@ -575,7 +575,7 @@ async def _close(transports: AsyncTransportPool, done: Signal) -> None:
     except Exception as error:
         if is_interruption(error):
             raise
-        logger.exception("connections could not be closed in their event loop")
+        _logger.exception("connections could not be closed in their event loop")
     finally:
         done.set()
 

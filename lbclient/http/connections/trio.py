@@ -26,6 +26,10 @@ class TrioConnection(AsyncConnection):
 
     __slots__ = ("_asked", "_raw", "_sent_at_once", "_served_at_once", "_unsent")
 
+    # As in the base class: a type checker may infer another type from an assignment below.
+    closed: bool
+    ended: bool
+
     def __init__(self) -> None:
         super().__init__()
         self._asked = False
