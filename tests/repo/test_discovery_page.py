@@ -392,7 +392,9 @@ def test_consul_targets_are_within_its_domain_only(recipes):
     recipe = recipes("Consul")
     with (
         recipe.client(within="service.consul") as client,
-        pytest.raises(lbclient.DiscoveryError, match=r"web1.* is not within service\.consul"),
+        pytest.raises(
+            lbclient.DiscoveryError, match=r"web1.* is not within the domain service\.consul"
+        ),
     ):
         client.get("/")
 
