@@ -66,5 +66,5 @@ def _table(kind: str, measured: Mapping[str, Mapping[str, Sequence[Turn]]], agai
 
     names = next(iter(measured.values()))
     rows = [[name, *(cell(name, turns) for turns in measured.values())] for name in names]
-    title = f"{kind}: milliseconds of a call; over {against} (quartiles)"
+    title = f"{kind}: milliseconds of a call; ratio to {against} (quartiles)"
     return Table(title, [bulk.EXCHANGES[one] for one in measured], rows)

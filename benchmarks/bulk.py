@@ -14,10 +14,10 @@ MEGABYTES = 10
 CHUNKS = 2000
 DOWN, UP, UP_IN_PIECES, CHUNKED = "down", "up", "up-in-pieces", "chunks"
 EXCHANGES = {
-    DOWN: f"{MEGABYTES} MB down",
-    UP: f"{MEGABYTES} MB up, bytes",
-    UP_IN_PIECES: f"{MEGABYTES} MB up, an iterator",
-    CHUNKED: f"{CHUNKS:,} chunks down",
+    DOWN: f"{MEGABYTES} MB download",
+    UP: f"{MEGABYTES} MB upload, bytes",
+    UP_IN_PIECES: f"{MEGABYTES} MB upload, iterator",
+    CHUNKED: f"{CHUNKS:,} chunks download",
 }
 """Each is the path of a request; in words."""
 _BODY = bytes(MEGABYTES * 1_000_000)

@@ -174,7 +174,7 @@ def run(*, quick: bool) -> Section:
             section.tables.append(_table(name, times, over))
             for one, goal in GOALS.items():
                 what = f"{name}, time of a call: {one.removeprefix('+ breaker: ')}"
-                outcome = Outcome(f"{what} over bare httpx", goal, spread(over[one]))
+                outcome = Outcome(f"{what} / bare httpx", goal, spread(over[one]))
                 section.outcomes.append(outcome)
             shown = itertools.islice(over, list(over).index("bare httpx, every path new"))
             drawn[name] = {one: spread(over[one]).median for one in shown}

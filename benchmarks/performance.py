@@ -41,8 +41,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOTS = PAGE.parent / "plots"
 HEAD = """# Performance
 
-What lbclient costs and what it saves, compared with bare httpx, with other HTTP clients, and with a
-proxy that balances the load. Everything was measured in one run on one machine.
+This page shows what lbclient costs and what it saves, compared with bare httpx, with other HTTP
+clients, and with a proxy that balances the load. Everything was measured in one run on one machine.
 
 Compare the ratios. The absolute figures come from a small shared machine on which client, proxy and
 servers run together over loopback. Your figures will differ, and so will those of the next run. The
@@ -52,6 +52,9 @@ A ratio is computed for each round; the tables show the median and its quartiles
 servers answer at once with three bytes, so that nearly all of the time is the client's own. If a
 service takes 20 ms to answer and calls are made one at a time, most of these differences do not
 matter. They show how many calls one core can handle.
+
+In the table of goals, *a / b* is the result of *a* divided by that of *b*, and *16 concurrent*
+means that 16 calls are made at the same time.
 """
 MACHINE = """
 {cpus} CPUs, Linux, Python {python}; {packages}; {programs}. Load average at the start: {load:.1f}.

@@ -62,7 +62,7 @@ def run(*, quick: bool) -> Section:
     section.plots.append(_plot(of))
     for strategy, times in of.items():
         if MANY in times:
-            what = f"time of a pick, `{strategy}`: 10,000 instances over 10"
+            what = f"time of a pick, `{strategy}`: 10,000 instances / 10 instances"
             outcome = Outcome(what, GOALS[strategy], spread(ratios(times[MANY], times[FEW])))
             section.outcomes.append(outcome)
     return section
@@ -82,7 +82,7 @@ def _table(of: Times) -> Table:
         rates = [figure(_rate(times[size])) for size in sizes]
         many = MANY if MANY in times else max(sizes)
         rows.append([f"`{strategy}`", *rates, compared(ratios(times[many], times[FEW]))])
-    columns = [*(f"{size:,}" for size in sizes), "10,000 over 10 (quartiles)"]
+    columns = [*(f"{size:,}" for size in sizes), "10,000 / 10 (quartiles)"]
     return Table("Picks a second", columns, rows)
 
 

@@ -34,7 +34,7 @@ UNLIMITED = {
 }
 HTTPX, NOISE, OURS = "bare httpx", "noise: bare httpx again", "lbclient"
 FEW = 16
-BEGUN_WITH_FEW = f"bare httpx, begun with {FEW} at once"
+BEGUN_WITH_FEW = f"bare httpx, started with {FEW} calls"
 HTTPX_AIOHTTP = "httpx over httpx-aiohttp"
 AIOHTTP, ACALL = "raw aiohttp", "Balancer.acall around aiohttp"
 HTTPX2, OURS_HTTPX2 = "bare httpx2", "lbclient.httpx2"

@@ -35,16 +35,16 @@ until that server fails, and *CL-RR* uses the servers in a balanced order, both 
 limit. *RR* has no limit.
 
 With the recommended strategy, `"least-busy"`, lbclient reaches the best success rate that Dialogue
-publishes in every scenario. Where that is 100 %, its mean is at most Dialogue's best one (`python
--m pytest -m slow tests/simulation/test_scoreboard.py`). In similar scenarios, with other rates,
-seeds and numbers of clients and servers, success is at most one percentage point below that of the
-defaults, and healthy services lose nothing (`python benchmarks/healthy.py`,
+publishes in every scenario. Where that rate is 100 %, lbclient's mean is not above the best mean of
+Dialogue (`python -m pytest -m slow tests/simulation/test_scoreboard.py`). In similar scenarios,
+with other rates, seeds and numbers of clients and servers, success is at most one percentage point
+below that of the defaults, and healthy services lose nothing (`python benchmarks/healthy.py`,
 `tests/balancer/test_recommended.py`). Three limits remain:
 
 - Without coordination, clients collide if there are fewer slots than clients (see
   [Limits](resilience.md#limits)).
 - An instance that has rejected everything for a long time is paused for up to fifteen seconds more.
-- A latency that rises with a client's own load cannot be told from a queue.
+- A latency that rises with a client's own load cannot be distinguished from a queue.
 
 `python benchmarks/scoreboard.py --write` generates this page and its plots, from seed 0.
 """

@@ -174,7 +174,7 @@ def outcomes(
         turns = measured.get(at_once, {})
         if ours in turns and theirs in turns:
             over = ratios(*([of(turn) for turn in turns[one]] for one in (ours, theirs)))
-            yield Outcome(f"{what}, {at_once} at once: {ours} over {theirs}", goal, spread(over))
+            yield Outcome(f"{what}, {at_once} concurrent: {ours} / {theirs}", goal, spread(over))
 
 
 def _skip(section: Section, packages: Iterable[str]) -> None:

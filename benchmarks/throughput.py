@@ -34,10 +34,10 @@ CPUs each would wait for the other CPU to wake up, which takes longer than the s
 
 Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
 all of them, and asks the kernel for each idle one whether it is still open. A client that begins
-with 64 calls at once holds 64 connections until some of them have been idle for 60 s. This explains
-the wide quartiles there. A client that has carried 16 calls at once before keeps using those 16
-connections; the row *begun with 16 at once* shows it. lbclient has a pool for each instance, which
-does not search through its connections.
+with 64 concurrent calls holds 64 connections until some of them have been idle for 60 s. This
+explains the wide quartiles there. A client that has carried 16 concurrent calls before keeps using
+those 16 connections; the row *started with 16 calls* shows it. lbclient has a pool for each
+instance, which does not search through its connections.
 
 *Raw aiohttp under the spans of lbclient* does with OpenTelemetry's SDK what a call of lbclient does
 with it: two spans with their attributes, and `traceparent`.
@@ -166,7 +166,7 @@ def _profiles(place: Place, planned: LatencyByLoad) -> Table:
     rows = [
         [one, *(f"{of[one]:.0f}" for of in found.values())] for one, _ in packages.most_common()
     ]
-    title = f"Per cent of the time of a call, {at_once} at once, by the package of the function"
+    title = f"Per cent of the time of a call, {at_once} concurrent, by the package of the function"
     return Table(title, list(found), rows)
 
 

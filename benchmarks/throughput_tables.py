@@ -19,7 +19,7 @@ Cell = Callable[[int, str], str]
 
 
 def rates(
-    measured: Measured, where: str, against: str = by.HTTPX, who: str = "calls at once"
+    measured: Measured, where: str, against: str = by.HTTPX, who: str = "concurrent calls"
 ) -> Iterator[Table]:
     """A column for each number of them."""
 
@@ -33,11 +33,11 @@ def rates(
         return compared(ratios(of(at_once, name), of(at_once, against)))
 
     yield _table(f"{where}: calls a second, by {who}", measured, rate)
-    title = f"{where}: calls a second over those of {against} (quartiles), by {who}"
+    title = f"{where}: calls a second relative to {against} (quartiles), by {who}"
     yield _table(title, measured, over)
 
 
-def tables(measured: Measured, where: str, who: str = "calls at once") -> Iterator[Table]:
+def tables(measured: Measured, where: str, who: str = "concurrent calls") -> Iterator[Table]:
     """The same, and what a call takes."""
 
     def took(at_once: int, name: str) -> str:
@@ -103,6 +103,6 @@ def _plot(
         series = {
             one: line(drawing.Line, x, [measured[at_once][one] for at_once in x]) for one in there
         }
-        drawing.lines(path, title, "calls at once", unit, series, log="xy")
+        drawing.lines(path, title, "concurrent calls", unit, series, log="xy")
 
-    return Plot(name, f"{title}, against calls at once", draw)
+    return Plot(name, f"{title}, by concurrent calls", draw)

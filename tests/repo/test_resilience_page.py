@@ -167,7 +167,7 @@ SAMPLES = {
         raised(httpx.ConnectError, ssl.SSLCertVerificationError("expired")),
         raised(httpx.ConnectError, socket.gaierror(socket.EAI_NONAME, "unknown")),
     ],
-    "read or write failed, read or write timed out, nonsense, closed without an answer": MAYBE_SENT,
+    "read or write failed or timed out, invalid response, closed without an answer": MAYBE_SENT,
     "HTTP/2: the peer says that it has not begun the request": [
         went_away(unprocessed=True),
         went_away_over_httpcore(error_code=7),

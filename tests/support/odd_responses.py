@@ -404,11 +404,11 @@ def _interim() -> list[Odd]:
         Odd("an interim response of HTTP/1.0", b"HTTP/1.0 100 OK\r\n\r\n" + response()),
         Odd("an interim response with bare LF", b"HTTP/1.1 100 OK\n\n" + response()),
         Odd(
-            "an interim response with `Connection: close`, which counts for nothing",
+            "an interim response with `Connection: close`, which is ignored",
             interim(b"100 Continue", b"Connection: close") + response(),
         ),
         Odd(
-            "an interim response with a Content-Length of 0, which counts for nothing",
+            "an interim response with a Content-Length of 0, which is ignored",
             interim(b"103 Early Hints", b"Content-Length: 0") + response(),
         ),
         Odd("one CRLF before an interim response", b"\r\n" + go_on + response()),
@@ -530,7 +530,7 @@ def _upgrades() -> list[Odd]:
         ),
         upgraded("CONNECT: 200", response(length=False, body=b""), body=b"", method="CONNECT"),
         upgraded(
-            "CONNECT: 200 with a length, which counts for nothing",
+            "CONNECT: 200 with a length, which is ignored",
             response(body=b"hello"),
             body=b"hello",
             method="CONNECT",
