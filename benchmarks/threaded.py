@@ -16,7 +16,7 @@ from worker import THREADS
 _TEXT = """
 The server is the same, and all threads share one client. Python runs one thread at a time, so many
 threads gain little over one; the clients differ in how threads share the pool of connections.
-*http.client* with a connection for each thread is the fastest that is possible: it has no pool, and
+*http.client* with a connection for each thread shows what is possible at most: it has no pool, and
 shares nothing. Here too a single thread and the server share one CPU.
 
 Bare httpx gets slower here too the more connections its pool holds. With 64 threads it holds 20 in

@@ -39,8 +39,8 @@ explains the wide quartiles there. A client that has carried 16 concurrent calls
 those 16 connections; the row *started with 16 calls* shows it. lbclient has a pool for each
 instance, which does not search through its connections.
 
-*Raw aiohttp under the spans of lbclient* does with OpenTelemetry's SDK what a call of lbclient does
-with it: two spans with their attributes, and `traceparent`.
+*Raw aiohttp under the spans of lbclient* uses OpenTelemetry's SDK as a call of lbclient does: for
+two spans with their attributes, and for `traceparent`.
 
 CPU time is that of the client's process and the sidecar together, without that of the instances.
 """
