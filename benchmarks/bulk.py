@@ -17,7 +17,7 @@ EXCHANGES = {
     DOWN: f"{MEGABYTES} MB download",
     UP: f"{MEGABYTES} MB upload, bytes",
     UP_IN_PIECES: f"{MEGABYTES} MB upload, iterator",
-    CHUNKED: f"{CHUNKS:,} chunks download",
+    CHUNKED: f"download in {CHUNKS:,} chunks",
 }
 """Each is the path of a request; in words."""
 _BODY = bytes(MEGABYTES * 1_000_000)
