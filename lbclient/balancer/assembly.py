@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lbclient._internal import validation
 from lbclient.balancer.health_monitor import CheckExecutor, Threads
+from lbclient.balancer.options import BalancerOptions
 from lbclient.core.engine import Engine
 from lbclient.core.membership import DiscoveryLimits, Membership
 from lbclient.core.opt_in_rules import OptInRules
@@ -20,7 +21,7 @@ from lbclient.endpoint.breaker import DISABLED, BreakerPolicy
 from lbclient.resilience.concurrency_limit import Limits
 from lbclient.resilience.hedging import HedgePolicy, Hedging
 from lbclient.resilience.outlier_detection import OutlierPolicy
-from lbclient.resilience.retry import RetryPolicy, RetryRules
+from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy, RetryRules
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy.protocol import Strategy
@@ -28,34 +29,16 @@ from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.outbox import Outbox
 from lbclient.telemetry.spans import Telemetry, TracerProvider
 
-__all__ = ["Policies", "Runtime", "build_engine"]
+__all__ = ["Runtime", "build_engine"]
 
-_ONE_ATTEMPT = RetryPolicy(attempts=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """The policies of a balancer; None turns one off.
-
-    Raises TypeError, naming the argument.
-    """
-
-    retry: RetryPolicy | None
-    breaker: BreakerPolicy | None
-    limits: Limits
-    throttle: ThrottlePolicy | None
-    hedge: HedgePolicy | None
-    outliers: OutlierPolicy | None
-    slow_start: SlowStart | None
-    discovery_limits: DiscoveryLimits
-
-    def __post_init__(self) -> None:
-        validation.kind("retry", self.retry, RetryPolicy)
-        validation.kind("breaker", self.breaker, BreakerPolicy)
-        validation.kind("throttle", self.throttle, ThrottlePolicy)
-        validation.kind("hedge", self.hedge, HedgePolicy)
-        validation.kind("outliers", self.outliers, OutlierPolicy)
-        validation.kind("slow_start", self.slow_start, SlowStart)
+_POLICIES: dict[str, type] = {
+    "retry": RetryPolicy,
+    "breaker": BreakerPolicy,
+    "throttle": ThrottlePolicy,
+    "hedge": HedgePolicy,
+    "outliers": OutlierPolicy,
+    "slow_start": SlowStart,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +68,20 @@ class Runtime:
 
 
 def build_engine(
-    target: Target, strategy: Strategy, policies: Policies, runtime: Runtime, outbox: Outbox
+    target: Target,
+    strategy: Strategy,
+    options: BalancerOptions,
+    runtime: Runtime,
+    outbox: Outbox,
 ) -> Engine:
-    """The engine of a balancer over `target`."""
-    policy = policies.breaker or DISABLED
+    """The engine of a balancer over `target`. `options` has a value for each option.
+
+    Raises ValueError or TypeError, naming the argument.
+    """
+    for name, kind in _POLICIES.items():
+        validation.kind(name, options.get(name), kind)
+    policy = options["breaker"] or DISABLED
+    limits = Limits(options["max_in_flight"], options["max_in_flight_total"], options["limit"])
     pool, lock = Pool(policy), threading.RLock()
     telemetry = Telemetry(target.name, runtime.tracer_provider, runtime.meter_provider)
     membership = Membership(
@@ -101,7 +94,9 @@ def build_engine(
         clock=runtime.clock,
         rng=runtime.rng,
         lock=lock,
-        discovery_limits=policies.discovery_limits,
+        discovery_limits=DiscoveryLimits(
+            options["max_stale"], options["min_refresh"], options["max_instances"]
+        ),
     )
     picker = Picker(
         pool,
@@ -110,15 +105,18 @@ def build_engine(
         membership.name,
         outbox,
         telemetry.metrics,
-        policies.limits,
-        policies.slow_start,
+        limits,
+        options["slow_start"],
     )
+    rules = (options["outliers"], options["limit"], options["throttle"])
+    has_rules = any(rule is not None for rule in rules)
     return Engine(
         membership,
         picker=picker,
-        retry_rules=RetryRules(policies.retry or _ONE_ATTEMPT, runtime.rng),
-        opt_in_rules=_opt_in_rules(policies, runtime.rng),
-        hedging=None if policies.hedge is None else Hedging(policies.hedge),
+        retry_rules=RetryRules(options["retry"] or ONE_ATTEMPT, runtime.rng),
+        # None without a rule, since rules cost time at each attempt.
+        opt_in_rules=OptInRules(*rules, runtime.rng) if has_rules else None,
+        hedging=None if options["hedge"] is None else Hedging(options["hedge"]),
         telemetry=telemetry,
         outbox=outbox,
         clock=runtime.clock,
@@ -126,9 +124,3 @@ def build_engine(
         lock=lock,
         look_again=runtime.look_again,
     )
-
-
-def _opt_in_rules(policies: Policies, rng: random.Random) -> OptInRules | None:
-    """None without a rule, since rules cost time at each attempt."""
-    asked = (policies.outliers, policies.limits.adaptive, policies.throttle)
-    return OptInRules(*asked, rng) if any(one is not None for one in asked) else None

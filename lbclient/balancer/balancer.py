@@ -7,47 +7,36 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from lbclient._internal import fork, validation
 from lbclient._internal.failure_log import Complaint
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
-from lbclient.balancer.assembly import Policies, Runtime, build_engine
+from lbclient.balancer.assembly import Runtime, build_engine
 from lbclient.balancer.binding import Binding
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
 from lbclient.balancer.health_monitor import plain_check
 from lbclient.balancer.lease import Lease
-from lbclient.balancer.listener import Listener, Listening
+from lbclient.balancer.listener import Listening
+from lbclient.balancer.options import BalancerOptions, refuse_unknown, shows, with_defaults
 from lbclient.balancer.snapshot import ServiceSnapshot, snapshot_of
 from lbclient.balancer.threads import invoke, run, sleep
 from lbclient.core.call import NO_OPTIONS, Call, call_options
-from lbclient.core.membership import DiscoveryLimits
 from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.composite import Service
 from lbclient.discovery.dns.client import dns_by
-from lbclient.discovery.dns.service import DnsOptions, Family
+from lbclient.discovery.dns.service import DnsOptions
 from lbclient.discovery.registry import Target, target_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
-from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
-from lbclient.resilience.concurrency_limit import AdaptiveLimit, Limits
 from lbclient.resilience.health_check import HealthCheck
-from lbclient.resilience.hedging import HedgePolicy
-from lbclient.resilience.outlier_detection import OutlierPolicy
-from lbclient.resilience.retry import RetryPolicy
-from lbclient.resilience.slow_start import SlowStart
-from lbclient.resilience.throttle import ThrottlePolicy
-from lbclient.strategy.protocol import Strategy
 from lbclient.strategy.registry import claim, release, strategy_of
-from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.outbox import Outbox
-from lbclient.telemetry.spans import TracerProvider
 
 __all__ = ["Balancer"]
 
@@ -55,44 +44,13 @@ __all__ = ["Balancer"]
 T = TypeVar("T")
 
 
+@shows(BalancerOptions)
 class Balancer:
     """Load balancing without HTTP: for gRPC, a raw socket, or another HTTP client.
 
     - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
       `FirstOf(...)` or `Union(...)`.
-    - `strategy`: `"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`,
-      `"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.
-    - `retry`: when to try again; None is one attempt.
-    - `breaker`: when an instance leaves the rotation; None turns breakers off.
-    - `name`: the service's name, for a static list or a resolver that has none.
-    - `scheme`: `"http"` or `"https"`, if the service does not say.
-    - `max_in_flight`: how many attempts one instance may have under way; further calls wait.
-    - `max_in_flight_total`: the same for all instances together.
-    - `limit`: an `AdaptiveLimit` learns how many attempts each instance can handle at a time.
-    - `throttle`: a `ThrottlePolicy` keeps calls back while the service turns most away.
-    - `hedge`: a `HedgePolicy` sends a second attempt if the first takes long.
-    - `outliers`: an `OutlierPolicy` ejects instances that fail far more often than their peers.
-    - `slow_start`: `SlowStart` lets an instance that is new, or back, warm up.
-    - `health`: a `HealthCheck` checks every instance in the background. Here it connects
-      (`path=None`) or calls a function of yours (`check=`); over HTTP it may also ask for a `path`.
-    - `listener`: a function that is given each `Event`, in order, on a thread of its own.
-    - `nameservers`: such as `["127.0.0.1:5353"]`, also `tls://` and `https://`; None uses the
-      system's resolver configuration.
-    - `allow`: networks, such as `["127.0.0.0/8"]`, that discovery may name although they are
-      loopback, link-local, multicast or a cloud's metadata service.
-    - `within`: a domain that the targets of SRV records must belong to.
-    - `family`: `"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both.
-      Of both, addresses that this host has no route to are not used.
-    - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it;
-      for names for which DNS returns a few addresses at a time.
-    - `max_stale`: seconds for which the last good answer is used while discovery fails; None for
-      no limit.
-    - `min_refresh`: the shortest time between two refreshes in seconds, however small the TTL.
-    - `max_instances`: of a larger set, this client uses a random subset, and keeps it.
-    - `tracer_provider`, `meter_provider`: OpenTelemetry's; None is the global one.
-    - `clock`: monotonic seconds. `rng`: the random numbers, which are seeded anew in a forked
-      child.
     - `judge`: the classifier: what a result or an exception means (`Verdict`). The default knows
       the operating system's network errors.
 
@@ -103,34 +61,12 @@ class Balancer:
         self,
         service: Service,
         *,
-        strategy: str | Strategy = "weighted",
-        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  # a frozen value
-        breaker: BreakerPolicy | None = BreakerPolicy(),  # noqa: B008  # a frozen value
-        name: str | None = None,
-        scheme: str = "http",
-        max_in_flight: int | None = None,
-        max_in_flight_total: int | None = None,
-        limit: AdaptiveLimit | None = None,
-        throttle: ThrottlePolicy | None = None,
-        hedge: HedgePolicy | None = None,
-        outliers: OutlierPolicy | None = None,
-        slow_start: SlowStart | None = None,
-        health: HealthCheck | None = None,
-        listener: Listener | None = None,
-        nameservers: Iterable[str] | None = None,
-        allow: Iterable[str] = (),
-        within: str | None = None,
-        family: Family = "any",
-        sticky: float | None = None,
-        max_stale: float | None = None,
-        min_refresh: float = 1.0,
-        max_instances: int | None = None,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        rng: random.Random | None = None,
         judge: Classifier | None = None,
+        **options: Unpack[BalancerOptions],
     ) -> None:
+        refuse_unknown(options, [*BalancerOptions.__annotations__, "judge"])
+        given: BalancerOptions = with_defaults(options, BalancerOptions)
+        health, clock, within = given["health"], given["clock"], given["within"]
         validation.kind("health", health, HealthCheck)
         check = None if health is None else plain_check(health)
         if health is not None and check is None:
@@ -138,35 +74,33 @@ class Balancer:
                 "health: without HTTP there is no path to ask for; pass HealthCheck(path=None), "
                 "which connects, or HealthCheck(check=...)"
             )
-        limits = Limits(max_in_flight, max_in_flight_total, limit)
-        discovery_limits = DiscoveryLimits(max_stale, min_refresh, max_instances)
-        policies = Policies(
-            retry, breaker, limits, throttle, hedge, outliers, slow_start, discovery_limits
-        )
         validation.function("judge", classify_network_error if judge is None else judge)
-        validation.of("rng", rng, random.Random, "random.Random()")
-        self._rng = random.Random() if rng is None else rng  # noqa: S311  # no secrets
-        runtime = self._adapted(Runtime(clock, self._rng, tracer_provider, meter_provider))
+        validation.of("rng", given["rng"], random.Random, "random.Random()")
+        rng = random.Random() if given["rng"] is None else given["rng"]  # noqa: S311  # no secrets
+        runtime = self._adapted(
+            Runtime(clock, rng, given["tracer_provider"], given["meter_provider"])
+        )
+        self._rng = rng
         self.target: Target = target_of(
             service,
-            name=name,
-            scheme=scheme,
-            dns=dns_by(nameservers, clock),
+            name=given["name"],
+            scheme=given["scheme"],
+            dns=dns_by(given["nameservers"], clock),
             address_filter=AddressFilter(
-                allow, None if within is None else validation.host("within", within)
+                given["allow"], None if within is None else validation.host("within", within)
             ),
             clock=clock,
-            options=DnsOptions(family, sticky),
+            options=DnsOptions(given["family"], given["sticky"]),
             start=THREAD_SCHEDULER.start,
         )
-        self._strategy = strategy_of(strategy)
-        self._listening = None if listener is None else Listening(listener)
+        self._strategy = strategy_of(given["strategy"])
+        self._listening = None if given["listener"] is None else Listening(given["listener"])
         deliver = None if self._listening is None else self._listening.deliver
         outbox = Outbox(deliver, runtime.least_level)
         judging = f"{self.target.name}: the judge"
         complaint = Complaint(outbox.add, judging, "failed; the outcome counts as neutral")
         classify = _never_raising(judge or classify_network_error, clock, complaint)
-        self._engine = build_engine(self.target, self._strategy, policies, runtime, outbox)
+        self._engine = build_engine(self.target, self._strategy, given, runtime, outbox)
         self._binding = Binding(self._engine, classify, self._strategy, runtime.executor)
         if health is not None and check is not None:
             self._binding.check_health(health, check)

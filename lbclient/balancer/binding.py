@@ -14,6 +14,7 @@ from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
 from lbclient.endpoint.classifier import Classifier
 from lbclient.resilience.health_check import HealthCheck
+from lbclient.resilience.retry import RetryPolicy
 from lbclient.strategy.protocol import LoadAware, Strategy
 from lbclient.telemetry.semantics import Semantics
 
@@ -40,6 +41,8 @@ class Binding:
         """The balancer's random numbers."""
         self.clock: Callable[[], float] = engine.clock
         """The balancer's clock: monotonic seconds."""
+        self.retry: RetryPolicy = engine.retry_rules.policy
+        """When it retries a call; one attempt if it has no policy."""
         self.closed: bool = False
         """True once no call may begin."""
         self._engine = engine

@@ -1,14 +1,15 @@
-"""The options that all entry points share, typed once, and recommended values.
+"""The options that all entry points share, each declared once, and recommended values."""
 
-`Balancer` documents what they mean.
-"""
-
-from __future__ import annotations
-
+import inspect
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TypedDict, Unpack
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from inspect import Parameter
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer.listener import Listener
@@ -18,45 +19,221 @@ from lbclient.resilience.concurrency_limit import AdaptiveLimit
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.hedging import HedgePolicy
 from lbclient.resilience.outlier_detection import OutlierPolicy
-from lbclient.resilience.retry import RetryPolicy
+from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy.protocol import Strategy
 from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.spans import TracerProvider
 
-__all__ = ["RECOMMENDED", "BalancerOptions", "recommended"]
+__all__ = [
+    "RECOMMENDED",
+    "BalancerOptions",
+    "Option",
+    "recommended",
+    "refuse_unknown",
+    "shows",
+    "with_defaults",
+]
+
+C = TypeVar("C", bound=type)
+_NO_HINTS: Mapping[str, str] = MappingProxyType({})
+
+
+class Option(NamedTuple):
+    """What an option does, for `help`, and its default. `...` is whatever httpx takes."""
+
+    text: str
+    default: object = None
 
 
 class BalancerOptions(TypedDict, total=False):
-    """The options of `Balancer`."""
+    """The options of `Balancer`, and of everything that has a balancer."""
 
-    strategy: str | Strategy
-    retry: RetryPolicy | None
-    breaker: BreakerPolicy | None
-    name: str | None
-    scheme: str
-    max_in_flight: int | None
-    max_in_flight_total: int | None
-    limit: AdaptiveLimit | None
-    throttle: ThrottlePolicy | None
-    hedge: HedgePolicy | None
-    outliers: OutlierPolicy | None
-    slow_start: SlowStart | None
-    health: HealthCheck | None
-    listener: Listener | None
-    nameservers: Iterable[str] | None
-    allow: Iterable[str]
-    within: str | None
-    family: Family
-    sticky: float | None
-    max_stale: float | None
-    min_refresh: float
-    max_instances: int | None
-    tracer_provider: TracerProvider | None
-    meter_provider: MeterProvider | None
-    clock: Callable[[], float]
-    rng: random.Random | None
+    strategy: Annotated[
+        str | Strategy,
+        Option(
+            '`"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`, '
+            '`"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.',
+            "weighted",
+        ),
+    ]
+    retry: Annotated[
+        RetryPolicy | None, Option("when to try again; None is one attempt.", RetryPolicy())
+    ]
+    breaker: Annotated[
+        BreakerPolicy | None,
+        Option("when an instance leaves the rotation; None turns breakers off.", BreakerPolicy()),
+    ]
+    name: Annotated[
+        str | None,
+        Option("the service's name, for a static list or a resolver that has none."),
+    ]
+    scheme: Annotated[str, Option('`"http"` or `"https"`, if the service does not say.', "http")]
+    max_in_flight: Annotated[
+        int | None,
+        Option("how many attempts one instance may have under way; further calls wait."),
+    ]
+    max_in_flight_total: Annotated[int | None, Option("the same for all instances together.")]
+    limit: Annotated[
+        AdaptiveLimit | None,
+        Option("an `AdaptiveLimit` learns how many attempts each instance can handle at a time."),
+    ]
+    throttle: Annotated[
+        ThrottlePolicy | None,
+        Option("a `ThrottlePolicy` keeps calls back while the service turns most away."),
+    ]
+    hedge: Annotated[
+        HedgePolicy | None,
+        Option("a `HedgePolicy` sends a second attempt if the first takes long."),
+    ]
+    outliers: Annotated[
+        OutlierPolicy | None,
+        Option("an `OutlierPolicy` ejects instances that fail far more often than their peers."),
+    ]
+    slow_start: Annotated[
+        SlowStart | None,
+        Option("`SlowStart` lets an instance that is new, or back, warm up."),
+    ]
+    health: Annotated[
+        HealthCheck | None,
+        Option(
+            "a `HealthCheck` checks every instance in the background: it connects (`path=None`), "
+            "calls a function of yours (`check=`), or over HTTP asks for a `path`."
+        ),
+    ]
+    listener: Annotated[
+        Listener | None,
+        Option("a function that is given each `Event`, in order, on a thread of its own."),
+    ]
+    nameservers: Annotated[
+        Iterable[str] | None,
+        Option(
+            'such as `["127.0.0.1:5353"]`, also `tls://` and `https://`; None uses the system\'s '
+            "resolver configuration."
+        ),
+    ]
+    allow: Annotated[
+        Iterable[str],
+        Option(
+            'networks, such as `["127.0.0.0/8"]`, that discovery may name although they are '
+            "loopback, link-local, multicast or a cloud's metadata service.",
+            (),
+        ),
+    ]
+    within: Annotated[
+        str | None, Option("a domain that the targets of SRV records must belong to.")
+    ]
+    family: Annotated[
+        Family,
+        Option(
+            '`"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both. Of '
+            "both, addresses that this host has no route to are not used.",
+            "any",
+        ),
+    ]
+    sticky: Annotated[
+        float | None,
+        Option(
+            "seconds for which an address or instance stays known after DNS stopped returning it; "
+            "for names for which DNS returns a few addresses at a time."
+        ),
+    ]
+    max_stale: Annotated[
+        float | None,
+        Option(
+            "seconds for which the last good answer is used while discovery fails; None for no "
+            "limit."
+        ),
+    ]
+    min_refresh: Annotated[
+        float,
+        Option(
+            "the shortest time between two refreshes in seconds, however small the TTL.",
+            1.0,
+        ),
+    ]
+    max_instances: Annotated[
+        int | None,
+        Option("of a larger set, this client uses a random subset, and keeps it."),
+    ]
+    tracer_provider: Annotated[
+        TracerProvider | None, Option("OpenTelemetry's; None is the global one.")
+    ]
+    meter_provider: Annotated[
+        MeterProvider | None, Option("OpenTelemetry's; None is the global one.")
+    ]
+    clock: Annotated[Callable[[], float], Option("monotonic seconds.", time.monotonic)]
+    rng: Annotated[
+        random.Random | None,
+        Option("the random numbers, which are seeded anew in a forked child."),
+    ]
+
+
+def with_defaults(options: Mapping[str, object], kind: type) -> Any:
+    """The options of the TypedDict `kind`: those that are given, and the defaults of the others."""
+    declared = _declared(kind).items()
+    defaults = {name: option.default for name, option in declared if option.default is not ...}
+    return defaults | dict(options)
+
+
+def shows(kind: type) -> Callable[[C], C]:
+    """Decorate a class whose `**options` are those of the TypedDict `kind`: its signature names
+    them, and its docstring has a line for each."""
+
+    def decorated(cls: C) -> C:
+        declared, init = _declared(kind), vars(cls)["__init__"]
+        signature = inspect.signature(init)
+        *own, _ = signature.parameters.values()
+        named = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=option.default)
+            for name, option in declared.items()
+        ]
+        init.__signature__ = signature.replace(parameters=[*own, *named])
+        lines = [
+            textwrap.fill(f"- `{name}`: {option.text}", 98, subsequent_indent="  ")
+            for name, option in declared.items()
+        ]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Options:", "", *lines])
+        return cls
+
+    return decorated
+
+
+def _declared(kind: type) -> dict[str, Option]:
+    """The options of a TypedDict by name."""
+    annotations = inspect.get_annotations(kind)
+    return {name: annotation.__metadata__[0] for name, annotation in annotations.items()}
+
+
+_POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
+    "retry": RetryPolicy,
+    "breaker": BreakerPolicy,
+    "limit": AdaptiveLimit,
+}
+
+
+def refuse_unknown(
+    options: Iterable[str], known: Iterable[str], hints: Mapping[str, str] = _NO_HINTS
+) -> None:
+    """Raise TypeError for names that are not among the known ones. It names these, and says where
+    an argument belongs or which one was probably meant. `hints` says so for some names."""
+    if unknown := sorted(set(options) - set(known)):
+        where = [hint for name in unknown for hint in _hints(name, known, hints)]
+        parts = [f"unknown argument {', '.join(unknown)}", *where]
+        raise TypeError("; ".join([*parts, f"known: {', '.join(sorted(known))}"]))
+
+
+def _hints(name: str, known: Iterable[str], hints: Mapping[str, str]) -> Iterable[str]:
+    if name in hints:
+        yield hints[name]
+    elif name == "probe":
+        yield "probe belongs to strategy=lbclient.Prequal(probe=...)"
+    else:
+        yield from (f"did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
+    for argument, policy in _POLICIES.items():
+        if name in {field.name for field in fields(policy)}:
+            yield f"{name} belongs to {argument}=lbclient.{policy.__name__}({name}=...)"
 
 
 def recommended(
@@ -97,7 +274,7 @@ def recommended(
     if deadline is not None:
         retry = options["retry"]
         validation.kind("retry", retry, RetryPolicy)
-        options["retry"] = replace(retry or RetryPolicy(attempts=1), deadline=deadline)
+        options["retry"] = replace(retry or ONE_ATTEMPT, deadline=deadline)
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import cast
 
@@ -11,14 +11,15 @@ from lbclient._internal import validation
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import Binding
-from lbclient.balancer.options import BalancerOptions
+from lbclient.balancer.options import BalancerOptions, with_defaults
 from lbclient.core.call import Call
+from lbclient.discovery.composite import Service
 from lbclient.discovery.registry import Target
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.protocol import bind
 from lbclient.resilience.health_check import HealthCheck
-from lbclient.resilience.retry import RetryPolicy
+from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy
 
 from ._compat import httpx
 from .classifier import HttpClassifier
@@ -26,10 +27,10 @@ from .options import (
     ConnectionOptions,
     ConnectionSettings,
     TransportOptions,
+    checked,
     connection_settings,
     deadline_header,
     part,
-    refuse_bypass,
 )
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, Upstream, call_options_of
@@ -37,10 +38,9 @@ from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
 from .telemetry import HttpSemantics, Labels
 
-__all__ = ["HttpAdapter", "closed_on_error", "policy_of"]
+__all__ = ["HttpAdapter", "closed_on_error"]
 
 _TLS_NAMES = ("instance", "service")
-_CLOSE_GRACE = 1.0
 _LAST_MOMENT = 0.25
 
 
@@ -51,38 +51,39 @@ class HttpAdapter:
     names, and knows how instances are addressed.
     """
 
-    def __init__(self, service: object, options: Mapping[str, object]) -> None:
-        options = dict(options)
-        refuse_bypass(options, TransportOptions.__annotations__)
-        mine = part(options, BalancerOptions)
-        if isinstance(limits := options.get("limits"), httpx.Limits):
+    def __init__(self, service: Service, options: TransportOptions) -> None:
+        given: TransportOptions = with_defaults(
+            checked(options, TransportOptions), TransportOptions
+        )
+        balancing: BalancerOptions = part(given, BalancerOptions)
+        if isinstance(limits := given["limits"], httpx.Limits):
             validation.limit("limits (max_connections)", limits.max_connections)
             if (idle := limits.max_keepalive_connections) is not None:
                 validation.count("limits (max_keepalive_connections)", idle, least=0)
             if (expiry := limits.keepalive_expiry) is not None:
                 validation.number("limits (keepalive_expiry, seconds)", expiry)
-            mine.setdefault("max_in_flight_total", limits.max_connections)
-        self.health: HealthCheck | None = mine.pop("health", None)
+            if "max_in_flight_total" not in options:
+                balancing["max_in_flight_total"] = limits.max_connections
+        self.health: HealthCheck | None = given["health"]
+        balancing["health"] = None
         validation.kind("health", self.health, HealthCheck)
-        self.policy: RetryPolicy = policy_of(mine)
-        self.balancer: Balancer = Balancer(
-            service,  # type: ignore[arg-type]  # checked there
-            judge=HttpClassifier(self.policy.statuses),
-            **mine,
-        )
+        validation.kind("retry", given["retry"], RetryPolicy)
+        judge = HttpClassifier((given["retry"] or ONE_ATTEMPT).statuses)
+        self.balancer: Balancer = Balancer(service, judge=judge, **balancing)
         self.binding: Binding = bind(self.balancer)
+        self.policy: RetryPolicy = self.binding.retry
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
-            tls_name = validation.one_of("tls_name", options.get("tls_name", "service"), _TLS_NAMES)
+            tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
             self.connection_settings: ConnectionSettings = connection_settings(
-                self.target.scheme, **part(options, ConnectionOptions)
+                self.target.scheme, limits, **part(given, ConnectionOptions)
             )
-            self._key_of = _function("key", options.get("key"))
-            self._fair_by = _function("fair_by", options.get("fair_by"))
-            self._deadline_header = deadline_header(options.get("deadline_header"))
+            self._key_of = _function("key", given["key"])
+            self._fair_by = _function("fair_by", given["fair_by"])
+            self._deadline_header = deadline_header(given["deadline_header"])
             self.close_grace: float = validation.number(
-                "close_grace (seconds)", options.get("close_grace", _CLOSE_GRACE)
+                "close_grace (seconds)", given["close_grace"]
             )
         self.tls_name: str | None = self.target.host if tls_name == "service" else None
         url = httpx.URL(self.target.origin)
@@ -148,12 +149,6 @@ def closed_on_error(balancer: Balancer) -> Iterator[None]:
     except BaseException:
         balancer.close()
         raise
-
-
-def policy_of(options: Mapping[str, object]) -> RetryPolicy:
-    """The retry policy of these options. The balancer rejects values that are not a policy."""
-    policy = options.get("retry", RetryPolicy())
-    return policy if isinstance(policy, RetryPolicy) else RetryPolicy(attempts=1)
 
 
 def _function(name: str, value: object) -> Callable[[httpx.Request], object] | None:

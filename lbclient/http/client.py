@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.options import shows, with_defaults
 from lbclient.discovery.registry import Target
 from lbclient.errors import DeadlineExceeded
 from lbclient.protocol import bind
 
 from ._compat import NAME, httpx
-from .adapter import closed_on_error, policy_of
+from .adapter import closed_on_error
 from .connections.custom_transport import AsyncTransportFactory, TransportFactory
-from .options import TransportOptions, part, refuse_bypass
+from .options import ClientOptions, HttpxOptions, TransportOptions, checked, part
 from .origin import Origin
 from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
 from .request_cache import LazyCookies, RequestCache
@@ -22,7 +23,7 @@ from .shortcuts import DirectAsyncClient, DirectClient
 from .transport import AsyncTransport, Service, Transport
 
 if TYPE_CHECKING:
-    from httpx._client import EventHook, UseClientDefault
+    from httpx._client import UseClientDefault
     from httpx._types import (
         AuthTypes,
         CookieTypes,
@@ -36,24 +37,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["AsyncClient", "Client"]
-
-DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
-"""httpx's default, except for connecting: Linux repeats a lost SYN after one second."""
-
-
-class ClientOptions(TransportOptions, total=False):
-    """The keyword arguments of a client: those of the transport, and those of httpx's client."""
-
-    auth: AuthTypes | None
-    params: QueryParamTypes | None
-    headers: HeaderTypes | None
-    cookies: CookieTypes | None
-    timeout: TimeoutTypes
-    follow_redirects: bool
-    max_redirects: int
-    event_hooks: Mapping[str, list[EventHook]] | None
-    base_url: httpx.URL | str
-    default_encoding: str | Callable[[bytes], str]
 
 
 class RequestOptions(TypedDict, total=False):
@@ -80,17 +63,20 @@ class _BalancedClient:
         transport: Any,
         options: Mapping[str, object],
     ) -> None:
-        given = _checked(options)
+        given = checked(options, ClientOptions)
+        own = _own(given)
         balancing = kind(service, transport=transport, **part(given, TransportOptions))
         self._balancer = balancing.balancer
         self._binding = bind(self._balancer)
         target = self._balancer.target
         self._request_cache = RequestCache(Origin(target.origin, self._balancer.instances))
         with closed_on_error(self._balancer):
-            super().__init__(transport=balancing, **_own(given, target))  # type: ignore[call-arg]
-            self._lazy_cookies = LazyCookies(given.get("cookies"))  # type: ignore[arg-type]  # checked there
+            own["base_url"] = _base_url(own["base_url"], target)
+            cookies = own.pop("cookies", None)
+            super().__init__(transport=balancing, **own)  # type: ignore[call-arg]
+            self._lazy_cookies = LazyCookies(cookies)
         balancing.own(target.origin)
-        self._deadline = policy_of(given).deadline
+        self._deadline = self._binding.retry.deadline
 
     @property
     def balancer(self) -> Balancer:
@@ -114,16 +100,19 @@ class _BalancedClient:
         return self._request_cache.request(self, method, url, options, build)  # type: ignore[arg-type]
 
 
+@shows(ClientOptions)
 class Client(_BalancedClient, DirectClient):
     """An `httpx.Client` that spreads its requests over the instances of one service.
 
     It takes the arguments of `Transport` and those of `httpx.Client`, except `proxy` and `mounts`,
-    which would bypass the balancer. `base_url` is the service's URL, optionally with a path; the
-    paths of requests are relative to it. Unless a response is streamed, its body is read within
+    which would bypass the balancer. Unless a response is streamed, its body is read within
     the attempt, so a request can be retried when an instance fails while it sends the body.
 
     A request can set options with `extensions={"lbclient": {...}}`: `idempotent`, `deadline`
     (seconds), `key`, `caller`. A request for another origin raises LoadBalancingError.
+
+    - `service`: as in `Balancer`.
+    - `transport`: as in `Transport`.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -165,10 +154,14 @@ class Client(_BalancedClient, DirectClient):
             SHARED_DEADLINE.set(shared.outer)
 
 
+@shows(ClientOptions)
 class AsyncClient(_BalancedClient, DirectAsyncClient):
     """An `httpx.AsyncClient` that spreads its requests over the instances of one service.
 
     It works on asyncio (also with uvloop) and on trio. Everything else is as in `Client`.
+
+    - `service`: as in `Balancer`.
+    - `transport`: as in `AsyncTransport`.
     """
 
     def __init__(
@@ -206,14 +199,13 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
                 SHARED_DEADLINE.set(shared.outer)
 
 
-def _checked(options: Mapping[str, object]) -> dict[str, object]:
-    given = dict(options)
-    refuse_bypass(given, ClientOptions.__annotations__)
-    timeout = given.setdefault("timeout", DEFAULT_TIMEOUT)
-    for name, value in _timeout(timeout).as_dict().items():
+def _own(given: Mapping[str, object]) -> dict[str, Any]:
+    """The arguments of httpx's client. The others go to the transport, and `trust_env` to both."""
+    own: dict[str, Any] = with_defaults(part(given, HttpxOptions), HttpxOptions)
+    for name, value in _timeout(own["timeout"]).as_dict().items():
         if value is not None:
             validation.seconds(f"timeout ({name})", value)
-    return given
+    return own | {"trust_env": given.get("trust_env", True)}
 
 
 def _timeout(value: Any) -> httpx.Timeout:
@@ -224,18 +216,6 @@ def _timeout(value: Any) -> httpx.Timeout:
         return httpx.Timeout(value)
     except (TypeError, ValueError, IndexError) as error:
         raise TypeError(f"timeout must be {wanted}: {error}") from None
-
-
-def _own(given: Mapping[str, object], target: Target) -> dict[str, Any]:
-    """The arguments of httpx's client. The others went to the transport."""
-    mine = {name: value for name, value in given.items() if name not in _TRANSPORTS}
-    mine.pop("cookies", None)
-    mine["base_url"] = _base_url(given.get("base_url", ""), target)
-    mine["trust_env"] = given.get("trust_env", True)
-    return mine
-
-
-_TRANSPORTS = frozenset(TransportOptions.__annotations__)
 
 
 def _base_url(wanted: object, target: Target) -> httpx.URL:

@@ -1,33 +1,46 @@
 """The arguments of clients and transports: which part takes each, and whether they are valid."""
 
-from __future__ import annotations
-
 import os
 import re
 import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from lbclient._internal import validation
-from lbclient.balancer.options import BalancerOptions
-from lbclient.endpoint.breaker import BreakerPolicy
-from lbclient.resilience.concurrency_limit import AdaptiveLimit
-from lbclient.resilience.retry import RetryPolicy
+from lbclient.balancer.options import (
+    BalancerOptions,
+    Option,
+    refuse_unknown,
+    with_defaults,
+)
 
 from ._compat import NAME, PUBLIC, httpx
 
+if TYPE_CHECKING:
+    from httpx._client import EventHook
+    from httpx._types import (
+        AuthTypes,
+        CookieTypes,
+        HeaderTypes,
+        QueryParamTypes,
+        TimeoutTypes,
+    )
+
 __all__ = [
+    "DEFAULT_TIMEOUT",
+    "ClientOptions",
+    "ConnectionOptions",
     "ConnectionSettings",
+    "HttpxOptions",
     "SocketOption",
     "TransportOptions",
+    "checked",
     "connection_settings",
     "deadline_header",
     "part",
-    "refuse_bypass",
 ]
 
 SocketOption = (
@@ -36,46 +49,141 @@ SocketOption = (
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
 """Many servers close an idle connection after 5 s. No request should be sent at that moment."""
+DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
+"""httpx's default, except for connecting: Linux repeats a lost SYN after one second."""
 
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 _MAX_IDLE = 1_000
 """The most idle connections on systems that do not say how many descriptors a process may have."""
 
-_POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
-    "retry": RetryPolicy,
-    "breaker": BreakerPolicy,
-    "limit": AdaptiveLimit,
+_MISPLACED = {
+    name: f"{name} belongs to limits={NAME}.Limits({name}=...)"
+    for name in ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 }
-_LIMIT_NAMES = ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """The arguments for connections. Those that `httpx.HTTPTransport` has too mean the same."""
+    """The options for connections. Those that `httpx.HTTPTransport` has too mean the same."""
 
-    verify: ssl.SSLContext | str | bool
-    cert: str | tuple[str, str] | tuple[str, str, str] | None
-    trust_env: bool
-    http1: bool
-    http2: bool
-    limits: httpx.Limits
-    local_address: str | None
-    retries: int
-    socket_options: Iterable[SocketOption] | None
-    max_connection_age: float | None
-    max_idle_connections: int | None
+    verify: Annotated[
+        ssl.SSLContext | str | bool,
+        Option(
+            "the certificates to trust: True for those of certifi, False to check nothing, the "
+            "path of a file or directory, or an `ssl.SSLContext`.",
+            default=True,
+        ),
+    ]
+    cert: Annotated[
+        str | tuple[str, str] | tuple[str, str, str] | None,
+        Option("the client's certificate: a path, `(path, key)` or `(path, key, password)`."),
+    ]
+    trust_env: Annotated[
+        bool,
+        Option("read `SSL_CERT_FILE`, `SSL_CERT_DIR` and `.netrc`; proxies never.", default=True),
+    ]
+    http1: Annotated[bool, Option("use HTTP/1.1.", default=True)]
+    http2: Annotated[
+        bool,
+        Option("use HTTP/2 where an instance chooses it; needs the extra `http2`.", default=False),
+    ]
+    local_address: Annotated[str | None, Option("the local address of connections.")]
+    retries: Annotated[
+        int, Option("how often an attempt tries to connect again before it fails.", 0)
+    ]
+    socket_options: Annotated[
+        Iterable[SocketOption] | None, Option("arguments of `setsockopt`, for each socket.")
+    ]
+    max_connection_age: Annotated[
+        float | None,
+        Option(
+            "seconds (less up to a tenth) after which a connection takes no more requests, so that "
+            "certificates, addresses and intermediate load balancers can change."
+        ),
+    ]
+    max_idle_connections: Annotated[
+        int | None,
+        Option(
+            "for all instances together. The one that has been idle longest is closed first. None: "
+            "half of the file descriptors that the process may open, or 1,000 on systems that do "
+            "not say how many these are (Windows, WASI)."
+        ),
+    ]
 
 
 class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
-    """The keyword arguments of a transport."""
+    """The options of a transport."""
 
-    tls_name: str
-    key: Callable[[httpx.Request], object] | None
-    fair_by: Callable[[httpx.Request], object] | None
-    deadline_header: str | None
-    close_grace: float
+    limits: Annotated[
+        httpx.Limits,
+        Option(
+            f"an `{NAME}.Limits`: `max_connections` is another name of `max_in_flight_total`; idle "
+            "connections are limited for each instance.",
+            _LIMITS,
+        ),
+    ]
+    tls_name: Annotated[
+        str,
+        Option(
+            'the name that TLS sends and verifies: the `"service"`\'s or the `"instance"`\'s.',
+            "service",
+        ),
+    ]
+    key: Annotated[
+        Callable[[httpx.Request], object] | None,
+        Option("the key of each request, for a strategy that picks by it: `request -> object`."),
+    ]
+    fair_by: Annotated[
+        Callable[[httpx.Request], object] | None,
+        Option(
+            "the caller of each request: `request -> object`, hashable. Callers whose requests "
+            "wait for a limit take turns, so that a burst of one does not delay the others."
+        ),
+    ]
+    deadline_header: Annotated[
+        str | None,
+        Option(
+            "the header that tells an instance, in whole milliseconds, how much time the attempt "
+            "has left, if it has a `deadline` or `attempt_timeout`."
+        ),
+    ]
+    close_grace: Annotated[
+        float, Option("the seconds for which `close` waits for active calls.", 1.0)
+    ]
+
+
+class HttpxOptions(TypedDict, total=False):
+    """The options of httpx's own client."""
+
+    auth: Annotated["AuthTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
+    params: Annotated["QueryParamTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
+    headers: Annotated["HeaderTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
+    cookies: Annotated["CookieTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
+    timeout: Annotated[
+        "TimeoutTypes",
+        Option(f"as in `{NAME}.Client`, with another default: 1.25 s to connect.", DEFAULT_TIMEOUT),
+    ]
+    follow_redirects: Annotated[bool, Option(f"as in `{NAME}.Client`.", ...)]
+    max_redirects: Annotated[int, Option(f"as in `{NAME}.Client`.", ...)]
+    event_hooks: Annotated[
+        "Mapping[str, list[EventHook]] | None", Option(f"as in `{NAME}.Client`.", ...)
+    ]
+    base_url: Annotated[
+        httpx.URL | str,
+        Option(
+            "a path that is added to the service's URL; the paths of requests are relative to it.",
+            "",
+        ),
+    ]
+    default_encoding: Annotated[
+        str | Callable[[bytes], str], Option(f"as in `{NAME}.Client`.", ...)
+    ]
+
+
+class ClientOptions(TransportOptions, HttpxOptions, total=False):
+    """The options of a client: those of its transport, and those of httpx's client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +203,16 @@ class ConnectionSettings:
 
 
 def connection_settings(
-    scheme: str,
-    *,
-    verify: ssl.SSLContext | str | bool = True,
-    cert: str | tuple[str, str] | tuple[str, str, str] | None = None,
-    trust_env: bool = True,
-    http1: bool = True,
-    http2: bool = False,
-    limits: httpx.Limits | None = None,
-    local_address: str | None = None,
-    retries: int = 0,
-    socket_options: Iterable[SocketOption] | None = None,
-    max_connection_age: float | None = None,
-    max_idle_connections: int | None = None,
+    scheme: str, limits: httpx.Limits | None = None, **options: Unpack[ConnectionOptions]
 ) -> ConnectionSettings:
-    """Check the arguments, and create the one TLS context that all connections share.
+    """Check the options, and create the one TLS context that all connections share.
 
-    Raises ValueError or TypeError for invalid arguments, and ImportError if `http2` is True and its
+    Raises ValueError or TypeError for invalid options, and ImportError if `http2` is True and its
     extra is not installed.
     """
+    given: ConnectionOptions = with_defaults(options, ConnectionOptions)
+    http1, http2 = given["http1"], given["http2"]
+    local_address, socket_options = given["local_address"], given["socket_options"]
     if limits is not None and not isinstance(limits, httpx.Limits):
         raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
     if not (http1 or http2):
@@ -124,25 +223,22 @@ def connection_settings(
         validation.host("local_address", local_address)
     if socket_options is not None:
         socket_options = _socket_options(socket_options)
-    if max_connection_age is not None:
-        validation.seconds("max_connection_age", max_connection_age)
-    validation.limit("max_idle_connections", max_idle_connections)
-    _check_verify(verify)
-    _check_cert(cert)
-    tls = scheme == "https"
+    if given["max_connection_age"] is not None:
+        validation.seconds("max_connection_age", given["max_connection_age"])
+    validation.limit("max_idle_connections", given["max_idle_connections"])
+    _check_verify(given["verify"])
+    _check_cert(given["cert"])
     return ConnectionSettings(
         scheme=scheme,
-        ssl_context=_ssl_context(cert, verify=verify, trust_env=trust_env, http2=http2)
-        if tls
-        else None,
+        ssl_context=_ssl_context(given) if scheme == "https" else None,
         http1=http1,
         http2=http2,
         limits=limits or _LIMITS,
         local_address=local_address,
-        retries=validation.count("retries", retries, least=0),
+        retries=validation.count("retries", given["retries"], least=0),
         socket_options=socket_options,
-        max_connection_age=max_connection_age,
-        max_idle=max_idle_connections or _default_max_idle(),
+        max_connection_age=given["max_connection_age"],
+        max_idle=given["max_idle_connections"] or _default_max_idle(),
     )
 
 
@@ -177,15 +273,10 @@ def _check_cert(cert: object) -> None:
         )
 
 
-def _ssl_context(
-    cert: str | tuple[str, str] | tuple[str, str, str] | None,
-    *,
-    verify: ssl.SSLContext | str | bool,
-    trust_env: bool,
-    http2: bool,
-) -> ssl.SSLContext:
+def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
     """Create the TLS context. httpx's function alone is not enough: with a path as `verify`, httpx
     ignores `cert`, httpx2 rejects it, and both deprecate the two arguments."""
+    verify, cert, trust_env = options["verify"], options["cert"], options["trust_env"]
     given = () if cert is None else (cert,) if isinstance(cert, str) else cert
     try:
         if isinstance(verify, str):
@@ -205,7 +296,7 @@ def _ssl_context(
         named = ", ".join(repr(path) for path in shown if isinstance(path, str))
         raise ValueError(f"verify or cert cannot be used ({named}): {error}") from error
     if context is not verify:  # a caller's own context is not changed
-        context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
+        context.set_alpn_protocols(["h2", "http/1.1"] if options["http2"] else ["http/1.1"])
     return context
 
 
@@ -231,39 +322,27 @@ def deadline_header(name: object) -> str | None:
     )
 
 
-def part(options: Mapping[str, object], kind: type) -> dict[str, Any]:
-    """Return the options that are keys of the TypedDict `kind`."""
+def part(options: Mapping[str, object], kind: type) -> Any:
+    """Return those of the options that the TypedDict `kind` declares."""
     return {name: options[name] for name in kind.__annotations__ if name in options}
 
 
-def refuse_bypass(options: dict[str, object], known: Iterable[str]) -> None:
-    """Raise ValueError for arguments that would bypass the balancer, TypeError for unknown ones."""
+def checked(options: Mapping[str, object], kind: type) -> dict[str, Any]:
+    """Return the options, which are those of the TypedDict `kind`.
+
+    Raises ValueError for arguments that would bypass the balancer, TypeError for unknown ones.
+    """
     for name in _BYPASS:
-        if options.pop(name, None) is not None:
+        if options.get(name) is not None:
             raise ValueError(
                 f"{name}= would go past the balancer. To reach instances through a proxy or a "
                 f"socket, pass transport=lambda instance: {NAME}.HTTPTransport(...); to balance "
                 f"one service among other origins, {NAME}.Client(mounts={{...: "
                 f"{PUBLIC}.Transport}})"
             )
-    if unknown := sorted(set(options) - set(known)):
-        hints = [hint for name in unknown for hint in _hints(name, known)]
-        names = ", ".join(sorted({*known, "transport"}))
-        parts = [f"unknown argument {', '.join(unknown)}", *hints, f"known: {names}"]
-        raise TypeError("; ".join(parts))
-
-
-def _hints(name: str, known: Iterable[str]) -> Iterable[str]:
-    """Yield where an argument belongs, or which argument was probably meant."""
-    if name in _LIMIT_NAMES:
-        yield f"{name} belongs to limits={NAME}.Limits({name}=...)"
-    elif name == "probe":
-        yield "probe belongs to strategy=lbclient.Prequal(probe=...)"
-    else:
-        yield from (f"did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
-    for argument, policy in _POLICIES.items():
-        if name in {field.name for field in fields(policy)}:
-            yield f"{name} belongs to {argument}=lbclient.{policy.__name__}({name}=...)"
+    given = {name: value for name, value in options.items() if name not in _BYPASS}
+    refuse_unknown(given, {*kind.__annotations__, "transport"}, _MISPLACED)
+    return given
 
 
 def _import_h2() -> None:

@@ -11,6 +11,7 @@ import anyio
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.event_loops import arun, asleep
+from lbclient.balancer.options import shows
 from lbclient.balancer.threads import run, sleep
 from lbclient.core.attempt import Attempt
 from lbclient.discovery.composite import Service
@@ -35,6 +36,7 @@ from .response_stream import AsyncResponseStream, ResponseStream, adrain, aread,
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
 
+@shows(TransportOptions)
 class Transport(httpx.BaseTransport):
     """An httpx transport that balances requests:
     `httpx.Client(transport=lbclient.Transport(service))`.
@@ -42,22 +44,11 @@ class Transport(httpx.BaseTransport):
     It can also serve one of several origins: `mounts={"http://orders":
     lbclient.Transport(service)}`. It does not change the request's Host. A path in the service's
     URL is put before the request's path. It takes the arguments of `Balancer`, those of
-    `httpx.HTTPTransport` except `proxy` and `uds`, and
+    `httpx.HTTPTransport` except `proxy` and `uds`, and some of its own.
 
-    - `tls_name`: the name that TLS sends and verifies: the `"service"`'s or the `"instance"`'s.
+    - `service`: as in `Balancer`.
     - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`. The
       URLs of its requests name the instance's vetted address.
-    - `key`: the key of each request, for a strategy that picks by it: `request -> object`.
-    - `fair_by`: the caller of each request: `request -> object`, hashable. Callers whose requests
-      wait for a limit take turns, so that a burst of one does not delay the others.
-    - `deadline_header`: the header that tells an instance, in whole milliseconds, how much time the
-      attempt has left, if it has a `deadline` or `attempt_timeout`.
-    - `max_connection_age`: seconds (less up to a tenth) after which a connection takes no more
-      requests, so that certificates, addresses and intermediate load balancers can change.
-    - `max_idle_connections`: for all instances together. The one that has been idle longest is
-      closed first. None: half of the file descriptors that the process may open, or 1,000 on
-      systems that do not say how many these are (Windows, WASI).
-    - `close_grace`: the seconds for which `close` waits for active calls.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -167,10 +158,13 @@ class Transport(httpx.BaseTransport):
         return response
 
 
+@shows(TransportOptions)
 class AsyncTransport(httpx.AsyncBaseTransport):
     """The same for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
 
-    `transport` makes httpx.AsyncBaseTransport objects.
+    - `service`: as in `Balancer`.
+    - `transport`: makes another transport for each instance, `instance ->
+      httpx.AsyncBaseTransport`.
     """
 
     def __init__(

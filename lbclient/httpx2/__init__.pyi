@@ -1,8 +1,7 @@
 # The types of `lbclient/http` when it is loaded for httpx2: the same, with httpx2's types.
 # `tests/http/test_httpx2_types.py` compares this file with the source.
 
-import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 import httpx2
@@ -32,7 +31,7 @@ from lbclient.errors import (
     ServiceAbsent,
     Throttled,
 )
-from lbclient.http.options import SocketOption
+from lbclient.http.options import ConnectionOptions
 
 __all__ = [
     "AsyncClient",
@@ -51,27 +50,15 @@ __all__ = [
 TransportFactory: TypeAlias = Callable[[Instance], httpx2.BaseTransport]
 AsyncTransportFactory: TypeAlias = Callable[[Instance], httpx2.AsyncBaseTransport]
 
-class ConnectionOptions(TypedDict, total=False):
-    verify: ssl.SSLContext | str | bool
-    cert: str | tuple[str, str] | tuple[str, str, str] | None
-    trust_env: bool
-    http1: bool
-    http2: bool
-    limits: httpx2.Limits
-    local_address: str | None
-    retries: int
-    socket_options: Iterable[SocketOption] | None
-    max_connection_age: float | None
-    max_idle_connections: int | None
-
 class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
+    limits: httpx2.Limits
     tls_name: str
     key: Callable[[httpx2.Request], object] | None
     fair_by: Callable[[httpx2.Request], object] | None
     deadline_header: str | None
     close_grace: float
 
-class ClientOptions(TransportOptions, total=False):
+class HttpxOptions(TypedDict, total=False):
     auth: AuthTypes | None
     params: QueryParamTypes | None
     headers: HeaderTypes | None
@@ -82,6 +69,8 @@ class ClientOptions(TransportOptions, total=False):
     event_hooks: Mapping[str, list[EventHook]] | None
     base_url: httpx2.URL | str
     default_encoding: str | Callable[[bytes], str]
+
+class ClientOptions(TransportOptions, HttpxOptions, total=False): ...
 
 class RequestOptions(TypedDict, total=False):
     content: RequestContent | None

@@ -23,6 +23,7 @@ from lbclient.resilience.retry_budget import Budget, RetryBudget
 
 __all__ = [
     "IDEMPOTENT_METHODS",
+    "ONE_ATTEMPT",
     "RetryController",
     "RetryPolicy",
     "RetryRules",
@@ -125,6 +126,10 @@ def _statuses(statuses: Collection[int]) -> frozenset[int]:
         if validation.count("statuses (each of them)", status, least=100) > 599:
             raise ValueError(f"statuses must contain HTTP statuses from 100 to 599, not {status!r}")
     return frozenset(cast("list[int]", given))
+
+
+ONE_ATTEMPT = RetryPolicy(attempts=1)
+"""What `retry=None` means."""
 
 
 @dataclass(slots=True)

@@ -523,9 +523,9 @@ def test_an_unknown_argument(entry):
     assert "stratgy" in refusal(TypeError, entry, URL, stratgy="random")
 
 
-def test_an_unknown_argument_is_answered_with_the_known_ones(http_entry):
+def test_an_unknown_argument_is_answered_with_the_known_ones(entry):
     """The error for an argument that nobody knows lists those that are known."""
-    text = refusal(TypeError, http_entry, URL, retrys=3)
+    text = refusal(TypeError, entry, URL, retrys=3)
     assert "retrys" in text
     assert "retry," in text
     assert "strategy" in text

@@ -32,10 +32,19 @@ EXPORTED = ast.literal_eval(ALIASES.pop("__all__"))
 
 
 class ForHttpx2(ast.NodeTransformer):
-    """The source, with httpx2 in the place of httpx, and no default that is an object."""
+    """The source, with httpx2 in the place of httpx, the types of options alone, and no default
+    that is an object."""
 
     def visit_Name(self, node):
         return ast.Name("httpx2") if node.id == "httpx" else node
+
+    def visit_Subscript(self, node):
+        if ast.unparse(node.value) == "Annotated":
+            node = node.slice.elts[0]
+            if isinstance(node, ast.Constant):
+                node = ast.parse(node.value, mode="eval").body
+            return self.visit(node)
+        return self.generic_visit(node)
 
     def visit_arguments(self, node):
         for defaults in node.defaults, node.kw_defaults:

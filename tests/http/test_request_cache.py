@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lbclient
-from lbclient.http.client import DEFAULT_TIMEOUT
+from lbclient.http.options import DEFAULT_TIMEOUT
 
 OWN = "http://10.0.0.1:8080"
 TLS = ssl.create_default_context()

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import lbclient
+import lbclient.httpx2
 
 CONTRACT = {
     "Answer", "AsyncClient", "AsyncTransport", "Balancer", "BreakerPolicy", "Client",
@@ -32,6 +33,34 @@ def test_every_public_name_has_a_docstring(name):
             inspect.isfunction(value) or isinstance(value, property)
         ):
             assert inspect.getdoc(value), f"{name}.{member}"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *[lbclient.Balancer, lbclient.Client, lbclient.AsyncClient],
+        *[lbclient.Transport, lbclient.AsyncTransport],
+        *[lbclient.httpx2.Client, lbclient.httpx2.AsyncTransport],
+    ],
+    ids=lambda entry: f"{entry.__module__}.{entry.__name__}",
+)
+def test_help_tells_every_argument(entry):
+    """`help` has a line for each argument, and the signature names those and no others."""
+    names = inspect.signature(entry).parameters
+    lines = [line for line in inspect.getdoc(entry).splitlines() if line.startswith("- `")]
+    assert sorted(line.split("`")[1] for line in lines) == sorted(names)
+    assert all(one.kind != one.VAR_KEYWORD for one in names.values())
+    assert [name for name in names if names[name].default is inspect.Parameter.empty] == ["service"]
+
+
+def test_signature_of_a_subclass_is_its_own():
+    """A class of the user's that extends a client has the signature of its own `__init__`."""
+
+    class Orders(lbclient.Client):
+        def __init__(self, token):
+            super().__init__("http://orders", headers={"token": token})
+
+    assert list(inspect.signature(Orders).parameters) == ["token"]
 
 
 def test_defaults():

@@ -31,9 +31,8 @@ from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
 from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.http.classifier import HttpClassifier
-from lbclient.http.client import DEFAULT_TIMEOUT
 from lbclient.http.connections.connection import PeerLeft
-from lbclient.http.options import connection_settings
+from lbclient.http.options import DEFAULT_TIMEOUT, connection_settings
 from lbclient.resilience.retry import RetryController, RetryRules, RetryState
 from lbclient.resilience.retry_budget import Budget
 from lbclient.resilience.throttle import Throttle
