@@ -38,6 +38,7 @@ from lbclient.endpoint.endpoint import Endpoint, Share
 from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.resilience.hedging import Hedging
 from lbclient.resilience.retry import RetryRules
+from lbclient.resilience.throttle import Throttle
 from lbclient.telemetry.events import AttemptPicked
 from lbclient.telemetry.metrics import Tally
 from lbclient.telemetry.outbox import Outbox
@@ -89,6 +90,7 @@ class Engine:
         self.pool: Pool = membership.pool
         self.retry_rules = retry_rules
         self.opt_in_rules = opt_in_rules
+        self._throttle = None if opt_in_rules is None else opt_in_rules.throttle
         self.hedging = hedging
         self.telemetry = telemetry
         self.tally: Tally = Tally()
@@ -180,8 +182,8 @@ class Engine:
             )
             if not ready and discovery.must_wait_until_resolved(now):
                 return self._wait_for_answer(call)
-            if self.opt_in_rules is not None and call.waiting is None and not call.tried:
-                self._throttle(self.opt_in_rules, now)
+            if self._throttle is not None and call.waiting is None and not call.tried:
+                self._apply_throttle(self._throttle, now)
             if self.queue.waiting and not self.queue.passes(call.waiting):
                 return self._join(call, retry=False)
             left = self.queue.left_for(call.waiting) if self.queue.retries else None
@@ -215,8 +217,8 @@ class Engine:
         """Endpoints with free slots, if `signal` is that of a retry that waits apart for one."""
         return self._picker.free(self.clock()) if signal in self.queue.retries else ()
 
-    def _throttle(self, opt_in_rules: OptInRules, now: float) -> None:
-        if not opt_in_rules.admits(now):
+    def _apply_throttle(self, throttle: Throttle, now: float) -> None:
+        if not throttle.admits(now, self.rng):
             self.telemetry.metrics.throttled()
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 

@@ -26,19 +26,15 @@ class OptInRules:
         rng: random.Random,
     ) -> None:
         self._rng = rng
-        self._throttle = None if throttle is None else Throttle(throttle)
+        self.throttle: Throttle | None = None if throttle is None else Throttle(throttle)
         self._outliers = None if outliers is None else Outliers(outliers, rng)
         self._limit = limit
-
-    def admits(self, now: float) -> bool:
-        """False where the throttle keeps a new call back."""
-        return self._throttle is None or self._throttle.admits(now, self._rng)
 
     def record_outcome(self, pick: Pick, verdict: Verdict, now: float) -> bool:
         """Record the outcome of an attempt that is still in flight. True: ask for `outliers`."""
         turned_away = not verdict.good and verdict.turned_away
-        if self._throttle is not None:
-            (self._throttle.refused if turned_away else self._throttle.accepted)(now)
+        if self.throttle is not None:
+            (self.throttle.refused if turned_away else self.throttle.accepted)(now)
         if self._limit is not None:
             self._learn(self._limit, pick, verdict, now, turned_away=turned_away)
         outliers = self._outliers

@@ -30,11 +30,11 @@ from typing import Literal, NoReturn
 import pybreaker
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import SlidingWindow
 
 __all__ = ["DISABLED", "Breaker", "BreakerPolicy", "Permit", "State", "Window"]
 
 _SLICES = 10
-_EMPTY = (0, 0, 0)
 _STANDSTILL = 60.0
 
 Circuit = pybreaker.CircuitBreaker
@@ -134,23 +134,16 @@ class Window:
     If the clock jumps forward past the window, or back by more than a slice, the window is emptied.
     """
 
-    __slots__ = (
-        "_heard",
-        "_place",
-        "_policy",
-        "_resumed",
-        "_ring",
-        "_start",
-        "calls",
-        "faults",
-        "slow",
-    )
+    __slots__ = ("_heard", "_policy", "_resumed", "_window", "calls", "faults", "slow")
 
     def __init__(self, policy: BreakerPolicy, now: float) -> None:
         self._policy = policy
         self._heard = now
         self._resumed = now
-        self._begin(now)
+        self._window = SlidingWindow(policy.window, _SLICES, kinds=4, start=now)
+        self.calls: int = 0
+        self.faults: int = 0
+        self.slow: int = 0
 
     @property
     def tripped(self) -> bool:
@@ -183,41 +176,12 @@ class Window:
 
     def add(self, now: float, *, fault: bool, slow: bool) -> None:
         """Count a call that has ended."""
-        self._slide(now)
-        ring, place = self._ring, self._place
-        ring[place] += 1
-        ring[place + 1] += fault
-        ring[place + 2] += slow
-        self.calls += 1
-        self.faults += fault
-        self.slow += slow
-
-    def _slide(self, now: float) -> None:
-        ahead = (now - self._start) * _SLICES / self._policy.window
-        if not -1 < ahead < _SLICES:
-            self._begin(now)
-        elif ahead >= 1:
-            for _ in range(int(ahead)):
-                self._next()
-            self._start += int(ahead) * self._policy.window / _SLICES
-
-    def _begin(self, now: float) -> None:
-        self._start = now
-        self._place = 0
-        self._ring = [*_EMPTY] * _SLICES
-        self.calls: int = 0
-        self.faults: int = 0
-        self.slow: int = 0
-
-    def _next(self) -> None:
-        """Drop the oldest slice and reuse it as the newest."""
-        ring = self._ring
-        self._place = place = (self._place + len(_EMPTY)) % len(ring)
-        calls, faults, slow = ring[place : place + len(_EMPTY)]
-        self.calls -= calls
-        self.faults -= faults
-        self.slow -= slow
-        ring[place : place + len(_EMPTY)] = _EMPTY
+        window = self._window
+        window.add(now, fault + 2 * slow)
+        good, faults, slow_ones, both = window.totals
+        self.calls = good + faults + slow_ones + both
+        self.faults = faults + both
+        self.slow = slow_ones + both
 
 
 def _reached(rate: float | None, share: float) -> bool:

@@ -6,15 +6,16 @@ the retry budgets of Finagle and tower (20 %, 10 a second, over 10 seconds).
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import SlidingWindow
 
 __all__ = ["Budget", "RetryBudget"]
 
 _SLICES = 10
+_RETRY = 1
 _ROUNDING = 1e-9
 
 
@@ -39,48 +40,25 @@ class RetryBudget:
 
 
 class Budget:
-    """The running account of a `RetryBudget`: a sum over a sliding window, in slices."""
+    """The running account of a `RetryBudget`: the calls and the retries in a sliding window."""
 
-    __slots__ = ("_account", "_balance", "_last", "_open_until", "_ratio", "_slice", "policy")
+    __slots__ = ("_window", "deposit", "policy")
 
     def __init__(self, policy: RetryBudget) -> None:
         self.policy: RetryBudget = policy
-        self._slice = policy.window / _SLICES
-        self._account: deque[list[float]] = deque()
-        self._balance = policy.reserve * policy.window
-        self._ratio = policy.ratio
-        self._last: list[float] = []
-        """The slice that is open until `_open_until`: its start, and its sum."""
-        self._open_until = -math.inf
+        self._window = SlidingWindow(policy.window, _SLICES, kinds=2)
+        self.deposit: Callable[[float], None] = self._window.add
+        """Add what one call earns, at this time."""
 
     def balance(self, now: float) -> float:
         """The retries that may be made now."""
-        while self._account and self._account[0][0] <= now - self.policy.window:
-            self._balance -= self._account.popleft()[1]
-        if not self._account:
-            self._open_until = -math.inf
-        return self._balance
-
-    def deposit(self, now: float) -> None:
-        """Add what one call earns."""
-        if now >= self._open_until:
-            self._open(now)
-        self._last[1] += self._ratio
-        self._balance += self._ratio
+        calls, retries = self._window.slide(now)
+        policy = self.policy
+        return policy.reserve * policy.window + policy.ratio * calls - retries
 
     def withdraw(self, now: float) -> bool:
         """Take one retry from the budget. False if it is empty."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
-        if now >= self._open_until:
-            self._open(now)
-        self._last[1] -= 1.0
-        self._balance -= 1.0
+        self._window.add(now, _RETRY)
         return True
-
-    def _open(self, now: float) -> None:
-        """Start a slice. Drops the slices that are older than the window."""
-        self.balance(now)
-        self._last = [now, 0.0]
-        self._account.append(self._last)
-        self._open_until = now + self._slice

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import SlidingWindow
 
 __all__ = ["Throttle", "ThrottlePolicy"]
 
 _SLICES = 24
+_REFUSED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +52,6 @@ class ThrottlePolicy:
         validation.count("minimum_calls", self.minimum_calls)
 
 
-class _Slice:
-    """The counts of one part of the window."""
-
-    __slots__ = ("accepts", "began", "requests")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.requests = 0
-        self.accepts = 0
-
-
 class Throttle:
     """The running counts of a `ThrottlePolicy`. It has no lock: the caller holds one.
 
@@ -69,24 +61,23 @@ class Throttle:
     together would cause the others to be refused (43 of 50 by the plain formula).
     """
 
-    __slots__ = ("_accepts", "_policy", "_requests", "_slice", "_slices")
+    __slots__ = ("_policy", "_window", "accepted", "refused")
 
     def __init__(self, policy: ThrottlePolicy) -> None:
         self._policy = policy
-        self._slice = policy.window / _SLICES
-        self._slices: deque[_Slice] = deque()
-        self._requests = 0
-        self._accepts = 0
+        self._window = SlidingWindow(policy.window, _SLICES, kinds=2)
+        self.accepted: Callable[[float], None] = self._window.add
+        """Record a call that the service has accepted, at this time."""
+        self.refused: Callable[[float], None] = partial(self._window.add, kind=_REFUSED)
+        """Record a call that the service has refused."""
 
     def chance(self, now: float) -> float:
         """The probability that a call is refused now."""
-        policy, slices = self._policy, self._slices
-        if slices and slices[0].began <= now - policy.window:
-            self._expire(now)
-        requests = self._requests
+        accepts, refusals = self._window.slide(now)
+        requests, policy = accepts + refusals, self._policy
         if requests < policy.minimum_calls:
             return 0.0
-        excess = requests - policy.k * self._accepts
+        excess = requests - policy.k * accepts
         return min(policy.most, max(0.0, excess / (requests + 1)))
 
     def admits(self, now: float, rng: random.Random) -> bool:
@@ -96,29 +87,3 @@ class Throttle:
             self.refused(now)
             return False
         return True
-
-    def accepted(self, now: float) -> None:
-        """Record a call that the service has accepted."""
-        self._count(now, 1)
-
-    def refused(self, now: float) -> None:
-        """Record a call that the service has refused."""
-        self._count(now, 0)
-
-    def _count(self, now: float, accepts: int) -> None:
-        slices = self._slices
-        if not slices or now - slices[-1].began >= self._slice:
-            self._expire(now)
-            slices.append(_Slice(now))
-        slices[-1].requests += 1
-        slices[-1].accepts += accepts
-        self._requests += 1
-        self._accepts += accepts
-
-    def _expire(self, now: float) -> None:
-        """Drop the slices that are older than the window."""
-        slices, past = self._slices, now - self._policy.window
-        while slices and slices[0].began <= past:
-            old = slices.popleft()
-            self._requests -= old.requests
-            self._accepts -= old.accepts

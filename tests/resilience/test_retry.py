@@ -134,7 +134,7 @@ def test_the_budget_costs_the_same_after_many_calls():
     budget = Budget(RetryBudget())
     for step in range(100_000):
         budget.deposit(step / 1000)
-    assert len(budget._account) <= 11
+    assert len(budget._window._slices) <= 11
 
 
 def test_no_budget_is_no_limit():

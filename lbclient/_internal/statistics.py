@@ -1,0 +1,66 @@
+"""Statistics that forget old events: counts over a sliding window."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["SlidingWindow"]
+
+
+class SlidingWindow:
+    """Counts of the events in the last `seconds`, by kind (numbers from 0).
+
+    Events are counted in slices of equal length, as in Hystrix, so a count costs the same however
+    many events there are. A slice is forgotten as a whole: an event counts for `seconds`, or up to
+    one slice less. With `start`, one slice follows another from that time on; after an empty
+    window, from the next event on. Without `start`, a slice begins with the first event after the
+    end of the slice before.
+
+    If the clock falls back by more than a slice, all events are forgotten: otherwise they would
+    count until it has caught up. The caller passes in the time, and holds a lock. The counts change
+    in lines that call nothing, so an exception from a signal handler leaves them correct.
+    """
+
+    __slots__ = ("_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
+
+    def __init__(
+        self, seconds: float, slices: int, kinds: int, *, start: float | None = None
+    ) -> None:
+        self._seconds = seconds
+        self._parts = slices
+        self._regular = start is not None
+        self._slices: list[tuple[float, list[int]]] = []
+        """The start of each slice, and its counts. A slice without events may be left out."""
+        self._since = self._until = -math.inf
+        """Events between these times belong to the last slice."""
+        self.totals: list[int] = [0] * kinds
+        """The events by kind, as of the last call of a method."""
+        if start is not None:
+            self._begin_slice(start)
+
+    def add(self, now: float, kind: int = 0) -> None:
+        """Count an event. Owners offer this method as their own, which saves a function call."""
+        if not self._since <= now < self._until:
+            self._begin_slice(now)
+        self._slices[-1][1][kind] += 1
+        self.totals[kind] += 1
+
+    def slide(self, now: float) -> list[int]:
+        """Forget the slices that are too old. Returns `totals`."""
+        while self._slices and self._slices[0][0] <= now - self._seconds:
+            past = self._slices[0][1]
+            totals = [total - old for total, old in zip(self.totals, past, strict=True)]
+            self._slices, self.totals = self._slices[1:], totals
+        return self.totals
+
+    def _begin_slice(self, now: float) -> None:
+        if now < self._since:
+            self._slices, self.totals = [], [0] * len(self.totals)
+        self.slide(now)
+        length, began = self._seconds / self._parts, now
+        if self._regular and self._slices:
+            last = self._slices[-1][0]
+            began = last + max(1.0, (now - last) // length) * length
+        until = max(began + length, math.nextafter(began, math.inf))
+        self._slices = [*self._slices, (began, [0] * len(self.totals))]
+        self._since, self._until = began - length, until
