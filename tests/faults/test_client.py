@@ -24,6 +24,7 @@ from opentelemetry import baggage, context, trace
 
 import lbclient
 from lbclient import BreakerPolicy, RetryBudget, RetryPolicy
+from lbclient.strategy.registry import BY_NAME
 from tests.http.test_features import all_requests, urls, worlds
 from tests.support.http import Gate, head, in_turn, resets, says, tells_port
 from tests.support.interpreter import ended_soon
@@ -692,5 +693,5 @@ def test_unknown_strategy(entry, strategy):
     """K3: what is no strategy is refused at construction, with the names of those that are."""
     with pytest.raises((ValueError, TypeError), match=r"^strategy must be") as caught:
         entry(["http://127.0.0.1:1"], strategy=strategy)
-    for name in ("weighted", "round-robin", "random", "least-busy"):
+    for name in BY_NAME:
         assert repr(name) in str(caught.value)

@@ -42,9 +42,8 @@ def test_children_pick_differently(rng):
     # By chance eight of a hundred starting places are fewer than four different ones once in ten
     # million runs; in lockstep they are always one.
     work = f"""
-    names = ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal",
-             "consistent-hash"]
-    for strategy in [*names, lbclient.Weighted(), lbclient.Zone("a", inner="round-robin")]:
+    from lbclient.strategy.registry import BY_NAME
+    for strategy in [*BY_NAME, lbclient.Weighted(), lbclient.Zone("a", inner="round-robin")]:
         balancer = lbclient.Balancer(hosts(100), strategy=strategy, rng={rng})
         def picks():
             return [balancer.call(lambda one: one.host) for _ in range(20)]

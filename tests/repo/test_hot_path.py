@@ -17,6 +17,7 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, BreakerPolicy, RetryPolicy
+from lbclient.strategy.registry import BY_NAME
 from tests.repo.files_entered import by_get, by_outcome, in_two_parts
 from tests.support.http import says
 
@@ -217,9 +218,7 @@ def test_files_of_an_outcome(servers):
     assert len(by_outcome([server.url for server in bad])) <= 20
 
 
-@pytest.mark.parametrize(
-    "strategy", ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "prequal"]
-)
+@pytest.mark.parametrize("strategy", BY_NAME)
 def test_no_more_for_more_instances(strategy):
     """Among thousands of instances a pick takes as many steps as among ten."""
 
