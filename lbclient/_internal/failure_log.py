@@ -7,6 +7,8 @@ import math
 from logging import ERROR, INFO
 from typing import Protocol
 
+from lbclient._internal.interruption import is_interruption
+
 __all__ = ["Complaint", "Log", "log_now"]
 
 logger = logging.getLogger("lbclient")
@@ -88,12 +90,38 @@ class Complaint:
             failures, self._failures = self._failures, 0
             self._log(INFO, "%s works again; failures: %d", self._subject, failures)
 
+    def tolerate(self, now: float) -> _Tolerance:
+        """Return a context manager that records what the code in it raises, and does not let it
+        through, unless it came from outside (`is_interruption`)."""
+        return _Tolerance(self, now)
+
     def _begin(self, now: float) -> None:
         self.failing = True
         self._changes = 1 if now - self._last > _QUIET else self._changes + 1
         self._logged = not self._changes & (self._changes - 1)  # 1, 2, 4, 8...
         if self._logged:
             self._kinds.clear()
+
+
+class _Tolerance:
+    __slots__ = ("_complaint", "_now")
+
+    def __init__(self, complaint: Complaint, now: float) -> None:
+        self._complaint = complaint
+        self._now = now
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if error is None:
+            if self._complaint.failing:
+                self._complaint.recovered()
+            return False
+        if not isinstance(error, Exception) or is_interruption(error):
+            return False
+        self._complaint.failed(self._now, error)
+        return True
 
 
 def log_now(level: int, text: str, *values: object, error: BaseException | None = None) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import anyio
 
 from lbclient._internal.deadline import Expiry
-from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
 from lbclient.core.attempt import Attempt
-from lbclient.core.call import Call, Hedge
+from lbclient.core.call import Call
+from lbclient.core.hedge import Lane, Lanes
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["ainvoke", "arun", "asleep"]
@@ -69,99 +69,60 @@ async def arun(
     wait = rest or asleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_Lanes`, with one coroutine less for nearly every call
+            for step in call:  # as in `_race`, with one coroutine less for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
                 else:
                     with step:
                         step.result = await send(step)
         else:
-            await _Lanes(call, send, wait, discard or _drop).race(after)
+            await _race(call, after, send, wait, discard or _drop)
     return call.result()
 
 
-class _Lanes(Generic[R]):
-    """The steps of a call and of its hedge, in two tasks. The slower attempt is cancelled."""
+async def _race(
+    call: Call[R],
+    after: float,
+    send: Send[R],
+    wait: Callable[[Pause], Awaitable[None]],
+    discard: Callable[[R], Awaitable[object]],
+) -> None:
+    """Run the call's own lane in this task, and that of its hedge in another. The slower attempt is
+    cancelled."""
 
-    def __init__(
-        self,
-        call: Call[R],
-        send: Send[R],
-        wait: Callable[[Pause], Awaitable[None]],
-        discard: Callable[[R], Awaitable[object]],
-    ) -> None:
-        self._call = call
-        self._send = send
-        self._wait = wait
-        self._discard = discard
-        self._first = anyio.CancelScope()
-        self._hedging = False
-        self._error: Exception | None = None
+    async def run(lane: Lane[R]) -> None:
+        try:
+            with lane:
+                for step in lane:
+                    if isinstance(step, Pause):
+                        await wait(step)
+                    else:
+                        with step:
+                            step.result = await send(step)
+        finally:
+            if lane.leftover is not None:
+                with (
+                    anyio.CancelScope(shield=True),
+                    call.engine.discarding.tolerate(call.engine.clock()),
+                ):
+                    await discard(lane.leftover)
+            if lanes.done.is_set:
+                group.cancel_scope.cancel()
 
-    async def race(self, after: float) -> None:
-        """Run the call's own steps, and those of its hedge `after` so many seconds."""
+    async def run_others() -> None:
+        for step in lanes:
+            if isinstance(step, Pause):
+                await anyio.sleep(step.seconds)  # cancelled as soon as the race is done
+            else:
+                await run(step)
+
+    with Lanes(call, after) as lanes:
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._hedge_later, after)
-                with self._first:
-                    await self._lane(self._call)
-                if self._call.over or self._error is not None or not self._hedging:
-                    group.cancel_scope.cancel()
+                group.start_soon(run_others)
+                await run(Lane(lanes, call))
         except BaseExceptionGroup as errors:  # interrupted by one exception, in one place
             raise errors.exceptions[0] from None
-        finally:
-            if (race := self._call.race) is not None:
-                race.end()
-            await self._tidy(self._call)
-        error, self._error = self._error, None
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame
-
-    async def _hedge_later(self, after: float) -> None:
-        await anyio.sleep(after)
-        if (hedge := self._call.hedge()) is None:
-            return
-        self._hedging = True
-        try:
-            await self._lane(hedge)
-        finally:
-            self._hedging = False
-            await self._tidy(hedge)
-        if self._call.over or self._error is not None:
-            self._first.cancel()
-
-    async def _lane(self, steps: Call[R] | Hedge[R]) -> None:
-        try:
-            for step in steps:
-                if isinstance(step, Pause):
-                    await self._wait(step)
-                else:
-                    with step:
-                        step.result = await self._send(step)
-        except BaseException as error:
-            steps.abandon()
-            if not isinstance(error, Exception):
-                raise
-            self._error = error  # raised where the call was made, without a group
-
-    async def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
-        """Close an answer that was not the first good one."""
-        if (answer := steps.leftover()) is None:
-            return
-        engine = self._call.engine
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._discard(answer)
-            except Exception as error:
-                if is_interruption(error):
-                    raise
-                engine.discarding.failed(engine.clock(), error)
-            else:
-                if engine.discarding.failing:
-                    engine.discarding.recovered()
 
 
 async def _drop(answer: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 
 from lbclient._internal.signals import Pause
 from lbclient.balancer.event_loops import asleep
@@ -53,12 +52,7 @@ class Lease:
             self._call.__exit__(*sys.exc_info())
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             if self._attempt is not None:
                 self._attempt.__exit__(kind, error, traceback)
@@ -69,12 +63,7 @@ class Lease:
         self._call.engine.owners.discard(self._owner)
         self._owner = None
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.__exit__(kind, error, traceback)
 
     def _begin(self, attempt: Attempt[None]) -> Instance:

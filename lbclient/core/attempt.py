@@ -10,15 +10,13 @@ from collections.abc import Collection
 from contextvars import Token
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lbclient._internal import deadline
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.interruption import is_interruption
 from lbclient.core.call_info import AttemptInfo
 from lbclient.core.engine import Engine, SlotOwner
-from lbclient.core.hedge import HedgeRace
 from lbclient.core.picker import Pick, PickRequest
 from lbclient.endpoint.classifier import (
     FINE,
@@ -33,6 +31,9 @@ from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.telemetry.semantics import Attributes, Semantics
 from lbclient.telemetry.spans import NOOP_SPAN, CallSpan
+
+if TYPE_CHECKING:
+    from lbclient.core.hedge import HedgeRace
 
 __all__ = ["Attempt", "CallState"]
 
@@ -52,7 +53,7 @@ class CallState(PickRequest, Generic[R]):
     deadline: float | None
     """When the call must end, in clock time."""
     engine: Engine
-    race: HedgeRace[Attempt[R]] | None
+    race: HedgeRace[R] | None
     """Set where a second attempt may go beside the first."""
     semantics: Semantics
     since: float
@@ -151,12 +152,7 @@ class Attempt(Generic[R]):
             race.begin(self, self.endpoint, self.expiry)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         if self._token is not None:
             self._leave(self._token)
         call, pick = self._call, self.pick

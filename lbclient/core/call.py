@@ -10,23 +10,21 @@
     return call.result()
 
 The drivers for threads, event loops and virtual time run this same loop, and decide nothing
-themselves. A second attempt, a `Hedge`, may run beside the first.
+themselves. A second attempt may go beside the first: see `core/hedge.py`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt, CallState
 from lbclient.core.call_info import AttemptInfo, CallInfo, concluded
 from lbclient.core.engine import Engine
-from lbclient.core.hedge import HedgeRace
-from lbclient.core.picker import Pick, PickRequest
+from lbclient.core.picker import Pick
 from lbclient.core.waiting import Wait
 from lbclient.endpoint.classifier import Classifier, Verdict
 from lbclient.endpoint.endpoint import Endpoint
@@ -36,7 +34,7 @@ from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
 from lbclient.telemetry.semantics import Semantics
 from lbclient.telemetry.spans import CallSpan
 
-__all__ = ["NO_OPTIONS", "Call", "CallOptions", "Hedge", "call_options", "caller_of"]
+__all__ = ["NO_OPTIONS", "Call", "CallOptions", "call_options", "caller_of"]
 
 R = TypeVar("R")
 
@@ -96,7 +94,7 @@ NO_OPTIONS = CallOptions()
 class Call(CallState[R]):
     """One call of one balancer. It is used once."""
 
-    __slots__ = ("_last", "_options", "_records", "_retry_controller", "_stopped", "started")
+    __slots__ = ("_options", "_records", "_retry_controller", "_stopped", "last", "started")
 
     # As in the base classes: a type checker may infer another type from an assignment below.
     caller: int | None
@@ -127,12 +125,12 @@ class Call(CallState[R]):
             self.since = since
         self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
-        self.race: HedgeRace[Attempt[R]] | None = None
+        self.race = None
         self.tried: list[Endpoint] = []
         self.classify = classify
         self._options = options
         self._retry_controller: RetryController | None = None
-        self._last: Attempt[R] | None = None
+        self.last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
         self._stopped: Stopped | None = None
         self.pick: Pick | None = None
@@ -143,20 +141,15 @@ class Call(CallState[R]):
         self.span = opened(self.semantics)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         engine = self.engine
         engine.calls.pop(self, None)
-        if self.waiting is not None and self.race is None:  # else the driver does
+        if self.waiting is not None and self.race is None:  # else its lane does
             self._leave()
         if error is not None and self.race is None:
             self.abandon()
         if not self.span.silent:
-            if error is None and (last := self._last) is not None:
+            if error is None and (last := self.last) is not None:
                 error = DeadlineExceeded() if last.deadline_expired else last.error
             self.span.end(error, len(self.tried))
         if engine.outbox.pending:
@@ -172,7 +165,7 @@ class Call(CallState[R]):
         while delay is not None:
             if delay > 0:
                 yield self._back_off(delay)
-            last = self._last
+            last = self.last
             if (last is not None or self.race is not None) and self._stops():
                 return
             holding = last.pick if last is not None and last.open else None
@@ -183,7 +176,7 @@ class Call(CallState[R]):
                     return
             replaces = None if last is None else self._replaced(last)
             attempt = Attempt(self, pick, replaces, len(self.tried))
-            self._last, self.pick = attempt, None
+            self.last, self.pick = attempt, None
             self.tried.append(pick.endpoint)
             yield attempt
             verdict = attempt.verdict
@@ -208,7 +201,7 @@ class Call(CallState[R]):
 
     def _stops(self) -> bool:
         """True if another attempt is no longer wanted, or may not begin."""
-        return self.over or (self._last is not None and self._closed())
+        return self.over or (self.last is not None and self._closed())
 
     def _closed(self) -> bool:
         """True if no other attempt may begin."""
@@ -231,14 +224,18 @@ class Call(CallState[R]):
         The call keeps nothing of it: an error knows the frames that know the call, and a response
         in such a cycle would live until the garbage collector runs.
         """
-        if self.race is not None:
-            last = self._after(self.race)
+        if (race := self.race) is None:
+            last, self.last = self.last, None
         else:
-            last, self._last = self._last, None
+            if race.winner is not None:
+                self._stopped = None
+            last, self._records = race.outcome(self.last)
+            if last is self.last:  # else its lane may still carry it out
+                self.last = None
         if last is None:
             raise RuntimeError("the outcome of a call can be asked for once")
         error = last.error
-        if self.race is None and (error is not None or not self.semantics.minimal):
+        if race is None and (error is not None or not self.semantics.minimal):
             self._records.append(last.info())
         if error is None:
             result, last.result = last.result, None
@@ -251,12 +248,6 @@ class Call(CallState[R]):
             raise concluded(error, records, stopped, took)
         finally:
             del error, records  # the error's traceback holds this frame
-
-    def hedge(self) -> Hedge[R] | None:
-        """The second attempt, with steps of its own; None while the first has no instance yet."""
-        if self.race is None or self.race.over or not self.tried:
-            return None
-        return Hedge(self)
 
     @property
     def elapsed(self) -> float:
@@ -272,37 +263,7 @@ class Call(CallState[R]):
         if hedging is None or not self.idempotent or self._options.replayable is not None:
             return None
         with self.engine.lock:
-            after = hedging.after()
-        if after is not None:
-            race = self.race = HedgeRace(self.engine.lock)
-            self.timed = True
-            self.engine.calls[self] = race.ended
-        return after
-
-    def leftover(self) -> R | None:
-        """An answer that is no longer needed since another attempt has won, to be closed.
-
-        An answer that is not good is still the outcome if there is no better one.
-        """
-        last, race = self._last, self.race
-        if race is None or last is None or last is race.winner:
-            return None
-        return last.take() if last.losing or race.winner is not None else None
-
-    def _after(self, race: HedgeRace[Attempt[R]]) -> Attempt[R] | None:
-        """The attempt that is the outcome of a race; in the records it is the last.
-
-        An attempt that is still under way stays with the driver that carries it out.
-        """
-        if race.winner is not None:
-            self._stopped = None
-        outcome, race.winner = race.winner or self._last, None
-        attempts, race.attempts = race.attempts, []
-        attempts.sort(key=lambda attempt: attempt is outcome)
-        self._records = [attempt.info() for attempt in attempts]
-        if outcome is self._last:
-            self._last = None
-        return outcome if attempts else None
+            return hedging.after()
 
     def info(self) -> CallInfo:
         """What became of the attempts so far."""
@@ -320,10 +281,10 @@ class Call(CallState[R]):
             self._leave()
         if self.pick is not None:
             self.engine.give_back(self.pick)
-        if self._last is not None:
-            self._last.abandon()
-            if self.race is None:  # else the driver asks for what is left over
-                self._last = None
+        if self.last is not None:
+            self.last.abandon()
+            if self.race is None:  # else its lane asks for what is left over
+                self.last = None
 
     def _leave(self) -> None:
         """Leave the queue."""
@@ -357,56 +318,5 @@ class Call(CallState[R]):
         return delay
 
     def _emit(self, kind: Callable[..., Event], *details: object) -> None:
-        if self._last is not None and self.engine.outbox.has_listener:
-            self.engine.rotation.emit(kind, self._last.endpoint, *details)
-
-
-class Hedge(PickRequest, Generic[R]):
-    """The second attempt of a call, as steps for a driver: one at most.
-
-    It is not repeated and waits for no slot: where no other instance has room, or the budget of
-    hedges is empty, there is none.
-    """
-
-    __slots__ = ("_attempt", "_call")
-
-    # As in the base class: a type checker may infer another type from an assignment below.
-    accepts_tried: bool
-    caller: int | None
-    idempotent: bool
-    key: object
-    now: float
-    rng: random.Random
-    tried: list[Endpoint]
-
-    def __init__(self, call: Call[R]) -> None:
-        self._call = call
-        self._attempt: Attempt[R] | None = None
-        self.caller, self.key, self.rng = call.caller, call.key, call.rng
-        self.idempotent, self.accepts_tried = True, False
-        self.now, self.tried = call.started, call.tried
-        self.pick: Pick | None = None
-        self.waiting: Signal | None = None
-
-    def __iter__(self) -> Iterator[Attempt[R]]:
-        pick = self._call.engine.pick_hedge(self)
-        if pick is None:
-            return
-        attempt: Attempt[R] = Attempt(self._call, pick, None, len(self.tried))
-        self._attempt, self.pick = attempt, None
-        self.tried.append(pick.endpoint)
-        yield attempt
-
-    def abandon(self) -> None:
-        """Give back whatever the hedge holds, since it was interrupted."""
-        if self.pick is not None:
-            self._call.engine.give_back(self.pick)
-        if self._attempt is not None:
-            self._attempt.abandon()
-
-    def leftover(self) -> R | None:
-        """An answer that was not the first good one, to be closed."""
-        attempt, race = self._attempt, self._call.race
-        if attempt is None or race is None or attempt is race.winner:
-            return None
-        return attempt.take()
+        if self.last is not None and self.engine.outbox.has_listener:
+            self.engine.rotation.emit(kind, self.last.endpoint, *details)

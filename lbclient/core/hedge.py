@@ -1,37 +1,62 @@
-"""The race of a hedged call: its attempts, of which the first good answer is the outcome.
+"""A hedged call: a second attempt goes beside the first, and the first good answer is the outcome.
 
-`HedgeRace` decides which of the two wins. The driver then ends the other: event loops cancel its
-task (`balancer/event_loops.py`), threads let its deadline expire (`balancer/threads.py`). The
-second attempt itself is `Hedge` (`core/call.py`).
+The steps of the call and those of its hedge are two lanes that run concurrently. What a driver does
+with them, here of threads:
+
+    with Lanes(call, after) as lanes:
+        ...                             run `Lane(lanes, call)` on another thread
+        for step in lanes:
+            if isinstance(step, Pause):
+                ...                     wait
+            else:
+                ...                     run `step`, the lane of the hedge, on another thread
+
+A lane is run so, whatever runs it:
+
+    try:
+        with lane:
+            for step in lane:
+                ...                     as the steps of any call
+    finally:
+        if lane.leftover is not None:
+            ...                         close it
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import random
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from lbclient._internal.deadline import Expiry
-from lbclient._internal.signals import Signal
+from lbclient._internal.signals import Pause, Signal
+from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call
+from lbclient.core.call_info import AttemptInfo
+from lbclient.core.picker import Pick, PickRequest
 from lbclient.endpoint.classifier import Verdict
 from lbclient.endpoint.endpoint import Endpoint
 
-__all__ = ["HedgeRace"]
+__all__ = ["HedgeRace", "Lane", "Lanes"]
 
-A = TypeVar("A")
+R = TypeVar("R")
+_LOOK = 1.0
+"""Seconds between two looks at the lanes: a thread may be ended from outside before it reports its
+end."""
 
 
-class HedgeRace(Generic[A]):
-    """Attempts begin and end on whichever thread carries them out."""
+class HedgeRace(Generic[R]):
+    """The attempts of a hedged call. They begin and end on whichever thread carries them out."""
 
     __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
 
     def __init__(self, lock: AbstractContextManager[object]) -> None:
         self._lock = lock
-        self._running: dict[A, tuple[Endpoint, Expiry | None]] = {}
-        self.attempts: list[A] = []
+        self._running: dict[Attempt[R], tuple[Endpoint, Expiry | None]] = {}
+        self.attempts: list[Attempt[R]] = []
         """All of them, in the order in which they began."""
-        self.winner: A | None = None
+        self.winner: Attempt[R] | None = None
         """The attempt whose answer is the outcome, once there is one."""
         self.over: bool = False
         self.ended: Signal = Signal()
@@ -42,13 +67,15 @@ class HedgeRace(Generic[A]):
         """Where attempts are under way. Hold the lock."""
         return [endpoint for endpoint, _ in self._running.values()]
 
-    def begin(self, attempt: A, endpoint: Endpoint, expiry: Expiry | None) -> None:
+    def begin(self, attempt: Attempt[R], endpoint: Endpoint, expiry: Expiry | None) -> None:
         """An attempt at `endpoint` is under way; `expiry` ends it."""
         with self._lock:
             self._running[attempt] = endpoint, expiry
             self.attempts.append(attempt)
+            if self.over and expiry is not None:
+                expiry.expire()
 
-    def is_losing(self, attempt: A, verdict: Verdict | None) -> bool:
+    def is_losing(self, attempt: Attempt[R], verdict: Verdict | None) -> bool:
         """An attempt has ended, with or without an answer. True where another is the outcome."""
         with self._lock:
             del self._running[attempt]
@@ -58,6 +85,14 @@ class HedgeRace(Generic[A]):
                 self.winner = attempt
                 self._end()
             return False
+
+    def outcome(self, last: Attempt[R] | None) -> tuple[Attempt[R] | None, list[AttemptInfo]]:
+        """The attempt that is the outcome, and the records of all, its own at the end. `last` is
+        the outcome if no answer was good. Ask once."""
+        outcome, self.winner = self.winner or last, None
+        attempts, self.attempts = self.attempts, []
+        attempts.sort(key=lambda attempt: attempt is outcome)
+        return outcome if attempts else None, [attempt.info() for attempt in attempts]
 
     def end(self) -> None:
         """Cancel the attempts that are still under way."""
@@ -70,3 +105,145 @@ class HedgeRace(Generic[A]):
     def _end(self) -> None:
         self.over = True
         self.ended.set()
+
+
+class Lanes(Generic[R]):
+    """The lanes of a call that may be hedged, for a driver.
+
+    Iterating gives what goes on beside the lane of the call itself: the delay of the hedge, its
+    lane, and pauses until nothing more is to be waited for. Leaving cancels the attempts that are
+    still under way, and raises the exception of a lane. A lane may run on after that, and ends by
+    itself.
+    """
+
+    def __init__(self, call: Call[R], after: float) -> None:
+        self._call = call
+        self._after = after
+        self._lock = call.engine.lock
+        self._open: set[Call[R] | Hedge[R]] = {call}
+        """The steps under way."""
+        self._error: BaseException | None = None
+        self.done: Signal = Signal()
+        """Set once the winner's lane has ended, or any with an exception, or all."""
+        self._race: HedgeRace[R] = HedgeRace(self._lock)
+        call.race = self._race
+        call.timed = True
+        call.engine.calls[call] = self._race.ended
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, _: object, __: object) -> None:
+        with self._lock:
+            self.done.set()
+            self._race.end()
+            error, self._error = self._error, None
+        try:
+            if error is not None and kind is None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
+
+    def __iter__(self) -> Iterator[Pause | Lane[R]]:
+        yield Pause(self._after, self.done)
+        hedge = Hedge(self._call)
+        with self._lock:
+            if self._call.tried and self._open and not self._race.over:
+                self._open.add(hedge)
+        if hedge in self._open:
+            yield Lane(self, hedge)
+        while not self.done.is_set:
+            yield Pause(_LOOK, self.done)
+
+    def end(self, lane: Lane[R], error: BaseException | None) -> bool:
+        """The steps of `lane` have ended. True if their exception is raised where the call was
+        made: the first, unless the outcome was there before."""
+        with self._lock:
+            steps, last, winner = lane.steps, lane.steps.last, self._race.winner
+            won = winner is not None and last is winner
+            if steps in self._open:
+                if won:
+                    last = None if self._call in self._open else self._call.last
+                if last is not None and (self._race.over or steps is not self._call):
+                    lane.leftover = last.take()
+                self._open.discard(steps)
+            raised = error is not None and not self.done.is_set
+            if raised:
+                self._error = error
+            if raised or won or not self._open:
+                self.done.set()
+        return raised
+
+
+class Lane(Generic[R]):
+    """The steps of a call, or of its hedge, beside those of the other."""
+
+    __slots__ = ("_lanes", "leftover", "steps")
+
+    def __init__(self, lanes: Lanes[R], steps: Call[R] | Hedge[R]) -> None:
+        self._lanes = lanes
+        self.steps: Call[R] | Hedge[R] = steps
+        self.leftover: R | None = None
+        """An answer that is not the outcome, to be closed; set as the steps end.
+
+        An answer that is not good is still the outcome if there is no better one.
+        """
+
+    def __iter__(self) -> Iterator[Pause | Attempt[R]]:
+        return iter(self.steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        return self.end(error) and isinstance(error, Exception)
+
+    def end(self, error: BaseException | None) -> bool:
+        """Its steps have ended. True if the exception is raised where the call was made."""
+        if error is not None:
+            self.steps.abandon()
+        return self._lanes.end(self, error)
+
+
+class Hedge(PickRequest, Generic[R]):
+    """The second attempt of a call, as steps: one at most.
+
+    It is not repeated and waits for no slot: where no other instance has room, or the budget of
+    hedges is empty, there is none.
+    """
+
+    __slots__ = ("_call", "last")
+
+    # As in the base class: a type checker may infer another type from an assignment below.
+    accepts_tried: bool
+    caller: int | None
+    idempotent: bool
+    key: object
+    now: float
+    rng: random.Random
+    tried: list[Endpoint]
+
+    def __init__(self, call: Call[R]) -> None:
+        self._call = call
+        self.last: Attempt[R] | None = None
+        self.caller, self.key, self.rng = call.caller, call.key, call.rng
+        self.idempotent, self.accepts_tried = True, False
+        self.now, self.tried = call.started, call.tried
+        self.pick: Pick | None = None
+        self.waiting: Signal | None = None
+
+    def __iter__(self) -> Iterator[Attempt[R]]:
+        pick = self._call.engine.pick_hedge(self)
+        if pick is None:
+            return
+        attempt: Attempt[R] = Attempt(self._call, pick, None, len(self.tried))
+        self.last, self.pick = attempt, None
+        self.tried.append(pick.endpoint)
+        yield attempt
+
+    def abandon(self) -> None:
+        """Give back whatever the hedge holds, since it was interrupted."""
+        if self.pick is not None:
+            self._call.engine.give_back(self.pick)
+        if self.last is not None:
+            self.last.abandon()

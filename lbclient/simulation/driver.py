@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt
-from lbclient.core.call import Call, Hedge
+from lbclient.core.call import Call
+from lbclient.core.hedge import Lane, Lanes
 from lbclient.simulation.world import Process
 
 __all__ = ["carry_out"]
 
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], Process[R]]
+_FOREVER = Pause(math.inf)
 
 
 def carry_out(
@@ -28,7 +30,7 @@ def carry_out(
         if (after := call.hedge_after()) is None:
             yield from _steps(call, send)
         else:
-            yield from _Lanes(call, send, discard or _drop).race(after)
+            yield from _race(call, after, send, discard or _drop)
     return call.result()
 
 
@@ -41,92 +43,54 @@ def _steps(steps: Iterable[Pause | Attempt[R]], send: Send[R]) -> Process[None]:
                 step.result = yield from send(step)
 
 
-class _Lane(Generic[R]):
-    """One of two concurrent processes, and what it waits for."""
+def _race(
+    call: Call[R], after: float, send: Send[R], discard: Callable[[R], object]
+) -> Process[None]:
+    """Run the lanes concurrently. The slower attempt is closed."""
 
-    def __init__(self, steps: Call[R] | Hedge[R], send: Send[R], now: float) -> None:
-        self.steps = steps
-        self.process = _steps(steps, send)
-        self.due = now
-        self.signal: Signal | None = None
-
-    def step(self, now: float) -> bool:
-        """Continue if it is time. Returns False once it has ended."""
-        while self.due <= now or (self.signal is not None and self.signal.is_set):
-            try:
-                pause = next(self.process)
-            except StopIteration:
-                return False
-            self.due, self.signal = now + pause.seconds, pause.signal
-        return True
-
-
-class _Lanes(Generic[R]):
-    """Runs the steps of a call and of its hedge concurrently. The slower attempt is closed."""
-
-    def __init__(self, call: Call[R], send: Send[R], discard: Callable[[R], object]) -> None:
-        self._call = call
-        self._send = send
-        self._discard = discard
-        self._clock = call.engine.clock
-        self._lanes: list[_Lane[R]] = []
-        self._hedge_at = math.inf
-
-    def race(self, after: float) -> Process[None]:
-        """Run the call; its hedge begins `after` this many seconds."""
-        self._hedge_at = self._clock() + after
-        self._begin(self._call)
+    def run(lane: Lane[R]) -> Process[None]:
         try:
-            while self._go_on():
-                yield self._pause()
+            with lane:
+                yield from _steps(lane, send)
         finally:
-            if self._call.race is not None:
-                self._call.race.end()
-            for lane in self._lanes:
-                self._end(lane)
-            self._tidy(self._call)
+            if lane.leftover is not None:
+                discard(lane.leftover)
 
-    def _begin(self, steps: Call[R] | Hedge[R]) -> _Lane[R]:
-        lane = _Lane(steps, self._send, self._clock())
-        self._lanes.append(lane)
-        return lane
+    def run_others() -> Process[None]:
+        for step in lanes:
+            if isinstance(step, Pause):
+                yield step
+            else:
+                yield from run(step)
 
-    def _go_on(self) -> bool:
-        now = self._clock()
-        for lane in list(self._lanes):
-            if not self._stepped(lane, now):
-                return False
-        if self._lanes and now >= self._hedge_at:
-            self._hedge_at = math.inf
-            if (hedge := self._call.hedge()) is not None and not self._stepped(
-                self._begin(hedge), now
-            ):
-                return False
-        return bool(self._lanes)
+    lanes = Lanes(call, after)
+    processes = [run(Lane(lanes, call)), run_others()]
+    try:
+        with lanes:
+            yield from _concurrently(processes, lanes.done, call.engine.clock)
+    finally:
+        for process in processes:
+            process.close()
 
-    def _stepped(self, lane: _Lane[R], now: float) -> bool:
-        """Continue a process. Returns False once the call has its outcome."""
-        if not lane.step(now):
-            self._lanes.remove(lane)
-            self._end(lane)
-        return not self._call.over
 
-    def _end(self, lane: _Lane[R]) -> None:
-        lane.process.close()
-        self._tidy(lane.steps)
-
-    def _tidy(self, steps: Call[R] | Hedge[R]) -> None:
-        """Close a response that was not the first."""
-        if (answer := steps.leftover()) is not None:
-            self._discard(answer)
-
-    def _pause(self) -> Pause:
+def _concurrently(
+    processes: list[Process[None]], done: Signal, clock: Callable[[], float]
+) -> Process[None]:
+    """Run processes until `done` is set."""
+    waits = dict.fromkeys(processes, (clock(), Signal()))
+    while True:
+        for process in processes:
+            due, signal = waits[process]
+            while not done.is_set and (due <= clock() or signal.is_set):
+                pause = next(process, _FOREVER)
+                due, signal = clock() + pause.seconds, pause.signal or Signal()
+            waits[process] = due, signal
+        if done.is_set:
+            return
         woken = Signal()
-        for lane in self._lanes:
-            if lane.signal is not None:
-                lane.signal.listen(woken.set)
-        until = min(self._hedge_at, *(lane.due for lane in self._lanes))
-        return Pause(until - self._clock(), woken)
+        for _, signal in waits.values():
+            signal.listen(woken.set)
+        yield Pause(min(due for due, _ in waits.values()) - clock(), woken)
 
 
 def _drop(answer: object) -> None:

@@ -1,18 +1,24 @@
 """Hedging: a second attempt beside a first that takes long."""
 
+import asyncio
 import contextvars
+import math
 import random
 import threading
+import time
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
 import lbclient
 from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy
+from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
-from lbclient.protocol import bind
+from lbclient.core.hedge import HedgeRace
+from lbclient.protocol import arun, bind, run
 from lbclient.resilience.hedging import Hedging
 from lbclient.simulation import World, carry_out
 from lbclient.telemetry.semantics import Semantics
@@ -38,6 +44,11 @@ class First:
             assert self.go.wait(10)
             self.left.release()
         return instance
+
+
+def begun(balancer):
+    """A call that may be hedged."""
+    return bind(balancer).begin(CallOptions(idempotent=True), Semantics())
 
 
 def idle(balancer) -> bool:
@@ -380,6 +391,116 @@ def test_a_late_answer_is_closed(servers):
             assert response.read()
         assert idle_soon(client.balancer)
         assert client.get("/").status_code == 200
+
+
+class Answers:
+    """Numbers its answers, of which most are to be retried, and notes which are closed."""
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+        self.made = 0
+        self.closed = []
+        self.options = {
+            "hedge": HedgePolicy(delay=0.0, budget=None),
+            "retry": RetryPolicy(backoff=0.001, budget=None),
+            "breaker": None,
+            "judge": self.judge,
+            "rng": random.Random(seed),
+        }
+
+    def judge(self, answer):
+        bad = answer % 3 > 0
+        return lbclient.Verdict(fault=bad, again="always" if bad else "never", backoff=bad)
+
+    def begin(self, attempt):
+        """Close what the attempt replaces. Returns how many seconds it takes."""
+        if attempt.replaces is not None:
+            self.closed.append(attempt.replaces)
+        return self.rng.choice([0.0, 0.0, 0.0005, 0.001])
+
+    def make(self):
+        self.made += 1
+        return self.made
+
+    def assert_closed(self, outcomes):
+        """Each answer is closed once, or is the outcome of a call."""
+        assert sorted([*self.closed, *outcomes]) == list(range(1, self.made + 1))
+
+
+def test_every_answer_is_closed_once():
+    """Of all answers to a hedged call, the driver closes each one but the outcome, and once."""
+    answers, lock = Answers(1), threading.Lock()
+
+    def send(attempt):
+        time.sleep(answers.begin(attempt))
+        with lock:
+            return answers.make()
+
+    with Balancer(BOTH, **answers.options) as balancer:
+        outcomes = [run(begun(balancer), send, discard=answers.closed.append) for _ in range(200)]
+    for one in threading.enumerate():
+        if one.name == "lbclient-attempt":
+            one.join(10)
+    answers.assert_closed(outcomes)
+
+
+async def test_every_answer_is_closed_once_async():
+    """The same on an event loop."""
+    answers = Answers(2)
+
+    async def send(attempt):
+        await anyio.sleep(answers.begin(attempt))
+        return answers.make()
+
+    async def close(answer):
+        await anyio.lowlevel.checkpoint()
+        answers.closed.append(answer)
+
+    async with Balancer(BOTH, **answers.options) as balancer:
+        outcomes = [await arun(begun(balancer), send, discard=close) for _ in range(200)]
+    answers.assert_closed(outcomes)
+
+
+def test_every_answer_is_closed_once_in_virtual_time():
+    """The same in virtual time."""
+    world, answers = World(), Answers(3)
+    balancer = Balancer(BOTH, **answers.options, clock=world.clock)
+
+    def send(attempt):
+        yield Pause(answers.begin(attempt))
+        return answers.make()
+
+    outcomes = [
+        world.spawn(carry_out(begun(balancer), send, answers.closed.append)) for _ in range(200)
+    ]
+    world.run()
+    answers.assert_closed([outcome for (outcome,) in outcomes])
+
+
+def test_an_attempt_that_begins_too_late():
+    """An attempt that begins when the call already has its outcome is ended at once."""
+    race, expiry = HedgeRace(threading.RLock()), Expiry(math.inf, time.monotonic)
+    race.end()
+    race.begin("attempt", "endpoint", expiry)
+    assert expiry.left() == 0.0
+
+
+@pytest.mark.parametrize("cancelled", ["Weighted", "hedge"])
+def test_an_attempt_that_cancels_itself(cancelled):
+    """A cancellation that an attempt raises by itself reaches the caller, whichever attempt it
+    is."""
+
+    async def send(attempt):
+        await asyncio.sleep(0.02 if attempt.reason == cancelled else 0.1)
+        raise asyncio.CancelledError
+
+    async def main():
+        async with Balancer(BOTH, hedge=HedgePolicy(delay=0.0)) as balancer:
+            with pytest.raises(asyncio.CancelledError):
+                await arun(begun(balancer), send)
+            assert idle(balancer)
+
+    asyncio.run(main())
 
 
 def test_a_hedged_call_may_be_retried_too(servers):

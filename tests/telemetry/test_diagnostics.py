@@ -9,20 +9,18 @@ import re
 import resource
 import socket
 import threading
-from types import SimpleNamespace
+from functools import partial
 
 import anyio
 import httpx
 import pytest
 
 import lbclient
-from lbclient import Balancer, Instance, simulation
+from lbclient import Balancer, HedgePolicy, Instance, RetryPolicy, simulation
 from lbclient._internal.failure_log import Complaint
-from lbclient.balancer.event_loops import _Lanes as LoopLanes
-from lbclient.balancer.threads import _Lanes as ThreadLanes
 from lbclient.endpoint.classifier import classify_network_error
 from lbclient.http.classifier import HttpClassifier
-from lbclient.protocol import bind
+from lbclient.protocol import CallOptions, Semantics, arun, bind, run
 from tests.http.test_features import worlds
 from tests.support.hammer import descriptors
 from tests.support.http import dies_in_body, in_turn, resets, says, tells_port
@@ -222,24 +220,36 @@ def test_judge_that_raises(log):
 @worlds
 def test_late_answers_that_fail_to_close(world, log):
     """Where the slower answer of each hedged call fails to close, that is logged on change."""
-    steps = SimpleNamespace(leftover=object)
-    engine = Balancer([ONE], name="orders")._engine
-    call = SimpleNamespace(engine=engine)
+    bad = lbclient.Verdict(fault=True, again="always", backoff=True)
 
-    def discard(_):
-        raise OSError("mine")
+    def judge(answer):
+        return bad if answer == "bad" else lbclient.Verdict(fault=False)
 
-    async def adiscard(_):
-        raise OSError("mine")
+    def send(attempt):
+        return "good" if attempt.reason == "hedge" else "bad"
 
-    async def tidy():
-        await LoopLanes(call, None, None, adiscard)._tidy(steps)
+    async def asend(attempt):
+        return send(attempt)
 
-    for _ in range(5):
-        if world.backend is None:
-            ThreadLanes(call, None, None, discard)._tidy(steps)
-        else:
-            anyio.run(tidy, backend=world.backend)
+    def discard(answer):
+        raise OSError(answer)
+
+    async def adiscard(answer):
+        raise OSError(answer)
+
+    retry = RetryPolicy(backoff=60.0, backoff_max=60.0)  # in which the hedge goes, and wins
+    options = {"hedge": HedgePolicy(delay=0.0, budget=None), "retry": retry, "breaker": None}
+    with Balancer([ONE, TWO], name="orders", judge=judge, rng=random.Random(1), **options) as one:
+        for _ in range(5):
+            call = bind(one).begin(CallOptions(idempotent=True), Semantics())
+            if world.backend is None:
+                assert run(call, send, discard=discard) == "good"
+            else:
+                work = partial(arun, call, asend, discard=adiscard)
+                assert anyio.run(work, backend=world.backend) == "good"
+    for one in threading.enumerate():
+        if one.name == "lbclient-attempt":
+            one.join(10)
     assert log() == ["ERROR orders: an answer that came too late could not be closed!"]
 
 
