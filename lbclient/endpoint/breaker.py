@@ -224,7 +224,7 @@ class _Turns(pybreaker.CircuitBreakerListener):
     def __init__(self, turned: Callable[[], None]) -> None:
         self._turned = turned
 
-    def state_change(self, *_: object) -> None:
+    def state_change(self, *_: object, **__: object) -> None:
         self._turned()
 
 

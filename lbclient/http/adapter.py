@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import cast
 
@@ -142,7 +142,7 @@ class HttpAdapter:
 
 
 @contextlib.contextmanager
-def closed_on_error(balancer: Balancer) -> Iterator[None]:
+def closed_on_error(balancer: Balancer) -> Generator[None]:
     """Close the balancer if the block, which builds something around it, raises."""
     try:
         yield

@@ -287,7 +287,8 @@ def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
         else:
             context = httpx.create_ssl_context(verify, trust_env=trust_env)
         if given:
-            file, key, password = (*given, None, None)[:3]
+            file, *rest = given
+            key, password = (*rest, None, None)[:2]
             context.load_cert_chain(file, key, password or _no_password)
     except OSError as error:  # its message does not name the file
         shown = [verify, *given[:2]]

@@ -51,6 +51,8 @@ TransportFactory: TypeAlias = Callable[[Instance], httpx2.BaseTransport]
 AsyncTransportFactory: TypeAlias = Callable[[Instance], httpx2.AsyncBaseTransport]
 
 class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
+    """The options of a transport."""
+
     limits: httpx2.Limits
     tls_name: str
     key: Callable[[httpx2.Request], object] | None
@@ -59,6 +61,8 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     close_grace: float
 
 class HttpxOptions(TypedDict, total=False):
+    """The options of httpx2's own client."""
+
     auth: AuthTypes | None
     params: QueryParamTypes | None
     headers: HeaderTypes | None
@@ -70,9 +74,12 @@ class HttpxOptions(TypedDict, total=False):
     base_url: httpx2.URL | str
     default_encoding: str | Callable[[bytes], str]
 
-class ClientOptions(TransportOptions, HttpxOptions, total=False): ...
+class ClientOptions(TransportOptions, HttpxOptions, total=False):
+    """The options of a client: those of its transport, and those of httpx2's client."""
 
 class RequestOptions(TypedDict, total=False):
+    """The keyword arguments of `build_request`."""
+
     content: RequestContent | None
     data: RequestData | None
     files: RequestFiles | None
@@ -84,6 +91,9 @@ class RequestOptions(TypedDict, total=False):
     extensions: RequestExtensions | None
 
 class Transport(httpx2.BaseTransport):
+    """An httpx2 transport that balances requests:
+    `httpx2.Client(transport=lbclient.httpx2.Transport(service))`."""
+
     def __init__(
         self,
         service: Service,
@@ -92,12 +102,19 @@ class Transport(httpx2.BaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None: ...
     @property
-    def balancer(self) -> Balancer: ...
-    def own(self, origin: str) -> None: ...
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
-    def close(self) -> None: ...
+    def balancer(self) -> Balancer:
+        """The balancer of this transport."""
+    def own(self, origin: str) -> None:
+        """Accept only requests for this origin, as a client of one service does."""
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request to an instance, and retry it as the policy says."""
+    def close(self) -> None:
+        """Wait up to `close_grace` seconds for active calls. Then end them, and close every
+        connection. Later requests raise RuntimeError."""
 
 class AsyncTransport(httpx2.AsyncBaseTransport):
+    """The same for `httpx2.AsyncClient`, on asyncio (also with uvloop) and trio."""
+
     def __init__(
         self,
         service: Service,
@@ -106,12 +123,19 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None: ...
     @property
-    def balancer(self) -> Balancer: ...
-    def own(self, origin: str) -> None: ...
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
-    async def aclose(self) -> None: ...
+    def balancer(self) -> Balancer:
+        """The balancer of this transport."""
+    def own(self, origin: str) -> None:
+        """Accept only requests for this origin, as a client of one service does."""
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request to an instance, and retry it as the policy says."""
+    async def aclose(self) -> None:
+        """The same as `Transport.close`. Other running event loops soon close their own
+        connections."""
 
 class _BalancedClient:
+    """What `Client` and `AsyncClient` share. httpx2's client is the next of their base classes."""
+
     def __init__(
         self,
         kind: type[Transport | AsyncTransport],
@@ -120,16 +144,21 @@ class _BalancedClient:
         options: Mapping[str, object],
     ) -> None: ...
     @property
-    def balancer(self) -> Balancer: ...
+    def balancer(self) -> Balancer:
+        """The balancer of this client."""
     @property
-    def cookies(self) -> httpx2.Cookies: ...
+    def cookies(self) -> httpx2.Cookies:
+        """The cookies that are sent, including those that responses have set."""
     @cookies.setter
     def cookies(self, cookies: CookieTypes) -> None: ...
     def build_request(
         self, method: str, url: httpx2.URL | str, **options: Unpack[RequestOptions]
-    ) -> httpx2.Request: ...
+    ) -> httpx2.Request:
+        """Build a request, as httpx2's client does."""
 
 class Client(_BalancedClient, httpx2.Client):
+    """An `httpx2.Client` that spreads its requests over the instances of one service."""
+
     def __init__(
         self,
         service: Service,
@@ -142,11 +171,14 @@ class Client(_BalancedClient, httpx2.Client):
         request: httpx2.Request,
         *,
         stream: bool = False,
-        auth: AuthTypes | UseClientDefault | None = ...,
-        follow_redirects: bool | UseClientDefault = ...,
-    ) -> httpx2.Response: ...
+        auth: AuthTypes | UseClientDefault | None = httpx2.USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        """Send a request, as `httpx2.Client.send` does."""
 
 class AsyncClient(_BalancedClient, httpx2.AsyncClient):
+    """An `httpx2.AsyncClient` that spreads its requests over the instances of one service."""
+
     def __init__(
         self,
         service: Service,
@@ -159,6 +191,7 @@ class AsyncClient(_BalancedClient, httpx2.AsyncClient):
         request: httpx2.Request,
         *,
         stream: bool = False,
-        auth: AuthTypes | UseClientDefault | None = ...,
-        follow_redirects: bool | UseClientDefault = ...,
-    ) -> httpx2.Response: ...
+        auth: AuthTypes | UseClientDefault | None = httpx2.USE_CLIENT_DEFAULT,
+        follow_redirects: bool | UseClientDefault = httpx2.USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        """Send a request, as `httpx2.AsyncClient.send` does."""

@@ -197,4 +197,4 @@ class Scenario:
     @property
     def loads(self) -> Sequence[Load]:
         """The loads as a sequence, even if there is only one."""
-        return self.load if isinstance(self.load, list | tuple) else (self.load,)
+        return self.load if isinstance(self.load, Sequence) else (self.load,)

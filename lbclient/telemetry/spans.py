@@ -9,7 +9,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.metrics import MeterProvider, get_meter_provider
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from lbclient._internal.version import __version__
 from lbclient.endpoint.instance import Instance
@@ -24,6 +24,9 @@ __all__ = [
     "TracerProvider",
     "propagation",
 ]
+
+TracerProvider = trace.TracerProvider
+"""OpenTelemetry's, named here for the options."""
 
 ATTEMPTS = "lbclient.attempts"
 """The number of attempts of a call.

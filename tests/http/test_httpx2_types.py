@@ -1,6 +1,7 @@
 """What type checkers are told of the files that are loaded a second time."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,7 @@ EXPORTED = ast.literal_eval(ALIASES.pop("__all__"))
 
 
 class ForHttpx2(ast.NodeTransformer):
-    """The source, with httpx2 in the place of httpx, the types of options alone, and no default
-    that is an object."""
+    """The source, with httpx2 in the place of httpx, and the types of options alone."""
 
     def visit_Name(self, node):
         return ast.Name("httpx2") if node.id == "httpx" else node
@@ -46,12 +46,12 @@ class ForHttpx2(ast.NodeTransformer):
             return self.visit(node)
         return self.generic_visit(node)
 
-    def visit_arguments(self, node):
-        for defaults in node.defaults, node.kw_defaults:
-            for place, value in enumerate(defaults):
-                if value is not None and not isinstance(value, ast.Constant):
-                    defaults[place] = ast.Constant(...)
-        return self.generic_visit(node)
+
+def told(node):
+    """The first paragraph of its docstring, with httpx2 in the place of httpx."""
+    text = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    text = re.sub(r"\bhttpx\b", "httpx2", text)
+    return re.sub(r"\blbclient\.(?=[A-Z])", "lbclient.httpx2.", text)
 
 
 def public(node):
@@ -71,8 +71,8 @@ def bases(a_class):
 
 
 def declared(a_class):
-    """Its bases and fields, and the signatures of its public methods."""
-    yield list(bases(a_class))
+    """Its bases and fields, the signatures of its public methods, and what all of them are for."""
+    yield list(bases(a_class)), told(a_class)
     a_class = ForHttpx2().visit(a_class)
     for node in a_class.body:
         if isinstance(node, ast.AnnAssign):
@@ -80,11 +80,12 @@ def declared(a_class):
         elif public(node):
             marks = [ast.unparse(one) for one in node.decorator_list]
             yield marks, type(node), node.name, ast.unparse(node.args), ast.unparse(node.returns)
+            yield told(node)
 
 
 @pytest.mark.parametrize("name", TOLD)
 def test_the_stub_tells_what_the_source_says(name):
-    """Bases, options and signatures of the stub are those of the source, with httpx2's types."""
+    """Bases, options, signatures and docstrings of the stub are the source's, for httpx2."""
     assert list(declared(TOLD[name])) == list(declared(WRITTEN[name]))
 
 

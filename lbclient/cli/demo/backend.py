@@ -27,7 +27,7 @@ class Backend(socketserver.ThreadingTCPServer):
         self.name = name
         self.delay = delay
 
-    def handle_error(self, *_: object) -> None:
+    def handle_error(self, *_: object, **__: object) -> None:
         """Ignore it when a client disconnects."""
 
 
@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_: object, **__: object) -> None:
         """Print nothing, since the demo uses the terminal."""
 
 

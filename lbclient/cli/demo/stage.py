@@ -10,7 +10,7 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -147,7 +147,7 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(machines: Iterable[Machine] = CAST) -> Iterator[Stage]:
+def stage(machines: Iterable[Machine] = CAST) -> Generator[Stage]:
     """Start five instances in DNS. None of the processes outlives the block."""
     with contextlib.ExitStack() as children:
         yield Stage(children, machines)

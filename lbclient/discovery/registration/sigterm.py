@@ -12,7 +12,7 @@ import contextlib
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 
 __all__ = ["SigtermHook"]
@@ -56,7 +56,7 @@ class SigtermHook:
                 signal.signal(signal.SIGTERM, after)
 
     @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
+    def deferring(self) -> Generator[None]:
         """Handle a signal that comes during the block at its end."""
         if threading.get_ident() != self._thread:
             yield

@@ -93,7 +93,7 @@ def open_socket(address: Address, options: ConnectionSettings) -> socket.socket:
         sock.settimeout(0.0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in options.socket_options or ():
-            sock.setsockopt(*option)
+            sock.setsockopt(*option)  # pyright: ignore[reportCallIssue, reportArgumentType]
         if options.local_address is not None:
             sock.bind((options.local_address, 0))
     except BaseException:

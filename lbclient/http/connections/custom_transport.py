@@ -278,7 +278,7 @@ def async_transport_factory(
     return lambda upstream, *_: AsyncCustomTransport(factory(upstream.instance), upstream)
 
 
-_TAKE_NO_INSTANCE = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+_TAKE_NO_INSTANCE: tuple[object, ...] = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
 """They would take the instance as their argument `verify`, and certificates would be checked in an
 undefined way."""
 

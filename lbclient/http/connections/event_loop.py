@@ -112,10 +112,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._end()
         return True
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed. What the kernel has received before that can still be read."""
-        if error is not None:
-            self._broken = self._broken or error
+        if exc is not None:
+            self._broken = self._broken or exc
             if not self.closed and self._sock is not None:
                 with contextlib.suppress(OSError, ValueError):
                     while data := self._sock.recv(SLICE):

@@ -366,5 +366,5 @@ def _what_is_wrong(headers: Sequence[tuple[bytes, bytes]]) -> str:
         if _LINES.fullmatch(b"%b: \r\n\r\n" % name) is None:
             return f"{name!r} is not a name of a header"
         if b"\n" in value or _LINES.fullmatch(b"a: %b\r\n\r\n" % value) is None:
-            break
-    return f"the value of the header {name.decode('ascii')} has characters it may not have"
+            return f"the value of the header {name.decode('ascii')} has characters it may not have"
+    return "a header has characters it may not have"

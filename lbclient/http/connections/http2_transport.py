@@ -293,7 +293,7 @@ class _Shared:
         return _Wait(lease.exchange, step, timeouts.get("pool"), httpx.PoolTimeout)
 
     @contextlib.contextmanager
-    def waiting(self, exchange: Http2Exchange) -> Iterator[None]:
+    def waiting(self, exchange: Http2Exchange) -> Generator[None]:
         """Have this call woken when there may be a stream for it."""
         self._waiting.append(exchange)
         try:
@@ -309,7 +309,7 @@ class _Shared:
             self._waiting[0].wake()
 
     @contextlib.contextmanager
-    def opening(self) -> Iterator[None]:
+    def opening(self) -> Generator[None]:
         """Wraps the opening of a connection. The calls that wait for it share its ConnectError."""
         try:
             yield
@@ -397,7 +397,7 @@ class _Body:
         self._lease, self._exchange = lease, lease.exchange
         self._http2 = http2
         self._timeout = timeout
-        self._trace = trace
+        self._trace: Any = trace
         """A Trace, or an AsyncTrace; None if the request asks for none."""
 
     def _take(self) -> bytes | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import h11
 
@@ -18,7 +18,7 @@ from .._compat import httpx
 try:
     import httptools
 except ImportError:
-    httptools = None  # type: ignore[assignment]  # the extra is not installed
+    httptools = cast("Any", None)  # the extra is not installed
 
 __all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "plain_head", "well_formed"]
 

@@ -44,7 +44,7 @@ class _Body:
         timeout: float | None,
         trace: Any,
     ) -> None:
-        self._trace = trace
+        self._trace: Any = trace
         """A Trace, or an AsyncTrace; None if the request asks for none."""
         self._lease = lease
         self._connection = connection

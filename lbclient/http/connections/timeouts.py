@@ -81,7 +81,7 @@ def seconds_now(
     Raises `error` once the attempt's time is up. This is needed since bytes that have arrived are
     read without waiting, so a server that sends without end would never exceed a timeout.
     """
-    if timeout.__class__ is not DeadlineTimeout:
+    if type(timeout) is not DeadlineTimeout:
         return timeout
     if timeout.over:
         timeout.noticed()

@@ -22,7 +22,15 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -141,7 +149,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         """Have something that was dropped closed soon. Called by finalizers, on any thread."""
 
     @contextlib.contextmanager
-    def _told(self, what: object) -> Iterator[None]:
+    def _told(self, what: object) -> Generator[None]:
         """Log if a caller's own transport fails to close: the next call must not get its
         exception."""
         try:
