@@ -25,8 +25,8 @@ from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy, RetryRules
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy.protocol import Strategy
+from lbclient.telemetry.events import Outbox
 from lbclient.telemetry.metrics import MeterProvider
-from lbclient.telemetry.outbox import Outbox
 from lbclient.telemetry.spans import Telemetry, TracerProvider
 
 __all__ = ["Runtime", "build_engine"]

@@ -36,7 +36,7 @@ from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.strategy.registry import claim, release, strategy_of
-from lbclient.telemetry.outbox import Outbox
+from lbclient.telemetry.events import Outbox
 
 __all__ = ["Balancer"]
 
@@ -182,7 +182,7 @@ class Balancer:
     def instances(self) -> list[Instance]:
         """The instances known now, in rotation or not."""
         with self._engine.lock:
-            return [one.instance for one in self._engine.pool.endpoints]
+            return [endpoint.instance for endpoint in self._engine.pool.endpoints]
 
     def snapshot(self) -> ServiceSnapshot:
         """What the balancer knows now."""

@@ -120,7 +120,9 @@ class Threads:
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
     ) -> Results[S]:
         """Yield the results in the order in which the checks end."""
-        self._threads = {one: its for one, its in self._threads.items() if its.is_alive()}
+        self._threads = {
+            subject: thread for subject, thread in self._threads.items() if thread.is_alive()
+        }
         stuck = set(self._threads)
         done: queue.SimpleQueue[tuple[S, Exception | None]] = queue.SimpleQueue()
         waiting, under_way = deque(subjects), dict[S, Expiry]()
@@ -238,7 +240,9 @@ class Monitor(PeriodicJob):
         then the network is down. An error of this host, such as a lack of file descriptors, says
         nothing about an instance.
         """
-        self._tallies = {one: self._tally_of(one) for one in tuple(self._endpoints())}
+        self._tallies = {
+            endpoint: self._tally_of(endpoint) for endpoint in tuple(self._endpoints())
+        }
         check = self._check
 
         def of(tally: HealthTally, expiry: Expiry) -> None:

@@ -132,8 +132,8 @@ class Prober:
         answers, self._answers = self._answers, 0
         self.next_at = self.clock() + self._policy.interval if answers else math.inf
         self._asleep = not answers  # last, since `_wake` sets `next_at`
-        for one in self._drawn(answers) if answers else ():
-            self._begin(one)
+        for endpoint in self._drawn(answers) if answers else ():
+            self._begin(endpoint)
 
     def _wake(self) -> None:
         if self._generation is not self._scheduler.generation:  # a forked child has no threads yet

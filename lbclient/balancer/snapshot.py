@@ -55,18 +55,18 @@ def snapshot_of(engine: Engine) -> ServiceSnapshot:
     with engine.lock:
         engine.run_deferred()
         now = engine.clock()
-        instances = tuple(_instance(one, now) for one in engine.pool.endpoints)
+        instances = tuple(_instance(endpoint, now) for endpoint in engine.pool.endpoints)
         age = engine.subscription.age(now)
         return ServiceSnapshot(engine.service, instances, age, engine.subscription.error)
 
 
-def _instance(one: Endpoint, now: float) -> InstanceSnapshot:
+def _instance(endpoint: Endpoint, now: float) -> InstanceSnapshot:
     return InstanceSnapshot(
-        instance=one.instance,
-        in_flight=one.in_flight,
-        breaker=one.breaker.state,
-        attempts=one.attempts,
-        failures=one.failures,
-        latency=one.latency,
-        standing=one.status(now),
+        instance=endpoint.instance,
+        in_flight=endpoint.in_flight,
+        breaker=endpoint.breaker.state,
+        attempts=endpoint.attempts,
+        failures=endpoint.failures,
+        latency=endpoint.latency,
+        standing=endpoint.status(now),
     )

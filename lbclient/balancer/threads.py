@@ -101,7 +101,7 @@ def _race(
         for step in lanes:
             if not isinstance(step, Pause):
                 threads.append(_started(run, step))
-            elif any(one.is_alive() for one in threads) or lanes.done.is_set:
+            elif any(thread.is_alive() for thread in threads) or lanes.done.is_set:
                 sleep(step)
             else:  # an exception set from outside may end a thread before it reports its end
                 raise RuntimeError("a thread of this call was ended from outside")

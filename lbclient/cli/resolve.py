@@ -1,18 +1,32 @@
-"""`lbclient resolve`: what discovery returns for a service, and what it refused."""
+"""`lbclient resolve`: what discovery returns for a service, and what it refused.
+
+With `--watch`, it then shows each change when a client would notice it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import random
+import select
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 
 import lbclient
-from lbclient.cli.report import as_arguments, picture
-from lbclient.cli.watch import watch
+from lbclient.cli.report import as_arguments, as_options, changes, count, picture
 from lbclient.discovery.dns.service import DnsService
 from lbclient.discovery.registry import Target
+from lbclient.discovery.resolver import Resolver, text_of
+from lbclient.discovery.subscription import ServiceSubscription
+from lbclient.endpoint.instance import Answer
+from lbclient.errors import ServiceAbsent
 
-__all__ = ["resolve"]
+__all__ = ["Reporter", "resolve"]
+
+_NOBODY = Answer(())
 
 
 def resolve(arguments: argparse.Namespace) -> int:
@@ -28,7 +42,7 @@ def resolve(arguments: argparse.Namespace) -> int:
     with contextlib.closing(balancer):
         if not arguments.watch:
             return _once(balancer.target)
-        watch(balancer.target.name, balancer.target.resolver)
+        _watch(balancer.target.name, balancer.target.resolver)
     return 0
 
 
@@ -54,3 +68,119 @@ def _once(target: Target) -> int:
         print("lbclient resolve: there is no usable instance", file=sys.stderr)
         return 1
     return 0
+
+
+def _watch(name: str, resolver: Resolver) -> None:
+    """Show the service, then each change until interrupted. Returns at once if the service never
+    changes.
+
+    Raises BrokenPipeError as soon as standard output is no longer read.
+    """
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines contain it
+    rounds = Reporter(name, resolver).subscription
+    while not rounds.stopped:
+        _rest(rounds.next_at - time.monotonic())
+        if rounds.claim():
+            rounds.run()
+
+
+class Reporter:
+    """Reports what each look-up of its subscription `watch` has changed. It is a
+    `SubscriptionListener`, as the balancer's membership is.
+
+    Until the first good answer it writes to standard error, after that to standard output.
+    """
+
+    def __init__(
+        self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.subscription: ServiceSubscription = ServiceSubscription(
+            name,
+            resolver,
+            self,
+            clock=clock,
+            rng=random.Random(),  # noqa: S311  # not for secrets
+            lock=contextlib.nullcontext(),  # one thread
+            max_stale=None,
+        )
+        self._known: Answer | None = None
+        self._error: Exception | None = None
+        self._lines: list[str] = []
+
+    def on_update(self, answer: Answer) -> Callable[[], None]:
+        """Report the changes, with the age of the previous answer."""
+        return partial(self._succeeded, answer, self._age(", age was"))
+
+    def on_absent(self) -> None:
+        """Report that the service was declared absent."""
+        if self._known is not None:
+            self._known = _NOBODY
+
+    def on_error(self) -> None:
+        """Report the error, unless the last lookup failed for the same reason."""
+        error = self.subscription.error
+        if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__  # a subscription treats it only as the end of this look-up
+        if self._error is None or text_of(error) != text_of(self._error):
+            what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
+            self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")
+        self._error = error
+
+    def publish(self) -> None:
+        """Print the lines that have been collected."""
+        stream = sys.stderr if self._known is None else sys.stdout
+        for line in self._lines:
+            print(line, file=stream, flush=True)
+        self._lines.clear()
+
+    def _succeeded(self, answer: Answer, age: str) -> None:
+        before, self._known = self._known, answer
+        error, self._error = self._error, None
+        if before is None:
+            self._lines += picture(self.subscription.service, answer)
+            self._begin()
+            return
+        if isinstance(error, ServiceAbsent):
+            self._say("offered again")
+        elif error is not None:
+            self._say(f"lookup works again{age}")
+        for line in changes(before, answer):
+            self._say(line)
+
+    def _begin(self) -> None:
+        self._lines.append("")
+        if self.subscription.stopped:
+            self._say("nothing to watch: this never changes")
+        else:
+            self._say(f"watching, next lookup in {self._wait()}")
+
+    def _absent(self) -> str:
+        dropped = f", {count(self._known.instances, 'instance')} dropped" if self._known else ""
+        return f"service declared absent{dropped}"
+
+    def _failed(self) -> str:
+        if not self._known or not self._known.instances:
+            return "lookup failed, no instance is known"
+        instances = count(self._known.instances, "instance")
+        return f"lookup failed, {instances} still in use{self._age(', age')}"
+
+    def _age(self, words: str) -> str:
+        age = self.subscription.age(self.subscription.clock())
+        return "" if age is None else f"{words} {age:.0f} s"
+
+    def _wait(self) -> str:
+        return f"{self.subscription.next_at - self.subscription.clock():.0f} s"
+
+    def _say(self, text: str) -> None:
+        self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")
+
+
+def _rest(seconds: float) -> None:
+    """Sleep. With `| head` the pipe may close long before the next line; `poll` reports this."""
+    if not hasattr(select, "poll"):  # Windows does not have it
+        time.sleep(max(0.0, seconds))
+        return
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if output.poll(max(0.0, seconds) * 1e3):
+        raise BrokenPipeError

@@ -84,7 +84,7 @@ def concluded(
         over.__cause__ = error
         error = over
     attach(error, records, stopped)
-    tried = "; ".join(f"{one.instance}: {_outcome(one)}" for one in records)
+    tried = "; ".join(f"{record.instance}: {_outcome(record)}" for record in records)
     why = f"; not tried again: {_WHY[stopped]}" if stopped else ""
     error.add_note(f"lbclient tried {tried}{why}")
     return error
@@ -106,5 +106,5 @@ def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
     return records
 
 
-def _outcome(one: AttemptInfo) -> object:
-    return one.status if one.error is None else type(one.error).__name__
+def _outcome(record: AttemptInfo) -> object:
+    return record.status if record.error is None else type(record.error).__name__

@@ -28,8 +28,7 @@ from lbclient.core.membership import Membership
 from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
 from lbclient.core.pool import Pool
-from lbclient.core.reachability import Reachability
-from lbclient.core.rotation import Rotation
+from lbclient.core.rotation import Reachability, Rotation
 from lbclient.core.wait_queue import WaitQueue
 from lbclient.discovery.subscription import ServiceSubscription
 from lbclient.endpoint.breaker import Breaker
@@ -39,9 +38,8 @@ from lbclient.errors import NoInstanceAvailable, Throttled
 from lbclient.resilience.hedging import Hedging
 from lbclient.resilience.retry import RetryRules
 from lbclient.resilience.throttle import Throttle
-from lbclient.telemetry.events import AttemptPicked
+from lbclient.telemetry.events import AttemptPicked, Outbox
 from lbclient.telemetry.metrics import Tally
-from lbclient.telemetry.outbox import Outbox
 from lbclient.telemetry.spans import Telemetry
 
 __all__ = ["Engine", "SlotOwner"]
@@ -128,7 +126,7 @@ class Engine:
         self._faults = Share()
         self._client_errors = Share()
         budgets = (retry_rules.budget, None if hedging is None else hedging.budget)
-        self._budgets = [one for one in budgets if one is not None]
+        self._budgets = [budget for budget in budgets if budget is not None]
         """Each call adds its share to them."""
         telemetry.metrics.observe(self)
 

@@ -20,9 +20,8 @@ from lbclient.discovery.subscription import CEILING, FLOOR, ServiceSubscription
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Answer, Instance
 from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
-from lbclient.telemetry.events import DiscoveryFailed, InstancesChanged
+from lbclient.telemetry.events import DiscoveryFailed, InstancesChanged, Outbox
 from lbclient.telemetry.metrics import Metrics
-from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["DiscoveryLimits", "Membership"]
 
@@ -243,4 +242,4 @@ class Membership:
 
 
 def _instances(endpoints: Iterable[Endpoint]) -> tuple[Instance, ...]:
-    return tuple(one.instance for one in endpoints)
+    return tuple(endpoint.instance for endpoint in endpoints)

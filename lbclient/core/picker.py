@@ -21,8 +21,8 @@ from lbclient.resilience.slow_start import SlowStart
 from lbclient.strategy.consistent_hash import ConsistentHash
 from lbclient.strategy.protocol import Learning, Strategy
 from lbclient.strategy.registry import BY_NAME
+from lbclient.telemetry.events import Outbox
 from lbclient.telemetry.metrics import Metrics
-from lbclient.telemetry.outbox import Outbox
 
 __all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]
 
@@ -187,7 +187,11 @@ class Picker:
             return None
         self._left, self._now = None, now
         candidates = self._pool.candidates(now)
-        untried = [one for one in candidates if one not in call.tried and not self._full(one)]
+        untried = [
+            endpoint
+            for endpoint in candidates
+            if endpoint not in call.tried and not self._full(endpoint)
+        ]
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
 
     def free(self, now: float) -> Sequence[Endpoint]:
@@ -197,21 +201,25 @@ class Picker:
         if total is not None and self.in_flight >= total:
             return ()
         tiers = self._pool.admissible(now)
-        return [one for tier in tiers for one in tier if not self._full(one)]
+        return [endpoint for tier in tiers for endpoint in tier if not self._full(endpoint)]
 
     def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
         """The endpoints where a slot that has become free at `endpoint` may be used: with a limit
         on all endpoints together, each that has room."""
         if self._limits.total is None:
             return (endpoint,)
-        return [endpoint, *(one for one in self.free(now) if one is not endpoint)]
+        return [endpoint, *(other for other in self.free(now) if other is not endpoint)]
 
     def changes_at(self, now: float) -> float:
         """When time alone may change a pick that found no room, or `math.inf`."""
         at = self._pool.changes_at(now, self._patience)
         if self._limits.adaptive is None:
             return at
-        ends = (one.paused_until for one in self._pool.endpoints if one.paused_until > now)
+        ends = (
+            endpoint.paused_until
+            for endpoint in self._pool.endpoints
+            if endpoint.paused_until > now
+        )
         return min(at, min(ends, default=at))
 
     def retry_in(self, now: float) -> float | None:
@@ -219,7 +227,7 @@ class Picker:
         wait, back = self._pool.probe_in(now), self._pool.back_in(now)
         if wait:
             wait = min(wait, max(0.0, self._last_probe + self._patience - now))
-        return min((one for one in (wait, back) if one is not None), default=None)
+        return min((seconds for seconds in (wait, back) if seconds is not None), default=None)
 
     def record_outcome(
         self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float
@@ -276,14 +284,22 @@ class Picker:
         """
         full = False
         for tier in self._pool.admissible(now):
-            untried = [one for one in tier if one not in call.tried and one.paused_until <= now]
-            if roomy := [one for one in untried if self._has_room(one)]:
+            untried = [
+                endpoint
+                for endpoint in tier
+                if endpoint not in call.tried and endpoint.paused_until <= now
+            ]
+            if roomy := [endpoint for endpoint in untried if self._has_room(endpoint)]:
                 return self._let(draw(roomy, call.rng), "retry", now)
             full = full or bool(untried)
         if full and not call.accepts_tried:
             return UNTRIED_FULL
         racing = call.under_way
-        if roomy := [one for one in candidates if one not in racing and self._has_room(one)]:
+        if roomy := [
+            endpoint
+            for endpoint in candidates
+            if endpoint not in racing and self._has_room(endpoint)
+        ]:
             reason = "retry, others full" if full else "retry, all tried"
             return self._let(draw(roomy, call.rng), reason, now)
         return None if racing else FULL
@@ -315,7 +331,7 @@ class Picker:
         """The picked endpoint, or the next one after it that is not at its limit."""
         place = candidates.index(first) if first in candidates else 0
         order = (*candidates[place:], *candidates[:place])
-        return next((one for one in order if self._has_room(one)), None)
+        return next((endpoint for endpoint in order if self._has_room(endpoint)), None)
 
     def _full(self, endpoint: Endpoint) -> bool:
         return self._limited and (self._now < endpoint.paused_until or self._limits.full(endpoint))

@@ -68,21 +68,21 @@ class Subset:
             return instances
         self._all = instances
         self._seed = self._seed or self._rng.randbytes(_BYTES)
-        ranks = {one: self._rank(one) for one in instances}
+        ranks = {instance: self._rank(instance) for instance in instances}
         firsts: dict[int, Instance] = {}
-        for one in instances:
-            rival = firsts.setdefault(one.priority, one)
-            if ranks[one] < ranks[rival]:
-                firsts[one.priority] = one
+        for instance in instances:
+            rival = firsts.setdefault(instance.priority, instance)
+            if ranks[instance] < ranks[rival]:
+                firsts[instance.priority] = instance
 
-        def place(one: Instance) -> tuple[bool, int, bytes]:
-            return firsts[one.priority] is not one, one.priority, ranks[one]
+        def place(instance: Instance) -> tuple[bool, int, bytes]:
+            return firsts[instance.priority] is not instance, instance.priority, ranks[instance]
 
         kept = set(nsmallest(self._limit, instances, place))
-        return [one for one in instances if one in kept]
+        return [instance for instance in instances if instance in kept]
 
-    def _rank(self, one: Instance) -> bytes:
-        return blake2b(str(one).encode(), digest_size=_BYTES, key=self._seed).digest()
+    def _rank(self, instance: Instance) -> bytes:
+        return blake2b(str(instance).encode(), digest_size=_BYTES, key=self._seed).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ class EndpointSetUpdate:
 
     def apply(self) -> None:
         """Give the endpoints that stay their new records. Hold the lock of the calls."""
-        for one in self.left:
-            one.gone = True
+        for endpoint in self.left:
+            endpoint.gone = True
         for endpoint, instance, weight, breaker in self._revisions:
             endpoint.instance = instance
             endpoint.weight = weight
@@ -153,7 +153,7 @@ class EndpointSetUpdate:
 
     def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
         """Weight 0 beside other weights is a small share (as dnspython reads RFC 2782)."""
-        zero = _ZERO_WEIGHT if any(one.weight for one in instances) else 1.0
+        zero = _ZERO_WEIGHT if any(instance.weight for instance in instances) else 1.0
         for instance in instances:
             endpoint, weight = self._endpoints[instance], float(instance.weight) or zero
             if endpoint.weight != weight or not _equal(endpoint.instance, instance):
@@ -245,8 +245,8 @@ class Pool:
 
         True if that was an update: discovery is to be asked again.
         """
-        for one in self.endpoints:
-            one.gone, one.in_flight = False, 0
+        for endpoint in self.endpoints:
+            endpoint.gone, endpoint.in_flight = False, 0
         self._dirty = dict.fromkeys(self.endpoints)
         self._forget_looks()
         updating, self._updating = self._updating, False
@@ -254,8 +254,8 @@ class Pool:
 
     def spread(self, now: float, rng: random.Random) -> None:
         """In a forked child: choose other times for probes than the parent and its children."""
-        for one in self.endpoints:
-            one.breaker.after_fork(now, rng)
+        for endpoint in self.endpoints:
+            endpoint.breaker.after_fork(now, rng)
 
     def update(self, instances: Iterable[Instance]) -> EndpointSetUpdate:
         """Plan an update and apply it at once."""
@@ -270,8 +270,8 @@ class Pool:
 
     def expedite_probes(self, now: float, rng: random.Random) -> None:
         """A probe has closed a breaker: its peers need not wait out a long open period."""
-        for one in self.open_breakers:
-            one.breaker.expedite_probe(now, rng)
+        for endpoint in self.open_breakers:
+            endpoint.breaker.expedite_probe(now, rng)
 
     def candidates(self, now: float) -> Sequence[Endpoint]:
         """The admissible endpoints of the tier that serves; empty if no tier has one.
@@ -295,16 +295,22 @@ class Pool:
             self._recompute(now)
         dues = [
             at
-            for one in self.open_breakers
-            for at in (one.breaker.due, one.breaker.due + patience, one.breaker.probed_until)
+            for endpoint in self.open_breakers
+            for at in (
+                endpoint.breaker.due,
+                endpoint.breaker.due + patience,
+                endpoint.breaker.probed_until,
+            )
             if at > now
         ]
         return min([self._stale_at, *dues])
 
     def backing_off(self, now: float) -> Endpoint | None:
         """Of the endpoints that only back off, the one whose back-off ends first."""
-        backing_off = [one for one in self._dirty if self._status(one, now) == "resting"]
-        return min(backing_off, key=lambda one: one.backing_off_until, default=None)
+        backing_off = [
+            endpoint for endpoint in self._dirty if self._status(endpoint, now) == "resting"
+        ]
+        return min(backing_off, key=lambda endpoint: endpoint.backing_off_until, default=None)
 
     def tiers(self) -> Sequence[Sequence[Endpoint]]:
         """All endpoints, best tier first."""
@@ -315,38 +321,47 @@ class Pool:
         tiers = self._endpoint_set.tiers
         worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
         due = (
-            one
-            for one in self.open_breakers
-            if one.breaker.due <= now
-            and one.instance.priority <= worst
-            and not one.breaker.probing(now)
+            endpoint
+            for endpoint in self.open_breakers
+            if endpoint.breaker.due <= now
+            and endpoint.instance.priority <= worst
+            and not endpoint.breaker.probing(now)
         )
-        return min(due, key=lambda one: one.breaker.due, default=None)
+        return min(due, key=lambda endpoint: endpoint.breaker.due, default=None)
 
     def due_soonest(self, now: float) -> Endpoint | None:
         """The endpoint with an open breaker whose open period ends first; None while one is
         probed."""
-        if any(one.breaker.probing(now) for one in self.open_breakers):
+        if any(endpoint.breaker.probing(now) for endpoint in self.open_breakers):
             return None
-        return min(self.open_breakers, key=lambda one: one.breaker.due, default=None)
+        return min(self.open_breakers, key=lambda endpoint: endpoint.breaker.due, default=None)
 
     def probe_in(self, now: float) -> float | None:
         """Seconds until an open breaker lets a probe through."""
         waits = [
-            one.breaker.due - now for one in self.open_breakers if not one.breaker.probing(now)
+            endpoint.breaker.due - now
+            for endpoint in self.open_breakers
+            if not endpoint.breaker.probing(now)
         ]
         return max(0.0, min(waits)) if waits else None
 
     def back_in(self, now: float) -> float | None:
         """Seconds until the first ejected endpoint is back, or may be probed."""
-        out = [one for one in self._dirty if one.ejected_until > now and self._fit(one)]
-        waits = [max(one.ejected_until, one.breaker.due * one.breaker.refuses) - now for one in out]
+        out = [
+            endpoint
+            for endpoint in self._dirty
+            if endpoint.ejected_until > now and self._fit(endpoint)
+        ]
+        waits = [
+            max(endpoint.ejected_until, endpoint.breaker.due * endpoint.breaker.refuses) - now
+            for endpoint in out
+        ]
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
         """For an error: its instances and what keeps each out of rotation; not all of many."""
         few = islice(self.endpoints, _SHOWN)
-        shown = [f"{one.instance} ({_words(one, now)})" for one in few]
+        shown = [f"{endpoint.instance} ({_words(endpoint, now)})" for endpoint in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 
@@ -361,13 +376,19 @@ class Pool:
         `_stale_at` is set last: if an exception comes before, the next call computes again.
         """
         tiers = self._endpoint_set.tiers
-        dirty = [one for one in self._dirty if not one.gone]
-        sick = sum(not one.healthy for one in dirty)
+        dirty = [endpoint for endpoint in self._dirty if not endpoint.gone]
+        sick = sum(not endpoint.healthy for endpoint in dirty)
         self._health_ignored = sick == len(self)
-        out = {one: why for one in dirty if (why := self._status(one, now)) != "serving"}
-        self._dirty = dict.fromkeys(one for one in dirty if one in out or not one.healthy)
-        self.open_breakers = [one for one, why in out.items() if why in ("open", "half-open")]
-        stale_at = min((_next_change(one, now) for one in out), default=math.inf)
+        out = {
+            endpoint: why for endpoint in dirty if (why := self._status(endpoint, now)) != "serving"
+        }
+        self._dirty = dict.fromkeys(
+            endpoint for endpoint in dirty if endpoint in out or not endpoint.healthy
+        )
+        self.open_breakers = [
+            endpoint for endpoint, why in out.items() if why in ("open", "half-open")
+        ]
+        stale_at = min((_next_change(endpoint, now) for endpoint in out), default=math.inf)
         opened = [_without(tier, out) for tier in tiers] if out else list(tiers)
         self._serving = next((place for place, tier in enumerate(opened) if tier), None)
         self._panic(opened, now)
@@ -375,37 +396,40 @@ class Pool:
         self._candidates = () if self._serving is None else self._open[self._serving]
         self._stale_at = stale_at
 
-    def _fit(self, one: Endpoint) -> bool:
+    def _fit(self, endpoint: Endpoint) -> bool:
         """True if active checks do not keep it out."""
-        return one.healthy or self._health_ignored
+        return endpoint.healthy or self._health_ignored
 
-    def _status(self, one: Endpoint, now: float) -> EndpointStatus:
-        return one.status(now, ignore_health=self._health_ignored)
+    def _status(self, endpoint: Endpoint, now: float) -> EndpointStatus:
+        return endpoint.status(now, ignore_health=self._health_ignored)
 
     def _panic(self, opened: list[tuple[Endpoint, ...]], now: float) -> None:
         """Ignore breakers if too few endpoints are left. Ejected endpoints stay out."""
         threshold, tiers = self._policy.panic_threshold, self._endpoint_set.tiers
         place = 0 if self._serving is None else self._serving
         if threshold and tiers and len(opened[place]) < threshold * len(tiers[place]):
-            opened[place] = tuple(one for one in tiers[place] if one.ejected_until <= now)
+            opened[place] = tuple(
+                endpoint for endpoint in tiers[place] if endpoint.ejected_until <= now
+            )
             self._serving = place if opened[place] else self._serving
 
 
-def _next_change(one: Endpoint, now: float) -> float:
+def _next_change(endpoint: Endpoint, now: float) -> float:
     """When time alone lets an endpoint in again."""
     return min(
-        (at for at in (one.backing_off_until, one.ejected_until) if at > now), default=math.inf
+        (at for at in (endpoint.backing_off_until, endpoint.ejected_until) if at > now),
+        default=math.inf,
     )
 
 
-def _words(one: Endpoint, now: float) -> str:
-    status = one.status(now)
+def _words(endpoint: Endpoint, now: float) -> str:
+    status = endpoint.status(now)
     words = f"breaker {status}" if status in ("open", "half-open") else status
-    return words if one.last_fault is None else f"{words}, last fault {one.last_fault}"
+    return words if endpoint.last_fault is None else f"{words}, last fault {endpoint.last_fault}"
 
 
 def _without(tier: tuple[Endpoint, ...], out: Container[Endpoint]) -> tuple[Endpoint, ...]:
-    return tuple(one for one in tier if one not in out)
+    return tuple(endpoint for endpoint in tier if endpoint not in out)
 
 
 def _same(old: tuple[Endpoint, ...], new: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:

@@ -111,17 +111,17 @@ class WaitQueue:
         left: set[object] | None = None
         last: Collection[object] = ()
         gone = []
-        for one, unwanted in self.retries.items():
-            if one is signal or (left is not None and not left):
+        for retry, unwanted in self.retries.items():
+            if retry is signal or (left is not None and not left):
                 break
-            if one.is_set and not one.set():
-                gone.append(one)
+            if retry.is_set and not retry.set():
+                gone.append(retry)
             elif left is None:
                 left, last = set(unwanted), unwanted
             elif unwanted != last:  # many have tried the same, and wait in a row
                 left, last = left.intersection(unwanted), unwanted
-        for one in gone:
-            del self.retries[one]  # it is gone with its event loop
+        for retry in gone:
+            del self.retries[retry]  # it is gone with its event loop
         return left
 
     def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
@@ -151,17 +151,17 @@ class WaitQueue:
         and the first of the other calls.
         """
         gone = []
-        for one, unwanted in self.retries.items():
-            if freed is not None and (one.is_set or freed in unwanted):
+        for retry, unwanted in self.retries.items():
+            if freed is not None and (retry.is_set or freed in unwanted):
                 continue  # it is about to look anyway, or does not want that slot
-            if not one.set():
-                gone.append(one)
+            if not retry.set():
+                gone.append(retry)
             elif freed is not None:
                 break
         else:
             self._wake_first()
-        for one in gone:
-            del self.retries[one]  # it is gone with its event loop
+        for retry in gone:
+            del self.retries[retry]  # it is gone with its event loop
 
     def clear(self) -> None:
         """In a forked child: forget the calls of the parent."""

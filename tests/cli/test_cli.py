@@ -25,7 +25,7 @@ from lbclient.cli.demo import demo
 from lbclient.cli.demo.director import Director, Kill
 from lbclient.cli.demo.stage import CAST, Child, ChildFailed
 from lbclient.cli.report import as_arguments, changes, shares
-from lbclient.cli.watch import Reporter
+from lbclient.cli.resolve import Reporter
 from tests.support.dns import Bind, Liar, silence
 
 MAIN = "import sys; from lbclient.cli import main; sys.exit(main())"

@@ -110,7 +110,7 @@ OTHER_MEANINGS = {
     "Turns": "endpoint/breaker.py",
     "urls": "discovery/registry.py",  # a list of them
     "watch": (  # a body, an idle connection, `--watch`, a simulation
-        "cli/demo/director.py cli/watch.py http/connections/pool.py http/request_body.py "
+        "cli/demo/director.py cli/resolve.py http/connections/pool.py http/request_body.py "
         "simulation/client.py simulation/run.py"
     ),
     "wire": "cli/demo/dns_server.py",  # DNS's wire format

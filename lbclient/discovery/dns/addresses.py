@@ -361,13 +361,13 @@ class AddressResolver:
         self.complete: bool = True
         """False if the last answer is incomplete and more addresses are expected soon."""
         self._port = port
-        self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
+        self._addresses = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
 
     def resolve(self) -> Answer:
         """Look up the addresses. Each is an instance."""
         name = self._name + "."
-        lookup = self._book.lookup([name], lambda: _ROUND / len(KINDS))
+        lookup = self._addresses.lookup([name], lambda: _ROUND / len(KINDS))
         self.complete = lookup.complete
         if isinstance(found := lookup.found[name], Exception):
             raise found

@@ -50,7 +50,7 @@ class SrvResolver:
         self.complete: bool = True
         """False if the last answer is incomplete and more addresses are expected soon."""
         self._dns = dns
-        self._book = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
+        self._addresses = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
         self._clock = clock
 
@@ -68,7 +68,7 @@ class SrvResolver:
             )
         hosts, refused = self._hosts(self._longest_unasked_first(records))
         names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each of them once
-        lookup = self._book.lookup(names, deadline.left, found.glue)
+        lookup = self._addresses.lookup(names, deadline.left, found.glue)
         self.complete = lookup.complete
         ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
         for host, record in hosts:
@@ -82,7 +82,7 @@ class SrvResolver:
             if vetted:
                 instances.append(_instance(host, record, vetted))
                 ttls.append(ttl)
-        self._book.keep(set(map(_target, records)))
+        self._addresses.keep(set(map(_target, records)))
         return Answer(sorted(instances, key=_place), min(ttls), refused)
 
     def _hosts(
@@ -106,7 +106,7 @@ class SrvResolver:
 
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
         """Sort the names so that each is asked in some round, even if no round has time for all."""
-        return sorted(records, key=lambda one: self._book.asked(_target(one)))
+        return sorted(records, key=lambda record: self._addresses.asked(_target(record)))
 
 
 def _target(record: _Srv) -> str:
