@@ -27,7 +27,7 @@ def refuse(_):
 
 
 def test_call_gives_what_the_function_gives():
-    """`call` returns the function's result, and hands it an instance."""
+    """`call` passes an instance to the function, and returns its result."""
     assert Balancer([A]).call(lambda instance: instance.port) == 1
 
 
@@ -36,8 +36,8 @@ async def ask_port(instance):
 
 
 def test_coroutine_is_no_result():
-    """C6: `call` refuses what has not begun yet, however the coroutine was made; no attempt counts
-    as a success or as a fault, and the error names the way."""
+    """C6: `call` refuses a coroutine, however it was made: no attempt counts as a success or as a
+    fault, and the error names the right method."""
     balancer = Balancer([A])
     for fn in (ask_port, partial(ask_port)):
         with pytest.raises(TypeError, match=r"coroutine; use `await balancer\.acall\(fn\)`"):
@@ -48,14 +48,14 @@ def test_coroutine_is_no_result():
 
 @pytest.mark.parametrize("deadline", [None, 5.0])
 async def test_plain_result_cannot_be_awaited(deadline):
-    """`acall` says what is wrong with a plain function, and what would do."""
+    """`acall` refuses a plain function, and the error names the right method."""
     with pytest.raises(TypeError, match=r"an awaitable, not int; use `balancer\.call\(fn\)`"):
         await Balancer([A]).acall(lambda instance: instance.port, deadline=deadline)
 
 
 def test_deadline_tells_what_was_waited_for():
-    """C19, I24: a call whose deadline ends before any attempt says whether it waited for a place or
-    for discovery."""
+    """C19, I24: the error of a call whose deadline ends before any attempt says whether it waited
+    for a slot or for discovery."""
     balancer = Balancer([A], max_in_flight=1)
     with balancer.acquire(), pytest.raises(lbclient.DeadlineExceeded, match="at its limit"):
         balancer.call(str, deadline=0.01)
@@ -84,7 +84,8 @@ async def test_acall_gives_what_the_coroutine_gives():
 
 
 def test_refused_goes_elsewhere_whatever_the_call():
-    """A refused connection was never sent, so even a call that is not idempotent goes elsewhere."""
+    """A refused connection was never sent, so the call is retried on another instance even if it is
+    not idempotent."""
 
     def ask(instance):
         return refuse(instance) if instance == A else instance
@@ -94,7 +95,7 @@ def test_refused_goes_elsewhere_whatever_the_call():
 
 @pytest.mark.parametrize("error", [ConnectionResetError, TimeoutError, BrokenPipeError])
 def test_maybe_sent_goes_elsewhere_only_if_idempotent(error):
-    """A network error after sending is repeated for an idempotent call only."""
+    """After a network error, a call that was sent is retried only if it is idempotent."""
     asked = []
 
     def ask(instance):
@@ -112,7 +113,8 @@ def test_maybe_sent_goes_elsewhere_only_if_idempotent(error):
 
 
 def test_the_callers_own_exception_is_neutral():
-    """An exception that says nothing of the network passes through as it is, charging nobody."""
+    """An exception that says nothing about the network is raised unchanged, and charges no
+    instance."""
     balancer = Balancer([A])
     error = KeyError("mine")
 
@@ -130,7 +132,7 @@ def test_the_callers_own_exception_is_neutral():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_interrupt_is_neutral(error):
-    """C4: KeyboardInterrupt and its like pass through and charge nobody."""
+    """C4: KeyboardInterrupt and similar exceptions are raised unchanged, and charge no instance."""
     balancer = Balancer([A])
 
     def ask(_):
@@ -144,7 +146,7 @@ def test_an_interrupt_is_neutral(error):
 
 @pytest.mark.parametrize("kind", [ValueError, OSError])
 def test_an_error_that_is_its_own_cause(kind):
-    """Errors that are the cause of each other are judged like others, and in finite time."""
+    """Errors that are the cause of each other are classified like others, in finite time."""
     error, wrapper = kind("mine"), RuntimeError("around it")
     error.__cause__, wrapper.__cause__ = wrapper, ExceptionGroup("several", [error, wrapper])
 
@@ -157,7 +159,7 @@ def test_an_error_that_is_its_own_cause(kind):
 
 
 def test_a_judge_teaches_another_protocol():
-    """`judge` tells what a result means: a busy answer is tried elsewhere, or is the result."""
+    """`judge` says what a result means: a busy answer is retried elsewhere, or is the result."""
 
     def judge(result):
         return Verdict(fault=True, again="idempotent") if result == "busy" else Verdict(fault=False)
@@ -181,7 +183,7 @@ def test_a_judge_that_fails_fails_no_call(caplog):
 
 
 def test_threads_run_in_parallel_through_one_breaker():
-    """C5: eight threads on an instance that takes 0.2 s are done in 0.9 s."""
+    """C5: eight threads that share one instance with answers of 0.2 s are done within 0.9 s."""
     balancer = Balancer([A])
     threads = [
         threading.Thread(target=balancer.call, args=(lambda _: time.sleep(0.2),)) for _ in range(8)
@@ -195,7 +197,8 @@ def test_threads_run_in_parallel_through_one_breaker():
 
 
 def test_half_open_lets_exactly_one_of_eight_through():
-    """Of eight threads that meet a half-open breaker together, one probes and seven are refused."""
+    """Of eight threads that meet a half-open breaker together, one sends the probe and seven are
+    refused."""
     world = World()
     balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
     with pytest.raises(ConnectionRefusedError):
@@ -228,7 +231,7 @@ def test_half_open_lets_exactly_one_of_eight_through():
 
 
 async def test_async_failures_trip_the_breaker():
-    """C6: failures of coroutines count; the breaker opens after `fail_max` of them."""
+    """C6: failures of coroutines count, and `fail_max` of them open the breaker."""
 
     async def fail(_):
         await anyio.lowlevel.checkpoint()
@@ -244,7 +247,7 @@ async def test_async_failures_trip_the_breaker():
 
 
 async def test_cancellation_is_neutral():
-    """C1, C3: cancelled attempts return permit and place, and charge nobody."""
+    """C1, C3: cancelled attempts give back permit and slot, and charge no instance."""
     balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1))
     for _ in range(5):
         with anyio.move_on_after(0.001):
@@ -254,7 +257,7 @@ async def test_cancellation_is_neutral():
 
 
 async def test_a_cancelled_probe_returns_its_slot():
-    """C22: a probe that is cancelled leaves the next call free to probe."""
+    """C22: after a cancelled probe, the next call may probe."""
     world = World()
     balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
     with pytest.raises(ConnectionRefusedError):
@@ -286,7 +289,8 @@ async def test_acquire_holds_one_pick_async():
 
 
 def test_an_error_that_leaves_acquire_counts():
-    """A network error in the block counts against the instance, and goes on; there is no retry."""
+    """A network error in the block counts against the instance, and is raised; there is no
+    retry."""
     balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1))
     with pytest.raises(ConnectionResetError), balancer.acquire(idempotent=True) as taken:
         raise ConnectionResetError
@@ -296,7 +300,7 @@ def test_an_error_that_leaves_acquire_counts():
 
 
 async def test_acall_is_cut_at_its_deadline():
-    """`acall` cancels an attempt when the deadline is up, by name."""
+    """`acall` cancels an attempt when the deadline expires, and raises DeadlineExceeded."""
     balancer = Balancer([A], retry=RetryPolicy(deadline=0.05))
     with pytest.raises(lbclient.DeadlineExceeded) as caught:
         await balancer.acall(lambda _: anyio.sleep(10))
@@ -304,7 +308,7 @@ async def test_acall_is_cut_at_its_deadline():
 
 
 def test_a_function_is_told_the_time_left():
-    """`time_left` tells the function what its deadline leaves, and None where there is none."""
+    """`time_left` returns what is left of the deadline, and None if there is none."""
     world = World()
     balancer = Balancer([A], clock=world.clock)
     assert balancer.call(lambda _: lbclient.time_left()) is None
@@ -313,7 +317,7 @@ def test_a_function_is_told_the_time_left():
 
 
 def test_call_info_of_an_error_tells_every_attempt():
-    """The error that ends a call tells its attempts, and keeps no cycle through itself."""
+    """The error that ends a call lists its attempts, and is in no reference cycle."""
     with pytest.raises(ConnectionRefusedError) as caught:
         Balancer([A, B], retry=QUICK).call(refuse)
     info = lbclient.call_info(caught.value)
@@ -324,7 +328,7 @@ def test_call_info_of_an_error_tells_every_attempt():
 
 
 def test_panic_ignores_the_breakers():
-    """With `panic_threshold`, when too few are admissible their breakers are ignored."""
+    """If fewer instances than `panic_threshold` are admissible, their breakers are ignored."""
     instances = [Instance("10.0.0.1", port) for port in range(1, 5)]
     policy = BreakerPolicy(fail_max=1, panic_threshold=0.5)
     balancer = Balancer(instances, breaker=policy, retry=None, strategy="round-robin")
@@ -339,7 +343,8 @@ def test_panic_ignores_the_breakers():
 
 
 def test_a_tier_serves_only_while_no_better_one_can():
-    """D10: the next priority serves while the first cannot, and traffic fails back."""
+    """D10: the next priority serves while the first cannot, and traffic then returns to the
+    first."""
     world = World()
     first, second = Instance("10.0.0.1", 1, priority=1), Instance("10.0.0.2", 1, priority=2)
     down = True
@@ -365,7 +370,8 @@ def test_a_full_tier_does_not_open_the_next():
 
 
 def test_an_outage_is_probed_once_a_reset_timeout_and_healing_is_quick():
-    """I16: in an outage one call a `reset_timeout` probes; its success brings the peers back."""
+    """I16: in an outage one call in each `reset_timeout` is a probe; its success brings the other
+    instances back."""
     world = World()
     instances = [Instance("10.0.0.1", port) for port in range(1, 4)]
     balancer = Balancer(
@@ -395,7 +401,7 @@ def test_an_outage_is_probed_once_a_reset_timeout_and_healing_is_quick():
 
 
 def test_a_due_probe_prefers_a_call_that_may_be_repeated():
-    """A due probe goes to an idempotent call if one comes, else to any after a while."""
+    """A due probe is sent for an idempotent call if one comes, and after a while for any call."""
     world = World()
     balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1), clock=world.clock)
     assert balancer.call(lambda one: refuse(one) if one == A else one) == B
@@ -407,7 +413,7 @@ def test_a_due_probe_prefers_a_call_that_may_be_repeated():
 
 
 def test_a_wall_clock_jump_changes_nothing(monkeypatch):
-    """C15: neither breaker nor budget looks at the wall clock."""
+    """C15: neither breaker nor budget uses the wall clock."""
     balancer = Balancer([A, B], breaker=BreakerPolicy(fail_max=1, reset_timeout=30))
     while "open" not in {one.breaker for one in balancer.snapshot().instances}:
         balancer.call(lambda one: refuse(one) if one == A else one)
@@ -417,7 +423,7 @@ def test_a_wall_clock_jump_changes_nothing(monkeypatch):
 
 
 def test_a_call_inside_a_call_does_not_deadlock():
-    """C24: a strategy or a function that uses the balancer itself does not deadlock."""
+    """C24: a strategy or a function that uses the balancer does not deadlock."""
     balancer = Balancer([A, B])
     assert balancer.call(lambda _: balancer.call(lambda one: one)) in {A, B}
 
@@ -436,7 +442,8 @@ def drop(kept):
 
 
 def test_a_dropped_response_takes_no_lock(servers):
-    """C14: a finalizer may run inside any lock, so it waits for none: its place is freed later."""
+    """C14: a finalizer may run inside any lock, so it does not wait for one: its slot is freed
+    later."""
     from tests.support.http import drips
 
     (server,) = servers(drips(0.05))
@@ -460,7 +467,7 @@ def test_a_dropped_response_takes_no_lock(servers):
 
 
 def test_nothing_is_logged_under_the_lock():
-    """C24: a log handler may itself make calls; no other thread can then wait for it under ours."""
+    """C24: a log handler may make calls without a deadlock with another thread."""
     import logging
 
     balancer = Balancer([A], breaker=BreakerPolicy(fail_max=1))
@@ -486,7 +493,7 @@ def test_nothing_is_logged_under_the_lock():
 
 
 def test_refresh_during_a_round_waits_for_the_next():
-    """`refresh` gives what is true now: a round that began before may have asked too early."""
+    """`refresh` returns current data: it does not use a round that began before it."""
     asked, go = threading.Semaphore(0), threading.Semaphore(0)
     answers = iter([[A], [A, B]])
 
@@ -512,7 +519,7 @@ def test_refresh_during_a_round_waits_for_the_next():
 
 
 def test_a_tls_error_is_not_this_machines_fault():
-    """I20: OpenSSL numbers its errors itself; its 1 is not the operating system's EPERM."""
+    """I20: OpenSSL has its own error numbers: its 1 is not the operating system's EPERM."""
     import ssl
 
     asked = []
@@ -527,7 +534,7 @@ def test_a_tls_error_is_not_this_machines_fault():
 
 
 async def test_with_closes_a_balancer():
-    """`with` and `async with` close a balancer; a call after that is refused."""
+    """`with` and `async with` close a balancer, and later calls are refused."""
     with Balancer([A]) as one:
         assert one.call(lambda instance: instance) == A
     async with Balancer([A]) as other:
@@ -548,7 +555,7 @@ async def test_with_closes_a_balancer():
     ],
 )
 def test_what_cannot_be_meant_is_refused(wrong, named):
-    """Arguments of calls and verdicts are checked too, and nothing is sent for a wrong one."""
+    """Arguments of calls and verdicts are checked, and nothing is sent if one is invalid."""
     balancer = Balancer([A])
     with pytest.raises((TypeError, ValueError), match=named):
         wrong(balancer)

@@ -1,4 +1,4 @@
-"""Closing: what waits is ended in time, and afterwards nothing is sent and nothing is open."""
+"""Closing: waiting calls end in time, and afterwards nothing is sent and nothing stays open."""
 
 import asyncio
 import random
@@ -24,14 +24,14 @@ SOON = 10.0
 
 
 class Dice(random.Random):
-    """Back-offs take nearly as long as they may."""
+    """Back-offs take nearly the maximum time."""
 
     def random(self):
         return 0.9
 
 
 class Failed:
-    """A strategy by which a test is told that an attempt has failed."""
+    """A strategy that tells a test when an attempt has failed."""
 
     def __init__(self):
         self.event = threading.Event()
@@ -46,7 +46,7 @@ class Failed:
 
 @pytest.fixture
 def queued(monkeypatch):
-    """Set once a call waits in line."""
+    """Set once a call waits in the queue."""
     event, join = threading.Event(), WaitQueue.join
 
     def joined(line, signal, caller):
@@ -59,7 +59,7 @@ def queued(monkeypatch):
 
 
 def outcome_of(call, *arguments):
-    """What a call returns or raises."""
+    """Return what a call returns or raises."""
     try:
         return call(*arguments)
     except Exception as error:  # noqa: BLE001  # looked at by the test
@@ -90,14 +90,15 @@ def closes_quickly(client, grace):
 
 
 def ends_unsent(error):
-    """True for the error of a call that was ended before anything was sent."""
+    """Return True for the error of a call that was ended before anything was sent."""
     assert isinstance(error, lbclient.BalancerClosed)
     assert isinstance(error, RuntimeError)
     return lbclient.call_info(error).attempts == ()
 
 
 def gated(then=tells_port):
-    """A server that holds each request, counts connections that end, and what it is sent."""
+    """A server that holds each request, records what it receives, and counts connections that
+    end."""
     return Gate(then)
 
 
@@ -105,8 +106,8 @@ def gated(then=tells_port):
 
 
 def test_a_queued_call_is_ended(servers, queued):
-    """A call that waits for a slot ends when `close_grace` is over, and is never sent; the one that
-    holds the slot ends with its connection."""
+    """When `close_grace` is over, a call that waits for a slot ends without being sent, and the
+    call that holds the slot ends with its connection."""
     gate = gated()
     (server,) = servers(gate)
     client = lbclient.Client([server.url], max_in_flight=1, close_grace=0.2)
@@ -144,7 +145,7 @@ async def test_a_queued_call_is_ended_async(servers, queued):
 
 
 def test_a_queued_call_has_the_grace(servers, queued):
-    """A call that gets its slot within `close_grace` is sent and answered, while `close` waits."""
+    """A call that gets a slot within `close_grace` is sent and answered while `close` waits."""
     gate = gated()
     (server,) = servers(gate)
     client = lbclient.Client([server.url], max_in_flight=1, close_grace=SOON)
@@ -185,8 +186,8 @@ async def test_a_queued_call_has_the_grace_async(servers, queued):
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_back_off_is_ended(servers, dead_port, refuses):
-    """A call that waits for its next attempt ends when `close_grace` is over, with what it has; no
-    other attempt is sent."""
+    """A call that waits for its next attempt ends when `close_grace` is over, with its last
+    outcome; no other attempt is sent."""
     (server,) = servers(says(503, b"busy"))
     url = f"http://127.0.0.1:{dead_port}" if refuses else server.url
     failed = Failed()
@@ -223,8 +224,8 @@ async def test_a_back_off_is_ended_async(servers):
 
 
 def test_a_back_off_has_the_grace(servers):
-    """A retry that is due within `close_grace` is made; a close that waits is not deceived by the
-    moment in which nothing is in flight."""
+    """A retry that is due within `close_grace` is made, even though nothing is in flight before
+    it."""
     refuses = threading.Event()
 
     def once(connection, _):
@@ -283,7 +284,7 @@ async def test_a_call_that_waits_for_dns_is_ended_async(dns_server):
 
 
 def test_a_call_that_waits_for_dns_has_the_grace(servers, dns_server):
-    """Discovery goes on while `close` waits: an answer within the grace is used."""
+    """Discovery continues while `close` waits: an answer within the grace is used."""
     (server,) = servers(tells_port)
     dns_server.put(NAME, "SRV", f"0 0 {server.port} a.orders.test.")
     dns_server.put("a.orders.test", "A", "127.0.0.1")
@@ -353,7 +354,8 @@ async def test_nothing_is_open_after_closing_async(servers):
 
 
 def test_closing_in_one_loop_ends_calls_in_another(servers, queued):
-    """`aclose` ends calls that wait in other loops, and has these close their connections."""
+    """`aclose` ends calls that wait in other loops, and makes these loops close their
+    connections."""
     gate, closed = gated(), threading.Event()
     (server,) = servers(gate)
     client = lbclient.AsyncClient([server.url], max_in_flight=1, close_grace=0.1)
@@ -380,7 +382,7 @@ def test_closing_in_one_loop_ends_calls_in_another(servers, queued):
 
 
 def test_closing_while_a_connection_is_made(servers):
-    """A connection that comes about only after `close` has begun carries no request."""
+    """A connection that is established after `close` has begun carries no request."""
     (server,) = servers(tells_port)
     client = lbclient.Client([server.url])
     client.get("/warm")
@@ -397,8 +399,8 @@ def test_closing_while_a_connection_is_made(servers):
 
 
 def test_a_balancer_closes_at_once(queued):
-    """`Balancer.close` does not wait: what is in flight goes on to its end and is not repeated;
-    what waits ends, and is never sent."""
+    """`Balancer.close` does not wait: attempts in flight end normally and are not retried; waiting
+    calls end without being sent."""
     began, go = threading.Event(), threading.Event()
     sent = []
 
@@ -450,7 +452,7 @@ async def test_a_balancer_closes_at_once_async(queued):
 
 
 def test_a_refresh_is_ended(dns_server):
-    """A refresh that is waited for ends with the balancer."""
+    """A call of `refresh` that waits ends when the balancer is closed."""
     dns_server.fault(silence)
     balancer = Balancer(SERVICE, nameservers=[dns_server.address])
     with ThreadPoolExecutor(1) as pool:

@@ -1,6 +1,6 @@
-"""What cannot be used is refused at construction, by an error that names it and says what would do.
+"""Invalid arguments are refused at construction.
 
-Each error is read as a newcomer reads it: it names the argument, is one line, and tells the way on.
+Each error is one line that a newcomer can use: it names the argument, and says what is allowed.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ CLIENTS = {"Client": lbclient.Client, "AsyncClient": lbclient.AsyncClient}
 
 @pytest.fixture(params=ENTRIES)
 def entry(request):
-    """Every way in."""
+    """All entry points."""
     return ENTRIES[request.param]
 
 
 @pytest.fixture(params=HTTP)
 def http_entry(request):
-    """Every way in that speaks HTTP."""
+    """All entry points for HTTP."""
     return HTTP[request.param]
 
 
@@ -61,7 +61,7 @@ def client_entry(request):
 
 
 def refusal(kind, make, *args, **kwargs):
-    """The text of the error, which is exactly of this kind, and one line."""
+    """Return the text of the error, which must be of exactly this type, and one line."""
     with pytest.raises(kind) as caught:
         make(*args, **kwargs)
     assert caught.type is kind
@@ -71,7 +71,7 @@ def refusal(kind, make, *args, **kwargs):
 
 
 def named(*cases):
-    """Cases of (arguments, kind of error, words of its text), named by their arguments."""
+    """Cases of (arguments, type of error, words of its text), named by their arguments."""
     ids = [" ".join(f"{name}={_short(value)}" for name, value in case[0].items()) for case in cases]
     return {"argvalues": cases, "ids": ids}
 
@@ -117,7 +117,8 @@ FORMS = (
     ids=_short,
 )
 def test_a_service_of_another_type(entry, service):
-    """K1: what is no URL, list or resolver is a TypeError that names the known forms."""
+    """K1: a service that is not a URL, a list or a resolver is a TypeError that names the known
+    forms."""
     text = refusal(TypeError, entry, service)
     assert text.startswith("service ")
     assert all(form in text for form in FORMS)
@@ -140,7 +141,8 @@ def test_a_service_of_another_type(entry, service):
     ],
 )
 def test_a_service_of_unknown_form(entry, service):
-    """K1: a URL of no known form is a ValueError that names the known ones, and repeats it."""
+    """K1: a URL of an unknown form is a ValueError that names the known forms, and repeats the
+    URL."""
     text = refusal(ValueError, entry, service)
     assert text.startswith("service ")
     assert all(form in text for form in FORMS)
@@ -161,15 +163,15 @@ def test_an_empty_list(entry, service):
     ids=["number", "None", "mixture", "resolver", "list", "bytes"],
 )
 def test_a_list_of_anything_else(entry, service):
-    """K5: a list holds URLs or instances, all of one kind."""
+    """K5: a list contains URLs or instances, not both."""
     text = refusal(TypeError, entry, service)
     assert text.startswith("service ")
     assert "lbclient.Instance" in text
 
 
 def test_a_resolver_class_in_place_of_an_object(entry):
-    """A resolver's class has `resolve` too, but cannot be asked: it is refused at once, as a
-    strategy's class is."""
+    """A class with a `resolve` is refused: only an instance of it can be a resolver, as with
+    strategies."""
     assert refusal(TypeError, entry, Resolver).startswith("service ")
 
 
@@ -186,12 +188,13 @@ def test_a_resolver_class_in_place_of_an_object(entry):
     ids=["same", "slash", "case of scheme", "Instance", "case of host", "IPv6"],
 )
 def test_duplicates_are_one(entry, service):
-    """K5: entries of one host and port are one instance, however they are written."""
+    """K5: entries with the same host and port are one instance, in any spelling."""
     assert len(instances_of(entry(service))) == 1
 
 
 def test_of_duplicates_the_largest_weight_counts(entry):
-    """K5: of duplicates the lowest priority counts, then the largest weight."""
+    """K5: of duplicates, the one with the lowest priority counts, then the one with the largest
+    weight."""
     service = [
         Instance("10.0.0.1", 80, weight=9, priority=1),
         Instance("10.0.0.1", 80, weight=1),
@@ -211,7 +214,7 @@ def test_of_duplicates_the_largest_weight_counts(entry):
     ids=["schemes", "paths", "form"],
 )
 def test_a_list_has_one_scheme_and_one_path(entry, service, words):
-    """K1: a list of URLs is one service: one scheme, one base path, no discovery in it."""
+    """K1: a list of URLs is one service: one scheme, one base path, and no discovery."""
     text = refusal(ValueError, entry, service)
     assert text.startswith("service ")
     assert all(word in text for word in words)
@@ -231,14 +234,14 @@ def test_a_list_has_one_scheme_and_one_path(entry, service, words):
     "port", ["0", "99999", "65536", "-1", "abc", "8 0", "80x", "1e3", "\uff18\uff10"]
 )
 def test_ports(wrap, port):
-    """K1: a port that no server can have is refused, and the error says which can be."""
+    """K1: an invalid port is refused, and the error gives the valid range."""
     text = refusal(ValueError, lbclient.Balancer, wrap(port))
     assert text.startswith("service ")
     assert "from 1 to 65535" in text or "spaces" in text
 
 
 def test_srv_names_its_own_ports(entry):
-    """K1: a URL of SRV records has no port; the error says who names it."""
+    """K1: a URL for SRV records must not have a port; the error says that the records have it."""
     text = refusal(ValueError, entry, "http+srv://orders.example.com:8080")
     assert "must not name a port" in text
     assert "SRV records do" in text
@@ -282,8 +285,8 @@ WITH_USERINFO = [
 @pytest.mark.parametrize("url", WITH_USERINFO)
 @pytest.mark.parametrize("wrap", [str, lambda url: [URL, url]], ids=["alone", "in a list"])
 def test_userinfo_is_refused_without_an_echo(url, wrap):
-    """K1, S5: a URL with user name or password is refused, and its error, with all that hangs on
-    it, repeats neither."""
+    """K1, S5: a URL with user name or password is refused, and the error, with its causes and
+    frames, shows neither."""
     with pytest.raises(ValueError, match=r"^service ") as caught:
         lbclient.Balancer(wrap(url))
     _holds_no_secret(caught.value)
@@ -301,7 +304,7 @@ def test_userinfo_is_refused_without_an_echo(url, wrap):
     ids=["bytes", "list with a number", "list with an Instance", "nested list", "httpx.URL"],
 )
 def test_userinfo_of_another_type_is_not_echoed(entry, service):
-    """S5: also where the type is wrong, the error repeats no user name and no password."""
+    """S5: even if the type is wrong, the error shows no user name and no password."""
     with pytest.raises(TypeError, match=r"^service ") as caught:
         entry(service)
     _holds_no_secret(caught.value)
@@ -309,7 +312,7 @@ def test_userinfo_of_another_type_is_not_echoed(entry, service):
 
 @pytest.mark.parametrize("url", [f"{WHO}:{SECRET}@h", f"http://{WHO}:{SECRET}@h"])
 def test_userinfo_elsewhere_is_not_echoed(url):
-    """S5: a URL given where a host is wanted is refused without its password."""
+    """S5: a URL that is passed as a host is refused, and its password is not shown."""
     for make in (
         lambda: lbclient.Balancer(URL, name=url),
         lambda: lbclient.Balancer("http+srv://orders.example.com", within=url),
@@ -345,7 +348,7 @@ def _holds_no_secret(error):
     ],
 )
 def test_control_characters_and_spaces(entry, url):
-    """K1, S4: no control character and no space gets into a URL; none is stripped in silence."""
+    """K1, S4: a URL with control characters or spaces is refused; none is silently removed."""
     for service in (url, [URL, url]):
         text = refusal(ValueError, entry, service)
         assert "service must be a URL without spaces or control characters" in text
@@ -353,7 +356,8 @@ def test_control_characters_and_spaces(entry, url):
 
 @pytest.mark.parametrize("url", ["http://h?a=hunter2", "http://h/#f", "http+srv://h?a=hunter2"])
 def test_query_and_fragment(entry, url):
-    """K1: a service has no query and no fragment; the error names `params=`, and no value."""
+    """K1: a service URL must not have a query or a fragment; the error names `params=`, and shows
+    no value."""
     text = refusal(ValueError, entry, url)
     assert "service must not contain a query or a fragment" in text
     assert "params=" in text
@@ -366,14 +370,14 @@ def test_query_and_fragment(entry, url):
 )
 @pytest.mark.parametrize("form", ["http://{}:80", "http+srv://{}", "http+dns://{}:80"])
 def test_hosts(form, host):
-    """K1: a host that can be none is refused, by an error that names service and host."""
+    """K1: an invalid host is refused by an error that names the service and the host."""
     text = refusal(ValueError, lbclient.Balancer, form.format(host))
     assert text.startswith("service ")
     assert "host name or an IP address" in text
 
 
 def test_a_name_of_labels_only():
-    """K1: `_orders._tcp` names no domain; the error shows a name that does."""
+    """K1: `_orders._tcp` without a domain is refused; the error shows a valid name."""
     text = refusal(ValueError, lbclient.Balancer, "http+srv://_orders._tcp")
     assert text.startswith("service ")
     assert "_orders._tcp.example.com" in text
@@ -383,8 +387,7 @@ def test_a_name_of_labels_only():
     "service", [URL, [URL], "http+srv://orders.test", "http+dns://orders.test:80"]
 )
 def test_a_scheme_that_contradicts_the_url(entry, service):
-    """K1: `scheme="https"` beside a URL of http is refused: nobody who asks for TLS is to go
-    without."""
+    """K1: `scheme="https"` with a URL of http is refused: a user who asks for TLS must get it."""
     text = refusal(ValueError, entry, service, scheme="https")
     assert text.startswith("scheme='https' contradicts")
     assert "'http'" in text
@@ -420,7 +423,7 @@ def test_a_scheme_that_contradicts_the_url(entry, service):
     ],
 )
 def test_services_that_are_fine(entry, make, name, instances):
-    """Every known form is taken, and nothing is asked or connected at construction."""
+    """Every known form is accepted, and construction sends no question and opens no connection."""
     before = set(threading.enumerate())
     made = entry(make())
     assert balancer_of(made).snapshot().service == name
@@ -502,8 +505,8 @@ def test_services_that_are_fine(entry, make, name, instances):
     ),
 )
 def test_an_argument_is_checked_at_construction(entry, options, kind, words):
-    """K2-K4, K8: each argument is checked by every way in; the error begins with the argument and
-    says what would do."""
+    """K2-K4, K8: every entry point checks each argument; the error begins with the argument and
+    says what is allowed."""
     (argument,) = options
     text = refusal(kind, entry, URL, **options)
     assert text.startswith(argument)
@@ -513,7 +516,7 @@ def test_an_argument_is_checked_at_construction(entry, options, kind, words):
 
 @pytest.mark.parametrize("judge", [5, 0, "all"])
 def test_a_judge_is_a_function(judge):
-    """What is no function cannot judge."""
+    """`judge` must be a function."""
     text = refusal(TypeError, lbclient.Balancer, URL, judge=judge)
     assert text.startswith("judge must be callable")
 
@@ -524,7 +527,7 @@ def test_an_unknown_argument(entry):
 
 
 def test_an_unknown_argument_is_answered_with_the_known_ones(entry):
-    """The error for an argument that nobody knows lists those that are known."""
+    """The error for an unknown argument lists the known ones."""
     text = refusal(TypeError, entry, URL, retrys=3)
     assert "retrys" in text
     assert "retry," in text
@@ -532,7 +535,7 @@ def test_an_unknown_argument_is_answered_with_the_known_ones(entry):
 
 
 def test_arguments_are_keywords(entry):
-    """The service alone goes without a name: positions of the rest are nobody's business."""
+    """Only the service may be a positional argument."""
     with pytest.raises(TypeError, match="positional"):
         entry(URL, "random")
 
@@ -552,7 +555,7 @@ def test_a_strategy_object_belongs_to_one_balancer(entry):
 
 
 def test_a_callers_own_strategy_belongs_to_one_balancer():
-    """The same holds for a class of the caller's own, also across kinds of client."""
+    """This also applies to a class of the user's, and to different kinds of clients."""
 
     class Mine:
         def pick(self, candidates, _):
@@ -570,7 +573,7 @@ def test_a_callers_own_strategy_belongs_to_one_balancer():
     ids=str,
 )
 def test_a_construction_that_failed_keeps_no_strategy(mistake):
-    """Whoever corrects a mistake and tries again may use the same strategy object."""
+    """After a failed construction, the same strategy object may be used again."""
     strategy = lbclient.LeastBusy()
     with pytest.raises((TypeError, ValueError)):
         lbclient.Client(URL, strategy=strategy, **mistake)
@@ -642,7 +645,7 @@ def bad_counts(name):
     ),
 )
 def test_retry_policy(options, kind, words):
-    """K4, K6: what no retry policy can mean is refused, the error begins with the argument."""
+    """K4, K6: invalid values of a retry policy are refused; the error begins with the argument."""
     (argument,) = options
     text = refusal(kind, RetryPolicy, **options)
     assert text.startswith(argument)
@@ -659,7 +662,8 @@ def test_retry_policy(options, kind, words):
     ],
 )
 def test_retry_policy_contradicting_itself(options, words):
-    """K8: two arguments that contradict each other are both named, with their values."""
+    """K8: the error about two arguments that contradict each other names both, with their
+    values."""
     text = refusal(ValueError, RetryPolicy, **options)
     assert all(word in text for word in words)
     assert "must not be above" in text
@@ -675,7 +679,7 @@ def test_retry_policy_contradicting_itself(options, words):
     ),
 )
 def test_retry_budget(options, kind, words):
-    """K4: what no budget can be is refused, the error begins with the argument."""
+    """K4: invalid values of a budget are refused; the error begins with the argument."""
     (argument,) = options
     text = refusal(kind, RetryBudget, **options)
     assert text.startswith(argument)
@@ -698,7 +702,8 @@ def test_retry_budget(options, kind, words):
     ),
 )
 def test_breaker_policy(options, kind, words):
-    """K4, K8: what no breaker can be is refused, the error begins with the argument."""
+    """K4, K8: invalid values of a breaker policy are refused; the error begins with the
+    argument."""
     (argument,) = options
     text = refusal(kind, BreakerPolicy, **options)
     assert text.startswith(argument)
@@ -712,7 +717,7 @@ def test_breaker_policy_contradicting_itself():
 
 
 def test_edges_that_are_fine():
-    """K8: bounds themselves are allowed."""
+    """K8: the bounds themselves are allowed."""
     RetryPolicy(attempts=100, backoff=1, backoff_max=1, attempt_timeout=1, deadline=1, budget=None)
     RetryPolicy(attempts=1, methods=(), statuses=range(100, 600), backoff=0, backoff_max=0)
     RetryBudget(ratio=0, reserve=0)
@@ -721,7 +726,7 @@ def test_edges_that_are_fine():
 
 
 def test_methods_are_tokens_of_any_case():
-    """Methods are compared as httpx sends them, in capitals; one with a hyphen is a method too."""
+    """Methods are compared in upper case, as httpx sends them; they may contain a hyphen."""
     assert RetryPolicy(methods=["get", "Put"]).methods == {"GET", "PUT"}
     assert RetryPolicy(methods=["M-SEARCH"]).methods == {"M-SEARCH"}
 
@@ -743,7 +748,7 @@ def test_policies_are_frozen_values(policy):
 
 
 def test_policies_keep_no_list_of_the_callers():
-    """A list that the caller changes afterwards changes no policy."""
+    """A policy does not change if the user changes a list that was passed to it."""
     methods, statuses = ["GET"], [503]
     policy = RetryPolicy(methods=methods, statuses=statuses)
     methods.append("POST")
@@ -752,7 +757,7 @@ def test_policies_keep_no_list_of_the_callers():
 
 
 def test_each_balancer_owns_its_budget():
-    """One policy for two balancers is fine: each has a budget of its own."""
+    """One policy may be used for two balancers: each has its own budget."""
     policy = RetryPolicy()
     one, other = lbclient.Balancer(URL, retry=policy), lbclient.Balancer(URL, retry=policy)
     assert one._engine.retry_rules.budget is not other._engine.retry_rules.budget
@@ -786,7 +791,7 @@ def test_each_balancer_owns_its_budget():
     ),
 )
 def test_an_http_argument_is_checked_at_construction(http_entry, options, kind, words):
-    """K4: what the HTTP entries take beyond the balancer's is checked at construction too."""
+    """K4: the further arguments of the HTTP entry points are checked at construction too."""
     (argument,) = options
     text = refusal(kind, http_entry, URL, **options)
     assert text.startswith(argument)
@@ -796,7 +801,7 @@ def test_an_http_argument_is_checked_at_construction(http_entry, options, kind, 
 
 @pytest.mark.parametrize("argument", ["proxy", "mounts", "uds"])
 def test_what_would_go_past_the_balancer(http_entry, argument):
-    """`proxy=`, `mounts=` and `uds=` are refused, the error names the ways that there are, and no
+    """`proxy=`, `mounts=` and `uds=` are refused; the error names the alternatives, and shows no
     secret of a proxy's URL."""
     text = refusal(ValueError, http_entry, URL, **{argument: f"http://{WHO}:{SECRET}@proxy"})
     assert text.startswith(f"{argument}= would go past the balancer")
@@ -807,7 +812,7 @@ def test_what_would_go_past_the_balancer(http_entry, argument):
 
 @pytest.mark.parametrize("argument", ["proxy", "mounts", "uds"])
 def test_none_goes_past_nothing(http_entry, argument):
-    """`proxy=None`, as code that passes options on may write it, is fine."""
+    """`proxy=None` is accepted, since code that passes options on may write it."""
     http_entry(URL, **{argument: None})
 
 
@@ -831,7 +836,7 @@ def test_none_goes_past_nothing(http_entry, argument):
     ids=_short,
 )
 def test_timeout(client_entry, timeout):
-    """K4: a timeout that is no time above 0 is refused by name at construction."""
+    """K4: a timeout that is not above 0 is refused at construction by an error that names it."""
     with pytest.raises((TypeError, ValueError)) as caught:
         client_entry(URL, timeout=timeout)
     assert caught.type in (TypeError, ValueError)
@@ -842,13 +847,13 @@ def test_timeout(client_entry, timeout):
     "timeout", [None, 5, 0.5, httpx.Timeout(None), httpx.Timeout(5, read=60), (1, 2, 3, 4)]
 )
 def test_timeouts_that_are_fine(client_entry, timeout):
-    """What httpx takes for a timeout is taken as httpx takes it."""
+    """All forms of httpx's timeouts are accepted, with the same meaning."""
     assert client_entry(URL, timeout=timeout).timeout == httpx.Timeout(timeout)
 
 
 def test_a_transport_has_no_timeout():
-    """A bare transport, as httpx's, has the timeouts of the client above it: `timeout=` is
-    unknown."""
+    """A transport uses the timeouts of its client, as httpx's does: it has no argument
+    `timeout`."""
     for entry in (lbclient.Transport, lbclient.AsyncTransport):
         assert "timeout" in refusal(TypeError, entry, URL, timeout=5)
 
@@ -867,7 +872,7 @@ def test_a_transport_has_no_timeout():
     ],
 )
 def test_base_url_of_another_origin(client_entry, base_url):
-    """`base_url` is a path of the service; the error says so and repeats no password."""
+    """`base_url` is a path of the service; the error says so and shows no password."""
     text = refusal(ValueError, client_entry, URL, base_url=base_url)
     assert text.startswith("base_url ")
     assert "path" in text
@@ -887,7 +892,8 @@ def test_base_url_of_another_origin(client_entry, base_url):
     ],
 )
 def test_base_url_that_is_no_path(client_entry, base_url, kind):
-    """`base_url` that can be no path is refused by name; nothing of it is dropped in silence."""
+    """An invalid `base_url` is refused by an error that names it; no part of it is silently
+    dropped."""
     assert refusal(kind, client_entry, URL, base_url=base_url).startswith("base_url ")
 
 
@@ -908,7 +914,8 @@ def test_base_url_that_is_no_path(client_entry, base_url, kind):
     ],
 )
 def test_base_url_that_is_fine(client_entry, service, base_url, expected):
-    """A path is added to the service's own; the service's own URL may be spelt out."""
+    """The path of `base_url` is added to the service's own; `base_url` may also be the service's
+    URL with a path."""
     assert str(client_entry(service, base_url=base_url).base_url) == expected
 
 
@@ -967,7 +974,7 @@ def test_what_a_request_asks_is_checked(calls, asked, kind, words):
 
 @pytest.mark.parametrize("asked", ["deadline", 5, True, ["deadline"], [], 0], ids=_short)
 def test_what_a_request_asks_is_a_dict(calls, asked):
-    """`extensions={"lbclient": ...}` that is no dict is a TypeError that says so."""
+    """`extensions={"lbclient": ...}` must be a dict; otherwise a TypeError says so."""
     text = refusal(TypeError, calls.get, extensions={"lbclient": asked})
     assert text.startswith("extensions['lbclient'] must be a dict")
 
@@ -976,14 +983,15 @@ def test_what_a_request_asks_is_a_dict(calls, asked):
     "asked", [{}, None, {"deadline": None, "key": None, "idempotent": None}], ids=_short
 )
 def test_a_request_may_ask_nothing(calls, asked):
-    """Empty wishes are none."""
+    """Empty options are the same as none."""
     with pytest.raises(httpx.ConnectError):
         calls.get(extensions={"lbclient": asked})
 
 
 @pytest.mark.parametrize("deadline", [0, -1, NAN, INF])
 def test_a_deadline_of_the_balancers_calls(deadline):
-    """`deadline=` of `call`, `acall` and `acquire` is checked by name."""
+    """An invalid `deadline=` of `call`, `acall` and `acquire` is refused by an error that names
+    it."""
     balancer = lbclient.Balancer(URL)
     for make in (balancer.call, balancer.acquire):
         arguments = [] if make == balancer.acquire else [str]
@@ -1000,7 +1008,8 @@ def test_a_deadline_of_the_balancers_calls(deadline):
     ["http://elsewhere/", "https://127.0.0.1/", f"http://{WHO}:{SECRET}@elsewhere/?a={SECRET}"],
 )
 def test_a_request_to_another_origin(calls, url):
-    """A client balances its own origin; for any other the error names the way, and no secret."""
+    """A client balances its own origin; for any other the error names an alternative, and shows no
+    secret."""
     with pytest.raises(lbclient.LoadBalancingError, match=r"httpx\.Client") as caught:
         calls.get(url)
     assert "mounts={" in str(caught.value)
@@ -1009,8 +1018,8 @@ def test_a_request_to_another_origin(calls, url):
 
 @pytest.mark.parametrize("made", [5, httpx.Client(), None], ids=["number", "client", "None"])
 def test_what_a_factory_makes(client_entry, made):
-    """A factory that makes no transport is a TypeError at the first call, which says what it must
-    make."""
+    """A factory that does not make a transport causes a TypeError at the first call, which says
+    what it must make."""
     options = {"transport": lambda _: made}
     kind = "Base" if client_entry is lbclient.Client else "AsyncBase"
 
@@ -1061,7 +1070,7 @@ def test_what_a_factory_makes(client_entry, made):
     ),
 )
 def test_instance_is_checked(options, kind, words):
-    """K2: a field that no instance can have is refused, the error begins with the field."""
+    """K2: an invalid field of an instance is refused; the error begins with the field."""
     (field,) = options
     text = refusal(kind, Instance, **{"host": "10.0.0.1", "port": 80, **options})
     assert text.startswith(field)
@@ -1070,7 +1079,8 @@ def test_instance_is_checked(options, kind, words):
 
 
 def test_an_instance_is_its_host_and_port():
-    """Identity is host and port: weight, priority, metadata and addresses do not count."""
+    """Instances are equal by host and port: weight, priority, metadata and addresses do not
+    count."""
     one = Instance("10.0.0.1", 80)
     same = Instance("10.0.0.1", 80, 5, 2, {"zone": "a"}, ("10.0.0.9",))
     assert one == same
@@ -1091,7 +1101,7 @@ def test_an_instance_is_its_host_and_port():
     ],
 )
 def test_an_instances_host_has_one_spelling(host, written, shown):
-    """A host is kept in one spelling, so that two spellings are one instance; `str` puts an IPv6
+    """A host is stored in one spelling, so that two spellings are one instance; `str` puts an IPv6
     address in brackets."""
     one = Instance(host, 80)
     assert one.host == written
@@ -1100,7 +1110,8 @@ def test_an_instances_host_has_one_spelling(host, written, shown):
 
 
 def test_an_instance_is_frozen_and_owns_its_metadata():
-    """An instance cannot be changed, neither by its fields nor through the dict it was made of."""
+    """An instance cannot be changed, neither through its fields nor through the dict it was made
+    from."""
     metadata = {"zone": "a"}
     one = Instance("10.0.0.1", 80, metadata=metadata)
     metadata["zone"] = "b"
@@ -1113,7 +1124,7 @@ def test_an_instance_is_frozen_and_owns_its_metadata():
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_an_instance_can_be_pickled(protocol):
-    """An instance goes to another process and comes back whole, and so does an answer."""
+    """Instances and answers can be pickled for another process."""
     one = Instance("::1", 80, 2.5, 1, {"zone": "a"}, ("::1",))
     answer = lbclient.Answer(
         [one], ttl=5, refused=[lbclient.RejectedRecord("0 0 0 x.", "its port is 0")]
@@ -1135,7 +1146,7 @@ def test_an_instance_can_be_replaced():
 
 
 def test_a_repr_tells_what_matters():
-    """The repr of an instance can be read, and leaves metadata, which may hold secrets, out."""
+    """The repr of an instance is readable, and does not show metadata, which may be secret."""
     one = Instance("10.0.0.1", 80, metadata={"token": SECRET})
     assert repr(one) == "Instance(host='10.0.0.1', port=80, weight=1, priority=0)"
 
@@ -1151,7 +1162,7 @@ def test_a_repr_tells_what_matters():
     ),
 )
 def test_answer_is_checked(options, kind, words):
-    """What no answer can be is refused, the error begins with the field."""
+    """An invalid answer is refused; the error begins with the field."""
     (field,) = options
     text = refusal(kind, lbclient.Answer, **{"instances": [], **options})
     assert text.startswith(field)
@@ -1159,8 +1170,8 @@ def test_answer_is_checked(options, kind, words):
 
 
 def test_an_answer_is_a_set():
-    """K5: an answer takes any iterable, and of duplicates the lowest priority, then the largest
-    weight; order is that of first mention."""
+    """K5: an answer accepts any iterable. Of duplicates, the lowest priority counts, then the
+    largest weight; each keeps its first position."""
     one = Instance("10.0.0.1", 80, weight=1, priority=1)
     better = Instance("10.0.0.1", 80, weight=1, priority=0)
     heavier = Instance("10.0.0.1", 80, weight=2, priority=0)
@@ -1174,7 +1185,7 @@ def test_an_answer_is_a_set():
 
 @pytest.mark.parametrize("weights", [(0, 0, 0), (1, 1, 1)])
 def test_weights_all_zero_are_uniform(weights):
-    """K2: all weights zero is uniform, as all alike."""
+    """K2: if all weights are zero, or all are equal, the shares are equal."""
     service = [Instance(f"10.0.0.{place}", 80, weight=one) for place, one in enumerate(weights)]
     balancer = lbclient.Balancer(service)
     seen = [balancer.call(lambda instance: instance.host) for _ in range(30)]
@@ -1185,7 +1196,7 @@ def test_weights_all_zero_are_uniform(weights):
 
 
 def test_a_closed_client():
-    """C20: closing twice is fine; a call after it is a RuntimeError that says why."""
+    """C20: a client may be closed twice; a later call raises a RuntimeError that says why."""
     client = lbclient.Client(URL)
     client.close()
     client.close()
@@ -1194,7 +1205,8 @@ def test_a_closed_client():
 
 
 async def test_a_closed_async_client():
-    """C20: closing twice is fine; a call after it is a RuntimeError, also async."""
+    """C20: an async client may be closed twice; a later call raises a RuntimeError that says
+    why."""
     client = lbclient.AsyncClient(URL)
     await client.aclose()
     await client.aclose()
@@ -1203,7 +1215,7 @@ async def test_a_closed_async_client():
 
 
 def test_a_closed_transport():
-    """C20: a bare transport says itself that it is closed."""
+    """C20: a call over a closed transport raises an error that says so."""
     transport = lbclient.Transport(URL)
     transport.close()
     transport.close()
@@ -1213,7 +1225,7 @@ def test_a_closed_transport():
 
 @pytest.mark.parametrize("zone", ["\r\nX: y", "a b", "\xe9", "a" * 65, "%"])
 def test_a_zone_is_a_word(zone):
-    """S4: what follows the `%` of an IPv6 address ends in headers and logs, so it is a word."""
+    """S4: the zone of an IPv6 address must be a word, since it appears in headers and logs."""
     with pytest.raises(ValueError, match="host must be"):
         Instance(f"fe80::1%{zone}", 80)
     with pytest.raises(ValueError, match="addresses must"):
@@ -1222,7 +1234,7 @@ def test_a_zone_is_a_word(zone):
 
 
 async def test_a_closed_async_transport():
-    """C20: a bare transport says itself that it is closed, also async."""
+    """C20: a call over a closed async transport raises an error that says so."""
     transport = lbclient.AsyncTransport(URL)
     await transport.aclose()
     await transport.aclose()
@@ -1232,7 +1244,7 @@ async def test_a_closed_async_transport():
 
 @pytest.mark.parametrize("service", [URL, Resolver()], ids=["list", "discovery"])
 async def test_a_closed_balancer(service):
-    """C20: a closed balancer takes no call, no lease and no refresh, and can still be looked at."""
+    """C20: a closed balancer refuses calls, leases and refreshes, but still has a snapshot."""
     balancer = lbclient.Balancer(service, name="orders")
     balancer.close()
     balancer.close()
@@ -1264,7 +1276,7 @@ PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"
 
 @pytest.fixture
 def a_proxy_in_the_environment(monkeypatch, servers, tmp_path):
-    """A proxy and a netrc that would have every request."""
+    """A proxy and a netrc that would apply to every request."""
     (proxy,) = servers(tells_port)
     for name in PROXIES:
         monkeypatch.setenv(name, proxy.url)
@@ -1279,7 +1291,7 @@ def a_proxy_in_the_environment(monkeypatch, servers, tmp_path):
 
 @pytest.mark.parametrize("trust_env", [True, False])
 def test_proxies_of_the_environment_never_apply(a_proxy_in_the_environment, servers, trust_env):
-    """K7: HTTP_PROXY and its kin, and netrc, never come between a client and its instances."""
+    """K7: HTTP_PROXY, similar variables and netrc are ignored by clients."""
     (server,) = servers(tells_port)
     with lbclient.Client(server.url, trust_env=trust_env) as client:
         assert client.get("/x").text == str(server.port)
@@ -1290,7 +1302,7 @@ def test_proxies_of_the_environment_never_apply(a_proxy_in_the_environment, serv
 
 @pytest.mark.parametrize("trust_env", [True, False])
 async def test_proxies_never_apply_async(a_proxy_in_the_environment, servers, trust_env):
-    """K7: HTTP_PROXY and its kin, and netrc, never come between, also async."""
+    """K7: HTTP_PROXY, similar variables and netrc are ignored by async clients."""
     (server,) = servers(tells_port)
     async with lbclient.AsyncClient(server.url, trust_env=trust_env) as client:
         assert (await client.get("/x")).text == str(server.port)
@@ -1306,7 +1318,7 @@ def _came_straight(server, proxy):
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """200, and nothing in the log."""
+    """Requests get 200, and nothing is logged."""
 
     protocol_version = "HTTP/1.1"
 
@@ -1326,7 +1338,7 @@ def authority():
 
 @pytest.fixture(scope="module")
 def https_url(authority):
-    """A server whose certificate only this authority vouches for."""
+    """A server whose certificate is signed by this authority alone."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
@@ -1362,13 +1374,13 @@ def no_authorities(monkeypatch):
 
 @pytest.mark.usefixtures("no_authorities")
 def test_certificates_are_checked(client_entry, https_url):
-    """Without a word about it a certificate of an unknown authority is refused."""
+    """By default a certificate of an unknown authority is refused."""
     assert "CERTIFICATE_VERIFY_FAILED" in str(status_of(client_entry, https_url))
 
 
 @pytest.mark.usefixtures("no_authorities")
 def test_ssl_cert_file(client_entry, https_url, authority, monkeypatch, tmp_path):
-    """K7: SSL_CERT_FILE names the authorities, unless the environment is not trusted."""
+    """K7: SSL_CERT_FILE names trusted authorities, unless `trust_env` is False."""
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(bundle)
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
@@ -1382,7 +1394,7 @@ def test_ssl_cert_file(client_entry, https_url, authority, monkeypatch, tmp_path
 )
 @pytest.mark.usefixtures("no_authorities")
 def test_ssl_cert_dir(client_entry, https_url, authority, monkeypatch, tmp_path):
-    """K7: SSL_CERT_DIR names a directory of authorities."""
+    """K7: SSL_CERT_DIR names a directory of trusted authorities."""
     bundle = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(bundle)
     command = ["openssl", "x509", "-hash", "-noout", "-in", str(bundle)]
@@ -1394,7 +1406,7 @@ def test_ssl_cert_dir(client_entry, https_url, authority, monkeypatch, tmp_path)
 
 @pytest.mark.usefixtures("no_authorities")
 def test_verify_of_the_callers_own(client_entry, https_url, authority):
-    """A context passed as `verify=` is the one that is used."""
+    """A context passed as `verify=` is used."""
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
     assert status_of(client_entry, https_url, verify=tls) == 200
@@ -1415,6 +1427,7 @@ def test_verify_of_the_callers_own(client_entry, https_url, authority):
     ],
 )
 def test_where_it_belongs(wrong, told):
-    """K: what was put in the wrong place, or nearly written, is told its place at construction."""
+    """K: an argument in the wrong place, or nearly right, causes an error at construction that
+    names the right one."""
     with pytest.raises((TypeError, ValueError), match=told):
         lbclient.Client("http://127.0.0.1:1", **wrong)

@@ -1,4 +1,5 @@
-"""Control by hand, and the listener: who is out, who is in, and who hears of it."""
+"""`eject`, `admit` and the listener: which instances are in rotation, and which events are
+reported."""
 
 import gc
 import logging
@@ -35,7 +36,7 @@ ONE, TWO = Instance("10.0.0.1", 1), Instance("10.0.0.2", 2)
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -53,7 +54,7 @@ def standings(balancer):
 
 
 def test_who_is_ejected_is_out_for_so_long():
-    """An instance that is ejected by hand gets no call until its time is over."""
+    """An ejected instance gets no call until the time of its ejection is over."""
     clock = Clock()
     with Balancer([ONE, TWO], clock=clock) as balancer:
         balancer.eject(ONE, 60)
@@ -66,7 +67,7 @@ def test_who_is_ejected_is_out_for_so_long():
 
 
 def test_who_is_admitted_is_in_at_once():
-    """`admit` takes an ejection back, and closes a breaker."""
+    """`admit` ends an ejection, and closes a breaker."""
     with Balancer([ONE, TWO], breaker=BreakerPolicy(fail_max=1)) as balancer:
         balancer.eject(ONE, 60)
         balancer.admit(ONE)
@@ -85,7 +86,7 @@ def fails(instance):
 
 
 def test_all_may_be_ejected_by_hand():
-    """The last one too goes at its owner's word; the error tells when it will be back."""
+    """Even the last instance can be ejected by hand; the error says when it will be back."""
     clock = Clock()
     with Balancer([ONE], clock=clock) as balancer:
         balancer.eject(ONE, 60)
@@ -95,7 +96,7 @@ def test_all_may_be_ejected_by_hand():
 
 
 def test_who_is_ejected_opens_the_next_tier():
-    """A tier whose instances are all ejected hands over to the next, and takes over again."""
+    """If all instances of a tier are ejected, the next tier serves until they are back."""
     clock = Clock()
     second = Instance("10.0.0.2", 2, priority=1)
     with Balancer([ONE, second], clock=clock) as balancer:
@@ -106,7 +107,7 @@ def test_who_is_ejected_opens_the_next_tier():
 
 
 def test_panic_does_not_bring_the_ejected_back():
-    """Where breakers are ignored in a panic, the word of a hand is not."""
+    """A panic ignores breakers, but not ejections by hand."""
     policy = BreakerPolicy(fail_max=1, panic_threshold=1.0)
     with Balancer([ONE, TWO], breaker=policy, retry=None) as balancer:
         balancer.eject(ONE, 60)
@@ -116,7 +117,7 @@ def test_panic_does_not_bring_the_ejected_back():
 
 
 def test_calls_under_way_go_on():
-    """Who is ejected finishes what it has."""
+    """An ejected instance completes its attempts in flight."""
     with Balancer([ONE, TWO]) as balancer, balancer.acquire() as instance:
         balancer.eject(instance, 60)
         assert [one.in_flight for one in balancer.snapshot().instances].count(1) == 1
@@ -133,7 +134,7 @@ def test_calls_under_way_go_on():
     ],
 )
 def test_what_eject_refuses(arguments, error, text):
-    """A wrong instance or time is refused, by name."""
+    """An unknown instance or an invalid time is refused by an error that names it."""
     with Balancer([ONE]) as balancer, pytest.raises(error, match=text):
         balancer.eject(*arguments)
 
@@ -152,7 +153,7 @@ class Ear:
 
 
 def test_a_listener_hears_it_all_in_order():
-    """Picks, retries, breaker changes, ejections: each is told once, in its order."""
+    """Picks, retries, breaker changes and ejections are each reported once, in order."""
     clock, ear = Clock(), Ear()
     rng = random.Random(1)
     policy = BreakerPolicy(fail_max=1)
@@ -184,7 +185,7 @@ def test_a_listener_hears_it_all_in_order():
 
 
 async def test_a_listener_hears_async_calls():
-    """Calls of an event loop are told as well, on the listener's own thread."""
+    """Calls on an event loop are reported too, on the listener's own thread."""
     threads = queue.SimpleQueue()
     async with Balancer([ONE], listener=lambda _: threads.put(threading.current_thread())) as one:
         await one.acall(answers)
@@ -196,7 +197,7 @@ async def answers(instance):
 
 
 def test_a_listener_hears_of_discovery():
-    """Who joined, who left and why a look-up failed is told."""
+    """Instances that join or leave, and failed lookups with their reason, are reported."""
     answers = iter([[ONE, TWO], [TWO], None])
 
     class Turns:
@@ -221,7 +222,7 @@ def test_a_listener_hears_of_discovery():
 
 
 def test_a_listener_that_fails_is_logged(caplog):
-    """C18: what a listener raises is logged; the calls and later events go on."""
+    """C18: an exception of a listener is logged; calls and later events are not affected."""
     ear, failed = Ear(), threading.Event()
 
     def listener(event):
@@ -238,7 +239,7 @@ def test_a_listener_that_fails_is_logged(caplog):
 
 
 def test_a_listener_may_call():
-    """C24: a listener may itself use the balancer that it listens to."""
+    """C24: a listener may use the balancer that it listens to."""
     done = queue.SimpleQueue()
 
     def listener(event):
@@ -252,7 +253,8 @@ def test_a_listener_may_call():
 
 
 def test_a_slow_listener_delays_no_call(caplog):
-    """A listener that hangs holds up no call; what is too much for it is dropped, and logged."""
+    """A listener that hangs does not delay calls; surplus events are dropped, and this is
+    logged."""
     go, ear = threading.Event(), Ear()
 
     def listener(event):
@@ -267,7 +269,7 @@ def test_a_slow_listener_delays_no_call(caplog):
 
 
 def test_a_listener_must_be_callable():
-    """`listener` is a function."""
+    """`listener` must be a function."""
     with pytest.raises(TypeError, match="listener must be callable, not 5"):
         Balancer([ONE], listener=5)
 
@@ -278,7 +280,8 @@ def listeners():
 
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_the_listeners_thread_ends(end):
-    """The thread ends when the balancer is closed, or gone, having told what came before."""
+    """The listener's thread ends when the balancer is closed or collected, after it has delivered
+    all events."""
     ear = Ear()
     balancer = Balancer([ONE], listener=ear)
     before = listeners()
@@ -294,7 +297,7 @@ def test_the_listeners_thread_ends(end):
 
 
 def test_a_child_has_a_listener_of_its_own():
-    """C8: in a forked child events are told by a thread of its own, once."""
+    """C8: in a forked child events are delivered once, by a new thread."""
     ear = Ear()
     listening = Listening(ear)
     listening.deliver(Admitted("orders", 1.0, ONE))
@@ -312,7 +315,7 @@ def test_a_child_has_a_listener_of_its_own():
 
 
 def test_a_client_takes_a_listener(servers):
-    """A client's listener hears of retries on another instance."""
+    """A client's listener is told of retries on another instance."""
     bad, good = servers(says(503), tells_port)
     ear = Ear()
     with lbclient.Client(

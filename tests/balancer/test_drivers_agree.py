@@ -1,4 +1,4 @@
-"""The three shells take the same decisions."""
+"""All drivers make the same decisions."""
 
 import random
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ from lbclient.telemetry.semantics import Semantics
 
 
 class Sending(Pause):
-    """The time an attempt takes, not one that its call has decided to wait."""
+    """The time of an attempt, not a pause between attempts."""
 
 
 class Broken(Exception):
-    """An attempt that ends with a verdict of its own."""
+    """An attempt that ends with its own verdict."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attempt is scripted to come to, after how long."""
+    """The scripted outcome of one attempt, and its duration."""
 
     verdict: Verdict
     raises: bool
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass
 class Script:
-    """A balancer's configuration and what its attempts come to, in order, over and over."""
+    """The configuration of a balancer and the outcomes of its attempts, in order, repeated."""
 
     seed: int
     weights: list[int]
@@ -59,7 +59,7 @@ def judge(result: object) -> Verdict:
 
 
 class Run:
-    """One run of a script: the same balancer, the same dice, its own virtual clock."""
+    """One run of a script: the same balancer, the same seed, its own virtual clock."""
 
     def __init__(self, script: Script, clock) -> None:
         self.script = script
@@ -165,7 +165,7 @@ def in_tasks(script: Script, backend: str) -> list[object]:
 
 
 def in_acall(script: Script) -> list[object]:
-    """The same by the function that `Balancer.acall` is given; `asleep` is what it waits by."""
+    """Run the script by `Balancer.acall`; `asleep` is how it waits."""
     world = World()
     here = Run(script, world.clock)
     binding = bind(here.balancer)
@@ -276,8 +276,8 @@ def test_one_script_gives_one_trace(script):
 @settings(max_examples=50, deadline=None)
 @given(scripts)
 def test_one_script_gives_one_trace_by_acall(script):
-    """`Balancer.acall` takes the decisions of the shells. Without a deadline, by which it would
-    cancel an attempt in real time."""
+    """`Balancer.acall` makes the same decisions as the drivers. There is no deadline, since it
+    would cancel an attempt in real time."""
     script = replace(script, deadline=None)
     assert in_acall(script) == in_threads(script)
 

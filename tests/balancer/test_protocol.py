@@ -33,7 +33,7 @@ def in_flight(balancer):
 
 
 def test_only_a_balancer_is_bound():
-    """What is no balancer is a TypeError that names the argument."""
+    """An argument that is not a `Balancer` is a TypeError that names the argument."""
     with pytest.raises(TypeError, match=r"balancer must be an lbclient\.Balancer, not 'orders'"):
         protocol.bind("orders")
 
@@ -60,7 +60,7 @@ async def test_a_body_keeps_its_slot_until_it_is_closed_async(balancer):
 
 
 def test_a_body_that_is_dropped_gives_its_slot_back(balancer):
-    """A body that nobody closes gives its slot back once it is collected."""
+    """A body that is never closed gives its slot back once it is collected."""
     binding = protocol.bind(balancer)
     body = protocol.run(binding.begin(), Body)
     del body
@@ -78,7 +78,7 @@ def test_a_body_that_breaks_is_charged(balancer):
 
 
 def test_the_steps_of_a_graceful_close(balancer):
-    """Calls under way go on after `refuse_calls`, and `idle` tells when the last one is over."""
+    """Calls under way continue after `refuse_calls`, and `idle` is set after the last one."""
     binding = protocol.bind(balancer)
     body = protocol.run(binding.begin(), Body)
     binding.refuse_calls()
@@ -90,7 +90,7 @@ def test_the_steps_of_a_graceful_close(balancer):
 
 
 def test_abandoned_calls_charge_nobody(balancer):
-    """The error of a call that was abandoned is nobody's fault, and it is not tried again."""
+    """The error of an abandoned call charges no instance and is not retried."""
     binding = protocol.bind(balancer)
     sent = []
 
@@ -106,7 +106,7 @@ def test_abandoned_calls_charge_nobody(balancer):
 
 
 def test_users_see_no_methods_for_bindings():
-    """`Balancer` shows what its users need: what is for bindings is reached by `bind` alone."""
+    """`Balancer` has only what its users need: the part for bindings is reached by `bind`."""
     shown = {name for name in vars(Balancer) if not name.startswith("_")}
     assert shown == {
         *("acall", "acquire", "aclose", "admit", "after_fork", "arefresh", "call", "close"),

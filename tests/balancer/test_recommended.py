@@ -1,5 +1,5 @@
-"""The recommended options beside the defaults: what they gain in an overload, and that they cost a
-service that is well nothing. All in virtual time."""
+"""The recommended options compared with the defaults: what they gain in an overload, and that they
+cost a healthy service nothing. All in virtual time."""
 
 import dataclasses
 import math
@@ -66,8 +66,8 @@ WELL = {
     ],
 )
 def test_they_cost_nothing_where_all_is_well(name):
-    """I24: calls that differ in length, that vary, or have become slower for good, are no queue: no
-    limit falls for them, and calls take what they take with the defaults."""
+    """I24: calls that differ in length, vary, or have become slower for good are not queues: no
+    limit falls because of them, and calls take as long as with the defaults."""
     ours = simulate(WELL[name], checked=False, **RECOMMENDED)
     bare = simulate(WELL[name], checked=False, strategy="least-busy")
     assert ours.success == bare.success == 1
@@ -77,8 +77,8 @@ def test_they_cost_nothing_where_all_is_well(name):
 
 @pytest.mark.slow
 def test_a_limit_that_is_too_low_is_soon_found_out():
-    """A service that needs forty in flight at each instance is given them within seconds, though
-    the limit begins at twenty: calls wait less than a quarter longer over all."""
+    """A service that needs forty attempts in flight at each instance gets them within seconds,
+    though the limit begins at twenty: calls wait less than a quarter longer overall."""
     scenario = service(answers(exponential(0.1)), 1200)
     ours = simulate(scenario, checked=False, **RECOMMENDED)
     bare = simulate(scenario, checked=False, strategy="least-busy")
@@ -103,8 +103,8 @@ def varied(case, *, rate=1.0, clients=None):
     ],
 )
 def test_they_gain_in_neighbours_of_the_scoreboard(name, change):
-    """With other rates and numbers of clients than the published ones, no fewer calls succeed than
-    with the defaults, and where all do, they take no longer."""
+    """With rates and numbers of clients other than the published ones, at least as many calls
+    succeed as with the defaults, and if all do, they take no longer."""
     case = varied(CASES[name], **change)
     ours, bare = configured(case), plain(case, "weighted")
     assert ours.success >= bare.success
@@ -115,7 +115,7 @@ def test_they_gain_in_neighbours_of_the_scoreboard(name, change):
 @pytest.mark.parametrize("seed", [1, *slow_rows(2)])
 @pytest.mark.parametrize("name", ["one_big_spike", *slow_rows("all_nodes_500", "live_reloading")])
 def test_luck_has_no_part_in_it(name, seed):
-    """Other dice than the scoreboard's reach the published success too."""
+    """With seeds other than the scoreboard's, the published success is reached too."""
     assert configured(CASES[name], seed=seed).success >= CASES[name].success
 
 
@@ -142,8 +142,9 @@ def flaky(share, status, needed, clients, seconds=20):
     ],
 )
 def test_faults_by_dice_cost_nothing(share, status, needed, clients):
-    """An instance that fails up to one call in twenty at any load is not overloaded: no fewer calls
-    succeed than with the defaults, nor do they take longer, with 2 to 50 in flight at each."""
+    """An instance that fails up to one call in twenty at any load is not overloaded: at least as
+    many calls succeed as with the defaults, and they take no longer, with 2 to 50 in flight at each
+    instance."""
     scenario = flaky(share, status, needed, clients)
     ours = simulate(scenario, seed=1, checked=False, **RECOMMENDED)
     bare = simulate(scenario, seed=1, checked=False)
@@ -157,8 +158,8 @@ def two_places(_, in_flight, __):
 
 @pytest.mark.parametrize(("clients", "least"), [(1, 0.85), (3, 0.7), (10, 0.5), (100, 0.2)])
 def test_more_clients_than_places(clients, least):
-    """A server that bears two requests at a time and answers 429 beyond is no less useful with many
-    clients than chance demands: a rejected client waits, the longer the more often."""
+    """A server with room for two requests, which answers 429 beyond, serves many clients as well as
+    chance allows: a rejected client waits, longer after each rejection."""
     load = Open(30, 60)
     scenario = Scenario([Server("a", two_places)], load, clients=clients, patience=1e6, until=120)
     report = simulate(scenario, seed=2, checked=False, **RECOMMENDED)
@@ -168,7 +169,8 @@ def test_more_clients_than_places(clients, least):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_an_instance_that_heals_is_found(status):
-    """However long it has refused everything, ten seconds after it is well all calls succeed."""
+    """After any period in which it refused everything, all calls succeed ten seconds after the
+    service has recovered."""
     sick, well = answers(constant(0.01), status), answers(constant(0.05))
     servers = [Server(name, phases((0, well), (5, sick), (65, well))) for name in "ab"]
     scenario = Scenario(servers, Open(20, 100), clients=2)
@@ -180,13 +182,13 @@ def test_an_instance_that_heals_is_found(status):
 
 @pytest.mark.parametrize("entry", [Balancer, Client, AsyncClient])
 def test_every_entry_point_takes_them(entry):
-    """They are options like others, as often as one likes."""
+    """The recommended options can be passed like others, more than once."""
     first, second = (entry("http://127.0.0.1:1", **RECOMMENDED) for _ in range(2))
     assert first is not second
 
 
 def test_recommended_returns_them():
-    """Without arguments they are RECOMMENDED, in a dict of the caller's own."""
+    """Without arguments `recommended()` equals RECOMMENDED, in a new dict."""
     options = recommended()
     assert options == RECOMMENDED
     options["strategy"] = "random"
@@ -194,8 +196,8 @@ def test_recommended_returns_them():
 
 
 def test_a_deadline_goes_into_the_retry_policy():
-    """`deadline` is the deadline of the retry policy, also of one that is passed beside it; without
-    retries it bounds the one attempt."""
+    """`deadline` is set in the retry policy, even in one that is passed with it; without retries it
+    bounds the one attempt."""
     assert recommended(2.0)["retry"] == RetryPolicy(attempts=5, deadline=2.0)
     own = RetryPolicy(attempts=2, deadline=9.0)
     assert recommended(2.0, retry=own)["retry"] == RetryPolicy(attempts=2, deadline=2.0)
@@ -230,7 +232,7 @@ def test_a_deadline_that_is_no_time_is_refused(deadline):
 
 
 def test_a_retry_policy_of_another_type_is_refused():
-    """A deadline is put into nothing but a RetryPolicy."""
+    """`deadline` can only be combined with a RetryPolicy."""
     with pytest.raises(TypeError, match="retry must be"):
         recommended(2.0, retry=5)
 
@@ -248,8 +250,8 @@ def overloaded(patience, rate=900):
     ],
 )
 def test_in_line(patience, deadline, defaults, recommended):
-    """K: what docs/choosing.md says of twice the load that can be borne: however long calls may
-    take, more of them succeed, since nobody is sent whose time is nearly over."""
+    """K: docs/choosing.md is right about twice the possible load: whatever the duration of
+    calls, more of them succeed, since no call is sent shortly before its deadline."""
     scenario = overloaded(patience)
     retry = dataclasses.replace(RECOMMENDED["retry"], deadline=deadline)
     bare = simulate(scenario, seed=1, checked=False, retry=RetryPolicy(deadline=deadline))

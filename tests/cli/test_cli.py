@@ -89,21 +89,21 @@ def begun(*arguments):
 
 
 def started(*arguments):
-    """A demo under way: its first line has come, so its processes are there."""
+    """A running demo: its first line has come, so its processes are running."""
     process = begun("demo", "--plain", *arguments)
     assert process.stdout.readline().startswith("lbclient demo: ")
     return process
 
 
 def ended(process):
-    """Its output, once every process that holds its standard error (all do) has ended."""
+    """Its output, once all processes that share its standard error have ended."""
     with process:
         return process.communicate(timeout=20)
 
 
 @pytest.mark.slow
 def test_the_demo_loses_no_call_and_reports_every_event():
-    """Killed, slowed and added instances cost no call, and each event is told with its outcome."""
+    """Killed, slowed and added instances fail no call, and each event is shown with its outcome."""
     process = started("--seconds", "6")
     out, err = ended(process)
     assert process.returncode == 0, err
@@ -123,7 +123,7 @@ def test_the_demo_loses_no_call_and_reports_every_event():
     ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9), (signal.SIGTERM, -15)]
 )
 def test_no_process_outlives_the_demo(sent, status):
-    """However the demo ends, its DNS server and its instances end with it."""
+    """Whatever ends the demo, its DNS server and its instances end too."""
     process = started()
     process.send_signal(sent)
     _, err = ended(process)
@@ -131,7 +131,7 @@ def test_no_process_outlives_the_demo(sent, status):
 
 
 def test_a_closed_pipe_ends_the_demo_quietly():
-    """Under `| head -1` the demo ends at its next line, without a traceback, and cleans up."""
+    """With `| head -1` the demo ends at its next line, without a traceback, and cleans up."""
     process = started("--seconds", "5")
     process.stdout.close()
     with process:
@@ -140,7 +140,7 @@ def test_a_closed_pipe_ends_the_demo_quietly():
 
 
 def test_a_failed_call_is_an_exit_status_of_1(monkeypatch, capsys):
-    """Where every instance dies, calls fail: the summary counts them and the status is 1."""
+    """If all instances die, calls fail: the summary counts them and the status is 1."""
     acts = [Kill(0.1, one) for one in CAST]
     monkeypatch.setattr(demo_module, "Director", functools.partial(Director, acts=acts))
     assert demo(argparse.Namespace(seconds=1.5, strategy="random", plain=True)) == 1
@@ -173,7 +173,7 @@ def read_screen(terminal):
 
 
 def test_without_rich_the_demo_is_plain_and_says_why(monkeypatch, capsys):
-    """Where rich is missing a terminal gets plain text, and is told how to get the live view."""
+    """Without rich a terminal gets plain text, and a line says how to get the live view."""
     monkeypatch.setattr(demo_module, "_can_draw", lambda: True)
     monkeypatch.setitem(sys.modules, "lbclient.cli.demo.screen", None)
     demo(argparse.Namespace(seconds=0.1, strategy="least-busy", plain=False))
@@ -182,7 +182,8 @@ def test_without_rich_the_demo_is_plain_and_says_why(monkeypatch, capsys):
 
 
 def test_resolve_shows_tiers_weights_and_shares(resolve):
-    """Instances stand by tier, with weight, share of the tier, vetted addresses; TTL and age."""
+    """Instances are listed by tier, with weight, share of the tier and checked addresses; TTL and
+    age are shown."""
     status, out, err = resolve("http+srv://orders.demo.test", "--allow", "127.0.0.0/8")
     assert (status, err) == (0, "")
     first, _, rest = out.partition("\n")
@@ -200,7 +201,7 @@ def test_resolve_shows_tiers_weights_and_shares(resolve):
 
 
 def test_resolve_says_what_was_refused_and_how_to_allow_it(resolve):
-    """Each refused record stands with its reason, in the words of the command line."""
+    """Each refused record is listed with its reason, in terms of the command line."""
     _, out, _ = resolve("http+srv://orders.demo.test")
     refused = out.partition("\nrefused\n")[2]
     for line in (
@@ -212,14 +213,14 @@ def test_resolve_says_what_was_refused_and_how_to_allow_it(resolve):
 
 
 def test_resolve_holds_targets_to_a_domain(resolve):
-    """`--within` refuses the targets outside the domain; without an instance left, status 1."""
+    """`--within` refuses targets outside the domain; if no instance is left, the status is 1."""
     status, out, err = resolve("http+srv://orders.demo.test", "--within", "else.test")
     assert (status, err) == (1, "lbclient resolve: there is no usable instance\n")
     assert out.count("it is not within the domain else.test") == 5
 
 
 def test_resolve_of_addresses_and_of_a_list(resolve):
-    """`http+dns` gives an instance an address, and a static list what it says, without a TTL."""
+    """`http+dns` gives an instance an address; a static list is shown as it is, without a TTL."""
     status, out, _ = resolve("http+dns://two.demo.test:8080")
     assert (status, out.split("\n")[0]) == (
         0,
@@ -243,7 +244,7 @@ def test_resolve_of_addresses_and_of_a_list(resolve):
     ],
 )
 def test_resolve_without_an_answer(resolve, service, reason):
-    """Where discovery knows nothing usable the reason stands on stderr, and the status is 1."""
+    """If discovery finds nothing usable, stderr gets the reason and the status is 1."""
     status, _, err = resolve(service)
     assert status == 1
     assert err.startswith("lbclient")
@@ -269,7 +270,7 @@ def test_resolve_without_an_answer(resolve, service, reason):
     ],
 )
 def test_resolve_with_bad_arguments(capsys, arguments, named):
-    """An argument that cannot be used is named on stderr, and the status is 2."""
+    """An invalid argument is named on stderr, and the status is 2."""
     assert main(["resolve", *arguments]) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith(f"lbclient resolve: {named}")) == ("", True)
@@ -288,7 +289,7 @@ def test_resolve_of_a_family(capsys, family, address):
 
 
 def test_resolve_does_not_wait_for_a_silent_family(capsys):
-    """What DNS does not answer in time is not waited for, and stderr says so."""
+    """Answers that DNS does not give in time are not waited for, and stderr says so."""
     with Liar() as liar:
         liar.put("orders.test", "A", "10.0.0.1")
         liar.fault(silence, "orders.test", "AAAA")
@@ -300,7 +301,7 @@ def test_resolve_does_not_wait_for_a_silent_family(capsys):
 
 
 def test_watch_keeps_what_is_sticky():
-    """With `--sticky` an address that DNS does not return any more is shown as left later."""
+    """With `--sticky` an address that DNS no longer returns is shown as left later."""
     with Liar() as liar:
         liar.put("orders.test", "A", "10.0.0.1", ttl=1)
         asked = ["http+dns://orders.test:80", "--nameserver", liar.address, "--sticky", "2"]
@@ -313,7 +314,7 @@ def test_watch_keeps_what_is_sticky():
 
 
 def test_bad_arguments_are_told_without_python():
-    """What is said of a service leaves out what only Python can pass."""
+    """Errors on the command line leave out advice that is for Python only."""
     with pytest.raises(ValueError) as told:
         lbclient.Balancer("orders")
     text = as_arguments(str(told.value))
@@ -324,7 +325,7 @@ def test_bad_arguments_are_told_without_python():
 
 
 def test_resolve_says_what_a_nameserver_over_https_needs(monkeypatch, capsys):
-    """Where the extra for DNS over HTTPS is missing stderr says how to get it, with status 2."""
+    """Without the extra for DNS over HTTPS, stderr says how to install it, and the status is 2."""
     monkeypatch.setattr("dns.query.have_doh", False)
     asked = ["http+srv://x.test", "--nameserver", "https://dns.example/dns-query"]
     assert main(["resolve", *asked]) == 2
@@ -334,7 +335,7 @@ def test_resolve_says_what_a_nameserver_over_https_needs(monkeypatch, capsys):
 
 
 def test_resolve_of_a_file(tmp_path, capsys):
-    """`http+file` shows what a file names, and which of its entries were refused."""
+    """`http+file` shows the instances of a file, and its refused entries."""
     file = tmp_path / "instances"
     file.write_text("10.0.0.1:80 weight=3\n10.0.0.2:80\nnonsense\n")
     assert main(["resolve", f"http+file://{file}"]) == 0
@@ -353,7 +354,7 @@ def answer(*instances, refused=()):
 
 
 def test_a_share_is_of_the_tier():
-    """Shares add up to one in each tier; a weight of 0 beside others is a small one."""
+    """The shares of a tier add up to one; a weight of 0 among others is a small one."""
     found = shares([instance("a", 1), instance("b", 0), instance("c", 0, 7), instance("d", 0, 7)])
     known = {one.host: share for one, share in found.items()}
     assert known == pytest.approx({"a": 1 / 1.1, "b": 0.1 / 1.1, "c": 0.5, "d": 0.5})
@@ -384,13 +385,15 @@ def test_a_share_is_of_the_tier():
     ],
 )
 def test_changes_of_instances(now, lines):
-    """Each difference of the set is a line; the order of records and of addresses is none."""
+    """Each difference between two sets is a line; the order of records and addresses is no
+    difference."""
     before = answer(instance("a", addresses=("10.0.0.1", "10.0.0.2")), instance("b", 3))
     assert list(changes(before, answer(*now))) == lines
 
 
 def test_changes_of_refusals():
-    """A record newly refused, or for another reason, is a line; so is one that is gone."""
+    """A record that is refused for the first time, or for another reason, is a line; so is one that
+    is gone."""
     before = answer(refused=[("one", "old"), ("two", "same"), ("three", "old")])
     now = answer(
         refused=[("two", "same"), ("one", "new"), ("four", "pass allow=['::1/128'] to permit it")]
@@ -403,7 +406,7 @@ def test_changes_of_refusals():
 
 
 class Script:
-    """A resolver that plays what it is given, and the clock of whoever asks it."""
+    """A resolver that returns scripted answers, and the clock of its subscription."""
 
     def __init__(self):
         self.now = 100.0
@@ -420,7 +423,7 @@ def told(capsys):
     watch = Reporter("orders", script, lambda: script.now).subscription
 
     def run(outcome):
-        """What a round with this outcome has printed, 20 s after the last, without time stamps."""
+        """What a round with this outcome prints, 20 s after the last one, without time stamps."""
         script.next, script.now = outcome, max(script.now + 20, watch.next_at)
         assert watch.claim()
         watch.run()
@@ -433,7 +436,8 @@ def told(capsys):
 
 
 def test_the_first_answer_is_shown_in_full(told):
-    """Until there is an answer failures go to stderr, each once; then comes the whole picture."""
+    """Until there is an answer, each failure goes to stderr once; the answer is then shown in
+    full."""
     failure = lbclient.DiscoveryError("no answer")
     line = "stderr: lookup failed, no instance is known, next try in 1 s: no answer"
     assert told(failure) == [line]
@@ -445,7 +449,7 @@ def test_the_first_answer_is_shown_in_full(told):
 
 
 def test_failed_lookups_are_told_once_with_the_age_of_what_is_in_use(told):
-    """A failure tells age and next try, is told once a reason, and so is its end."""
+    """A failure is shown once for each reason, with age and next try; its end is shown too."""
     told(answer(instance("a")))
     (line,) = told(lbclient.DiscoveryError("no answer"))
     shown = re.fullmatch(
@@ -459,7 +463,8 @@ def test_failed_lookups_are_told_once_with_the_age_of_what_is_in_use(told):
 
 
 def test_a_service_declared_absent_and_offered_again(told):
-    """Absence drops everybody; failures from then on know nobody; then all are seen to join."""
+    """After absence all instances are dropped; failures then say that none is known, and later all
+    are shown to join."""
     told(answer(instance("a"), instance("b"), refused=[("c", "its port is 0")]))
     absent = lbclient.ServiceAbsent("not offered")
     assert told(absent) == [
@@ -478,7 +483,7 @@ def test_a_service_declared_absent_and_offered_again(told):
 
 
 def test_an_interrupted_question_is_no_failed_lookup(told):
-    """Ctrl-C while a question is under way ends the watching; nothing is told."""
+    """Ctrl-C during a question ends the watch without output."""
     with pytest.raises(KeyboardInterrupt):
         told(KeyboardInterrupt())
 
@@ -520,7 +525,7 @@ class Watching:
         return match, before
 
     def end(self):
-        """Its status and what it said on stderr, after Ctrl-C."""
+        """Its status and its stderr, after Ctrl-C."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(20), self.process.stderr.read()
 
@@ -549,7 +554,8 @@ def bind(tmp_path):
 
 @pytest.mark.slow
 def test_watch_shows_what_happens_in_dns(bind):
-    """As a zone changes and its server stops and starts, each change is one line with the time."""
+    """While a zone changes and its server stops and starts, each change is one line with the
+    time."""
 
     def comes(watching, *patterns):
         for pattern in patterns:
@@ -590,7 +596,7 @@ def test_watch_shows_what_happens_in_dns(bind):
 
 
 def test_a_closed_pipe_ends_the_watch_at_once(bind):
-    """Under `| head` the watch does not wait for the next change to notice."""
+    """With `| head` the watch ends without waiting for the next change."""
     process = begun(
         "resolve", "http+srv://orders.zone.test", "--watch", "--nameserver", bind.address
     )
@@ -606,7 +612,7 @@ def test_a_closed_pipe_ends_the_watch_at_once(bind):
 
 
 def test_an_interrupt_ends_a_question_that_nobody_answers():
-    """Ctrl-C ends the watch while a nameserver is silent, without a word."""
+    """Ctrl-C ends the watch without output while a nameserver is silent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.settimeout(20)
@@ -618,7 +624,7 @@ def test_an_interrupt_ends_a_question_that_nobody_answers():
 
 
 def test_the_dns_server_answers_what_it_was_told_last(server, resolve):
-    """Once a new zone is taken over, answers come from it, at any size (by TCP where need be)."""
+    """A new zone is served from the answer line on, at any size (by TCP if necessary)."""
     assert resolve("http+srv://big.demo.test")[0] == 1
     server.tell(ZONE + "".join(f"_http._tcp.big SRV 0 1 {8000 + n} c\n" for n in range(200)))
     status, out, _ = resolve("http+srv://big.demo.test")
@@ -640,7 +646,7 @@ def test_an_instance_keeps_its_connection():
 
 
 def test_a_process_that_has_gone_is_told_of():
-    """A child that ended by itself is an error that names it, not silence."""
+    """A child that ended by itself causes an error that names it."""
     child = Child("backend", "orders-9", "0")
     assert child.port
     os.kill(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What one call may repeat, and at whose cost: good results, and attempts that were never sent."""
+"""What one call may repeat, and what it costs: good results, and attempts that were never sent."""
 
 import itertools
 import threading
@@ -41,7 +41,7 @@ POOR = RetryPolicy(backoff=0.0, budget=NO_BUDGET)
 
 
 class Sent:
-    """A function for `call` and `acall` that keeps where it went, and ends each time as told."""
+    """A function for `call` and `acall` that records its instances, and ends as scripted."""
 
     def __init__(self, *outcomes):
         self.instances = []
@@ -66,7 +66,7 @@ AGAIN = ["never", "idempotent", "always"]
 
 @pytest.mark.parametrize("again", AGAIN)
 def test_a_good_result_is_not_repeated(again):
-    """A result that is no fault is sent once, whatever the judge says of `again`."""
+    """A result that is not a fault is sent once, whatever the judge says in `again`."""
     sent = Sent("good")
     with Balancer(THREE, judge=lambda _: Verdict(fault=False, again=again)) as balancer:
         assert balancer.call(sent, idempotent=True) == "good"
@@ -96,7 +96,7 @@ async def test_a_good_result_is_not_repeated_async(again):
     ids=str,
 )
 def test_a_result_that_is_not_good_is_repeated(busy):
-    """A fault, a wish for rest and a rejection are what makes a result worth repeating."""
+    """A result is worth repeating if it is a fault, a rejection, or asks for a rest."""
     sent = Sent("busy", "good")
 
     def judge(result):
@@ -108,7 +108,7 @@ def test_a_result_that_is_not_good_is_repeated(busy):
 
 
 def test_a_good_result_heals():
-    """Whatever the judge says of `again`, a good result counts as a success of its instance."""
+    """Whatever the judge says in `again`, a good result counts as a success of its instance."""
 
     def judge(result):
         return Verdict(fault=isinstance(result, OSError), again="idempotent")
@@ -132,7 +132,7 @@ NEVER_SENT = [ConnectionRefusedError(), OSError(113, "no route to host")]
 @pytest.mark.parametrize("error", NEVER_SENT, ids=repr)
 @pytest.mark.parametrize("idempotent", [False, True])
 def test_what_was_never_sent_is_replaced_without_budget(error, idempotent):
-    """An attempt that was never sent is replaced though the retry budget is empty."""
+    """An attempt that was never sent is replaced even if the retry budget is empty."""
     sent = Sent(error, error, "good")
     with Balancer(THREE, retry=POOR) as balancer:
         assert balancer.call(sent, idempotent=idempotent) == "good"
@@ -147,7 +147,7 @@ async def test_what_was_never_sent_is_replaced_without_budget_async():
 
 
 def test_what_was_never_sent_costs_no_budget():
-    """The budget is as full after such a replacement as before it."""
+    """After such a replacement the budget is as full as before."""
     tight = RetryPolicy(backoff=0.0, budget=RetryBudget(ratio=0.0, reserve=1.0, window=1.0))
     with Balancer(THREE, retry=tight, breaker=None, clock=lambda: 0.0) as balancer:
         for _ in range(3):
@@ -158,7 +158,8 @@ def test_what_was_never_sent_costs_no_budget():
 
 
 def test_attempts_bound_what_was_never_sent():
-    """In a total outage a call is sent `attempts` times at the most, and breakers end even that."""
+    """In a total outage a call makes at most `attempts` attempts, and breakers prevent even
+    those."""
     sent = Sent(ConnectionRefusedError())
     with Balancer(THREE, retry=RetryPolicy(attempts=3, backoff=0.0, budget=NO_BUDGET)) as balancer:
         for _ in range(50):
@@ -168,7 +169,7 @@ def test_attempts_bound_what_was_never_sent():
 
 
 class Busy(Exception):
-    """What a protocol raises where the instance answers that it is busy."""
+    """An exception of a protocol for an instance that answers that it is busy."""
 
 
 BUSY = [
@@ -182,8 +183,8 @@ BUSY = [
 
 @pytest.mark.parametrize(("answer", "verdict"), BUSY, ids=str)
 def test_a_busy_answer_was_sent(answer, verdict):
-    """What an instance answered has been sent, as a result or as an exception: with an empty
-    budget it stands, though any call might be repeated after it."""
+    """An attempt that was answered has been sent, whether it ends with a result or an exception:
+    with an empty budget its outcome is final, even if the call may be repeated."""
     sent = Sent(answer, "good")
 
     def judge(result):
@@ -199,7 +200,7 @@ def test_a_busy_answer_was_sent(answer, verdict):
 
 
 def test_a_post_goes_around_a_dead_instance_without_budget(servers, dead_port):
-    """Over HTTP a refused connection costs no call, whatever its method and the budget."""
+    """Over HTTP a refused connection fails no call, whatever its method and the budget."""
     (alive,) = servers(tells_port)
     urls = [f"http://127.0.0.1:{dead_port}", alive.url]
     with lbclient.Client(urls, retry=POOR) as client:
@@ -230,7 +231,7 @@ def test_a_request_that_was_not_read_is_replaced_without_budget(servers):
 
 
 def test_an_empty_budget_still_ends_what_was_sent(servers):
-    """A 503 is the result at once where the budget is empty."""
+    """With an empty budget a 503 is the result at once."""
     bad, worse = servers(says(503), says(503))
     with lbclient.Client([bad.url, worse.url], retry=POOR) as client:
         assert client.get("/").status_code == 503
@@ -248,8 +249,8 @@ HELD = 1.0
 
 
 class ByKey:
-    """Picks the instance that the call's key names by its host or port, else the first; `failed` is
-    set once an attempt has failed."""
+    """A strategy that picks the instance named by the call's key (host or port), else the first;
+    `failed` is set once an attempt has failed."""
 
     def __init__(self):
         self.failed = threading.Event()
@@ -264,7 +265,7 @@ class ByKey:
 
 
 class Play:
-    """A balancer in virtual time. `outcomes` says what an instance answers instead of "good"."""
+    """A balancer in virtual time. `outcomes` are the answers of instances other than "good"."""
 
     def __init__(self, instances, outcomes, **options):
         self.world = World()
@@ -281,7 +282,7 @@ class Play:
         return classify_network_error(result)
 
     def hold(self, instance, until=HELD):
-        """Another call has this instance until then."""
+        """Another call uses this instance until then."""
         endpoint = self.balancer._engine.pool.find(instance)
         engine, pick = self.balancer._engine, Pick(endpoint, endpoint.breaker.permit, "held")
         with engine.lock:
@@ -294,8 +295,8 @@ class Play:
         self.world.at(until, free)
 
     def call(self, at=0.0, seconds=0.0, *, body=False, **terms):
-        """A call that begins then, and whose attempts take so many seconds; with `body` an answer
-        keeps its instance busy until the next attempt replaces it."""
+        """A call that begins at this time, and whose attempts take this many seconds; with `body`
+        an answer keeps its instance busy until the next attempt replaces it."""
         unread = []
 
         def send(attempt):
@@ -344,8 +345,8 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_a_retry_waits_for_one_that_is_only_full(refusal):
-    """A retry waits for an instance that it has not tried, and which is only busy with other calls,
-    before it asks one again that has just refused, in whatever way."""
+    """A retry waits for an instance that it has not tried and that is only busy, before it uses one
+    again that has just refused."""
     play = Play([A, B], {A: REFUSALS[refusal]}, retry=RetryPolicy(backoff=0.0))
     play.hold(B)
     play.call()
@@ -357,7 +358,7 @@ def test_a_retry_waits_for_one_that_is_only_full(refusal):
     ("terms", "asked_again"), [({}, 5.0), ({"patience": 2.0}, 2.0), ({"deadline": 4.0}, 2.0)]
 )
 def test_a_retry_waits_no_longer_than_any_call(terms, asked_again):
-    """When its time in line is up, a retry asks an instance again that it has tried."""
+    """When its waiting time is over, a retry uses an instance that it has tried."""
     retry = RetryPolicy(attempts=2, backoff=0.0)
     play = Play([A, B], {A: ConnectionResetError()}, retry=retry)
     play.hold(B, until=10.0)
@@ -367,7 +368,8 @@ def test_a_retry_waits_no_longer_than_any_call(terms, asked_again):
 
 
 def test_when_the_tried_ones_are_full_too_the_last_outcome_stands():
-    """A retry whose time in line is up while all are full ends the call with what it has."""
+    """If its waiting time is over while all instances are full, a retry ends the call with its last
+    outcome."""
     play = Play([A, B], {A: "busy"}, retry=RetryPolicy(backoff=0.0))
     play.hold(B, until=10.0)
     play.call()
@@ -377,7 +379,7 @@ def test_when_the_tried_ones_are_full_too_the_last_outcome_stands():
 
 
 def test_a_full_instance_of_the_next_tier_is_waited_for():
-    """It makes no difference in which tier the instance is that has not been tried."""
+    """The same applies whatever the tier of the untried instance."""
     standby = Instance("10.0.0.9", 1, priority=1)
     play = Play([A, standby], {A: ConnectionRefusedError()})
     play.hold(standby)
@@ -386,7 +388,7 @@ def test_a_full_instance_of_the_next_tier_is_waited_for():
 
 
 def test_who_is_out_of_the_rotation_is_not_waited_for():
-    """Where all others are out, a retry goes to the instance that it has tried, as before."""
+    """If all others are out of rotation, a retry uses the instance that it has tried."""
     play = Play([A, B], {A: ConnectionRefusedError()}, retry=RetryPolicy(backoff=0.0))
     play.balancer.eject(B, 60.0)
     play.hold(B)
@@ -404,7 +406,7 @@ def test_who_goes_out_while_a_retry_waits_is_waited_for_no_longer():
 
 
 def test_others_pass_a_retry_that_waits():
-    """A retry that waits for one instance does not keep other calls from the rest."""
+    """A retry that waits for one instance does not block other calls."""
     play = Play([A, B], {A: "busy"}, retry=RetryPolicy(backoff=0.0))
     play.hold(B)
     play.call()
@@ -415,8 +417,8 @@ def test_others_pass_a_retry_that_waits():
 
 
 def test_nobody_takes_the_place_that_a_retry_waits_for():
-    """A place goes to the retry that has waited for it longest, and not to a call that comes along
-    in the very moment in which it is free."""
+    """A slot goes to the retry that has waited for it longest, not to a call that arrives at the
+    moment when it becomes free."""
     play = Play([A, B], {A: "busy"}, retry=RetryPolicy(attempts=2, backoff=0.0))
     play.hold(B)
     play.call(seconds=0.25)
@@ -435,8 +437,8 @@ def test_nobody_takes_the_place_that_a_retry_waits_for():
 
 @pytest.mark.parametrize("body", [False, True])
 def test_retries_that_want_each_others_instance_go_on(body):
-    """Two calls that have an answer to be retried, read or unread, and each want the instance of
-    the other, wait without holding their own."""
+    """Two calls, each with an answer that is to be retried, and each waiting for the other's
+    instance, do not hold their slots while they wait."""
     play = Play([A, B], {A: "busy", B: "busy"}, retry=RetryPolicy(attempts=2, backoff=0.0))
     play.call(seconds=0.5, body=body)
     play.call(seconds=0.5, body=body)
@@ -447,7 +449,7 @@ def test_retries_that_want_each_others_instance_go_on(body):
 
 
 def test_a_retry_that_waits_for_the_total_takes_any():
-    """Where all instances together are at their limit, a retry waits for any place."""
+    """If the limit of all instances together is reached, a retry waits for any slot."""
     play = Play(
         [A, B, C],
         {A: ConnectionRefusedError()},
@@ -462,8 +464,8 @@ def test_a_retry_that_waits_for_the_total_takes_any():
 
 
 def test_a_retry_waits_beside_its_hedge():
-    """A refused attempt is not asked again while its hedge is under way and a third is only full;
-    the hedge's good answer ends the wait."""
+    """An instance that refused the call is not used again while a hedge is in flight and a third
+    instance is only full; the hedge's good answer ends the wait."""
     retry = RetryPolicy(backoff=0.0)
     hedge = lbclient.HedgePolicy(delay=0.1)
     play = Play([A, B, C], {A: ConnectionResetError()}, retry=retry, hedge=hedge)
@@ -479,8 +481,8 @@ CROWD = {"max_in_flight": 1, "breaker": None, "retry": RetryPolicy(attempts=2, b
 
 
 def test_a_crowd_of_retries():
-    """However many calls meet the dead instance at once, each gets its turn at one that is alive,
-    and nobody is left in line."""
+    """However many calls meet the dead instance at once, each gets its turn at a live one, and no
+    call stays in the queue."""
 
     def send(instance):
         if instance == A:
@@ -520,14 +522,14 @@ async def test_a_crowd_of_retries_async():
 
 @pytest.fixture(params=["refuses", "answers 503"])
 def bad_url(request, servers, dead_port):
-    """One that does not serve."""
+    """An instance that does not serve."""
     if request.param == "refuses":
         return f"http://127.0.0.1:{dead_port}"
     return servers(says(503))[0].url
 
 
 def test_a_retry_waits_for_one_that_is_only_full_over_http(servers, bad_url):
-    """The same on threads, with httpx's client: no call fails while one instance is alive."""
+    """On threads, with httpx's client, no call fails while one instance is alive."""
     gate, strategy = Gate(), ByKey()
     (alive,) = servers(gate)
     options = {"strategy": strategy, "max_in_flight": 1}
@@ -571,7 +573,8 @@ async def test_a_retry_waits_for_one_that_is_only_full_over_http_async(servers, 
 
 
 def test_retries_in_a_crowd_do_not_wake_each_other(monkeypatch):
-    """A retry that is served wakes no crowd: three looks a call are enough, however many wait."""
+    """A retry that is served does not wake many calls: three looks per call are enough, however
+    many wait."""
     looks = itertools.count()
     admit = Engine.admit
 
@@ -597,8 +600,8 @@ def test_retries_in_a_crowd_do_not_wake_each_other(monkeypatch):
 
 
 def test_what_a_retry_leaves_is_handed_on():
-    """When a retry that waits apart leaves, each free slot wakes one call that wants it, and no
-    other."""
+    """When a retry that waits separately leaves, each free slot wakes one call that wants it, and
+    no other."""
     line = WaitQueue()
     leaves, tried_a, tried_both = (
         line.join_retries(None, tried) for tried in (["a"], ["a"], ["a", "b"])

@@ -1,4 +1,4 @@
-"""`fair_by=`: callers whose calls wait in line for a limit take turns."""
+"""`fair_by=`: callers whose calls wait for a limit take turns."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def by_caller(request):
 
 
 class AtOnce:
-    """A load of one request of each of these callers, all at 0."""
+    """A load of one request for each of these callers, all at time 0."""
 
     def __init__(self, callers):
         self.callers = callers
@@ -64,7 +64,8 @@ class AtOnce:
 
 
 def served(callers, *, slots=1, fair_by=by_caller, **of_scenario):
-    """Which caller's request was sent when: pairs in order, where one takes a second."""
+    """Return which caller's request was sent when: pairs in order, if each request takes a
+    second."""
     seen = []
 
     def behave(now, _, __, request):
@@ -79,7 +80,8 @@ def served(callers, *, slots=1, fair_by=by_caller, **of_scenario):
 
 class TestInVirtualTime:
     def waits(self, fair_by, callers=1):
-        """How long the requests of a steady caller take beside bursts of 1,000 of others."""
+        """Return how long the requests of a steady caller take while others send bursts of
+        1,000."""
         steady = Open(4, 8, request=of("steady"))
         bursts = [Open(1e6, 0.001, request=of(f"burst {n}")) for n in range(callers)]
         scenario = Scenario(
@@ -92,23 +94,23 @@ class TestInVirtualTime:
         return [max(ended[n / 4]) for n in range(1, 32)]
 
     def test_a_burst_delays_a_steady_caller_by_a_round(self):
-        """Beside one caller's burst of 1,000 a steady caller waits for one other call's slot at
-        most; without `fair_by=` it waits until the burst is through."""
+        """During another caller's burst of 1,000, a steady caller waits for at most one other call;
+        without `fair_by=` it waits until the burst is over."""
         assert max(self.waits(by_caller)) <= 2 * 0.125
         assert self.waits(None)[0] > 12.0
 
     def test_a_round_is_one_call_of_each_caller(self):
-        """Beside bursts of five callers a steady one waits for five slots of ten at most."""
+        """During bursts of five callers, a steady one waits for at most five of ten slots."""
         assert max(self.waits(by_caller, callers=5)) <= 2 * 0.125
 
     def test_the_order_is_round_robin(self):
-        """Callers take turns in the order of their first waiting calls, each one call at a time,
-        first come, first served within a caller."""
+        """Callers take turns in the order of their first waiting calls, one call at a time; each
+        caller's calls are first come, first served."""
         seen, _ = served("-aaaabbbcab")
         assert "".join(caller for _, caller in seen) == "-abcabababa"
 
     def test_without_it_the_order_is_that_of_arrival(self):
-        """Without `fair_by=` it is first come, first served."""
+        """Without `fair_by=`, calls are served first come, first served."""
         callers = "aaaabbbcab"
         seen, _ = served(callers, fair_by=None)
         assert "".join(caller for _, caller in seen) == callers
@@ -128,12 +130,12 @@ class TestInVirtualTime:
             assert numbers == sorted(numbers)
 
     def test_no_caller_is_one_caller_more(self):
-        """Requests for which `fair_by=` gives None take turns with the others, as one caller."""
+        """Requests for which `fair_by=` returns None take turns with the others, as one caller."""
         seen, _ = served("-nnnnab", fair_by=lambda r: None if r.caller == "n" else r.caller)
         assert "".join(caller for _, caller in seen) == "-nabnnn"
 
     def test_who_gives_up_costs_its_caller_no_turn(self):
-        """Where the first call of a caller gives up, the caller's next call has its turn."""
+        """If the first call of a caller gives up, the caller's next call gets its turn."""
         balancer = Balancer([URL], max_in_flight=1)
         line = balancer._engine.queue
         a1, a2, b1 = (line.join(None, caller) for caller in (1, 1, 2))
@@ -145,7 +147,8 @@ class TestInVirtualTime:
         assert b1.is_set
 
     def test_a_caller_that_comes_back_goes_to_the_end(self):
-        """Whoever asks again as soon as it is answered has one turn in each round, not more."""
+        """A caller that sends its next call as soon as one is answered gets only one turn in each
+        round."""
         seen = []
 
         def behave(_, __, ___, request):
@@ -165,7 +168,7 @@ class TestInVirtualTime:
         assert "".join(seen) == "abcd" * 10
 
     def test_retries_wait_in_their_callers_queue(self):
-        """A retry that finds the line waits for its caller's turn like a first attempt."""
+        """A retry that finds a queue waits for its caller's turn like a first attempt."""
         seen = []
 
         def behave(_, __, ___, request):
@@ -181,7 +184,7 @@ class TestInVirtualTime:
         assert seen.index("x", 1) <= 3
 
     def test_thousands_of_callers(self, monkeypatch):
-        """A call looks three times at most, and wakes one other, however many callers wait."""
+        """A call looks at most three times, and wakes one other, however many callers wait."""
         looks, real = itertools.count(), Engine.admit
 
         def admit(*arguments):
@@ -196,14 +199,14 @@ class TestInVirtualTime:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_a_run_is_a_function_of_its_seed(self, seed):
-        """Callers of any type change nothing in that: their hashes are only compared."""
+        """Callers may be of any type, since only their hashes are compared."""
         callers = random.Random(seed).choices(["a", ("b", 1), 3, None, frozenset({"c"})], k=200)
         first, second = (served(callers, slots=3) for _ in range(2))
         assert first == second
 
 
 class Model:
-    """A line as a plain list of callers, each with a queue, to compare with."""
+    """A simple model of the queue for comparison: a list of callers, each with a queue."""
 
     def __init__(self):
         self.queues = []
@@ -235,8 +238,8 @@ class Model:
 @settings(max_examples=300, derandomize=True, database=None, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("jjjsswlgd"), st.integers(0, 5)), max_size=60))
 def test_the_line_is_round_robin(steps):
-    """Whoever comes, is served, gives up or is gone with its event loop: the first call is the one
-    that plain round-robin names, and one that leaves the first place wakes the next."""
+    """Whatever calls arrive, are served, give up or lose their event loop, the first call is the
+    one that plain round-robin gives, and one that leaves the first place wakes the next."""
     line, model, waiting = WaitQueue(), Model(), []
     for step, number in steps:
         chosen = waiting[number % len(waiting)] if waiting else None
@@ -273,8 +276,8 @@ class Interrupted(BaseException):
 
 
 def interrupted(act, at):
-    """Do it, and raise at the `at`th of the moments at which CPython runs signal handlers: where a
-    function begins, and where a function of C has returned. False where it ends before that."""
+    """Call the function, and raise at the `at`th point at which CPython runs signal handlers: the
+    beginning of a function, or the return of a C function. False if it ends before that."""
     moments = itertools.count(1)
 
     def profile(_, event, __):
@@ -306,8 +309,8 @@ def interrupted(act, at):
     ],
 )
 def test_an_exception_at_any_moment_leaves_the_line_whole(act):
-    """Where a signal handler raises while a call joins or leaves, the call is in the line or not:
-    no caller without calls is left in it, and each call is in the queue of its caller."""
+    """If a signal handler raises while a call joins or leaves, the call is in the queue or not: no
+    caller without calls is left in it, and each call is in the queue of its caller."""
     for at in itertools.count(1):
         line = WaitQueue()
         calls = [line.join(None, caller) for caller in (1, 1, 2)]
@@ -321,7 +324,7 @@ def test_an_exception_at_any_moment_leaves_the_line_whole(act):
 
 
 class Told:
-    """Tells of each call that has joined a line."""
+    """Report each call that has joined a queue."""
 
     def __init__(self, monkeypatch):
         self.joined = threading.Semaphore(0)
@@ -356,7 +359,7 @@ ORDER = "abcabaa"
 
 
 def test_threads(told):
-    """Threads in line are served in turns of their callers, by `Balancer.call(caller=...)` and by
+    """Waiting threads are served in turns of their callers, with `Balancer.call(caller=...)` and
     `acquire(caller=...)`."""
     balancer = Balancer([URL], max_in_flight=1)
     entered, go, order = threading.Event(), threading.Event(), []
@@ -388,7 +391,7 @@ def test_threads(told):
 
 
 async def test_tasks(told):
-    """Tasks in line are served in turns of their callers, by `acall` and by `acquire`."""
+    """Waiting tasks are served in turns of their callers, with `acall` and `acquire`."""
     balancer = Balancer([URL], max_in_flight=1)
     go, order = anyio.Event(), []
 
@@ -421,8 +424,8 @@ async def test_tasks(told):
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_cancelled_in_line(seed):
-    """Calls that are cancelled in line, at any place of it and just when they are woken, take no
-    wake-up with them: all others are served, and nothing stays in line or in flight."""
+    """If calls are cancelled while they wait, at any place in the queue and even when they are
+    woken, all others are served, and nothing stays in the queue or in flight."""
     rng = random.Random(seed)
     # On a busy machine some would run out of patience, so no time passes.
     balancer = Balancer([URL], max_in_flight=2, clock=lambda: 0.0)
@@ -479,8 +482,8 @@ def on_a_loop(balancer, seed):
 
 
 def test_threads_and_loops_together():
-    """Calls of threads and of event loops, of three callers, many of which give up: all of them
-    end, and nothing stays in line or in flight."""
+    """All calls of threads and event loops, of three callers, end although many give up, and
+    nothing stays in the queue or in flight."""
     balancer = Balancer([URL], max_in_flight=3, retry=None)
     threads = [
         threading.Thread(target=work, args=(balancer, seed))
@@ -502,7 +505,7 @@ def tenant(request):
 
 @pytest.mark.parametrize("module", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
 def test_a_client(servers, told, module):
-    """`fair_by=` of a client is a function of its request; the extension overrules it."""
+    """`fair_by=` of a client is a function of its request; the request's extension overrides it."""
     gate = Gate()
     (server,) = servers(gate)
     with module.Client([server.url], max_in_flight=1, fair_by=tenant, timeout=SOON) as client:
@@ -527,7 +530,7 @@ def test_a_client(servers, told, module):
 
 @pytest.mark.parametrize("module", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
 async def test_an_async_transport(servers, told, module):
-    """`fair_by=` of a transport under somebody else's client, async."""
+    """`fair_by=` works for a transport under an httpx client, on event loops."""
     gate = Gate()
     (server,) = servers(gate)
     theirs = httpx if module is lbclient else httpx2
@@ -549,7 +552,7 @@ async def test_an_async_transport(servers, told, module):
 
 class TestWhatItRefuses:
     def test_what_is_no_function(self):
-        """`fair_by=` is a function or None, and is refused at construction else."""
+        """`fair_by=` must be a function or None; otherwise construction fails."""
         for entry in (lbclient.Client, lbclient.AsyncTransport):
             with pytest.raises(TypeError, match="fair_by must be callable"):
                 entry([URL], fair_by="x-tenant")
@@ -557,8 +560,8 @@ class TestWhatItRefuses:
             simulate(Scenario([Server("a", answers(constant(0)))], Open(1, 1)), fair_by=5)
 
     def test_a_value_without_hash(self):
-        """A caller that is not hashable is a TypeError that names the argument and the type, and
-        not the value, which may be a secret. Nothing is sent."""
+        """A caller that is not hashable is a TypeError that names the argument and the type, but
+        not the value, which may be secret. Nothing is sent."""
         with lbclient.Client([URL], fair_by=lambda _: ["secret"]) as client:
             with pytest.raises(TypeError, match=r"^fair_by must .* hashable, not list$"):
                 client.get("/")
@@ -571,14 +574,15 @@ class TestWhatItRefuses:
             assert [one.attempts for one in balancer.snapshot().instances] == [0]
 
     def test_a_function_that_raises(self):
-        """What `fair_by=` raises goes on to the caller of the request, before anything is sent."""
+        """An exception of `fair_by=` is raised to the caller of the request, before anything is
+        sent."""
         with lbclient.Client([URL], fair_by=lambda request: request.headers["x-none"]) as client:
             with pytest.raises(KeyError):
                 client.get("/")
             assert [one.attempts for one in client.balancer.snapshot().instances] == [0]
 
     def test_it_is_asked_once(self):
-        """It is asked once for a request, however often that is tried."""
+        """`fair_by=` is called once per request, however many attempts are made."""
         asked = []
         dead = [lbclient.Instance("127.0.0.1", 1), lbclient.Instance("127.0.0.1", 2)]
         with (

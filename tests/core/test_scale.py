@@ -1,4 +1,4 @@
-"""Many instances: which of them a client keeps, what a change costs, and what is left of it."""
+"""Many instances: the subset of a client, the cost of a change, and what stays in memory."""
 
 import logging
 import random
@@ -24,7 +24,7 @@ def named(*numbers: int, priority: int = 0) -> list[Instance]:
 
 
 class Scripted:
-    """A resolver that answers with what it holds."""
+    """A resolver that returns the instances it is given."""
 
     def __init__(self, instances):
         self.instances = instances
@@ -37,7 +37,7 @@ class Scripted:
 
 
 def test_subset_is_stable():
-    """D15: of many instances a client keeps the same few, whatever else comes and goes."""
+    """D15: a client keeps the same few of many instances while others come and go."""
     subset = Subset(10, random.Random(1))
     first = subset.of(named(*range(1000)))
     assert len(set(first)) == 10
@@ -49,7 +49,7 @@ def test_subset_is_stable():
 
 
 def test_subsets_of_clients_differ():
-    """D15: a thousand clients that keep ten of a hundred spread evenly over all."""
+    """D15: a thousand clients that keep ten of a hundred instances spread evenly over all."""
     seen = Counter()
     dice = random.Random(1)
     for _ in range(1000):
@@ -59,7 +59,8 @@ def test_subsets_of_clients_differ():
 
 
 def test_subset_keeps_every_tier():
-    """D10, D15: a fail-over must find somebody, so each tier keeps one; the best has the rest."""
+    """D10, D15: a fail-over must find an instance, so the subset has one of each tier; the best
+    tier gets the rest."""
     instances = [*named(*range(10)), *named(*range(10, 1000), priority=7)]
     for seed in range(20):
         kept = Subset(5, random.Random(seed)).of(instances)
@@ -69,13 +70,13 @@ def test_subset_keeps_every_tier():
 
 
 def test_small_set_is_kept_whole():
-    """D15: what is no more than the limit is all there; without a limit everything is."""
+    """D15: if there are no more instances than the limit, or no limit, all are kept."""
     assert Subset(10, random.Random(1)).of(named(1, 2)) == named(1, 2)
     assert len(Subset(None, random.Random(1)).of(named(*range(100)))) == 100
 
 
 def test_forked_client_draws_anew():
-    """C8, D15: a forked child keeps a subset of its own."""
+    """C8, D15: a forked child draws its own subset."""
     subset = Subset(10, random.Random(1))
     before = subset.of(named(*range(1000)))
     other = subset.after_fork()
@@ -86,7 +87,7 @@ def test_forked_client_draws_anew():
 
 @pytest.mark.parametrize("service", ["list", "resolver"])
 def test_max_instances(service):
-    """D15: `max_instances` bounds what a balancer knows, from a list and from discovery."""
+    """D15: `max_instances` limits the instances of a balancer, from a list and from discovery."""
     instances = named(*range(100))
     given = instances if service == "list" else Scripted(instances)
     balancer = Balancer(given, max_instances=7)
@@ -97,7 +98,7 @@ def test_max_instances(service):
 
 
 def test_max_instances_over_http(servers):
-    """D15: a client sticks to its subset, over sockets too."""
+    """D15: a client keeps its subset over real sockets too."""
     urls = [server.url for server in servers(*[says(200)] * 4)]
     with lbclient.Client(urls, max_instances=2) as client:
         for _ in range(20):
@@ -108,14 +109,14 @@ def test_max_instances_over_http(servers):
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "3"])
 def test_max_instances_is_checked(wrong):
-    """K: what is no count is refused at construction, by name."""
+    """K: an invalid count is refused at construction by an error that names it."""
     with pytest.raises((TypeError, ValueError), match="max_instances"):
         Balancer(named(1), max_instances=wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "1", True, 3601])
 def test_min_refresh_is_checked(wrong):
-    """K4, D11: `min_refresh` is a time in seconds, an hour at the most."""
+    """K4, D11: `min_refresh` is a time in seconds, at most an hour."""
     with pytest.raises((TypeError, ValueError), match="min_refresh"):
         Balancer(named(1), min_refresh=wrong)
 
@@ -124,7 +125,7 @@ def test_min_refresh_is_checked(wrong):
 
 
 def test_plan_changes_nothing():
-    """D21: what a new answer changes is worked out without touching what calls read."""
+    """D21: what a new answer changes is computed without changing anything that calls read."""
     pool = Pool(BreakerPolicy())
     pool.update([Instance("a.test", 80, weight=1), Instance("b.test", 80)])
     before = [(one, one.weight, one.instance) for one in pool.endpoints]
@@ -139,7 +140,7 @@ def test_plan_changes_nothing():
 
 
 def test_record_that_says_nothing_new_stands():
-    """D21: an equal record leaves the candidates as they are; new metadata is taken over."""
+    """D21: an equal record does not change the candidates; new metadata is applied."""
     pool = Pool(BreakerPolicy())
     pool.update(named(1, 2))
     candidates = pool.candidates(0.0)
@@ -154,8 +155,8 @@ class Asked:
 
 
 def test_thousands_join_a_few_hundred_at_a_time():
-    """D15: of ten thousand that join at once each has its turn within a round or so, but no single
-    pick takes them all in."""
+    """D15: of ten thousand instances that join at once, each is picked within about a round, but no
+    single pick processes them all."""
     pool, strategy = Pool(BreakerPolicy()), Weighted()
     pool.update(named(*range(MANY)))
     candidates = pool.candidates(0.0)
@@ -176,7 +177,8 @@ def test_first_picks_of_many_differ():
 
 
 def test_weighted_forgets_who_left():
-    """S7: whatever the churn, a strategy holds no more of who is gone than of who is there."""
+    """S7: whatever the churn, a strategy stores no more about instances that left than about those
+    in use."""
     pool, strategy = Pool(BreakerPolicy()), Weighted()
     for turn in range(30):
         pool.update(named(*range(turn * 1000, (turn + 1) * 1000)))
@@ -188,7 +190,7 @@ def test_weighted_forgets_who_left():
 
 
 def test_only_who_fails_is_looked_at():
-    """D15: in a large pool a breaker that opens and closes is seen at once, by its own tier."""
+    """D15: in a large pool a breaker that opens and closes is noticed at once, by its own tier."""
     pool = Pool(BreakerPolicy())
     pool.update([*named(*range(50)), *named(*range(50, 60), priority=1)])
     first = pool.candidates(0.0)
@@ -215,7 +217,7 @@ def test_only_who_fails_is_looked_at():
     ids=["nine of ten left", "all replaced", "half left", "two of three left", "one joined"],
 )
 def test_mass_exodus_is_told(caplog, before, after, level):
-    """D28, S12: a change is applied and logged; as a warning where most of a set leave at once."""
+    """D28, S12: a change is applied and logged; as a warning if most of a set leave at once."""
     caplog.set_level(logging.INFO, "lbclient")
     resolver = Scripted(named(*before))
     balancer = Balancer(resolver, name="orders.test")
@@ -283,8 +285,8 @@ CHURN = """
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "many"), [("sync", MANY), ("asyncio", 1000)])
 def test_churn_leaves_nothing(servers, kind, many):
-    """S7, D15: thousands of instances replaced a hundred times leave memory flat within 5 %, and no
-    thread, socket or descriptor more than before."""
+    """S7, D15: replacing thousands of instances a hundred times keeps memory within 5 %, and adds
+    no thread, socket or descriptor."""
     (server,) = servers(says(200))
     command = [sys.executable, "-c", textwrap.dedent(CHURN), str(server.port), kind, str(many)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -316,9 +318,9 @@ START = """
     "strategy", ["weighted", *slow_rows("round-robin", "random", "least-busy")]
 )
 def test_processes_started_together_do_not_begin_alike(client, strategy):
-    """D25, C8: of 200 processes started in pairs, with a client of their own or that of the process
-    they were forked from, the two of a pair pick the same first of twenty instances no more often
-    than by chance."""
+    """D25, C8: 200 processes are started in pairs, each with its own client or with that of the
+    process it was forked from. The two of a pair pick the same first of twenty instances no more
+    often than by chance."""
     command = [sys.executable, "-c", textwrap.dedent(START), client, strategy]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     picks = done.stdout.split()

@@ -1,4 +1,4 @@
-"""The guard: which discovered addresses may be connected to."""
+"""The address filter: which discovered addresses may be connected to."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_dangerous_address_is_refused(address, kind):
 
 @pytest.mark.parametrize("address", HARMLESS)
 def test_private_address_is_let_through(address):
-    """A private or public address is what services live on: it is not refused."""
+    """Services run on private and public addresses, so these are accepted."""
     assert AddressFilter().refuses(address) is None
 
 
@@ -65,17 +65,17 @@ def test_wrapped_ipv4_address_is_unwrapped_first(form, address, kind):
 
 
 def test_6to4_address_is_unwrapped_first():
-    """S1: so is the form of 6to4, where the IPv4 address stands in the middle."""
+    """S1: the IPv4 address in the middle of a 6to4 address is checked too."""
     assert "is loopback" in AddressFilter().refuses("2002:7f00:1::")
 
 
 def teredo_server(address: str) -> str:
-    """A Teredo address (RFC 4380) of a harmless client at this server."""
+    """Make a Teredo address (RFC 4380) of a harmless client at this server."""
     return str(ipaddress.IPv6Address((0x20010000 << 96) | (packed(address) << 64) | 0xF5FFFFFE))
 
 
 def teredo_client(address: str) -> str:
-    """A Teredo address of this client, whose bits are inverted, at a harmless server."""
+    """Make a Teredo address of this client, whose bits are inverted, at a harmless server."""
     inverted = packed(address) ^ 0xFFFFFFFF
     return str(ipaddress.IPv6Address((0x20010000 << 96) | (0x0A000001 << 64) | inverted))
 
@@ -131,25 +131,26 @@ EMBEDDED = {
 )
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_embedded_ipv4_address_is_unwrapped(form, address, kind):
-    """An IPv6 address that may stand for a refused IPv4 address is refused for that reason."""
+    """An IPv6 address that may stand for a refused IPv4 address is refused, with the same
+    reason."""
     assert f" is {kind};" in AddressFilter().refuses(EMBEDDED[form](address))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "192.0.2.1", "8.8.8.8", "10.0.0.0"])
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_embedded_harmless_address_is_let_through(form, address):
-    """An IPv6 address that stands for a harmless IPv4 address is let through."""
+    """An IPv6 address that stands for a harmless IPv4 address is accepted."""
     assert AddressFilter().refuses(EMBEDDED[form](address)) is None
 
 
 @pytest.mark.parametrize("form", EMBEDDED)
 def test_allowing_an_address_allows_the_forms_that_embed_it(form):
-    """Permission for an IPv4 network covers the IPv6 addresses that stand for its addresses."""
+    """Allowing an IPv4 network also allows the IPv6 addresses that stand for its addresses."""
     assert AddressFilter(["127.0.0.0/8"]).refuses(EMBEDDED[form]("127.0.0.1")) is None
 
 
 def test_permission_for_one_reading_does_not_cover_another():
-    """An address with several embedded addresses is let through only if none of them is refused."""
+    """An address with several embedded addresses is accepted only if none of them is refused."""
     address = "2001:0:7f00:1:0:0:5601:5601"  # Teredo: 127.0.0.1 serves 169.254.169.254
     assert "169.254.169.254/32" in AddressFilter(["127.0.0.0/8"]).refuses(address)
     assert AddressFilter(["127.0.0.0/8", "169.254.169.254/32"]).refuses(address) is None
@@ -157,19 +158,19 @@ def test_permission_for_one_reading_does_not_cover_another():
 
 
 def test_link_local_isatap_address_stays_link_local():
-    """Permission for an embedded address does not cover what the IPv6 address itself is."""
+    """Allowing an embedded address does not allow the IPv6 address itself."""
     assert "link-local" in AddressFilter(["127.0.0.0/8"]).refuses("fe80::5efe:127.0.0.1")
 
 
 @pytest.mark.parametrize("form", [form for form, _ in WRAPPED])
 def test_wrapped_harmless_address_is_let_through(form):
-    """An IPv6 form of a harmless IPv4 address is harmless."""
+    """An IPv6 form of a harmless IPv4 address is accepted."""
     assert AddressFilter().refuses(form.format("10.0.0.1")) is None
 
 
 @pytest.mark.parametrize("address", [address for address, _ in REFUSED])
 def test_what_the_error_says_allows_exactly_that(address):
-    """The refusal tells the words that allow the address, and following them does."""
+    """The refusal says how to allow the address, and following this advice works."""
     reason = AddressFilter().refuses(address)
     network = ipaddress.ip_network(reason.partition("allow=['")[2].partition("']")[0])
     address_filter = AddressFilter([str(network)])
@@ -178,7 +179,8 @@ def test_what_the_error_says_allows_exactly_that(address):
 
 
 def test_allowing_a_network_allows_its_wrapped_forms():
-    """`allow=` names the network of the address itself; how DNS writes it does not matter."""
+    """`allow=` names the network of the IPv4 address; the form in which DNS returns it does not
+    matter."""
     address_filter = AddressFilter(["127.0.0.0/8"])
     assert address_filter.refuses("::ffff:127.0.0.1") is None
     assert address_filter.refuses("64:ff9b::7f00:1") is None
@@ -186,26 +188,29 @@ def test_allowing_a_network_allows_its_wrapped_forms():
 
 
 def test_allow_takes_one_network_as_a_string():
-    """`allow="127.0.0.0/8"` is a list of one, not of its letters."""
+    """`allow="127.0.0.0/8"` is one network, not a list of letters."""
     assert AddressFilter("127.0.0.0/8").refuses("127.0.0.1") is None
 
 
 @pytest.mark.parametrize("allow", ["127.0.0.1/8", "localhost", ["10.0.0.0/99"], [""]])
 def test_bad_network_is_a_value_error(allow):
-    """What is no network is refused at construction, by the argument's name."""
+    """A value that is not a network is refused at construction by an error that names the
+    argument."""
     with pytest.raises(ValueError, match=r"^allow must contain networks"):
         AddressFilter(allow)
 
 
 @pytest.mark.parametrize("allow", [5, [5], [ipaddress.ip_network("10.0.0.0/8")], [None]])
 def test_network_of_the_wrong_type_is_a_type_error(allow):
-    """What is no string is refused at construction, by the argument's name."""
+    """A value that is not a string is refused at construction by an error that names the
+    argument."""
     with pytest.raises(TypeError, match=r"^allow must contain networks"):
         AddressFilter(allow)
 
 
 def test_vet_parts_the_harmless_from_the_others():
-    """Of several addresses the harmless ones are kept in order, the others come with reasons."""
+    """The harmless ones of several addresses are kept in order, the others are returned with
+    reasons."""
     vetted, reasons = AddressFilter().vet(["10.0.0.2", "127.0.0.1", "10.0.0.1", "::1"])
     assert vetted == ["10.0.0.2", "10.0.0.1"]
     assert [one.split()[0] for one in reasons] == ["127.0.0.1", "::1"]
@@ -223,21 +228,21 @@ def test_vet_parts_the_harmless_from_the_others():
     ],
 )
 def test_within_holds_targets_to_a_domain(target, within):
-    """S12: with `within`, a target outside that domain is refused, by whole labels."""
+    """S12: with `within`, a target outside that domain is refused; whole labels are compared."""
     reason = AddressFilter(within="example.com").refuses_name(target)
     assert (reason is None) is within
 
 
 @given(st.ip_addresses())
 def test_every_address_gets_a_verdict(address):
-    """S1: no address makes the guard itself fail, and what refuses says how to allow."""
+    """S1: no address makes the filter fail, and each refusal says how to allow the address."""
     reason = AddressFilter().refuses(str(address))
     assert reason is None or "pass allow=['" in reason
 
 
 @given(st.ip_addresses(v=4))
 def test_wrapping_never_changes_the_verdict(address):
-    """S1: whatever IPv4 address is refused is refused in each IPv6 form, and only then."""
+    """S1: every refused IPv4 address is refused in each IPv6 form, and an accepted one in none."""
     refused = AddressFilter().refuses(str(address)) is not None
     for form, _ in WRAPPED:
         wrapped = form.format(address)

@@ -42,14 +42,14 @@ def test_every_address_is_an_instance(liar):
 
 @pytest.mark.parametrize(("four", "six"), [(7, 60), (60, 7)])
 def test_ttl_is_the_least_of_both_families(liar, four, six):
-    """The answer is good for as long as the shorter-lived of its record sets."""
+    """An answer is valid for the shorter TTL of its two record sets."""
     liar.put(NAME, "A", "192.0.2.1", ttl=four)
     liar.put(NAME, "AAAA", "2001:db8::1", ttl=six)
     assert resolver(liar).resolve().ttl == 7
 
 
 def test_alias_is_followed(liar):
-    """D14: a chain of aliases is followed, and the least TTL of the chain counts."""
+    """D14: a chain of aliases is followed, and its shortest TTL counts."""
     liar.put(NAME, "CNAME", "x.test.", ttl=5)
     liar.put("x.test", "CNAME", "y.test.", ttl=9)
     liar.put("y.test", "A", "192.0.2.1", ttl=60)
@@ -66,7 +66,8 @@ def test_one_family_is_enough(liar, fault):
 
 
 def test_family_that_fails_is_remembered(liar):
-    """D2, D21: a family that is not told this time keeps its instances; one that is gone, not."""
+    """D2, D21: a family whose question fails keeps its instances; one that has no more records does
+    not."""
     liar.put(NAME, "A", "192.0.2.1")
     liar.put(NAME, "AAAA", "2001:db8::1")
     asking = resolver(liar)
@@ -86,7 +87,7 @@ def test_family_that_fails_is_remembered(liar):
     ],
 )
 def test_failures_tell_the_name_and_what_came(liar, fault, said):
-    """D1, D3, D5: a look-up without any address fails with the name and the cause."""
+    """D1, D3, D5: a lookup without any address fails with the name and the cause."""
     liar.fault(fault)
     with pytest.raises(DiscoveryError) as caught:
         resolver(liar).resolve()
@@ -94,7 +95,7 @@ def test_failures_tell_the_name_and_what_came(liar, fault, said):
 
 
 def test_silence_of_both_families_fails_in_time():
-    """D4: the two questions of a round share its time, so that whoever waits learns the cause."""
+    """D4: the two questions of a round share its time, so that waiting calls learn the cause."""
     asked = []
 
     class Silent:
@@ -108,7 +109,8 @@ def test_silence_of_both_families_fails_in_time():
 
 
 def test_not_knowing_is_not_the_same_as_none(liar):
-    """D5: where one family has none and the other is not told, the error is the latter."""
+    """D5: if one family has no records and the question for the other fails, the error is that of
+    the latter."""
     liar.put(NAME, "A", "192.0.2.1")
     liar.fault(empty, NAME, "A")
     liar.fault(servfail, NAME, "AAAA")
@@ -117,7 +119,7 @@ def test_not_knowing_is_not_the_same_as_none(liar):
 
 
 def test_refused_addresses_are_left_out(liar):
-    """S1, D18: a refused address is left out with the reason, the rest are instances."""
+    """S1, D18: a refused address is left out with the reason; the others are instances."""
     liar.put(NAME, "A", "192.0.2.1", "127.0.0.1", "169.254.169.254")
     answer = resolver(liar).resolve()
     assert addresses(answer) == ["192.0.2.1"]
@@ -129,7 +131,7 @@ def test_refused_addresses_are_left_out(liar):
 
 
 def test_only_refused_addresses_is_an_error(liar):
-    """S1: where no address may be connected to, the call fails and says how to allow them."""
+    """S1: if no address may be connected to, the call fails and says how to allow them."""
     liar.put(NAME, "A", "127.0.0.1")
     balancer = Balancer(f"http+dns://{NAME}:8080", nameservers=[liar.address])
     with pytest.raises(DiscoveryError, match=r"is loopback; pass allow=\['127\.0\.0\.0/8'\]"):
@@ -149,6 +151,7 @@ def test_balancer_over_addresses(liar):
 
 @pytest.mark.parametrize("service", ["http+dns://192.0.2.1:80", "http+dns://[2001:db8::1]:80"])
 def test_address_is_no_name(service):
-    """K1: an address in place of the name is refused at construction, with the way to write it."""
+    """K1: an address in place of the name is refused at construction, and the error says how to
+    pass it."""
     with pytest.raises(ValueError, match="service must name a host that DNS can look up"):
         Balancer(service)

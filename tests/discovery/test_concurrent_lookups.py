@@ -1,4 +1,4 @@
-"""Questions to DNS that go out together: what DNS is silent about holds up nothing else."""
+"""Concurrent DNS questions: one that is never answered does not delay the others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def balancers():
 
 
 def targets(liar: Liar, count: int) -> list[str]:
-    """Put an SRV record set with so many targets, each with addresses; the targets' names."""
+    """Put an SRV record set with this many targets, each with addresses; return the targets'
+    names."""
     names = [f"t{place}.test" for place in range(count)]
     liar.put(NAME, "SRV", *(f"0 0 80 {name}." for name in names))
     for name in names:
@@ -88,7 +89,7 @@ def taking_less_than(seconds: float):
 
 @pytest.mark.parametrize(("silent", "host"), [("AAAA", "127.0.0.1"), ("A", "::1")])
 def test_silent_family_is_not_waited_for(liar, balancers, silent, host):
-    """The first call goes to the family that answers, however silent the other is."""
+    """The first call uses the family that answers, even if the other never does."""
     liar.fault(silence, "shop.test", silent)
     with taking_less_than(NOOP_SPAN):
         balancer = balancers(ADDRESSES, liar.address)
@@ -98,7 +99,7 @@ def test_silent_family_is_not_waited_for(liar, balancers, silent, host):
 @pytest.mark.parametrize("count", [1, 10, 100])
 @pytest.mark.parametrize("silent", ["A", "AAAA"])
 def test_silent_family_of_many_targets(liar, balancers, count, silent):
-    """All targets are found at once where one family answers, whatever their number."""
+    """All targets are found at once if one family answers, whatever their number."""
     names = targets(liar, count)
     liar.fault(silence, kind=silent)
     balancer = balancers(SRV, liar.address)
@@ -109,7 +110,7 @@ def test_silent_family_of_many_targets(liar, balancers, count, silent):
 
 @pytest.mark.parametrize("silent", [1, 10, 20])
 def test_silent_targets_do_not_delay_the_others(liar, balancers, silent):
-    """Targets of which DNS says nothing hold up the first call for a fraction of a second only."""
+    """Targets for which DNS never answers delay the first call by a fraction of a second only."""
     names = targets(liar, silent + 2)
     for name in names[:silent]:
         liar.fault(silence, name)
@@ -120,7 +121,7 @@ def test_silent_targets_do_not_delay_the_others(liar, balancers, silent):
 
 
 def test_silent_services_do_not_delay_another(liar, balancers):
-    """Ten services of which DNS says nothing hold up no call to an eleventh."""
+    """Ten services for which DNS never answers do not delay calls to an eleventh."""
     waiting = []
     for place in range(10):
         liar.fault(silence, f"silent{place}.test")
@@ -179,7 +180,7 @@ def test_silent_family_over_a_stream(balancers, form, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("combine", [FirstOf, Union])
 def test_silent_family_of_a_part(liar, balancers, combine):
-    """The parts of a composite service are as quick."""
+    """The parts of a composite service are found as quickly."""
     targets(liar, 3)
     liar.fault(silence, kind="AAAA")
     with taking_less_than(NOOP_SPAN):
@@ -201,7 +202,7 @@ def test_family_that_is_refused_is_not_enough(liar, balancers):
 
 
 def test_families_are_asked_together(liar, balancers):
-    """A and AAAA of all targets are asked for before the first answer to any of them comes."""
+    """A and AAAA of all targets are asked for before the first answer to any of them arrives."""
     targets(liar, 5)
     balancer = balancers(SRV, liar.address)
     with liar.holding(kind="A"), liar.holding():
@@ -216,7 +217,7 @@ def test_families_are_asked_together(liar, balancers):
 
 
 def test_late_family_joins(liar, balancers):
-    """A family that is late for the first answer joins within seconds, whatever the TTL."""
+    """A family that is too late for the first answer joins within seconds, whatever the TTL."""
     liar.put("shop.test", "A", "127.0.0.1", ttl=3600)
     liar.put("shop.test", "AAAA", "::1", ttl=3600)
     joined = threading.Event()
@@ -233,7 +234,7 @@ def test_late_family_joins(liar, balancers):
 
 
 def test_late_target_joins(liar, balancers):
-    """So does a target of which nothing was known in time."""
+    """A target that was not found in time joins within seconds too."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", "0 0 80 b.test.", ttl=3600)
     for name in ("a.test", "b.test"):
         liar.put(name, "A", "127.0.0.1", ttl=3600)
@@ -261,7 +262,7 @@ def resolvers(liar: Liar, lifetime: float = 5.0) -> tuple[AddressResolver, SrvRe
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_family_that_stays_silent_does_not_shorten_the_ttl(liar, which):
-    """The TTL is short while a late answer may come, and not once the family has failed."""
+    """The TTL is short while a late answer may come, but not after the family has failed."""
     targets(liar, 3)
     liar.fault(silence, kind="AAAA")
     resolver = resolvers(liar, lifetime=0.2)[which]
@@ -275,7 +276,7 @@ def test_family_that_stays_silent_does_not_shorten_the_ttl(liar, which):
 
 
 def test_target_that_stays_silent_does_not_shorten_the_ttl(liar):
-    """The same holds for a target of which DNS never says anything."""
+    """The same applies to a target for which DNS never answers."""
     silent, *others = targets(liar, 3)
     liar.fault(silence, silent)
     _, resolver = resolvers(liar, lifetime=0.3)
@@ -290,7 +291,7 @@ def test_target_that_stays_silent_does_not_shorten_the_ttl(liar):
 
 
 def test_refresh_waits_for_a_family_that_was_known(liar, balancers):
-    """A refresh, for which no call waits, takes both families as they are now."""
+    """A refresh, which no call waits for, returns the current addresses of both families."""
     balancer = balancers(ADDRESSES, liar.address)
     balancer.call(str)
     liar.put("shop.test", "A", "127.0.0.2")
@@ -306,7 +307,7 @@ def test_refresh_waits_for_a_family_that_was_known(liar, balancers):
 
 
 def test_refresh_waits_once_for_a_family_that_fell_silent(liar):
-    """A family that was known and failed the last time is not waited for again, and stays known."""
+    """A family that was known and failed the last time is not waited for again, but stays known."""
     addresses, _ = resolvers(liar, lifetime=1.0)
     addresses.resolve()
     liar.fault(silence, kind="AAAA")
@@ -318,7 +319,7 @@ def test_refresh_waits_once_for_a_family_that_fell_silent(liar):
 
 
 def test_late_answer_of_none_is_taken(liar):
-    """A late answer that there are no such addresses takes away those that were known."""
+    """A late answer that says that there are no such addresses removes those that were known."""
     addresses, _ = resolvers(liar, lifetime=0.3)
     assert len(addresses.resolve().instances) == 2
     liar.fault(servfail, kind="AAAA")
@@ -328,7 +329,7 @@ def test_late_answer_of_none_is_taken(liar):
 
 
 def test_question_under_way_is_not_asked_again(liar):
-    """A question that is still without an answer is not repeated by the next look-up."""
+    """A question that is still unanswered is not repeated by the next lookup."""
     liar.fault(silence, kind="AAAA")
     addresses, _ = resolvers(liar, lifetime=1.0)
     for _ in range(5):
@@ -340,8 +341,8 @@ def test_question_under_way_is_not_asked_again(liar):
 
 
 def test_threads_are_bounded_and_end(liar):
-    """However many questions are without an answer, a service has few threads, and each ends when
-    the time of its question is over."""
+    """However many questions are unanswered, a service has few threads, and each ends when the time
+    of its question is over."""
     targets(liar, 150)
     liar.fault(silence, kind="A")
     liar.fault(silence, kind="AAAA")
@@ -361,7 +362,7 @@ def test_threads_are_bounded_and_end(liar):
 
 
 def test_glue_needs_no_thread(liar, monkeypatch):
-    """Addresses that came along are taken without a thread."""
+    """Addresses in the additional section are used without starting a thread."""
     liar.glue = True
     names = targets(liar, 5)
     _, resolver = resolvers(liar)
@@ -370,7 +371,7 @@ def test_glue_needs_no_thread(liar, monkeypatch):
 
 
 def test_no_thread_can_be_started(liar, monkeypatch):
-    """Where no thread can be started, questions are asked one after another."""
+    """If no thread can be started, questions are asked one after another."""
 
     def refuse(*_):
         raise RuntimeError("can't start new thread")
@@ -382,7 +383,7 @@ def test_no_thread_can_be_started(liar, monkeypatch):
 
 
 def test_unexpected_error_is_raised():
-    """An error of a question that is not DNS's own leaves the look-up as it is."""
+    """An error of a question that is not from DNS is raised by the lookup unchanged."""
 
     class Broken:
         def ask(self, *_):
@@ -417,7 +418,7 @@ os.wait()
 
 
 def test_fork_while_a_question_is_under_way(liar):
-    """A forked child asks anew what its parent's threads were asking."""
+    """A forked child asks again what its parent's threads were asking."""
     liar.fault(silence, kind="AAAA")
     command = [sys.executable, "-c", FORK, liar.address]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

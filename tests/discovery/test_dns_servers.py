@@ -64,7 +64,8 @@ def test_bind(bind, balancers):
 
 
 def test_change_in_bind_is_seen(bind, balancers):
-    """D21: after an update of the zone, refresh() knows who came and who left; who stays, stays."""
+    """D21: after an update of the zone, refresh() finds what joined and left; other endpoints are
+    kept."""
     balancer = balancers(bind)
     balancer.refresh()
     before = {one.instance.host: one for one in balancer._engine.pool.endpoints}
@@ -80,7 +81,8 @@ def test_change_in_bind_is_seen(bind, balancers):
 
 
 def test_service_vanishes_from_bind(bind, balancers):
-    """D2: when the records are deleted, the last good set is kept and the error is told."""
+    """D2: when the records are deleted, the last good set stays in use and the error is
+    reported."""
     balancer = balancers(bind)
     balancer.refresh()
     bind.update("update delete _http._tcp.shop.test. SRV")
@@ -102,7 +104,7 @@ def test_service_is_declared_absent_in_bind(bind, balancers):
 
 
 def test_many_records_in_bind(bind, balancers):
-    """D6: an answer of BIND that does not fit UDP comes over TCP."""
+    """D6: an answer of BIND that does not fit UDP is fetched over TCP."""
     bind.update(
         *(
             f"update add _http._tcp.shop.test. 5 SRV 0 1 {port} a.shop.test."
@@ -115,7 +117,7 @@ def test_many_records_in_bind(bind, balancers):
 
 
 def test_dnsmasq(dnsmasq, balancers):
-    """Services that dnsmasq knows by --srv-host are found, with priority and weight."""
+    """The SRV records of dnsmasq's --srv-host are found, with priority and weight."""
     balancer = balancers(dnsmasq)
     balancer.refresh()
     found = {one.host: (one.port, one.priority, one.weight) for one in balancer.instances()}
@@ -123,7 +125,7 @@ def test_dnsmasq(dnsmasq, balancers):
 
 
 def test_dead_server_beside_a_real_one(dnsmasq):
-    """D3: a nameserver that refuses is passed over for the next one."""
+    """D3: if a nameserver refuses, the next one is asked."""
     with Liar() as bad:
         bad.fault(servfail)
         balancer = Balancer(
@@ -156,7 +158,8 @@ def test_liar_tells_its_zone(how):
 
 
 def test_liar_lies_on_demand():
-    """A fault holds for a name and type, for one of them, or for all; the narrowest counts."""
+    """A fault applies to a name and type, to one of them, or to all; the most specific one
+    counts."""
     with Liar() as liar:
         liar.put("a.test", "A", "192.0.2.1")
         liar.put("b.test", "A", "192.0.2.2")
@@ -170,7 +173,7 @@ def test_liar_lies_on_demand():
 
 
 def test_liar_counts():
-    """It counts its questions by name and type, and a test can wait for one."""
+    """The server counts its questions by name and type, and a test can wait for one."""
     with Liar() as liar:
         ask(liar, "a.test", "A")
         ask(liar, "a.test", "AAAA")

@@ -51,7 +51,8 @@ def balancers(liar):
 
 @pytest.fixture
 def routes(monkeypatch):
-    """What this host has no route to, with the error number of a socket that is connected there."""
+    """Addresses without a route from this host, with the error number of connecting a socket to
+    them."""
     none: dict[str, int] = {}
     connect = socket.socket.connect
 
@@ -81,7 +82,7 @@ def hosts(balancer: Balancer) -> list[str]:
     ],
 )
 def test_family_is_asked_for(liar, balancers, family, asked, expected):
-    """`family=` says which kinds of address DNS is asked for."""
+    """`family=` decides which kinds of address DNS is asked for."""
     assert hosts(balancers(ADDRESSES, family=family)) == expected
     assert (liar.asked(kind="A"), liar.asked(kind="AAAA")) == asked
 
@@ -92,7 +93,7 @@ def test_family_is_asked_for(liar, balancers, family, asked, expected):
     [("any", {"127.0.0.1", "::1"}), ("ipv4", {"127.0.0.1"}), ("ipv6", {"::1"})],
 )
 def test_family_of_targets(liar, balancers, glue, family, expected):
-    """The addresses of SRV targets are of the family that is asked for, however they come."""
+    """The addresses of SRV targets are of the wanted family, from either section."""
     liar.glue = glue
     liar.put(NAME, "SRV", "0 0 80 shop.test.")
     balancer = balancers(SRV, family=family)
@@ -101,7 +102,7 @@ def test_family_of_targets(liar, balancers, glue, family, expected):
 
 
 def test_family_that_did_not_come_along_is_asked_for(liar, balancers):
-    """Where only the other family came along with the records, the one wanted is asked for."""
+    """If only the other family is in the additional section, the wanted one is asked for."""
     liar.glue = True
     liar.drop("shop.test", "A")
     liar.put(NAME, "SRV", "0 0 80 shop.test.")
@@ -112,7 +113,7 @@ def test_family_that_did_not_come_along_is_asked_for(liar, balancers):
 
 
 def test_family_ends_the_wait_for_the_other(liar, balancers):
-    """A family that is not wanted is not waited for, nor held against the service."""
+    """A family that is not wanted is not waited for, and its absence is no failure."""
     liar.fault(silence, "shop.test", "AAAA")
     assert hosts(balancers(ADDRESSES, family="ipv4")) == ["127.0.0.1"]
     assert liar.asked(kind="AAAA") == 0
@@ -149,7 +150,7 @@ def test_options_of_dns_are_refused_elsewhere(service, option):
 
 @pytest.mark.parametrize("combine", [FirstOf, Union])
 def test_options_of_dns_hold_for_the_parts_in_dns(balancers, combine):
-    """In a composite service they hold for the parts that are in DNS."""
+    """In a composite service the options apply to the parts that are in DNS."""
     service = combine(ADDRESSES, [Instance("127.9.9.9", 80)])
     assert "::1" not in hosts(balancers(service, family="ipv4", sticky=60.0))
 
@@ -159,7 +160,7 @@ def test_options_of_dns_hold_for_the_parts_in_dns(balancers, combine):
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
 def test_addresses_without_a_route_are_not_used(balancers, routes, error):
-    """Of two families the one that this host has no route to is left out."""
+    """If there are two families, the one that this host has no route to is left out."""
     routes["::1"] = error
     assert hosts(balancers(ADDRESSES)) == ["127.0.0.1"]
 
@@ -172,33 +173,34 @@ def test_ipv4_without_a_route(balancers, routes):
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOBUFS, errno.EPERM])
 def test_other_errors_say_nothing_of_routes(balancers, routes, error):
-    """A probe that fails for another reason takes no address away."""
+    """A route check that fails for another reason removes no address."""
     routes["::1"] = error
     assert hosts(balancers(ADDRESSES)) == ["127.0.0.1", "::1"]
 
 
 def test_nothing_can_be_reached(balancers, routes):
-    """Where no address has a route all are kept: their number says nothing about the network."""
+    """If no address has a route, all are kept, since their number says nothing about the
+    network."""
     routes |= {"::1": errno.ENETUNREACH, "127.0.0.1": errno.ENETUNREACH}
     assert hosts(balancers(ADDRESSES)) == ["127.0.0.1", "::1"]
 
 
 def test_one_family_alone_is_kept(liar, balancers, routes):
-    """Where DNS has one family only it is used, whatever the routes."""
+    """If DNS has one family only, it is used whatever the routes."""
     liar.drop("shop.test", "A")
     routes["::1"] = errno.ENETUNREACH
     assert hosts(balancers(ADDRESSES)) == ["::1"]
 
 
 def test_single_addresses_without_a_route(liar, balancers, routes):
-    """Each address is judged by itself: one that is on this host needs no default route."""
+    """Each address is checked by itself: one that is on this host needs no default route."""
     liar.put("shop.test", "AAAA", "::1", "2001:db8::1")
     routes["2001:db8::1"] = errno.ENETUNREACH
     assert hosts(balancers(ADDRESSES)) == ["127.0.0.1", "::1"]
 
 
 def test_addresses_of_targets_without_a_route(liar, balancers, routes):
-    """A target keeps the addresses that can be reached; one that has none of these is left out."""
+    """A target keeps its reachable addresses; a target without any is left out."""
     liar.put(NAME, "SRV", "0 0 80 shop.test.", "0 0 80 six.test.")
     liar.put("six.test", "AAAA", "::1")
     routes["::1"] = errno.ENETUNREACH
@@ -209,7 +211,8 @@ def test_addresses_of_targets_without_a_route(liar, balancers, routes):
 
 @pytest.mark.parametrize("sticky", [None, 60.0])
 def test_change_of_routes_is_noticed(balancers, routes, sticky):
-    """A route that appears or goes is noticed by the next refresh, sticky addresses or not."""
+    """A route that appears or disappears is noticed by the next refresh, even for sticky
+    addresses."""
     balancer = balancers(ADDRESSES, sticky=sticky)
     assert hosts(balancer) == ["127.0.0.1", "::1"]
     routes["::1"] = errno.ENETUNREACH
@@ -233,7 +236,8 @@ def test_family_without_a_route_does_not_end_the_wait(liar, balancers, routes):
 
 
 def test_addresses_without_a_route_are_told_once(liar, balancers, routes, caplog):
-    """They are logged when that is new, with what would avoid it, not for each new address."""
+    """Unreachable addresses are logged once, with the option that avoids them, not for each
+    address."""
     routes |= {"::1": errno.ENETUNREACH, "2001:db8::1": errno.ENETUNREACH}
     balancer = balancers(ADDRESSES)
     with caplog.at_level(logging.WARNING, "lbclient"):
@@ -267,8 +271,8 @@ with Liar() as liar:
 
 
 def test_host_with_nothing_but_a_loopback():
-    """On a host without any other interface, `::1` is used and what has no route is not; of
-    addresses that all lack a route, all are kept."""
+    """On a host without another interface, `::1` is used and addresses without a route are not; if
+    no address has a route, all are kept."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "-rn", "true"], check=False).returncode:
         pytest.skip("no network namespace can be made here")

@@ -1,4 +1,4 @@
-"""How nameservers are named, and asking them over TLS (RFC 7858) and HTTPS (RFC 8484)."""
+"""The forms of nameservers, and questions over TLS (RFC 7858) and HTTPS (RFC 8484)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def garbage():
     ],
 )
 def test_nameserver_is_an_address_with_or_without_port(text, address, port):
-    """`nameservers=` takes addresses of both families, with a port or without; also one alone."""
+    """`nameservers=` accepts addresses of both families, with or without a port, in a list or
+    alone."""
     for given in (text, [text], (text,)):
         (one,) = nameservers_of(given)
         assert (one.address, one.port) == (address, port)
@@ -94,7 +95,7 @@ def test_nameserver_is_an_address_with_or_without_port(text, address, port):
     ],
 )
 def test_bad_nameserver_is_a_value_error(text):
-    """K1: what is no address is refused at construction, by the argument's name."""
+    """K1: an invalid address is refused at construction by an error that names the argument."""
     with pytest.raises(ValueError, match=r"^nameservers must contain addresses such as") as caught:
         Balancer("http+srv://shop.test", nameservers=[text])
     assert f", not '{text.partition('/dns-query')[0]}" in str(caught.value)
@@ -102,13 +103,14 @@ def test_bad_nameserver_is_a_value_error(text):
 
 @pytest.mark.parametrize("given", [5, [5], [None], [b"127.0.0.1"], b"127.0.0.1"])
 def test_nameserver_of_the_wrong_type_is_a_type_error(given):
-    """K1: what is no string is refused at construction, by the argument's name."""
+    """K1: a value that is not a string is refused at construction by an error that names the
+    argument."""
     with pytest.raises(TypeError, match=r"^nameservers must contain addresses such as"):
         Balancer("http+srv://shop.test", nameservers=given)
 
 
 def test_no_nameservers_are_a_mistake():
-    """K1: an empty list is not taken for the system's own."""
+    """K1: an empty list does not mean the system's nameservers."""
     with pytest.raises(ValueError, match="nameservers must not be empty"):
         Balancer("http+srv://shop.test", nameservers=[])
     assert dns_by(None, time.monotonic)._nameservers is None
@@ -127,7 +129,8 @@ def test_no_nameservers_are_a_mistake():
     ],
 )
 def test_nameserver_over_tls(text, address, port, name):
-    """`tls://address:port#name`: the certificate is for the name, or else for the address."""
+    """`tls://address:port#name`: the certificate must be for the name, or without one for the
+    address."""
     (one,) = nameservers_of(text)
     assert (one.address, one.port, one.hostname, one.verify) == (address, port, name, True)
 
@@ -143,7 +146,7 @@ def test_nameserver_over_tls(text, address, port, name):
     ],
 )
 def test_nameserver_over_https(text, url, address):
-    """`https://host/path#address`: what follows `#` is where the host is found."""
+    """`https://host/path#address`: the part after `#` is the address of the host."""
     (one,) = nameservers_of([text])
     assert (one.url, one.bootstrap_address) == (url, address)
 
@@ -176,8 +179,8 @@ def test_secrets_of_a_bad_nameserver_are_not_told(text):
 
 
 def test_nameserver_over_tcp():
-    """D6: `tcp://` asks over TCP at once, for servers that cut without a word; it is told apart
-    from the same one over UDP, and named as it was given."""
+    """D6: `tcp://` asks over TCP at once, for servers that silently cut answers; it differs from
+    the same nameserver over UDP, and is shown as it was given."""
     with Liar(glue=True) as liar:
         liar.put("_http._tcp.shop.test", "SRV", "0 0 80 a.test.")
         liar.put("a.test", "A", "192.0.2.1")
@@ -195,14 +198,14 @@ def test_nameserver_over_tcp():
 
 @pytest.mark.parametrize("text", ["tls://10.0.0.2", "https://10.0.0.2/dns-query", "dns.example"])
 def test_plain_nameserver_is_an_address(text):
-    """Where only UDP and TCP will do, nothing else passes."""
+    """Options that support only UDP and TCP accept nothing else."""
     assert plain_nameserver("[::1]:54").port == 54
     with pytest.raises(ValueError):
         plain_nameserver(text)
 
 
 def test_missing_extra_is_told():
-    """K1: without what dnspython wants for HTTPS, construction tells what to install."""
+    """K1: without dnspython's packages for HTTPS, construction fails and says what to install."""
     code = (
         "import dns._features; dns._features.force('doh', False)\n"
         "from lbclient.discovery.dns.nameservers import nameservers_of\n"
@@ -244,7 +247,7 @@ def ask(*nameservers: str, lifetime: float = 5.0, clock=time.monotonic) -> list[
 
 
 def failure(*nameservers: str, lifetime: float = 5.0, clock=time.monotonic) -> str:
-    """What is told, without the question; the same each time."""
+    """The failure without its question; it must be the same each time."""
     told = set()
     for _ in range(2):
         with pytest.raises(DiscoveryError) as caught:
@@ -257,7 +260,7 @@ def failure(*nameservers: str, lifetime: float = 5.0, clock=time.monotonic) -> s
 @pytest.mark.parametrize("kind", ["tls", "https"])
 @pytest.mark.parametrize("name", [None, "dns.example"])
 def test_bind_over_tls_and_https(bind, kind, name):
-    """A service is found over TLS and HTTPS, the server named by its address or by a name."""
+    """A service is found over TLS and HTTPS, whether the server is given by address or by name."""
     with Balancer(
         "http+srv://shop.test",
         nameservers=[form(bind, kind, name)],
@@ -270,7 +273,7 @@ def test_bind_over_tls_and_https(bind, kind, name):
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_certificate_must_be_for_the_name(bind, kind):
-    """A certificate for another name is refused, in words, the same each time."""
+    """A certificate for another name is refused; the error says so, the same each time."""
     assert failure(form(bind, kind, "other.example")).endswith(
         "its certificate is not accepted: "
         "Hostname mismatch, certificate is not valid for 'other.example'."
@@ -279,7 +282,7 @@ def test_certificate_must_be_for_the_name(bind, kind):
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_certificate_must_be_for_the_address(tmp_path, monkeypatch, kind):
-    """Without a name a certificate that does not name the address is refused."""
+    """Without a name, a certificate that does not contain the address is refused."""
     certificates = Certificates(tmp_path, "dns.example")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     with SecureBind(tmp_path, "shop.test.", NAME, ZONE, certificates) as bind:
@@ -292,7 +295,7 @@ def test_certificate_must_be_for_the_address(tmp_path, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_certificate_of_an_unknown_authority(bind, kind, monkeypatch):
-    """A certificate that no authority of ours has signed is refused."""
+    """A certificate that no trusted authority has signed is refused."""
     monkeypatch.delenv("SSL_CERT_FILE")
     told = "its certificate is not accepted: unable to get local issuer certificate"
     assert failure(form(bind, kind)).endswith(told)
@@ -315,7 +318,7 @@ def test_ssl_cert_dir_applies(bind, certificates, tmp_path, kind, monkeypatch):
 
 
 def test_environment_has_no_say(bind, tmp_path, monkeypatch):
-    """K7: proxies and netrc of the environment do not apply."""
+    """K7: proxies and netrc of the environment are ignored."""
     (tmp_path / "netrc").write_text("default login user password hush\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
@@ -325,7 +328,7 @@ def test_environment_has_no_say(bind, tmp_path, monkeypatch):
 
 
 def test_secrets_of_a_nameserver_are_not_told(bind, caplog):
-    """S5: neither an error, nor what it came from, nor our log shows path or query."""
+    """S5: no error, cause of an error, or log line shows path or query."""
     nameserver = f"{bind.https}/hush?token=hush"
     told = r"127\.0\.0\.1:\d+: HTTP status 404$"
     with (
@@ -349,7 +352,7 @@ def held() -> tuple[int, set[threading.Thread]]:
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_no_descriptor_and_no_thread_is_left(bind, kind):
-    """Each question's connection is closed, also that of a question that fails."""
+    """Each question's connection is closed, even if the question fails."""
     good, bad = form(bind, kind), form(bind, kind, "other.example")
     resolvers = [Dns(nameservers_of([one])) for one in (good, bad)]
     ask(good)
@@ -368,7 +371,7 @@ def test_no_descriptor_and_no_thread_is_left(bind, kind):
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_child_asks_too(bind, kind):
-    """C8: what has asked before a fork asks after it, in both processes."""
+    """C8: after a fork, both processes can ask."""
     resolver = Dns(nameservers_of([form(bind, kind)]))
     resolver.ask(NAME, "SRV")
     child = os.fork()
@@ -384,7 +387,7 @@ def test_child_asks_too(bind, kind):
 
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_broken_one_is_passed_over(bind, kind):
-    """D3: one that cannot be used is passed over for the next, whatever its kind."""
+    """D3: a nameserver of any kind that cannot be used is passed over for the next."""
     broken = form(bind, kind, "other.example")
     for good in (bind.address, bind.tls):
         assert len(ask(broken, good)) == 2
@@ -396,7 +399,7 @@ def test_broken_one_is_passed_over(bind, kind):
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.parametrize("kind", ["tls", "https"])
 def test_who_answered_last_is_asked_first(bind, kind):
-    """D3: it is told from others, also where their place or URL is the same."""
+    """D3: an error distinguishes nameservers with the same address or URL."""
     good = form(bind, kind, "dns.example")
     same = (
         form(bind, kind, "other.example") if kind == "tls" else good.replace("#127.0.0.1", "#::1")
@@ -408,7 +411,7 @@ def test_who_answered_last_is_asked_first(bind, kind):
 
 
 def test_broken_one_is_not_asked_again(bind):
-    """D3: while another one answers, each question begins with that one."""
+    """D3: each question begins with the nameserver that answered last."""
     asked: list[object] = []
 
     def hang_up(connection):
@@ -424,7 +427,7 @@ def test_broken_one_is_not_asked_again(bind):
 
 @pytest.mark.usefixtures("garbage")
 def test_one_that_cannot_be_reached_over_https():
-    """D3: that nobody listens is told, and the next one is asked."""
+    """D3: the error says that nothing listens, and the next nameserver is asked."""
     dead = "https://127.0.0.1:1/dns-query"
     assert failure(dead) == "https://127.0.0.1:1: no connection"
     with Liar() as liar:
@@ -436,7 +439,7 @@ def test_one_that_cannot_be_reached_over_https():
 
 
 def silence(_connection):
-    """Says nothing."""
+    """A server that never answers."""
 
 
 def plain(connection):
@@ -451,14 +454,14 @@ def at(scheme: str, port: int) -> str:
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.parametrize("scheme", ["tls", "https"])
 def test_handshake_that_hangs(scheme):
-    """D4: a question ends in time though its server takes the connection and says nothing."""
+    """D4: a question ends in time even if its server accepts the connection and never answers."""
     with peer(silence) as port:
         assert failure(at(scheme, port), lifetime=0.5) == f"{scheme}://127.0.0.1:{port}: no answer"
 
 
 @pytest.mark.parametrize("scheme", ["tls", "https"])
 def test_peer_without_tls(scheme):
-    """Where there is no TLS, that is told."""
+    """The error says that a server does not speak TLS."""
     with peer(plain) as port:
         told = failure(at(scheme, port))
     assert told == f"{scheme}://127.0.0.1:{port}: TLS failed: WRONG_VERSION_NUMBER"
@@ -466,7 +469,7 @@ def test_peer_without_tls(scheme):
 
 @pytest.fixture
 def web(certificates):
-    """Make a TLS server that answers each request by `serve(connection)`, or a DNS one."""
+    """Make a TLS server that handles each connection by `serve(connection)`, or a DNS server."""
     context = certificates.context()
 
     def make(serve):
@@ -504,7 +507,7 @@ def early_hints(secure):
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.parametrize("scheme", ["tls", "https"])
 def test_peer_that_says_nothing_within_tls(web, scheme):
-    """D4: a question ends in time though its server took it and says nothing."""
+    """D4: a question ends in time even if its server has read it and never answers."""
     with web(silence) as port:
         assert failure(at(scheme, port), lifetime=0.5) == f"{scheme}://127.0.0.1:{port}: no answer"
 
@@ -523,7 +526,7 @@ def test_peer_that_says_nothing_within_tls(web, scheme):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_bad_answer_over_https(web, serve, told):
-    """D3, S9: whatever it sends, of whatever size, it is told why that is no answer."""
+    """D3, S9: whatever the server sends, of any size, the error says why it is not an answer."""
     with web(serve) as port:
         text = failure(f"https://127.0.0.1:{port}/q")
     assert text == f"https://127.0.0.1:{port}: {told}"
@@ -531,14 +534,14 @@ def test_bad_answer_over_https(web, serve, told):
 
 @pytest.mark.usefixtures("garbage")
 def test_answer_that_drips_over_https(web):
-    """D4: a question ends in time though there is never a silence in its answer."""
+    """D4: a question ends in time even if its answer arrives slowly but without a pause."""
     with web(dripping) as port:
         text = failure(f"https://127.0.0.1:{port}/q", lifetime=0.5)
     assert text == f"https://127.0.0.1:{port}: no answer"
 
 
 def test_error_under_way_is_not_the_reason(web):
-    """What a caller is about to handle is not taken for the failure of a question."""
+    """An exception that the caller is handling is not mistaken for the failure of a question."""
     with web(responding("nonsense")) as port:
         try:
             socket.create_connection(("127.0.0.1", 1))
@@ -551,12 +554,13 @@ def test_error_under_way_is_not_the_reason(web):
 
 
 def formerr_to_edns(asked: Asked) -> bytes:
-    """As servers do that know no EDNS (RFC 6891, 7)."""
+    """Respond as servers do that do not know EDNS (RFC 6891, 7)."""
     return formerr(asked) if asked.query.edns >= 0 else asked.truth
 
 
 def test_server_without_edns():
-    """D3, D6: a server that knows no EDNS is understood; what does not fit comes over TCP."""
+    """D3, D6: the answers of a server without EDNS are understood; those that do not fit are
+    fetched over TCP."""
     with Liar() as liar:
         liar.put(NAME, "SRV", *(f"0 1 {port} a.shop.test." for port in range(1, 61)))
         liar.fault(formerr_to_edns)

@@ -1,4 +1,4 @@
-"""Discovery over time: when it asks again, what it keeps, who is told, and on which threads."""
+"""Discovery over time: when it asks again, what it keeps, what it reports, and on which threads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SOON = 5
 
 
 class Script:
-    """A resolver that returns, or raises, what it is told."""
+    """A resolver that returns, or raises, what the test sets."""
 
     def __init__(self, result: object) -> None:
         self.result = result
@@ -75,7 +75,7 @@ class Script:
 
 
 class Told:
-    """A subscriber that remembers what it was told."""
+    """A listener that records what it was told."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -94,7 +94,7 @@ class Told:
 
 
 class World:
-    """A watch with all that it is handed."""
+    """A subscription with all that it needs."""
 
     def __init__(self, result: object, *, seed: int = 1, max_stale: float | None = None) -> None:
         self.now = 1000.0
@@ -111,7 +111,7 @@ class World:
         )
 
     def round(self, result: object = None) -> float:
-        """Let the round that is due next happen, and return how long until the one after it."""
+        """Run the round that is due next, and return the time until the one after it."""
         if result is not None:
             self.script.result = result
         self.now = max(self.now, self.watch.next_at)
@@ -122,7 +122,7 @@ class World:
 
 @pytest.mark.parametrize(("ttl", "interval"), [(0, 1), (0.3, 1), (30, 30), (10**9, 3600)])
 def test_refresh_at_ttl(ttl, interval):
-    """D11, D12, D25: the next round is at the TTL, at least 1 s and at most 1 h, ± 10 %."""
+    """D11, D12, D25: the next round is due after the TTL, at least 1 s and at most 1 h, ± 10 %."""
     world = World(Answer([A], ttl))
     waits = [world.round() / interval for _ in range(500)]
     assert 0.9 <= min(waits) < 0.92
@@ -130,8 +130,8 @@ def test_refresh_at_ttl(ttl, interval):
 
 
 def test_back_off():
-    """D2, D24: after a failure the next rounds follow at 1, 2, 4 … 30 s, jittered; a success
-    starts anew."""
+    """D2, D24: after a failure the next rounds follow after 1, 2, 4 … 30 s, with jitter; a success
+    resets this."""
     world = World(Answer([A], 60))
     world.round()
     failure = DiscoveryError("no")
@@ -142,13 +142,13 @@ def test_back_off():
 
 
 def test_back_off_is_jittered():
-    """C21, D25: two clients that failed together do not come back together."""
+    """C21, D25: two clients that failed together do not retry together."""
     waits = {World(DiscoveryError("no"), seed=seed).round() for seed in range(100)}
     assert len(waits) == 100
 
 
 def test_hurry_at_most_every_five_seconds():
-    """I34: an early refresh may be asked for, at most once every 5 s."""
+    """I34: an early refresh may be requested at most once every 5 s."""
     world = World(Answer([A], 3600))
     world.round()
     hurried = []
@@ -162,7 +162,8 @@ def test_hurry_at_most_every_five_seconds():
 
 
 def test_hurry_brings_the_round_forward():
-    """I34: after it the round is due now; while one is due or under way there is none to hurry."""
+    """I34: after the request a round is due now; while one is due or under way, a request changes
+    nothing."""
     world = World(Answer([A], 3600))
     assert not world.watch.request_refresh(world.now)
     world.round()
@@ -175,7 +176,7 @@ def test_hurry_brings_the_round_forward():
 
 @pytest.mark.parametrize("state", ["settled", "stopped"])
 def test_hurry_does_not_wake_what_is_over(state):
-    """C20: neither a list that never changes nor a closed service is asked for again."""
+    """C20: neither a list that never changes nor a closed service is looked up again."""
     world = World(Answer([A], None if state == "settled" else 60))
     world.round()
     world.watch.next_at = float("inf")
@@ -183,8 +184,8 @@ def test_hurry_does_not_wake_what_is_over(state):
 
 
 def test_a_day_of_failure(caplog):
-    """D22: through 24 hours of failure the set is kept, its age and the error are told, the
-    service is asked every half minute, and the log tells it once."""
+    """D22: during 24 hours of failure the set is kept, its age and the error are reported, the
+    service is looked up every half minute, and the failure is logged once."""
     world = World(Answer([A], 60))
     with caplog.at_level(logging.INFO, "lbclient"):
         world.round()
@@ -205,7 +206,7 @@ def test_a_day_of_failure(caplog):
 
 
 def test_log_tells_each_change(caplog):
-    """D2: a failure is logged when it is another one than before."""
+    """D2: a failure is logged if it differs from the one before."""
     world = World(DiscoveryError("one"))
     with caplog.at_level(logging.WARNING, "lbclient"):
         for text in ("one", "one", "two", "two", "one"):
@@ -214,7 +215,7 @@ def test_log_tells_each_change(caplog):
 
 
 def test_one_round_at_a_time():
-    """D25: while a round is under way there is no other; none before it is due."""
+    """D25: while a round is under way, or before it is due, no other begins."""
     world = World(Answer([A], 60))
     assert world.watch.claim()
     assert not world.watch.claim()
@@ -223,8 +224,8 @@ def test_one_round_at_a_time():
 
 
 def test_failed_first_lookup_is_told_at_once():
-    """D1, D24: after a failed first look-up whoever waits, and whoever calls during back-off, is
-    told at once; when the next round is due or under way, calls wait for it."""
+    """D1, D24: after a failed first lookup, calls that wait or come during the back-off fail at
+    once; when the next round is due or under way, calls wait for it."""
     world = World(DiscoveryError("no"))
     assert world.watch.failure(world.now) is None
     signal = Signal()
@@ -239,8 +240,8 @@ def test_failed_first_lookup_is_told_at_once():
 
 
 def test_absence_drops_the_set():
-    """D7: a service that declares itself absent has no set, and its error says why; it is asked
-    again like after a failure."""
+    """D7: a service that is declared absent has no set, and its error says why; it is looked up
+    again as after a failure."""
     world = World(Answer([A], 60))
     world.round()
     assert world.round(ServiceAbsent("gone")) <= 1
@@ -252,8 +253,8 @@ def test_absence_drops_the_set():
 
 
 def test_max_stale():
-    """D22: with `max_stale`, a set older than that is not used while discovery fails; the error
-    tells the age and the cause."""
+    """D22: with `max_stale`, an older set is not used while discovery fails; the error says the age
+    and the cause."""
     world = World(Answer([A], 60), max_stale=300)
     world.round()
     cause = DiscoveryError("no answer")
@@ -267,14 +268,15 @@ def test_max_stale():
 
 
 def test_max_stale_below_the_ttl():
-    """D22: as long as discovery does not fail, a TTL longer than `max_stale` harms nobody."""
+    """D22: as long as discovery does not fail, a TTL longer than `max_stale` is harmless."""
     world = World(Answer([A], 60), max_stale=5)
     world.round()
     assert world.watch.failure(world.now + 59) is None
 
 
 def test_a_long_stop_of_the_process_is_no_failure():
-    """C26: after ten minutes of standing still the set serves on, and the round is due."""
+    """C26: after the process was stopped for ten minutes the set stays in use, and a round is
+    due."""
     world = World(Answer([A], 60), max_stale=120)
     world.round()
     world.now += 600
@@ -298,8 +300,8 @@ def test_a_long_stop_of_the_process_is_no_failure():
     ],
 )
 def test_callers_own_resolver_fails(result, said):
-    """C18: whatever a caller's own resolver returns or raises, the last good set stands, who waits
-    is woken, and the next round follows."""
+    """C18: whatever a user's resolver returns or raises, the last good set stays in use, waiting
+    calls are woken, and the next round follows."""
     world = World(Answer([A], 60))
     world.round()
     signal = Signal()
@@ -315,14 +317,14 @@ def test_callers_own_resolver_fails(result, said):
 
 
 class Mute(Exception):
-    """An error that cannot tell what it is."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise RuntimeError
 
 
 class Own(DiscoveryError):
-    """A caller's own error, that is not made from one text."""
+    """A user's exception that is not constructed from one text."""
 
     def __init__(self, code: int, host: str) -> None:
         super().__init__(f"{code} from {host}")
@@ -330,7 +332,7 @@ class Own(DiscoveryError):
 
 @pytest.mark.parametrize(("error", "said"), [(Mute(), "Mute"), (Own(7, "x"), "7 from x")])
 def test_odd_error_of_a_callers_resolver(error, said):
-    """C18: an error that cannot be printed or copied is told as well as it goes."""
+    """C18: an exception that cannot be printed or copied is reported as well as possible."""
     world = World(error)
     for _ in range(2):
         signal = Signal()
@@ -344,15 +346,15 @@ def test_odd_error_of_a_callers_resolver(error, said):
 
 
 def test_kind_of_a_callers_error_is_told():
-    """The text of a KeyError is but its key: an error that is not ours, nor the system's, is told
-    with its type."""
+    """The text of a KeyError is only its key, so an exception that is neither ours nor the system's
+    is shown with its type."""
     world = World(KeyError("host"))
     world.round()
     assert str(world.watch.failure(world.now)).endswith("KeyError: 'host'")
 
 
 def test_each_call_gets_an_error_of_its_own():
-    """C23: the error that is kept is not itself raised: each raise would change it."""
+    """C23: the stored error is never raised itself, since each raise would change it."""
     world = World(DiscoveryError("no"))
     world.round()
     one, other = world.watch.failure(world.now), world.watch.failure(world.now)
@@ -361,7 +363,7 @@ def test_each_call_gets_an_error_of_its_own():
 
 
 def test_whoever_waits_is_woken_whatever_happens():
-    """C19: not even a subscriber that fails leaves a caller waiting, or stops discovery."""
+    """C19: even a listener that fails does not leave a call waiting, or stop discovery."""
     world = World(Answer([A], 60))
 
     def fail(_: Answer) -> None:
@@ -377,7 +379,7 @@ def test_whoever_waits_is_woken_whatever_happens():
 
 
 def test_stopped_during_a_round():
-    """C20: a service that was closed while it was asked for is not asked for again."""
+    """C20: a service that was closed during a lookup is not looked up again."""
     world = World(Answer([A], 60))
     assert world.watch.claim()
     world.watch.next_at = float("inf")
@@ -412,7 +414,7 @@ def balancers():
 
 
 def over(liar: Liar, lifetime: float = 0.3, name: str = NAME) -> SrvResolver:
-    """SRV discovery that does not wait long for an answer."""
+    """SRV discovery with a short timeout."""
     return SrvResolver(
         name, Dns(nameservers_of([liar.address]), lifetime), AddressFilter(), time.monotonic
     )
@@ -423,7 +425,7 @@ def hosts(balancer: Balancer) -> list[str]:
 
 
 class Gate:
-    """A resolver whose rounds wait until it is opened; it notices if two overlap."""
+    """A resolver whose rounds wait until the test lets them go; it notices if two overlap."""
 
     def __init__(self, *instances: Instance, ttl: float = 60) -> None:
         self.answer = Answer(instances or [A], ttl)
@@ -446,7 +448,7 @@ class Gate:
 
 
 def together(count: int, act) -> list:
-    """Do it on so many threads at once, and return what each returned or raised."""
+    """Run it on this many threads at once, and return what each returned or raised."""
     barrier = threading.Barrier(count)
 
     def one(place: int):
@@ -464,14 +466,14 @@ FAILURES = [nxdomain, servfail, refused, silence, empty, truncated, garbage, wro
 
 
 def refuse(_: Instance) -> None:
-    """An instance that takes no connection."""
+    """An instance that accepts no connection."""
     raise ConnectionRefusedError
 
 
 @pytest.mark.parametrize("fault", FAILURES)
 def test_failure_keeps_the_last_good_set(liar, balancers, fault):
-    """D2, D3, D4, D5, D6, D16: after a failed refresh the set serves on, and the snapshot tells
-    the error and the age; when DNS is well again both are gone."""
+    """D2, D3, D4, D5, D6, D16: after a failed refresh the set stays in use, and the snapshot shows
+    the error and the age; when DNS works again, neither."""
     now = [0.0]
     balancer = balancers(over(liar), name="shop.test", clock=lambda: now[0])
     balancer.refresh()
@@ -491,8 +493,8 @@ def test_failure_keeps_the_last_good_set(liar, balancers, fault):
 
 @pytest.mark.parametrize("fault", FAILURES)
 def test_failed_first_lookup_reaches_every_waiter(liar, balancers, fault):
-    """D1, C19: when the first look-up fails, every call that waits for it raises at once, with the
-    name and the cause, each an error of its own."""
+    """D1, C19: when the first lookup fails, every call that waits for it fails at once, with the
+    name and the cause; each call gets its own error."""
     liar.fault(fault)
     balancer = balancers(over(liar))
     begun = time.monotonic()
@@ -504,7 +506,7 @@ def test_failed_first_lookup_reaches_every_waiter(liar, balancers, fault):
 
 
 def test_calls_recover_after_a_failed_first_lookup(liar, balancers):
-    """D24: the service is asked again after a failed first look-up, and calls serve again."""
+    """D24: after a failed first lookup the service is looked up again, and calls succeed again."""
     liar.fault(nxdomain)
     balancer = balancers(over(liar))
     with pytest.raises(DiscoveryError, match="NXDOMAIN"):
@@ -515,7 +517,7 @@ def test_calls_recover_after_a_failed_first_lookup(liar, balancers):
 
 
 def test_first_call_keeps_to_its_deadline(liar, balancers):
-    """D1: a first call ends with its own deadline, however long DNS takes."""
+    """D1: a first call ends at its own deadline, however long DNS takes."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
     with liar.holding(), pytest.raises(DeadlineExceeded):
         balancer.call(str, deadline=0.05)
@@ -524,7 +526,8 @@ def test_first_call_keeps_to_its_deadline(liar, balancers):
 
 
 def test_update_is_a_difference(liar, balancers):
-    """D21: who stays keeps breaker, attempts and latency; who left goes; who came joins."""
+    """D21: an endpoint that stays keeps breaker, attempts and latency; one that left is removed; a
+    new one is added."""
     breaker = BreakerPolicy(fail_max=1, reset_timeout=1000, reset_timeout_max=1000)
     balancer = balancers(SERVICE, nameservers=[liar.address], breaker=breaker, retry=None)
 
@@ -546,7 +549,7 @@ def test_update_is_a_difference(liar, balancers):
 
 
 def test_unchanged_answer_changes_nothing(liar, balancers):
-    """D21: the same records in whatever order leave endpoints and candidates as they are."""
+    """D21: the same records in another order do not change endpoints and candidates."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
     balancer.refresh()
     pool = balancer._engine.pool
@@ -558,7 +561,7 @@ def test_unchanged_answer_changes_nothing(liar, balancers):
 
 
 def test_new_address_is_another_machine(liar, balancers):
-    """I34: when an instance's address changes, its breaker starts anew; its identity stays."""
+    """I34: when an instance's address changes, it gets a new breaker; its identity stays."""
     breaker = BreakerPolicy(fail_max=1, reset_timeout=1000, reset_timeout_max=1000)
     liar.put(NAME, "SRV", "0 0 80 a.test.")
     balancer = balancers(SERVICE, nameservers=[liar.address], breaker=breaker, retry=None)
@@ -601,7 +604,8 @@ def test_absent_service(liar, balancers):
 
 
 def test_max_stale_of_a_balancer(liar, balancers):
-    """D22: past `max_stale` calls fail with the original cause, and serve again after an answer."""
+    """D22: beyond `max_stale` calls fail with the original cause, and succeed after the next
+    answer."""
     now = [0.0]
     balancer = balancers(SERVICE, nameservers=[liar.address], max_stale=60, clock=lambda: now[0])
     balancer.refresh()
@@ -619,7 +623,7 @@ def test_max_stale_of_a_balancer(liar, balancers):
 
 
 def test_refreshes_by_itself(liar, balancers):
-    """The records are asked for again when their TTL is over, without a call."""
+    """The records are looked up again after their TTL, without a call."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", ttl=1)
     balancer = balancers(SERVICE, nameservers=[liar.address])
     balancer.refresh()
@@ -627,7 +631,7 @@ def test_refreshes_by_itself(liar, balancers):
 
 
 def test_calls_do_not_wait_for_a_refresh(liar, balancers):
-    """D4: once something is known, calls go on while DNS is slow."""
+    """D4: once instances are known, calls continue while DNS is slow."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
     balancer.refresh()
     with ThreadPoolExecutor(1) as pool:
@@ -641,8 +645,8 @@ def test_calls_do_not_wait_for_a_refresh(liar, balancers):
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_wall_clock_has_no_say(liar, balancers, monkeypatch, jump):
-    """D23, C15: when the wall clock jumps by an hour, refreshes go on at their TTL, and no age
-    jumps with it."""
+    """D23, C15: when the wall clock jumps by an hour, refreshes continue at their TTL, and no age
+    jumps."""
     balancer = balancers(SERVICE, nameservers=[liar.address], min_refresh=0.05)
     liar.put(NAME, "SRV", "0 0 80 a.test.", ttl=0)
     balancer.refresh()
@@ -655,7 +659,7 @@ def test_wall_clock_has_no_say(liar, balancers, monkeypatch, jump):
 
 
 def test_refused_call_asks_early(liar, balancers):
-    """I34: when every instance is refused, the records are asked for before their TTL is over."""
+    """I34: when every instance is refused, the records are looked up before their TTL is over."""
     balancer = balancers(SERVICE, nameservers=[liar.address], retry=RetryPolicy(backoff=0.001))
 
     with pytest.raises(ConnectionRefusedError):
@@ -668,7 +672,7 @@ def test_refused_call_asks_early(liar, balancers):
 
 @pytest.mark.anyio
 async def test_arefresh(liar, balancers):
-    """arefresh() knows the new set, and raises what failed, on asyncio and trio."""
+    """arefresh() applies the new set, and raises a failure, on asyncio and trio."""
     balancer = balancers(over(liar))
     await balancer.arefresh()
     liar.put(NAME, "SRV", "0 0 80 c.test.")
@@ -686,7 +690,7 @@ async def _port(one: Instance) -> int:
 
 @pytest.mark.anyio
 async def test_first_lookup_does_not_block_the_loop(balancers):
-    """D4: while an async call waits for the first look-up, the loop goes on."""
+    """D4: while an async call waits for the first lookup, the event loop continues."""
     gate = Gate()
     balancer = balancers(gate)
     got = []
@@ -707,7 +711,7 @@ async def test_first_lookup_does_not_block_the_loop(balancers):
 
 @pytest.mark.anyio
 async def test_cancelled_waiter_is_forgotten(balancers):
-    """C1: a call cancelled while it waits for the first look-up leaves nothing behind."""
+    """C1: a call that is cancelled while it waits for the first lookup leaves nothing behind."""
     gate = Gate()
     balancer = balancers(gate)
     async with anyio.create_task_group() as group:
@@ -720,8 +724,8 @@ async def test_cancelled_waiter_is_forgotten(balancers):
 
 
 def test_crowd_waits_for_the_first_answer(balancers):
-    """Calls join the wait for the first answer, and leave it, in constant time, however many wait:
-    no call is compared with the others."""
+    """Calls join and leave the wait for the first answer in constant time, however many wait: no
+    call is compared with the others."""
     compared = []
 
     class Compared(Signal):
@@ -744,7 +748,7 @@ def test_crowd_waits_for_the_first_answer(balancers):
 
 @pytest.mark.anyio
 async def test_failed_first_lookup_in_a_loop(liar, balancers):
-    """D1, C19: async calls that wait for the first look-up are all told of its failure."""
+    """D1, C19: all async calls that wait for the first lookup learn of its failure."""
     liar.fault(nxdomain)
     balancer = balancers(over(liar))
     errors = []
@@ -789,7 +793,7 @@ def test_sixteen_first_calls_are_one_round(liar, balancers):
 
 
 def test_refreshes_share_a_round(balancers):
-    """D25: refreshes asked for while a round is under way wait for it; none overlaps another."""
+    """D25: refreshes requested while a round is under way wait for it; no two overlap."""
     gate = Gate()
     balancer = balancers(gate)
     with ThreadPoolExecutor(8) as pool:
@@ -827,7 +831,7 @@ def test_waiting_for_a_round_costs_nothing(balancers, monkeypatch):
 
 
 def test_many_refreshes_all_end(liar, balancers):
-    """D25: however refreshes from many threads fall together, each ends with an answer."""
+    """D25: when refreshes are requested on many threads, each ends with an answer."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
 
     def refresh(_: int) -> int:
@@ -839,7 +843,7 @@ def test_many_refreshes_all_end(liar, balancers):
 
 
 def test_calls_go_on_while_the_set_changes(liar, balancers):
-    """D21, C7: calls on many threads never fail while records come and go."""
+    """D21, C7: calls on many threads never fail while records are added and removed."""
     balancer = balancers(SERVICE, nameservers=[liar.address])
     stop = threading.Event()
 
@@ -880,7 +884,7 @@ def test_ten_silent_names_do_not_delay_an_eleventh(balancers):
 
 
 def test_one_scheduler_thread(liar, balancers):
-    """One thread schedules every service, and no thread is left of a round that is over."""
+    """One thread schedules every service, and no thread is left after a round."""
 
     def schedulers() -> int:
         return sum(one.name == "lbclient-refresher" for one in threading.enumerate())
@@ -896,7 +900,7 @@ def test_one_scheduler_thread(liar, balancers):
 
 
 def gone(ref: weakref.ref) -> bool:
-    """Whether it is collected soon; a thread may hold it for the moment of a step."""
+    """Whether the object is collected soon; a thread may hold it for a moment."""
     until = time.monotonic() + SOON
     while time.monotonic() < until:
         gc.collect()
@@ -906,7 +910,7 @@ def gone(ref: weakref.ref) -> bool:
 
 
 def test_forgotten_balancer_stops_asking(liar):
-    """S7: a balancer that nobody holds any more is collected with its watch, and asks no more."""
+    """S7: an unreferenced balancer is collected with its subscription, and asks no more."""
     balancer = Balancer(SERVICE, nameservers=[liar.address])
     balancer.refresh()
     balancer.refresh()
@@ -916,7 +920,7 @@ def test_forgotten_balancer_stops_asking(liar):
 
 
 def test_log_is_written_without_the_lock(liar, balancers):
-    """C24: a log's handler may wait for somebody who asks the balancer."""
+    """C24: a log handler may wait for a thread that uses the balancer."""
     balancer = balancers(over(liar))
     liar.put(NAME, "SRV", "0 0 80 a.test.", "0 0 0 b.test.")
     asked = []
@@ -942,7 +946,7 @@ def test_log_is_written_without_the_lock(liar, balancers):
 
 
 def test_closed_balancer_stops_asking(balancers):
-    """After close() during a round no other follows, and a call that waits for it is ended."""
+    """After close() during a round no other follows, and a waiting call ends."""
     gate = Gate()
     balancer = balancers(gate)
     with ThreadPoolExecutor(1) as pool:
@@ -956,7 +960,7 @@ def test_closed_balancer_stops_asking(balancers):
 
 
 def test_what_is_scheduled_anew_leaves_no_trace():
-    """S7: however often a service is refreshed, its schedule holds one round of it."""
+    """S7: however often a service is refreshed, the schedule has one round of it."""
     world, refresher = World(Answer([A], 3600)), ThreadScheduler()
     world.round()
     for _ in range(1000):
@@ -965,7 +969,7 @@ def test_what_is_scheduled_anew_leaves_no_trace():
 
 
 def test_what_is_gone_leaves_no_trace():
-    """S7: services that are made and forgotten do not pile up in the schedule."""
+    """S7: services that are created and dropped do not accumulate in the schedule."""
     refresher = ThreadScheduler()
     gc.freeze()  # what was there before is no garbage, and is not looked through each time
     for place in range(1000):
@@ -979,7 +983,7 @@ def test_what_is_gone_leaves_no_trace():
 
 
 def test_clock_that_fails_stops_nobody_else(balancers, caplog):
-    """C18: a caller's clock that raises does not end the discovery of other services."""
+    """C18: a user's clock that raises does not end the discovery of other services."""
     world = World(Answer([A], 60))
     world.watch.clock = {}.__getitem__
     with caplog.at_level(logging.ERROR, "lbclient"):
@@ -991,7 +995,8 @@ def test_clock_that_fails_stops_nobody_else(balancers, caplog):
 
 
 def test_scheduler_that_could_not_start_starts_later(monkeypatch):
-    """I22: where the scheduler's thread could not be started, the next who schedules tries."""
+    """I22: if the scheduler's thread could not be started, the next call of `schedule` tries
+    again."""
     started = []
 
     def start(_: object, name: str) -> None:
@@ -1009,7 +1014,7 @@ def test_scheduler_that_could_not_start_starts_later(monkeypatch):
 
 
 def test_no_more_threads(balancers, monkeypatch):
-    """I22: where no thread can be started for a round, the scheduler's own does it."""
+    """I22: if no thread can be started for a round, the scheduler's own thread runs it."""
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -1025,7 +1030,7 @@ def test_no_more_threads(balancers, monkeypatch):
 
 
 def test_turns_of_threads_are_the_interpreters(balancers):
-    """A large answer leaves the interpreter's switch interval as the process has it."""
+    """A large answer does not change the process's switch interval."""
     before = sys.getswitchinterval()
     seen = []
 
@@ -1061,12 +1066,13 @@ assert entered.wait(5)
 
 
 def test_interpreter_ends_during_a_round():
-    """C10: a round under way neither delays the end of the interpreter nor makes it speak."""
+    """C10: a round under way neither delays the exit of the interpreter nor prints anything."""
     assert script(STUCK, "-W", "error") == (0, b"", b"")
 
 
 def test_child_forked_during_a_round_asks_itself():
-    """C8: a child discovers on threads of its own, also if a round was under way in its parent."""
+    """C8: a forked child runs discovery on its own threads, even if a round was under way in its
+    parent."""
     forking = """
 child = os.fork()
 if child == 0:

@@ -1,4 +1,4 @@
-"""A service registers itself: dynamic updates of a real zone, signals, event loops, forks."""
+"""Registration: dynamic updates of a real zone, signals, event loops, forks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ _numbers = itertools.count()
 
 
 def holding():
-    """A hook that holds a message back, what tells that one has come, and what lets it go on."""
+    """A hook that holds a message back, an event that says that it has come, and one that lets it
+    go."""
     reached, proceed = threading.Event(), threading.Event()
 
     def hold(forward):
@@ -69,13 +70,13 @@ def bind(tmp_path_factory):
 
 @pytest.fixture
 def service():
-    """A service of its own for each test, by the name of its SRV records."""
+    """A separate service for each test, by the name of its SRV records."""
     return f"_s{next(_numbers)}._tcp.shop.test"
 
 
 @pytest.fixture
 def registration(bind, service):
-    """Make registrations of one service; what is left is left at the end."""
+    """Make registrations of one service, which are left at the end."""
     made: list[Registration] = []
 
     def make(host="127.0.0.1", port=8080, *, weight=1, priority=0, addresses=(), **options):
@@ -97,7 +98,7 @@ def proxy(bind):
 
 @pytest.fixture
 def sigterm():
-    """What SIGTERM did, as a list of names; what was before is in place again at the end."""
+    """What SIGTERM did, as a list of names; the previous handler is restored at the end."""
     seen: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append("first"))
     yield seen
@@ -105,7 +106,7 @@ def sigterm():
 
 
 def records(bind: Bind, name: str, kind: str = "SRV") -> set[str]:
-    """What the server says, asked as anybody may."""
+    """The server's records, asked for by an ordinary query."""
     host, port = bind.address.split(":")
     query = dns.message.make_query(name, kind)
     response = dns.query.tcp(query, host, port=int(port), timeout=5)
@@ -113,7 +114,7 @@ def records(bind: Bind, name: str, kind: str = "SRV") -> set[str]:
 
 
 def made_up(service: str, word: str) -> str:
-    """The name of a target that is made up."""
+    """A target with a generated name."""
     return f"{word}-{service.split('.', 1)[0][1:]}-tcp.{ZONE}"
 
 
@@ -125,8 +126,8 @@ def terminate() -> None:
 
 
 def test_instance_with_an_address(bind, service, registration):
-    """An address gets a target's name in the service's domain, with its address record; leaving
-    takes out both."""
+    """An address gets a generated target name in the service's domain, with an address record;
+    leaving removes both."""
     target = made_up(service, "127-0-0-1")
     with registration(weight=5, priority=2):
         assert records(bind, service) == {f"2 5 8080 {target}"}
@@ -136,7 +137,7 @@ def test_instance_with_an_address(bind, service, registration):
 
 
 def test_instance_with_an_ipv6_address(bind, service, registration):
-    """An IPv6 address makes a legal label too, and an AAAA record."""
+    """An IPv6 address makes a valid label and an AAAA record."""
     target = made_up(service, "2001-0db8-0000-0000-0000-0000-0000-0001")
     with registration("2001:db8::1", 80, addresses=["10.1.2.3"]):
         assert records(bind, service) == {f"0 1 80 {target}"}
@@ -146,7 +147,7 @@ def test_instance_with_an_ipv6_address(bind, service, registration):
 
 
 def test_instance_with_a_name(bind, service, registration):
-    """A name is the target as it is, and its address records are not touched."""
+    """A host name is the target itself, and its address records are not changed."""
     with registration("a.shop.test"):
         assert records(bind, service) == {f"0 1 8080 a.{ZONE}"}
     assert records(bind, service) == set()
@@ -154,7 +155,8 @@ def test_instance_with_a_name(bind, service, registration):
 
 
 def test_instance_with_a_name_and_addresses(bind, registration):
-    """The addresses of a named instance become records of that name, beside what is there."""
+    """The addresses of a named instance become records of that name, in addition to those that
+    exist."""
     bind.update(f"update add b.{ZONE} 60 A 10.0.0.1")
     with registration("b.shop.test", addresses=["10.0.0.2", "2001:db8::2"]):
         assert records(bind, f"b.{ZONE}", "A") == {"10.0.0.1", "10.0.0.2"}
@@ -174,7 +176,7 @@ def test_instance_with_a_name_and_addresses(bind, registration):
     ],
 )
 def test_service_is_named_as_for_a_client(bind, registration, words, owner):
-    """The same words name a service to who offers it and to who calls it."""
+    """A service has the same name for registrations and for clients."""
     with registration(service=words):
         assert len(records(bind, owner)) == 1
         url = words if "://" in words else f"http+srv://{words}"
@@ -192,7 +194,7 @@ def test_ttl(bind, service, registration):
 
 
 def test_key_file(bind, service, registration, tmp_path):
-    """The key may be in a file as tsig-keygen writes it."""
+    """The key may be a file that tsig-keygen wrote."""
     file = tmp_path / "reg.key"
     file.write_text(f'key "reg" {{\n\talgorithm hmac-sha256;\n\tsecret "{SECRET}";\n}};\n')
     with registration(key=file):
@@ -200,13 +202,13 @@ def test_key_file(bind, service, registration, tmp_path):
 
 
 def test_zone_given(bind, service, registration):
-    """A zone that is given is used, and nobody asked for it."""
+    """If a zone is given, it is used without asking."""
     with registration(zone="shop.test"):
         assert records(bind, service)
 
 
 def test_reuse(bind, service, registration):
-    """It may be entered again after it was left, but not twice at a time."""
+    """A registration may be entered again after it was left, but not twice at a time."""
     one = registration()
     for _ in range(2):
         with one:
@@ -218,7 +220,7 @@ def test_reuse(bind, service, registration):
 
 
 def test_close_within_the_block(bind, service, registration):
-    """`close` leaves before the block ends, more than once without harm."""
+    """`close` removes the record before the block ends, and may be called more than once."""
     with registration() as one:
         one.close()
         assert not records(bind, service)
@@ -226,14 +228,14 @@ def test_close_within_the_block(bind, service, registration):
 
 
 def test_exception_passes_through(bind, service, registration):
-    """An exception of the block passes through, and the record is taken out."""
+    """An exception of the block is raised, and the record is removed."""
     with pytest.raises(ZeroDivisionError), registration():
         raise ZeroDivisionError
     assert not records(bind, service)
 
 
 def test_exception_passes_through_though_dns_is_dead(registration, proxy, caplog):
-    """What DNS does at the end hides no exception of the block: it is logged."""
+    """An error of DNS at the end does not hide an exception of the block: it is logged."""
     proxy.hooks = [lambda forward: forward(), lambda _: None]
     with pytest.raises(ZeroDivisionError), registration(server=proxy.address):
         raise ZeroDivisionError
@@ -243,7 +245,7 @@ def test_exception_passes_through_though_dns_is_dead(registration, proxy, caplog
 
 
 def test_repr(service, registration):
-    """It shows who registers as what."""
+    """The repr shows the instance and the record."""
     assert repr(registration()) == f"<Registration 127.0.0.1:8080 as {service}.>"
 
 
@@ -251,7 +253,7 @@ def test_repr(service, registration):
 
 
 def test_records_of_others_stay(bind, service, registration):
-    """Records of other instances of the service are left alone, whatever they are."""
+    """Records of other instances of the service are not changed."""
     bind.update(
         f"update add {service}. 60 SRV 0 1 8080 a.{ZONE}",
         f"update add {service}. 60 SRV 7 9 8081 {made_up(service, '127-0-0-1')}",
@@ -264,7 +266,7 @@ def test_records_of_others_stay(bind, service, registration):
 
 
 def test_shared_target_keeps_its_address(bind, service, registration):
-    """The address of a target stays while another record of the service names it."""
+    """The address of a target stays while another record of the service uses it."""
     target = made_up(service, "127-0-0-1")
     first, second = registration(port=1), registration(port=2)
     with first:
@@ -276,7 +278,7 @@ def test_shared_target_keeps_its_address(bind, service, registration):
 
 
 def test_services_of_one_instance_are_apart(bind, service, registration):
-    """One that is registered as two services leaves one without harm to the other."""
+    """An instance that is registered for two services leaves one without affecting the other."""
     other = f"_other{service}"
     for options in ({}, {"identity": "pod-0"}):
         with registration(**options):
@@ -294,7 +296,8 @@ def test_identity_is_no_host(bind, registration):
 
 
 def test_target_that_is_named_meanwhile_keeps_its_address(bind, service, registration, proxy):
-    """RFC 2136, 2.4.2: who names the target between our look and our update is seen."""
+    """If another record begins to use the target between our query and our update, that is noticed
+    (RFC 2136, 2.4.2)."""
     target = made_up(service, "127-0-0-1")
 
     def race(forward):
@@ -309,7 +312,7 @@ def test_target_that_is_named_meanwhile_keeps_its_address(bind, service, registr
 
 
 def test_others_come_and_go_meanwhile(bind, service, registration, proxy):
-    """Others that change the service at the same time only make it look once more."""
+    """If others change the service at the same time, the records are only read again."""
 
     def race(forward):
         bind.update(f"update add {service}. 60 SRV 0 1 {proxy.updates} a.{ZONE}")
@@ -323,7 +326,8 @@ def test_others_come_and_go_meanwhile(bind, service, registration, proxy):
 
 
 def test_endless_changes_end(bind, service, registration, proxy, caplog):
-    """The record is out, and a warning tells that the addresses are not, after some tries."""
+    """If the addresses cannot be removed after some tries, the record is still removed, and a
+    warning says so."""
 
     def race(forward):
         bind.update(f"update add {service}. 60 SRV 0 1 {proxy.updates} a.{ZONE}")
@@ -337,7 +341,8 @@ def test_endless_changes_end(bind, service, registration, proxy, caplog):
 
 
 def test_many_come_and_go_at_once(bind, service, registration):
-    """Thirty that register and leave at the same time leave nothing, and warn of nothing."""
+    """Thirty instances that register and leave at the same time leave nothing behind, without a
+    warning."""
     many = [registration("127.0.0.1", 8000 + number) for number in range(15)]
     many += [registration(f"127.0.1.{number}") for number in range(15)]
     inside = threading.Barrier(31)
@@ -363,7 +368,7 @@ def test_many_come_and_go_at_once(bind, service, registration):
 
 
 def killed(one: Registration) -> None:
-    """As if its process had been: nothing is taken out, nothing follows."""
+    """Act as if the process was killed: nothing is removed, and nothing follows."""
     one.__enter__()
     one._stay.renewal.stopped = True
     one._stay.sigterm_hook.remove()
@@ -371,7 +376,8 @@ def killed(one: Registration) -> None:
 
 
 def test_same_target_and_port_is_replaced(bind, service, registration):
-    """What was left with the same target and port is replaced, whatever its weight and priority."""
+    """A record that was left behind with the same target and port is replaced, whatever its weight
+    and priority."""
     killed(registration(weight=3, priority=4))
     assert records(bind, service) == {f"4 3 8080 {made_up(service, '127-0-0-1')}"}
     with registration(weight=7):
@@ -380,7 +386,7 @@ def test_same_target_and_port_is_replaced(bind, service, registration):
 
 
 def test_identity_is_replaced_whatever_its_address(bind, service, registration):
-    """Everything under an identity is replaced, whatever port and address it had."""
+    """All records under an identity are replaced, whatever their port and address."""
     killed(registration("127.0.0.1", 1, identity="Pod-0"))
     killed(registration("127.0.0.1", 1, identity="pod-1"))
     target = made_up(service, "pod-0")
@@ -402,7 +408,8 @@ def test_identity_changes_its_family(bind, service, registration):
 
 @pytest.mark.parametrize("port", [8080, 8081])
 def test_successor_is_left_alone(bind, service, registration, port):
-    """An identity that another process has taken over is that one's, also with the same port."""
+    """An identity that another process has taken over belongs to that process, even with the same
+    port."""
     target = made_up(service, "pod-0")
     old = registration("127.0.0.1", identity="pod-0")
     with registration("127.0.0.2", port, identity="pod-0") as new:
@@ -413,7 +420,7 @@ def test_successor_is_left_alone(bind, service, registration, port):
 
 
 def test_successor_that_comes_meanwhile_is_left_alone(bind, service, registration, proxy):
-    """The same where it takes over between our look and our update."""
+    """The same applies if it is taken over between our query and our update."""
     target = made_up(service, "pod-0")
     new = registration("127.0.0.2", identity="pod-0")
 
@@ -429,14 +436,14 @@ def test_successor_that_comes_meanwhile_is_left_alone(bind, service, registratio
 
 
 def test_identity_whose_address_was_wiped_is_taken_out(bind, service, registration):
-    """An identity that has lost its address is still its own to take out."""
+    """An identity whose address has been lost still removes its own record."""
     with registration(identity="pod-0"):
         bind.update(f"update delete {made_up(service, 'pod-0')} A")
     assert records(bind, service) == set()
 
 
 def test_odd_addresses_of_others(bind, service, registration):
-    """No address that DNS may hold is too odd to be compared."""
+    """Every address that DNS may contain can be compared."""
     with registration(identity="pod-0"):
         bind.update(
             f"update add {made_up(service, 'pod-0')} 60 A 0.0.0.0",
@@ -463,7 +470,7 @@ def test_odd_addresses_of_others(bind, service, registration):
     ],
 )
 def test_refusal_says_why(bind, registration, options, reason, caplog):
-    """Entering fails with server and reason in words, and there is nothing to warn of."""
+    """Entering fails with an error that says server and reason, and nothing is logged."""
     one = registration(**options)
     with pytest.raises(RegistrationError, match=reason) as caught:
         one.__enter__()
@@ -475,13 +482,13 @@ def test_refusal_says_why(bind, registration, options, reason, caplog):
 
 
 def test_server_that_refuses_the_connection(registration, dead_port):
-    """A server that is not there fails at once."""
+    """If nothing listens at the server's address, entering fails at once."""
     with pytest.raises(RegistrationError, match="it refused the connection"):
         registration(server=f"127.0.0.1:{dead_port}").__enter__()
 
 
 def test_silent_server(registration, caplog):
-    """A server that never answers costs no more than `timeout`."""
+    """With a server that never answers, entering takes at most `timeout`."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         one = registration(server=f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.05)
         with pytest.raises(RegistrationError, match="no answer in time"):
@@ -490,7 +497,7 @@ def test_silent_server(registration, caplog):
 
 
 def test_no_time_left(bind, registration):
-    """`timeout` is for all the questions together."""
+    """`timeout` covers all questions together."""
     clock = itertools.count(0, 3).__next__
     with pytest.raises(RegistrationError, match="no time was left"):
         registration(clock=clock).__enter__()
@@ -498,7 +505,7 @@ def test_no_time_left(bind, registration):
 
 
 def test_garbage(registration):
-    """An answer that makes no sense is an error that says so."""
+    """The error says that an answer is invalid."""
 
     class Garbage(Proxy):
         def _answer(self, message):
@@ -512,7 +519,7 @@ def test_garbage(registration):
 
 
 def test_lost_answer(bind, service, registration, proxy):
-    """Where only the answer to the update is lost, entering fails and leaves nothing."""
+    """If only the answer to the update is lost, entering fails and leaves nothing behind."""
 
     def lose(forward):
         forward()
@@ -525,7 +532,7 @@ def test_lost_answer(bind, service, registration, proxy):
 
 @pytest.mark.parametrize("rcode", [dns.rcode.NOERROR, dns.rcode.SERVFAIL])
 def test_unsigned_answers_are_not_believed(registration, rcode):
-    """RFC 8945, 5.3: who signs believes no answer that is not signed."""
+    """With a key, an answer that is not signed is not accepted (RFC 8945, 5.3)."""
 
     class Stranger(Proxy):
         def _answer(self, message):
@@ -563,7 +570,7 @@ def test_answer_signed_with_another_key_is_not_believed(bind, proxy, service, re
     [(0, "it is not authoritative for it"), (dns.flags.AA, "its answer does not name the zone")],
 )
 def test_server_that_is_not_the_primary(registration, flags, reason):
-    """Who knows the zone by hearsay, or does not tell where it begins, gets no update."""
+    """A server that is not authoritative for the zone, or does not name it, is sent no update."""
 
     class Hearsay(Proxy):
         def _answer(self, message):
@@ -578,7 +585,7 @@ def test_server_that_is_not_the_primary(registration, flags, reason):
 
 @pytest.mark.parametrize("options", [{}, {"zone": "shop.test"}])
 def test_delegated_service(registration, options):
-    """A name that the zone has delegated is not registered in it, where nobody would find it."""
+    """A name that the zone has delegated is not registered in it, since it would not be found."""
     with pytest.raises(RegistrationError, match="it is not authoritative for it"):
         registration(service="http+srv://delegated.shop.test", **options).__enter__()
 
@@ -587,7 +594,7 @@ def test_delegated_service(registration, options):
 
 
 def test_wiped_record_is_put_again(bind, service, registration):
-    """A record that was deleted is there again after a round of the refresher, with its address."""
+    """A record that was deleted is added again by the next renewal, with its address."""
     target = made_up(service, "127-0-0-1")
     with registration(ttl=1) as one:
         put, renewed = one._stay.record.renew, threading.Event()
@@ -605,7 +612,8 @@ def test_wiped_record_is_put_again(bind, service, registration):
 
 
 def test_renewal_changes_nothing_that_is_there(bind, service, registration):
-    """A renewal of what is there leaves the zone's serial as it is: nothing to transfer."""
+    """A renewal that changes nothing leaves the zone's serial unchanged, so nothing is
+    transferred."""
     for options in ({}, {"identity": "pod-0"}):
         with registration(**options) as one:
             before = records(bind, ZONE, "SOA")
@@ -623,7 +631,8 @@ class Clock:
 
 
 def test_renewal_times():
-    """About every `interval`, ±10 %; after failures from 1 s, doubled up to 30 s."""
+    """Renewals are about every `interval`, ±10 %; after failures they follow after 1 s, doubled up
+    to 30 s."""
     clock, failing = Clock(), False
 
     def renew():
@@ -653,7 +662,8 @@ def test_renewal_times():
 
 
 def test_renewal_logs_what_is_new(caplog):
-    """The first of equal failures is logged, and the success after them; nothing else."""
+    """The first of several equal failures is logged, and the success after them; nothing else
+    is."""
     caplog.set_level(logging.INFO)
     clock, failures = Clock(), iter(["a", "a", "b", "", "", "a"])
 
@@ -675,7 +685,7 @@ def test_renewal_logs_what_is_new(caplog):
 
 
 def test_renewal_survives_any_error(caplog):
-    """A round that fails in a way that nobody thought of is followed by the next."""
+    """An unexpected exception of a renewal does not prevent the next one."""
     clock = Clock()
     one = Renewal(lambda: 1 // 0, "x", 60, clock=clock, rng=random.Random(1))
     clock.now = one.next_at
@@ -688,7 +698,7 @@ def test_renewal_survives_any_error(caplog):
 
 
 def test_renewal_under_way_is_not_the_last_word(bind, service, registration, proxy):
-    """A renewal that was about to add the record when it was left does not bring it back."""
+    """A renewal that was about to add the record when the block was left does not add it again."""
     hold, reached, proceed = holding()
 
     proxy.hooks = [lambda forward: forward(), hold]
@@ -706,7 +716,7 @@ def test_renewal_under_way_is_not_the_last_word(bind, service, registration, pro
 
 
 def test_late_renewal_does_nothing(bind, service, registration):
-    """A renewal that begins after it was left does nothing."""
+    """A renewal that begins after the block was left does nothing."""
     with registration() as one:
         presence = one._stay.record
     presence.renew()
@@ -714,7 +724,7 @@ def test_late_renewal_does_nothing(bind, service, registration):
 
 
 def test_stuck_change_does_not_hold_up_the_exit(bind, service, registration, caplog):
-    """Leaving waits for a change under way, but not without end."""
+    """Leaving waits for a change under way, but only for a limited time."""
     with registration() as one:
         presence = one._stay.record
         presence._timeout = 0.01
@@ -727,7 +737,7 @@ def test_stuck_change_does_not_hold_up_the_exit(bind, service, registration, cap
 
 
 def test_dropped_registration_is_not_renewed(registration, bind, service):
-    """What nobody holds any more is renewed no more: the refresher does not keep it."""
+    """A registration without references is collected, and no longer renewed."""
     one = Registration(service, Instance("127.0.0.1", 1), server=bind.address, key=KEY, ttl=1)
     one.__enter__()
     renewal = weakref.ref(one._stay.renewal)
@@ -740,7 +750,7 @@ def test_dropped_registration_is_not_renewed(registration, bind, service):
 
 
 def test_renewal_ends_with_the_stay(registration):
-    """Who has left claims no more rounds, however late it is."""
+    """After leaving, no round is claimed, however late it is."""
     clock = Clock()
     with registration(clock=clock) as one:
         renewal = one._stay.renewal
@@ -756,7 +766,8 @@ def test_renewal_ends_with_the_stay(registration):
 
 
 def test_sigterm_leaves_then_does_what_was_before(bind, service, registration, sigterm):
-    """The record is out by the time the earlier handler runs; the end of the block restores it."""
+    """The record is removed before the previous handler runs; the end of the block restores that
+    handler."""
     before = signal.getsignal(signal.SIGTERM)
     with registration():
         terminate()
@@ -766,7 +777,7 @@ def test_sigterm_leaves_then_does_what_was_before(bind, service, registration, s
 
 
 def test_handler_that_exits(bind, service, registration):
-    """A handler that raises SystemExit ends the block; nothing is left."""
+    """A handler that raises SystemExit ends the block, and the record is removed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     try:
         with pytest.raises(SystemExit), registration():
@@ -778,7 +789,8 @@ def test_handler_that_exits(bind, service, registration):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_registrations_end_in_any_order(bind, service, registration, sigterm, order):
-    """Each that is left is out of the chain, whatever the order, and the last restores it."""
+    """Each registration that is left is removed from the chain, in any order, and the last one
+    restores the first handler."""
     before = signal.getsignal(signal.SIGTERM)
     several = [registration(port=port) for port in (1, 2, 3)]
     for one in several:
@@ -794,7 +806,7 @@ def test_registrations_end_in_any_order(bind, service, registration, sigterm, or
 
 
 def test_all_leave_on_sigterm(bind, service, registration, sigterm):
-    """One signal takes all of them out, and the earlier handler runs once."""
+    """One signal removes all records, and the previous handler runs once."""
     with registration(port=1), registration(port=2), registration(port=3):
         terminate()
         assert records(bind, service) == set()
@@ -802,7 +814,8 @@ def test_all_leave_on_sigterm(bind, service, registration, sigterm):
 
 
 def test_handler_in_between(bind, service, registration, sigterm):
-    """Somebody's handler that was set between two registrations, and calls on, is called once."""
+    """A handler of the user's that was set between two registrations, and calls the previous one,
+    is called once."""
     first, second = registration(port=1), registration(port=2)
     with first:
         inner = signal.getsignal(signal.SIGTERM)
@@ -819,7 +832,7 @@ def test_handler_in_between(bind, service, registration, sigterm):
 
 
 def test_handler_that_came_later_stays(registration, sigterm):
-    """A handler that took the place of ours is not taken away at the end."""
+    """A handler that has replaced ours is not removed at the end."""
     with registration():
         later = signal.signal(signal.SIGTERM, lambda *_: sigterm.append("later"))
         later = signal.getsignal(signal.SIGTERM)
@@ -827,7 +840,7 @@ def test_handler_that_came_later_stays(registration, sigterm):
 
 
 def test_again_and_again(bind, service, registration, sigterm):
-    """Entering again and again does not make the chain longer."""
+    """Entering repeatedly does not make the chain longer."""
     one, other = registration(port=1), registration(port=2)
     before = signal.getsignal(signal.SIGTERM)
     one.__enter__()
@@ -845,7 +858,7 @@ def test_again_and_again(bind, service, registration, sigterm):
 
 
 def test_ignored_sigterm_stays_ignored(bind, service, registration):
-    """Where SIGTERM is ignored it stays so, and nothing is taken out."""
+    """If SIGTERM is ignored it stays ignored, and nothing is removed."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with registration():
@@ -857,7 +870,7 @@ def test_ignored_sigterm_stays_ignored(bind, service, registration):
 
 
 def test_handler_that_python_did_not_make_stays(registration, monkeypatch, sigterm):
-    """A handler of C code cannot be chained, and is left alone."""
+    """A handler in C code cannot be chained, and is not changed."""
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
         patched.setattr(signal, "getsignal", lambda _: None)
@@ -868,7 +881,7 @@ def test_handler_that_python_did_not_make_stays(registration, monkeypatch, sigte
 
 
 def test_off_the_main_thread(bind, service, registration, sigterm):
-    """Entered on another thread it handles no signal, and all else works."""
+    """A registration that is entered on another thread handles no signal; everything else works."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run():
@@ -887,7 +900,8 @@ def test_off_the_main_thread(bind, service, registration, sigterm):
 
 
 def test_left_on_another_thread(bind, service, registration, sigterm):
-    """Entered on the main thread and left on another, it only passes signals on."""
+    """A registration that is entered on the main thread and left on another only passes signals
+    on."""
     one = registration().__enter__()
     thread = threading.Thread(target=one.close)
     thread.start()
@@ -901,7 +915,7 @@ def test_left_on_another_thread(bind, service, registration, sigterm):
 
 
 def test_dropped_registration_passes_on(registration, bind, service, sigterm):
-    """Its handler does not keep a registration that nobody holds, and still passes on."""
+    """The handler does not keep an unreferenced registration alive, and still passes signals on."""
     one = Registration(service, Instance("127.0.0.1", 1), server=bind.address, key=KEY)
     one.__enter__()
     presence = weakref.ref(one._stay.record)
@@ -921,7 +935,7 @@ def _signalling(forward):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_sigterm_while_entering(bind, service, registration, proxy, sigterm, when):
-    """A signal in the middle of the update is acted upon once that is done: nothing is left."""
+    """A signal during the update is handled after it, and nothing is left behind."""
 
     def hook(forward):
         if when == "before":
@@ -938,7 +952,7 @@ def test_sigterm_while_entering(bind, service, registration, proxy, sigterm, whe
 
 
 def test_sigterm_that_exits_while_entering(bind, service, registration, proxy):
-    """The same where the earlier handler raises."""
+    """The same applies if the previous handler raises."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     try:
         proxy.hooks = [_signalling]
@@ -956,7 +970,7 @@ def test_sigterm_that_exits_while_entering(bind, service, registration, proxy):
 
 
 def test_sigterm_while_leaving(bind, service, registration, proxy, sigterm):
-    """A signal in the middle of leaving does not disturb it, and is passed on once."""
+    """A signal while the record is being removed does not disturb this, and is passed on once."""
     proxy.hooks = [lambda forward: forward(), _signalling]
     with registration(server=proxy.address):
         pass
@@ -966,7 +980,7 @@ def test_sigterm_while_leaving(bind, service, registration, proxy, sigterm):
 
 
 def test_second_sigterm_while_handling_the_first(bind, service, registration, proxy, sigterm):
-    """One more signal while the record is taken out changes nothing."""
+    """Further signals while the record is being removed change nothing."""
     proxy.hooks = [lambda forward: forward(), _signalling]
     with registration(server=proxy.address):
         terminate()
@@ -976,7 +990,7 @@ def test_second_sigterm_while_handling_the_first(bind, service, registration, pr
 
 
 def test_sigterm_while_another_thread_enters(bind, service, registration, proxy, sigterm):
-    """A signal while the update is under way on another thread waits for it, and takes it back."""
+    """A signal during an update on another thread waits for it, and removes the record."""
     one = registration(server=proxy.address)
 
     def hold(forward):
@@ -998,7 +1012,7 @@ def test_sigterm_while_another_thread_enters(bind, service, registration, proxy,
 
 
 def test_sigterm_while_a_log_is_written(bind, service, registration, proxy, sigterm):
-    """A handler of the log that holds a lock which is not re-entrant cannot stop the signal."""
+    """A log handler that holds a lock which is not re-entrant cannot block the signal."""
     lock = threading.Lock()
 
     class Locking(logging.Handler):
@@ -1025,8 +1039,8 @@ def test_sigterm_while_a_log_is_written(bind, service, registration, proxy, sigt
 
 
 def test_processes(bind, service):
-    """Three processes register and are found. One is killed: its record stays, and is replaced
-    when it starts again. One ends by SIGTERM as it would without us, and its record is gone."""
+    """Three processes register and are found. One is killed: its record stays, and is replaced when
+    it starts again. One ends by SIGTERM as it would without us, and its record is removed."""
     url = f"http+srv://{service}"
 
     def start(host):
@@ -1062,7 +1076,7 @@ def test_processes(bind, service):
 
 
 def test_killed_process_comes_back_elsewhere(bind, service):
-    """With an identity it is replaced though address and port are new."""
+    """With an identity, the record is replaced even if address and port are new."""
     with Service(service, "127.0.0.1", 1, bind.address, KEY, "pod-0") as one:
         one.registered()
     with Service(service, "127.0.0.2", 2, bind.address, KEY, "pod-0") as one:
@@ -1090,7 +1104,7 @@ one = Registration({service!r}, Instance("127.0.0.1", 80), server={bind.address!
 
 
 def test_sigterm_on_an_event_loop(bind, service):
-    """A process that waits on an event loop ends by SIGTERM, and its record is gone."""
+    """A process that waits on an event loop ends by SIGTERM, and its record is removed."""
     body = """
 async def main():
     async with one:
@@ -1120,15 +1134,15 @@ asyncio.run(main())
 
 
 def test_end_without_leaving_does_not_hang(bind, service):
-    """A process that ends without leaving ends; what it left is there."""
+    """A process that ends without leaving ends normally; its record stays."""
     ended = script(bind, service, "one.__enter__()\n")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(records(bind, service)) == 1
 
 
 def test_child_leaves_the_parents_record(bind, service):
-    """A forked child neither removes the record at its end nor by SIGTERM, and ends by it; the
-    parent's registration goes on."""
+    """A forked child removes the record neither at its end nor on SIGTERM, which ends it; the
+    parent's registration continues."""
     body = """
 with one:
     for way in ("exit", "signal"):
@@ -1152,7 +1166,8 @@ os._exit(0)
 
 
 def test_child_may_register_itself(bind, service):
-    """What was made in the parent may be entered in a child, whose own it is then."""
+    """A registration that was made in the parent may be entered in a child, and then belongs to
+    it."""
     body = """
 with one:
     child = os.fork()
@@ -1169,7 +1184,7 @@ with one:
 
 
 def test_child_forked_during_a_change(bind, service):
-    """A lock that a thread of the parent holds at the fork stops nobody in the child."""
+    """A lock that a thread of the parent holds at the fork does not block the child."""
     body = """
 with one:
     lock = one._stay.record._lock
@@ -1191,7 +1206,7 @@ with one:
 
 @pytest.mark.anyio
 async def test_async(bind, service, registration):
-    """`async with` does the same."""
+    """`async with` works like `with`."""
     one = registration()
     for _ in range(2):
         async with one:
@@ -1205,7 +1220,8 @@ async def test_async(bind, service, registration):
 
 @pytest.mark.anyio
 async def test_async_does_not_block_the_loop(bind, service, registration, proxy):
-    """While an update is under way, in and out, the event loop runs: here each waits for it."""
+    """During an update, on entering and on leaving, the event loop continues: here each waits for
+    it."""
     loop = anyio.lowlevel.current_token()
 
     def hold(forward):
@@ -1221,7 +1237,7 @@ async def test_async_does_not_block_the_loop(bind, service, registration, proxy)
 
 @pytest.mark.anyio
 async def test_async_refusal(registration):
-    """Entering raises the same error."""
+    """With `async with`, entering raises the same error."""
     with pytest.raises(RegistrationError, match="BADSIG"):
         async with registration(key="reg:QUJD"):
             pass
@@ -1229,7 +1245,7 @@ async def test_async_refusal(registration):
 
 @pytest.mark.anyio
 async def test_threads_that_are_all_busy(bind, service, registration):
-    """It waits for no thread of others."""
+    """Entering does not wait for other users of threads."""
     limiter = anyio.to_thread.current_default_thread_limiter()
     taken = [object() for _ in range(int(limiter.total_tokens))]
     for one in taken:
@@ -1246,7 +1262,8 @@ async def test_threads_that_are_all_busy(bind, service, registration):
 @pytest.mark.anyio
 @pytest.mark.parametrize("when", ["before", "during", "inside"])
 async def test_cancelled(bind, service, registration, proxy, when, sigterm):
-    """Cancelled at any time, nothing is left behind, and the earlier handler is in place."""
+    """If it is cancelled at any time, nothing is left behind, and the previous handler is
+    restored."""
     before = signal.getsignal(signal.SIGTERM)
     with anyio.CancelScope() as scope:
         loop = anyio.lowlevel.current_token()
@@ -1271,7 +1288,8 @@ async def test_cancelled(bind, service, registration, proxy, when, sigterm):
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_asyncio_task_cancelled_while_entering(bind, service, registration, proxy, times):
-    """The cancel() of asyncio, which no scope holds up, even more than once: nothing is left."""
+    """If asyncio's cancel() interrupts it, which no scope can delay, even repeatedly, nothing is
+    left behind."""
     hold, reached, proceed = holding()
 
     async def enter():
@@ -1299,7 +1317,7 @@ def test_asyncio_task_cancelled_while_entering(bind, service, registration, prox
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_asyncio_task_cancelled_while_leaving(bind, service, registration, proxy, times):
-    """The same on the way out: the record goes."""
+    """If asyncio's cancel() interrupts leaving, the record is removed."""
     hold, reached, proceed = holding()
 
     async def enter():
@@ -1325,7 +1343,7 @@ def test_asyncio_task_cancelled_while_leaving(bind, service, registration, proxy
 
 
 def test_interrupted_while_entering(bind, service, registration, proxy):
-    """Ctrl-C in the middle of the update leaves nothing."""
+    """Ctrl-C in the middle of the update leaves nothing behind."""
     interrupted = threading.Event()
 
     def interrupt(forward):
@@ -1378,7 +1396,7 @@ def test_interrupted_while_entering(bind, service, registration, proxy):
     ],
 )
 def test_bad_service(service, error):
-    """K1: what names no service is refused at construction, by the argument's name."""
+    """K1: an invalid service is refused at construction by an error that names the argument."""
     with pytest.raises(error, match=r"^service ") as caught:
         Registration(service, Instance("10.0.0.1", 80), server="127.0.0.1")
     assert "hunter2" not in str(caught.value)
@@ -1401,7 +1419,8 @@ def test_bad_service(service, error):
     ],
 )
 def test_bad_instance(instance, error):
-    """What no SRV or address record can say, or no client can reach, is refused."""
+    """A value that no SRV or address record can have, or an address that no client can reach, is
+    refused."""
     with pytest.raises(error, match=r"^instance"):
         Registration("_a._tcp.shop.test", instance, server="127.0.0.1")
 
@@ -1438,7 +1457,7 @@ def test_bad_instance(instance, error):
     ],
 )
 def test_bad_option(options, error):
-    """K1: what cannot be used is refused at construction, by the argument's name."""
+    """K1: an invalid argument is refused at construction by an error that names it."""
     (name,) = options
     with pytest.raises(error, match=rf"^{name}\b"):
         Registration(
@@ -1447,7 +1466,7 @@ def test_bad_option(options, error):
 
 
 def test_identity_beside_a_name():
-    """A host that is a name is not given another."""
+    """A host that is a name is not given a generated one."""
     with pytest.raises(ValueError, match=r"^identity is for an instance whose host is an address"):
         Registration(
             "_a._tcp.shop.test", Instance("a.shop.test", 80), server="127.0.0.1", identity="pod-0"
@@ -1455,7 +1474,8 @@ def test_identity_beside_a_name():
 
 
 def test_longest_label_fits():
-    """The name of an IPv6 address fits a label with the longest service name of RFC 6335."""
+    """The generated name for an IPv6 address fits a label, even with the longest service name of
+    RFC 6335."""
     Registration("_fifteen-letters._tcp.shop.test", Instance("2001:db8::1", 80), server="127.0.0.1")
 
 
@@ -1488,7 +1508,8 @@ def test_key_as_nsupdate_has_it(text, algorithm):
     ],
 )
 def test_key_file_as_named_reads_it(tmp_path, text):
-    """Order, quotes and comments are as named.conf allows them; `//` within a string is none."""
+    """Order, quotes and comments are as named.conf allows them; `//` within a string is not a
+    comment."""
     (tmp_path / "key").write_text(text)
     assert base64.b64encode(key_of(tmp_path / "key").secret).decode() == SECRET
     double = "QUJD//8="
@@ -1518,7 +1539,7 @@ def test_key_file_as_named_reads_it(tmp_path, text):
     ],
 )
 def test_bad_key(key, error):
-    """What is no key is refused, and no part of it is told: it may be the secret."""
+    """An invalid key is refused, and no part of it is shown, since it may be the secret."""
     with pytest.raises(error, match=r"^key must") as caught:
         Registration("_a._tcp.shop.test", Instance("10.0.0.1", 80), server="127.0.0.1", key=key)
     shown = "".join(traceback.format_exception(caught.value))
@@ -1538,7 +1559,7 @@ def test_bad_key(key, error):
     ],
 )
 def test_bad_key_file(tmp_path, text):
-    """A file without exactly one key is refused, and its content not told."""
+    """A file without exactly one key is refused, and its content is not shown."""
     (tmp_path / "key").write_text(text)
     with pytest.raises(ValueError, match=r"^key must") as caught:
         key_of(tmp_path / "key")
@@ -1546,7 +1567,7 @@ def test_bad_key_file(tmp_path, text):
 
 
 def test_key_file_that_cannot_be_read(tmp_path):
-    """The reason is told."""
+    """The error says why a file cannot be read."""
     with pytest.raises(ValueError, match="No such file"):
         key_of(tmp_path / "none")
     with pytest.raises(ValueError, match="Is a directory"):
@@ -1557,7 +1578,8 @@ def test_key_file_that_cannot_be_read(tmp_path):
 
 
 def test_secret_is_not_shown(registration, proxy, caplog):
-    """S5: neither repr, nor error, nor a traceback with its variables, nor a log has the secret."""
+    """S5: neither repr, nor error, nor a traceback with its variables, nor a log shows the
+    secret."""
     caplog.set_level(logging.DEBUG)
     one = registration(server=proxy.address, key=f"wrong:{SECRET}")
     try:

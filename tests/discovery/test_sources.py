@@ -50,14 +50,14 @@ def answer(path: Path, content: str | bytes) -> Answer:
 
 
 def refusals(path: Path, content: str) -> list[tuple[str, str]]:
-    """What is left out of a file, a good entry beside it."""
+    """The entry that is left out of a file which also has a good one."""
     found = answer(path, content)
     assert ("good", 1) in [(one.host, one.port) for one in found.instances]
     return [(one.record, one.reason) for one in found.refused]
 
 
 def failure(resolver) -> str:
-    """Why it cannot be resolved; the same text each time."""
+    """The failure of a resolver; it must be the same each time."""
     texts = set()
     for _ in range(2):
         with pytest.raises(DiscoveryError) as caught:
@@ -69,7 +69,7 @@ def failure(resolver) -> str:
 
 
 def replace(path: Path, content: str) -> None:
-    """As a whole, as `mv` does."""
+    """Replace the file as a whole, as `mv` does."""
     beside = path.with_name("beside")
     beside.write_text(content)
     beside.replace(path)
@@ -83,7 +83,7 @@ def lines(*servers) -> str:
 
 
 def test_a_line_is_an_instance(path):
-    """Each line is an instance, with weight and priority; blanks and comments are none."""
+    """Each line is an instance, with weight and priority; blanks and comments are ignored."""
     found = answer(
         path,
         "# orders\n\n10.0.0.1:8080\n  [::1]:8080\tweight=3  priority=1 # the old one\n"
@@ -112,7 +112,7 @@ def test_a_line_is_an_instance(path):
     ids=["CRLF", "BOM", "BOM and JSON", "no end", "IPv6 first", "zone", "IDNA", "twice"],
 )
 def test_lines_of_every_editor(path, content, instances):
-    """Line ends, marks and blanks of any editor are no part of the entries."""
+    """Line ends, byte order marks and blanks of any editor are ignored."""
     assert said(path, content) == instances
 
 
@@ -150,8 +150,8 @@ def test_lines_of_every_editor(path, content, instances):
     ],
 )
 def test_a_bad_line_is_left_out(path, line, record, reason):
-    """A line that is no instance is left out, with its number and the reason, and no secret; the
-    rest stands."""
+    """A line that is not an instance is left out, with its number and the reason, and without
+    secrets; the rest is used."""
     ((number_and_record, why),) = refusals(path, f"good:1\n\n{line}\n")
     assert number_and_record.startswith(f"line 3 {record}")
     assert reason in why
@@ -160,7 +160,7 @@ def test_a_bad_line_is_left_out(path, line, record, reason):
 
 
 def test_not_all_of_many_refusals_are_told(path):
-    """A hundred refusals are told one by one, of the others how many there are."""
+    """A hundred refusals are listed one by one, and the number of the others."""
     found = refusals(path, "good:1\n" + "bad\n" * 1000)
     assert len(found) == 101
     assert found[-1] == ("900 more", "not listed one by one")
@@ -171,7 +171,7 @@ def test_not_all_of_many_refusals_are_told(path):
 
 @pytest.mark.parametrize("wrap", ["{}", ' \n{{"instances": {}}}\n'], ids=["list", "object"])
 def test_json_entries(path, wrap):
-    """JSON is a list, alone or under `instances`, of texts and of objects with every field."""
+    """JSON is a list, alone or under `instances`, of strings and of objects with every field."""
     entries = [
         "10.0.0.1:80",
         "[::1]:80",
@@ -228,7 +228,8 @@ def test_json_entries(path, wrap):
     ],
 )
 def test_a_bad_json_entry_is_left_out(path, entry, record, reason):
-    """An entry that is no instance is left out, with its index and the reason; the rest stands."""
+    """An entry that is not an instance is left out, with its index and the reason; the rest is
+    used."""
     ((shown, why),) = refusals(path, f'["good:1", {entry}]')
     assert shown.startswith(f"[1] {record}".rstrip())
     assert reason in why
@@ -269,7 +270,7 @@ def test_a_bad_json_entry_is_left_out(path, entry, record, reason):
     ids=range(25),
 )
 def test_what_is_no_list_of_instances(path, content, reason):
-    """A file that names nobody, or breaks its own form, fails with its path and the reason."""
+    """A file without instances, or with an invalid format, fails with its path and the reason."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     text = failure(FileResolver(path))
     assert text.startswith(f"{path}: ")
@@ -281,8 +282,8 @@ def test_what_is_no_list_of_instances(path, content, reason):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    """What is missing, a directory, a pipe, a socket, a device or too large fails in its own words,
-    and blocks nobody."""
+    """A missing file, a directory, a pipe, a socket, a device or a file that is too large fails
+    with its own reason, and nothing blocks."""
     missing, pipe, large = (tmp_path / name for name in ("missing", "pipe", "large"))
     loop, listening = tmp_path / "loop", tmp_path / "socket"
     os.mkfifo(pipe)
@@ -301,8 +302,8 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 def test_permission_lost(path, monkeypatch):
-    """A file that may no longer be read fails with what the operating system says, and is read
-    again once it may."""
+    """A file whose permission is taken away fails with the reason of the operating system, and is
+    read again once it is permitted."""
 
     def denied(*_):
         raise PermissionError(13, "Permission denied")
@@ -317,7 +318,7 @@ def test_permission_lost(path, monkeypatch):
 
 
 def test_the_same_bytes_are_the_same_answer(path):
-    """A file is parsed when its bytes differ, whatever its times say; else the answer is the very
+    """A file is parsed if its bytes differ, whatever its times are; otherwise the answer is the
     same object."""
     path.write_text("a:1\n")
     resolver = FileResolver(path, interval=7)
@@ -332,7 +333,7 @@ def test_the_same_bytes_are_the_same_answer(path):
 
 
 def test_a_relative_path_stays_where_it_was(path, monkeypatch, tmp_path):
-    """A path counts from where the process was when it was given; links are followed anew."""
+    """A relative path counts from the directory at construction; links are followed each time."""
     path.write_text("a:1\n")
     monkeypatch.chdir(tmp_path)
     resolver = FileResolver(path.name)
@@ -343,8 +344,8 @@ def test_a_relative_path_stays_where_it_was(path, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("before", ["x:9\n", "10.0.0.1:8080\n10.0.0.2:8080\n10.0.0.3:8080\n"])
 def test_a_half_written_line_is_no_instance(path, before):
-    """Wherever a rewrite in place is cut, no instance that the file does not name is in an answer,
-    and a cut that shows fails."""
+    """Wherever a rewrite in place is cut, no answer has an instance that the file does not list,
+    and a cut that can be detected fails."""
     after = "10.0.0.1:8080\n10.0.0.20:8080 weight=25\n[2001:db8::1]:8080\n"
     whole = {"10.0.0.1:8080": 1, "10.0.0.20:8080": 25, "[2001:db8::1]:8080": 1}
     for cut in range(len(after)):
@@ -372,8 +373,8 @@ def test_half_written_json_is_no_answer(path):
 
 
 def test_a_last_line_without_end_is_taken_the_second_time(path):
-    """A last line that does not end is taken at once where nothing is known, else once it is still
-    the same at the next reading."""
+    """A last line without a newline is used at once if nothing is known yet, otherwise if it is the
+    same at the next reading."""
     path.write_text("a:1")
     resolver = FileResolver(path)
     assert len(resolver.resolve().instances) == 1
@@ -385,7 +386,7 @@ def test_a_last_line_without_end_is_taken_the_second_time(path):
 
 
 def test_a_file_rewritten_while_it_is_read(path):
-    """Whoever reads while another writes gets one state of the file, never a mixture."""
+    """A reader of a file that is being replaced gets one state of it, never a mixture."""
     states = [f"{name}:1\n{name}:2\n{name}:3\n" for name in "ab"]
     path.write_text(states[0])
     stop = threading.Event()
@@ -410,7 +411,7 @@ def test_a_file_rewritten_while_it_is_read(path):
 
 
 class ConfigMap:
-    """A volume as Kubernetes lays it out: the file is a link through `..data`, which is swapped."""
+    """A volume as Kubernetes makes it: the file is a link through `..data`, which is swapped."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.turn = root, 0
@@ -430,7 +431,7 @@ class ConfigMap:
 
 
 def test_a_configmap_is_swapped(tmp_path):
-    """The swap of a ConfigMap's links is seen at the next reading."""
+    """The swap of a ConfigMap's links is noticed at the next reading."""
     volume = ConfigMap(tmp_path)
     volume.put("a:1\n")
     resolver = FileResolver(volume.path)
@@ -443,7 +444,7 @@ def test_a_configmap_is_swapped(tmp_path):
 
 
 def legal(answer: Answer) -> bool:
-    """What is in it can be connected to, logged, and put into a Host header."""
+    """Every field can be connected to, logged, and used in a Host header."""
     texts = [str(one) for one in answer.instances]
     texts += [address for one in answer.instances for address in one.addresses]
     told = [text for one in answer.refused for text in (one.record, one.reason)]
@@ -489,8 +490,8 @@ CONTENT = (
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENT, after=CONTENT)
 def test_any_bytes_are_an_answer_or_an_error(path, content, after):
-    """D17, S4: whatever is in a file, and comes after, it gives legal instances or a
-    DiscoveryError of one line."""
+    """D17, S4: whatever a file contains, the result is valid instances or a DiscoveryError of one
+    line."""
     resolver = FileResolver(path)
     for one in (content, after, after):
         path.write_bytes(one)
@@ -522,7 +523,7 @@ def test_any_bytes_are_an_answer_or_an_error(path, content, after):
     ids=range(15),
 )
 def test_what_is_no_file(make, error, words):
-    """K1: what can be no path, no interval or no URL of a file is refused, by name."""
+    """K1: an invalid path, interval or URL of a file is refused by an error that names it."""
     with pytest.raises(error, match=words):
         make()
 
@@ -544,13 +545,14 @@ def target(service, **options) -> Target:
     ],
 )
 def test_names_of_a_file(service, options, expected):
-    """A file has the name it is given, else its path's, and then no Host of its own."""
+    """The name of a file's service is the given one, else its path; with the path it has no Host of
+    its own."""
     found = target(service, **options)
     assert (found.name, found.scheme, found.host, found.origin) == expected
 
 
 def test_calls_follow_the_file(path, servers):
-    """A file that is read again in the background moves the calls, none of which fails."""
+    """When a file is read again in the background, calls follow it, and none fails."""
     first, second = servers(tells_port, tells_port)
     path.write_text(lines(first))
     service = FileResolver(path, interval=0.01)
@@ -580,7 +582,7 @@ async def test_async_calls_follow_the_file(tmp_path, servers):
 
 
 async def test_a_balancer_over_a_file(path):
-    """Without HTTP too: `call` and `acall` go where the file says, loopback included."""
+    """Without HTTP, `call` and `acall` use the file's instances too, loopback included."""
     path.write_text("127.0.0.1:1\n")
     balancer = Balancer(f"http+file://{path}")
 
@@ -596,8 +598,8 @@ async def test_a_balancer_over_a_file(path):
 
 @pytest.mark.parametrize("fault", ["", "nonsense\n", '["127.0.0.1:1"', None])
 def test_a_file_that_goes_bad_keeps_the_set(path, fault):
-    """D2: while a file says nothing that can be used, the last good set stands, and the error and
-    its age are told."""
+    """D2: while a file cannot be used, the last good set stays in use, and the error and its age
+    are reported."""
     path.write_text("127.0.0.1:1\n")
     balancer = Balancer(f"http+file://{path}")
     assert balancer.call(str) == "127.0.0.1:1"
@@ -615,7 +617,7 @@ def test_a_file_that_goes_bad_keeps_the_set(path, fault):
 
 
 def test_calls_while_a_file_is_rewritten_in_place(path, servers):
-    """Not one call fails while a file is truncated and written again, over and over."""
+    """No call fails while a file is repeatedly truncated and written again."""
     one, two = servers(tells_port, tells_port)
     path.write_text(lines(one, two))
     stop = threading.Event()
@@ -642,7 +644,7 @@ def test_calls_while_a_file_is_rewritten_in_place(path, servers):
 
 
 class Source:
-    """A resolver that returns, or raises, what it is told."""
+    """A resolver that returns, or raises, what the test sets."""
 
     def __init__(self, *instances: Instance, ttl: float | None = 30) -> None:
         self.says(*instances, ttl=ttl)
@@ -670,7 +672,7 @@ class Third(Source):
 
 
 class Trial:
-    """A composite of sources, by a clock of one's own."""
+    """A composite of sources, with a clock of the test's."""
 
     def __init__(self, kind, *sources, **options) -> None:
         self.now = 1000.0
@@ -694,7 +696,7 @@ ABSENT = ServiceAbsent("not offered")
 
 
 def test_first_that_answers():
-    """The first part with an answer wins; those behind it are not asked."""
+    """The first part with an answer is used; those after it are not asked."""
     first, second = Source(ONE), Other(TWO)
     trial = Trial(FirstOf, first, second)
     assert (trial.hosts(), trial.ttl, second.asked) == (["1"], 30, 0)
@@ -702,8 +704,8 @@ def test_first_that_answers():
 
 @pytest.mark.parametrize("ttl", [None, 30, 5])
 def test_a_later_one_serves_for_now(ttl):
-    """While a later part serves, the earlier ones are asked again within seconds, even if it would
-    never be asked itself; and serve again as soon as they answer."""
+    """While a later part is used, the earlier ones are asked again within seconds, even if the
+    later one would never be asked again; they are used again as soon as they answer."""
     first, second = Source(ONE, ttl=None), Other(TWO, ttl=ttl)
     first.fails()
     trial = Trial(FirstOf, first, second)
@@ -716,8 +718,8 @@ def test_a_later_one_serves_for_now(ttl):
     "result", [DiscoveryError("down"), OSError("down"), Answer(()), "nonsense", None]
 )
 def test_one_lost_packet_moves_no_traffic(result):
-    """The part that serves and merely fails is kept for its patience, from its first failure on;
-    then the next serves, and the first again as soon as it answers."""
+    """A part in use that only fails is kept for `patience` seconds after its first failure. Then
+    the next is used, and the first again as soon as it answers."""
     first, second = Source(ONE), Other(TWO)
     trial = Trial(FirstOf, first, second, patience=10)
     trial.hosts()
@@ -734,7 +736,7 @@ def test_one_lost_packet_moves_no_traffic(result):
 
 
 def test_patience_begins_anew():
-    """An answer in between begins the patience anew."""
+    """A successful answer restarts the patience."""
     first, second = Source(ONE), Other(TWO)
     trial = Trial(FirstOf, first, second, patience=10)
     for _ in range(3):
@@ -746,7 +748,7 @@ def test_patience_begins_anew():
 
 
 def test_without_patience_the_next_serves_at_once():
-    """With a patience of 0 the next part serves at the first failure."""
+    """With a patience of 0 the next part is used at the first failure."""
     first, second = Source(ONE), Other(TWO)
     trial = Trial(FirstOf, first, second, patience=0)
     trial.hosts()
@@ -755,7 +757,7 @@ def test_without_patience_the_next_serves_at_once():
 
 
 def test_absence_is_believed_at_once():
-    """A part that declares itself absent gives way at once, and has no patience later."""
+    """If a part is declared absent, the next one is used at once, without patience."""
     first, second = Source(ONE), Other(TWO)
     trial = Trial(FirstOf, first, second)
     trial.hosts()
@@ -766,8 +768,8 @@ def test_absence_is_believed_at_once():
 
 
 def test_who_serves_has_patience_whatever_its_place():
-    """The part in use is kept while it merely fails, though it is not the first; one that is not
-    in use has none of that."""
+    """A part in use is kept while it only fails, even if it is not the first; a part that is not in
+    use is not."""
     first, second, third = Source(ONE), Other(TWO), Third(THREE)
     trial = Trial(FirstOf, first, second, third, patience=10)
     trial.hosts()
@@ -780,7 +782,8 @@ def test_who_serves_has_patience_whatever_its_place():
 
 
 def test_none_of_all_answers():
-    """Where none answers each part's reason is told, in one line; absent is what all say is."""
+    """If no part answers, the error has each part's reason, in one line; it is ServiceAbsent if all
+    are absent."""
     first, second = Source(), Other()
     first.fails(DiscoveryError("a\nb"))
     second.fails(ABSENT)
@@ -791,8 +794,8 @@ def test_none_of_all_answers():
 
 
 def test_union_of_all():
-    """The parts' instances are put together; of duplicates the lowest priority, then the largest
-    weight counts; the TTL is the least."""
+    """The parts' instances are combined. Of duplicates, the lowest priority counts, then the
+    largest weight; the shortest TTL counts."""
     heavy = Instance(TWO.host, TWO.port, weight=9)
     trial = Trial(
         Union, Source(ONE, TWO, ttl=None), Other(heavy, THREE, ttl=20), Third(ONE, ttl=30)
@@ -807,14 +810,14 @@ def test_union_of_all():
 
 
 def test_union_of_what_never_changes():
-    """Lists together never change either."""
+    """A union of lists never changes either."""
     trial = Trial(Union, ["http://10.0.0.1"], [TWO])
     assert (trial.hosts(), trial.ttl) == (["1", "2"], None)
 
 
 def test_union_keeps_what_fails():
-    """A part that fails keeps what it said last, is named with its reason, and asked again within
-    seconds; one that is absent has nothing."""
+    """A part that fails keeps its last answer, is listed with its reason, and is asked again within
+    seconds; an absent part has no instances."""
     first, second = Source(ONE, ttl=None), Other(TWO, ttl=None)
     trial = Trial(Union, first, second)
     assert trial.hosts() == ["1", "2"]
@@ -831,8 +834,8 @@ def test_union_keeps_what_fails():
 
 
 def test_union_of_failures():
-    """Where all fail, so does the round, with all reasons, known before or not; where one that
-    fails was known, and the others are absent, it alone remains."""
+    """If all parts fail, so does the round, with all reasons. If one that was known fails, and the
+    others are absent, its instances are kept alone."""
     first, second = Source(), Other()
     first.fails()
     trial = Trial(Union, first, second)
@@ -850,19 +853,19 @@ def test_union_of_failures():
 
 
 def test_path_alone_is_no_service(tmp_path):
-    """K1: a path, which has a `resolve` of its own, is refused with the way to pass it."""
+    """K1: a path, which has a `resolve` of its own, is refused; the error says how to pass it."""
     with pytest.raises(TypeError, match=r"pass lbclient\.FileResolver\(path\)"):
         Balancer(tmp_path / "instances")
 
 
 def test_list_of_what_discovery_resolves_is_a_union():
-    """K1: URLs that cannot stand in a list are refused with what puts them together."""
+    """K1: URLs that are not allowed in a list are refused; the error says how to combine them."""
     with pytest.raises(ValueError, match=r"cannot be in a list; use lbclient\.Union"):
         Balancer(["http+srv://a.test", "http+srv://b.test"])
 
 
 def test_emptied_file_names_nobody(path):
-    """A file without a byte is not taken for one that is half-written."""
+    """An empty file does not count as half-written."""
     path.write_text("10.0.0.1:80\n")
     resolver = FileResolver(path)
     resolver.resolve()
@@ -873,8 +876,8 @@ def test_emptied_file_names_nobody(path):
 
 @pytest.mark.parametrize("kind", [FirstOf, Union])
 def test_absent_part_is_called_no_more_though_another_fails(kind):
-    """D7: where the part that served declares itself absent, and nothing is known of the others,
-    the whole is absent: the set must not stand."""
+    """D7: if the part in use is declared absent, and nothing is known about the others, the whole
+    is absent and the set is dropped."""
     first, second = Source(ONE), Other()
     second.fails()
     trial = Trial(kind, first, second)
@@ -884,7 +887,7 @@ def test_absent_part_is_called_no_more_though_another_fails(kind):
 
 
 def test_what_a_part_refused_is_told(path):
-    """What a part left out is told in the answer of the whole, in the same words."""
+    """Records that a part has refused are in the answer of the whole, unchanged."""
     path.write_text("a:1\nb\n")
     for kind in (FirstOf, Union):
         (refused,) = Trial(kind, FileResolver(path), [TWO]).resolver.resolve().refused
@@ -892,7 +895,7 @@ def test_what_a_part_refused_is_told(path):
 
 
 def test_composites_of_composites():
-    """A part may be a composite itself."""
+    """A part may itself be a composite."""
     inner, last = Source(), Other(THREE)
     inner.fails()
     trial = Trial(Union, [ONE], FirstOf(inner, last))
@@ -925,8 +928,8 @@ def test_composites_of_composites():
     ids=["first name", "only name", "given name", "no name"],
 )
 def test_a_composite_is_one_service(kind, services, options, expected):
-    """Scheme and base path are those of the parts that say one, the name that of the first that has
-    one; `name=` comes before them."""
+    """Scheme and base path are those of the parts that have one, the name is that of the first part
+    that has one; `name=` overrides it."""
     found = target(kind(*services), **options)
     name, scheme, authority, origin, path = expected
     assert (found.scheme, found.authority, found.path) == (scheme, authority, path)
@@ -952,7 +955,7 @@ def test_a_composite_is_one_service(kind, services, options, expected):
     ids=range(9),
 )
 def test_what_is_no_composite(kind, services, options, error, words):
-    """K1: parts that are no service, or not of one service, are refused as services are."""
+    """K1: parts that are not services, or not of one scheme and path, are refused."""
     with pytest.raises(error, match=words) as caught:
         Balancer(kind(*services), **options)
     assert "hunter2" not in str(caught.value)
@@ -966,7 +969,8 @@ def test_what_is_no_patience(patience):
 
 
 def test_a_description_serves_many():
-    """One description serves any number of balancers, though a part be an iterator."""
+    """One description can be used by any number of balancers, even if the parts were an
+    iterator."""
     service = Union(iter(["http://10.0.0.1:80"]), (one for one in [TWO]))
     for _ in range(2):
         balancer = Balancer(service)
@@ -975,8 +979,8 @@ def test_a_description_serves_many():
 
 
 def test_a_file_behind_dns(liar, path, servers):
-    """`nameservers=` and `allow=` reach each part: while DNS fails the file serves, then DNS, and
-    DNS alone is guarded."""
+    """`nameservers=` and `allow=` apply to each part: while DNS fails the file is used, then DNS,
+    and only DNS is filtered."""
     first, second = servers(tells_port, tells_port)
     path.write_text(lines(second))
     liar.fault(servfail)
@@ -998,7 +1002,7 @@ def test_a_file_behind_dns(liar, path, servers):
 
 
 async def test_async_union_of_tiers(path, servers, dead_port):
-    """A second source of a higher priority serves while the instances of the first fail."""
+    """A second source with a higher priority serves while the instances of the first fail."""
     (second,) = servers(tells_port)
     path.write_text(f"127.0.0.1:{dead_port}\n")
     spare = [Instance("127.0.0.1", second.port, priority=1)]
@@ -1008,7 +1012,7 @@ async def test_async_union_of_tiers(path, servers, dead_port):
 
 
 def test_a_source_is_one_function_and_one_entry(monkeypatch):
-    """A kind of URL with an entry in the registry is read by its function, and errors name it."""
+    """A URL of a kind in the registry is parsed by its function, and errors list it."""
     read = []
 
     def from_url(url, scheme, sources):

@@ -1,4 +1,4 @@
-"""SRV records: which instances an answer means, and what is left out of it."""
+"""SRV records: the instances of an answer, and the records that are left out."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def reasons(answer) -> list[str]:
 
 
 def test_records_become_instances(liar):
-    """Host, port, priority and weight are the record's; the addresses are those of its target."""
+    """Host, port, priority and weight are those of the record; the addresses are those of its
+    target."""
     liar.put(NAME, "SRV", "0 5 80 a.test.", "1 7 8080 b.test.")
     first, second = resolver(liar).resolve().instances
     assert (first.host, first.port, first.priority, first.weight) == ("a.test", 80, 0, 5)
@@ -93,7 +94,7 @@ def test_records_become_instances(liar):
 
 
 def test_both_families_by_turns(liar):
-    """D19: all addresses of a target are known, IPv4 and IPv6 by turns."""
+    """D19: all addresses of a target are used, IPv4 and IPv6 alternating."""
     liar.put(NAME, "SRV", "0 0 80 c.test.")
     liar.put("c.test", "A", "192.0.2.3", "192.0.2.4")
     liar.put("c.test", "AAAA", "2001:db8::3")
@@ -124,7 +125,7 @@ def test_one_dead_family_leaves_the_other(liar, kind, fault):
 
 @pytest.mark.parametrize(("srv", "address"), [(7, 60), (60, 7)])
 def test_ttl_is_the_least(liar, srv, address):
-    """The TTL of an answer is the least of its SRV and address records."""
+    """The TTL of an answer is the shortest of its SRV and address records."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", ttl=srv)
     liar.put("a.test", "A", "192.0.2.1", ttl=address)
     assert resolver(liar).resolve().ttl == 7
@@ -132,7 +133,7 @@ def test_ttl_is_the_least(liar, srv, address):
 
 @pytest.mark.parametrize(("wire", "ttl"), [(0, 0), (2**31 - 1, 2**31 - 1), (2**31 + 5, 0)])
 def test_odd_ttls(liar, wire, ttl):
-    """D11, D12: TTL 0 and a huge one are read as they are, one with the high bit as 0."""
+    """D11, D12: a TTL of 0 and a huge one are used as they are; one with the high bit set is 0."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", ttl=wire)
     liar.put("a.test", "A", "192.0.2.1", ttl=2**31 - 1)
     assert resolver(liar).resolve().ttl == ttl
@@ -140,7 +141,7 @@ def test_odd_ttls(liar, wire, ttl):
 
 def test_duplicates_are_one_instance(liar):
     """D13, I33: of records with the same target and port the lowest priority counts, then the
-    largest weight; case and the order of records do not."""
+    largest weight; case and order of the records do not matter."""
     liar.put(NAME, "SRV", "1 9 80 a.test.", "0 3 80 A.TEST.", "0 5 80 a.test.", "0 1 81 a.test.")
     found = {one.port: one for one in resolver(liar).resolve().instances}
     assert sorted(found) == [80, 81]
@@ -148,14 +149,14 @@ def test_duplicates_are_one_instance(liar):
 
 
 def test_a_target_is_looked_up_once(liar):
-    """Many ports of one host cost one look-up of its addresses."""
+    """Several ports of one host need one lookup of its addresses."""
     liar.put(NAME, "SRV", *(f"0 0 {port} a.test." for port in range(80, 90)))
     assert len(resolver(liar).resolve().instances) == 10
     assert (liar.asked("a.test", "A"), liar.asked("a.test", "AAAA")) == (1, 1)
 
 
 def test_names_are_asked_absolutely(liar):
-    """D26: no search list is tried: each question is for the very name."""
+    """D26: no search list is used: each question is for exactly the given name."""
     liar.put(NAME, "SRV", "0 0 80 gone.test.")
     with pytest.raises(DiscoveryError):
         Balancer(resolver(liar)).call(Instance.__str__)
@@ -176,7 +177,8 @@ def test_names_are_asked_absolutely(liar):
     ],
 )
 def test_weights_are_shares(liar, balancers, weights, shares):
-    """D9: an instance's share is its weight; 0 beside others counts as 0.1, all 0 is uniform."""
+    """D9: an instance's share is its weight; 0 among others counts as 0.1; if all are 0, all are
+    equal."""
     records = (f"0 {weight} {80 + place} a.test." for place, weight in enumerate(weights))
     liar.put(NAME, "SRV", *records)
     balancer = balancers(liar, rng=random.Random(1))
@@ -187,7 +189,7 @@ def test_weights_are_shares(liar, balancers, weights, shares):
 
 
 def test_tiers_fail_over_and_back(liar, balancers):
-    """D10: the lowest priority value serves; the next while no instance of it is admissible."""
+    """D10: the lowest priority value serves; the next one while no instance of it is admissible."""
     liar.put(NAME, "SRV", "1 0 80 a.test.", "2 9 81 b.test.")
     now, dead = [0.0], {80}
     breaker = BreakerPolicy(fail_max=1, reset_timeout=1.0, reset_timeout_max=1.0)
@@ -218,7 +220,7 @@ def test_target_dot_is_absence(liar):
 
 
 def test_target_dot_beside_others_is_left_out(liar):
-    """D7: beside a real target it is a mistake, and only that record is left out."""
+    """D7: a '.' among real targets is a mistake, and only that record is left out."""
     liar.put(NAME, "SRV", "0 0 0 .", "0 0 80 a.test.")
     answer = resolver(liar).resolve()
     assert [one.host for one in answer.instances] == ["a.test"]
@@ -257,7 +259,8 @@ def test_one_bad_record_leaves_the_rest(liar, record, reason):
 
 @pytest.mark.parametrize("fault", [servfail, silence])
 def test_target_whose_address_is_not_told(liar, fault):
-    """D20: a target that DNS says nothing of is left out, and told apart from one without any."""
+    """D20: a target for which DNS has no answer is left out, with a reason other than that of a
+    target without addresses."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", "0 0 80 b.test.")
     liar.fault(fault, "b.test")
     answer = resolver(liar, lifetime=SLOW).resolve()
@@ -266,7 +269,8 @@ def test_target_whose_address_is_not_told(liar, fault):
 
 
 def test_address_is_remembered_while_its_lookup_fails(liar):
-    """D20: an address that was known is used while the question for it fails, and only then."""
+    """D20: a known address is used while the question for it fails, but not after DNS has said that
+    it is gone."""
     liar.put(NAME, "SRV", "0 0 80 a.test.", "0 0 80 b.test.")
     asking = resolver(liar)
     asking.resolve()
@@ -290,7 +294,7 @@ def test_all_bad_is_an_error_that_tells_the_reasons(liar, balancers):
 
 
 def test_left_out_records_are_logged_once(liar, balancers, caplog):
-    """D8, D17: they are logged when they appear, escaped, and not again in whatever order."""
+    """D8, D17: refused records are logged once, escaped, in whatever order they arrive."""
     records = ["0 0 80 a.test.", "0 0 0 b.test.", r"0 0 80 line\010break.test."]
     liar.put(NAME, "SRV", *records)
     balancer = balancers(liar)
@@ -311,7 +315,8 @@ def test_left_out_records_are_logged_once(liar, balancers, caplog):
 
 
 def test_loopback_target_is_refused(liar, balancers):
-    """D18, S1: a target on the loopback is refused; the error says which and how to allow it."""
+    """D18, S1: a target on the loopback is refused; the error says which one and how to allow
+    it."""
     liar.put(NAME, "SRV", "0 0 80 a.test.")
     liar.put("a.test", "A", "127.0.0.1")
     with pytest.raises(DiscoveryError) as caught:
@@ -330,7 +335,7 @@ def test_allowed_loopback_target(liar, balancers):
 
 @pytest.mark.parametrize("glue", [False, True])
 def test_only_vetted_addresses_of_a_target_are_kept(liar, glue):
-    """S1: of a target's addresses the refused ones are taken away and reported."""
+    """S1: the refused addresses of a target are removed and reported."""
     liar.glue = glue
     liar.put(NAME, "SRV", "0 0 80 a.test.")
     liar.put("a.test", "A", "192.0.2.1", "169.254.169.254")
@@ -376,7 +381,7 @@ def test_cname_of_a_target(liar):
 
 
 def test_cname_loop_is_a_failure(liar):
-    """D14: a loop of aliases is a failure of the server, of the kind of SERVFAIL."""
+    """D14: a loop of aliases is a failure of the server, like SERVFAIL."""
     liar.put(NAME, "CNAME", "x.test.")
     liar.put("x.test", "CNAME", f"{NAME}.")
     with pytest.raises(DiscoveryError, match=f"asking for SRV of {NAME}. failed"):
@@ -387,14 +392,14 @@ def test_cname_loop_is_a_failure(liar):
 
 
 def test_sixty_records_come_over_tcp(liar):
-    """D6: an answer too large for UDP is asked for again over TCP."""
+    """D6: an answer too large for UDP is fetched over TCP."""
     liar.put(NAME, "SRV", *(f"0 0 {port} a.test." for port in range(1, 61)))
     assert len(resolver(liar).resolve().instances) == 60
     assert liar.over_tcp == 1
 
 
 def test_a_thousand_records(liar):
-    """D15: a thousand targets with glue are taken over, and nothing is asked twice."""
+    """D15: a thousand targets with glue are used, and nothing is asked twice."""
     liar.glue = True
     liar.put(NAME, "SRV", *(f"0 0 80 n{place}.test." for place in range(1000)))
     for place in range(1000):
@@ -433,7 +438,7 @@ def test_partial_glue_is_completed(liar):
 
 
 def test_glue_is_remembered(liar):
-    """D20: an address that once came along is used while its look-up fails."""
+    """D20: an address that was once in the additional section is used while its lookup fails."""
     liar.glue = True
     liar.put(NAME, "SRV", "0 0 80 a.test.")
     asking = resolver(liar)
@@ -444,7 +449,7 @@ def test_glue_is_remembered(liar):
 
 
 def test_glue_of_another_name_or_class_is_ignored(liar):
-    """S1: only Internet addresses of the very target are taken from the additional section."""
+    """S1: only Internet addresses of the target itself are taken from the additional section."""
     liar.put(NAME, "SRV", "0 0 80 a.test.")
 
     def with_stray_glue(asked: Asked) -> bytes:
@@ -482,8 +487,8 @@ def test_glue_of_another_name_or_class_is_ignored(liar):
     ],
 )
 def test_failures_tell_the_name_and_what_came(liar, fault, said):
-    """D1, D3, D4, D5, D6, D16: each failure is a DiscoveryError with the name and the cause, in
-    words that stay the same from one failure to the next."""
+    """D1, D3, D4, D5, D6, D16: each failure is a DiscoveryError with the name and the cause, in a
+    text that does not change from one failure to the next."""
     liar.fault(fault, NAME, "SRV")
     server = liar.address
     asking = resolver(liar, lifetime=QUICK)
@@ -498,7 +503,7 @@ def test_failures_tell_the_name_and_what_came(liar, fault, said):
 
 
 def test_answer_of_another_type_is_no_answer(liar):
-    """D27: a name that has other records than SRV is like one that has none."""
+    """D27: a name with records other than SRV is like one without any."""
     liar.put(NAME, "A", "192.0.2.1")
     with pytest.raises(DiscoveryError, match="has no SRV record"):
         resolver(liar).resolve()
@@ -506,7 +511,7 @@ def test_answer_of_another_type_is_no_answer(liar):
 
 @pytest.mark.parametrize("fault", [servfail, refused, formerr, truncated])
 def test_next_nameserver_is_asked(liar, fault):
-    """D3: when one nameserver fails, the next one is asked."""
+    """D3: if one nameserver fails, the next one is asked."""
     liar.put(NAME, "SRV", "0 0 80 a.test.")
     with Liar() as bad:
         bad.fault(fault)
@@ -515,8 +520,8 @@ def test_next_nameserver_is_asked(liar, fault):
 
 
 def test_silent_nameserver_costs_one_question(liar):
-    """D3, D4: a nameserver that is silent leaves time to ask the next one, and the one that
-    answered is the first to be asked from then on."""
+    """D3, D4: a silent nameserver leaves time to ask the next one, and the one that answered is
+    asked first from then on."""
     names = [f"n{place}.test" for place in range(5)]
     liar.put(NAME, "SRV", *(f"0 0 80 {name}." for name in names))
     for name in names:
@@ -530,8 +535,8 @@ def test_silent_nameserver_costs_one_question(liar):
 
 @pytest.mark.parametrize("content", [None, "", "nameserver nonsense\n", "nameserver \udc80\n"])
 def test_useless_resolver_configuration(monkeypatch, tmp_path, content):
-    """D1: a machine whose resolver configuration is missing or makes no sense fails by a
-    DiscoveryError too."""
+    """D1: if the resolver configuration is missing or invalid, the error is a DiscoveryError
+    too."""
     path = tmp_path / "resolv.conf"
     if content is not None:
         path.write_text(content, errors="surrogateescape")
@@ -545,7 +550,7 @@ def test_useless_resolver_configuration(monkeypatch, tmp_path, content):
 
 
 def test_round_ends_though_every_target_is_silent():
-    """D4: hundreds of targets of which DNS says nothing do not hold a round for minutes."""
+    """D4: hundreds of targets for which DNS never answers do not block a round for minutes."""
     now = [0.0]
 
     class Silent:
@@ -564,7 +569,7 @@ def test_round_ends_though_every_target_is_silent():
 
 
 def test_one_silent_target_does_not_cost_the_others():
-    """D20: after a target that used all the time, the next one is still asked for."""
+    """D20: after a target that used all of its time, the next one is still asked for."""
     now = [0.0]
 
     class Partly:
@@ -586,8 +591,8 @@ def test_one_silent_target_does_not_cost_the_others():
 
 
 def test_large_set_is_found_over_several_rounds():
-    """D15, D20: where the time of a round does not suffice for all targets, the next round asks for
-    those first of which nothing is known, so that each is found in the end."""
+    """D15, D20: if the time of a round is too short for all targets, the next round begins with
+    those that are still unknown, so that all are found in the end."""
     now = [0.0]
 
     class Slow:
@@ -612,8 +617,8 @@ def test_large_set_is_found_over_several_rounds():
 
 
 def test_silent_targets_do_not_starve_the_others():
-    """D20: however many targets are silent for ever, the others are looked up in their turn, and a
-    new address of theirs is found."""
+    """D20: however many targets are never answered, the others are looked up in turn, and their new
+    addresses are found."""
     now, address = [0.0], ["192.0.2.1"]
 
     class Mostly:
@@ -638,7 +643,7 @@ def test_silent_targets_do_not_starve_the_others():
 
 
 class Mutilator(dns.nameserver.Do53Nameserver):
-    """Answers with the bytes of a true answer, some of them replaced."""
+    """Answer with the bytes of a real answer, some of them replaced."""
 
     def __init__(self, seed: int) -> None:
         super().__init__("127.0.0.1", 53)
@@ -665,8 +670,8 @@ class Mutilator(dns.nameserver.Do53Nameserver):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mutilated_answers(seed):
-    """S1, S4: whatever bytes come back, the result is an answer of legal instances or a
-    DiscoveryError; nothing else escapes."""
+    """S1, S4: whatever bytes are received, the result is an answer with valid instances or a
+    DiscoveryError."""
     asking = SrvResolver(NAME, Dns([Mutilator(seed)], 0.01), AddressFilter(), time.monotonic)
     answers = 0
     for _ in range(300):

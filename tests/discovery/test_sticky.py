@@ -23,7 +23,7 @@ def liar():
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that a test moves."""
 
     now = 1000.0
 
@@ -55,7 +55,7 @@ def hosts(balancer: Balancer) -> list[str]:
 
 
 def test_without_it_an_address_goes_at_once(liar, balancers):
-    """By default only what the last answer has is known."""
+    """By default only the addresses of the last answer are known."""
     balancer = balancers(sticky=None)
     balancer.refresh()
     liar.put("shop.test", "A", "127.0.0.2")
@@ -76,7 +76,7 @@ def test_address_stays_for_so_long(liar, balancers, clock):
 
 
 def test_address_that_is_told_again_stays_anew(liar, balancers, clock):
-    """Each answer that has the address begins its time anew."""
+    """Each answer with the address restarts its time."""
     balancer = balancers()
     for turn in range(12):
         liar.put("shop.test", "A", f"127.0.0.{1 + turn % 3}")
@@ -86,7 +86,7 @@ def test_address_that_is_told_again_stays_anew(liar, balancers, clock):
 
 
 def test_answer_is_good_until_the_first_is_to_go(liar, balancers, clock):
-    """DNS is asked again when the time of an address is over, though the TTL is longer."""
+    """DNS is asked again when the time of an address is over, even if the TTL is longer."""
     liar.put("shop.test", "A", "127.0.0.1", ttl=3600)
     resolver = balancers().target.resolver
     assert resolver.resolve().ttl == 3600
@@ -100,7 +100,7 @@ def test_answer_is_good_until_the_first_is_to_go(liar, balancers, clock):
 
 def test_breaker_is_kept(liar, balancers, clock):
     """An instance that is missing for a while keeps its breaker, so that a dead one is not tried
-    anew each time DNS tells it."""
+    again each time DNS returns it."""
     breaker = BreakerPolicy(fail_max=1, reset_timeout=1000.0, reset_timeout_max=1000.0)
     balancer = balancers(breaker=breaker)
     attempts: list[str] = []
@@ -120,7 +120,7 @@ def test_breaker_is_kept(liar, balancers, clock):
 
 
 def test_record_stays_with_its_weight(liar, balancers, clock):
-    """An SRV record that is missing stays as it was last; its target is not asked for."""
+    """A missing SRV record stays as it was; its target is not asked for."""
     liar.put(NAME, "SRV", "0 5 80 shop.test.", "3 7 81 shop.test.")
     balancer = balancers(SRV)
     balancer.refresh()
@@ -134,8 +134,8 @@ def test_record_stays_with_its_weight(liar, balancers, clock):
 
 
 def test_addresses_of_a_target_stay(liar, balancers, clock):
-    """The addresses of an SRV target stay too, behind those that DNS tells now; a target whose
-    addresses DNS tells by turns keeps its breaker once all are known."""
+    """The addresses of an SRV target stay known too, after those that DNS returns now; a target
+    whose addresses rotate keeps its breaker once all are known."""
     liar.put(NAME, "SRV", "0 0 80 shop.test.")
     balancer = balancers(SRV, breaker=BreakerPolicy(fail_max=1), retry=RetryPolicy(attempts=1))
     balancer.refresh()
@@ -158,7 +158,8 @@ def test_addresses_of_a_target_stay(liar, balancers, clock):
 
 
 def test_absence_ends_it(liar, balancers):
-    """A service that declares itself absent has no instance, and none of before when it is back."""
+    """A service that is declared absent has no instances, and none of the earlier ones when it is
+    back."""
     liar.put(NAME, "SRV", "0 0 80 shop.test.", "0 0 81 shop.test.")
     balancer = balancers(SRV)
     balancer.refresh()
@@ -172,7 +173,8 @@ def test_absence_ends_it(liar, balancers):
 
 
 def test_outage_of_dns_takes_nothing(liar, balancers, clock):
-    """While DNS fails nothing goes, and the time of an address begins with the next good answer."""
+    """While DNS fails nothing is removed, and the time of an address begins with the next good
+    answer."""
     balancer = balancers()
     balancer.refresh()
     liar.put("shop.test", "A", "127.0.0.2")
@@ -187,7 +189,7 @@ def test_outage_of_dns_takes_nothing(liar, balancers, clock):
 
 
 def test_with_a_subset(liar, balancers):
-    """`max_instances` counts missing instances too, and keeps its own."""
+    """`max_instances` counts missing instances too, and keeps them in its subset."""
     balancer = balancers(max_instances=3)
     before: set[str] = set()
     for turn in range(1, 13):
@@ -199,7 +201,7 @@ def test_with_a_subset(liar, balancers):
 
 
 def test_in_a_union(liar, balancers):
-    """In a composite service each part in DNS has its own."""
+    """Each part of a composite service that is in DNS has its own sticky addresses."""
     liar.put("other.test", "A", "127.0.1.1")
     service = Union(ADDRESSES, "http+dns://other.test:80", [Instance("127.0.2.1", 80)])
     balancer = balancers(service)
@@ -211,7 +213,8 @@ def test_in_a_union(liar, balancers):
 
 
 def test_over_http(liar, servers):
-    """A client whose name rotates keeps its connections, and calls all that it was told of."""
+    """If the addresses of a name rotate, a client keeps its connections, and calls all addresses
+    that it has seen."""
     given = servers(says(200))
     (server,) = given
     liar.put("shop.test", "A", "127.0.0.1", "127.0.0.2", ttl=3600)
@@ -234,13 +237,13 @@ def test_over_http(liar, servers):
     ],
 )
 def test_sticky_is_checked(wrong, kind):
-    """What is no number of seconds is an error that names the argument."""
+    """A value that is not a number of seconds is an error that names the argument."""
     with pytest.raises(kind, match=r"^sticky \(seconds\) must be"):
         Balancer(ADDRESSES, sticky=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["ipv5", "IPv4", 4, None, ["ipv4"]])
 def test_family_is_checked(wrong):
-    """What is no family is an error that names the argument and the choices."""
+    """An unknown family is an error that names the argument and the choices."""
     with pytest.raises(ValueError, match=r"^family must be one of 'any', 'ipv4', 'ipv6', not"):
         Balancer(ADDRESSES, family=wrong)

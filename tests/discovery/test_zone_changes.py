@@ -1,4 +1,4 @@
-"""A zone of BIND that changes while calls run."""
+"""A real zone of BIND changes while calls are made."""
 
 import threading
 import time
@@ -38,7 +38,8 @@ def remove(server) -> str:
 
 @contextmanager
 def callers(client, count=8):
-    """Threads that call all the time, GET and POST by turns; what failed is raised at the end."""
+    """Threads that make calls all the time, GET and POST alternating; an error is raised at the
+    end."""
     done, failures = threading.Event(), []
 
     def call():
@@ -63,7 +64,7 @@ def callers(client, count=8):
 
 
 def seconds_until(holds) -> float:
-    """How long it took; TimeoutError after far too long."""
+    """Wait for it, and return how long it took; TimeoutError after far too long."""
     begun = time.monotonic()
     while not holds():
         if time.monotonic() - begun > 10 * TTL:
@@ -77,7 +78,8 @@ def known(client) -> set[int]:
 
 
 def replace(bind, client, old, new) -> None:
-    """Add one, wait until it is called; take the other away, wait until it is not known."""
+    """Add an instance and wait until it is called; remove the other and wait until it is
+    unknown."""
     in_time = 1.1 * TTL + 1
     bind.update(add(new))
     hits = new.hits
@@ -96,8 +98,8 @@ def options(bind) -> dict:
 
 @pytest.mark.slow
 def test_changes_are_in_use_in_time_and_cost_no_call(bind, four):
-    """D21, I30: a record that is added is called, one that is taken away is called no more, within
-    TTL + 10 % + one second; once drained, its server may end, and no GET or POST fails."""
+    """D21, I30: an added record is called, and a removed one no longer, within TTL + 10 % + one
+    second; once its instance is drained it may stop, and no GET or POST fails."""
     *_, old, new = four
     with lbclient.Client("http+srv://shop.test", **options(bind)) as client, callers(client):
         seconds_until(lambda: old.hits)
@@ -141,7 +143,7 @@ async def test_changes_cost_no_call_async(bind, four):
 
 @pytest.mark.slow
 def test_nameserver_that_restarts(bind, four):
-    """D4, D22: while BIND is stopped calls go on; when it is back, so are its changes."""
+    """D4, D22: while BIND is stopped calls continue; when it is back, its changes are found."""
     with lbclient.Client("http+srv://shop.test", **options(bind)) as client, callers(client, 2):
         seconds_until(lambda: client.balancer.snapshot().age is not None)
         bind.update(add(four[3]))

@@ -1,4 +1,4 @@
-"""The breaker of one instance: permits, states, and the way back."""
+"""The breaker of one instance: permits, states, and recovery."""
 
 import math
 import random
@@ -22,7 +22,7 @@ from tests.support.breakers import given_out
 
 
 class Bench:
-    """A breaker with dice and a time of the test's own."""
+    """A breaker with the test's own random numbers and clock."""
 
     def __init__(self, **policy):
         self.breaker = Breaker(BreakerPolicy(**policy), "one")
@@ -47,7 +47,7 @@ class Bench:
 
 
 def test_consecutive_faults_open_it():
-    """`fail_max` faults in a row open it; a success between starts the count anew."""
+    """`fail_max` consecutive faults open it; a success between them restarts the count."""
     bench = Bench(fail_max=3)
     for fault in (True, True, False, True, True):
         assert not bench.record_outcome(fault=fault)
@@ -56,7 +56,7 @@ def test_consecutive_faults_open_it():
 
 
 def test_a_success_sent_before_the_faults_resets_nothing():
-    """Successes that were under way when an instance went down do not hide the run of faults."""
+    """Successes that were in flight when an instance went down do not hide the run of faults."""
     bench = Bench(fail_max=3)
     for started, fault in [(5.0, True), (4.0, False), (5.1, True), (4.9, False), (4.8, False)]:
         assert not bench.record_outcome(fault=fault, started=started)
@@ -64,7 +64,7 @@ def test_a_success_sent_before_the_faults_resets_nothing():
 
 
 def test_a_success_ends_the_run_of_faults_sent_before_it():
-    """A success resets the faults that were sent before it, and leaves those sent after it."""
+    """A success resets the faults that were sent before it, and not those sent after it."""
     bench = Bench(fail_max=3)
     for started, fault in [(5.0, True), (5.2, True), (5.1, False), (5.3, True)]:
         assert not bench.record_outcome(fault=fault, started=started)
@@ -76,8 +76,9 @@ def test_a_success_ends_the_run_of_faults_sent_before_it():
     [(20, 0.4, False), (20, 0.8, True), (2, 0.0, True), (3, 0.0, False)],
 )
 def test_quick_faults_among_slower_successes_are_no_run(sent_between, later, opens):
-    """Faults in a row open the breaker if few other attempts were sent meanwhile, or once a success
-    that was sent after the first of them would be known: one and a half mean latencies later."""
+    """Consecutive faults open the breaker if few other attempts were sent meanwhile, or once a
+    success that was sent after the first of them would be known: one and a half mean latencies
+    later."""
     bench = Bench(fail_max=3)
     for number in range(3):
         opened = bench.record_outcome(
@@ -88,7 +89,7 @@ def test_quick_faults_among_slower_successes_are_no_run(sent_between, later, ope
 
 
 def test_disabled_breakers_remember_no_faults():
-    """An instance without a breaker that fails for days costs no memory."""
+    """A disabled breaker needs no memory, even if its instance fails for days."""
     breaker = Breaker(DISABLED, "one")
     for number in range(1000):
         breaker.record_outcome(breaker.permit, fault=True, now=float(number), rng=random.Random(1))
@@ -103,8 +104,8 @@ def uniform_times(_, rng):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rate", [200, 1000])
 def test_an_outage_opens_it_after_fail_max_faults(rate, seed):
-    """However many calls are in flight when an instance begins to fail at once, its breaker opens
-    after five faults; probes and the attempts sent meanwhile come on top."""
+    """However many calls are in flight when an instance begins to fail, its breaker opens after
+    five faults; only probes and the attempts sent before that still meet it."""
     well, down = answers(uniform_times), answers(constant(0.001), 503)
     servers = [Server("a", phases((0, well), (3, down))), Server("b", well)]
     scenario = Scenario(servers, Open(rate, 6, poisson=True))
@@ -139,7 +140,7 @@ def test_the_open_period_is_jittered_by_half():
 
 
 def test_a_successful_probe_closes_it():
-    """One successful probe closes it where `success_threshold` is 1."""
+    """With `success_threshold` of 1, one successful probe closes it."""
     bench = Bench(fail_max=1)
     bench.trip()
     bench.probe(fault=False)
@@ -169,7 +170,8 @@ def test_failed_probes_double_the_open_period():
 
 
 def test_flapping_keeps_the_long_period_until_it_was_healthy():
-    """I17: a new trip soon after closing doubles the period; after a healthy time it is as new."""
+    """I17: a new trip soon after closing doubles the period; after a healthy time it starts
+    again."""
     bench = Bench(fail_max=1, reset_timeout=1.0, reset_timeout_max=30.0)
     bench.trip()
     bench.probe(fault=False)
@@ -199,7 +201,7 @@ def test_a_late_result_moves_nothing(fault):
 
 
 def test_a_cancelled_probe_returns_its_slot():
-    """C22: a probe that is cancelled leaves the breaker half-open and its slot free."""
+    """C22: a cancelled probe leaves the breaker half-open, and another may be sent."""
     bench = Bench(fail_max=1)
     bench.trip()
     permit = breakers.probe(bench.breaker, bench.breaker.due)
@@ -209,7 +211,7 @@ def test_a_cancelled_probe_returns_its_slot():
 
 
 def test_a_probe_that_never_reports_is_given_up():
-    """A lost probe holds its slot for a time, not for ever."""
+    """A lost probe blocks others for a limited time."""
     bench = Bench(fail_max=1)
     bench.trip()
     breakers.probe(bench.breaker, bench.now)
@@ -218,7 +220,7 @@ def test_a_probe_that_never_reports_is_given_up():
 
 
 def test_a_healthy_instance_costs_no_breaker():
-    """The object of pybreaker is made at the first fault only."""
+    """The object of pybreaker is created at the first fault."""
     bench = Bench()
     for _ in range(10):
         bench.record_outcome(fault=False)
@@ -232,7 +234,8 @@ RATES = {"failure_rate": 0.5, "slow_rate": 0.5, "slow_after": 1.0, "fail_max": 1
 
 
 def feed(bench, pattern, step=0.0):
-    """Outcomes, each after `step` seconds: `.` fine, `f` fault, `s` slow, `x` slow fault."""
+    """Outcomes, each `step` seconds after the last: `.` good, `f` fault, `s` slow, `x` slow
+    fault."""
     turned = []
     for one in pattern:
         bench.now += step
@@ -265,7 +268,8 @@ def feed(bench, pattern, step=0.0):
     ],
 )
 def test_rates_open_it(policy, pattern, state):
-    """It opens when a rate is reached by `minimum_calls` or more; a slow fault counts as both."""
+    """It opens when a rate is reached with at least `minimum_calls`; a slow fault counts for both
+    rates."""
     bench = Bench(**{"fail_max": 1000, **policy})
     turned = feed(bench, pattern)
     assert bench.breaker.state == state
@@ -273,7 +277,7 @@ def test_rates_open_it(policy, pattern, state):
 
 
 def test_calls_leave_the_window():
-    """What is older than the `window` neither opens it nor holds it closed."""
+    """Calls older than the `window` neither open it nor keep it closed."""
     bench = Bench(failure_rate=0.5, window=5.0, minimum_calls=4, fail_max=1000)
     feed(bench, "....fff", step=0.4)
     bench.now += 5
@@ -283,21 +287,21 @@ def test_calls_leave_the_window():
 
 
 def test_a_trickle_of_calls_never_counts():
-    """Fewer than `minimum_calls` in any window open nothing, however many fail."""
+    """Fewer than `minimum_calls` in the window do not open it, however many fail."""
     bench = Bench(failure_rate=0.1, fail_max=1000)
     feed(bench, "f" * 200, step=0.6)
     assert bench.breaker.closed
 
 
 def test_consecutive_faults_open_it_beside_rates():
-    """`fail_max` goes on beside rates, and a slow success is a success to it."""
+    """`fail_max` still applies with rates, and counts a slow success as a success."""
     bench = Bench(**{**RATES, "fail_max": 3})
     assert feed(bench, "ffsffsxf.ffx")[-1]
     assert bench.breaker.state == "open"
 
 
 def test_late_results_after_a_rate_are_void():
-    """Permits from before a trip by rate are as stale as after consecutive faults."""
+    """Permits from before a trip by rate are stale, as after consecutive faults."""
     bench = Bench(failure_rate=0.5, minimum_calls=2)
     early = bench.breaker.permit
     feed(bench, ".f")
@@ -312,7 +316,8 @@ def test_late_results_after_a_rate_are_void():
 
 
 def test_a_trip_by_rate_escalates_as_any_other():
-    """I17: open periods double from trip to trip whatever opened it, and are jittered by half."""
+    """I17: open periods double from trip to trip, whatever the reason, and half of each is
+    jitter."""
     bench = Bench(failure_rate=0.5, minimum_calls=2, fail_max=1000)
     feed(bench, ".f")
     assert bench.breaker._period == 1.0
@@ -325,7 +330,7 @@ def test_a_trip_by_rate_escalates_as_any_other():
 
 
 def test_the_window_begins_anew_when_it_closes():
-    """What was counted before a change of state is of the past."""
+    """Counts from before a change of state no longer matter."""
     bench = Bench(failure_rate=0.5, minimum_calls=4, fail_max=1000)
     feed(bench, "ffff")
     bench.probe(fault=False)
@@ -343,7 +348,7 @@ def test_the_window_begins_anew_when_it_closes():
     ],
 )
 def test_a_slow_probe_has_failed(policy, state):
-    """A probe that took longer than `slow_after` opens it again, where that is set."""
+    """If `slow_after` is set, a slower probe opens it again."""
     bench = Bench(fail_max=1, **policy)
     bench.trip()
     bench.probe(fault=False, elapsed=2.0)
@@ -353,7 +358,7 @@ def test_a_slow_probe_has_failed(policy, state):
 
 @pytest.mark.parametrize("policy", [{"failure_rate": 0.5}, {"slow_rate": 1, "slow_after": 1}])
 def test_successes_count_where_a_window_does(policy):
-    """One more success changes something where a window counts, and nothing where none does."""
+    """One more success changes something if a window counts, and otherwise nothing."""
     assert not Bench(**policy).breaker.success_is_noop
     bench = Bench()
     assert bench.breaker.success_is_noop
@@ -364,7 +369,8 @@ def test_successes_count_where_a_window_does(policy):
 
 
 def test_what_is_never_called_costs_no_window():
-    """Window and pybreaker's object are made when first needed; a plain policy has no window."""
+    """The window and pybreaker's object are created when first needed; without rates there is no
+    window."""
     bench = Bench(failure_rate=0.5)
     assert bench.breaker._window is None
     feed(bench, "." * 30)
@@ -376,7 +382,7 @@ def test_what_is_never_called_costs_no_window():
 
 
 def test_a_slow_trip_needs_no_fault():
-    """Where calls are slow only, the first thing that pybreaker hears is to open."""
+    """If calls are only slow, the first thing that pybreaker is told is to open."""
     bench = Bench(slow_rate=1.0, slow_after=1.0, minimum_calls=3)
     assert feed(bench, "sss") == [False, False, True]
     assert bench.breaker.state == "open"
@@ -389,7 +395,8 @@ def test_a_slow_trip_needs_no_fault():
 
 @pytest.mark.parametrize(("stop", "state"), [(600.0, "closed"), (50.0, "open")])
 def test_a_process_that_was_stopped_blames_nobody(stop, state):
-    """C26: what was in flight while the process stood for minutes trips no rate; a hang does."""
+    """C26: attempts that were in flight while the process was stopped for minutes do not open the
+    breaker; a hang does."""
     bench = Bench(**RATES)
     feed(bench, "." * 15, step=0.1)
     bench.now += stop
@@ -403,7 +410,7 @@ def test_a_process_that_was_stopped_blames_nobody(stop, state):
 
 
 def test_it_still_trips_after_a_standstill():
-    """C26: what begins after a standstill is counted as ever."""
+    """C26: attempts that begin after the process was stopped count as usual."""
     bench = Bench(**RATES)
     feed(bench, "." * 15, step=0.1)
     bench.now += 600
@@ -414,7 +421,7 @@ def test_it_still_trips_after_a_standstill():
 
 
 def test_faults_from_before_a_standstill_trip_nothing_after_it():
-    """C26: the faults of ten minutes ago and those of now make no rate together."""
+    """C26: faults of ten minutes ago and of now are not added up to a rate."""
     bench = Bench(**RATES)
     feed(bench, "f" * 19)
     bench.now += 600
@@ -422,8 +429,8 @@ def test_faults_from_before_a_standstill_trip_nothing_after_it():
 
 
 def test_only_a_probe_moves_what_is_not_closed():
-    """Whatever went past an open or half-open breaker, in panic, moves nothing: not by pybreaker's
-    clock either, which is the wall's (C15)."""
+    """Calls that were sent in spite of an open or half-open breaker, in a panic, do not change it;
+    nor does pybreaker's clock, which is the wall clock (C15)."""
     bench = Bench(fail_max=1)
     bench.trip()
     bench.breaker._circuit.reset_timeout = 0
@@ -440,7 +447,7 @@ def test_only_a_probe_moves_what_is_not_closed():
 
 
 def test_an_observing_breaker_refuses_nothing():
-    """`observe=True`: it opens and half-opens, and still refuses nobody."""
+    """With `observe=True` it opens and half-opens, but refuses no call."""
     real, dry = Bench(fail_max=1), Bench(fail_max=1, observe=True)
     refusals = []
     for bench in (real, dry):
@@ -455,7 +462,8 @@ def test_an_observing_breaker_refuses_nothing():
 
 
 def test_observed_calls_are_probes_when_due_and_else_move_nothing():
-    """Past an open breaker a call is told that it would have been refused, or is the probe."""
+    """A permit of an open breaker that only observes says that the call would have been refused, or
+    that it is the probe."""
     bench = Bench(fail_max=1, observe=True)
     breaker = bench.breaker
     assert breaker.observed(bench.now) is breaker.permit
@@ -479,7 +487,7 @@ def test_observed_calls_are_probes_when_due_and_else_move_nothing():
 
 
 def test_a_cancelled_probe_of_an_observer_returns_its_slot():
-    """C22: the next observed call is the probe then."""
+    """C22: after a cancelled probe, the next observed call is the probe."""
     bench = Bench(fail_max=1, observe=True)
     bench.trip()
     bench.breaker.cancel(given_out(bench.breaker, bench.breaker.observed(bench.breaker.due)))
@@ -514,14 +522,14 @@ def test_a_cancelled_probe_of_an_observer_returns_its_slot():
     ids=str,
 )
 def test_conditions_that_cannot_be(options, kind, text):
-    """K4, K8: what no condition can be is refused, the error begins with the argument."""
+    """K4, K8: an invalid condition is refused; the error begins with the argument."""
     with pytest.raises(kind) as caught:
         BreakerPolicy(**options)
     assert str(caught.value).startswith(text)
 
 
 def test_edges_of_conditions():
-    """K4: bounds themselves are allowed, and conditions are off unless asked for."""
+    """K4: the bounds themselves are allowed, and conditions are off by default."""
     BreakerPolicy(failure_rate=1, slow_rate=1.0, slow_after=0.001, window=0.5, minimum_calls=1)
     plain = BreakerPolicy()
     assert (plain.failure_rate, plain.slow_rate, plain.slow_after) == (None, None, None)
@@ -547,7 +555,7 @@ SLOW = st.sampled_from([{}, {"slow_rate": 0.5, "slow_after": 2.0}])
 
 
 class Naive:
-    """What a breaker should do, told plainly: every outcome is kept, and counted anew each time."""
+    """A simple model of a breaker: every outcome is stored, and counted again each time."""
 
     def __init__(self, policy):
         self.policy = policy
@@ -567,11 +575,11 @@ class Naive:
         self.probe = None if permit is self.probe else self.probe
 
     def probing(self, now):
-        """One probe at a time: another only once it has ended, or has outlived its time."""
+        """One probe at a time: the next only when it has ended, or timed out."""
         return self.probe is not None and now < self.probe.expires
 
     def outcome(self, *, fault, now, elapsed):
-        """That of a call with a permit that counts."""
+        """The outcome of a call whose permit counts."""
         slow = self.policy.slow_after is not None and elapsed > self.policy.slow_after
         if self.state == "half-open":
             self.probed += 1
@@ -604,7 +612,8 @@ class Naive:
         )
 
     def counts(self, now):
-        """Calls, faults, slow ones that ended in this tenth of the window or the nine before."""
+        """Calls, faults and slow calls that ended in this tenth of the window or in the nine
+        before."""
         length = self.policy.window / 10
         known = [one for one in self.ends if one[0] // length > now // length - 10]
         return len(known), sum(one[1] for one in known), sum(one[2] for one in known)

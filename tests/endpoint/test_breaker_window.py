@@ -1,4 +1,4 @@
-"""The sliding window of a breaker: its counts against naive ones, and clocks that misbehave."""
+"""The sliding window of a breaker: compared with a simple model, and with clocks that jump."""
 
 import math
 
@@ -21,7 +21,7 @@ def counts(window):
 
 
 def recount(ends, wanted):
-    """The same three, of those ends (time, fault, slow) whose time is wanted."""
+    """The same three counts, for the ends (time, fault, slow) in this period."""
     known = [one for one in ends if wanted(one[0])]
     return len(known), sum(fault for _, fault, _ in known), sum(slow for *_, slow in known)
 
@@ -34,7 +34,8 @@ def fill(window, now, calls=5):
 @settings(max_examples=300, deadline=None)
 @given(steps=ENDS, length=st.sampled_from([0.5, 7.0, 10.0, 30.0]), start=st.floats(0, 1e6))
 def test_what_is_younger_counts_and_what_is_older_does_not(steps, length, start):
-    """Calls of the last nine tenths of the window are counted, those older than it are not."""
+    """Calls of the last nine tenths of the window are counted, and those older than the window are
+    not."""
     window = Window(BreakerPolicy(failure_rate=0.5, window=length), start)
     now, ends, blur = start, [], 1e-6
     for step, fault, slow in steps:
@@ -50,7 +51,7 @@ def test_what_is_younger_counts_and_what_is_older_does_not(steps, length, start)
 @settings(max_examples=300, deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.booleans()), max_size=80))
 def test_counts_equal_a_naive_recount_by_slices(steps):
-    """A call counts in the slice of its time and in the nine that follow, and in no other."""
+    """A call counts in the slice of its time and in the following nine, and in no other."""
     window = Window(ANY, 100.0)
     now, first, ends = 100.0, 100.0, []
     for step, fault, slow in steps:
@@ -67,7 +68,7 @@ def test_counts_equal_a_naive_recount_by_slices(steps):
 
 @pytest.mark.parametrize("leap", [10.0, 15.0, 20.0, 100.0, 600.0, 1e9])
 def test_a_leap_of_the_clock_forgets_all(leap):
-    """C26: after a standstill as long as the window nothing from before it is counted."""
+    """C26: after a stop of the process as long as the window, no earlier call is counted."""
     window = Window(ANY, 100.0)
     fill(window, 100.5)
     window.add(100.5 + leap, fault=False, slow=False)
@@ -75,7 +76,7 @@ def test_a_leap_of_the_clock_forgets_all(leap):
 
 
 def test_a_clock_that_falls_back_forgets_all():
-    """C15: where a clock was set back, old calls do not stay counted until it has caught up."""
+    """C15: if the clock is set back, old calls do not stay counted until it has caught up."""
     window = Window(ANY, 5000.0)
     fill(window, 5000.0)
     window.add(1000.0, fault=False, slow=False)
@@ -85,7 +86,7 @@ def test_a_clock_that_falls_back_forgets_all():
 
 
 def test_a_step_back_within_a_slice_changes_nothing():
-    """A clock that falls back by less than a slice counts on."""
+    """A clock that goes back by less than a slice does not matter."""
     window = Window(ANY, 100.0)
     fill(window, 103.0)
     window.add(102.5, fault=False, slow=False)
@@ -93,7 +94,8 @@ def test_a_step_back_within_a_slice_changes_nothing():
 
 
 def test_a_clock_that_stands_still_counts_on():
-    """While the clock stands, calls are of one moment; once it goes, they age together."""
+    """While the clock stands, all calls have the same time; when it moves on, they expire
+    together."""
     window = Window(ANY, 100.0)
     fill(window, 100.0, calls=10_000)
     assert counts(window) == (10_000,) * 3
@@ -104,7 +106,7 @@ def test_a_clock_that_stands_still_counts_on():
 
 
 def test_its_memory_is_fixed():
-    """However many calls there are, and however long, its size stays."""
+    """However many calls there are, the window's size is constant."""
     window = Window(ANY, 0.0)
     sizes = set()
     for at in range(5000):
@@ -116,7 +118,7 @@ def test_its_memory_is_fixed():
 
 @pytest.mark.parametrize("length", [5e-324, 1e-9, 1e308])
 def test_the_shortest_and_the_longest(length):
-    """K4: any length that the policy accepts counts."""
+    """K4: any length that the policy accepts works."""
     window = Window(BreakerPolicy(failure_rate=0.5, window=length), 0.0)
     for at in (0.0, 0.1, 1e6, 1e6):
         window.add(at, fault=False, slow=False)
@@ -136,7 +138,7 @@ def test_the_shortest_and_the_longest(length):
     ],
 )
 def test_a_rate_that_is_reached_trips(rates, faults, slow, tripped):
-    """Of a hundred calls so many faults, or so many slow ones, are the rate: reached is enough."""
+    """A rate opens the breaker when it is reached exactly, of faults and of slow calls."""
     window = Window(BreakerPolicy(minimum_calls=100, **rates), 0.0)
     for place in range(100):
         assert not window.tripped
@@ -145,7 +147,8 @@ def test_a_rate_that_is_reached_trips(rates, faults, slow, tripped):
 
 
 def test_calls_that_outslept_a_standstill():
-    """C26: after a minute without any end, what ends older than a minute tells nothing."""
+    """C26: after a minute in which no call ended, a call that took longer than a minute does not
+    count."""
     window = Window(ANY, 100.0)
     assert not window.outslept(101.0, 0.5)
     assert window.outslept(701.0, 600.5), "in flight while the process stood"
@@ -156,7 +159,7 @@ def test_calls_that_outslept_a_standstill():
 
 
 def test_a_call_that_hangs_while_others_end_is_no_standstill():
-    """A minute-long call counts where others ended in that minute: the clock was going."""
+    """A minute-long call counts if others ended in that minute, since the clock was running."""
     window = Window(ANY, 100.0)
     for now in range(110, 300, 30):
         assert not window.outslept(float(now), 1.0)

@@ -123,7 +123,7 @@ def test_a_hedge_through_tls(serve_tls, trust):
 
 @worlds
 def test_the_services_name(serve_tls, trust, world):
-    """S6: Host, SNI and certificate are the service's, though sockets go to addresses."""
+    """S6: host, SNI and certificate are the service's, though sockets go to addresses."""
     pair = serve_tls(NAME, NAME)
     with world.client(urls(pair), name=NAME, verify=trust, strategy="round-robin") as client:
         for _ in range(4):
