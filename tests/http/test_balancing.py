@@ -46,7 +46,7 @@ def test_weights_are_kept_in_every_short_window(servers):
 
 
 def test_an_own_strategy_is_asked(servers):
-    """A caller's own strategy picks, and sees endpoints and the call's key."""
+    """A user's own strategy picks, and is given endpoints and the call's key."""
     urls = ports(servers(tells_port, tells_port))
     keys = []
 
@@ -62,7 +62,8 @@ def test_an_own_strategy_is_asked(servers):
 
 
 def test_a_strategy_that_fails_does_not_fail_the_call(servers, caplog):
-    """C18: a strategy that raises, or picks nonsense, is logged, and the dice decide."""
+    """C18: if a strategy raises, or returns something invalid, this is logged and an instance is
+    picked at random."""
     urls = ports(servers(tells_port))
 
     class Broken:
@@ -83,7 +84,7 @@ def test_a_strategy_that_fails_does_not_fail_the_call(servers, caplog):
 
 
 def test_least_busy_avoids_a_busy_instance(servers):
-    """Least-busy spreads calls under way, and sends the next to whoever has none."""
+    """Least-busy spreads calls under way, and sends the next to an instance that has none."""
     gates = [Gate(), Gate()]
     instances = servers(*gates)
     with lbclient.Client([one.url for one in instances], strategy="least-busy") as client:
@@ -103,7 +104,8 @@ def test_least_busy_avoids_a_busy_instance(servers):
 
 
 def test_under_somebody_elses_client(servers):
-    """A Transport balances under httpx.Client, for one origin of several, and leaves Host alone."""
+    """A Transport balances under httpx.Client, for one origin of several, and does not change
+    Host."""
     one, two, other = servers(tells_port, tells_port, says(200, b"other"))
     transport = lbclient.Transport([one.url, two.url], strategy="round-robin")
     with httpx.Client(mounts={"http://orders": transport}) as client:
@@ -114,7 +116,7 @@ def test_under_somebody_elses_client(servers):
 
 
 def test_a_transports_base_path(servers):
-    """A path in the service's URL is the base path under somebody else's client too."""
+    """A path in the service's URL is the base path under an httpx client too."""
     (server,) = servers(tells_port)
     with httpx.Client(transport=lbclient.Transport(f"{server.url}/base")) as client:
         response = client.get("http://orders/x?a=1")
@@ -148,7 +150,7 @@ def test_max_in_flight_passes_a_call_on(servers):
 
 
 def test_all_at_their_limit_wait_in_turn(servers):
-    """Calls beyond the limit wait in the order of their coming, and all are served."""
+    """Calls above the limit wait in the order of their arrival, and all are served."""
     gate = Gate()
     (server,) = servers(gate)
     done = []
@@ -174,7 +176,8 @@ def test_all_at_their_limit_wait_in_turn(servers):
 
 
 def test_waiting_at_the_limit_ends(servers):
-    """Without a place within the pool timeout the call fails by name, and charges nobody."""
+    """Without a slot within the pool timeout the call fails with a clear error, and charges no
+    instance."""
     gate = Gate()
     (server,) = servers(gate)
     with lbclient.Client([server.url], max_in_flight=1) as client:
@@ -193,7 +196,8 @@ def test_waiting_at_the_limit_ends(servers):
 
 
 async def test_waiting_at_the_limit_async(servers):
-    """Async calls wait in turn without blocking the loop, and a cancelled one leaves no trace."""
+    """Async calls wait in order without blocking the loop, and a cancelled one leaves nothing
+    behind."""
     import anyio
 
     gate = Gate()
@@ -214,7 +218,8 @@ async def test_waiting_at_the_limit_async(servers):
 
 
 def test_a_key_from_the_request(servers):
-    """`key` gives a request its key, unless that names one itself; one key, one instance."""
+    """`key` gives a request its key, unless its extension has one; the same key goes to the same
+    instance."""
     instances = servers(*[tells_port] * 5)
     with lbclient.Client(
         [one.url for one in instances],
@@ -233,6 +238,6 @@ def test_a_key_from_the_request(servers):
 
 
 def test_a_key_must_be_a_function():
-    """`key` is a function of the request, or None."""
+    """`key` must be a function of the request, or None."""
     with pytest.raises(TypeError, match="key must be callable, not text"):
         lbclient.Client(["http://10.0.0.1:1"], key="x-user")

@@ -1,4 +1,5 @@
-"""Bodies arrive whole or fail aloud, both ways; what can be sent again is, and nothing else."""
+"""Bodies arrive whole or raise an error, in both directions. What can be sent again is sent again,
+and nothing else."""
 
 import gzip
 import io
@@ -34,7 +35,7 @@ from tests.support.http import (
 
 
 def echoes(connection, request):
-    """The body that came, back."""
+    """Send back the body of the request."""
     connection.answer(200, request.body)
 
 
@@ -43,7 +44,7 @@ def failures(client):
 
 
 class Pipe:
-    """A source that can be read once: a socket's or a subprocess's end."""
+    """A source that can be read once, such as a socket or a subprocess's output."""
 
     def __init__(self, data):
         self.inner = io.BytesIO(data)
@@ -56,7 +57,7 @@ class Pipe:
 
 
 class Tty(Pipe):
-    """One that says of itself that it cannot seek."""
+    """A source that says that it cannot seek."""
 
     def seekable(self):
         return False
@@ -94,7 +95,7 @@ def file():
     ids=["bytes", "str", "json", "form", "empty", "5 MB"],
 )
 def test_bytes_arrive_and_are_replayed(servers, world, body, arrives, first):
-    """Bodies of bytes arrive intact, at the first try and at a retry."""
+    """Bodies of bytes arrive intact, at the first attempt and at a retry."""
     pair = servers(first or echoes, echoes)
     with world.client(urls(pair), strategy=First()) as client:
         assert client.put("/", **body).content == arrives
@@ -121,7 +122,7 @@ def test_a_generator_arrives(servers, world):
     ids=["reset", "hung up", "503"],
 )
 def test_a_generator_is_never_replayed(servers, world, behaviour, expected):
-    """C11: a generator that was begun is sent once; what came of that is what the caller gets."""
+    """C11: a generator that was begun is sent once; the outcome of that attempt is final."""
     pair = servers(behaviour, echoes)
     with world.client(urls(pair), strategy=First()) as client:
         try:
@@ -138,7 +139,8 @@ def test_a_generator_is_never_replayed(servers, world, behaviour, expected):
 
 @worlds
 def test_a_generator_not_begun_goes_elsewhere(servers, world, dead_port):
-    """C11: where nothing was connected a generator is unused, so any method goes elsewhere."""
+    """C11: if nothing was connected, a generator is still unused, so any method is retried
+    elsewhere."""
     (server,) = servers(echoes)
     with (
         refused_port() as another,
@@ -175,7 +177,8 @@ class Mine(Exception):
 )
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_bodys_own_error(servers, world, error, begun):
-    """C11: what a generator raises reaches the caller as it is, once, and charges nobody."""
+    """C11: an exception of a generator reaches the caller unchanged, once, and charges no
+    instance."""
     pair = servers(echoes, echoes)
 
     def chunks():
@@ -207,7 +210,7 @@ def test_sync_sources_arrive(servers, file):
 
 
 def test_a_file_is_rewound(servers, file):
-    """C12: a seekable file, and BytesIO, are sent again from where they stood."""
+    """C12: a seekable file, and BytesIO, are sent again from their first position."""
     pair = servers(in_turn(resets, says(503), resets, says(502)), echoes)
     with lbclient.Client(urls(pair), strategy=First(), breaker=None) as client:
         for source in (file, io.BytesIO(BIG[:200_000])):
@@ -221,7 +224,7 @@ def test_a_file_is_rewound(servers, file):
 
 
 def test_a_list_is_replayed(servers):
-    """C12: a list of bytes begins anew by itself."""
+    """C12: a list of bytes can be sent again."""
     pair = servers(resets, echoes)
     with lbclient.Client(urls(pair), strategy=First()) as client:
         assert client.put("/", content=[b"a", b"b"]).content == b"ab"
@@ -229,7 +232,7 @@ def test_a_list_is_replayed(servers):
 
 @pytest.mark.parametrize("kind", [Pipe, Tty])
 def test_what_cannot_seek_is_never_replayed(servers, dead_port, kind):
-    """C12: a source that cannot seek is sent once, unless its reading had not begun."""
+    """C12: a source that cannot seek is sent once, unless reading it had not begun."""
     pair = servers(resets, echoes)
     with lbclient.Client(urls(pair), strategy=First()) as client:
         with pytest.raises(httpx.ReadError):
@@ -243,7 +246,7 @@ def test_what_cannot_seek_is_never_replayed(servers, dead_port, kind):
 
 @worlds
 def test_multipart_is_replayed(servers, world, file):
-    """C12: multipart of fields and seekable files is rendered again for a retry, whole."""
+    """C12: Multipart of fields and seekable files is rendered again for a retry."""
     pair = servers(resets, echoes)
     with world.client(urls(pair), strategy=First()) as client:
         sent = {"a": file, "b": ("b.txt", io.BytesIO(b"bbb"), "text/plain"), "c": b"ccc"}
@@ -259,7 +262,7 @@ def test_multipart_is_replayed(servers, world, file):
 @worlds
 @pytest.mark.parametrize("kind", [Pipe, Tty])
 def test_multipart_that_cannot_seek_is_not(servers, world, dead_port, kind):
-    """C12: one file that cannot seek, and the multipart is never sent again without it."""
+    """C12: Multipart with one file that cannot seek is not sent again."""
     pair = servers(resets, echoes)
     with world.client(urls(pair), strategy=First()) as client:
         with pytest.raises(httpx.ReadError):
@@ -273,7 +276,8 @@ def test_multipart_that_cannot_seek_is_not(servers, world, dead_port, kind):
 
 @pytest.mark.anyio
 async def test_an_async_file(servers, dead_port, tmp_path):
-    """C12: a file read asynchronously arrives; begun, it is not sent again (its seek is async)."""
+    """C12: a file that is read asynchronously arrives; once begun, it is not sent again (its seek
+    is async)."""
     path = anyio.Path(tmp_path, "body")
     await path.write_bytes(b"line\n" * 1000)
     pair = servers(echoes, resets)
@@ -294,7 +298,7 @@ async def test_an_async_file(servers, dead_port, tmp_path):
 
 @worlds
 def test_a_redirect_keeps_the_body(servers, world):
-    """A 307 to another path sends bytes and multipart once more."""
+    """A 307 to another path sends bytes and multipart again."""
 
     def behave(connection, request):
         if request.target == "/old":
@@ -309,14 +313,14 @@ def test_a_redirect_keeps_the_body(servers, world):
 
 
 class Fresh:
-    """An iterable that begins anew each time."""
+    """An iterable that begins again each time."""
 
     def __iter__(self):
         yield from (b"a", b"bc")
 
 
 class UsedUp:
-    """An iterable that reads from one source, so that nothing is left of it the second time."""
+    """An iterable over a single source, so that nothing is left of it the second time."""
 
     def __init__(self):
         self.source = iter([b"a", b"bc"])
@@ -326,7 +330,7 @@ class UsedUp:
 
 
 def asks_twice(connection, request):
-    """/moved/STATUS redirects; /digest wants to be asked with credentials; else the body, back."""
+    """/moved/STATUS redirects; /digest asks for credentials; any other path returns the body."""
     _, way, *status = request.target.split("/")
     if way == "moved":
         connection.answer(int(status[0]), Location="/new")
@@ -341,7 +345,7 @@ ways = pytest.mark.parametrize("way", ["moved/307", "moved/308", "digest"])
 
 
 def outcomes_of(world, servers, way, body_of):
-    """Responses or errors of our client, and of httpx's over our transport."""
+    """Responses or errors of our client, and of httpx's client over our transport."""
     service, outcomes = urls(servers), []
     for kind in (world.client, world.under_httpx):
         with kind(service, name="orders.test") as client:
@@ -357,7 +361,7 @@ def outcomes_of(world, servers, way, body_of):
 @ways
 @pytest.mark.parametrize("start", [0, 1234])
 def test_a_file_is_sent_whole_to_where_it_is_wanted(servers, file, way, start):
-    """A file is rewound to where it stood for a redirect and for a round of authentication."""
+    """A file is rewound to its first position for a redirect and for a round of authentication."""
     pair = servers(asks_twice, asks_twice)
     length = {"Content-Length": str(200_000 - start)}  # httpx takes the whole file's
 
@@ -396,7 +400,7 @@ def test_a_file_is_rewound_for_a_retry_after_a_redirect(servers, file, way):
 @worlds
 @ways
 def test_multipart_is_sent_whole_to_where_it_is_wanted(servers, world, file, way):
-    """Multipart with files is rendered again, whole, for a redirect and for authentication."""
+    """Multipart with files is rendered again for a redirect and for authentication."""
     pair = servers(asks_twice, asks_twice)
 
     def body():
@@ -412,7 +416,7 @@ def test_multipart_is_sent_whole_to_where_it_is_wanted(servers, world, file, way
 @ways
 @pytest.mark.parametrize("make", [lambda: [b"a", b"bc"], Fresh], ids=["list", "iterable"])
 def test_what_begins_anew_is_sent_again(servers, way, make):
-    """A list, and an iterable that begins anew, are sent again."""
+    """A list, and an iterable that begins again, are sent again."""
     pair = servers(asks_twice, asks_twice)
     for response in outcomes_of(World(), pair, way, lambda: {"content": make()}):
         assert response.content == b"abc"
@@ -433,8 +437,8 @@ def test_what_begins_anew_is_sent_again(servers, way, make):
     ids=["iterator", "generator", "reader", "tty", "multipart", "multipart tty", "used up"],
 )
 def test_what_is_used_up_is_an_error(servers, way, make):
-    """A body that can be read once and is wanted twice is httpx's StreamConsumed: nothing arrives
-    that is empty or cut short, and no instance is charged."""
+    """A body that can be read once and is needed twice is httpx's StreamConsumed: nothing empty or
+    cut short arrives, and no instance is charged."""
     pair = servers(asks_twice, asks_twice)
     for error in outcomes_of(World(), pair, way, make):
         assert isinstance(error, httpx.StreamConsumed)
@@ -463,7 +467,7 @@ def test_an_async_body_that_is_used_up_is_an_error(servers, world, way):
 async def test_an_async_file_is_sent_whole_to_where_it_is_wanted(
     servers, tmp_path, anyio_backend_name, way, start
 ):
-    """A file of anyio's or of trio's is rewound to where it stood, too."""
+    """A file of anyio's or of trio's is rewound to its first position too."""
     path = tmp_path / "body"
     path.write_bytes(b"line\n" * 1000)
     pair = servers(asks_twice, asks_twice)
@@ -482,7 +486,7 @@ async def test_an_async_file_is_sent_whole_to_where_it_is_wanted(
 
 @pytest.mark.anyio
 async def test_an_async_file_that_cannot_seek_is_an_error(servers):
-    """A pipe that is read asynchronously is not sent again as nothing."""
+    """A pipe that is read asynchronously is not sent again as an empty body."""
     pair = servers(asks_twice, asks_twice)
     reading, writing = os.pipe()
     os.write(writing, b"once")
@@ -497,8 +501,8 @@ async def test_an_async_file_that_cannot_seek_is_an_error(servers):
 
 
 def test_a_request_with_a_file_may_be_sent_again(servers, file):
-    """The same request sent a second time has the same body; another one begins where the file
-    then stands."""
+    """The same request sent a second time has the same body; another request begins at the file's
+    current position."""
     (server,) = servers(echoes)
     with lbclient.Client([server.url]) as client:
         request = client.build_request("PUT", "/", content=file)
@@ -538,13 +542,13 @@ def test_large_downloads(servers, world):
 
 
 def truncated(connection, _):
-    """Half of the body that Content-Length promised, then an orderly end."""
+    """Half of the body that Content-Length promised, then a normal end."""
     connection.send(head(200, {"Content-Length": "100"}) + b"x" * 50)
     connection.close()
 
 
 def truncated_chunk(connection, _):
-    """Half a chunk, then an orderly end."""
+    """Half a chunk, then a normal end."""
     connection.send(head(200, {"Transfer-Encoding": "chunked"}) + b"64\r\n" + b"x" * 50)
     connection.close()
 
@@ -565,7 +569,8 @@ breaks = pytest.mark.parametrize(
 @worlds
 @breaks
 def test_an_instance_that_dies_in_the_body_is_replaced(servers, world, behaviour):
-    """I8: an unstreamed, idempotent call whose body breaks is made elsewhere, and is whole."""
+    """I8: an unstreamed, idempotent call whose body breaks is retried elsewhere, and its body is
+    complete."""
     pair = servers(behaviour, says(200, b"whole"))
     with world.client(urls(pair), strategy=First()) as client:
         response = client.get("/")
@@ -580,7 +585,8 @@ def test_an_instance_that_dies_in_the_body_is_replaced(servers, world, behaviour
 @worlds
 @breaks
 def test_a_broken_body_is_no_short_success(servers, world, behaviour):
-    """I8: streamed, or not to be repeated, a broken body is httpx's own error, one fault each."""
+    """I8: if it is streamed, or may not be repeated, a broken body is httpx's own error, and one
+    fault."""
     pair = servers(behaviour, behaviour)
     with world.client(urls(pair), strategy=First()) as client:
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)) as caught:
@@ -603,7 +609,8 @@ def test_a_broken_body_is_no_short_success(servers, world, behaviour):
 
 @worlds
 def test_good_headers_with_broken_bodies_trip_the_breaker(servers, world):
-    """I8: an instance that breaks every streamed body is out after `fail_max` of them."""
+    """I8: an instance that breaks every streamed body leaves the rotation after `fail_max` of
+    them."""
     pair = servers(dies_in_body, says(200, b"whole"))
     breaker = lbclient.BreakerPolicy(fail_max=3, reset_timeout=30)
     broken = 0
@@ -622,7 +629,7 @@ def test_good_headers_with_broken_bodies_trip_the_breaker(servers, world):
 
 @worlds
 def test_a_whole_body_heals_and_an_early_close_does_not_hurt(servers, world):
-    """Leaving a stream early is no fault of the instance's."""
+    """Leaving a stream early is not a fault of the instance."""
     (server,) = servers(says(200, BIG))
     breaker = lbclient.BreakerPolicy(fail_max=1)
     with world.client([server.url], breaker=breaker) as client:
@@ -641,7 +648,8 @@ def test_a_whole_body_heals_and_an_early_close_does_not_hurt(servers, world):
     ids=["gzip", "deflate"],
 )
 def test_codings(servers, world, coding, encode):
-    """Both gzip and deflate are decoded, also streamed; a broken one is no instance's fault."""
+    """Gzip and deflate are decoded, even if streamed; a broken encoding is not a fault of the
+    instance."""
     text = b"orders " * 10_000
     (server,) = servers(says(200, encode(text), Content_Encoding=coding))
     with world.client([server.url]) as client:
@@ -659,7 +667,7 @@ def test_codings(servers, world, coding, encode):
 
 @worlds
 def test_answers_without_a_body(servers, world):
-    """HEAD, 204 and 304 have no body, whatever they promise, and their connection lives on."""
+    """HEAD, 204 and 304 have no body, whatever their headers say, and their connection is kept."""
 
     def behave(connection, request):
         status = int(request.target[1:])
@@ -702,7 +710,7 @@ def test_chunked_answers(servers, world):
 @worlds
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_small_answer_retried_keeps_its_connection(servers, world, method):
-    """A small 503 is read to its end, so that its connection serves the retry."""
+    """A small 503 is read to its end, so that the retry can use its connection."""
 
     def busy(connection, request):
         connection.send(head(503, {"Content-Length": "4"}))
@@ -718,7 +726,8 @@ def test_a_small_answer_retried_keeps_its_connection(servers, world, method):
 
 @worlds
 def test_a_drained_connection_is_as_patient_as_before(servers, world):
-    """The haste in which an answer is drained ends before its connection serves the retry."""
+    """The short timeout for draining an answer no longer applies when its connection is used for
+    the retry."""
     (server,) = servers(in_turn(says(503, b"busy"), slow(0.2)))
     with world.client([server.url]) as client:
         assert client.get("/").status_code == 200
@@ -726,14 +735,14 @@ def test_a_drained_connection_is_as_patient_as_before(servers, world):
 
 
 def endless(connection, _):
-    """A 503 in chunks that come without end."""
+    """A 503 with chunks that never end."""
     connection.send(head(503, {"Transfer-Encoding": "chunked"}))
     while not connection.server.stopping.wait(0.01):
         connection.send(b"1\r\nx\r\n")
 
 
 def stalled(connection, _):
-    """A 503 whose short body does not come."""
+    """A 503 whose short body never arrives."""
     connection.send(head(503, {"Content-Length": "10"}) + b"x")
     connection.server.stopping.wait(30)
 
@@ -743,7 +752,7 @@ def stalled(connection, _):
     "behaviour", [says(503, b"x" * 100_000), endless, stalled], ids=["large", "endless", "stalled"]
 )
 def test_a_large_answer_retried_is_given_up(servers, world, behaviour):
-    """A 503 that is large, endless or stalled costs its connection, not the caller's time."""
+    """A 503 that is large, endless or stalled costs its connection, but not the caller's time."""
     pair = servers(behaviour, says(200, b"ok"))
     with world.client(urls(pair), strategy=First(), timeout=20) as client:
         response = client.get("/")
@@ -756,7 +765,7 @@ def test_a_large_answer_retried_is_given_up(servers, world, behaviour):
 
 @worlds
 def test_a_large_answer_retried_costs_its_connection(servers, world):
-    """A large 503 is not read: its connection closes, and the retry opens another."""
+    """A large 503 is not read: its connection is closed, and the retry opens another."""
     (server,) = servers(in_turn(says(503, b"x" * 10_000_000), says(200)))
     with world.client([server.url], breaker=None) as client:
         assert client.get("/").status_code == 200
@@ -765,7 +774,7 @@ def test_a_large_answer_retried_costs_its_connection(servers, world):
 
 @worlds
 def test_the_last_answer_is_whole(servers, world):
-    """When attempts run out, the last answer comes with all of its body, large or small."""
+    """When attempts run out, the last answer has its complete body, large or small."""
     (server,) = servers(says(503, b"busy" * 50_000))
     with world.client([server.url], breaker=None) as client:
         assert client.get("/").content == b"busy" * 50_000

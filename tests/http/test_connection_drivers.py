@@ -65,7 +65,7 @@ looped = pytest.mark.parametrize("driver", DRIVERS[1:], indirect=True, scope="mo
 
 
 def test_all_bytes_arrive_in_order(driver, secure):
-    """What either end sends arrives at the other, whole and in order."""
+    """Bytes sent at either end arrive at the other, complete and in order."""
     with driver.connected(secure=secure) as (connection, peer):
         for piece in (b"a", b"", b"bc", b"x" * 100_000):
             if piece:
@@ -83,7 +83,8 @@ def exactly(peer, length):
 
 
 def test_peer_that_floods_has_to_wait(driver, secure):
-    """Unread bytes are bounded, however much the other end sends; read at last, none is missing."""
+    """Unread bytes are limited, however much the other end sends; when they are read, none is
+    missing."""
     with driver.connected(secure=secure) as (connection, peer):
         sending = driver.pool.submit(peer.sendall, MUCH)
         data = bytearray()
@@ -97,8 +98,8 @@ def test_peer_that_floods_has_to_wait(driver, secure):
 
 
 def test_end_is_read_as_often_as_asked(driver, secure):
-    """After the last byte every read brings nothing, and over TLS an end that was announced
-    (close_notify) is told from one that was not."""
+    """After the last byte every read returns nothing, and over TLS an announced end (close_notify)
+    differs from one that was not."""
     for announced in (True, False):
         with driver.connected(secure=secure) as (connection, peer):
             peer.sendall(b"last")
@@ -121,7 +122,7 @@ def farewell(peer):
 
 
 def test_ended_connection_can_be_written_to(driver):
-    """A peer that sends no more may still read."""
+    """A peer that has ended sending can still read."""
     with driver.connected() as (connection, peer):
         peer.shutdown(socket.SHUT_WR)
         assert driver.call(connection.read, SOON) == b""
@@ -130,7 +131,7 @@ def test_ended_connection_can_be_written_to(driver):
 
 
 def test_reset_is_an_error(driver, secure):
-    """What had arrived is read, then ReadError says what happened; writing is WriteError."""
+    """What had arrived is read, then ReadError says what happened; writing raises WriteError."""
     with driver.connected(secure=secure) as (connection, peer):
         peer.sendall(b"last")
         assert driver.read(connection, 4) == b"last"
@@ -143,7 +144,7 @@ def test_reset_is_an_error(driver, secure):
 
 
 def test_what_came_before_a_reset_is_read(driver, secure):
-    """A reset destroys nothing that had arrived before it."""
+    """A reset does not destroy what arrived before it."""
     with driver.connected(secure=secure) as (connection, peer):
         peer.sendall(b"last")
         reset(peer)
@@ -153,7 +154,7 @@ def test_what_came_before_a_reset_is_read(driver, secure):
 
 
 def test_reading_takes_only_so_long(driver, secure):
-    """ReadTimeout ends a read in which nothing comes; what comes later is there for the next."""
+    """ReadTimeout ends a read without data; later data is returned by the next read."""
     with driver.connected(secure=secure) as (connection, peer):
         for _ in range(2):
             with pytest.raises(httpx.ReadTimeout):
@@ -163,7 +164,7 @@ def test_reading_takes_only_so_long(driver, secure):
 
 
 def test_read_without_a_limit(driver, secure):
-    """A timeout of None waits for as long as it takes, also after a wait with a limit."""
+    """A timeout of None waits as long as needed, even after a wait with a limit."""
     with driver.connected(secure=secure) as (connection, peer):
         with pytest.raises(httpx.ReadTimeout):
             driver.call(connection.read, 0.01)
@@ -175,8 +176,8 @@ def test_read_without_a_limit(driver, secure):
 
 
 def test_each_wait_has_its_own_end(driver, secure):
-    """A wait that follows a longer one ends in its own time, and one that follows a shorter one
-    does not end with that: whatever timer is set already."""
+    """A wait ends in its own time, whether an earlier wait was longer or shorter, and whatever
+    timer is set."""
     with driver.connected(secure=secure) as (connection, peer):
         for seconds in (2 * SOON, 0.1, 2 * SOON, None):
             reading = driver.start(connection.read, seconds)
@@ -193,7 +194,7 @@ def test_each_wait_has_its_own_end(driver, secure):
 
 @looped
 def test_peer_that_floods_a_reader_of_everything_has_to_wait(driver, secure):
-    """Unread bytes are bounded where a reader takes whatever there is, too."""
+    """Unread bytes are limited even if the reader takes everything."""
     with driver.connected(secure=secure) as (connection, peer):
         sending = driver.pool.submit(peer.sendall, MUCH)
         data = bytearray()
@@ -211,13 +212,13 @@ def test_peer_that_floods_a_reader_of_everything_has_to_wait(driver, secure):
 
 
 def test_writing_takes_only_so_long(driver, secure):
-    """A peer that takes nothing is WriteTimeout."""
+    """A peer that reads nothing causes WriteTimeout."""
     with driver.connected(secure=secure) as (connection, _), pytest.raises(httpx.WriteTimeout):
         driver.write(connection, MUCH, 0.05)
 
 
 def test_connection_that_breaks_ends_the_writing(driver, secure):
-    """Whoever waits for a peer that resets gets WriteError, before the time is up."""
+    """A writer that waits for a peer which resets gets WriteError before the time is up."""
     with driver.connected(secure=secure) as (connection, peer):
         write = connection.write if driver.looped else connection.write_all
         writing = driver.start(write, MUCH, SOON)
@@ -229,7 +230,7 @@ def test_connection_that_breaks_ends_the_writing(driver, secure):
 
 @looped
 def test_cancelled_read_loses_nothing(driver, secure):
-    """What arrives as a read is cancelled is there for the next."""
+    """Data that arrives while a read is cancelled is returned by the next read."""
     with driver.connected(secure=secure) as (connection, peer):
         data = bytearray()
 
@@ -257,7 +258,7 @@ def test_cancelled_read_loses_nothing(driver, secure):
 
 def test_closing_wakes_whoever_reads(driver, secure):
     """A read under way ends with ReadError, whichever thread closes; so does every later one, and a
-    write with WriteError. Closing once more does no harm."""
+    write with WriteError. Closing again does nothing."""
     with driver.connected(secure=secure) as (connection, peer):
         peer.sendall(b"x")
         assert driver.call(connection.read, SOON) == b"x"
@@ -288,7 +289,7 @@ def test_closing_wakes_whoever_writes(driver, secure):
 
 
 def test_end_of_tls_is_announced(driver):
-    """Closing sends close_notify, so that the peer can tell an end from a cut."""
+    """Closing sends close_notify, so that the peer can distinguish an end from a cut."""
     with driver.connected(secure=True) as (connection, peer):
         driver.write(connection, b"last")
         driver.call(connection.close)
@@ -300,7 +301,7 @@ def test_end_of_tls_is_announced(driver):
 
 
 def test_readable(driver, secure):
-    """`readable` tells bytes and the end that have arrived, before anybody has read them."""
+    """`readable` notices bytes and the end before anything has read them."""
     with driver.connected(secure=secure) as (connection, peer):
         assert not driver.call(tell, driver, connection)
         peer.sendall(b"unasked")
@@ -319,7 +320,7 @@ def test_readable(driver, secure):
 
 
 def becomes_readable(driver, connection):
-    """A busy kernel may take a moment to deliver."""
+    """Wait, since a busy kernel may take a moment to deliver."""
     end = time.monotonic() + SOON
     while not driver.call(tell, driver, connection):
         assert time.monotonic() < end
@@ -336,7 +337,7 @@ def tell(driver, connection):
 
 
 def test_session_tickets_are_nothing_to_read(driver):
-    """What TLS alone has to say, a session ticket, is no data; the data behind it is."""
+    """TLS messages such as session tickets are not data; the data after them is."""
     with driver.connected(secure=True) as (connection, peer):
         sock = connection.extra_info("socket")
         assert connection.tls.object.version() == "TLSv1.3"
@@ -349,7 +350,7 @@ def test_session_tickets_are_nothing_to_read(driver):
 
 @pytest.mark.parametrize("driver", ["threads"], indirect=True, scope="module")
 def test_without_poll(driver, secure, monkeypatch):
-    """Eventlet takes `select.poll` away: connections wait by `select.select` there."""
+    """Eventlet removes `select.poll`: connections then wait with `select.select`."""
     monkeypatch.delattr(select, "poll")
     with driver.connected(secure=secure) as (connection, peer):
         with pytest.raises(httpx.ReadTimeout):
@@ -369,7 +370,7 @@ def test_without_poll(driver, secure, monkeypatch):
 
 @looped
 def test_process_that_stood_still(driver, secure):
-    """What arrived while the process stood still is read, though its time is over."""
+    """Data that arrived while the process was stopped is read, even if the time is over."""
     with driver.connected(secure=secure) as (connection, peer):
         entered, go = threading.Event(), threading.Event()
 
@@ -391,7 +392,7 @@ def test_process_that_stood_still(driver, secure):
 
 
 def test_sockets_are_set_up_before_they_connect(driver):
-    """`local_address` and `socket_options` are in force from the first packet on."""
+    """`local_address` and `socket_options` apply from the first packet on."""
     options = [(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 7)]
     with driver.connected(local_address="127.0.0.9", socket_options=options) as (connection, peer):
         assert peer.getpeername() == connection.extra_info("client_addr")
@@ -409,7 +410,7 @@ def test_sockets_are_set_up_before_they_connect(driver):
     "wrong", [{"socket_options": [(12345, 12345, 1)]}, {"local_address": "192.0.2.1"}]
 )
 def test_sockets_that_cannot_be_set_up(driver, wrong, monkeypatch):
-    """That is ConnectError, and nothing was sent: nobody has connected."""
+    """A refused connection is ConnectError, and nothing was sent."""
     opened = watch_sockets(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with (
@@ -434,7 +435,8 @@ def test_refused(driver, dead_port):
 
 @pytest.mark.parametrize("what", [errno.EMFILE, errno.ENFILE])
 def test_descriptors_exhausted(driver, monkeypatch, what):
-    """Where no socket can be had, ConnectError has the reason as its cause: nobody is charged."""
+    """If no socket can be created, ConnectError has the reason as its cause, and no instance is
+    charged."""
 
     def none_left(*_):
         raise OSError(what, os.strerror(what))
@@ -447,7 +449,7 @@ def test_descriptors_exhausted(driver, monkeypatch, what):
 
 
 def test_name(driver):
-    """Of the addresses of a name one that answers is found: here IPv6 refuses, if it is there."""
+    """Of the addresses of a name, one that answers is found; here IPv6 refuses, if it exists."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         driver.open(port=listener.getsockname()[1], name="localhost") as connection,
@@ -457,7 +459,7 @@ def test_name(driver):
 
 @looped
 def test_name_that_takes_long(driver, monkeypatch):
-    """The time for connecting bounds the question too: ConnectTimeout."""
+    """The connect timeout covers the lookup of the name too: ConnectTimeout."""
 
     async def never(*_, **__):
         await anyio.sleep_forever()
@@ -485,7 +487,7 @@ def test_name_that_is_not_known(driver, monkeypatch):
 
 
 def link_local():
-    """An address of this host that has a zone, where it has one; else one without."""
+    """An address of this host with a zone, if there is one; otherwise one without."""
     for line in Path("/proc/net/if_inet6").read_text().splitlines():
         address, _, _, _, _, interface = line.split()
         if address.startswith("fe80"):
@@ -495,7 +497,7 @@ def link_local():
 
 @pytest.mark.parametrize("host", ["::1", link_local()])
 def test_ipv6(driver, host):
-    """IPv6 addresses are connected to, those with a zone too."""
+    """IPv6 addresses can be connected to, even with a zone."""
     with (
         socket.create_server(("::", 0), family=socket.AF_INET6) as listener,
         driver.open(host, port=listener.getsockname()[1]) as connection,
@@ -507,7 +509,7 @@ def test_ipv6(driver, host):
 
 
 def test_zone_that_is_not_known(driver):
-    """An address in a zone that this host does not have is ConnectError."""
+    """An address in a zone that this host does not have causes ConnectError."""
     with pytest.raises(httpx.ConnectError), driver.open("fe80::1%nosuch", port=80):
         pass
 
@@ -516,8 +518,8 @@ def test_zone_that_is_not_known(driver):
 
 
 def test_addresses_are_raced(driver, monkeypatch):
-    """The second address is tried a quarter of a second after the first, which says nothing; it
-    answers, and the socket to the first is closed (RFC 8305)."""
+    """The second address is tried a quarter of a second after the first, which does not answer; the
+    second does, and the socket to the first is closed (RFC 8305)."""
     opened = watch_sockets(monkeypatch)
     assert addresses.ATTEMPT_DELAY == 0.25
     with (
@@ -534,7 +536,8 @@ def test_addresses_are_raced(driver, monkeypatch):
 
 
 def test_address_that_refuses_costs_no_time(driver, monkeypatch):
-    """The next address is tried as soon as one has failed, and of those that follow none."""
+    """The next address is tried as soon as one has failed, and none after one that has
+    connected."""
     opened = watch_sockets(monkeypatch)
     for module in (addresses, threads):
         monkeypatch.setattr(module, "ATTEMPT_DELAY", 100.0)
@@ -546,7 +549,8 @@ def test_address_that_refuses_costs_no_time(driver, monkeypatch):
 
 
 def test_no_address_answers(driver, monkeypatch):
-    """ConnectTimeout after the time for connecting, whatever their number; no socket stays."""
+    """ConnectTimeout is raised after the connect timeout, whatever the number of addresses; no
+    socket stays open."""
     opened = watch_sockets(monkeypatch)
     for module in (addresses, threads):
         monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.01)
@@ -561,7 +565,8 @@ def test_no_address_answers(driver, monkeypatch):
 
 
 def test_race_that_is_given_up(driver, monkeypatch):
-    """Cancelled, or closed from another thread, while addresses are raced: no socket stays."""
+    """If it is cancelled, or closed from another thread, while addresses are raced, no socket stays
+    open."""
     opened = watch_sockets(monkeypatch)
     pause = threading.Event()
     for module in (addresses, threads):
@@ -585,7 +590,7 @@ def test_race_that_is_given_up(driver, monkeypatch):
 
 
 async def drained():
-    """The event loop has gone round."""
+    """Wait until the event loop has run one iteration."""
     for _ in range(10):
         await anyio.lowlevel.checkpoint()
 
@@ -594,7 +599,7 @@ async def drained():
 
 
 def shake(driver, connection, peer, context, *protocols, name=NAME):
-    """The ends of a handshake: what came of it at the instance."""
+    """The ends of handshakes, as the instance sees them."""
     instance = driver.pool.submit(accept_tls, peer, *protocols)
     try:
         driver.call(connection.start_tls, context, name, SOON)
@@ -612,8 +617,8 @@ def outcome(future):
 
 @pytest.mark.parametrize("fault", ["name", "authority"])
 def test_wrong_certificate(driver, fault):
-    """A certificate of another name, or of nobody we trust, is ConnectError, and the instance is
-    told by an alert."""
+    """A certificate of another name, or of an untrusted authority, is ConnectError, and the
+    instance gets an alert."""
     context = trusting() if fault == "name" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     name = "other.test" if fault == "name" else NAME
     with driver.connected() as (connection, peer):
@@ -633,7 +638,7 @@ def test_handshake_takes_only_so_long(driver):
 
 @pytest.mark.parametrize("end", ["end", "reset"])
 def test_handshake_that_breaks(driver, end):
-    """An instance that leaves in the handshake is ConnectError."""
+    """An instance that closes during the handshake causes ConnectError."""
     with driver.connected() as (connection, peer):
         shaking = driver.start(connection.start_tls, trusting(), NAME, SOON)
         until_readable(peer)
@@ -647,7 +652,7 @@ def test_handshake_that_breaks(driver, end):
 
 
 def test_callers_context_is_not_changed(driver):
-    """A caller's own SSLContext offers what the caller has set, before and after."""
+    """A user's own SSLContext offers what the user has set, before and after."""
     context = trusting()
     context.set_alpn_protocols(["mine"])
     for _ in range(2):

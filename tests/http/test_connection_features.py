@@ -59,7 +59,7 @@ def test_retries_of_connecting(world, dead_port, monkeypatch):
 
 @worlds
 def test_descriptors_exhausted(servers, world, monkeypatch):
-    """Where this process can open no socket, no instance is charged."""
+    """If this process can open no socket, no instance is charged."""
     (server,) = servers(tells_port)
 
     def none_left(*_):
@@ -80,7 +80,7 @@ def test_descriptors_exhausted(servers, world, monkeypatch):
 @pytest.mark.parametrize("flavour", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
 @pytest.mark.parametrize("name", ["Client", "AsyncClient", "Transport", "AsyncTransport"])
 def test_engine_that_is_no_more(flavour, name):
-    """`transport="aiohttp"` is an error, which names the extra that takes its place."""
+    """`transport="aiohttp"` is an error, which names the extra that replaces it."""
     with pytest.raises(ValueError, match=r"lbclient\[fast\]"):
         getattr(flavour, name)(["http://127.0.0.1:1"], transport="aiohttp")
 
@@ -90,8 +90,8 @@ def test_engine_that_is_no_more(flavour, name):
 
 @worlds
 def test_protocol_that_nobody_asked_for(serve_tls, world):
-    """An instance that knows HTTP/1.1 is asked for it; one that chooses another protocol of a
-    caller's own context is refused."""
+    """An instance is asked for HTTP/1.1; one that chooses another protocol of a user's own context
+    is refused."""
     good, bad = serve_tls(tells_port, NAME, "http/1.1"), serve_tls(tells_port, NAME, "h2")
     context = trusting()
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -106,7 +106,7 @@ def test_protocol_that_nobody_asked_for(serve_tls, world):
 
 
 def closes(connection, _):
-    """A body that ends with its connection, which says so (close_notify)."""
+    """A body that ends with its connection, and announces it (close_notify)."""
     connection.send(head(200, {}) + b"body")
     with contextlib.suppress(OSError):
         connection.sock.unwrap()
@@ -114,14 +114,14 @@ def closes(connection, _):
 
 
 def cuts(connection, _):
-    """The same, cut off: by a middlebox, say."""
+    """The same body, cut off by a middlebox, for example."""
     connection.send(head(200, {}) + b"bo")
     connection.close()
 
 
 @worlds
 def test_body_that_ends_with_its_connection(serve_tls, world):
-    """Over TLS such a body is complete only where its end was announced (close_notify)."""
+    """Over TLS such a body is complete only if its end was announced (close_notify)."""
     good, bad = serve_tls(closes), serve_tls(cuts)
     options = {"name": NAME, "verify": trusting(), "retry": None}
     with world.client([good.url], **options) as client:
@@ -135,7 +135,7 @@ def test_body_that_ends_with_its_connection(serve_tls, world):
 
 @worlds
 def test_closing_does_not_complete_a_body(servers, world):
-    """Nor is it complete where the client was closed while it arrived."""
+    """It is not complete either if the client was closed while it arrived."""
 
     def begins(connection, _):
         connection.send(head(200, {}) + b"bo")
@@ -156,8 +156,8 @@ def test_closing_does_not_complete_a_body(servers, world):
 
 @worlds
 def test_name_for_tls(serve_tls, world):
-    """The extension `sni_hostname` names who is asked for, and verified, for one request; its
-    connection carries no other."""
+    """The extension `sni_hostname` sets the TLS name of one request, which is also verified; its
+    connection carries no other request."""
     server = serve_tls(tells_port, "other.test")
     with world.client([server.url], name=NAME, verify=trusting(), retry=None) as client:
         for _ in range(2):
@@ -169,7 +169,7 @@ def test_name_for_tls(serve_tls, world):
 
 @worlds
 def test_target(servers, world):
-    """The extension `target` is what the request line has."""
+    """The extension `target` is the target in the request line."""
     (server,) = servers(tells_port)
     with world.client([server.url]) as client:
         client.request("OPTIONS", "/", extensions={"target": b"*"})
@@ -178,8 +178,8 @@ def test_target(servers, world):
 
 @worlds
 def test_requests_to_one_url(servers, world):
-    """Each request has its own method and target, though its URL is one that was requested before
-    in another way."""
+    """Each request has its own method and target, even if its URL was requested before with
+    others."""
     (server,) = servers(tells_port)
     asked = [("GET", None), ("POST", None), ("GET", b"/y"), ("GET", None), ("GET", None)]
     with world.client([server.url]) as client:
@@ -191,7 +191,7 @@ def test_requests_to_one_url(servers, world):
 
 
 class Heads(Server):
-    """An instance that keeps the heads of requests as they came."""
+    """An instance that stores the heads of requests as they arrived."""
 
     def __post_init__(self):
         self.heads = []
@@ -221,7 +221,7 @@ def heads():
 
 
 def head_of(request):
-    """What a request is on the wire."""
+    """The bytes of a request."""
     lines = [b"%b: %b\r\n" % pair for pair in request.headers.raw]
     first = b"%b %b HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)
     return b"".join([first, *lines])
@@ -246,8 +246,8 @@ HEADERS = [
 @worlds
 @pytest.mark.parametrize("flavour", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
 def test_each_request_has_its_own_head(heads, world, flavour):
-    """Whatever was sent before, with which headers, method, path and body, and also where it is
-    the same object that the caller has changed since: a request arrives as it is."""
+    """Whatever was sent before, and even if the same objects were changed since, the request's own
+    headers, method, path and body arrive."""
     dice, expected = random.Random(1), []
     make = [
         functools.partial(kind, [heads.url], name="orders.test", max_in_flight=1)
@@ -279,8 +279,8 @@ def test_each_request_has_its_own_head(heads, world, flavour):
 
 @worlds
 def test_headers_that_change_while_they_are_written(heads, world, monkeypatch):
-    """A request whose headers another thread changes as they are written lends none of them, as
-    they were, to a request that comes with those they became."""
+    """If another thread changes a request's headers while they are written, the old headers are not
+    used for a later request with the new ones."""
     true, changes = instance_transport.RequestHeaders, [{"Accept": "text/b"}]
 
     def written(headers):
@@ -298,7 +298,8 @@ def test_headers_that_change_while_they_are_written(heads, world, monkeypatch):
 
 
 def test_threads_share_a_url(heads):
-    """Threads that send requests of several methods to one URL object, each have their own line."""
+    """If threads send requests of several methods to one URL object, each has its own request
+    line."""
     url, threads = httpx.URL("http://orders.test/x?y=1"), []
     with lbclient.Client([heads.url], name="orders.test") as client:
 
@@ -321,8 +322,8 @@ def test_threads_share_a_url(heads):
 
 @worlds
 def test_a_deadline_is_its_own_calls(servers, world):
-    """A call without a deadline is not ended by that of the call before it, on one connection, and
-    the next deadline holds again."""
+    """A call without a deadline is not ended by that of an earlier call on its connection, and the
+    next deadline applies again."""
     gate = Gate()
     (server,) = servers(in_turn(tells_port, slow(0.4), tells_port, gate))
     within = {"lbclient": {"deadline": 0.2}}
@@ -337,7 +338,7 @@ def test_a_deadline_is_its_own_calls(servers, world):
 
 
 class Shouting(httpx.ByteStream):
-    """A body that is another than the bytes that it was made of."""
+    """A body that differs from the bytes it was made from."""
 
     def __iter__(self):
         for part in super().__iter__():
@@ -350,7 +351,7 @@ class Shouting(httpx.ByteStream):
 
 @worlds
 def test_a_body_of_the_callers_own_class(servers, world):
-    """What a subclass of httpx's body yields is what is sent."""
+    """A subclass of httpx's body sends what it yields."""
     (server,) = servers(tells_port)
     with world.client([server.url]) as client:
         request = client.client.build_request("POST", "/", headers={"Content-Length": "4"})
@@ -365,8 +366,8 @@ INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 @worlds
 @pytest.mark.parametrize("length", [60_000, 3_000_000])
 def test_a_body_that_is_interrupted_by_what_arrives(world, length):
-    """While a body is sent in many pieces, interim responses arrive: it arrives whole, once, and
-    its connection goes on."""
+    """If interim responses arrive while a body is sent in many pieces, it arrives complete, once,
+    and its connection is kept."""
     arrived, content = [], os.urandom(length)
 
     @on_accept
@@ -395,7 +396,7 @@ def test_a_body_that_is_interrupted_by_what_arrives(world, length):
 
 @worlds
 def test_trace(serve_tls, world):
-    """The extension `trace` is told each step, in httpcore's words."""
+    """The extension `trace` is told each step, with httpcore's names."""
     server = serve_tls(tells_port)
     told = []
 
@@ -421,7 +422,7 @@ def test_trace(serve_tls, world):
 
 @worlds
 def test_trace_of_a_failure(world, dead_port):
-    """A step that fails is told with its error."""
+    """A step that fails is reported with its error."""
     told = []
     with (
         world.client([f"http://127.0.0.1:{dead_port}"], retry=None) as client,
@@ -439,7 +440,7 @@ def test_trace_of_a_failure(world, dead_port):
 
 
 def switches(connection, request):
-    """After 101, or CONNECT, what comes is sent back: through TLS where the target says so."""
+    """After 101, or CONNECT, the bytes are sent back; through TLS if the target says so."""
     if request.method == "CONNECT":
         connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
     else:
@@ -456,7 +457,8 @@ def switches(connection, request):
 
 @worlds
 def test_upgrade(servers, world):
-    """After 101 the connection is the caller's, with what came along, and it is not used again."""
+    """After 101 the connection belongs to the caller, with the bytes that followed, and is not used
+    again."""
     (server,) = servers(switches)
     headers = {"Upgrade": "echo", "Connection": "Upgrade"}
     with world.client([server.url]) as client:
@@ -478,7 +480,7 @@ def test_upgrade(servers, world):
 
 @worlds
 def test_tunnel(servers, world):
-    """After CONNECT the caller can speak TLS through the connection, as far as a verified peer."""
+    """After CONNECT the caller can start TLS on the connection, and the peer is verified."""
     (server,) = servers(switches)
     with (
         world.client([server.url]) as client,
@@ -524,7 +526,7 @@ def test_threads_share_an_upgraded_connection(servers):
 @pytest.mark.parametrize("kind", ["thread", "asyncio", "trio"])
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 def test_child_and_parent_go_on(servers, serve_tls, kind, secure):
-    """A forked child opens connections of its own; its parent's go on."""
+    """A forked child opens its own connections; its parent's stay open."""
     if secure:
         server = serve_tls(tells_port, "127.0.0.1")
     else:

@@ -1,4 +1,4 @@
-"""Who holds a connection, and when it may carry another request."""
+"""Which call uses a connection, and when the connection may carry another request."""
 
 import contextlib
 import socket
@@ -20,8 +20,8 @@ OTHER = "other.test"
 
 @drivers
 def test_a_connection_under_another_name_serves_once(driver):
-    """A connection whose TLS name a request has chosen carries no other request, which would go to
-    an instance that was verified under another name than its own."""
+    """A connection whose TLS name was set by a request carries no other request, since the instance
+    was verified under another name."""
     server = TlsServer(tells_port)
     authority().issue_cert(NAME, OTHER).configure_cert(server.context)
     asked = {"extensions": {"sni_hostname": OTHER}}
@@ -40,7 +40,7 @@ def test_a_connection_under_another_name_serves_once(driver):
 
 @pytest.mark.anyio
 async def test_of_two_addresses_that_answer_at_once_one_is_closed(monkeypatch):
-    """Where both connections of a race stand at the same moment, the one that is not used is
+    """If both connections of a race are established at the same moment, the unused one is
     closed."""
     monkeypatch.setattr(addresses, "ATTEMPT_DELAY", 0.0)
     made, both = [], anyio.Event()
@@ -65,8 +65,8 @@ async def test_of_two_addresses_that_answer_at_once_one_is_closed(monkeypatch):
 
 @pytest.mark.parametrize("end", ["interrupt", "drop"])
 def test_a_lease_that_is_over_ends_nothing(end):
-    """What a call does with its lease when it has just given the connection back, and somebody else
-    has it already, does not touch that connection."""
+    """A call that has just returned its connection does not affect it through its lease if another
+    call has it already."""
     connections = InstanceConnections(KeepAlivePool(None, 10, None))
     lease, connection = ConnectionLease(connections), SocketConnection()
     connections.add(lease, connection)
@@ -80,7 +80,7 @@ def test_a_lease_that_is_over_ends_nothing(end):
 
 @pytest.mark.parametrize("end", ["interrupt", "drop"])
 def test_a_lease_that_is_being_given_back_ends_its_connection(end):
-    """A connection that is cut at the moment at which it becomes idle serves nobody any more."""
+    """A connection that is cut at the moment when it becomes idle is not used again."""
     connections = InstanceConnections(KeepAlivePool(None, 10, None))
     lease, connection = ConnectionLease(connections), SocketConnection()
     connections.add(lease, connection)
@@ -93,7 +93,8 @@ def test_a_lease_that_is_being_given_back_ends_its_connection(end):
 
 
 def test_who_takes_a_connection_that_is_just_given_back_has_it(monkeypatch):
-    """A connection that another thread takes while it is given back counts as that thread's."""
+    """A connection that another thread takes while it is being returned belongs to that thread's
+    call."""
     connections = InstanceConnections(KeepAlivePool(None, 10, None))
     lease, connection = ConnectionLease(connections), SocketConnection()
     other = ConnectionLease(connections)
@@ -114,8 +115,8 @@ def test_who_takes_a_connection_that_is_just_given_back_has_it(monkeypatch):
 
 
 def test_what_a_finalizer_could_not_tell_is_found():
-    """A call whose finalizer was interrupted as well leaves its connection in use: it is closed
-    when the next one is opened."""
+    """If even the finalizer of a call was interrupted, its connection stays in use until the next
+    one is opened, and is then closed."""
     connections = InstanceConnections(KeepAlivePool(None, 10, None))
     lease, connection = ConnectionLease(connections), SocketConnection()
     connections.add(lease, connection)
@@ -131,8 +132,8 @@ def test_what_a_finalizer_could_not_tell_is_found():
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_reset_is_told_as_one(tls):
-    """A connection that is reset while a request is sent fails with ReadError, not as if its end
-    had been orderly."""
+    """If a connection is reset while a request is sent, the error is ReadError, not that of a
+    normal end."""
     server = (TlsServer if tls else Server)(lambda peer, _: peer.reset())
     secure = {"name": NAME, "verify": trust()} if tls else {}
     try:

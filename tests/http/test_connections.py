@@ -1,4 +1,4 @@
-"""Connections: how old they get, how long they idle, what they tell, and how they end."""
+"""Connections: their maximum age, idle time, headers, and how they are closed."""
 
 import contextlib
 import threading
@@ -17,7 +17,7 @@ HEADER = "X-Time-Left-Ms"
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -56,7 +56,7 @@ async def test_a_connection_is_used_again_until_it_is_too_old_async(servers):
 
 
 def test_who_is_too_old_finishes_first(servers):
-    """What is under way on a connection that has become too old goes on to its end."""
+    """A request on a connection that has become too old is completed."""
     gate = Gate()
     (server,) = servers(in_turn(gate, tells_port))
     clock, answers = Clock(), []
@@ -73,14 +73,14 @@ def test_who_is_too_old_finishes_first(servers):
 
 
 def test_connections_idle_for_less_than_servers_let_them():
-    """Connections are given up before the 5 s after which many servers close theirs."""
+    """Connections are closed before the 5 s after which many servers close theirs."""
     assert connection_settings("http").limits.keepalive_expiry < 5
     mine = httpx.Limits(keepalive_expiry=30)
     assert connection_settings("http", limits=mine).limits is mine
 
 
 def test_an_instance_is_told_how_much_time_is_left(servers):
-    """`deadline_header` carries the milliseconds that the call may still take."""
+    """`deadline_header` tells the instance how many milliseconds the call has left."""
     first, second = servers(says(503), tells_port)
     retry = RetryPolicy(deadline=2.0, backoff=0.05, backoff_max=0.05)
     for _ in range(2):
@@ -104,7 +104,7 @@ async def test_an_instance_is_told_how_much_time_is_left_async(servers):
 
 
 def test_a_transport_of_ones_own_is_told_too():
-    """`transport=` gets the header as well, in place of the caller's."""
+    """With `transport=` the header is sent too, in place of the caller's."""
     seen = []
 
     def answer(request):
@@ -140,13 +140,13 @@ def test_a_transport_of_ones_own_is_told_too():
 )
 @pytest.mark.parametrize("kind", [lbclient.Client, lbclient.AsyncTransport])
 def test_what_connections_refuse(kind, wrong, text):
-    """Bad values are refused at construction, by name."""
+    """Invalid values are refused at construction by an error that names the argument."""
     with pytest.raises((ValueError, TypeError), match=text):
         kind(["http://10.0.0.1:1"], **wrong)
 
 
 def test_close_waits_for_calls_under_way(servers):
-    """C20: `close` lets a call of another thread finish, and refuses new ones at once."""
+    """C20: `close` lets a call of another thread end, and refuses new ones at once."""
     gate = Gate()
     (server,) = servers(gate)
     client = lbclient.Client([server.url], close_grace=10)
@@ -188,7 +188,7 @@ async def test_close_waits_for_calls_under_way_async(servers):
 
 
 def test_close_waits_no_longer_than_its_grace(servers):
-    """A body that never ends holds `close` up for `close_grace`, not for ever."""
+    """A body that never ends delays `close` by at most `close_grace`."""
     (server,) = servers(drips(0.02))
     client = lbclient.Client([server.url], close_grace=0.05)
     with contextlib.suppress(httpx.TransportError, httpx.StreamError), client.stream("GET", "/"):
@@ -197,7 +197,7 @@ def test_close_waits_no_longer_than_its_grace(servers):
 
 
 async def test_close_that_is_cancelled_closes_all_the_same(servers):
-    """C1: a close that is cancelled in its grace has closed the connections nevertheless."""
+    """C1: a `close` that is cancelled while it waits has closed the connections nevertheless."""
     (server,) = servers(drips(0.02))
     client = lbclient.AsyncClient([server.url], close_grace=60)
     async with client.stream("GET", "/") as response:
@@ -208,7 +208,7 @@ async def test_close_that_is_cancelled_closes_all_the_same(servers):
 
 
 def test_a_call_past_the_grace_ends_and_is_not_repeated(servers):
-    """Who is cut off by `close` ends at once, is tried nowhere else, and charges nobody."""
+    """A call that `close` interrupts ends at once, is not retried, and charges no instance."""
     gate = Gate()
     first, second = servers(gate, gate)
     client = lbclient.Client([first.url, second.url], close_grace=0.01)
@@ -233,7 +233,8 @@ def test_a_call_past_the_grace_ends_and_is_not_repeated(servers):
 
 
 def test_what_belongs_to_a_policy_is_pointed_there():
-    """An option of a policy, passed to the client, is refused with a word on where it belongs."""
+    """An option of a policy that is passed to the client is refused, and the error says where it
+    belongs."""
     text = r"deadline belongs to retry=lbclient\.RetryPolicy\(deadline=\.\.\.\)"
     with pytest.raises(TypeError, match=text):
         lbclient.Client(["http://10.0.0.1:1"], deadline=1)

@@ -1,4 +1,5 @@
-"""What leaves while something still holds it: instances, addresses, loops, threads at a fork."""
+"""What goes away while something still uses it: instances, addresses, event loops, threads at a
+fork."""
 
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def script(text: str, *arguments: str) -> tuple[int, str, str]:
 
 
 class Scripted:
-    """A resolver that answers with what it holds."""
+    """A resolver that returns the instances it is given."""
 
     def __init__(self, *instances):
         self.instances = instances
@@ -40,8 +41,8 @@ class Scripted:
 
 @pytest.mark.parametrize("caller", ["None", "'gone'"])
 def test_loop_that_dies_in_line_blocks_nobody(caller):
-    """C2, C9: tasks that wait for a place when their loop is closed do not keep the place from
-    those behind them, threads and other loops alike, also where callers take turns."""
+    """C2, C9: tasks that wait for a slot when their loop is closed do not keep it from those behind
+    them, on threads and in other loops, even if callers take turns."""
     text = """
     import asyncio, gc, logging, threading, lbclient
     logging.disable()
@@ -69,7 +70,7 @@ def test_loop_that_dies_in_line_blocks_nobody(caller):
 
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
 def test_end_of_a_loop_closes_the_transports_of_all(kind):
-    """C9: as a loop ends every transport in it is closed, though one of them fails to."""
+    """C9: when a loop ends, every transport in it is closed, even if one of them fails to close."""
     closed = []
 
     class Mine(httpx.AsyncBaseTransport):
@@ -99,8 +100,8 @@ def test_end_of_a_loop_closes_the_transports_of_all(kind):
 
 
 def test_transport_that_does_not_close_is_nobody_elses_business(caplog):
-    """C18: a caller's transport that fails to close is logged; neither does the next call fail, nor
-    do other transports stay open."""
+    """C18: if a caller's transport fails to close, this is logged; the next call does not fail, and
+    other transports are closed."""
     closed = []
 
     class Mine(httpx.BaseTransport):
@@ -129,7 +130,8 @@ def test_transport_that_does_not_close_is_nobody_elses_business(caplog):
 
 
 def test_transport_of_who_left_meanwhile_is_closed(servers):
-    """I30: a call that got an instance just before that left opens no connection that stays."""
+    """I30: a call that was given an instance just before it left opens no connection that stays
+    open."""
     old, new = servers(says(200), says(200))
     resolver = Scripted(Instance("127.0.0.1", old.port))
     with lbclient.Client(resolver, name="shop.test", retry=None) as client:
@@ -153,8 +155,8 @@ def test_transport_of_who_left_meanwhile_is_closed(servers):
 
 
 def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(servers):
-    """I34: when an instance has another address, idle connections to the one before are closed,
-    also while calls to the new one are always under way."""
+    """I34: when an instance has another address, idle connections to the old one are closed, even
+    while calls to the new one are under way."""
     gate = Gate()
     (server,) = servers(says(200))
     resolver = Scripted(Instance("pod.test", server.port, addresses=("127.0.0.1",)))
@@ -177,7 +179,8 @@ def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(se
 
 
 def test_late_outcome_of_the_machine_before_is_not_charged():
-    """I34: a call that ends after its instance got another address is not the new machine's."""
+    """I34: a call that ends after its instance got another address does not count for the new
+    machine."""
     pod = Instance("pod.test", 80, addresses=("192.0.2.1",))
     resolver = Scripted(pod)
     balancer = Balancer(
@@ -201,7 +204,7 @@ def test_late_outcome_of_the_machine_before_is_not_charged():
 
 
 def test_closed_balancer_is_not_asked_for_by_a_refresh_under_way():
-    """C20: a refresh that was about to begin when the balancer was closed asks nobody."""
+    """C20: a refresh that was about to begin when the balancer was closed asks nothing."""
     resolver = Scripted(A)
     balancer = Balancer(resolver, name="shop.test")
     pauses = balancer._refresh_round()
@@ -215,7 +218,7 @@ def test_closed_balancer_is_not_asked_for_by_a_refresh_under_way():
 
 
 def test_places_of_the_parents_threads_are_free_in_a_child(servers):
-    """C8: calls of other threads that were under way at a fork hold no place in the child."""
+    """C8: calls of other threads that were under way at a fork hold no slot in the child."""
     (server,) = servers(says(200))
     text = """
     import os, sys, threading, lbclient
@@ -239,7 +242,8 @@ def test_places_of_the_parents_threads_are_free_in_a_child(servers):
 
 @pytest.mark.parametrize("step", ["marked", "assigned", "looking"])
 def test_half_made_change_is_mended_in_a_child(step):
-    """C8: a fork in the middle of a change, or of a look, leaves a child whom it can go on with."""
+    """C8: a fork in the middle of an update, or of a check of the queue, leaves a child that
+    works."""
     pool = Pool(BreakerPolicy())
     pool.update([A, B])
     b = next(one for one in pool.endpoints if one.instance == B)

@@ -1,7 +1,7 @@
-"""Responses that come before the request has been sent whole.
+"""Responses that arrive before the whole request has been sent.
 
-A server that refuses a body says so at once, and then reads no more, closes, or goes on reading.
-Whichever it does, the caller gets that response at once.
+A server that rejects a body says so at once, and then stops reading, closes, or continues to read.
+In each case the caller gets that response at once.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone"
 
 
 class Driver(NamedTuple):
-    """What moves the bytes: threads, or an event loop."""
+    """How the bytes are moved: by threads, or by an event loop."""
 
     backend: str | None
     uvloop: bool = False
@@ -106,37 +106,37 @@ def reads_on(connection) -> None:
 
 
 def says_nothing(*_):
-    """It does not answer."""
+    """The server does not answer."""
 
 
 def holds(peer, connection):
-    """It answers, reads nothing more, and does not close."""
+    """The server answers, reads nothing more, and does not close."""
     connection.send(REFUSAL)
     peer.said.release()
 
 
 def closes(peer, connection):
-    """It answers, and closes with data unread: a reset follows the response."""
+    """The server answers, and closes with data unread: a reset follows the response."""
     connection.send(REFUSAL)
     peer.said.release()
     connection.close()
 
 
 def reads(peer, connection):
-    """It answers, and reads on as if nothing had happened."""
+    """The server answers, and continues to read."""
     connection.send(REFUSAL)
     peer.said.release()
     reads_on(connection)
 
 
 def interim(peer, connection):
-    """It asks for the body before it refuses it."""
+    """The server asks for the body before it rejects it."""
     connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
     holds(peer, connection)
 
 
 def completes(peer, connection):
-    """It needs no more of the body."""
+    """The server needs no more of the body."""
     connection.send(DONE)
     peer.said.release()
 
@@ -156,7 +156,7 @@ LARGE, LONG = 10_000_000, 300_000
 
 
 class Endless:
-    """A body in parts, and whether it was closed."""
+    """A body in parts, which records whether it was closed."""
 
     def __init__(self, size: int, part: int, wait: Callable[[], object] | None = None) -> None:
         self.size, self.part, self.wait = size, part, wait
@@ -204,7 +204,7 @@ def body_in_one_part(driver, _):
 
 
 def body_file(driver, tmp_path):
-    """A file: on event loops httpx takes no plain one, but multipart does."""
+    """A file. On event loops httpx accepts no plain file, but multipart does."""
     path = tmp_path / "upload"
     path.write_bytes(b"x" * LARGE)
     return {"files": {"f": path.read_bytes()}} if driver.backend else {"content": path.open("rb")}
@@ -219,7 +219,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _uvloop_is_loaded():
-    """Uvloop opens a descriptor when it is first used, and keeps it."""
+    """Make uvloop open the descriptor that it opens at its first use."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
@@ -227,8 +227,8 @@ def _uvloop_is_loaded():
 @drivers
 @pytest.mark.parametrize(("act", "body", "flavour"), CASES)
 def test_an_early_response(driver, kind, act, body, flavour, tmp_path):
-    """The caller gets it at once; the request is sent once, and nobody is charged. A connection on
-    which part of the body was not sent carries no other request."""
+    """The caller gets the response at once; the request is sent once, and no instance is charged. A
+    connection on which part of the body was not sent carries no other request."""
     with Peer(kind, act) as peer, contextlib.ExitStack() as stack:
         before = descriptors()
         with driver.client(FLAVOURS[flavour], [peer.url], **peer.options) as client:
@@ -256,7 +256,7 @@ def test_an_early_response(driver, kind, act, body, flavour, tmp_path):
 @drivers
 @pytest.mark.parametrize("act", [holds, closes, reads], ids=lambda act: act.__name__)
 def test_a_small_request_is_refused(driver, kind, act):
-    """A small body has been sent when the refusal comes, which reaches the caller all the same."""
+    """A small body has been sent when the rejection arrives, which still reaches the caller."""
     with (
         Peer(kind, act) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -276,8 +276,8 @@ loops = pytest.mark.parametrize(
 @loops
 @pytest.mark.parametrize("act", [holds, closes, reads], ids=lambda act: act.__name__)
 def test_a_caller_that_stalls_hears_the_refusal(driver, kind, act):
-    """On an event loop it comes at once, though the body's next part never does; the caller's
-    generator ends."""
+    """On an event loop the response is returned at once, even if the body's next part never comes;
+    the caller's generator is closed."""
     with (
         Peer(kind, act) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -292,7 +292,8 @@ def test_a_caller_that_stalls_hears_the_refusal(driver, kind, act):
 
 @loops
 def test_a_refused_generator_is_closed(driver):
-    """The caller's generator ends when the response is there, also if it was not waited for."""
+    """The caller's generator is closed once the response is there, even if nothing waited for
+    it."""
     with (
         Peer("plain", holds) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -303,7 +304,7 @@ def test_a_refused_generator_is_closed(driver):
 
 
 def echoes(_, connection):
-    """It sends back each part of a chunked body as it comes."""
+    """The server sends back each part of a chunked body as it arrives."""
     connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while (size := int(connection.file.readline(), 16)) > 0:
         part = connection.file.read(size + 2)
@@ -316,7 +317,8 @@ def echoes(_, connection):
 @drivers
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_response_that_goes_on_while_the_body_is_read(driver, kind, flavour):
-    """It is taken in while the request is sent, so that neither end waits for the other."""
+    """The response is received while the request is sent, so that neither end waits for the
+    other."""
     size = 5_000_000
     with (
         Peer(kind, echoes) as peer,
@@ -331,7 +333,7 @@ def test_a_response_that_goes_on_while_the_body_is_read(driver, kind, flavour):
 
 
 def floods(_, connection):
-    """It answers without end, and reads nothing."""
+    """The server answers without end, and reads nothing."""
     connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
     with contextlib.suppress(OSError):
         while not connection.server.stopping.is_set():
@@ -340,7 +342,7 @@ def floods(_, connection):
 
 @drivers
 def test_a_long_response_to_an_unread_request_is_not_kept_in_memory(driver):
-    """Where far more comes back than was sent, sending ends, and the caller reads the response."""
+    """If far more arrives than was sent, sending ends, and the caller reads the response."""
     with (
         Peer("plain", floods) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -369,7 +371,7 @@ def refuses(status):
 @kinds
 @drivers
 def test_100_continue_is_waited_for(driver, kind):
-    """A body with Expect goes out once the server agrees."""
+    """A body with Expect is sent once the server agrees."""
     with (
         Peer(kind, agrees) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -382,7 +384,7 @@ def test_100_continue_is_waited_for(driver, kind):
 @drivers
 @pytest.mark.parametrize("status", [413, 417])
 def test_a_refused_expectation(driver, kind, status):
-    """No byte of a body is sent where the server refuses it first; the connection is closed."""
+    """Nothing of a body is sent if the server rejects it first; the connection is closed."""
     with Peer(kind, refuses(status)) as peer:
         with driver.client(lbclient, [peer.url], **peer.options) as client:
             response = client.post("/", content=b"x" * LONG, headers=EXPECTS)
@@ -393,7 +395,7 @@ def test_a_refused_expectation(driver, kind, status):
 
 
 def takes_it(peer, connection):
-    """It does not know of Expect."""
+    """The server does not know Expect."""
     peer.rest = connection.file.read(LONG)
     connection.send(DONE)
 
@@ -413,8 +415,8 @@ def test_an_expectation_that_nobody_answers(driver, monkeypatch):
 @drivers
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_an_error_of_the_callers_own_that_looks_like_ours(driver, flavour):
-    """A body that raises httpx's WriteError, since it comes from another connection say, ends the
-    call with that error, and nobody is charged."""
+    """A body that raises httpx's WriteError (from another connection, for example) ends the call
+    with that error, and no instance is charged."""
     its = httpx if flavour == "httpx" else pytest.importorskip("httpx2")
     error = its.WriteError("another connection broke")
 
@@ -442,7 +444,7 @@ def test_an_error_of_the_callers_own_that_looks_like_ours(driver, flavour):
 @loops
 @kinds
 def test_the_deadline_bounds_a_caller_that_stalls(driver, kind):
-    """A call whose own body stalls ends with its deadline, and nobody is charged for that."""
+    """A call whose own body stalls ends at its deadline, and no instance is charged."""
     with (
         Peer(kind, says_nothing) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -491,7 +493,7 @@ CHUNK, CHUNKS = b"1\r\nx\r\n", 300_000
 
 
 def chops(_, connection):
-    """It answers in very many chunks."""
+    """The server answers in very many chunks."""
     connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     connection.send(CHUNK * CHUNKS + b"0\r\n\r\n")
 
@@ -499,7 +501,7 @@ def chops(_, connection):
 @kinds
 @loops
 def test_a_response_of_tiny_chunks_leaves_turns_to_others(driver, kind):
-    """However many chunks have arrived already, other tasks have a turn after 64 KiB of them."""
+    """However many chunks have arrived, other tasks get a turn after 64 KiB of them."""
     turns = Turns()
 
     async def work() -> None:
@@ -519,13 +521,13 @@ def test_a_response_of_tiny_chunks_leaves_turns_to_others(driver, kind):
 
 
 def takes_all(_, connection):
-    """It reads a long body, then answers."""
+    """The server reads a long body, then answers."""
     connection.file.read(LARGE)
     connection.send(DONE)
 
 
 def takes_little(_, connection):
-    """It reads a body of `PIECES` bytes, then answers."""
+    """The server reads a body of `PIECES` bytes, then answers."""
     connection.file.read(PIECES)
     connection.send(DONE)
 
@@ -543,8 +545,8 @@ A_PIECE = 2 * 1024
     ids=["long", "tiny pieces"],
 )
 def test_a_long_request_leaves_turns_to_others(driver, kind, act, size, part, cost):
-    """However much of it the kernel takes at once, other tasks have a turn after 64 KiB, or after a
-    few tiny pieces."""
+    """However much of a body the kernel takes at once, other tasks get a turn after 64 KiB, or
+    after a few tiny pieces."""
     turns = Turns()
 
     async def body() -> AsyncIterator[bytes]:
@@ -563,7 +565,7 @@ def test_a_long_request_leaves_turns_to_others(driver, kind, act, size, part, co
 
 
 def reads_slowly(_, connection):
-    """It takes in a body, a few bytes at a time."""
+    """The server reads a body a few bytes at a time."""
     while connection.sock.recv(100) and not connection.server.stopping.wait(0.01):
         pass
 
@@ -574,7 +576,7 @@ WITHIN = {"lbclient": {"deadline": 0.1}}
 @kinds
 @drivers
 def test_the_deadline_bounds_a_slow_upload(driver, kind):
-    """A body that its peer takes in drop by drop is sent no longer than the deadline allows."""
+    """A body that the server reads very slowly is not sent beyond the deadline."""
     with (
         Peer(kind, reads_slowly) as peer,
         driver.client(lbclient, [peer.url], **peer.options) as client,
@@ -587,8 +589,8 @@ def test_the_deadline_bounds_a_slow_upload(driver, kind):
 
 @pytest.mark.parametrize("driver", ["threads", "asyncio", "trio"])  # uvloop asks libuv
 def test_the_deadline_bounds_the_resolving_of_a_name(driver, monkeypatch):
-    """An instance whose name the operating system does not resolve holds a call up no longer than
-    its timeouts and its deadline allow."""
+    """An instance whose name the operating system does not resolve delays a call no longer than its
+    timeouts and its deadline allow."""
     released = threading.Event()
 
     def looks_up(*args, **options):

@@ -1,4 +1,4 @@
-"""Faults of instances, over real sockets: which cost a call, and which do not."""
+"""Faults of instances, over real sockets: which ones fail a call, and which do not."""
 
 import gc
 import socket
@@ -31,7 +31,7 @@ def dead(port):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_refusing_instance_costs_no_call(servers, dead_port, method):
-    """I1: an instance that refuses connections costs no call, whatever the method."""
+    """I1: an instance that refuses connections fails no call, whatever the method."""
     (good,) = servers(tells_port)
     with lbclient.Client([dead(dead_port), good.url]) as client:
         answers = [client.request(method, "/", content=b"x").text for _ in range(30)]
@@ -40,7 +40,7 @@ def test_a_refusing_instance_costs_no_call(servers, dead_port, method):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_refusing_instance_costs_no_call_async(servers, dead_port, method):
-    """I1: an instance that refuses connections costs no async call, whatever the method."""
+    """I1: an instance that refuses connections fails no async call, whatever the method."""
     (good,) = servers(tells_port)
     async with lbclient.AsyncClient([dead(dead_port), good.url]) as client:
         answers = [(await client.request(method, "/", content=b"x")).text for _ in range(30)]
@@ -49,7 +49,8 @@ async def test_a_refusing_instance_costs_no_call_async(servers, dead_port, metho
 
 @pytest.mark.parametrize("fault", [resets, hangs_up, dies_in_body])
 def test_a_dying_instance_costs_no_get(servers, fault):
-    """I3, I4, I8: dying after the request was read, or in the body, costs no idempotent call."""
+    """I3, I4, I8: an instance that dies after it has read the request, or in the body, fails no
+    idempotent call."""
     bad, good = servers(fault, tells_port)
     with lbclient.Client([bad.url, good.url], retry=QUICK) as client:
         answers = {client.get("/").text for _ in range(20)}
@@ -62,7 +63,7 @@ def test_a_dying_instance_costs_no_get(servers, fault):
 
 @pytest.mark.parametrize("fault", [resets, hangs_up, dies_in_body])
 async def test_a_dying_instance_costs_no_get_async(servers, fault):
-    """I3, I4, I8: the same for async calls, which trip the breaker too (C6)."""
+    """I3, I4, I8: the same for async calls, which open the breaker too (C6)."""
     bad, good = servers(fault, tells_port)
     async with lbclient.AsyncClient([bad.url, good.url], retry=QUICK) as client:
         answers = {(await client.get("/")).text for _ in range(20)}
@@ -75,7 +76,8 @@ async def test_a_dying_instance_costs_no_get_async(servers, fault):
 
 @pytest.mark.parametrize("fault", [resets, hangs_up])
 def test_a_post_that_may_have_been_carried_out_is_not_repeated(servers, fault):
-    """I3: a POST whose connection died after sending reaches one instance; its error is httpx's."""
+    """I3: a POST whose connection ended after sending reaches one instance; its error is
+    httpx's."""
     bad, good = servers(fault, tells_port)
     with lbclient.Client([bad.url, good.url], retry=QUICK, strategy="round-robin") as client:
         errors = []
@@ -100,7 +102,8 @@ def test_a_post_that_may_have_been_carried_out_is_not_repeated(servers, fault):
     ],
 )
 def test_a_post_said_to_be_idempotent_is_repeated(servers, how):
-    """A POST with an Idempotency-Key, or marked by its extension, is tried on another instance."""
+    """A POST with an Idempotency-Key, or marked by its extension, is retried on another
+    instance."""
     bad, good = servers(resets, tells_port)
     with lbclient.Client([bad.url, good.url], retry=QUICK, strategy="round-robin") as client:
         answers = {client.post("/", content=b"x", **how).text for _ in range(4)}
@@ -108,7 +111,7 @@ def test_a_post_said_to_be_idempotent_is_repeated(servers, how):
 
 
 def test_an_empty_idempotency_key_is_none(servers):
-    """A POST whose Idempotency-Key is empty is not repeated: no server can recognize it."""
+    """A POST with an empty Idempotency-Key is not repeated: no server can recognize it."""
     (bad,) = servers(resets)
     with lbclient.Client([bad.url], retry=QUICK) as client, pytest.raises(httpx.ReadError):
         client.post("/", content=b"x", headers={"Idempotency-Key": ""})
@@ -130,7 +133,7 @@ ONCE, THRICE = (200, 404, 500, 999), (429, 502, 503, 504)
     ("status", "sends"), [*((one, 1) for one in ONCE), *((one, 3) for one in THRICE)]
 )
 def test_which_statuses_are_tried_again(servers, status, sends):
-    """I10, I13, I29: 429, 502, 503 and 504 are tried again for a GET; the last answer is given."""
+    """I10, I13, I29: 429, 502, 503 and 504 are retried for a GET; the last answer is returned."""
     instances = servers(*[says(status)] * 4)
     with lbclient.Client([one.url for one in instances], retry=QUICK) as client:
         response = client.get("/")
@@ -143,7 +146,7 @@ def test_which_statuses_are_tried_again(servers, status, sends):
 
 
 def test_a_status_is_not_tried_again_for_a_post(servers):
-    """I10: 503 is the answer to a POST, which may have been carried out."""
+    """I10: a 503 is the result of a POST, which may have been carried out."""
     instances = servers(says(503), says(503))
     with lbclient.Client([one.url for one in instances], retry=QUICK) as client:
         assert client.post("/").status_code == 503
@@ -151,7 +154,7 @@ def test_a_status_is_not_tried_again_for_a_post(servers):
 
 
 def test_a_retry_goes_to_the_untried_also_of_the_next_tier(servers):
-    """A retry goes to the untried, those of the next tier too, before anybody is tried twice."""
+    """A retry goes to untried instances, those of the next tier too, before one is tried twice."""
     first, second, third = servers(*[says(503)] * 3)
     instances = [
         lbclient.Instance("127.0.0.1", first.port, priority=0),
@@ -168,7 +171,7 @@ def test_a_retry_goes_to_the_untried_also_of_the_next_tier(servers):
 
 
 def test_retry_after_rests_that_instance(servers):
-    """I11: `Retry-After` sends the calls after it to the others, without an error or a wait."""
+    """I11: `Retry-After` makes later calls go to other instances, without an error or a wait."""
     busy, free = servers(says(503, Retry_After="30"), tells_port)
     with lbclient.Client([busy.url, free.url], retry=QUICK) as client:
         answers = {client.get("/").text for _ in range(20)}
@@ -177,7 +180,8 @@ def test_retry_after_rests_that_instance(servers):
 
 
 def test_when_all_rest_the_soonest_is_used(servers):
-    """I11: where every instance rests, the one due soonest is used after `backoff_max` at most."""
+    """I11: if every instance asks for a back-off, the one whose back-off ends first is used after
+    at most `backoff_max`."""
     (only,) = servers(in_turn(says(429, Retry_After="30"), tells_port))
     with lbclient.Client([only.url], retry=QUICK) as client:
         assert client.get("/").text == str(only.port)
@@ -201,7 +205,7 @@ DRIPPING = lbclient.RetryPolicy(deadline=0.8)
 
 @pytest.mark.parametrize("fault", [drips(0.1), drips_headers(0.1)])
 def test_the_deadline_ends_a_drip(servers, fault):
-    """I5, I6: a deadline of 0.8 s ends a call to a dripping server within 1.2 s."""
+    """I5, I6: a deadline of 0.8 s ends a call to a slowly dripping server within 1.2 s."""
     (server,) = servers(fault)
     with lbclient.Client([server.url], retry=DRIPPING, timeout=5) as client:
         start = time.monotonic()
@@ -215,7 +219,7 @@ def test_the_deadline_ends_a_drip(servers, fault):
 
 @pytest.mark.parametrize("fault", [drips(0.1), drips_headers(0.1)])
 async def test_the_deadline_ends_a_drip_async(servers, fault):
-    """I5, I6: a deadline of 0.8 s ends an async call to a dripping server within 1.2 s."""
+    """I5, I6: a deadline of 0.8 s ends an async call to a slowly dripping server within 1.2 s."""
     (server,) = servers(fault)
     async with lbclient.AsyncClient([server.url], retry=DRIPPING, timeout=5) as client:
         start = time.monotonic()
@@ -227,7 +231,8 @@ async def test_the_deadline_ends_a_drip_async(servers, fault):
 
 
 def test_the_deadline_covers_a_streamed_body(servers):
-    """I6: a stream is cut by the call's deadline too, by name, and its instance is freed."""
+    """I6: a stream ends at the call's deadline too, with DeadlineExceeded, and its slot is
+    released."""
     (server,) = servers(drips(0.05))
     with lbclient.Client([server.url], timeout=5) as client:
         asked = {"lbclient": {"deadline": 0.3}}
@@ -238,7 +243,8 @@ def test_the_deadline_covers_a_streamed_body(servers):
 
 
 def test_an_attempt_timeout_sends_a_get_elsewhere(servers):
-    """I5: an attempt that outlives `attempt_timeout` is given up; the call goes on elsewhere."""
+    """I5: an attempt that takes longer than `attempt_timeout` is ended, and the call is retried
+    elsewhere."""
     slow, good = servers(drips_headers(0.05), tells_port)
     policy = lbclient.RetryPolicy(attempt_timeout=0.2, backoff=0.001)
     with lbclient.Client([slow.url, good.url], retry=policy) as client:
@@ -247,7 +253,7 @@ def test_an_attempt_timeout_sends_a_get_elsewhere(servers):
 
 
 def test_a_stream_outlives_the_attempt_timeout(servers):
-    """A streamed body has the call's time, not the attempt's."""
+    """A streamed body has the time of the call, not of the attempt."""
     (server,) = servers(drips(0.05))
     policy = lbclient.RetryPolicy(attempt_timeout=0.15)
     with lbclient.Client([server.url], retry=policy) as client:  # noqa: SIM117
@@ -257,7 +263,7 @@ def test_a_stream_outlives_the_attempt_timeout(servers):
 
 
 def test_a_back_off_beyond_the_deadline_is_not_slept(servers):
-    """C16: where the next delay would overrun the deadline, the last outcome is given at once."""
+    """C16: if the next delay would pass the deadline, the last outcome is returned at once."""
     (server,) = servers(says(503))
     policy = lbclient.RetryPolicy(deadline=0.5, backoff=30, backoff_max=60)
     start = time.monotonic()
@@ -274,7 +280,8 @@ def test_a_back_off_beyond_the_deadline_is_not_slept(servers):
 
 
 def test_a_slow_instance_is_not_charged_for_a_deadline_it_had_no_part_in(servers):
-    """An attempt cut by our own deadline is a fault only if it began with half of it left."""
+    """An attempt that our own deadline ends is a fault only if it began with at least half of the
+    time left."""
     first, second = servers(drips_headers(0.05), drips_headers(0.05))
     policy = lbclient.RetryPolicy(deadline=0.5, attempt_timeout=0.3, backoff=0.0)
     with lbclient.Client([first.url, second.url], retry=policy, strategy="round-robin") as client:
@@ -284,7 +291,7 @@ def test_a_slow_instance_is_not_charged_for_a_deadline_it_had_no_part_in(servers
 
 
 def test_out_of_file_descriptors_charges_nobody(servers):
-    """I22: when this process has no file descriptor left, no instance is to blame."""
+    """I22: if this process has no file descriptor left, no instance is charged."""
     import resource
 
     (server,) = servers(tells_port)
@@ -305,7 +312,7 @@ def test_out_of_file_descriptors_charges_nobody(servers):
 
 
 def test_an_idle_connection_that_was_closed_costs_no_get(servers):
-    """I4: a keep-alive connection that the server closed meanwhile costs no idempotent call."""
+    """I4: a keep-alive connection that the server has closed meanwhile fails no idempotent call."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url], retry=QUICK) as client:
         for _ in range(5):
@@ -315,7 +322,8 @@ def test_an_idle_connection_that_was_closed_costs_no_get(servers):
 
 
 def test_408_on_a_reused_connection_is_as_never_sent(servers):
-    """I28: an unsolicited 408 on a reused connection is no answer to this request, POST or not."""
+    """I28: an unsolicited 408 on a reused connection is not the response to this request, even a
+    POST."""
     (server,) = servers(in_turn(tells_port, says(408, Connection="close"), tells_port))
     with lbclient.Client([server.url], retry=QUICK) as client:
         client.get("/")
@@ -325,7 +333,7 @@ def test_408_on_a_reused_connection_is_as_never_sent(servers):
 
 
 def test_408_on_a_fresh_connection_is_an_answer(servers):
-    """I28: a 408 on a fresh connection is the answer."""
+    """I28: a 408 on a fresh connection is the response."""
     (server,) = servers(says(408))
     with lbclient.Client([server.url], retry=QUICK) as client:
         assert client.post("/").status_code == 408
@@ -333,7 +341,7 @@ def test_408_on_a_fresh_connection_is_an_answer(servers):
 
 
 def test_all_down_fails_fast_and_names_the_time(dead_port):
-    """I16: with every breaker open a call fails at once, and says when to try again."""
+    """I16: if every breaker is open, a call fails at once, and the error says when to try again."""
     with lbclient.Client([dead(dead_port)]) as client:
         for _ in range(2):
             with pytest.raises(httpx.ConnectError):
@@ -345,7 +353,7 @@ def test_all_down_fails_fast_and_names_the_time(dead_port):
 
 
 def test_a_healed_instance_is_found_by_one_probe(servers):
-    """I18: a healed instance is found by a probe, and then takes calls again."""
+    """I18: a recovered instance is found by a probe, and then takes calls again."""
     bad, good = servers(says(503), tells_port)
     policy = lbclient.BreakerPolicy(fail_max=2, reset_timeout=0.05)
     with lbclient.Client(
@@ -363,7 +371,8 @@ def test_a_healed_instance_is_found_by_one_probe(servers):
 
 
 def test_sixteen_threads_leave_nothing_behind(servers, dead_port):
-    """C7: sixteen threads over good, dying and dead instances; counters end at zero."""
+    """C7: with sixteen threads over good, dying and dead instances, all counts are zero at the
+    end."""
     good, dying = servers(tells_port, in_turn(*[tells_port, resets] * 50, tells_port))
     failed = []
     with lbclient.Client([good.url, dying.url, dead(dead_port)], retry=QUICK) as client:
@@ -394,8 +403,8 @@ class First:
 
 
 def test_a_dropped_stream_after_a_retry_gives_its_slot_back(servers):
-    """A streamed response that is dropped unclosed gives its slot back though an attempt before
-    it had failed, whose error is kept with the call."""
+    """A streamed response that is dropped unclosed gives its slot back, even if an earlier attempt
+    had failed and its error is kept with the call."""
     one, other = servers(resets, says(200, b"well"))
     with lbclient.Client([one.url, other.url], strategy=First(), max_in_flight=1) as client:
         response = client.send(client.build_request("GET", "/"), stream=True)

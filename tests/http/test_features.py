@@ -1,4 +1,4 @@
-"""What users of httpx rely on works through a balancing client: sync, asyncio and trio."""
+"""What users of httpx rely on works with a balancing client: sync, asyncio and trio."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ class Caller:
         return stream if self.portal is None else self.portal.wrap_async_context_manager(stream)
 
     def run(self, function, *args):
-        """Call what is a coroutine function on an event loop."""
+        """Call a coroutine function on an event loop, and any other directly."""
         return function(*args) if self.portal is None else self.portal.call(function, *args)
 
     def read(self, response):
@@ -59,12 +59,12 @@ class Caller:
 
     @property
     def in_flight(self):
-        """Attempts from pick to the end of the body, as the balancer counts them."""
+        """The attempts in flight, as the balancer counts them."""
         return sum(one.in_flight for one in self.client.balancer.snapshot().instances)
 
 
 class World:
-    """Where a client lives: on threads, or on an event loop of its own."""
+    """Where a client runs: on threads, or on its own event loop."""
 
     def __init__(self, backend=None, **options):
         self.backend = backend
@@ -99,7 +99,7 @@ class World:
         )
 
     def hook(self, function):
-        """A function in the colour that an event hook must have."""
+        """A function or coroutine function, as an event hook must be."""
         if self.backend is None:
             return function
 
@@ -109,7 +109,7 @@ class World:
         return coloured
 
     def body(self, chunks):
-        """A generator in the colour that a request body must have."""
+        """A generator or async generator, as a request body must be."""
         if self.backend is None:
             return (chunk for chunk in chunks)
 
@@ -162,7 +162,7 @@ def wants_digest(connection, request):
 
 @worlds
 def test_digest_auth(servers, world):
-    """Digest is two requests, both balanced, and the body is sent with each."""
+    """Digest makes two requests, both balanced, and the body is sent with each."""
     pair = servers(wants_digest, wants_digest)
     with world.client(
         urls(pair), strategy="round-robin", auth=httpx.DigestAuth("me", "secret")
@@ -177,7 +177,7 @@ def test_digest_auth(servers, world):
 
 
 class TokenAuth(httpx.Auth):
-    """Asks the same service for a token first, as OAuth flows do."""
+    """An auth flow that first asks the same service for a token, as OAuth flows do."""
 
     requires_response_body = True
 
@@ -211,7 +211,7 @@ def test_custom_auth_flow(servers, world, name):
 
 @worlds
 def test_one_cookie_jar_for_the_service(servers, world):
-    """S3: a cookie set by one instance is sent to all, and kept under the service's name."""
+    """S3: a cookie set by one instance is sent to all, and stored for the service's name."""
     pair = servers(*[says(200, b"", Set_Cookie="session=42; Path=/")] * 2)
     with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
         for _ in range(4):
@@ -227,7 +227,7 @@ def test_one_cookie_jar_for_the_service(servers, world):
 
 @worlds
 def test_base_path(servers, world):
-    """A path in the service's URL, and one in base_url, come before the path of each request."""
+    """A path in the service's URL, and one in base_url, are put before the path of each request."""
     (server,) = servers(tells_port)
     with world.client([server.url + "/v1"]) as client:
         client.get("/orders")
@@ -258,7 +258,7 @@ def test_params_and_headers(servers, world):
 
 @worlds
 def test_any_path_and_query(servers, world):
-    """What httpx makes of a path and a query arrives unchanged, whichever engine carries it."""
+    """Path and query arrive as httpx encodes them, whatever transport sends them."""
     (server,) = servers(tells_port)
     paths = ["/Zürich/a%2Fb//c?q=ü%20+&q", "//double", "/%", "/a;b=c?x=[1]&y={z}#f", "?only"]
     kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
@@ -272,7 +272,7 @@ def test_any_path_and_query(servers, world):
 
 
 def redirects(location, status=302):
-    """To /old: there; to anything else: 200 with what it was asked with."""
+    """/old redirects there; any other path returns 200 with the request."""
 
     def behave(connection, request):
         if request.target.startswith("/old"):
@@ -285,7 +285,7 @@ def redirects(location, status=302):
 
 @worlds
 def test_redirects_are_off_by_default(servers, world):
-    """I27: a redirect is returned, with the next request ready, and not followed."""
+    """I27: a redirect is returned with the next request ready, and is not followed by default."""
     (server,) = servers(redirects("/new"))
     with world.client([server.url], name="orders.test") as client:
         response = client.get("/old")
@@ -297,7 +297,7 @@ def test_redirects_are_off_by_default(servers, world):
 
 @worlds
 def test_a_relative_redirect_is_balanced(servers, world):
-    """I27: a relative redirect is a request like any other: the next instance gets it."""
+    """I27: a relative redirect is a request like any other: another instance may get it."""
     pair = servers(redirects("/new"), redirects("/new"))
     with world.client(
         urls(pair), strategy="round-robin", name="orders.test", follow_redirects=True
@@ -313,7 +313,7 @@ def test_a_relative_redirect_is_balanced(servers, world):
 @worlds
 @pytest.mark.parametrize("form", ["http://{}/new?a=1#top", "//{}/new?a=1#top"])
 def test_a_redirect_to_an_instance_is_balanced(servers, world, form):
-    """I27: a redirect that names an instance is made logical: credentials and cookies stay."""
+    """I27: a redirect that names an instance is made logical: credentials and cookies are kept."""
     pair = servers(tells_port, tells_port)
     for one, other in zip(pair, reversed(pair), strict=True):
         one.behaviour = redirects(form.format(f"127.0.0.1:{other.port}"))
@@ -336,7 +336,8 @@ def test_a_redirect_to_an_instance_is_balanced(servers, world, form):
 
 @worlds
 def test_a_redirect_to_an_instance_of_an_unnamed_list(servers, world):
-    """I27: without a name the logical URL is the first entry's; each instance gets its own Host."""
+    """I27: without a name the logical URL is that of the first entry; each instance gets its own
+    Host."""
     pair = servers(tells_port, tells_port)
     pair[0].behaviour = pair[1].behaviour = redirects(pair[1].url + "/new")
     with world.client(urls(pair), strategy="round-robin", follow_redirects=True) as client:
@@ -351,7 +352,8 @@ def test_a_redirect_to_an_instance_of_an_unnamed_list(servers, world):
 @worlds
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_elsewhere_is_refused(servers, world, status):
-    """S2, I27: a redirect to a foreign origin is refused by name, and nothing is sent there."""
+    """S2, I27: a redirect to a foreign origin is refused with a clear error, and nothing is sent
+    there."""
     foreign, server = servers(tells_port, tells_port)
     server.behaviour = redirects(f"http://localhost:{foreign.port}/new", status)
     with world.client([server.url], name="orders.test", follow_redirects=True) as client:
@@ -366,7 +368,7 @@ def test_a_redirect_elsewhere_is_refused(servers, world, status):
 @worlds
 @pytest.mark.parametrize("url", ["https://orders.test/", "http://orders.test:81/", "http://x.test"])
 def test_another_origin_is_refused(servers, world, url):
-    """S2: a client of one service sends to no other origin, scheme and port included."""
+    """S2: a client of one service sends to no other origin, including scheme and port."""
     (server,) = servers(tells_port)
     with world.client([server.url], name="orders.test") as client:
         with pytest.raises(lbclient.LoadBalancingError, match=r"orders\.test"):
@@ -422,7 +424,7 @@ def discovered(world, server, **options):
 
 
 def moved_with_cookie(location):
-    """Redirects /old there, sets a cookie with that, and answers anything else."""
+    """/old redirects there and sets a cookie; any other path answers."""
 
     def behave(connection, request):
         if request.target == "/old":
@@ -451,7 +453,7 @@ def assert_stays(client, server):
 @pytest.mark.parametrize("location", [one for one in OWN_SPELLINGS if "80:" not in one])
 def test_a_redirect_in_another_spelling_stays(servers, world, location):
     """A redirect to the service or to an instance, however its host is written, is a request to the
-    service: by names and addresses, not by their text."""
+    service: names and addresses are compared, not text."""
     (server,) = servers(tells_port)
     server.behaviour = moved_with_cookie(location.format(port=server.port))
     with discovered(world, server) as client:
@@ -460,7 +462,7 @@ def test_a_redirect_in_another_spelling_stays(servers, world, location):
 
 @pytest.mark.parametrize("location", OWN_SPELLINGS)
 def test_a_redirect_to_a_listed_address_stays(servers, location):
-    """The same of instances that a list gives with addresses, one of them with a zone."""
+    """The same for instances of a list with addresses, one of them with a zone."""
     (server,) = servers(tells_port)
     server.behaviour = moved_with_cookie(location.format(port=server.port))
     service = [
@@ -483,7 +485,7 @@ def test_a_redirect_to_a_listed_address_stays(servers, location):
     ],
 )
 def test_a_redirect_to_this_machine_stays(servers, service, location):
-    """`localhost` is each of its addresses, and an IPv4 address that address mapped into IPv6."""
+    """`localhost` equals each of its addresses, and an IPv4 address equals its IPv6-mapped form."""
     (server,) = servers(tells_port)
     server.behaviour = moved_with_cookie(location.format(server.port))
     with lbclient.Client(service.format(server.port), name="orders.test") as client:
@@ -492,7 +494,7 @@ def test_a_redirect_to_this_machine_stays(servers, service, location):
 
 @pytest.mark.parametrize("host", ["bücher.test", "BÜCHER.test.", "xn--bcher-kva.test"])
 def test_a_redirect_to_an_international_name_stays(servers, host):
-    """A name beyond ASCII is the same as its ASCII form."""
+    """A name with non-ASCII characters equals its ASCII form."""
     (server,) = servers(tells_port)
     server.behaviour = moved_with_cookie(f"http://{host}/new".encode().decode("latin-1"))
     with lbclient.Client([server.url], name="bücher.test", follow_redirects=True) as client:
@@ -529,7 +531,8 @@ FOREIGN = {
 @worlds
 @pytest.mark.parametrize(("location", "told"), FOREIGN.items(), ids=list(FOREIGN))
 def test_a_redirect_elsewhere_in_disguise_is_refused(servers, world, location, told):
-    """What only looks like the service is refused, by scheme, host and port; nothing is sent."""
+    """An origin that only looks like the service (by scheme, host or port) is refused; nothing is
+    sent."""
     (server,) = servers(tells_port)
     server.behaviour = moved_with_cookie(location.format(port=server.port))
     service = [
@@ -546,8 +549,8 @@ def test_a_redirect_elsewhere_in_disguise_is_refused(servers, world, location, t
 @worlds
 @pytest.mark.parametrize("location", ["http://[fe80::1%ü]/new", "http://[::1/new", "http://a:b/"])
 def test_a_redirect_that_is_no_url(servers, world, location):
-    """A redirect that names nothing is an answer like any other, an error of httpx's when it is to
-    be followed, and leaves nothing in flight."""
+    """A redirect without a valid target is a normal response; if it is to be followed, httpx raises
+    an error, and nothing stays in flight."""
     (server,) = servers(moved_with_cookie(location))
     errors = (httpx.RemoteProtocolError, UnicodeError)
     with world.client([server.url], name="orders.test") as client:
@@ -583,7 +586,7 @@ def test_a_request_in_another_spelling_stays(servers, world):
 
 
 def test_an_instance_that_has_gone_is_a_stranger(servers):
-    """A URL of an instance is the service's for as long as that is an instance."""
+    """A URL of an instance belongs to the service as long as the instance is known."""
 
     class Changing:
         instances = ()
@@ -606,7 +609,7 @@ def test_an_instance_that_has_gone_is_a_stranger(servers):
 
 @pytest.mark.parametrize("host", ["ORDERS.test", "orders.test.", "orders.test:80"])
 def test_a_base_url_in_another_spelling(servers, host):
-    """`base_url` may name the service in any spelling; requests are the service's."""
+    """`base_url` may name the service in any spelling; requests go to the service."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url], name="orders.test", base_url=f"http://{host}/v1") as client:
         assert client.base_url == "http://orders.test/v1/"
@@ -616,7 +619,7 @@ def test_a_base_url_in_another_spelling(servers, host):
 
 @worlds
 def test_max_redirects(servers, world):
-    """A loop of redirects ends as httpx ends it, with nothing left in flight."""
+    """A loop of redirects ends as in httpx, and nothing stays in flight."""
     (server,) = servers(says(302, b"again", Location="/old"))
     with world.client([server.url], follow_redirects=True, max_redirects=3) as client:
         with pytest.raises(httpx.TooManyRedirects):
@@ -629,7 +632,7 @@ def test_max_redirects(servers, world):
 
 
 class Clock:
-    """Virtual seconds: what takes time in these tests says so."""
+    """Virtual seconds: the tests decide what takes time."""
 
     def __init__(self):
         self.now = 1000.0
@@ -638,7 +641,7 @@ class Clock:
         return self.now
 
     def passes(self, seconds):
-        """An event hook, or a step of an auth flow, that takes so long."""
+        """An event hook, or a step of an auth flow, that takes this long."""
         return lambda _: setattr(self, "now", self.now + seconds)
 
 
@@ -656,15 +659,15 @@ def moves_on(connection, request):
 
 
 def times_left(*servers):
-    """What the instances were told of the time left, in milliseconds."""
+    """The time left that instances were told, in milliseconds."""
     return [int(request.headers[HEADER.lower()]) for request in all_requests(*servers)]
 
 
 @worlds
 @pytest.mark.parametrize("per_call", [False, True], ids=["policy", "extension"])
 def test_a_deadline_covers_redirects(servers, world, per_call):
-    """Redirects share the deadline of the call, hooks in between included, and each request is told
-    what is left of it."""
+    """Redirects share the deadline of the call, including hooks in between, and each request is
+    told what is left."""
     (server,), clock = servers(moves_on), Clock()
     asked = {"extensions": {"lbclient": {"deadline": 1.0}}} if per_call else {}
     with world.client(
@@ -686,7 +689,7 @@ def test_a_deadline_covers_redirects(servers, world, per_call):
 
 
 class Moves(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """A transport of a caller's, which is asked for /2, /1 and /0 in turn and notes its time."""
+    """A caller's transport that is asked for /2, /1 and /0 in turn, and records its time."""
 
     def __init__(self, seen):
         self.seen = seen
@@ -703,7 +706,7 @@ class Moves(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 @worlds
 def test_a_callers_transport_knows_what_redirects_have_left(world):
-    """`time_left` tells a transport of the caller's what is left of the whole call."""
+    """`time_left` tells a caller's transport what is left of the whole call."""
     clock, seen = Clock(), []
     with world.client(
         "http://10.0.0.1",
@@ -719,7 +722,7 @@ def test_a_callers_transport_knows_what_redirects_have_left(world):
 
 @worlds
 def test_a_deadline_covers_what_comes_before_the_first_request(servers, world):
-    """A hook that uses up the time of the call leaves nothing to send."""
+    """If a hook uses up the time of the call, nothing more is sent."""
     (server,), clock = servers(tells_port), Clock()
     hooks = {"request": [world.hook(clock.passes(1.5))]}
     with (
@@ -732,7 +735,7 @@ def test_a_deadline_covers_what_comes_before_the_first_request(servers, world):
 
 
 class SlowTokenAuth(httpx.Auth):
-    """Asks for a token first, by a request without extensions, and takes its time over it."""
+    """An auth flow that asks for a token first, by a slow request without extensions."""
 
     def __init__(self, clock, seconds):
         self.pass_time = clock.passes(seconds)
@@ -745,7 +748,8 @@ class SlowTokenAuth(httpx.Auth):
 
 @worlds
 def test_a_deadline_covers_auth_rounds(servers, world):
-    """The requests of an auth flow share the deadline of the call, those that it makes included."""
+    """The requests of an auth flow share the deadline of the call, including those that it makes
+    itself."""
     (server,), clock = servers(tells_port), Clock()
     asked = {"lbclient": {"deadline": 1.0}}
     with world.client([server.url], clock=clock, deadline_header=HEADER) as client:
@@ -759,7 +763,7 @@ def test_a_deadline_covers_auth_rounds(servers, world):
 
 @worlds
 def test_a_deadline_covers_a_digest(servers, world):
-    """The second round of a digest has what the first has left."""
+    """The second round of a digest has the time that the first has left."""
     challenge = 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5'
     (server,), clock = servers(in_turn(says(401, WWW_Authenticate=challenge), tells_port)), Clock()
     with world.client(
@@ -776,7 +780,7 @@ def test_a_deadline_covers_a_digest(servers, world):
 
 @worlds
 def test_a_deadline_covers_a_stream_after_a_redirect(servers, world):
-    """The body of a streamed answer has the time of the whole call, redirects included."""
+    """The body of a streamed response has the time of the whole call, including redirects."""
 
     def keeps_its_body(connection, _):
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
@@ -796,8 +800,8 @@ def test_a_deadline_covers_a_stream_after_a_redirect(servers, world):
 
 @worlds
 def test_each_call_has_a_deadline_of_its_own(servers, world):
-    """Extensions and requests may be used again: a second call has all of its time, also through
-    the client of httpx."""
+    """Extensions and requests may be used again: a second call has its full time, even through
+    httpx's own client."""
     (server,), clock = servers(moves_on), Clock()
     options = {"clock": clock, "deadline_header": HEADER}
     hooks = {"response": [world.hook(clock.passes(0.5))]}
@@ -818,7 +822,8 @@ def test_each_call_has_a_deadline_of_its_own(servers, world):
 
 @worlds
 def test_a_call_inside_a_call_has_its_own_time(servers, world):
-    """What a hook sends, by the same client or another, is not bound by the call that it is in."""
+    """A request that a hook sends, by the same client or another, is not bound by the deadline of
+    its call."""
     outer, inner = servers(tells_port, tells_port)
     clock = Clock()
     asked = {"extensions": {"lbclient": {"deadline": 1.0}}}
@@ -857,7 +862,7 @@ def test_a_call_inside_a_call_has_its_own_time(servers, world):
 
 @worlds
 def test_a_request_of_its_own_may_end_earlier(servers, world):
-    """A request in a call may ask for less time than the call has left, and never gets more."""
+    """A request in a call may ask for less time than the call has left, but never gets more."""
     (server,), clock = servers(tells_port), Clock()
 
     class Asks(httpx.Auth):
@@ -903,7 +908,8 @@ def test_the_deadline_charges_who_had_half_of_it(servers, world, before, charged
 
 @worlds
 def test_hooks_fire_once_per_request(servers, world):
-    """A retry is no request of the caller's: hooks fire once, on what the caller gets."""
+    """Hooks are not called for retries: they are called once, with the caller's request and the
+    final response."""
     pair = servers(says(503), says(503), in_turn(says(503), tells_port))
     seen = []
     hooks = {
@@ -919,7 +925,8 @@ def test_hooks_fire_once_per_request(servers, world):
 @worlds
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_hook_that_raises(servers, world, streamed):
-    """What a hook raises reaches the caller, charges nobody, and leaves nothing in flight."""
+    """An exception of a hook reaches the caller, charges no instance, and leaves nothing in
+    flight."""
     (server,) = servers(says(200, b"x" * 100_000))
 
     def raises(_):
@@ -942,7 +949,7 @@ def test_a_hook_that_raises(servers, world, streamed):
 
 
 def test_a_call_from_within_a_hook(servers):
-    """C24: a call of the same client from inside a hook is served, and nothing waits for itself."""
+    """C24: a call of the same client inside a hook is served, without a deadlock."""
     (server,) = servers(tells_port)
     client = lbclient.Client([server.url])
     inner = []
@@ -961,7 +968,7 @@ def test_a_call_from_within_a_hook(servers):
 
 @pytest.mark.anyio
 async def test_a_call_from_within_an_async_hook(servers):
-    """C24: a call of the same client from inside a hook is served, also async."""
+    """C24: an async call of the same client inside a hook is served, without a deadlock."""
     (server,) = servers(tells_port)
     client = lbclient.AsyncClient([server.url])
     inner = []
@@ -1000,7 +1007,7 @@ def test_the_response_is_httpxs(servers, world):
 
 @worlds
 def test_the_callers_request_is_never_changed(servers, world):
-    """But for its extensions a request stays as it was, so that it can be sent once more."""
+    """Except for its extensions a request is not changed, so that it can be sent again."""
     pair = servers(in_turn(resets, tells_port), tells_port)
     with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
         request = client.build_request("PUT", "/o?q=1", json={"a": 1}, headers={"X": "y"})
@@ -1018,7 +1025,7 @@ def test_the_callers_request_is_never_changed(servers, world):
 
 @worlds
 def test_one_request_streamed_and_not(servers, world):
-    """The same request may be sent streamed once and unstreamed the next time."""
+    """The same request may be sent streamed once and unstreamed next."""
     (server,) = servers(says(200, b"x" * 10))
     with world.client([server.url]) as client:
         request = client.build_request("GET", "/")
@@ -1033,7 +1040,7 @@ def test_one_request_streamed_and_not(servers, world):
 
 @worlds
 def test_host(servers, world):
-    """Host is the service's name, else each instance's own; the caller's own word goes first."""
+    """Host is the service's name, else each instance's own; the caller's own header comes first."""
     pair = servers(tells_port, tells_port)
     own = [f"127.0.0.1:{one.port}" for one in pair]
 
@@ -1058,7 +1065,7 @@ def test_host(servers, world):
 
 @worlds
 def test_a_named_instance_is_only_a_hint(servers, world):
-    """An absolute URL that names one instance is balanced, and carries the service's Host."""
+    """An absolute URL that names one instance is balanced, and sent with the service's Host."""
     pair = servers(tells_port, tells_port)
     with world.client(urls(pair), strategy="round-robin", name="orders.test") as client:
         for _ in range(2):
@@ -1070,7 +1077,7 @@ def test_a_named_instance_is_only_a_hint(servers, world):
 
 @worlds
 def test_timeouts(servers, world):
-    """Timeouts of the client, of one call, and of `extensions` hold, each over the one before."""
+    """Timeouts of `extensions` override those of one call, which override the client's."""
     gate = Gate()
     (server,) = servers(gate)
     one_try = {"retry": None, "breaker": None}
@@ -1094,7 +1101,7 @@ def test_timeouts(servers, world):
 
 @worlds
 def test_trace_extension(servers, world):
-    """The `trace` extension, httpcore's, hears of every attempt."""
+    """The `trace` extension, httpcore's, is told of every attempt."""
     pair = servers(resets, tells_port)
     events = []
     trace = world.hook(lambda name, _: events.append(name))
@@ -1117,7 +1124,8 @@ class First:
 
 @worlds
 def test_call_info_of_a_response(servers, world, dead_port):
-    """`call_info(response)` tells each attempt: instance, status or error, and why this one."""
+    """`call_info(response)` lists each attempt: instance, status or error, and why this
+    instance."""
     busy, server = servers(says(503), tells_port)
     for first, status, error in (
         (busy.url, 503, type(None)),
@@ -1135,7 +1143,8 @@ def test_call_info_of_a_response(servers, world, dead_port):
 
 @worlds
 def test_call_info_of_an_exception(servers, world, dead_port):
-    """`call_info(exception)` tells the attempts; the exception is httpx's, with a note on them."""
+    """`call_info(exception)` lists the attempts; the exception is httpx's, with a note about
+    them."""
     (server,) = servers(resets)
     service = [f"http://127.0.0.1:{dead_port}", server.url]
     with world.client(service, name="orders.test") as client:
@@ -1156,7 +1165,7 @@ def test_call_info_of_an_exception(servers, world, dead_port):
 
 @worlds
 def test_errors_are_httpxs_own(world, dead_port):
-    """`except httpx.ConnectError` catches a dead instance, and an open breaker all the same."""
+    """`except httpx.ConnectError` catches a dead instance and an open breaker."""
     breaker = lbclient.BreakerPolicy(fail_max=1, reset_timeout=30)
     with world.client([f"http://127.0.0.1:{dead_port}"], retry=None, breaker=breaker) as client:
         with pytest.raises(httpx.ConnectError) as first:
@@ -1190,7 +1199,7 @@ def test_raise_for_status(servers, world):
 
 @worlds
 def test_a_stream_is_in_flight_until_it_is_closed(servers, world):
-    """An instance is busy while its body is open: to its end, an early close, or an error."""
+    """An instance is busy until its body ends, is closed early, or breaks."""
     (server,) = servers(says(200, b"x" * 100_000))
     with world.client([server.url], breaker=None) as client:
         with client.stream("GET", "/") as response:
@@ -1214,7 +1223,7 @@ def test_a_stream_is_in_flight_until_it_is_closed(servers, world):
 
 
 def test_leaving_a_stream_in_the_middle(servers):
-    """An instance is free once the block is left, also in the middle of the body."""
+    """An instance is free after the block, even if it is left in the middle of the body."""
     (server,) = servers(says(200, BIG))
     with lbclient.Client([server.url]) as client:
         for read in ("iter_raw", "iter_bytes"):
@@ -1229,7 +1238,7 @@ def test_leaving_a_stream_in_the_middle(servers):
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # httpx's, cut short: trio
 async def test_leaving_an_async_stream_in_the_middle(servers):
-    """An instance is free once the block is left in the middle of the body, also async."""
+    """An instance is free after an async block, even if it is left in the middle of the body."""
     (server,) = servers(says(200, BIG))
     async with lbclient.AsyncClient([server.url]) as client:
         for read in ("aiter_raw", "aiter_bytes"):
@@ -1243,7 +1252,7 @@ async def test_leaving_an_async_stream_in_the_middle(servers):
 
 @worlds
 def test_a_streamed_redirect(servers, world):
-    """A redirect followed under `stream` leaves only the last answer in flight."""
+    """After a redirect that was followed with `stream`, only the last response is in flight."""
     pair = servers(redirects("/new"), redirects("/new"))
     with world.client(urls(pair), follow_redirects=True) as client:
         with client.stream("GET", "/old") as response:
@@ -1254,7 +1263,7 @@ def test_a_streamed_redirect(servers, world):
 
 @worlds
 def test_closing_twice_frees_once(servers, world):
-    """A response that is read, then closed, and closed again, frees its place once."""
+    """A response that is read, then closed twice, releases its slot once."""
     (server,) = servers(says(200, b"x" * 100))
     with world.client([server.url]) as client:
         other = client.send(client.build_request("GET", "/"), stream=True)
@@ -1269,7 +1278,7 @@ def test_closing_twice_frees_once(servers, world):
 
 @worlds
 def test_without_a_with_block(servers, world):
-    """A client works without `with` too, and is closed by its own method."""
+    """A client works without `with` too, and can be closed by its method."""
     (server,) = servers(tells_port)
     if world.backend is None:
         client = lbclient.Client([server.url])
@@ -1290,7 +1299,7 @@ def test_without_a_with_block(servers, world):
 
 
 def test_limits_bound_what_is_in_flight(servers):
-    """`limits=httpx.Limits(max_connections=2)` lets two calls out at a time, over all instances."""
+    """`limits=httpx.Limits(max_connections=2)` allows two calls at a time, over all instances."""
     gates = [Gate(), Gate()]
     pair = servers(*gates)
     limits = httpx.Limits(max_connections=2)
@@ -1313,13 +1322,14 @@ def test_limits_bound_what_is_in_flight(servers):
 
 
 def busy_connections(client):
-    """What its pools believe to be in use."""
+    """The number of connections that the pools count as in use."""
     return [one for transport in transports_of(client) for one in transport._connections._used]
 
 
 @worlds
 def test_a_dropped_response_frees_its_instance(servers, world):
-    """C14: who drops a response unclosed is warned, and neither place nor connection is lost."""
+    """C14: a response that is dropped unclosed causes a warning, and neither slot nor connection is
+    lost."""
     (server,) = servers(says(200, b"x" * 1_000_000))
     limits = httpx.Limits(max_connections=3)
     with world.client([server.url], limits=limits) as client:
@@ -1336,7 +1346,7 @@ def test_a_dropped_response_frees_its_instance(servers, world):
 
 @worlds
 def test_a_client_closed_under_a_stream(servers, world):
-    """A response open when its client is closed breaks off aloud, and frees its instance."""
+    """A response that is open when its client is closed raises an error, and releases its slot."""
     (server,) = servers(says(200, BIG))
     with world.client([server.url]) as client:
         response = client.send(client.build_request("GET", "/"), stream=True)
@@ -1350,7 +1360,8 @@ def test_a_client_closed_under_a_stream(servers, world):
 
 @worlds
 def test_an_upgraded_connection(servers, world):
-    """After 101 the caller has the connection to itself, and the instance is busy so long."""
+    """After 101 the connection belongs to the caller, and the instance is busy until it is
+    closed."""
 
     def upgrades(connection, _):
         connection.send(b"HTTP/1.1 101 Y\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
@@ -1398,7 +1409,7 @@ def test_threads_share_a_client(servers):
 
 @worlds
 def test_a_mock_transport(world):
-    """`transport=` gets the instance's URL, the logical Host and the time left, per instance."""
+    """A transport of `transport=` gets its instance's URL, the logical Host and the time left."""
     made, seen = [], []
 
     def answer(request):
@@ -1428,7 +1439,7 @@ def test_a_mock_transport(world):
 
 @worlds
 def test_a_transport_of_ones_own_cannot_change_the_request(world):
-    """What a caller's transport does to its request stays with that attempt."""
+    """What a caller's transport changes in its request affects that attempt only."""
 
     def answer(request):
         assert "x-mine" not in request.headers
@@ -1452,7 +1463,8 @@ def test_a_transport_of_ones_own_cannot_change_the_request(world):
 
 @worlds
 def test_a_factory_that_fails(world):
-    """What a transport factory raises reaches the caller, charges nobody, and frees the place."""
+    """An exception of a transport factory reaches the caller, charges no instance, and releases the
+    slot."""
 
     def factory(_):
         raise LookupError("no such transport")
@@ -1467,7 +1479,7 @@ def test_a_factory_that_fails(world):
 
 @worlds
 def test_a_transport_that_reads_the_content(world):
-    """A body of bytes is at hand as `request.content`, as it is for any transport of httpx's."""
+    """A body of bytes is available as `request.content`, as in any transport of httpx's."""
 
     class Reads(httpx.BaseTransport, httpx.AsyncBaseTransport):
         def handle_request(self, request):
@@ -1483,7 +1495,7 @@ def test_a_transport_that_reads_the_content(world):
 
 @worlds
 def test_a_transport_with_a_streamed_answer(world):
-    """The body of a caller's transport holds its instance too, until it is closed."""
+    """The body of a caller's transport also keeps its instance busy until it is closed."""
     answer = lambda _: httpx.Response(200, content=world.body([b"ab", b"cd"]))  # noqa: E731
     with world.client(
         ["http://10.0.0.1"], transport=lambda _: httpx.MockTransport(answer)
@@ -1497,7 +1509,8 @@ def test_a_transport_with_a_streamed_answer(world):
 
 @worlds
 def test_httpxs_transport_as_the_engine(servers, world):
-    """The transports of httpx carry the bytes as well, one an instance, errors and all."""
+    """Each of httpx's own transports can carry the requests of an instance; their errors are handled
+    too."""
     pair = servers(resets, tells_port)
     kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
     with world.client(
@@ -1511,7 +1524,8 @@ def test_httpxs_transport_as_the_engine(servers, world):
 
 @worlds
 def test_a_mock_transports_exception(world):
-    """A transport that raises httpx's ConnectError is a dead instance; its own error is its own."""
+    """A transport that raises httpx's ConnectError counts as a dead instance; any other exception
+    is its own error."""
 
     def answer(request):
         if request.url.host == "10.0.0.1":
@@ -1533,7 +1547,7 @@ def test_a_mock_transports_exception(world):
 
 @worlds
 def test_under_httpxs_client(servers, world):
-    """Under httpx.Client hooks, cookies and auth are httpx's; HTTP/1.1 is spoken by default."""
+    """Under httpx.Client hooks, cookies and auth are httpx's; HTTP/1.1 is the default."""
     pair = servers(in_turn(says(503), tells_port), tells_port)
     with world.under_httpx(urls(pair), strategy="round-robin") as client:
         client.cookies.set("a", "b", domain="orders.test")
@@ -1552,7 +1566,7 @@ def test_under_httpxs_client(servers, world):
 
 @types.coroutine
 def interrupted(coroutine, at, interrupt):
-    """Run it, and call `interrupt` at its await number `at`; the number of its awaits."""
+    """Run it, and call `interrupt` at await number `at`. Returns the number of awaits."""
     steps, value, error = 0, None, None
     while True:
         try:
@@ -1570,14 +1584,14 @@ def interrupted(coroutine, at, interrupt):
 
 
 async def cancelled_by_scope(coroutine, at):
-    """How trio and anyio cancel. True if it came to that."""
+    """Cancel as trio and anyio do. True if it was reached."""
     with anyio.CancelScope() as scope:
         await interrupted(coroutine, at, scope.cancel)
     return scope.cancelled_caught
 
 
 async def cancelled_by_task(coroutine, at):
-    """How asyncio itself cancels: once, and no shield of anyio's holds it off."""
+    """Cancel as asyncio itself does: once, regardless of anyio's shields."""
     task = asyncio.ensure_future(cancelling_itself(coroutine, at))
     try:
         await task
@@ -1643,7 +1657,8 @@ SCENES = {
     ],
 )
 async def test_cancelled_at_every_await(servers, scene, cancelled):
-    """C1, C3: wherever a call is cancelled, nothing stays in flight, open or charged."""
+    """C1, C3: wherever a call is cancelled, nothing stays in flight or open, and no instance is
+    charged."""
     call, behaviours = SCENES[scene]
     pair = servers(*behaviours)
     at = 0
@@ -1693,7 +1708,7 @@ async def test_a_cancelled_probe_returns_its_slot(servers):
 
 @worlds
 def test_a_value_that_cannot_be_is_the_callers(servers, world):
-    """A ValueError that a request brings about is its caller's own: it is not taken for a broken
+    """A ValueError that a request causes is its caller's own: it does not count as a broken
     connection, no instance is charged, and nothing is sent again."""
     (server,) = servers(tells_port)
 
@@ -1714,7 +1729,7 @@ def test_a_value_that_cannot_be_is_the_callers(servers, world):
 
 
 class Interrupt(BaseException):
-    """As KeyboardInterrupt, which a test's runner would take for its own."""
+    """Stands for KeyboardInterrupt, which the test runner would handle."""
 
 
 def sync_get(client, extensions):
@@ -1747,9 +1762,9 @@ OTHERS_STEPS = {
 
 @pytest.mark.parametrize("scene", SYNC_SCENES)
 def test_interrupted_at_every_step(servers, scene):
-    """C4: wherever Ctrl-C hits a call, it is raised, and nothing stays in flight, open or charged.
+    """C4: wherever Ctrl-C interrupts a call, it is raised, and nothing stays in flight or charged.
 
-    The steps are those that httpcore tells its trace.
+    The points are the steps of httpcore's trace.
     """
     call, behaviours = SYNC_SCENES[scene]
     pair = servers(*behaviours)
@@ -1775,7 +1790,8 @@ def test_interrupted_at_every_step(servers, scene):
 
 
 def test_interrupted_in_the_back_off(servers, monkeypatch):
-    """C4: Ctrl-C while a call sleeps before its retry closes the answer it was to replace."""
+    """C4: Ctrl-C while a call sleeps before its retry closes the response that was to be
+    replaced."""
     (server,) = servers(says(503, b"x" * 100_000))
 
     def interrupt(_):

@@ -1,4 +1,4 @@
-"""Active health checks as clients have them: `health=HealthCheck(...)`."""
+"""Active health checks of clients: `health=HealthCheck(...)`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOON = 10
 
 
 def until(true):
-    """Wait for what the control plane is about to do."""
+    """Wait for the control plane."""
     ended = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < ended, "it never came"
@@ -40,7 +40,7 @@ def until(true):
 
 
 class Patient:
-    """An instance whose health is what `status` says, and which serves anyway."""
+    """An instance whose health check returns `status`, and which serves in any case."""
 
     def __init__(self, status=200):
         self.status = status
@@ -55,14 +55,14 @@ class Patient:
 
 
 def standing(client):
-    """Who is healthy, in the order of the list."""
+    """The healthy instances, in the order of the list."""
     return [one.healthy for one in client.balancer._engine.pool.endpoints]
 
 
 @worlds
 def test_who_fails_leaves_and_comes_back(servers, world):
-    """I14: an instance that fails its checks gets no call though it answers them, until it passes
-    again; the checks are in nobody's count."""
+    """I14: an instance that fails its checks gets no call, although it answers them, until it
+    passes again; checks are not counted as attempts."""
     sick, well = Patient(), Patient()
     pair = servers(sick, well)
     with world.client(
@@ -82,7 +82,7 @@ def test_who_fails_leaves_and_comes_back(servers, world):
 
 @worlds
 def test_a_wrong_path_takes_nothing_down(servers, world):
-    """Where every instance fails its checks they are disregarded."""
+    """If every instance fails its checks, they are ignored."""
     pair = servers(Patient(404), Patient(404))
     health = HealthCheck("/healthz", **OFTEN)
     with world.client(urls(pair), strategy="round-robin", health=health) as client:
@@ -93,7 +93,7 @@ def test_a_wrong_path_takes_nothing_down(servers, world):
 
 @worlds
 def test_under_httpx(servers, world):
-    """A bare transport has its instances checked like a client."""
+    """The instances of a transport are checked like those of a client."""
     sick, well = Patient(503), Patient()
     pair = servers(sick, well)
     with world.under_httpx(urls(pair), health=HealthCheck("/healthz", **OFTEN)) as client:
@@ -104,7 +104,7 @@ def test_under_httpx(servers, world):
 
 @worlds
 def test_a_callers_transport_is_what_is_checked(world):
-    """A caller's own transport carries the checks, as it carries calls."""
+    """A caller's own transport sends the checks, as it sends calls."""
     asked = []
 
     def handle(request):
@@ -156,8 +156,8 @@ def test_no_thread_before_the_first_call(servers):
 
 
 def test_forks(servers):
-    """C8: a child of a process whose client is checking has checks of its own from its first call
-    on, and knows from the start what its parent knew."""
+    """C8: a forked child of a process whose client is checking runs its own checks from its first
+    call on, and knows the parent's results from the start."""
     sick, well = Patient(503), Patient()
     pair = servers(sick, well)
     work = """
@@ -187,7 +187,7 @@ def test_forks(servers):
 
 
 def test_a_client_that_nobody_holds_is_collected(servers):
-    """S7: checks keep no client alive."""
+    """S7: health checks keep no client alive."""
     patient = Patient()
     (server,) = servers(patient)
     client = lbclient.Client([server.url], health=HealthCheck("/healthz", **OFTEN))
@@ -205,7 +205,7 @@ def test_a_client_that_nobody_holds_is_collected(servers):
 
 
 def test_checks_are_neither_traced_nor_timed(servers):
-    """A check has no span, sends no trace header, and is in no duration of requests."""
+    """A check has no span, sends no trace header, and is not in the duration metric."""
     patient = Patient()
     (server,) = servers(patient)
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -235,7 +235,7 @@ def test_checks_are_neither_traced_nor_timed(servers):
 
 
 def test_a_balancer_speaks_no_http():
-    """K4: a `Balancer` cannot GET, and says what it can."""
+    """K4: a `Balancer` cannot GET a path; the error says what it can do."""
     for health in (HealthCheck(), HealthCheck("/healthz")):
         with pytest.raises(ValueError, match=r"HealthCheck\(path=None\)"):
             lbclient.Balancer(["http://10.0.0.1:80"], health=health)
@@ -245,13 +245,14 @@ def test_a_balancer_speaks_no_http():
 
 @pytest.mark.parametrize("entry", [lbclient.Client, lbclient.AsyncTransport])
 def test_what_is_no_health_check(entry):
-    """K4: it is refused by every way in."""
+    """K4: an invalid health check is refused by every entry point."""
     with pytest.raises(TypeError, match=r"health must be lbclient\.HealthCheck"):
         entry(["http://10.0.0.1:80"], health="/healthz")
 
 
 def test_a_balancer_connects(servers, dead_port):
-    """I1: with `path=None` an instance that refuses connections is out before anybody calls it."""
+    """I1: with `path=None` an instance that refuses connections is out of rotation before it is
+    called."""
     (server,) = servers(tells_port)
     instances = [Instance("127.0.0.1", server.port), Instance("127.0.0.1", dead_port)]
     with lbclient.Balancer(instances, health=HealthCheck(path=None, **OFTEN)) as balancer:
@@ -261,7 +262,7 @@ def test_a_balancer_connects(servers, dead_port):
 
 
 def test_virtual_time():
-    """In the simulator checks take place at their virtual times, on no thread at all."""
+    """In the simulator checks run at their virtual times, on no thread."""
     world, asked, down = World(), [], set()
 
     def check(instance):

@@ -28,7 +28,7 @@ def listener():
 
 
 def test_trio_as_a_guest_of_asyncio(servers):
-    """A loop of asyncio's that trio runs in is trio's."""
+    """An asyncio loop in which trio runs as a guest is trio's."""
     (server,) = servers(says(200, b"fine"))
     done = asyncio.Queue()
     loop = asyncio.new_event_loop()
@@ -53,7 +53,8 @@ def test_trio_as_a_guest_of_asyncio(servers):
 
 @pytest.mark.anyio
 async def test_bytes_that_are_no_http(listener):
-    """After 101 (Switching Protocols) the connection is the caller's, with what came along."""
+    """After 101 (Switching Protocols) the connection belongs to the caller, with the bytes that
+    followed."""
     thread = threading.Thread(target=echo_once, args=(listener,))
     thread.start()
     try:
@@ -82,7 +83,7 @@ def echo_once(listener):
 
 
 def test_a_token_does_not_outlive_its_request(listener):
-    """Headers are kept from one request to the next only if none of them can hold a secret."""
+    """Headers are stored for the next request only if none of them can be secret."""
     with lbclient.Client(["http://{}:{}".format(*listener.getsockname())]) as client:
         secrets = {"Authorization": "Bearer S3CRET", "X-Api-Key": "S3CRET", "Cookie": "a=S3CRET"}
         for name, value in [("User-Agent", "x"), *secrets.items()]:
@@ -96,7 +97,7 @@ def test_a_token_does_not_outlive_its_request(listener):
 
 
 def test_each_request_names_its_own_span(listener):
-    """Headers that are kept from one request to the next do not include the span that calls."""
+    """Headers that are stored for the next request do not include those of the current span."""
     with lbclient.Client(["http://{}:{}".format(*listener.getsockname())]) as client:
         (instance,) = client.balancer._engine.pool.endpoints
         transport = client._transport._transports.to(instance, 0.0)

@@ -44,7 +44,7 @@ BIG = os.urandom(300_000)
 
 
 def refuses_early(*, reset, whole=True, status=413):
-    """Answer as soon as a request begins; then, perhaps, reset the stream without an error."""
+    """Answer as soon as a request begins; then, optionally, reset the stream without an error."""
 
     def begun(stream):
         stream.answer(status, b"too large", end=whole)
@@ -58,8 +58,8 @@ def refuses_early(*, reset, whole=True, status=413):
 @pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "generator"])
 @pytest.mark.parametrize("reset", [False, True], ids=["open", "reset"])
 def test_an_early_response_ends_an_upload(servers, world, reset, streamed):
-    """A response that comes while the body is being sent reaches the caller; the rest of the body
-    is not sent, the request is sent once, and nobody is charged."""
+    """A response that arrives while the body is sent reaches the caller; the rest of the body is
+    not sent, the request is sent once, and no instance is charged."""
     instances = [Http2(begun=refuses_early(reset=reset), reads=False) for _ in range(2)]
     with world.client(urls(servers(*instances)), **H2C) as client:
         body = world.body([BIG] * 10) if streamed else BIG
@@ -74,7 +74,7 @@ def test_an_early_response_ends_an_upload(servers, world, reset, streamed):
 
 @worlds
 def test_uploads_that_are_refused_use_nothing_up(servers, world):
-    """300 uploads refused early take no window and no stream from their connection."""
+    """300 uploads that are rejected early cost their connection no window and no stream."""
     instance = Http2(
         begun=lambda stream: "large" in stream.headers and refuse(stream), ended=says_ok
     )
@@ -107,7 +107,7 @@ def test_a_refusal_that_is_not_complete_stops_an_upload(servers, world):
 
 @worlds
 def test_a_response_may_begin_before_the_upload_ends(servers, world):
-    """An early response below 300 that is not complete lets the upload go on."""
+    """An incomplete early response below 300 does not stop the upload."""
     instance = Http2(
         begun=lambda stream: stream.answer(200, b"so far ", end=False),
         ended=lambda stream: stream.data(b"got %d" % len(stream.body), end=True),
@@ -134,7 +134,7 @@ async def test_an_early_response_is_heard_while_the_caller_stalls(servers):
 
 
 def leaves(*, two_phases=False, split=False):
-    """Say GOAWAY while the response is on its way."""
+    """Send GOAWAY while the response is on its way."""
 
     def ended(stream):
         if split:
@@ -156,7 +156,7 @@ def leaves(*, two_phases=False, split=False):
 @pytest.mark.parametrize("split", [False, True], ids=["before", "within"])
 @pytest.mark.parametrize("two_phases", [False, True], ids=["one", "two"])
 def test_a_response_arrives_after_goaway(servers, world, two_phases, split):
-    """A connection that goes away in order brings the responses that it has promised."""
+    """After an orderly GOAWAY, the promised responses still arrive."""
     instance = Http2(leaves(two_phases=two_phases, split=split))
     (server,) = servers(instance)
     with world.client(server.url, **H2C) as client:
@@ -170,7 +170,7 @@ def test_a_response_arrives_after_goaway(servers, world, two_phases, split):
 
 
 def test_streams_above_goaway_were_not_processed(servers):
-    """Of two POSTs on a connection, the one that GOAWAY excludes is sent again elsewhere."""
+    """Of two POSTs on a connection, the one that GOAWAY excludes is sent again on another."""
     both = threading.Barrier(2)
     first = []
 
@@ -203,7 +203,7 @@ def test_streams_above_goaway_were_not_processed(servers):
 
 @worlds
 def test_a_response_that_goaway_promised_and_never_came(servers, world):
-    """A POST that the peer may have carried out before it left in order is not sent again."""
+    """A POST that the server may have carried out before its GOAWAY is not sent again."""
 
     def ended(stream):
         stream.raw(goaway(stream.number))
@@ -223,7 +223,7 @@ def test_a_response_that_goaway_promised_and_never_came(servers, world):
 
 @worlds
 def test_ten_megabytes_both_ways(servers, world):
-    """Large bodies pass through small windows, in both directions at once."""
+    """Large bodies pass through small windows, in both directions at the same time."""
     body = os.urandom(10_000_000)
     instance = Http2(lambda stream: threading.Thread(target=respond, args=(stream,)).start())
 
@@ -239,7 +239,7 @@ def test_ten_megabytes_both_ways(servers, world):
 
 
 def test_a_response_that_nobody_reads(servers):
-    """An unread response makes its own stream wait, and no other."""
+    """An unread response blocks its own stream, and no other."""
     stopped = threading.Event()
 
     def ended(stream):
@@ -272,7 +272,7 @@ def test_a_response_that_nobody_reads(servers):
 
 @worlds
 def test_a_window_that_stays_shut(servers, world):
-    """Waiting for the peer's window is bounded by the write timeout, and the peer is charged."""
+    """The wait for the peer's window ends with the write timeout, and the instance is charged."""
     instance = Http2(reads=False)
     timeout = httpx.Timeout(5, write=0.05)
     with world.client(urls(servers(instance)), timeout=timeout, retry=ONCE, **H2C) as client:
@@ -284,7 +284,7 @@ def test_a_window_that_stays_shut(servers, world):
 
 @worlds
 def test_a_window_that_stays_shut_until_the_deadline(servers, world):
-    """Waiting for the peer's window ends with the deadline."""
+    """The wait for the peer's window ends with the deadline."""
     with (
         world.client(
             urls(servers(Http2(reads=False))), retry=lbclient.RetryPolicy(deadline=0.1), **H2C
@@ -299,7 +299,7 @@ def test_a_window_that_stays_shut_until_the_deadline(servers, world):
 
 @pytest.mark.anyio
 async def test_a_callers_body_that_stalls(servers):
-    """The deadline bounds the wait for the caller's own async body; nobody is charged."""
+    """The wait for the caller's own async body ends with the deadline; no instance is charged."""
 
     async def body():
         yield b"some"
@@ -317,8 +317,8 @@ async def test_a_callers_body_that_stalls(servers):
 
 @worlds
 def test_every_stream_is_in_use(servers, world):
-    """Where every stream of every connection is in use, a call waits for one within its pool
-    timeout and its deadline. Nobody is charged."""
+    """If every stream of every connection is in use, a call waits for one within its pool timeout
+    and its deadline. No instance is charged."""
     instance = Http2(lambda stream: stream.answer(200, b"", end=False), settings={STREAMS: 1})
     (server,) = servers(instance)
     timeout = httpx.Timeout(5, pool=0.05)
@@ -338,7 +338,7 @@ def test_every_stream_is_in_use(servers, world):
 
 
 def test_threads_race_for_few_streams(servers):
-    """40 threads are served over connections of three streams each, never more at once."""
+    """40 threads are served over connections with three streams each, and never more at a time."""
     instance = Http2(says_ok, settings={STREAMS: 3})
     (server,) = servers(instance)
     seen = []
@@ -385,8 +385,7 @@ def test_threads_race_for_one_connection(servers, monkeypatch):
 
 @worlds
 def test_a_silent_connection_takes_no_other_request(servers, world):
-    """Where nothing at all came within the read timeout, the next request goes on another
-    connection."""
+    """If nothing arrived within the read timeout, the next request uses another connection."""
 
     def ended(stream):
         if len(instance.connections) > 1 or stream.number == 1:
@@ -404,8 +403,8 @@ def test_a_silent_connection_takes_no_other_request(servers, world):
 
 @worlds
 def test_idle_connections_older_than_a_dead_one(servers, world):
-    """Where a connection that has served before ends without a word, the retry goes to none of the
-    others that were opened before that."""
+    """If a connection that has served before ends without a response, the retry uses none of those
+    that were opened before it."""
     dying = []
 
     def ended(stream):
@@ -438,7 +437,8 @@ def test_idle_connections_older_than_a_dead_one(servers, world):
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 @pytest.mark.anyio
 async def test_cancelled_anywhere(servers):
-    """200 calls cancelled after any number of steps harm no other, and their streams are reset."""
+    """200 calls that are cancelled after any number of steps do not affect others, and their
+    streams are reset."""
     instance = Http2(says_ok)
     (server,) = servers(instance)
     served = []
@@ -481,8 +481,8 @@ async def test_cancelled_anywhere(servers):
 
 @worlds
 def test_a_hedge_resets_the_slower_stream(servers, world):
-    """The slower attempt of a hedged call is ended at once, threads' too: its stream is reset, and
-    its connection goes on."""
+    """The slower attempt of a hedged call ends at once, even on threads: its stream is reset, and
+    its connection is kept."""
     slow = Http2(lambda stream: stream.headers[":path"] == "/quick" and says_ok(stream))
     quick = Http2(says_ok)
     servers_ = servers(slow, quick)
@@ -499,7 +499,7 @@ def test_a_hedge_resets_the_slower_stream(servers, world):
 
 @worlds
 def test_a_body_that_is_closed_early(servers, world):
-    """A response that its caller closes early has its stream reset; the connection stays."""
+    """If the caller closes a response early, its stream is reset, and the connection is kept."""
 
     def ended(stream):
         if stream.headers[":path"] == "/endless":
@@ -551,8 +551,8 @@ FLOODS = {
 @worlds
 @pytest.mark.parametrize("flood", FLOODS)
 def test_floods_and_nonsense_end_the_connection(servers, world, flood):
-    """A peer that sends frames without end that further no request, or that break the protocol,
-    loses its connection, and the call gets a RemoteProtocolError."""
+    """If a server sends endless frames that advance no request, or violates the protocol, its
+    connection is closed, and the call gets a RemoteProtocolError."""
     instance = Http2(lambda stream: stream.raw(FLOODS[flood](stream.number)))
     (server,) = servers(instance)
     with world.client(server.url, retry=ONCE, timeout=5, **H2C) as client:
@@ -567,8 +567,8 @@ def test_floods_and_nonsense_end_the_connection(servers, world, flood):
 
 @worlds
 def test_some_odd_frames_are_harmless(servers, world):
-    """A thousand PINGs over a connection's life, 300 headers, interim responses and trailers are no
-    fault."""
+    """A thousand PINGs on a connection, 300 headers, interim responses and trailers are not
+    faults."""
 
     def ended(stream):
         stream.raw(frame(PING, payload=b"12345678") * 100 + frame(0x42, 0, b"x") * 100)
@@ -592,8 +592,8 @@ def test_some_odd_frames_are_harmless(servers, world):
 
 @worlds
 def test_a_wrong_length_is_an_error_of_its_stream(servers, world):
-    """A body that is not as long as its Content-Length raises RemoteProtocolError, and costs the
-    connection nothing."""
+    """A body whose length differs from its Content-Length raises RemoteProtocolError, and the
+    connection is kept."""
     odd = {
         "/short": lambda stream: stream.answer(200, b"four", **{"content-length": "5"}),
         "/long": lambda stream: stream.answer(200, b"seven", **{"content-length": "4"}),
@@ -611,8 +611,8 @@ def test_a_wrong_length_is_an_error_of_its_stream(servers, world):
 
 @worlds
 def test_responses_without_a_body(servers, world):
-    """HEAD, 204 and 304 have no body, whatever their Content-Length; what comes all the same
-    belongs to nobody, and is no fault."""
+    """HEAD, 204 and 304 have no body, whatever their Content-Length; a body that is sent anyway is
+    ignored, and is no fault."""
 
     def ended(stream):
         status = int(stream.headers[":path"][1:])
@@ -636,7 +636,7 @@ def test_responses_without_a_body(servers, world):
 
 @worlds
 def test_pings_are_answered_while_idle(servers, world):
-    """A connection that carries no request answers the peer's PING, and hears its GOAWAY."""
+    """A connection without requests answers PING, and notices GOAWAY."""
     instance = Http2(says_ok)
     (server,) = servers(instance)
     with world.client(server.url, **H2C) as client:
@@ -655,7 +655,8 @@ def test_pings_are_answered_while_idle(servers, world):
 
 @worlds
 def test_headers_that_http2_has_no_place_for(servers, world):
-    """`Connection` and its like are not sent; a header with a line break is the caller's fault."""
+    """`Connection` and similar headers are not sent; a header with a line break is the caller's
+    error."""
     instance = Http2(says_ok)
     with world.client(urls(servers(instance)), name="orders", **H2C) as client:
         headers = {"Connection": "keep-alive", "Keep-Alive": "5", "Upgrade": "x", "X-Id": "1"}
@@ -672,7 +673,7 @@ def test_headers_that_http2_has_no_place_for(servers, world):
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 @worlds
 def test_a_body_unlike_its_length(servers, world):
-    """A body that is not as long as the caller's Content-Length is the caller's fault."""
+    """A body whose length differs from the caller's Content-Length is the caller's error."""
     instance = Http2(says_ok)
     (server,) = servers(instance)
     with world.client(server.url, **H2C) as client:
@@ -686,7 +687,7 @@ def test_a_body_unlike_its_length(servers, world):
 
 @worlds
 def test_the_instance_speaks_http1(servers, world):
-    """Over plain text with both protocols allowed, HTTP/1.1 is spoken."""
+    """Without TLS, and with both protocols allowed, HTTP/1.1 is used."""
     (server,) = servers(tells_port)
     with world.client(server.url, http2=True) as client:
         assert [client.get("/").http_version for _ in range(3)] == ["HTTP/1.1"] * 3
@@ -694,7 +695,7 @@ def test_the_instance_speaks_http1(servers, world):
 
 
 def test_a_client_that_is_dropped(servers):
-    """The thread of a connection ends with its client, also if that is not closed."""
+    """The thread of a connection ends with its client, even if that is not closed."""
     before = set(threading.enumerate())
     (server,) = servers(Http2(says_ok))
     client = lbclient.Client(server.url, **H2C)
@@ -722,7 +723,7 @@ def test_the_descriptors_of_a_closed_client(servers):
 
 @worlds
 def test_an_instance_that_hangs_up_at_once(servers, world):
-    """Connections that end as they begin are an error, and are not opened for ever."""
+    """Connections that end at once are an error, and are not opened repeatedly."""
     closing, good = servers(hangs_up_at_once, Http2(says_ok))
     with world.client(urls([closing, good]), strategy=First(), **H2C) as client:
         assert client.get("/").text == "got 0"
@@ -766,7 +767,7 @@ def test_interrupted_anywhere(servers, kind):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_connections_of_its_own(servers):
-    """A child opens a connection of its own, and what it does harms none of its parent's."""
+    """A forked child opens its own connection, and does not affect its parent's."""
     (server,) = servers(Http2(says_ok))
     with lbclient.Client(server.url, **H2C) as client:
         with client.stream("GET", "/") as response:

@@ -1,7 +1,7 @@
 """Clients and transports for httpx2: the same source, loaded a second time.
 
-Here is what both flavours have in common, and what keeps them apart. The tests of HTTP as a whole
-are run for httpx2 by `-p tests.support.on_httpx2`.
+These tests cover what both flavours share, and what separates them. All tests of HTTP are run for
+httpx2 by `-p tests.support.on_httpx2`.
 """
 
 import functools
@@ -61,7 +61,7 @@ class Upstream(World):
         )
 
     def under(self, client, asynchronous, service, **options):
-        """Somebody's client, over our transport."""
+        """A client of the library itself, over our transport."""
         return self.entered(
             lambda: client(transport=self.ours.Transport(service, **options)),
             lambda: asynchronous(transport=self.ours.AsyncTransport(service, **options)),
@@ -115,7 +115,7 @@ def test_under_the_librarys_own_client(servers, place):
 
 @places
 def test_a_stream_is_busy_until_closed(servers, place):
-    """A streamed answer keeps its instance busy until its body is closed."""
+    """A streamed response keeps its instance busy until its body is closed."""
     (server,) = servers(tells_port)
     with place.client([server.url]) as client:
         with client.stream("GET", "/") as response:
@@ -127,7 +127,7 @@ def test_a_stream_is_busy_until_closed(servers, place):
 @places
 @pytest.mark.parametrize("fault", [resets, hangs_up, dies_in_body, says(503)])
 def test_a_get_is_tried_on_another_instance(servers, place, fault):
-    """I3, I4, I8, I10: a fault costs no idempotent call, and `call_info` tells of both attempts."""
+    """I3, I4, I8, I10: a fault fails no idempotent call, and `call_info` lists both attempts."""
     bad, good = servers(fault, tells_port)
     with place.client(urls([bad, good]), strategy=First(), retry=QUICK) as client:
         response = client.get("/")
@@ -137,7 +137,7 @@ def test_a_get_is_tried_on_another_instance(servers, place, fault):
 
 @places
 def test_a_refused_post_is_tried_on_another_instance(servers, dead_port, place):
-    """I1: what was never sent is sent to another instance, whatever the method."""
+    """I1: a request that was never sent is sent to another instance, whatever the method."""
     (good,) = servers(tells_port)
     service = [f"http://127.0.0.1:{dead_port}", good.url]
     with place.client(service, strategy=First(), retry=QUICK) as client:
@@ -147,7 +147,7 @@ def test_a_refused_post_is_tried_on_another_instance(servers, dead_port, place):
 
 @places
 def test_a_generator_is_sent_to_the_next(servers, dead_port, place):
-    """I1: a body that can be read but once is still whole where nothing of it was sent."""
+    """I1: a body that can be read once is still complete if nothing of it was sent."""
     (good,) = servers(tells_port)
     service = [f"http://127.0.0.1:{dead_port}", good.url]
     with place.client(service, strategy=First(), retry=QUICK) as client:
@@ -160,7 +160,8 @@ def test_a_generator_is_sent_to_the_next(servers, dead_port, place):
     ("fault", "name"), [(resets, "ReadError"), (hangs_up, "RemoteProtocolError")]
 )
 def test_an_instances_failure_is_the_librarys_error(servers, place, fault, name):
-    """An instance's own failure leaves as the library's exception, with a note of who was tried."""
+    """An instance's own failure is raised as the library's exception, with a note about the
+    instances tried."""
     (bad,) = servers(fault)
     with place.client([bad.url], retry=None) as client:
         with pytest.raises(getattr(place.its, name)) as caught:
@@ -173,7 +174,7 @@ def test_an_instances_failure_is_the_librarys_error(servers, place, fault, name)
 
 @places
 def test_the_librarys_timeouts_hold(servers, place):
-    """I5: `timeout=` is the library's, and ends as its ReadTimeout."""
+    """I5: `timeout=` is the library's, and raises its ReadTimeout."""
     (server,) = servers(Gate())
     timeout = place.its.Timeout(5, read=0.05)
     with (
@@ -186,7 +187,8 @@ def test_the_librarys_timeouts_hold(servers, place):
 @places
 @pytest.mark.parametrize("behaviour", [drips(0.01), Gate()], ids=["drip", "silence"])
 def test_the_deadline_holds(servers, place, behaviour):
-    """I5, I6: a deadline ends a call that drips or is silent, as an error of ours and theirs."""
+    """I5, I6: a deadline ends a call that is slow or silent, with an error that is ours and the
+    library's."""
     (server,) = servers(behaviour)
     with place.client([server.url]) as client:
         with pytest.raises(place.its.TimeoutException) as caught:
@@ -197,7 +199,7 @@ def test_the_deadline_holds(servers, place, behaviour):
 
 @places
 def test_a_hedge(servers, place):
-    """A second attempt answers where the first takes long."""
+    """A second attempt answers if the first is slow."""
     gate = Gate()
     slow, quick = servers(gate, tells_port)
     hedge = lbclient.HedgePolicy(delay=0.02)
@@ -208,7 +210,7 @@ def test_a_hedge(servers, place):
 
 @places
 def test_http2(place):
-    """HTTP/2 is spoken where it is asked for, over one connection."""
+    """HTTP/2 is used if requested, over one connection."""
     server = H2.start()
     try:
         with place.client([server.url], **H2.options()) as client:
@@ -236,7 +238,7 @@ def test_redirects_to_an_instance_stay_logical(servers, place):
 
 @flavours
 async def test_a_cancelled_call_gives_everything_back(servers, flavour):
-    """A cancelled call frees its place, and leaves no connection open."""
+    """A cancelled call releases its slot, and leaves no connection open."""
     gate = Gate()
     (server,) = servers(gate)
     async with flavour.ours.AsyncClient([server.url]) as client:
@@ -251,14 +253,14 @@ async def test_a_cancelled_call_gives_everything_back(servers, flavour):
 
 @on_accept
 def takes_some(connection, _):
-    """Reads a little of what is sent, then resets."""
+    """Read a little of what is sent, then reset."""
     connection.sock.recv(100_000)
     connection.reset()
 
 
 async def test_an_upload_that_was_cut_is_left_tidily(servers, anyio_backend):
-    """I3: a body that was cut short is closed with its call: httpx2's generator awaits something
-    as it ends, and trio complains of such that are left to the garbage collector."""
+    """I3: a body that was cut short is closed with its call: httpx2's generator awaits something as
+    it ends, and trio warns about such generators if they are left to the garbage collector."""
     del anyio_backend
     (server,) = servers(takes_some)
     closed = []
@@ -281,7 +283,8 @@ async def test_an_upload_that_was_cut_is_left_tidily(servers, anyio_backend):
 
 @flavours
 def test_nothing_known(flavour):
-    """Nothing usable is known: our DiscoveryError, and the library's ConnectError."""
+    """If nothing usable is known, the error is our DiscoveryError and the library's
+    ConnectError."""
     service = Unknown()
     with (
         flavour.ours.Client(service, name="orders") as client,
@@ -310,7 +313,8 @@ FITTING = {
 @pytest.mark.parametrize("name", FITTING)
 @flavours
 def test_errors_are_both(flavour, name):
-    """Each error, as it leaves a client, is ours by its one class for all flavours, and theirs."""
+    """Each error that a client raises is of our one class for all flavours, and of the
+    library's."""
     room = flavour.ours.Client.__module__.rpartition(".")[0]
     as_httpx = importlib.import_module(f"{room}.errors").as_httpx
     plain = getattr(lbclient, name)
@@ -337,7 +341,8 @@ def test_server_sent_events(servers):
 
 
 def test_each_is_of_its_own_library():
-    """The flavours share no class of a client, and each says by its module whose it is."""
+    """The flavours have separate classes of clients, and each class shows its flavour by its
+    module."""
     for name in ("Client", "AsyncClient", "Transport", "AsyncTransport"):
         first, second = getattr(lbclient, name), getattr(lbclient.httpx2, name)
         assert not issubclass(first, second)
@@ -349,7 +354,8 @@ def test_each_is_of_its_own_library():
 
 @places
 def test_under_the_client_of_the_other(servers, place):
-    """A transport under the other library's client says so at the first call, and sends nothing."""
+    """A transport under the other library's client raises an error at the first call, and sends
+    nothing."""
     (server,) = servers(tells_port)
     (other,) = (one.its for one in FLAVOURS if one.its is not place.its)
     with place.under(other.Client, other.AsyncClient, [server.url]) as client:
@@ -361,7 +367,7 @@ def test_under_the_client_of_the_other(servers, place):
 
 @flavours
 def test_what_is_of_the_other_is_refused(servers, flavour):
-    """Limits, timeouts, and transports that a factory makes, must be of the client's library."""
+    """Limits, timeouts, and the transports that a factory makes must be of the client's library."""
     (other,) = (one.its for one in FLAVOURS if one.its is not flavour.its)
     mine = flavour.its.__name__
     with pytest.raises(TypeError, match=rf"limits must be {mine}\.Limits"):
@@ -382,7 +388,7 @@ def test_what_is_of_the_other_is_refused(servers, flavour):
 
 @flavours
 def test_messages_name_the_library(flavour):
-    """What an error advises is the library that the client is of."""
+    """The advice in an error names the client's own library."""
     mine, ours = flavour
     advice = rf"{mine.__name__}\.Client\(mounts=.*: {ours.__name__}\.Transport"
     with pytest.raises(ValueError, match=advice):
@@ -392,7 +398,7 @@ def test_messages_name_the_library(flavour):
 
 
 def test_both_at_once(servers):
-    """Clients of both flavours serve one process side by side, on threads and in one event loop."""
+    """Clients of both flavours work in one process, on threads and in one event loop."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url]) as first, lbclient.httpx2.Client([server.url]) as second:
         threads = [threading.Thread(target=one.get, args=("/",)) for one in (first, second)]
@@ -416,7 +422,7 @@ def test_both_at_once(servers):
 
 
 def python(program, *arguments):
-    """Run it in a process of its own; what it prints."""
+    """Run code in its own process, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, *arguments],
         capture_output=True,
@@ -443,7 +449,8 @@ except ImportError as error:
 
 
 def test_without_httpx2():
-    """`import lbclient` wants no httpx2; `import lbclient.httpx2` names the extra that has it."""
+    """`import lbclient` does not need httpx2; `import lbclient.httpx2` names the extra that
+    installs it."""
     assert python(WITHOUT, "httpx2") == [
         "lbclient.httpx2_needs_httpx2:_pip_install_'lbclient[httpx2]'"
     ]

@@ -1,4 +1,5 @@
-"""Idle connections: the last one used is the next, and who has been idle longest goes first."""
+"""Idle connections: the one used last is used next, and the one that has been idle longest is
+closed first."""
 
 import math
 import random
@@ -19,7 +20,7 @@ LIMITS = httpx.Limits(keepalive_expiry=60)
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     now = 0.0
 
@@ -28,7 +29,7 @@ class Clock:
 
 
 class Connection:
-    """What the pool asks of a connection."""
+    """What the pool uses of a connection."""
 
     def __init__(self, name):
         self.name = name
@@ -64,7 +65,8 @@ def take(pool, stack):
 
 
 def test_the_last_one_used_is_the_next():
-    """A few stay warm, and the rest can go: the stack of one instance does not touch another's."""
+    """A few connections stay warm, and the others can be closed: the stack of one instance does not
+    affect another's."""
     idle, here, there = KeepAlivePool(60.0, 100, None), deque(), deque()
     for name in "abc":
         assert put(idle, name, here) == []
@@ -75,7 +77,8 @@ def test_the_last_one_used_is_the_next():
 
 
 def test_too_many_in_all():
-    """S: beyond `most` in all, whoever has been idle longest goes, whichever instance it is of."""
+    """S: above `most` in total, the connection that has been idle longest is closed, whatever its
+    instance."""
     idle, here, there = KeepAlivePool(None, 3, None), deque(), deque()
     assert put(idle, "a", here) == put(idle, "b", there) == put(idle, "c", here) == []
     assert put(idle, "d", there) == ["a"]
@@ -87,7 +90,7 @@ def test_too_many_in_all():
 
 
 def test_too_many_to_one():
-    """Beyond `each` to one instance its oldest goes, and nobody else's."""
+    """Above `each` for one instance, its oldest connection is closed, and no other."""
     idle, here, there = KeepAlivePool(None, 100, 2), deque(), deque()
     put(idle, "a", there)
     gone = [put(idle, name, here) for name in "bcd"]
@@ -96,7 +99,8 @@ def test_too_many_to_one():
 
 
 def test_too_long():
-    """Whoever has been idle for `expiry` seconds goes as soon as any other becomes idle."""
+    """A connection that has been idle for `expiry` seconds is closed as soon as another becomes
+    idle."""
     clock = Clock()
     idle, here, there = KeepAlivePool(4.0, 100, None, clock), deque(), deque()
     put(idle, "a", here)
@@ -118,8 +122,8 @@ STEPS = st.lists(
 
 @given(steps=STEPS, most=st.integers(1, 6), each=st.none() | st.integers(1, 3))
 def test_nothing_is_lost_or_kept_too_long(steps, most, each):
-    """Each connection is on a shelf, taken, or told to be closed, once; no limit is passed, and
-    after a `put` nobody is left whose time is over."""
+    """Each connection is idle, taken, or returned to be closed, exactly once; no limit is exceeded,
+    and after a `put` none is expired."""
     clock = Clock()
     idle, shelves = KeepAlivePool(4.0, most, each, clock), [deque() for _ in range(4)]
     out, since, number = Counter(), {}, 0
@@ -144,8 +148,8 @@ def test_nothing_is_lost_or_kept_too_long(steps, most, each):
 
 
 def test_what_is_over_is_told():
-    """The pool tells what has expired, and when to ask again, so that a connection closes without
-    another call. It wakes whoever asks only while nobody is about to."""
+    """The pool returns what has expired, and when to check again, so that connections close without
+    another call. It requests a wake-up only while none is scheduled."""
     clock, woken = Clock(), []
     pool, stack = KeepAlivePool(4.0, 100, None, clock), deque()
     pool.wake = lambda: pool.watch(lambda seconds: woken.append((clock.now, seconds)))
@@ -165,7 +169,7 @@ def test_what_is_over_is_told():
 
 
 def test_failure_to_watch_is_not_for_ever():
-    """Where an exception comes while the watch is set up, the next connection sets it up again."""
+    """If an exception interrupts the scheduling of a check, the next connection schedules it."""
     pool, stack = KeepAlivePool(4.0, 100, None, Clock()), deque()
 
     def interrupted(_):
@@ -179,7 +183,7 @@ def test_failure_to_watch_is_not_for_ever():
 
 
 def test_nobody_is_woken_where_nothing_expires():
-    """Without an expiry there is nothing to wake anybody for."""
+    """Without an expiry no wake-up is needed."""
     pool = KeepAlivePool(None, 100, None)
     pool.wake = pytest.fail
     put(pool, "a", deque())
@@ -191,8 +195,8 @@ def idle_connections(client):
 
 
 def test_a_limit_for_all_instances(servers):
-    """`max_idle_connections`: with more instances than that, the instance that was called longest
-    ago has its connection closed, and is connected to anew when it is called again."""
+    """With more instances than `max_idle_connections`, the connection that has been idle longest is
+    closed, and its instance is connected to again at its next call."""
     pair = servers(tells_port, tells_port, tells_port)
     with lbclient.Client(
         [one.url for one in pair], strategy="round-robin", max_idle_connections=2, limits=LIMITS
@@ -219,8 +223,8 @@ async def test_a_limit_for_all_instances_async(servers):
 
 
 def test_instances_that_are_called_no_more(servers):
-    """S: a connection whose time is over is closed by the next call to any instance; httpcore's
-    own pools would keep it until their instance is called again."""
+    """S: an expired connection is closed by the next call to any instance; httpcore's own pools
+    would keep it until their instance is called again."""
     pair = servers(tells_port, tells_port)
     with lbclient.Client([one.url for one in pair], strategy="round-robin") as client:
         clock = client._transport._transports._idle.clock = Clock()
@@ -235,7 +239,8 @@ def test_instances_that_are_called_no_more(servers):
 
 @pytest.mark.anyio
 async def test_many_at_once_leave_no_more_than_allowed(servers):
-    """A burst opens what it needs; `limits` bounds what each instance keeps of it."""
+    """A burst opens the connections that it needs; `limits` bounds how many of them each instance
+    keeps."""
     (server,) = servers(tells_port)
     limits = httpx.Limits(max_keepalive_connections=3, keepalive_expiry=60)
     async with lbclient.AsyncClient([server.url], limits=limits) as client:
@@ -247,7 +252,7 @@ async def test_many_at_once_leave_no_more_than_allowed(servers):
 
 
 def test_half_of_the_descriptors():
-    """Unless said, idle connections leave half of the process's descriptors to others."""
+    """By default idle connections leave half of the process's descriptors for other uses."""
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -257,13 +262,13 @@ def test_half_of_the_descriptors():
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "7", True])
 def test_what_is_no_limit(wrong):
-    """K: nonsense is refused at construction, by name."""
+    """K: K: invalid values are refused at construction by an error that names the argument."""
     with pytest.raises((ValueError, TypeError), match="max_idle_connections"):
         lbclient.Client("http://127.0.0.1:1", max_idle_connections=wrong)
 
 
 def test_where_connections_are_not_ours():
-    """K: over another engine the limit would mean nothing, so it is refused."""
+    """K: K: with a caller's transports the limit would have no effect, so it is refused."""
     with pytest.raises(ValueError, match="max_idle_connections"):
         lbclient.AsyncClient(
             "http://127.0.0.1:1",
@@ -273,7 +278,7 @@ def test_where_connections_are_not_ours():
 
 
 def test_threads_share_a_stack(servers):
-    """C: sixteen threads use each connection by one at a time, and lose none."""
+    """C: C: sixteen threads use each connection one at a time, and lose none."""
     from concurrent.futures import ThreadPoolExecutor
 
     pair = servers(tells_port, tells_port)

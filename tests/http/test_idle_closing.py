@@ -1,4 +1,4 @@
-"""Connections that nobody needs close while the client makes no call."""
+"""Connections that are no longer needed are closed while the client makes no call."""
 
 import contextlib
 import gc
@@ -37,7 +37,7 @@ BRIEF = httpx.Limits(keepalive_expiry=0.02)
 
 
 class OnUvloop(World):
-    """Asyncio by uvloop."""
+    """Asyncio on uvloop."""
 
     @contextlib.contextmanager
     def entered(self, _, asynchronous):
@@ -57,7 +57,7 @@ worlds = pytest.mark.parametrize(
 
 
 class SeesEnds:
-    """An instance that tells when one of its connections has ended."""
+    """An instance that reports when one of its connections has ended."""
 
     def _answer(self, connection):
         super()._answer(connection)
@@ -100,7 +100,7 @@ def serve():
 
 
 class Scripted:
-    """A resolver that answers with what it holds."""
+    """A resolver that returns the instances it is given."""
 
     def __init__(self, *instances):
         self.instances = instances
@@ -114,8 +114,8 @@ class Scripted:
 
 @worlds
 def test_expired_connections_close(serve, world):
-    """Connections that have been idle for `keepalive_expiry` close without another call, to every
-    instance, each time."""
+    """Connections to all instances that have been idle for `keepalive_expiry` close without another
+    call, each time."""
     pair = serve(tells_port, tells_port)
     urls = [one.url for one in pair]
     with world.client(urls, strategy="round-robin", limits=BRIEF) as client:
@@ -129,7 +129,7 @@ def test_expired_connections_close(serve, world):
 
 @worlds
 def test_expired_tls_connections_close(world):
-    """The same through TLS."""
+    """The same over TLS."""
     authority = trustme.CA()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trust)
@@ -168,7 +168,7 @@ def test_time_of_another_clock(serve, monkeypatch):
 
 
 def test_closed_on_the_schedulers_thread(serve, monkeypatch):
-    """Closing never blocks, so it takes no thread of its own."""
+    """Closing never blocks, so it needs no thread of its own."""
     (server,) = serve(tells_port)
     threads, close = [], SocketConnection.close
 
@@ -185,7 +185,7 @@ def test_closed_on_the_schedulers_thread(serve, monkeypatch):
 
 @worlds
 def test_calls_wake_nobody(serve, world):
-    """A call costs no more for it: the pool is watched once, and not again for each call."""
+    """This adds no cost to each call: the pool is watched once, not again for each call."""
     (server,) = serve(tells_port)
     with world.client([server.url], limits=httpx.Limits(keepalive_expiry=60)) as client:
         client.get("/")
@@ -198,8 +198,8 @@ def test_calls_wake_nobody(serve, world):
 
 @worlds
 def test_http2_connections_close(serve, world):
-    """Over HTTP/2 a connection closes once no stream has used it for that time, and as soon as its
-    instance is removed."""
+    """Over HTTP/2 a connection is closed once no stream has used it for that time, and as soon as
+    its instance is removed."""
     expires, leaves = serve(Http2(ended=says_ok), Http2(ended=says_ok))
     resolver = Scripted(leaves.instance)
     h2c = {"http2": True, "http1": False}
@@ -273,7 +273,7 @@ def test_dropped_responses_close_with_their_client(serve, world):
 
 @worlds
 def test_lost_leases_close(serve, world):
-    """So does one whose lease an exception from outside has left behind."""
+    """The same applies to a connection whose lease an exception from outside has left behind."""
     (server,) = serve(tells_port)
     with world.client([server.url], limits=NEVER) as client:
         THREAD_SCHEDULER.schedule(Never())
@@ -289,7 +289,8 @@ def test_lost_leases_close(serve, world):
 
 
 def in_halves(second):
-    """Half a body at once, the rest when `second` is set. Other paths than /halves: the port."""
+    """Send half a body at once, the rest when `second` is set. Paths other than /halves return the
+    port."""
 
     def behave(connection, request):
         if request.target != "/halves":
@@ -304,8 +305,8 @@ def in_halves(second):
 
 @worlds
 def test_connections_to_removed_instances_close(serve, world):
-    """As soon as an instance is removed its idle connections close; one that is in use goes on, and
-    closes as it is left."""
+    """When an instance is removed, its idle connections close at once; one in use is closed when
+    its call ends."""
     second = threading.Event()
     old, new = serve(in_halves(second), tells_port)
     resolver = Scripted(old.instance)
@@ -324,7 +325,7 @@ def test_connections_to_removed_instances_close(serve, world):
 
 @worlds
 def test_connections_to_an_old_address_close(serve, world):
-    """So do those to an instance that has another address now."""
+    """The same applies to connections to an instance that has another address now."""
     (server,) = serve(tells_port)
     resolver = Scripted(Instance("pod.test", server.port, addresses=("127.0.0.1",)))
     with world.client(resolver, name="shop.test", limits=NEVER) as client:
@@ -336,7 +337,7 @@ def test_connections_to_an_old_address_close(serve, world):
 
 @worlds
 def test_thousands_leave_together(serve, world):
-    """Connections to all of many instances that leave together close."""
+    """If many instances leave together, the connections to all of them close."""
     servers = serve(*[tells_port] * 70)
     resolver = Scripted(*[server.instance for server in servers])
     with world.client(resolver, name="shop.test", limits=NEVER, strategy="round-robin") as client:
@@ -349,7 +350,7 @@ def test_thousands_leave_together(serve, world):
 
 
 class Mine(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """A transport of the caller's, which tells when it is closed."""
+    """A caller's transport that reports when it is closed."""
 
     def __init__(self, instance):
         self.instance = instance
@@ -382,7 +383,7 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 @worlds
 @pytest.mark.parametrize("leaves", ["while idle", "during a call", "during a stream"])
 def test_transports_of_removed_instances_close(world, leaves):
-    """A transport of the caller's own is closed when its instance has left and no call uses it."""
+    """A caller's own transport is closed when its instance has left and no call uses it."""
     made = {}
     a, b = Instance("a.test", 80), Instance("b.test", 80)
     resolver = Scripted(a)
@@ -416,8 +417,8 @@ def test_transports_of_removed_instances_close(world, leaves):
 
 @worlds
 def test_call_that_was_given_the_instance_before(serve, world):
-    """A call that has been given an instance just before that was removed is served, and its
-    connection does not stay."""
+    """A call that was given an instance just before it was removed is served, and its connection
+    does not stay open."""
     old, new = serve(tells_port, tells_port)
     resolver = Scripted(old.instance)
     with world.client(resolver, name="shop.test", limits=NEVER, retry=None) as client:
@@ -446,8 +447,8 @@ def test_call_that_was_given_the_instance_before(serve, world):
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @worlds
 def test_client_is_not_kept_alive(serve, world):
-    """Neither a timer nor the scheduler keeps a client alive that was dropped unclosed; its idle
-    connections close all the same."""
+    """Neither a timer nor the scheduler keeps an unclosed client alive; its idle connections still
+    close."""
     (server,) = serve(tells_port)
 
     def use():
@@ -470,7 +471,7 @@ def test_client_is_not_kept_alive(serve, world):
 
 @pytest.mark.parametrize("kind", ["thread", "asyncio", "trio"])
 def test_process_ends_at_once(serve, kind):
-    """A process with idle connections that would expire in an hour ends, without a word."""
+    """A process with idle connections that would expire in an hour ends, and prints nothing."""
     (server,) = serve(tells_port)
     text = """
     import sys, anyio, httpx, lbclient
@@ -487,7 +488,7 @@ def test_process_ends_at_once(serve, kind):
 
 
 def test_one_loop_after_another(serve):
-    """In each event loop that a client is used in, its connections close by themselves."""
+    """In each event loop in which a client is used, its connections close without a call."""
     (server,) = serve(tells_port)
     client = lbclient.AsyncClient([server.url], limits=BRIEF)
 
@@ -503,7 +504,8 @@ def test_one_loop_after_another(serve):
 
 @pytest.mark.parametrize("kind", ["thread", "asyncio", "trio"])
 def test_in_a_forked_child(serve, kind):
-    """A child's idle connections close by themselves, and so do those of its parent."""
+    """The idle connections of a forked child close without a call, and so do those of its
+    parent."""
     (server,) = serve(tells_port)
     text = """
     import os, sys, anyio, httpx, lbclient
@@ -540,7 +542,7 @@ def test_in_a_forked_child(serve, kind):
 
 @pytest.mark.parametrize("when", ["early", "late", "made"])
 def test_in_green_threads(serve, when):
-    """Idle connections close by themselves in a process that gevent patches."""
+    """Idle connections close without a call in a process that gevent patches."""
     (server,) = serve(tells_port)
     assert green("expires", when, server.port).statuses == [200] * 3
     for _ in range(3):

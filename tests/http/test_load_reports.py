@@ -29,7 +29,7 @@ def until(true):
 
 
 class Noted:
-    """A strategy of a caller's own, which is told what instances say."""
+    """A user's strategy that is told the reports of instances."""
 
     def __init__(self):
         self.told = []
@@ -42,7 +42,7 @@ class Noted:
 
 
 class Asking(Noted):
-    """It has them probed, too."""
+    """A strategy that also has instances probed."""
 
     probe = LoadProbe("/load", rate=2, interval=0.02, timeout=0.3)
 
@@ -52,15 +52,15 @@ def reporting(text):
 
 
 def on_probes(connection, request):
-    """Says how busy it is to probes only."""
+    """An instance that reports its load to probes only."""
     behave = reporting(SAYS) if request.target == "/load" else tells_port
     behave(connection, request)
 
 
 @worlds
 def test_an_answer_tells(servers, world):
-    """A strategy that wants to know is told what an answer's header says, once for each answer;
-    of an answer without, nothing."""
+    """A strategy that uses reports gets each one once, from the header of an answer; without the
+    header it gets none."""
     (server,) = servers(reporting(SAYS))
     strategy = Noted()
     with world.client([server.url], strategy=strategy) as client:
@@ -74,7 +74,7 @@ def test_an_answer_tells(servers, world):
 
 @worlds
 def test_nobody_looks_where_nobody_wants_to_know(servers, world):
-    """A client whose strategy does not ask for reports has nothing that would look for them."""
+    """A client whose strategy uses no reports does not look for them."""
     (server,) = servers(reporting(SAYS))
     with world.client([server.url], strategy="least-busy") as client:
         assert client.get("/").status_code == 200
@@ -102,7 +102,7 @@ def test_nonsense_harms_nobody(servers, world, text, caplog):
 
 @worlds
 def test_a_strategy_that_fails_to_heed(servers, world, caplog):
-    """C18: what a caller's strategy raises is logged, and harms no call."""
+    """C18: an exception of a user's strategy is logged, and affects no call."""
     (server,) = servers(reporting(SAYS))
 
     class Broken(Noted):
@@ -120,8 +120,8 @@ def test_a_strategy_that_fails_to_heed(servers, world, caplog):
 @worlds
 @pytest.mark.parametrize("way", ["client", "under_httpx"])
 def test_probes(servers, world, way):
-    """While calls come instances are asked beside them, each answer tells, over connections that
-    are kept; who has no such path offers nothing."""
+    """While there are calls, instances are probed too, each answer is reported, and connections are
+    kept; an instance without the path reports nothing."""
     pair = servers(on_probes, tells_port)
     strategy = Asking()
     with getattr(world, way)(urls(pair), name="orders.test", strategy=strategy) as client:
@@ -142,7 +142,7 @@ def test_probes(servers, world, way):
 
 @worlds
 def test_one_that_is_silent_holds_up_no_probe(servers, world):
-    """I5: an instance that takes a probe and never answers costs its own probe only."""
+    """I5: an instance that accepts a probe and never answers delays only that probe."""
     gate = threading.Event()
 
     class Patient(Asking):
@@ -166,7 +166,7 @@ def test_one_that_is_silent_holds_up_no_probe(servers, world):
 
 @worlds
 def test_a_callers_transport_carries_probes(world):
-    """A caller's own transport carries the probes, as it carries calls."""
+    """A caller's own transport sends the probes, as it sends calls."""
     asked = []
 
     def handle(request):
@@ -186,7 +186,7 @@ def test_a_callers_transport_carries_probes(world):
 
 @worlds
 def test_no_probe_before_the_first_call_nor_without_calls_nor_after_close(servers, world):
-    """C10, C20: probes begin with the first answer, end as answers do, and none follows `close`."""
+    """C10, C20: probes begin with the first answer, end when answers end, and stop with `close`."""
     (server,) = servers(reporting(SAYS))
 
     def probes():
@@ -211,7 +211,7 @@ def test_no_probe_before_the_first_call_nor_without_calls_nor_after_close(server
 
 
 def test_forks(servers):
-    """C8: a child of a process whose client is probing has probes of its own."""
+    """C8: a forked child of a process whose client is probing sends its own probes."""
     (server,) = servers(reporting(SAYS))
     work = """
     import time
@@ -240,7 +240,7 @@ def test_forks(servers):
 
 
 def test_prequal_goes_where_there_is_room(servers):
-    """Two alike, one of which says that it is busy: most calls go to the other."""
+    """Of two equal instances, one of which reports that it is busy, the other gets most calls."""
     pair = servers(
         reporting("TEXT in_flight=30,latency=0.5"), reporting("TEXT in_flight=1,latency=0.01")
     )

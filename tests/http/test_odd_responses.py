@@ -1,4 +1,5 @@
-"""Odd responses: both parsers give the same verdict, however the bytes come, over every driver."""
+"""Odd responses: both parsers give the same verdict, in whatever pieces the bytes arrive, with
+every driver."""
 
 import itertools
 import ssl
@@ -33,7 +34,7 @@ FLAVOURS = {"httpx": lbclient, "httpx2": lbclient.httpx2}
 
 @pytest.fixture(params=PARSERS)
 def parser(request, monkeypatch):
-    """Which of the two reads responses, in both flavours."""
+    """Which parser reads responses, in both flavours."""
     if request.param == "httptools":
         pytest.importorskip("httptools")
     for flavour in FLAVOURS.values():
@@ -51,14 +52,14 @@ def exchange(odd):
 
 
 def pieces(data, *cuts):
-    """The data, cut at these places, and as a driver reads it."""
+    """The data, cut at these places, and in the pieces that a driver reads."""
     for start, end in itertools.pairwise([0, *cuts, len(data)]):
         for place in range(start, end, READ):
             yield data[place : min(end, place + READ)]
 
 
 def verdict(odd, data, *, ends=False):
-    """What comes of these pieces, and of the connection's end after them."""
+    """The verdict on these pieces, and on the end of the connection after them."""
     made = exchange(odd)
     try:
         for piece in data:
@@ -85,7 +86,7 @@ def verdict(odd, data, *, ends=False):
 
 
 def agrees(odd, found):
-    """True where this is what the table says."""
+    """True if this is the verdict of the table."""
     if odd.refused or isinstance(found, str):
         return odd.refused and found == "refused"
     status, _, _, headers = found["head"]
@@ -100,7 +101,7 @@ def agrees(odd, found):
 
 
 def places(odd):
-    """Where to cut it: everywhere, unless it is long."""
+    """Where to cut it: at every byte, unless it is long."""
     size = len(odd.data + odd.surplus)
     return range(1, size) if size <= FEW else [*range(1, 64), *range(64, size, size // 16)]
 
@@ -108,7 +109,7 @@ def places(odd):
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_verdict(kind):
-    """Each odd response has the verdict of the table, from either parser, whole or byte by byte."""
+    """Each odd response has the verdict of the table, with either parser, whole or byte by byte."""
     for odd in KINDS[kind]:
         data = odd.data + odd.surplus
         whole = verdict(odd, pieces(data))
@@ -118,7 +119,7 @@ def test_the_verdict(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_parsers(kind, monkeypatch):
-    """Both parsers find the same status, reason, headers and body, each as the other."""
+    """Both parsers find the same status, reason, headers and body."""
     pytest.importorskip("httptools")
     for odd in KINDS[kind]:
         found = []
@@ -142,8 +143,8 @@ def test_in_two_pieces(kind):
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_short(kind):
-    """A response that the end of the connection cuts short is refused; one that is to end so, or
-    was complete before, is taken, and its connection is not used again."""
+    """A response that the end of the connection cuts short is refused; one that must end so, or was
+    complete before, is accepted, and its connection is not used again."""
     for odd in KINDS[kind]:
         data = odd.data + odd.surplus
         head = len(odd.data) - len(odd.body)
@@ -158,7 +159,7 @@ def test_cut_short(kind):
 
 
 def test_the_table_is_long_enough():
-    """The table has more than 120 rows, each with a name of its own."""
+    """The table has more than 120 rows, each with its own name."""
     assert len({odd.name for odd in ODD}) == len(ODD) > 120
 
 
@@ -172,7 +173,7 @@ def test_the_page():
 
 @pytest.mark.usefixtures("parser")
 def test_a_head_is_read_in_linear_time():
-    """No head takes long to read: not even one that is full of blanks, and has a bare LF."""
+    """No head takes long to parse, not even one that is full of blanks, with a bare LF."""
     fill = parsers.MAX_HEAD - 100
     for blanks in (b" " * fill, b" \t" * (fill // 2), b"\r\n " * (fill // 3)):
         data = b"HTTP/1.1 200 OK\r\nX-A: b\nX-C:" + blanks + b"x\r\n\r\n"
@@ -180,7 +181,7 @@ def test_a_head_is_read_in_linear_time():
 
 
 def milliseconds(data):
-    """Milliseconds of this thread's own time that the head takes, at the best of three."""
+    """Milliseconds of this thread's CPU time for this head, the best of three."""
     best = 1e9
     for _ in range(3):
         since = time.thread_time()
@@ -196,8 +197,7 @@ def receive_often(made, times, data):
 
 @pytest.mark.usefixtures("parser")
 def test_interim_responses_without_end(monkeypatch):
-    """Interim responses that never end are refused after `MAX_INTERIM` bytes, though each is a good
-    one."""
+    """Endless interim responses are refused after `MAX_INTERIM` bytes, even if each is valid."""
     monkeypatch.setattr(http1, "MAX_INTERIM", parsers.MAX_HEAD)
     made = Exchange(b"GET", b"/", RequestHeaders([]))
     with pytest.raises(httpx.RemoteProtocolError, match="interim"):
@@ -207,7 +207,7 @@ def test_interim_responses_without_end(monkeypatch):
 
 @pytest.mark.usefixtures("parser")
 def test_extensions_without_end():
-    """A body that is chunk extensions for the most part is refused, though it has content too."""
+    """A body that consists mostly of chunk extensions is refused, even if it has content too."""
     made = Exchange(b"GET", b"/", RequestHeaders([]))
     made.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     with pytest.raises(httpx.RemoteProtocolError, match="extensions"):
@@ -217,7 +217,7 @@ def test_extensions_without_end():
 
 @pytest.mark.usefixtures("parser")
 def test_a_chunk_of_one_byte_is_no_extension():
-    """A body of chunks of one byte each is taken, however long, and given on in few pieces."""
+    """A body of chunks of one byte is accepted, whatever its length, and returned in few pieces."""
     made = Exchange(b"GET", b"/", RequestHeaders([]))
     made.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     receive_often(made, 100, b"1;ext=1\r\nx\r\n" * 1_000)
@@ -252,7 +252,8 @@ def test_a_chunk_of_one_byte_is_no_extension():
     ],
 )
 def test_headers_that_are_not_sent(headers):
-    """A request that a server might read in two ways is the caller's error, and is not sent."""
+    """A request that servers might understand in two ways is the caller's error, and is not
+    sent."""
     with pytest.raises(httpx.LocalProtocolError):
         Exchange(b"POST", b"/", RequestHeaders(headers))
 
@@ -274,7 +275,7 @@ def test_headers_that_are_not_sent(headers):
     ],
 )
 def test_request_lines_that_are_not_sent(method, target):
-    """Neither a method nor a target can add a line, or a request."""
+    """Neither method nor target can add a line or a request."""
     with pytest.raises(httpx.LocalProtocolError):
         Exchange(method, target, RequestHeaders([(b"Host", b"a")]))
 
@@ -283,8 +284,8 @@ def test_request_lines_that_are_not_sent(method, target):
 
 
 class Service:
-    """Answers `/odd/N` with that row, and whatever else with its own target; tells which
-    connection each request came over."""
+    """Answer `/odd/N` with that row, and other paths with their own target; record which connection
+    each request used."""
 
     def __init__(self):
         self.connections = {}
@@ -326,7 +327,7 @@ def options(authority):
 
 
 def sample(flavour, instance, parser):
-    """An eighth of the rows, so that the eight cases of each driver meet all of them."""
+    """An eighth of the rows, so that the eight cases of each driver cover all of them."""
     case = (flavour == "httpx2", isinstance(instance, TlsServer), parser == "h11")
     number = sum(yes << bit for bit, yes in enumerate(case))
     return [
@@ -337,7 +338,8 @@ def sample(flavour, instance, parser):
 
 
 def check(odd, place, instance, found, after):
-    """What the caller got, what the next one got, over which connections, and who was charged."""
+    """What the caller got, what the next caller got, over which connections, and what was
+    charged."""
     if odd.refused:
         assert type(found).__name__ == "RemoteProtocolError", (odd.name, found)
     else:
@@ -356,7 +358,8 @@ def asked(odd):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_over_threads(flavour, instance, options, parser):
-    """A client of threads gets what the table says, and the next call gets its own response."""
+    """A client on threads gets the verdict of the table, and the next call gets its own
+    response."""
     rows = sample(flavour, instance, parser)
     failures = 0
     with FLAVOURS[flavour].Client([instance.url], **options) as client:
@@ -375,7 +378,8 @@ def test_over_threads(flavour, instance, options, parser):
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_over_event_loops(loop, flavour, instance, options, parser):
-    """A client of an event loop gets what the table says, and the next call its own response."""
+    """A client on an event loop gets the verdict of the table, and the next call its own
+    response."""
     rows = sample(flavour, instance, parser)
 
     async def main():

@@ -1,6 +1,6 @@
-"""Responses that were damaged at random: both parsers agree on every one.
+"""Randomly damaged responses: both parsers agree on every one.
 
-LBCLIENT_FUZZ is the number of responses for a long run; each run of that kind makes others.
+LBCLIENT_FUZZ is the number of responses for a long run; each such run makes different ones.
 """
 
 import itertools
@@ -60,7 +60,7 @@ STEP = st.tuples(st.integers(0, 7), PLACE, PLACE, st.sampled_from(TOKENS))
 
 
 def damaged(data, steps, other):
-    """Some bytes changed, put in, left out, repeated or exchanged; lines too."""
+    """Some bytes or lines changed, inserted, removed, repeated or exchanged."""
     for kind, place, more, token in steps:
         lines = data.splitlines(keepends=True)
         at = place % (len(data) + 1)
@@ -116,8 +116,8 @@ def verdicts(odd, data, cuts, ends):
 @settings(max_examples=LONG or 500, derandomize=not LONG, database=None, deadline=None)
 @given(cases())
 def test_both_parsers_agree(case):
-    """Whatever the damage, httptools and h11 give one verdict, in however many pieces it comes;
-    and where a parser used by itself takes the response, it reads the same in it."""
+    """Whatever the damage, httptools and h11 give the same verdict, in however many pieces it
+    arrives; and if a parser alone accepts the response, it reads the same."""
     odd, data, cuts, ends = case
     found = fast, plain = verdicts(odd, data, cuts, ends)
     assert verdicts(odd, data, [], ends) == found
@@ -130,8 +130,8 @@ def test_both_parsers_agree(case):
 
 
 def too_early(fast, plain):
-    """True where one has refused the beginning of what is between chunks, and the other wants to
-    know the rest first."""
+    """True if one parser has rejected the beginning of what is between chunks, and the other needs
+    the rest first."""
     other = plain if fast == "refused" else fast
     return "refused" in (fast, plain) and not (other["complete"] or other["upgraded"])
 
@@ -149,7 +149,7 @@ def too_early(fast, plain):
     ids=["size", "extension", "after a chunk", "last chunk", "trailer", "second trailer"],
 )
 def test_every_short_line(before, after, alphabet):
-    """Between chunks, both agree on all strings of up to four odd characters."""
+    """Between chunks, both parsers agree on all strings of up to four unusual characters."""
     for length in range(5):
         for odd in itertools.product(alphabet, repeat=length):
             data = before + bytes(odd) + after
@@ -184,7 +184,7 @@ def decoded(data, *, fast):
     ],
 )
 def test_every_short_part_of_a_head(before, after):
-    """Within a head, both agree on all strings of up to three odd characters."""
+    """Within a head, both parsers agree on all strings of up to three unusual characters."""
     for length in range(4):
         for odd in itertools.product(b"0aX: ,;\t\r\n\x00\x0b\x7f\x80", repeat=length):
             data = before + bytes(odd) + after
@@ -218,7 +218,7 @@ def by_h11(odd, data, ends):
 
 
 class Read:
-    """What httptools tells, up to the first final response's end."""
+    """What httptools reports, up to the end of the first final response."""
 
     def __init__(self):
         self.status, self.body, self.over = 0, b"", False

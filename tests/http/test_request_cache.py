@@ -1,4 +1,4 @@
-"""Requests made from a pattern are those that httpx itself would have built."""
+"""Requests copied from a pattern equal those that httpx itself would have built."""
 
 import copy
 import ssl
@@ -49,7 +49,7 @@ PATHS = [
 
 
 def same(ours, bare):
-    """Equal in everything that a transport, or a hook, can see."""
+    """Compare everything that a transport, or a hook, can see."""
     assert ours.method == bare.method
     assert ours.url == bare.url
     assert str(ours.url) == str(bare.url)
@@ -131,8 +131,8 @@ def built(client, method, url, asked):
 @settings(max_examples=300, deadline=None)
 @given(steps=st.lists(st.one_of(st.sampled_from(CHANGES), REQUESTS, REQUESTS), max_size=12))
 def test_whatever_is_asked_in_whatever_order(steps):
-    """A client whose headers, cookies, parameters, timeouts and base change between its requests
-    builds the same requests as httpx's own, and raises the same errors."""
+    """If the headers, cookies, parameters, timeouts and base of a client change between its
+    requests, it builds the same requests as httpx's own client, and raises the same errors."""
     with (
         lbclient.Client(f"{OWN}/base") as ours,
         httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT, verify=TLS) as bare,
@@ -152,7 +152,7 @@ def test_whatever_is_asked_in_whatever_order(steps):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_second_time_too(path):
-    """Each kind of path is built alike the first time and every other time."""
+    """Each kind of path gives the same URL the first time and every other time."""
     with (
         lbclient.Client(f"{OWN}/base") as ours,
         httpx.Client(base_url=f"{OWN}/base", timeout=DEFAULT_TIMEOUT, verify=TLS) as bare,
@@ -166,7 +166,7 @@ def test_the_second_time_too(path):
 
 
 def test_what_becomes_of_one_is_nothing_to_the_next():
-    """Authorization, changed extensions and a changed URL stay with the request they are of."""
+    """Authorization, changed extensions and a changed URL affect only their own request."""
     with lbclient.Client(OWN) as client:
         first = client.build_request("GET", "/x")
         for _ in range(2):
@@ -182,8 +182,8 @@ def test_what_becomes_of_one_is_nothing_to_the_next():
 
 
 def test_cookies_are_kept_and_sent():
-    """A cookie that a response sets is sent with the next request, and is gone when it is cleared:
-    patterns know of none."""
+    """A cookie that a response sets is sent with the next request, and not after it is cleared:
+    patterns have no cookies."""
 
     def answer(request):
         seen.append(request.headers.get("cookie"))
@@ -211,8 +211,8 @@ def test_cookies_of_the_constructor():
 
 
 def test_threads_that_change_the_client():
-    """C: while one thread changes headers and base, another's requests have the old ones or the new
-    ones, never a pattern that outlives them."""
+    """C: C: while one thread changes headers and base, requests of another have the old ones or the
+    new ones, never a stale pattern."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -1,4 +1,5 @@
-"""Our clients leave out the layers of httpx that a call does not ask for, and nobody can tell."""
+"""Our clients skip the layers of httpx that a call does not need, without any visible
+difference."""
 
 import ast
 import asyncio
@@ -33,7 +34,7 @@ PACKED = gzip.compress(b"packed", mtime=0)
 
 
 def server_of(lib):  # noqa: C901  # two small classes
-    """A transport of this library that answers by path. It notes what it was sent, and how many
+    """A transport of this library that answers by path. It records the requests, and how many
     bodies were closed."""
 
     class Body(lib.SyncByteStream, lib.AsyncByteStream):
@@ -89,8 +90,8 @@ class Flavour:
         self.Server = server_of(self.httpx)
 
     def clients(self, side, kind):
-        """Httpx's own class of clients; makes one of it; and makes, to compare, one of ours of that
-        kind. Each client is over the server that it is given."""
+        """The class of clients of httpx, a function that makes one, and functions that make ours for
+        comparison. Each client uses the server that it is given."""
         name = {"sync": "Client", "async": "AsyncClient"}[side]
         bare = getattr(self.httpx, name)
 
@@ -204,8 +205,8 @@ def shown(response, *, inside):
 
 
 async def told(step, client, server, *, inside):
-    """What a step comes to: its result, or its error; what was sent, what was closed, what the
-    client knows after it."""
+    """The outcome of a step: its result or its error, what was sent and closed, and the client's
+    state."""
     try:
         result = await done(step(client))
     except BaseException as error:
@@ -240,7 +241,7 @@ def post(path, **options):
 
 
 def send(path, *, method="GET", stream=True, read=None, before=None, **options):
-    """Builds a request, and sends it; then does with the response what it is told to."""
+    """Build a request and send it, then do with the response what the step says."""
 
     async def step(client):
         request = client.build_request(method, path)
@@ -355,7 +356,7 @@ each_way = pytest.mark.parametrize(
 
 
 async def differences(flavour, side, kind, played):
-    """The scenes, of these, that do not come to the same with both clients."""
+    """Those of these scenes that differ between the two clients."""
     made = Flavour(flavour)
     _, *both = made.clients(side, kind)
 
@@ -383,14 +384,14 @@ async def same(*played):
 
 @each_way
 def test_a_call_is_as_httpx_makes_it(flavour, side, kind):
-    """The response or the error of a call, what is sent for it, and what the client knows after it
-    are the same as with a client of httpx."""
+    """The response or the error of a call, its requests, and the client's state after it are the
+    same as with a client of httpx."""
     asyncio.run(same(flavour, side, kind, scenes()))
 
 
 @each_way
 def test_without_shortcuts_it_is_the_same(flavour, side, kind, monkeypatch):
-    """Where httpx is not as the shortcuts expect it, its public ways lead to the same result."""
+    """If httpx does not work as the shortcuts expect, its public API gives the same result."""
     monkeypatch.setattr(FLAVOURS[flavour][2], "INTACT", False)
     asyncio.run(same(flavour, side, kind, scenes()))
 
@@ -406,8 +407,8 @@ def secrets(tmp_path, monkeypatch):
 
 @each_way
 def test_auth_flows(flavour, side, kind, secrets, monkeypatch):
-    """Each kind of authentication is carried out, of the client and of one call; a .netrc is read
-    only where it is asked for."""
+    """Each kind of authentication works, for the client and for one call; a .netrc is read only if
+    that is requested."""
     lib = FLAVOURS[flavour][0]
 
     class Twice(lib.Auth):
@@ -457,8 +458,8 @@ def hooks_of(side, notes, failing=()):
 @each_way
 @pytest.mark.parametrize("failing", [(), ("Request",), ("Response",)], ids=str)
 def test_event_hooks(flavour, side, kind, failing):
-    """Hooks are called for each request and response, be they given at first or appended later,
-    and what they raise reaches the caller."""
+    """Hooks are called for each request and response, even if they were appended later, and their
+    exceptions reach the caller."""
     _, theirs, ours = Flavour(flavour).clients(side, kind)
 
     async def seen(make):
@@ -510,7 +511,7 @@ def counting(called, original):
 @pytest.mark.parametrize("where", ["subclass", "class", "instance"])
 def test_a_layer_that_was_replaced_is_called(flavour, side, kind, layer, where, monkeypatch):
     """A layer of httpx's that a subclass overrides, or that another library replaces in the class
-    or in one client, is called for each request; no shortcut passes it by."""
+    or in one client, is called for each request; no shortcut bypasses it."""
     made = Flavour(flavour)
     bare, _, ours = made.clients(side, kind)
     called = []
@@ -538,7 +539,7 @@ def test_a_layer_that_was_replaced_is_called(flavour, side, kind, layer, where, 
 
 @each_way
 def test_a_send_that_was_replaced_is_called(flavour, side, kind, monkeypatch):
-    """Tools that watch httpx wrap `send` of its client class: they see each call of ours."""
+    """Tools that watch httpx wrap `send` of its client class; they see each of our calls."""
     made = Flavour(flavour)
     bare, _, ours = made.clients(side, kind)
     called = []
@@ -558,8 +559,8 @@ def test_a_send_that_was_replaced_is_called(flavour, side, kind, monkeypatch):
 
 @each_way
 def test_a_plain_call_takes_the_shortcut(flavour, side, kind):
-    """After the first call none of httpx's layers is passed, whatever the response sets, and where
-    it leads; only what follows a redirect takes the long way."""
+    """After the first call none of httpx's layers is used, whatever the response; only a redirect
+    that is followed uses them."""
     made = Flavour(flavour)
     bare, _, ours = made.clients(side, kind)
     passed = []
@@ -589,7 +590,7 @@ def test_a_plain_call_takes_the_shortcut(flavour, side, kind):
 
 @each_way
 def test_another_transport_is_used(flavour, side, kind):
-    """A transport that is mounted, or put in the place of the client's own, gets the requests."""
+    """A transport that is mounted, or that replaces the client's own, gets the requests."""
     made = Flavour(flavour)
     _, _, ours = made.clients(side, kind)
 
@@ -613,7 +614,7 @@ def test_another_transport_is_used(flavour, side, kind):
 @each_way
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
 def test_what_httpx_logs(flavour, side, kind, level, caplog):
-    """Each request is logged as httpx logs it, where anybody listens."""
+    """Each request is logged as httpx logs it, if that log level is enabled."""
     made = Flavour(flavour)
     _, *both = made.clients(side, kind)
     caplog.set_level(level, made.httpx.__name__)
@@ -638,7 +639,7 @@ def test_what_httpx_logs(flavour, side, kind, level, caplog):
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("side", ["sync", "async"])
 def test_a_body_for_the_other_side(flavour, side):
-    """A request with a body that this side cannot send raises what httpx raises."""
+    """A request with a body of the wrong kind (sync or async) raises what httpx raises."""
     made = Flavour(flavour)
     _, *both = made.clients(side, "direct")
 
@@ -676,8 +677,8 @@ PAIRS = {
 @pytest.mark.parametrize("intact", [True, False])
 @pytest.mark.parametrize("how", ["bytes", "filled", "stream"])
 def test_responses_are_those_of_httpx(flavour, pairs, intact, how, monkeypatch):
-    """A response that is built directly, from bytes or a stream, is what httpx would have built and
-    read, in everything that a caller sees."""
+    """A response that is built directly, from bytes or a stream, equals one that httpx has built
+    and read, in everything that a caller sees."""
     lib, _, shortcuts = FLAVOURS[flavour]
     monkeypatch.setattr(shortcuts, "INTACT", intact)
     content = gzip.compress(b"body") if pairs is PAIRS["encoded"] else b"body"
@@ -709,7 +710,7 @@ def test_responses_are_those_of_httpx(flavour, pairs, intact, how, monkeypatch):
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("intact", [True, False])
 def test_a_copied_request_is_its_own(flavour, intact, monkeypatch):
-    """A copy has all parts of a request, and what is set in it stays in it."""
+    """A copy has all parts of a request, and changes of it do not affect the original."""
     lib, _, shortcuts = FLAVOURS[flavour]
     monkeypatch.setattr(shortcuts, "INTACT", intact)
     request = lib.Request("POST", OWN, headers={"X-A": "1"}, content=b"c", extensions={"a": 1})
@@ -793,8 +794,8 @@ def other_urls(lib, monkeypatch):
     ],
 )
 def test_another_httpx_is_noticed(flavour, change, monkeypatch, caplog):
-    """Where httpx builds or calls in another way than the shortcuts, they are not taken, and that
-    is logged once."""
+    """If httpx builds or calls differently from what the shortcuts expect, they are not used, and
+    this is logged once."""
     lib, _, shortcuts = FLAVOURS[flavour]
     caplog.set_level(logging.INFO)
     change(lib, monkeypatch)
@@ -806,7 +807,7 @@ def test_another_httpx_is_noticed(flavour, change, monkeypatch, caplog):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_this_httpx_is_as_expected(flavour, caplog):
-    """The shortcuts hold for the httpx that is installed; to find that out logs nothing."""
+    """The shortcuts are used with the installed httpx; verifying this logs nothing."""
     caplog.set_level(logging.DEBUG)
     shortcuts = FLAVOURS[flavour][2]
     assert shortcuts.INTACT

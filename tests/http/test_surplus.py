@@ -1,4 +1,5 @@
-"""Bytes that belong to no response: none of them reaches another call, or repeats one."""
+"""Surplus bytes, which belong to no response: none of them reaches another call, and no request is
+repeated."""
 
 import itertools
 import socket
@@ -37,8 +38,8 @@ IN_CHUNKS = KINDS.index(b"after chunks")
 
 
 class Shop:
-    """Carries out POSTs, counts each, and lets surplus follow every third response: in the same
-    segment, or in one of its own, of which `sent` tells."""
+    """Carry out and count POSTs, and send surplus after every third response: in the same segment,
+    or in its own one, which `sent` announces."""
 
     def __init__(self, *, apart, posts=POSTS):
         self.posts = posts
@@ -67,7 +68,8 @@ class Shop:
             connection.send(response + surplus)
 
     def check(self, client, found):
-        """Each POST was carried out once, its caller got its response, and nobody is charged."""
+        """Each POST was carried out once, its caller got its response, and no instance is
+        charged."""
         numbers = [b"%d" % number for number in range(self.posts)]
         assert found == [(200, number) for number in numbers]
         assert self.carried_out == dict.fromkeys(numbers, 1)
@@ -87,7 +89,7 @@ def server(request):
 
 
 def test_threads(server):
-    """Over threads: each POST is carried out once, and its caller gets its own response."""
+    """On threads, each POST is carried out once, and its caller gets its own response."""
     shop = server.behaviour
     one_by_one = shop.apart
 
@@ -120,7 +122,7 @@ def test_threads(server):
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_event_loops(server, loop):
-    """Over event loops: each POST is carried out once, and its caller gets its own response."""
+    """On event loops, each POST is carried out once, and its caller gets its own response."""
     shop = server.behaviour
     one_by_one = shop.apart
     found = {}
@@ -146,7 +148,7 @@ def test_event_loops(server, loop):
 
 
 def stray_408_then(seconds):
-    """A 408 that belongs to nobody arrives with the second request, which is carried out."""
+    """A stray 408 arrives with the second request, which is carried out."""
 
     def behave(connection, request):
         if connection.server.hits == 2:
@@ -158,7 +160,7 @@ def stray_408_then(seconds):
 
 
 def test_a_slow_response_after_a_stray_408(servers):
-    """A POST is not repeated for a stray 408 where its own response takes long to follow."""
+    """A POST is not repeated after a stray 408 if its own response takes long."""
     (server,) = servers(stray_408_then(0.3))
     with lbclient.Client([server.url], timeout=SOON) as client:
         client.get("/")

@@ -1,4 +1,4 @@
-"""TLS names the service, whoever the instance is; HTTP/2 on top, against a real nginx."""
+"""TLS uses the service's name, whatever the instance; HTTP/2 is tested with a real nginx."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:
 
 
 class TlsServer(Server):
-    """An instance that speaks TLS; `names` keeps the server names it was asked for."""
+    """An instance that speaks TLS; `names` records the server names that clients asked for."""
 
     def __init__(self, behaviour, certificate):
         self.names = []
@@ -98,7 +98,7 @@ def serve_tls(ca):
 
 
 def test_a_hedge_through_tls(serve_tls, trust):
-    """The slower attempt of a hedged call is ended through TLS too, and charged to nobody."""
+    """The slower attempt of a hedged call is interrupted over TLS too, and charges no instance."""
     gate = Gate()
     (bad,) = serve_tls("127.0.0.1", behaviour=gate)
     (good,) = serve_tls("127.0.0.1")
@@ -123,7 +123,7 @@ def test_a_hedge_through_tls(serve_tls, trust):
 
 @worlds
 def test_the_services_name(serve_tls, trust, world):
-    """S6: host, SNI and certificate are the service's, though sockets go to addresses."""
+    """S6: Host, SNI and certificate are the service's, although sockets connect to addresses."""
     pair = serve_tls(NAME, NAME)
     with world.client(urls(pair), name=NAME, verify=trust, strategy="round-robin") as client:
         for _ in range(4):
@@ -163,7 +163,7 @@ def not_ours():
 @worlds
 @pytest.mark.parametrize("fault", [wrong_name, expired, not_ours], ids=lambda one: one.__name__)
 def test_a_wrong_certificate(serve_tls, trust, world, fault):
-    """I20: a wrong certificate fails that instance for any method; it is never downgraded."""
+    """I20: a wrong certificate fails that instance for any method; TLS is never omitted."""
     options = fault()
     (bad,) = serve_tls(options.pop("name"), **options)
     (good,) = serve_tls(NAME)
@@ -183,7 +183,8 @@ def test_a_wrong_certificate(serve_tls, trust, world, fault):
 
 @worlds
 def test_the_instances_name(serve_tls, trust, world):
-    """S6: `tls_name="instance"` asks for, and verifies, each instance's own host; Host stays."""
+    """S6: `tls_name="instance"` sends and verifies each instance's own host; Host is not
+    changed."""
     by_address, by_name = serve_tls("127.0.0.1", "localhost")
     service = [
         lbclient.Instance("127.0.0.1", by_address.port),
@@ -201,7 +202,7 @@ def test_the_instances_name(serve_tls, trust, world):
 
 @worlds
 def test_an_unnamed_list(serve_tls, trust, world):
-    """S6: without a name each instance answers for its own host, and for no other's."""
+    """S6: without a name each instance is verified for its own host, and for no other's."""
     pair = serve_tls("localhost", "127.0.0.1")
     service = [f"https://localhost:{pair[0].port}", pair[1].url]
     with world.client(service, verify=trust, strategy="round-robin") as client:
@@ -216,7 +217,8 @@ def test_an_unnamed_list(serve_tls, trust, world):
 
 @worlds
 def test_verify(serve_tls, ca, world, monkeypatch, tmp_path):
-    """K7: `verify=False` trusts anybody, the default the well-known or SSL_CERT_FILE's."""
+    """K7: `verify=False` trusts any certificate, the default the system's authorities or
+    SSL_CERT_FILE's."""
     (server,) = serve_tls(NAME)
     with world.client([server.url], name=NAME, verify=False) as client:
         assert client.get("/").status_code == 200
@@ -238,7 +240,7 @@ def test_verify(serve_tls, ca, world, monkeypatch, tmp_path):
 
 @worlds
 def test_a_connection_serves_the_service_it_was_verified_for(serve_tls, trust, world):
-    """S6: one service's open connection is never another's, though both are at one address."""
+    """S6: an open connection of one service is never used for another, even at the same address."""
     (server,) = serve_tls(NAME)
     with (
         world.client([server.url], name=NAME, verify=trust) as orders,
@@ -288,7 +290,8 @@ def test_httpxs_transport_as_the_engine(serve_tls, trust, world):
 
 @worlds
 def test_https_to_a_plain_port(servers, serve_tls, trust, world):
-    """I21: a plain port fails the handshake: a connect error that says TLS, for any method."""
+    """I21: a port without TLS fails the handshake: a connect error that names TLS, for any
+    method."""
     (plain,) = servers(answers_garbage)
     (good,) = serve_tls(NAME)
     bad = f"https://127.0.0.1:{plain.port}"
@@ -302,7 +305,7 @@ def test_https_to_a_plain_port(servers, serve_tls, trust, world):
 
 
 def answers_garbage(connection, _):
-    """What a plain HTTP server says to a TLS handshake."""
+    """A plain HTTP server's answer to a TLS handshake."""
     connection.sock.recv(1000)
     connection.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
     connection.close()
@@ -313,7 +316,8 @@ answers_garbage.on_accept = True
 
 @worlds
 def test_http_to_a_tls_port(servers, serve_tls, world):
-    """I21: a TLS port breaks off: httpx's protocol or read error; repeated elsewhere if it may."""
+    """I21: a plain request to a TLS port fails with httpx's protocol or read error; it is retried
+    elsewhere if allowed."""
     (good,) = servers(tells_port)
     (tls,) = serve_tls(NAME)
     bad = f"http://127.0.0.1:{tls.port}"
@@ -337,7 +341,7 @@ says_nothing.on_accept = True
 
 @worlds
 def test_a_handshake_that_hangs(servers, serve_tls, trust, world):
-    """I20: the connect timeout bounds the handshake; nothing was sent, so any method goes on."""
+    """I20: the connect timeout covers the handshake; nothing was sent, so any method is retried."""
     (hung,) = servers(says_nothing)
     (good,) = serve_tls(NAME)
     service = [f"https://127.0.0.1:{hung.port}", good.url]
@@ -354,7 +358,8 @@ def test_a_handshake_that_hangs(servers, serve_tls, trust, world):
 
 @worlds
 def test_a_certificate_of_the_clients(ca, trust, world):
-    """I20: TLS 1.3 rejects a client after its request: httpx's error, and no leave to repeat it."""
+    """I20: TLS 1.3 rejects a client after its request: the error is httpx's, and only idempotent
+    calls are retried."""
     server = TlsServer(tells_port, ca.issue_cert(NAME))
     server.context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(server.context)
@@ -375,8 +380,8 @@ def test_a_certificate_of_the_clients(ca, trust, world):
 
 @worlds
 def test_a_redirect_out_of_tls_is_refused(serve_tls, trust, world):
-    """A redirect from https to http is refused, though it names an instance and its port, or the
-    service: nothing of the call is sent in clear."""
+    """A redirect from https to http is refused, even if it names an instance and its port, or the
+    service: nothing of the call is sent in clear text."""
     (server,) = serve_tls(NAME)
     for host in (NAME, f"{NAME}:{server.port}", f"127.0.0.1:{server.port}"):
         server.behaviour = says(307, Location=f"http://{host}/new")
@@ -397,7 +402,7 @@ def tells_client(connection, _):
 
 
 class Files:
-    """The files by which an application knows whom to trust and who it is."""
+    """The environment variables with trusted certificates and the client's own."""
 
     def __init__(self, folder, ca):
         self.folder, self.ca = folder, ca
@@ -434,7 +439,7 @@ class Files:
         return self.hashed
 
     def context(self):
-        """A context that trusts the authority, and has no certificate of its own."""
+        """A context that trusts the authority, and has no client certificate."""
         return ssl.create_default_context(cafile=self.authority)
 
 
@@ -445,7 +450,7 @@ def files(tmp_path, ca):
 
 @pytest.fixture
 def mutual(ca):
-    """A server that wants a certificate of its clients, and tells whose it got."""
+    """A server that requires a client certificate, and records it."""
     server = TlsServer(tells_client, ca.issue_cert(NAME))
     server.context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(server.context)
@@ -473,7 +478,7 @@ CERT = {
 @pytest.mark.parametrize("cert", CERT)
 @pytest.mark.parametrize("verify", VERIFY)
 def test_every_verify_goes_with_every_cert(mutual, files, world, verify, cert, monkeypatch):
-    """Whatever says whom to trust, the client certificate is sent, without a warning."""
+    """Whatever configures trust, the client certificate is sent, without a warning."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     options = {"verify": VERIFY[verify](files, monkeypatch.setenv), "cert": CERT[cert](files)}
@@ -486,7 +491,7 @@ def test_every_verify_goes_with_every_cert(mutual, files, world, verify, cert, m
 
 @worlds
 def test_verify_still_verifies_with_a_cert(mutual, files, world, tmp_path):
-    """A client certificate does not make the client trust anybody."""
+    """A client certificate does not change which servers the client trusts."""
     stranger = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(str(stranger))
     options = {"verify": str(stranger), "cert": files.both, "retry": None}
@@ -500,7 +505,7 @@ def test_verify_still_verifies_with_a_cert(mutual, files, world, tmp_path):
 
 @worlds
 def test_checks_and_probes_send_the_certificate(mutual, files, world):
-    """Health checks and load probes are authenticated as calls are."""
+    """Health checks and load probes send the client certificate, as calls do."""
     with world.client(
         [mutual.url],
         name=NAME,
@@ -517,8 +522,8 @@ def test_checks_and_probes_send_the_certificate(mutual, files, world):
 
 @worlds
 def test_a_renewed_certificate(mutual, files, world):
-    """A context into which the caller has loaded another certificate gives that one to every
-    connection that is opened from then on."""
+    """If the user loads another certificate into a context, connections that are opened later use
+    it."""
     context = files.context()
     context.load_cert_chain(files.both)
     limits = httpx.Limits(keepalive_expiry=0)
@@ -544,7 +549,8 @@ def test_a_renewed_certificate(mutual, files, world):
     ],
 )
 def test_what_can_be_no_verify_or_cert(world, options, error, named):
-    """It is refused at construction by the name of the argument, and no password is shown."""
+    """An invalid certificate is refused at construction by an error that names the argument, and no
+    password is shown."""
     with (
         pytest.raises(error, match=named) as caught,
         world.client("https://127.0.0.1:1", **options),
@@ -554,7 +560,7 @@ def test_what_can_be_no_verify_or_cert(world, options, error, named):
 
 
 def test_a_locked_key_without_its_password(files, capfd):
-    """Nobody is asked for the password at a terminal, and a wrong one is not shown."""
+    """The password is never asked for on the terminal, and a wrong one is not shown."""
     for cert in ((files.certificate, files.locked), (files.certificate, files.locked, "wrong1")):
         with pytest.raises(
             ValueError, match=r"^(cert: the key is encrypted|verify or cert)"
@@ -565,7 +571,7 @@ def test_a_locked_key_without_its_password(files, capfd):
 
 
 def test_a_file_of_the_environment_that_is_not_there(monkeypatch):
-    """The error names the variable's file, since no argument does."""
+    """The error names the file of the environment variable, since no argument names it."""
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
     with pytest.raises(ValueError, match=r"/nowhere\.pem"):
         lbclient.Client("https://127.0.0.1:1")
@@ -573,7 +579,7 @@ def test_a_file_of_the_environment_that_is_not_there(monkeypatch):
 
 
 def test_a_cert_is_not_for_other_transports(files):
-    """With transports of the caller's making a certificate would not be sent: it is refused."""
+    """With a caller's own transports a certificate would not be sent, so it is refused."""
     for kind, made in (
         (lbclient.Client, httpx.HTTPTransport),
         (lbclient.AsyncClient, httpx.AsyncHTTPTransport),
@@ -585,7 +591,7 @@ def test_a_cert_is_not_for_other_transports(files):
 
 
 def breaks_tls(connection, request):
-    """Bytes that are no TLS record: instead of an answer, or in the middle of its body."""
+    """Bytes that are not a TLS record: instead of a response, or in the middle of its body."""
     if request.target == "/body":
         connection.send(head(200, {"Content-Length": "100"}) + b"x" * 50)
     os.write(connection.sock.fileno(), b"no TLS" * 10)
@@ -614,7 +620,8 @@ def test_tls_that_breaks(serve_tls, trust, world):
 
 @worlds
 def test_the_deadline_holds_through_tls(serve_tls, trust, world):
-    """I6: a drip through TLS ends with the deadline; 5 MB both ways arrive before it."""
+    """I6: a slow response over TLS ends with the deadline; 5 MB in both directions arrive before
+    it."""
     (drip,) = serve_tls(NAME, behaviour=drips(0.02))
     (server,) = serve_tls(NAME, behaviour=echoes)
     asked = {"lbclient": {"deadline": 0.3}}
@@ -629,7 +636,7 @@ def test_the_deadline_holds_through_tls(serve_tls, trust, world):
 
 @pytest.mark.anyio
 async def test_cancelled_at_every_await_of_tls(serve_tls, trust):
-    """C1: a call cancelled in its handshake, or anywhere, leaves nothing in flight or open."""
+    """C1: a call that is cancelled in its handshake, or later, leaves nothing in flight or open."""
     (server,) = serve_tls(NAME, behaviour=says(200, b"x" * 100_000))
     at, more = 0, True
     while more:
@@ -697,7 +704,7 @@ def serve_h2(ca, tmp_path):
 @needs_nginx
 @worlds
 def test_http2(serve_h2, servers, trust, world):
-    """S6: HTTP/2 is spoken where asked for, with the service's name as authority and SNI."""
+    """S6: HTTP/2 is used if requested, with the service's name as authority and SNI."""
     (backend,) = servers(echoes)
     service = [serve_h2(backend.port), serve_h2(backend.port)]
     options = {"name": NAME, "verify": trust, "strategy": "round-robin"}
@@ -724,7 +731,8 @@ def test_http2(serve_h2, servers, trust, world):
 
 @needs_nginx
 def test_http2_for_threads(serve_h2, trust):
-    """Twenty threads share a connection an instance: every call is served, none stays in flight."""
+    """Twenty threads share one connection per instance: every call is served, none stays in
+    flight."""
     service = [serve_h2(), serve_h2()]
     seen = Counter()
     with lbclient.Client(service, name=NAME, verify=trust, http2=True) as client:
@@ -764,7 +772,8 @@ def test_certificate_that_is_not_there(options, named):
 @needs_nginx
 @pytest.mark.anyio
 async def test_http2_concurrently(serve_h2, trust):
-    """Concurrent streams share a connection, and one cancelled before it is sent harms no other."""
+    """Concurrent streams share a connection, and cancelling one before it is sent does not affect
+    others."""
     service = [serve_h2(), serve_h2()]
     seen = Counter()
     async with lbclient.AsyncClient(service, name=NAME, verify=trust, http2=True) as client:
@@ -791,7 +800,7 @@ async def test_http2_concurrently(serve_h2, trust):
 @needs_nginx
 @pytest.mark.anyio
 async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
-    """C1: streams cancelled while they wait for headers leave their connection to the others."""
+    """C1: cancelling streams that wait for headers does not affect others on their connection."""
     gate = Gate(then=echoes)
     (backend,) = servers(gate)
     url = serve_h2(backend.port)
@@ -824,8 +833,8 @@ async def test_http2_cancelled_while_waiting(serve_h2, servers, trust):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_http2_set_up_cancelled_under_others(serve_h2, trust):
-    """C1: whenever the call that sets a connection up is cancelled, those that waited for it get an
-    answer or one of httpx's errors, never what goes on inside."""
+    """C1: whenever the call that opens a connection is cancelled, those that waited for it get an
+    answer or one of httpx's errors, never an internal one."""
     url, seen = serve_h2(), Counter()
     options = {"name": NAME, "verify": trust, "http1": False, "http2": True, "breaker": None}
     for rounds in range(20, 140, 3):
@@ -844,8 +853,8 @@ async def test_http2_set_up_cancelled_under_others(serve_h2, trust):
 @needs_nginx
 @worlds
 def test_http2_connections_that_end(serve_h2, trust, world):
-    """I25: a connection that ends in order after some requests brings the response to the last of
-    them, so it is no fault and costs no attempt."""
+    """I25: a connection that ends in an orderly way after some requests delivers the last response,
+    so it is no fault and needs no retry."""
     with world.client([serve_h2(requests=3)], name=NAME, verify=trust, http2=True) as client:
         for _ in range(10):
             response = client.get("/")
@@ -859,7 +868,8 @@ def test_http2_connections_that_end(serve_h2, trust, world):
 
 
 class H2:
-    """An instance of HTTP/2 by prior knowledge, which turns the first `refuse` requests away."""
+    """An instance that speaks HTTP/2 without negotiation, and refuses the first `refuse`
+    requests."""
 
     on_accept = True
 
@@ -917,7 +927,8 @@ H2C = {"http1": False, "http2": True}
 @worlds
 @pytest.mark.parametrize("how", [refused_stream, goaway_before_any], ids=lambda one: one.__name__)
 def test_what_was_not_processed_is_sent_again(servers, world, how):
-    """I25: what an HTTP/2 peer says it did not process is sent again, POST too; no fault."""
+    """I25: a request that an HTTP/2 server says it did not process is sent again, even a POST; it
+    is no fault."""
     away, taking = H2(1, how), H2()
     pair = servers(away, taking)
     with world.client(urls(pair), strategy=First(), **H2C) as client:
@@ -932,7 +943,7 @@ def test_what_was_not_processed_is_sent_again(servers, world, how):
 
 @worlds
 def test_a_generator_turned_away_is_not_cut_short(servers, world):
-    """C11: a body that was begun is not sent again, not even where the peer asks for it."""
+    """C11: a body that was begun is not sent again, even if the server asks for it."""
     away, taking = H2(1, refused_stream), H2()
     with world.client(urls(servers(away, taking)), strategy=First(), **H2C) as client:
         with pytest.raises(httpx.RemoteProtocolError):
@@ -954,7 +965,7 @@ def test_a_reset_stream_may_have_been_processed(servers, world):
 
 
 def goaway_before_the_second(peer, stream):
-    """Streams after the first were not begun: httpcore itself opens a new connection for them."""
+    """Later streams were not begun: httpcore itself opens a new connection for them."""
     if stream > 1:
         peer.close_connection(last_stream_id=1)
     else:
@@ -964,7 +975,7 @@ def goaway_before_the_second(peer, stream):
 
 @worlds
 def test_goaway_between_streams(servers, world):
-    """I25: what httpcore repeats by itself is whole: bytes again, a generator not at all."""
+    """I25: what httpcore itself repeats is complete: bytes are sent again, a generator is not."""
     instance = H2(2, goaway_before_the_second)
     with world.client(urls(servers(instance)), **H2C) as client:
         assert client.post("/", content=b"first").text == "ok"
@@ -981,7 +992,7 @@ def test_goaway_between_streams(servers, world):
 
 
 def test_goaway_does_not_cut_a_body_short(servers):
-    """C12: a source that cannot seek is not sent again as what is left of it: as nothing."""
+    """C12: the rest of a source that cannot seek is not sent again, so no empty body is sent."""
     instance = H2(2, goaway_before_the_second)
     with lbclient.Client(urls(servers(instance)), **H2C) as client:
         assert client.post("/", content=b"first").text == "ok"
@@ -993,7 +1004,7 @@ def test_goaway_does_not_cut_a_body_short(servers):
 @needs_nginx
 @worlds
 def test_http2_large_bodies_through_nginx(serve_h2, servers, trust, world):
-    """10 MB go to a real server and come back, as bytes and in parts, over one connection."""
+    """10 MB are sent to a real server and come back, as bytes and in parts, over one connection."""
     (backend,) = servers(echoes)
     body = os.urandom(10_000_000)
     parts = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
@@ -1006,8 +1017,8 @@ def test_http2_large_bodies_through_nginx(serve_h2, servers, trust, world):
 
 @worlds
 def test_an_instance_that_chooses_http1(serve_tls, trust, world):
-    """Where TLS agrees on HTTP/1.1, `http2=True` speaks it, on the connection that is there; the
-    caller's context serves a client without HTTP/2 as well."""
+    """If TLS negotiates HTTP/1.1, a client with `http2=True` uses it on the same connection; the
+    context can be used by a client without HTTP/2 too."""
     (server,) = serve_tls(NAME)
     server.context.set_alpn_protocols(["http/1.1"])
     options = {"name": NAME, "verify": trust}
@@ -1022,7 +1033,7 @@ def test_an_instance_that_chooses_http1(serve_tls, trust, world):
 
 @needs_nginx
 def test_one_context_for_http1_and_http2(serve_h2, trust):
-    """A client that speaks HTTP/2 and one that does not may share an SSLContext, in any order."""
+    """A client with HTTP/2 and one without may share an SSLContext, in any order."""
     url, options = serve_h2(), {"name": NAME, "verify": trust}
     with (
         lbclient.Client(url, http2=True, **options) as both,

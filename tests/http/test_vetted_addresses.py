@@ -1,4 +1,5 @@
-"""Whoever dials, dials what discovery has vetted: transports of the caller's, checks, probes."""
+"""All connections go to checked addresses: those of a caller's transports, of checks and of
+probes."""
 
 import contextlib
 import socket
@@ -26,7 +27,7 @@ an attacker's DNS has it whose answer changes between the check and the connecti
 
 
 class Rebound:
-    """A service whose target has one address for discovery and another for whoever asks again."""
+    """A service whose target has one address for discovery, and another for a later lookup."""
 
     def __init__(self, liar, behaviour):
         self.other = Server(behaviour)
@@ -53,7 +54,7 @@ def rebound(behaviour):
 
 
 class Told:
-    """Discovery of the caller's own, which says what it is told."""
+    """A resolver of the user's that returns what it is given."""
 
     def __init__(self, *instances):
         self.instances = instances
@@ -80,7 +81,7 @@ def recording(answer):
 
 
 def test_the_address_of_an_instance():
-    """`Instance.address` is the first vetted address, or the host where there is none."""
+    """`Instance.address` is the first checked address, or the host if there is none."""
     assert Instance("a.test", 80, addresses=("10.0.0.1", "::1")).address == "10.0.0.1"
     assert Instance("a.test", 80).address == "a.test"
     assert Instance("2001:DB8::1", 80).address == "2001:db8::1"
@@ -89,7 +90,7 @@ def test_the_address_of_an_instance():
 @worlds
 @pytest.mark.parametrize("way", ["client", "under_httpx"])
 def test_a_transport_dials_the_vetted_address(world, way):
-    """A transport made by a factory gets a URL with the vetted address, and resolves no name."""
+    """A transport made by a factory gets a URL with the checked address, and resolves no name."""
     with rebound(tells_port) as service:
         options = {"transport": over_httpx(world), **service.options}
         with getattr(world, way)(service.url, **options) as client:
@@ -102,7 +103,7 @@ def test_a_transport_dials_the_vetted_address(world, way):
 @worlds
 @pytest.mark.parametrize("path", ["/healthz", None])
 def test_health_checks_dial_the_vetted_address(world, path):
-    """A health check connects to the vetted address, over a caller's transport and without one."""
+    """A health check connects to the checked address, with and without a caller's transport."""
     check = HealthCheck(path, interval=0.2, timeout=0.2)
     with rebound(tells_port) as service:
         transport = over_httpx(world, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
@@ -116,7 +117,7 @@ def test_health_checks_dial_the_vetted_address(world, path):
 
 @worlds
 def test_load_probes_dial_the_vetted_address(world):
-    """A load probe over a caller's transport connects to the vetted address."""
+    """A load probe over a caller's transport connects to the checked address."""
     probed = threading.Event()
 
     def behave(connection, request):
@@ -135,7 +136,7 @@ def test_load_probes_dial_the_vetted_address(world):
 
 
 def test_a_balancers_caller_dials_the_vetted_address():
-    """`Balancer.call` and `acquire` hand out an instance whose `address` is the vetted one."""
+    """`Balancer.call` and `acquire` pass an instance whose `address` is the checked one."""
     with rebound(tells_port) as service:
 
         def fetch(instance):
@@ -151,7 +152,7 @@ def test_a_balancers_caller_dials_the_vetted_address():
 
 @worlds
 def test_a_proxy_is_asked_for_the_vetted_address(world):
-    """A proxy that a caller's transport uses is asked for the address, and resolves no name."""
+    """A proxy of a caller's transport is asked for the address, and resolves no name."""
     with rebound(tells_port) as service:
         proxy = Server(says(200))
         try:
@@ -167,7 +168,7 @@ def test_a_proxy_is_asked_for_the_vetted_address(world):
 
 @worlds
 def test_a_static_name_stays_a_name(world):
-    """A name in a static list is the caller's own word: the transport gets it as it is."""
+    """A name in a static list is not checked: the transport gets it unchanged."""
     transport, seen = recording(lambda _: httpx.Response(200))
     with world.client(["http://localhost:8080"], transport=transport) as client:
         client.get("/")
@@ -195,8 +196,8 @@ def test_what_a_transport_is_told_of_a_discovered_instance(world):
 @worlds
 @pytest.mark.parametrize("tls_name", ["service", "instance"])
 def test_certificates_over_a_transport_of_the_callers(world, tls_name):
-    """The certificate is checked against the logical name although the URL names an address, and
-    one for another name is refused."""
+    """The certificate is checked for the logical name although the URL names an address; one for
+    another name is refused."""
     authority = trustme.CA()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trust)
@@ -222,7 +223,7 @@ SEVERAL = Instance("a.test", 80, addresses=("10.0.0.1", "10.0.0.2", "10.0.0.3"))
 
 
 def dead(*hosts, error=httpx.ConnectError):
-    """Answers, but for these hosts, to which there is no connection."""
+    """Answer, except for these hosts, which cannot be connected to."""
 
     def answer(request):
         if request.url.host in hosts:
@@ -235,8 +236,8 @@ def dead(*hosts, error=httpx.ConnectError):
 @worlds
 @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout])
 def test_the_addresses_of_an_instance_are_tried_in_order(world, error):
-    """An address without connection gives way to the next within the attempt, for any method, and
-    later calls begin with the one that worked."""
+    """If an address cannot be connected to, the next one is tried within the attempt, for any
+    method, and later calls begin with the one that worked."""
     transport, seen = recording(dead("10.0.0.1", error=error))
     with world.client(Told(SEVERAL), transport=transport, retry=None) as client:
         assert [client.post("/", content=b"order").text for _ in range(3)] == ["10.0.0.2"] * 3
@@ -247,7 +248,7 @@ def test_the_addresses_of_an_instance_are_tried_in_order(world, error):
 
 @worlds
 def test_an_instance_without_a_living_address(world):
-    """An attempt fails once each address was tried once."""
+    """An attempt fails once each address has been tried."""
     transport, seen = recording(dead(*SEVERAL.addresses))
     with world.client(Told(SEVERAL), transport=transport, retry=None) as client:
         with pytest.raises(httpx.ConnectError):
@@ -272,7 +273,7 @@ def test_what_may_have_been_sent_goes_to_no_other_address(world):
 
 @worlds
 def test_a_body_that_was_begun_goes_to_no_other_address(world):
-    """A body that cannot be sent again is not sent to the next address once it was begun."""
+    """A body that cannot be sent again is not sent to the next address once sending has begun."""
     tried = []
 
     class Reads(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -297,7 +298,8 @@ def test_a_body_that_was_begun_goes_to_no_other_address(world):
 
 @worlds
 def test_each_address_has_its_share_of_the_time_to_connect(world):
-    """A silent address leaves the others time: the connect timeout is shared; the rest stays."""
+    """A silent address leaves time for the others: the connect timeout is divided; other timeouts
+    are not."""
     transport, seen = recording(dead("10.0.0.1", "10.0.0.2"))
     timeout = httpx.Timeout(9.0, connect=3.0)
     with world.client(Told(SEVERAL), transport=transport) as client:
@@ -309,7 +311,7 @@ def test_each_address_has_its_share_of_the_time_to_connect(world):
 
 @worlds
 def test_no_address_is_tried_once_the_time_is_up(world):
-    """When the time of the attempt is up, the addresses that are left are not tried."""
+    """When the time of the attempt is up, the remaining addresses are not tried."""
     clock = [100.0]
     tried = []
 
