@@ -45,7 +45,7 @@ MIB = 1 << 20
 
 
 def at_rest(client):
-    """Nothing is in flight."""
+    """Check that nothing is in flight."""
     return not any(one.in_flight for one in client.balancer.snapshot().instances)
 
 
@@ -58,8 +58,8 @@ def breakers(client):
 
 @pytest.mark.anyio
 async def test_cancelled_in_line(servers):
-    """C2: of fifty tasks that wait for one place every second one is cancelled; the others are
-    served, first come first, and the place is free at the end."""
+    """C2: of fifty tasks that wait for one slot every second one is cancelled; the others are
+    served in order of arrival, and the slot is free at the end."""
     gate = Gate()
     (server,) = servers(gate)
     served, scopes = [], {}
@@ -109,8 +109,8 @@ class Crowd:
 
 @pytest.mark.anyio
 async def test_many_tasks_at_once(servers, dead_port):
-    """C7: two hundred tasks over good, dying and dead instances: no instance ever has more requests
-    than the limit says, all are answered, and at the end nothing is in flight."""
+    """C7: with two hundred tasks over good, dying and dead instances, no instance ever has more
+    requests than its limit, all calls are answered, and nothing is in flight at the end."""
     crowd, answered = Crowd(), []
     dying = in_turn(*[resets, tells_port] * 50, tells_port)
     three = servers(crowd(tells_port), crowd(tells_port), crowd(dying))
@@ -168,8 +168,8 @@ asyncio.run(main())""",
     ids=["call", "discovery", "exit", "task"],
 )
 def test_interpreter_ends_in_the_middle_of_it(servers, work):
-    """C10: an interpreter that ends while a call, a round of discovery or a body is under way does
-    so within a second, silently."""
+    """C10: if an interpreter ends while a call, a round of discovery or a body is under way, it
+    exits within a second and prints nothing."""
     gate = Gate()
 
     def behave(connection, request):
@@ -189,8 +189,8 @@ def test_interpreter_ends_in_the_middle_of_it(servers, work):
 @worlds
 @pytest.mark.parametrize("jump", [3600, -3600])
 def test_a_wall_clock_that_jumps(servers, world, monkeypatch, jump):
-    """C15: after the wall clock has jumped by an hour an open breaker stays open and an empty
-    budget empty, connections are kept, and calls have the time that their deadline gives them."""
+    """C15: after the wall clock has jumped by an hour, an open breaker stays open, an empty budget
+    stays empty, connections are kept, and calls have the time of their deadline."""
     bad, good = servers(says(503), tells_port)
     policy = RetryPolicy(backoff=0, deadline=5, budget=RetryBudget(ratio=0, reserve=0.1))
     with world.client(
@@ -260,15 +260,15 @@ STOPPED = """
     ],
 )
 def test_a_process_that_stood_still(servers, kind, bound):
-    """C26: a process that is stopped for longer than its timeouts while calls are under way ejects
-    nobody as it goes on: the answers that came meanwhile count, and a deadline that passed
-    meanwhile was nobody's fault."""
+    """C26: if a process is stopped for longer than its timeouts while calls are under way, no
+    instance is ejected afterwards: answers that arrived meanwhile count, and a deadline that passed
+    meanwhile charges no instance."""
     assert any(stands_still(servers, kind, bound, seconds) for seconds in (1.5, 3.0, 6.0, 12.0))
 
 
 def stands_still(servers, kind, bound, seconds):
-    """False where a busy machine took so long to begin all calls that some ended before it was
-    stopped: the scene is another then."""
+    """False if a busy machine took so long to begin all calls that some ended before the process
+    was stopped: the test then does not apply."""
     answered = threading.Semaphore(0)
 
     def answers(connection, request):
@@ -300,7 +300,7 @@ def stands_still(servers, kind, bound, seconds):
 
 
 class Counted(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body, of which is known whether it is still there."""
+    """A body that records whether it is still referenced."""
 
     def __init__(self, alive):
         self.data = b"x" * 1000
@@ -314,7 +314,7 @@ class Counted(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Answers 503, and the next time not at all."""
+    """Answers 503 once, then never again."""
 
     def __init__(self, alive):
         self.alive, self.turns = alive, itertools.cycle([True, False])
@@ -333,7 +333,7 @@ class Failing(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 @pytest.fixture
 def failing():
-    """Options of a client whose calls all fail, and the bodies that are still there."""
+    """Options of a client whose calls all fail, and the bodies that still exist."""
     transport = Failing(weakref.WeakSet())
     options = {
         "transport": lambda _: transport,
@@ -346,8 +346,8 @@ def failing():
 
 
 def test_an_error_keeps_no_body(failing):
-    """C23: nothing of a failed call, its bodies and its frames, waits for the garbage collector:
-    once its error is gone so are they."""
+    """C23: nothing of a failed call, neither bodies nor frames, is left to the garbage collector:
+    it is freed together with the error."""
     options, alive = failing
     with lbclient.Client([lbclient.Instance("a.test", 80)], **options) as client:
         for _ in range(3):
@@ -384,7 +384,7 @@ def swallows(received):
 
 
 def peak_of(function):
-    """The most memory that was taken meanwhile, in bytes."""
+    """The maximum of memory that was allocated meanwhile, in bytes."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -396,7 +396,7 @@ def peak_of(function):
 
 @worlds
 def test_a_huge_body_is_not_kept(servers, world):
-    """C13: a body that is generated is not kept for a retry, however large it is."""
+    """C13: a generated body is not stored for a retry, however large it is."""
     received = []
     (server,) = servers(swallows(received))
     with world.client([server.url]) as client:
@@ -408,7 +408,7 @@ def test_a_huge_body_is_not_kept(servers, world):
 @worlds
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's: the body's own
 def test_a_huge_body_is_sent_once(servers, world):
-    """C13, C11: a generated body that has been begun is committed: it goes to no other instance."""
+    """C13, C11: a generated body that has been begun is sent to no other instance."""
 
     def breaks(connection, _):
         connection.sock.recv(65536)
@@ -433,7 +433,7 @@ def test_a_huge_body_is_sent_once(servers, world):
 
 
 def floods(connection, _):
-    """Header after header, for as long as anyone listens."""
+    """Send headers without end."""
     connection.send(b"HTTP/1.1 200 OK\r\n")
     for number in range(100_000):
         connection.send(b"X-%d: %s\r\n" % (number, b"a" * 1000))
@@ -449,14 +449,14 @@ BOMB = _PACKER.compress(bytes(16 * MIB)) + _PACKER.flush()
 
 
 def bomb(connection, _):
-    """16 KiB that would become 16 MiB."""
+    """16 KiB that decompress to 16 MiB."""
     connection.answer(503, BOMB, Content_Encoding="gzip")
 
 
 @worlds
 @pytest.mark.parametrize("behaviour", [floods, long_line, bomb])
 def test_what_would_fill_the_memory(servers, world, behaviour):
-    """S9: headers without end and compressed bodies cost little memory where they are refused or
+    """S9: endless headers and compressed bodies cost little memory when they are refused or
     replaced, and another instance answers."""
     bad, good = servers(behaviour, tells_port)
     with world.client(urls([bad, good]), retry=AT_ONCE, breaker=None) as client:
@@ -472,7 +472,7 @@ def test_what_would_fill_the_memory(servers, world, behaviour):
 
 
 class NoLuck(random.Random):
-    """Dice that always throw the middle."""
+    """Random numbers that are always 0.5."""
 
     def random(self):
         return 0.5
@@ -480,7 +480,7 @@ class NoLuck(random.Random):
 
 @worlds
 def test_no_sleep_beyond_the_deadline(servers, world):
-    """C16: where the next delay would overrun the deadline the last answer is given at once."""
+    """C16: if the next delay would pass the deadline, the last answer is returned at once."""
     (server,) = servers(says(503))
     policy = RetryPolicy(deadline=10, backoff=60, backoff_max=60)
     with world.client([server.url], retry=policy, rng=NoLuck()) as client:
@@ -493,8 +493,8 @@ def test_no_sleep_beyond_the_deadline(servers, world):
 
 @worlds
 def test_retries_of_the_callers_own(servers, world):
-    """C17: with `retry=None` a caller's own retries are the only ones; where both retry, the budget
-    bounds what they come to together, and each call tells its attempts."""
+    """C17: with `retry=None` only the caller's own retries are made. If both retry, the budget
+    bounds their total, and each call records its attempts."""
     (server,) = servers(says(503))
     outer = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(3),
@@ -516,7 +516,7 @@ def test_retries_of_the_callers_own(servers, world):
 
 @worlds
 def test_never_more_than_a_hundred_attempts(servers, world):
-    """K6: a call makes a hundred attempts at the most."""
+    """K6: a call makes at most a hundred attempts."""
     (server,) = servers(says(503))
     policy = RetryPolicy(attempts=100, backoff=0, budget=None)
     with world.client([server.url], retry=policy, breaker=None) as client:
@@ -526,7 +526,7 @@ def test_never_more_than_a_hundred_attempts(servers, world):
 
 @pytest.mark.parametrize("attempts", [0, -1, 101, 10**9, True, 2.0, "3", None])
 def test_attempts_out_of_bounds(attempts):
-    """K6: no, or more than a hundred attempts are refused at construction."""
+    """K6: zero attempts, or more than a hundred, are refused at construction."""
     with pytest.raises((ValueError, TypeError), match=r"^attempts must be"):
         RetryPolicy(attempts=attempts)
 
@@ -537,7 +537,7 @@ RETRY_AFTER = ["1000000000", "9" * 50, "Fri, 31 Dec 9999 23:59:59 GMT"]
 @worlds
 @pytest.mark.parametrize("after", RETRY_AFTER, ids=["long", "longer", "date"])
 def test_retry_after_is_capped(servers, world, after):
-    """S11: an instance that asks to be left alone for years is asked again after 30 seconds."""
+    """S11: an instance that asks for a back-off of years is used again after 30 seconds."""
     jump = [0.0]
     date = "Thu, 01 Jan 2026 00:00:00 GMT"
     pair = servers(in_turn(says(503, Retry_After=after, Date=date), tells_port), tells_port)
@@ -558,7 +558,8 @@ def test_retry_after_is_capped(servers, world, after):
 
 @worlds
 def test_retry_after_of_all_holds_nobody_up(servers, world):
-    """S11: where every instance asks for an hour no call sleeps longer than `backoff_max`."""
+    """S11: if every instance asks for a back-off of an hour, no call sleeps longer than
+    `backoff_max`."""
     pair = servers(*[says(503, Retry_After="3600")] * 2)
     policy = RetryPolicy(attempts=5, backoff=0, backoff_max=0.2)
     with world.client(urls(pair), retry=policy, breaker=None) as client:
@@ -599,7 +600,7 @@ def test_retries_stay_with_their_service(servers, world):
 
 @worlds
 def test_tls_is_never_given_up(servers, world):
-    """S2: where TLS cannot be had the request is not sent in the clear, to no instance."""
+    """S2: if TLS is not possible, the request is not sent in clear text to any instance."""
     first_bytes = []
 
     def listens(connection, _):
@@ -618,8 +619,8 @@ def test_tls_is_never_given_up(servers, world):
 
 @worlds
 def test_cookies_stay_with_their_service(servers, world):
-    """S3: a cookie of one service goes to no other, though the instances of both share an address;
-    an unnamed list has one jar for all its instances."""
+    """S3: a cookie of one service is sent to no other, even if both share an address; an unnamed
+    list has one cookie jar for all its instances."""
     orders = servers(*[says(200, Set_Cookie="session=42; Path=/")] * 2)
     (payments,) = servers(tells_port)
     with mounted(world, orders=urls(orders), payments=urls([payments])) as client:
@@ -640,8 +641,8 @@ def test_cookies_stay_with_their_service(servers, world):
 
 @worlds
 def test_trace_headers_go_nowhere_else(servers, world):
-    """S10: of the requests of one client only those to the service carry trace headers and baggage
-    of ours, in a span and outside."""
+    """S10: only the requests of a client to its service carry our trace headers and baggage, in a
+    span and outside one."""
     service, elsewhere = servers(tells_port, tells_port)
     telemetry = Telemetry()
     span = telemetry.tracer.start_span("caller")
@@ -664,8 +665,8 @@ def test_trace_headers_go_nowhere_else(servers, world):
 
 @worlds
 def test_few_series_whatever_is_asked(servers, world, dead_port):
-    """S8: paths, queries, methods, failures and instances add neither series nor names of spans
-    without bound, on threads and on event loops."""
+    """S8: paths, queries, methods, failures and instances do not increase the number of series and
+    span names without limit, on threads and on event loops."""
     telemetry = Telemetry()
     good = servers(tells_port, tells_port, says(500))
     service = [*urls(good), f"http://127.0.0.1:{dead_port}"]
@@ -690,7 +691,7 @@ def test_few_series_whatever_is_asked(servers, world, dead_port):
 @entries
 @pytest.mark.parametrize("strategy", ["fastest", "Random", "", b"random", 5, None, object()])
 def test_unknown_strategy(entry, strategy):
-    """K3: what is no strategy is refused at construction, with the names of those that are."""
+    """K3: an unknown strategy is refused at construction, and the error lists the known ones."""
     with pytest.raises((ValueError, TypeError), match=r"^strategy must be") as caught:
         entry(["http://127.0.0.1:1"], strategy=strategy)
     for name in BY_NAME:

@@ -76,7 +76,7 @@ class Shop:
         return self._srv.resolve()
 
     def call(self, seconds: float, rate: float) -> None:
-        """So many calls a second, for so long from now on."""
+        """This many calls a second, for this long from now on."""
         until = self.world.clock() + seconds
         self.world.spawn(self._caller(until, 1 / rate))
         self.world.run(until)
@@ -100,8 +100,9 @@ def _answer(attempt):
 
 @each_fault
 def test_calls_go_on_while_dns_fails(liar, fault):
-    """D2, D3, D4, D5, D6, D16, D22: at 200 calls/s none fails or waits in a minute of a fault;
-    backed off there is one round in 27 s; within 30 s after DNS is back there is a good one."""
+    """D2, D3, D4, D5, D6, D16, D22: with 200 calls/s, none fails or waits during a minute of a
+    fault; after back-off there is one round every 27 s; within 30 s after DNS is back there is a
+    good one."""
     shop = Shop(liar)
     shop.call(2 * TTL, rate=200)
     liar.fault(fault)
@@ -124,8 +125,8 @@ def test_calls_go_on_while_dns_fails(liar, fault):
 
 @pytest.mark.parametrize("fault", [servfail, nxdomain, silence])
 def test_first_answer_is_found_soon_while_calls_fail(liar, fault):
-    """While calls fail for lack of a first answer DNS is asked every 5 s or sooner, at most once a
-    second; calls succeed within 5 s after it is back."""
+    """While calls fail for lack of a first answer, DNS is asked at least every 5 s and at most once
+    a second; calls succeed within 5 s after it is back."""
     shop = Shop(liar)
     liar.fault(fault)
     shop.call(60, rate=10)
@@ -141,8 +142,8 @@ def test_first_answer_is_found_soon_while_calls_fail(liar, fault):
 
 
 def test_nobody_waits_for_a_first_answer(liar):
-    """Without calls the back-off goes on to 30 s; a call that comes more than 5 s after the last
-    try waits for the next one, which is made at once."""
+    """Without calls the back-off grows to 30 s; a call that comes more than 5 s after the last try
+    waits for the next one, which is made at once."""
     shop = Shop(liar)
     liar.fault(servfail)
     shop.call(1, rate=1)
@@ -158,7 +159,7 @@ def test_nobody_waits_for_a_first_answer(liar):
 
 
 def test_rare_calls_do_not_storm_dns(liar):
-    """A call every 20 s finds no answer that is older than 5 s, and asks once."""
+    """A call every 20 s never gets a failure older than 5 s, and causes one question."""
     shop = Shop(liar)
     liar.fault(servfail)
     shop.call(400, rate=0.05)
@@ -166,7 +167,7 @@ def test_rare_calls_do_not_storm_dns(liar):
 
 
 def test_absent_service_is_found_soon_when_it_is_back(liar):
-    """A service that declared itself absent is asked for every 5 s while calls fail."""
+    """A service that was declared absent is asked for every 5 s while calls fail."""
     shop = Shop(liar)
     liar.put(NAME, "SRV", "0 0 0 .")
     shop.call(60, rate=10)
@@ -179,7 +180,7 @@ def test_absent_service_is_found_soon_when_it_is_back(liar):
 
 
 def test_too_old_an_answer_is_replaced_soon(liar):
-    """Calls that fail because of `max_stale` have discovery try every 5 s too."""
+    """Calls that fail because of `max_stale` also make discovery try every 5 s."""
     shop = Shop(liar)
     shop.balancer = simulated(shop.world, shop, name="shop.test", max_stale=10.0)
     shop.call(1, rate=1)
@@ -194,7 +195,7 @@ def test_too_old_an_answer_is_replaced_soon(liar):
 
 
 def test_dns_gone_for_a_day(liar):
-    """D22: DNS gone for 24 hours costs no call, and at most one round in 27 s."""
+    """D22: 24 hours without DNS fail no call, and cause at most one round every 27 s."""
     shop = Shop(liar)
     shop.call(1, rate=1)
     shop.gone = True
@@ -207,7 +208,8 @@ def test_dns_gone_for_a_day(liar):
 
 
 def test_max_stale_ends_it(liar):
-    """D22: with `max_stale` calls fail from that age on, with the cause, until DNS is back."""
+    """D22: with `max_stale`, calls fail once the set is that old, with the cause, until DNS is
+    back."""
     shop = Shop(liar)
     shop.balancer = simulated(shop.world, shop, name="shop.test", max_stale=100.0)
     shop.call(1, rate=1)
@@ -225,8 +227,8 @@ def test_max_stale_ends_it(liar):
 
 @each_fault
 def test_calls_over_sockets_while_dns_fails(liar, servers, fault):
-    """D4: with real threads and sockets calls are answered while a question about their service is
-    still without an answer, or has a bad one; and the client recovers by itself."""
+    """D4: with real threads and sockets, calls are answered while a question about their service is
+    unanswered, or has a bad answer; and the client recovers by itself."""
     (server,) = servers(says(200))
     liar.put(NAME, "SRV", f"0 0 {server.port} here.test.", ttl=0)
     liar.put("here.test", "A", "127.0.0.1")

@@ -37,8 +37,8 @@ def run(text, *arguments):
 
 @pytest.mark.parametrize("rng", ["None", "random.Random(1)"], ids=["own dice", "user's dice"])
 def test_children_pick_differently(rng):
-    """Children of a process with a warm client pick different sequences, by every strategy, also
-    where the caller gave the dice."""
+    """Children of a process with a warm client pick different sequences with every strategy, even
+    if the caller passed the random number generator."""
     # By chance eight of a hundred starting places are fewer than four different ones once in ten
     # million runs; in lockstep they are always one.
     work = f"""
@@ -84,8 +84,8 @@ def test_children_still_pick_in_proportion():
 
 
 def test_a_strategy_of_ones_own_is_told():
-    """A caller's strategy with `after_fork` is told in each child, also as the inner one of a
-    `Zone`; one that raises there is logged and used all the same."""
+    """A caller's strategy with `after_fork` is called in each child, even inside a `Zone`; if it
+    raises there, this is logged and the strategy is still used."""
     work = """
     class Mine:
         forks = 0
@@ -124,8 +124,8 @@ def test_a_strategy_of_ones_own_is_told():
 
 
 def test_the_dice_of_everything_else():
-    """What else is drawn (back-offs, jitter, the throttle) is drawn anew in each child, also with
-    the caller's dice, of which the parent's go on undisturbed."""
+    """Other random decisions (back-offs, jitter, the throttle) also differ in each child, even with
+    the caller's generator, whose sequence in the parent is not changed."""
     work = """
     expected, mine = random.Random(1), random.Random(1)
     balancer = lbclient.Balancer(hosts(2), rng=mine, strategy="round-robin")
@@ -137,8 +137,8 @@ def test_the_dice_of_everything_else():
 
 
 def test_children_keep_different_subsets():
-    """With `max_instances` each child keeps a random subset of its own from its first call on,
-    without asking discovery again."""
+    """With `max_instances` each child keeps its own random subset from its first call on, without
+    asking discovery again."""
     work = """
     class Once:
         asked = 0
@@ -163,8 +163,8 @@ def test_children_keep_different_subsets():
 
 
 def test_children_refresh_and_probe_at_different_times():
-    """The next refresh of discovery and the next probe of an open breaker come at other times in
-    each child, not later than in the parent."""
+    """In each child the next refresh of discovery and the next probe of an open breaker come at
+    other times, and not later than in the parent."""
     with Liar() as liar:
         liar.put("_http._tcp.a.test", "SRV", "0 1 80 b.test.", ttl=3600)
         liar.put("b.test", "A", "192.0.2.1", ttl=3600)
@@ -193,7 +193,7 @@ def test_children_refresh_and_probe_at_different_times():
 
 
 def test_a_probe_of_the_parents_blocks_no_child():
-    """A child does not wait for the outcome of a probe that its parent has under way."""
+    """A child does not wait for the outcome of a probe of its parent."""
     work = """
     clock = [0.0]
     breaker = lbclient.BreakerPolicy(fail_max=1, reset_timeout=1.0)

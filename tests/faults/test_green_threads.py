@@ -1,4 +1,4 @@
-"""gevent and eventlet: nothing is made at import that they could no longer replace."""
+"""gevent and eventlet: nothing is created at import that they could no longer replace."""
 
 import json
 import subprocess
@@ -59,8 +59,8 @@ def silent(connection, _):
 
 
 def test_import_makes_nothing():
-    """No module of the package makes a lock, an event, a queue, a thread or a thread-local when it
-    is imported."""
+    """No module of the package creates a lock, an event, a queue, a thread or a thread-local at
+    import."""
     shown = run("at_import")
     assert shown.made == []
     assert shown.modules > 100
@@ -77,7 +77,7 @@ def test_import_makes_nothing():
 )
 def test_patched_process(together, when, flavour):
     """Calls that wait for each other, discovery, health checks and a listener work under gevent,
-    also where it patches after the package was imported, or after a client was made."""
+    even if it patches after the import, or after a client was made."""
     shown = green("whole", when, together.port, flavour)
     assert shown.statuses == [200] * 9
     assert shown.idle
@@ -97,7 +97,7 @@ def test_killed_calls_leave_nothing_in_flight(servers):
 
 
 def test_hedges_in_green_threads(servers):
-    """A hedge overtakes a silent instance, and the slower attempt ends."""
+    """A hedge answers before a silent instance, and the slower attempt ends."""
     slow, quick = servers(silent, tells_port)
     shown = green("hedged", "late", slow.port, quick.port)
     assert shown.statuses == [200] * 4
@@ -106,7 +106,8 @@ def test_hedges_in_green_threads(servers):
 
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_lookup_in_green_threads(servers, when):
-    """A service is found by DNS; a nameserver that never answers stops no other green thread."""
+    """A service is found in DNS, and a nameserver that never answers does not block other green
+    threads."""
     (server,) = servers(tells_port)
     with Liar() as liar:
         port = liar.address.rpartition(":")[2]
@@ -120,7 +121,7 @@ def test_lookup_in_green_threads(servers, when):
 
 
 def test_patch_after_the_first_call_is_told():
-    """Where gevent patches after a first call, a warning says what to do, and lookups go on."""
+    """If gevent patches after a first call, a warning says what to do, and lookups continue."""
     shown = green("used", "made")
     assert shown.port == 80
     assert shown.log.count("Call monkey.patch_all() before the first call of a client") == 1
@@ -128,7 +129,8 @@ def test_patch_after_the_first_call_is_told():
 
 
 def test_socket_without_methods_on_its_class():
-    """A connection over eventlet's socket, whose class has no `shutdown`, is shut all the same."""
+    """A connection over eventlet's socket, whose class has no `shutdown`, can still be
+    interrupted."""
     shut = []
     connection = SocketConnection()
     connection._sock = SimpleNamespace(shutdown=shut.append)
@@ -137,7 +139,7 @@ def test_socket_without_methods_on_its_class():
 
 
 def test_lazy_attribute_is_made_once():
-    """Of threads that ask for a lazy attribute at the same moment all get the same value."""
+    """Threads that access a lazy attribute at the same moment all get the same value."""
     barrier = threading.Barrier(8)
 
     class SlotOwner:

@@ -43,7 +43,7 @@ def faults(names):
 
 
 def over(world, fault, instances, **options):
-    """A client that begins with the first of these instances."""
+    """A client whose first pick is the first of these instances."""
     given = {"strategy": First(), "retry": QUICK, **fault.speech.options()}
     if fault.hangs:
         given |= {"retry": IMPATIENT, "timeout": TIMEOUT}
@@ -102,8 +102,8 @@ def check_a_get(world, fault):
 @drivers
 @faults(PROMPT)
 def test_what_a_fault_costs_a_get(world, fault: Fault):
-    """I1 to I29: an idempotent call that meets a fault is answered by another instance, within two
-    attempts; only what is the instance's fault is charged to it, and nothing stays in flight."""
+    """I1 to I29: an idempotent call that meets a fault is answered by another instance within two
+    attempts; only the instance's own faults are charged, and nothing stays in flight."""
     check_a_get(world, fault)
 
 
@@ -116,7 +116,7 @@ def test_what_a_fault_costs_a_get(world, fault: Fault):
     ],
 )
 def test_what_a_fault_that_hangs_costs_a_get(world, name):
-    """I2, I5, I6, I7, I20, I26, I31: the same for those that end by a timeout."""
+    """I2, I5, I6, I7, I20, I26, I31: the same for faults that end by a timeout."""
     check_a_get(world, FAULTS[name])
 
 
@@ -137,13 +137,13 @@ def check_a_post(world, fault):
 @drivers
 @faults(PROMPT)
 def test_what_a_fault_costs_a_post(world, fault: Fault):
-    """I1 to I29: a POST goes elsewhere if it was certainly not carried out, and only then."""
+    """I1 to I29: a POST is retried elsewhere only if it was certainly not carried out."""
     check_a_post(world, fault)
 
 
 @faults(["blackholed-syn", "stalled-handshake", "silence", "drip-body", "flood-1xx", "stopped"])
 def test_what_a_fault_that_hangs_costs_a_post(fault: Fault):
-    """I2, I5, I6, I7, I20, I26: the same for those that end by a timeout."""
+    """I2, I5, I6, I7, I20, I26: the same for a POST and faults that end by a timeout."""
     check_a_post(SYNC, fault)
 
 
@@ -157,7 +157,7 @@ SECURED = {
 @drivers
 @pytest.mark.parametrize("name", [name for name in SECURED if name in PROMPT])
 def test_what_a_fault_costs_over_tls(world, name):
-    """I3 to I29: the same over TLS, where a server ends its connections without a word."""
+    """I3 to I29: the same over TLS, where the server ends its connections without close_notify."""
     check_a_get(world, SECURED[name])
 
 
@@ -174,13 +174,13 @@ WORLDS = itertools.cycle([("sync", SYNC), ("uvloop", UVLOOP), ("trio", TRIO), ("
     ],
 )
 def test_what_a_fault_that_hangs_costs_over_tls(world, name):
-    """I5, I6, I7: the same for those that end by a timeout, over one driver each."""
+    """I5, I6, I7: the same over TLS for faults that end by a timeout, with one driver each."""
     check_a_get(world, SECURED[name])
 
 
 @drivers
 def test_reset_after_accept(world):
-    """I3: a connection that is reset as soon as it is accepted costs no idempotent call."""
+    """I3: a connection that is reset as soon as it is accepted fails no idempotent call."""
     with bad_and_good(world, FAULTS["reset-after-accept"]) as (client, bad, good):
         bad.strike()
         response = client.get("/")
@@ -199,8 +199,8 @@ WITHIN = {"lbclient": {"deadline": DEADLINE}}
 
 
 class Watch:
-    """How long a block took, in seconds, and how much of that was the machine's own: by so much it
-    woke a thread too late that did nothing but sleep."""
+    """The duration of a block in seconds, and how much of it was caused by the machine: how much
+    too late it woke a thread that only slept."""
 
     NAP = 0.01
 
@@ -227,8 +227,8 @@ class Watch:
 @worlds
 @faults(DRIPS)
 def test_no_drip_outlives_the_deadline(world, fault: Fault):
-    """I5, I6, I7: whatever drips, and however fast, a call ends within its deadline + 150 ms; the
-    instance is charged, and its connection is given up."""
+    """I5, I6, I7: whatever drips, at any speed, a call ends within its deadline + 150 ms; the
+    instance is charged, and its connection is closed."""
     with fault.instance() as bad, world.client([bad.url], timeout=30) as client:
         client.get("/")
         bad.strike()
@@ -261,7 +261,7 @@ def test_no_drip_outlives_the_deadline_of_a_stream(world, fault: Fault):
 
 @worlds
 def test_an_endless_upload_ends_with_the_deadline(servers, world):
-    """I5: a body that never ends, to an instance that takes it in, ends with the deadline too."""
+    """I5: the upload of an endless body to an instance that reads it ends at the deadline too."""
 
     @on_accept
     def takes_in(connection, _):
@@ -283,7 +283,8 @@ def test_an_endless_upload_ends_with_the_deadline(servers, world):
 
 @pytest.mark.parametrize("world", [SYNC, TRIO], ids=["sync", "trio"])
 def test_blackholed_syn(world):
-    """I2: a lost SYN costs the client's own connect timeout, 1.25 s, and no call, POST included."""
+    """I2: a lost SYN costs the client's own connect timeout, 1.25 s, and fails no call, even a
+    POST."""
     fault = FAULTS["blackholed-syn"]
     with (
         fault.instance() as bad,
@@ -319,7 +320,7 @@ def test_silence_ends_with_the_read_timeout(servers):
 
 
 class Restarted:
-    """Resets what was opened before `restart`; the connections after that are good."""
+    """Resets connections opened before `restart`; later ones work."""
 
     def __init__(self):
         self.gate = Gate()
@@ -341,7 +342,7 @@ LIMITS = httpx.Limits(max_keepalive_connections=20, keepalive_expiry=60)
 
 
 def open_connections(client, gate):
-    """Leave so many idle connections behind."""
+    """Leave this many idle connections behind."""
     threads = [threading.Thread(target=client.get, args=("/",)) for _ in range(KEPT)]
     for thread in threads:
         thread.start()
@@ -354,8 +355,8 @@ def open_connections(client, gate):
 
 @worlds
 def test_a_retry_goes_over_a_fresh_connection(servers, world):
-    """I4: however many kept connections a restart has left dead, an idempotent call meets one of
-    them at the most, also where there is no other instance."""
+    """I4: however many idle connections a restart has broken, an idempotent call meets at most one
+    of them, even if there is no other instance."""
     restarted = Restarted()
     (server,) = servers(restarted)
     with world.client([server.url], limits=LIMITS) as client:
@@ -371,8 +372,8 @@ def test_a_retry_goes_over_a_fresh_connection(servers, world):
 
 @worlds
 def test_a_path_that_is_gone_takes_its_connections_along(world):
-    """I26, I31: of connections whose path has been dropped the first to time out is the last: the
-    others are not waited for, though each was good when it was kept."""
+    """I26, I31: if the path of several connections was dropped, only the first one times out: the
+    others are not tried, although each worked when it became idle."""
     fault = FAULTS["path-dropped"]
     with fault.instance() as bad, world.client([bad.url], retry=IMPATIENT, limits=LIMITS) as client:
         gate = bad.server.behaviour = Gate()
@@ -388,7 +389,7 @@ def test_a_path_that_is_gone_takes_its_connections_along(world):
 
 @worlds
 def test_a_slow_request_costs_only_its_own_connection(servers, world):
-    """I15: a request that times out while others are answered says nothing of their connections."""
+    """I15: a request that times out while others are answered does not affect their connections."""
     gate = Gate()
 
     def behave(connection, request):
@@ -419,7 +420,7 @@ def test_a_slow_request_costs_only_its_own_connection(servers, world):
 
 @worlds
 def test_no_answer_but_ones_own(world):
-    """Where an instance sends two responses for one request, the first stands, no call gets the
+    """If an instance sends two responses to one request, the first is used, no call gets the
     second, and every request is sent once."""
     with (
         FAULTS["answer-unasked"].instance() as bad,
@@ -440,7 +441,7 @@ def test_no_answer_but_ones_own(world):
 
 @worlds
 def test_500_is_opted_into(servers, world):
-    """I10: with 500 among `statuses` an idempotent call is tried again, a POST still never."""
+    """I10: with 500 in `statuses` an idempotent call is retried, but a POST never."""
     pair = servers(says(500), tells_port)
     policy = RetryPolicy(statuses={500}, backoff=0.001)
     with world.client(urls(pair), strategy=First(), retry=policy) as client:
@@ -451,7 +452,8 @@ def test_500_is_opted_into(servers, world):
 
 @worlds
 def test_throttling_never_opens_a_breaker(servers, world):
-    """I13: twenty 429s in a row are no fault: the instance rests, and its breaker stays closed."""
+    """I13: twenty 429s in a row are no fault: the instance backs off, and its breaker stays
+    closed."""
     pair = servers(says(429), tells_port)
     with world.client(urls(pair), strategy=First(), retry=QUICK) as client:
         for _ in range(20):
@@ -502,8 +504,9 @@ RESTS = {
 @pytest.mark.parametrize(("asked", "rest"), RESTS.items(), ids=[one[:40] for one in RESTS])
 @pytest.mark.parametrize("status", [503, 429])
 def test_retry_after(servers, asked, rest, status):
-    """I11, I12: `Retry-After`, in seconds or as a date in any of HTTP's forms, rests that instance
-    for as long, 30 s at the most; what is past or nonsense rests nobody, and costs no call."""
+    """I11, I12: after `Retry-After`, in seconds or in any of HTTP's date formats, the instance is
+    not used for that time, at most 30 s; a past or invalid value has no effect, and fails no
+    call."""
     busy, free = servers(says(status, Retry_After=asked, Date=DATE), tells_port)
     now = [1000.0]
     with lbclient.Client(
@@ -520,7 +523,7 @@ def test_retry_after(servers, asked, rest, status):
 
 
 def lines(status, *fields):
-    """An answer with these header lines, several of one name too."""
+    """A response with these header lines, which may repeat a name."""
 
     def behave(connection, _):
         head = [f"HTTP/1.1 {status} X", "Content-Length: 0", *fields, "", ""]
@@ -556,8 +559,8 @@ UNDATED = {
 @worlds
 @pytest.mark.parametrize(("fields", "rest"), UNDATED.values(), ids=list(UNDATED))
 def test_retry_after_line_by_line(servers, world, fields, rest):
-    """A date counts from the answer's own date, else from its receipt; the longest of all lines is
-    what counts."""
+    """A date counts from the response's own date, else from its receipt; the longest of all values
+    counts."""
     (server,) = servers(lines(503, *fields))
     with world.client([server.url], retry=None) as client:
         assert rest_asked(client.get("/").headers, lambda: NOW) == rest
@@ -565,7 +568,7 @@ def test_retry_after_line_by_line(servers, world, fields, rest):
 
 @worlds
 def test_retry_after_as_a_date_without_date(servers, world):
-    """An instance that tells the time of its return, but not what time it is, is left alone."""
+    """A date of return is obeyed even if the response does not say what time it is."""
     busy, free = servers(tells_port, tells_port)
     later = email.utils.formatdate(time.time() + 3600, usegmt=True)
     busy.behaviour = lines(503, f"Retry-After: {later}")
@@ -577,7 +580,7 @@ def test_retry_after_as_a_date_without_date(servers, world):
 
 @worlds
 def test_retry_after_is_no_lever(servers, world):
-    """I12, S11: where all instances ask for a billion seconds a call waits `backoff_max`."""
+    """I12, S11: if all instances ask for a billion seconds, a call waits `backoff_max`."""
     pair = servers(*[says(503, Retry_After="1000000000")] * 2)
     policy = RetryPolicy(backoff=0.001, backoff_max=0.1)
     with world.client(urls(pair), retry=policy, breaker=None) as client:
@@ -592,7 +595,7 @@ def test_retry_after_is_no_lever(servers, world):
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -603,8 +606,8 @@ class Clock:
 
 @worlds
 def test_all_down_is_told_once_and_by_name(servers, world):
-    """I16: a call that finds all down names each attempt; once all breakers are open nobody is
-    asked, and the error says when to come again."""
+    """I16: a call that finds all instances down names each attempt; once all breakers are open
+    nothing is sent, and the error says when to try again."""
     trio = servers(*[says(503)] * 3)
     clock = Clock()
     policy = RetryPolicy(backoff=0.0, backoff_max=0.0)
@@ -626,7 +629,7 @@ def test_all_down_is_told_once_and_by_name(servers, world):
 
 
 def test_the_last_error_names_each_attempt():
-    """I16: the error of the last attempt has a note that names all instances and their errors."""
+    """I16: the error of the last attempt has a note that lists all instances and their errors."""
     names = ["refused-port", "reset-after-request", "closed-without-answer"]
     with contextlib.ExitStack() as stack:
         bad = [stack.enter_context(FAULTS[name].instance()) for name in names]
@@ -642,8 +645,8 @@ def test_the_last_error_names_each_attempt():
 
 @pytest.mark.parametrize("strategy", ["weighted", "round-robin"])
 def test_flapping_costs_less_each_time(servers, strategy):
-    """I17: an instance that is good for its probes and fails again is left alone for longer each
-    time: it is out a dozen times a minute at the most; once it has been healthy it is as new."""
+    """I17: an instance that passes its probes and fails again is out of rotation for longer each
+    time, and gets at most a dozen trials a minute; after a healthy period it starts again."""
     flapper, good = servers(tells_port, tells_port)
     clock = Clock()
     policy = RetryPolicy(backoff=0.0, backoff_max=0.0)
@@ -677,8 +680,8 @@ def test_flapping_costs_less_each_time(servers, strategy):
 
 
 def test_one_probe_at_a_time(servers):
-    """I18: while a probe is under way a recovering instance gets no other call, from whichever
-    thread; when it has succeeded the instance takes its share again."""
+    """I18: while a probe is under way a recovering instance gets no other call, from any thread;
+    after its success the instance gets its share again."""
     gate = Gate()
     bad, good = servers(says(503), tells_port)
     clock = Clock()
@@ -711,8 +714,8 @@ def test_one_probe_at_a_time(servers):
 @worlds
 @pytest.mark.parametrize("panic", [0.5, 0.0])
 def test_most_down_at_once(servers, world, panic):
-    """I19: when fewer than `panic_threshold` of the instances are admissible their breakers are
-    ignored, so that the last one is not flooded; by default it gets all. No call fails."""
+    """I19: if fewer than `panic_threshold` of the instances are admissible, their breakers are
+    ignored, so that the last one is not flooded; by default it gets all calls. No call fails."""
     trio = servers(says(503), says(503), tells_port)
     breaker = BreakerPolicy(fail_max=2, reset_timeout=30, panic_threshold=panic)
     policy = RetryPolicy(attempts=9, backoff=0.0, backoff_max=0.0, budget=None)
@@ -733,8 +736,8 @@ def test_most_down_at_once(servers, world, panic):
 @worlds
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_route_to_one(servers, world, method):
-    """I23: an instance to which this machine knows no way costs no call; while another one can be
-    reached, it leaves the rotation as any that fails, from its second failure on."""
+    """I23: an instance without a route from this host fails no call; while another one can be
+    reached, it leaves the rotation like any other that fails, from its second failure on."""
     (good,) = servers(tells_port)
     nowhere = f"http://127.255.255.255:{good.port}"  # a broadcast address: ENETUNREACH, no packet
     with world.client([nowhere, good.url], strategy=First()) as client:
@@ -768,8 +771,8 @@ EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 
 @pytest.mark.parametrize("number", OWN + EXHAUSTED, ids=errno.errorcode.get)
 def test_our_own_errors(number):
-    """I22, I23: an error of this machine's own making charges nobody, whatever the call; what is
-    exhausted is waited for, what has no way out goes elsewhere at once."""
+    """I22, I23: an error of this host charges no instance, whatever the call; calls wait for
+    exhausted resources, and are retried elsewhere at once if there is no route."""
     waits = []
 
     def fail(_):
@@ -789,7 +792,8 @@ def test_our_own_errors(number):
 
 @worlds
 def test_no_place_left(servers, world):
-    """I24: a call that finds no place in time fails fast, by name, and charges nobody."""
+    """I24: a call that gets no slot in time fails quickly with a clear error, and charges no
+    instance."""
     (server,) = servers(says(200, b"x" * 100_000))
     soon = httpx.Timeout(5, pool=0.05)
     with world.client([server.url], limits=httpx.Limits(max_connections=1)) as client:
@@ -808,7 +812,7 @@ def test_no_place_left(servers, world):
 
 @worlds
 def test_packet_loss(world):
-    """I32: with a fifth of all packets lost calls are slower, and none fails."""
+    """I32: with a fifth of all packets lost, calls are slower, but none fails."""
     fault = FAULTS["packet-loss"]
     with contextlib.ExitStack() as stack:
         lossy = [stack.enter_context(fault.instance()) for _ in range(2)]
@@ -821,8 +825,8 @@ def test_packet_loss(world):
 @worlds
 @pytest.mark.parametrize("name", ["stopped", "path-dropped", "killed", "refused-port"])
 def test_out_and_back(world, name):
-    """I1, I26, I31: who fails is out after `fail_max` faults, and back after one good probe once it
-    has healed, over new connections."""
+    """I1, I26, I31: a failing instance leaves the rotation after `fail_max` faults, and is back
+    after one good probe once it has recovered, over new connections."""
     fault, clock = FAULTS[name], Clock()
     policy = RetryPolicy(attempt_timeout=PATIENCE, backoff=0.0, backoff_max=0.0)
     breaker = BreakerPolicy(fail_max=1, reset_timeout=1.0)
@@ -848,7 +852,7 @@ def test_out_and_back(world, name):
 
 
 class Scripted:
-    """A resolver that answers with what it holds."""
+    """A resolver that returns the instances it is given."""
 
     def __init__(self, *instances):
         self.instances = instances
@@ -876,8 +880,8 @@ def test_the_same_instance_twice_is_one(servers, listed):
 
 @pytest.mark.anyio
 async def test_restarted_elsewhere_is_found_at_once(servers, dead_port):
-    """I34: when the only instance is refused discovery is asked at once, though its answer is good
-    for an hour, and not again for every call that is refused."""
+    """I34: when the only instance is refused, discovery is asked at once, even if its answer is
+    valid for an hour, but not again for every refused call."""
     (server,) = servers(tells_port)
     resolver = Scripted(Instance("127.0.0.1", dead_port))
     policy = RetryPolicy(attempts=1)
@@ -897,7 +901,7 @@ async def test_restarted_elsewhere_is_found_at_once(servers, dead_port):
 
 
 def test_the_early_refresh_brings_the_new_address(servers, dead_port):
-    """I34: what the early refresh finds is used by the calls after it, with nobody's help."""
+    """I34: calls after an early refresh use what it has found, without further help."""
     (server,) = servers(tells_port)
     resolver = Scripted(Instance("127.0.0.1", dead_port))
     policy = RetryPolicy(attempts=1)
@@ -924,13 +928,14 @@ OF_CALLERS = {"I22", "I23", "I24"}
 
 
 def test_the_bench_has_every_fault():
-    """Each fault that one instance can have can be played by name."""
+    """Each fault that an instance can have can be played by its name."""
     played = {one for fault in FAULTS.values() for one in fault.ids.split(", ")}
     assert played == {f"I{number}" for number in range(1, 35)} - OF_MANY - OF_CALLERS
 
 
 def test_the_benchs_flapping_instance():
-    """I17: the bench's flapping instance fails five times, is good five times, and so on."""
+    """I17: the flapping instance of the benchmark fails five times, is good five times, and so
+    on."""
     fault = FAULTS["flapping"]
     with fault.instance() as bad, lbclient.Client([bad.url], retry=None, breaker=None) as client:
         bad.strike()

@@ -1,4 +1,4 @@
-"""Loops, forks and the end of the interpreter: what a client must outlive, and what it must not.
+"""Event loops, forks and the exit of the interpreter: what a client must survive.
 
 What forks, and what ends an interpreter, does so in a process of its own; servers stay here.
 """
@@ -27,7 +27,7 @@ LOOPS = FORKS = 100
 
 
 def script(text: str, *arguments: str, options=("-W", "error", "-W", "ignore:.*fork:")):
-    """Run it in an interpreter of its own: its status and all that it said."""
+    """Run code in its own interpreter. Returns its status and its output."""
     command = [sys.executable, *options, "-c", textwrap.dedent(text), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -37,8 +37,8 @@ def script(text: str, *arguments: str, options=("-W", "error", "-W", "ignore:.*f
 
 
 def test_one_client_in_a_hundred_loops(servers):
-    """C9: an async client that is used in a hundred event loops one after another works in each,
-    and leaves nothing open that a loop before had opened."""
+    """C9: an async client that is used in a hundred event loops in turn works in each, and leaves
+    nothing open from an earlier loop."""
     urls = [server.url for server in servers(tells_port, tells_port)]
     text = f"""
     import asyncio, sys, lbclient
@@ -71,7 +71,7 @@ def test_asyncio_and_trio_by_turns(servers):
 
 
 def test_one_client_in_two_loops_at_once(servers):
-    """C9, C25: loops in several threads share a client, each with connections of its own."""
+    """C9, C25: loops in several threads share a client, and each has its own connections."""
     urls = [server.url for server in servers(*[says(200)] * 3)]
     client = lbclient.AsyncClient(urls)
     together = threading.Barrier(4)
@@ -90,7 +90,7 @@ def test_one_client_in_two_loops_at_once(servers):
 
 
 def test_body_dropped_in_a_loop_that_ended(servers):
-    """C9, C14: a response that was dropped unread in one loop is no burden to the next."""
+    """C9, C14: a response that was dropped unread in one loop does not disturb the next loop."""
     (server,) = servers(says(200, b"x" * 1_000_000))
     client = lbclient.AsyncClient([server.url], max_in_flight=1)
 
@@ -137,8 +137,8 @@ async def test_closing_twice_at_once(servers):
 
 
 def test_loop_that_was_not_ended_properly(servers):
-    """C9: a loop that was closed without a word to its generators costs its connections (and
-    asyncio's own warning), not the next call; nothing of it is kept."""
+    """C9: if a loop is closed without ending its generators, its connections are lost (with
+    asyncio's own warning), but the next call works and no memory is kept."""
     (server,) = servers(says(200))
     text = """
     import asyncio, gc, sys, lbclient
@@ -158,7 +158,7 @@ def test_loop_that_was_not_ended_properly(servers):
 
 
 def test_forgotten_client_costs_nothing(servers):
-    """S7, D22: a client that nobody holds is collected, its watch is gone, it asks no more."""
+    """S7, D22: a client without references is collected with its subscription, and asks no more."""
     (server,) = servers(says(200))
 
     class Mine:
@@ -201,8 +201,8 @@ WARM = """
 
 
 def test_a_hundred_forks_with_a_warm_client(servers):
-    """C8: children of a process whose client has open connections call with it, four at a time,
-    and so does the process itself; nobody's answer goes to somebody else."""
+    """C8: children of a process whose client has open connections make calls with it, four at a
+    time, and so does the process itself; no call gets another's response."""
     urls = [server.url for server in servers(tells_port, tells_port)]
     work = f"""
     client = lbclient.Client(sys.argv[1:], strategy="round-robin")
@@ -221,8 +221,8 @@ def test_a_hundred_forks_with_a_warm_client(servers):
 
 @pytest.mark.parametrize("kind", ["asyncio", "trio"])
 def test_forks_with_a_warm_async_client(servers, kind):
-    """C8, C9: children run loops of their own with an async client that was used in their parent's,
-    also where that loop is still running."""
+    """C8, C9: children run their own loops with an async client that was used in their parent, even
+    if that loop is still running."""
     (server,) = servers(says(200))
     work = f"""
     import {kind}
@@ -255,7 +255,8 @@ def test_forks_with_a_warm_async_client(servers, kind):
 
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_child_keeps_no_connection_of_its_parent(servers, kind):
-    """C8: when the parent closes its connections, they are closed, though a child still lives."""
+    """C8: when the parent closes its connections, they are closed, even while a child is
+    running."""
     work = f"""
     import asyncio
     ready, go = os.pipe(), os.pipe()
@@ -302,7 +303,7 @@ def test_child_keeps_no_connection_of_its_parent(servers, kind):
 
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_child_does_not_end_tls_of_its_parent(kind, tmp_path):
-    """C8: a child that ends sends nothing on a TLS connection which is its parent's."""
+    """C8: a child that ends sends nothing on a TLS connection of its parent."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -373,7 +374,8 @@ threading.Thread(target=client.refresh, daemon=True).start()""",
     ids=["sync", "stream", "asyncio", "trio", "refreshed", "silent"],
 )
 def test_interpreter_ends_with_an_open_client(servers, work):
-    """C10: an interpreter with an open client ends within a second of its last line, silently."""
+    """C10: an interpreter with an open client exits within a second of its last line, and prints
+    nothing."""
     (server,) = servers(says(200, b"x" * 100_000))
     text = f"""
 import asyncio, contextlib, sys, threading, time, trio, lbclient

@@ -1,4 +1,4 @@
-"""What this host cannot reach is at fault only while others can be reached."""
+"""An instance that this host cannot reach is at fault only while others can be reached."""
 
 import contextlib
 import errno
@@ -37,7 +37,7 @@ each_number = pytest.mark.parametrize("number", NO_WAY, ids=errno.errorcode.get)
 
 
 class Network:
-    """A balancer over instances of which some cannot be reached; `errors` says what they raise."""
+    """A balancer over instances of which some cannot be reached; `errors` are what they raise."""
 
     def __init__(self, number=4, **options):
         self.now = 0.0
@@ -79,9 +79,9 @@ class Network:
 
 @each_number
 def test_one_of_four(number):
-    """An instance that cannot be reached while others can fails no call, whatever the retry budget
-    says, and leaves the rotation after `fail_max` faults; the first failure is a fault of nobody,
-    since nothing was reached after it yet."""
+    """An instance that cannot be reached while others can fails no call, whatever the retry budget,
+    and leaves the rotation after `fail_max` faults. The first failure does not count, since nothing
+    was reached after it yet."""
     network = Network()
     lost = network.hosts[0]
     network.lose(lost, number=number)
@@ -93,7 +93,7 @@ def test_one_of_four(number):
 
 @pytest.mark.anyio
 async def test_one_of_four_on_an_event_loop():
-    """The same for coroutines that run side by side."""
+    """The same for concurrent coroutines."""
     network = Network()
     network.lose(network.hosts[0])
     served = []
@@ -148,7 +148,7 @@ def test_it_is_back_once_it_can_be_reached():
 @pytest.mark.parametrize("instances", [1, 2, 4])
 def test_nothing_can_be_reached(instances, number):
     """While nothing can be reached no instance is charged, and when the network is back the next
-    calls go to all."""
+    calls use all."""
     network = Network(instances)
     for reached_before in (False, True):
         network.lose(number=number)
@@ -160,9 +160,9 @@ def test_nothing_can_be_reached(instances, number):
 
 
 def test_the_network_goes_down_and_comes_back_many_times():
-    """What was reached between two outages proves nothing about the second one, but for at most one
-    fault of an instance that was unreachable in the first and not called in between. So no breaker
-    opens, however often the network goes, and whichever instances the calls meet."""
+    """Attempts that succeeded between two outages prove nothing about the second, except for at
+    most one fault of an instance that was unreachable in the first and not called in between. So no
+    breaker opens, however often the network fails, and whichever instances the calls use."""
     network = Network(strategy="random")
     dice = random.Random(2)
     for _ in range(200):
@@ -179,7 +179,7 @@ def test_the_network_goes_down_and_comes_back_many_times():
 
 
 def test_an_answer_that_was_sent_for_before_the_outage():
-    """An answer that comes late, to what was sent before an instance became unreachable, does not
+    """A late answer to an attempt that was sent before an instance became unreachable does not
     prove that others can be reached."""
     network = Network(2, retry=None, breaker=BreakerPolicy(fail_max=1))
     with network.balancer.acquire():
@@ -206,8 +206,8 @@ def refused():
     ],
 )
 def test_what_proves_that_others_can_be_reached(error, proves):
-    """A refusal or a reset comes from the destination, so there is a way to it; that a connection
-    was not made in time proves nothing."""
+    """A refusal or a reset comes from the destination, so there is a route to it; a connect timeout
+    proves nothing."""
     network = Network(2, retry=None, breaker=None)
     network.errors = {network.hosts[0]: errno.ENETUNREACH, network.hosts[1]: error}
     for _ in range(20):
@@ -217,8 +217,8 @@ def test_what_proves_that_others_can_be_reached(error, proves):
 
 
 def test_the_lan_is_down_and_an_instance_on_this_host_is_not():
-    """Instances that cannot be reached while one can leave the rotation; once one of them is
-    reached again the others are probed at once, and not after their own open periods."""
+    """Instances that cannot be reached while another can leave the rotation; once one of them can
+    be reached again the others are probed at once, without waiting for their own open periods."""
     breaker = BreakerPolicy(reset_timeout=1.0, reset_timeout_max=60.0)
     retry = RetryPolicy(attempts=4, budget=None, backoff=0.0, backoff_max=0.0)
     network = Network(breaker=breaker, retry=retry)
@@ -237,8 +237,8 @@ def test_the_lan_is_down_and_an_instance_on_this_host_is_not():
 
 
 def test_an_outage_of_all_while_one_is_out_already():
-    """An instance that is out for lack of a route comes back, with all others, after an outage in
-    which nothing could be reached."""
+    """An instance that is out of rotation for lack of a route comes back, with all others, after an
+    outage in which nothing could be reached."""
     network = Network()
     network.lose(network.hosts[0])
     for _ in range(40):
@@ -257,7 +257,8 @@ def test_an_outage_of_all_while_one_is_out_already():
 
 @pytest.mark.parametrize("number", EXHAUSTED, ids=errno.errorcode.get)
 def test_exhausted_resources_are_our_own_fault(number):
-    """No descriptor, buffer or memory left is no instance's fault, though others are reached."""
+    """A lack of descriptors, buffers or memory is no instance's fault, even if others are
+    reached."""
     network = Network()
     network.lose(network.hosts[0], number=number)
     for _ in range(100):
@@ -269,8 +270,9 @@ def test_exhausted_resources_are_our_own_fault(number):
     ("host", "charged"), [("127.0.0.1", 0), ("localhost", 0), ("255.255.255.255", 5)]
 )
 def test_no_local_port_or_no_address(host, charged):
-    """EADDRNOTAVAIL with a route to the destination says that no local port was left, which is our
-    own fault; without a route, that it cannot be reached. A name tells nothing of that."""
+    """EADDRNOTAVAIL with a route to the destination means that no local port was left, which is not
+    the instance's fault; without a route, that it cannot be reached. With a name it means
+    neither."""
 
     def dial(instance):
         if instance.host == host:
@@ -283,7 +285,8 @@ def test_no_local_port_or_no_address(host, charged):
 
 
 def test_a_file_that_may_not_be_opened():
-    """A PermissionError about a file is the caller's own: it is not tried again, nobody's fault."""
+    """A PermissionError about a file is the caller's own: it is not retried and charges no
+    instance."""
     network = Network()
     network.errors = dict.fromkeys(
         network.hosts, lambda: PermissionError(errno.EACCES, "denied", "/etc/shadow")
@@ -295,7 +298,8 @@ def test_a_file_that_may_not_be_opened():
 
 
 def test_a_judge_says_unreachable():
-    """A judge of the caller's own tells of its protocol's errors that nothing can be reached."""
+    """A judge of the caller's can say for its protocol's errors that an instance cannot be
+    reached."""
 
     class NoRoute(Exception):
         pass
@@ -322,7 +326,7 @@ def os_error(number):
 
 
 def raced(cause):
-    """What anyio raises where it has raced the addresses of a name."""
+    """What anyio raises after it has raced the addresses of a name."""
     return caused(OSError("All connection attempts failed"), cause)
 
 
@@ -343,8 +347,8 @@ def raced(cause):
     ],
 )
 def test_causes(cause, unreachable, fault):
-    """Why an HTTP client could not connect is told by the causes of its error, however wrapped; of
-    several addresses, an error that is the destination's own counts more."""
+    """The causes of an HTTP client's error say why it could not connect, however they are wrapped;
+    of several addresses, an error that the destination caused counts more."""
     for how in ("__cause__", "__context__"):
         error = httpx.ConnectError("not connected")
         setattr(error, how, cause)
@@ -354,8 +358,8 @@ def test_causes(cause, unreachable, fault):
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_without_http_over_anyio(dead_port, backend):
-    """Without HTTP too, the errors behind the one that anyio raises are what is judged: one has no
-    route, the other refuses, and both are faults that any call may be tried again after."""
+    """Without HTTP too, the errors behind anyio's are classified: one has no route, the other
+    refuses, and both are faults after which any call may be retried."""
     service = [Instance(NOWHERE, dead_port), Instance("127.0.0.1", dead_port)]
     made = lbclient.Balancer(service, retry=NO_BUDGET, breaker=None, strategy="round-robin")
 
@@ -387,8 +391,8 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_over_http(servers, way):
-    """Over HTTP, by each engine: an instance to which there is no route fails no POST without any
-    retry budget, and leaves the rotation."""
+    """Over HTTP, with each transport: an instance without a route fails no POST without any retry
+    budget, and leaves the rotation."""
     world, options = WAYS[way]
     trio = servers(tells_port, tells_port, tells_port)
     service = [f"http://{NOWHERE}:{trio[0].port}", *urls(trio)]
@@ -400,7 +404,7 @@ def test_over_http(servers, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_can_be_reached_over_http(way):
-    """Over HTTP, by each engine: nobody is charged while there is no route to anyone."""
+    """Over HTTP, with each transport: while there is no route to any instance, none is charged."""
     world, options = WAYS[way]
     service = [f"http://{NOWHERE}:{port}" for port in (1, 2, 3)]
     with world.client(service, retry=NO_BUDGET, **options) as client:
@@ -424,8 +428,8 @@ def test_over_httpx2(servers):
 @pytest.mark.parametrize("over", ["ours", "factory"])
 @pytest.mark.parametrize("first", ["dead", "nowhere"])
 def test_an_address_without_a_route_beside_one_that_refuses(world, dead_port, over, first):
-    """Of an instance with several addresses, what one that can be reached says is what counts: it
-    refuses, so the instance is at fault, though no other instance is known."""
+    """Of an instance with several addresses, the answer of one that can be reached counts: it
+    refuses, so the instance is at fault, even if no other instance is known."""
     addresses = ("127.0.0.1", NOWHERE) if first == "dead" else (NOWHERE, "127.0.0.1")
     one = Instance("a.test", dead_port, addresses=addresses)
     kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
@@ -506,7 +510,7 @@ with serve(tells_port, tells_port) as servers:
 
 def test_no_ipv6_and_then_no_network_at_all():
     """An instance with an IPv6 address on a host without IPv6 leaves the rotation. Then the whole
-    network goes: every call fails, and no other instance is charged; when it is back, every call
+    network fails: every call fails, and no other instance is charged; when it is back, every call
     succeeds at once."""
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
     root = Path(lbclient.__file__).parents[1]

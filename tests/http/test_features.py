@@ -1509,8 +1509,7 @@ def test_a_transport_with_a_streamed_answer(world):
 
 @worlds
 def test_httpxs_transport_as_the_engine(servers, world):
-    """Each of httpx's own transports can carry the requests of an instance; their errors are handled
-    too."""
+    """The transports of httpx can carry the requests of an instance, and their errors are handled."""
     pair = servers(resets, tells_port)
     kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
     with world.client(

@@ -90,7 +90,7 @@ class Flavour:
         self.Server = server_of(self.httpx)
 
     def clients(self, side, kind):
-        """The class of clients of httpx, a function that makes one, and functions that make ours for
+        """The client class of httpx, a function that makes one, and functions that make ours for
         comparison. Each client uses the server that it is given."""
         name = {"sync": "Client", "async": "AsyncClient"}[side]
         bare = getattr(self.httpx, name)

@@ -13,7 +13,7 @@ OURS = str(Path(lbclient.__file__).parent)
 
 
 def entered(step, first=None, last=None):
-    """The files whose functions are called by `step`, in the order in which they are entered: with
+    """The files whose functions are called by `step`, in the order in which they are entered. With
     `first` and `last`, only from a call of the one to the return of the other, each time."""
     files = {}
     inside = first is None
@@ -39,7 +39,7 @@ def entered(step, first=None, last=None):
 
 
 def in_two_parts(connection, _):
-    """Answer with a body that comes after its headers."""
+    """Answer with a body that arrives after its headers."""
     connection.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
     connection.send(b"ok")
 

@@ -23,7 +23,7 @@ def test_the_contract_is_there():
 
 @pytest.mark.parametrize("name", sorted(set(lbclient.__all__) - {"__version__"}))
 def test_every_public_name_has_a_docstring(name):
-    """Each public name says what it is, and so does each of its public members."""
+    """Each public name has a docstring, and so has each of its public members."""
     thing = getattr(lbclient, name)
     assert inspect.getdoc(thing)
     if not inspect.isclass(thing):
@@ -64,7 +64,7 @@ def test_signature_of_a_subclass_is_its_own():
 
 
 def test_defaults():
-    """The defaults are those that the documentation names."""
+    """The defaults are those in the documentation."""
     retry, breaker = lbclient.RetryPolicy(), lbclient.BreakerPolicy()
     assert (retry.attempts, retry.backoff, retry.backoff_max) == (3, 0.025, 1.0)
     assert retry.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}

@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not for a test to say."""
+"""The benchmarks run; their results are not tested."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def test_overhead_prints_its_ratios():
 
 
 def quick(script: str, *options: str) -> list[str]:
-    """What it prints when it is only to show that it runs."""
+    """Its output when it only shows that it runs."""
     command = [sys.executable, BENCHMARKS / script, "--quick", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -42,7 +42,7 @@ def test_churn_prints_its_rows():
 
 @pytest.mark.slow
 def test_surplus_prints_its_rows():
-    """`surplus.py --quick` counts for each client, and each way to arrive."""
+    """`surplus.py --quick` counts for each client, and each way in which surplus arrives."""
     said = quick("surplus.py")
     rows = [
         line.split() for line in said if line.split()[0] in {"threads", "asyncio", "uvloop", "trio"}
@@ -108,14 +108,14 @@ def performance():
     ],
 )
 def test_performance_runs_or_says_why_not(performance, row, needs):
-    """`performance.py --quick` runs each row, or tells what for it is not installed."""
+    """`performance.py --quick` runs each row, or says which package is not installed."""
     skipped = [one for one in needs if f"skipped: {one} is not installed" in performance]
     assert (row in performance) != bool(skipped)
 
 
 @pytest.mark.slow
 def test_performance_compares_two_versions():
-    """`performance.py --before PATH` measures lbclient over that of PATH, without httptools."""
+    """`performance.py --before PATH` compares with the lbclient of that path, without httptools."""
     if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
         pytest.skip("nginx is not installed")
     said = quick("performance.py", "before", "--before", str(BENCHMARKS.parent))
@@ -125,7 +125,7 @@ def test_performance_compares_two_versions():
 
 @pytest.mark.slow
 def test_the_performance_page_has_each_goal(performance):
-    """The page shows what became of each goal that the benchmarks have, as it is now."""
+    """The page lists each goal of the benchmarks and its result, without changes."""
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     goals = [line.removeprefix("goal: ") for line in performance if line.startswith("goal: ")]
     assert goals

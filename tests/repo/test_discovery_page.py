@@ -63,7 +63,7 @@ def documented(section: str, place: int = 0) -> tuple[str, dict[str, object]]:
 
 
 def here(text: str, ports: list[int]) -> str:
-    """A configuration with addresses of this machine, and in place of the ports 80xx those."""
+    """A configuration with addresses of this machine, and with these ports in place of 80xx."""
     assert len(re.findall(r"\b80\d\d\b", text)) <= len(ports)
     left = iter(ports)
     text = re.sub(r"\b80\d\d\b", lambda _: str(next(left)), text)
@@ -74,14 +74,14 @@ def here(text: str, ports: list[int]) -> str:
 
 
 class Recipe(NamedTuple):
-    """A recipe's section, a nameserver that does as it says, and the instances behind."""
+    """A recipe's section, a nameserver that works as the recipe says, and its instances."""
 
     section: str
     nameserver: support.Liar | support.Bind | support.Dnsmasq
     servers: list[Server]
 
     def arguments(self, place: int = 0) -> tuple[str, dict[str, object]]:
-        """What the page hands to `Client`, but for what must be of this machine."""
+        """What the page passes to `Client`, except for what depends on this machine."""
         service, options = documented(self.section, place)
         options |= {"nameservers": [self.nameserver.address], "allow": LOOPBACK}
         return service, options
@@ -96,7 +96,8 @@ class Recipe(NamedTuple):
 
 
 class Consul:
-    """Answers to SRV as Consul does: the nodes' TXT come along, and over UDP three at the most."""
+    """Answer to SRV as Consul does: with the TXT records of nodes, and over UDP with three at
+    most."""
 
     def __init__(self, *, enable_truncate: bool) -> None:
         self._enable_truncate = enable_truncate
@@ -117,7 +118,7 @@ class Consul:
         return message.to_wire()
 
     def _some(self, found: dns.rrset.RRset) -> dns.rrset.RRset:
-        """Others each time: Consul throws dice, we go round."""
+        """Return others each time: Consul chooses at random, this code in turn."""
         records, first = sorted(found), next(self._turn)
         chosen = [records[(first + n) % len(records)] for n in range(A_CONSUL_ANSWER)]
         return dns.rrset.from_rdata_list(found.name, 0, chosen)
@@ -155,7 +156,7 @@ def plays_kubernetes(liar: support.Liar, ports: list[int]) -> None:
 
 
 def plays_cloud_map(liar: support.Liar, ports: list[int]) -> None:
-    """The service's name before the namespace's, the instance's id before both; no glue."""
+    """Use its name before the namespace's, and the instance's id before both; without glue."""
     command = blocks("AWS Cloud Map", "console")[0]
     name = re.search(r"--name (\S+)", command)[1] + ".shop.internal"
     ttl = int(re.search(r"TTL=(\d+)", command)[1])
@@ -196,7 +197,7 @@ class Bind(support.Bind):
         run(self._of_here(command), directory)
 
     def update(self, commands: str) -> None:
-        """Hand it to nsupdate, as the page says."""
+        """Pass it to nsupdate, as the page says."""
         script = here(commands, self._ports).replace(
             "server 127.0.0.1", f"server 127.0.0.1 {self._port}"
         )
@@ -233,7 +234,7 @@ class Dnsmasq(support.Dnsmasq):
 
 
 def run(command: str, directory: Path) -> None:
-    """A line for a shell."""
+    """Quote a line for a shell."""
     if shutil.which(command.split(maxsplit=1)[0]) is None:
         pytest.skip(f"{command.split(maxsplit=1)[0]} is not installed")
     subprocess.run(["sh", "-ec", command], check=True, timeout=10, cwd=directory)
@@ -255,7 +256,7 @@ PLAYED = [one for one in RECIPES if one not in ("BIND", "dnsmasq")]
 
 @pytest.fixture
 def recipes(servers, tmp_path) -> Iterator[Callable[..., Recipe]]:
-    """Make recipes run: `recipes("BIND")`, with three instances or as many as are wanted."""
+    """Run recipes: `recipes("BIND")`, with three instances or as many as requested."""
     with contextlib.ExitStack() as stack:
 
         def start(section: str, instances: int = 3) -> Recipe:
@@ -267,7 +268,7 @@ def recipes(servers, tmp_path) -> Iterator[Callable[..., Recipe]]:
 
 
 def answered(client: lbclient.Client, calls: int) -> Counter[int]:
-    """Which ports answered so many calls."""
+    """The ports that answered this many calls."""
     return Counter(int(client.get("/").text) for _ in range(calls))
 
 
@@ -284,7 +285,7 @@ def test_every_recipe_is_tested():
 
 @pytest.mark.parametrize("section", EVEN)
 def test_calls_reach_all_instances(recipes, section):
-    """By the documented line a client finds every instance, and each gets the same share."""
+    """With the documented line a client finds every instance, and each gets the same share."""
     recipe = recipes(section)
     with recipe.client() as client:
         assert answered(client, 9) == dict.fromkeys(recipe.ports, 3)
@@ -292,7 +293,7 @@ def test_calls_reach_all_instances(recipes, section):
 
 @pytest.mark.parametrize("section", TIERED)
 def test_calls_follow_weights_and_priorities(recipes, section):
-    """By the documented files and line, `a` gets three calls of four, `b` one, `standby` none."""
+    """With the documented files and line, `a` gets three calls of four, `b` one, `standby` none."""
     recipe = recipes(section)
     with recipe.client() as client:
         a, b, _ = recipe.ports
@@ -311,7 +312,7 @@ async def test_async_calls(recipes, section):
 
 @pytest.mark.parametrize("section", TIERED)
 def test_standby_serves_when_the_others_are_gone(recipes, section):
-    """Every call is answered when both instances of the better tier refuse: by the stand-by."""
+    """If both instances of the better tier refuse, every call is answered by the stand-by."""
     recipe = recipes(section)
     with recipe.client() as client:
         answered(client, 2)
@@ -342,7 +343,7 @@ def test_host_is_the_service(recipes, section, host):
 
 @pytest.mark.parametrize("section", PLAYED)
 def test_calls_go_on_when_the_service_is_gone_from_dns(recipes, section):
-    """When a system that knows no healthy instance answers NXDOMAIN, the last set stands."""
+    """If a system without healthy instances answers NXDOMAIN, the last set stays in use."""
     recipe = recipes(section)
     with recipe.client() as client:
         answered(client, 1)
@@ -362,7 +363,7 @@ def known(client: lbclient.Client) -> set[int]:
 
 
 def test_consul_with_truncation_is_known_in_full(recipes):
-    """With `enable_truncate`, as documented, all of more than three instances are known."""
+    """With `enable_truncate`, as documented, more than three instances are all known."""
     recipe = recipes("Consul", instances=5)
     with recipe.client() as client:
         assert known(client) == set(recipe.ports)
@@ -380,7 +381,8 @@ def test_consul_without_truncation_shows_three(recipes):
 
 
 def test_consul_is_asked_once(recipes):
-    """Addresses come along, TXT records are no harm: one refresh is one question."""
+    """Addresses are in the additional section, and TXT records are ignored: one refresh is one
+    question."""
     recipe = recipes("Consul")
     with recipe.client() as client:
         client.balancer.refresh()
@@ -388,7 +390,7 @@ def test_consul_is_asked_once(recipes):
 
 
 def test_consul_targets_are_within_its_domain_only(recipes):
-    """`within="consul"` lets its targets through, `within="service.consul"` none of them."""
+    """`within="consul"` accepts its targets, `within="service.consul"` none of them."""
     recipe = recipes("Consul")
     with (
         recipe.client(within="service.consul") as client,
@@ -413,7 +415,7 @@ def test_consul_weight_is_the_share(recipes):
 
 
 def test_consul_ttl_is_zero_by_default(recipes):
-    """TTL 0 is one question a second, and `min_refresh` makes it fewer."""
+    """With a TTL of 0 there is one question a second, and `min_refresh` makes it fewer."""
     recipe = recipes("Consul")
     recipe.nameserver.put(
         "_orders._tcp.service.consul", "SRV", "1 1 80 web1.node.dc1.consul.", ttl=0
@@ -428,8 +430,8 @@ def test_consul_ttl_is_zero_by_default(recipes):
 
 
 def test_kubernetes_by_addresses(recipes):
-    """A headless service by `http+dns` is one instance an address, on the port of the URL; a pod
-    that is gone, though still in DNS, costs no call."""
+    """A headless service by `http+dns` has one instance for each address, on the port of the URL; a
+    pod that has gone, but is still in DNS, fails no call."""
     recipe = recipes("Kubernetes", instances=1)
     service, _ = documented("Kubernetes", 1)
     service = here(service, recipe.ports)
@@ -440,7 +442,8 @@ def test_kubernetes_by_addresses(recipes):
 
 
 def test_kubernetes_pod_that_comes_back_has_a_new_breaker(recipes):
-    """A StatefulSet's pod keeps its name and has a new address: another machine."""
+    """A StatefulSet's pod keeps its name when its address changes, and counts as another
+    machine."""
     recipe = recipes("Kubernetes", instances=1)
     with recipe.client() as client:
         answered(client, 1)
@@ -454,7 +457,8 @@ def test_kubernetes_pod_that_comes_back_has_a_new_breaker(recipes):
 
 
 def test_kubernetes_pod_that_refuses_is_asked_about(recipes):
-    """One refused connection costs no call, and makes the client ask before the TTL is over."""
+    """A refused connection fails no call, and makes the client look up the service before the TTL
+    is over."""
     recipe = recipes("Kubernetes", instances=2)
     with recipe.client() as client:
         answered(client, 2)
@@ -468,7 +472,7 @@ def test_kubernetes_pod_that_refuses_is_asked_about(recipes):
 
 
 def test_cloud_map_targets_are_asked_for_one_by_one(recipes):
-    """Nothing comes along: A and AAAA of each target are asked for."""
+    """Without additional records, A and AAAA of each target are asked for."""
     recipe = recipes("AWS Cloud Map")
     with recipe.client() as client:
         client.balancer.refresh()
@@ -493,7 +497,7 @@ class ServiceDiscovery:
 
 
 def test_cloud_map_by_its_api(servers):
-    """The documented resolver makes an instance of each that DiscoverInstances names."""
+    """The documented resolver makes an instance of each entry of DiscoverInstances."""
     names: dict[str, object] = {"lbclient": lbclient}
     exec(blocks("AWS Cloud Map", "python")[1], names)
     ports = [one.port for one in servers(tells_port, tells_port)]
@@ -527,7 +531,7 @@ def test_coredns_hosts(servers):
 
 
 def test_bind_instance_joins_and_leaves(recipes):
-    """By the documented updates, signed with the documented key, an instance joins and leaves."""
+    """With the documented updates, signed with the documented key, an instance joins and leaves."""
     recipe = recipes("BIND", instances=4)
     recipe.nameserver._ports = recipe.ports[3:]
     with recipe.client() as client:
@@ -540,7 +544,7 @@ def test_bind_instance_joins_and_leaves(recipes):
 
 
 def test_bind_refuses_who_does_not_sign(recipes):
-    """`allow-update` with a key lets nobody else change the zone."""
+    """`allow-update` with a key lets only its owner change the zone."""
     recipe = recipes("BIND", instances=4)
     recipe.nameserver._ports = recipe.ports[3:]
     key = recipe.nameserver._directory / "deploy.key"
@@ -581,7 +585,7 @@ def test_addresses_come_along(recipes, section):
 
 
 def test_dnsmasq_ttl(recipes):
-    """`local-ttl` is the TTL of its answers."""
+    """`local-ttl` sets the TTL of its answers."""
     recipe = recipes("dnsmasq")
     with recipe.client() as client:
         assert client.balancer.target.resolver.resolve().ttl == 5
@@ -620,7 +624,7 @@ TABLE = table("When DNS is wrong or gone")
 
 
 class Shop(NamedTuple):
-    """A client, what it asks, and its metrics."""
+    """A client, its questions, and its metrics."""
 
     client: lbclient.Client
     liar: support.Liar
@@ -656,13 +660,14 @@ def shop(servers) -> Iterator[Shop]:
 
 
 def test_every_failure_of_the_table_is_tested():
-    """The table holds what is tested below, and nothing else."""
+    """The table contains what is tested below, and nothing else."""
     assert set(TABLE) == {*FAULTS, *RECORDS}
 
 
 @pytest.mark.parametrize("what", [*FAULTS, *RECORDS])
 def test_failures_are_told_as_documented(shop, what, caplog):
-    """Per row: whether calls go on, what `.error` and the log say, the metric's `error.type`."""
+    """For each row: whether calls continue, what `.error` and the log say, the metric's
+    `error.type`."""
     calls, said, kind = TABLE[what]
     if what in FAULTS:
         shop.liar.fault(FAULTS[what], NAME, "SRV")
@@ -680,7 +685,7 @@ def test_failures_are_told_as_documented(shop, what, caplog):
 
 
 def outcome(client: lbclient.Client) -> str:
-    """What a call comes to, in the words of the table."""
+    """The outcome of a call, in the words of the table."""
     try:
         client.get("/")
     except lbclient.LoadBalancingError as error:
@@ -690,7 +695,7 @@ def outcome(client: lbclient.Client) -> str:
 
 
 def test_metrics_as_documented(shop):
-    """Each documented metric is there, with the service's name; changes tell which way."""
+    """Each documented metric exists, with the service's name; changes have their direction."""
     shop.liar.put(NAME, "SRV", "0 0 81 a.test.", "0 0 82 a.test.")
     shop.client.balancer.refresh()
     shop.liar.fault(support.nxdomain)
@@ -708,7 +713,8 @@ def test_metrics_as_documented(shop):
 
 
 def test_log_as_documented(shop, caplog):
-    """What is logged of a shrinking set, and of one that works again, is worded as documented."""
+    """The log lines about a shrinking set, and about discovery that works again, are worded as
+    documented."""
     with caplog.at_level(logging.INFO, "lbclient"):
         shop.liar.put(NAME, "SRV", *(f"0 0 {port} a.test." for port in range(80, 90)))
         shop.client.balancer.refresh()
@@ -743,7 +749,7 @@ def fits(target: str, count: int) -> bool:
 
 
 def test_how_many_records_fit():
-    """The page's numbers of records that one answer holds are those of the wire format."""
+    """The page's numbers of records in one answer are those of the wire format."""
     figures = re.findall(r"([\d,]+) records with names\slike\s`([^`]+)`", PAGE)
     assert len(figures) == 2
     for figure, target in figures:
@@ -760,14 +766,14 @@ SNIPPETS = [pytest.param(code, id=section) for section in RUN for code in blocks
 
 
 def test_every_snippet_compiles():
-    """Each piece of Python of the page is Python."""
+    """Each piece of Python on the page is valid."""
     for code in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         compile(code, "docs/discovery.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run(code):
-    """Each piece of Python runs as it stands: a client asks nothing before its first call."""
+    """Each piece of Python runs unchanged: a client asks nothing before its first call."""
     with lbclient.Client("http://127.0.0.1:1") as client:
         names = {"lbclient": lbclient, "client": client}
         exec(code, names)

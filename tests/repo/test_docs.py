@@ -1,4 +1,4 @@
-"""All Python in the README and in docs/ runs as it stands."""
+"""All Python in the README and in docs/ runs unchanged."""
 
 import ast
 import asyncio
@@ -46,13 +46,13 @@ class Answer:
 
 
 class MyProtocolBusy:
-    """What a snippet's protocol answers."""
+    """The answer of a snippet's protocol."""
 
 
 @pytest.fixture
 def instance(servers, monkeypatch):
-    """Whatever service a snippet names, its only instance is on loopback: nobody asks DNS, nor any
-    other discovery. Lists, simulated ones too, stay as they are."""
+    """Whatever service a snippet names, its only instance is on loopback, and nothing asks DNS or
+    any other discovery. Lists are unchanged, as are simulated services."""
     (server,) = servers(says(200, json.dumps(ORDER).encode()))
     here = lbclient.Instance("127.0.0.1", server.port, metadata={"distance": 1})
     target_of = balancer.target_of
@@ -69,8 +69,8 @@ def instance(servers, monkeypatch):
 
 @pytest.fixture
 def unregistered(monkeypatch):
-    """A registration is checked and not entered: its nameserver would be sent an update. Of the key
-    only the file is another."""
+    """A registration is checked but not entered, since its nameserver would be sent an update. Only
+    the file of the key is replaced."""
     registration = lbclient.Registration
 
     def checked(*given, key, **options):
@@ -83,7 +83,7 @@ def unregistered(monkeypatch):
 
 @pytest.fixture
 def names(instance):
-    """What snippets use and do not make themselves."""
+    """Names that snippets use and do not define."""
     pytest.importorskip("httpx2")
     servers = [simulation.Server(name, simulation.answers(lambda *_: 0.1)) for name in "ab"]
     service = [f"http://{instance}"]
@@ -110,7 +110,7 @@ def names(instance):
 
 def as_function(code):
     """The snippet as an async function, since a page may use `await` or show a function's body. It
-    returns all that the snippet has made."""
+    returns all names that the snippet defines."""
     body = textwrap.indent(code, "    ", lambda line: bool(line.strip()))
     tree = ast.parse(f"async def snippet():\n{body}\n    return locals()\n")
     return compile(tree, "a snippet", "exec")
@@ -129,7 +129,7 @@ async def closed(made):
 @pytest.mark.usefixtures("unregistered")
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_every_snippet_runs(code, names, tmp_path, monkeypatch):
-    """Each piece of Python runs as it stands, given the names that its page speaks of."""
+    """Each piece of Python runs unchanged, given the names that its page mentions."""
     monkeypatch.chdir(tmp_path)
 
     async def run():
@@ -148,7 +148,7 @@ def test_there_are_snippets_on_many_pages():
 
 
 def test_the_judge_of_the_usage_page():
-    """It repeats what is busy and what fails, and a good answer never."""
+    """It repeats busy answers and failures, and never a good answer."""
     (code,) = (one.values[0] for one in SNIPPETS if "MyProtocolBusy" in one.values[0])
     names = {"MyProtocolBusy": MyProtocolBusy, "lbclient": lbclient}
     exec(code, names)
@@ -168,7 +168,7 @@ def test_the_judge_of_the_usage_page():
 
 
 def test_files_that_the_design_names():
-    """Each file and folder that docs/design.md names is there."""
+    """Each file and folder that docs/design.md names exists."""
     layout, text = re.fullmatch(
         r".*?^```\nlbclient/\n(.*?)^```$(.*)",
         (ROOT / "docs/design.md").read_text(encoding="utf-8"),

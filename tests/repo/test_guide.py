@@ -26,7 +26,7 @@ def codes_in(path):
 
 
 def test_the_catalogue_has_exactly_the_codes_in_use():
-    """A code that a docstring or a comment uses is in the catalogue, once; so is no other."""
+    """The catalogue contains exactly the codes that docstrings and comments use, each once."""
     files = [*TESTS.rglob("*.py"), *(ROOT / "lbclient").rglob("*.py")]
     used = set().union(*map(codes_in, files))
     catalogue = re.findall(rf"^\| ({CODE.pattern}) \|", GUIDE, re.MULTILINE)
@@ -34,7 +34,7 @@ def test_the_catalogue_has_exactly_the_codes_in_use():
 
 
 def test_the_guide_names_what_there_is():
-    """Each folder of tests, each helper and each fixture for all is in the guide, and no other."""
+    """The guide lists each folder of tests, each helper and each common fixture, and no other."""
     folders = {f"{one.parent.name}/" for one in TESTS.glob("*/__init__.py")}
     helpers = {one.name for one in (TESTS / "support").glob("[!_]*.py")}
     fixtures = {
@@ -50,7 +50,7 @@ def test_the_guide_names_what_there_is():
 
 
 def test_files_that_the_guide_names():
-    """Each file that the guide names by its path is there."""
+    """Each file that the guide names by its path exists."""
     named = set(re.findall(r"`([\w/.]+/[\w/.]+\.\w+)`", GUIDE))
     assert named
     missing = {one for one in named if not any((at / one).exists() for at in (ROOT, TESTS))}

@@ -47,7 +47,7 @@ class Null(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
 @pytest.fixture(autouse=True)
 def no_garbage():
-    """What earlier tests have dropped is finalized before, and not while functions are counted."""
+    """Finalize what earlier tests have dropped before functions are counted."""
     gc.collect()
     gc.disable()
     yield
@@ -93,7 +93,7 @@ async def counted_async(step, where=OURS):
 
 
 def peak(step):
-    """Bytes that one step holds at its height."""
+    """The maximum of bytes that one step holds."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -111,7 +111,7 @@ def peak(step):
 
 @pytest.fixture
 def client_of():
-    """Makes the step of a client: a get that answers at once, warmed up."""
+    """Makes the step of a client: a warmed-up get that is answered at once."""
     with lbclient.Client("http://127.0.0.1:1") as first:
         clients = [first]
 
@@ -140,7 +140,7 @@ def test_functions_of_a_call(client_of):
 
 
 def test_functions_of_a_plain_call():
-    """The same of the engine alone."""
+    """The same for the engine alone."""
     balancer = Balancer(urls(FEW))
 
     def step():
@@ -154,7 +154,7 @@ def test_functions_of_a_plain_call():
 
 
 def test_functions_of_an_async_call():
-    """The same on an event loop, where the shell is not a function of its own."""
+    """The same on an event loop, where the driver is not a separate function."""
 
     async def nothing(_):
         return None
@@ -166,7 +166,8 @@ def test_functions_of_an_async_call():
 
 
 def test_functions_of_a_call_of_an_async_client():
-    """The same of a whole call of a client on an event loop, beside a call of httpx alone."""
+    """The same for a whole call of a client on an event loop, compared with a call of httpx
+    alone."""
 
     async def calls():
         url = urls(1)[0] + "/"
@@ -191,7 +192,7 @@ def test_functions_of_a_call_over_a_connection(servers):
 
 
 def test_functions_of_a_call_over_a_connection_async(servers):
-    """The same on an event loop, where what goes on after a wait counts twice."""
+    """The same on an event loop, where what continues after a wait counts twice."""
     (server,) = servers(says(200, b"ok"))
 
     async def calls():
@@ -204,23 +205,23 @@ def test_functions_of_a_call_over_a_connection_async(servers):
 
 
 def test_files_of_a_call(servers):
-    """A warm `Client.get` enters so many files of ours, and two more where the body comes after the
-    headers: whoever follows a call reads no more."""
+    """A warm `Client.get` enters this many of our files, and two more if the body arrives after the
+    headers: a reader who follows a call reads no more."""
     at_once, later = servers(says(200, b"ok"), in_two_parts)
     assert len(by_get(at_once.url)) <= 28
     assert len(by_get(later.url)) <= 30
 
 
 def test_files_of_an_outcome(servers):
-    """With all rules on, the outcome of a 503 enters so many files, from the end of the attempt to
-    the decision to try again."""
+    """With all rules on, the outcome of a 503 enters this many files, from the end of the attempt
+    to the decision about a retry."""
     bad = servers(*[says(503)] * 3)
     assert len(by_outcome([server.url for server in bad])) <= 20
 
 
 @pytest.mark.parametrize("strategy", BY_NAME)
 def test_no_more_for_more_instances(strategy):
-    """Among thousands of instances a pick takes as many steps as among ten."""
+    """A pick among thousands of instances takes as many steps as among ten."""
 
     def steps(number):
         ticks = itertools.count()
@@ -236,7 +237,7 @@ def test_no_more_for_more_instances(strategy):
 
 
 def test_policies_cost_nothing_while_all_goes_well():
-    """Neither tenacity nor pybreaker is asked anything by a first attempt that succeeds."""
+    """A first attempt that succeeds calls neither tenacity nor pybreaker."""
 
     def steps(**options):
         balancer = Balancer(urls(FEW), **options)
@@ -251,14 +252,14 @@ def test_policies_cost_nothing_while_all_goes_well():
 
 
 def test_memory_at_its_height(client_of):
-    """A call holds no more than 2 KiB above what one of httpx alone holds."""
+    """A call needs at most 2 KiB more memory than one of httpx alone."""
     ours = peak(client_of())
     bare = peak(client_of(kind=httpx.Client, trust_env=False))
     assert ours <= bare + 2048
 
 
 def kept(step):
-    """Blocks of memory that one step leaves to the garbage collector, or for ever."""
+    """Blocks of memory that one step leaves to the garbage collector, or forever."""
     gc.collect()
     gc.disable()
     try:
@@ -271,14 +272,14 @@ def kept(step):
 
 
 def test_nothing_is_left_to_the_collector(client_of):
-    """The engine leaves no cycle behind; a client no more than those that httpx's responses are."""
+    """The engine leaves no reference cycle; a client no more than httpx's responses have."""
     balancer = Balancer(urls(FEW))
     assert kept(lambda: balancer.call(_nothing)) < 0.2
     assert kept(client_of()) < kept(client_of(kind=httpx.Client, trust_env=False))
 
 
 def test_memory_of_an_idle_instance():
-    """An instance that is known and not called takes less than 2 KiB, its `Instance` included."""
+    """An instance that is known and not called needs less than 2 KiB, including its `Instance`."""
     gc.collect()
     tracemalloc.start()
     try:

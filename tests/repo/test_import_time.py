@@ -1,4 +1,4 @@
-"""What `import lbclient` loads, and what waits until it is used."""
+"""What `import lbclient` loads, and what is loaded when it is first used."""
 
 import json
 import subprocess
@@ -71,7 +71,7 @@ asyncio.run(call())
 
 
 def run(program, *arguments):
-    """What a process of its own prints."""
+    """What a separate process prints."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
@@ -85,7 +85,7 @@ def run(program, *arguments):
 
 
 def loaded_by(program):
-    """The modules that are there after it, but those of Python itself."""
+    """The modules that are loaded after it, except those of Python itself."""
     shown = run(f"{program}\nimport json, sys\nprint(json.dumps(list(sys.modules)))")
     return {
         name
@@ -117,8 +117,8 @@ def test_balancer_loads_the_engine_alone():
 
 
 def test_calls_load_no_names():
-    """Once there is a client, each name that a call may ask for is there: to load it takes none of
-    the call's time."""
+    """After a client is made, each name that a call may need is loaded, so that loading takes none
+    of the call's time."""
     made = "import lbclient\nlbclient.Client('http://127.0.0.1:1')"
     names = sorted(set(lbclient.__all__) - {"Registration", "RegistrationError", "Zone"})
     assert loaded_by(f"{made}\nfrom lbclient import {', '.join(names)}") == loaded_by(made)
@@ -135,15 +135,15 @@ def test_client_loads_http_alone(kind):
 
 def test_client_of_a_service_in_dns_loads_dnspython():
     """It is loaded when the client is made, so that the deadline of a first call is not spent on
-    it, nor on the kinds of records that it asks for."""
+    it, or on the record types that it asks for."""
     modules = loaded_by("import lbclient\nlbclient.Balancer('http+srv://shop.test')")
     kinds = {f"dns.rdtypes.IN.{kind}" for kind in ("A", "AAAA", "SRV")}
     assert {"dns.resolver", *kinds} <= modules
 
 
 def test_first_uses_in_threads(servers):
-    """Threads that use everything for the first time at the same moment wait for no one another's
-    imports in a circle."""
+    """Threads that use everything for the first time at the same moment do not wait for each
+    other's imports in a circle."""
     (server,) = servers(tells_port)
     with Liar() as liar:
         liar.put("_http._tcp.shop.test", "SRV", f"0 1 {server.port} a.shop.test.")
@@ -152,12 +152,12 @@ def test_first_uses_in_threads(servers):
 
 
 def test_names_in_threads():
-    """Threads that each ask for another name at the same moment, for the first time, get it."""
+    """Threads that each use another name for the first time, at the same moment, get it."""
     assert run(NAMES_AT_ONCE).split() == sorted(lbclient.__all__)
 
 
 def test_late_names_are_as_good_as_others():
-    """Every public name can be imported by a star, and is listed; others are unknown."""
+    """All public names can be imported by `*` and are listed; others raise AttributeError."""
     program = "import lbclient\nprint(*dir(lbclient))\nfrom lbclient import *\nprint(*dir())"
     before, after = (set(line.split()) for line in run(program).splitlines())
     assert set(lbclient.__all__) <= before
@@ -169,8 +169,8 @@ def test_late_names_are_as_good_as_others():
 
 
 def test_systems_without_fork_and_limits(servers, dead_port):
-    """A client works where Python has no `resource`, no `fcntl`, no `poll` and no way to fork, as
-    on Windows, also where an instance refuses connections."""
+    """A client works on a Python without `resource`, `fcntl`, `poll` and fork, as on Windows, even
+    if an instance refuses connections."""
     (server,) = servers(tells_port)
     urls = [server.url, f"http://127.0.0.1:{dead_port}"]
     assert run(WITHOUT_POSIX, *urls).split() == ["200", "200"]

@@ -1,4 +1,4 @@
-"""The architecture, run: who may import whom."""
+"""The architecture as a test: which package may import which."""
 
 import ast
 from pathlib import Path
@@ -65,7 +65,7 @@ def room_of(name):
 
 
 def imports_of(path):
-    """The dotted name of every module that a file imports, but for types alone."""
+    """The dotted name of every module that a file imports, except for types only."""
     tree = ast.parse(path.read_text())
     skipped = {
         id(inner)
@@ -112,7 +112,7 @@ def test_imports_go_one_way(path):
 
 
 def test_no_cycles():
-    """No file imports itself by way of others, neither when it is loaded nor later."""
+    """No file imports itself through others, neither when it is loaded nor later."""
     waiting = {name: set(own_imports(path)) - {name} for name, path in MODULES.items()}
     while free := {name for name, needed in waiting.items() if not needed & set(waiting)}:
         waiting = {name: needed for name, needed in waiting.items() if name not in free}
@@ -121,8 +121,8 @@ def test_no_cycles():
 
 @each_file
 def test_a_package_that_loads_its_files_is_entered_by_itself(path):
-    """No file imports a file of another package whose `__init__` imports that package's files: of
-    two threads that enter it in two places at the same moment, one would fail. Commands have one
+    """No file imports a file of another package whose `__init__` imports that package's files: if
+    two threads entered it in two places at the same moment, one would fail. Commands have one
     thread."""
     here = f"{name_of(path)}."
     for name in set() if room_of(name_of(path)) == "cli" else own_imports(path):
@@ -132,7 +132,7 @@ def test_a_package_that_loads_its_files_is_entered_by_itself(path):
 
 
 def test_the_top_stays_small():
-    """The top has 14 entries at most, besides the files that Python names."""
+    """The top level has at most 14 entries, besides the files that Python requires."""
     named_by_python = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
     entries = {path.name for path in ROOT.iterdir()} - named_by_python
     assert len(entries) <= 14, sorted(entries)
@@ -149,7 +149,8 @@ def test_each_dependency_has_its_place(path):
 
 @each_file
 def test_http_names_no_flavour(path):
-    """What is loaded for httpx and for httpx2 names neither, nor itself: it asks `._compat`."""
+    """A file that is loaded for httpx and for httpx2 imports neither, nor its own package by name:
+    it uses `._compat`."""
     twice = room_of(name_of(path)) in {"http", "httpx2"}
     assert not twice or "from lbclient.http" not in path.read_text()
     assert twice or "\nfrom ." not in path.read_text()
@@ -159,7 +160,8 @@ def test_http_names_no_flavour(path):
 
 @each_file
 def test_decisions_neither_wait_nor_look_at_the_clock(path):
-    """Below `balancer` nothing knows threads, loops or the clock, the control plane excepted."""
+    """Below `balancer`, except in the control plane, nothing uses threads, event loops or the
+    clock."""
     here = str(path.relative_to(ROOT))
     if LEVEL[room_of(name_of(path))] < LEVEL["balancer"] and not here.startswith(CONTROL_PLANE):
         assert not {name.partition(".")[0] for name in imports_of(path)} & IMPURE
@@ -167,7 +169,8 @@ def test_decisions_neither_wait_nor_look_at_the_clock(path):
 
 @each_file
 def test_dice_are_handed_in(path):
-    """Nobody throws the module's dice: `random` is imported for its type, or to make one's own."""
+    """Nothing uses the generator of the module `random`, which is imported only for its type, or to
+    make a generator."""
     calls = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
@@ -180,8 +183,8 @@ def test_dice_are_handed_in(path):
 
 @each_file
 def test_what_gevent_replaces_is_looked_up_late(path):
-    """What gevent and eventlet replace in a module is looked up there when it is used, and neither
-    imported by name nor subclassed when a module is loaded."""
+    """What gevent and eventlet replace in a module is looked up there when it is used: it is
+    neither imported by name nor subclassed at import."""
     tree = ast.parse(path.read_text())
     by_name = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not by_name & GREEN
@@ -190,5 +193,5 @@ def test_what_gevent_replaces_is_looked_up_late(path):
 
 
 def test_every_package_has_a_level():
-    """No package is forgotten by these rules, and none has left them."""
+    """These rules list exactly the existing packages."""
     assert {room_of(name) for name in MODULES} == set(LEVEL)

@@ -67,7 +67,7 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
 
 
 def test_the_metadata_of_the_wheel(wheel):
-    """The wheel tells its licence, the versions of Python that it supports, and its README."""
+    """The wheel states its licence, the versions of Python that it supports, and its README."""
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = HeaderParser().parsestr(wheel.read(name).decode())
     assert metadata["License-Expression"] == "MIT"

@@ -39,7 +39,7 @@ def test_a_plot_is_a_small_file_with_its_words(draw, words, tmp_path):
 
 @pytest.mark.parametrize("draw", [draw_lines, draw_bars])
 def test_the_same_data_gives_the_same_bytes(draw, tmp_path):
-    """A plot changes only where its data do: it knows no date and no version."""
+    """A plot changes only if its data do: it contains no date and no version."""
     one, other = tmp_path / "one.svg", tmp_path / "other.svg"
     draw(one)
     draw(other)
@@ -48,7 +48,7 @@ def test_the_same_data_gives_the_same_bytes(draw, tmp_path):
 
 
 def test_what_it_was_drawn_from_stands_in_the_file(tmp_path):
-    """`source` is in the metadata, and nowhere to be seen."""
+    """`source` is in the metadata, and not visible."""
     path = tmp_path / "plot.svg"
     with plots.drawing(path, "Nothing", 1.0, "run 1\nrun 2") as figure:
         figure.subplots()

@@ -64,7 +64,7 @@ def blocks(language: str) -> list[str]:
 
 
 def said(pattern: str) -> tuple[float, ...]:
-    """The figures in the one sentence that looks like this."""
+    """The figures in the only sentence that matches this pattern."""
     (found,) = re.findall(pattern, TEXT)
     figures = (found,) if isinstance(found, str) else found
     return tuple(NUMBERS[one] if one in NUMBERS else float(one.replace(",", "")) for one in figures)
@@ -75,7 +75,7 @@ def spans(cell: str) -> list[str]:
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 0.0
@@ -85,7 +85,7 @@ class Clock:
 
 
 class Dice(random.Random):
-    """They always fall the same."""
+    """Random numbers that are always the same."""
 
     def __new__(cls, _face):
         return super().__new__(cls)
@@ -99,7 +99,7 @@ class Dice(random.Random):
 
 
 def engine(instances=2, **options):
-    """A balancer, and its clock."""
+    """A balancer and its clock."""
     clock = Clock()
     addresses = [f"http://10.0.0.{place}" for place in range(1, instances + 1)]
     given = {"name": "orders", "clock": clock, "rng": random.Random(1), "retry": None, **options}
@@ -128,7 +128,7 @@ def went_away(*, unprocessed):
 
 
 def went_away_over_httpcore(**what):
-    """What a transport of the caller's own raises, over httpcore."""
+    """What a caller's own transport over httpcore raises."""
     told = SimpleNamespace(**{"error_code": None, "last_stream_id": None, **what})
     return raised(httpx.RemoteProtocolError, httpcore.RemoteProtocolError(told))
 
@@ -204,7 +204,7 @@ FAULT = {"yes": True, "no": False}
 
 
 def again(verdict: Verdict) -> str:
-    """Whether the rules of retries try it again, in the words of the table."""
+    """Whether the retry rules repeat it, in the words of the table."""
     retries = RetryRules(lbclient.RetryPolicy(), Dice(0.5))
 
     def delay(repeatable):
@@ -220,13 +220,13 @@ def again(verdict: Verdict) -> str:
 
 
 def test_every_outcome_is_tested():
-    """The table of outcomes holds what is tested below, and nothing else."""
+    """The table of outcomes contains what is tested below, and nothing else."""
     assert set(OUTCOMES) == {*SAMPLES, *LIVE}
 
 
 @pytest.mark.parametrize("row", SAMPLES)
 def test_outcomes(row):
-    """Each outcome is judged, and tried again or not, as its row says."""
+    """Each outcome is classified, and retried or not, as its row says."""
     judge = HttpClassifier(STATUSES)
     for sample in SAMPLES[row]:
         verdict = judge(sample)
@@ -234,7 +234,8 @@ def test_outcomes(row):
 
 
 def test_408_on_a_reused_connection(servers):
-    """I28: a 408 that belongs to no request is told from one that does, as its row says."""
+    """I28: a 408 that belongs to no request is distinguished from one that does, as its row
+    says."""
     (server,) = servers(in_turn(tells_port, says(408)))
     with lbclient.Client([server.url], retry=None) as client:
         client.get("/")
@@ -244,7 +245,7 @@ def test_408_on_a_reused_connection(servers):
 
 
 def test_dying_in_the_body(servers):
-    """I8: a broken body is a fault; the call is tried again as its row says."""
+    """I8: a broken body is a fault; the call is retried as its row says."""
     fault, repeated = OUTCOMES["the same in the body, where it is not streamed"]
     assert (fault, repeated) == ("yes", "for `methods`, after a back-off")
     for method, attempts in (("GET", 3), ("POST", 1)):
@@ -257,7 +258,7 @@ def test_dying_in_the_body(servers):
 
 
 def test_dying_in_the_body_of_a_stream(servers):
-    """I8: a stream that breaks is a fault, and is not tried again."""
+    """I8: a stream that breaks is a fault, and is not retried."""
     assert OUTCOMES["the same in the body of a stream"] == ["yes", "no"]
     (server,) = servers(dies_in_body)
     with lbclient.Client([server.url]) as client:
@@ -269,7 +270,7 @@ def test_dying_in_the_body_of_a_stream(servers):
 
 @pytest.mark.parametrize("began", [0.0, 0.5, 0.6])
 def test_ended_by_the_deadline(began):
-    """I5: what our own deadline ends is a fault if that attempt had half of the call's time."""
+    """I5: an attempt that our own deadline ends is a fault if it had half of the call's time."""
     row = "after less than half of it" if began > 0.5 else "after half of it or more"
     fault, repeated = OUTCOMES[f"ended by the deadline, {row}"]
     balancer, clock = engine(retry=lbclient.RetryPolicy(backoff=0))
@@ -299,7 +300,7 @@ def check_that_nobody_is_charged(balancer):
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_interrupted(kind):
-    """C4: an interrupt, or the caller's own exception, is charged to nobody and not tried again."""
+    """C4: an interrupt, or the caller's own exception, charges no instance and is not retried."""
     balancer, _ = engine(retry=lbclient.RetryPolicy())
 
     def fn(_):
@@ -311,7 +312,7 @@ def test_interrupted(kind):
 
 
 async def test_cancelled():
-    """C1, C3: a cancelled call is charged to nobody, and not tried again."""
+    """C1, C3: a cancelled call charges no instance, and is not retried."""
     balancer, _ = engine(retry=lbclient.RetryPolicy())
     with anyio.CancelScope() as scope:
 
@@ -325,7 +326,7 @@ async def test_cancelled():
 
 
 def test_429_is_a_success_to_a_breaker():
-    """I13: a 429 among faults begins their count anew; throttle and limits take it as refusal."""
+    """I13: a 429 among faults restarts their count; throttle and limits count it as a rejection."""
     assert "429 is no fault, and to a breaker it is a success" in TEXT
     judge = HttpClassifier(STATUSES)
     breaker = Breaker(lbclient.BreakerPolicy(), "a")
@@ -337,7 +338,7 @@ def test_429_is_a_success_to_a_breaker():
 
 
 def test_defaults_in_the_text():
-    """What the page tells of each fault, and of the options, holds for the defaults."""
+    """What the page says about each fault, and about the options, is true for the defaults."""
     retry, breaker, outliers = (
         lbclient.RetryPolicy(),
         lbclient.BreakerPolicy(),
@@ -364,12 +365,12 @@ def test_defaults_in_the_text():
 
 
 def same(text: str) -> str:
-    """What an error says, whatever its figures."""
+    """The text of an error, with any figures."""
     return re.sub(r"\d+\.\d\d s", "# s", text)
 
 
 def client_of(answer=None, **options):
-    """Two instances that do not exist: `answer` plays them."""
+    """Two instances that do not exist; `answer` responds for them."""
     urls = ["http://10.0.0.1", "http://10.0.0.2"]
     given = {"name": "orders", "rng": random.Random(1), "timeout": httpx.Timeout(5, pool=0.02)}
     transport = httpx.MockTransport(answer or (lambda _: httpx.Response(200)))
@@ -504,8 +505,8 @@ HOW = [
 
 @pytest.mark.parametrize(("row", "how"), [*zip(RAISED, HOW, strict=True)])
 def test_what_is_raised(row, how):
-    """Each error is of the class and has the text that its row says; where nothing was sent, there
-    was no attempt."""
+    """Each error has the class and the text of its row; if the row says that nothing was sent,
+    there was no attempt."""
     error = how()
     *name, text = spans(row) if len(spans(row)) == 2 else (spans(row)[0], "")
     attempts = lbclient.call_info(error).attempts
@@ -543,7 +544,7 @@ def test_who_is_out():
 
 
 def test_metrics_are_there(telemetry):
-    """Each metric that the page names is one of ours."""
+    """Each metric that the page names exists."""
     balancer, _ = engine(breaker=None, throttle=lbclient.ThrottlePolicy(), **telemetry.options)
     named = set(re.findall(r"`(lbclient\.[a-z_.]+)`", PAGE))
     ours = {
@@ -559,7 +560,7 @@ def test_metrics_are_there(telemetry):
 
 
 def test_what_the_budget_allows():
-    """The worked example is what `RetryBudget` does."""
+    """The worked example is what `RetryBudget` computes."""
     rate, calls, allowed, a_second = said(
         r"(\d+) calls a second: 0\.2 . (\d+) \+ 10 . 10 = (\d+) retries in any 10 s, (\d+) a second"
     )
@@ -573,7 +574,8 @@ def test_what_the_budget_allows():
 
 
 def test_when_the_budget_is_used_up():
-    """In an outage that no breaker sees the budget is empty after two seconds, for eight more."""
+    """In an outage that no breaker notices, the budget is empty after two seconds, for eight
+    more."""
     used_up, empty = said(r"used up within (\w+) seconds; for the next (\w+),")
     budget, made = Budget(lbclient.RetryBudget()), []
     for now in (number / 50 for number in range(50 * 20)):
@@ -586,7 +588,7 @@ def test_when_the_budget_is_used_up():
 
 
 def test_how_soon_breakers_are_open():
-    """All three are open by the 15th attempt."""
+    """All three are open after the 15th attempt."""
     (attempts,) = said(r"opened all three breakers by the (\d+)th attempt")
     balancer, _ = engine(3, retry=lbclient.RetryPolicy(backoff=0))
 
@@ -600,7 +602,7 @@ def test_how_soon_breakers_are_open():
 
 
 def test_the_reserve_of_many_processes():
-    """It is the sum of all."""
+    """The figure is the sum of all."""
     processes, reserve, together = said(
         r"(\d+) processes with (\d+) a second may send ([\d,]+) retries"
     )
@@ -614,7 +616,7 @@ def test_the_reserve_of_many_processes():
 
 
 def fed(policy, outcomes):
-    """A breaker after so many outcomes (fault, seconds), one every 0.4 s."""
+    """A breaker after these outcomes (fault, seconds), one every 0.4 s."""
     breaker = Breaker(policy, "a")
     for number, (fault, elapsed) in enumerate(outcomes):
         now = 0.4 * number
@@ -630,7 +632,8 @@ OPENS = {
 
 
 def test_what_opens_a_breaker():
-    """Each way to open one needs what its row says to set, and so many calls, and no fewer."""
+    """Each way to open a breaker needs the settings of its row, and exactly that number of
+    calls."""
     rows = table("opens at")
     assert set(rows) == set(OPENS)
     for row, (_, given) in rows.items():
@@ -644,7 +647,7 @@ def test_what_opens_a_breaker():
 
 
 def periods(face, times):
-    """How long it stays open, time after time, where each probe fails."""
+    """How long it stays open each time, if each probe fails."""
     breaker, now = Breaker(lbclient.BreakerPolicy(), "a"), 0.0
     for _ in range(5):
         breaker.record_outcome(breaker.permit, fault=True, now=now, rng=Dice(face))
@@ -695,8 +698,8 @@ def test_what_an_observing_breaker_counts(telemetry):
 
 
 def test_panic():
-    """With fewer than the threshold admissible all get calls, but for who was ejected; and in an
-    outage of all, calls are sent."""
+    """With fewer than the threshold admissible all instances get calls, except ejected ones; and in
+    an outage of all, calls are sent."""
     assert "An ejected instance stays out" in TEXT
     policy = lbclient.BreakerPolicy(panic_threshold=0.5)
     balancer, _ = engine(10, breaker=policy, strategy="round-robin")
@@ -729,7 +732,7 @@ def test_panic():
 
 
 def test_five_in_a_row_by_chance():
-    """How many calls it takes, on the average, until five in a row fail."""
+    """The number of calls, on average, until five in a row fail."""
     percent, calls = said(
         r"fails (\d+) % of its calls at random fails five in a row once in about (\d+)"
     )
@@ -739,7 +742,8 @@ def test_five_in_a_row_by_chance():
 
 
 def test_an_outlier_is_out():
-    """Who fails two of five calls, its peers none, is out after 10 s, and back after 15 to 30 s."""
+    """An instance that fails two of five calls, while its peers fail none, is out after 10 s, and
+    back after 15 to 30 s."""
     after, least, most = said(
         r"as an outlier it is out after (\d+) s\..* back after (\d+) to (\d+) s, the second time"
     )
@@ -769,7 +773,8 @@ def test_an_outlier_is_out():
 
 
 def test_a_learned_limit():
-    """It falls by the documented steps, and a full round of good answers adds half the root."""
+    """The limit falls by the documented steps, and a full round of good answers adds half the
+    root."""
     steps = [int(one) for one in re.search(r"\(((\d+, )+\d+)\)", TEXT)[1].split(", ")]
     rule, limit = lbclient.AdaptiveLimit(), None
     found = [rule.initial]
@@ -785,7 +790,8 @@ def test_a_learned_limit():
 
 
 def test_the_throttle():
-    """A service that serves none is sent a tenth; all is sent again up to four minutes later."""
+    """A service that serves nothing is sent a tenth; everything is sent again within four
+    minutes."""
     sent, minutes = said(
         r"serves none is sent a (\w+) .* it takes up to (\w+) minutes until nothing"
     )
@@ -811,7 +817,8 @@ def test_limits_can_be_set(cell):
 
 
 def test_a_thread_for_each_call_that_may_be_hedged():
-    """It runs on a thread of its own even where nothing is hedged; any other call does not."""
+    """A hedge runs on its own thread, even if nothing is hedged in the end; any other call does
+    not."""
     assert "each call that may be hedged starts a thread, and a hedged one two" in TEXT
     balancer, _ = engine(hedge=lbclient.HedgePolicy(delay=60))
     here = threading.current_thread()
@@ -841,15 +848,15 @@ def test_health_checks_as_documented():
 
 
 def marked(balancer, *hosts, healthy):
-    """Active checks find these so."""
+    """Active checks find these results."""
     for one in list(balancer._engine.pool.endpoints):
         if one.instance.host in hosts:
             balancer._engine.record_health(one, one.breaker, healthy=healthy, why="a test")
 
 
 def test_both_must_say_yes():
-    """Who answers but fails its checks is out; who turns healthy is probed within 1 s, however
-    long its breaker was open for."""
+    """An instance that answers but fails its checks is out; one that becomes healthy is probed
+    within 1 s, however long its breaker was open."""
     balancer, clock = engine(strategy="round-robin")
     marked(balancer, "10.0.0.1", healthy=False)
     assert {balancer.call(lambda one: one.host) for _ in range(4)} == {"10.0.0.2"}
@@ -870,7 +877,7 @@ def test_both_must_say_yes():
 
 
 def test_all_unhealthy_is_disregarded():
-    """All priorities together: a spare that is well serves before checks are disregarded."""
+    """All priorities count together: a healthy spare serves before checks are ignored."""
     assert "**If all instances are unhealthy, checks are ignored**, over all priorities" in TEXT
     pair = [lbclient.Instance("10.0.0.1", 80), lbclient.Instance("10.0.0.2", 80, priority=1)]
     balancer = lbclient.Balancer(pair)
@@ -885,7 +892,8 @@ def test_all_unhealthy_is_disregarded():
 
 
 def test_what_a_hand_does():
-    """Nobody is left where all are ejected, panic or not; who is admitted has a new breaker."""
+    """If all instances are ejected none is left, panic or not; an admitted instance has a new
+    breaker."""
     balancer, _ = engine(breaker=lbclient.BreakerPolicy(panic_threshold=1.0))
     for one in balancer.instances():
         balancer.eject(one, 600)
@@ -899,7 +907,7 @@ def test_what_a_hand_does():
 
 
 def test_events_as_documented():
-    """Each event is in the table, with what it has beside `service` and `at`."""
+    """Each event is in the table, with its fields besides `service` and `at`."""
     documented = {row.strip("`"): spans(cells[0]) for row, cells in table("event").items()}
     common = {one.name for one in dataclasses.fields(lbclient.Event)}
     assert common == {"service", "at"}
@@ -912,7 +920,7 @@ def test_events_as_documented():
 
 
 def test_the_documented_listener(capsys):
-    """The listener of the page tells of an ejection and of a breaker that opens, once each."""
+    """The page's listener is told once of an ejection, and once of a breaker that opens."""
     (code,) = (one for one in blocks("python") if "def told" in one)
     made = executed(code)
     made["client"].close()
@@ -970,7 +978,7 @@ CHOICES = [span for given, _ in table("your service").values() for span in spans
 
 @pytest.mark.parametrize("options", CHOICES)
 def test_choices_can_be_set(options):
-    """What a row says to set can be set as it stands."""
+    """The settings that a row names are valid unchanged."""
     if "=" in options:
         configured(options).close()
     else:
@@ -995,7 +1003,7 @@ BAD = {"refuses": None, "answers 503": says(503), "is slow": slow(2.0)}
 
 @pytest.fixture(params=itertools.combinations(BAD, 2), ids=" and ".join)
 def fleet(request, servers, dead_port):
-    """Six instances, of which two are bad: three attempts always come to one that is well."""
+    """Six instances, of which two are bad: three attempts always reach a healthy one."""
     dead = f"http://127.0.0.1:{dead_port}"
     bad = [BAD[one] for one in request.param]
     urls = [dead if one is None else servers(one)[0].url for one in bad]
@@ -1007,7 +1015,7 @@ def well(fleet):
 
 
 def test_the_complete_configuration(fleet):
-    """With the documented options no GET fails; the bad ones are charged."""
+    """With the documented options no GET fails; the bad instances are charged."""
     with lbclient.Client(fleet, name="orders", **documented()) as client:
         answers = [client.get("/") for _ in range(60)]
         snapshot = client.balancer.snapshot().instances
@@ -1018,7 +1026,7 @@ def test_the_complete_configuration(fleet):
 
 
 async def test_the_complete_configuration_async(fleet):
-    """The same for async calls, which go together."""
+    """The same for concurrent async calls."""
     answers = []
     async with lbclient.AsyncClient(fleet, name="orders", **documented()) as client:
 
@@ -1034,7 +1042,7 @@ async def test_the_complete_configuration_async(fleet):
 
 
 def test_an_instance_is_told_as_documented(servers):
-    """The documented header carries what is left of the attempt, in milliseconds."""
+    """The documented header contains what is left of the attempt, in milliseconds."""
     (server,) = servers(tells_port)
     options = documented()
     with lbclient.Client([server.url], **options) as client:
@@ -1054,7 +1062,7 @@ def executed(code):
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_snippets_run(code, capsys):
-    """Each piece of Python runs as it stands: a client asks nothing before its first call."""
+    """Each piece of Python runs unchanged: a client asks nothing before its first call."""
     with client_of() as client:
         names = {"lbclient": lbclient, "client": client}
         exec(compile(code, "docs/resilience.md", "exec"), names)
@@ -1064,7 +1072,7 @@ def test_snippets_run(code, capsys):
 
 
 def test_commands_name_tests_that_are_there():
-    """Each figure that was measured has a command; what it runs is there."""
+    """Each measured figure has a command, and what that runs exists."""
     tests = (Path(__file__).parents[1] / "stress" / "test_survival.py").read_text()
     selected = re.findall(
         r"`python -m pytest tests/stress/test_survival\.py (?:-m slow )?-k (\w+)`", PAGE

@@ -1,4 +1,4 @@
-"""The scoreboard's page is what a fresh run gives, and shows a plot of each scenario."""
+"""The scoreboard's page shows what a fresh run gives, and a plot of each scenario."""
 
 import re
 from functools import cache
@@ -27,7 +27,7 @@ def plot(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_the_page_is_fresh(name):
-    """The table of a scenario that runs quickly is, row by row, what it comes to now."""
+    """The table of a scenario that runs quickly is, row by row, the current result."""
     section = PAGE.partition(f"## {name}\n")[2].partition("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("|")]
     expected = list(scoreboard.table(CASES[name], fresh(name)))
@@ -36,7 +36,7 @@ def test_the_page_is_fresh(name):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_the_plot_is_of_these_runs(name):
-    """The trace of each run, which is a hash of every decision, stands in the plot."""
+    """The trace of each run, a hash of all its decisions, is in the plot."""
     traces = scoreboard.source(fresh(name)).splitlines()
     drawn = re.search("<dc:description>(.*?)</dc:description>", plot(name).read_text(), re.DOTALL)
     assert drawn[1].splitlines() == traces, f"run {WRITE}"
@@ -44,7 +44,7 @@ def test_the_plot_is_of_these_runs(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_scenario_has_its_plot(name):
-    """The page has the scenario, links its plot, and the plot is there, not too large."""
+    """The page has the scenario, links its plot, and the plot exists and is not too large."""
     section = PAGE.partition(f"## {name}\n")[2].partition("\n## ")[0]
     link = re.search(r"!\[[^\]]+\]\(([^)]+)\)", section)[1]
     assert scoreboard.PAGE.parent / link == plot(name)
@@ -53,13 +53,14 @@ def test_each_scenario_has_its_plot(name):
 
 
 def test_no_plot_is_left_over():
-    """Each of the scoreboard's plots is of a scenario."""
+    """Each of the scoreboard's plots belongs to a scenario."""
     there = {Path(one).name for one in scoreboard.PLOTS.glob("scoreboard-*.svg")}
     assert there == {plot(name).name for name in CASES}
 
 
 def test_a_plot_is_drawn_alike_each_time(tmp_path):
-    """The same runs give the same bytes: a strategy that changes shows in a diff, nothing else."""
+    """The same runs give the same bytes, so that a diff shows exactly the strategies that
+    changed."""
     pytest.importorskip("matplotlib")
     from benchmarks.scoreboard_plots import draw
 

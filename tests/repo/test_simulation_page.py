@@ -1,4 +1,4 @@
-"""The page on simulation: what it shows runs, and comes to what it says."""
+"""The page on simulation: its examples run, and give the documented results."""
 
 import builtins
 import re
@@ -14,7 +14,7 @@ EXAMPLE, STATE, TURNS, PLOT = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL
 
 
 def test_the_example(capsys):
-    """The example runs as it stands: least-busy spares the slow instance, weighted does not."""
+    """The example runs unchanged: least-busy avoids the slow instance, weighted does not."""
     seen = {}
     exec(EXAMPLE.replace("    print(report)", "    seen[strategy] = report"), {"seen": seen})
     assert seen["weighted"].shares(6, 15)["c"] == pytest.approx(1 / 3, abs=0.02)
@@ -26,13 +26,14 @@ def test_the_example(capsys):
 
 
 def test_the_example_is_short():
-    """It is twenty lines, as it says, without blank ones and the import."""
+    """It has twenty lines, as the page says, without blank ones and the import."""
     code = EXAMPLE.partition("\nfast")[2]
     assert len([line for line in code.splitlines() if line.strip()]) < 20
 
 
 def test_the_state():
-    """The example of a behaviour with state: each server of each run fails its first ten."""
+    """The example of a behaviour with state: each server of each run fails its first ten
+    requests."""
     exec(STATE, names := {})
     scenario = simulation.Scenario(names["servers"], simulation.Open(60, 1))
     for _ in range(2):
@@ -42,7 +43,7 @@ def test_the_state():
 
 def test_the_turns(capsys):
     """The example of turns: the last request of the steady caller, of 4.5 s, is sent within a round
-    of answers (0.1 s) where callers take turns, and behind the whole burst where they do not."""
+    of answers (0.1 s) if callers take turns, and after the whole burst if they do not."""
     exec(TURNS, {})
     first, turns = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
     assert (first > 5.0, turns <= 4.6) == (True, True)
@@ -59,20 +60,20 @@ def test_the_plot(tmp_path, monkeypatch):
 
 
 def test_the_plot_is_short():
-    """It is eight lines, as it says, without the import."""
+    """It has eight lines, as the page says, without the import."""
     code = PLOT.partition("\n\n")[2]
     assert len(code.splitlines()) == 8
 
 
 @pytest.mark.parametrize("name", simulation.__all__)
 def test_the_page_is_complete(name):
-    """Every public name of the simulator stands on its page, as code."""
+    """Every public name of the simulator is on its page, as code."""
     assert re.search(rf"`{name}\b|```python[^`]*\b{name}\b", PAGE)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(\w+)\(", PAGE)) - set(dir(builtins))))
 def test_what_the_page_names_is_there(name):
-    """Every function that the page names is one of the simulator's, or of the package's."""
+    """Every function that the page names belongs to the simulator or to the package."""
     known = {*lbclient.__all__, *simulation.__all__}
     assert name in known or name in {
         "latency",

@@ -1,4 +1,4 @@
-"""One word for one thing: identifiers that were renamed do not come back in their old meaning."""
+"""One word for one thing: identifiers that were renamed do not come back with their old meaning."""
 
 import ast
 from collections import defaultdict
@@ -140,7 +140,7 @@ def defined(tree):
 
 
 def files_by_name():
-    """The files that define each name, without the underscores around it."""
+    """The files that define each name, without leading and trailing underscores."""
     files = defaultdict(set)
     for path in ROOT.rglob("*.py"):
         for name in defined(ast.parse(path.read_text())):
@@ -157,13 +157,13 @@ for allowed in (OTHER_MEANINGS, ALIASES):
 
 @pytest.mark.parametrize(("new", "old"), RENAMED.items())
 def test_no_old_name_comes_back(new, old):
-    """A name that was given up is defined nowhere in its old meaning."""
+    """An abandoned name is not defined anywhere with its old meaning."""
     for name in old.split():
         back = FILES.get(name, set()) - ALLOWED.get(name, set())
         assert not back, f"{name} is called {new} now; see {sorted(back)}"
 
 
 def test_nothing_is_allowed_in_vain():
-    """Each exception is in use, in one of its files at least."""
+    """Each exception is used, in at least one of its files."""
     for name, places in ALLOWED.items():
         assert places & FILES.get(name, set()), f"{name} is not defined in {places}"
