@@ -1,6 +1,6 @@
-"""DNS that fails while calls go on: none of them fails, none waits, and DNS is not stormed.
+"""DNS that fails during calls: no call fails or waits, and DNS is not flooded.
 
-Where minutes and hours pass they are virtual; the questions go to a real server over sockets.
+Minutes and hours are virtual; the questions go to a real server over sockets.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Faults of instances, each by its name: what it costs a call, and what it costs the instance.
+"""Faults of instances, each by its name: what it costs a call, and what is charged.
 
 `tests/support/faults.py` plays them all. Survival under load is in `tests/stress/test_survival.py`.
 """

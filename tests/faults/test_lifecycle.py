@@ -1,6 +1,6 @@
 """Event loops, forks and the exit of the interpreter: what a client must survive.
 
-What forks, and what ends an interpreter, does so in a process of its own; servers stay here.
+Whatever forks, or ends an interpreter, runs in its own process; servers stay here.
 """
 
 import asyncio

@@ -1509,7 +1509,7 @@ def test_a_transport_with_a_streamed_answer(world):
 
 @worlds
 def test_httpxs_transport_as_the_engine(servers, world):
-    """The transports of httpx can carry the requests of an instance, and their errors are handled."""
+    """The transports of httpx can carry the requests, and their errors are handled."""
     pair = servers(resets, tells_port)
     kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
     with world.client(

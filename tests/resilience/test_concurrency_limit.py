@@ -1,4 +1,5 @@
-"""The adaptive limit: up where it is reached and things go well, down where they do not."""
+"""The adaptive limit: it rises while it is reached and calls succeed, and falls when they are
+rejected."""
 
 import math
 import random
@@ -27,19 +28,19 @@ from lbclient.resilience.concurrency_limit import AdaptiveLimit, LearnedLimit
     ],
 )
 def test_policy_is_checked(wrong, named):
-    """K4, K8: what is no limit is refused at construction, and the argument is named."""
+    """K4, K8: an invalid limit is refused at construction by an error that names the argument."""
     with pytest.raises(ValueError, match=named):
         AdaptiveLimit(**wrong)
 
 
 def test_policy_wants_whole_numbers():
-    """K4: half an attempt is no limit."""
+    """K4: half an attempt is not a valid limit."""
     with pytest.raises(TypeError, match="initial"):
         AdaptiveLimit(initial=20.5)
 
 
 def test_full_counts_whole_attempts():
-    """I24: a limit of 4.9 lets four in; None stands for `initial`."""
+    """I24: a limit of 4.9 allows four; None stands for `initial`."""
     policy = AdaptiveLimit(initial=20)
     assert [policy.full(4.9, n) for n in (3, 4, 5)] == [False, True, True]
     assert [policy.full(4.0, n) for n in (3, 4)] == [False, True]
@@ -48,7 +49,8 @@ def test_full_counts_whole_attempts():
 
 
 def test_it_grows_where_it_was_nearly_reached():
-    """A success adds 1/limit where at least `backoff` of the limit was in flight, else nothing."""
+    """A success adds 1/limit if at least `backoff` of the limit was in flight, otherwise
+    nothing."""
     policy = AdaptiveLimit(initial=4)
     assert policy.grown(None, 2) == 4
     assert policy.grown(None, 3) == pytest.approx(4.25)
@@ -65,8 +67,8 @@ def test_a_full_round_adds_half_the_root(limit, added):
 
 
 def test_a_queued_answer_takes_what_another_adds():
-    """Where the limit is reached, an answer that stood in a queue lowers it by a step, down to
-    `least`; where it is not reached, by nothing."""
+    """If the limit is reached, an answer that has waited in a queue lowers it by one step, down to
+    `least`; otherwise not."""
     policy = AdaptiveLimit(least=3, tolerance=2.0)
     assert policy.slowed(None, 18) == pytest.approx(20 - (policy.grown(None, 18) - 20))
     assert policy.slowed(None, 17) == 20
@@ -74,7 +76,7 @@ def test_a_queued_answer_takes_what_another_adds():
 
 
 def test_what_stood_in_a_queue():
-    """An answer is queued above `tolerance` times the mean of calm ones; without either, never."""
+    """An answer counts as queued above `tolerance` times the baseline; without either, never."""
     policy = AdaptiveLimit(tolerance=2.0)
     assert [policy.queued(seconds, 0.1) for seconds in (0.19, 0.21)] == [False, True]
     assert not policy.queued(9.0, None)
@@ -82,8 +84,8 @@ def test_what_stood_in_a_queue():
 
 
 def test_calm_is_who_was_sent_to_a_half_idle_instance():
-    """The mean of calm answers takes a tenth of each that was sent while at most half the limit was
-    in flight, itself included, and nothing of others; a limit of one is always calm."""
+    """The baseline takes a tenth of each answer that was sent while at most half the limit was in
+    flight, itself included, and nothing of others; a limit of one always counts."""
     policy = AdaptiveLimit(tolerance=2.0)
     assert policy.next_baseline(None, 0.1, 9, None) == 0.1
     assert policy.next_baseline(None, 0.1, 10, None) is None
@@ -94,7 +96,7 @@ def test_calm_is_who_was_sent_to_a_half_idle_instance():
 
 
 def test_it_falls_by_a_tenth_to_a_whole_number():
-    """A dropped attempt takes a tenth, down to a whole number, and to `least`."""
+    """A rejected attempt takes a tenth, down to a whole number, and to `least`."""
     policy, limits = AdaptiveLimit(), [20.9]
     while limits[-1] > 1:
         limits.append(policy.shrunk(limits[-1]))
@@ -109,8 +111,9 @@ def test_it_falls_by_a_tenth_to_a_whole_number():
     outcomes=st.lists(st.tuples(st.booleans(), st.integers(1, 2500)), max_size=60),
 )
 def test_it_keeps_its_bounds(bounds, backoff, outcomes):
-    """Whatever happens it stays between `least` and `most`, no success lowers it by anything or
-    raises it by more than one or half its root, and two drops cost a place, down to `least`."""
+    """In every case the limit stays between `least` and `most`, no success lowers it or raises it
+    by more than one or half its root, and two rejections take at least one slot, down to
+    `least`."""
     least, initial, most = bounds
     policy = AdaptiveLimit(initial, least, most, backoff)
     limit = None
@@ -138,7 +141,7 @@ class Server:
         self.limit = None
 
     def run(self, capacity, ticks):
-        """The share of its capacity that was used, and the share of attempts sent away."""
+        """The share of the capacity that was used, and the share of attempts that were rejected."""
         served = dropped = 0
         for _ in range(ticks):
             flying = 0
@@ -157,8 +160,8 @@ class Server:
 
 @pytest.mark.parametrize("capacity", [5, 10, 40, 200])
 def test_it_finds_what_a_server_can_bear(capacity):
-    """I13: against a server that serves C at once and sends the rest away with 429, nearly all of C
-    is used and few are sent away, whatever C is."""
+    """I13: with a server that serves C at once and rejects the rest with 429, nearly all of C is
+    used and few are rejected, whatever C is."""
     server = Server(AdaptiveLimit())
     server.run(capacity, 2000)
     used, dropped = server.run(capacity, 1000)
@@ -167,8 +170,8 @@ def test_it_finds_what_a_server_can_bear(capacity):
 
 
 def test_it_follows_a_server_that_changes():
-    """I15, I18: when the server can bear less the limit is down within a hundred rounds, when it
-    can bear more it is up again as fast as a place a round allows."""
+    """I15, I18: when the server can serve less, the limit is down within a hundred rounds; when it
+    can serve more, the limit rises by one slot per round."""
     server = Server(AdaptiveLimit())
     server.run(40, 2000)
     server.run(10, 100)
@@ -179,13 +182,13 @@ def test_it_follows_a_server_that_changes():
 
 
 def test_without_it_a_server_that_sheds_is_flooded():
-    """The rule is what helps: a fixed limit of 20 has half of its attempts sent away by a server
-    that bears ten."""
+    """The rule is what helps: with a fixed limit of 20, half of the attempts are rejected by a
+    server with room for ten."""
     assert Server(AdaptiveLimit(20, 20, 20)).run(10, 100) == (1.0, 0.5)
 
 
 class Learner:
-    """One instance of which a limit is learned, with a clock of the test's own."""
+    """One instance whose limit is learned, with the test's own clock."""
 
     def __init__(self, **policy):
         self.policy = AdaptiveLimit(**{"backoff": 0.5} | policy)
@@ -209,7 +212,7 @@ class Learner:
         return self.limit
 
     def congested(self, limit):
-        """Past slow start, at this limit, with nothing rejected of late."""
+        """Past slow start, at this limit, with no recent rejections."""
         self.serve(0, queued=True)
         for _ in range(200):
             self.serve(0)
@@ -218,8 +221,8 @@ class Learner:
 
 
 def test_the_first_attempts_rejected_halve_it():
-    """An instance that rejects all it is sent is spared at once: each round halves the limit,
-    counted from what is in flight."""
+    """An instance that rejects everything gets fewer attempts at once: each round halves the limit,
+    starting from what is in flight."""
     learner = Learner(initial=20)
     assert learner.reject(in_flight=20) == 10
     learner.now += 1
@@ -236,8 +239,8 @@ def test_a_share_rejected_takes_that_share():
 
 
 def test_one_round_lowers_it_once():
-    """Rejections of attempts sent before the last decrease belong to it: all of a round together
-    take half at most."""
+    """Rejections of attempts that were sent before the last decrease belong to it: all rejections
+    of a round together take at most half."""
     learner = Learner().congested(40)
     learner.now += 1
     for in_flight in range(40, 0, -1):
@@ -246,7 +249,7 @@ def test_one_round_lowers_it_once():
 
 
 def test_rejections_by_chance_do_not_end_slow_start():
-    """As long as one attempt in twenty is rejected, the limit grows by 30 % a round."""
+    """As long as one attempt in twenty is rejected, the limit grows by 30 % per round."""
     learner, rng = Learner(initial=20), random.Random(2)
     for _ in range(3):
         in_flight = int(learner.limit or 20)
@@ -261,7 +264,7 @@ def test_rejections_by_chance_do_not_end_slow_start():
 
 @pytest.mark.parametrize("congestion", ["rejected", "queued"])
 def test_congestion_ends_slow_start(congestion):
-    """After congestion was seen once, a round adds half the square root of the limit."""
+    """After the first congestion, a round adds half the square root of the limit."""
     learner = Learner(initial=16)
     if congestion == "queued":
         learner.serve(0, queued=True)
@@ -275,8 +278,8 @@ def test_congestion_ends_slow_start(congestion):
 
 
 def test_a_rejected_level_is_earned():
-    """Below four the level that was rejected is tried again after one round, after two, after
-    four... in which all is served."""
+    """Below four, a rejected level is tried again after one round of successes, then after two,
+    then four..."""
     learner = Learner().congested(2)
     waits = []
     for _ in range(5):
@@ -294,7 +297,7 @@ def test_a_rejected_level_is_earned():
 
 def test_a_single_attempt_that_is_rejected_pauses():
     """With one attempt in flight, each rejection in a row pauses the instance for twice as long,
-    jittered by half, up to ten seconds; a success leaves a quarter of that."""
+    with a jitter of one half, up to ten seconds; a success leaves a quarter of that."""
     learner = Learner().congested(1)
     pauses = []
     for _ in range(9):
@@ -311,7 +314,7 @@ def test_a_single_attempt_that_is_rejected_pauses():
 
 
 def test_attempts_sent_before_a_pause_do_not_lengthen_it():
-    """Rejections of attempts that were in flight when the pause began are part of its reason."""
+    """Rejections of attempts that were in flight when the pause began do not lengthen it."""
     learner = Learner().congested(1)
     learner.now = 1.0
     learner.reject(1)
@@ -331,8 +334,8 @@ def test_attempts_sent_before_a_pause_do_not_lengthen_it():
     ),
 )
 def test_what_is_learned_keeps_its_bounds(bounds, outcomes):
-    """Whatever the outcomes, the limit stays between `least` and `most`, no rejection raises it
-    and no success that did not stand in a queue lowers it."""
+    """Whatever the outcomes, the limit stays between `least` and `most`, no rejection raises it,
+    and no success without a queue lowers it."""
     least, initial, most = bounds
     learner = Learner(initial=initial, least=least, most=most)
     for outcome, in_flight in outcomes:

@@ -1,4 +1,4 @@
-"""Active health checks: what is asked, how often, what it adds up to, and on whose time."""
+"""Active health checks: the requests, their interval, their effect, and their threads."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def in_time(seconds=SOON):
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments, kind, words):
-    """K4, S4: each error names the argument, is one line, and comes at construction."""
+    """K4, S4: each error names the argument, is one line, and is raised at construction."""
     with pytest.raises(kind, match=words) as caught:
         HealthCheck(**arguments)
     assert str(caught.value).isprintable()
 
 
 def test_check_that_is_a_coroutine_is_refused():
-    """K4: a coroutine is no answer, and would always be true."""
+    """K4: a coroutine function is refused, since its result would always be true."""
 
     async def check(_):
         return True
@@ -123,7 +123,8 @@ def test_check_that_is_a_coroutine_is_refused():
 
 
 def test_what_is_asked_is_a_value():
-    """A policy is frozen, hashable, can be copied and pickled, and is equal to its like."""
+    """A policy is frozen, hashable, can be copied and pickled, and equals one with the same
+    values."""
     headers = {"X-Token": "1"}
     policy = HealthCheck("/healthz?full=1", statuses={200, 204}, headers=headers)
     headers["X-Token"] = "2"
@@ -150,8 +151,8 @@ def test_no_secret_is_shown():
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 4))
 def test_up_and_down(results, up, down):
-    """An instance turns exactly when the last `down` checks failed, or the last `up` passed, since
-    it turned last (HAProxy's rise and fall)."""
+    """The health of an instance changes exactly when the last `down` checks failed, or the last
+    `up` passed, since it last changed (HAProxy's rise and fall)."""
     policy = HealthCheck(up=up, down=down)
     (endpoint,) = endpoints()
     pulse, since = HealthTally(endpoint), []
@@ -165,7 +166,7 @@ def test_up_and_down(results, up, down):
 
 
 def test_a_report_that_was_lost_is_made_again():
-    """C8: where a fork came between the count and the report, the next check reports."""
+    """C8: if a fork comes between the count and the report, the next check reports."""
     (endpoint,) = endpoints()
     pulse, policy = HealthTally(endpoint), HealthCheck(down=2)
     assert [pulse.count(good=False, policy=policy) for _ in range(4)] == [False, True, True, True]
@@ -175,7 +176,7 @@ def test_a_report_that_was_lost_is_made_again():
 
 
 class Clinic:
-    """A monitor in a world, whose check fails with what `ills` has for an instance."""
+    """A monitor in a world, whose check fails for an instance as `ills` says."""
 
     def __init__(self, number=1, *, seed=1, world=None, check=None, **policy):
         self.world = world or World()
@@ -211,7 +212,7 @@ class Clinic:
         return self
 
     def some_rounds(self, number):
-        """Let so many rounds happen."""
+        """Run this many rounds."""
         for _ in range(number):
             self.world.run(until=self.monitor.next_at)
 
@@ -221,7 +222,7 @@ class Clinic:
 
 
 def test_a_round_about_every_interval():
-    """C21: rounds follow each other at the interval, give or take a tenth."""
+    """C21: rounds follow each other at the interval, plus or minus a tenth."""
     clinic = Clinic(interval=10).begin()
     clinic.world.run(until=10_000)
     waits = [
@@ -234,7 +235,8 @@ def test_a_round_about_every_interval():
 
 
 def test_first_rounds_are_spread():
-    """C21: clients that began together have their first rounds all over the first interval."""
+    """C21: clients that begin together have their first rounds at times spread over the first
+    interval."""
     world = World()
     clinics = [Clinic(world=world, seed=seed, interval=10).begin() for seed in range(200)]
     world.run(until=10)
@@ -244,14 +246,14 @@ def test_first_rounds_are_spread():
 
 
 def test_everybody_is_asked_once_a_round():
-    """A round asks each instance that is known, once."""
+    """A round checks each known instance once."""
     clinic = Clinic(5).begin()
     clinic.some_rounds(3)
     assert [one for _, one in clinic.asked] == clinic.known * 3
 
 
 def test_nothing_before_it_begins():
-    """Who was not told to begin has no round, however often it is scheduled."""
+    """A monitor that has not begun has no rounds, however often it is scheduled."""
     clinic = Clinic()
     clinic.rounds.schedule(clinic.monitor)
     clinic.world.run(until=1e9)
@@ -260,8 +262,8 @@ def test_nothing_before_it_begins():
 
 
 def test_turns_are_reported_with_their_reason():
-    """Who fails `down` checks is reported, with what the last one said; so is who passes `up`;
-    nobody else is, and nothing twice."""
+    """An instance that fails `down` checks is reported, with the last reason, and so is one that
+    passes `up`; no other is reported, and none twice."""
     clinic = Clinic(2, up=2, down=3).begin()
     sick = clinic.known[0]
     clinic.ills[sick] = CheckFailed("status 503")
@@ -277,7 +279,8 @@ def test_turns_are_reported_with_their_reason():
 
 
 def test_who_left_is_forgotten():
-    """S7, D21: nothing is kept of an instance that left; if it comes back it counts from zero."""
+    """S7, D21: nothing is stored about an instance that left; if it comes back its counts start at
+    zero."""
     clinic = Clinic(3, down=3).begin()
     sick = clinic.known[0]
     clinic.ills[sick] = CheckFailed("status 503")
@@ -306,7 +309,8 @@ def test_result_for_who_left_meanwhile_is_dropped():
 
 
 def test_a_moved_instance_counts_from_zero():
-    """D21: another breaker is another machine: it starts healthy, with no failures of the old."""
+    """D21: a new breaker means another machine: it starts healthy, without the failures of the old
+    one."""
     clinic = Clinic(down=3).begin()
     (moved,) = clinic.known
     clinic.ills[moved] = CheckFailed("status 503")
@@ -319,7 +323,7 @@ def test_a_moved_instance_counts_from_zero():
 
 
 def test_result_of_the_machine_before_is_dropped():
-    """D21: a check of the old machine says nothing of the one that took its place meanwhile."""
+    """D21: a check of the old machine says nothing about the one that has replaced it meanwhile."""
     clinic = Clinic(down=1)
 
     def check(endpoint, _):
@@ -332,7 +336,8 @@ def test_result_of_the_machine_before_is_dropped():
 
 
 def test_stop_is_the_end():
-    """C20: after `stop` there is no round more, and no result of the one under way is taken."""
+    """C20: after `stop` there are no more rounds, and the results of the current one are
+    ignored."""
     clinic = Clinic(3, down=1)
     asked = []
 
@@ -350,7 +355,7 @@ def test_stop_is_the_end():
 
 
 def test_stop_between_two_rounds():
-    """C20: the round that was due when it was stopped does not come."""
+    """C20: a round that is due when the monitor is stopped does not run."""
     clinic = Clinic().begin()
     clinic.some_rounds(2)
     clinic.monitor.stop()
@@ -359,7 +364,8 @@ def test_stop_between_two_rounds():
 
 
 def test_a_machine_out_of_descriptors_is_nobodys_fault():
-    """I22, I23: where this machine has no descriptor left, a check neither harms nor heals."""
+    """I22, I23: if this host has no descriptor left, a check counts neither as passed nor as
+    failed."""
     clinic = Clinic(down=2).begin()
     (one,) = clinic.known
     wrapped = httpx.ConnectError("no more")
@@ -370,8 +376,8 @@ def test_a_machine_out_of_descriptors_is_nobodys_fault():
 
 
 def test_an_instance_without_a_route_fails_its_checks():
-    """I23: an instance to which this host knows no way fails its checks while another one can be
-    reached, whatever that one says, and passes again once there is a way."""
+    """I23: an instance without a route from this host fails its checks while another one can be
+    reached, and passes again once there is a route."""
     clinic = Clinic(2, down=2, up=2).begin()
     one, other = clinic.known
     no_route = httpx.ConnectError("no way there")
@@ -388,7 +394,7 @@ def test_an_instance_without_a_route_fails_its_checks():
 
 
 def test_no_check_fails_while_no_instance_has_a_route():
-    """I23: while no instance can be reached from this host, no check counts, so that all are in the
+    """I23: while no instance can be reached from this host, no check counts, so that all are in
     rotation when the network is back."""
     clinic = Clinic(3, down=2).begin()
     for one in clinic.known:
@@ -398,8 +404,8 @@ def test_no_check_fails_while_no_instance_has_a_route():
 
 
 def test_no_local_port_fails_no_check():
-    """I23: a check that gets no local port (EADDRNOTAVAIL although there is a route) counts as
-    nothing, even if other instances are reached."""
+    """I23: a check that gets no local port (EADDRNOTAVAIL although there is a route) does not
+    count, even if other instances are reached."""
     clinic = Clinic(2, down=2).begin()
     clinic.ills[clinic.known[0]] = OSError(errno.EADDRNOTAVAIL, "no port")
     clinic.some_rounds(5)
@@ -428,14 +434,14 @@ def raising(error):
     ],
 )
 def test_what_fails_a_callers_check(check, why):
-    """C18: anything but True fails, whatever it is, and ends no round."""
+    """C18: any result except True is a failed check, and ends no round."""
     clinic = Clinic(2, check=check, down=2).begin()
     clinic.some_rounds(3)
     assert clinic.turns == [(one, False, why) for one in clinic.known]
 
 
 def test_callers_check_is_told_whom_and_how_long():
-    """A caller's check gets the instance, and `time_left()` says what is left of `timeout`."""
+    """A user's check gets the instance, and `time_left()` returns what is left of `timeout`."""
     told = []
 
     def check(instance):
@@ -460,7 +466,8 @@ def results_of(executor, check, subjects, seconds=SOON):
 
 
 def test_silent_ones_delay_nobody():
-    """I2: while ten say nothing, all the others are asked, and their results are there."""
+    """I2: while ten checks do not answer, all other instances are checked, and their results are
+    applied."""
     others, results = threading.Event(), []
 
     def check(subject, _):
@@ -476,7 +483,8 @@ def test_silent_ones_delay_nobody():
 
 
 def test_so_many_at_once():
-    """S7: of a hundred, thirty-two are asked at the same time and no more, and all in the end."""
+    """S7: of a hundred instances, at most thirty-two are checked at the same time, and all in the
+    end."""
     entered, go = threading.Semaphore(0), threading.Event()
 
     def check(_, __):
@@ -492,8 +500,8 @@ def test_so_many_at_once():
 
 
 def test_check_that_never_returns():
-    """S7: a check that outlives its time has failed, and no other of its subject begins until it
-    is over; the others are asked as ever."""
+    """S7: a check that exceeds its time has failed, and no other of its subject begins until it has
+    returned; other instances are checked as usual."""
     executor, go, begun = Threads(), threading.Event(), []
 
     def check(subject, _):
@@ -513,7 +521,7 @@ def test_check_that_never_returns():
 
 
 def test_late_is_late():
-    """A check that ends well, but after its time, has failed."""
+    """A check that passes, but too late, has failed."""
 
     def check(_, expiry):
         expiry.at -= 100
@@ -522,7 +530,7 @@ def test_late_is_late():
 
 
 def test_where_there_are_no_threads(monkeypatch):
-    """I22: where no thread can be had nobody is blamed for it."""
+    """I22: if no thread can be started, no instance fails its check."""
 
     def start(_):
         raise RuntimeError("can't start new thread")
@@ -534,8 +542,8 @@ def test_where_there_are_no_threads(monkeypatch):
 
 
 def test_no_span_of_a_call_is_inherited(monkeypatch):
-    """S10: a check belongs to no call, though threads may inherit the context of who starts them
-    (Python without a GIL has them do so)."""
+    """S10: a check belongs to no call, although threads may inherit the context of the thread that
+    starts them (as in Python without a GIL)."""
 
     class Heir(threading.Thread):
         def start(self):
@@ -559,7 +567,7 @@ def test_no_span_of_a_call_is_inherited(monkeypatch):
 
 
 class Ward:
-    """A monitor as a balancer has one, by real time, on a refresher of its own."""
+    """A monitor as a balancer has it, in real time, on its own scheduler."""
 
     def __init__(self, check, **policy):
         self.known = endpoints()
@@ -585,11 +593,11 @@ class Ward:
 
 
 def well(*_):
-    """Speak for whoever is asked."""
+    """Answer for any instance."""
 
 
 def test_rounds_on_the_refreshers_threads():
-    """Checks go on round after round, until they are stopped."""
+    """Checks continue round after round until they are stopped."""
     ward = Ward(well)
     for _ in range(5):
         assert ward.asked.acquire(timeout=SOON)
@@ -598,7 +606,7 @@ def test_rounds_on_the_refreshers_threads():
 
 
 def test_a_monitor_that_nobody_holds_is_collected():
-    """S7: the control plane keeps no monitor alive, nor what its check holds."""
+    """S7: the control plane keeps no monitor alive, nor anything that its check references."""
 
     class Held:
         pass
@@ -615,7 +623,7 @@ def test_a_monitor_that_nobody_holds_is_collected():
 
 
 def script(text, *arguments):
-    """Run it in an interpreter of its own: its status and all that it said."""
+    """Run code in its own interpreter. Returns its status and its output."""
     command = [sys.executable, "-W", "error", "-W", "ignore:.*fork:", "-c"]
     done = subprocess.run(
         [*command, textwrap.dedent(text), *arguments],
@@ -634,8 +642,8 @@ WARD = """
 
 
 def test_checks_go_on_in_a_forked_child():
-    """C8: a child of a process in the middle of a round, with a check under way, has rounds of its
-    own once it begins, and asks the same instance."""
+    """C8: a child of a process in the middle of a round, with a check under way, has its own rounds
+    once it begins, and checks the same instance."""
     text = """
     go, parent = threading.Event(), os.getpid()
     def check(*_):
@@ -666,7 +674,7 @@ def test_checks_go_on_in_a_forked_child():
 
 
 def test_interpreter_ends_in_the_middle_of_a_check():
-    """C10: a check that never returns does not delay the end of the interpreter."""
+    """C10: a check that never returns does not delay the exit of the interpreter."""
     text = """
     ward = Ward(lambda *_: threading.Event().wait())
     assert ward.asked.acquire(timeout=30)
@@ -681,7 +689,7 @@ def test_interpreter_ends_in_the_middle_of_a_check():
 
 
 def test_a_connection_is_enough(dead_port):
-    """I1: without a path, connecting is what is checked, and nothing is sent."""
+    """I1: without a path the check only connects, and sends nothing."""
     connects = plain_check(HealthCheck(path=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connects(Endpoint(Instance(*listener.getsockname()), BREAKER), in_time())
@@ -692,7 +700,7 @@ def test_a_connection_is_enough(dead_port):
 
 
 def test_a_connection_to_vetted_addresses_only(servers):
-    """S1, D19: of an instance with addresses each is tried in turn, and its name never."""
+    """S1, D19: all addresses of an instance are tried in turn, and its name is never used."""
     (server,) = servers(tells_port)
     connects = plain_check(HealthCheck(path=None))
     good = Instance("orders.invalid", server.port, addresses=("127.0.0.2", "127.0.0.1"))
@@ -703,7 +711,7 @@ def test_a_connection_to_vetted_addresses_only(servers):
 
 
 def test_a_silent_address_leaves_time_for_the_next():
-    """D19: one address that says nothing does not take all the time of the check."""
+    """D19: one silent address does not use up all the time of the check."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
         port = silent.getsockname()[1]
         with (
@@ -718,7 +726,7 @@ def test_a_silent_address_leaves_time_for_the_next():
 
 
 def test_a_connection_that_is_not_made_in_time():
-    """I2: connecting ends with the time of the check, all addresses together."""
+    """I2: connecting, to all addresses together, ends with the time of the check."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         place = listener.getsockname()
         with socket.create_connection(place):  # nobody accepts: the next SYN is dropped
@@ -733,7 +741,7 @@ def test_a_connection_that_is_not_made_in_time():
 
 
 class Examined:
-    """One instance, checked as the client given would have it checked."""
+    """One instance, checked as this client checks it."""
 
     def __init__(self, client, policy, make=Http1Transport, of=checked):
         binding = client._transport._adapter
@@ -745,13 +753,14 @@ class Examined:
 
 
 def examine(server, policy=None, seconds=SOON, service=None, **options):
-    """Check it once. Raises what speaks against it."""
+    """Check it once. Raises the reason of a failure."""
     with lbclient.Client(service or [server.url], **options) as client:
         Examined(client, policy or HealthCheck("/healthz"))(seconds)
 
 
 def test_what_is_asked(servers):
-    """A check is a GET of the path as it stands, without base path or body, and says who asks."""
+    """A check is a GET of the path as given, without base path or body, and has its own
+    User-Agent."""
     (server,) = servers(says(200))
     policy = HealthCheck("/healthz?full=1", headers={"X-Probe": "1", "accept": "text/plain"})
     examine(server, policy, service=f"{server.url}/base")
@@ -766,7 +775,7 @@ def test_what_is_asked(servers):
 
 
 def test_a_service_with_a_name_is_asked_by_it(servers):
-    """Host is the service's name, as in calls; a header of the policy's goes before it."""
+    """Host is the service's name, as in calls, unless the policy has such a header."""
     (server,) = servers(says(200))
     examine(server, name="orders.test")
     examine(server, HealthCheck(headers={"Host": "other.test"}), name="orders.test")
@@ -774,7 +783,7 @@ def test_a_service_with_a_name_is_asked_by_it(servers):
 
 
 def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
-    """Without a name each instance gets its own Host, under `Client` and in a bare transport."""
+    """Without a name each instance gets its own Host, with `Client` and with a transport alone."""
     pair = servers(says(200), says(200))
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
@@ -787,7 +796,7 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
 
 
 def test_only_vetted_addresses_are_asked(servers):
-    """S1: a check goes to the addresses of the instance, each in turn, whatever its name is."""
+    """S1: a check connects to the addresses of the instance in turn, whatever its name is."""
     (server,) = servers(says(200))
     addresses = ("127.0.0.2", "127.0.0.1")
     examine(server, service=[Instance("orders.invalid", server.port, addresses=addresses)])
@@ -795,7 +804,8 @@ def test_only_vetted_addresses_are_asked(servers):
 
 
 def test_tls_name_is_the_services():
-    """S6: SNI and certificate of a check are the service's, as in calls; another's fails it."""
+    """S6: SNI and certificate of a check are the service's, as in calls; another certificate fails
+    it."""
     authority = trustme.CA()
     trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trust)
@@ -811,7 +821,7 @@ def test_tls_name_is_the_services():
 
 @pytest.mark.parametrize("status", [200, 204, 301, 399])
 def test_statuses_that_pass(servers, status):
-    """2xx and 3xx pass, and a redirect is not followed."""
+    """Statuses 2xx and 3xx pass, and a redirect is not followed."""
     (server,) = servers(says(status, location="/elsewhere"))
     examine(server)
     assert server.hits == 1
@@ -821,7 +831,7 @@ def test_statuses_that_pass(servers, status):
     ("status", "statuses"), [(404, None), (500, None), (503, None), (200, [204])]
 )
 def test_statuses_that_fail(servers, status, statuses):
-    """I10: any other status fails, and the reason names it."""
+    """I10: any other status fails, and the reason contains it."""
     (server,) = servers(says(status))
     with pytest.raises(CheckFailed, match=f"^status {status}$"):
         examine(server, HealthCheck(statuses=statuses) if statuses else None)
@@ -829,14 +839,14 @@ def test_statuses_that_fail(servers, status, statuses):
 
 @pytest.mark.parametrize("behaviour", [resets, hangs_up, dies_in_body])
 def test_answers_that_break_fail(servers, behaviour):
-    """I3, I4, I8: who resets, hangs up or breaks off in the body has failed."""
+    """I3, I4, I8: an instance that resets, closes or breaks off in the body has failed."""
     (server,) = servers(behaviour)
     with pytest.raises(httpx.TransportError):
         examine(server)
 
 
 def test_refused(dead_port):
-    """I1: who refuses has failed."""
+    """I1: an instance that refuses connections has failed."""
     service = f"http://127.0.0.1:{dead_port}"
     with lbclient.Client(service) as client, pytest.raises(httpx.ConnectError):
         Examined(client, HealthCheck())()
@@ -844,7 +854,7 @@ def test_refused(dead_port):
 
 @pytest.mark.parametrize("behaviour", [drips(0.02), drips_headers(0.02), Gate()])
 def test_time_bounds_the_whole_check(servers, behaviour):
-    """I5, I6: `timeout` bounds a check from connecting to the end of the body, though it drips."""
+    """I5, I6: `timeout` covers a check from connecting to the end of the body, even if it drips."""
     (server,) = servers(behaviour)
     with lbclient.Client([server.url]) as client:
         examined, executor = Examined(client, HealthCheck()), Threads()
@@ -856,7 +866,7 @@ def test_time_bounds_the_whole_check(servers, behaviour):
 
 
 def test_of_an_endless_body_a_part_is_read(servers):
-    """S9: a check reads 64 KiB of a body and passes."""
+    """S9: a check reads at most 64 KiB of a body, and then passes."""
 
     def endless(connection, _):
         connection.send(head(200, {"Content-Length": str(10**12)}))
@@ -871,7 +881,7 @@ def test_of_an_endless_body_a_part_is_read(servers):
 
 
 def test_connection_of_its_own(servers):
-    """Each check connects anew, and closes its connection; those of calls are left alone."""
+    """Each check opens and closes its own connection; those of calls are not used."""
     closed = threading.Semaphore(0)
 
     def behaviour(connection, request):
@@ -913,7 +923,7 @@ def test_no_retries_of_connecting(dead_port):
 
 
 def foreign(behaviour):
-    """A transport of a caller's, and what became of it."""
+    """A caller's transport, which records how it was used."""
     seen = []
 
     class Mine(httpx.MockTransport):
@@ -938,7 +948,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_a_callers_transport(kind):
-    """A check goes by the caller's own transport, sync or async, which is closed after it."""
+    """A check uses the caller's own transport, sync or async, which is closed after it."""
     entry, wrapper, of = KINDS[kind]
     status = 204
     transport, seen = foreign(lambda: httpx.Response(status, content=b"fine"))

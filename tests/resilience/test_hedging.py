@@ -1,4 +1,4 @@
-"""Hedging: a second attempt beside a first that takes long."""
+"""Hedging: a second attempt if the first is slow."""
 
 import asyncio
 import contextvars
@@ -31,7 +31,7 @@ BOTH = [Instance("10.0.0.1", 1), Instance("10.0.0.2", 2)]
 
 
 class First:
-    """Holds the first attempt until it is let go; others are answered at once."""
+    """Holds the first attempt until the test releases it; others are answered at once."""
 
     def __init__(self) -> None:
         self.asked: list[Instance] = []
@@ -88,7 +88,7 @@ async def test_the_second_attempt_answers_for_the_first_async():
 
 @pytest.mark.parametrize("hedge", [None, AT_ONCE])
 def test_a_call_that_may_not_be_repeated_is_not_hedged(hedge):
-    """A call that is not idempotent makes one attempt, however long that takes."""
+    """A call that is not idempotent makes one attempt, however long it takes."""
     asked = []
 
     def call(instance):
@@ -105,14 +105,14 @@ NO_RETRIES = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=0.0))
 
 
 def hedged(budget, retry=NO_RETRIES):
-    """Options of a balancer that hedges at once, in a time that stands still."""
+    """Options of a balancer that hedges at once, with a clock that stands still."""
     policy = HedgePolicy(delay=0.0, budget=budget)
     return {"hedge": policy, "retry": retry, "clock": lambda: 0.0}
 
 
 def test_hedges_have_a_budget_of_their_own(telemetry):
-    """Second attempts are sent while their own budget lasts, though that of retries is empty; what
-    is refused is counted apart from refused retries."""
+    """Second attempts are sent while their own budget lasts, even if that of retries is empty;
+    refused ones are counted apart from refused retries."""
     asked = []
     together = threading.Barrier(2)
 
@@ -174,8 +174,8 @@ def test_the_budget_of_hedges_in_virtual_time(budget, hedges):
 
 
 def test_virtual_time_leaves_no_deadline_behind():
-    """Attempts that overlap in virtual time leave their deadline neither to each other nor to who
-    has run them."""
+    """The deadlines of attempts that overlap in virtual time do not affect each other, nor the
+    caller."""
     world = World()
     balancer = Balancer(BOTH, clock=world.clock)
     left = []
@@ -193,7 +193,7 @@ def test_virtual_time_leaves_no_deadline_behind():
 
 
 def test_hedges_leave_the_retries_alone():
-    """However much is hedged, the retry budget is as full as without hedging."""
+    """However many hedges are sent, the retry budget is as full as without them."""
     plenty = RetryPolicy(budget=RetryBudget(ratio=0.0, reserve=3.0, window=1.0))
     with Balancer(BOTH, **hedged(None, plenty)) as balancer:
         for _ in range(5):
@@ -213,7 +213,7 @@ def test_calls_earn_hedges():
 
 
 def test_one_instance_is_not_asked_twice_at_a_time():
-    """Without another instance there is nobody to hedge with."""
+    """Without another instance there is no hedge."""
     asked = []
 
     def call(instance):
@@ -227,7 +227,7 @@ def test_one_instance_is_not_asked_twice_at_a_time():
 
 
 def test_a_poor_answer_waits_for_the_other():
-    """A first attempt that fails in the end does not end the call while its hedge is under way."""
+    """A first attempt that fails does not end the call while its hedge is in flight."""
     go, asked = threading.Event(), []
 
     def call(instance):
@@ -264,7 +264,7 @@ async def test_a_poor_answer_waits_for_the_other_async():
 
 
 def test_both_fail_and_the_first_tells():
-    """Where both attempts fail the error is that of the call's own attempt, with both told."""
+    """If both attempts fail, the error is that of the call's own attempt, and both are listed."""
 
     def call(instance):
         threading.Event().wait(0.05)
@@ -280,7 +280,7 @@ def test_both_fail_and_the_first_tells():
 
 
 async def test_the_callers_own_exception_comes_through_ungrouped():
-    """An exception of the caller's own leaves as it is, hedged or not."""
+    """The caller's own exception is raised unchanged, hedged or not."""
 
     async def call(instance):
         await anyio.sleep(0.03)
@@ -293,7 +293,7 @@ async def test_the_callers_own_exception_comes_through_ungrouped():
 
 
 def test_the_callers_context_reaches_both_attempts():
-    """Context variables of the caller are seen by each attempt, on whichever thread."""
+    """Each attempt sees the caller's context variables, on any thread."""
     variable = contextvars.ContextVar("variable", default="")
     variable.set("seen")
     first, seen = First(), []
@@ -310,7 +310,7 @@ def test_the_callers_context_reaches_both_attempts():
 
 
 def test_a_slow_instance_costs_little(servers):
-    """An instance that hangs costs a hedged GET a delay; its connection is not waited for."""
+    """If an instance hangs, a hedged GET takes the delay, and does not wait for its connection."""
     gate = Gate()
     bad, good = servers(gate, tells_port)
     with lbclient.Client([bad.url, good.url], hedge=AT_ONCE, strategy="round-robin") as client:
@@ -325,14 +325,14 @@ def test_a_slow_instance_costs_little(servers):
 
 
 def idle_soon(balancer) -> bool:
-    """The slower attempts end on threads of their own."""
+    """Wait until the slower attempts have ended on their threads."""
     done = threading.Event()
     bind(balancer).idle().listen(done.set)
     return done.wait(10)
 
 
 async def test_a_slow_instance_costs_little_async(servers):
-    """The same for async calls; nothing is in flight once the call has returned."""
+    """The same for async calls; nothing is in flight after the call has returned."""
     gate = Gate()
     bad, good = servers(gate, tells_port)
     async with lbclient.AsyncClient(
@@ -345,7 +345,7 @@ async def test_a_slow_instance_costs_little_async(servers):
 
 
 def test_nobody_elses_request_is_interrupted(servers):
-    """Ending the slower attempt ends no other request, wherever its connection has gone since."""
+    """Ending the slower attempt does not end another request that uses its connection meanwhile."""
     dice = random.Random(5)
 
     def echo(connection, request):
@@ -384,7 +384,7 @@ def test_nobody_elses_request_is_interrupted(servers):
 
 
 def test_a_late_answer_is_closed(servers):
-    """The answer of the slower attempt is closed unread; its place is free again."""
+    """The answer of the slower attempt is closed unread, and its slot is released."""
     first, second = servers(slow(0.15), slow(0.15))
     with lbclient.Client([first.url, second.url], hedge=HedgePolicy(delay=0.0)) as client:
         with client.stream("GET", "/") as response:
@@ -504,7 +504,7 @@ def test_an_attempt_that_cancels_itself(cancelled):
 
 
 def test_a_hedged_call_may_be_retried_too(servers):
-    """An instance that dies in the body costs a hedged call nothing: it is retried as any other."""
+    """An instance that dies in the body fails no hedged call: it is retried like any other."""
     bad, good = servers(dies_in_body, tells_port)
     with lbclient.Client([bad.url, good.url], hedge=HedgePolicy(delay=0.5)) as client:
         assert {client.get("/").text for _ in range(10)} == {str(good.port)}
@@ -529,7 +529,7 @@ def test_an_unavailable_answer_does_not_win(servers):
 
 
 def test_a_body_that_cannot_be_sent_twice_is_not_hedged(servers):
-    """A generator's body is sent once, though the call is said to be idempotent."""
+    """A generator's body is sent once, even if the call is marked as idempotent."""
     gate = Gate()
     bad, other = servers(gate, tells_port)
     with lbclient.Client([bad.url, other.url], hedge=HedgePolicy(delay=0.0)) as client:
@@ -541,8 +541,8 @@ def test_a_body_that_cannot_be_sent_twice_is_not_hedged(servers):
 
 
 async def test_neither_attempt_counts_twice(servers, telemetry):
-    """One call has one span and one duration that counts, the winner's; the span and duration of
-    the other attempt say that it lost."""
+    """A call has one span and one duration that counts, the winner's; the span and duration of the
+    other attempt are marked as lost."""
     gate = Gate()
     bad, good = servers(gate, tells_port)
     async with lbclient.AsyncClient(
@@ -564,7 +564,7 @@ async def test_neither_attempt_counts_twice(servers, telemetry):
 
 
 def test_hedging_in_virtual_time():
-    """In virtual time a hedged call takes the delay and what the second attempt takes."""
+    """In virtual time a hedged call takes the delay plus the time of the second attempt."""
     world = World()
     balancer = Balancer(
         BOTH, hedge=HedgePolicy(delay=0.5), strategy="round-robin", clock=world.clock
@@ -590,7 +590,8 @@ def test_hedging_in_virtual_time():
 
 
 def test_the_delay_is_a_percentile_of_what_was_seen():
-    """Without a fixed delay it is the latency that 95 % of recent attempts stayed below."""
+    """Without a fixed delay, the delay is the latency that 95 % of recent attempts did not
+    exceed."""
     hedging = Hedging(HedgePolicy())
     assert hedging.after() is None
     for number in range(1, 101):
@@ -624,13 +625,13 @@ def test_a_delay_has_a_least():
     ],
 )
 def test_what_a_hedge_policy_refuses(wrong):
-    """Bad values are refused at construction, by name."""
+    """Invalid values are refused at construction by an error that names the argument."""
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
         HedgePolicy(**wrong)
 
 
 def test_a_hedge_must_be_a_policy():
-    """`hedge` is a HedgePolicy or None."""
+    """`hedge` must be a HedgePolicy or None."""
     with pytest.raises(TypeError, match=r"hedge must be lbclient.HedgePolicy\(...\) or None"):
         Balancer(BOTH, hedge=0.1)
 

@@ -1,4 +1,4 @@
-"""The opt-in rules, wired: what they do to the calls of a balancer and of a client."""
+"""The opt-in rules as part of a balancer and of a client."""
 
 import collections
 import logging
@@ -31,7 +31,7 @@ NEVER = BreakerPolicy(fail_max=10_000)
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -41,7 +41,7 @@ class Clock:
 
 
 class Service:
-    """Fails some of the calls to its first instance, by dice of its own."""
+    """Fails some of the calls to its first instance, at random."""
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -68,7 +68,8 @@ def standings(balancer):
 
 
 def test_an_outlier_is_ejected_and_comes_back():
-    """Who fails 60 % of its calls, never many in a row, is out after an interval, for a while."""
+    """An instance that fails 60 % of its calls, but never many in a row, is ejected after an
+    interval."""
     clock, service = Clock(), Service(0.6)
     policy = OutlierPolicy(interval=10, ejection=30)
     with Balancer(
@@ -101,7 +102,7 @@ def test_one_of_two_outliers_always_stays():
 
 
 def test_a_limit_is_learned():
-    """Each attempt that is turned away lowers what its instance may have in flight, to one."""
+    """Each rejected attempt lowers the limit of its instance, down to one."""
     rule = AdaptiveLimit(initial=4, least=1, backoff=0.5)
     with Balancer(THREE[:1], limit=rule, breaker=NEVER, retry=None) as balancer:
         with pytest.raises(DeadlineExceeded, match="limit of attempts in flight"):
@@ -114,7 +115,7 @@ def test_a_limit_is_learned():
 
 
 def hold(balancer, many, held=0):
-    """So many leases at a time."""
+    """This many leases at a time."""
     if held == many:
         return held
     with balancer.acquire(deadline=0.05):
@@ -122,7 +123,7 @@ def hold(balancer, many, held=0):
 
 
 def test_a_learned_limit_grows_where_it_is_used():
-    """A limit that is reached and bears it grows by one for a round of calls."""
+    """A limit that is reached without rejections grows by one per round of calls."""
     rule = AdaptiveLimit(initial=1, least=1)
     with Balancer(THREE[:1], limit=rule) as balancer:
         for _ in range(3):
@@ -131,7 +132,7 @@ def test_a_learned_limit_grows_where_it_is_used():
 
 
 async def test_a_limit_is_learned_async():
-    """The same for async calls: who waits has the place of who leaves."""
+    """The same for async calls: a waiting call gets the slot of one that leaves."""
     rule = AdaptiveLimit(initial=1, least=1, most=1)
     async with Balancer(THREE[:1], limit=rule) as balancer:
         async with balancer.acquire():
@@ -146,7 +147,8 @@ async def answers(instance):
 
 
 def test_the_throttle_keeps_calls_back():
-    """A service that turns everything away is sent little more; the rest fails here, by name."""
+    """A service that rejects everything is sent little more; the other calls fail in the client
+    with Throttled."""
     clock, service = Clock(), Service(1.0)
     kept = 0
     with Balancer(
@@ -170,7 +172,7 @@ def test_the_throttle_keeps_calls_back():
 
 
 def test_a_throttled_request_is_a_connect_error(servers):
-    """Out of a client `Throttled` is also an httpx.ConnectError: nothing was sent."""
+    """When a client raises `Throttled`, it is also an httpx.ConnectError: nothing was sent."""
     (server,) = servers(says(503))
     throttle = ThrottlePolicy(most=1.0, minimum_calls=1)
     with lbclient.Client(
@@ -189,7 +191,7 @@ def get_many(client, many):
 
 
 class Growing:
-    """One more instance in the second answer."""
+    """A resolver whose second answer has one more instance."""
 
     def __init__(self) -> None:
         self.known = THREE[:2]
@@ -200,7 +202,8 @@ class Growing:
 
 @pytest.mark.parametrize("strategy", ["weighted", "round-robin", "random"])
 def test_who_joins_warms_up(strategy):
-    """Who joins others gets a small share first, and its fair share after the window."""
+    """An instance that joins others gets a small share first, and its fair share after the
+    window."""
     clock, resolver = Clock(), Growing()
     with Balancer(
         resolver,
@@ -227,7 +230,7 @@ def shares(balancer, many):
 
 
 def test_who_recovers_warms_up():
-    """An instance whose breaker has closed again, or that was ejected, comes back gently."""
+    """An instance whose breaker has closed again, or that was ejected, also warms up."""
     clock, service = Clock(), Service(1.0)
     with Balancer(
         THREE[:2],
@@ -252,7 +255,8 @@ def test_who_recovers_warms_up():
 
 
 def test_a_rate_of_faults_opens_the_breaker():
-    """Half of the calls failing, by turns, never fails many in a row; the rate sees it."""
+    """If every second call fails there are never many faults in a row, but the rate opens the
+    breaker."""
     clock, turn = Clock(), iter(range(1000))
     policy = BreakerPolicy(failure_rate=0.5, minimum_calls=10)
 
@@ -269,7 +273,8 @@ def test_a_rate_of_faults_opens_the_breaker():
 
 
 def test_slow_calls_open_the_breaker():
-    """A service that answers everything, but slowly, trips where slow calls are counted."""
+    """A service that answers everything, but slowly, opens the breaker if slow calls are
+    counted."""
     clock = Clock()
     policy = BreakerPolicy(slow_rate=0.8, slow_after=2.0, minimum_calls=5, window=60)
 
@@ -284,7 +289,7 @@ def test_slow_calls_open_the_breaker():
 
 
 def test_an_observing_breaker_refuses_nothing(caplog):
-    """In a dry run the states move and are told, and every call is sent all the same."""
+    """In a dry run the states change and are reported, but every call is sent."""
     clock, service = Clock(), Service(1.0)
     policy = BreakerPolicy(fail_max=3, observe=True)
     caplog.set_level(logging.INFO, "lbclient")
@@ -324,13 +329,13 @@ def test_what_an_observing_breaker_would_refuse_is_counted(telemetry):
 )
 @pytest.mark.parametrize("kind", [Balancer, lbclient.Client, lbclient.AsyncTransport])
 def test_what_rules_refuse(kind, wrong, text):
-    """A rule that is none is refused, by name, and what would do is named."""
+    """An invalid rule is refused by an error that names the argument and what is allowed."""
     with pytest.raises(TypeError, match=text):
         kind(["http://10.0.0.1:1"], **wrong)
 
 
 def test_all_of_it_at_once(servers):
-    """Every option together serves calls over sockets as before."""
+    """With every option together, calls over sockets still work."""
     instances = servers(tells_port, tells_port, says(503))
     with lbclient.Client(
         [one.url for one in instances],
@@ -372,7 +377,7 @@ def attempt_many(balancer, service, many):
 
 
 class Learns:
-    """Keeps what it is told."""
+    """Records what it is told."""
 
     def __init__(self) -> None:
         self.told = []
@@ -387,7 +392,7 @@ class Learns:
 
 
 def test_a_strategy_may_learn(caplog):
-    """A strategy with `ended` is told of each attempt; what it raises is logged (C18)."""
+    """A strategy with `ended` is told of each attempt; its exceptions are logged (C18)."""
     clock, strategy, service = Clock(), Learns(), Service(1.0)
 
     def call(instance):
@@ -405,7 +410,7 @@ def test_a_strategy_may_learn(caplog):
 
 
 def test_a_retry_that_finds_no_place_blocks_nobody():
-    """An answer to be retried gives its place back while it waits, and the line goes on."""
+    """An answer to be retried gives back its slot while it waits, so other calls continue."""
     scenario = Scenario(
         [Server("a", until_capacity(constant(0.1), 2, 503))],
         Open(rate=50, seconds=4),
@@ -420,7 +425,7 @@ def test_a_retry_that_finds_no_place_blocks_nobody():
 
 
 def test_a_fault_is_forgiven():
-    """An instance that failed has its share of an idle service's calls again, in seconds."""
+    """On an idle service, an instance that failed has its share of calls again within seconds."""
     clock, service = Clock(), Service(1.0)
     with Balancer(
         THREE[:2], clock=clock, strategy="least-busy", rng=random.Random(1), retry=None

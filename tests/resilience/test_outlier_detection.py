@@ -1,4 +1,4 @@
-"""Outliers: who fails far more often than its peers is ejected for a while."""
+"""Outliers: an instance that fails far more often than its peers is ejected for a time."""
 
 import random
 from collections import Counter
@@ -18,7 +18,7 @@ def peers(number):
 
 
 class Bench:
-    """A tier, a tally, and a time of the test's own; ejections are carried out as the core does."""
+    """A tier, a tally, and the test's own clock; ejections are applied as the engine does."""
 
     def __init__(self, number, seed=1, **policy):
         self.policy = OutlierPolicy(**policy)
@@ -32,7 +32,7 @@ class Bench:
         return one.ejected_until <= self.now and one not in self.absent
 
     def gather(self, *faults, calls=100):
-        """So many faults in so many calls of each, in that order."""
+        """This many faults in this many calls of each, in that order."""
         for one, bad in zip(self.tier, faults, strict=True):
             for call in range(calls):
                 self.outliers.count(one, fault=call < bad, now=self.now)
@@ -65,13 +65,13 @@ class Bench:
     ],
 )
 def test_policy_is_checked(wrong, named):
-    """K4, K8: what is no policy is refused at construction, and the argument is named."""
+    """K4, K8: an invalid policy is refused at construction by an error that names the argument."""
     with pytest.raises(ValueError, match=named):
         OutlierPolicy(**wrong)
 
 
 def test_policy_wants_numbers():
-    """K4: text is no number, and a fraction no count."""
+    """K4: text is not a number, and a fraction is not a count."""
     with pytest.raises(TypeError, match="interval"):
         OutlierPolicy(interval="10")
     with pytest.raises(TypeError, match="minimum_calls"):
@@ -79,7 +79,7 @@ def test_policy_wants_numbers():
 
 
 def test_the_interval_begins_with_the_first_outcome():
-    """The verdict is due once `interval` has passed since the first outcome, and again after each
+    """Verdicts are due once `interval` has passed since the first outcome, and again after each
     verdict."""
     outliers, (one,) = Outliers(OutlierPolicy(), random.Random(1)), peers(1)
     due = [outliers.count(one, fault=False, now=now) for now in (50.0, 59.9, 60.0, 60.1)]
@@ -91,19 +91,20 @@ def test_the_interval_begins_with_the_first_outcome():
 
 @pytest.mark.parametrize("number", range(2, 10))
 def test_one_far_below_its_peers_is_ejected(number):
-    """I14: of 2 to 9 instances the one that fails 40 % is ejected, and nobody else."""
+    """I14: of 2 to 9 instances the one that fails 40 % is ejected, and no other."""
     bench = Bench(number)
     assert set(bench.interval(40, *[2] * (number - 1))) == {0}
 
 
 def test_the_margin_is_to_be_exceeded():
-    """Exactly `margin` below its peers is no outlier; one call in a thousand more is."""
+    """Exactly `margin` below its peers is not an outlier; one more failed call in a thousand is."""
     assert Bench(3).interval(300, 0, 0, calls=1000) == {}
     assert set(Bench(3).interval(301, 0, 0, calls=1000)) == {0}
 
 
 def test_peers_are_pooled_by_calls():
-    """A peer weighs as much as it was called: one bad peer of many calls makes 40 % no outlier."""
+    """A peer counts in proportion to its calls: with one bad peer that has many calls, 40 % is no
+    outlier."""
     bench = Bench(3)
     bench.gather(40, 0, 0)
     assert set(bench.judge()) == {0}
@@ -115,7 +116,8 @@ def test_peers_are_pooled_by_calls():
 
 
 def test_few_calls_prove_nothing():
-    """With fewer than `minimum_calls`, of it or of its peers together, there is no verdict."""
+    """With fewer than `minimum_calls`, of the instance or of its peers together, there is no
+    verdict."""
     assert Bench(2).interval(19, 0, calls=19) == {}
     assert set(Bench(2).interval(20, 0, calls=20)) == {0}
     for place, own in enumerate([100, 19]):  # many calls of the one make up for nothing
@@ -127,15 +129,15 @@ def test_few_calls_prove_nothing():
 
 
 def test_all_alike_are_no_outliers():
-    """I19: where all fail alike, however much, nobody is ejected."""
+    """I19: if all fail alike, at any rate, none is ejected."""
     for faults in (0, 50, 100):
         assert Bench(5).interval(*[faults] * 5) == {}
 
 
 @pytest.mark.parametrize(("number", "most"), [(1, 0), (2, 1), (5, 1), (6, 2), (9, 3), (30, 10)])
 def test_at_most_a_fraction_is_out(number, most):
-    """I19: at most `max_ejected` of a tier is out at the same time, one at least, of one nobody;
-    an ejection that lasts counts in the next interval too."""
+    """I19: at most `max_ejected` of a tier is out at the same time, but always one of two or more,
+    and never the only one; an ejection that lasts counts in the next interval too."""
     bench = Bench(number, ejection=300.0)
     bad = (number - 1) // 2 or 1
     faults = [100] * bad + [0] * (number - bad)
@@ -145,13 +147,13 @@ def test_at_most_a_fraction_is_out(number, most):
 
 
 def test_the_worst_goes_first():
-    """Where not all outliers may be out, those with the largest share of faults are."""
+    """If not all outliers may be ejected, those with the largest share of faults are."""
     bench = Bench(9, max_ejected=0.23)
     assert set(bench.interval(75, 0, 90, 0, 0, 80, 0, 0, 0)) == {2, 5}
 
 
 def test_the_last_in_the_rotation_stays():
-    """An outlier whose peers are all kept out by something else is not ejected."""
+    """An outlier is not ejected if all its peers are out of rotation for other reasons."""
     bench = Bench(3)
     bench.absent = set(bench.tier[1:])
     assert bench.interval(40, 0, 0) == {}
@@ -163,7 +165,8 @@ def test_the_last_in_the_rotation_stays():
 
 
 def test_each_tier_for_itself():
-    """Peers are those of the same tier: a bad second tier loses nobody where all of it is bad."""
+    """Peers are those of the same tier: in a bad second tier, whose instances all fail, none is
+    ejected."""
     bench = Bench(4)
     first, second = bench.tier[:2], bench.tier[2:]
     bench.gather(0, 0, 90, 90)
@@ -176,8 +179,8 @@ def test_each_tier_for_itself():
 
 
 def test_each_ejection_is_longer():
-    """I17: the n-th ejection of late lasts n times as long, up to `ejection_max`; half of it is
-    dice."""
+    """I17: the n-th recent ejection lasts n times as long, up to `ejection_max`; half of it is
+    random."""
     lengths = [[] for _ in range(5)]
     for seed in range(200):
         bench = Bench(2, seed, ejection=30.0, ejection_max=100.0)
@@ -191,8 +194,8 @@ def test_each_ejection_is_longer():
 
 
 def test_health_is_remembered_too():
-    """I17: each interval in the rotation as no outlier takes one ejection back; intervals that it
-    was out, or no more than partly in, do not."""
+    """I17: each interval in rotation without being an outlier cancels one ejection; intervals in
+    which it was out, even partly, do not."""
     bench = Bench(2, ejection=10.0, ejection_max=1000.0)
 
     def times():
@@ -218,7 +221,7 @@ def test_health_is_remembered_too():
 
 
 def test_a_bad_interval_heals_nobody():
-    """I17: an outlier that could not be ejected is not taken for healthy."""
+    """I17: an outlier that could not be ejected does not count as healthy."""
     bench = Bench(2)
     bench.interval(50, 0)
     bench.tier[0].ejected_until = 0.0
@@ -229,7 +232,7 @@ def test_a_bad_interval_heals_nobody():
 
 @pytest.mark.parametrize("asleep", [10.0, 600.0])
 def test_an_interval_overslept_is_void(asleep):
-    """C26: after the process was stopped nobody is ejected for what was counted before."""
+    """C26: after the process was stopped, nothing that was counted before causes an ejection."""
     bench = Bench(2)
     bench.gather(100, 0)
     bench.now += 10.0 + asleep
@@ -242,7 +245,7 @@ def test_an_interval_overslept_is_void(asleep):
 
 
 def test_who_has_left_is_let_go():
-    """S7: after the verdicts the tally holds none of those who have left."""
+    """S7: after the verdicts the tally has no instances that have left."""
     bench = Bench(3)
     bench.interval(90, 0, 0)
     bench.gather(0, 0, 0)
@@ -255,7 +258,7 @@ def test_who_has_left_is_let_go():
 
 
 def test_another_machine_starts_clean():
-    """What is forgotten counts neither for a verdict nor for the length of an ejection."""
+    """Forgotten counts affect neither a verdict nor the length of an ejection."""
     bench = Bench(2)
     bench.interval(90, 0)
     bench.tier[0].ejected_until = 0.0
@@ -277,8 +280,8 @@ def test_another_machine_starts_clean():
     rounds=st.integers(1, 3),
 )
 def test_verdicts_keep_their_promises(faults, out, absent, share, margin, rounds):
-    """Whatever happened: nobody is ejected twice, the cap holds, whoever is ejected fails more than
-    the mean, and a tier that had somebody in the rotation still has."""
+    """In every case none is ejected twice, the cap holds, an ejected instance fails more than the
+    mean, and a tier that had an instance in rotation still has one."""
     number = len(faults)
     bench = Bench(number, max_ejected=share, margin=margin)
     for place in out:
@@ -301,8 +304,9 @@ def test_verdicts_keep_their_promises(faults, out, absent, share, margin, rounds
 
 
 def faults_seen(number, seed, *, minutes, ejecting):
-    """Of a service whose first instance fails 40 % and the others 1 %: the share of faults that
-    callers see at 20 calls a second each, who was ejected, and the seconds until the first was."""
+    """For a service whose first instance fails 40 % and the others 1 %: the share of faults that
+    callers see at 20 calls a second each, the ejected instances, and the seconds until the first
+    ejection."""
     bench, faults, calls = Bench(number, seed), 0, 0
     ejected, first = Counter(), None
     for tick in range(minutes * 60 * 20):
@@ -321,8 +325,9 @@ def faults_seen(number, seed, *, minutes, ejecting):
 
 @pytest.mark.parametrize("number", [2, 3, 9])
 def test_ejection_spares_the_callers(number):
-    """I14: an instance that fails 40 % at random is out within two intervals, again and again; over
-    ten minutes callers see less than a quarter of its faults, and no healthy one is ejected."""
+    """I14: an instance that fails 40 % at random is ejected within two intervals, again and again;
+    over ten minutes callers see less than a quarter of its faults, and no healthy one is
+    ejected."""
     plain, _, _ = faults_seen(number, 5, minutes=1, ejecting=False)
     spared, ejected, first = faults_seen(number, 5, minutes=10, ejecting=True)
     assert set(ejected) == {0}

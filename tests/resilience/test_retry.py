@@ -1,4 +1,4 @@
-"""The retry budget and the delays, in a time of the test's own."""
+"""The retry budget and the delays, with the test's own clock."""
 
 import random
 
@@ -50,7 +50,7 @@ def test_what_was_never_sent_is_tried_at_once():
 
 
 def test_back_off_comes_first_where_the_verdict_says_so():
-    """I22: out of file descriptors, even what was never sent waits."""
+    """I22: without file descriptors, even a retry of an attempt that was never sent waits."""
     verdict = Verdict(fault=False, again="always", backoff=True)
     assert delays(RetryPolicy(), 1, verdict=verdict)[0] > 0.0
 
@@ -66,19 +66,19 @@ def test_back_off_comes_first_where_the_verdict_says_so():
     ],
 )
 def test_who_may_go_on(again, repeatable, goes_on):
-    """What may have been carried out is repeated for idempotent calls only."""
+    """A call that may have been carried out is repeated only if it is idempotent."""
     verdict = Verdict(fault=True, again=again)
     (delay,) = delays(RetryPolicy(), 1, verdict=verdict, repeatable=repeatable)
     assert (delay is not None) is goes_on
 
 
 def test_a_body_that_cannot_be_replayed_ends_it():
-    """C11: without its body there is no second send."""
+    """C11: if its body cannot be sent again, a call is not retried."""
     assert delays(RetryPolicy(), 1, replayable=False) == [None]
 
 
 def test_a_delay_that_would_overrun_the_deadline_ends_it():
-    """C16: the deadline is asked before the sleep."""
+    """C16: the deadline is checked before the delay."""
     policy = RetryPolicy(backoff=1.0)
     assert delays(policy, 1, deadline=0.0001, verdict=Verdict(fault=True, again="idempotent")) == [
         None
@@ -86,21 +86,23 @@ def test_a_delay_that_would_overrun_the_deadline_ends_it():
 
 
 def test_a_rest_of_all_is_waited_for_up_to_backoff_max():
-    """I12, S11: where all instances rest the delay is their rest, and `backoff_max` at most."""
+    """I12, S11: if all instances back off, the delay is their back-off, but at most
+    `backoff_max`."""
     policy = RetryPolicy(backoff=0.0, backoff_max=1.0)
     assert delays(policy, 1, pause=0.4) == [0.4]
     assert delays(policy, 1, pause=1e9) == [1.0]
 
 
 def test_a_call_waits_for_rests_no_longer_than_backoff_max_in_all():
-    """S11: however often a call is tried, it sleeps `backoff_max` for `Retry-After` at the most."""
+    """S11: however often a call is retried, it sleeps at most `backoff_max` in total for
+    `Retry-After`."""
     policy = RetryPolicy(attempts=6, backoff=0.0, backoff_max=1.0)
     slept = delays(policy, 5, pause=0.4)
     assert slept == pytest.approx([0.4, 0.4, 0.2, 0.0, 0.0])
 
 
 def test_the_budget_is_asked_last_and_before_the_sleep():
-    """A retry that the deadline forbids takes nothing out of the budget."""
+    """A retry that the deadline prevents takes nothing from the budget."""
     retries = RetryRules(RetryPolicy(backoff=1.0), random.Random(1))
     before = retries.budget.balance(0.0)
     assert RetryController(retries).delay(turn(deadline=0.0001)) is None
@@ -110,7 +112,7 @@ def test_the_budget_is_asked_last_and_before_the_sleep():
 
 
 def test_the_budget_refuses():
-    """With nothing in the budget the outcome stands, and that is told."""
+    """With an empty budget the outcome is final, and the reason is recorded."""
     policy = RetryPolicy(budget=RetryBudget(ratio=0, reserve=0))
     asked = turn()
     assert RetryController(RetryRules(policy, random.Random(1))).delay(asked) is None
@@ -118,7 +120,8 @@ def test_the_budget_refuses():
 
 
 def test_the_budget_over_its_window():
-    """`reserve` a second and `ratio` a call, over a sliding window, and never below zero."""
+    """The budget has `reserve` per second and `ratio` per call, over a sliding window, and never
+    falls below zero."""
     budget = Budget(RetryBudget(ratio=0.2, reserve=1.0, window=10.0))
     assert sum(budget.withdraw(0.0) for _ in range(50)) == 10
     for _ in range(10):
@@ -130,7 +133,7 @@ def test_the_budget_over_its_window():
 
 
 def test_the_budget_costs_the_same_after_many_calls():
-    """S7: the account is kept in slices, not by call."""
+    """S7: the budget stores slices of time, not calls."""
     budget = Budget(RetryBudget())
     for step in range(100_000):
         budget.deposit(step / 1000)

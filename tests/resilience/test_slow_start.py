@@ -1,4 +1,4 @@
-"""Slow start: an instance that has just come gets its share little by little."""
+"""Slow start: ramps up the traffic to a new instance."""
 
 import math
 import random
@@ -32,7 +32,7 @@ from lbclient.strategy.weighted import Weighted
     ],
 )
 def test_policy_is_checked(wrong, named):
-    """K4: what is no policy is refused at construction, and the argument is named."""
+    """K4: an invalid policy is refused at construction by an error that names the argument."""
     with pytest.raises(ValueError, match=named):
         SlowStart(**wrong)
 
@@ -71,7 +71,7 @@ def test_the_factor_only_grows(window, aggression, least, ages):
 
 
 def test_who_is_warm_throws_no_dice():
-    """A pick of an instance that is warm stands, and costs no die."""
+    """A pick of an instance that is warm is kept, and needs no random number."""
     rng = random.Random(1)
     before = rng.getstate()
     assert SlowStart().stands(0.0, 30.0, rng)
@@ -80,7 +80,7 @@ def test_who_is_warm_throws_no_dice():
 
 
 def test_a_pick_stands_as_often_as_the_factor_says():
-    """Ten seconds into thirty, a third of the picks stand."""
+    """Ten seconds into thirty, a third of the picks are kept."""
     rng = random.Random(1)
     stood = sum(SlowStart().stands(100.0, 110.0, rng) for _ in range(10_000))
     assert stood == pytest.approx(3333, abs=150)
@@ -88,7 +88,7 @@ def test_a_pick_stands_as_often_as_the_factor_says():
 
 @dataclass
 class Asked:
-    """What a strategy is told of a call."""
+    """What a strategy is told about a call."""
 
     rng: random.Random = field(default_factory=lambda: random.Random(7))
     now: float = 0.0
@@ -96,7 +96,7 @@ class Asked:
 
 
 class Fleet:
-    """Equal instances; the first so many came at the time 0, the others long ago."""
+    """Equal instances; the first ones came at time 0, the others long ago."""
 
     def __init__(self, strategy, number, warming, slow_start, weights=None):
         self.strategy = strategy
@@ -118,7 +118,7 @@ class Fleet:
         )
 
     def shares(self, since, until, picks):
-        """Each one's share of so many picks, spread evenly over a time."""
+        """The share of each instance of this many picks, spread evenly over a period."""
         step = (until - since) / picks
         seen = Counter(self.pick(since + step * (n + 0.5)) for n in range(picks))
         return [seen[one] / picks for one in self.endpoints]
@@ -128,7 +128,7 @@ class Fleet:
 @pytest.mark.parametrize("aggression", [0.5, 1.0, 2.0])
 def test_the_share_follows_the_formula(make, aggression):
     """I18: of four equal instances the one that warms up has, in each tenth of the window, the
-    share that its factor gives it, never more than its fair share; the others share the rest."""
+    share that its factor gives, and never more than its fair share; the others share the rest."""
     slow_start = SlowStart(30.0, aggression)
     fleet = Fleet(make(), 4, 1, slow_start)
     for tenth in range(12):
@@ -142,8 +142,8 @@ def test_the_share_follows_the_formula(make, aggression):
 
 
 def test_weights_are_thinned_too():
-    """The factor is one of the weight: one of weight 3 beside three of weight 1 begins with a tenth
-    of its weight."""
+    """The factor applies to the weight: an instance of weight 3 among three of weight 1 begins with
+    a tenth of its weight."""
     fleet = Fleet(Weighted(), 4, 1, SlowStart(), weights=[3.0, 1.0, 1.0, 1.0])
     (share, *_) = fleet.shares(0.0, 3.0, 8000)
     assert share == pytest.approx(0.3 / 3.3, abs=0.015)
@@ -154,15 +154,15 @@ def test_weights_are_thinned_too():
 @pytest.mark.parametrize("make", [Random, RoundRobin, Weighted])
 @pytest.mark.parametrize(("number", "warming"), [(4, 4), (5, 4), (8, 4), (11, 10), (9, 8)])
 def test_no_cold_instance_gets_more_than_its_fair_share(make, number, warming):
-    """I18: however many warm up at once, and wherever they stand in the rotation, none of them has
-    more than its fair share of the picks."""
+    """I18: however many warm up at once, and whatever their order, none of them has more than its
+    fair share of the picks."""
     fleet = Fleet(make(), number, warming, SlowStart())
     shares = fleet.shares(0.0, 3.0, 20_000)
     assert max(shares[:warming]) <= 1.05 / number + 0.005
 
 
 def test_least_busy_warms_up_too():
-    """I18: with ten calls in flight the less busy of two warms up faster than the factor says, but
+    """I18: with ten calls in flight the least busy of two warms up faster than the factor, but
     begins with less than half of a fair share, and never exceeds it."""
     fleet, flying = Fleet(LeastBusy(), 4, 1, SlowStart()), deque()
     shares = []
@@ -183,7 +183,7 @@ def test_least_busy_warms_up_too():
 
 
 def test_the_strategy_is_asked_at_most_four_times():
-    """A pick ends, also where nobody is warm."""
+    """A pick is always made, even if no instance is warm."""
     asked = []
     slow_start = SlowStart(least=1e-9)
     picked = slow_start.thinned(

@@ -1,4 +1,4 @@
-"""Client-side throttling: a service that refuses most of what it is sent is sent less."""
+"""Client-side throttling: a service that refuses most calls is sent fewer."""
 
 import random
 from collections import deque
@@ -23,7 +23,7 @@ from lbclient.resilience.throttle import Throttle, ThrottlePolicy
     ],
 )
 def test_policy_is_checked(wrong, named):
-    """K4: what is no policy is refused at construction, and the argument is named."""
+    """K4: an invalid policy is refused at construction by an error that names the argument."""
     with pytest.raises(ValueError, match=named):
         ThrottlePolicy(**wrong)
 
@@ -57,13 +57,13 @@ def test_the_formula(accepts, refusals, chance):
 
 
 def test_k_is_how_much_more_is_sent():
-    """With a larger k it takes more refusals."""
+    """With a larger k, more refusals are needed."""
     assert told(ThrottlePolicy(k=4), 25, 75).chance(1.0) == 0
     assert told(ThrottlePolicy(k=1), 25, 75).chance(1.0) == 75 / 101
 
 
 def test_what_fails_here_counts_as_a_request():
-    """Refusals of our own feed the chance, or it would not follow demand."""
+    """Calls that the throttle refuses count as requests, so that the chance follows the demand."""
     throttle, rng = told(ThrottlePolicy(minimum_calls=1), 0, 3), random.Random(1)
     while throttle.admits(0.0, rng):
         assert throttle.chance(0.0) == 3 / 4
@@ -80,7 +80,7 @@ def test_calls_under_way_are_not_held_against_the_service():
 
 
 def test_a_service_that_accepts_throws_no_dice():
-    """While the service accepts, no die is thrown: other decisions keep their dice."""
+    """While the service accepts, no random number is drawn: other decisions keep theirs."""
     rng = random.Random(1)
     before = rng.getstate()
     assert told(ThrottlePolicy(), 10, 10).admits(0.0, rng)
@@ -88,7 +88,7 @@ def test_a_service_that_accepts_throws_no_dice():
 
 
 def test_the_window_slides():
-    """What is older than the window counts no more; what is younger does in full."""
+    """Counts older than the window are dropped; newer ones count fully."""
     throttle = told(ThrottlePolicy(minimum_calls=1), 0, 100, now=0.0)
     for _ in range(60):
         throttle.accepted(60.0)
@@ -100,7 +100,7 @@ def test_the_window_slides():
 
 
 def test_a_window_overslept_is_empty():
-    """C26: after the process was stopped, nothing from before counts."""
+    """C26: after the process was stopped, no earlier count applies."""
     throttle = told(ThrottlePolicy(), 0, 1000)
     assert throttle.chance(600.0) == 0.0
     assert not throttle._window._slices
@@ -109,7 +109,8 @@ def test_a_window_overslept_is_empty():
 
 
 def test_the_state_stays_small():
-    """S7: however many outcomes are counted, in one window or in many, nothing is kept of each."""
+    """S7: however many outcomes are counted, in one window or in many, no single outcome is
+    stored."""
     for step in (0.001, 1.0):
         throttle = Throttle(ThrottlePolicy())
         for n in range(5000):
@@ -125,8 +126,8 @@ def test_the_state_stays_small():
     most=st.floats(0.01, 1.0),
 )
 def test_the_counts_are_those_of_the_window(steps, k, most):
-    """Whatever happened, the counts lie between those of the window and of the window less one
-    slice, the chance lies between 0 and `most`, and the state is never more than 25 slices."""
+    """In every case the counts lie between those of the window and of the window less one slice,
+    the chance lies between 0 and `most`, and there are at most 25 slices."""
     window, now, log = 120.0, 0.0, []
     throttle = Throttle(ThrottlePolicy(k, window, most))
     for step, accepts in steps:
@@ -142,7 +143,7 @@ def test_the_counts_are_those_of_the_window(steps, k, most):
 
 
 class Service:
-    """Accepts so many calls a second, refuses the others, and answers after a time."""
+    """Accepts this many calls a second, refuses the others, and answers after a time."""
 
     def __init__(self, policy, seed=1, latency=0.2):
         self.throttle = Throttle(policy)
@@ -178,8 +179,8 @@ def test_a_service_that_has_enough_is_left_alone():
 
 
 def test_an_overloaded_service_is_sent_twice_what_it_accepts():
-    """I16: at a demand of ten times the capacity the service gets k times its capacity, not ten
-    times, and still accepts all it can."""
+    """I16: with a demand of ten times the capacity, the service is sent k times its capacity, not
+    ten times, and still accepts all it can."""
     service = Service(ThrottlePolicy(k=2.0))
     service.run(240, demand=100, capacity=10)
     sent, accepted = service.run(240, demand=100, capacity=10)
@@ -188,7 +189,7 @@ def test_an_overloaded_service_is_sent_twice_what_it_accepts():
 
 
 def test_an_outage_is_found_to_be_over():
-    """I16: in an outage a tenth is still sent, and two windows after its end everything is."""
+    """I16: in an outage a tenth is still sent, and two windows after its end everything."""
     service = Service(ThrottlePolicy())
     service.run(300, demand=50, capacity=100)
     service.run(240, demand=50, capacity=0)

@@ -17,19 +17,19 @@ from lbclient.strategy.registry import BY_NAME
 
 
 def down(*names):
-    """A health check that these fail."""
+    """A health check that these instances fail."""
     return lambda instance: instance.host not in names
 
 
 def flapping(*results):
-    """A health check that comes out like this, over and over."""
+    """A health check with these results, repeated."""
     result = itertools.cycle(results)
     return lambda _: next(result)
 
 
 def call(name, *values, **named):
-    """The text of a call, of strategies that draw its arguments' text; one that is None is left
-    out."""
+    """The text of a call, from strategies that draw its arguments' text; an argument that is None
+    is left out."""
     keys = list(named)
 
     def text(drawn):
@@ -193,7 +193,7 @@ runs = call(
 
 
 def callers(*names):
-    """A `fair_by` by which these call in turn."""
+    """A `fair_by` with which these callers take turns."""
     caller = itertools.cycle(names)
     return lambda _: next(caller)
 
@@ -213,7 +213,7 @@ ERRORS = {
 
 
 class Errors(logging.Handler):
-    """What the log says that no run may cause: a strategy or a judge that failed."""
+    """Log lines that no run may cause: a strategy or a judge that failed."""
 
     def __init__(self):
         super().__init__(logging.ERROR)
@@ -238,7 +238,7 @@ def simulated(run):
 
 
 def check(run):
-    """Run a line, and look at all that came of it."""
+    """Run a line, and check everything that results."""
     with Errors() as errors:
         report = simulated(run)
     assert errors.texts == []
@@ -252,7 +252,7 @@ def check(run):
 
 
 def adds_up(report):
-    """Nothing is counted twice, or not at all."""
+    """Each request is counted exactly once."""
     assert sum(one.attempts for one in report.outcomes) == len(report.sent)
     assert sum(sum(many.values()) for many in report.answered.values()) == len(report.sent)
     assert sum(report.endings().values()) == len(report.outcomes)
@@ -273,8 +273,8 @@ def adds_up(report):
 )
 @given(runs)
 def test_no_run_breaks_a_rule(run):
-    """Any service under any load by any rules: no invariant is broken, every request is answered,
-    no strategy fails, and the report adds up."""
+    """For any service, load and rules: no invariant is broken, every request is answered, no
+    strategy fails, and the report adds up."""
     check(run)
 
 
@@ -282,7 +282,7 @@ def test_no_run_breaks_a_rule(run):
 @settings(max_examples=200, derandomize=True, database=None, deadline=None)
 @given(runs, some((), (1, 2), (1, 1, 1, 2), (None, 1, 2, 3, 4, 5)))
 def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
-    """The same where callers take turns in line."""
+    """The same if callers take turns."""
     check(f"{run[:-1]}, fair_by=callers(*{names}))" if names != "()" else run)
 
 
@@ -290,7 +290,7 @@ def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
 @settings(max_examples=50, derandomize=True, database=None, deadline=None)
 @given(runs)
 def test_a_run_is_a_function_of_its_seed(run):
-    """A run takes the same decisions again, and also where nobody looks at the invariants."""
+    """A run makes the same decisions again, even if the invariants are not checked."""
     with Errors():
         trace = simulated(run).trace
         assert simulated(run).trace == trace
@@ -337,13 +337,13 @@ def test_some_runs_break_no_rule(run):
     ids=["one-place-in-all", "three-places-in-all"],
 )
 def test_a_place_in_all_wakes_a_retry(run):
-    """Where a limit on all instances together holds a retry up, a place that comes free anywhere
-    is for it."""
+    """If the limit of all instances together delays a retry, any slot that is released is for
+    it."""
     check(run)
 
 
 def test_the_end_of_a_pause_is_noted_in_line():
-    """Calls that waited before an instance was paused look when the pause ends."""
+    """Calls that waited before an instance was paused check again when the pause ends."""
     run = (
         "simulate(Scenario([Server('s0', answers(constant(0.0)), joins=0.2, weight=3, "
         "priority=2), Server('s1', answers(constant(0.1), body=0.05), joins=0.2), "

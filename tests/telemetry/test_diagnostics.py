@@ -1,4 +1,4 @@
-"""What logs, metrics and errors say of the things that go wrong."""
+"""What logs, metrics and errors say about failures."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ ONE, TWO = Instance("10.0.0.1", 80), Instance("10.0.0.2", 80)
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -40,7 +40,7 @@ class Clock:
 
 @pytest.fixture
 def log(caplog):
-    """The lines that lbclient has logged: `LEVEL text`, and `!` where a traceback follows."""
+    """The lines that lbclient has logged: `LEVEL text`, and `!` if a traceback follows."""
     caplog.set_level(logging.INFO, "lbclient")
 
     def lines():
@@ -75,8 +75,8 @@ class Told:
 
 
 def test_repeated_failures_are_counted():
-    """Of failures without end the first is logged with its traceback, then their number at powers
-    of ten."""
+    """Of endless failures the first is logged with its traceback, then their number at powers of
+    ten."""
     told, error = Told(), ValueError("mine")
     for _ in range(1000):
         told.fail(error=error)
@@ -89,7 +89,8 @@ def test_repeated_failures_are_counted():
 
 
 def test_recovery_is_logged_with_the_count():
-    """When it works again, that and the number of failures are logged; so is the next failure."""
+    """When it works again, that and the number of failures are logged, and so is the next
+    failure."""
     told = Told()
     for _ in range(3):
         told.fail(error=ValueError())
@@ -103,7 +104,7 @@ def test_recovery_is_logged_with_the_count():
 
 
 def test_each_type_of_error_is_logged_once():
-    """An error of another type is another change; however many types there are, they end."""
+    """An error of another type is logged too, up to a limited number of types."""
     told = Told()
     for turn in range(100):
         told.fail(error=ValueError())
@@ -112,7 +113,8 @@ def test_each_type_of_error_is_logged_once():
 
 
 def test_failing_by_turns_is_no_log_per_call():
-    """What fails and works by turns is logged ever more seldom, until it was quiet for a minute."""
+    """Alternating failures and successes are logged more and more rarely, until there was no
+    failure for a minute."""
     told = Told()
     for turn in range(1000):
         told.fail(turn * 0.01, ValueError())
@@ -123,7 +125,7 @@ def test_failing_by_turns_is_no_log_per_call():
 
 
 class Broken:
-    """A strategy that raises in all that it does, while it is `bad`."""
+    """A strategy whose methods all raise while it is `bad`."""
 
     bad = True
 
@@ -139,7 +141,7 @@ class Broken:
 
 def test_strategy_that_raises(log):
     """A strategy that raises is logged once with its traceback, with counts, and when it works
-    again, and each line names the service."""
+    again; each line names the service."""
     strategy = Broken()
     with Balancer([ONE], strategy=strategy, name="orders") as balancer:
         for _ in range(12):
@@ -160,7 +162,7 @@ def test_strategy_that_raises(log):
 
 
 def test_strategy_that_picks_nonsense(log):
-    """A strategy that returns what is no candidate is logged on change too."""
+    """A strategy that returns something other than a candidate is logged in the same way."""
 
     class Nonsense:
         def pick(self, *_):
@@ -196,7 +198,8 @@ def test_listener_that_raises(log):
 
 
 def test_judge_that_raises(log):
-    """A judge that raises is logged with its traceback once, then counted, and so is its end."""
+    """A judge that raises is logged with its traceback once, then counted, and when it works
+    again."""
     bad = True
 
     def judge(_):
@@ -219,7 +222,7 @@ def test_judge_that_raises(log):
 
 @worlds
 def test_late_answers_that_fail_to_close(world, log):
-    """Where the slower answer of each hedged call fails to close, that is logged on change."""
+    """If the slower answer of each hedged call fails to close, that is logged when it changes."""
     bad = lbclient.Verdict(fault=True, again="always", backoff=True)
 
     def judge(answer):
@@ -254,7 +257,7 @@ def test_late_answers_that_fail_to_close(world, log):
 
 
 def test_transports_that_fail_to_close(log):
-    """A caller's transports that raise when they are closed are logged on change."""
+    """A caller's transports that raise when they are closed are logged when that changes."""
 
     class Stuck(httpx.MockTransport):
         def close(self):
@@ -339,7 +342,7 @@ def test_error_says_why_it_was_not_tried_again(reason):
 
 
 def test_deadline_that_cuts_an_attempt_is_the_reason():
-    """Where the deadline itself ended the attempt, the error says so."""
+    """If the deadline itself ended the attempt, the error says so."""
     clock = Clock()
 
     def slow(_):
@@ -358,7 +361,8 @@ def test_deadline_that_cuts_an_attempt_is_the_reason():
 
 @worlds
 def test_body_that_cannot_be_sent_again(servers, world):
-    """A generator is used up by the first attempt, and the error names the body."""
+    """A generator is used up by the first attempt, and the error says that the body cannot be sent
+    again."""
     (server,) = servers(resets)
     with (
         world.client([server.url], retry=policy()) as client,
@@ -371,7 +375,7 @@ def test_body_that_cannot_be_sent_again(servers, world):
 
 @worlds
 def test_response_that_broke_while_it_was_read(servers, world):
-    """A stream that breaks in the middle of its body says that it was not tried again, and why."""
+    """A stream that breaks in the middle of its body says that it was not retried, and why."""
     (server,) = servers(dies_in_body)
     with (
         world.client([server.url]) as client,
@@ -385,8 +389,8 @@ def test_response_that_broke_while_it_was_read(servers, world):
 
 @worlds
 def test_response_says_why_it_stands(servers, world):
-    """`call_info(response).stopped` says why a bad response was not tried again; a good one, also
-    after a retry, has no such reason."""
+    """`call_info(response).stopped` says why a bad response was not retried; for a good one, even
+    after a retry, it is None."""
     busy, broken, good = servers(says(503), says(500), in_turn(says(503), tells_port))
     for server, method, stopped in (
         (busy, "GET", "attempts"),
@@ -414,7 +418,7 @@ def test_response_says_why_it_stands(servers, world):
     ids=["EAI_NONAME", "EAI_AGAIN", "EAI_MEMORY", "EAI_SYSTEM"],
 )
 def test_lookup_without_descriptors_charges_nobody(error, free):
-    """What a look-up says that lacked file descriptors says nothing of an instance."""
+    """A lookup that fails for lack of file descriptors says nothing about an instance."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
@@ -431,8 +435,8 @@ def test_lookup_without_descriptors_charges_nobody(error, free):
 
 
 def test_unknown_name_is_a_fault():
-    """While descriptors can be opened, a name that is not known is the instance's fault, and no
-    descriptor is left open by finding out."""
+    """While descriptors can be opened, an unknown name is the instance's fault, and the check
+    leaves no descriptor open."""
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     before = descriptors()
     assert classify_network_error(error) == lbclient.Verdict(fault=True, again="always")
@@ -455,8 +459,8 @@ def about(lines, *words):
 
 @pytest.mark.parametrize("observe", [False, True])
 def test_log_of_a_breaker(log, observe):
-    """A breaker that opens is a warning with its service, cause and duration; a failed probe and
-    its closing tell how long it was open. One that observes says "would be"."""
+    """A breaker that opens is a warning with service, cause and duration; a failed probe and its
+    closing say how long it was open. A breaker that observes says "would be"."""
     clock = Clock()
     breaker = lbclient.BreakerPolicy(fail_max=3, observe=observe)
     options = {"retry": None, "breaker": breaker, "clock": clock, "rng": random.Random(1)}
@@ -484,7 +488,7 @@ def test_log_of_a_breaker(log, observe):
     ],
 )
 def test_log_of_a_rate(log, rates, why):
-    """A breaker that opens for a rate names the rate."""
+    """A breaker that opens because of a rate names the rate."""
     clock = Clock()
 
     def slow(_):
@@ -515,7 +519,7 @@ def test_fault_in_the_middle_of_a_body_is_a_cause(servers, log):
 
 
 def test_log_of_an_ejection(log):
-    """An ejection names service, cause and duration, by hand and as an outlier; an admission says
+    """An ejection logs service, cause and duration, by hand and as an outlier; an admission logs
     what kept the instance out."""
     clock, rng = Clock(), random.Random(1)
     options = {
@@ -545,7 +549,7 @@ def test_log_of_an_ejection(log):
 
 
 def test_log_of_health_checks(log):
-    """A failed check names service and cause, and a passed one how long it had failed."""
+    """A failed check logs service and cause, and a passed one how long it had failed."""
     clock, event = Clock(), threading.Event()
     with Balancer([ONE], name="orders", clock=clock, listener=lambda _: event.set()) as balancer:
         engine, (endpoint,) = balancer._engine, balancer._engine.pool.endpoints
@@ -570,7 +574,7 @@ class First:
 
 @worlds
 def test_slower_attempt_of_a_hedge_is_measured(servers, world, telemetry):
-    """The attempt that a hedge has overtaken is in `http.client.request.duration` too, marked
+    """The attempt that was slower than its hedge is in `http.client.request.duration` too, marked
     `lbclient.lost`."""
 
     def silent(connection, _):
@@ -596,7 +600,7 @@ def test_slower_attempt_of_a_hedge_is_measured(servers, world, telemetry):
 
 
 def test_simulation_warns_nobody(log):
-    """What happens to simulated instances is no warning in the log of the process."""
+    """Events of simulated instances are not warnings in the log of the process."""
     server = simulation.Server("a", simulation.fails(simulation.exponential(0.01)))
     report = simulation.simulate(simulation.Scenario([server], simulation.Open(50, 5)))
     assert report.success == 0
@@ -614,7 +618,8 @@ def test_simulation_warns_nobody(log):
     ids=["written-in-c", "no-argument", "nothing", "a-bool"],
 )
 def test_judge_that_is_no_use(judge, reason, log):
-    """A judge that returns no verdict, or that fails without a frame of its own, fails no call."""
+    """A judge that returns no verdict, or that fails without a frame of its own, does not make
+    calls fail."""
 
     def raises(_):
         raise OSError("mine")
@@ -628,7 +633,8 @@ def test_judge_that_is_no_use(judge, reason, log):
 
 @pytest.mark.parametrize("pick", [staticmethod(max), lambda _: None], ids=["written-in-c", "arity"])
 def test_strategy_without_a_frame(pick, log):
-    """A strategy that fails without a frame of its own, in C or by its arguments, fails no call."""
+    """A strategy that fails without a frame of its own, in C or by its arguments, does not make
+    calls fail."""
     strategy = type("Mine", (), {"pick": pick})()
     with Balancer([ONE, TWO], strategy=strategy, name="orders") as balancer:
         assert balancer.call(str) in {str(ONE), str(TWO)}

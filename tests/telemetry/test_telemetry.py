@@ -1,4 +1,4 @@
-"""Every call and every attempt can be seen, by OpenTelemetry's conventions, and no secret is."""
+"""Every call and every attempt is visible, by OpenTelemetry's conventions, and no secret is."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ SUPPRESSING = {
 
 
 class Side:
-    """Carries requests out: on this thread, or on an event loop."""
+    """Sends requests: on this thread, or on an event loop."""
 
     def __init__(self, backend):
         self.backend = backend
 
     def send(self, service, *requests, **options):
-        """What became of each request, one after another: a response or an error."""
+        """The outcome of each request, one after another: a response or an error."""
         if self.backend == "sync":
             with lbclient.Client(service, **options) as client:
                 return [self._outcome(client, request) for request in requests]
@@ -142,7 +142,7 @@ def test_attributes_of_an_attempt(side, servers, telemetry):
 
 
 def test_a_call_span_has_no_http_of_its_own(side, servers, telemetry):
-    """The span of a call tells the service and the number of attempts, and nothing of HTTP."""
+    """The span of a call has the service and the number of attempts, and nothing about HTTP."""
     (server,) = servers(in_turn(says(503), tells_port))
     side.one([server.url], get(), name="orders", retry=AT_ONCE, **telemetry.options)
     (call,) = telemetry.calls
@@ -164,7 +164,7 @@ def test_resends_are_counted_from_the_second_attempt_on(side, servers, telemetry
 
 
 def test_the_server_is_the_one_of_the_logical_url(servers, telemetry):
-    """Under somebody else's client the logical URL is the request's own, whatever it names."""
+    """Under an httpx client the logical URL is the request's own, whatever its host."""
     (server,) = servers(tells_port)
     transport = lbclient.Transport(server.url, **telemetry.options)
     with httpx.Client(mounts={"http://orders:8080": transport}) as client:
@@ -178,7 +178,7 @@ def test_the_server_is_the_one_of_the_logical_url(servers, telemetry):
 
 @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
 def test_a_schemes_own_port_is_named(scheme, port, telemetry):
-    """`server.port` is there also where the URL leaves it out."""
+    """`server.port` is set even if the URL does not contain it."""
     options = {"transport": lambda _: httpx.MockTransport(lambda _: httpx.Response(200))}
     with lbclient.Client(f"{scheme}://orders.test", **options, **telemetry.options) as client:
         client.get("/x")
@@ -188,7 +188,7 @@ def test_a_schemes_own_port_is_named(scheme, port, telemetry):
 
 
 class Found:
-    """A discovery that names one instance."""
+    """A resolver that returns one instance."""
 
     def __init__(self, instance):
         self.instance = instance
@@ -207,7 +207,7 @@ class Found:
     ids=["only address", "second address", "name"],
 )
 def test_the_peer_is_the_address_connected_to(side, servers, telemetry, host, addresses):
-    """`network.peer.address` is the IP address that the socket went to."""
+    """`network.peer.address` is the IP address that the socket was connected to."""
     (server,) = servers(tells_port)
     service = Found(lbclient.Instance(host, server.port, addresses=addresses))
     assert side.one(service, get(), **telemetry.options).status_code == 200
@@ -222,7 +222,7 @@ def test_the_peer_is_the_address_connected_to(side, servers, telemetry, host, ad
 )
 def test_statuses(side, servers, telemetry, status, failed):
     """A status of 400 and above is the attempt's `error.type`, and sets its status; the call's
-    span, which ends in a response, is no error."""
+    span, which ends with a response, is no error."""
     (server,) = servers(says(status))
     side.one(server.url, get(), retry=ONCE, **telemetry.options)
     (attempt,), (call,) = telemetry.attempts, telemetry.calls
@@ -236,8 +236,8 @@ def test_statuses(side, servers, telemetry, status, failed):
     ("behaviour", "kind"), [(resets, "ReadError"), (hangs_up, "RemoteProtocolError")]
 )
 def test_errors(side, servers, telemetry, behaviour, kind):
-    """An error is named by its type on attempt and call; its text, which may hold a secret, is in
-    no status and no event."""
+    """An error is named by its type on attempt and call; its text, which may be secret, is in no
+    status and no event."""
     (server,) = servers(behaviour)
     error = side.one(server.url, get(), retry=ONCE, **telemetry.options)
     assert type(error).__name__ == kind
@@ -250,7 +250,7 @@ def test_errors(side, servers, telemetry, behaviour, kind):
 
 
 def test_a_refused_connection(side, dead_port, telemetry):
-    """An attempt that never was sent is a span like any other; each retry is one more."""
+    """An attempt that was never sent has a span like any other, and so has each retry."""
     error = side.one(f"http://127.0.0.1:{dead_port}", get(), retry=AT_ONCE, **telemetry.options)
     assert isinstance(error, httpx.ConnectError)
     assert [span.attributes["error.type"] for span in telemetry.attempts] == ["ConnectError"] * 3
@@ -260,7 +260,7 @@ def test_a_refused_connection(side, dead_port, telemetry):
 
 
 def test_a_call_without_any_attempt(side, dead_port, telemetry):
-    """A call for which no instance was to be had is a span without children, and says why."""
+    """A call for which no instance was available has a span without children, which says why."""
     _, error = side.send(
         f"http://127.0.0.1:{dead_port}",
         get(),
@@ -278,7 +278,7 @@ def test_a_call_without_any_attempt(side, dead_port, telemetry):
 
 
 def test_a_call_is_named_by_the_error_that_leaves_it(side, servers, telemetry):
-    """Where the caller gets DeadlineExceeded, the span of the call says so."""
+    """If the caller gets DeadlineExceeded, the span of the call says so."""
     (server,) = servers(Gate())
     request = get(extensions={"lbclient": {"deadline": 0.1}})
     error = side.one(server.url, request, **telemetry.options)
@@ -289,7 +289,7 @@ def test_a_call_is_named_by_the_error_that_leaves_it(side, servers, telemetry):
 
 def test_an_unknown_method_is_other(side, servers, telemetry):
     """A method that the conventions do not list is `_OTHER`, in metrics too, and its span is named
-    HTTP: a caller's invention must not become a label."""
+    HTTP: a method that a caller invents must not become a label."""
     (server,) = servers(tells_port)
     side.one(server.url, {"method": "PURGE", "url": "/"}, **telemetry.options)
     (attempt,) = telemetry.attempts
@@ -301,7 +301,8 @@ def test_an_unknown_method_is_other(side, servers, telemetry):
 
 
 def test_an_unknown_method_is_kept_aside(servers, telemetry):
-    """The conventions require `http.request.method_original` beside `_OTHER`, and only there."""
+    """`http.request.method_original` is set exactly if the method is `_OTHER`, as the conventions
+    require."""
     (server,) = servers(tells_port)
     with lbclient.Client(server.url, **telemetry.options) as client:
         client.request("PURGE", "/")
@@ -328,7 +329,8 @@ def test_an_unknown_method_is_kept_aside(servers, telemetry):
     ],
 )
 def test_url_full_is_redacted(servers, telemetry, target, shown):
-    """S5: `url.full` keeps names of the query, and no value of it, no userinfo and no fragment."""
+    """S5: `url.full` has the names of the query, but no value of it, no userinfo and no
+    fragment."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url], name="orders", **telemetry.options) as client:
         client.get(target)
@@ -339,7 +341,7 @@ def test_url_full_is_redacted(servers, telemetry, target, shown):
 
 @pytest.mark.parametrize("name", ["a b", "a\r\nX-Forged: 1", "a\x00b", "é", "a&b=c", "a=b"])
 def test_url_full_stays_a_url(servers, telemetry, name):
-    """S4: names of the query stay escaped: no control character gets into a span."""
+    """S4: names of the query stay escaped, so no control character gets into a span."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url], name="orders", **telemetry.options) as client:
         client.get("/x", params={name: "hunter2"})
@@ -355,7 +357,8 @@ def test_url_full_stays_a_url(servers, telemetry, name):
 
 
 def test_each_attempt_tells_the_instance_its_own_span(side, servers, telemetry):
-    """The `traceparent` that an instance receives is the attempt's span, another each time."""
+    """The `traceparent` that an instance receives is that of the attempt's span, a different one
+    each time."""
     three = servers(says(503), says(503), says(503))
     side.one([server.url for server in three], get(), retry=AT_ONCE, **telemetry.options)
     received = {server.port: told(server.requests[0]) for server in three}
@@ -380,7 +383,8 @@ def test_the_callers_trace_goes_on(side, servers, telemetry):
 
 
 def test_a_stale_traceparent_of_the_caller_is_replaced(side, servers, telemetry):
-    """A `traceparent` among the caller's headers gives way to the attempt's, on the wire only."""
+    """A `traceparent` among the caller's headers is replaced by the attempt's, only in what is
+    sent."""
     (server,) = servers(tells_port)
     mine = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     response = side.one(server.url, get(headers={"Traceparent": mine}), **telemetry.options)
@@ -390,7 +394,7 @@ def test_a_stale_traceparent_of_the_caller_is_replaced(side, servers, telemetry)
 
 
 def test_the_callers_request_is_left_alone(side, servers, telemetry):
-    """Propagation writes into the headers of the attempt, never into the caller's request."""
+    """Trace headers are added to the headers of the attempt, never to the caller's request."""
     (server,) = servers(tells_port)
     response = side.one(server.url, get(), **telemetry.options)
     assert "traceparent" in server.requests[0].headers
@@ -398,7 +402,7 @@ def test_the_callers_request_is_left_alone(side, servers, telemetry):
 
 
 def test_baggage_goes_along_escaped(side, servers, telemetry):
-    """S4: the caller's baggage is sent, and what could end a header line is escaped in it."""
+    """S4: the caller's baggage is sent, and characters that could end a header line are escaped."""
     (server,) = servers(tells_port)
     token = context.attach(baggage.set_baggage("tenant", "a\r\nX-Forged: 1"))
     try:
@@ -445,7 +449,8 @@ def _kept_to_the_service(server, elsewhere):
 
 
 def test_an_unsampled_call_says_so(side, servers):
-    """A sampler's no is passed on: `traceparent` comes unsampled, and nothing is recorded."""
+    """A negative decision of a sampler is passed on: `traceparent` is sent unsampled, and nothing
+    is recorded."""
     quiet = Telemetry(sampler=ALWAYS_OFF)
     (server,) = servers(in_turn(says(503), tells_port))
     side.one(server.url, get(), retry=AT_ONCE, tracer_provider=quiet.tracers)
@@ -456,7 +461,7 @@ def test_an_unsampled_call_says_so(side, servers):
 
 
 def test_threads_do_not_mix_up_their_spans(servers, telemetry):
-    """Calls on many threads: each instance is told the span of the very attempt."""
+    """With calls on many threads, each instance gets the span of its own attempt."""
     gate = Gate(then=says(200))
     (server,) = servers(gate)
     with lbclient.Client(server.url, **telemetry.options) as client:
@@ -472,7 +477,7 @@ def test_threads_do_not_mix_up_their_spans(servers, telemetry):
 
 
 async def test_tasks_do_not_mix_up_their_spans(servers, telemetry):
-    """Calls in many tasks: each instance is told the span of the very attempt."""
+    """With calls in many tasks, each instance gets the span of its own attempt."""
     gate = Gate(then=says(200))
     (server,) = servers(gate)
     async with (
@@ -516,7 +521,7 @@ class Halves:
 
 
 def test_a_stream_ends_its_spans_at_the_headers(servers, telemetry):
-    """The spans of a streamed call end when the headers came; it is in flight until the body is
+    """The spans of a streamed call end when the headers arrive; it is in flight until the body is
     closed."""
     halves = Halves()
     (server,) = servers(halves)
@@ -532,7 +537,7 @@ def test_a_stream_ends_its_spans_at_the_headers(servers, telemetry):
 
 
 async def test_an_async_stream_ends_its_spans_at_the_headers(servers, telemetry):
-    """The spans of a streamed call end when the headers came, also async."""
+    """The spans of a streamed async call end when the headers arrive."""
     halves = Halves()
     (server,) = servers(halves)
     async with lbclient.AsyncClient(server.url, **telemetry.options) as client:
@@ -547,7 +552,7 @@ async def test_an_async_stream_ends_its_spans_at_the_headers(servers, telemetry)
 
 
 def test_an_unstreamed_call_ends_with_its_body(servers, telemetry):
-    """A body that is read within the attempt belongs to its span: one that breaks is an error."""
+    """The body that is read within the attempt is part of its span: one that breaks is an error."""
 
     def half(connection, _):
         connection.send(head(200, {"Content-Length": "2"}) + b"o")
@@ -602,7 +607,7 @@ def waiting_for_discovery(telemetry):
 
 @contextlib.contextmanager
 def waiting_to_connect(telemetry):
-    """A listener that accepts nobody, its queue full: the kernel answers no more."""
+    """A listener whose queue is full, so that the kernel answers no more connections."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):
@@ -627,7 +632,7 @@ WAITS = {
 
 
 async def until(ready):
-    """Let the others run until that is so, and then until they wait."""
+    """Let other tasks run until the condition is true, and then until they wait."""
     with anyio.fail_after(10):
         while not ready():  # other threads make it so
             await anyio.lowlevel.checkpoint()
@@ -637,7 +642,7 @@ async def until(ready):
 
 @pytest.mark.parametrize("wait", WAITS)
 async def test_a_cancelled_call_leaves_no_span_open(telemetry, wait):
-    """C1: wherever a call is cancelled, its spans end, and nothing is left in flight."""
+    """C1: wherever a call is cancelled, its spans end, and nothing stays in flight."""
     with WAITS[wait](telemetry) as (service, options, ready):
         async with lbclient.AsyncClient(service, **options, **telemetry.options) as client:
             full = wait == "waiting_in_turn"
@@ -655,7 +660,7 @@ async def test_a_cancelled_call_leaves_no_span_open(telemetry, wait):
 
 
 async def test_a_cancelled_reader_of_a_stream(servers, telemetry):
-    """C1: whoever is cancelled while reading a stream leaves nothing in flight."""
+    """C1: a stream that is cancelled while it is read leaves nothing in flight."""
     (server,) = servers(Halves())
 
     async def read(client):
@@ -672,7 +677,7 @@ async def test_a_cancelled_reader_of_a_stream(servers, telemetry):
 
 @pytest.fixture
 def interruptible():
-    """Python's own answer to SIGINT, also where whoever started the tests has it ignored."""
+    """Python's own handler of SIGINT, even if the tests were started with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -681,7 +686,7 @@ def interruptible():
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("wait", ["waiting_for_headers", "waiting_for_the_body"])
 def test_an_interrupted_call_leaves_no_span_open(telemetry, wait):
-    """C4: a KeyboardInterrupt in the middle of a call ends its spans and passes through."""
+    """C4: a KeyboardInterrupt in the middle of a call ends its spans and is raised."""
     main = threading.main_thread().ident
 
     def interrupt(server):
@@ -701,7 +706,7 @@ def test_an_interrupted_call_leaves_no_span_open(telemetry, wait):
 
 
 class OwnMistake(Exception):
-    """Says nothing of the instance."""
+    """Raises an exception that says nothing about the instance."""
 
 
 def raises(error):
@@ -728,7 +733,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_span_ends_once(telemetry, caplog, end):
-    """However a call ends, each of its spans is ended once: the SDK logs a second time."""
+    """However a call ends, each of its spans ends once: the SDK logs a second end."""
     balancer = lbclient.Balancer("http://127.0.0.1:9", **telemetry.options)
     with pytest.raises(type(ENDS[end])):
         balancer.call(raises(ENDS[end]))
@@ -740,7 +745,7 @@ def test_a_span_ends_once(telemetry, caplog, end):
 
 @pytest.mark.parametrize("wait", WAITS)
 async def test_a_span_ends_once_though_cancelled(telemetry, caplog, wait):
-    """A cancelled call ends each of its spans once: the SDK logs a second time."""
+    """A cancelled call ends each of its spans once: the SDK logs a second end."""
     await test_a_cancelled_call_leaves_no_span_open(telemetry, wait)
     assert _sdk_logs(caplog) == []
 
@@ -802,7 +807,7 @@ def _two_attempts(telemetry, seen, error):
 
 
 def test_no_http_where_there_is_none(telemetry):
-    """The engine without HTTP writes no HTTP attribute, on a retry neither."""
+    """The engine without HTTP sets no HTTP attributes, even on a retry."""
     balancer = lbclient.Balancer("http://127.0.0.1:9", retry=AT_ONCE, **telemetry.options)
     with pytest.raises(ConnectionRefusedError):
         balancer.call(raises(ConnectionRefusedError()))
@@ -835,7 +840,7 @@ def _inside_a_lease(telemetry):
 
 
 def test_a_lease_never_entered_has_no_span(telemetry):
-    """What was acquired and dropped unused leaves no span open."""
+    """A lease that was dropped unused leaves no span open."""
     balancer = lbclient.Balancer("http://127.0.0.1:9", **telemetry.options)
     balancer.acquire()
     assert telemetry.open == []
@@ -843,8 +848,9 @@ def test_a_lease_never_entered_has_no_span(telemetry):
 
 @pytest.mark.parametrize("deadline", [None, 60])
 def test_a_lease_may_be_left_in_another_context(telemetry, caplog, deadline):
-    """A lease entered in one context and left in another, as frameworks do that run the halves of
-    a generator on worker threads, ends like any other: nothing stays in flight or is logged."""
+    """A lease that is entered in one context and left in another, as frameworks do that run the
+    halves of a generator on worker threads, ends like any other: nothing stays in flight, and
+    nothing is logged."""
     balancer = lbclient.Balancer("http://127.0.0.1:9", **telemetry.options)
     lease = balancer.acquire(deadline=deadline)
     contextvars.copy_context().run(lease.__enter__)
@@ -855,7 +861,8 @@ def test_a_lease_may_be_left_in_another_context(telemetry, caplog, deadline):
 
 
 def test_callers_own_spans_nest(telemetry):
-    """A span that `fn` starts, an instrumented library's for one, is a child of the attempt's."""
+    """A span that `fn` starts (an instrumented library's, for example) is a child of the
+    attempt's."""
     balancer = lbclient.Balancer("http://127.0.0.1:9", **telemetry.options)
 
     def fn(_):
@@ -873,7 +880,7 @@ def test_callers_own_spans_nest(telemetry):
 
 @pytest.mark.parametrize("what", SUPPRESSING)
 def test_suppressed(side, servers, telemetry, what):
-    """Whoever suppresses instrumentation gets no spans, and no `traceparent`."""
+    """With instrumentation suppressed there are no spans, and no `traceparent`."""
     (server,) = servers(in_turn(says(503), tells_port))
     token = context.attach(context.set_value(SUPPRESSING[what], True))
     try:
@@ -887,8 +894,8 @@ def test_suppressed(side, servers, telemetry, what):
 
 @pytest.mark.parametrize("what", SUPPRESSING)
 def test_suppressed_leaves_headers_alone(servers, telemetry, what):
-    """Under suppression the headers are the caller's alone: an outer instrumentation that
-    suppresses us has written its own `traceparent`, whatever span is current."""
+    """With instrumentation suppressed the headers are only the caller's: an outer instrumentation
+    that suppresses ours has set its own `traceparent`, whatever span is current."""
     (server,) = servers(tells_port)
     mine = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     with telemetry.tracer.start_as_current_span("caller"):
@@ -915,7 +922,7 @@ def test_suppressed_by_false_is_not_suppressed(servers, telemetry):
 
 
 def test_only_the_api(side, servers):
-    """With only OpenTelemetry's API a call adds no header, and works."""
+    """With only OpenTelemetry's API a call works, and adds no header."""
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     (server,) = servers(in_turn(says(503), tells_port))
     assert side.one(server.url, get(), retry=AT_ONCE).status_code == 200
@@ -924,7 +931,8 @@ def test_only_the_api(side, servers):
 
 
 def test_only_the_api_passes_a_trace_on(side, servers):
-    """With only the API a trace that came in goes out as it was, as its specification says."""
+    """With only the API a received trace context is passed on unchanged, as its specification
+    says."""
     (server,) = servers(tells_port)
     mine = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
     token = context.attach(propagate.extract({"traceparent": mine}))
@@ -936,7 +944,7 @@ def test_only_the_api_passes_a_trace_on(side, servers):
 
 
 def test_only_the_api_computes_nothing(servers, dead_port, monkeypatch):
-    """Without an SDK nothing is computed that only spans and metrics would tell."""
+    """Without an SDK nothing is computed that only spans and metrics would use."""
 
     def unasked(*_):
         raise AssertionError("nobody asked for it")
@@ -953,8 +961,8 @@ def test_only_the_api_computes_nothing(servers, dead_port, monkeypatch):
 
 
 def test_what_is_told_is_computed_once(side, servers, telemetry, monkeypatch):
-    """The trace headers, attributes and labels of an attempt are computed once each, also over a
-    transport of the caller's; and a URL is described anew only when it is new."""
+    """The trace headers, attributes and labels of an attempt are computed once each, even over a
+    caller's transport; and the attributes of a URL only when it is new."""
     counted = Counter()
 
     def counting(where, name):
@@ -985,7 +993,7 @@ def test_what_is_told_is_computed_once(side, servers, telemetry, monkeypatch):
 
 
 def test_only_the_api_keeps_nothing_of_a_balancer():
-    """S7: without an SDK the API keeps each meter for ever, so balancers share one."""
+    """S7: without an SDK the API keeps each meter forever, so balancers share one."""
 
     def meters():
         gc.collect()
@@ -1021,7 +1029,7 @@ assert '"lbclient.picks"' in reader.get_metrics_data().to_json()
 
 
 def test_an_sdk_that_comes_later():
-    """A balancer made before the application sets its global providers up is seen from then on."""
+    """If the application sets its global providers later, a balancer uses them from then on."""
     command = [sys.executable, "-W", "error", "-c", LATE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -1050,7 +1058,7 @@ def test_the_duration_of_each_attempt(side, servers, telemetry):
 
 
 def test_the_duration_of_a_failed_attempt(side, dead_port, telemetry):
-    """An attempt without an answer is measured too, under the type of its error."""
+    """An attempt without an answer is measured too, with the type of its error."""
     service = [lbclient.Instance("127.0.0.1", dead_port)]
     side.one(service, get(), name="orders", retry=ONCE, **telemetry.options)
     ((labels, count),) = telemetry.points("http.client.request.duration")
@@ -1060,7 +1068,7 @@ def test_the_duration_of_a_failed_attempt(side, dead_port, telemetry):
 
 
 def test_labels_are_few(servers, telemetry):
-    """S8: paths, queries, made-up methods, request hosts and instances add no series."""
+    """S8: paths, queries, invented methods, request hosts and instances add no series."""
     three = servers(tells_port, tells_port, tells_port)
     urls = [server.url for server in three]
     transport = lbclient.Transport(urls, name="orders", **telemetry.options)
@@ -1079,7 +1087,7 @@ def test_labels_are_few(servers, telemetry):
 
 
 def test_no_label_names_an_instance(side, servers, dead_port, telemetry):
-    """S8: no metric names an instance, also where attempts fail and breakers open."""
+    """S8: no metric names an instance, even if attempts fail and breakers open."""
     (server,) = servers(says(500))
     service = [lbclient.Instance("127.0.0.1", port) for port in (server.port, dead_port)]
     side.send(
@@ -1123,7 +1131,7 @@ def test_a_retry_refused_by_the_budget_is_counted(side, servers, telemetry):
 
 
 def test_a_retry_nobody_asked_for_is_not_refused(side, servers, telemetry):
-    """Attempts used up, or a method that is not repeated, are no refusal by the budget."""
+    """A retry that `attempts` or the method prevents does not count as refused by the budget."""
     (server,) = servers(says(503))
     post = {"method": "POST", "url": "/"}
     side.send(
@@ -1138,7 +1146,7 @@ def test_a_retry_nobody_asked_for_is_not_refused(side, servers, telemetry):
 
 
 class Clock:
-    """Time that passes when told."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -1148,7 +1156,7 @@ class Clock:
 
 
 def test_breaker_changes_are_counted(telemetry):
-    """Each change of a breaker is counted under its new state."""
+    """Each change of a breaker is counted with its new state."""
     clock = Clock()
     balancer = lbclient.Balancer(
         "http://127.0.0.1:9",
@@ -1173,8 +1181,8 @@ def test_breaker_changes_are_counted(telemetry):
 
 
 def test_discovery_errors_and_age(telemetry):
-    """D22: each failed lookup is counted by the type of its error; the age of the last good answer,
-    as it is when metrics are collected, and the number of instances are told until `close`."""
+    """D22: each failed lookup is counted by the type of its error; the age of the last good answer
+    (at the time of collection) and the number of instances are reported until `close`."""
     clock = Clock()
     turns = [lambda: lbclient.Answer([lbclient.Instance("127.0.0.1", 9)], ttl=60), None, None]
 
@@ -1203,8 +1211,8 @@ def test_discovery_errors_and_age(telemetry):
 
 
 def test_worst_of_a_service_is_told(telemetry):
-    """Of two clients of one service the older answer and the smaller set are told; of a list that
-    never changes no age; a client that nobody holds is forgotten."""
+    """Of two clients of one service the older answer and the smaller set are reported; a list that
+    never changes has no age; a collected client is forgotten."""
     clock = Clock()
     two = [lbclient.Instance("127.0.0.1", port) for port in (1, 2)]
 
@@ -1236,8 +1244,8 @@ def test_worst_of_a_service_is_told(telemetry):
 
 @pytest.mark.parametrize("end", ["closed", "dropped", "open"])
 def test_picks_of_a_balancer_that_is_gone(telemetry, end):
-    """The number of picks never falls: those of balancers that were closed, or dropped, stay in
-    it, together with those of others of the same name."""
+    """The number of picks never falls: it includes those of balancers that were closed or
+    collected, and of others with the same name."""
     other = lbclient.Balancer("http://127.0.0.1:9", name="orders", **telemetry.options)
     other.call(lambda _: None)
     balancer = lbclient.Balancer("http://127.0.0.1:9", name="orders", **telemetry.options)
@@ -1258,8 +1266,8 @@ def test_picks_of_a_balancer_that_is_gone(telemetry, end):
 
 
 def test_many_balancers_share_one_meter(telemetry, caplog):
-    """Balancers on one meter provider, named alike or not, share its instruments: nothing is
-    logged, and each name is one metric."""
+    """Balancers with one meter provider, with the same name or not, share its instruments: nothing
+    is logged, and each name is one metric."""
     caplog.set_level(logging.DEBUG)
     balancers = [
         lbclient.Balancer("http://127.0.0.1:9", name=name, **telemetry.options)
@@ -1307,7 +1315,7 @@ def secret_request(host="orders", **more):
 
 
 def told_of(outcome):
-    """All that may be written down of an outcome."""
+    """All that an outcome may write anywhere."""
     if not isinstance(outcome, BaseException):
         return repr(lbclient.call_info(outcome))
     notes = getattr(outcome, "__notes__", ())
@@ -1332,7 +1340,7 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_no_secret_is_told(side, servers, telemetry, caplog, ending):
     """S5: userinfo, query values, credentials and cookies are in no span, metric, log line of ours,
-    error or repr, whatever becomes of the call."""
+    error or repr, whatever the outcome of the call."""
     caplog.set_level(logging.DEBUG)
     behaviour, options, request = ENDINGS[ending]
     (server,) = servers(behaviour)
@@ -1384,7 +1392,7 @@ def test_no_secret_in_a_repr(servers, telemetry):
 
 
 def test_logs_tell_changes_not_calls(side, servers, telemetry, caplog):
-    """Calls that go well write no line; a breaker that opens writes one."""
+    """Successful calls log nothing; a breaker that opens logs one line."""
     caplog.set_level(logging.DEBUG)
     (server,) = servers(in_turn(*[tells_port] * 5, says(500)))
     policy = lbclient.BreakerPolicy(fail_max=2, reset_timeout=30)
@@ -1399,7 +1407,7 @@ def test_logs_tell_changes_not_calls(side, servers, telemetry, caplog):
 
 
 def test_a_log_line_is_one_line(caplog):
-    """S4: what a resolver says in its error cannot forge another line in the log."""
+    """S4: the text of a resolver's error cannot forge another line in the log."""
 
     class Forger:
         def resolve(self):
@@ -1437,8 +1445,8 @@ print(len(told.get_finished_spans()))
 
 
 def test_a_context_that_is_kept_elsewhere():
-    """Where the API's context is a subclass that keeps it in a place of its own, that one counts:
-    here it wants no spans."""
+    """If the API's context is a subclass that keeps it in its own place, that one is used: here it
+    suppresses spans."""
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, timeout=60, check=True
     )
