@@ -1,4 +1,4 @@
-"""The simulator: requests, loads, time-outs, state of behaviours, and waits that nothing polls."""
+"""The simulator: requests, loads, timeouts, state of behaviours, and waits that are not polled."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ ONE = RetryPolicy(attempts=1)
 
 
 def run(servers, load, *, seed=0, **options):
-    """The report, of a run in which every rule held."""
+    """The report of a run in which no invariant was broken."""
     of_scenario = {"clients", "idempotent", "until", "patience", "ttl", "timeout"}
     scenario = {name: options.pop(name) for name in of_scenario & set(options)}
     report = simulate(Scenario(servers, load, **scenario), seed=seed, **options)
@@ -55,8 +55,8 @@ def run(servers, load, *, seed=0, **options):
 
 class TestRequests:
     def test_a_fourth_parameter_is_the_request(self):
-        """A behaviour with a fourth parameter gets the request; a load that names nothing asks for
-        GET / without a key, and the caller is the number of the client."""
+        """A behaviour with a fourth parameter gets the request; without `request=` a load sends GET
+        / without a key, and the caller is the number of the client."""
         seen = []
 
         def behave(_, __, ___, request):
@@ -78,7 +78,7 @@ class TestRequests:
         ],
     )
     def test_combinators_pass_it_on(self, around):
-        """A behaviour inside of another gets the request just the same."""
+        """A behaviour inside another gets the request too."""
         seen = []
 
         def behave(_, __, ___, request):
@@ -108,8 +108,8 @@ class TestRequests:
         assert seen == [1, 2, "GET"]
 
     def test_all_forms_of_a_function(self):
-        """An object with `__call__`, a bound method, and a function of any arguments are asked as
-        their parameters say."""
+        """Objects with `__call__`, bound methods, and functions with any arguments are called as
+        their parameters require."""
 
         class Whole:
             def __call__(self, _, __, ___, request):
@@ -160,7 +160,8 @@ class TestRequests:
         ],
     )
     def test_the_method_decides_what_is_repeated(self, method, methods, attempts):
-        """What may have been carried out is repeated for the retry policy's methods only."""
+        """A request that may have been carried out is repeated only if its method is in the retry
+        policy's `methods`."""
         policy = RetryPolicy() if methods is None else RetryPolicy(methods=methods)
         servers = [Server(name, answers(constant(0.1), 503)) for name in "ab"]
         load = Open(1, 1, request=SimulatedRequest(method))
@@ -169,7 +170,8 @@ class TestRequests:
 
     @pytest.mark.parametrize("make", [Open, Closed])
     def test_what_is_no_request_is_refused(self, make):
-        """A load names a `request=` that is none, and what its function makes instead."""
+        """The error about an invalid `request=` of a load names it, or what its function
+        returned."""
         with pytest.raises(TypeError, match="request"):
             make(1, 1, request="/orders")
         with pytest.raises(TypeError, match=r"request\(0\) of the load .* not '/0'"):
@@ -181,7 +183,7 @@ class TestRequests:
 
 
 class Bursts:
-    """A load of the caller's own: so many requests at once, at each of these times."""
+    """A load of the user's own: this many requests at once, at each of these times."""
 
     def __init__(self, times, many):
         self.times = times
@@ -200,7 +202,7 @@ class Bursts:
 
 class TestLoads:
     def test_several(self):
-        """All loads of a list run, each from 0 on, and the run ends after the last."""
+        """All loads of a list run from 0 on, and the run ends after the last."""
         load = [Open(10, 0.5), Closed(1, 2.0, think=0.4), Open(1, 3)]
         report = run([Server("a", FAST)], load)
         arrived = sorted(one.arrived for one in report.outcomes)
@@ -209,7 +211,7 @@ class TestLoads:
         assert arrived[:2] == [0.0, 0.0]
 
     def test_another_load_changes_nobody_elses_dice(self):
-        """The first load arrives as it does alone."""
+        """The first load of a list arrives as it does alone."""
         first = Open(10, 2, poisson=True, request=SimulatedRequest(caller="first"))
         other = Open(10, 2, poisson=True, request=SimulatedRequest(caller="other"))
 
@@ -237,7 +239,7 @@ class TestLoads:
         assert [one.arrived for one in report.outcomes] == [0.5] * 3 + [2.0] * 3
 
     def test_start_by_hand(self):
-        """`Open.start` takes a function of the client's number alone, as it always did."""
+        """`Open.start` accepts a function of the client's number alone, as before."""
         world, seen = World(), []
 
         def request(client):
@@ -251,12 +253,13 @@ class TestLoads:
 
     @pytest.mark.parametrize("load", [[], 5, [Open(1, 1), 5], "ab", None, object()])
     def test_what_is_no_load_is_refused(self, load):
-        """A scenario refuses what has no `start`, and an empty list, by name."""
+        """A load without `start`, or an empty list, is refused by an error that names it."""
         with pytest.raises(TypeError, match="load must be"):
             Scenario([Server("a", FAST)], load)
 
     def test_a_start_without_result(self):
-        """A `start` that returns no list is named: else nothing would say when the load is over."""
+        """A `start` that returns no list is an error that names it, since the end of the load would
+        be unknown."""
 
         class Silent:
             def start(self, world, clients, request, rng):
@@ -268,7 +271,8 @@ class TestLoads:
 
 class TestRateLimited:
     def test_a_token_bucket(self):
-        """`burst` at once, then `rate` a second; the others get the status, and take no token."""
+        """`burst` requests at once are served, then `rate` a second; others get the status, and
+        take no token."""
         behave, rng = rate_limited(2.0, 3, 0.25, 503), random.Random(1)
         times = [0.0, 0.0, 0.0, 0.0, 0.4, 0.5, 0.9, 1.0, 60.0, 60.0, 60.0, 60.0]
         replies = [behave(now, 1, rng) for now in times]
@@ -301,7 +305,7 @@ class TestRateLimited:
         ],
     )
     def test_a_bad_argument_is_named(self, values, word):
-        """What can be no rate limit is refused as it is made, by name."""
+        """An invalid rate limit is refused at construction by an error that names the argument."""
         with pytest.raises((TypeError, ValueError), match=word):
             rate_limited(*values)
 
@@ -316,14 +320,14 @@ class TestRateLimited:
     ],
 )
 def test_a_status_is_checked_at_once(make, status):
-    """A behaviour refuses a status outside 100 to 999 when it is made, not in the run."""
+    """A status outside 100 to 999 is refused when the behaviour is made, not during the run."""
     with pytest.raises((TypeError, ValueError), match=r"^status must be"):
         make(status)
 
 
 class TestTimeout:
     def test_none_unless_asked_for(self):
-        """Without `timeout=` an answer may take any time."""
+        """Without `timeout=` a response may take any time."""
         report = run([Server("a", answers(constant(10_000.0)))], Open(1, 1))
         assert report.endings() == {200: 1}
         assert report.mean == 10_000.0
@@ -338,44 +342,45 @@ class TestTimeout:
 
     @pytest.mark.parametrize(("idempotent", "status"), [(True, 200), (False, None)])
     def test_it_may_have_been_carried_out(self, idempotent, status):
-        """What timed out is repeated elsewhere only if it may be."""
+        """A request that timed out is retried elsewhere only if it may be repeated."""
         servers = [Server("a", silent(), priority=0), Server("b", FAST, priority=1)]
         load = Open(1, 1)
         (one,) = run(servers, load, timeout=0.5, idempotent=idempotent, strategy="random").outcomes
         assert one.status == status
 
     def test_a_shorter_time_of_the_policy_stands(self):
-        """The deadline and the attempt time-out of the retry policy end an attempt earlier."""
+        """The deadline and the attempt timeout of the retry policy end an attempt earlier."""
         for retry in (RetryPolicy(1, deadline=0.25), RetryPolicy(1, attempt_timeout=0.25)):
             (one,) = run([Server("a", silent())], Open(1, 1), timeout=9.0, retry=retry).outcomes
             assert one.elapsed == 0.25
 
     def test_a_body_comes_bit_by_bit(self):
-        """A body may take longer than the time-out, as one that comes bit by bit may."""
+        """A body may take longer than the timeout."""
         report = run([Server("a", answers(constant(0.1), body=5.0))], Open(1, 1), timeout=0.5)
         assert report.endings() == {200: 1}
 
     @pytest.mark.parametrize("timeout", [0, -1, math.nan, "5", True])
     def test_what_is_no_time_is_refused(self, timeout):
-        """A time-out is a number of seconds above 0."""
+        """A timeout is a number of seconds above 0."""
         with pytest.raises((TypeError, ValueError), match="timeout"):
             Scenario([Server("a", FAST)], Open(1, 1), timeout=timeout)
 
 
 class TestReports:
     def test_an_outcome_names_its_client(self):
-        """`Outcome.client` is the number of the client; a request without answer has one, too."""
+        """`Outcome.client` is the number of the client, also for a request without a response."""
         report = run([Server("a", silent())], Open(10, 0.5), clients=3, until=9, patience=1)
         assert sorted(one.client for one in report.outcomes) == [0, 0, 1, 1, 2]
         report = run([Server("a", FAST)], Open(10, 0.5), clients=2)
         assert [one.client for one in report.outcomes] == [0, 1, 0, 1, 0]
 
     def test_the_client_is_no_decision(self):
-        """The trace hashes each outcome's client once, so those of before stay what they were."""
+        """The trace includes the client of each outcome only once, so earlier traces are
+        unchanged."""
         assert Outcome(0.0, 1.0, 200, None, 1) == (0.0, 1.0, 200, None, 1, 0)
 
     def test_mean_answered(self):
-        """The mean of those that ended with any status; NaN where none did."""
+        """The mean of the requests that ended with any status; NaN if there were none."""
         outcomes = [
             Outcome(0.0, 1.0, 200, None, 1),
             Outcome(0.0, 3.0, 503, None, 1),
@@ -387,7 +392,7 @@ class TestReports:
 
 
 class Weary:
-    """Answers 200 so often, and 500 from then on."""
+    """Answers 200 this many times, and 500 from then on."""
 
     def __init__(self, often):
         self.left = often
@@ -398,7 +403,7 @@ class Weary:
 
 
 class Slower:
-    """A latency: each answer takes a second longer."""
+    """A latency: each response takes a second longer."""
 
     def __init__(self):
         self.last = 0.0
@@ -434,7 +439,8 @@ class TestState:
         ],
     )
     def test_of_an_object(self, make):
-        """Each server of each run begins with the state that the behaviour was handed in with."""
+        """Each server of each run begins with the state that the behaviour had when it was
+        passed."""
         behaviour = make()
         servers = [Server(name, behaviour) for name in "ab"]
         first, second = (run(servers, Open(20, 0.5), retry=None, breaker=None) for _ in "12")
@@ -450,20 +456,21 @@ class TestState:
         ],
     )
     def test_of_a_latency(self, around):
-        """The state of a latency, which is part of a behaviour, is kept in the same way."""
+        """The state of a latency, which is part of a behaviour, is handled in the same way."""
         servers = [Server("a", around(Slower()))]
         first, second = (run(servers, Open(10, 0.3)) for _ in "12")
         assert [one.elapsed for one in first.outcomes] == [1.0, 2.0, 3.0]
         assert first.trace == second.trace
 
     def test_the_given_object_stays_as_it_was(self):
-        """A run works on a copy."""
+        """A run works on a copy of the behaviour."""
         behaviour = Weary(3)
         run([Server("a", behaviour)], Open(10, 1))
         assert behaviour.left == 3
 
     def test_what_cannot_be_copied_is_named(self):
-        """An object that cannot be copied is refused with the name of its server, and a way out."""
+        """An object that cannot be copied is refused by an error that names its server, and an
+        alternative."""
 
         class Locked(Weary):
             def __init__(self):
@@ -511,14 +518,14 @@ class TestState:
 )
 @pytest.mark.parametrize("around", [lambda one: one, lambda one: mixed(1.0, one, FAST)])
 def test_an_invalid_reply_is_refused_by_name(reply, kind, words, around):
-    """What a behaviour returns that can be no reply ends the run, and the error names the server
-    and the value."""
+    """An invalid reply of a behaviour ends the run, and the error names the server and the
+    value."""
     with pytest.raises(kind, match=f"server 'bad-one' returned.*{words}"):
         run([Server("bad-one", around(lambda *_: reply))], Open(1, 1))
 
 
 def test_what_a_behaviour_raises_names_the_server():
-    """An exception of a behaviour leaves the run, with a note that names the server."""
+    """An exception of a behaviour is raised by the run, with a note that names the server."""
 
     def behave(now, _, __):
         raise LookupError(now)
@@ -529,11 +536,11 @@ def test_what_a_behaviour_raises_names_the_server():
 
 
 class TestInLine:
-    """Virtual time: calls that wait in line look again when they are told, and never else."""
+    """In virtual time waiting calls check again when they are woken, and at no other time."""
 
     def test_nothing_polls(self, monkeypatch):
-        """Of 2,000 calls in line each looks three times at most: as it comes, as the first in line,
-        and as it gets a slot."""
+        """Each of 2,000 waiting calls checks at most three times: as it arrives, as the first in
+        the queue, and as it gets a slot."""
         looks, real = itertools.count(), Engine.admit
 
         def admit(*arguments):
@@ -547,7 +554,7 @@ class TestInLine:
         assert next(looks) <= 3 * 2000
 
     def test_the_end_of_a_rest(self):
-        """The first in line goes at the very moment when an instance has rested."""
+        """The first call in the queue is sent at the moment when an instance's back-off ends."""
 
         def asks_for_rest(_, __, ___, request):
             return Reply(0.0, 429 if request.path == "/first" else 200, rest=1.03)
@@ -567,7 +574,7 @@ class TestInLine:
 
     @pytest.mark.parametrize("idempotent", [True, False])
     def test_a_probe_that_is_due(self, idempotent):
-        """The first in line goes as the probe of a broken instance as soon as it may."""
+        """The first call in the queue is sent as a probe as soon as one is due."""
         servers = [
             Server("a", phases((0, refuses()), (0.1, FAST)), weight=50),
             Server("b", answers(constant(50.0)), weight=1),
@@ -589,7 +596,7 @@ class TestInLine:
 
 
 class Told:
-    """Discovery that does what it is told to do."""
+    """A resolver that does what the test says."""
 
     def __init__(self, answer):
         self.resolve = lambda: answer
@@ -603,8 +610,8 @@ def failing(error):
 
 
 def in_line(answer, **options):
-    """A world, its discovery, a balancer with one slot that is taken for 100 s, and a function that
-    sends a call: its list of results has (time, answer or error)."""
+    """A world, its discovery, a balancer with one slot that is in use for 100 s, and a function
+    that sends a call and returns a list for (time, answer or error)."""
     world, source = World(), Told(answer)
     balancer = simulated(
         world, source, name="x.test", judge=judge_of(()), max_in_flight=1, retry=ONE, **options
@@ -629,7 +636,7 @@ def in_line(answer, **options):
 
 
 def test_what_is_known_grows_too_old_for_those_in_line():
-    """A call in line fails as soon as what is known is older than `max_stale`."""
+    """A waiting call fails as soon as the known set is older than `max_stale`."""
     known = Answer([Instance("a", 80)], 1.0)
     world, source, balancer, call = in_line(known, max_stale=7.3)
     first = call()
@@ -646,8 +653,8 @@ def test_what_is_known_grows_too_old_for_those_in_line():
 
 
 def test_a_service_that_is_absent_for_a_while_stops_no_line():
-    """Where a call in line comes to wait for discovery, since the service has declared itself
-    absent and is being asked about again, it leaves the line: those behind it are served."""
+    """If a waiting call must wait for discovery, since the service was declared absent and is being
+    looked up, it leaves the queue: those behind it are served."""
     known = Answer([Instance("a", 80)], 1.0)
     world, source, balancer, call = in_line(known)
     watch = balancer._engine.subscription

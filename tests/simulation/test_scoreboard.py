@@ -1,4 +1,4 @@
-"""One configuration in eight scenarios with published results keeps up with the best of each."""
+"""In eight scenarios with published results, one configuration is as good as the best of each."""
 
 import pytest
 
@@ -11,7 +11,7 @@ FLOOR = 1.01
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_keeps_up(name):
-    """It reaches the best published success, and where that is all of them, the best mean."""
+    """It reaches the best published success, and if all calls succeed there, the best mean."""
     case = CASES[name]
     report = configured(case)
     assert report.success >= case.success

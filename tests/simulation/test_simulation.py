@@ -1,4 +1,4 @@
-"""The simulator: what its parts do, that a run is a function of its seed, that a breach is seen."""
+"""The simulator: its parts, the dependence of a run on its seed, and the detection of breaches."""
 
 import itertools
 import math
@@ -84,7 +84,8 @@ def sound(report):
 
 class TestWorld:
     def test_time_jumps_from_event_to_event(self):
-        """What is due first happens first, and what is due at once in the order of asking."""
+        """Events happen in the order of their times, and at the same time in the order of
+        scheduling."""
         world, seen = World(), []
 
         def notes(name):
@@ -96,7 +97,7 @@ class TestWorld:
         assert seen == [("d", 0.0), ("b", 1.0), ("a", 2.0), ("c", 2.0)]
 
     def test_nothing_happens_in_the_past(self):
-        """What was due before now happens now."""
+        """An event in the past happens now."""
         world, seen = World(), []
         world.run(until=5.0)
         world.at(1.0, lambda: seen.append(world.clock()))
@@ -104,7 +105,7 @@ class TestWorld:
         assert seen == [5.0]
 
     def test_a_process_yields_pauses_and_returns(self):
-        """A pause ends by its time, or by its signal if that is set before."""
+        """A pause ends after its time, or by its signal if that is set earlier."""
         world, signal = World(), Signal()
 
         def waits():
@@ -129,7 +130,7 @@ class TestWorld:
         assert (seen, world.clock()) == ([1.0, 2.0], 2.0)
 
     def test_an_exception_of_a_process_leaves_the_run(self):
-        """What a process raises is not lost."""
+        """An exception of a process is raised."""
         world = World()
 
         def breaks_down():
@@ -141,7 +142,8 @@ class TestWorld:
             world.run()
 
     def test_a_process_that_waits_for_ever_is_kept(self):
-        """Nobody else refers to it: were it collected, it would be closed at a random moment."""
+        """A process without other references is not collected, since it would be closed at a random
+        moment."""
         world, closed = World(), []
 
         def waits():
@@ -170,37 +172,37 @@ class TestBehaviours:
     dice = random.Random(1)
 
     def test_constant(self):
-        """The same for any number in flight."""
+        """`constant` takes the same time for any number in flight."""
         assert [constant(0.2)(n, self.dice) for n in (1, 9)] == [0.2, 0.2]
 
     def test_linear(self):
-        """It doubles up to the capacity, and is fivefold above."""
+        """`linear` takes twice as long at the capacity, and five times as long above it."""
         assert [linear(1.0, 4)(n, self.dice) for n in (1, 2, 4, 5)] == [1.25, 1.5, 2.0, 5.0]
 
     def test_exponential(self):
-        """Drawn anew each time, with that mean."""
+        """`exponential` draws a new value each time, with the given mean."""
         drawn = [exponential(0.5)(1, self.dice) for _ in range(5000)]
         assert len(set(drawn)) == 5000
         assert sum(drawn) / 5000 == pytest.approx(0.5, rel=0.05)
 
     def test_answers(self):
-        """Status, Retry-After and body as they were said."""
+        """`answers` returns the given status, Retry-After and body."""
         reply = answers(constant(0.1), 503, rest=2.0, body=0.3)(0.0, 1, self.dice)
         assert reply == Reply(0.1, 503, None, 2.0, 0.3)
 
     def test_until_capacity(self):
-        """The request that asks is counted: one more than the capacity gets the other status."""
+        """The request itself counts: one more than the capacity gets the other status."""
         behave = until_capacity(constant(0.1), 2, 503)
         assert [behave(0.0, n, self.dice).status for n in (1, 2, 3)] == [200, 200, 503]
 
     def test_mixed(self):
-        """A share of the requests gets the first behaviour."""
+        """The given share of the requests gets the first behaviour."""
         behave = mixed(0.25, refuses(), FAST)
         refused = sum(behave(0.0, 1, self.dice).error is not None for _ in range(4000))
         assert refused / 4000 == pytest.approx(0.25, abs=0.03)
 
     def test_phases(self):
-        """Each from its time on, that moment included."""
+        """Each behaviour is used from its time on, inclusive."""
         behave = phases((0, answers(constant(0), 200)), (1.0, answers(constant(0), 500)))
         assert [behave(now, 1, self.dice).status for now in (0, 0.99, 1.0, 9)] == [
             200,
@@ -210,12 +212,13 @@ class TestBehaviours:
         ]
 
     def test_queued(self):
-        """The third of three at once waits for the first of two workers."""
+        """The third of three requests at once waits for the first of two workers."""
         behave = queued(constant(1.0), 2)
         assert [behave(0.0, n, self.dice).seconds for n in (1, 2, 3)] == [1.0, 1.0, 2.0]
 
     def test_faults(self):
-        """Reset: it may have been carried out; refused: it was not; broken: after the headers."""
+        """A reset may have been carried out; a refusal was not; a broken body comes after the
+        headers."""
         reset = fails(constant(0.1))(0.0, 1, self.dice)
         refused = refuses(0.2)(0.0, 1, self.dice)
         broken = breaks(constant(0.1), 0.5)(0.0, 1, self.dice)
@@ -251,13 +254,14 @@ class TestBehaviours:
         ],
     )
     def test_a_bad_argument_is_named(self, make, word):
-        """K4, K8: what cannot be is refused as the behaviour is made, by name."""
+        """K4, K8: an invalid behaviour is refused when it is made, by an error that names the
+        argument."""
         with pytest.raises((TypeError, ValueError), match=word):
             make()
 
 
 def test_replies_are_judged_as_http_judges():
-    """Statuses to be tried again may be, idempotent calls only; 5xx is a fault, 429 is none."""
+    """Retried statuses are retried for idempotent calls only; 5xx is a fault, 429 is not."""
     judge = judge_of({429, 503})
     assert judge(Reply(0, 200)) == judge(Reply(0, 404))
     assert (judge(Reply(0, 500)).fault, judge(Reply(0, 500)).again) == (True, "never")
@@ -270,7 +274,7 @@ def test_replies_are_judged_as_http_judges():
 
 class TestServers:
     def test_it_serves_while_it_is_known(self):
-        """Who joins and who leaves gets attempts in that time only, give or take a look-up."""
+        """A server gets attempts only from when it joins until it leaves, up to the next lookup."""
         servers = [Server("s0", FAST), Server("s1", FAST, joins=2.0, leaves=4.0)]
         report = sound(run(servers, Open(50, 6)))
         times = [time for time, server in report.sent if server == "s1"]
@@ -279,20 +283,21 @@ class TestServers:
         assert report.endings() == {200: 300}
 
     def test_who_leaves_finishes_what_it_has(self):
-        """I30: what is in flight at one who leaves is answered."""
+        """I30: requests in flight at a server that leaves are answered."""
         servers = [Server("s0", FAST), Server("s1", answers(constant(3.0)), leaves=1.0)]
         report = sound(run(servers, Open(10, 1)))
         assert report.endings() == {200: 10}
         assert report.answered["s1"] == {200: 5}
 
     def test_before_the_first_joins(self):
-        """A request fails with what discovery says while nobody is known, and is served after."""
+        """A request fails with the error of discovery while no server is known, and is served
+        later."""
         report = sound(run([Server("s0", FAST, joins=1.5)], Open(4, 4), retry=ONE))
         assert report.endings()["DiscoveryError"] > 0
         assert report.outcomes[-1].status == 200
 
     def test_the_zone_is_metadata(self):
-        """A zone is told to strategies as discovery would tell it."""
+        """Strategies get the zone of a server as discovery would report it."""
         assert Server("s0", FAST, zone="a").instance.metadata == {"zone": "a"}
         assert Server("s0", FAST).instance.metadata == {}
 
@@ -308,7 +313,7 @@ class TestServers:
 
     @pytest.mark.parametrize("deadline", [None, 0.2])
     def test_it_counts_what_it_has_in_flight(self, deadline):
-        """A request is in flight until its body ends, whether or not its caller has given it up."""
+        """A request is in flight until its body ends, even if its caller has given up."""
         seen = []
 
         def behave(_, in_flight, __):
@@ -333,24 +338,25 @@ class TestServers:
         ],
     )
     def test_a_bad_argument_is_named(self, options, word):
-        """K2, K4: what no server can be is refused, by name."""
+        """K2, K4: an invalid server is refused by an error that names the argument."""
         with pytest.raises((TypeError, ValueError), match=word):
             Server(**{"name": "s0", "behaviour": FAST, **options})
 
 
 class TestLoad:
     def test_open_is_even(self):
-        """So many a second, evenly, each at its own multiple, however many there are."""
+        """This many a second, evenly, each at its exact multiple, however many there are."""
         report = sound(run(named(FAST), Open(10, 3)))
         assert [one.arrived for one in report.outcomes] == [n / 10 for n in range(30)]
 
     def test_open_waits_for_nobody(self):
-        """Requests come while none is answered."""
+        """Requests arrive even if none is answered."""
         report = run(named(silent()), Open(10, 1), until=5)
         assert [one.arrived for one in report.outcomes] == [n / 10 for n in range(10)]
 
     def test_open_at_random(self):
-        """Poisson: gaps have their mean and its spread, and another seed other gaps."""
+        """With `poisson` the gaps have the right mean and variance, and another seed gives other
+        gaps."""
         arrived = [one.arrived for one in run(named(FAST), Open(100, 50, poisson=True)).outcomes]
         gaps = [after - before for before, after in itertools.pairwise(arrived)]
         mean = sum(gaps) / len(gaps)
@@ -373,7 +379,7 @@ class TestLoad:
         assert len({client for _, client in seen}) == 3
 
     def test_closed_waits_for_the_answer(self):
-        """A worker has one request at a time, and thinks between two."""
+        """A worker has one request at a time, and pauses between two."""
         report = sound(run(named(FAST), Closed(1, 2.0, think=0.3)))
         arrived = [one.arrived for one in report.outcomes]
         assert 0 <= arrived[0] < 0.3
@@ -382,12 +388,12 @@ class TestLoad:
         assert arrived[-1] < 2.0 <= arrived[-1] + 0.4
 
     def test_closed_has_so_many_workers(self):
-        """In flight are as many as workers, of each client."""
+        """As many requests are in flight as each client has workers."""
         report = sound(run(named(answers(constant(0.125))), Closed(3, 1.0), clients=2))
         assert len(report.outcomes) == 2 * 3 * 8
 
     def test_workers_that_fail_at_once_let_time_pass(self):
-        """A request that ends in no time does not stop the world."""
+        """A request that takes no time does not stop the world."""
         report = run(named(answers(constant(0), 404)), Closed(2, 0.05))
         assert len(report.outcomes) == pytest.approx(100, abs=2)
 
@@ -403,7 +409,7 @@ class TestLoad:
         ],
     )
     def test_a_bad_argument_is_named(self, make, word):
-        """K4: what no load can be is refused, by name."""
+        """K4: an invalid load is refused by an error that names the argument."""
         with pytest.raises((TypeError, ValueError), match=word):
             make()
 
@@ -428,7 +434,7 @@ class TestLoad:
     ],
 )
 def test_a_scenario_names_its_bad_argument(options, word):
-    """K4: what no scenario can be is refused as it is made, by name."""
+    """K4: an invalid scenario is refused when it is made, by an error that names the argument."""
     with pytest.raises((TypeError, ValueError), match=word):
         Scenario(**{"servers": named(FAST), "load": Open(1, 1), **options})
 
@@ -446,13 +452,13 @@ def test_a_scenario_names_its_bad_argument(options, word):
     ],
 )
 def test_a_run_names_its_bad_option(options, word):
-    """K3, K4: options are refused as a balancer refuses them, before anything runs."""
+    """K3, K4: options are refused as by a balancer, before anything runs."""
     with pytest.raises((TypeError, ValueError), match=word):
         run(named(FAST), **options)
 
 
 def test_a_scenario_is_no_other_thing():
-    """What is run is a `Scenario`."""
+    """Only a `Scenario` can be run."""
     with pytest.raises(TypeError, match="scenario"):
         simulate(named(FAST))
 
@@ -471,12 +477,13 @@ class TestRuns:
             assert report.endings() == {ending: 1}
 
     def test_a_mistake_in_a_behaviour_is_not_an_outcome(self):
-        """An exception that no instance can cause leaves the run."""
+        """An exception that is not an instance's ends the run."""
         with pytest.raises(ZeroDivisionError):
             run(named(lambda *_: 1 / 0))
 
     def test_unanswered_at_the_end(self):
-        """Who is unanswered as the run is broken off has failed, after what it has waited."""
+        """Unanswered requests at the end of the run have failed, after the time that they
+        waited."""
         report = sound(run(named(silent()), Open(2, 1), until=5.0))
         assert report.outcomes == [
             Outcome(0.0, 5.0, None, "unanswered", 1),
@@ -486,7 +493,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("joins", [0.0, 1.0])
     def test_silence_ends_the_run(self, joins):
-        """A run without end ends where nothing but discovery and health checks would go on."""
+        """A run without `until` ends if only discovery and health checks would continue."""
         servers = [Server("s0", silent()), Server("s1", FAST, joins=joins)]
         health = HealthCheck(path=None, check=lambda _: True)
         report = sound(run(servers, Open(10, 2), health=health))
@@ -501,20 +508,21 @@ class TestRuns:
         assert report.outcomes == [Outcome(0.0, 0.5, None, "DeadlineExceeded", 1)]
 
     def test_the_deadline_covers_the_body(self):
-        """I6: a body that outlives the deadline ends with it."""
+        """I6: a body that would outlive the deadline ends with it."""
         slow = named(answers(constant(0.1), body=5.0))
         report = sound(run(slow, Open(1, 1), retry=RetryPolicy(deadline=1.0)))
         assert report.outcomes == [Outcome(0.0, 1.0, None, "TimeoutError", 1)]
 
     def test_an_instance_is_busy_until_its_body_ends(self):
-        """With one place, the next request begins as the body of the one before ends."""
+        """With one slot, the next request begins when the body of the previous one ends."""
         report = sound(
             run(named(answers(constant(0.1), body=0.4)), Open(100, 0.02), max_in_flight=1)
         )
         assert [time for time, _ in report.sent] == pytest.approx([0.0, 0.5])
 
     def test_an_answer_that_is_retried_gives_up_its_place(self):
-        """An instance at its limit can be its own retry: the unread answer's place is passed on."""
+        """An instance at its limit can be its own retry: the slot of the unread answer is passed
+        on."""
         busy = phases(
             (0, answers(constant(0.1), 503, body=9.0)), (0.05, answers(constant(0.1), body=0.1))
         )
@@ -523,7 +531,7 @@ class TestRuns:
         assert report.mean < 1.0
 
     def test_hedges(self):
-        """The quicker of two attempts is the outcome, and the slower one is given up."""
+        """The faster of two attempts is the outcome, and the slower one is cancelled."""
         servers = named(answers(constant(1.0)), answers(constant(0.1)))
         report = sound(run(servers, Open(1, 10), hedge=HedgePolicy(delay=0.2)))
         assert report.endings() == {200: 10}
@@ -539,13 +547,14 @@ class TestRuns:
 
     @pytest.mark.parametrize("body", [0.0, 0.2])
     def test_a_hedged_call_may_end_with_a_bad_answer(self, body):
-        """Where no attempt has a good answer, the call's own last one is the outcome."""
+        """If no attempt has a good answer, the call's own last one is the outcome."""
         servers = named(*[answers(constant(0.1), 503, body=body)] * 2)
         report = sound(run(servers, Open(1, 1), hedge=HedgePolicy(delay=0.05), retry=ONE))
         assert report.endings() == {503: 1}
 
     def test_a_late_answer_is_closed(self):
-        """A bad answer of the first attempt is closed, body and all, where the hedge's is good."""
+        """A bad answer of the first attempt is closed, including its body, if the hedge's is
+        good."""
         servers = named(
             answers(constant(0.1), 503, body=30.0), answers(constant(0.1), 503, body=30.0)
         )
@@ -554,7 +563,7 @@ class TestRuns:
         assert report.mean < 5.0
 
     def test_a_line_is_served_in_turn(self):
-        """I24: who waits gets its place in turn, and gives up after its patience."""
+        """I24: waiting calls get a slot in turn, and give up after their patience."""
         servers, load = named(answers(constant(1.0))), Open(10, 0.4)
         scenario = Scenario(servers, load, patience=2.5)
         report = sound(simulate(scenario, max_in_flight=1))
@@ -570,10 +579,10 @@ class First:
 
 
 class TestFound:
-    """What random scenarios have found, as small as it gets."""
+    """Failures found by random scenarios, made as small as possible."""
 
     def test_a_retry_is_paid_for_a_whole_window(self):
-        """A retry late in a slice of the budget's window counts for about a window all the same."""
+        """A retry late in a slice of the budget's window still counts for about one window."""
         budget = Budget(RetryBudget(ratio=0.0, reserve=1.0, window=1.0))
         budget.deposit(0.0)
         assert budget.withdraw(0.99)
@@ -581,8 +590,8 @@ class TestFound:
         assert budget.withdraw(2.0)
 
     def test_who_waits_hears_of_a_rest(self):
-        """Where the headers say that an instance rests, the next tier opens at once for those in
-        line, not as the body ends."""
+        """If headers say that an instance backs off, waiting calls use the next tier at once, not
+        at the end of the body."""
         rests = answers(constant(0.1), 429, rest=5.0, body=3.0)
         servers = [Server("s0", rests), Server("s1", FAST, priority=1)]
         report = sound(run(servers, Open(100, 0.02), max_in_flight=1, retry=ONE))
@@ -590,7 +599,7 @@ class TestFound:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_a_retry_does_not_join_its_own_hedge(self, seed):
-        """A retry goes where no attempt of its call is under way."""
+        """A retry does not use an endpoint where another attempt of its call is in flight."""
         servers = named(fails(constant(0.1)), answers(constant(1.0)))
         options = {"seed": seed, "strategy": First, "hedge": HedgePolicy(delay=0.05)}
         report = sound(run(servers, Open(1, 1), **options))
@@ -598,7 +607,7 @@ class TestFound:
         assert report.endings() == {200: 1}
 
     def test_a_retry_waits_for_its_own_hedge(self):
-        """Where there is nobody else, the hedge's outcome is waited for."""
+        """If there is no other endpoint, the hedge's outcome is waited for."""
         servers = named(fails(constant(0.1)), answers(constant(1.0)))
         options = {"strategy": First, "hedge": HedgePolicy(delay=0.05)}
         report = sound(run(servers, Open(1, 1), breaker=BreakerPolicy(fail_max=1), **options))
@@ -606,7 +615,7 @@ class TestFound:
         assert report.endings() == {200: 1}
 
     def test_who_is_ejected_and_broken_is_not_back_soon(self):
-        """I16: `retry_in` counts the breaker of one whose ejection ends first."""
+        """I16: `retry_in` includes the breaker of an endpoint whose ejection ends first."""
         instances = [Instance("10.0.0.1", 1), Instance("10.0.0.1", 2)]
         breaker = BreakerPolicy(fail_max=1, reset_timeout=10.0)
         with Balancer(instances, clock=World().clock, breaker=breaker, retry=ONE) as balancer:
@@ -671,8 +680,8 @@ def rich(*arguments, **options):
 
 class TestDeterminism:
     def test_the_same_in_another_process(self):
-        """Every rule at once, each strategy: the same seed decides alike in two processes whose
-        hashes differ, and another seed otherwise."""
+        """With every rule and each strategy, the same seed gives the same decisions in two
+        processes with different hash seeds, and another seed gives others."""
         printed = [self.process(hashes) for hashes in ("0", "1")]
         assert printed[0] == printed[1]
         traces = eval(printed[0])
@@ -689,13 +698,13 @@ class TestDeterminism:
         return done.stdout
 
     def test_the_same_again(self):
-        """Two runs in one process are alike: nothing depends on what ran before."""
+        """Two runs in one process are equal: nothing depends on an earlier run."""
         first, second = rich(3, "weighted"), rich(3, "weighted")
         assert first == second
         assert rich(4, "weighted").trace != first.trace
 
     def test_to_look_changes_nothing(self):
-        """Checked or not, a run takes the same decisions."""
+        """A run makes the same decisions, checked or not."""
         assert rich(3, "least-busy", checked=False).trace == rich(3, "least-busy").trace
 
     def test_the_trace_covers_decisions(self):
@@ -706,7 +715,7 @@ class TestDeterminism:
         assert run(named(FAST, answers(constant(0.1), 404))).trace != base
 
     def test_another_server_changes_nobody_elses_dice(self):
-        """A server draws the same, whoever is there beside it."""
+        """The random numbers of a server do not depend on other servers."""
         alone, beside = [], []
         for drawn, count in ((alone, 1), (beside, 3)):
             servers = named(self.notes(drawn), *[FAST] * (count - 1))
@@ -722,7 +731,8 @@ class TestDeterminism:
         return behave
 
     def test_another_client_changes_nobody_elses_dice(self):
-        """A client's first throw, and the times of the load, are the same with more clients."""
+        """The random numbers of a client, and the times of the load, are the same with more
+        clients."""
         firsts = []
         for clients in (1, 3):
 
@@ -757,7 +767,7 @@ class TestReport:
     )
 
     def test_figures(self):
-        """Success is a status below 400; amplification is attempts for each request."""
+        """Success is a status below 400; amplification is the number of attempts per request."""
         assert self.report.success == 0.5
         assert self.report.mean == 2.5
         assert self.report.amplification == 1.0
@@ -768,7 +778,7 @@ class TestReport:
         ("percent", "rank"), [(0, 1), (25, 1), (26, 2), (50, 2), (75, 3), (99.9, 4), (100, 4)]
     )
     def test_percentiles_are_the_nearest_rank(self, percent, rank):
-        """The smallest value that so many per cent do not exceed."""
+        """The smallest value that this percentage of values does not exceed."""
         assert self.report.percentile(percent) == float(rank)
 
     @pytest.mark.parametrize("number", [10, 100, 1000, 2000])
@@ -787,13 +797,15 @@ class TestReport:
             self.report.percentile(percent)
 
     def test_shares(self):
-        """Of the attempts in a time, its start included; who got none has none."""
+        """The share of the attempts in a period, including its start; a server without any has
+        none."""
         assert self.report.shares() == {"a": 0.75, "b": 0.25, "c": 0.0}
         assert self.report.shares(since=0.3, until=1.2) == {"a": 0.5, "b": 0.5, "c": 0.0}
         assert self.report.shares(since=9) == {"a": 0.0, "b": 0.0, "c": 0.0}
 
     def test_over_time(self):
-        """Slice by slice: requests by arrival, attempts by sending; a limit is of the later."""
+        """Slices count requests by arrival, and attempts by sending; a time on the boundary belongs
+        to the later slice."""
         first, second, third = self.report.over_time(0.5)
         assert (first.start, first.requests, first.success, first.mean) == (0.0, 2, 0.5, 1.5)
         assert first.sent == {"a": 1, "b": 1}
@@ -808,7 +820,7 @@ class TestReport:
             self.report.over_time(seconds)
 
     def test_an_empty_report(self):
-        """Nothing was asked: no number, and no error."""
+        """Without requests there are no numbers, and no error."""
         empty = Report(0, [], [], {"a": {}}, "")
         assert math.isnan(empty.success)
         assert math.isnan(empty.mean)
@@ -817,7 +829,8 @@ class TestReport:
         assert "0 requests" in str(empty)
 
     def test_as_text(self):
-        """For people: figures, a line a server, breaches, and what it takes to run it again."""
+        """The text has the figures, a line for each server, breaches, and what is needed to run it
+        again."""
         text = str(self.report)
         for part in (
             "4 requests, 50.00 % successful",
@@ -1106,14 +1119,15 @@ def somebody_waits_for_ever(patch):
 
 
 def crowd():
-    """More than have room: some have their turn, others give up."""
+    """More calls than slots: some are served, others give up."""
     scenario = Scenario(named(answers(constant(1.0))), Open(10, 1.5), patience=1.5)
     return simulate(scenario, max_in_flight=1)
 
 
 @pytest.mark.parametrize("name", BREAKAGES)
 def test_a_breach_is_seen(name, monkeypatch):
-    """Break the core in one place: the run says what does not hold; mend it: no breach."""
+    """If one part of the core is broken, the run reports the broken invariant; once it is restored,
+    it reports none."""
     text, broken = BREAKAGES[name]
     assert list(broken(lambda *_, **__: None).breaches) == []
     breaches = broken(monkeypatch.setattr).breaches
@@ -1122,7 +1136,7 @@ def test_a_breach_is_seen(name, monkeypatch):
 
 
 def lined_up(deadline, patience):
-    """Ten requests a second for one place, where each takes a second."""
+    """Ten requests a second for one slot, where each takes a second."""
     scenario = Scenario([Server("a", answers(constant(1.0)))], Open(10, 4), patience=patience)
     retry = RetryPolicy(attempts=1, deadline=deadline)
     report = simulate(scenario, retry=retry, max_in_flight=1, breaker=None)
@@ -1131,8 +1145,8 @@ def lined_up(deadline, patience):
 
 
 def test_who_has_too_little_time_left_leaves_the_line():
-    """K: three times what answers take, at most half of its time, is too little for a call in line;
-    while nothing is known of that, it waits to its deadline. No pool timeout matters then."""
+    """K: K: a waiting call needs three times the usual latency, but at most half of its time; while
+    that is unknown, it waits until its deadline. The pool timeout does not matter then."""
     for deadline, waits in ((4.0, 2.0), (10.0, 7.0)):
         gone = lined_up(deadline, patience=0.1)
         assert {one.error for one in gone} == {"DeadlineExceeded"}
@@ -1145,7 +1159,7 @@ def test_who_has_too_little_time_left_leaves_the_line():
 
 
 def test_who_has_no_deadline_waits_for_the_pool_timeout():
-    """Without a deadline the wait in line is the pool timeout; then it is NoInstanceAvailable."""
+    """Without a deadline a call waits for the pool timeout, and then raises NoInstanceAvailable."""
     gone = lined_up(None, patience=2.5)
     assert {one.error for one in gone} == {"NoInstanceAvailable"}
     assert [one.elapsed for one in gone] == pytest.approx([2.5] * len(gone), abs=0.01)

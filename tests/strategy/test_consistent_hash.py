@@ -1,4 +1,4 @@
-"""Consistent hashing with bounded loads: where keys go, what moves them, how far they spread."""
+"""Consistent hashing with bounded loads: where keys go, what moves them, how evenly they spread."""
 
 import heapq
 import json
@@ -40,14 +40,14 @@ def candidates(number, weights=None):
 
 
 def settled(strategy, endpoints):
-    """Once it has looked at all of them, a few hundred at a time."""
+    """Pick until it has processed all candidates, a few hundred at a time."""
     for _ in range(1 + len(endpoints) // 128):
         strategy.pick(endpoints, Asked(key="any"))
     return strategy
 
 
 def owners(strategy, endpoints, keys=KEYS):
-    """Which instance each key belongs to, while nothing is in flight."""
+    """The instance of each key, while nothing is in flight."""
     settled(strategy, endpoints)
     call = Asked()
     found = {}
@@ -83,13 +83,14 @@ def moved(before, after):
     ],
 )
 def test_arguments_are_checked(wrong, kind, named):
-    """K4: what cannot be is refused at construction, and the argument is named."""
+    """K4: an invalid argument is refused at construction by an error that names it."""
     with pytest.raises(kind, match=f"^{named} "):
         ConsistentHash(**wrong)
 
 
 def test_name():
-    """It goes by name, anew for each balancer; its `repr` tells its arguments."""
+    """It can be chosen by name, with a new object for each balancer; its `repr` shows its
+    arguments."""
     made = strategy_of("consistent-hash")
     assert type(made) is ConsistentHash is BY_NAME["consistent-hash"]
     assert strategy_of("consistent-hash") is not made
@@ -101,7 +102,7 @@ def test_name():
     "key", ["", "user-42", "größe", "\ud800", b"", b"\xff", 0, -5, 10**5000], ids=range(9)
 )
 def test_keys(key):
-    """Text, bytes and whole numbers of any kind are keys; each has one place."""
+    """Text, bytes and whole numbers of any kind are keys; each has its own place."""
     endpoints, strategy = candidates(20), ConsistentHash()
     assert len({strategy.pick(endpoints, Asked(key=key)) for _ in range(20)}) == 1
 
@@ -110,7 +111,8 @@ def test_keys(key):
     "key", [1.5, ("a", 1), object(), uuid.UUID(int=1), ["a"]], ids=lambda one: type(one).__name__
 )
 def test_what_is_no_key(key):
-    """Anything else is refused by type, and the way out is named; `key=` makes a key of it."""
+    """A key of another type is refused, and the error names the alternative; `key=` can make a key
+    from it."""
     endpoints = candidates(20)
     with pytest.raises(TypeError, match=r"key must be text.*not \w+; pass ConsistentHash\(key="):
         ConsistentHash().pick(endpoints, Asked(key=key))
@@ -119,7 +121,7 @@ def test_what_is_no_key(key):
 
 
 def test_a_function_may_choose_the_part_that_counts():
-    """`key=` is given what the caller passed, never None, and may say that there is no key."""
+    """`key=` gets what the caller passed, never None, and may return None for no key."""
     endpoints, strategy = candidates(20), ConsistentHash(key=lambda key: key[0])
     assert len({strategy.pick(endpoints, Asked(key=("tenant", n))) for n in range(50)}) == 1
     strategy, call = (
@@ -131,7 +133,7 @@ def test_a_function_may_choose_the_part_that_counts():
 
 
 def test_without_a_key_the_dice_pick_by_weight():
-    """A call without a key goes anywhere, in proportion to the weights, and as the dice say."""
+    """A call without a key goes to a random instance, in proportion to the weights."""
     endpoints = candidates(3, [60, 20, 20])
     strategy, call = ConsistentHash(load=None), Asked()
     seen = Counter(strategy.pick(endpoints, call) for _ in range(10_000))
@@ -146,7 +148,7 @@ def test_without_a_key_the_dice_pick_by_weight():
 
 
 def test_a_key_has_one_place():
-    """The same key goes to the same instance, in any order of instances, for any client."""
+    """The same key goes to the same instance, for any order of instances and any client."""
     endpoints = candidates(50)
     found = owners(ConsistentHash(), endpoints)
     assert owners(ConsistentHash(), endpoints) == found
@@ -166,8 +168,8 @@ PLACES = """
 
 
 def test_processes_agree():
-    """A key has the same place in every process, whatever PYTHONHASHSEED is, and in every release:
-    what caches have learnt must outlive an update."""
+    """A key has the same place in every process, with any PYTHONHASHSEED, and in every release,
+    since caches must survive an update."""
     runs = []
     for seed in ("0", "1"):
         command = [sys.executable, "-c", textwrap.dedent(PLACES), os.path.realpath(".")]
@@ -185,7 +187,7 @@ def test_processes_agree():
 
 @pytest.mark.parametrize("number", [3, 10, 100])
 def test_shares_are_about_equal(number):
-    """Keys spread over equal instances; a tenth more or less is usual, a half is not."""
+    """Keys spread over equal instances; differences of a tenth are usual, of a half are not."""
     got = shares(ConsistentHash(), candidates(number), [f"key {n}" for n in range(200 * number)])
     assert all(0.55 < share * number < 1.5 for share in got)
     spread = math.sqrt(sum((share * number - 1) ** 2 for share in got) / number)
@@ -204,7 +206,7 @@ def test_shares_are_about_equal(number):
     ],
 )
 def test_weights_are_kept(weights, expected):
-    """D9, K2: keys spread by weight; zero counts as 0.1, all zero is uniform."""
+    """D9, K2: keys are spread by weight; 0 counts as 0.1; if all are 0, all are equal."""
     got = shares(ConsistentHash(), candidates(len(weights), weights))
     assert got == pytest.approx(expected, abs=0.08)
 
@@ -214,7 +216,8 @@ def test_weights_are_kept(weights, expected):
 
 @pytest.mark.parametrize("number", [10, 100])
 def test_who_leaves_moves_its_own_keys_only(number):
-    """D21: when one of n leaves, its keys move, about 1/n of all, to many others; no other does."""
+    """D21: when one of n instances leaves, its keys move, about 1/n of all, to many others; no
+    other key moves."""
     pool, everybody, strategy = Pool(BreakerPolicy()), instances(number), ConsistentHash()
     pool.update(everybody)
     before = owners(strategy, pool.candidates(0.0))
@@ -228,7 +231,7 @@ def test_who_leaves_moves_its_own_keys_only(number):
 
 @pytest.mark.parametrize("number", [10, 100])
 def test_who_joins_gets_keys_and_moves_no_others(number):
-    """D21: when one joins n, it gets about 1/n of the keys, and no other key moves."""
+    """D21: when one instance joins n, it gets about 1/n of the keys, and no other key moves."""
     pool, everybody, strategy = Pool(BreakerPolicy()), instances(number + 1), ConsistentHash()
     pool.update(everybody[1:])
     before = owners(strategy, pool.candidates(0.0))
@@ -240,7 +243,8 @@ def test_who_joins_gets_keys_and_moves_no_others(number):
 
 
 def test_one_with_another_weight_moves_few():
-    """Among unequal weights a change also shifts the shares of others a little: about 1/n more."""
+    """With unequal weights a change also moves the shares of others a little: about 1/n more
+    keys."""
     pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
     everybody = instances(20, [1, 2, 3, 4, 5] * 4)
     pool.update(everybody)
@@ -256,7 +260,7 @@ def test_one_with_another_weight_moves_few():
 
 
 def test_who_is_out_for_a_while_gets_its_keys_back():
-    """I18: keys of an instance that is out go elsewhere, and return with it."""
+    """I18: keys of an instance that is out of rotation go elsewhere, and return with it."""
     pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
     pool.update(instances(10))
     before = owners(strategy, pool.candidates(0.0))
@@ -270,7 +274,7 @@ def test_who_is_out_for_a_while_gets_its_keys_back():
 
 
 def test_history_leaves_no_trace():
-    """After any churn keys are where they would be for a client that has just started."""
+    """After any churn keys are where they would be for a new client."""
     pool, strategy, dice = Pool(BreakerPolicy()), ConsistentHash(), random.Random(3)
     everybody = instances(60, [dice.choice([1, 2, 5]) for _ in range(60)])
     for _ in range(200):
@@ -284,7 +288,7 @@ def test_history_leaves_no_trace():
 
 
 def test_churn_leaves_nothing_behind():
-    """S7: who has left is removed, a few at each pick."""
+    """S7: instances that have left are removed, a few at each pick."""
     pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
     for turn in range(20):
         pool.update(Instance("10.0.0.1", 1 + turn * 500 + port) for port in range(1000))
@@ -297,7 +301,7 @@ def test_churn_leaves_nothing_behind():
 
 
 def test_an_outage_leaves_the_circle_as_it_is_cut():
-    """An instance that serves alone for a while does not have the ring of all made anew, twice."""
+    """If one instance serves alone for a while, the ring of all is not built again, twice."""
     pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
     pool.update(instances(100))
     settled(strategy, pool.candidates(0.0))
@@ -313,7 +317,7 @@ def test_an_outage_leaves_the_circle_as_it_is_cut():
 
 
 def test_one_that_left_while_it_was_out_is_removed_too():
-    """S7: an instance may be out first, and leave then."""
+    """S7: an instance may be out of rotation first, and then leave."""
     pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
     pool.update(instances(10))
     settled(strategy, pool.candidates(0.0))
@@ -327,7 +331,8 @@ def test_one_that_left_while_it_was_out_is_removed_too():
 
 
 def test_of_thousands_few_join_at_a_pick():
-    """D15: no single call pays for all; in the end all are there, and each has its keys."""
+    """D15: no single call processes all candidates; in the end all are included, and each has its
+    keys."""
     endpoints, strategy = candidates(5000), ConsistentHash()
     known = [0]
     while known[-1] < 5000:
@@ -343,7 +348,8 @@ def test_of_thousands_few_join_at_a_pick():
 
 
 def in_flight(endpoints, strategy, keys, *, calls, together):
-    """The most that anyone held, as a multiple of the mean, with so many calls at any time."""
+    """The most that any instance had in flight, as a multiple of the mean, with this many calls at
+    a time."""
     ends, most, dice = [], 0.0, random.Random(5)
     spread = Counter()
     for turn in range(calls):
@@ -361,8 +367,8 @@ def in_flight(endpoints, strategy, keys, *, calls, together):
 
 @pytest.mark.parametrize("number", [10, 100])
 def test_a_hot_key_spreads(number):
-    """No instance holds more than a quarter above the mean, though half of all calls have one key;
-    without a bound its instance holds half."""
+    """No instance has more than 1.25 times the mean in flight, even if half of all calls have one
+    key; without a bound its instance has half."""
 
     def keys(dice):
         return "hot" if dice.random() < 0.5 else dice.randrange(1000)
@@ -377,8 +383,8 @@ def test_a_hot_key_spreads(number):
 
 
 def test_at_little_load_keys_keep_their_place():
-    """One call at a time is always allowed: with less in flight than instances no key moves for
-    its own sake."""
+    """One call at a time is always allowed: with fewer calls than instances no key moves because of
+    its own load."""
     endpoints, strategy = candidates(100), ConsistentHash()
     expected = owners(strategy, endpoints)
     for key in KEYS:
@@ -391,7 +397,7 @@ def test_at_little_load_keys_keep_their_place():
 
 @pytest.mark.parametrize(("place", "held"), [(0, 375), (1, 125)])
 def test_the_bound_is_one_of_weight(place, held):
-    """Of 400 calls with one key its instance holds 1.25 times the part that its weight is."""
+    """Of 400 calls with one key its instance has 1.25 times the share of its weight."""
     endpoints, strategy = candidates(2, [3, 1]), ConsistentHash()
     found = owners(strategy, endpoints)
     key = next(key for key in KEYS if found[key] == endpoints[place].instance)
@@ -401,7 +407,8 @@ def test_the_bound_is_one_of_weight(place, held):
 
 
 def test_faults_take_room():
-    """I14: an instance that fails fast is full for some seconds, and its keys go on."""
+    """I14: an instance that fails fast counts as full for some seconds, and its keys go
+    elsewhere."""
     endpoints, strategy = candidates(10), ConsistentHash()
     own = strategy.pick(endpoints, Asked(key="user"))
     for _ in range(5):
@@ -411,7 +418,7 @@ def test_faults_take_room():
 
 
 def test_where_nobody_has_room_somebody_is_picked():
-    """A bound that nobody keeps leaves the least busy of those that were looked at."""
+    """If all instances exceed the bound, the least busy of those that were checked is picked."""
     endpoints, strategy = candidates(10), ConsistentHash(load=1.0001)
     settled(strategy, endpoints)
     for place, one in enumerate(endpoints):
@@ -425,7 +432,7 @@ def test_where_nobody_has_room_somebody_is_picked():
 
 @pytest.mark.parametrize("strategy", ["consistent-hash", ConsistentHash(load=2.0)], ids=str)
 def test_calls_of_one_key_meet_one_instance(strategy):
-    """`key=` of a call decides; so it does for requests of clients."""
+    """`key=` of a call decides the instance, also for requests of clients."""
     urls = [f"http://10.0.0.{n}:80" for n in range(1, 9)]
     with Balancer(urls, strategy=strategy) as balancer:
         met = {key: {balancer.call(str, key=key) for _ in range(10)} for key in range(50)}
@@ -434,7 +441,7 @@ def test_calls_of_one_key_meet_one_instance(strategy):
 
 
 def test_a_bad_key_is_logged_and_the_dice_pick(caplog):
-    """C18: a key of another type breaks no call; the log says what would do."""
+    """C18: a key of another type fails no call; the log names the alternative."""
     caplog.set_level(logging.ERROR, "lbclient")
     with Balancer(["http://10.0.0.1:80", "http://10.0.0.2:80"], strategy="consistent-hash") as made:
         assert {made.call(str, key=("a", 1)) for _ in range(50)} == {"10.0.0.1:80", "10.0.0.2:80"}
@@ -446,7 +453,7 @@ def keyed(number):
 
 
 def test_requests_carry_keys(servers):
-    """A request's key is in its extensions, and has one place."""
+    """A request's key is in its extensions, and has one instance."""
     urls = [server.url for server in servers(*[tells_port] * 4)]
     with lbclient.Client(urls, strategy="consistent-hash") as client:
         met = [{client.get("/", **keyed(n)).text for _ in range(5)} for n in range(20)]
@@ -456,7 +463,7 @@ def test_requests_carry_keys(servers):
 
 @pytest.mark.anyio
 async def test_requests_carry_keys_async(servers):
-    """The same for an async client: its keys have the places that they have for a sync one."""
+    """The keys of an async client have the same instances as those of a sync client."""
     urls = [server.url for server in servers(*[tells_port] * 4)]
     with lbclient.Client(urls, strategy="consistent-hash") as client:
         expected = [client.get("/", **keyed(n)).text for n in range(20)]

@@ -36,7 +36,7 @@ NEVER = math.inf
 
 
 def answered(strategy, endpoint, elapsed, *, now=0.0, failed=False, others=0):
-    """An attempt ends while so many others are in flight there."""
+    """An attempt ends while this many others are in flight there."""
     before, endpoint.in_flight = endpoint.in_flight, others + 1
     strategy.ended(endpoint, elapsed, failed=failed, now=now)
     endpoint.in_flight = before
@@ -58,8 +58,8 @@ class Served(NamedTuple):
 
 
 class Server:
-    """Answers after a random time with this mean, and fails within a millisecond where it is
-    `sick(now, rng)`; with `workers`, more calls than these wait in line."""
+    """Answers after a random time with this mean, and fails within a millisecond while `sick(now,
+    rng)`; with `workers`, further calls wait in a queue."""
 
     def __init__(self, mean, *, sick=None, workers=None):
         self.mean = mean
@@ -145,19 +145,19 @@ class World:
         return self.now + elapsed, next(self._order), end
 
     def shares(self, since=0.0, until=NEVER):
-        """Each server's part of the attempts that began in this time."""
+        """Each server's share of the attempts that began in this period."""
         seen = Counter(one.port for one in self.log if since <= one.start < until)
         return [seen[port] / max(1, seen.total()) for port in range(1, len(self.servers) + 1)]
 
     def surge(self, port, since, until, window=1.0):
-        """The most that one had in any window, as a multiple of an equal share."""
+        """The most that one server had in any window, as a multiple of an equal share."""
         steps = int((until - since) / window)
         starts = [since + window * step for step in range(steps)]
         shares = [self.shares(start, start + window)[port - 1] for start in starts]
         return max(shares) * len(self.servers)
 
     def latency(self, since=0.0):
-        """Mean and 99th percentile of what was served."""
+        """Mean and 99th percentile of the successful calls."""
         took = sorted(one.elapsed for one in self.log if one.start >= since and not one.failed)
         return statistics.fmean(took), took[int(0.99 * len(took))]
 
@@ -188,14 +188,15 @@ class World:
     ],
 )
 def test_arguments_are_checked(make, wrong, kind, named):
-    """K4: what cannot be is refused at construction, and the argument is named."""
+    """K4: an invalid argument is refused at construction by an error that names it."""
     with pytest.raises(kind, match=f"^{named} "):
         make(**wrong)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("peak-ewma", PeakEwma), ("prequal", Prequal)])
 def test_names(name, kind):
-    """Both go by name, anew for each balancer, and learn; their `repr` tells their arguments."""
+    """Both can be chosen by name, with a new object for each balancer, and learn; their `repr`
+    shows their arguments."""
     made = strategy_of(name)
     assert type(made) is kind is BY_NAME[name]
     assert strategy_of(name) is not made
@@ -224,7 +225,7 @@ def test_fleets_do_not_start_alike(make):
 
 @BOTH
 def test_a_pick_looks_at_a_few(make):
-    """However many instances there are, a pick looks at as many as it has choices."""
+    """However many instances there are, a pick looks at `choices` of them."""
 
     class Watched(Sequence):
         def __init__(self, number):
@@ -248,7 +249,7 @@ def test_a_pick_looks_at_a_few(make):
 
 @BOTH
 def test_who_has_no_answer_yet_gets_one_call(make):
-    """An instance that nothing is known of is tried at once, and not again before it answers."""
+    """An instance without a latency is tried at once, and not again before it answers."""
     endpoints, strategy = candidates(1, 1), make()
     answered(strategy, endpoints[0], 0.1)
     assert picked(strategy, endpoints) == {1: 200}
@@ -261,8 +262,8 @@ def test_who_has_no_answer_yet_gets_one_call(make):
 
 @BOTH
 def test_a_quick_failure_is_no_quick_answer(make):
-    """I14: an instance that fails in a millisecond is not preferred for it, even if that is all
-    that it ever did."""
+    """I14: an instance that fails in a millisecond is not preferred for it, even if it has never
+    done anything else."""
     endpoints, strategy = candidates(1, 1), make()
     answered(strategy, endpoints[1], 0.1)
     for now in (0.0, 0.01):
@@ -272,8 +273,8 @@ def test_a_quick_failure_is_no_quick_answer(make):
 
 @BOTH
 def test_doubt_outweighs_any_load(make):
-    """I14: however much its peers have in flight, some failures are enough to leave an instance,
-    and time lets it be tried again."""
+    """I14: however much its peers have in flight, a few failures are enough to avoid an instance,
+    and after some time it is tried again."""
     endpoints, strategy = candidates(1, 1), make()
     endpoints[1].in_flight = 500
     answered(strategy, endpoints[0], 0.1)
@@ -289,7 +290,7 @@ def test_doubt_outweighs_any_load(make):
 
 @BOTH
 def test_calls_that_fail_together_count_as_one(make):
-    """Of twenty calls that were in flight as an instance died, the first to fail counts."""
+    """Of twenty calls that were in flight when an instance died, only the first to fail counts."""
     endpoints, strategy = candidates(1, 1), make()
     for _ in range(20):
         answered(strategy, endpoints[0], 0.5, now=1.0, failed=True)
@@ -302,7 +303,7 @@ def test_calls_that_fail_together_count_as_one(make):
 
 @BOTH
 def test_answers_take_doubt_away(make):
-    """Each answer that was served takes back a quarter of what failures have put up."""
+    """Each successful answer removes a quarter of the penalty."""
     endpoints, strategy = candidates(1, 1), make()
     for now in (0.0, 0.01, 0.02):
         answered(strategy, endpoints[0], 0.001, now=now, failed=True)
@@ -316,7 +317,7 @@ def test_answers_take_doubt_away(make):
 
 @BOTH
 def test_where_all_fail_nobody_is_worse(make):
-    """I19: the more of all attempts fail, the less does one more failure say."""
+    """I19: the more of all attempts fail, the less one more failure counts."""
     endpoints, strategy = candidates(*[1] * 3), make()
     for step in range(300):
         for one in endpoints:
@@ -329,7 +330,7 @@ def test_where_all_fail_nobody_is_worse(make):
 
 @BOTH
 def test_who_is_let_in_again_starts_afresh(make):
-    """I18: what was held against an instance, and its latency, end as it is let in again."""
+    """I18: the penalty and the latency of an instance are dropped when it is admitted again."""
     endpoints, strategy = candidates(1, 1), make()
     for one, elapsed in zip(endpoints, (9.0, 0.1), strict=True):
         answered(strategy, one, elapsed, now=1.0)
@@ -343,7 +344,8 @@ def test_who_is_let_in_again_starts_afresh(make):
 
 @BOTH
 def test_who_has_left_is_forgotten(make):
-    """S7: whatever the churn, a strategy remembers no more of who is gone than of who is there."""
+    """S7: whatever the churn, a strategy stores no more about instances that left than about those
+    in use."""
     pool, strategy, call = Pool(BreakerPolicy()), make(), Asked()
     for turn in range(40):
         pool.update(Instance("10.0.0.1", 1 + turn * 500 + port) for port in range(1000))
@@ -371,7 +373,7 @@ TRACE = """
 
 @pytest.mark.parametrize("name", ["peak-ewma", "prequal"])
 def test_a_seed_gives_one_run(name):
-    """The same seed gives the same picks, in this process and in others, however they hash."""
+    """The same seed gives the same picks, in this process and in others, with any hash seed."""
     runs = []
     for seed in ("0", "1", "1"):
         command = [sys.executable, "-c", textwrap.dedent(TRACE), name, str(Path.cwd())]
@@ -396,7 +398,7 @@ def test_latency_jumps_up_and_comes_down_slowly():
 
 
 def test_a_failure_leaves_latency_as_it_was_or_raises_it():
-    """I14: a quick failure says nothing of latency, one by timeout does."""
+    """I14: a quick failure does not count as latency, one by timeout does."""
     (one,), strategy = candidates(1), PeakEwma()
     answered(strategy, one, 0.1, now=0.0)
     answered(strategy, one, 0.001, now=5.0, failed=True)
@@ -439,7 +441,8 @@ def test_an_idle_one_is_tried_again():
 
 
 def test_hot_ones_are_left_however_quick():
-    """Who has more in flight than most others is hot; of the rest the quickest is picked."""
+    """An instance with more in flight than most others is hot; of the rest the fastest is
+    picked."""
     endpoints, strategy = candidates(*[1] * 10), Prequal(choices=10)
     for place, one in enumerate(endpoints):
         one.in_flight = 9 if place == 0 else 1
@@ -450,7 +453,7 @@ def test_hot_ones_are_left_however_quick():
 
 @pytest.mark.parametrize(("quantile", "expected"), [(0.0, 2), (1.0, 0)])
 def test_the_quantile_at_its_ends(quantile, expected):
-    """A quantile of 0 is control by requests in flight alone, of 1 by latency alone."""
+    """With a quantile of 0 only requests in flight count, with 1 only latency."""
     endpoints, strategy = candidates(1, 1, 1), Prequal(quantile=quantile)
     for one, latency, flying in zip(endpoints, (0.01, 0.2, 0.9), (9, 5, 1), strict=True):
         one.in_flight = flying
@@ -459,7 +462,7 @@ def test_the_quantile_at_its_ends(quantile, expected):
 
 
 def test_where_all_are_hot_the_least_busy_is_picked():
-    """All above what was usual: requests in flight decide, for their weight."""
+    """If all are hot, requests in flight decide, relative to the weights."""
     endpoints, strategy = candidates(1, 1, 4), Prequal()
     for one, latency in zip(endpoints, (0.01, 0.2, 0.9), strict=True):
         answered(strategy, one, latency)
@@ -470,7 +473,7 @@ def test_where_all_are_hot_the_least_busy_is_picked():
 
 
 def test_latency_is_that_at_the_present_load():
-    """What counts is how long answers take with as much in flight as now."""
+    """The latency that counts is the one seen with the present number of requests in flight."""
     endpoints, strategy = candidates(1, 1), Prequal()
     for one, levels in zip(endpoints, ({0: 0.01, 8: 0.9}, {0: 0.05, 8: 0.1}), strict=True):
         for others, latency in levels.items():
@@ -483,7 +486,8 @@ def test_latency_is_that_at_the_present_load():
 
 
 def test_a_failure_says_nothing_of_latency():
-    """I14: a quick failure does not make an instance look quicker, once its doubt has faded."""
+    """I14: a quick failure does not make an instance look faster, even when its penalty has
+    faded."""
     endpoints, strategy = candidates(1, 1), Prequal()
     answered(strategy, endpoints[0], 0.11)
     answered(strategy, endpoints[1], 0.1)
@@ -492,7 +496,7 @@ def test_a_failure_says_nothing_of_latency():
 
 
 def test_old_latencies_do_not_count():
-    """What is older than `age` is forgotten, so that the slow one is tried again."""
+    """A latency older than `age` is forgotten, so that the slow instance is tried again."""
     endpoints, strategy = candidates(1, 1), Prequal(age=10.0)
     answered(strategy, endpoints[0], 1.0, now=0.0)
     answered(strategy, endpoints[1], 0.1, now=9.0)
@@ -506,7 +510,7 @@ def test_old_latencies_do_not_count():
 @BOTH
 @pytest.mark.parametrize("rate", [200, 600])
 def test_equal_instances_share_alike(make, rate):
-    """Three alike get a third each."""
+    """Three equal instances get a third each."""
     world = World(make, [Server(0.05) for _ in range(3)]).run(rate, 20)
     assert world.shares(2.0) == pytest.approx([1 / 3] * 3, abs=0.05)
 
@@ -535,7 +539,7 @@ def test_a_black_hole_draws_no_traffic(make, mean, rate, since, seed):
 @BOTH
 @SEEDED
 def test_one_that_fails_half_of_its_calls_is_left(make, seed):
-    """I14: one of three that fails every other call gets a twentieth at the most."""
+    """I14: one of three that fails every other call gets at most a twentieth."""
     servers = [Server(0.05, sick=sometimes(0.5)), Server(0.05), Server(0.05)]
     assert World(make, servers, seed=seed).run(200, 20).shares(1.0)[0] <= 0.05
 
@@ -544,8 +548,8 @@ def test_one_that_fails_half_of_its_calls_is_left(make, seed):
 @SEEDED
 @pytest.mark.parametrize(("mean", "rate"), [(0.05, 60), (0.05, 400), (0.5, 60)])
 def test_a_slow_one_gets_little(make, mean, rate, seed):
-    """I15: one of three that takes ten times as long, with at least two calls in flight, gets at
-    most 15 % of them."""
+    """I15: one of three that takes ten times as long gets at most 15 %, with at least two calls in
+    flight."""
     world = World(make, [Server(10 * mean), Server(mean), Server(mean)], seed=seed).run(rate, 20)
     assert world.shares(1.0)[0] <= 0.15
 
@@ -553,7 +557,7 @@ def test_a_slow_one_gets_little(make, mean, rate, seed):
 @BOTH
 @SEEDED
 def test_errors_that_all_have_alike_move_nothing(make, seed):
-    """I19: where every instance fails one call in a hundred, each still gets its part."""
+    """I19: if every instance fails one call in a hundred, each still gets its share."""
     servers = [Server(0.05, sick=sometimes(0.01)) for _ in range(3)]
     shares = World(make, servers, seed=seed).run(400, 20).shares(1.0)
     assert shares == pytest.approx([1 / 3] * 3, abs=0.08)
@@ -562,7 +566,8 @@ def test_errors_that_all_have_alike_move_nothing(make, seed):
 @BOTH
 @SEEDED
 def test_the_first_to_heal_is_not_run_over(make, seed):
-    """I16: after an outage of all, without breakers, nobody gets twice its part for a second."""
+    """I16: after an outage of all, without breakers, no instance gets twice its share for a
+    second."""
     servers = [Server(0.05, sick=between(5.0, 15.0), workers=8) for _ in range(3)]
     world = World(make, servers, seed=seed).run(300, 30)
     assert max(world.surge(port, 15.0, 30.0) for port in (1, 2, 3)) <= 2.0
@@ -572,8 +577,8 @@ def test_the_first_to_heal_is_not_run_over(make, seed):
 @BOTH
 @SEEDED
 def test_one_that_is_let_in_again_gets_its_part(make, seed):
-    """I18: once its breaker has closed, an instance has its part again within ten seconds, and in
-    no second more than one and a half of it."""
+    """I18: once its breaker has closed, an instance has its share again within ten seconds, and in
+    no second more than 1.5 times that."""
     servers = [Server(0.1, sick=between(5.0, 15.0)), *(Server(0.1) for _ in range(3))]
     world = World(make, servers, seed=seed, breaker=BreakerPolicy()).run(600, 40)
     assert world.shares(6.0, 15.0)[0] < 0.01
@@ -587,8 +592,8 @@ def test_one_that_is_let_in_again_gets_its_part(make, seed):
 @BOTH
 @SEEDED
 def test_clients_do_not_herd(make, seed):
-    """Twenty clients that know nothing of each other, before ten servers of which one is twice as
-    quick, do not all run to it: it gets about its double part, and the others theirs."""
+    """Twenty independent clients do not all use the one of ten servers that is twice as fast: it
+    gets about twice its share, and the others theirs."""
     servers = [Server(0.02, workers=4), *(Server(0.04, workers=4) for _ in range(9))]
     world = World(make, servers, clients=20, seed=seed).run(900, 10)
     assert world.surge(1, 2.0, 10.0, window=0.5) < 3.0
@@ -598,7 +603,7 @@ def test_clients_do_not_herd(make, seed):
 @BOTH
 @SEEDED
 def test_slow_neighbours_are_felt_less(make, seed):
-    """I15: where two of ten servers are slowed to a third, twenty clients wait less than by load
+    """I15: if two of ten servers are slowed to a third, twenty clients wait less than with load
     alone, on average and in the tail."""
 
     def played(strategy):

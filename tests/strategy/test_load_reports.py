@@ -1,5 +1,5 @@
-"""What instances say of their load: what counts as a report, what `Prequal` makes of it, fleets in
-which some say nothing, and what it is worth."""
+"""Load reports of instances: what counts as a report, how `Prequal` uses it, fleets in which some
+instances do not report, and the benefit."""
 
 import math
 import random
@@ -44,7 +44,8 @@ def said(strategy, endpoint, in_flight, latency=None, *, now=0.0):
     ],
 )
 def test_what_a_header_says(text, expected):
-    """The header of ORCA is read as text and as JSON; what has no such metrics says nothing."""
+    """The header of ORCA is parsed as text and as JSON; without these metrics there is no
+    report."""
     assert load_of(text) == expected
 
 
@@ -76,8 +77,8 @@ def test_what_a_header_says(text, expected):
     ids=lambda text: text[:40],
 )
 def test_what_no_load_can_be(text):
-    """I9: what is negative, endless, absurd, too long or no number raises ValueError, and nothing
-    else."""
+    """I9: a number that is negative, infinite or absurd, a text that is too long, or one that is
+    not a number raises ValueError, and nothing else."""
     with pytest.raises(ValueError):
         load_of(text)
 
@@ -96,7 +97,7 @@ def test_what_no_load_can_be(text):
     ],
 )
 def test_what_a_report_may_hold(arguments, kind, named):
-    """K4: what no instance can mean is refused, and the argument is named."""
+    """K4: an impossible report is refused by an error that names the argument."""
     with pytest.raises(kind, match=f"^{named} "):
         LoadReport(*arguments)
 
@@ -114,7 +115,8 @@ def test_what_a_report_may_hold(arguments, kind, named):
     ],
 )
 def test_arguments_of_a_probe(wrong, kind, named):
-    """K4: what cannot be is refused at construction, and the argument is named; no secret is."""
+    """K4: an invalid argument is refused at construction by an error that names it and shows no
+    secret."""
     with pytest.raises(kind, match=f"^{named} "):
         LoadProbe(**{"path": "/load", **wrong})
     with pytest.raises(TypeError, match=r"^probe "):
@@ -126,8 +128,8 @@ def test_arguments_of_a_probe(wrong, kind, named):
 
 
 def test_a_report_stands_for_what_was_seen():
-    """The instance that says it is idle is taken, though this client has more in flight there and
-    has seen slower answers than from the busy one."""
+    """The instance that reports that it is idle is picked, even if this client has more in flight
+    there and has seen slower answers than from the busy one."""
     endpoints, strategy = candidates(1, 1), Prequal()
     endpoints[0].in_flight = 2
     answered(strategy, endpoints[0], 0.5)
@@ -139,7 +141,7 @@ def test_a_report_stands_for_what_was_seen():
 
 
 def test_what_was_sent_since_is_added():
-    """To what an instance said is added what this client has sent there since then."""
+    """What this client has sent since then is added to the load that an instance reported."""
     (one,) = candidates(1)
     one.in_flight = 3
     reports = Reports(1.0)
@@ -150,8 +152,8 @@ def test_what_was_sent_since_is_added():
 
 
 def test_a_report_is_good_for_one_pick_and_for_a_second():
-    """Herds: a report is used once; after a second it is not used at all, and what the client has
-    seen counts again."""
+    """To avoid herds, a report is used once; after a second it is not used at all, and this
+    client's own observations count again."""
     endpoints = candidates(1, 1)
     for now, times, expected in ((0.5, 1, {0: 1}), (0.5, 200, {1: 200}), (1.5, 200, {1: 200})):
         strategy = Prequal()
@@ -165,7 +167,7 @@ def test_a_report_is_good_for_one_pick_and_for_a_second():
 
 
 def test_sixteen_wait():
-    """Of more reports than sixteen the oldest is forgotten, and there is one for each instance."""
+    """Of more than sixteen reports the oldest is dropped, and there is one for each instance."""
     endpoints, reports = candidates(*[1] * 20), Reports(1.0)
     for turn, one in enumerate([*endpoints, endpoints[10]]):
         reports.take(one, LoadReport(turn), turn / 100)
@@ -175,8 +177,7 @@ def test_sixteen_wait():
 
 
 def test_a_report_without_latency():
-    """Without latency the least busy is taken, as far as the client has not seen how long answers
-    take."""
+    """Without a latency the least busy is picked, unless this client has seen latencies."""
     endpoints, strategy = candidates(1, 1, 1), Prequal()
     for one, in_flight in zip(endpoints, (3, 1, 2), strict=True):
         said(strategy, one, in_flight)
@@ -184,7 +185,7 @@ def test_a_report_without_latency():
 
 
 def test_who_fails_is_left_whatever_it_says():
-    """I14: an instance that says it is idle, and fails, draws no traffic by that."""
+    """I14: an instance that reports that it is idle, but fails, gets no more traffic for it."""
     endpoints, strategy = candidates(1, 1, 1), Prequal()
     for turn in range(20):
         now = turn / 100
@@ -197,7 +198,7 @@ def test_who_fails_is_left_whatever_it_says():
 
 
 def test_who_is_no_candidate_is_not_taken_from_the_pool():
-    """S7: who has left, or is out of the rotation, is not picked for what it has said."""
+    """S7: an instance that has left, or is out of rotation, is not picked because of its report."""
     endpoints, strategy = candidates(*[1] * 5), Prequal()
     for one in endpoints:
         said(strategy, one, 0 if one is endpoints[0] else 9, 0.1)
@@ -208,8 +209,8 @@ def test_who_is_no_candidate_is_not_taken_from_the_pool():
 
 
 def test_who_is_not_known_has_its_turn():
-    """Mixed fleets: beside instances that report their load, and so would always do, one that has
-    had no call yet is tried, by the dice."""
+    """In a fleet where others report and would always be picked, an instance without calls is
+    tried, at random."""
     endpoints, strategy = candidates(1, 1, 1), Prequal()
     call, picks = Asked(), []
     for turn in range(1000):
@@ -223,8 +224,8 @@ def test_who_is_not_known_has_its_turn():
 
 
 def test_who_is_not_known_is_probed_first():
-    """Mixed fleets: with probes, one that has had no call yet waits for its own; where that tells
-    nothing, it is tried."""
+    """With probes, an instance without calls waits for its own probe; if that has no report, it is
+    tried."""
     endpoints, strategy = candidates(1, 1, 1), Prequal(probe=PROBE)
 
     def picks():
@@ -239,7 +240,7 @@ def test_who_is_not_known_is_probed_first():
 
 
 def test_zones_hand_reports_on():
-    """`Zone` tells the strategy of either side, and wants the probes that its strategies want."""
+    """`Zone` passes reports to the strategy of each side, and has the probes that they want."""
     zone = Zone("here", lambda: Prequal(probe=PROBE))
     assert isinstance(zone, LoadAware)
     assert isinstance(zone, Probing)
@@ -257,7 +258,7 @@ def test_zones_hand_reports_on():
 
 
 def slowed(number, seed):
-    """A quarter of the servers, others each second, runs at half speed."""
+    """A quarter of the servers, changing each second, runs at half speed."""
 
     def speed(now):
         return 0.5 if random.Random(f"{seed} {number} {int(now)}").random() < 0.25 else 1.0
@@ -266,7 +267,7 @@ def slowed(number, seed):
 
 
 def tail(strategy, seed, *, reports, many=100):
-    """The 99th percentile of as many clients as servers, at 90 % of what these can bear."""
+    """The 99th percentile with as many clients as servers, at 90 % of the capacity."""
     servers = [
         Server(f"s{n}", queued(exponential(0.1), 2, slowed(n, seed)), reports=reports)
         for n in range(many)
@@ -285,8 +286,8 @@ def tail(strategy, seed, *, reports, many=100):
 
 @pytest.mark.parametrize("seed", [0, *slow_rows(1, 2)])
 def test_reports_cut_the_tail(seed):
-    """NSDI '24: where a client sees a hundredth of an instance's load, the 99th percentile is lower
-    with reports in answers than without, and much lower with probes."""
+    """If a client sees a hundredth of an instance's load, the 99th percentile is lower with reports
+    in answers than without, and much lower with probes (NSDI '24)."""
     alone = tail("prequal", seed, reports=False)
     assert tail("prequal", seed, reports=True) < 0.95 * alone
     assert tail(lambda: Prequal(probe=PROBE), seed, reports=True) < 0.8 * alone
@@ -295,8 +296,8 @@ def test_reports_cut_the_tail(seed):
 @pytest.mark.parametrize("strategy", ["prequal", lambda: Prequal(probe=PROBE)])
 @pytest.mark.parametrize("clients", [1, 20])
 def test_a_mixed_fleet_shares_alike(strategy, clients):
-    """Where every other instance reports its load, either kind gets half of the calls under load,
-    give or take a tenth."""
+    """If every other instance reports its load, each kind gets half of the calls under load, within
+    a tenth."""
     servers = [Server(f"s{n}", queued(exponential(0.05), 4), reports=n % 2 == 0) for n in range(20)]
     scenario = Scenario(servers, Open(20 * 64, 8, poisson=True), clients=clients)
     report = simulate(scenario, strategy=strategy, checked=False, retry=None, breaker=None)
@@ -305,7 +306,7 @@ def test_a_mixed_fleet_shares_alike(strategy, clients):
 
 
 def test_a_report_changes_nothing_for_others():
-    """A strategy that does not ask for reports makes the very same decisions with them."""
+    """A strategy without reports makes exactly the same decisions if there are some."""
 
     def traced(reports):
         servers = [Server(f"s{n}", answers(exponential(0.1)), reports=reports) for n in range(3)]

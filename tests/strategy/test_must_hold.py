@@ -1,5 +1,6 @@
-"""What must hold of every strategy that looks at load, in the simulator: who fails at once draws no
-traffic, who is slow gets little, and who is back has its part again, without a surge."""
+"""Requirements on every strategy that uses the load, in the simulator: an instance that fails fast
+gets no extra traffic, a slow one gets little, and one that recovers gets its share again without a
+surge."""
 
 import math
 import random
@@ -45,7 +46,7 @@ def around(mean):
 
 
 def fleet(name, first, others, number=3):
-    """The first of so many servers behaves otherwise than the others."""
+    """The first of this many servers behaves differently from the others."""
     reports = EVERY[name][1]
     rest = [Server(f"well-{n}", others, reports=reports) for n in range(1, number)]
     return [Server("first", first, reports=reports), *rest]
@@ -59,14 +60,14 @@ def run(name, servers, rate, seconds, *, clients=1, seed=0, **options):
 
 
 def parts(sent, since, until, number):
-    """What the first got in each second, as a multiple of an equal part."""
+    """What the first got in each second, as a multiple of an equal share."""
     for second in range(int(until - since)):
         there = [server for at, server in sent if 0 <= at - since - second < 1]
         yield there.count("first") * number / len(there)
 
 
 def is_back(sent, since, number):
-    """Since then it has its part again within ten seconds, and in no second a half more."""
+    """From then on it has its share again within ten seconds, and in no second 1.5 times that."""
     seconds = list(parts(sent, since, since + 20, number))
     assert max(seconds) <= 1.5
     assert sum(seconds[10:]) / 10 == pytest.approx(1.0, abs=0.2)
@@ -99,7 +100,7 @@ def test_a_black_hole_draws_no_traffic(name, seed, load, breaker):
 @pytest.mark.parametrize("load", BLACK_HOLES)
 def test_one_that_refuses_every_request_draws_no_traffic(name, seed, load):
     """One of three that answers 401 in a millisecond, as with a wrong token, gets at most 1 % of
-    the calls after three seconds: its answers are no quick service."""
+    the calls after three seconds: its answers do not count as fast."""
     mean, rate, clients = BLACK_HOLES[load]
     servers = fleet(name, answers(constant(0.001), 401), around(mean))
     report = run(name, servers, rate, 12, clients=clients, seed=seed)
@@ -109,8 +110,8 @@ def test_one_that_refuses_every_request_draws_no_traffic(name, seed, load):
 @STRATEGIES
 @SEEDED
 def test_what_all_refuse_moves_nothing(name, seed):
-    """Where three calls in ten are refused by whichever instance gets them (404), each keeps its
-    part of the calls, however quick these answers are."""
+    """If three calls in ten are refused by every instance (404), each keeps its share of the calls,
+    however fast these answers are."""
     alike = mixed(0.3, answers(constant(0.001), 404), around(0.05))
     report = run(name, fleet(name, alike, alike), 300, 12, seed=seed)
     assert report.shares(3.0)["first"] == pytest.approx(1 / 3, abs=0.05)
@@ -122,8 +123,8 @@ def test_what_all_refuse_moves_nothing(name, seed):
     ("mean", "rate"), [(0.05, 2), (0.05, 10), (0.05, 100), (0.5, 300), (0.1, 600)]
 )
 def test_least_busy_forgives_a_short_fault(seed, mean, rate, breaker):
-    """One of three that failed for a second has its part of the calls again three seconds later, at
-    any rate of calls."""
+    """One of three that failed for a second has its share of the calls again three seconds later,
+    at any rate of calls."""
     well = around(mean)
     servers = fleet("least-busy", phases((0, well), (5, SICK), (6, well)), well)
     options = {} if breaker == "with a breaker" else {"breaker": None}
@@ -138,8 +139,8 @@ def test_least_busy_forgives_a_short_fault(seed, mean, rate, breaker):
     [(0.05, 60, 1), (0.05, 400, 1), (0.5, 60, 1), (0.05, 240, 4)],
 )
 def test_a_slow_one_gets_little(name, seed, mean, rate, clients):
-    """I15: one of three that takes ten times as long, with at least two calls in flight for each
-    client, gets at most 15 % of them."""
+    """I15: one of three that takes ten times as long gets at most 15 % of the calls, with at least
+    two in flight for each client."""
     servers = fleet(name, around(10 * mean), around(mean))
     report = run(name, servers, rate, 15, clients=clients, seed=seed, breaker=None)
     assert report.shares(1.0)["first"] <= 0.15
@@ -149,8 +150,8 @@ def test_a_slow_one_gets_little(name, seed, mean, rate, clients):
 @SEEDED
 @pytest.mark.parametrize("clients", [4])
 def test_who_is_back_after_its_breaker_closed(name, seed, clients):
-    """I18: within ten seconds of its breaker's closing an instance has its part again, give or take
-    a fifth, and never half as much again in any second."""
+    """I18: within ten seconds after its breaker has closed an instance has its share again, within
+    a fifth, and never 1.5 times that in any second."""
     well = around(0.1)
     servers = fleet(name, phases((0, well), (5, SICK), (15, well)), well, number=4)
     report = run(name, servers, 600, 45, clients=clients, seed=seed)
@@ -162,7 +163,7 @@ def test_who_is_back_after_its_breaker_closed(name, seed, clients):
 @STRATEGIES
 @SEEDED
 def test_who_is_back_after_an_ejection(name, seed):
-    """I18: the same once its ejection ends, whatever its calls had said of it before."""
+    """I18: the same after its ejection has ended, whatever its calls showed before."""
     world, journal = World(), Journal()
     well = around(0.1)
     servers = fleet(name, phases((0, well), (2, SICK), (5, well)), well, number=4)

@@ -1,4 +1,4 @@
-"""Each strategy alone, with fakes for the rest: seeded dice, no clock, no sockets."""
+"""Each strategy alone, with fakes for the rest: seeded random numbers, no clock, no sockets."""
 
 import math
 import random
@@ -35,13 +35,15 @@ def shares(strategy, endpoints, picks=10_000):
     ],
 )
 def test_weighted_shares(weights, expected):
-    """D9, K2: shares follow the weights within 1 %; zero counts as 0.1, all zero is uniform."""
+    """D9, K2: shares follow the weights within 1 %; 0 counts as 0.1; if all are 0, all are
+    equal."""
     assert shares(Weighted(), candidates(*weights)) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_weighted_is_smooth_from_any_start(seed):
-    """In every window as long as the sum of the weights each has its share, give or take one."""
+    """In every window as long as the sum of the weights each instance has its share, plus or minus
+    one."""
     endpoints, strategy = candidates(5, 2, 1), Weighted()
     call = Asked(random.Random(seed))
     picks = [strategy.pick(endpoints, call) for _ in range(80)]
@@ -51,7 +53,7 @@ def test_weighted_is_smooth_from_any_start(seed):
 
 
 def test_weighted_keeps_its_place_when_the_set_changes():
-    """Who stays keeps its turn when somebody joins: nobody is picked in a burst."""
+    """An instance that stays keeps its turn when another joins: none is picked in a burst."""
     pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked()
     old = [Instance("10.0.0.1", port) for port in range(1, 4)]
     pool.update(old)
@@ -65,7 +67,7 @@ def test_weighted_keeps_its_place_when_the_set_changes():
 
 
 def test_weighted_follows_a_change_of_weight():
-    """A changed weight counts from the next pick on."""
+    """A changed weight applies from the next pick on."""
     pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked()
     pool.update([Instance("10.0.0.1", 1, weight=1), Instance("10.0.0.1", 2, weight=1)])
     strategy.pick(pool.candidates(0.0), call)
@@ -75,7 +77,7 @@ def test_weighted_follows_a_change_of_weight():
 
 
 def test_round_robin_takes_each_in_turn():
-    """Any window of n picks over n candidates holds each once."""
+    """Any n picks in a row over n candidates contain each once."""
     endpoints, strategy = candidates(1, 1, 1, 1), RoundRobin()
     picks = [strategy.pick(endpoints, Asked()) for _ in range(40)]
     assert all(len(set(picks[start : start + 4])) == 4 for start in range(36))
@@ -114,7 +116,7 @@ def test_least_busy_draws_ties_by_weight():
 
 
 def test_least_busy_never_takes_the_busiest_of_many():
-    """Two distinct candidates are compared, so the busiest of all is never picked."""
+    """Two different candidates are compared, so the busiest of all is never picked."""
     endpoints = candidates(*[1] * 5)
     endpoints[2].in_flight = 10
     assert shares(LeastBusy(), endpoints, 1000)[2] == 0.0
@@ -130,7 +132,8 @@ def test_least_busy_of_all_takes_the_idlest():
 
 
 def test_failing_fast_does_not_look_idle():
-    """I14: recent faults weigh as load, so that a black hole does not draw the traffic."""
+    """I14: recent faults count as load, so that an instance that fails fast does not attract the
+    traffic."""
     endpoints = candidates(1, 1)
     endpoints[0].record_fault(now=0.0)
     assert shares(LeastBusy(), endpoints, 100) == [0.0, 1.0]
@@ -146,7 +149,7 @@ def test_one_candidate_is_picked(strategy):
 
 
 def most_in_flight(strategy, number):
-    """The most that one of so many equal instances has, when each has one attempt on average."""
+    """The most that one of this many equal instances has, when each has one attempt on average."""
     endpoints, call = candidates(*[1] * number), Asked()
     for _ in range(number):
         strategy.pick(endpoints, call).in_flight += 1
@@ -156,7 +159,8 @@ def most_in_flight(strategy, number):
 @pytest.mark.parametrize("number", [100, 1_000, 10_000, *slow_rows(100_000)])
 def test_two_choices_grow_like_log_log(number):
     """Of n instances with n attempts the busiest has ln ln n / ln 2 and a little (Azar et al.,
-    Mitzenmacher): one more place from a hundred to a hundred thousand, where dice need several."""
+    Mitzenmacher): one more from a hundred to a hundred thousand, while random picks need
+    several."""
     expected = math.log(math.log(number)) / math.log(2)
     assert most_in_flight(LeastBusy(), number) <= expected + 2
     if number >= 10_000:
@@ -164,8 +168,8 @@ def test_two_choices_grow_like_log_log(number):
 
 
 def steps(strategy, number):
-    """Bytecodes that a pick takes among so many, in the middle, once all of them are known: those
-    who keep an order take newcomers in a few at a time."""
+    """The median number of bytecodes of a pick among this many, once all of them are known:
+    strategies that keep an order process new ones a few at a time."""
     endpoints = candidates(*[1 + place % 3 for place in range(number)])
     taken = []
 
@@ -191,8 +195,8 @@ def steps(strategy, number):
 
 @pytest.mark.parametrize("name", ["least-busy", *slow_rows(*sorted({*BY_NAME} - {"least-busy"}))])
 def test_a_pick_does_not_depend_on_the_number(name):
-    """From ten instances to a hundred thousand a pick takes as many steps; one that keeps an
-    order (weighted) may take a few more for each doubling."""
+    """From ten instances to a hundred thousand a pick takes the same number of steps; one that
+    keeps an order (weighted) may take a few more for each doubling."""
     most = 10_000 if name == "consistent-hash" else 100_000  # a ring of more takes long to make
     few, many = steps(BY_NAME[name](), 10), steps(BY_NAME[name](), most)
     doublings = math.log2(most / 10) if name == "weighted" else 0

@@ -1,4 +1,4 @@
-"""Zone: calls stay in the zone as far as its instances go round."""
+"""Zone: calls stay in the zone as far as the capacity of its instances allows."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from tests.support.strategies import Asked
 
 
 def instances(zones, weights=None):
-    """So many of each zone: `instances({"a": 2, "b": 1})`."""
+    """This many of each zone: `instances({"a": 2, "b": 1})`."""
     made, port = [], 0
     for zone, number in zones.items():
         metadata = {} if zone is None else {"zone": zone}
@@ -37,7 +37,7 @@ def zone_of(endpoint):
 
 
 def staying(strategy, endpoints, *, now=0.0, picks=20_000):
-    """The part of the picks that stays in zone `a`."""
+    """The share of the picks that stays in zone `a`."""
     call = Asked(now=now)
     return sum(zone_of(strategy.pick(endpoints, call)) == "a" for _ in range(picks)) / picks
 
@@ -61,13 +61,14 @@ def staying(strategy, endpoints, *, now=0.0, picks=20_000):
     ],
 )
 def test_arguments_are_checked(arguments, options, kind, named):
-    """K4: what cannot be is refused at construction, and the argument is named."""
+    """K4: an invalid argument is refused at construction by an error that names it."""
     with pytest.raises(kind, match=f"^{named} "):
         Zone(*arguments, **options)
 
 
 def test_it_has_no_name():
-    """It needs to know where it is, so it is passed as an object; it learns; its `repr` tells."""
+    """It needs the name of its zone, so it is passed as an object; it learns; its `repr` shows its
+    arguments."""
     made = Zone("a", "peak-ewma", share=0.5)
     assert "zone" not in BY_NAME
     assert strategy_of(made) is made
@@ -76,8 +77,8 @@ def test_it_has_no_name():
 
 
 def test_all_stay_while_there_are_enough():
-    """With a third of the instances in one of three zones no call leaves, and no die is thrown for
-    it."""
+    """With a third of the instances in one of three zones no call leaves the zone, and no random
+    number is drawn."""
     endpoints, call = candidates({"b": 5, "a": 5, "c": 5}), Asked()
     strategy = Zone("a", "round-robin")
     strategy.pick(endpoints, call)
@@ -103,12 +104,12 @@ def test_all_stay_while_there_are_enough():
     ids=str,
 )
 def test_so_many_stay(zones, expected):
-    """1.4 times the zone's part of the instances, over the part of the calls that is its own."""
+    """1.4 times the zone's share of the instances, divided by its share of the calls."""
     assert staying(Zone("a"), candidates(zones)) == pytest.approx(expected, abs=0.015)
 
 
 def test_weights_are_the_capacity():
-    """One of weight 10 stands for ten of weight 1."""
+    """One instance of weight 10 counts as ten of weight 1."""
     endpoints = candidates({"a": 1, "b": 10}, {"a": 10, "b": 1})
     assert staying(Zone("a"), endpoints) == 1.0
     endpoints = candidates({"a": 10, "b": 1}, {"a": 1, "b": 90})
@@ -128,16 +129,16 @@ def test_weights_are_the_capacity():
     ids=str,
 )
 def test_how_far_it_may_go(options, expected):
-    """`spill` is how much more than its part one may get; `share`, what part of all comes from
-    here."""
+    """`spill` limits how much more than its share an instance gets; `share` is the share of all
+    calls that comes from this zone."""
     endpoints = candidates({"a": 2, "b": 9, "c": 9})
     assert staying(Zone("a", **options), endpoints) == pytest.approx(expected, abs=0.015)
 
 
 @pytest.mark.parametrize("left", [1, 2, 4])
 def test_a_survivor_is_not_run_over(left):
-    """Three zones send alike, and of the ten instances of one most are gone: nobody there gets more
-    than 1.4 times the part of each, and the others share the rest evenly."""
+    """If most instances of one of three zones are gone, each of the rest there gets at most 1.4
+    times an equal share, and the others get the remaining calls evenly."""
     endpoints = candidates({"a": left, "b": 10, "c": 10})
     seen = Counter()
     for zone in ("a", "b", "c"):
@@ -150,7 +151,8 @@ def test_a_survivor_is_not_run_over(left):
 
 @pytest.mark.parametrize("zone", [None, 5, ["a"], "A"], ids=repr)
 def test_who_has_no_zone_is_remote(zone):
-    """Without metadata, or with what is no such name, an instance is not of this zone."""
+    """Without a zone in its metadata, or with one that is not text, an instance is not in this
+    zone."""
     metadata = {} if zone is None else {"zone": zone}
     others = [Instance("10.0.0.2", n, metadata=metadata) for n in range(1, 4)]
     pool = Pool(BreakerPolicy())
@@ -167,7 +169,7 @@ def told(strategy, endpoints, *, failed, now=0.0, times=100):
 
 
 def test_a_zone_that_turns_calls_away_is_preferred_no_more():
-    """I10: where local attempts fail and remote ones do not, calls go everywhere alike; some
+    """I10: if local attempts fail and remote ones do not, all instances are treated alike; some
     seconds later the zone is preferred again."""
     endpoints, strategy = candidates({"a": 5, "b": 5, "c": 5}), Zone("a")
     told(strategy, [one for one in endpoints if zone_of(one) == "a"], failed=1.0)
@@ -178,15 +180,15 @@ def test_a_zone_that_turns_calls_away_is_preferred_no_more():
 
 
 def test_where_all_turn_calls_away_they_stay():
-    """I19: a zone that is no worse than the others is preferred as before: who is overloaded
-    everywhere must not load the others more."""
+    """I19: a zone that is no worse than the others is still preferred: in an overload of all zones,
+    none must load the others more."""
     endpoints, strategy = candidates({"a": 5, "b": 5, "c": 5}), Zone("a")
     told(strategy, endpoints, failed=1.0)
     assert staying(strategy, endpoints) > 0.95
 
 
 def test_one_bad_instance_of_many_moves_little():
-    """I14: what one instance fails is a matter of the strategy inside, and of its breaker."""
+    """I14: failures of a single instance are handled by the inner strategy, and by its breaker."""
     endpoints, strategy = candidates({"a": 10, "b": 10, "c": 10}), Zone("a")
     call, rng = Asked(), random.Random(1)
     bad = next(one for one in endpoints if zone_of(one) == "a")
@@ -203,7 +205,7 @@ def test_one_bad_instance_of_many_moves_little():
 
 @pytest.mark.parametrize("inner", ["round-robin", RoundRobin], ids=repr)
 def test_inner_is_a_name_or_a_maker(inner):
-    """Each side has a strategy of its own, so that neither disturbs the other."""
+    """Each side has its own strategy, so that they do not disturb each other."""
     endpoints, strategy, call = candidates({"a": 2, "b": 5}), Zone("a", inner), Asked()
     picks = {"a": [], "b": []}
     for _ in range(700):
@@ -215,7 +217,7 @@ def test_inner_is_a_name_or_a_maker(inner):
 
 
 def test_a_strategy_inside_learns():
-    """Each side's strategy is told of its own attempts, and only of them."""
+    """The strategy of each side is told of the attempts of its side, and of no others."""
 
     class Pupil:
         def __init__(self):
@@ -237,7 +239,7 @@ def test_a_strategy_inside_learns():
 
 
 def test_a_change_elsewhere_leaves_this_side_alone():
-    """What the strategy inside is given stays the same object while it is the same."""
+    """The candidates of the inner strategy are the same object while they do not change."""
     given = []
 
     class First:
@@ -254,7 +256,7 @@ def test_a_change_elsewhere_leaves_this_side_alone():
 
 
 def test_a_zone_may_change():
-    """A new record with another zone counts from the next answer on."""
+    """A new zone of an instance applies from the next answer on."""
     pool, strategy = Pool(BreakerPolicy()), Zone("a")
     pool.update(instances({"a": 2, "b": 2}))
     assert staying(strategy, pool.candidates(0.0)) == 1.0
@@ -264,7 +266,7 @@ def test_a_zone_may_change():
 
 
 def test_a_seed_gives_one_run():
-    """The same dice give the same picks."""
+    """The same seed gives the same picks."""
     endpoints = candidates({"a": 1, "b": 9})
 
     def run(seed):
@@ -275,7 +277,8 @@ def test_a_seed_gives_one_run():
 
 
 def test_in_a_balancer_calls_leave_as_instances_do():
-    """I11: as local instances are put out, calls spill over, and they come back with them."""
+    """I11: when local instances leave the rotation, calls spill over, and they return with the
+    instances."""
     everybody = instances({"a": 4, "b": 4})
     with Balancer(everybody, strategy=Zone("a"), rng=random.Random(1)) as balancer:
 

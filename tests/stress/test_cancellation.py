@@ -1,8 +1,8 @@
-"""A hundred thousand calls cut off at random: whatever they held is back where it was.
+"""A hundred thousand calls are cancelled at random, and all that they held is given back.
 
-For each of asyncio (one half by `task.cancel()`, the other by a cancel scope) and trio. The moment
-is a number of steps of the event loop, told by dice with a known seed. All of them are slow; a
-twentieth of them runs with the other tests.
+On asyncio one half is cancelled by `task.cancel()`, the other by a cancel scope, as on trio. The
+moment is a number of steps of the event loop, from a seeded generator. All of these tests are slow;
+a twentieth of them runs with the other tests.
 """
 
 import contextlib
@@ -41,11 +41,11 @@ pytestmark = [
 
 
 class Scripted(Exception):
-    """The caller's own."""
+    """The caller's own exception."""
 
 
 class Inside:
-    """Counts who is inside an instance, and that it is never more than the limits allow."""
+    """Counts the calls inside an instance, and checks that the limits are never exceeded."""
 
     def __init__(self):
         self.at = Counter()
@@ -78,7 +78,7 @@ def assert_varied(cuts, share, *outcomes):
 
 
 def settled(balancer):
-    """Nothing is in flight, and the budget holds no more and no less than it may: what calls have
+    """Nothing is in flight, and the budget has neither too much nor too little: what calls have
     earned leaves the window before the retries that they paid for."""
     snapshot = balancer.snapshot()
     assert [one.in_flight for one in snapshot.instances] == [0] * len(snapshot.instances)
@@ -89,7 +89,7 @@ def settled(balancer):
 
 
 async def heals(balancer, call):
-    """No probe is stuck: as soon as all goes well again each breaker closes."""
+    """No probe is stuck: when everything works again each breaker closes."""
     with anyio.fail_after(10):
         while any(one.breaker != "closed" for one in balancer.snapshot().instances):
             try:
@@ -99,7 +99,7 @@ async def heals(balancer, call):
 
 
 async def full_house(balancer):
-    """No place is lost: as many calls as the limit allows are in flight at the same time."""
+    """No slot is lost: as many calls as the limit allows can be in flight at the same time."""
     inside, all_in = Counter(), anyio.Event()
 
     async def stay(instance):
@@ -117,9 +117,9 @@ async def full_house(balancer):
 
 @shares
 async def test_calls_cut_off(anyio_backend_name, share):
-    """C1, C2, C3, C7, C22: calls, leases and waits in line that are cut off at any step, while
-    limits are short and breakers trip, leave nothing in flight, no place lost, no probe stuck, and
-    never more in flight than the limits allow."""
+    """C1, C2, C3, C7, C22: calls, leases and waiting calls that are cancelled at any step, while
+    limits are low and breakers open, leave nothing in flight, lose no slot, leave no probe stuck,
+    and never exceed the limits."""
     dice = random.Random(1)
     balancer = Balancer(INSTANCES, rng=random.Random(2), **POLICIES)
     cuts = Cuts(dice, native=anyio_backend_name == "asyncio", longest=30)
@@ -158,7 +158,7 @@ async def test_calls_cut_off(anyio_backend_name, share):
 
 @shares
 async def test_hedged_calls_cut_off(anyio_backend_name, share):
-    """C1, C2, C7: a call with two attempts beside each other gives back the places of both."""
+    """C1, C2, C7: a call with two concurrent attempts gives back the slots of both."""
     dice = random.Random(7)
     hedge = lbclient.HedgePolicy(delay=0.0)
     balancer = Balancer(INSTANCES, rng=random.Random(8), hedge=hedge, **POLICIES)
@@ -255,8 +255,8 @@ def use_of(client, dice):
 
 @shares
 async def test_answers_cut_off(anyio_backend_name, monkeypatch, share):
-    """C1, C2, C3, C22: calls over a caller's own transport that are cut off before the answer, in
-    its body, at its close or while it is replaced leave no place taken and no body open."""
+    """C1, C2, C3, C22: calls over a caller's own transport that are cancelled before the answer, in
+    its body, at its close or while it is replaced leave no slot taken and no body open."""
     dice, unclosed = random.Random(3), set()
     client = lbclient.AsyncClient(
         INSTANCES,
@@ -278,8 +278,9 @@ async def test_answers_cut_off(anyio_backend_name, monkeypatch, share):
 
 @shares
 async def test_connections_cut_off(anyio_backend_name, share):
-    """C1, C2, C22: over real sockets too; and no connection is lost: afterwards each is idle or
-    closed, there are no more than were in use at the same time, and closing the client ends all."""
+    """C1, C2, C22: the same over real sockets, where no connection is lost either: afterwards each
+    is idle or closed, there are no more than were in use at the same time, and closing the client
+    closes all."""
     dice = random.Random(5)
     before = descriptors()
     async with Instances.serving(dice, 3) as instances:

@@ -1,6 +1,6 @@
-"""Calls over sockets that are cancelled: at each of their waits, and at random moments.
+"""Calls over sockets that are cancelled at each of their awaits, and at random moments.
 
-None of their connections is lost, and nobody gets what was meant for another call.
+No connection is lost, and no call gets another's response.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ def anyio_backend(request):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Another thread closes its ends of connections when it comes to that, and tells nobody."""
+    """Resets connections from another thread when it is called, without notice."""
     with anyio.fail_after(SOON):
         while not condition():  # noqa: ASYNC110  # as said
             await anyio.sleep(0.002)
 
 
 class Tokens:
-    """A server on a loop of its own. The response to `/TOKEN/...` is TOKEN, many times."""
+    """A server on its own loop. The response to `/TOKEN/...` is TOKEN, many times."""
 
     def __init__(self, *, tls: bool) -> None:
         self.open: set[asyncio.StreamWriter] = set()
@@ -78,7 +78,7 @@ class Tokens:
         self._thread.join()
 
     async def all_closed(self) -> None:
-        """Returns once none of its connections is open."""
+        """Wait until none of its connections is open."""
         await until(lambda: not self.open)
 
     async def _main(self) -> None:
@@ -205,7 +205,7 @@ async def _parts() -> AsyncIterator[bytes]:
 
 
 async def settled(client: lbclient.AsyncClient, server: Tokens) -> None:
-    """Nothing is in flight, each connection is idle or closed, and the idle ones serve calls."""
+    """Nothing is in flight, each connection is idle or closed, and the idle ones work."""
     (instance,) = client.balancer.snapshot().instances
     assert instance.in_flight == 0
     await client.get("/-again-/")
@@ -216,8 +216,8 @@ async def settled(client: lbclient.AsyncClient, server: Tokens) -> None:
 
 
 class CutAt(Awaitable[None]):
-    """Awaits `work`, and cancels it at its wait with that number; `late` at the moment at which
-    that wait has come to its end."""
+    """Awaits `work`, and cancels it at its wait with that number; with `late`, just when that wait
+    has ended."""
 
     def __init__(
         self, work: Awaitable[None], number: int, cancel: Callable[[], object], *, late: bool
@@ -249,7 +249,7 @@ WAYS = ["scope", "task", "late"]
 
 
 async def cut(work: Callable[[], Awaitable[None]], number: int, way: str) -> bool:
-    """Cancel it at that wait. False where it had fewer."""
+    """Cancel it at that wait. False if it had fewer."""
     if way == "scope":
         with anyio.CancelScope() as scope:
             await CutAt(work(), number, scope.cancel, late=False)
@@ -273,8 +273,8 @@ async def cut(work: Callable[[], Awaitable[None]], number: int, way: str) -> boo
     ("kind", "warm"), [*((kind, False) for kind in KINDS), ("get", True), ("upload", True)]
 )
 async def test_each_wait_of_a_call(tokens, anyio_backend_name, kind, way, warm):
-    """A call that is cancelled at any of its waits, or just after it, leaves nothing in flight and
-    no connection behind but idle ones that serve the next call."""
+    """A call that is cancelled at any of its waits, or just after it, leaves nothing in flight, and
+    only idle connections that work."""
     if anyio_backend_name == "trio" and way != "scope":
         return
     number, more = 0, True

@@ -1,5 +1,5 @@
-"""Connections and patterns under what rarely comes together: a close in between, a fork, streams of
-calls that were cancelled, a client that is changed in place."""
+"""Connections and request patterns under rare coincidences: a close at the same moment, a fork,
+many cancelled calls, a client that is changed."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ H2C = {"http1": False, "http2": True}
 
 
 def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
-    """C20: a connection that becomes idle at the very moment of `close` is closed too."""
+    """C20: a connection that becomes idle at the moment of `close` is closed too."""
     (server,) = servers(tells_port)
     with lbclient.Client([server.url]) as client:
         client.get("/")
@@ -46,7 +46,7 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks where there are threads
 def test_a_child_that_closes_an_answer_of_its_parents(servers):
-    """F: another thread may hold the lock of the idle connections as the process forks."""
+    """F: F: another thread may hold the lock of the idle connections when the process forks."""
     (server,) = servers(says(200, b"x" * 10_000))
     with lbclient.Client([server.url]) as client:
         client.get("/")
@@ -73,7 +73,7 @@ def test_a_child_that_closes_an_answer_of_its_parents(servers):
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 100.0
@@ -83,7 +83,8 @@ class Clock:
 
 
 class OneAtATime:
-    """HTTP/2 by prior knowledge: one stream a connection; the first of all is never answered."""
+    """HTTP/2 without negotiation: one stream per connection; the first request of all is never
+    answered."""
 
     on_accept = True
 
@@ -112,8 +113,8 @@ class OneAtATime:
 
 
 async def test_streams_of_cancelled_calls_count(servers):
-    """C22: where the other end still works on a call that was cancelled, and takes no more streams,
-    the next call goes over another connection; httpcore's own error would come for ever."""
+    """C22: while the server still works on a cancelled call, and accepts no more streams, the next
+    call uses another connection; with httpcore's transport it would fail each time."""
     instance = OneAtATime()
     (server,) = servers(instance)
     once = RetryPolicy(attempts=1)
@@ -142,7 +143,7 @@ def test_a_timeout_that_is_set_in_place():
 
 @pytest.mark.parametrize("base", ["http://10.0.0.2:81/", f"{OWN}/v1", f"{OWN}/#part"])
 def test_another_base_for_the_same_client(base):
-    """A pattern of another base is not used: its Host is another."""
+    """A pattern of another base URL is not used: its Host differs."""
     with lbclient.Client(OWN) as client, httpx.Client(base_url=OWN) as bare:
         for one in (client, bare):
             one.build_request("GET", "/x")
@@ -154,7 +155,8 @@ def test_another_base_for_the_same_client(base):
 
 
 def test_headers_that_another_thread_sets_for_a_moment():
-    """C: what a request had while its pattern was made is not what later ones have."""
+    """C: C: a request that was changed while its pattern was made does not affect later
+    requests."""
     with lbclient.Client(OWN) as client:
         drafts = RequestCache(client._request_cache._origin)
 
@@ -171,8 +173,8 @@ def test_headers_that_another_thread_sets_for_a_moment():
 
 
 def test_an_interrupt_while_one_is_taken():
-    """Ctrl-C may come between any two steps: one that was taken and never used is closed in its
-    time, and harms no other."""
+    """Ctrl-C may come between any two steps: a connection that was taken and never used is closed
+    in the end, and affects no other."""
     lost, other, new = (Connection() for _ in range(3))
     idle, first, second = KeepAlivePool(10.0, 100, None, clock := Clock()), deque(), deque()
     idle.put(lost, first)
@@ -185,4 +187,4 @@ def test_an_interrupt_while_one_is_taken():
 
 
 class Connection:
-    """What a pool keeps."""
+    """What a pool stores."""

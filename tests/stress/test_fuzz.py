@@ -54,7 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:http.cookiejar bug!")  # its own
 
 @contextlib.contextmanager
 def telling(seed):
-    """A failure names its input."""
+    """Name the input in a failure."""
     try:
         yield
     except BaseException as error:
@@ -63,7 +63,7 @@ def telling(seed):
 
 
 def mutated(dice, data, often=0.75):
-    """Some bytes changed, put in, left out or repeated."""
+    """Some bytes changed, inserted, removed or repeated."""
     data = bytearray(data)
     while data and dice.random() < often:
         place = dice.randrange(len(data))
@@ -123,7 +123,7 @@ INNER = [
 
 
 def forbidden(text):
-    """What the guard must refuse, told in other words than its own."""
+    """What the address filter must refuse, written independently of it."""
     address = ipaddress.ip_address(text)
     forms = [address]
     for network, shift in INNER:
@@ -141,7 +141,7 @@ def forbidden(text):
 
 
 def records(dice, owner, kind):
-    """A set of records, mostly sensible."""
+    """A set of records, mostly valid."""
     if kind == "SRV":
         made = [
             f"{dice.choice([0, 0, 1, 65535])} {dice.choice([0, 1, 10, 65535])} "
@@ -180,8 +180,8 @@ def answer_to(dice, question):
 
 
 class Network:
-    """What dnspython takes for the network: it answers each question with a mutated answer, and
-    its time passes where somebody waits."""
+    """Replaces the network for dnspython: it answers each question with a mutated answer, and its
+    clock moves when something waits."""
 
     family = socket.AF_INET
 
@@ -216,7 +216,7 @@ class Network:
         return found
 
     def answer(self, question):
-        """Most keep header and question, or nobody would read on."""
+        """Most keep header and question, or nothing would parse the rest."""
         self.answers += 1
         answer = question[:2] + self._template(question, self.dice.randrange(30))
         size = len(question)
@@ -241,7 +241,7 @@ class Network:
 
 @pytest.fixture
 def network(monkeypatch):
-    """The code of dnspython, over bytes instead of sockets, and in no time."""
+    """Run the code of dnspython over bytes instead of sockets, without delay."""
     made = Network()
     monkeypatch.setattr(dns.query, "make_socket", made.made)
     monkeypatch.setattr(
@@ -253,7 +253,7 @@ def network(monkeypatch):
 @shares
 def test_answers_of_dns(network, share):
     """S1, S4, D16, D17: whatever DNS answers, discovery finds instances that may be connected to,
-    or fails with an error of ours; what it tells is printable."""
+    or fails with one of our errors; all texts are printable."""
     seen = Counter()
     for seed in itertools.count():
         if network.answers >= DNS_ANSWERS * share:
@@ -268,8 +268,8 @@ def test_answers_of_dns(network, share):
 
 
 def outcome_of(resolver):
-    """How many it found and refused: no address that must be refused is among those found, and
-    nothing that would break a line of a log is told."""
+    """Return how many instances it found and refused, after checking that no refused address is
+    among those found, and that no text could break a log line."""
     try:
         answer = resolver.resolve()
     except lbclient.DiscoveryError as error:
@@ -353,8 +353,7 @@ REPLIES = [
 
 
 class Peer:
-    """The other end of a connection: it brings mutated answers, in pieces, then it ends, or
-    fails."""
+    """The other end of a connection: it sends mutated responses, in pieces, then ends or fails."""
 
     def __init__(self, dice):
         self.dice = dice
@@ -376,7 +375,7 @@ class Peer:
 
 
 class Ears(logging.Handler, SpanProcessor):
-    """Hears what our loggers and spans tell, and that no secret is in it."""
+    """Collects what our loggers and spans report, and checks that no secret is in it."""
 
     def __init__(self):
         super().__init__()
@@ -390,7 +389,7 @@ class Ears(logging.Handler, SpanProcessor):
         self.hear("span", span.to_json())
 
     def error(self, error):
-        """With its notes, and whatever caused it."""
+        """With its notes and its causes."""
         while error is not None:
             self.hear(
                 "error", " ".join([str(error), repr(error), *getattr(error, "__notes__", ())])
@@ -412,7 +411,7 @@ async def awrite(connection, *_):
 
 
 def unbound(method):
-    """A method of the test as one of a connection, which is then its first argument."""
+    """A test's function as a method of a connection, which becomes its first argument."""
 
     def called(*args):
         return method(*args)
@@ -448,7 +447,7 @@ class Caller:
         }
 
     def connect(self, monkeypatch, kind):
-        """Have connections of this kind lead to peers that answer anything."""
+        """Make connections of this kind lead to peers that answer anything."""
         monkeypatch.setattr(kind, "open", unbound(self.open))
         monkeypatch.setattr(kind, "read", lambda connection, _: connection._sock.piece())
         monkeypatch.setattr(kind, "write", lambda connection, *_: connection._sock.sent() or True)
@@ -466,7 +465,7 @@ class Caller:
         self.open(*args)
 
     def asked(self, seed):
-        """The next request: its client's cookies, its method, its URL, and the rest."""
+        """The next request: its client's cookies, its method, its URL, and other options."""
         self.dice.seed(seed)
         host = self.dice.choice(["orders.test", "orders.test", "10.0.0.1", "elsewhere.test"])
         user = self.dice.choice(["", f"user:{SECRETS[4]}@"])
@@ -477,7 +476,7 @@ class Caller:
 
     @contextlib.contextmanager
     def judging(self, seed):
-        """Only errors of httpx, ours among them, may come out."""
+        """Check that only errors of httpx, ours among them, are raised."""
         with telling(seed):
             try:
                 yield
@@ -491,7 +490,7 @@ class Caller:
                 self.outcomes["answered"] += 1
 
     def check(self, client, share):
-        """What must hold at the end."""
+        """What must be true at the end."""
         assert self.dialled == {"10.0.0.1", "10.0.0.2"}
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0, 0]
         assert all(self.ears.heard[what] for what in ("log", "span", "error"))
@@ -504,7 +503,7 @@ INSTANCES = [lbclient.Instance("10.0.0.1", 80), lbclient.Instance("10.0.0.2", 80
 
 @pytest.fixture
 def caller(monkeypatch, caplog):
-    """A caller, whose ears hear every level."""
+    """A caller that collects messages of every level."""
     caplog.set_level(logging.DEBUG, "lbclient")
     monkeypatch.setattr(logging.getLogger("lbclient"), "propagate", False)
     return Caller(monkeypatch)
@@ -512,8 +511,8 @@ def caller(monkeypatch, caplog):
 
 @shares
 def test_answers_of_http(caller, share):
-    """S5, I9: whatever bytes come for an answer, a call ends with an answer or an error of httpx's
-    own, nothing stays in flight, and no secret of the request is told."""
+    """S5, I9: whatever bytes arrive as a response, a call ends with a response or one of httpx's
+    errors, nothing stays in flight, and no secret of the request is shown."""
     with lbclient.Client(INSTANCES, **caller.options) as client:
         for seed in range(int(HTTP_ANSWERS * 3 / 5 * share)):
             method, url, headers = caller.asked(seed)
@@ -608,7 +607,7 @@ HTTP = {
 
 
 def parameters(entry):
-    """The names of what it takes, those it wants first; and whether it takes any number."""
+    """The names of its parameters, required ones first; and whether it accepts any number."""
     if entry in HTTP:
         return ["service"], [*HTTP[entry], "proxy", "unknown"], False
     known = list(inspect.signature(entry).parameters.values())
@@ -621,7 +620,7 @@ def parameters(entry):
 
 
 def value(dice, name):
-    """One to try for a parameter: some fit, some nearly, some not at all."""
+    """A value to try for a parameter: some fit, some nearly, some not at all."""
     fitting = FITTING.get(name)
     chosen = dice.choice(fitting if fitting and dice.random() < 0.6 else VALUES)
     if isinstance(chosen, str) and dice.random() < 0.1:
@@ -633,7 +632,7 @@ def value(dice, name):
 
 
 def built(dice, entry):
-    """What an entry makes of a few random arguments."""
+    """What an entry point does with a few random arguments."""
     wanted, rest, many = parameters(entry)
     few = dice.sample(rest, min(len(rest), dice.choice([0, 1, 1, 2, 3])))
     arguments = {name: value(dice, name) for name in (*wanted, *few)}
@@ -641,7 +640,7 @@ def built(dice, entry):
 
 
 def told_by(dice, entry):
-    """Whether it takes what it is given, and what it then says, or shows of itself."""
+    """Whether it accepts what it is given, and all texts that it then shows."""
     try:
         made = built(dice, entry)
     except (ValueError, TypeError) as error:
@@ -655,8 +654,8 @@ def told_by(dice, entry):
 @shares
 @pytest.mark.filterwarnings("ignore:`:DeprecationWarning")  # httpx's, of `cert` and `verify`
 def test_configuration(share):
-    """K1 to K8, S5: whatever is passed to whichever entry point, it is taken or refused by a
-    ValueError or TypeError, which repeats no password and no query."""
+    """K1 to K8, S5: whatever is passed to any entry point, it is accepted, or refused by a
+    ValueError or TypeError that shows no password and no query."""
     seen = Counter()
     entries = [*PLAIN, lbclient.Balancer, *HTTP]
     for seed in range(int(CONFIGURATIONS * share)):

@@ -1,6 +1,6 @@
-"""Storms on threads: whatever happens at the same time, counters are right, and zero at the end.
+"""Storms on threads: whatever happens at the same time, counts are right, and zero at the end.
 
-A slow storm lasts 12 seconds, or as many as the environment variable LBCLIENT_HAMMER_SECONDS says.
+A slow storm lasts 12 seconds, or LBCLIENT_HAMMER_SECONDS (an environment variable).
 """
 
 import asyncio
@@ -38,7 +38,8 @@ POLICIES = {
 
 
 class Churning:
-    """Answers that are others each time: some join, some leave, some move, and some are none."""
+    """Answers that differ each time: some instances join, some leave, some move, and some answers
+    are empty."""
 
     def __init__(self, ports, dice):
         self.ports, self.dice = ports, dice
@@ -88,7 +89,7 @@ class Counted:
 
 
 class Storm:
-    """Runs functions over and over, each on a thread, until the time is over or one raises."""
+    """Runs functions repeatedly, each on a thread, until the time is over or one raises."""
 
     def __init__(self, seconds):
         self.until = time.monotonic() + seconds
@@ -150,9 +151,9 @@ def use_of(client, dice):
 @pytest.mark.parametrize("seconds", [2.0, *slow_rows(SECONDS)])
 @pytest.mark.filterwarnings("ignore:a response of .* was never closed:ResourceWarning")
 def test_sixteen_threads_in_a_storm(monkeypatch, seconds):
-    """C5, C7, C14, D21, I17, I30: sixteen threads over one client whose instances join, leave and
-    move all the time, whose breakers trip, whose limits are short, and whose responses are read in
-    part or dropped unclosed: no count is ever impossible, each answer is that to its own request,
+    """C5, C7, C14, D21, I17, I30: sixteen threads use one client whose instances join, leave and
+    move all the time, whose breakers open, whose limits are low, and whose responses are read in
+    part or dropped unclosed. No count is ever impossible, each response belongs to its own request,
     and at the end nothing is in flight and no connection is left."""
     counted = Counted(monkeypatch)
     before = descriptors()
@@ -190,7 +191,7 @@ def test_sixteen_threads_in_a_storm(monkeypatch, seconds):
 
 
 class Shared:
-    """One balancer, as threads and as event loops use it."""
+    """One balancer, as threads and event loops use it."""
 
     def __init__(self):
         instances = [Instance(f"{name}.test", 80) for name in "abcd"]
@@ -213,7 +214,7 @@ class Shared:
         return self.outcome(instance)
 
     def assert_unlocked(self):
-        """A loop that went on to this task must not have the lock in another's name."""
+        """A loop that continues with this task must not hold the lock for another one."""
         assert not self.engine.lock._is_owned()
 
     def thread(self):
@@ -238,9 +239,9 @@ class Shared:
 
 
 def test_threads_and_loops_share_a_balancer(monkeypatch):
-    """C25: threads, two loops of asyncio and one of trio wait in one line for the same few places:
-    nobody is stuck, no more is in flight than may be, and no loop ever goes on to another task
-    while it holds the balancer's lock."""
+    """C25: threads, two asyncio loops and one trio loop wait in one queue for the same few slots:
+    no call is stuck, the limits are never exceeded, and no loop switches tasks while it holds the
+    balancer's lock."""
     counted, shared, storm = Counted(monkeypatch), Shared(), Storm(3)
     storm.run(
         *[shared.thread] * 6,

@@ -58,13 +58,13 @@ URLS = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
 
 @pytest.fixture(autouse=True)
 def _collected():
-    """What a run leaves to the garbage collector is collected here, where nobody minds."""
+    """Collect here what a run leaves to the garbage collector, where it does no harm."""
     yield
     gc.collect()
 
 
 class Clock:
-    """Time stands still, unless it is moved."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -74,7 +74,7 @@ class Clock:
 
 
 def left_behind(balancer):
-    """What an interrupted call has not given back, even to the garbage collector."""
+    """What an interrupted call has not given back, not even through the garbage collector."""
     if found := _held(balancer):
         gc.collect()  # the responses of httpx are cycles
         found = _held(balancer)
@@ -82,7 +82,7 @@ def left_behind(balancer):
 
 
 def _held(balancer):
-    """What is held now; the lock is asked for from another thread."""
+    """What is held now; another thread checks that the lock is free."""
     engine, free = balancer._engine, []
 
     def look():
@@ -127,7 +127,7 @@ def swept(prepare, kind, **options):
 
 
 def refused_once():
-    """A function that is refused when it is first called."""
+    """A function whose first call is refused."""
     tries = []
 
     def fn(_):
@@ -240,7 +240,7 @@ def test_every_rule_at_once(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("healed", [True, False])
 def test_a_probe(kind, healed):
-    """A probe that is interrupted gives its permit back: the next one may go at once."""
+    """A probe that is interrupted gives its permit back, so the next one may be sent at once."""
 
     def prepare():
         balancer = opened()
@@ -260,7 +260,7 @@ def test_a_probe(kind, healed):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_result_that_is_retried(kind):
-    """While a result waits for its retry its slot passes to the next attempt, or comes back."""
+    """While a result waits for its retry its slot passes to the next attempt, or is given back."""
 
     def prepare():
         results = ["busy", "well"]
@@ -278,7 +278,7 @@ def _judge(outcome):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_that_waits_in_line(kind):
-    """A call that is interrupted in the line leaves it: those behind it have their turn."""
+    """A waiting call that is interrupted leaves the queue, and those behind it get their turn."""
 
     def prepare():
         balancer = Balancer(URLS[:1], max_in_flight=1)
@@ -318,7 +318,7 @@ def test_a_wait_on_a_thread(kind):
 
 
 def test_a_wait_on_a_thread_ends():
-    """A wait ends when its signal is set, or after its time, whatever that is."""
+    """A wait ends when its signal is set, or after its time, of any length."""
     signal = Signal()
     threading.Timer(0.01, signal.set).start()
     sleep(Pause(60.0, signal))
@@ -329,7 +329,7 @@ def test_a_wait_on_a_thread_ends():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_that_waits_for_discovery(kind):
-    """A call that is interrupted while nothing is known yet waits for nothing any more."""
+    """A call that is interrupted while it waits for discovery no longer waits for anything."""
 
     class Silent:
         def resolve(self):
@@ -367,7 +367,7 @@ def test_a_block(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hedged_call(kind):
-    """The same for a call whose attempts go on other threads: each gives back what it holds."""
+    """The same for a call whose attempts run on other threads: each gives back what it holds."""
 
     def prepare():
         balancer = Balancer(URLS, hedge=HedgePolicy(delay=0.0))
@@ -400,7 +400,8 @@ def test_the_start_of_a_thread(monkeypatch):
 
 
 def test_no_thread_to_be_had(monkeypatch):
-    """A hedged call goes on without a thread of its own, also while an exception is handled."""
+    """A hedged call continues if its thread cannot be started, even while an exception is
+    handled."""
 
     def start(_):
         raise RuntimeError("can't start new thread")
@@ -461,7 +462,7 @@ def test_an_async_call(kind, hedged):
 
 @pytest.fixture(scope="module")
 def urls():
-    """Of an instance that is busy, and one that is well."""
+    """A busy instance, and a free one."""
     with serve(says(503, b"busy"), says(200, b"well")) as servers:
         yield [server.url for server in servers]
 
@@ -492,7 +493,7 @@ def stream(client):
     ],
 )
 def test_a_request(client_of, sends, kind, urls):
-    """A request that is interrupted, in its retry too, leaves no slot taken."""
+    """A request that is interrupted, even in its retry, leaves no slot taken."""
     clients = []
 
     def prepare():
@@ -544,7 +545,7 @@ REQUESTS = {
 
 
 def attempts_end():
-    """The slower attempts of hedged calls end by themselves, and soon."""
+    """Wait until the slower attempts of hedged calls have ended."""
     for one in threading.enumerate():
         if one.name == "lbclient-attempt":
             one.join()
@@ -673,7 +674,7 @@ ASYNC = {
 
 
 def sweep_async(name, urls):
-    """Print what was left behind where."""
+    """Print what was left behind, and at which points."""
     client_of, sends, kind = ASYNC[name]
 
     def prepare():
@@ -747,7 +748,8 @@ def test_thousands_of_signals(client_of, signals, urls):
 
 
 def test_exceptions_that_another_thread_sets():
-    """What another thread sets in a thread that makes calls ends one call, and leaves nothing."""
+    """An exception that another thread sets in a thread with calls ends one call, and leaves
+    nothing behind."""
     balancer = Balancer(URLS, max_in_flight=3)
     set_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     ended, over, begun = [], [], queue.SimpleQueue()  # an Event is not whole after an interruption

@@ -1,6 +1,6 @@
-"""What must hold while instances fail under load, over real sockets: no idempotent call is lost.
+"""Instances fail under load, over real sockets, and no idempotent call fails.
 
-Callers are in a closed loop: each begins its next call when the last has ended.
+Callers form a closed loop: each begins its next call when the last has ended.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ LONGEST = 30.0
 
 
 class Load:
-    """What the calls came to: when each began, by the monotonic clock, and its error if any."""
+    """The outcomes of the calls: when each began, by the monotonic clock, and its error, if any."""
 
     def __init__(self, client):
         self.client = client
@@ -78,7 +78,7 @@ class Load:
 
 @contextlib.contextmanager
 def loaded(client, callers=CALLERS):
-    """So many threads that call, until the block ends."""
+    """This many threads that make calls until the block ends."""
     load = Load(client)
 
     def work():
@@ -98,7 +98,7 @@ def loaded(client, callers=CALLERS):
 
 @contextlib.asynccontextmanager
 async def aloaded(client, callers=CALLERS):
-    """So many tasks that call, until the block ends."""
+    """This many tasks that make calls until the block ends."""
     load = Load(client)
 
     async def work():
@@ -122,7 +122,7 @@ def one_of_three(name):
 
 
 def attempts_of(client):
-    """How many went to the first instance, and how many there were."""
+    """How many attempts went to the first instance, and how many there were."""
     counts = {one.instance.port: one.attempts for one in client.balancer.snapshot().instances}
     return next(iter(counts.values())), sum(counts.values())
 
@@ -142,8 +142,9 @@ BAD = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy"), BAD)
 def test_one_of_three_fails(name, strategy):
-    """I1, I2, I3, I8, I10, I14, I26: one of three instances fails under eight threads: no
-    idempotent call fails, and two seconds later it gets a hundredth of the attempts at the most."""
+    """I1, I2, I3, I8, I10, I14, I26: if one of three instances fails under eight threads, no
+    idempotent call fails, and two seconds later that instance gets at most a hundredth of the
+    attempts."""
     with (
         one_of_three(name) as (bad, urls),
         lbclient.Client(urls, strategy=strategy, retry=POLICIES.get(name, RetryPolicy())) as client,
@@ -187,8 +188,8 @@ async def test_one_of_three_fails_async(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("callers", [2, 8])
 def test_one_of_three_is_slow(callers):
-    """I15: of three instances one is ten times as slow: with two calls in flight or more
-    least-busy sends it 15 % of the traffic at the most, and none fails."""
+    """I15: if one of three instances is ten times as slow, and at least two calls are in flight,
+    least-busy sends it at most 15 % of the traffic, and no call fails."""
     with (
         serve(slow(0.1), slow(0.01), slow(0.01)) as servers,
         lbclient.Client([one.url for one in servers], strategy="least-busy") as client,
@@ -205,7 +206,7 @@ def test_one_of_three_is_slow(callers):
 
 
 class Outage:
-    """Three instances in virtual time, a client of theirs, and calls that come at a rate."""
+    """Three instances in virtual time, a client, and calls that arrive at a rate."""
 
     def __init__(self, fault, seed):
         self.world = World()
@@ -223,7 +224,7 @@ class Outage:
         return sum(one.attempts for one in self.balancer.snapshot().instances)
 
     def call(self, seconds, rate):
-        """So many a second, for so long; they are seen to their ends."""
+        """This many a second, for this long; all are waited for."""
         until = self.world.clock() + seconds
         self.world.spawn(self._arrivals(until, 1 / rate))
         self.world.run(until)
@@ -259,8 +260,8 @@ class Outage:
     ids=["refused", "reset", "silent"],
 )
 def test_total_outage(fault, rate, seed):
-    """I16: in an outage of all instances for 60 s there are at most 1.2 attempts a call, and 5 s
-    after it has healed, or sooner, 99 % of the calls succeed."""
+    """I16: in an outage of all instances for 60 s there are at most 1.2 attempts per call, and
+    within 5 s after it, 99 % of the calls succeed."""
     outage = Outage(fault, seed)
     outage.call(5, rate)
     assert {error for _, error in outage.calls} == {None}
@@ -279,7 +280,7 @@ def test_total_outage(fault, rate, seed):
 
 @pytest.mark.slow
 def test_total_outage_over_sockets():
-    """I16, I18: the same for processes that are killed for four seconds, under eight threads."""
+    """I16, I18: the same for processes that are stopped for four seconds, under eight threads."""
     with contextlib.ExitStack() as stack:
         trio = [stack.enter_context(FAULTS["killed"].instance()) for _ in range(3)]
         client = stack.enter_context(lbclient.Client([one.url for one in trio]))
@@ -414,9 +415,9 @@ with serve(tells_port, tells_port) as servers:
     ],
 )
 def test_own_machine_fails(fault, host, lookups):
-    """I22, I23: without file descriptors, route or local port every call fails as a connect error,
-    on threads and event loops, and no instance is charged; as soon as they are back calls succeed
-    again."""
+    """I22, I23: without file descriptors, a route or a local port every call fails with a connect
+    error, on threads and event loops, and no instance is charged; as soon as they are available
+    again calls succeed."""
     command = [sys.executable, "-W", "error", "-c", SCRIPT, fault, host, lookups]
     root = Path(lbclient.__file__).parents[1]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""DNS servers for tests, on free ports of the loopback: one that lies on demand, and real ones."""
+"""DNS servers for tests, on free ports of the loopback: one with scripted faults, and real ones."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _UDP_SIZE = 512
 
 @dataclass
 class Asked:
-    """One question: its message, the true answer as bytes, and whether it came over TCP."""
+    """One question: its message, the correct answer as bytes, and whether it came over TCP."""
 
     query: dns.message.Message
     truth: bytes
     over_tcp: bool
 
     def response(self) -> dns.message.Message:
-        """An empty one to this question."""
+        """An empty response to this question."""
         return dns.message.make_response(self.query)
 
 
@@ -89,7 +89,7 @@ def empty(asked: Asked) -> bytes:
 
 
 def silence(_: Asked) -> None:
-    """Nothing; a TCP connection stays open."""
+    """No answer; a TCP connection stays open."""
 
 
 def closed(_: Asked) -> bytes:
@@ -98,12 +98,12 @@ def closed(_: Asked) -> bytes:
 
 
 def garbage(asked: Asked) -> bytes:
-    """The right id, then nonsense."""
+    """The right id, then invalid bytes."""
     return asked.truth[:2] + b"\xff" * 40
 
 
 def wrong_id(asked: Asked) -> bytes:
-    """The truth, as the answer to somebody else."""
+    """The correct answer to another question, with the other's id."""
     return bytes([asked.truth[0] ^ 0xFF]) + asked.truth[1:]
 
 
@@ -170,7 +170,7 @@ class Liar:
         return f"{_HOST}:{self._port}"
 
     def put(self, name: str, kind: str, *records: str, ttl: int = 60) -> None:
-        """Answer so from now on; without records, that there are none."""
+        """Answer with these records from now on; without records, that there are none."""
         owner = _name(name)
         rrset = dns.rrset.from_text(owner, 0, "IN", kind, *records)
         rrset.ttl = ttl
@@ -178,23 +178,23 @@ class Liar:
             self._zone[owner, kind] = rrset
 
     def drop(self, name: str, kind: str) -> None:
-        """Take the records away."""
+        """Remove the records."""
         with self._changed:
             del self._zone[_name(name), kind]
 
     def fault(self, fault: Fault, name: str | None = None, kind: str | None = None) -> None:
-        """Answer questions for `name` and `kind`, each None for all, wrongly."""
+        """Answer questions for `name` and `kind` (None for all) with this fault."""
         with self._changed:
             self._faults[_key(name, kind)] = fault
 
     def heal(self) -> None:
-        """Tell the truth again."""
+        """Answer correctly again."""
         with self._changed:
             self._faults.clear()
 
     @contextlib.contextmanager
     def holding(self, name: str | None = None, kind: str | None = None) -> Iterator[None]:
-        """Answers for `name` and `kind`, each None for all, wait until the block ends."""
+        """Answers for `name` and `kind` (None for all) wait until the block ends."""
         with self._changed:
             self._holding = _key(name, kind)
         try:
@@ -207,7 +207,7 @@ class Liar:
                 send()
 
     def asked(self, name: str | None = None, kind: str | None = None) -> int:
-        """How many questions came for `name` and `kind`, each None for all."""
+        """How many questions came for `name` and `kind` (None for all)."""
         with self._changed:
             return self._count(_key(name, kind))
 
@@ -220,7 +220,8 @@ class Liar:
     def wait(
         self, count: int, name: str | None = None, kind: str | None = None, *, timeout: float = 5
     ) -> None:
-        """Until that many questions have come since the start; TimeoutError after `timeout`."""
+        """Wait until this many questions have come since the start; TimeoutError after
+        `timeout`."""
         key = _key(name, kind)
         with self._changed:
             if not self._changed.wait_for(lambda: self._count(key) >= count, timeout):
@@ -382,7 +383,7 @@ class _Server:
 
 
 def write_zone(directory: Path, zone: str, records: str) -> None:
-    """The file `zone`, with what every zone has."""
+    """The file `zone`, with the records that every zone has."""
     (directory / "zone").write_text(
         f"$ORIGIN {zone}\n$TTL 60\n@ SOA ns hostmaster 1 3600 600 86400 60\n"
         f"@ NS ns\nns A {_HOST}\n{records}\n"
@@ -439,7 +440,7 @@ class Bind(_Server):
 
 
 class Dnsmasq(_Server):
-    """dnsmasq that knows what `options` (`--srv-host=...`, `--host-record=...`) tell it."""
+    """dnsmasq with the records of `options` (`--srv-host=...`, `--host-record=...`)."""
 
     command = "dnsmasq"
 
@@ -464,7 +465,7 @@ class Dnsmasq(_Server):
 
 
 def _pair_of_sockets() -> tuple[socket.socket, socket.socket]:
-    """UDP and TCP on the same free port."""
+    """A free port for both UDP and TCP."""
     while True:
         tcp = socket.create_server((_HOST, 0))
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -33,7 +33,7 @@ def trusting() -> ssl.SSLContext:
 
 
 def serving(*protocols: str) -> ssl.SSLContext:
-    """A context of an instance that is certified as `NAME`."""
+    """A context of an instance with a certificate for `NAME`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     AUTHORITY.issue_cert(NAME).configure_cert(context)
     if protocols:
@@ -75,7 +75,7 @@ class Driver:
         return self._portal.start_task_soon(function, *args)
 
     def call(self, function, *args):
-        """Do it on a thread, or in the event loop."""
+        """Run it on a thread, or in the event loop."""
         return self.start(function, *args).result(SOON)
 
     def new(self):
@@ -119,12 +119,12 @@ class Driver:
                 yield connection, peer
 
     def read_all(self, connection):
-        """All until the end."""
+        """All bytes until the end."""
         parts = iter(lambda: self.call(connection.read, SOON), b"")
         return b"".join(parts)
 
     def read(self, connection, length):
-        """So many bytes."""
+        """This many bytes."""
         data = b""
         while len(data) < length and (part := self.call(connection.read, SOON)):
             data += part
@@ -144,7 +144,7 @@ def dial(*hosts, port, name=None, **options):
 
 @contextlib.contextmanager
 def black_hole(host, port):
-    """An address that answers nothing: whoever listens there has no place for one more."""
+    """An address that answers nothing: the queue of its listener is full."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((host, port), backlog=0))
         for _ in itertools.repeat(None, 3):

@@ -69,7 +69,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Victim(ABC):
-    """An instance that is well until it is struck."""
+    """An instance that is healthy until it is struck."""
 
     port: int
 
@@ -79,22 +79,22 @@ class Victim(ABC):
 
     @abstractmethod
     def strike(self) -> None:
-        """From now on it has the fault."""
+        """Begin the fault."""
 
     @abstractmethod
     def heal(self) -> None:
-        """It is well again."""
+        """End the fault."""
 
     @abstractmethod
     def stop(self) -> None:
-        """The end of it."""
+        """Stop the instance."""
 
 
 # Faults that are behaviours
 
 
 class Acting(Victim):
-    """It behaves badly. Connections are dropped where the bad part comes before any request."""
+    """It behaves badly. Connections are dropped if the fault comes before any request."""
 
     def __init__(self, server: Server, bad: Behaviour) -> None:
         self.server = server
@@ -143,7 +143,7 @@ def shakes_no_hand(connection: Connection, request: Request) -> None:
 
 @on_accept
 def alerts(connection: Connection, _: Request) -> None:
-    """What a TLS port says to a plain request: the alert `record_overflow`."""
+    """The answer of a TLS port to a plain request: the alert `record_overflow`."""
     connection.sock.recv(1000)
     connection.send(b"\x15\x03\x03\x00\x02\x02\x16")
     connection.close()
@@ -151,7 +151,7 @@ def alerts(connection: Connection, _: Request) -> None:
 
 @on_accept
 def answers_a_hello(connection: Connection, _: Request) -> None:
-    """What a plain port says to a TLS handshake."""
+    """The answer of a plain port to a TLS handshake."""
     connection.sock.recv(1000)
     connection.answer(400)
     connection.close()
@@ -168,7 +168,7 @@ def sends(data: bytes) -> Behaviour:
 
 
 def trickles(before: bytes, drop: bytes = b"x") -> Behaviour:
-    """These bytes, then a drop at a time for as long as anyone listens."""
+    """These bytes, then one byte at a time for as long as anyone reads."""
 
     def behave(connection: Connection, _: Request) -> None:
         connection.send(before)
@@ -181,7 +181,7 @@ def trickles(before: bytes, drop: bytes = b"x") -> Behaviour:
 
 
 def floods(before: bytes, drop: bytes) -> Behaviour:
-    """The same as fast as it is taken in: no read ever waits."""
+    """The same as fast as it is read: no read ever waits."""
 
     def behave(connection: Connection, _: Request) -> None:
         connection.send(before)
@@ -204,20 +204,21 @@ def stalls(before: bytes) -> Behaviour:
 
 
 def answers_twice(connection: Connection, _: Request) -> None:
-    """Two answers for each request: the second would be the next request's."""
+    """Two responses to each request: the second would be the next request's."""
     second = head(200, {"Content-Length": "6"}) + b"forged"
     body = str(connection.server.port).encode()
     connection.send(head(200, {"Content-Length": str(len(body))}) + body + second)
 
 
 def times_out_reuse(connection: Connection, _: Request) -> None:
-    """408 to a request on a connection that has served one, as a server that was about to close."""
+    """408 to a request on a connection that has served one, like a server that was about to close
+    it."""
     connection.answer(408, Connection="close")
     connection.close()
 
 
 def flaps(good: Behaviour, turns: int = 5) -> Behaviour:
-    """So many 503s, so many good answers, and again."""
+    """This many 503s, then this many good answers, repeated."""
     number = itertools.count()
 
     def behave(connection: Connection, request: Request) -> None:
@@ -228,7 +229,7 @@ def flaps(good: Behaviour, turns: int = 5) -> Behaviour:
 
 
 class Idle(Acting):
-    """Something happens to its idle connections, once."""
+    """Does something to its idle connections, once."""
 
     def __init__(self, server: Server, happens: Callable[[Connection], None]) -> None:
         super().__init__(server, server.behaviour)
@@ -289,7 +290,7 @@ class TlsServer(Server):
 
 
 class Certified(Acting):
-    """Its certificate changes; without one (None) it speaks plain text."""
+    """Change its certificate; without one (None) it speaks plain text."""
 
     def __init__(self, make: Callable[[], ssl.SSLContext | None], bad: Behaviour) -> None:
         server = TlsServer(tells_port)
@@ -367,7 +368,7 @@ H2 = Speech(lambda: Server(speaks_h2(answered)), lambda: {"http1": False, "http2
 
 
 class Reopening(Server):
-    """Its port can be closed for a time; nobody else gets it meanwhile."""
+    """Its port can be closed for a time; nothing else gets it meanwhile."""
 
     def close_port(self) -> None:
         self.refuse()
@@ -382,7 +383,7 @@ class Reopening(Server):
 
 
 class Refusing(Victim):
-    """Nobody listens any more, and the connections are closed."""
+    """Stop listening, and close the connections."""
 
     def __init__(self) -> None:
         self.server = Reopening(tells_port)
@@ -554,12 +555,12 @@ class Fault:
     """What it does, where that is a behaviour of a server."""
 
     def over_tls(self) -> Fault:
-        """The same behaviour of an instance that speaks TLS."""
+        """The same behaviour for an instance that speaks TLS."""
         return replace(self, make=lambda: Acting(TLS.start(), self.bad), speech=TLS)
 
     @contextlib.contextmanager
     def instance(self) -> Iterator[Victim]:
-        """An instance that will have it; well until it is struck."""
+        """An instance that will have the fault; healthy until it is struck."""
         victim = self.make()
         try:
             yield victim
@@ -568,7 +569,7 @@ class Fault:
 
     @contextlib.contextmanager
     def healthy(self) -> Iterator[Server]:
-        """An instance that is well, and speaks the same protocol."""
+        """A healthy instance that speaks the same protocol."""
         server = self.speech.start()
         try:
             yield server
@@ -577,7 +578,7 @@ class Fault:
 
     @property
     def hangs(self) -> bool:
-        """True where an attempt ends by a timeout only."""
+        """True if an attempt ends only by a timeout."""
         return isinstance(self.alone, type) and issubclass(self.alone, httpx.TimeoutException)
 
 
@@ -600,7 +601,7 @@ def _certified(make: Callable[[], ssl.SSLContext | None], bad: Behaviour) -> Fau
 
 
 def _fine(ids: str, make: Callable[[], Victim]) -> Fault:
-    """It costs nothing at all: the instance itself gives a good answer."""
+    """It has no effect on a call: the instance itself gives a good answer."""
     return Fault(ids, make, 200, again="never", charged=False)
 
 
@@ -709,7 +710,7 @@ FAULTS: dict[str, Fault] = {
 
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
-    """I22: this process can open no file and no socket more (EMFILE)."""
+    """I22: this process can open no more files or sockets (EMFILE)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
@@ -750,7 +751,7 @@ def _loopback_address(address: str) -> None:
 
 @contextlib.contextmanager
 def no_route() -> Iterator[None]:
-    """I23: there is no way out (ENETUNREACH); in a network of one's own."""
+    """I23: there is no route (ENETUNREACH), in a separate network."""
     _loopback_address("0.0.0.0")
     try:
         yield
@@ -760,7 +761,7 @@ def no_route() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_local_port() -> Iterator[None]:
-    """I23: every local port is taken (EADDRNOTAVAIL); in a network of one's own."""
+    """I23: every local port is in use (EADDRNOTAVAIL), in a separate network."""
     before = PORTS.read_text()
     PORTS.write_text("50000 50001")
     with socket.socket() as one, socket.socket() as two:

@@ -1,4 +1,4 @@
-"""Storms of calls: cut off at random, and to instances that behave at random."""
+"""Storms of calls: cancelled at random, and to instances that behave at random."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTS = ("127.0.0.1",)
 
 
 def descriptors() -> int:
-    """How many this process has open; that of the look itself always counts."""
+    """How many descriptors this process has open; one for the check itself is always included."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -41,13 +41,13 @@ class Cuts:
 
     @property
     def count(self) -> int:
-        """How many calls were cut off so far."""
+        """How many calls were cancelled so far."""
         return self.cancelled.total()
 
     async def storm(
         self, work: Callable[[], Awaitable[object]], *, wanted: int, workers: int
     ) -> None:
-        """Run `work` over and over, so many at the same time, until `wanted` were cut off."""
+        """Run `work` repeatedly, this many at a time, until `wanted` were cancelled."""
         wanted += self.count
         async with anyio.create_task_group() as beating:
             beating.start_soon(self._beat)
@@ -133,7 +133,7 @@ class Instances:
         return [f"http://{HOSTS[0]}:{port}" for port in self.ports]
 
     async def at_rest(self, most: int) -> None:
-        """Until no more connections than these are open."""
+        """Wait until no more connections than these are open."""
         while self.open > most:
             self._changed = anyio.Event()
             await self._changed.wait()
@@ -164,7 +164,7 @@ class Instances:
                 await stream.send(part)
 
     def _answer(self, target: bytes) -> Iterator[bytes | None]:
-        """An answer in parts; None ends the connection."""
+        """A response in parts; None ends the connection."""
         kind = 0.5 if self.healthy else self._dice.random()
         if kind < 0.1:
             yield None

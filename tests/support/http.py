@@ -1,4 +1,4 @@
-"""A scripted HTTP server on loopback: each instance does, to each request, what a test says."""
+"""A scripted HTTP server on loopback: each instance does, for each request, what a test says."""
 
 from __future__ import annotations
 
@@ -176,12 +176,12 @@ def tells_port(connection: Connection, _: Request) -> None:
 
 
 def says(status: int, body: bytes = b"", **headers: str) -> Behaviour:
-    """Always this answer."""
+    """Always this response."""
     return lambda connection, _: connection.answer(status, body, **headers)
 
 
 def in_turn(*behaviours: Behaviour) -> Behaviour:
-    """Each behaviour once, the last for ever."""
+    """Each behaviour once, the last one repeatedly."""
     left = list(behaviours)
     lock = threading.Lock()
 
@@ -204,13 +204,13 @@ def hangs_up(connection: Connection, _: Request) -> None:
 
 
 def dies_in_body(connection: Connection, _: Request) -> None:
-    """Good headers, half a body, then gone."""
+    """Good headers, half a body, then the end."""
     connection.send(head(200, {"Content-Length": "100"}) + b"x" * 50)
     connection.reset()
 
 
 def drips(interval: float = 0.1) -> Behaviour:
-    """Good headers, then a byte of body each interval (seconds), for as long as anyone listens."""
+    """Good headers, then a byte of body each interval (seconds), for as long as anyone reads."""
 
     def behave(connection: Connection, _: Request) -> None:
         connection.send(head(200, {"Content-Length": "100000"}))
@@ -248,7 +248,7 @@ class Gate:
 
 
 def slow(seconds: float, then: Behaviour = tells_port) -> Behaviour:
-    """The instance itself takes so long."""
+    """The instance itself takes this long."""
 
     def behave(connection: Connection, request: Request) -> None:
         connection.server.stopping.wait(seconds)
@@ -270,7 +270,7 @@ def serve(*behaviours: Behaviour) -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def refused_port() -> Iterator[int]:
-    """A port that refuses connections, held so that nobody else can come to listen on it."""
+    """A port that refuses connections, held so that nothing else can listen on it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A scripted HTTP/2 server by prior knowledge, for `servers`: h2 behind what a test says."""
+"""A scripted HTTP/2 server without negotiation, for `servers`: h2, controlled by a test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 
 
 def frame(kind: int, stream: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
-    """One frame, however odd."""
+    """One frame, however invalid."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
@@ -102,7 +102,7 @@ class Stream:
 
 
 class H2Connection:
-    """What one connection to the server has come to."""
+    """What happened on one connection to the server."""
 
     def __init__(self, connection: Connection, settings: Mapping[int, int]) -> None:
         self.connection = connection

@@ -1,4 +1,4 @@
-"""How long an interpreter takes to end."""
+"""How long an interpreter takes to exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exceptions that come from nowhere: at any point where CPython lets a signal handler run."""
+"""Exceptions from outside: at any point where CPython lets a signal handler run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SoftLimit(Exception):
 
 
 class Interrupt(KeyboardInterrupt):
-    """Ctrl-C, but none that somebody has typed."""
+    """Ctrl-C, simulated."""
 
 
 @cache
@@ -56,7 +56,7 @@ def _handler(listing: dis.Bytecode, offset: int) -> int | None:
 
 @dataclass
 class _Injector:
-    """A trace function that raises at the point with the number `at`, the first being 1."""
+    """A trace function that raises at the point with the number `at`, counted from 1."""
 
     at: int
     kind: type[BaseException]

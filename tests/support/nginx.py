@@ -1,4 +1,4 @@
-"""A real nginx on free loopback ports, out of a directory of its own."""
+"""A real nginx on free loopback ports, in its own directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ http {{
 
 @contextlib.contextmanager
 def nginx(home: Path, server: str, listen: str = "") -> Iterator[int]:
-    """One nginx with this `server` block, `listen` being its options; the port it listens on."""
+    """Start nginx with this `server` block and these options of `listen`; return its port."""
     for _ in range(5):  # somebody else may take the port that was free
         port = _free_port()
         config = home / "nginx.conf"

@@ -114,7 +114,7 @@ class Service:
             self.process.kill()
 
     def registered(self) -> None:
-        """Wait until it is."""
+        """Wait until it is registered."""
         assert self.process.stdout.readline() == b"registered\n"
 
 

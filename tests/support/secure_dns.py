@@ -1,4 +1,4 @@
-"""DNS over TLS and HTTPS for tests: BIND with certificates of a CA of ours, and peers that fail."""
+"""DNS over TLS and HTTPS for tests: BIND with certificates of a test CA, and peers that fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Certificates:
             blob.write_to_path(self.chain, append=True)
 
     def context(self) -> ssl.SSLContext:
-        """A server's, that speaks HTTP/1.1."""
+        """A server's TLS context, with HTTP/1.1 as its protocol."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._issued.configure_cert(context)
         context.set_alpn_protocols(["http/1.1"])

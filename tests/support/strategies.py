@@ -1,4 +1,4 @@
-"""What strategies are asked with, in their own tests."""
+"""What strategies need in their own tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Asked:
 
 
 def candidates(*weights):
-    """The endpoints of a pool with so many instances."""
+    """The endpoints of a pool with this many instances."""
     pool = Pool(BreakerPolicy())
     pool.update(
         Instance(f"10.0.0.{1 + place // PORTS}", 1 + place % PORTS, weight=weight)
