@@ -33,7 +33,7 @@ EXPORTED = ast.literal_eval(ALIASES.pop("__all__"))
 
 
 class ForHttpx2(ast.NodeTransformer):
-    """The source with httpx2 in place of httpx, options as types, and no objects as defaults."""
+    """The source with httpx2 in place of httpx, and options as types only."""
 
     def visit_Name(self, node):
         return ast.Name("httpx2") if node.id == "httpx" else node
