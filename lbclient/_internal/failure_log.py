@@ -90,10 +90,10 @@ class Complaint:
             failures, self._failures = self._failures, 0
             self._log(INFO, "%s works again; failures: %d", self._subject, failures)
 
-    def tolerate(self, now: float) -> _Tolerance:
+    def tolerate(self, now: float, what: object = None) -> _Tolerance:
         """Return a context manager that records what the code in it raises, and does not let it
-        through, unless it came from outside (`is_interruption`)."""
-        return _Tolerance(self, now)
+        through, unless it came from outside (`is_interruption`). The message shows `what`."""
+        return _Tolerance(self, now, what)
 
     def _begin(self, now: float) -> None:
         self.failing = True
@@ -104,11 +104,12 @@ class Complaint:
 
 
 class _Tolerance:
-    __slots__ = ("_complaint", "_now")
+    __slots__ = ("_complaint", "_now", "_what")
 
-    def __init__(self, complaint: Complaint, now: float) -> None:
+    def __init__(self, complaint: Complaint, now: float, what: object) -> None:
         self._complaint = complaint
         self._now = now
+        self._what = what
 
     def __enter__(self) -> None:
         pass
@@ -120,7 +121,8 @@ class _Tolerance:
             return False
         if not isinstance(error, Exception) or is_interruption(error):
             return False
-        self._complaint.failed(self._now, error)
+        detail = "" if self._what is None else repr(self._what)
+        self._complaint.failed(self._now, error, detail=detail)
         return True
 
 

@@ -15,7 +15,6 @@ from logging import WARNING
 
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.failure_log import Complaint
-from lbclient._internal.interruption import is_interruption
 from lbclient.balancer.health_monitor import Check, outcome
 from lbclient.core.engine import Engine
 from lbclient.discovery.scheduler import Scheduler
@@ -54,15 +53,8 @@ class Loads:
             now = engine.clock()
             if load is not None and self._refusals.failing:
                 self._refusals.recovered()
-            try:
+            with self._heeding.tolerate(now):
                 self._strategy.reported(endpoint, load, now=now)
-            except Exception as error:
-                if is_interruption(error):
-                    raise
-                self._heeding.failed(now, error)
-            else:
-                if self._heeding.failing:
-                    self._heeding.recovered()
         engine.outbox.publish()
 
     def refused(self, endpoint: Endpoint, why: str) -> None:

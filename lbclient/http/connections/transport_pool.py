@@ -22,15 +22,8 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -148,19 +141,10 @@ class BaseTransportPool(ABC, Generic[W, S]):
     def _summon(self) -> None:
         """Have something that was dropped closed soon. Called by finalizers, on any thread."""
 
-    @contextlib.contextmanager
-    def _told(self, what: object) -> Generator[None]:
+    def _told(self, what: object) -> AbstractContextManager[None]:
         """Log if a caller's own transport fails to close: the next call must not get its
         exception."""
-        try:
-            yield
-        except Exception as error:
-            if is_interruption(error):
-                raise
-            self._closing.failed(time.monotonic(), error, detail=repr(what))
-        else:
-            if self._closing.failing:
-                self._closing.recovered()
+        return self._closing.tolerate(time.monotonic(), what)
 
     def _new(self, endpoint: Endpoint, now: float) -> W:
         with self._lock:
