@@ -65,14 +65,17 @@ _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
 
 
+_AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)
+
+
 class ConnectionOptions(TypedDict, total=False):
     """The options for connections. Those that `httpx.HTTPTransport` has too mean the same."""
 
     verify: Annotated[
         ssl.SSLContext | str | bool,
         Option(
-            "the certificates to trust: True for those of certifi, False to check nothing, the "
-            "path of a file or directory, or an `ssl.SSLContext`.",
+            f"the certificates to trust: True for those that `{NAME}` trusts, False to check "
+            "nothing, the path of a file or directory, or an `ssl.SSLContext`.",
             default=True,
         ),
     ]
@@ -82,7 +85,7 @@ class ConnectionOptions(TypedDict, total=False):
     ]
     trust_env: Annotated[
         bool,
-        Option("read `SSL_CERT_FILE`, `SSL_CERT_DIR` and `.netrc`; proxies never.", default=True),
+        Option("read `SSL_CERT_FILE`, `SSL_CERT_DIR` and `.netrc`, never proxies.", default=True),
     ]
     http1: Annotated[bool, Option("use HTTP/1.1.", default=True)]
     http2: Annotated[
@@ -157,19 +160,17 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
 class HttpxOptions(TypedDict, total=False):
     """The options of httpx's own client."""
 
-    auth: Annotated["AuthTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
-    params: Annotated["QueryParamTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
-    headers: Annotated["HeaderTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
-    cookies: Annotated["CookieTypes | None", Option(f"as in `{NAME}.Client`.", ...)]
+    auth: Annotated["AuthTypes | None", _AS_IN_HTTPX]
+    params: Annotated["QueryParamTypes | None", _AS_IN_HTTPX]
+    headers: Annotated["HeaderTypes | None", _AS_IN_HTTPX]
+    cookies: Annotated["CookieTypes | None", _AS_IN_HTTPX]
     timeout: Annotated[
         "TimeoutTypes",
         Option(f"as in `{NAME}.Client`, with another default: 1.25 s to connect.", DEFAULT_TIMEOUT),
     ]
-    follow_redirects: Annotated[bool, Option(f"as in `{NAME}.Client`.", ...)]
-    max_redirects: Annotated[int, Option(f"as in `{NAME}.Client`.", ...)]
-    event_hooks: Annotated[
-        "Mapping[str, list[EventHook]] | None", Option(f"as in `{NAME}.Client`.", ...)
-    ]
+    follow_redirects: Annotated[bool, _AS_IN_HTTPX]
+    max_redirects: Annotated[int, _AS_IN_HTTPX]
+    event_hooks: Annotated["Mapping[str, list[EventHook]] | None", _AS_IN_HTTPX]
     base_url: Annotated[
         httpx.URL | str,
         Option(
@@ -177,9 +178,7 @@ class HttpxOptions(TypedDict, total=False):
             "",
         ),
     ]
-    default_encoding: Annotated[
-        str | Callable[[bytes], str], Option(f"as in `{NAME}.Client`.", ...)
-    ]
+    default_encoding: Annotated[str | Callable[[bytes], str], _AS_IN_HTTPX]
 
 
 class ClientOptions(TransportOptions, HttpxOptions, total=False):
