@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lbclient.strategy.prequal import Prequal
     from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext, Strategy
     from lbclient.strategy.random import Random
+    from lbclient.strategy.registry import StrategyName
     from lbclient.strategy.round_robin import RoundRobin
     from lbclient.strategy.weighted import Weighted
     from lbclient.strategy.zone import Zone
@@ -106,6 +107,7 @@ else:
         "lbclient.strategy.prequal": ["Prequal"],
         "lbclient.strategy.protocol": ["LoadProbe", "LoadReport", "PickContext", "Strategy"],
         "lbclient.strategy.random": ["Random"],
+        "lbclient.strategy.registry": ["StrategyName"],
         "lbclient.strategy.round_robin": ["RoundRobin"],
         "lbclient.strategy.weighted": ["Weighted"],
         "lbclient.strategy.zone": ["Zone"],
@@ -189,6 +191,7 @@ __all__ = [
     "ServiceSnapshot",
     "SlowStart",
     "Strategy",
+    "StrategyName",
     "ThrottlePolicy",
     "Throttled",
     "Transport",

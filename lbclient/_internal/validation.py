@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypeVar
 
 __all__ = [
     "address",
@@ -25,6 +26,8 @@ __all__ = [
     "seconds",
     "several",
 ]
+
+N = TypeVar("N", bound=str)
 
 _KNOWN = 16_384
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -97,12 +100,13 @@ def fraction(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]  # checked by number()
 
 
-def one_of(name: str, value: object, choices: Iterable[str]) -> str:
+def one_of(name: str, value: object, choices: Iterable[N]) -> N:
     """Check for one of the named choices."""
     known = sorted(choices)
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
-    return value
+    for choice in known:
+        if isinstance(value, str) and value == choice:
+            return choice
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 def port(name: str, value: object) -> int:

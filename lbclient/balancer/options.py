@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from inspect import Parameter
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, Unpack, get_args
 
 from lbclient._internal import validation
 from lbclient.balancer.listener import Listener
@@ -23,6 +23,7 @@ from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy
 from lbclient.resilience.slow_start import SlowStart
 from lbclient.resilience.throttle import ThrottlePolicy
 from lbclient.strategy.protocol import Strategy
+from lbclient.strategy.registry import StrategyName
 from lbclient.telemetry.metrics import MeterProvider
 from lbclient.telemetry.spans import TracerProvider
 
@@ -51,10 +52,10 @@ class BalancerOptions(TypedDict, total=False):
     """The options of `Balancer`, and of everything that has a balancer."""
 
     strategy: Annotated[
-        str | Strategy,
+        StrategyName | Strategy,
         Option(
-            '`"weighted"`, `"round-robin"`, `"random"`, `"least-busy"`, `"peak-ewma"`, '
-            '`"prequal"`, `"consistent-hash"`, or an object with `pick(candidates, call)`.',
+            ", ".join(f'`"{name}"`' for name in get_args(StrategyName))
+            + ", or an object with `pick(candidates, call)`.",
             "weighted",
         ),
     ]

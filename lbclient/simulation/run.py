@@ -33,6 +33,7 @@ from lbclient.simulation.scenario import Scenario
 from lbclient.simulation.server import Host
 from lbclient.simulation.world import Process, World
 from lbclient.strategy.protocol import Strategy
+from lbclient.strategy.registry import BY_NAME, StrategyName
 
 __all__ = ["Rounds", "simulate", "simulated"]
 
@@ -87,7 +88,7 @@ def simulate(
     scenario: Scenario,
     *,
     seed: int = 0,
-    strategy: str | Callable[[], Strategy] = "weighted",
+    strategy: StrategyName | Callable[[], Strategy] = "weighted",
     checked: bool = True,
     fair_by: Callable[[SimulatedRequest], object] | None = None,
     **options: Any,
@@ -104,10 +105,9 @@ def simulate(
     """
     if not isinstance(scenario, Scenario):
         raise TypeError(f"scenario must be Scenario(...), not {scenario!r}")
-    if not isinstance(strategy, str):
-        validation.function(
-            "strategy (a name, or a function that makes one for each client)", strategy
-        )
+    if isinstance(strategy, str):
+        strategy = BY_NAME[validation.one_of("strategy", strategy, BY_NAME)]
+    validation.function("strategy (a name, or a function that makes one for each client)", strategy)
     if fair_by is not None:
         validation.function("fair_by", fair_by)
     return _Run(scenario, seed, strategy, fair_by, options, checked=checked).report()
@@ -132,7 +132,7 @@ class _Run:
         self,
         scenario: Scenario,
         seed: int,
-        strategy: str | Callable[[], Strategy],
+        strategy: Callable[[], Strategy],
         fair_by: Callable[[SimulatedRequest], object] | None,
         options: dict[str, Any],
         *,
@@ -225,7 +225,7 @@ class _Run:
         )
 
     def _balancer(self, number: int) -> Balancer:
-        scenario, strategy = self._scenario, self._strategy
+        scenario = self._scenario
         always = all(server.joins == 0 and server.leaves == math.inf for server in scenario.servers)
         known = [server.instance for server in scenario.servers]
         service: Service = known if always else _Known(scenario, self._world)
@@ -235,7 +235,7 @@ class _Run:
             service,
             name="simulated.test",
             rng=self._rng(f"client {number}"),
-            strategy=strategy if isinstance(strategy, str) else strategy(),
+            strategy=self._strategy(),
             judge=judge_of(getattr(retry, "statuses", ())),
             **self._options,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 from lbclient._internal import validation
 from lbclient.strategy.consistent_hash import ConsistentHash
@@ -16,9 +16,19 @@ from lbclient.strategy.random import Random
 from lbclient.strategy.round_robin import RoundRobin
 from lbclient.strategy.weighted import Weighted
 
-__all__ = ["BY_NAME", "claim", "release", "strategy_of"]
+__all__ = ["BY_NAME", "StrategyName", "claim", "release", "strategy_of"]
 
-BY_NAME: dict[str, Callable[[], Strategy]] = {
+StrategyName: TypeAlias = Literal[
+    "consistent-hash",
+    "least-busy",
+    "peak-ewma",
+    "prequal",
+    "random",
+    "round-robin",
+    "weighted",
+]
+"""The names of strategies, for type checkers; the same as in `BY_NAME`."""
+BY_NAME: dict[StrategyName, Callable[[], Strategy]] = {
     "consistent-hash": ConsistentHash,
     "least-busy": LeastBusy,
     "peak-ewma": PeakEwma,

@@ -17,7 +17,7 @@ from lbclient.strategy.protocol import (
     Probing,
     Strategy,
 )
-from lbclient.strategy.registry import strategy_of
+from lbclient.strategy.registry import StrategyName, strategy_of
 
 __all__ = ["Zone"]
 
@@ -101,7 +101,7 @@ class Zone:
     def __init__(
         self,
         here: str,
-        inner: str | Callable[[], Strategy] = "least-busy",
+        inner: StrategyName | Callable[[], Strategy] = "least-busy",
         *,
         spill: float = 1.4,
         share: float | None = None,

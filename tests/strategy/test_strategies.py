@@ -5,13 +5,17 @@ import random
 import statistics
 import sys
 from collections import Counter
+from functools import partial
+from typing import get_args
 
 import pytest
 
+import lbclient
 from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Weighted
 from lbclient.core.pool import Pool
 from lbclient.endpoint.endpoint import Endpoint
-from lbclient.strategy.registry import BY_NAME
+from lbclient.simulation import Open, Scenario, Server, answers, constant, simulate
+from lbclient.strategy.registry import BY_NAME, StrategyName
 from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates
 
@@ -20,6 +24,26 @@ def shares(strategy, endpoints, picks=10_000):
     call = Asked()
     seen = Counter(strategy.pick(endpoints, call) for _ in range(picks))
     return [seen[one] / picks for one in endpoints]
+
+
+def test_type_checkers_know_every_name():
+    """The names that type checkers accept are those of the registry."""
+    assert sorted(get_args(StrategyName)) == sorted(BY_NAME)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(lbclient.Balancer, ["http://a"]),
+        partial(simulate, Scenario([Server("a", answers(constant(0.1)))], Open(1, seconds=1))),
+    ],
+    ids=["balancer", "simulator"],
+)
+def test_an_unknown_name_is_answered_with_the_known_ones(make):
+    """K3: the error for an unknown name lists all names."""
+    names = ", ".join(map(repr, sorted(BY_NAME)))
+    with pytest.raises(ValueError, match=f"^strategy must be one of {names}, not 'robin'$"):
+        make(strategy="robin")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 
 from lbclient.cli.demo.meter import Frame, Tally
 from lbclient.cli.demo.stage import CAST, NEWCOMER, Machine, Stage
+from lbclient.strategy.registry import StrategyName
 
 __all__ = ["Director", "Kill", "Playbill", "Scene", "View", "summary"]
 
@@ -173,7 +174,7 @@ class Playbill:
     """What the demo shows: the service, the strategy, and for how many seconds."""
 
     service: str
-    strategy: str
+    strategy: StrategyName
     seconds: float
 
 
