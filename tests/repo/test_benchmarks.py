@@ -67,13 +67,21 @@ def test_outage_loses_no_call():
         ("scoreboard.py", "## one_big_spike"),
         *slow_rows(
             ("replicas.py", "At 110 % of capacity"),
-            ("choosing.py", "Equal instances, calls alike, 70 % busy"),
         ),
     ],
 )
 def test_simulated_benchmarks_run(script, said):
     """The benchmarks in virtual time run, each to its last table."""
     assert said in quick(script)
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_page_on_choosing():
+    """The first table of docs/choosing.md is what `choosing.py` prints, to the digit."""
+    page = (BENCHMARKS.parent / "docs" / "choosing.md").read_text().splitlines()
+    printed = quick("choosing.py")
+    assert "Equal instances, calls alike, 70 % busy" in printed
+    assert set(printed) <= set(page)
 
 
 @pytest.fixture(scope="module")
