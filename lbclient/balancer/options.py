@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import cache
 from inspect import Parameter
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, Unpack, get_args
@@ -201,6 +202,7 @@ def shows(kind: type) -> Callable[[C], C]:
     return decorated
 
 
+@cache
 def _declared(kind: type) -> dict[str, Option]:
     """The options of a TypedDict by name."""
     annotations = inspect.get_annotations(kind)
