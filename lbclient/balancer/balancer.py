@@ -16,7 +16,7 @@ from lbclient._internal.failure_log import Complaint
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause
 from lbclient.balancer.assembly import Runtime, build_engine
-from lbclient.balancer.binding import Binding
+from lbclient.balancer.binding import Binding, described
 from lbclient.balancer.event_loops import ainvoke, arun, asleep
 from lbclient.balancer.health_monitor import plain_check
 from lbclient.balancer.lease import Lease
@@ -108,7 +108,7 @@ class Balancer:
         fork.track(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.target.name}>"
+        return described(self, getattr(self, "_binding", None))
 
     def call(
         self,

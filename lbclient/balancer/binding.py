@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -18,7 +19,7 @@ from lbclient.resilience.retry import RetryPolicy
 from lbclient.strategy.protocol import LoadAware, Strategy
 from lbclient.telemetry.semantics import Semantics
 
-__all__ = ["Binding"]
+__all__ = ["Binding", "described"]
 
 R = TypeVar("R")
 _SEMANTICS = Semantics()
@@ -74,6 +75,19 @@ class Binding:
             executor=self._executor,
         )
 
+    @property
+    def state(self) -> str:
+        """The service and its state, for a `repr`. It takes no lock, resolves nothing and does not
+        raise.
+        """
+        engine = self._engine
+        if self.closed:
+            return f"{engine.service}: closed"
+        known = f"{len(engine.pool)} instances"
+        with contextlib.suppress(Exception):  # the clock may be a user's
+            known = f"{engine.pool.in_rotation(engine.clock())} of {known} in rotation"
+        return f"{engine.service}: {known}"
+
     def loads(self) -> Loads | None:
         """Where to report the load that instances declare; None if the strategy does not use it."""
         strategy = self._strategy
@@ -95,3 +109,8 @@ class Binding:
         """The connections of calls under way are being closed: charge no instance for that, and
         retry nothing."""
         self._engine.abandoned = True
+
+
+def described(owner: object, binding: Binding | None) -> str:
+    """The `repr` of what has a balancer; None if `owner` has not been constructed yet."""
+    return f"<{type(owner).__name__}{'' if binding is None else f' {binding.state}'}>"

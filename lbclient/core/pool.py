@@ -365,6 +365,10 @@ class Pool:
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 
+    def in_rotation(self, now: float) -> int:
+        """How many endpoints are in rotation. It changes nothing and needs no lock."""
+        return sum(self._status(endpoint, now) == "serving" for endpoint in self.endpoints)
+
     def _forget_looks(self) -> None:
         self._open, self._candidates = [()] * len(self._endpoint_set.tiers), ()
         self._stale_at = -math.inf

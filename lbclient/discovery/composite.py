@@ -52,6 +52,13 @@ class Composite(ABC):
             list(one) if isinstance(one, Iterator) else one for one in services
         )
 
+    def __repr__(self) -> str:
+        shown = (
+            repr(validation.bare(one)) if isinstance(one, str) else f"<{type(one).__name__}>"
+            for one in getattr(self, "services", ())
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     @abstractmethod
     def over(self, parts: Sequence[Part], clock: Callable[[], float]) -> Resolver:
         """Make the resolver from the resolvers of the parts. `clock` returns monotonic seconds."""
@@ -115,6 +122,12 @@ class FirstOfResolver:
         self._serving: Part | None = None
         self._failing_since: float | None = None
 
+    def __repr__(self) -> str:
+        serving, names = self._serving, ", ".join(part.name for part in self._parts)
+        return (
+            f"<FirstOfResolver of {names}{'' if serving is None else f'; {serving.name} serves'}>"
+        )
+
     def resolve(self) -> Answer:
         """Return the first usable answer.
 
@@ -150,6 +163,9 @@ class UnionResolver:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._known: dict[int, Answer] = {}
+
+    def __repr__(self) -> str:
+        return f"<UnionResolver of {', '.join(part.name for part in self._parts)}>"
 
     def resolve(self) -> Answer:
         """Return all known instances.

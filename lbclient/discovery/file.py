@@ -219,6 +219,9 @@ class FileResolver:
         self._seen: bytes | None = None
         self._good: tuple[bytes, Answer] | None = None
 
+    def __repr__(self) -> str:
+        return f"<FileResolver {self if hasattr(self, '_path') else ''}>"
+
     def __str__(self) -> str:
         path = str(self._path)
         return path if path.isprintable() else repr(path)[1:-1]

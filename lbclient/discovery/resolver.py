@@ -74,6 +74,9 @@ class StaticResolver:
     def __init__(self, instances: Iterable[Instance]) -> None:
         self._answer = Answer(instances)
 
+    def __repr__(self) -> str:
+        return f"<StaticResolver of {len(self._answer.instances)} instances>"
+
     def resolve(self) -> Answer:
         """Return the instances."""
         return self._answer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lbclient._internal import validation
 from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.binding import described
 from lbclient.balancer.options import shows, with_defaults
 from lbclient.discovery.registry import Target
 from lbclient.errors import DeadlineExceeded
@@ -77,6 +78,9 @@ class _BalancedClient:
             self._lazy_cookies = LazyCookies(cookies)
         balancing.own(target.origin)
         self._deadline = self._binding.retry.deadline
+
+    def __repr__(self) -> str:
+        return described(self, getattr(self, "_binding", None))
 
     @property
     def balancer(self) -> Balancer:

@@ -10,6 +10,7 @@ import anyio
 
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.binding import described
 from lbclient.balancer.event_loops import arun, asleep
 from lbclient.balancer.options import shows
 from lbclient.balancer.threads import run, sleep
@@ -73,6 +74,10 @@ class Transport(httpx.BaseTransport):
         if (health := adapter.health) is not None:
             adapter.binding.check_health(health, checked(health, adapter, make))
         self._reports = reports(adapter, make)
+
+    def __repr__(self) -> str:
+        adapter = getattr(self, "_adapter", None)
+        return described(self, adapter and adapter.binding)
 
     @property
     def balancer(self) -> Balancer:
@@ -199,6 +204,10 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         self._reports = (
             reports(adapter, transport_factory(None, options)) if ours else areports(adapter, make)
         )
+
+    def __repr__(self) -> str:
+        adapter = getattr(self, "_adapter", None)
+        return described(self, adapter and adapter.binding)
 
     @property
     def balancer(self) -> Balancer:

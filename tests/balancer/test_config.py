@@ -1256,7 +1256,7 @@ async def test_a_closed_balancer(service):
         with pytest.raises(RuntimeError, match="the balancer of orders is closed"):
             await ause()
     assert balancer.snapshot().service == "orders"
-    assert repr(balancer) == "<Balancer orders>"
+    assert repr(balancer) == "<Balancer orders: closed>"
 
 
 def test_closing_a_client_closes_its_balancer():

@@ -364,6 +364,9 @@ class AddressResolver:
         self._addresses = AddressCache(dns, address_filter, clock, kinds=kinds, start=start)
         self._address_filter = address_filter
 
+    def __repr__(self) -> str:
+        return f"<AddressResolver {self._name}:{self._port}>"
+
     def resolve(self) -> Answer:
         """Look up the addresses. Each is an instance."""
         name = self._name + "."

@@ -92,6 +92,9 @@ class DnsService:
         self._sticky = sticky
         self._known: dict[Instance, _Known] = {}
 
+    def __repr__(self) -> str:
+        return f"<DnsService of {self.source!r}>"
+
     def resolve(self) -> Answer:
         """Look the service up. Raises what the source raises."""
         try:

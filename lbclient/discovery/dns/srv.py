@@ -54,6 +54,9 @@ class SrvResolver:
         self._address_filter = address_filter
         self._clock = clock
 
+    def __repr__(self) -> str:
+        return f"<SrvResolver {self.name}>"
+
     def resolve(self) -> Answer:
         """Look up the records, then the addresses that did not come with them.
 

@@ -215,7 +215,8 @@ class Registration:
         fork.track(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._shown}>"
+        entered = ", entered" if getattr(self, "_stay", None) else ""
+        return f"<{type(self).__name__} {getattr(self, '_shown', '')}{entered}>"
 
     def __enter__(self) -> Self:
         stay = self._begin()
@@ -277,7 +278,8 @@ class Registration:
 
     def _begin(self) -> _Stay:
         if self._stay is not None:
-            raise RuntimeError(f"{self!r} is already entered; leave it before you enter it again")
+            shown = f"the registration of {self._shown}"
+            raise RuntimeError(f"{shown} is already entered; leave it before you enter it again")
         record = RegisteredRecord(self._registrar, self._shown, self._timeout)
         renewal = Renewal(
             record.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
