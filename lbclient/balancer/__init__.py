@@ -2,5 +2,5 @@
 
 Both drivers are the same lines, one with `await`. A property test runs them, and virtual time,
 through the same script and compares every decision. If a call may be hedged, its steps and those of
-the hedge run beside each other, each by those same lines.
+the hedge run concurrently, each by the same lines.
 """

@@ -43,10 +43,11 @@ _POLICIES: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a balancer runs on: its clock and random numbers, what runs its jobs and health checks,
-    and where its telemetry goes.
+    """The environment of a balancer: its clock, its random numbers, what runs its jobs and health
+    checks, and where its telemetry goes.
 
-    - `look_again`: seconds after which the first in the queue looks again without being woken.
+    - `look_again`: seconds after which the first call in the queue checks again without being
+      woken.
     - `least_level`: log messages below this level are dropped.
 
     Raises TypeError, naming the argument.
@@ -74,7 +75,7 @@ def build_engine(
     runtime: Runtime,
     outbox: Outbox,
 ) -> Engine:
-    """The engine of a balancer over `target`. `options` has a value for each option.
+    """Build the engine of a balancer for `target`. `options` has a value for each option.
 
     Raises ValueError or TypeError, naming the argument.
     """
@@ -114,7 +115,7 @@ def build_engine(
         membership,
         picker=picker,
         retry_rules=RetryRules(options["retry"] or ONE_ATTEMPT, runtime.rng),
-        # None without a rule, since rules cost time at each attempt.
+        # Build the opt-in rules. None if there are none, since rules take time at each attempt.
         opt_in_rules=OptInRules(*rules, runtime.rng) if has_rules else None,
         hedging=None if options["hedge"] is None else Hedging(options["hedge"]),
         telemetry=telemetry,

@@ -48,13 +48,13 @@ T = TypeVar("T")
 class Balancer:
     """Load balancing without HTTP: for gRPC, a raw socket, or another HTTP client.
 
-    - `service`: what to balance over: a URL such as `"http+srv://orders.example.com"`, a list of
+    - `service`: the service to call: a URL such as `"http+srv://orders.example.com"`, a list of
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
       `FirstOf(...)` or `Union(...)`.
     - `judge`: the classifier: what a result or an exception means (`Verdict`). The default knows
       the operating system's network errors.
 
-    Raises ValueError or TypeError, naming the argument, for what cannot be used.
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Balancer:
         check = None if health is None else plain_check(health)
         if health is not None and check is None:
             raise ValueError(
-                "health: without HTTP there is no path to ask for; pass HealthCheck(path=None), "
-                "which connects, or HealthCheck(check=...)"
+                "health must not have a path, since a Balancer has no HTTP; pass "
+                "HealthCheck(path=None), which connects, or HealthCheck(check=...)"
             )
         validation.function("judge", classify_network_error if judge is None else judge)
         validation.of("rng", given["rng"], random.Random, "random.Random()")
@@ -119,16 +119,17 @@ class Balancer:
         deadline: float | None = None,
         caller: object = None,
     ) -> T:
-        """Call `fn` with an instance, and again with another as the policy says.
+        """Call `fn` with an instance, and retry with other instances as the policy says.
 
-        `fn` connects to `instance.address`, which discovery has vetted, not to `instance.host`.
+        `fn` should connect to `instance.address`, which discovery has checked, not to
+        `instance.host`.
 
         - `idempotent`: the call may be repeated even if an attempt may have been carried out.
-        - `key`: for strategies that pick by it.
+        - `key`: for strategies that pick by a key.
         - `deadline`: seconds for the whole call. In `fn`, `lbclient.time_left()` returns what is
           left for the attempt.
-        - `caller`: a hashable value that names the caller. Callers whose calls wait for a limit
-          take turns.
+        - `caller`: a hashable value that identifies the caller. Callers whose calls wait for a
+          limit take turns.
 
         Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
         """
@@ -149,7 +150,7 @@ class Balancer:
         deadline: float | None = None,
         caller: object = None,
     ) -> T:
-        """The same for a coroutine function. An attempt is cancelled when its time is up."""
+        """Like `call`, for a coroutine function. An attempt is cancelled when its time is up."""
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
         options = NO_OPTIONS
@@ -180,29 +181,29 @@ class Balancer:
         return Lease(self._binding.begin(options))
 
     def instances(self) -> list[Instance]:
-        """The instances known now, in rotation or not."""
+        """Return the instances known now, in rotation or not."""
         with self._engine.lock:
             return [endpoint.instance for endpoint in self._engine.pool.endpoints]
 
     def snapshot(self) -> ServiceSnapshot:
-        """What the balancer knows now."""
+        """Return what the balancer knows now."""
         return snapshot_of(self._engine)
 
     def refresh(self) -> None:
         """Ask discovery now, and wait for the answer.
 
-        Raises DiscoveryError if that fails; the instances known before stay in use.
+        Raises DiscoveryError if that fails; the known instances stay in use.
         """
         for pause in self._refresh_round():
             sleep(pause)
 
     async def arefresh(self) -> None:
-        """The same, without blocking the event loop."""
+        """Like `refresh`, without blocking the event loop."""
         for pause in self._refresh_round():
             await asleep(pause)
 
     def eject(self, instance: Instance, seconds: float) -> None:
-        """Send no calls to `instance` for so many seconds. Attempts under way go on.
+        """Send no calls to `instance` for this many seconds. Attempts in flight continue.
 
         Raises ValueError for an instance that is not known, or an invalid time.
         """
@@ -222,11 +223,11 @@ class Balancer:
         self._engine.outbox.publish()
 
     def close(self) -> None:
-        """Send nothing more, and stop discovery. It does not wait.
+        """Send nothing more, and stop discovery. Returns at once.
 
-        Attempts in flight go on to their end. Calls that wait (for a slot, for discovery, before a
-        retry) end now: with their last outcome, or with BalancerClosed if there is none. Later
-        calls raise RuntimeError.
+        Attempts in flight continue. Calls that wait (for a slot, for discovery, before a retry) end
+        now: with their last outcome, or with BalancerClosed if there is none. Later calls raise
+        RuntimeError.
         """
         self._binding.refuse_calls()
         self._engine.end()
@@ -236,7 +237,7 @@ class Balancer:
         release(self._strategy)
 
     async def aclose(self) -> None:
-        """The same as `close`, which does not block."""
+        """Like `close`, which does not block."""
         self.close()
 
     def __enter__(self) -> Self:
@@ -252,15 +253,16 @@ class Balancer:
         self.close()
 
     def after_fork(self) -> None:
-        """In a forked child: new locks, and other random numbers than the parent's, even if `rng`
-        is the user's: Python does the same with its module `random`."""
+        """In a forked child: make new locks, and give `rng` a new seed, even if it is the user's.
+        Python does the same with its module `random`.
+        """
         try:
             self._rng.seed()
         finally:
             self._engine.after_fork(threading.RLock())
 
     def _adapted(self, runtime: Runtime) -> Runtime:
-        """What it runs on. The simulator has a scheduler and an executor of its own."""
+        """Adapt the runtime. The simulator replaces the scheduler and the executor."""
         return runtime
 
     def _known(self, instance: Instance) -> Endpoint:
@@ -279,10 +281,11 @@ class Balancer:
 def _never_raising(
     judge: Classifier, clock: Callable[[], float], complaint: Complaint
 ) -> Classifier:
-    """Return a classifier that does not raise: if `judge` raises, or returns something other than
-    a `Verdict`, the outcome is neutral.
+    """Return a classifier that does not raise: if `judge` raises, or does not return a `Verdict`,
+    the outcome is neutral.
 
-    A classifier of this package needs no such guard: what it raises came from outside.
+        This package's own classifiers need no such guard: only exceptions from outside, such as a
+        signal handler's, can come out of them.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

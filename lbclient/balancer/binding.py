@@ -26,10 +26,11 @@ _SEMANTICS = Semantics()
 
 
 class Binding:
-    """A balancer as the binding of a protocol uses it: begin calls, and learn what changes.
+    """The interface of a balancer for the binding of a protocol: begin calls, and learn about
+    changes.
 
     `lbclient.protocol.bind(balancer)` returns it. Use it if `Balancer.call` is not enough: if a
-    result has a body that is read later, if telemetry is to use the protocol's terms, or if
+    result has a body that is read later, if telemetry should use the protocol's terms, or if
     connections are kept for each instance.
     """
 
@@ -45,7 +46,7 @@ class Binding:
         self.retry: RetryPolicy = engine.retry_rules.policy
         """When it retries a call; one attempt if it has no policy."""
         self.closed: bool = False
-        """True once no call may begin."""
+        """True once new calls are refused."""
         self._engine = engine
         self._classify = classify
         self._strategy = strategy
@@ -54,7 +55,8 @@ class Binding:
     def begin(
         self, options: CallOptions = NO_OPTIONS, semantics: Semantics = _SEMANTICS
     ) -> Call[R]:
-        """A call, to be carried out by `run` or `arun`. Raises RuntimeError once calls are refused.
+        """Begin a call, which `run` or `arun` carries out. Raises RuntimeError once calls are
+        refused.
 
         `options` are those of this call; `semantics` describes it to telemetry.
         """
@@ -89,7 +91,9 @@ class Binding:
         return f"{engine.service}: {known}"
 
     def loads(self) -> Loads | None:
-        """Where to report the load that instances declare; None if the strategy does not use it."""
+        """The object that takes the load reports of instances; None if the strategy does not use
+        them.
+        """
         strategy = self._strategy
         return Loads(strategy, self._engine) if isinstance(strategy, LoadAware) else None
 
@@ -106,8 +110,9 @@ class Binding:
         return self._engine.drained()
 
     def abandon_calls(self) -> None:
-        """The connections of calls under way are being closed: charge no instance for that, and
-        retry nothing."""
+        """Charge no instance and retry nothing from now on, since the connections of all calls are
+        being closed.
+        """
         self._engine.abandoned = True
 
 

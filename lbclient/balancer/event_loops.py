@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 async def asleep(pause: Pause) -> None:
-    """Wait in this task."""
+    """Wait in this task until the pause is over."""
     if pause.signal is None:
         await anyio.sleep(pause.seconds)
         return
@@ -121,7 +121,7 @@ async def _race(
             async with anyio.create_task_group() as group:
                 group.start_soon(run_others)
                 await run(Lane(lanes, call))
-        except BaseExceptionGroup as errors:  # interrupted by one exception, in one place
+        except BaseExceptionGroup as errors:  # one exception, from one place
             raise errors.exceptions[0] from None
 
 

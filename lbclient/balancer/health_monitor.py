@@ -1,7 +1,7 @@
 """Active health checks: runs the checks of all instances, and reports the results that change.
 
-The checks here know no HTTP: a TCP connection, and a function of the user. The checks of one round
-run on threads beside each other or, in virtual time, one by one.
+The checks here do not use HTTP: they make a TCP connection, or call a function of the user. The
+checks of one round run concurrently on threads or, in virtual time, one by one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LEAST = 0.001
 """The shortest timeout: 0 would mean a socket that never waits."""
 
 Check = Callable[[Endpoint, Expiry], None]
-"""Checks one instance before the expiry. It may block, and raises if the instance fails."""
+"""Checks one instance before the expiry. It may block, and raises if the check fails."""
 
 _AT_ONCE = 32
 
@@ -52,11 +52,11 @@ Results = Generator[tuple[S, Exception | None], None, None]
 
 
 class CheckFailed(LoadBalancingError):
-    """The instance gave a wrong answer, or none in time. The text says which."""
+    """The instance gave a wrong answer, or none in time. The text says what happened."""
 
 
 def plain_check(policy: HealthCheck) -> Check | None:
-    """The check that `policy` asks for; None if that needs HTTP."""
+    """Return the check of `policy`; None if it needs HTTP."""
     if policy.check is not None:
         return _calling(policy.check)
     return connects if policy.path is None else None
@@ -66,7 +66,7 @@ def connects(endpoint: Endpoint, expiry: Expiry) -> None:
     """Connect to one of its addresses, as calls do. Raises OSError."""
     instance = endpoint.instance
     hosts = instance.addresses or (instance.host,)
-    failure = OSError("no address")
+    failure = OSError("the instance has no address")
     for place, host in enumerate(hosts):
         share = expiry.left() / (len(hosts) - place)
         try:
@@ -106,8 +106,8 @@ def in_turn(
 
 
 class Threads:
-    """Runs some checks at a time, each on a daemon thread of its own, so that a silent instance
-    delays no other check.
+    """Runs several checks at a time, each on its own daemon thread, so that a silent instance does
+    not delay other checks.
 
     A check that takes too long has failed. Its thread cannot be ended, and nothing waits for it.
     Until it ends, other checks of its subject fail at once.
@@ -130,7 +130,7 @@ class Threads:
             if not waiting or len(under_way) == _AT_ONCE:
                 yield _next(done, under_way, seconds)
             elif (subject := waiting.popleft()) in stuck:
-                yield subject, CheckFailed("the check before has still not ended")
+                yield subject, CheckFailed("the previous check has not ended yet")
             else:
                 expiry = Expiry(time.monotonic() + seconds, time.monotonic)
                 try:
@@ -161,7 +161,7 @@ class Threads:
 def _next(
     done: queue.SimpleQueue[tuple[S, Exception | None]], under_way: dict[S, Expiry], seconds: float
 ) -> tuple[S, Exception | None]:
-    """Wait for the next check that ends, or whose time is up: that is the one that began first."""
+    """Wait until a check ends, or until the time of the one that began first is up."""
     first = next(iter(under_way))
     while True:
         try:
@@ -182,7 +182,7 @@ def outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> E
     token = deadline.enter(expiry)
     try:
         check(subject, expiry)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is a failed check
+    except Exception as error:  # noqa: BLE001  # any error is a failed check
         return error
     except BaseException as error:  # noqa: BLE001  # as above: it must not end the control plane
         return CheckFailed(f"check was ended by {type(error).__name__}")
@@ -198,8 +198,8 @@ def _still() -> float:
 class Report(Protocol):
     """Called when the health of an instance has changed; it sets `endpoint.healthy`.
 
-    `breaker` stands for the machine that was checked. If the endpoint has another breaker by now,
-    the report is void. `why` is the error of the last check, empty if it passed.
+    `breaker` stands for the machine that was checked. If the endpoint has another breaker now, the
+    report is ignored. `why` is the error of the last check, empty if it passed.
     """
 
     def __call__(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
@@ -236,9 +236,9 @@ class Monitor(PeriodicJob):
     def work(self) -> None:
         """Check all instances.
 
-        An instance that cannot be reached from here fails its check, unless none can be reached:
-        then the network is down. An error of this host, such as a lack of file descriptors, says
-        nothing about an instance.
+        An instance that cannot be reached from this host fails its check, unless no instance can be
+        reached: then the network is down. An error of this host, such as a lack of file
+        descriptors, says nothing about an instance.
         """
         self._tallies = {
             endpoint: self._tally_of(endpoint) for endpoint in tuple(self._endpoints())

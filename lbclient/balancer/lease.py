@@ -1,4 +1,4 @@
-"""A pick that is held for the time of a `with` or `async with` block."""
+"""A pick that is held during a `with` or `async with` block."""
 
 from __future__ import annotations
 

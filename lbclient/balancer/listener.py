@@ -54,7 +54,7 @@ class Listening:
         self._box.close()
 
     def after_fork(self) -> None:
-        """In a forked child: the thread and the events in its queue were the parent's."""
+        """In a forked child: forget the thread and the queue, which are the parent's."""
         closed = self._box.closed
         del self._box
         if closed:
@@ -62,7 +62,9 @@ class Listening:
 
     @Lazy
     def _box(self) -> _Box:
-        """Made at the first event, since gevent may replace the type of the queue before that."""
+        """The queue and its thread. Made at the first event, since gevent may replace the queue's
+        type before.
+        """
         box = _Box()
         weakref.finalize(self, box.close).atexit = False
         return box
@@ -78,7 +80,7 @@ class Listening:
 
 
 class _Box:
-    """What the thread shares with a `Listening`, which it must not keep alive."""
+    """The state that the thread shares with a `Listening`, which it must not keep alive."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -103,7 +105,7 @@ def _listen(box: _Box, listener: Listener) -> None:
     while (event := box.queue.get()) is not None:
         if failing is None or slow is None:
             told = partial(Complaint, log_now, f"{event.service}: the listener")
-            failing, slow = told("failed"), told("is too slow, so events were dropped", WARNING)
+            failing, slow = told("failed"), told("is too slow; events were dropped", WARNING)
         dropped, box.dropped = box.dropped, 0
         if dropped:
             slow.failed(time.monotonic(), detail=str(dropped), times=dropped)

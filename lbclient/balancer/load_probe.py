@@ -24,8 +24,9 @@ from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
 __all__ = ["Loads", "Prober"]
 
 _AT_ONCE = 16
-"""The most probes under way. A silent instance must hold up no other, and a strategy keeps so many
-reports."""
+"""The maximum number of probes under way: a silent instance must not delay others, and a strategy
+keeps this many reports.
+"""
 
 
 class Loads:
@@ -34,20 +35,21 @@ class Loads:
     def __init__(self, strategy: LoadAware, engine: Engine) -> None:
         probe = strategy.probe if isinstance(strategy, Probing) else None
         self.probe: LoadProbe | None = probe if isinstance(probe, LoadProbe) else None
-        """How the strategy wants instances probed, if it does. A user's strategy may use the name
-        for something else."""
+        """How the strategy wants instances to be probed, or None. A user's strategy may use this
+        name for something else.
+        """
         self.nonsense: int = 0
-        """How many reports could not be used."""
+        """The number of reports that could not be used."""
         self._strategy = strategy
         self._engine = engine
         name = f"{engine.service}: strategy {type(strategy).__name__}"
-        self._heeding = Complaint(engine.outbox.add, name, "failed to heed a report")
+        self._heeding = Complaint(engine.outbox.add, name, "failed to use a load report")
         self._refusals = Complaint(
             engine.outbox.add, f"{engine.service}: a load report", "cannot be used", WARNING
         )
 
     def record(self, endpoint: Endpoint, load: LoadReport | None) -> None:
-        """Report the load of an endpoint; None if it was asked and did not say."""
+        """Report the load of an endpoint. None if it was probed and did not report its load."""
         engine = self._engine
         with engine.lock:
             now = engine.clock()
@@ -65,14 +67,15 @@ class Loads:
         self.record(endpoint, None)
 
     def candidates(self) -> Sequence[Endpoint]:
-        """The endpoints that may be picked, and so are worth asking."""
+        """The endpoints that may be picked, which are those to probe."""
         engine = self._engine
         with engine.lock:
             return engine.pool.candidates(engine.clock())
 
 
 class Prober:
-    """A job of the scheduler: `ask` asks one of `candidates`, on a thread of its own.
+    """A job of the scheduler that probes instances: `ask` asks one of `candidates`, on its own
+    thread.
 
     The first answer to a call starts a round. Then there is one each `policy.interval`, as long as
     answers come.
@@ -106,7 +109,9 @@ class Prober:
         self._under_way: set[Endpoint] = set()
 
     def answered(self) -> None:
-        """An attempt was answered. Threads may lose a count, which does no harm."""
+        """Count an attempt that was answered. Concurrent threads may lose a count, which is
+        harmless.
+        """
         self._answers += 1
         if self._asleep or self._generation is not self._scheduler.generation:
             self._wake()
@@ -136,7 +141,7 @@ class Prober:
         self._scheduler.schedule(self)
 
     def _drawn(self, answers: int) -> set[Endpoint]:
-        """Draw as many endpoints as so many answers call for, up to the limit."""
+        """Draw the number of endpoints to probe after this many answers, up to the limit."""
         candidates = self._candidates()
         wanted = self._policy.rate * answers
         number = int(wanted) + (self._rng.random() < wanted % 1.0)
@@ -150,7 +155,7 @@ class Prober:
 
         def work() -> None:
             try:
-                outcome(self._ask, endpoint, expiry)  # no answer is no report
+                outcome(self._ask, endpoint, expiry)  # an error means that there is no report
             finally:
                 under_way.discard(endpoint)
 

@@ -43,7 +43,7 @@ _NO_HINTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Option(NamedTuple):
-    """What an option does, for `help`, and its default. `...` is whatever httpx takes."""
+    """The text of an option for `help`, and its default. `...` is the default of httpx."""
 
     text: str
     default: object = None
@@ -61,11 +61,11 @@ class BalancerOptions(TypedDict, total=False):
         ),
     ]
     retry: Annotated[
-        RetryPolicy | None, Option("when to try again; None is one attempt.", RetryPolicy())
+        RetryPolicy | None, Option("when to retry; None means one attempt.", RetryPolicy())
     ]
     breaker: Annotated[
         BreakerPolicy | None,
-        Option("when an instance leaves the rotation; None turns breakers off.", BreakerPolicy()),
+        Option("when an instance that fails leaves the rotation; None: never.", BreakerPolicy()),
     ]
     name: Annotated[
         str | None,
@@ -74,7 +74,7 @@ class BalancerOptions(TypedDict, total=False):
     scheme: Annotated[str, Option('`"http"` or `"https"`, if the service does not say.', "http")]
     max_in_flight: Annotated[
         int | None,
-        Option("how many attempts one instance may have under way; further calls wait."),
+        Option("how many attempts one instance may have in flight; further calls wait."),
     ]
     max_in_flight_total: Annotated[int | None, Option("the same for all instances together.")]
     limit: Annotated[
@@ -83,11 +83,11 @@ class BalancerOptions(TypedDict, total=False):
     ]
     throttle: Annotated[
         ThrottlePolicy | None,
-        Option("a `ThrottlePolicy` keeps calls back while the service turns most away."),
+        Option("a `ThrottlePolicy` refuses calls while the service refuses most of them."),
     ]
     hedge: Annotated[
         HedgePolicy | None,
-        Option("a `HedgePolicy` sends a second attempt if the first takes long."),
+        Option("a `HedgePolicy` sends a second attempt if the first is slow."),
     ]
     outliers: Annotated[
         OutlierPolicy | None,
@@ -95,18 +95,18 @@ class BalancerOptions(TypedDict, total=False):
     ]
     slow_start: Annotated[
         SlowStart | None,
-        Option("`SlowStart` lets an instance that is new, or back, warm up."),
+        Option("`SlowStart` ramps up the traffic to new and recovered instances."),
     ]
     health: Annotated[
         HealthCheck | None,
         Option(
             "a `HealthCheck` checks every instance in the background: it connects (`path=None`), "
-            "calls a function of yours (`check=`), or over HTTP asks for a `path`."
+            "calls your function (`check=`), or over HTTP GETs a `path`."
         ),
     ]
     listener: Annotated[
         Listener | None,
-        Option("a function that is given each `Event`, in order, on a thread of its own."),
+        Option("a function that is called with each `Event`, in order, on its own thread."),
     ]
     nameservers: Annotated[
         Iterable[str] | None,
@@ -118,7 +118,7 @@ class BalancerOptions(TypedDict, total=False):
     allow: Annotated[
         Iterable[str],
         Option(
-            'networks, such as `["127.0.0.0/8"]`, that discovery may name although they are '
+            'networks, such as `["127.0.0.0/8"]`, that discovery may return although they are '
             "loopback, link-local, multicast or a cloud's metadata service.",
             (),
         ),
@@ -129,8 +129,8 @@ class BalancerOptions(TypedDict, total=False):
     family: Annotated[
         Family,
         Option(
-            '`"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both. Of '
-            "both, addresses that this host has no route to are not used.",
+            '`"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both; '
+            "then addresses that this host has no route to are not used.",
             "any",
         ),
     ]
@@ -138,7 +138,7 @@ class BalancerOptions(TypedDict, total=False):
         float | None,
         Option(
             "seconds for which an address or instance stays known after DNS stopped returning it; "
-            "for names for which DNS returns a few addresses at a time."
+            "for names of which DNS returns only a few addresses at a time."
         ),
     ]
     max_stale: Annotated[
@@ -157,18 +157,18 @@ class BalancerOptions(TypedDict, total=False):
     ]
     max_instances: Annotated[
         int | None,
-        Option("of a larger set, this client uses a random subset, and keeps it."),
+        Option("use a random subset of this size, which stays the same; None uses all instances."),
     ]
     tracer_provider: Annotated[
-        TracerProvider | None, Option("OpenTelemetry's; None is the global one.")
+        TracerProvider | None, Option("that of OpenTelemetry; None uses the global one.")
     ]
     meter_provider: Annotated[
-        MeterProvider | None, Option("OpenTelemetry's; None is the global one.")
+        MeterProvider | None, Option("that of OpenTelemetry; None uses the global one.")
     ]
-    clock: Annotated[Callable[[], float], Option("monotonic seconds.", time.monotonic)]
+    clock: Annotated[Callable[[], float], Option("returns monotonic seconds.", time.monotonic)]
     rng: Annotated[
         random.Random | None,
-        Option("the random numbers, which are seeded anew in a forked child."),
+        Option("the random number generator, which gets a new seed in a forked child."),
     ]
 
 
@@ -242,7 +242,7 @@ def _hints(name: str, known: Iterable[str], hints: Mapping[str, str]) -> Iterabl
 def recommended(
     deadline: float | None = None, **changes: Unpack[BalancerOptions]
 ) -> BalancerOptions:
-    """Options for any entry point, to start with if nothing more is known about a service.
+    """Return options for any entry point: a good start for a service that you do not know well.
 
         Client(service, **recommended(deadline=2.0))
 
@@ -250,15 +250,15 @@ def recommended(
     set in the `RetryPolicy`, also in one among the `changes` (`retry=None` is one attempt).
     `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
 
-    They differ from the defaults where that helps a service that is overloaded or partly slow, and
+    They differ from the defaults in what helps a service that is overloaded or partly slow, and
     cost a healthy service nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
-    burst of more than twenty calls for each instance waits a few round trips, while its limit grows
-    (another `initial=` changes that, and how an overload begins).
+    burst of more than twenty calls for each instance waits a few round trips, while the limit grows
+    (a larger `initial=` avoids that, but an overload then starts with more attempts).
 
     The defaults use instances in turn, so that shares and weights are exact and every call is sent
     at once. These options send calls to instances with few attempts in flight, and let calls wait
-    in a queue while the service is busy: as long as their deadline allows, or without a deadline
-    for httpx's pool timeout.
+    in a queue while the service is busy: as long as their deadline allows, or as long as httpx's
+    pool timeout if there is no deadline.
 
     Raises TypeError for a change that is not an option (the error names the options), ValueError or
     TypeError for a `deadline` that is not a time above zero.

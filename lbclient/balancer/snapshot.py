@@ -16,10 +16,11 @@ __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 class InstanceSnapshot:
     """One instance.
 
-    - `in_flight`: attempts under way.
+    - `in_flight`: the number of attempts in flight.
     - `breaker`: the state of its breaker.
     - `attempts`, `failures`: attempts and faults so far.
-    - `latency`: a moving mean over the attempts that it answered, in seconds; None before any.
+    - `latency`: a moving mean over the attempts that it answered, in seconds; None before the
+      first.
     - `standing`: `"serving"`, or what keeps it out of rotation: `"ejected"`, `"unhealthy"` (by
       active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`).
     """
@@ -38,7 +39,7 @@ class ServiceSnapshot:
     """One service.
 
     - `service`: its name.
-    - `instances`: those that are known, in rotation or not.
+    - `instances`: the known instances, in rotation or not.
     - `age`: seconds since the last good answer; None before the first, 0 for a list that never
       changes.
     - `error`: why the last refresh failed, or None.
@@ -51,7 +52,7 @@ class ServiceSnapshot:
 
 
 def snapshot_of(engine: Engine) -> ServiceSnapshot:
-    """A snapshot, taken at one moment."""
+    """Take a snapshot of one moment."""
     with engine.lock:
         engine.run_deferred()
         now = engine.clock()

@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 def sleep(pause: Pause) -> None:
-    """Wait on this thread.
+    """Wait on this thread until the pause is over.
 
-    Not with a `threading.Event`, which is Python code around a lock: an exception from a signal
-    handler may leave that lock held for ever, and the thread that sets the event then blocks while
-    it holds the balancer's lock.
+    This does not use a `threading.Event`, which is Python code around a lock: an exception from a
+    signal handler may leave that lock held forever, and the thread that sets the event then blocks
+    while it holds the balancer's lock.
     """
     if pause.signal is None:
         time.sleep(pause.seconds)
@@ -74,8 +74,7 @@ def _race(
     wait: Callable[[Pause], None],
     discard: Callable[[R], object],
 ) -> None:
-    """Run each lane on a thread of its own, since a thread that reads cannot learn of a faster
-    answer.
+    """Run each lane on its own thread, since a thread that reads cannot notice a faster answer.
 
     The slower attempt is interrupted if its connection is ours. Otherwise it runs to its end, and
     its instance is busy until then.
@@ -93,7 +92,7 @@ def _race(
             if lane.leftover is not None:
                 with call.engine.discarding.tolerate(call.engine.clock()):
                     discard(lane.leftover)
-        except BaseException as error:  # noqa: BLE001  # raised where the call was made
+        except BaseException as error:  # noqa: BLE001  # raised to the caller
             lane.end(error)
 
     with Lanes(call, after) as lanes:
@@ -127,8 +126,9 @@ def _drop(answer: object) -> None:
 
 
 def invoke(fn: Callable[[Instance], T], attempt: Attempt[T]) -> T:
-    """Call `fn` for an attempt. A coroutine is refused: it would count as a success before it has
-    begun."""
+    """Call `fn` for an attempt. A coroutine function is refused, since its call would count as a
+    success before it has begun.
+    """
     result = fn(attempt.instance)
     if isinstance(result, CoroutineType):
         result.close()

@@ -44,36 +44,38 @@ _LOSING: Attributes = {"lbclient.lost": True}
 
 
 class CallState(PickRequest, Generic[R]):
-    """What a call's picks, waits and attempts need to know of it."""
+    """The state of a call that its picks, waits and attempts need."""
 
     __slots__ = ("classify", "deadline", "engine", "race", "semantics", "since", "span", "timed")
 
     classify: Classifier
-    """What the outcome of an attempt means, by itself."""
+    """The classifier: what the outcome of an attempt means."""
     deadline: float | None
     """When the call must end, in clock time."""
     engine: Engine
     race: HedgeRace[R] | None
-    """Set where a second attempt may go beside the first."""
+    """The race of its attempts, if it may be hedged; else None."""
     semantics: Semantics
     since: float
-    """When the deadline began to run: before the call where earlier requests share it."""
+    """When the deadline began to run: before the call, if earlier requests share the deadline."""
     span: CallSpan
     timed: bool
-    """True where its attempts must end at some time."""
+    """True if its attempts have a time limit."""
 
     @property
     def over(self) -> bool:
-        """True if another attempt has brought the outcome, or no outcome is wanted any more."""
+        """True if another attempt has brought the outcome, or the call's outcome is no longer
+        needed.
+        """
         return self.race is not None and self.race.over
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """Where an attempt is under way while the call looks for another. Hold the lock."""
+        """The endpoints with an attempt in flight, while another is looked for. Hold the lock."""
         return () if self.race is None else self.race.endpoints
 
     def expiry(self, started: float) -> Expiry:
-        """When an attempt that started then must end, where the call is `timed`."""
+        """When an attempt that began at `started` must end, if the call is `timed`."""
         timeout = self.engine.retry_rules.policy.attempt_timeout
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
@@ -81,7 +83,7 @@ class CallState(PickRequest, Generic[R]):
         return Expiry(min(ends, default=math.inf), self.engine.clock)
 
     def overdue(self) -> bool:
-        """True once its time is up."""
+        """True once the deadline of the call has expired."""
         return self.deadline is not None and self.engine.clock() >= self.deadline
 
 
@@ -89,8 +91,8 @@ class Attempt(Generic[R]):
     """Holds one permit and one slot, and gives each back exactly once.
 
     A driver enters it, sends, and sets `result`. Leaving it classifies the outcome: an error after
-    which the call may go on is kept in `error`; any other passes through. `hold` keeps the slot,
-    and a verdict without fault, open until `finish`: for an answer whose body is still to be read.
+    which the call may go on is stored in `error`; any other is raised. `hold` keeps the slot, and a
+    verdict without fault, open until `finish`: for an answer whose body is still to be read.
     """
 
     __slots__ = (
@@ -124,14 +126,14 @@ class Attempt(Generic[R]):
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
         self.expiry: Expiry | None = call.expiry(pick.started) if call.timed else None
         self.replaces: R | None = replaces
-        """The answer that this attempt is to replace: close it before sending."""
+        """The answer that this attempt is to replace. It must be closed before sending."""
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
         self.losing: bool = False
-        """True where another attempt of its call was quicker."""
+        """True if another attempt of its call was faster."""
         self.deadline_expired: bool = False
-        """True where our own deadline ended it."""
+        """True if our own deadline ended it."""
         self.verdict: Verdict | None = None
 
     @property
@@ -181,10 +183,11 @@ class Attempt(Generic[R]):
         return False
 
     def hold(self, holder: object | None = None) -> None:
-        """Its answer has a body that is still to be read: `finish` comes later.
+        """Keep the slot, since the answer has a body that is still to be read. `finish` comes
+        later.
 
-        If `holder`, which is to call `finish`, is dropped before, the slot is given back all the
-        same. From here on the attempt has the time of the call, not its own.
+        If `holder`, which should call `finish`, is garbage collected first, the slot is given back
+        anyway. From now on the attempt has the time of the whole call.
         """
         if holder is not None:
             engine = self._call.engine
@@ -194,7 +197,9 @@ class Attempt(Generic[R]):
             self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
 
     def finish(self, error: BaseException | None = None) -> None:
-        """The body has ended, was closed, or broke with `error`. More than once does no harm."""
+        """End the attempt: the body has ended, was closed, or broke with `error`. May be called
+        twice.
+        """
         if error is None:
             self._close(self.verdict, release=True)
         else:
@@ -203,47 +208,49 @@ class Attempt(Generic[R]):
             self._call.engine.outbox.publish()
 
     def abandon(self) -> None:
-        """It was cancelled before it began, or interrupted: give back its permit and its slot, and
-        charge no instance."""
+        """Give back the permit and the slot, since the attempt was cancelled before it began, or
+        interrupted. No instance is charged.
+        """
         if self._token is not None:
             self._leave(self._token)
         if self.expiry is not None:
-            self.expiry.at = math.inf  # where it was interrupted before it had the token
+            self.expiry.at = math.inf  # if it was interrupted before it had the token
         self._span.end()
         self._close(None, release=True)
 
     def take(self) -> R:
-        """Its result, which it then no longer holds."""
+        """Return the result. The attempt keeps no reference to it."""
         result, self.result = self.result, None
-        return result  # type: ignore[return-value]  # asked for once, after it was set
+        return result  # type: ignore[return-value]  # called once, after it was set
 
     def release_slot(self) -> None:
-        """Count as in flight no more: its answer, still unread, waits for a retry."""
+        """Stop counting as in flight, while its unread answer waits for a retry."""
         with self._call.engine.lock:
             if self.pick.taken:
                 self._call.engine.release(self.pick)
 
     def info(self) -> AttemptInfo:
-        """What became of it."""
+        """The public record of the attempt."""
         return AttemptInfo(
             self.instance, self.status, self.error, self.pick.elapsed, self.pick.reason
         )
 
     def _failed(self, error: BaseException) -> bool:
-        """True where the call may go on."""
+        """Handle an error. True if the call may go on."""
         self._close(self._verdict_on(error), release=True)
         self._tell(error)
         verdict = self.verdict
         if not isinstance(error, Exception) or verdict is None:
             return False
         if not (self.deadline_expired or verdict.fault or verdict.again != "never"):
-            return False  # it says nothing of the instance: the caller's own
+            return False  # the caller's own error: it says nothing about the instance
         self.error = error
         return True
 
     def _verdict_on(self, error: BaseException) -> Verdict | None:
-        """The verdict to record. None, which charges no instance, for an exception without fault,
-        and for all that are no `Exception`."""
+        """Return the verdict to record. None, which charges no instance, for an exception that is
+        not a fault, and for any that is not an `Exception`.
+        """
         self.pick.fault = fault_name(None, error)
         if not isinstance(error, Exception):
             return None
@@ -251,7 +258,7 @@ class Attempt(Generic[R]):
         return self.verdict if self.verdict.fault else None
 
     def _classify(self, error: Exception) -> Verdict:
-        """What the error means, and whose fault it is."""
+        """Return what the error means, and whose fault it is."""
         call, engine = self._call, self._call.engine
         if engine.abandoned:
             return FINE
@@ -274,7 +281,7 @@ class Attempt(Generic[R]):
         return replace(verdict, fault=False) if missed else verdict
 
     def _stays(self, verdict: Verdict) -> None:
-        """Its body is still to be read."""
+        """True if the body of the answer is still to be read."""
         engine = self._call.engine
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
@@ -285,7 +292,7 @@ class Attempt(Generic[R]):
             self._owner.give_back = partial(engine.record_dropped, self.pick, verdict)
 
     def _lose(self) -> None:
-        """Another attempt is the outcome of the call: no instance is charged."""
+        """Record that another attempt is the outcome of the call. No instance is charged."""
         self.losing = True
         engine, elapsed = self._call.engine, self.pick.elapsed
         engine.record_loss(self.pick)
@@ -299,7 +306,7 @@ class Attempt(Generic[R]):
         with engine.lock:
             if not self._recorded:
                 engine.record_outcome(self.pick, verdict)
-                self._recorded = True  # if that was interrupted, `abandon` hands the permit back
+                self._recorded = True  # if that was interrupted, `abandon` gives the permit back
             if release and self.pick.taken:
                 engine.release(self.pick)
             if release and self._owner is not None:

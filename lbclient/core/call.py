@@ -10,7 +10,7 @@
     return call.result()
 
 The drivers for threads, event loops and virtual time run this same loop, and decide nothing
-themselves. A second attempt may go beside the first: see `core/hedge.py`.
+themselves. A hedged call may have a second attempt at the same time: see `core/hedge.py`.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class CallOptions(NamedTuple):
     """Options of one call.
 
     - `idempotent`: the call may be repeated even if an attempt may have been carried out.
-    - `key`: for strategies that pick by it.
-    - `caller`: the hash of what names the caller; None for no caller. Callers whose calls wait in
-      the queue take turns.
+    - `key`: for strategies that pick by a key.
+    - `caller`: a hash that identifies the caller, or None. Callers whose calls wait in the queue
+      take turns.
     - `deadline`: seconds for the whole call; None for the policy's.
     - `since`: when the deadline began to run, by the balancer's clock; None for now.
     - `patience`: seconds to wait in the queue while every instance is at its limit.
-    - `replayable`: tells whether the body can be sent again, called after a failure; None if it
-      always can.
+    - `replayable`: a function that says, after a failure, whether the body can be sent again. None
+      if it always can.
     """
 
     idempotent: bool = False
@@ -63,7 +63,7 @@ class CallOptions(NamedTuple):
 
 
 def caller_of(name: str, caller: object) -> int | None:
-    """How the queue identifies a caller: its hash; None for no caller.
+    """Return the hash by which the queue identifies a caller; None for no caller.
 
     Raises TypeError, naming the argument, if the value is not hashable.
     """
@@ -73,7 +73,7 @@ def caller_of(name: str, caller: object) -> int | None:
         return hash(caller)
     except TypeError as error:
         kind = type(caller).__name__  # the value may be a secret
-        raise TypeError(f"{name} must give something hashable, not {kind}") from error
+        raise TypeError(f"{name} must return something hashable, not {kind}") from error
 
 
 def call_options(
@@ -116,7 +116,7 @@ class Call(CallState[R]):
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
-        # All at once: reading one of them by its name takes as long as this line.
+        # In one assignment: reading one option by its name takes as long as this line.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
         self.accepts_tried = False
         if limit is None:
@@ -144,7 +144,7 @@ class Call(CallState[R]):
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         engine = self.engine
         engine.calls.pop(self, None)
-        if self.waiting is not None and self.race is None:  # else its lane does
+        if self.waiting is not None and self.race is None:  # otherwise its lane does
             self._leave()
         if error is not None and self.race is None:
             self.abandon()
@@ -190,7 +190,7 @@ class Call(CallState[R]):
     def _wait(
         self, got: Signal | None, holding: Pick | None, last: Attempt[R] | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Wait for a slot, or for a first answer of discovery. None: the last outcome stands."""
+        """Wait for a slot, or for a first answer of discovery. None: the last outcome is final."""
         try:
             pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
@@ -210,7 +210,7 @@ class Call(CallState[R]):
         return self.engine.membership.ended
 
     def _back_off(self, delay: float) -> Pause:
-        """A back-off. It ends early if a hedge brings the outcome, or the balancer is closed."""
+        """Wait before a retry. Ends early if a hedge has the outcome, or the balancer is closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
         else:
@@ -219,10 +219,10 @@ class Call(CallState[R]):
         return Pause(0.0 if self.engine.membership.ended else delay, signal)
 
     def result(self) -> R:
-        """Return the final result, or raise the final error. Ask once.
+        """Return the final result, or raise the final error. May be called once.
 
-        The call keeps nothing of it: an error knows the frames that know the call, and a response
-        in such a cycle would live until the garbage collector runs.
+        The call keeps no reference to it: an error refers to frames that refer to the call, and a
+        response in such a cycle would live until the garbage collector runs.
         """
         if (race := self.race) is None:
             last, self.last = self.last, None
@@ -230,10 +230,10 @@ class Call(CallState[R]):
             if race.winner is not None:
                 self._stopped = None
             last, self._records = race.outcome(self.last)
-            if last is self.last:  # else its lane may still carry it out
+            if last is self.last:  # otherwise its lane may still carry it out
                 self.last = None
         if last is None:
-            raise RuntimeError("the outcome of a call can be asked for once")
+            raise RuntimeError("the result of a call can be taken only once")
         error = last.error
         if race is None and (error is not None or not self.semantics.minimal):
             self._records.append(last.info())
@@ -255,9 +255,9 @@ class Call(CallState[R]):
         return self.engine.clock() - self.started
 
     def hedge_after(self) -> float | None:
-        """Seconds after which a second attempt may go beside the first.
+        """Seconds after which a second attempt may be sent while the first is in flight.
 
-        None for a call that may not be repeated, or whose body cannot be sent twice at a time.
+        None for a call that may not be repeated, or whose body cannot be sent twice at once.
         """
         hedging = self.engine.hedging
         if hedging is None or not self.idempotent or self._options.replayable is not None:
@@ -266,24 +266,24 @@ class Call(CallState[R]):
             return hedging.after()
 
     def info(self) -> CallInfo:
-        """What became of the attempts so far."""
+        """The public records of the attempts so far."""
         return CallInfo(tuple(self._records), self._stopped)
 
     def _replaced(self, last: Attempt[R]) -> R | None:
-        """The answer of `last`, which another attempt replaces."""
+        """Take the answer of `last`, which another attempt replaces."""
         if self.race is None:
             self._records.append(last.info())
         return last.take() if last.error is None else None
 
     def abandon(self) -> None:
-        """Give back whatever the call holds, since it was interrupted."""
+        """Give back all that the call holds, since it was interrupted."""
         if self.waiting is not None:
             self._leave()
         if self.pick is not None:
             self.engine.give_back(self.pick)
         if self.last is not None:
             self.last.abandon()
-            if self.race is None:  # else its lane asks for what is left over
+            if self.race is None:  # otherwise its lane does
                 self.last = None
 
     def _leave(self) -> None:

@@ -1,4 +1,4 @@
-"""What became of one call, attempt by attempt: for the user, after the call."""
+"""The public record of a finished call: its attempts, and why there were no more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHY: dict[Stopped, str] = {
     "body": "its body cannot be sent a second time",
     "instances": "no other instance is free",
     "closed": "the balancer was closed",
-    "verdict": "the verdict on this outcome is never to repeat it",
+    "verdict": "the verdict on this outcome is never to retry it",
     "streaming": "part of the response was already passed on",
 }
 
@@ -40,9 +40,9 @@ class AttemptInfo(NamedTuple):
 
 
 class CallInfo(NamedTuple):
-    """What became of one call.
+    """The attempts of one call, and why there were no more.
 
-    `attempts` are in order. `stopped` says why a bad outcome was not tried again: `"attempts"`,
+    `attempts` are in order. `stopped` says why a bad outcome was not retried: `"attempts"`,
     `"deadline"`, `"budget"`, `"method"`, `"body"`, `"instances"`, `"closed"`, `"verdict"` or
     `"streaming"`; it is None if the outcome is good.
     """
@@ -52,16 +52,16 @@ class CallInfo(NamedTuple):
 
 
 def call_info(outcome: object) -> CallInfo:
-    """What became of the call that gave this response or exception.
+    """Return the record of the call that returned this response, or raised this exception.
 
-    An exception that ended no attempt has no attempts. Raises ValueError for a response that did
-    not come from lbclient.
+    An exception that ended no attempt has no attempts. Raises ValueError for a response that is not
+    from lbclient.
     """
     if isinstance(outcome, BaseException):
         return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))
     info = getattr(outcome, "extensions", {}).get(_KEY)
     if not isinstance(info, CallInfo):
-        raise ValueError(f"{outcome!r} did not come out of an lbclient call")
+        raise ValueError(f"{outcome!r} is not from an lbclient call")
     return info
 
 
@@ -71,11 +71,11 @@ def concluded(
     stopped: Stopped | None,
     expired_after: float | None,
 ) -> Exception:
-    """Add to the error that ends a call what was tried, and why nothing else was, as a note and for
-    `call_info`.
+    """Add to the error that ends a call which attempts were made, and why there were no more: as a
+    note, and for `call_info`.
 
-    `expired_after` is the time in seconds after which our own deadline ended it; then the error is
-    its cause.
+    If our own deadline ended the call, `expired_after` is its time in seconds, and the result is a
+    DeadlineExceeded with the error as its cause.
     """
     if expired_after is not None:
         over = DeadlineExceeded(

@@ -1,14 +1,14 @@
 """The state that all calls of one balancer share, and the decisions that change it.
 
 Everything here is decided under one lock that is never held across I/O, a sleep or an await. The
-lock, the clock and the random numbers are handed in.
+lock, the clock and the random numbers are passed in.
 
 An exception may come between any two lines: a signal handler raises it (Celery's soft limit, Ctrl-C
-in a notebook), or another thread sets it. CPython looks for such exceptions when a function begins,
-after a call of a C function, and at jumps backward, and nowhere else. So a slot or a permit is
-first recorded in an object that already has an owner, the call. Records and counts change together
-in lines that call nothing: either all of them run, or none. tests/stress/test_interruptions.py
-raises an exception at each point.
+in a notebook), or another thread sets it. CPython checks for such exceptions only when a function
+begins, after a call of a C function, and at backward jumps. So a slot or a permit is first recorded
+in an object that already has an owner, the call. Records and counts change together in lines that
+call nothing: either all of them run, or none. tests/stress/test_interruptions.py raises an
+exception at each point.
 """
 
 from __future__ import annotations
@@ -97,11 +97,13 @@ class Engine:
         self.rng = rng
         self.lock: AbstractContextManager[object, bool | None] = lock
         self.owners: set[SlotOwner] = set()
-        """The owners of slots that objects of the user's hold."""
+        """The owners of slots that are held by the user's objects."""
         self.deferred_releases: deque[SlotOwner] = deque()
-        """Owners whose objects were dropped. That may happen at any time, inside any lock."""
+        """Owners whose objects were garbage collected, which may happen at any time, inside any
+        lock.
+        """
         self.mean_latency: float | None = None
-        """The time to an answer in seconds: a moving mean over all instances."""
+        """The mean time to an answer, in seconds: a moving average over all instances."""
         self.abandoned = False
         """True once the connections of calls under way are being closed."""
         self._picker = picker
@@ -109,11 +111,12 @@ class Engine:
         """True if a rule or the strategy needs every outcome."""
         self.queue: WaitQueue = membership.queue
         self.look_again = look_again
-        """Seconds after which the first call in the queue looks again though nothing has woken it:
-        a response that was dropped unclosed gives its slot back silently. `math.inf` in virtual
-        time."""
+        """Seconds after which the first call in the queue checks again without being woken, since a
+        response that is garbage collected unclosed gives its slot back without waking it.
+        `math.inf` in virtual time.
+        """
         self.discarding: Complaint = Complaint(
-            log_now, f"{self.service}: an answer that came too late", "could not be closed"
+            log_now, f"{self.service}: a response that arrived too late", "could not be closed"
         )
         self.calls: dict[object, Signal | None] = {}
         """The calls under way, each with the signal that ends its back-off."""
@@ -127,7 +130,7 @@ class Engine:
         self._client_errors = Share()
         budgets = (retry_rules.budget, None if hedging is None else hedging.budget)
         self._budgets = [budget for budget in budgets if budget is not None]
-        """Each call adds its share to them."""
+        """The budgets to which each call adds its share."""
         telemetry.metrics.observe(self)
 
     @property
@@ -137,12 +140,12 @@ class Engine:
 
     @property
     def size(self) -> int:
-        """How many instances are known."""
+        """The number of known instances."""
         return len(self.pool)
 
     @property
     def in_flight(self) -> int:
-        """How many attempts are under way."""
+        """The number of attempts in flight."""
         return self._picker.in_flight
 
     def stop(self) -> None:
@@ -151,8 +154,9 @@ class Engine:
         self.telemetry.metrics.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a forked child: take a new lock, forget the parent's calls, and choose other times and
-        places than the parent did. The random numbers are already seeded anew."""
+        """In a forked child: take a new lock, forget the parent's calls, and choose times and
+        positions other than the parent's. The random numbers have a new seed already.
+        """
         self.lock = lock
         self.calls.clear()
         self.closing.clear()
@@ -167,7 +171,7 @@ class Engine:
 
         Returns a signal if the call has to wait first, or None if no instance may be used. The slot
         of `holding`, whose answer is about to be replaced, passes to the pick. Raises
-        DiscoveryError if nothing usable is known, Throttled if the call is kept back.
+        DiscoveryError if nothing usable is known, Throttled if the throttle refuses the call.
         """
         clock = self.clock
         with self.lock:
@@ -212,7 +216,9 @@ class Engine:
         return self.queue.join(signal, call.caller)
 
     def _free(self, signal: Signal) -> Iterable[Endpoint]:
-        """Endpoints with free slots, if `signal` is that of a retry that waits apart for one."""
+        """The endpoints with free slots, if `signal` belongs to a retry that waits separately for
+        one.
+        """
         return self._picker.free(self.clock()) if signal in self.queue.retries else ()
 
     def _apply_throttle(self, throttle: Throttle, now: float) -> None:
@@ -221,10 +227,11 @@ class Engine:
             raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
 
     def pick_hedge(self, call: PickRequest) -> Pick | None:
-        """Pick an instance for a second attempt beside the first of `call`, or return None.
+        """Pick an instance for a second attempt while the first of `call` is in flight, or return
+        None.
 
-        A hedge does not wait for a slot, goes after all calls in the queue, and needs the budget of
-        hedges.
+        A hedge does not wait for a slot, comes after all calls in the queue, and needs the hedging
+        budget.
         """
         with self.lock:
             now = call.now = self.clock()
@@ -241,7 +248,8 @@ class Engine:
             return pick
 
     def changes_at(self, now: float) -> float:
-        """When time alone may change the answer to the first call in the queue, or `math.inf`.
+        """When the first call in the queue may get an instance only because time has passed, or
+        `math.inf`.
 
         This includes rules that let an instance in again after some time, since nothing else wakes
         the queue then.
@@ -250,7 +258,7 @@ class Engine:
             return min(self._picker.changes_at(now), self.subscription.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
-        """The error that says why no instance may be used now."""
+        """Make the error that says why no instance may be used now."""
         with self.lock:
             now = self.clock()
             retry_in = self._picker.retry_in(now)
@@ -261,7 +269,7 @@ class Engine:
         )
 
     def leave(self, signal: Signal) -> None:
-        """Remove a call that has waited for `signal`: it has a pick, or has given up."""
+        """Remove a call that waited with `signal`: it has a pick, or has given up."""
         with self.lock:
             try:
                 self.subscription.forget(signal)
@@ -275,7 +283,7 @@ class Engine:
     ) -> None:
         """Count the pick as in flight, and hand out the permit of a probe.
 
-        The slot of `gave_up` becomes free for another call.
+        The slot of `gave_up` is free for another call.
         """
         endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
         # These lines call nothing: see the top of this file.
@@ -302,7 +310,7 @@ class Engine:
             self.queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
-        """Take a released slot back: no pick was found that it could pass to."""
+        """Take a released slot back, since no pick was found for it."""
         endpoint, picker = pick.endpoint, self._picker
         # These lines call nothing: see the top of this file.
         pick.taken = True
@@ -310,11 +318,11 @@ class Engine:
         picker.in_flight += 1
 
     def record_answer(self, pick: Pick, verdict: Verdict, *, held: bool) -> None:
-        """An attempt was answered: record its latency and its outcome, and release its slot.
+        """Record the latency and the outcome of an attempt that was answered, and release its slot.
 
-        An attempt that is `held` keeps both until the end of its body. A rejection or a fault tells
-        of latency only where it took longer than answers do: it is no quick answer. That a request
-        is wrong (4xx) tells nothing of it.
+        An attempt that is `held` keeps outcome and slot until the end of its body. A rejection or a
+        fault counts as latency only if it took longer than answers usually do: a fast error is not
+        a fast answer. A client error (4xx) does not count as latency.
         """
         endpoint, elapsed, clean = pick.endpoint, pick.elapsed, verdict.clean
         with self.lock:
@@ -332,12 +340,12 @@ class Engine:
             if held:
                 return
             if self._watched or not clean or endpoint.penalty or not pick.breaker.untouched:
-                self.record_outcome(pick, verdict)  # else there is nothing to record
+                self.record_outcome(pick, verdict)  # otherwise there is nothing to record
             self.release(pick)
 
     def record_outcome(self, pick: Pick, verdict: Verdict | None) -> None:
         """Record the outcome of an attempt, once: on its endpoint, its breaker, the opt-in rules
-        and a strategy that learns. None only hands the permit back. Hold the lock."""
+        and a strategy that learns. None only returns the permit. Hold the lock."""
         breaker = pick.breaker
         if verdict is None:
             breaker.cancel(pick.permit)
@@ -356,10 +364,10 @@ class Engine:
         if uneventful and (breaker.untouched or breaker.success_is_noop):
             return
         if endpoint.gone or breaker is not endpoint.breaker:
-            return  # it has left, or is another machine by now
+            return  # it has left, or is another machine now
         try:
             self._charge(pick, verdict, endpoint, breaker)
-        except BaseException:  # interrupted half-way: have the pool look at it again
+        except BaseException:  # interrupted half-way: let the pool look at it again
             self.pool.changed(endpoint)
             raise
 
@@ -391,14 +399,15 @@ class Engine:
         if opt_in_rules is not None and opt_in_rules.record_outcome(pick, verdict, now):
             self._eject_outliers(opt_in_rules, now)
         if endpoint.paused_until != paused_until:
-            self.queue.wake()  # calls in the queue note when the pause ends
+            self.queue.wake()  # calls in the queue must learn when the pause ends
 
     def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
-        """The instance says that a request is wrong. Returns how much that speaks against it.
+        """Record a client error (4xx), and return how much it counts against the instance.
 
-        That is by how far its share of such answers exceeds that of all instances:
-        ((own - all) / (1 - all))². Requests that are wrong are so everywhere; an instance that
-        alone refuses them has a fault of its own (a token, a configuration), and answers quickly.
+        It is ((own - all) / (1 - all))², where own is the share of such answers of this instance,
+        and all is that of all instances. A wrong request is refused by every instance; one that
+        alone refuses requests has a problem of its own (a token, a configuration), and answers
+        fast.
         """
         size = max(1, len(self.pool))
         own = endpoint.client_errors.count(endpoint.attempts, _SHARE_GAIN)
@@ -415,7 +424,9 @@ class Engine:
             self.rotation.eject(outlier, seconds, "outlier")
 
     def record_loss(self, pick: Pick) -> None:
-        """Another attempt of the call was quicker. This instance takes at least that long."""
+        """Record that another attempt of the call was faster. This instance takes at least that
+        long.
+        """
         endpoint, elapsed = pick.endpoint, pick.elapsed
         with self.lock:
             if elapsed > (endpoint.latency or 0.0):
@@ -423,7 +434,7 @@ class Engine:
             self._picker.record_outcome(endpoint, elapsed, failed=False, now=self.clock())
 
     def record_dropped(self, pick: Pick, verdict: Verdict) -> None:
-        """The response of an attempt that was good so far was dropped unclosed."""
+        """Record an attempt, good so far, whose response was garbage collected unclosed."""
         with self.lock:
             self.record_outcome(pick, verdict)
             self.release(pick)
@@ -431,7 +442,7 @@ class Engine:
     def record_health(
         self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str
     ) -> None:
-        """Active checks say so of the machine that `breaker` stands for; `why`, where they fail."""
+        """Record what active checks say about the machine of `breaker`, and `why` if they fail."""
         with self.lock:
             void = endpoint.gone or endpoint.breaker is not breaker
             if not void and endpoint.healthy is not healthy:
@@ -439,12 +450,12 @@ class Engine:
         self.outbox.publish()
 
     def end_probe(self, pick: Pick) -> None:
-        """Good headers came: the next probe may go while this one's body is still read."""
+        """End a probe with good headers, so that another may begin before the body is read."""
         with self.lock:
             pick.breaker.cancel(pick.permit)
 
     def give_back(self, pick: Pick) -> None:
-        """The permit and the slot of a pick that never became an attempt."""
+        """Give back the permit and the slot of a pick that never became an attempt."""
         with self.lock:
             pick.breaker.cancel(pick.permit)
             self.release(pick)
@@ -452,13 +463,13 @@ class Engine:
     def release(self, pick: Pick, *, wake: bool = True) -> None:
         """Stop counting an attempt as in flight, and `wake` a call that waits for its slot.
 
-        Hold the lock. A second call does no harm.
+        Hold the lock. May be called twice.
         """
         endpoint, picker, queue = pick.endpoint, self._picker, self.queue
         # These lines call nothing: see the top of this file.
         if pick.taken:
             pick.taken = False
-            if endpoint.in_flight > 0:  # else its attempt was begun before a fork
+            if endpoint.in_flight > 0:  # otherwise its attempt began before a fork
                 endpoint.in_flight -= 1
                 picker.in_flight -= 1
         if wake and (queue.waiting or queue.retries):
@@ -467,7 +478,7 @@ class Engine:
             self.over()
 
     def _wake(self, freed: Endpoint) -> None:
-        """Let a call in the queue look for the free slot, even if this is interrupted."""
+        """Wake a call in the queue for the free slot, even if this is interrupted."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
                 self.queue.wake(endpoint)
@@ -476,7 +487,8 @@ class Engine:
             raise
 
     def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
-        """Have `give_back` called after `holder` was dropped, at the next use of the balancer.
+        """Have `give_back` called once `holder` is garbage collected, at the next use of the
+        balancer.
 
         `give_back` must not hold a reference to `holder`. It is not called once the returned object
         is no longer in `owners` nor referenced anywhere else.
@@ -487,7 +499,7 @@ class Engine:
         return owner
 
     def run_deferred(self) -> None:
-        """Give back the slots whose holders were dropped. Hold the lock.
+        """Give back the slots whose holders were garbage collected. Hold the lock.
 
         An owner stays in `deferred_releases` until it is done, however often this is interrupted.
         """
@@ -506,7 +518,9 @@ class Engine:
             return max(0.0, soonest.backing_off_until - now)
 
     def over(self) -> None:
-        """A call or an attempt has ended. If it was the last, set the signals in `closing`."""
+        """Note that a call or an attempt has ended. After the last one, set the signals in
+        `closing`.
+        """
         while self.closing and not self.calls and not self._picker.in_flight:
             with contextlib.suppress(KeyError):  # another thread was faster
                 self.closing.popitem()[0].set()
@@ -530,7 +544,9 @@ class Engine:
 
 
 def _signal_of(call: PickRequest) -> Signal:
-    """The signal of the call. The call holds it before the queue does, so that it always leaves."""
+    """Return the signal of the call. The call holds it before the queue does, so that it always
+    leaves.
+    """
     if (signal := call.waiting) is None:
         signal = call.waiting = Signal()
     return signal

@@ -1,7 +1,7 @@
-"""A hedged call: a second attempt goes beside the first, and the first good answer is the outcome.
+"""A hedged call: a second attempt if the first is slow. The first good answer is the outcome.
 
-The steps of the call and those of its hedge are two lanes that run concurrently. What a driver does
-with them, here of threads:
+The steps of the call and those of its hedge are two lanes that run concurrently. This is how a
+driver runs them, for threads:
 
     with Lanes(call, after) as lanes:
         ...                             run `Lane(lanes, call)` on another thread
@@ -11,7 +11,7 @@ with them, here of threads:
             else:
                 ...                     run `step`, the lane of the hedge, on another thread
 
-A lane is run so, whatever runs it:
+This is how a lane is run:
 
     try:
         with lane:
@@ -42,12 +42,13 @@ __all__ = ["HedgeRace", "Lane", "Lanes"]
 
 R = TypeVar("R")
 _LOOK = 1.0
-"""Seconds between two looks at the lanes: a thread may be ended from outside before it reports its
-end."""
+"""Seconds after which the lanes are checked again: a thread may be ended from outside before it
+reports its end.
+"""
 
 
 class HedgeRace(Generic[R]):
-    """The attempts of a hedged call. They begin and end on whichever thread carries them out."""
+    """The attempts of a hedged call. They may begin and end on several threads."""
 
     __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
 
@@ -55,20 +56,20 @@ class HedgeRace(Generic[R]):
         self._lock = lock
         self._running: dict[Attempt[R], tuple[Endpoint, Expiry | None]] = {}
         self.attempts: list[Attempt[R]] = []
-        """All of them, in the order in which they began."""
+        """All attempts, in the order in which they began."""
         self.winner: Attempt[R] | None = None
         """The attempt whose answer is the outcome, once there is one."""
         self.over: bool = False
         self.ended: Signal = Signal()
-        """Set when it is over."""
+        """Set when the race is over."""
 
     @property
     def endpoints(self) -> Collection[Endpoint]:
-        """Where attempts are under way. Hold the lock."""
+        """The endpoints with an attempt in flight. Hold the lock."""
         return [endpoint for endpoint, _ in self._running.values()]
 
     def begin(self, attempt: Attempt[R], endpoint: Endpoint, expiry: Expiry | None) -> None:
-        """An attempt at `endpoint` is under way; `expiry` ends it."""
+        """Add an attempt that begins at `endpoint`; `expiry` can end it."""
         with self._lock:
             self._running[attempt] = endpoint, expiry
             self.attempts.append(attempt)
@@ -76,7 +77,9 @@ class HedgeRace(Generic[R]):
                 expiry.expire()
 
     def is_losing(self, attempt: Attempt[R], verdict: Verdict | None) -> bool:
-        """An attempt has ended, with or without an answer. True where another is the outcome."""
+        """Record that an attempt has ended, with or without an answer. True if another is the
+        outcome.
+        """
         with self._lock:
             del self._running[attempt]
             if self.over:
@@ -87,15 +90,16 @@ class HedgeRace(Generic[R]):
             return False
 
     def outcome(self, last: Attempt[R] | None) -> tuple[Attempt[R] | None, list[AttemptInfo]]:
-        """The attempt that is the outcome, and the records of all, its own at the end. `last` is
-        the outcome if no answer was good. Ask once."""
+        """Return the attempt that is the outcome, and the records of all, with its own last. `last`
+        is the outcome if no answer was good. Call it once.
+        """
         outcome, self.winner = self.winner or last, None
         attempts, self.attempts = self.attempts, []
         attempts.sort(key=lambda attempt: attempt is outcome)
         return outcome if attempts else None, [attempt.info() for attempt in attempts]
 
     def end(self) -> None:
-        """Cancel the attempts that are still under way."""
+        """Cancel the attempts that are still in flight."""
         with self._lock:
             self._end()
             for _, expiry in self._running.values():
@@ -110,10 +114,10 @@ class HedgeRace(Generic[R]):
 class Lanes(Generic[R]):
     """The lanes of a call that may be hedged, for a driver.
 
-    Iterating gives what goes on beside the lane of the call itself: the delay of the hedge, its
-    lane, and pauses until nothing more is to be waited for. Leaving cancels the attempts that are
-    still under way, and raises the exception of a lane. A lane may run on after that, and ends by
-    itself.
+    Iterating yields what happens concurrently with the lane of the call itself: the delay of the
+    hedge, its lane, and pauses until there is nothing more to wait for. Leaving cancels the
+    attempts that are still in flight, and raises the exception of a lane. A lane may continue after
+    that, and ends by itself.
     """
 
     def __init__(self, call: Call[R], after: float) -> None:
@@ -121,10 +125,12 @@ class Lanes(Generic[R]):
         self._after = after
         self._lock = call.engine.lock
         self._open: set[Call[R] | Hedge[R]] = {call}
-        """The steps under way."""
+        """The lanes that have not ended."""
         self._error: BaseException | None = None
         self.done: Signal = Signal()
-        """Set once the winner's lane has ended, or any with an exception, or all."""
+        """Set once the winner's lane has ended, or one has ended with an exception, or all have
+        ended.
+        """
         self._race: HedgeRace[R] = HedgeRace(self._lock)
         call.race = self._race
         call.timed = True
@@ -156,8 +162,9 @@ class Lanes(Generic[R]):
             yield Pause(_LOOK, self.done)
 
     def end(self, lane: Lane[R], error: BaseException | None) -> bool:
-        """The steps of `lane` have ended. True if their exception is raised where the call was
-        made: the first, unless the outcome was there before."""
+        """Record that the steps of `lane` have ended. True if their exception is to be raised to
+        the caller: the first one is, unless there was an outcome before.
+        """
         with self._lock:
             steps, last, winner = lane.steps, lane.steps.last, self._race.winner
             won = winner is not None and last is winner
@@ -176,7 +183,7 @@ class Lanes(Generic[R]):
 
 
 class Lane(Generic[R]):
-    """The steps of a call, or of its hedge, beside those of the other."""
+    """The steps of a call, or of its hedge, concurrent with those of the other."""
 
     __slots__ = ("_lanes", "leftover", "steps")
 
@@ -184,9 +191,9 @@ class Lane(Generic[R]):
         self._lanes = lanes
         self.steps: Call[R] | Hedge[R] = steps
         self.leftover: R | None = None
-        """An answer that is not the outcome, to be closed; set as the steps end.
+        """An answer to be closed, since it is not the outcome. Set when the steps end.
 
-        An answer that is not good is still the outcome if there is no better one.
+        A bad answer is still the outcome if there is no better one.
         """
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
@@ -199,17 +206,17 @@ class Lane(Generic[R]):
         return self.end(error) and isinstance(error, Exception)
 
     def end(self, error: BaseException | None) -> bool:
-        """Its steps have ended. True if the exception is raised where the call was made."""
+        """Record that its steps have ended. True if the exception is to be raised to the caller."""
         if error is not None:
             self.steps.abandon()
         return self._lanes.end(self, error)
 
 
 class Hedge(PickRequest, Generic[R]):
-    """The second attempt of a call, as steps: one at most.
+    """The second attempt of a call, as steps. There is at most one.
 
-    It is not repeated and waits for no slot: where no other instance has room, or the budget of
-    hedges is empty, there is none.
+    It is not retried and waits for no slot. If no other instance has room, or the hedging budget is
+    empty, there is none.
     """
 
     __slots__ = ("_call", "last")
@@ -242,7 +249,7 @@ class Hedge(PickRequest, Generic[R]):
         yield attempt
 
     def abandon(self) -> None:
-        """Give back whatever the hedge holds, since it was interrupted."""
+        """Give back all that the hedge holds, since it was interrupted."""
         if self.pick is not None:
             self._call.engine.give_back(self.pick)
         if self.last is not None:

@@ -28,7 +28,8 @@ __all__ = ["DiscoveryLimits", "Membership"]
 _ROUND = 15.0
 _AT_ONCE = 256
 _MANY = 4
-"""If most of at least so many instances leave at once, that is logged as a warning."""
+"""If there were at least this many instances, and most of them leave at once, a warning is logged.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +94,18 @@ class Membership:
         self._departed = False
         """True if connections to instances that have left or moved are to be closed."""
         self.generation: object = None
-        """The scheduler's generation when the jobs were scheduled; after a fork it is another."""
+        """The scheduler's generation when the jobs were scheduled; it changes with a fork."""
         self.ended: bool = False
         """True once no attempt may begin."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.subscription.claim():
-            self.subscription.run()  # a list never changes; the rest waits for a call
+            self.subscription.run()  # a list never changes; any other service waits for a call
 
     def must_wait_until_resolved(self, now: float) -> bool:
-        """True while nothing is known yet: wait for the subscription. Hold the lock.
+        """True while nothing is known yet, so that a call must wait for discovery. Hold the lock.
 
-        Raises DiscoveryError if nothing usable is known. A call that fails so makes discovery try
-        again soon.
+        Raises DiscoveryError if nothing usable is known. A call that fails in this way makes
+        discovery try again soon.
         """
         if self.ended:
             raise BalancerClosed(
@@ -126,7 +127,7 @@ class Membership:
         self.ended, self.generation = (
             True,
             None,
-        )  # which has each call ask `must_wait_until_resolved`
+        )  # so that each call asks `must_wait_until_resolved`
         return [*self.queue.waiting, *self.queue.retries, *self.subscription.waiting]
 
     def stop(self) -> None:
@@ -188,9 +189,9 @@ class Membership:
             self._outbox.emit(DiscoveryFailed(self.name, self.subscription.clock(), error))
 
     def publish(self) -> None:
-        """Log the result of a round, and have connections closed that are no longer needed.
+        """Log the result of a round, and let listeners close connections that are no longer needed.
 
-        Endpoints that left are freed in parts: freeing thousands at once would hold up other
+        Endpoints that left are freed in parts, since freeing thousands at once would delay other
         threads.
         """
         self._outbox.publish()

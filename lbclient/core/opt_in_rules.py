@@ -1,4 +1,4 @@
-"""The rules that a caller has added: a throttle, learned limits, and outlier detection."""
+"""The rules that are off by default: the throttle, learned limits, and outlier detection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ __all__ = ["OptInRules"]
 
 
 class OptInRules:
-    """The opt-in rules of one balancer. It is told the time. Hold the balancer's lock."""
+    """The opt-in rules of one balancer. The caller passes in the time, and holds the balancer's
+    lock.
+    """
 
     def __init__(
         self,
@@ -31,7 +33,7 @@ class OptInRules:
         self._limit = limit
 
     def record_outcome(self, pick: Pick, verdict: Verdict, now: float) -> bool:
-        """Record the outcome of an attempt that is still in flight. True: ask for `outliers`."""
+        """Record the outcome of an attempt that is still in flight. True: call `outliers` next."""
         turned_away = not verdict.good and verdict.turned_away
         if self.throttle is not None:
             (self.throttle.refused if turned_away else self.throttle.accepted)(now)
@@ -48,7 +50,7 @@ class OptInRules:
         serving: Callable[[Endpoint], bool],
         now: float,
     ) -> list[tuple[Endpoint, float]]:
-        """The endpoints to eject now, each with the time in seconds."""
+        """Return the endpoints to eject now, each with the time in seconds."""
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
 
     def _learn(

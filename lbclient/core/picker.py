@@ -1,4 +1,4 @@
-"""One pick: which endpoint an attempt goes to, with what permit, and why."""
+"""Picks the endpoint of an attempt, with a permit to send to it, and a reason."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lbclient.telemetry.metrics import Metrics
 __all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]
 
 FULL: Literal["full"] = "full"
-"""All admissible instances are at their limit: wait in the queue."""
+"""Returned if all admissible instances are at their limit: the call must wait in the queue."""
 UNTRIED_FULL: Literal["untried full"] = "untried full"
-"""The instances that a retry has not tried yet are at their limit: wait in the queue for one."""
+"""Returned if the instances that a retry has not tried are at their limit: it must wait for one."""
 
 _Full = Literal["full", "untried full"]
 
@@ -39,7 +39,8 @@ class Pick:
     """An endpoint with a permit to send one attempt to it, and the reason it was chosen.
 
     Until the engine takes it, it is a proposal that may be dropped. From then on it is the record
-    of one attempt: all that `Engine.record_outcome` needs, without the call and its response.
+    of one attempt, with all that `Engine.record_outcome` needs, but without the call and its
+    response.
     """
 
     endpoint: Endpoint
@@ -50,9 +51,9 @@ class Pick:
     elapsed: float = 0.0
     """Seconds from the start of the attempt to the headers of its response, or to its failure."""
     fault: str = ""
-    """A status or the name of an exception, where the attempt was a fault."""
+    """If the attempt was a fault: a status, or the name of an exception."""
     breaker: Breaker = field(init=False, repr=False, compare=False)
-    """The endpoint's when the pick was taken: it stands for the machine that was there."""
+    """The endpoint's breaker when the pick was taken. It stands for the machine of that time."""
     concurrent: int = field(init=False, repr=False, compare=False)
     """How many other attempts were in flight at the endpoint when the pick was taken."""
     started: float = field(init=False, repr=False, compare=False)
@@ -77,31 +78,31 @@ class PickRequest:
     )
 
     caller: int | None
-    """The hash of what names the caller; None for no caller."""
+    """A hash that identifies the caller, or None."""
     idempotent: bool
     key: object
     now: float
-    """The clock's time at the latest pick, or where none was asked for, at the start."""
+    """Clock time of the latest pick, or of the start if there was none."""
     pick: Pick | None
-    """The pick that no attempt has taken over yet."""
+    """A pick that no attempt has taken over yet."""
     rng: random.Random
     accepts_tried: bool
     """True once it has waited long enough for an endpoint that it has not tried."""
     tried: list[Endpoint]
-    """The endpoints that attempts of the call went to."""
+    """The endpoints that the call's attempts were sent to."""
     waiting: Signal | None
-    """The signal that waits in the queue for it, or for a first answer of discovery."""
+    """The signal with which it waits, in the queue or for a first answer of discovery."""
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """Those of `tried` where an attempt has not ended: where a hedge runs, or is to run."""
+        """Those of `tried` with an attempt in flight, if the call is hedged."""
         return ()
 
 
 class Picker:
     """Picks endpoints from a pool. The strategy decides only the ordinary first attempt.
 
-    An endpoint that warms up by `slow_start` is picked less often: the strategy is asked again.
+    An endpoint that warms up (`slow_start`) is picked less often: the strategy is asked again.
     """
 
     def __init__(
@@ -120,12 +121,12 @@ class Picker:
         self.learning: Learning | None = strategy if isinstance(strategy, Learning) else None
         self._name = type(strategy).__name__
         told = partial(Complaint, outbox.add, f"{service}: strategy {self._name}")
-        self._picking = told("failed to pick, so an instance was drawn")
+        self._picking = told("failed to pick, so an instance was picked at random")
         self._learning = told("failed to learn")
         self._forking = told("failed in after_fork")
         self._ours = type(strategy) in BY_NAME.values()
         self._fails = not self._ours or isinstance(strategy, ConsistentHash)
-        """True if the strategy may raise: it is the user's, or needs the user's key."""
+        """True if the strategy may raise, because it is the user's or uses the user's key."""
         self._patience = policy.reset_timeout
         self._observing = policy.observe
         self._metrics = metrics
@@ -134,14 +135,14 @@ class Picker:
         self._total = limits.total
         self._slow_start = slow_start
         self._free = not (limits.each or slow_start is not None or policy.observe)
-        """True if any endpoint that the strategy picks can be used at once."""
+        """True if every endpoint that the strategy may pick can be used at once."""
         self._last_probe = 0.0
         self._left: Collection[object] | None = None
         self._now = 0.0
         self.in_flight: int = 0
 
     def after_fork(self, now: float) -> None:
-        """In a forked child: nothing is in flight, and the strategy starts again."""
+        """In a forked child: let the strategy start again, since nothing is in flight."""
         self.in_flight = 0
         if isinstance(self._strategy, Forkable):
             try:
@@ -154,7 +155,7 @@ class Picker:
     ) -> Pick | _Full | None:
         """Return a pick, `FULL`, `UNTRIED_FULL`, or None if no instance may be used now.
 
-        If `left` is given, other calls wait for all endpoints that are not in it: these count as
+        If `left` is given, other calls wait for the endpoints that are not in it, so these count as
         full.
         """
         self._left, self._now = left, now
@@ -181,7 +182,9 @@ class Picker:
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
     def pick_hedge(self, call: PickRequest, now: float) -> Pick | None:
-        """Pick an untried endpoint with room, of the tier that serves, for a hedge; else None."""
+        """Pick an untried endpoint with room, in the tier that serves, for a hedge. None if there
+        is none.
+        """
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return None
@@ -195,7 +198,7 @@ class Picker:
         return self._let(draw(untried, call.rng), "hedge", now) if untried else None
 
     def free(self, now: float) -> Sequence[Endpoint]:
-        """The admissible endpoints that have room, of any tier."""
+        """The admissible endpoints that have room, in any tier."""
         self._now = now
         total = self._limits.total
         if total is not None and self.in_flight >= total:
@@ -204,14 +207,15 @@ class Picker:
         return [endpoint for tier in tiers for endpoint in tier if not self._full(endpoint)]
 
     def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
-        """The endpoints where a slot that has become free at `endpoint` may be used: with a limit
-        on all endpoints together, each that has room."""
+        """The endpoints where a slot that has become free at `endpoint` may be used. If there is a
+        limit for all endpoints together, these are all that have room.
+        """
         if self._limits.total is None:
             return (endpoint,)
         return [endpoint, *(other for other in self.free(now) if other is not endpoint)]
 
     def changes_at(self, now: float) -> float:
-        """When time alone may change a pick that found no room, or `math.inf`."""
+        """When a pick that found no room may succeed because time has passed, or `math.inf`."""
         at = self._pool.changes_at(now, self._patience)
         if self._limits.adaptive is None:
             return at
@@ -223,7 +227,7 @@ class Picker:
         return min(at, min(ends, default=at))
 
     def retry_in(self, now: float) -> float | None:
-        """Seconds until an attempt may be let through."""
+        """Seconds until an attempt may be sent again."""
         wait, back = self._pool.probe_in(now), self._pool.back_in(now)
         if wait:
             wait = min(wait, max(0.0, self._last_probe + self._patience - now))
@@ -246,12 +250,15 @@ class Picker:
                 self._learning.recovered()
 
     def tripped(self, now: float) -> None:
-        """A breaker has opened: the next probe of last resort waits `reset_timeout` from now."""
+        """Note that a breaker has opened. The next probe of last resort waits `reset_timeout` from
+        now.
+        """
         self._last_probe = now
 
     def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
-        """Pick a probe that is due. It goes before the strategy, and preferably to a call that may
-        be repeated."""
+        """Pick a probe that is due. It comes before the strategy, preferably for a call that may be
+        repeated.
+        """
         endpoint = self._pool.probe_due(now)
         if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
             return None
@@ -261,8 +268,9 @@ class Picker:
         return self._probing(endpoint, now)
 
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
-        """Without an admissible endpoint: one that only backs off, else one probe in each
-        `reset_timeout`."""
+        """Pick without an admissible endpoint: one that only backs off, else one probe every
+        `reset_timeout`.
+        """
         if (soonest := self._pool.backing_off(now)) is not None and soonest not in call.under_way:
             return FULL if self._full(soonest) else self._let(soonest, "resting", now)
         if now - self._last_probe < self._patience:
@@ -275,12 +283,11 @@ class Picker:
     def _another(
         self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
-        """Draw an untried endpoint at random, also of the next tier, before one is tried twice.
+        """Draw an untried endpoint at random, in the next tier too, before one is tried twice.
 
-        If the untried endpoints are only full, the call waits for them, whatever the tried ones
-        have answered: as far as is known, nothing is wrong with them. If none has room in time
-        (`accepts_tried`), a tried endpoint is better than none, except one where another attempt
-        of the call is under way.
+        If the untried endpoints are only full, the call waits for them, since they may well be
+        healthy. If none has room in time (`accepts_tried`), a tried endpoint is used, unless
+        another attempt of the call is in flight there.
         """
         full = False
         for tier in self._pool.admissible(now):
@@ -307,7 +314,7 @@ class Picker:
     def _ask_gently(
         self, slow_start: SlowStart, candidates: Sequence[Endpoint], call: PickRequest
     ) -> Endpoint:
-        """Ask the strategy; it may be asked again if its pick warms up."""
+        """Ask the strategy, and perhaps ask it again if its pick warms up."""
         ask = partial(self._ask, candidates, call)
         return slow_start.thinned(ask, _warm_since, call.now, call.rng)
 
@@ -328,7 +335,7 @@ class Picker:
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
-        """The picked endpoint, or the next one after it that is not at its limit."""
+        """Return the picked endpoint, or the next one after it that is not at its limit."""
         place = candidates.index(first) if first in candidates else 0
         order = (*candidates[place:], *candidates[:place])
         return next((endpoint for endpoint in order if self._has_room(endpoint)), None)
@@ -341,8 +348,9 @@ class Picker:
         return (self._left is None or endpoint in self._left) and not self._full(endpoint)
 
     def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
-        """Pick an endpoint whose breaker lets calls through. If the breaker only observes, count
-        what it would have refused."""
+        """Pick an endpoint with a permit of its breaker. If the breaker only observes, count what
+        it would have refused.
+        """
         if not self._observing or endpoint.breaker.closed:
             return Pick(endpoint, endpoint.breaker.permit, reason)
         permit = endpoint.breaker.observed(now)
@@ -359,7 +367,9 @@ _warm_since: Callable[[Endpoint], float] = attrgetter("warm_since")
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:
-    """False for an endpoint that a user's strategy has kept, and that has left or failed since."""
+    """False for an endpoint that has left or failed; a user's strategy may have kept it from
+    before.
+    """
     if not isinstance(endpoint, Endpoint) or endpoint.gone:
         return False
     return not endpoint.breaker.refuses or endpoint in candidates

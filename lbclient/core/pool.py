@@ -2,16 +2,16 @@
 
 Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
 instance of a better tier is admissible. An instance is admissible if it is not ejected, active
-checks do not call it unhealthy, its breaker lets calls through, and it does not back off
+checks do not find it unhealthy, its breaker lets calls through, and it does not back off
 (`Retry-After`). An instance at its limit stays admissible and is only passed over, so a full tier
 does not open the next one.
 
-If active checks call all instances unhealthy, the checks are ignored: a wrong path must not take a
+If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
 service down. AWS's load balancers and Envoy's panic mode do the same.
 
-An answer of discovery may hold ten thousand instances, and calls must not wait for it. So an
-`EndpointSetUpdate` is computed without the lock of the calls. Applying it takes a few assignments.
-A client may keep a `Subset` of many instances.
+An answer of discovery may have ten thousand instances, and calls must not wait while it is
+processed. So an `EndpointSetUpdate` is computed without the lock of the calls. Applying it takes a
+few assignments. A client may keep a `Subset` of many instances.
 """
 
 from __future__ import annotations
@@ -57,12 +57,13 @@ class Subset:
 
     def after_fork(self) -> Sequence[Instance] | None:
         """In a forked child: draw another subset from the last answer. None if no subset was
-        needed."""
+        needed.
+        """
         self._seed = b""
         return None if self._all is None else self.of(self._all)
 
     def of(self, instances: Sequence[Instance]) -> Sequence[Instance]:
-        """The instances that this client keeps."""
+        """Return the instances that this client keeps."""
         if self._limit is None or len(instances) <= self._limit:
             self._all = None
             return instances
@@ -103,9 +104,10 @@ class _Revision(NamedTuple):
 
 
 class EndpointSetUpdate:
-    """The step from one endpoint set to the next: what joined, left, or has new addresses.
+    """The difference between one endpoint set and the next: what joined, left, or has new
+    addresses.
 
-    An endpoint that joins others, or has moved, warms up from `now` on.
+    An endpoint that joins others, or has new addresses, warms up from `now` on.
     """
 
     def __init__(
@@ -152,7 +154,9 @@ class EndpointSetUpdate:
         return endpoint
 
     def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
-        """Weight 0 beside other weights is a small share (as dnspython reads RFC 2782)."""
+        """Make a tier. A weight of 0 among others becomes a small one (as dnspython reads RFC
+        2782).
+        """
         zero = _ZERO_WEIGHT if any(instance.weight for instance in instances) else 1.0
         for instance in instances:
             endpoint, weight = self._endpoints[instance], float(instance.weight) or zero
@@ -168,7 +172,7 @@ class EndpointSetUpdate:
 
 
 def _equal(old: Instance, new: Instance) -> bool:
-    """True if the new record changes nothing. Metadata is the user's, and is not compared."""
+    """True if the new record changes nothing. Metadata belongs to the user, and is not compared."""
     if old is new:
         return True
     if old.metadata or new.metadata:
@@ -188,7 +192,7 @@ class Pool:
         self._stale_at = 0.0
         self._dirty: dict[Endpoint, None] = {}
         self.open_breakers: list[Endpoint] = []
-        """Endpoints that only their breaker keeps out of rotation, as last computed."""
+        """Endpoints that are out of rotation only because of their breaker, as last computed."""
         self._health_ignored = False
         self._updating = False
         self.membership: int = 0
@@ -204,15 +208,15 @@ class Pool:
         return self._endpoint_set.endpoints.values()
 
     def find(self, instance: Instance) -> Endpoint | None:
-        """The endpoint of this instance, or None if it is not known."""
+        """Return the endpoint of this instance, or None if it is not known."""
         return self._endpoint_set.endpoints.get(instance)
 
     def fresh_breaker(self, endpoint: Endpoint) -> Breaker:
-        """A new breaker for this endpoint."""
+        """Make a new breaker for this endpoint."""
         return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
-        """Compute what a full set changes. It needs no lock and may take long; one at a time."""
+        """Compute what a full set changes. Needs no lock and may take long. One call at a time."""
         return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
     def take(self, update: EndpointSetUpdate) -> None:
@@ -230,20 +234,21 @@ class Pool:
         self._updating = False
 
     def listen(self, departed: Callable[[], object]) -> None:
-        """Have a method called, without the lock, after instances have left or got new addresses.
-        The method's object is not kept alive."""
+        """Register a method to call, without the lock, after instances have left or got new
+        addresses. Its object is not kept alive.
+        """
         self._listeners.append(WeakMethod(departed))
 
     def tell_listeners(self) -> None:
-        """Instances have left or got new addresses. Do not hold the lock."""
+        """Tell listeners that instances have left or got new addresses. Do not hold the lock."""
         for ref in self._listeners:
             if (departed := ref()) is not None:
                 departed()
 
     def after_fork(self) -> bool:
-        """In a forked child: drop what a thread of the parent was in the middle of.
+        """In a forked child: drop what a thread of the parent had not finished.
 
-        True if that was an update: discovery is to be asked again.
+        True if that was an update, so that discovery must be asked again.
         """
         for endpoint in self.endpoints:
             endpoint.gone, endpoint.in_flight = False, 0
@@ -253,7 +258,9 @@ class Pool:
         return updating
 
     def spread(self, now: float, rng: random.Random) -> None:
-        """In a forked child: choose other times for probes than the parent and its children."""
+        """In a forked child: choose times for probes other than those of the parent and its other
+        children.
+        """
         for endpoint in self.endpoints:
             endpoint.breaker.after_fork(now, rng)
 
@@ -264,12 +271,12 @@ class Pool:
         return update
 
     def changed(self, endpoint: Endpoint) -> None:
-        """The state of an endpoint has changed: recompute before the next pick."""
+        """Note that an endpoint's state has changed, so that the next pick recomputes it."""
         self._dirty[endpoint] = None
         self._stale_at = -math.inf
 
     def expedite_probes(self, now: float, rng: random.Random) -> None:
-        """A probe has closed a breaker: its peers need not wait out a long open period."""
+        """Shorten long open periods of other breakers, since a probe has closed one."""
         for endpoint in self.open_breakers:
             endpoint.breaker.expedite_probe(now, rng)
 
@@ -289,8 +296,9 @@ class Pool:
         return self._open
 
     def changes_at(self, now: float, patience: float) -> float:
-        """When time alone lets an instance in, or a probe through: a due probe goes to a call that
-        may be repeated, or `patience` seconds later to any call."""
+        """When an instance is next let in, or a probe let through, only because time has passed. A
+        due probe goes to a call that may be repeated, or `patience` seconds later to any call.
+        """
         if now >= self._stale_at:
             self._recompute(now)
         dues = [
@@ -306,7 +314,7 @@ class Pool:
         return min([self._stale_at, *dues])
 
     def backing_off(self, now: float) -> Endpoint | None:
-        """Of the endpoints that only back off, the one whose back-off ends first."""
+        """Return the endpoint whose back-off ends first, among those that only back off."""
         backing_off = [
             endpoint for endpoint in self._dirty if self._status(endpoint, now) == "resting"
         ]
@@ -317,7 +325,9 @@ class Pool:
         return self._endpoint_set.tiers
 
     def probe_due(self, now: float) -> Endpoint | None:
-        """The endpoint whose probe has been due longest, of the serving tier or a better one."""
+        """Return the endpoint whose probe has been due longest, in the serving tier or a better
+        one.
+        """
         tiers = self._endpoint_set.tiers
         worst = math.inf if self._serving is None else tiers[self._serving][0].instance.priority
         due = (
@@ -330,8 +340,9 @@ class Pool:
         return min(due, key=lambda endpoint: endpoint.breaker.due, default=None)
 
     def due_soonest(self, now: float) -> Endpoint | None:
-        """The endpoint with an open breaker whose open period ends first; None while one is
-        probed."""
+        """Return the endpoint with an open breaker whose open period ends first; None while one is
+        probed.
+        """
         if any(endpoint.breaker.probing(now) for endpoint in self.open_breakers):
             return None
         return min(self.open_breakers, key=lambda endpoint: endpoint.breaker.due, default=None)
@@ -359,7 +370,7 @@ class Pool:
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
-        """For an error: its instances and what keeps each out of rotation; not all of many."""
+        """List for an error what keeps each instance out of rotation; only the first of many."""
         few = islice(self.endpoints, _SHOWN)
         shown = [f"{endpoint.instance} ({_words(endpoint, now)})" for endpoint in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
@@ -376,8 +387,8 @@ class Pool:
     def _recompute(self, now: float) -> None:
         """Compute which endpoints are in rotation.
 
-        Only those in `_dirty` are looked at: in a large pool nearly all have never failed.
-        `_stale_at` is set last: if an exception comes before, the next call computes again.
+        Only those in `_dirty` are checked, since in a large pool nearly all have never failed.
+        `_stale_at` is set last: after an exception before that, the next call computes again.
         """
         tiers = self._endpoint_set.tiers
         dirty = [endpoint for endpoint in self._dirty if not endpoint.gone]
@@ -401,7 +412,7 @@ class Pool:
         self._stale_at = stale_at
 
     def _fit(self, endpoint: Endpoint) -> bool:
-        """True if active checks do not keep it out."""
+        """True if active checks do not keep this endpoint out."""
         return endpoint.healthy or self._health_ignored
 
     def _status(self, endpoint: Endpoint, now: float) -> EndpointStatus:
@@ -419,7 +430,7 @@ class Pool:
 
 
 def _next_change(endpoint: Endpoint, now: float) -> float:
-    """When time alone lets an endpoint in again."""
+    """When an endpoint is next let in only because time has passed."""
     return min(
         (at for at in (endpoint.backing_off_until, endpoint.ejected_until) if at > now),
         default=math.inf,

@@ -31,7 +31,7 @@ __all__ = ["Reachability", "Rotation"]
 
 
 class Rotation:
-    """The ways in and out of rotation for the endpoints of one balancer. Hold the lock."""
+    """Puts the endpoints of one balancer out of rotation and back in. Hold the lock."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Rotation:
         self._rng = rng
 
     def back_off(self, endpoint: Endpoint, until: float) -> None:
-        """Put an endpoint out that asked for it, until then (`Retry-After`)."""
+        """Put an endpoint out of rotation until the time that it asked for (`Retry-After`)."""
         endpoint.backing_off_until = max(endpoint.backing_off_until, until)
         self._pool.changed(endpoint)
         self._queue.wake()
@@ -66,7 +66,7 @@ class Rotation:
             self._follow(endpoint, breaker, now)
 
     def _log_turn(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """Log a breaker that opens as a warning, and one that stays open after a failed probe."""
+        """Log a breaker that closes, opens (as a warning), or stays open after a failed probe."""
         verb = "would be" if breaker.observes else "is"
         subject, since = (self._service, breaker.name, verb), now - breaker.opened_at
         if breaker.closed:
@@ -96,7 +96,7 @@ class Rotation:
         self._queue.wake()
 
     def eject(self, endpoint: Endpoint, seconds: float, by: Literal["hand", "outlier"]) -> None:
-        """Put an endpoint out for so many seconds."""
+        """Put an endpoint out of rotation for this many seconds."""
         endpoint.ejected_until = endpoint.warm_since = self._clock() + seconds
         self._pool.changed(endpoint)
         self._metrics.ejected(by)
@@ -107,7 +107,7 @@ class Rotation:
         self._queue.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
-        """Let an endpoint in again, whatever kept it out."""
+        """Put an endpoint back into rotation, whatever kept it out."""
         now = self._clock()
         before = endpoint.status(now)
         endpoint.renew(self._pool.fresh_breaker(endpoint))
@@ -119,7 +119,7 @@ class Rotation:
         self._queue.wake()
 
     def record_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
-        """Active checks have changed their result. If they pass, an open breaker is probed soon."""
+        """Record a new result of active checks. If they pass, an open breaker is probed soon."""
         now = self._clock()
         endpoint.healthy = healthy
         if healthy:
@@ -144,15 +144,15 @@ class Rotation:
 
 
 class Reachability:
-    """Whose fault it is that an instance cannot be reached. Hold the balancer's lock.
+    """Decides whose fault it is that an instance cannot be reached. Hold the balancer's lock.
 
-    It is the instance's fault only if others can be reached: otherwise the network is down, every
-    instance would leave the rotation, and none would be in it when the network is back. The proof
-    is an attempt that was sent after such a failure and reached its instance: its answer, or its
-    refusal. So the first failure is neutral, and each later one is a fault if there is a proof
-    since the last that counted. "After" is counted in epochs, not in time: a failure that starts
-    the wait for a proof begins a new epoch, and an attempt remembers the epoch in which it was
-    sent.
+    It is the instance's fault only if others can be reached. Otherwise the network is down; if that
+    were a fault, every instance would leave the rotation, and none would be there when the network
+    is back. The proof that others can be reached is an attempt that was sent after such a failure
+    and was answered or refused by its instance. So the first failure is neutral, and each later one
+    is a fault if there has been a proof since the last failure that counted. "After" is
+    counted in epochs, not in time: a failure that starts the wait for a proof begins a new epoch,
+    and an attempt remembers the epoch in which it was sent.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
@@ -160,10 +160,12 @@ class Reachability:
         self._clock = clock
         self.epoch: int = 0
         self.proved: int = 0
-        """The last epoch in which an attempt was sent that reached its instance."""
+        """The last epoch with an attempt that reached its instance, by the time of sending."""
 
     def record_failure(self, pick: Pick) -> bool:
-        """An attempt found no way to its instance. True if that is the instance's fault."""
+        """Record an attempt that could not reach its instance. True if that is the instance's
+        fault.
+        """
         endpoint = pick.endpoint
         if endpoint.gone or pick.breaker is not endpoint.breaker:
             return False
@@ -174,17 +176,17 @@ class Reachability:
         return fault
 
     def record_success(self, pick: Pick) -> None:
-        """An attempt has reached its instance, whatever the instance said."""
+        """Record an attempt that has reached its instance, whatever the answer."""
         endpoint = pick.endpoint
         if 0 < endpoint.unreached <= pick.epoch:
             self._reached_again(endpoint)
         self.proved = max(self.proved, pick.epoch)
 
     def _reached_again(self, endpoint: Endpoint) -> None:
-        """There is a way again, so other endpoints that had none may be probed at once.
+        """Let endpoints that could not be reached be probed at once, since there is a route again.
 
-        Those that were unreachable with no proof since were so in the same outage. It is over, and
-        says nothing about the next one.
+        Those without a proof since then were unreachable in the same outage. It is over, and says
+        nothing about the next one.
         """
         endpoint.unreached = 0
         now = self._clock()

@@ -1,4 +1,4 @@
-"""The queue of calls that wait for a slot: callers take turns, first come, first served in each."""
+"""The queue of calls that wait for a slot. Callers take turns; each caller's calls are in order."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ class WaitQueue:
     """Calls that wait, in one queue for each caller. Hold the lock.
 
     Only the first call looks for a slot. Once it has one, the next call of its caller waits until
-    every other caller in the queue has had a turn: round-robin, as in fair queuing (Nagle, RFC
-    970). Calls without a caller share one queue, so without `fair_by=` they are served in order of
-    arrival.
+    every other caller in the queue has had a turn. This is round-robin, as in fair queuing (Nagle,
+    RFC 970). Calls without a caller share one queue, so without `fair_by=` they are served in order
+    of arrival.
 
-    A retry whose turn has come may want none of the free slots, since it waits for an instance that
-    its call has not tried. Then it waits apart, before all other calls: it keeps its turn for the
-    slots that it wants, and the calls behind it take the others.
+    A retry whose turn has come may not want any of the free slots, since it waits for an instance
+    that its call has not tried. Then it waits separately, before all other calls: it keeps its turn
+    for the slots that it wants, and the calls behind it take the others.
 
     A caller is the hash of the user's key, so that no code of the user runs under the lock. Every
     operation takes constant time, whatever the number of calls and callers, except that retries
-    that wait apart are searched one by one. Records change in lines that call nothing, so an
-    exception from a signal handler finds all of them done, or none.
+    that wait separately are searched one by one. Records change in lines that call nothing, so if a
+    signal handler raises an exception, all of these lines have run, or none.
     """
 
     __slots__ = ("_turns", "retries", "waiting")
 
     def __init__(self) -> None:
         self.waiting: dict[Signal, int | None] = {}
-        """The caller of each call that waits. It is almost always empty."""
+        """The caller of each waiting call, by its signal. Almost always empty."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
         self.retries: dict[Signal, Collection[object]] = {}
-        """The retries that wait apart, in the order of their turns, each with the endpoints that it
-        does not want."""
+        """The retries that wait separately, in the order of their turns, each with the endpoints
+        that it does not want.
+        """
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.retries)
 
     @property
     def first(self) -> Signal:
-        """The call whose turn it is. Ask only while a call waits."""
+        """The call whose turn it is. Use only while a call waits."""
         return next(iter(next(iter(self._turns.values()))))
 
     @property
@@ -52,28 +53,30 @@ class WaitQueue:
         return self._turns
 
     def looks(self, signal: Signal) -> bool:
-        """True for the call whose turn it is, and for retries that wait apart."""
+        """True for the call whose turn it is, and for retries that wait separately."""
         return signal in self.retries or (bool(self.waiting) and self.first is signal)
 
     def leads(self, signal: Signal) -> bool:
-        """True for the call whose turn it is, and for the first of the retries that wait apart."""
+        """True for the call whose turn it is, and for the first of the retries that wait
+        separately.
+        """
         if signal in self.retries:
             return next(iter(self.retries)) is signal
         return bool(self.waiting) and self.first is signal
 
     def passes(self, signal: Signal | None) -> bool:
-        """The same for a call that looks for a slot now. Ask only while a call waits."""
+        """Like `looks`, for a call that looks for a slot now. Use only while a call waits."""
         if signal in self.retries:
             return True
         first = self.first
         if first is not signal and first.is_set:
-            self._wake_first()  # it has not looked yet, and may be gone with its event loop
+            self._wake_first()  # it has not looked yet, and its event loop may have ended
         return not self.waiting or self.first is signal
 
     def join(self, signal: Signal | None, caller: int | None) -> Signal:
-        """Wait behind the other calls of the caller; a call that waits already keeps its place.
+        """Wait behind the other calls of the caller. A call that already waits keeps its place.
 
-        The returned signal is set when the call is to look again.
+        The returned signal is set when the call should look again.
         """
         signal = signal or Signal()
         signal.rearm()
@@ -91,7 +94,7 @@ class WaitQueue:
     def join_retries(
         self, signal: Signal | None, unwanted: Collection[object], free: Iterable[object] = ()
     ) -> Signal:
-        """Wait apart for a slot at any endpoint that is not in `unwanted`.
+        """Wait separately for a slot at any endpoint that is not in `unwanted`.
 
         `free` are the endpoints with a free slot. Other calls may take those that this one no
         longer wants.
@@ -106,8 +109,7 @@ class WaitQueue:
         return signal
 
     def left_for(self, signal: Signal | None) -> Collection[object] | None:
-        """The endpoints that are left by the retries that wait apart before `signal`; None for
-        all."""
+        """Return the endpoints that no retry before `signal` waits for; None for all."""
         left: set[object] | None = None
         last: Collection[object] = ()
         gone = []
@@ -118,18 +120,18 @@ class WaitQueue:
                 gone.append(retry)
             elif left is None:
                 left, last = set(unwanted), unwanted
-            elif unwanted != last:  # many have tried the same, and wait in a row
+            elif unwanted != last:  # consecutive retries often have tried the same
                 left, last = left.intersection(unwanted), unwanted
         for retry in gone:
-            del self.retries[retry]  # it is gone with its event loop
+            del self.retries[retry]  # its event loop has ended
         return left
 
     def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
         """Remove a call that has given up, or was `served`, which ends its caller's turn.
 
-        If it was the first, the next is woken: there may be room for that one too, or the first was
-        woken for a slot that it did not take. If it waited apart, other calls may take the slots at
-        the `free` endpoints.
+        If it was the first, the next is woken: there may be room for that one too, or the first did
+        not take the slot for which it was woken. If it waited separately, other calls may take the
+        slots at the `free` endpoints.
         """
         if signal in self.retries:
             self._hand_over(signal, free)
@@ -147,13 +149,13 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        None means that something else has changed. That may concern every retry that waits apart,
-        and the first of the other calls.
+        None means that something else has changed. That may matter to every retry that waits
+        separately, and to the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():
             if freed is not None and (retry.is_set or freed in unwanted):
-                continue  # it is about to look anyway, or does not want that slot
+                continue  # it will look anyway, or does not want that slot
             if not retry.set():
                 gone.append(retry)
             elif freed is not None:
@@ -161,7 +163,7 @@ class WaitQueue:
         else:
             self._wake_first()
         for retry in gone:
-            del self.retries[retry]  # it is gone with its event loop
+            del self.retries[retry]  # its event loop has ended
 
     def clear(self) -> None:
         """In a forked child: forget the calls of the parent."""
@@ -174,12 +176,12 @@ class WaitQueue:
             self._remove(first)
 
     def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
-        """Offer each free slot to another call, since a retry wants something else now, or nothing.
+        """Offer each free slot to another call, since a retry no longer wants it.
 
-        One call for each endpoint is woken, and not all that wait: when it is served, it hands on
-        what is left. Otherwise hundreds would look in vain each time one of them is served.
+        One call for each endpoint is woken, not all that wait: when it is served, it wakes the next
+        for what is left. Otherwise hundreds would look in vain each time one of them is served.
         """
-        looks, retry.is_set = retry.is_set, True  # it is not to be woken itself
+        looks, retry.is_set = retry.is_set, True  # it must not be woken itself
         try:
             for endpoint in free:
                 self.wake(endpoint)

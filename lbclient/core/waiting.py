@@ -20,15 +20,15 @@ __all__ = ["Wait"]
 _FIRST_ANSWER = 10.0
 _CROWD = 16
 _TAKES = 3.0
-"""If times are exponential, one answer in twenty takes longer than so many times the mean."""
+"""If times are exponential, one answer in twenty takes longer than this many times the mean."""
 
 
 class Wait:
     """One wait of one call: for at most `patience` seconds, or, if the call has a deadline, until
     too little of it is left for an answer.
 
-    Otherwise only calls whose time is nearly over would be sent in an overload: the queue would be
-    as long as the deadline allows, and all calls would be given up before they are answered.
+    Without this limit, in an overload only calls whose deadline is near would be sent: the queue
+    would be as long as the deadline allows, and all calls would time out before they are answered.
     """
 
     __slots__ = ("_call", "_last", "_patience")
@@ -41,10 +41,10 @@ class Wait:
     def steps(
         self, got: Pick | Signal | None, holding: Pick | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Yield pauses, and return a pick. None: no instance for a retry, so the last outcome
-        stands.
+        """Yield pauses, and return a pick. None: no instance for a retry, so the last outcome is
+        final.
 
-        An answer that is to be retried gives its slot back before the wait: otherwise calls that
+        An answer that is to be retried gives its slot back before the wait; otherwise calls that
         all hold one could wait for each other. A retry that has waited in vain for an instance that
         it has not tried takes one that it has tried, if that has room.
         """
@@ -75,9 +75,9 @@ class Wait:
         return got if isinstance(got, Pick) else None
 
     def _look_again(self, signal: Signal) -> float:
-        """Seconds until the call looks again though nothing wakes it.
+        """Seconds until the call looks again without being woken.
 
-        In a long queue it is enough that the first call looks often.
+        In a long queue it is enough if the first call looks often.
         """
         engine, now = self._call.engine, self._call.now
         crowd = max(1.0, len(engine.queue) / _CROWD)
@@ -96,7 +96,7 @@ class Wait:
         half = (call.deadline - call.now) / 2
         if (
             call.engine.mean_latency is None
-        ):  # a retry needs some time to ask a tried one in the end
+        ):  # a retry needs some time to use a tried one in the end
             return call.deadline if self._last is None else call.deadline - half
         return call.deadline - min(_TAKES * call.engine.mean_latency, half)
 

@@ -11,6 +11,6 @@ import httpx
 __all__ = ["NAME", "PUBLIC", "httpx"]
 
 NAME = "httpx"
-"""The name of the library for messages to users, whatever alias this package imports it by."""
+"""The name of the library in messages to users."""
 PUBLIC = "lbclient"
 """The module from which an application imports these clients and transports."""

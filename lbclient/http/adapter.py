@@ -1,4 +1,4 @@
-"""What the sync and the async transport share: everything but sending."""
+"""The common part of the sync and the async transport: everything except sending."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class HttpAdapter:
         self._logical_host = url.netloc
 
     def own(self, origin: str) -> None:
-        """Accept only requests for this origin. A `Client` does so, a transport alone does not."""
+        """Accept only requests for this origin, as a `Client` does. A transport alone accepts all."""
         self.origin = Origin(origin, self.balancer.instances)
 
     def call(
@@ -104,15 +104,17 @@ class HttpAdapter:
         return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
-        """The wait before connections are closed: until no call is left, or `close_grace`."""
+        """Return the wait before connections are closed: until no call is left, or `close_grace`."""
         return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
-        """The wait after that: calls that lost their connections need a moment to end."""
+        """Return the wait after `drain`: calls that have lost their connections need a moment to
+        end.
+        """
         return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
-        """How to address an instance. In a list without a name, each one gets its own Host."""
+        """Return how to address an instance. In a list without a name, each one gets its own Host."""
         instance, hosts = endpoint.instance, None
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
@@ -129,7 +131,9 @@ class HttpAdapter:
         return unstreamed and response.status_code not in self.policy.statuses
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
-        """The response as the caller gets it: with `CallInfo`, and redirects to the service."""
+        """Prepare a response for the caller: add the `CallInfo`, and make redirects lead to the
+        service.
+        """
         info = response.extensions["lbclient"] = call.info()
         if isinstance(response.stream, Content):
             response.elapsed = timedelta(seconds=call.elapsed)

@@ -81,8 +81,8 @@ def _error(error: httpx.TransportError) -> Verdict:
 
 
 def _peer_left(cause: BaseException | None) -> bool | None:
-    """Whether an HTTP/2 server that ended a request with GOAWAY or RST_STREAM (RFC 9113, 6.8) says
-    that it did not process the request. None if the error was caused by something else.
+    """Return whether an HTTP/2 server that ended a request with GOAWAY or RST_STREAM (RFC 9113,
+    6.8) says that it did not process the request. None for an error with another cause.
 
     Our own connections report this as `PeerLeft`. Those of httpcore, under a caller's own
     transport, put an event of h2 into their error.

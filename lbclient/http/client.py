@@ -55,7 +55,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 class _BalancedClient:
-    """What `Client` and `AsyncClient` share. httpx's client is the next of their base classes."""
+    """The common base of `Client` and `AsyncClient`. The next base class is httpx's client."""
 
     def __init__(
         self,
@@ -199,12 +199,14 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
             shared.explain(error)
             raise
         finally:
-            if SHARED_DEADLINE.get() is shared:  # else it was resumed in another context
+            if SHARED_DEADLINE.get() is shared:  # otherwise it was resumed in another context
                 SHARED_DEADLINE.set(shared.outer)
 
 
 def _own(given: Mapping[str, object]) -> dict[str, Any]:
-    """The arguments of httpx's client. The others go to the transport, and `trust_env` to both."""
+    """Return the arguments of httpx's client. The others go to the transport, and `trust_env` to
+    both.
+    """
     own: dict[str, Any] = with_defaults(part(given, HttpxOptions), HttpxOptions)
     for name, value in _timeout(own["timeout"]).as_dict().items():
         if value is not None:
@@ -223,8 +225,9 @@ def _timeout(value: Any) -> httpx.Timeout:
 
 
 def _base_url(wanted: object, target: Target) -> httpx.URL:
-    """The service's URL with the caller's path. The caller may pass a path, or the service's URL in
-    any spelling."""
+    """Return the service's URL with the caller's path. The caller may pass a path, or the service's
+    URL in any spelling.
+    """
     if not isinstance(wanted, str | httpx.URL):
         raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
     here = httpx.URL(target.origin + target.path)

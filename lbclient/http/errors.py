@@ -1,4 +1,4 @@
-"""The errors of lbclient, each also an httpx exception that callers may already handle."""
+"""The errors of lbclient as subclasses of the httpx exceptions that callers may already handle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arguments of clients and transports: which part takes each, and whether they are valid."""
+"""The options of clients and transports: the part that takes each of them, and the checks."""
 
 import os
 import re
@@ -48,14 +48,18 @@ SocketOption = (
 )
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
-"""Many servers close an idle connection after 5 s. No request should be sent at that moment."""
+"""Seconds. Many servers close an idle connection after 5 s, and no request should be sent at that
+moment.
+"""
 DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
-"""httpx's default, except for connecting: Linux repeats a lost SYN after one second."""
+"""httpx's defaults, except for connecting: a lost SYN is repeated after one second on Linux."""
 
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 _MAX_IDLE = 1_000
-"""The most idle connections on systems that do not say how many descriptors a process may have."""
+"""The maximum of idle connections on systems that do not say how many descriptors a process may
+have.
+"""
 
 _MISPLACED = {
     name: f"{name} belongs to limits={NAME}.Limits({name}=...)"
@@ -69,12 +73,12 @@ _AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """The options for connections. Those that `httpx.HTTPTransport` has too mean the same."""
+    """The options for connections. Those that `httpx.HTTPTransport` also has mean the same."""
 
     verify: Annotated[
         ssl.SSLContext | str | bool,
         Option(
-            f"the certificates to trust: True for those that `{NAME}` trusts, False to check "
+            f"the certificates to trust: True for those that `{NAME}` trusts, False to verify "
             "nothing, the path of a file or directory, or an `ssl.SSLContext`.",
             default=True,
         ),
@@ -90,7 +94,7 @@ class ConnectionOptions(TypedDict, total=False):
     http1: Annotated[bool, Option("use HTTP/1.1.", default=True)]
     http2: Annotated[
         bool,
-        Option("use HTTP/2 where an instance chooses it; needs the extra `http2`.", default=False),
+        Option("use HTTP/2 if an instance chooses it; needs the extra `http2`.", default=False),
     ]
     local_address: Annotated[str | None, Option("the local address of connections.")]
     retries: Annotated[
@@ -109,7 +113,7 @@ class ConnectionOptions(TypedDict, total=False):
     max_idle_connections: Annotated[
         int | None,
         Option(
-            "for all instances together. The one that has been idle longest is closed first. None: "
+            "the limit for all instances together; those that are idle longest close first. None: "
             "half of the file descriptors that the process may open, or 1,000 on systems that do "
             "not say how many these are (Windows, WASI)."
         ),
@@ -130,19 +134,19 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     tls_name: Annotated[
         str,
         Option(
-            'the name that TLS sends and verifies: the `"service"`\'s or the `"instance"`\'s.',
+            'the name that TLS sends and verifies: that of the `"service"` or of the `"instance"`.',
             "service",
         ),
     ]
     key: Annotated[
         Callable[[httpx.Request], object] | None,
-        Option("the key of each request, for a strategy that picks by it: `request -> object`."),
+        Option("returns the key of a request, for a strategy that uses keys: `request -> object`."),
     ]
     fair_by: Annotated[
         Callable[[httpx.Request], object] | None,
         Option(
-            "the caller of each request: `request -> object`, hashable. Callers whose requests "
-            "wait for a limit take turns, so that a burst of one does not delay the others."
+            "returns the caller of a request: `request -> object` (hashable). Callers whose "
+            "requests wait for a limit take turns, so that a burst of one does not delay others."
         ),
     ]
     deadline_header: Annotated[

@@ -214,7 +214,7 @@ def _unfit(request: object, wrong_side: str) -> Exception:
         return RuntimeError(wrong_side)
     whose = type(request).__module__.partition(".")[0]
     return TypeError(
-        f"this is a transport for clients of {NAME}, and the request is of {whose}; "
+        f"this transport is for clients of {NAME}, but the request is from {whose}; "
         "lbclient.Transport is for httpx, lbclient.httpx2.Transport for httpx2"
     )
 

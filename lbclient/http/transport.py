@@ -48,8 +48,8 @@ class Transport(httpx.BaseTransport):
     `httpx.HTTPTransport` except `proxy` and `uds`, and some of its own.
 
     - `service`: as in `Balancer`.
-    - `transport`: makes another transport for each instance, `instance -> httpx.BaseTransport`. The
-      URLs of its requests name the instance's vetted address.
+    - `transport`: a function that makes your own transport for each instance, `instance ->
+      httpx.BaseTransport`. The URLs of its requests name the instance's checked address.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -98,7 +98,7 @@ class Transport(httpx.BaseTransport):
         elif adapter.target.path:
             request = below(adapter.target.path, request)
         stream, replayable = request.stream, None
-        if not isinstance(stream, httpx.ByteStream):  # else it always replays
+        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
             stream, replayable = watch(request)
         answers: list[httpx.Response] = []
         try:
@@ -168,7 +168,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     """The same for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
 
     - `service`: as in `Balancer`.
-    - `transport`: makes another transport for each instance, `instance ->
+    - `transport`: a function that makes your own transport for each instance, `instance ->
       httpx.AsyncBaseTransport`.
     """
 
@@ -228,7 +228,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         elif adapter.target.path:
             request = below(adapter.target.path, request)
         stream, replayable = request.stream, None
-        if not isinstance(stream, httpx.ByteStream):  # else it always replays
+        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
             stream, replayable = awatch(request)
         answers: list[httpx.Response] = []
         transports: AsyncTransportPool | None = None

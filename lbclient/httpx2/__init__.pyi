@@ -130,11 +130,10 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to an instance, and retry it as the policy says."""
     async def aclose(self) -> None:
-        """The same as `Transport.close`. Other running event loops soon close their own
-        connections."""
+        """Like `Transport.close`. Other running event loops close their own connections soon."""
 
 class _BalancedClient:
-    """What `Client` and `AsyncClient` share. httpx2's client is the next of their base classes."""
+    """The common base of `Client` and `AsyncClient`. The next base class is httpx2's client."""
 
     def __init__(
         self,

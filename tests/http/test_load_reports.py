@@ -114,7 +114,7 @@ def test_a_strategy_that_fails_to_heed(servers, world, caplog):
         world.client([server.url], strategy=Broken()) as client,
     ):
         assert client.get("/").text == "fine"
-    assert "strategy Broken failed to heed a report" in caplog.text
+    assert "strategy Broken failed to use a load report" in caplog.text
 
 
 @worlds

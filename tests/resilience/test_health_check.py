@@ -513,7 +513,7 @@ def test_check_that_never_returns():
     assert first == [("well", None), ("stuck", "it took longer than 0.5 s")]
     for _ in range(3):
         again = dict(results_of(executor, check, ["stuck", "well"]))
-        assert again == {"stuck": "the check before has still not ended", "well": None}
+        assert again == {"stuck": "the previous check has not ended yet", "well": None}
     assert begun.count("stuck") == 1
     go.set()
     executor._threads["stuck"].join(SOON)

@@ -149,7 +149,7 @@ def test_strategy_that_raises(log):
         strategy.bad = False
         for _ in range(3):
             balancer.call(str)
-    pick = "orders: strategy Broken failed to pick, so an instance was drawn"
+    pick = "orders: strategy Broken failed to pick, so an instance was picked at random"
     learn = "orders: strategy Broken failed to learn"
     assert log() == [
         f"ERROR {pick}!",
@@ -171,7 +171,8 @@ def test_strategy_that_picks_nonsense(log):
     with Balancer([ONE], strategy=Nonsense(), name="orders") as balancer:
         for _ in range(9):
             balancer.call(str)
-    text = "strategy Nonsense failed to pick, so an instance was drawn: 5 is not a candidate"
+    failed = "failed to pick, so an instance was picked at random"
+    text = f"strategy Nonsense {failed}: 5 is not a candidate"
     assert log() == [f"ERROR orders: {text}"]
 
 
@@ -253,7 +254,7 @@ def test_late_answers_that_fail_to_close(world, log):
     for one in threading.enumerate():
         if one.name == "lbclient-attempt":
             one.join(10)
-    assert log() == ["ERROR orders: an answer that came too late could not be closed!"]
+    assert log() == ["ERROR orders: a response that arrived too late could not be closed!"]
 
 
 def test_transports_that_fail_to_close(log):
@@ -323,7 +324,7 @@ STOPPED = {
         refuse,
         {},
         {"judge": lambda one: lbclient.Verdict(fault=isinstance(one, OSError))},
-        "the verdict on this outcome is never to repeat it",
+        "the verdict on this outcome is never to retry it",
     ),
 }
 
@@ -638,4 +639,6 @@ def test_strategy_without_a_frame(pick, log):
     strategy = type("Mine", (), {"pick": pick})()
     with Balancer([ONE, TWO], strategy=strategy, name="orders") as balancer:
         assert balancer.call(str) in {str(ONE), str(TWO)}
-    assert log() == ["ERROR orders: strategy Mine failed to pick, so an instance was drawn!"]
+    assert log() == [
+        "ERROR orders: strategy Mine failed to pick, so an instance was picked at random!"
+    ]

@@ -9,7 +9,7 @@ second.
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401  # otherwise `getaddrinfo` loads it, maybe without a descriptor
+import encodings.idna  # noqa: F401  # `getaddrinfo` imports it when a descriptor may be lacking
 import ipaddress
 import itertools
 import socket
@@ -73,7 +73,7 @@ def resolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
 
 
 async def aresolve(dial: Dial, timeout: float | None) -> Sequence[Address]:
-    """The same on an event loop. Raises ConnectError or ConnectTimeout."""
+    """Like `resolve`, on an event loop. Raises ConnectError or ConnectTimeout."""
     try:
         if known := _known(dial):
             return known
@@ -149,7 +149,7 @@ def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _known(dial: Dial) -> Sequence[Address]:
-    """The addresses that need no look-up."""
+    """Return the addresses that need no lookup."""
     found = []
     for host in dial.hosts:
         with contextlib.suppress(ValueError):
@@ -175,7 +175,7 @@ def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
 
 
 def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
-    """Ask the operating system. It takes no timeout, and may need half a minute."""
+    """Ask the operating system. This has no timeout, and may take half a minute."""
     found: list[Sequence[tuple[Any, ...]] | Exception] = []
 
     def ask() -> None:

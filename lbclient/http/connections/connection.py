@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 SLICE = 64 * 1024
-"""The bytes that are read without waiting before other tasks get a turn."""
+"""The number of bytes that are read without waiting before other tasks get a turn."""
 WRITE = 2 * 1024
 """Each write counts as this many extra bytes, since even a short one takes time."""
 
@@ -44,7 +44,7 @@ class PeerLeft(Exception):
 
 
 class InstanceLiveness:
-    """What all connections to one instance together show about the path to it.
+    """Whether the network path to one instance still works, as all of its connections show.
 
     A reused connection that ends without any bytes was dead while it was idle: the process has been
     replaced, or a middlebox has forgotten the connection. Connections opened before that may be
@@ -57,7 +57,7 @@ class InstanceLiveness:
 
     def __init__(self) -> None:
         self.responses: int = 0
-        """Increases when any of the connections receives something."""
+        """A number that increases when any of the connections receives something."""
         self.generation: int = 0
         """Connections of an earlier generation are not used for another request."""
 
@@ -93,7 +93,7 @@ class Connection(ABC):
         self._arrived = b""
         """Bytes that have been received, and not read yet."""
         self._poll: select.poll | None = None
-        """Says whether there is something to receive."""
+        """Tells whether there is something to receive."""
         self.ended: bool = False
         """True if nothing more will arrive."""
         self.closed: bool = False
@@ -104,7 +104,7 @@ class Connection(ABC):
         self.peer: str | None = None
         """The IP address of the other end."""
         self.single_use: bool = False
-        """True if it was opened with another TLS name than the instance's."""
+        """True if it was opened with a TLS name other than the instance's."""
         self.served: int = 0
         """The number of responses received."""
         self.generation: int = 0
@@ -122,7 +122,7 @@ class Connection(ABC):
 
     @property
     def fresh(self) -> bool:
-        """True if nothing that belongs to no request has arrived while it was idle."""
+        """False if something has arrived while it was idle, which belongs to no request."""
         return not self.readable() if self.http2 is None else self.http2.usable
 
     @property
@@ -139,8 +139,7 @@ class Connection(ABC):
         """Close it at once. Closing again does nothing."""
 
     def shut(self) -> None:
-        """Wake a thread that waits for it. Can be called on any thread; the descriptor stays
-        open."""
+        """Wake a thread that waits for it. Can be called on any thread. The descriptor stays open."""
         self.close()
 
     @abstractmethod
@@ -172,7 +171,7 @@ class Connection(ABC):
 
 
 class AsyncConnection(Connection):
-    """The same for event loops."""
+    """A connection for event loops."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""What a transport to one instance does, and the choice between our own and a caller's.
+"""The interface of a transport to one instance, and the choice between our own and a caller's.
 
 A caller's transport (`transport=factory`) gets a request whose URL names a vetted address of the
 instance (or its host, if it has no addresses), with the service's Host and TLS name. If the URL had
@@ -49,7 +49,7 @@ _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class BaseInstanceTransport(Protocol):
-    """What sync and async transports to one instance have in common."""
+    """The common interface of sync and async transports to one instance."""
 
     @property
     def is_idle(self) -> bool:
@@ -266,7 +266,7 @@ def async_transport_factory(
 ) -> Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], AsyncInstanceTransport]:
     """The same for event loops."""
     if factory is None:
-        if "trio" in sys.modules:  # loaded now, since later there may be no descriptor for its file
+        if "trio" in sys.modules:  # imported now: later a descriptor may be lacking
             import_module(".trio", __package__)
         if options.get("http2"):
             from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
@@ -279,14 +279,15 @@ def async_transport_factory(
 
 
 _TAKE_NO_INSTANCE: tuple[object, ...] = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-"""They would take the instance as their argument `verify`, and certificates would be checked in an
-undefined way."""
+"""Not accepted as factories: they would take the instance as `verify`, and check certificates in an
+undefined way.
+"""
 
 
 def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:
     for name in ("max_connection_age", "max_idle_connections"):
         if options.get(name) is not None:
-            raise ValueError(f"{name} is for connections of our own, not for transport=")
+            raise ValueError(f"{name} is not supported with transport=")
     if options.get("cert") is not None:
         raise ValueError(
             "cert is not supported with transport=; pass it to the transports that you make"

@@ -86,7 +86,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is established."""
         self._transport = made = cast("asyncio.Transport", transport)
-        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has all of it
+        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has taken all of it
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
@@ -272,9 +272,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
     def detach_after_fork(self) -> None:
         """Release the parent's socket.
 
-        It is registered with an event loop that must not notice, since that loop shares its
-        selector with the parent's. So the descriptor stays open, and is only redirected to
-        `/dev/null`.
+        The event loop shares its selector with the parent's, so closing the socket here could
+        disturb the parent. So the descriptor stays open, but is redirected to `/dev/null`.
         """
         self.closed = True
         if self._sock is not None and (descriptor := self._sock.fileno()) >= 0:

@@ -23,7 +23,7 @@ _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
-"""For each byte of content this many bytes may come between chunks, after the first MAX_HEAD."""
+"""The bytes that may come between chunks for each byte of content, after the first MAX_HEAD."""
 MAX_INTERIM = 64 * 1024 * 1024
 """The most bytes of interim responses. They need no memory, and the deadline bounds their time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
@@ -90,7 +90,7 @@ class Exchange:
     head: Head | None = None
     """The response's head, once it has arrived. Interim ones are skipped."""
     data: list[bytes]
-    """Parts of the response's body. The reader empties the list."""
+    """Parts of the response's body that have arrived. The reader empties the list."""
     received: int = 0
     """The number of bytes that have arrived, of any kind."""
     complete: bool = False
@@ -230,7 +230,8 @@ class Exchange:
 
     def _head(self, data: bytes) -> bytes:
         """Look for the end of the head, and return what follows it. One CRLF may come before the
-        head (RFC 9112, 2.2)."""
+        head (RFC 9112, 2.2).
+        """
         known = len(self._buffer)
         if not known and (length := plain_head(data)):
             self.head = head = parse(data[:length])
@@ -295,10 +296,10 @@ class Exchange:
                 keep_alive = keep_alive or b"keep-alive" in value.lower()
                 self.persistent = self.persistent and b"close" not in value.lower()
             elif length is not None or is_chunked:
-                raise httpx.RemoteProtocolError("the response has two lengths")
+                raise httpx.RemoteProtocolError("the response has two different lengths")
             elif name == b"content-length":
                 if _DIGITS.fullmatch(value) is None or (length := int(value)) >= _MAX_LENGTH:
-                    raise httpx.RemoteProtocolError("the response's Content-Length is no length")
+                    raise httpx.RemoteProtocolError("the response's Content-Length is invalid")
             elif value.lower() == b"chunked":
                 is_chunked = True
             else:
@@ -364,7 +365,7 @@ def _what_is_wrong(headers: Sequence[tuple[bytes, bytes]]) -> str:
     """Describe the header that cannot be sent, without its value, which may be a secret."""
     for name, value in headers:
         if _LINES.fullmatch(b"%b: \r\n\r\n" % name) is None:
-            return f"{name!r} is not a name of a header"
+            return f"{name!r} is not a valid header name"
         if b"\n" in value or _LINES.fullmatch(b"a: %b\r\n\r\n" % value) is None:
-            return f"the value of the header {name.decode('ascii')} has characters it may not have"
+            return f"the value of the header {name.decode('ascii')} has invalid characters"
     return "a header has characters it may not have"

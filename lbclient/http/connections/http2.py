@@ -40,16 +40,17 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionUnavailable", "Headers", "Http2", "Http2Exchange"]
 
 MAX_STREAMS = 100
-"""The most simultaneous requests on one connection. The server may set a lower number."""
+"""The maximum of concurrent requests on one connection. The server may set a lower number."""
 _MAX_HEADERS = 100 * 1024
 _MAX_FRAME = 16 * 1024
 _WINDOW = 256 * 1024
-"""Bytes of one response that may wait to be read."""
+"""The maximum bytes of one response that wait to be read."""
 _HIGH_WATER = 64 * 1024
-"""Bytes of requests that may wait to be written to the socket."""
+"""The maximum bytes of requests that wait to be written to the socket."""
 _MAX_IDLE_FRAMES = 1_000
-"""The most consecutive frames that advance no request: PING, SETTINGS, empty DATA, interim
-responses."""
+"""The maximum of consecutive frames that advance no request: PING, SETTINGS, empty DATA, interim
+responses.
+"""
 _FRAMES_AT_ONCE = 32
 _LAST_STREAM = 2**31 - 1
 _DATA, _HEADERS, _GOAWAY, _CONTINUATION = 0, 1, 7, 9
@@ -60,7 +61,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class ConnectionUnavailable(Exception):
-    """Nothing of the request was sent. It must be sent on another connection."""
+    """Raised if nothing of a request was sent, so that it must be sent on another connection."""
 
 
 class Http2Exchange:
@@ -120,7 +121,7 @@ class Http2Exchange:
         """When a part of the request was last sent."""
         self.queued_from: int = 0
         self.queued_until: int = 0
-        """Where its bytes begin and end among all bytes that are written."""
+        """The positions of its first and last byte among all bytes that are written."""
         self.waiter: Callable[[], object] | None = None
         """Wakes the call that waits until something happens to this exchange."""
         self.stop_upload: Callable[[], object] | None = None
@@ -461,7 +462,7 @@ class Http2:
         self._idle_frames += 1
         if self._idle_frames > _MAX_IDLE_FRAMES:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
-            raise ValueError(f"more than {_MAX_IDLE_FRAMES} frames that further no request")
+            raise ValueError(f"more than {_MAX_IDLE_FRAMES} frames that advance no request")
         self._started = True
         if frame[3] == _GOAWAY and len(frame) >= 17:  # after GOAWAY, h2 accepts no other frame
             last, code = int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")
@@ -645,7 +646,7 @@ class Http2:
         exchange.queued_until, exchange.moved_at = self._queued, time.monotonic()
 
     def _queue(self) -> None:
-        """Pass the bytes that h2 wants to send to the writer."""
+        """Pass on to the writer what h2 wants to send."""
         if data := self._h2.data_to_send():
             if self._unwritable is None:
                 self._to_write += data

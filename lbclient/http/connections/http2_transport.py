@@ -43,13 +43,13 @@ from .tracing import AsyncTrace, Trace
 __all__ = ["AsyncHttp2Transport", "Http2Transport"]
 
 MAX_CONNECTIONS = 8
-"""The most HTTP/2 connections to one instance that are in use."""
+"""The maximum of HTTP/2 connections to one instance that are in use."""
 Timeouts = Mapping[str, float | None]
 _RECHECK = 0.05
 _FAREWELL = 1.0
 _LONGEST = threading.TIMEOUT_MAX
-_CUT = "the call was ended while it waited"
-_ENDED = "the connection ended as it began"
+_CUT = "the call was closed while it waited"
+_ENDED = "the connection ended at once"
 _DROPPED = frozenset(
     {b"host", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection", b"upgrade"}
 )
@@ -101,8 +101,9 @@ class _Wait:
         return None if end == math.inf else max(0.0, end - time.monotonic())
 
     def lapsed(self) -> None:
-        """Called when they have passed and `step` returned nothing. Raises a timeout, unless there
-        is a reason to wait again."""
+        """Handle the end of this time, if `step` returned nothing. Raises a timeout, unless there
+        is a reason to wait again.
+        """
         late, error, http2 = time.monotonic() - self._end(), self._error, self.exchange.http2
         if late < 0:  # another part of the body was sent meanwhile
             return
@@ -280,8 +281,9 @@ class _Shared:
             return True
 
     def check_connecting(self) -> None:
-        """Called when a call has waited for the connect timeout. Raises PoolTimeout if no
-        connection was being opened."""
+        """Check a call that has waited for the connect timeout. Raises PoolTimeout if no connection
+        is being opened.
+        """
         if not self.connecting:
             raise httpx.PoolTimeout(_WAITED[httpx.PoolTimeout]) from None
 
@@ -326,7 +328,7 @@ class _Shared:
 
 
 class _Http2Base:
-    """What the transports for threads and for event loops share."""
+    """The common part of the transports for threads and for event loops."""
 
     _upstream: Upstream
     _options: ConnectionSettings
@@ -391,7 +393,7 @@ class _Http2Base:
 
 
 class _Body:
-    """What the bodies for threads and for event loops share."""
+    """The common part of the bodies for threads and for event loops."""
 
     def __init__(self, lease: _Lease, http2: Http2, timeout: float | None, trace: Any) -> None:
         self._lease, self._exchange = lease, lease.exchange
@@ -827,7 +829,7 @@ async def _part(
             exchange.stop_upload = None
     if exchange.answered:
         return None
-    error = httpx.WriteTimeout("the request's body has not come within the time of the attempt")
+    error = httpx.WriteTimeout("the request's body did not arrive within the time of the attempt")
     mark_callers_own(error)
     raise error
 

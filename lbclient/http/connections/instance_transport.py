@@ -32,18 +32,20 @@ from .tracing import AsyncTrace, Trace
 __all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
 CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
-"""The extension of a 408 that ends an idle connection and is not a response to the request."""
+"""The extension that marks a 408 which ends an idle connection, and is not a response to the
+request.
+"""
 
 Extensions = Mapping[str, Any]
 Timeouts = Mapping[str, float | None]
 _NO_TIMEOUTS: Timeouts = {}
 _SHORT = 64 * 1024
-"""The most bytes of a request's body that are sent together with its head."""
+"""The maximum length in bytes of a request's body that is sent together with its head."""
 _PART = 1024 * 1024
 """Bytes of a request's body that are sent before the client checks whether something has
 arrived."""
 _EARLY = 1024 * 1024
-"""If a response is this many bytes longer than what has been sent, sending ends."""
+"""If the response that arrives is this many bytes longer than what has been sent, sending ends."""
 _PATIENCE = 1.0
 """Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
 _END = 1.0
@@ -63,7 +65,7 @@ _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class _Base:
-    """What the transports for threads and for event loops share."""
+    """The common part of the transports for threads and for event loops."""
 
     _protocols: Sequence[str] = ()
     """The protocols that TLS offers to the instance (ALPN)."""
@@ -101,7 +103,7 @@ class _Base:
         fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
-            # What is kept must be what is written, though another thread may change the request.
+            # What is stored must be what is written, even if another thread changes the request.
             fields, written = fields.copy(), None
             if _HARMLESS.issuperset([name for _, name, _ in fields]):
                 written = RequestHeaders(_headers(fields, upstream))
@@ -637,4 +639,4 @@ async def _next_within(
     while left := timeout.left() or 0.0:  # noqa: ASYNC110  # uvloop's timers may be early
         await anyio.sleep(left)
     timeout.excuse()
-    raise httpx.WriteTimeout("the request's body did not come in time")
+    raise httpx.WriteTimeout("the request's body did not arrive in time")

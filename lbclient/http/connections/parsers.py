@@ -26,10 +26,10 @@ FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
 """True if httptools parses responses. The environment variable is for tests and comparisons."""
 
 MAX_HEAD = 100 * 1024
-"""The most bytes of a response's head, of one line between chunks, or of the trailers."""
+"""The maximum bytes of a response's head, of one line between chunks, or of the trailers."""
 MAX_LINES = 1_000
-"""The most header lines. Some services send hundreds; thousands would cost more than they are
-worth."""
+"""The maximum of header lines. Some services send hundreds; thousands would take too long to parse.
+"""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TEXT = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -150,8 +150,9 @@ def _parse_h11(head: bytes) -> Head:
 
 
 def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
-    """The error for a response that httptools rejects. An exception that came from outside while
-    one of our callbacks ran is raised unchanged."""
+    """Return the error for a response that httptools rejects. An exception that came from outside
+    while one of our callbacks ran is raised unchanged.
+    """
     if (interruption := error.__context__) is not None:
         raise interruption from None
     return httpx.RemoteProtocolError(f"the {what} of the response is malformed: {error}")
@@ -162,7 +163,7 @@ def _check_trailer(line: bytes) -> None:
     6.5.1)."""
     field = _FIELD.fullmatch(line)
     if field is None or field[1].lower() in {b"content-length", b"transfer-encoding"}:
-        raise httpx.RemoteProtocolError("the chunks are malformed: not a trailer")
+        raise httpx.RemoteProtocolError("the chunks are malformed: invalid trailer")
 
 
 class _ChunkCallbacks:
@@ -246,7 +247,7 @@ class _PlainChunks:
                 at += len(part)
             elif self._left:
                 if data[at] != b"\n\r"[self._left - 1]:
-                    raise httpx.RemoteProtocolError("the chunks are malformed: no CRLF after one")
+                    raise httpx.RemoteProtocolError("a chunk is malformed: no CRLF at its end")
                 self._left -= 1
                 at += 1
             elif (end := data.find(b"\n", at) + 1) > 0:
@@ -265,7 +266,7 @@ class _PlainChunks:
             return
         found = _SIZE.fullmatch(line)
         if found is None or (size := int(found[1], 16)) >= _SIZE_END:
-            raise httpx.RemoteProtocolError("the chunks are malformed: not a size")
+            raise httpx.RemoteProtocolError("the chunks are malformed: invalid size")
         self._left = size + 2 if size else 0
         self._in_trailers = not size
 

@@ -214,7 +214,7 @@ class ConnectionLease(Generic[C]):
     def __init__(self, connections: InstanceConnections[C]) -> None:
         self.connection: C | None = None
         self.use: int = 0
-        """The number of this use of the connection: later another call may use it."""
+        """The number of this use of the connection, since another call may use it later."""
         self.idle_end: bool = False
         """True if the response only ended a connection that had been idle."""
         self._connections = connections
@@ -253,7 +253,7 @@ class InstanceConnections(Generic[C]):
         self.idle = idle
         self.liveness: InstanceLiveness = InstanceLiveness()
         self.retired: bool = False
-        """True once connections are no longer kept."""
+        """True once connections are no longer kept open."""
         self._used: dict[C, tuple[weakref.ref[ConnectionLease[C]], int]] = {}
         """The connections in use, each with its lease and the number of the use."""
         self._stack: IdleStack[C] = deque()

@@ -78,8 +78,9 @@ class _Body:
         return exchange.complete or (exchange.upgraded and self._connection.ended)
 
     def _drain_timeout(self) -> float | None:
-        """Return the timeout of each read while the rest is discarded; None if the rest is too
-        long."""
+        """Return the timeout of each read while the rest is discarded. None if the rest is too long
+        for that.
+        """
         left = self._exchange.left
         if left is None or left > _DRAIN_BYTES:
             return None

@@ -18,8 +18,9 @@ __all__ = ["Tls"]
 
 _READ = 64 * 1024
 _CONTEXTS: dict[str, threading.Lock] = {}
-"""Has the lock that is held while a context wraps a connection. It is created when first needed:
-gevent could not replace a lock that was created at import."""
+"""Holds the lock that is taken while a context wraps a connection. The lock is created when it is
+first needed: gevent could not replace one that was created at import.
+"""
 
 
 class Tls:

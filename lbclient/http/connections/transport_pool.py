@@ -50,18 +50,20 @@ __all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "Tran
 
 _JITTER = 0.1
 _AT_ONCE = 32
-"""The most transports that are closed before one call. Thousands of instances may leave together,
-and one call should not pay for all of them."""
+"""The maximum of transports that are closed before one call. Thousands of instances may leave
+together, and one call should not wait for all of them.
+"""
 
 
 W = TypeVar("W", bound=BaseInstanceTransport)
 S = TypeVar("S")
 inherited: list[object] = []
-"""What a forked child must neither use nor finalize: a caller's transports, and what belongs to the
-parent's event loops."""
+"""Objects that a forked child must neither use nor finalize: a caller's transports, and those of
+the parent's event loops.
+"""
 
 _ELSEWHERE = 1.0
-"""Seconds to wait for another loop to close its connections: it may be busy."""
+"""Seconds to wait until another loop, which may be busy, has closed its connections."""
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         rng: random.Random,
     ) -> None:
         self.lost: deque[S] = deque()
-        """Bodies that callers dropped without closing them."""
+        """Bodies that callers have dropped without closing them."""
         self._pool = pool
         self._make = make
         self._max_age = options.max_connection_age
@@ -149,7 +151,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
     def _new(self, endpoint: Endpoint, now: float) -> W:
         with self._lock:
             if self._closed:
-                raise RuntimeError("this client was closed")
+                raise RuntimeError("this client is closed")
             known = self._transports.get(endpoint)
             addresses = endpoint.instance.addresses
             if known is not None:
@@ -158,7 +160,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
                     return known[1]
                 self.leaving.append((endpoint, known[1]))
             transport = self._make(endpoint, self._idle)
-            if endpoint.gone:  # it left after it was picked
+            if endpoint.gone:  # it has left since it was picked
                 transport.drain()
                 self._transports.pop(endpoint, None)
                 self.leaving.append((endpoint, transport))
@@ -462,7 +464,7 @@ class PerLoopTransports:
         loop = running_loop()
         with self._lock:
             if self._closed:
-                raise RuntimeError("this client was closed")
+                raise RuntimeError("this client is closed")
             if (transports := self._per_loop.get(loop)) is None:
                 transports = self._join(loop)
         await _tell_at_end(self, loop)
