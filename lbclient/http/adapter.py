@@ -91,7 +91,7 @@ class HttpAdapter:
         self._logical_host = url.netloc
 
     def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a `Client` does. A transport alone accepts all."""
+        """Accept only requests for this origin, as a `Client` does. A transport accepts all."""
         self.origin = Origin(origin, self.balancer.instances)
 
     def call(
@@ -104,7 +104,7 @@ class HttpAdapter:
         return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
-        """Return the wait before connections are closed: until no call is left, or `close_grace`."""
+        """Return the wait before connections close: until no call is left, or `close_grace`."""
         return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
@@ -114,7 +114,7 @@ class HttpAdapter:
         return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
-        """Return how to address an instance. In a list without a name, each one gets its own Host."""
+        """Return how to address an instance. In a list without a name, each has its own Host."""
         instance, hosts = endpoint.instance, None
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")

@@ -246,7 +246,9 @@ def connection_settings(
 
 
 def _default_max_idle() -> int:
-    """The number of idle connections that leaves enough descriptors for the rest of the process."""
+    """Return a number of idle connections that leaves enough descriptors for the rest of the
+    process.
+    """
     try:
         import resource  # noqa: PLC0415  # Windows and WASI do not have it
     except ImportError:
@@ -266,7 +268,7 @@ def _check_verify(verify: object) -> None:
 
 
 def _check_cert(cert: object) -> None:
-    """Errors do not show the value, since its third part is a password."""
+    """Check `cert`. Errors do not show the value, since its third part is a password."""
     if cert is None or isinstance(cert, str):
         return
     if not (isinstance(cert, tuple) and len(cert) in (2, 3) and all(cert[:2])):
@@ -305,7 +307,7 @@ def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Raise, where OpenSSL would ask for the password on the terminal and wait."""
+    """Raise ValueError. Otherwise OpenSSL would wait for the password on the terminal."""
     raise ValueError("cert: the key is encrypted; pass its password as the third part of the tuple")
 
 
@@ -339,7 +341,7 @@ def checked(options: Mapping[str, object], kind: type) -> dict[str, Any]:
     for name in _BYPASS:
         if options.get(name) is not None:
             raise ValueError(
-                f"{name}= would go past the balancer. To reach instances through a proxy or a "
+                f"{name}= would bypass the balancer. To reach instances through a proxy or a "
                 f"socket, pass transport=lambda instance: {NAME}.HTTPTransport(...); to balance "
                 f"one service among other origins, {NAME}.Client(mounts={{...: "
                 f"{PUBLIC}.Transport}})"

@@ -22,9 +22,9 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 class Origin:
     """The origin of a `Client`'s service. The origins of its instances count as the same origin.
 
-    An instance builds redirects from what it knows: its address, an alias, the port on which it
-    listens. Hosts are compared as addresses and as names, in any spelling. `instances` returns the
-    instances that are known at the moment.
+    An instance may build redirects with its address, an alias, or the port on which it listens.
+    Hosts are compared as addresses and as names, in any spelling. `instances` returns the instances
+    that are known at the moment.
     """
 
     def __init__(self, url: str, instances: Callable[[], Iterable[Instance]]) -> None:
@@ -113,10 +113,10 @@ class Origin:
 
 
 def _names(host: str) -> Callable[[str], bool]:
-    """Return a function that says whether the host of an instance is the same as this one of a URL.
+    """Return a function that says whether an instance's host is the same as this host of a URL.
 
-    The instance's is in canonical form: a name in lower case, or an address as `ipaddress` prints
-    it.
+    An instance's host is in canonical form: a name in lower case, or an address as `ipaddress`
+    prints it.
     """
     host = host.removesuffix(".")
     try:
@@ -139,7 +139,7 @@ def _names(host: str) -> Callable[[str], bool]:
 
 
 def _shown(url: httpx.URL) -> str:
-    """Scheme, host and port, without userinfo. The port is shown even if it is the default."""
+    """Return scheme, host and port (even the default one), without userinfo."""
     host = url.raw_host.decode("ascii")
     port = _DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     shown = f"[{host}]" if ":" in host else host

@@ -78,7 +78,7 @@ def _object(text: str) -> Mapping[str, object]:
     found = json.loads(text)
     named = found.get(_NAMED, {}) if isinstance(found, dict) else None
     if not isinstance(named, dict):
-        raise TypeError("no object of named metrics")
+        raise TypeError("named_metrics must be an object")
     return named
 
 
@@ -90,7 +90,7 @@ def _number(value: object) -> float:
 
 
 _MOST = 65_536
-"""The most bytes of a probe's response that are read."""
+"""The maximum bytes of a probe's response that are read."""
 
 _NO_BODY = httpx.ByteStream(b"")
 
@@ -138,7 +138,7 @@ class _Probe:
         expiry: Expiry,
         on_response: OnResponse,
     ) -> None:
-        """The same on an event loop."""
+        """Like `ask`, on an event loop."""
         request = self._request(endpoint.instance)
         with anyio.fail_after(expiry.left()):
             response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
@@ -242,8 +242,9 @@ class Reports(ABC):
             )
 
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
-        """Record the report in the headers of an attempt's response, and let probes of others
-        begin."""
+        """Record the report in the headers of an attempt's response, and perhaps begin to probe
+        others.
+        """
         self._record_report(endpoint, headers, probed=False)
         if self._prober is not None:
             self._prober.answered()

@@ -79,8 +79,10 @@ def call_options_of(
 
 
 @lru_cache(maxsize=16)
-def _shared_options(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # as `CallOptions` has them
-    """Options of a request that sets nothing else. Nearly all requests of a client share them."""
+def _shared_options(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # the arguments of `CallOptions`
+    """Return the options of a request that sets no others. Nearly all requests of a client share
+    them.
+    """
     return CallOptions(idempotent, patience=patience)
 
 
@@ -104,8 +106,8 @@ def _checked(options: object) -> Mapping[str, Any]:
 
 
 class SharedDeadline:
-    """The deadline of one `send` of a client, shared by all its requests: redirects, rounds of
-    authentication, and the time that event hooks take in between.
+    """The deadline of one `send` of a client. It covers all its requests (redirects, rounds of
+    authentication), and the time of event hooks.
 
     Whoever calls httpx's own `send` sets `SHARED_DEADLINE` to it, and then back to `outer`. It
     belongs to the client's balancer, so it does not bound a request that a hook sends through
@@ -125,10 +127,12 @@ class SharedDeadline:
         self._since = binding.clock()
         self._requests = 0
         self.outer: SharedDeadline | None = SHARED_DEADLINE.get()
-        """That of an enclosing `send`: a hook, for one, may send a request."""
+        """The deadline of an enclosing `send`, if there is one: a hook, for example, may send a
+        request.
+        """
 
     def explain(self, error: DeadlineExceeded) -> None:
-        """Tell in the error that earlier requests have used up some of the time."""
+        """Add to the error that earlier requests have used some of the time."""
         if self._requests > 1:
             error.add_note(
                 f"it was request {self._requests} of this call: redirects and rounds of "
@@ -185,8 +189,9 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of one attempt: the caller's, except that those of the attempt replace the same
-    names."""
+    """Return the headers of one attempt: the caller's, with those of the attempt in place of the
+    same names.
+    """
     headers = request.headers.raw
     if upstream.hosts is not None:
         headers = hosted(headers, upstream.hosts)
@@ -206,8 +211,9 @@ def hosted(
 
 
 def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of the attempt itself: the span's context and the time left. Names are in lower
-    case."""
+    """Return the attempt's own headers: the span's context and the time left. Names are in lower
+    case.
+    """
     carrier = propagation()
     if upstream.deadline_header is not None and (left := time_left()) is not None:
         carrier = {**carrier, upstream.deadline_header: str(int(1000 * left))}

@@ -1,7 +1,7 @@
 """Request bodies: which ones can be sent again, for a retry, a redirect or a round of
 authentication.
 
-Bytes can. A file is rewound to where it stood before it was first sent. A generator is sent only
+Bytes can. A file is rewound to its position before it was first sent. A generator is sent only
 once. An exception that a body raises is the caller's own error, whatever its class.
 """
 
@@ -34,12 +34,12 @@ class _Source:
         source = getattr(stream, "_stream", stream)
         self.begun = False
         self.sent = 0
-        """The bytes of the longest iteration so far."""
+        """The number of bytes of the longest iteration so far."""
         self.rewind = _rewinder(stream)
         self.async_file: Any = source if _is_async_file(source) else None
         self.generator = source if isinstance(source, AsyncGenerator) else None
         self.start: int | None = None
-        """Where an async file stood when it was first read."""
+        """The position of an async file when it was first read."""
         self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
         """True for a source that is used up after one reading."""
 
@@ -52,7 +52,7 @@ class _Source:
             raise error
 
     async def locate(self) -> None:
-        """Rewind an async file, or remember where it stands if it is read for the first time."""
+        """Rewind an async file, or store its position if it is read for the first time."""
         file = self.async_file
         if self.start is not None:
             await file.seek(self.start)
@@ -76,7 +76,7 @@ def _source_of(stream: object) -> _Source:
 
 
 class _Replay:
-    """Whether a request has begun to send its body, and how to begin again.
+    """The state of a request's body: whether sending has begun, and how to begin again.
 
     Raises httpx.StreamConsumed if an earlier request has used up the body.
     """
@@ -190,7 +190,7 @@ class _Chunks(AsyncIterator[bytes]):
 
 
 Replayable = Callable[[], bool] | None
-"""Whether a body can be sent again; called when that matters. None means always."""
+"""A function that returns whether a body can be sent again. None means always."""
 
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
@@ -208,8 +208,9 @@ def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
 
 
 def _unfit(request: object, wrong_side: str) -> Exception:
-    """The error for a body of the other kind (sync or async), or for a request of another HTTP
-    library."""
+    """Make the error for a body of the other kind (sync or async), or for a request of another HTTP
+    library.
+    """
     if isinstance(request, httpx.Request):
         return RuntimeError(wrong_side)
     whose = type(request).__module__.partition(".")[0]
@@ -220,7 +221,7 @@ def _unfit(request: object, wrong_side: str) -> Exception:
 
 
 def replays(stream: object) -> Replayable:
-    """Return how to tell whether this request body can be sent again."""
+    """Return a function that says whether this request body can be sent again."""
     return stream.replayable if isinstance(stream, _Replay) else None
 
 
@@ -236,8 +237,9 @@ def mark_callers_own(error: E) -> E:
 
 
 def _rewinder(stream: object) -> Callable[[], object] | None:
-    """Return how to rewind what httpx made of `content=file` or `files=`; None if it cannot be
-    rewound."""
+    """Return a function that rewinds the stream made by httpx from `content=file` or `files=`; None
+    if it cannot be rewound.
+    """
     fields = getattr(stream, "fields", None)
     if fields is not None:  # multipart, which httpx renders from the start each time
         files = (getattr(field, "file", b"") for field in fields)

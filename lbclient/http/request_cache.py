@@ -1,4 +1,4 @@
-"""What a client reuses from one request for the next: parsed URLs, patterns of requests, cookies.
+"""Data that a client reuses for later requests: parsed URLs, patterns of requests, cookies.
 
 httpx merges the client's headers, cookies, parameters and timeouts into every request, which takes
 a quarter of the time of a call. Between two calls of one client usually only the URL changes. So a
@@ -45,8 +45,9 @@ class LazyCookies(httpx.Cookies):
 
 
 class UrlCache:
-    """The absolute URLs of the URLs that were requested, for one base URL. It is emptied when it is
-    full, or when the base URL changes."""
+    """A cache of absolute URLs by requested URL, for one base URL. It is emptied when it is full,
+    or when the base URL changes.
+    """
 
     __slots__ = ("_state",)
 
@@ -81,8 +82,9 @@ class UrlCache:
 
 
 def _whole(url: str, base: httpx.URL) -> str | None:
-    """The absolute URL, not parsed: for a path that is only appended to the base URL, or for a URL
-    of the base URL's origin."""
+    """Return the absolute URL as text, if it is a path that is only appended to the base URL, or a
+    URL of the base URL's origin.
+    """
     if url[:1] == "/":
         whole = str(base) + url[1:]
         return whole if url[1:2] != "/" and "/." not in url and "#" not in whole else None
@@ -132,8 +134,9 @@ class RequestCache:
 
 
 def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
-    """Return True if none of these options is set. A timeout of None is set: it means no
-    timeout."""
+    """Return True if none of these options is set. A timeout of None counts as set: it means no
+    timeout.
+    """
     return all(
         value is _DEFAULT or (value is None and name != "timeout")
         for name, value in options.items()

@@ -1,4 +1,4 @@
-"""Response bodies: an instance is busy until the body of its response has been closed."""
+"""Response bodies. An instance counts as busy until the body of its response has been closed."""
 
 from __future__ import annotations
 

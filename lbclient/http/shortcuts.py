@@ -3,11 +3,12 @@
 In a plain call, most of httpx's time goes into layers that have nothing to do: authentication,
 redirects, cookies, event hooks, and reading and decoding a body that has already arrived.
 `DirectClient` and `DirectAsyncClient` leave these layers out. `response_of`, `fill`, `headers_of`,
-`copied` and `request_like` build objects without parsing again what is known.
+`copied` and `request_like` build objects from data that is already parsed.
 
 All of this depends on httpx's implementation, so it is verified at import: objects and calls are
-made both ways, and compared. If they differ (another version of httpx, or a library that has
-patched it), `INTACT` is False, the public API of httpx is used instead, and this is logged.
+made with httpx and with the shortcuts, and compared. If they differ (another version of httpx, or a
+library that has patched it), `INTACT` is False, the public API of httpx is used instead, and this
+is logged.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 INTACT = True
-"""False if httpx is not what the shortcuts expect."""
+"""False if httpx does not work as the shortcuts expect."""
 
 Pairs = Iterable[tuple[bytes, bytes]]
 Fields = list[tuple[bytes, bytes, bytes]]
@@ -85,7 +86,7 @@ _ASYNC = *_methods_of(httpx.AsyncClient), httpx.AsyncByteStream
 _TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
 """True if the stream sets its response's `elapsed`; in httpx2 the response asks its stream."""
 _LENIENT = True
-"""True if an invalid `Location` is no error as long as the redirect is not followed."""
+"""True if httpx accepts an invalid `Location` as long as the redirect is not followed."""
 
 
 class Content(httpx.ByteStream):
@@ -97,7 +98,7 @@ class Content(httpx.ByteStream):
 
 
 def content_of(stream: httpx.ByteStream) -> bytes:
-    """Return the bytes of a body that is there."""
+    """Return the bytes of a body that has been read."""
     if INTACT and type(stream) is httpx.ByteStream:
         return stream._stream
     return b"".join(stream)
@@ -386,7 +387,7 @@ def _received(
 
 
 class _Stub(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Serves the calls that are made both ways."""
+    """A transport that serves the calls that are compared."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path not in _ANSWERS:
@@ -484,7 +485,7 @@ def _differing_calls() -> Iterator[str]:
 
 
 def _verified() -> bool:
-    """Make objects and calls both ways. Returns False if they differ."""
+    """Make objects and calls with httpx and with the shortcuts. Returns False if they differ."""
     here = threading.get_ident()
 
     def elsewhere(record: logging.LogRecord) -> bool:

@@ -66,7 +66,7 @@ class HttpSemantics(Semantics):
         return "HTTP" if self._method == "_OTHER" else self._method
 
     def request(self, resend: int) -> Attributes:
-        """Return what is known before sending."""
+        """Return the attributes that are known before sending."""
         known = self._labels.of_request(self._method, self._request.url)
         if self._method == "_OTHER":
             known = {**known, "http.request.method_original": self._request.method}

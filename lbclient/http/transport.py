@@ -264,8 +264,7 @@ class AsyncTransport(httpx.AsyncBaseTransport):
         return adapter.finished(call, response)
 
     async def aclose(self) -> None:
-        """The same as `Transport.close`. Other running event loops soon close their own
-        connections."""
+        """Like `Transport.close`. Other running event loops close their own connections soon."""
         adapter = self._adapter
         adapter.binding.refuse_calls()
         try:

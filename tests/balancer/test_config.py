@@ -804,7 +804,7 @@ def test_what_would_go_past_the_balancer(http_entry, argument):
     """`proxy=`, `mounts=` and `uds=` are refused; the error names the alternatives, and shows no
     secret of a proxy's URL."""
     text = refusal(ValueError, http_entry, URL, **{argument: f"http://{WHO}:{SECRET}@proxy"})
-    assert text.startswith(f"{argument}= would go past the balancer")
+    assert text.startswith(f"{argument}= would bypass the balancer")
     assert "transport=lambda instance: httpx." in text
     assert "mounts={" in text
     assert SECRET not in text

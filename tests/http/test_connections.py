@@ -134,7 +134,7 @@ def test_a_transport_of_ones_own_is_told_too():
         ({"close_grace": None}, r"close_grace \(seconds\) must be"),
         (
             {"max_connection_age": 5, "transport": lambda _: httpx.MockTransport(print)},
-            "max_connection_age is for connections of our own",
+            "max_connection_age is not supported with transport=",
         ),
     ],
 )

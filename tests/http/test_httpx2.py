@@ -359,7 +359,7 @@ def test_under_the_client_of_the_other(servers, place):
     (server,) = servers(tells_port)
     (other,) = (one.its for one in FLAVOURS if one.its is not place.its)
     with place.under(other.Client, other.AsyncClient, [server.url]) as client:
-        told = f"clients of {place.its.__name__}, and the request is of {other.__name__};"
+        told = f"clients of {place.its.__name__}, but the request is from {other.__name__};"
         with pytest.raises(TypeError, match=told):
             client.get("http://orders/")
     assert server.hits == 0

@@ -139,7 +139,7 @@ class Connection(ABC):
         """Close it at once. Closing again does nothing."""
 
     def shut(self) -> None:
-        """Wake a thread that waits for it. Can be called on any thread. The descriptor stays open."""
+        """Wake a thread that waits for it. Any thread may call this. The descriptor stays open."""
         self.close()
 
     @abstractmethod

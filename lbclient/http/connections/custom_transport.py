@@ -294,7 +294,7 @@ def _check_factory(factory: object, options: TransportOptions, shown: str) -> No
         )
     if factory == "aiohttp":
         raise ValueError(
-            'transport="aiohttp" is no more: connections of our own have taken its place; '
+            'transport="aiohttp" was removed, since lbclient has its own connections now; '
             "pip install 'lbclient[fast]' makes them faster"
         )
     made = isinstance(factory, httpx.BaseTransport | httpx.AsyncBaseTransport)
