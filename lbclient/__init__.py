@@ -125,8 +125,11 @@ else:
         ],
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+    _SUBMODULES = ("errors", "protocol", "simulation")
 
     def __getattr__(name: str) -> object:
+        if name in _SUBMODULES:  # as an attribute too, without an import of its own
+            return import_module(f"{__name__}.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(_MODULES[name]), name)

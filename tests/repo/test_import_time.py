@@ -168,6 +168,12 @@ def test_late_names_are_as_good_as_others():
         from lbclient import Clinet  # noqa: F401
 
 
+@pytest.mark.parametrize("module", ["errors", "protocol", "simulation"])
+def test_submodules_are_attributes(module):
+    """A public submodule is found as an attribute of the package without an import of its own."""
+    assert run(f"import lbclient\nprint(lbclient.{module}.__name__)") == f"lbclient.{module}\n"
+
+
 def test_systems_without_fork_and_limits(servers, dead_port):
     """A client works on a Python without `resource`, `fcntl`, `poll` and fork, as on Windows, even
     if an instance refuses connections."""
