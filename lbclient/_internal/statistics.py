@@ -1,10 +1,33 @@
-"""Statistics that forget old events: counts over a sliding window."""
+"""Statistics that forget what is old: a moving average, and counts over a sliding window."""
 
 from __future__ import annotations
 
 import math
+from typing import Generic, TypeVar
 
-__all__ = ["SlidingWindow"]
+__all__ = ["Ewma", "SlidingWindow"]
+
+V = TypeVar("V", float, float | None)
+
+
+class Ewma(Generic[V]):
+    """An exponentially weighted moving average: `value` moves to each sample by `gain` of the way.
+
+    `value` is the number to start from, or None: then the first sample becomes the value. The
+    average forgets by samples, whatever time passes between them, as TCP's smoothed round-trip time
+    does (RFC 6298). If time counts too, the owner lets `value` fade before it records a sample.
+    """
+
+    __slots__ = ("gain", "value")
+
+    def __init__(self, gain: float, value: V) -> None:
+        self.gain: float = gain
+        self.value: V = value
+
+    def record(self, sample: float) -> None:
+        """Record a sample. The engine has this written out where each call passes."""
+        old = self.value
+        self.value = sample if old is None else old + self.gain * (sample - old)
 
 
 class SlidingWindow:

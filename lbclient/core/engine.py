@@ -24,6 +24,7 @@ from weakref import ref
 
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.signals import Signal
+from lbclient._internal.statistics import Ewma
 from lbclient.core.membership import Membership
 from lbclient.core.opt_in_rules import OptInRules
 from lbclient.core.picker import UNTRIED_FULL, Pick, Picker, PickRequest
@@ -102,8 +103,8 @@ class Engine:
         """Owners whose objects were garbage collected, which may happen at any time, inside any
         lock.
         """
-        self.mean_latency: float | None = None
-        """The mean time to an answer, in seconds: a moving average over all instances."""
+        self.mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
+        """The mean time to an answer, in seconds, over all instances."""
         self.abandoned = False
         """True once the connections of calls under way are being closed."""
         self._picker = picker
@@ -330,11 +331,12 @@ class Engine:
                 self.reachability.record_success(pick)
             if clean or (
                 not verdict.client_error
-                and (verdict.good or elapsed > (endpoint.latency or math.inf))
+                and (verdict.good or elapsed > (endpoint.mean_latency.value or math.inf))
             ):
-                endpoint.record_latency(elapsed)
-                mean_latency = elapsed if self.mean_latency is None else self.mean_latency
-                self.mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
+                endpoint.mean_latency.record(elapsed)
+                # `Ewma.record`, written out: each call passes here.
+                mean, old = self.mean_latency, self.mean_latency.value
+                mean.value = elapsed if old is None else old + mean.gain * (elapsed - old)
                 if self.hedging is not None:
                     self.hedging.record_latency(elapsed)
             if held:
@@ -392,7 +394,7 @@ class Engine:
             elapsed=pick.elapsed,
             started=pick.started,
             attempts=endpoint.attempts,
-            latency=endpoint.latency,
+            latency=endpoint.mean_latency.value,
         ):
             self.rotation.follow_breaker(endpoint, breaker, now)
         opt_in_rules, paused_until = self.opt_in_rules, endpoint.paused_until
@@ -429,8 +431,8 @@ class Engine:
         """
         endpoint, elapsed = pick.endpoint, pick.elapsed
         with self.lock:
-            if elapsed > (endpoint.latency or 0.0):
-                endpoint.record_latency(elapsed)
+            if elapsed > (endpoint.mean_latency.value or 0.0):
+                endpoint.mean_latency.record(elapsed)
             self._picker.record_outcome(endpoint, elapsed, failed=False, now=self.clock())
 
     def record_dropped(self, pick: Pick, verdict: Verdict) -> None:

@@ -79,10 +79,9 @@ class OptInRules:
         else:
             queued = False
             if not verdict.client_error:
-                queued = rule.queued(elapsed, endpoint.baseline_latency)
-                endpoint.baseline_latency = rule.next_baseline(
-                    endpoint.baseline_latency, elapsed, pick.concurrent, endpoint.limit
-                )
+                queued = rule.queued(elapsed, learned.baseline_latency.value)
+                if rule.sets_baseline(pick.concurrent, endpoint.limit):
+                    learned.baseline_latency.record(elapsed)
             endpoint.limit = learned.served(rule, endpoint.limit, endpoint.in_flight, queued=queued)
             if pick.permit.probe:
                 learned.resume()

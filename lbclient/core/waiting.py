@@ -94,11 +94,10 @@ class Wait:
         if call.deadline is None:
             return call.now + self._patience
         half = (call.deadline - call.now) / 2
-        if (
-            call.engine.mean_latency is None
-        ):  # a retry needs some time to use a tried one in the end
+        mean = call.engine.mean_latency.value
+        if mean is None:  # a retry needs some time to use a tried one in the end
             return call.deadline if self._last is None else call.deadline - half
-        return call.deadline - min(_TAKES * call.engine.mean_latency, half)
+        return call.deadline - min(_TAKES * mean, half)
 
     def _tired(self) -> LoadBalancingError:
         call = self._call

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint.instance import Instance
 
@@ -22,7 +23,7 @@ calls in ten fail.
 _SHORTEST_PENALTY = 0.5
 _LONGEST_PENALTY = 30.0
 """Seconds."""
-_EWMA = 0.3
+_GAIN = 0.3
 
 
 class Endpoint:
@@ -39,7 +40,6 @@ class Endpoint:
         "_served_at",
         "attempts",
         "backing_off_until",
-        "baseline_latency",
         "breaker",
         "client_errors",
         "ejected_until",
@@ -49,9 +49,9 @@ class Endpoint:
         "in_flight",
         "instance",
         "last_fault",
-        "latency",
         "learned",
         "limit",
+        "mean_latency",
         "paused_until",
         "penalty",
         "unhealthy_since",
@@ -67,11 +67,9 @@ class Endpoint:
         self.in_flight: int = 0
         self.attempts: int = 0
         self.failures: int = 0
-        self.latency: float | None = None
+        self.mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
         self.limit: float | None = None
         """The limit of its attempts in flight, if one is learned."""
-        self.baseline_latency: float | None = None
-        """Mean seconds of attempts sent while it was far from its limit, if one is learned."""
         self.learned: object = None
         """Further state of the rule that learns the limit. Only that rule reads it."""
         self.paused_until: float = 0.0
@@ -107,6 +105,11 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"<Endpoint {self.instance} {self.breaker.state}, {self.in_flight} in flight>"
 
+    @property
+    def latency(self) -> float | None:
+        """The mean time of recent attempts that it answered, in seconds; None before the first."""
+        return self.mean_latency.value
+
     def load(self, now: float) -> float:
         """Attempts in flight plus a penalty for recent faults.
 
@@ -134,12 +137,12 @@ class Endpoint:
         self.backing_off_until = 0.0
         self.ejected_until = 0.0
         self.healthy = True
-        self.limit = self.baseline_latency = self.learned = None
+        self.limit = self.learned = None
         self.paused_until = 0.0
         self.unreached = 0
         self.client_errors = Share()
         self.penalty = 0.0
-        self.latency = None
+        self.mean_latency.value = None
 
     def status(self, now: float, *, ignore_health: bool = False) -> EndpointStatus:
         """Why it is not in rotation (the strongest reason), or that it is.
@@ -156,11 +159,6 @@ class Endpoint:
 
     standing = status
     """An alias: its name in 0.1.0."""
-
-    def record_latency(self, elapsed: float) -> None:
-        """Record the time, in seconds, of an attempt that the instance answered."""
-        old = self.latency
-        self.latency = elapsed if old is None else old + _EWMA * (elapsed - old)
 
     def record_fault(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
         """Record an attempt, sent at `started`, that was a fault."""

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
@@ -146,19 +147,14 @@ class AdaptiveLimit:
             and elapsed > self.tolerance * baseline
         )
 
-    def next_baseline(
-        self, baseline: float | None, elapsed: float, concurrent: int, limit: float | None
-    ) -> float | None:
-        """The baseline latency, in seconds, after an answer that took `elapsed`.
+    def sets_baseline(self, concurrent: int, limit: float | None) -> bool:
+        """True if the latency of an attempt counts in the baseline.
 
         `concurrent` is the number of other attempts in flight when this one was sent. The load at
         the start of an attempt decides whether it counts. Of the attempts that end before an
         instance becomes busy, too many would be fast ones.
         """
-        limit = self.initial if limit is None else limit
-        if concurrent + 1 > max(1.0, limit / 2):
-            return baseline
-        return elapsed if baseline is None else baseline + _GAIN * (elapsed - baseline)
+        return concurrent + 1 <= max(1.0, (self.initial if limit is None else limit) / 2)
 
     def shrunk(
         self, limit: float | None, share: float = 1.0, in_flight: int | None = None
@@ -202,6 +198,7 @@ class LearnedLimit:
         "_slow_start",
         "_taken",
         "_wait",
+        "baseline_latency",
         "paused_until",
     )
 
@@ -224,6 +221,8 @@ class LearnedLimit:
         """Rounds of successes until that level may be tried again."""
         self._wait = 0.0
         self._pause = 0.0
+        self.baseline_latency: Ewma[float | None] = Ewma(_GAIN, None)
+        """Of attempts that were sent while at most half of the limit was in flight, in seconds."""
         self.paused_until: float = 0.0
 
     def rejected(
@@ -303,6 +302,7 @@ class LearnedLimit:
         return grown
 
     def _count(self, rejected: float, in_flight: int) -> None:
+        # No `Ewma`, since the number in flight changes the gain with each attempt.
         most = max(_AVERAGED, in_flight)
         self._average = min(self._average + 1, most)
         self._share += (rejected - self._share) / self._average

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.endpoint import Endpoint
 
 __all__ = ["LatencyByLoad", "OutcomeHistory", "Record"]
@@ -50,7 +51,7 @@ class OutcomeHistory(Generic[R]):
     def __init__(self, make: Callable[[float], R], decay: float) -> None:
         self._make = make
         self._decay = decay
-        self._failing = 0.0
+        self._failing = Ewma(_GAIN, 0.0)
         self._records: dict[Endpoint, R] = {}
         self._room = _ROOM
 
@@ -80,14 +81,14 @@ class OutcomeHistory(Generic[R]):
 
     def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
         """Record an attempt that took `elapsed` seconds. Returns what `fade` was before."""
-        fade = self.fade(record, now)
+        fade = math.exp((record.at - now) / self._decay)
         record.at = now
         record.penalty *= fade if failed else fade * _LEFT_OF_PENALTY
         if failed and now - elapsed >= record.failed_at:
-            worse = (1.0 + record.penalty) * (1.0 - self._failing) ** 2
+            worse = (1.0 + record.penalty) * (1.0 - self._failing.value) ** 2
             record.penalty = min(record.penalty + worse, _MOST_PENALTY)
             record.failed_at = now
-        self._failing += _GAIN * (failed - self._failing)
+        self._failing.record(failed)
         return fade
 
 
@@ -100,15 +101,17 @@ class LatencyByLoad:
     __slots__ = ("_levels",)
 
     def __init__(self) -> None:
-        self._levels: dict[int, tuple[float, float]] = {}
+        self._levels: dict[int, tuple[Ewma[float], float]] = {}
 
     def record_latency(self, others: int, elapsed: float, now: float, age: float) -> None:
         """Record an answer that took `elapsed` seconds, with this many other attempts in flight."""
         level = others.bit_length()
-        mean, at = self._levels.get(level, (elapsed, now))
-        if now - at <= age:
-            elapsed = mean + _LEVEL_GAIN * (elapsed - mean)
-        self._levels[level] = (elapsed, now)
+        mean, at = self._levels.get(level, (None, -math.inf))
+        if mean is None or now - at > age:
+            mean = Ewma(_LEVEL_GAIN, elapsed)
+        else:
+            mean.record(elapsed)
+        self._levels[level] = mean, now
 
     def latency(self, in_flight: int, now: float, age: float) -> float | None:
         """Return the latency at this level, in seconds.
@@ -117,11 +120,11 @@ class LatencyByLoad:
         the nearest level that had one. None if no level had one.
         """
         level = in_flight.bit_length()
-        mean, at = self._levels.get(level, (0.0, -math.inf))
-        if now - at <= age:
-            return mean
+        mean, at = self._levels.get(level, (None, -math.inf))
+        if mean is not None and now - at <= age:
+            return mean.value
         fresh = [
-            (abs(other - level), mean)
+            (abs(other - level), mean.value)
             for other, (mean, at) in self._levels.items()
             if now - at <= age
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.endpoint import Endpoint, draw
 from lbclient.strategy.outcome_history import OutcomeHistory, Record
 from lbclient.strategy.protocol import PickContext
@@ -23,15 +24,6 @@ class _Peak(Record):
     def __init__(self, now: float) -> None:
         super().__init__(now)
         self.latency: float | None = None
-
-    def record_latency(self, elapsed: float, fade: float, *, failed: bool) -> None:
-        """Record an answer. A failure counts only if it took longer than answers usually do."""
-        old = self.latency
-        if failed:
-            self.latency = old if old is None else max(old, elapsed)
-        else:
-            mean = elapsed if old is None else fade * old + (1.0 - fade) * elapsed
-            self.latency = max(mean, elapsed)
 
 
 class PeakEwma:
@@ -64,7 +56,7 @@ class PeakEwma:
         self._decay = validation.seconds("decay", decay)
         self._choices = validation.count("choices", choices, least=2)
         self._history = OutcomeHistory(_Peak, decay)
-        self._mean_latency: float | None = None
+        self._mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
 
     def __repr__(self) -> str:
         return f"PeakEwma(decay={self._decay:g}, choices={self._choices})"
@@ -88,10 +80,13 @@ class PeakEwma:
             return
         record = self._history.of(endpoint, now)
         fade = self._history.record_outcome(record, elapsed, failed=failed, now=now)
-        record.record_latency(elapsed, fade, failed=failed)
-        if not failed:
-            mean_latency = elapsed if self._mean_latency is None else self._mean_latency
-            self._mean_latency = mean_latency + _GAIN * (elapsed - mean_latency)
+        old = record.latency
+        if failed:  # it counts only if it took longer than answers usually do
+            record.latency = old if old is None else max(old, elapsed)
+        else:
+            mean = elapsed if old is None else fade * old + (1.0 - fade) * elapsed
+            record.latency = max(mean, elapsed)
+            self._mean_latency.record(elapsed)
 
     def _cost(self, one: Endpoint, now: float) -> float:
         """The expected seconds of work in front of a new call, for one unit of weight."""
@@ -101,5 +96,5 @@ class PeakEwma:
         fade = self._history.fade(record, now)
         latency = record.latency
         if latency is None:  # it has only failed: count it as no better than the others
-            latency = 1.0 if self._mean_latency is None else self._mean_latency
+            latency = 1.0 if self._mean_latency.value is None else self._mean_latency.value
         return latency * fade * (1.0 + record.penalty * fade) * (one.in_flight + 1) / one.weight

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from lbclient._internal import validation
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.outcome_history import LatencyByLoad, OutcomeHistory, Record
 from lbclient.strategy.protocol import LoadProbe, LoadReport, PickContext
@@ -141,7 +142,7 @@ class Prequal:
         self.probe = probe
         self._history = OutcomeHistory(_Recent, _DECAY)
         self._reports = Reports(_REPORT_AGE)
-        self._reporting = 0.0
+        self._reporting = Ewma(_GAIN, 0.0)
         self._candidates: Sequence[Endpoint] = ()
         self._members: frozenset[Endpoint] = frozenset()
         self._seen: deque[float] = deque(maxlen=_READINGS)
@@ -159,14 +160,15 @@ class Prequal:
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick the fastest of a few random candidates that is not hot."""
         drawn = call.rng.sample(candidates, min(self._choices, len(candidates)))
-        if self._reports:
+        if has_reports := bool(self._reports):
             drawn = self._with_reports(drawn, candidates, call)
         self._seen.extend(
             one.in_flight / one.weight for one in drawn if self._reports.of(one) is None
         )
         limits = self._limit(self._seen), self._limit(self._told)
         picked = min(drawn, key=lambda one: self._rank(one, limits, call.now))
-        self._reports.drop(picked)
+        if has_reports:
+            self._reports.drop(picked)
         return picked
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
@@ -177,7 +179,8 @@ class Prequal:
         self._history.record_outcome(record, elapsed, failed=failed, now=now)
         if not failed:
             record.latency_by_load.record_latency(endpoint.in_flight - 1, elapsed, now, self._age)
-            self._reporting += _GAIN * (record.reports - self._reporting)
+            if record.reports or self._reporting.value:
+                self._reporting.record(record.reports)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
         """Record the load that an instance reports, or that it reports none."""
@@ -211,7 +214,7 @@ class Prequal:
         record = self._history.known(one, call.now)
         if record is not None:
             return record.reports
-        return self.probe is not None or call.rng.random() < min(self._reporting, _SURE)
+        return self.probe is not None or call.rng.random() < min(self._reporting.value, _SURE)
 
     def _limit(self, readings: Sequence[float]) -> float:
         """The limit of requests in flight above which an instance is hot."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lbclient._internal import validation
 from lbclient._internal.fork import Forkable
+from lbclient._internal.statistics import Ewma
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.protocol import (
     Learning,
@@ -34,7 +35,7 @@ class _Side:
         self._learning = strategy if isinstance(strategy, Learning) else None
         self._aware = strategy if isinstance(strategy, LoadAware) else None
         self.probe = strategy.probe if isinstance(strategy, Probing) else None
-        self._failing = 0.0
+        self._failing = Ewma(_GAIN, 0.0)
         self._at = 0.0
         self.endpoints: tuple[Endpoint, ...] = ()
         self.weight = 0.0
@@ -55,8 +56,9 @@ class _Side:
         return self._strategy.pick(self.endpoints, call)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        failing = self.failing(now)
-        self._failing, self._at = failing + _GAIN * (failed - failing), now
+        mean, fade = self._failing, math.exp((self._at - now) / _DECAY)
+        mean.value, self._at = fade * mean.value, now
+        mean.record(failed)
         if self._learning is not None:
             self._learning.ended(endpoint, elapsed, failed=failed, now=now)
 
@@ -66,7 +68,7 @@ class _Side:
 
     def failing(self, now: float) -> float:
         """The recent share of its attempts that were not served."""
-        return self._failing * math.exp((self._at - now) / _DECAY)
+        return self._failing.value * math.exp((self._at - now) / _DECAY)
 
 
 class Zone:

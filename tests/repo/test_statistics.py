@@ -1,13 +1,14 @@
-"""The statistics that several packages share, against naive ones: the sliding window."""
+"""The statistics that several packages share, against naive ones."""
 
 import itertools
 import math
+import operator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbclient._internal.statistics import SlidingWindow
+from lbclient._internal.statistics import Ewma, SlidingWindow
 from tests.support.interruptions import Interrupt, points
 
 STEPS = st.one_of(
@@ -145,3 +146,30 @@ def test_an_exception_from_a_signal_handler_leaves_the_counts_right(regular):
 
 def _kept(window):
     return [counts for _, counts in window._slices] or [[0, 0]]
+
+
+SAMPLES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
+
+
+@given(samples=SAMPLES, gain=st.floats(0.01, 1.0), start=st.none() | st.floats(0, 1e6))
+def test_the_weight_of_a_sample_falls_with_each_later_one(samples, gain, start):
+    """A sample has the weight `gain`, and less by that part with each later one; the rest is the
+    start's, or without a start the first sample's."""
+    average = Ewma(gain, start)
+    for sample in samples:
+        average.record(sample)
+    first, *later = samples if start is None else [start, *samples]
+    weights = [gain * (1 - gain) ** age for age in range(len(later))]
+    naive = sum(map(operator.mul, reversed(later), weights)) + first * (1 - gain) ** len(later)
+    assert average.value == pytest.approx(naive, abs=1e-6)
+
+
+@given(samples=SAMPLES, gain=st.floats(0.0, 1.0))
+def test_an_average_stays_between_its_samples(samples, gain):
+    """No average is outside of its samples, but for rounding; without any, there is none."""
+    average = Ewma(gain, None)
+    assert average.value is None
+    for sample in samples:
+        average.record(sample)
+    assert average.value <= max(samples) or average.value == pytest.approx(max(samples))
+    assert average.value >= min(samples) or average.value == pytest.approx(min(samples))

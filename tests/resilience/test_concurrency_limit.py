@@ -87,12 +87,18 @@ def test_calm_is_who_was_sent_to_a_half_idle_instance():
     """The baseline takes a tenth of each answer that was sent while at most half the limit was in
     flight, itself included, and nothing of others; a limit of one always counts."""
     policy = AdaptiveLimit(tolerance=2.0)
-    assert policy.next_baseline(None, 0.1, 9, None) == 0.1
-    assert policy.next_baseline(None, 0.1, 10, None) is None
-    assert policy.next_baseline(0.1, 0.2, 9, 20.0) == pytest.approx(0.11)
-    assert policy.next_baseline(0.1, 0.2, 10, 20.0) == 0.1
-    assert policy.next_baseline(0.1, 0.2, 0, 1.0) == pytest.approx(0.11)
-    assert policy.next_baseline(0.1, 0.2, 1, 2.9) == 0.1
+    assert policy.sets_baseline(9, None)
+    assert not policy.sets_baseline(10, None)
+    assert policy.sets_baseline(9, 20.0)
+    assert not policy.sets_baseline(10, 20.0)
+    assert policy.sets_baseline(0, 1.0)
+    assert not policy.sets_baseline(1, 2.9)
+    baseline = LearnedLimit().baseline_latency
+    assert baseline.value is None
+    baseline.record(0.1)
+    assert baseline.value == 0.1
+    baseline.record(0.2)
+    assert baseline.value == pytest.approx(0.11)
 
 
 def test_it_falls_by_a_tenth_to_a_whole_number():
