@@ -3,7 +3,7 @@
 with lbclient.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
-Each name is loaded when it is first asked for (PEP 562).
+Each name is imported when it is first used (PEP 562).
 """
 
 from typing import TYPE_CHECKING

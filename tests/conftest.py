@@ -26,9 +26,9 @@ def pytest_cmdline_main(config):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Where everything is installed, a skipped test is one that did not run.
+    """Fail if a test was skipped although everything is installed.
 
-    What a machine does not permit, though, no script can install.
+    Tests that need a permission which the machine does not give may still be skipped.
     """
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:  # a worker, whose results the first process counts

@@ -102,7 +102,7 @@ class Binding:
         raise RuntimeError(f"the balancer of {self._engine.service} is closed")
 
     def refuse_calls(self) -> None:
-        """Refuse new calls. Calls under way go on."""
+        """Refuse new calls. Calls under way continue."""
         self.closed = True
 
     def idle(self) -> Signal:

@@ -93,7 +93,7 @@ class CheckExecutor(Protocol):
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
     ) -> Results[S]:
-        """Each check has `seconds`. A subject that could not be checked is left out."""
+        """Each check may take `seconds`. A subject that could not be checked is left out."""
         ...
 
 

@@ -19,7 +19,7 @@ class Lease:
     """Returned by `Balancer.acquire`. Entering it picks an instance, and leaving it records the
     outcome. It is used once.
 
-    A network error that leaves the block counts against the instance, and goes on to the caller.
+    A network error in the block counts against the instance, and is raised to the caller.
     """
 
     __slots__ = ("__weakref__", "_attempt", "_call", "_owner", "_steps")

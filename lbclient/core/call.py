@@ -96,7 +96,7 @@ class Call(CallState[R]):
 
     __slots__ = ("_options", "_records", "_retry_controller", "_stopped", "last", "started")
 
-    # As in the base classes: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     caller: int | None
     deadline: float | None
     idempotent: bool

@@ -71,8 +71,8 @@ def concluded(
     stopped: Stopped | None,
     expired_after: float | None,
 ) -> Exception:
-    """Add to the error that ends a call which attempts were made, and why there were no more: as a
-    note, and for `call_info`.
+    """Add to the error that ends a call its attempts, and why there were no more: as a note, and
+    for `call_info`.
 
     If our own deadline ended the call, `expired_after` is its time in seconds, and the result is a
     DeadlineExceeded with the error as its cause.

@@ -489,8 +489,8 @@ class Engine:
             raise
 
     def owned(self, holder: object, give_back: Callable[[], object]) -> SlotOwner:
-        """Have `give_back` called once `holder` is garbage collected, at the next use of the
-        balancer.
+        """Register `give_back`, which is called at the first use of the balancer after `holder` was
+        garbage collected.
 
         `give_back` must not hold a reference to `holder`. It is not called once the returned object
         is no longer in `owners` nor referenced anywhere else.

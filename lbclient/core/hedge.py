@@ -221,7 +221,7 @@ class Hedge(PickRequest, Generic[R]):
 
     __slots__ = ("_call", "last")
 
-    # As in the base class: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     accepts_tried: bool
     caller: int | None
     idempotent: bool

@@ -118,8 +118,8 @@ class Endpoint:
         Each further one doubles that, at most once per round trip, as TCP halves its window. A
         success takes a part back. The penalty falls in a straight line to zero, in twice the time
         for which the instance has failed without a success, but in no less than half a second and
-        no more than 30 s. So a short fault is forgotten within seconds, whatever the rate of calls,
-        and a long one costs fewer and fewer attempts.
+        no more than 30 s. So a short fault is forgotten within seconds, at any rate of calls, and
+        during a long one fewer and fewer attempts fail.
         """
         if not self.penalty:
             return self.in_flight

@@ -1,7 +1,7 @@
 """The HTTP library: httpx.
 
 Every file of this package imports the HTTP library from here, and its siblings by relative imports.
-So `lbclient.httpx2` can load the same files a second time, beside its own `_compat`.
+So `lbclient.httpx2` can load the same files a second time, with its own `_compat`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ _MISPLACED = {
     for name in ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 }
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""A token, as the name of a header is one (RFC 9110, section 5.6.2)."""
+"""The syntax of header names: a token (RFC 9110, section 5.6.2)."""
 
 
 _AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)

@@ -26,7 +26,7 @@ S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
 
 class _Held(Generic[S]):
-    """A body whose end also ends its attempt, exactly once, however the body ends.
+    """A body that ends its attempt exactly once: when it has been read, breaks, or is closed.
 
     If the caller drops the response without closing it, the inner stream is left to `transports`,
     which closes it later: a finalizer must not do I/O, nor take the locks of a pool.

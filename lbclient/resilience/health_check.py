@@ -90,7 +90,7 @@ def _path(path: object, check: object) -> str | None:
         shown = path.partition("?")[0]
         raise ValueError(
             "path must begin with '/' and hold printable ASCII without spaces or '#' "
-            f"(percent-encode what is else), not {shown!r}"
+            f"(percent-encode other characters), not {shown!r}"
         )
     return path
 

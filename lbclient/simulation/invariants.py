@@ -1,4 +1,4 @@
-"""The invariants: what must hold at every step of every run, whatever happens.
+"""The invariants: conditions that are true at every step of every run.
 
 The endpoints that may be picked are computed from scratch, from the state of each instance at one
 moment. The pool keeps this up to date from change to change. So the two can be compared.

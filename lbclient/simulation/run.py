@@ -69,9 +69,9 @@ def simulated(
 
     class Simulated(Balancer):
         def _adapted(self, runtime: Runtime) -> Runtime:
-            """Remove what a simulation does not need. No response is dropped unclosed, so the queue
-            need not look for any. What happens to simulated instances is in the report, and is not
-            logged.
+            """Remove what a simulation does not need. Every response is closed here, so the queue
+            does not check for dropped ones. Events of simulated instances are in the report, and
+            are not logged.
             """
             return replace(
                 runtime,

@@ -23,8 +23,9 @@ Request = Callable[..., Process[object]]
 """
 
 Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
-"""What the requests of a load request: the same for all, or a function of the request's number in
-the load, from 0. None means `SimulatedRequest()`."""
+"""The content of a load's requests: the same for all, or a function of the request's number in the
+load, from 0. None means `SimulatedRequest()`.
+"""
 
 
 @runtime_checkable

@@ -180,7 +180,8 @@ class ConsistentHash:
         self._gone: list[Endpoint] = []
         self._weight = 1.0
         self._unseen = 0
-        """How many candidates, from `_next` on, may be new or have a new weight."""
+        """The number of candidates from `_next` on that are still to be checked: they may be new.
+        """
         self._next = 0
         self._loads: list[float] = []
         self._total = 0.0

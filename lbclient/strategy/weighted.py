@@ -39,7 +39,8 @@ class Weighted:
         self._turns: dict[Endpoint, _Turn] = {}
         self._spent: list[_Turn] = []
         self._unseen = 0
-        """How many candidates, from `_next` on, may be new or have a new weight."""
+        """The number of candidates from `_next` on that are still to be checked: they may be new.
+        """
         self._next = 0
         self._order = count()
         self._time = 0.0

@@ -54,7 +54,7 @@ NAME = "_http._tcp.shop.test"
 SERVICE = "http+srv://shop.test"
 A, B, C = (Instance(f"{name}.test", 80) for name in "abc")
 SOON = 5
-"""Seconds within which what should happen at once has happened, on any machine."""
+"""Seconds within which an immediate effect is visible, even on a busy machine."""
 
 
 # The pure part: one watch, by a clock of one's own

@@ -32,7 +32,7 @@ drivers = pytest.mark.parametrize(
 )
 """Whatever moves the bytes of connections."""
 PATIENCE = 0.25
-"""Seconds that an attempt may take, and a connection to be made, where something hangs."""
+"""Seconds for an attempt and for connecting in tests in which something hangs."""
 QUICK = RetryPolicy(backoff=0.001, backoff_max=0.002)
 IMPATIENT = RetryPolicy(backoff=0.001, backoff_max=0.002, attempt_timeout=PATIENCE)
 TIMEOUT = httpx.Timeout(5, connect=PATIENCE)

@@ -160,9 +160,10 @@ def test_nothing_can_be_reached(instances, number):
 
 
 def test_the_network_goes_down_and_comes_back_many_times():
-    """Attempts that succeeded between two outages prove nothing about the second, except for at
-    most one fault of an instance that was unreachable in the first and not called in between. So no
-    breaker opens, however often the network fails, and whichever instances the calls use."""
+    """Attempts that succeeded between two outages prove nothing about the second. At most one fault
+    is counted, for an instance that was unreachable in the first and was not called in between. So
+    no breaker opens, however often the network fails, and whichever instances the calls use.
+    """
     network = Network(strategy="random")
     dice = random.Random(2)
     for _ in range(200):

@@ -91,7 +91,7 @@ def test_the_stub_tells_what_the_source_says(name):
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_the_stub_has_the_sources_aliases(name):
-    """What an argument's type is called means the same in both, but for the library."""
+    """The names of argument types mean the same in both, except for the library."""
     written = ForHttpx2().visit(dict(assigned(SOURCE))[name])
     assert ast.unparse(ALIASES[name]) == ast.unparse(written)
 

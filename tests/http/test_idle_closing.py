@@ -31,7 +31,7 @@ from tests.support.http import Server, head, tells_port, transports_of
 from tests.support.http2 import Http2, says_ok
 
 SOON = 20.0
-"""Seconds that nothing here takes."""
+"""A time in seconds that no test here reaches."""
 NEVER = httpx.Limits(keepalive_expiry=None)
 BRIEF = httpx.Limits(keepalive_expiry=0.02)
 

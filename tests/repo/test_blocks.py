@@ -79,7 +79,7 @@ def test_examples_of_a_file_of_instances(tmp_path):
 
 
 def test_examples_of_a_load_report():
-    """The examples of docs/usage.md are read alike: seven in flight, 20 ms."""
+    """The examples of docs/usage.md are parsed to the same report: seven in flight, 20 ms."""
     headers = [text for text in blocks_of("docs/usage.md", "text") if "endpoint-load" in text]
     lines = "".join(headers).splitlines()
     assert len(lines) == 2
@@ -88,7 +88,7 @@ def test_examples_of_a_load_report():
 
 
 def test_examples_of_log_lines():
-    """Each log line of docs/usage.md is what one of our calls of a logger can write."""
+    """Each log line of docs/usage.md can be written by one of the package's logging calls."""
     forms = set()
     for path in (ROOT / "lbclient").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -218,7 +218,7 @@ class Learner:
         return self.limit
 
     def congested(self, limit):
-        """Past slow start, at this limit, with no recent rejections."""
+        """A learned limit after slow start, at this value, with no recent rejections."""
         self.serve(0, queued=True)
         for _ in range(200):
             self.serve(0)

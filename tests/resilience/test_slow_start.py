@@ -118,7 +118,7 @@ class Fleet:
         )
 
     def shares(self, since, until, picks):
-        """The share of each instance of this many picks, spread evenly over a period."""
+        """The share that each instance gets of this many picks, spread evenly over a period."""
         step = (until - since) / picks
         seen = Counter(self.pick(since + step * (n + 0.5)) for n in range(picks))
         return [seen[one] / picks for one in self.endpoints]

@@ -477,7 +477,7 @@ class TestRuns:
             assert report.endings() == {ending: 1}
 
     def test_a_mistake_in_a_behaviour_is_not_an_outcome(self):
-        """An exception that is not an instance's ends the run."""
+        """An exception that no instance can cause ends the run."""
         with pytest.raises(ZeroDivisionError):
             run(named(lambda *_: 1 / 0))
 
@@ -815,7 +815,7 @@ class TestReport:
 
     @pytest.mark.parametrize("seconds", [0, -1, math.inf])
     def test_no_such_slice(self, seconds):
-        """K4: a slice has a time."""
+        """K4: the length of a slice must be a valid time."""
         with pytest.raises(ValueError, match="seconds"):
             self.report.over_time(seconds)
 

@@ -109,7 +109,7 @@ def _held(balancer):
 def swept(prepare, kind, **options):
     """Interrupt some work at each point; `prepare` makes the balancer and the work for each run.
 
-    Returns how many points there were, and what was left behind, or swallowed, where.
+    Returns the number of points, and for each point what was left behind or swallowed.
     """
     balancers, faults, count = [], [], 0
 

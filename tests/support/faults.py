@@ -57,7 +57,7 @@ from tests.support.http import (
 NAMESPACE = "needs a network namespace"
 """Why a test is skipped whose machine does not let it make one."""
 NAME = "orders.test"
-"""The service's name, where it is spoken to over TLS."""
+"""The service's name for TLS."""
 SLOW = 0.1
 """Seconds that a slow instance takes."""
 DRIP = 0.02
@@ -552,7 +552,7 @@ class Fault:
     charged: bool = True
     speech: Speech = PLAIN
     bad: Behaviour | None = None
-    """What it does, where that is a behaviour of a server."""
+    """The behaviour of a server that has the fault, if it is one."""
 
     def over_tls(self) -> Fault:
         """The same behaviour for an instance that speaks TLS."""

@@ -32,7 +32,7 @@ class Interrupt(KeyboardInterrupt):
 
 @cache
 def _checked(code: CodeType) -> frozenset[int]:
-    """Where a signal is looked for, in bytes: before these instructions.
+    """The offsets in bytes of the instructions before which CPython checks for signals.
 
     CPython raises as part of the call, a trace function before the next instruction. That makes no
     difference unless the call is the last thing in a `try` or `with`: such a point is left out.
@@ -96,7 +96,7 @@ def points(
     threads: bool = False,
     step: int = 1,
 ) -> Iterator[tuple[str, bool]]:
-    """Run what `prepare` returns, interrupted at each point once; at every `step`th if so asked.
+    """Run what `prepare` returns, interrupted once at each point, or at every `step`th.
 
     Yields, after each run, where that was, and whether the caller got the exception. `everywhere`
     counts the points in other packages too, `threads` those of other threads in place of this one.

@@ -1,7 +1,7 @@
 """Nameservers as users write them: over UDP and TCP, TLS (RFC 7858) and HTTPS (RFC 8484).
 
 They use dnspython, with stricter rules: certificates are always verified, for a name or an address,
-and errors hold no secret and no socket.
+and errors contain no secret and refer to no socket.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def srv_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedServi
     if validation.is_address(host):
         raise ValueError(f"service must name a domain that has SRV records, not the address {host}")
     if url.port is not None:
-        raise ValueError(f"service must not name a port: SRV records do ({shown(url)!r})")
+        raise ValueError(f"service must not have a port: SRV records have one ({shown(url)!r})")
     query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
     dns, address_filter, clock, options, start = sources
     source = SrvResolver(query, dns, address_filter, clock, kinds=options.kinds, start=start)

@@ -175,7 +175,7 @@ class AsyncConnection(Connection):
 
     __slots__ = ()
 
-    # As in the base class: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     tls: Tls | None
 
     @abstractmethod
@@ -219,8 +219,9 @@ class AsyncConnection(Connection):
     @abstractmethod
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
         """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
-        ReadError."""
+        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
+        or ReadError.
+        """
 
     @abstractmethod
     async def write(self, data: bytes | memoryview, timeout: float | None) -> None:

@@ -161,7 +161,7 @@ class _Rebased:
         """Do nothing, since only the caller's transport knows which of its connections are idle."""
 
     def detach_after_fork(self) -> None:
-        """Do nothing, since only the caller's transport knows what it shares with the parent."""
+        """Do nothing: only the caller's transport knows what it shares with the parent process."""
 
 
 class CustomTransport(_Rebased):

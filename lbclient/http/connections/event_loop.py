@@ -52,7 +52,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         "_writer",
     )
 
-    # As in the base class: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     closed: bool
     ended: bool
 
@@ -174,8 +174,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
         """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader that needs no more time for many. Raises ReadTimeout or
-        ReadError."""
+        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
+        or ReadError.
+        """
         if self._arrived or self.ended:
             seconds_now(timeout, httpx.ReadTimeout)
             if self._served_at_once >= SLICE:
@@ -339,7 +340,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if left > 0:
             self._stalled = self._loop.call_later(left, self._stall, writer, due)
         elif not writer.done():
-            late = httpx.WriteTimeout("the instance did not take the request in time")
+            late = httpx.WriteTimeout("the instance did not read the request in time")
             writer.set_result(late)
 
 

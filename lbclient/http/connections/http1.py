@@ -145,8 +145,9 @@ class Exchange:
 
     @property
     def answered(self) -> bool:
-        """True if no more of the request should be sent: a response has arrived that rejects it, or
-        that needs no more of it."""
+        """True if the rest of the request should not be sent, since a response has arrived that
+        rejects it, or does not need it.
+        """
         head = self.head
         return head is not None and (head.status >= 300 or self._state >= _RAW)
 

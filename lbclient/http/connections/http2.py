@@ -129,8 +129,9 @@ class Http2Exchange:
 
     @property
     def answered(self) -> bool:
-        """True if no more of the request should be sent: a response has arrived that rejects it, or
-        that needs no more of it, or the stream has failed."""
+        """True if the rest of the request should not be sent: a response has arrived that rejects
+        it, or does not need it, or the stream has failed.
+        """
         return self.complete or self.reset or self.status >= 300 or self.error is not None
 
     @property
@@ -139,7 +140,7 @@ class Http2Exchange:
         return self.is_head or self.status in {204, 304}
 
     def wake(self) -> None:
-        """Have the call check again what it waits for."""
+        """Make the call check again whether it still must wait."""
         waiter, self.waiter = self.waiter, None
         if waiter is not None:
             waiter()

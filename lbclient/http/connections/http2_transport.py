@@ -101,8 +101,8 @@ class _Wait:
         return None if end == math.inf else max(0.0, end - time.monotonic())
 
     def lapsed(self) -> None:
-        """Handle the end of this time, if `step` returned nothing. Raises a timeout, unless there
-        is a reason to wait again.
+        """Handle a wait that has reached its `seconds`. Raises a timeout, unless there is a reason
+        to wait again.
         """
         late, error, http2 = time.monotonic() - self._end(), self._error, self.exchange.http2
         if late < 0:  # another part of the body was sent meanwhile
@@ -133,7 +133,7 @@ _WAITED: dict[type[Exception], str] = {
     httpx.ConnectTimeout: "the HTTP/2 connection was not ready in time",
     httpx.PoolTimeout: "every HTTP/2 stream to the instance was in use",
     httpx.ReadTimeout: "no bytes arrived in time",
-    httpx.WriteTimeout: "the instance did not take the request in time",
+    httpx.WriteTimeout: "the instance did not read the request in time",
 }
 _TOO_LONG = "the request's body is longer than its Content-Length"
 _TOO_SHORT = "the request's body is shorter than its Content-Length"
@@ -296,7 +296,7 @@ class _Shared:
 
     @contextlib.contextmanager
     def waiting(self, exchange: Http2Exchange) -> Generator[None]:
-        """Have this call woken when there may be a stream for it."""
+        """Register this call, which is woken when there may be a stream for it."""
         self._waiting.append(exchange)
         try:
             yield
@@ -523,7 +523,7 @@ class _Http2Socket(SocketConnection):
             self.shut()
 
     def shut(self) -> None:
-        """Have its thread close it."""
+        """Make its thread close it."""
         super().shut()
         if self._waker is not None:
             _wake(self._waker)
@@ -818,8 +818,9 @@ async def _sleep(wait: _Wait) -> Any:
 async def _part(
     exchange: Http2Exchange, parts: AsyncIterator[bytes], timeout: float | None
 ) -> bytes | None:
-    """Return the next part of the caller's body; None at its end, or once a response needs no more
-    of it."""
+    """Return the next part of the caller's body. None at its end, or if a response makes the rest
+    unnecessary.
+    """
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
     with anyio.move_on_after(left) as scope:
         exchange.stop_upload = scope.cancel

@@ -30,7 +30,7 @@ class SocketConnection(Connection):
 
     __slots__ = ("_dialled", "_failure", "_reset", "_unsent")
 
-    # As in the base class: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     closed: bool
     ended: bool
     tls: Tls | None
@@ -247,7 +247,7 @@ class SocketConnection(Connection):
         seconds = seconds_now(timeout, httpx.WriteTimeout)
         sock = self._socket(httpx.WriteError)
         if not _ready(sock, seconds, to_read=False, to_write=True):
-            raise httpx.WriteTimeout("the instance did not take the request in time")
+            raise httpx.WriteTimeout("the instance did not read the request in time")
 
     def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
         if self._sock is None:
@@ -261,7 +261,7 @@ class SocketConnection(Connection):
             seconds = seconds_now(timeout, httpx.WriteTimeout)
             ready = _ready(sock, seconds, to_read=True, to_write=True)
             if not ready:
-                raise httpx.WriteTimeout("the instance did not take the request in time")
+                raise httpx.WriteTimeout("the instance did not read the request in time")
             if ready & _READABLE and self._take_in():
                 return True
             if ready & _WRITABLE:

@@ -1,4 +1,4 @@
-"""The `trace` extension: a caller's function that is told of each step, as by httpcore."""
+"""The `trace` extension: a caller's function that is called for each step, as in httpcore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["AsyncTrace", "Trace"]
 
 
 class _Steps:
-    """The current step, and what the function is told of it."""
+    """The current step of a request, and the events about it for the trace function."""
 
     def __init__(self, tell: Callable[[str, Mapping[str, object]], Any], request: object) -> None:
         self._tell = tell
@@ -28,7 +28,7 @@ class _Steps:
 
 
 class Trace(_Steps):
-    """Tells the trace function of each step, on threads."""
+    """Calls the trace function for each step, on threads."""
 
     _tell: Callable[[str, Mapping[str, object]], object]
 
@@ -64,7 +64,7 @@ class Trace(_Steps):
 
 
 class AsyncTrace(_Steps):
-    """Tells the trace function of each step, on event loops."""
+    """Calls the trace function for each step, on event loops."""
 
     _tell: Callable[[str, Mapping[str, object]], Awaitable[object]]
 

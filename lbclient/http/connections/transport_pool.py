@@ -93,7 +93,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         self._idle: KeepAlivePool[Any] = self._new_idle()
         self._transports: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
         self.leaving: deque[tuple[Endpoint, W]] = deque()
-        """Transports that keep no connections any more. Each is closed once no call uses it."""
+        """Transports that no longer keep connections. Each is closed once no call uses it."""
         self._lock = threading.RLock()  # a caller's transport factory may use this client
         self._seen = 0
         self._closed = False
@@ -141,7 +141,9 @@ class BaseTransportPool(ABC, Generic[W, S]):
 
     @abstractmethod
     def _summon(self) -> None:
-        """Have something that was dropped closed soon. Called by finalizers, on any thread."""
+        """Request that dropped bodies and connections are closed soon. Called by finalizers, on any
+        thread.
+        """
 
     def _told(self, what: object) -> AbstractContextManager[None]:
         """Log if a caller's own transport fails to close: the next call must not get its
@@ -174,7 +176,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         return now + self._max_age * (1 - _JITTER * self._rng.random())
 
     def _departed(self) -> Iterator[tuple[Endpoint, W]]:
-        """Yield some transports to close, which no call uses any more, and none will."""
+        """Yield some transports to close, which no call uses or will use."""
         with self._lock:
             if self._seen != self._pool.membership:
                 self._seen = self._pool.membership
@@ -331,8 +333,9 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
                 stack.push_async_callback(transport.aclose)
 
     def instances_departed(self) -> None:
-        """Have the idle connections to instances that have left closed soon. Can be called on any
-        thread."""
+        """Request that idle connections to instances that have left are closed soon. Any thread may
+        call this.
+        """
         self._summon()
 
     def _wake(self) -> None:
@@ -369,7 +372,7 @@ def running_loop() -> object:
 
 
 def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Have an event loop call a function. Can be called on any thread, also in a finalizer. Returns
+    """Make an event loop call a function. Any thread may call this, also in a finalizer. Returns
     False if the loop has ended."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
@@ -393,7 +396,7 @@ def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> 
 
 
 def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
-    """Have the running event loop sweep this pool after some seconds, and again while anything is
+    """Make the running event loop sweep this pool after some seconds, and again while anything is
     idle.
 
     This keeps the pool alive until then, but not the client: otherwise asyncio would keep the
@@ -553,8 +556,9 @@ _ends: dict[object, _End] = {}
 
 
 async def _tell_at_end(per_loop: PerLoopTransports, loop: object) -> None:
-    """Have the transports closed when the loop ends. There is one generator per loop, even if
-    clients come and go."""
+    """Arrange that the transports are closed when the loop ends. There is one generator per loop,
+    even if clients come and go.
+    """
     if (end := _ends.get(loop)) is None:
         for ended in _crudely_ended(_ends):
             _ends.pop(ended, None)
@@ -575,7 +579,7 @@ async def _close(transports: AsyncTransportPool, done: Signal) -> None:
 
 
 def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
-    """Have another loop run a coroutine. Returns False if the loop does not run."""
+    """Make another loop run a coroutine. Returns False if the loop does not run."""
     if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running():
         return False
     return call_soon(loop, partial(spawn, loop, work))

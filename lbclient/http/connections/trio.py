@@ -26,7 +26,7 @@ class TrioConnection(AsyncConnection):
 
     __slots__ = ("_asked", "_raw", "_sent_at_once", "_served_at_once", "_unsent")
 
-    # As in the base class: a type checker may infer another type from an assignment below.
+    # Repeated: a type checker may otherwise infer other types from the assignments below.
     closed: bool
     ended: bool
 
@@ -191,7 +191,7 @@ class TrioConnection(AsyncConnection):
                     await trio.lowlevel.wait_writable(sock)
                 seconds = seconds_now(timeout, httpx.WriteTimeout)
         except trio.TooSlowError as error:
-            raise httpx.WriteTimeout("the instance did not take the request in time") from error
+            raise httpx.WriteTimeout("the instance did not read the request in time") from error
         except (OSError, ValueError, trio.ClosedResourceError) as error:
             raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
 
