@@ -152,12 +152,13 @@ class Lanes(Generic[R]):
 
     def __iter__(self) -> Iterator[Pause | Lane[R]]:
         yield Pause(self._after, self.done)
-        hedge = Hedge(self._call)
-        with self._lock:
-            if self._call.tried and self._open and not self._race.over:
-                self._open.add(hedge)
-        if hedge in self._open:
-            yield Lane(self, hedge)
+        if not self.done.is_set and self._call.tried:
+            hedge = Hedge(self._call)
+            with self._lock:
+                if self._open and not self._race.over:
+                    self._open.add(hedge)
+            if hedge in self._open:
+                yield Lane(self, hedge)
         while not self.done.is_set:
             yield Pause(_LOOK, self.done)
 
@@ -177,8 +178,9 @@ class Lanes(Generic[R]):
             raised = error is not None and not self.done.is_set
             if raised:
                 self._error = error
-            if raised or won or not self._open:
-                self.done.set()
+            done = raised or won or not self._open
+        if done:  # without the lock, which whoever is woken takes
+            self.done.set()
         return raised
 
 
