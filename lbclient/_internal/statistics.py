@@ -27,7 +27,8 @@ class Ewma(Generic[V]):
     def record(self, sample: float) -> None:
         """Record a sample. The engine has this written out where each call passes."""
         old = self.value
-        self.value = sample if old is None else old + self.gain * (sample - old)
+        moved = sample if old is None else old + self.gain * (sample - old)
+        self.value = moved  # pyright: ignore[reportAttributeAccessIssue]  # each V holds a float
 
 
 class SlidingWindow:

@@ -208,8 +208,8 @@ def test_files_of_a_call(servers):
     """A warm `Client.get` enters this many of our files, and two more if the body arrives after the
     headers: a reader who follows a call reads no more."""
     at_once, later = servers(says(200, b"ok"), in_two_parts)
-    assert len(by_get(at_once.url)) <= 28
-    assert len(by_get(later.url)) <= 30
+    assert len(by_get(at_once.url)) <= 27
+    assert len(by_get(later.url)) <= 29
 
 
 def test_files_of_an_outcome(servers):
