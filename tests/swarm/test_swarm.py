@@ -199,7 +199,8 @@ def callers(*names):
 
 
 OURS = {"down": down, "flapping": flapping, "callers": callers}
-NAMES = {**vars(lbclient), **vars(simulation), **OURS}
+NAMES = {name: getattr(lbclient, name) for name in lbclient.__all__}
+NAMES |= {**vars(simulation), **OURS}
 ERRORS = {
     "ConnectionRefusedError",
     "ConnectionResetError",
