@@ -214,7 +214,7 @@ def _from_parts(service: Composite, sources: Sources) -> ParsedService:
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:
-    """The one value of all parts that have a value. Raises ValueError if they differ."""
+    """Return the value that all parts with a value share. Raises ValueError if two differ."""
     known = {value for value in values if value is not None}
     if len(known) > 1:
         listed = ", ".join(one or "/" for one in sorted(known))

@@ -121,7 +121,7 @@ class AdaptiveLimit:
         return in_flight + 1 > (self.initial if limit is None else limit)
 
     def grown(self, limit: float | None, in_flight: int) -> float:
-        """The limit after a success. `in_flight` includes the attempt that succeeded.
+        """Return the limit after a success. `in_flight` includes the attempt that succeeded.
 
         It rises only if it was nearly reached, since a success at a lower level proves nothing
         about this one. One round of a full limit adds one, or half the square root of the limit if
@@ -133,7 +133,7 @@ class AdaptiveLimit:
         return min(float(self.most), limit + _step(limit))
 
     def slowed(self, limit: float | None, in_flight: int) -> float:
-        """The limit after an answer that has waited in a queue; `in_flight` as for `grown`."""
+        """Return the limit after an answer that waited in a queue; `in_flight` as for `grown`."""
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
             return limit
@@ -159,7 +159,8 @@ class AdaptiveLimit:
     def shrunk(
         self, limit: float | None, share: float = 1.0, in_flight: int | None = None
     ) -> float:
-        """The limit after a round in which this share was rejected, with this many in flight.
+        """Return the limit after a round in which this share was rejected, with this many in
+        flight.
 
         It is rounded down: near 1 it would otherwise never fall below the next whole number.
         """
@@ -236,7 +237,7 @@ class LearnedLimit:
         now: float,
         rng: random.Random,
     ) -> float:
-        """The limit after an attempt that was sent at `started` was rejected.
+        """Return the new limit after a rejection of an attempt that was sent at `started`.
 
         `in_flight` includes the attempt itself.
         """
@@ -269,7 +270,7 @@ class LearnedLimit:
     def served(
         self, rule: AdaptiveLimit, limit: float | None, in_flight: int, *, queued: bool
     ) -> float:
-        """The limit after a successful attempt; `in_flight` as for `rejected`.
+        """Return the new limit after a successful attempt; `in_flight` as for `rejected`.
 
         `queued` is True if the answer was so slow that it must have waited in a queue.
         """
