@@ -6,6 +6,7 @@ import pytest
 
 import lbclient
 import lbclient.httpx2
+from tests.repo.public_api import breaks
 
 CONTRACT = {
     "Answer", "AsyncClient", "AsyncTransport", "Balancer", "BreakerPolicy", "Client",
@@ -19,6 +20,12 @@ def test_the_contract_is_there():
     """Every name of the contract can be imported, and is declared."""
     assert set(lbclient.__all__) >= CONTRACT
     assert all(hasattr(lbclient, name) for name in lbclient.__all__)
+
+
+def test_what_was_public_stays():
+    """No recorded name, member or parameter is gone, and no new parameter is required."""
+    found = breaks()
+    assert not found, f"if that is meant, run `python -m tests.repo.public_api`: {found}"
 
 
 @pytest.mark.parametrize("name", sorted(set(lbclient.__all__) - {"__version__", "StrategyName"}))
