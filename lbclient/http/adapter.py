@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause
@@ -23,6 +23,7 @@ from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy
 
 from ._compat import httpx
 from .classifier import HttpClassifier
+from .connections.custom_transport import TransportMaker
 from .options import (
     ConnectionOptions,
     ConnectionSettings,
@@ -40,6 +41,7 @@ from .telemetry import HttpSemantics, Labels
 
 __all__ = ["HttpAdapter", "closed_on_error"]
 
+P = TypeVar("P")
 _TLS_NAMES = ("instance", "service")
 _LAST_MOMENT = 0.25
 
@@ -120,6 +122,16 @@ class HttpAdapter:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
             hosts = None if own == self._logical_host else (self._logical_host, own)
         return Upstream(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
+
+    def transports(self, kind: Callable[..., P], make: TransportMaker) -> P:
+        """Return the transports to the instances, in a `TransportPool` or `AsyncTransportPool`."""
+        settings = self.connection_settings
+        return kind(
+            self.binding.pool,
+            lambda endpoint, idle: make(self.upstream(endpoint), settings, idle),
+            settings,
+            self.binding.rng,
+        )
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
         """True if the body is read within the attempt, so that an instance that fails while it

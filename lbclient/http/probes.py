@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import json
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import anyio
 
+from lbclient._internal.blocking import Blocking, run_blocking
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.version import __version__
 from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
@@ -31,13 +31,14 @@ from lbclient.strategy.protocol import LoadReport
 
 from ._compat import httpx
 from .adapter import HttpAdapter
-from .connections.custom_transport import AsyncInstanceTransport, InstanceTransport
-from .connections.pool import KeepAlivePool, pool_of
+from .connections.custom_transport import InstanceTransport, TransportMaker
+from .connections.pool import pool_of
 from .connections.transport_pool import TransportPool
 from .options import ConnectionSettings
-from .request import Upstream, attempt_extensions
+from .request import attempt_extensions
+from .response_stream import close
 
-__all__ = ["HEADER", "Reports", "achecked", "areports", "checked", "load_of", "reports"]
+__all__ = ["HEADER", "Reports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
 """The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
@@ -94,9 +95,6 @@ _MOST = 65_536
 
 _NO_BODY = httpx.ByteStream(b"")
 
-W = TypeVar("W")
-
-Make = Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], W]
 Headers = Mapping[str, str] | Sequence[tuple[str, str]] | None
 OnResponse = Callable[[httpx.Response], None]
 
@@ -113,41 +111,45 @@ class _Probe:
         self._headers = {"User-Agent": f"lbclient/{__version__} {purpose}", "Accept": "*/*"}
         self._more = headers
 
-    def ask(
+    async def ask(
         self,
         transport: InstanceTransport,
         endpoint: Endpoint,
         expiry: Expiry,
         on_response: OnResponse,
+        *,
+        looped: bool,
     ) -> None:
         """Send it, pass the response to `on_response`, and read its body to the end. Raises httpx's
         errors."""
         request = self._request(endpoint.instance)
-        response = transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
-        with contextlib.closing(response):
-            on_response(response)
-            read = 0
-            for chunk in response.stream:  # type: ignore[union-attr]  # the stream of a sync transport
-                if (read := read + len(chunk)) > _MOST or not expiry.left():
-                    return
+        with anyio.fail_after(expiry.left()) if looped else contextlib.nullcontext():
+            response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
+            try:
+                on_response(response)
+                read, stream = 0, cast("Any", response.stream)
+                async for chunk in stream if looped else Blocking(stream):
+                    read += len(chunk)
+                    if read > _MOST or not (looped or expiry.left()):
+                        return
+            finally:
+                await close(response, looped=looped)
 
-    async def aask(
+    async def ask_once(
         self,
-        transport: AsyncInstanceTransport,
+        adapter: HttpAdapter,
+        make: TransportMaker,
+        options: ConnectionSettings,
         endpoint: Endpoint,
         expiry: Expiry,
         on_response: OnResponse,
+        *,
+        looped: bool,
     ) -> None:
-        """Like `ask`, on an event loop."""
-        request = self._request(endpoint.instance)
-        with anyio.fail_after(expiry.left()):
-            response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
-            async with contextlib.aclosing(response):
-                on_response(response)
-                read = 0
-                async for chunk in response.stream:  # type: ignore[union-attr]  # as above
-                    if (read := read + len(chunk)) > _MOST:
-                        return
+        """Send it over a transport of its own, which is closed after it."""
+        made = make(adapter.upstream(endpoint), options, pool_of(options))
+        async with contextlib.aclosing(made) as transport:
+            await self.ask(transport, endpoint, expiry, on_response, looped=looped)
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target
@@ -157,77 +159,46 @@ class _Probe:
         return httpx.Request("GET", self._url, headers=headers)
 
 
-def checked(policy: HealthCheck, adapter: HttpAdapter, make: Make[InstanceTransport]) -> Check:
-    """Return the check that `policy` asks for. Over HTTP each check opens a transport and a
-    connection of its own, since it also proves that connecting works."""
-    if (plain := plain_check(policy)) is not None:
-        return plain
-    probe, on_response = _health_probe(policy, adapter)
-    options = replace(adapter.connection_settings, retries=0)
-
-    def check(endpoint: Endpoint, expiry: Expiry) -> None:
-        made = make(adapter.upstream(endpoint), options, pool_of(options))
-        with contextlib.closing(made) as transport:
-            probe.ask(transport, endpoint, expiry, on_response)
-
-    return check
-
-
-def achecked(
-    policy: HealthCheck, adapter: HttpAdapter, make: Make[AsyncInstanceTransport]
+def checked(
+    policy: HealthCheck, adapter: HttpAdapter, make: TransportMaker, *, looped: bool = False
 ) -> Check:
-    """The same for transports that need an event loop: those of a caller."""
+    """Return the check that `policy` asks for. Over HTTP each check opens a transport and a
+    connection of its own, since it also proves that connecting works. With `looped`, transports
+    need an event loop, as those of a caller may."""
     if (plain := plain_check(policy)) is not None:
         return plain
-    probe, on_response = _health_probe(policy, adapter)
     options = replace(adapter.connection_settings, retries=0)
+    probe = _Probe(adapter, policy.path or "", "health-check", policy.headers)
 
-    def check(endpoint: Endpoint, expiry: Expiry) -> None:
-        asyncio.run(_ask_once(probe, adapter, make, options, endpoint, expiry, on_response))
-
-    return check
-
-
-def _health_probe(policy: HealthCheck, adapter: HttpAdapter) -> tuple[_Probe, OnResponse]:
     def classify(response: httpx.Response) -> None:
         if response.status_code not in policy.statuses:
             raise CheckFailed(f"status {response.status_code}")
 
-    return _Probe(adapter, policy.path or "", "health-check", policy.headers), classify
+    def check(endpoint: Endpoint, expiry: Expiry) -> None:
+        def ask() -> Coroutine[Any, Any, None]:
+            return probe.ask_once(adapter, make, options, endpoint, expiry, classify, looped=looped)
+
+        asyncio.run(ask()) if looped else run_blocking(ask)
+
+    return check
 
 
-async def _ask_once(
-    probe: _Probe,
-    adapter: HttpAdapter,
-    make: Make[AsyncInstanceTransport],
-    options: ConnectionSettings,
-    endpoint: Endpoint,
-    expiry: Expiry,
-    on_response: OnResponse,
-) -> None:
-    """Send one probe over a transport of its own."""
-    made = make(adapter.upstream(endpoint), options, pool_of(options))
-    async with contextlib.aclosing(made) as transport:
-        await probe.aask(transport, endpoint, expiry, on_response)
-
-
-def reports(adapter: HttpAdapter, make: Make[InstanceTransport]) -> Reports | None:
+def reports(adapter: HttpAdapter, make: TransportMaker, *, looped: bool) -> Reports | None:
     """Return the load reports of a transport, or None if the strategy does not use them. Probes use
-    transports of their own, which `make` makes, and keep their connections."""
+    transports of their own, which `make` makes; on threads they keep their connections."""
     loads = adapter.binding.loads()
-    return None if loads is None else _ThreadReports(adapter, loads, make)
+    return None if loads is None else Reports(adapter, loads, make, looped=looped)
 
 
-def areports(adapter: HttpAdapter, make: Make[AsyncInstanceTransport]) -> Reports | None:
-    """The same for transports that need an event loop: those of a caller."""
-    loads = adapter.binding.loads()
-    return None if loads is None else _LoopReports(adapter, loads, make)
-
-
-class Reports(ABC):
+class Reports:
     """Passes the load reports of a transport's instances to the strategy, and sends load probes."""
 
-    def __init__(self, adapter: HttpAdapter, loads: Loads) -> None:
+    def __init__(
+        self, adapter: HttpAdapter, loads: Loads, make: TransportMaker, *, looped: bool
+    ) -> None:
+        self._adapter, self._make = adapter, make
+        self._transports = None if looped else adapter.transports(TransportPool, make)
+        self._closed = False
         self._loads = loads
         self._prober: Prober | None = None
         if (policy := loads.probe) is not None:
@@ -266,56 +237,31 @@ class Reports(ABC):
         """Send no more probes."""
         if self._prober is not None:
             self._prober.stop()
+        self._closed = True
+        if self._transports is not None:
+            run_blocking(self._transports.aclose)
 
-    @abstractmethod
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
         """Probe an instance and record its report. Any exception means that there is no report."""
-
-
-class _ThreadReports(Reports):
-    """Sends probes over transports for threads."""
-
-    def __init__(self, adapter: HttpAdapter, loads: Loads, make: Make[InstanceTransport]) -> None:
-        self._transports = TransportPool(
-            adapter.binding.pool,
-            lambda endpoint, idle: make(
-                adapter.upstream(endpoint), adapter.connection_settings, idle
-            ),
-            adapter.connection_settings,
-            adapter.binding.rng,
-        )
-        self._closed = False
-        super().__init__(adapter, loads)
-
-    def close(self) -> None:
-        super().close()
-        self._closed = True
-        self._transports.close()
-
-    def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        if self._transports.needs_cleanup:
-            self._transports.tidy()
-        transport = self._transports.to(endpoint, time.monotonic())
-        try:
-            self._probe.ask(transport, endpoint, expiry, self._recorder(endpoint))
-        finally:
-            if self._closed:  # connections opened after `close` are closed by nothing else
-                transport.close()
-
-
-class _LoopReports(Reports):
-    """Sends probes over transports for event loops."""
-
-    def __init__(
-        self, adapter: HttpAdapter, loads: Loads, make: Make[AsyncInstanceTransport]
-    ) -> None:
-        self._adapter, self._make = adapter, make
-        super().__init__(adapter, loads)
-
-    def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        on_response, options = self._recorder(endpoint), self._adapter.connection_settings
+        if (transports := self._transports) is not None:
+            run_blocking(lambda: self._ask_on_thread(transports, endpoint, expiry))
+            return
+        adapter, options = self._adapter, self._adapter.connection_settings
+        recorder = self._recorder(endpoint)
         asyncio.run(
-            _ask_once(
-                self._probe, self._adapter, self._make, options, endpoint, expiry, on_response
+            self._probe.ask_once(
+                adapter, self._make, options, endpoint, expiry, recorder, looped=True
             )
         )
+
+    async def _ask_on_thread(
+        self, transports: TransportPool, endpoint: Endpoint, expiry: Expiry
+    ) -> None:
+        transports = transports.ready() or await transports.tidied()
+        transport = transports.to(endpoint, time.monotonic())
+        try:
+            recorder = self._recorder(endpoint)
+            await self._probe.ask(transport, endpoint, expiry, recorder, looped=False)
+        finally:
+            if self._closed:  # connections opened after `close` are closed by nothing else
+                await transport.aclose()

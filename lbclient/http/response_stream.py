@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import anyio
 
+from lbclient._internal.blocking import Blocking, run_blocking
 from lbclient._internal.deadline import Expiry
 from lbclient.core.attempt import Attempt
 from lbclient.core.call_info import CallInfo, attach
 from lbclient.errors import DeadlineExceeded
 
 from ._compat import httpx
-from .connections.response_body import AsyncContent, AsyncResponseBody, ResponseBody
+from .connections.response_body import ConnectionBody
 from .connections.transport_pool import AsyncTransportPool, BaseTransportPool, TransportPool
 from .errors import as_httpx
 from .shortcuts import fill
 
-__all__ = ["AsyncResponseStream", "ResponseStream", "adrain", "aread", "drain", "read"]
+__all__ = ["AsyncResponseStream", "ResponseStream", "close", "drain", "read"]
 
 S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
@@ -33,12 +34,12 @@ class _Held(Generic[S]):
     """
 
     def __init__(
-        self, stream: S, attempt: Attempt[httpx.Response], transports: BaseTransportPool[Any, S]
+        self, stream: S, attempt: Attempt[httpx.Response], transports: BaseTransportPool[S]
     ) -> None:
         self.stream: S = stream
         self.closed = False
         self.info: CallInfo | None = None
-        self._transports: BaseTransportPool[Any, S] = transports
+        self._transports: BaseTransportPool[S] = transports
         self._attempt = attempt
         attempt.hold(self)
 
@@ -56,20 +57,21 @@ class _Held(Generic[S]):
                 stacklevel=2,
             )
 
-    def _broke(self, error: Exception) -> Exception:
+    def _broke(self, error: Exception) -> None:
+        """End the attempt with an error of the body. Raises DeadlineExceeded if that is why."""
         attempt = self._attempt
         attempt.finish(error)
+        failure = error
         if attempt.deadline_expired:
-            over = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
-            over.__cause__ = error
-            error = over
+            failure = as_httpx(DeadlineExceeded("the deadline is over in the middle of the body"))
         if self.info is not None:
-            attach(error, self.info.attempts, "streaming")
-        error.add_note(
+            attach(failure, self.info.attempts, "streaming")
+        failure.add_note(
             f"lbclient: in the middle of the body from {attempt.instance}; not tried again: part "
             "of the response was already passed on"
         )
-        return error
+        if failure is not error:
+            raise failure from error
 
 
 class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
@@ -83,10 +85,8 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
                 _check(self._attempt.expiry)
                 yield chunk
         except Exception as error:
-            failure = self._broke(error)
-            if failure is error:
-                raise
-            raise failure from error
+            self._broke(error)
+            raise
 
     def close(self) -> None:
         """Free the slot of the instance, then close the connection's stream."""
@@ -94,7 +94,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
         self.stream.close()
         self.closed = True
         if self._transports.leaving:
-            self._transports.tidy()
+            run_blocking(self._transports.tidy)
 
 
 class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
@@ -109,10 +109,8 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
                 _check(expiry)
                 yield chunk
         except Exception as error:
-            failure = self._broke(error)
-            if failure is error:
-                raise
-            raise failure from error
+            self._broke(error)
+            raise
 
     async def aclose(self) -> None:
         """Free the slot of the instance first, since what follows can be cancelled."""
@@ -123,73 +121,61 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
             await self._transports.tidy()
 
 
-def read(response: httpx.Response, expiry: Expiry | None) -> None:
-    """Read the whole body now, and set it as the response's content."""
-    stream = cast("httpx.SyncByteStream", response.stream)
-    chunks = []
+async def read(response: httpx.Response, expiry: Expiry | None, *, looped: bool) -> None:
+    """Read the whole body now, and set it as the response's content. `looped` is True in an event
+    loop, False on a thread."""
+    stream: Any = response.stream
     try:
-        for chunk in stream:
-            _check(expiry)
-            chunks.append(chunk)
+        if isinstance(stream, ConnectionBody):
+            content = await stream.whole()
+        else:
+            chunks = []
+            async for chunk in stream if looped else Blocking(stream):
+                _check(expiry)
+                chunks.append(chunk)
+            content = b"".join(chunks)
     finally:
         if expiry is not None:
             expiry.settle_interrupt()
-        stream.close()
-    fill(response, b"".join(chunks))
-
-
-async def aread(response: httpx.Response, expiry: Expiry | None) -> None:
-    """The same for async responses."""
-    stream = cast("httpx.AsyncByteStream", response.stream)
-    if isinstance(stream, AsyncContent):
-        try:
-            content = await stream.whole()
-        finally:
-            await stream.aclose()
-    else:
-        content = await _whole(stream, expiry)
+        await _close(stream, looped=looped)
     fill(response, content)
 
 
-async def _whole(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> bytes:
-    chunks = []
-    try:
-        async for chunk in stream:
-            _check(expiry)
-            chunks.append(chunk)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await stream.aclose()
-    return b"".join(chunks)
-
-
-def drain(response: httpx.Response) -> None:
+async def drain(response: httpx.Response, *, looped: bool) -> None:
     """Discard a response: read a little of it, so that its connection can be kept, then close
     it."""
     stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
-            if isinstance(stream, ResponseBody):
-                stream.drain()
-        finally:
-            response.close()
-
-
-async def adrain(response: httpx.Response) -> None:
-    """The same for async responses."""
-    stream = getattr(response.stream, "stream", None)
-    with contextlib.suppress(httpx.TransportError):
-        try:
-            if isinstance(stream, AsyncResponseBody):
+            if isinstance(stream, ConnectionBody):
                 await stream.drain()
         finally:
-            await response.aclose()
+            await close(response, looped=looped)
+
+
+async def close(response: httpx.Response, *, looped: bool) -> None:
+    """Close a response."""
+    if looped:
+        await response.aclose()
+    else:
+        response.close()
+
+
+async def _close(stream: Any, *, looped: bool) -> None:
+    """Close a body, whatever is cancelled meanwhile."""
+    if isinstance(stream, ConnectionBody):
+        await stream.leave()
+    elif looped:
+        with anyio.CancelScope(shield=True):
+            await stream.aclose()
+    else:
+        stream.close()
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
     """Return None for a body that enforces the deadline itself. A generator of httpcore that is
     left in the middle would be left to the garbage collector, about which trio warns."""
-    return None if isinstance(stream, AsyncContent) else expiry
+    return None if isinstance(stream, ConnectionBody) else expiry
 
 
 def _check(expiry: Expiry | None) -> None:

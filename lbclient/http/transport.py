@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Unpack, cast
+from typing import Any, Unpack
 
 import anyio
 
+from lbclient._internal.blocking import SUSPENDED, run_blocking
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import described
@@ -15,6 +18,7 @@ from lbclient.balancer.event_loops import arun, asleep
 from lbclient.balancer.options import shows
 from lbclient.balancer.threads import run, sleep
 from lbclient.core.attempt import Attempt
+from lbclient.core.call import Call
 from lbclient.discovery.composite import Service
 from lbclient.errors import LoadBalancingError
 
@@ -23,22 +27,167 @@ from .adapter import HttpAdapter
 from .connections.custom_transport import (
     AsyncTransportFactory,
     TransportFactory,
+    TransportMaker,
     async_transport_factory,
     transport_factory,
 )
-from .connections.transport_pool import AsyncTransportPool, PerLoopTransports, TransportPool
+from .connections.transport_pool import (
+    AsyncTransportPool,
+    BaseTransportPool,
+    PerLoopTransports,
+    TransportPool,
+)
 from .errors import as_httpx
 from .options import TransportOptions
-from .probes import achecked, areports, checked, reports
+from .probes import Reports, checked, reports
 from .request import attempt_extensions, below
-from .request_body import awatch, watch
-from .response_stream import AsyncResponseStream, ResponseStream, adrain, aread, drain, read
+from .request_body import Replayable, awatch, watch
+from .response_stream import AsyncResponseStream, ResponseStream, close, drain, read
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
+Send = Callable[[Attempt[httpx.Response]], Coroutine[Any, Any, httpx.Response]]
+
+
+class _BalancedTransport:
+    """What `Transport` and `AsyncTransport` share: all but how they wait.
+
+    The coroutines of a `Transport` block, and never suspend: see `_internal/blocking.py`.
+    """
+
+    _looped: bool
+    """True in an event loop, False on threads."""
+    _adapter: HttpAdapter
+    _transports: TransportPool | PerLoopTransports
+    _reports: Reports | None
+    _stream: type[ResponseStream | AsyncResponseStream]
+
+    def __repr__(self) -> str:
+        adapter = getattr(self, "_adapter", None)
+        return described(self, adapter and adapter.binding)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancer of this transport."""
+        return self._adapter.balancer
+
+    def own(self, origin: str) -> None:
+        """Accept only requests for this origin, as a client of one service does."""
+        self._adapter.own(origin)
+
+    def _begin_probes(self, make: TransportMaker, *, looped: bool) -> None:
+        adapter = self._adapter
+        if (health := adapter.health) is not None:
+            adapter.binding.check_health(health, checked(health, adapter, make, looped=looped))
+        self._reports = reports(adapter, make, looped=looped)
+
+    async def _handle(  # noqa: C901, PLR0912  # each coroutine less saves time in every call
+        self, request: httpx.Request
+    ) -> httpx.Response:
+        """Send a request to an instance, and retry it as the policy says."""
+        adapter = self._adapter
+        if adapter.origin is not None:
+            request = adapter.origin.admitted(request)
+        elif adapter.target.path:
+            request = below(adapter.target.path, request)
+        stream: Any = request.stream
+        replayable: Replayable = None
+        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
+            stream, replayable = awatch(request) if self._looped else watch(request)
+        answers: list[httpx.Response] = []
+        transports: BaseTransportPool[Any] | None = None
+        try:
+            call = adapter.call(request, replayable)
+            transports = self._transports.ready() or await self._transports.tidied()
+            if call.engine.hedging is None:  # the same as `run` and `arun`, with one function less
+                with call:
+                    for step in call:
+                        if isinstance(step, Pause):
+                            await self._sleep(step)
+                        else:
+                            with step:
+                                step.result = await self._send(
+                                    transports, request, stream, answers, step
+                                )
+                response = call.result()
+            else:
+                here = transports
+
+                async def send(attempt: Attempt[httpx.Response]) -> httpx.Response:
+                    return await self._send(here, request, stream, answers, attempt)
+
+                response = await self._race(call, send)
+        except BaseException as error:
+            with self._shield():
+                for answer in answers:  # interrupted before another attempt replaced the response
+                    await close(answer, looped=self._looped)
+            if isinstance(error, LoadBalancingError):
+                raise as_httpx(error) from error.__cause__
+            raise
+        finally:
+            if transports is not None and transports.leaving:
+                await transports.tidy()
+        return adapter.finished(call, response)
+
+    async def _close(self) -> None:
+        adapter = self._adapter
+        adapter.binding.refuse_calls()
+        try:
+            await self._sleep(adapter.drain())
+        finally:
+            adapter.balancer.close()
+            adapter.binding.abandon_calls()
+            try:
+                with self._shield():
+                    await self._transports.aclose()
+            finally:
+                if self._reports is not None:
+                    self._reports.close()
+        await self._sleep(adapter.last())
+
+    async def _send(
+        self,
+        transports: BaseTransportPool[Any],
+        request: httpx.Request,
+        stream: Any,
+        answers: list[httpx.Response],
+        attempt: Attempt[httpx.Response],
+    ) -> httpx.Response:
+        adapter = self._adapter
+        if attempt.replaces is not None:
+            await drain(attempt.replaces, looped=self._looped)
+        transport = transports.to(attempt.endpoint, attempt.pick.started)
+        extensions: Mapping[str, object] = request.extensions
+        if attempt.expiry is not None:
+            extensions = attempt_extensions(request, attempt.expiry)
+        response = await transport.send(request, stream, extensions)
+        attempt.status = response.status_code
+        if self._reports is not None:
+            self._reports.record(attempt.endpoint, response.headers)
+        if not isinstance(response.stream, httpx.ByteStream):
+            if adapter.reads_at_once(request, response):
+                await read(response, attempt.expiry, looped=self._looped)
+            else:
+                body: Any = response.stream
+                response.stream = self._stream(body, attempt, transports)
+                answers.append(response)
+        return response
+
+    @abstractmethod
+    async def _sleep(self, pause: Pause) -> None:
+        """Wait as a call asks for."""
+
+    @abstractmethod
+    async def _race(self, call: Call[httpx.Response], send: Send) -> httpx.Response:
+        """Carry out a call that may be hedged."""
+
+    def _shield(self) -> contextlib.AbstractContextManager[object]:
+        """Keep a cancellation from what is in the block."""
+        return contextlib.nullcontext()
+
 
 @shows(TransportOptions)
-class Transport(httpx.BaseTransport):
+class Transport(_BalancedTransport, httpx.BaseTransport):
     """An httpx transport that balances requests:
     `httpx.Client(transport=lbclient.Transport(service))`.
 
@@ -54,6 +203,10 @@ class Transport(httpx.BaseTransport):
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
 
+    _looped = False
+    _stream = ResponseStream
+    _transports: TransportPool
+
     def __init__(
         self,
         service: Service,
@@ -63,58 +216,17 @@ class Transport(httpx.BaseTransport):
     ) -> None:
         make = transport_factory(transport, options)
         self._adapter = adapter = HttpAdapter(service, options)
-        self._transports = TransportPool(
-            adapter.binding.pool,
-            lambda endpoint, idle: make(
-                adapter.upstream(endpoint), adapter.connection_settings, idle
-            ),
-            adapter.connection_settings,
-            adapter.binding.rng,
-        )
-        if (health := adapter.health) is not None:
-            adapter.binding.check_health(health, checked(health, adapter, make))
-        self._reports = reports(adapter, make)
-
-    def __repr__(self) -> str:
-        adapter = getattr(self, "_adapter", None)
-        return described(self, adapter and adapter.binding)
-
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this transport."""
-        return self._adapter.balancer
-
-    def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a client of one service does."""
-        self._adapter.own(origin)
+        self._transports = adapter.transports(TransportPool, make)
+        self._begin_probes(make, looped=False)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and retry it as the policy says."""
-        adapter = self._adapter
-        if self._transports.needs_cleanup:
-            self._transports.tidy()
-        if adapter.origin is not None:
-            request = adapter.origin.admitted(request)
-        elif adapter.target.path:
-            request = below(adapter.target.path, request)
-        stream, replayable = request.stream, None
-        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
-            stream, replayable = watch(request)
-        answers: list[httpx.Response] = []
         try:
-            call = adapter.call(request, replayable)
-            send = partial(self._send, request, stream, answers)
-            response = run(call, send, discard=httpx.Response.close)
-        except BaseException as error:
-            for answer in answers:  # interrupted before another attempt replaced the response
-                answer.close()
-            if isinstance(error, LoadBalancingError):
-                raise as_httpx(error) from error.__cause__
-            raise
-        finally:
-            if self._transports.leaving:
-                self._transports.tidy()
-        return adapter.finished(call, response)
+            self._handle(request).send(None)  # the same as `run_blocking`, with two functions less
+        except StopIteration as end:
+            response: httpx.Response = end.value
+            return response
+        raise RuntimeError(SUSPENDED)
 
     def close(self) -> None:
         """Wait up to `close_grace` seconds for active calls. Then end them, and close every
@@ -123,54 +235,30 @@ class Transport(httpx.BaseTransport):
         A call that waits ends with its last outcome, or with BalancerClosed if it has none. A call
         that has been sent ends with the error of its connection.
         """
-        adapter = self._adapter
-        adapter.binding.refuse_calls()
-        try:
-            sleep(adapter.drain())
-        finally:
-            adapter.balancer.close()
-            adapter.binding.abandon_calls()
-            self._transports.close()
-            if self._reports is not None:
-                self._reports.close()
-        sleep(adapter.last())
+        run_blocking(self._close)
 
-    def _send(
-        self,
-        request: httpx.Request,
-        stream: httpx.SyncByteStream,
-        answers: list[httpx.Response],
-        attempt: Attempt[httpx.Response],
-    ) -> httpx.Response:
-        adapter = self._adapter
-        if attempt.replaces is not None:
-            drain(attempt.replaces)
-        transport = self._transports.to(attempt.endpoint, attempt.pick.started)
-        extensions: Mapping[str, object] = request.extensions
-        if attempt.expiry is not None:
-            extensions = attempt_extensions(request, attempt.expiry)
-        response = transport.send(request, stream, extensions)
-        attempt.status = response.status_code
-        if self._reports is not None:
-            self._reports.record(attempt.endpoint, response.headers)
-        if not isinstance(response.stream, httpx.ByteStream):
-            if adapter.reads_at_once(request, response):
-                read(response, attempt.expiry)
-            else:
-                body = cast("httpx.SyncByteStream", response.stream)
-                response.stream = ResponseStream(body, attempt, self._transports)
-                answers.append(response)
-        return response
+    async def _sleep(self, pause: Pause) -> None:
+        sleep(pause)
+
+    async def _race(self, call: Call[httpx.Response], send: Send) -> httpx.Response:
+        def blocking(attempt: Attempt[httpx.Response]) -> httpx.Response:
+            return run_blocking(lambda: send(attempt))
+
+        return run(call, blocking, discard=httpx.Response.close)
 
 
 @shows(TransportOptions)
-class AsyncTransport(httpx.AsyncBaseTransport):
+class AsyncTransport(_BalancedTransport, httpx.AsyncBaseTransport):
     """The same for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
 
     - `service`: as in `Balancer`.
     - `transport`: a function that makes your own transport for each instance, `instance ->
       httpx.AsyncBaseTransport`.
     """
+
+    _looped = True
+    _stream = AsyncResponseStream
+    _transports: PerLoopTransports
 
     def __init__(
         self,
@@ -181,127 +269,29 @@ class AsyncTransport(httpx.AsyncBaseTransport):
     ) -> None:
         make = async_transport_factory(transport, options)
         self._adapter = adapter = HttpAdapter(service, options)
-
-        def transports() -> AsyncTransportPool:
-            return AsyncTransportPool(
-                adapter.binding.pool,
-                lambda endpoint, idle: make(
-                    adapter.upstream(endpoint), adapter.connection_settings, idle
-                ),
-                adapter.connection_settings,
-                adapter.binding.rng,
-            )
-
-        self._per_loop = PerLoopTransports(adapter.binding.pool, transports)
-        ours = transport is None
-        if (health := adapter.health) is not None:
-            check = (
-                checked(health, adapter, transport_factory(None, options))
-                if ours
-                else achecked(health, adapter, make)
-            )
-            adapter.binding.check_health(health, check)
-        self._reports = (
-            reports(adapter, transport_factory(None, options)) if ours else areports(adapter, make)
+        self._transports = PerLoopTransports(
+            adapter.binding.pool, partial(adapter.transports, AsyncTransportPool, make)
         )
+        if transport is None:  # probes are sent on threads, over connections of our own
+            self._begin_probes(transport_factory(None, options), looped=False)
+        else:
+            self._begin_probes(make, looped=True)
 
-    def __repr__(self) -> str:
-        adapter = getattr(self, "_adapter", None)
-        return described(self, adapter and adapter.binding)
-
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this transport."""
-        return self._adapter.balancer
-
-    def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a client of one service does."""
-        self._adapter.own(origin)
-
-    async def handle_async_request(  # noqa: C901, PLR0912  # saves a coroutine in nearly every call
+    def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: httpx.Request
-    ) -> httpx.Response:
+    ) -> Coroutine[Any, Any, httpx.Response]:
         """Send a request to an instance, and retry it as the policy says."""
-        adapter = self._adapter
-        if adapter.origin is not None:
-            request = adapter.origin.admitted(request)
-        elif adapter.target.path:
-            request = below(adapter.target.path, request)
-        stream, replayable = request.stream, None
-        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
-            stream, replayable = awatch(request)
-        answers: list[httpx.Response] = []
-        transports: AsyncTransportPool | None = None
-        try:
-            call = adapter.call(request, replayable)
-            transports = self._per_loop.last() or await self._per_loop.here()
-            if transports.needs_cleanup:
-                await transports.tidy()
-            if call.engine.hedging is None:  # the same as `arun`, without another coroutine
-                with call:
-                    for step in call:
-                        if isinstance(step, Pause):
-                            await asleep(step)
-                        else:
-                            with step:
-                                step.result = await self._send(
-                                    transports, request, stream, answers, step
-                                )
-                response = call.result()
-            else:
-                send = partial(self._send, transports, request, stream, answers)
-                response = await arun(call, send, discard=httpx.Response.aclose)
-        except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                for answer in answers:  # cancelled before another attempt replaced the response
-                    await answer.aclose()
-            if isinstance(error, LoadBalancingError):
-                raise as_httpx(error) from error.__cause__
-            raise
-        finally:
-            if transports is not None and transports.leaving:
-                await transports.tidy()
-        return adapter.finished(call, response)
+        return self._handle(request)  # not awaited: that would be one coroutine more to resume
 
     async def aclose(self) -> None:
         """Like `Transport.close`. Other running event loops close their own connections soon."""
-        adapter = self._adapter
-        adapter.binding.refuse_calls()
-        try:
-            await asleep(adapter.drain())
-        finally:
-            adapter.balancer.close()
-            adapter.binding.abandon_calls()
-            if self._reports is not None:
-                self._reports.close()
-            with anyio.CancelScope(shield=True):
-                await self._per_loop.aclose()
-        await asleep(adapter.last())
+        await self._close()
 
-    async def _send(
-        self,
-        transports: AsyncTransportPool,
-        request: httpx.Request,
-        stream: httpx.AsyncByteStream,
-        answers: list[httpx.Response],
-        attempt: Attempt[httpx.Response],
-    ) -> httpx.Response:
-        adapter = self._adapter
-        if attempt.replaces is not None:
-            await adrain(attempt.replaces)
-        transport = transports.to(attempt.endpoint, attempt.pick.started)
-        extensions: Mapping[str, object] = request.extensions
-        if attempt.expiry is not None:
-            extensions = attempt_extensions(request, attempt.expiry)
-        response = await transport.send(request, stream, extensions)
-        attempt.status = response.status_code
-        if self._reports is not None:
-            self._reports.record(attempt.endpoint, response.headers)
-        if not isinstance(response.stream, httpx.ByteStream):
-            if adapter.reads_at_once(request, response):
-                await aread(response, attempt.expiry)
-            else:
-                body = cast("httpx.AsyncByteStream", response.stream)
-                response.stream = AsyncResponseStream(body, attempt, transports)
-                answers.append(response)
-        return response
+    async def _sleep(self, pause: Pause) -> None:
+        await asleep(pause)
+
+    async def _race(self, call: Call[httpx.Response], send: Send) -> httpx.Response:
+        return await arun(call, send, discard=httpx.Response.aclose)
+
+    def _shield(self) -> anyio.CancelScope:
+        return anyio.CancelScope(shield=True)

@@ -1,7 +1,7 @@
 # The types of `lbclient/http` when it is loaded for httpx2: the same, with httpx2's types.
 # `tests/http/test_httpx2_types.py` compares this file with the source.
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 import httpx2
@@ -90,7 +90,16 @@ class RequestOptions(TypedDict, total=False):
     timeout: TimeoutTypes | UseClientDefault
     extensions: RequestExtensions | None
 
-class Transport(httpx2.BaseTransport):
+class _BalancedTransport:
+    """What `Transport` and `AsyncTransport` share: all but how they wait."""
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancer of this transport."""
+    def own(self, origin: str) -> None:
+        """Accept only requests for this origin, as a client of one service does."""
+
+class Transport(_BalancedTransport, httpx2.BaseTransport):
     """An httpx2 transport that balances requests:
     `httpx2.Client(transport=lbclient.httpx2.Transport(service))`."""
 
@@ -101,18 +110,13 @@ class Transport(httpx2.BaseTransport):
         transport: TransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None: ...
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this transport."""
-    def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a client of one service does."""
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to an instance, and retry it as the policy says."""
     def close(self) -> None:
         """Wait up to `close_grace` seconds for active calls. Then end them, and close every
         connection. Later requests raise RuntimeError."""
 
-class AsyncTransport(httpx2.AsyncBaseTransport):
+class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
     """The same for `httpx2.AsyncClient`, on asyncio (also with uvloop) and trio."""
 
     def __init__(
@@ -122,12 +126,9 @@ class AsyncTransport(httpx2.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None: ...
-    @property
-    def balancer(self) -> Balancer:
-        """The balancer of this transport."""
-    def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a client of one service does."""
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: httpx2.Request
+    ) -> Coroutine[Any, Any, httpx2.Response]:
         """Send a request to an instance, and retry it as the policy says."""
     async def aclose(self) -> None:
         """Like `Transport.close`. Other running event loops close their own connections soon."""

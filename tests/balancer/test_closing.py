@@ -12,6 +12,7 @@ import pytest
 
 import lbclient
 from lbclient import Balancer, Instance, RetryPolicy
+from lbclient._internal.blocking import run_blocking
 from lbclient.core.wait_queue import WaitQueue
 from tests.support.dns import Liar, silence
 from tests.support.http import Gate, says, tells_port
@@ -391,7 +392,7 @@ def test_closing_while_a_connection_is_made(servers):
     client.close()
     request = client.build_request("GET", f"{server.url}/late")
     with pytest.raises(httpx.ConnectError, match="closed"):
-        transport.send(request, request.stream, {})
+        run_blocking(lambda: transport.send(request, request.stream, {}))
     assert [one.target for one in server.requests] == ["/warm"]
 
 

@@ -20,6 +20,7 @@ import trio
 import trustme
 
 import lbclient
+from lbclient._internal.blocking import run_blocking
 from tests.support.http import says, tells_port, transports_of
 from tests.support.interpreter import ended_soon
 
@@ -173,7 +174,7 @@ def test_forgotten_client_costs_nothing(servers):
     assert client.get("/").status_code == 200
     watch = weakref.ref(client.balancer._engine.subscription)
     # Its sockets would be warned of, as any that is left open.
-    client._transport._transports.close()
+    run_blocking(client._transport._transports.aclose)
     del client
     until = time.monotonic() + 5
     while watch() is not None and time.monotonic() < until:

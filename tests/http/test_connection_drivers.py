@@ -17,8 +17,8 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from lbclient.http.connections import addresses, event_loop, threads
-from lbclient.http.connections import trio as trio_driver
+from lbclient.http.connections import addresses, threads
+from lbclient.http.connections import connection as connection_module
 from tests.support.drivers import (
     DRIVERS,
     NAME,
@@ -220,7 +220,7 @@ def test_writing_takes_only_so_long(driver, secure):
 def test_connection_that_breaks_ends_the_writing(driver, secure):
     """A writer that waits for a peer which resets gets WriteError before the time is up."""
     with driver.connected(secure=secure) as (connection, peer):
-        write = connection.write if driver.looped else connection.write_all
+        write = connection.write_all
         writing = driver.start(write, MUCH, SOON)
         until_readable(peer)
         reset(peer)
@@ -280,7 +280,7 @@ def test_closing_wakes_whoever_reads(driver, secure):
 def test_closing_wakes_whoever_writes(driver, secure):
     """A write under way ends with WriteError."""
     with driver.connected(secure=secure) as (connection, peer):
-        write = connection.write if driver.looped else connection.write_all
+        write = connection.write_all
         writing = driver.start(write, MUCH, SOON)
         until_readable(peer)
         driver.call(connection.shut)
@@ -441,7 +441,7 @@ def test_descriptors_exhausted(driver, monkeypatch, what):
     def none_left(*_):
         raise OSError(what, os.strerror(what))
 
-    for module in (threads, event_loop, trio_driver):
+    for module in (threads, connection_module):
         monkeypatch.setattr(module, "open_socket", none_left)
     with pytest.raises(httpx.ConnectError) as failed, driver.open("127.0.0.1", port=1):
         pass

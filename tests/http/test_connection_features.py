@@ -14,8 +14,8 @@ import pytest
 
 import lbclient
 import lbclient.httpx2
-from lbclient.http.connections import event_loop, instance_transport, threads
-from lbclient.http.connections import trio as trio_driver
+from lbclient.http.connections import connection as connection_module
+from lbclient.http.connections import instance_transport, threads
 from tests.http.test_departures import script
 from tests.http.test_idle_closing import worlds
 from tests.http.test_tls import TlsServer
@@ -67,7 +67,7 @@ def test_descriptors_exhausted(servers, world, monkeypatch):
 
     with world.client([server.url], retry=None) as client:
         with monkeypatch.context() as patch:
-            for module in (threads, event_loop, trio_driver):
+            for module in (threads, connection_module):
                 patch.setattr(module, "open_socket", none_left)
             for _ in range(9):
                 with pytest.raises(httpx.ConnectError):

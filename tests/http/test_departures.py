@@ -13,6 +13,7 @@ import pytest
 
 import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, Verdict
+from lbclient._internal.blocking import run_blocking
 from lbclient.core.pool import Pool
 from tests.support.http import Gate, says, transports_of
 
@@ -151,7 +152,7 @@ def test_transport_of_who_left_meanwhile_is_closed(servers):
         client.get("/")
         client.get("/")
         assert [transport._dial.hosts for transport in transports_of(client)] == [("127.0.0.1",)]
-        assert not transports.needs_cleanup
+        assert transports.ready()
 
 
 def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(servers):
@@ -172,8 +173,8 @@ def test_connections_to_an_old_address_are_closed_though_the_instance_is_busy(se
         thread = threading.Thread(target=client.get, args=("/",))
         thread.start()
         assert gate.entered.acquire(timeout=5)
-        client._transport._transports.tidy()
-        assert not client._transport._transports.needs_cleanup
+        run_blocking(client._transport._transports.tidy)
+        assert client._transport._transports.ready()
         gate.open.set()
         thread.join()
 

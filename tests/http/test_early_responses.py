@@ -143,8 +143,8 @@ def completes(peer, connection):
 
 def connections_of(client: Caller):
     transport = client.client._transport
-    if hasattr(transport, "_per_loop"):
-        (home,) = transport._per_loop._per_loop.values()
+    if hasattr(transport._transports, "_per_loop"):
+        (home,) = transport._transports._per_loop.values()
     else:
         home = transport._transports
     ((_, transport, _),) = home._transports.values()

@@ -1796,10 +1796,11 @@ def test_interrupted_in_the_back_off(servers, monkeypatch):
     def interrupt(_):
         raise Interrupt
 
-    monkeypatch.setattr("lbclient.balancer.threads.sleep", interrupt)
     with lbclient.Client([server.url]) as client:
-        with pytest.raises(Interrupt):
-            client.get("/")
+        with monkeypatch.context() as patch:
+            patch.setattr("lbclient.http.transport.sleep", interrupt)
+            with pytest.raises(Interrupt):
+                client.get("/")
         (one,) = client.balancer.snapshot().instances
         assert (one.in_flight, one.failures) == (0, 1)
         assert busy_connections(client) == []

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import lbclient
 from lbclient import Answer, HealthCheck, Instance
+from lbclient._internal.blocking import run_blocking
 from lbclient._internal.signals import Pause
 from lbclient.core.call import call_options
 from lbclient.protocol import bind
@@ -194,7 +195,7 @@ def test_a_client_that_nobody_holds_is_collected(servers):
     client.get("/")
     assert patient.checked.acquire(timeout=SOON)
     monitor = weakref.ref(client.balancer._engine.membership.health_monitor)
-    client._transport._transports.close()
+    run_blocking(client._transport._transports.aclose)
     del client
 
     def gone():

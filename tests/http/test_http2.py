@@ -363,9 +363,9 @@ def test_threads_race_for_few_streams(servers):
 
 def test_threads_race_for_one_connection(servers, monkeypatch):
     """16 threads share one connection of three streams."""
-    from lbclient.http.connections import http2_transport
+    from lbclient.http.connections import http2_streams
 
-    monkeypatch.setattr(http2_transport, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(http2_streams, "MAX_CONNECTIONS", 1)
     instance = Http2(says_ok, settings={STREAMS: 3})
     (server,) = servers(instance)
     seen = []

@@ -247,7 +247,7 @@ async def test_a_cancelled_call_gives_everything_back(servers, flavour):
             assert await anyio.to_thread.run_sync(gate.entered.acquire, True, 10)
             tasks.cancel_scope.cancel()
         assert [one.in_flight for one in client.balancer.snapshot().instances] == [0]
-        (home,) = client._transport._per_loop._per_loop.values()
+        (home,) = client._transport._transports._per_loop.values()
         assert all(transport.is_idle for _, transport, _ in home._transports.values())
 
 

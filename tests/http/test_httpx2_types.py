@@ -71,12 +71,13 @@ def bases(a_class):
 
 
 def declared(a_class):
-    """Its bases and fields, the signatures of its public methods, and what all of them are for."""
+    """Its bases, public fields, the signatures of public methods, and what all of them are for."""
     yield list(bases(a_class)), told(a_class)
     a_class = ForHttpx2().visit(a_class)
     for node in a_class.body:
         if isinstance(node, ast.AnnAssign):
-            yield ast.unparse(node)
+            if not ast.unparse(node.target).startswith("_"):
+                yield ast.unparse(node)
         elif public(node):
             marks = [ast.unparse(one) for one in node.decorator_list]
             yield marks, type(node), node.name, ast.unparse(node.args), ast.unparse(node.returns)

@@ -514,7 +514,7 @@ def test_in_a_forked_child(serve, kind):
         while client._transport._transports._idle._since:
             os.sched_yield()
     async def aidle(client):
-        while any(home._idle._since for home in client._transport._per_loop._per_loop.values()):
+        while any(home._idle._since for home in client._transport._transports._per_loop.values()):
             await anyio.sleep(0)
     async def calls():
         os.write(1, b"%d\\n" % (await client.get("/")).status_code)

@@ -18,6 +18,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 
 import anyio
 import httpx
@@ -36,7 +37,7 @@ from lbclient.endpoint.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.http.connections.custom_transport import AsyncCustomTransport, CustomTransport
 from lbclient.http.connections.instance_transport import Http1Transport
-from lbclient.http.probes import achecked, checked
+from lbclient.http.probes import checked
 from lbclient.resilience.health_check import HealthCheck, HealthTally
 from lbclient.simulation import World
 from lbclient.simulation.run import Rounds
@@ -942,7 +943,7 @@ def foreign(behaviour):
 
 KINDS = {
     "sync": (lbclient.Client, CustomTransport, checked),
-    "async": (lbclient.AsyncClient, AsyncCustomTransport, achecked),
+    "async": (lbclient.AsyncClient, AsyncCustomTransport, partial(checked, looped=True)),
 }
 
 
@@ -987,7 +988,10 @@ def test_time_bounds_a_callers_async_transport(where):
 
     client = lbclient.AsyncClient(["http://10.0.0.1:8080"])
     make = lambda place, *_: AsyncCustomTransport(Silent(), place)  # noqa: E731
-    examined, executor = Examined(client, HealthCheck(), make, achecked), Threads()
+    examined, executor = (
+        Examined(client, HealthCheck(), make, partial(checked, looped=True)),
+        Threads(),
+    )
     results = results_of(executor, examined.check, [examined.endpoint], 0.1)
     assert results == [(examined.endpoint, "it took longer than 0.1 s")]
     executor._threads[examined.endpoint].join(SOON)

@@ -16,6 +16,7 @@ import pytest
 
 import lbclient
 from lbclient import RetryPolicy
+from lbclient._internal.blocking import run_blocking
 from lbclient.http.connections.pool import KeepAlivePool
 from lbclient.http.request_cache import RequestCache
 from tests.support.http import says, tells_port, transports_of
@@ -35,7 +36,7 @@ def test_what_is_put_back_while_its_wire_is_closed(servers, monkeypatch):
         put = idle.put
 
         def late(connection, shelf):
-            client._transport._transports.close()
+            run_blocking(client._transport._transports.aclose)
             return put(connection, shelf)
 
         monkeypatch.setattr(idle, "put", late)

@@ -401,13 +401,18 @@ class Ears(logging.Handler, SpanProcessor):
         assert not any(secret in text for secret in TOLD_AS), text
 
 
+async def read(connection, _, **__):
+    return connection._sock.piece()
+
+
 async def aread(connection, _, **__):
     await anyio.lowlevel.checkpoint()
     return connection._sock.piece()
 
 
-async def awrite(connection, *_):
+async def write(connection, *_):
     connection._sock.sent()
+    return True
 
 
 def unbound(method):
@@ -433,9 +438,7 @@ class Caller:
         self.connect(monkeypatch, SocketConnection)
         for kind in (LoopConnection, TrioConnection):
             self.connect(monkeypatch, kind)
-            monkeypatch.setattr(kind, "open", unbound(self.aopen))
             monkeypatch.setattr(kind, "read", aread)
-            monkeypatch.setattr(kind, "write", awrite)
         self.options = {
             "name": "orders.test",
             "retry": lbclient.RetryPolicy(attempts=2, backoff=0, backoff_max=0, budget=None),
@@ -449,20 +452,17 @@ class Caller:
     def connect(self, monkeypatch, kind):
         """Make connections of this kind lead to peers that answer anything."""
         monkeypatch.setattr(kind, "open", unbound(self.open))
-        monkeypatch.setattr(kind, "read", lambda connection, _: connection._sock.piece())
-        monkeypatch.setattr(kind, "write", lambda connection, *_: connection._sock.sent() or True)
+        monkeypatch.setattr(kind, "read", read)
+        monkeypatch.setattr(kind, "write", write)
         monkeypatch.setattr(kind, "readable", lambda _: self.dice.random() < 0.3)
         monkeypatch.setattr(kind, "close", lambda _: None)
 
-    def open(self, connection, dial, _):
+    async def open(self, connection, dial, _):
         (host,) = dial.hosts
         self.dialled.add(host)
         if self.dice.random() < 0.05:
             raise httpx.ConnectError("refused")
         connection._sock, connection.peer = Peer(self.dice), "10.0.0.9"
-
-    async def aopen(self, *args):
-        self.open(*args)
 
     def asked(self, seed):
         """The next request: its client's cookies, its method, its URL, and other options."""

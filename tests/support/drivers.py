@@ -7,13 +7,15 @@ import itertools
 import socket
 import ssl
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import iscoroutinefunction
 from typing import Self
 
 import anyio.from_thread
 import trustme
 
 from lbclient import Instance
-from lbclient.http.connections import addresses, event_loop, threads, trio
+from lbclient._internal.blocking import run_blocking
+from lbclient.http.connections import addresses, connection, event_loop, threads, trio
 from lbclient.http.connections.addresses import Dial
 from lbclient.http.options import connection_settings
 from lbclient.http.request import Upstream
@@ -39,6 +41,13 @@ def serving(*protocols: str) -> ssl.SSLContext:
     if protocols:
         context.set_alpn_protocols(protocols)
     return context
+
+
+def blocking(function):
+    """The function that a thread calls: one that finishes a coroutine of a connection."""
+    return lambda *args: (
+        run_blocking(lambda: function(*args)) if iscoroutinefunction(function) else function(*args)
+    )
 
 
 class Driver:
@@ -71,7 +80,7 @@ class Driver:
     def start(self, function, *args) -> Future:
         """Begin it on a thread, or as a task."""
         if self._portal is None:
-            return self.pool.submit(function, *args)
+            return self.pool.submit(blocking(function), *args)
         return self._portal.start_task_soon(function, *args)
 
     def call(self, function, *args):
@@ -87,8 +96,6 @@ class Driver:
 
     def write(self, connection, data, timeout=SOON):
         """Send all of it."""
-        if self.looped:
-            return self.call(connection.write, data, timeout)
         return self.call(connection.write_all, data, timeout)
 
     @contextlib.contextmanager
@@ -163,6 +170,6 @@ def watch_sockets(monkeypatch):
         opened.append(made)
         return made
 
-    for module in (threads, event_loop, trio):
+    for module in (threads, connection):
         monkeypatch.setattr(module, "open_socket", open_socket)
     return opened

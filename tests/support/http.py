@@ -282,5 +282,5 @@ def transports_of(client) -> list:
     if isinstance(transport, lbclient.Transport):
         per_loop = [transport._transports]
     else:
-        per_loop = transport._per_loop._per_loop.values()
+        per_loop = transport._transports._per_loop.values()
     return [transport for home in per_loop for _, transport, _ in home._transports.values()]

@@ -10,14 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import anyio
+
 from .._compat import httpx
-from .addresses import Dial
+from .addresses import Address, Dial, aresolve, open_socket, race
+from .timeouts import seconds_now
 from .tls import Tls
 
 if TYPE_CHECKING:
     from .http2 import Http2
 
 __all__ = [
+    "CLOSED",
     "SLICE",
     "WRITE",
     "AsyncConnection",
@@ -31,6 +35,8 @@ SLICE = 64 * 1024
 """The number of bytes that are read without waiting before other tasks get a turn."""
 WRITE = 2 * 1024
 """Each write counts as this many extra bytes, since even a short one takes time."""
+
+CLOSED = "the connection was closed here"
 
 
 class PeerLeft(Exception):
@@ -65,8 +71,9 @@ class InstanceLiveness:
 class Connection(ABC):
     """The bytes of one connection to an instance.
 
-    It raises errors of httpx: ReadError, WriteError and the timeouts. Closing is synchronous in
-    every driver, so a cancellation cannot interrupt it.
+    It raises errors of httpx: ReadError, WriteError and the timeouts. The coroutines of a
+    connection for threads block, and never suspend. Closing is synchronous in every driver, so a
+    cancellation cannot interrupt it.
     """
 
     __slots__ = (
@@ -131,6 +138,52 @@ class Connection(ABC):
         return self.tls is None or self.tls.clean_end
 
     @abstractmethod
+    async def open(self, dial: Dial, timeout: float | None) -> None:
+        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
+
+    async def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
+        """Start TLS. Raises ConnectError or ConnectTimeout."""
+        tls = Tls(context, name, self.protocols)
+        try:
+            done = tls.shake_hands(None)
+            while True:
+                if out := tls.outgoing():
+                    await self.write_all(out, timeout)
+                if done:
+                    break
+                data = await self.read(timeout)
+                try:
+                    done = tls.shake_hands(data)
+                except httpx.ConnectError:
+                    with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
+                        if out := tls.outgoing():  # an alert with the reason
+                            await self.write_all(out, timeout)
+                    raise
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
+        except (httpx.ReadError, httpx.WriteError) as error:
+            raise httpx.ConnectError(str(error)) from error.__cause__
+        data, self.tls = self._arrived, tls
+        self._arrived = tls.decrypt(data or None)
+
+    @abstractmethod
+    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
+        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
+        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
+        or ReadError.
+        """
+
+    @abstractmethod
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
+        """Send all of the data. Returns False if something has arrived before all was sent, which
+        happens on threads only: then call `read`, and continue with `write(b"")`. Raises
+        WriteTimeout or WriteError."""
+
+    @abstractmethod
+    async def write_all(self, data: bytes, timeout: float | None) -> None:
+        """Send all of the data, whatever arrives meanwhile. Raises WriteTimeout or WriteError."""
+
+    @abstractmethod
     def readable(self) -> bool:
         """Return True if unread bytes, or the end, have arrived. Never waits."""
 
@@ -145,6 +198,19 @@ class Connection(ABC):
     @abstractmethod
     def detach_after_fork(self) -> None:
         """In a forked child: release the parent's socket, without sending anything."""
+
+    def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
+        if self._sock is None:
+            raise error(CLOSED)
+        return self._sock
+
+    def _take(self, data: bytes) -> None:
+        """Keep what was received; b"" is the end."""
+        self.ended = not data
+        if (tls := self.tls) is not None:
+            data = tls.decrypt(data)
+            self.ended = tls.ended
+        self._arrived = data
 
     def _opened(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the other end has already closed it
@@ -171,61 +237,70 @@ class Connection(ABC):
 
 
 class AsyncConnection(Connection):
-    """A connection for event loops."""
+    """What connections for asyncio and for trio share."""
 
     __slots__ = ()
 
-    # Repeated: a type checker may otherwise infer other types from the assignments below.
-    tls: Tls | None
-
-    @abstractmethod
     async def open(self, dial: Dial, timeout: float | None) -> None:
         """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
 
-    async def start_tls(
-        self,
-        context: ssl.SSLContext,
-        name: str,
-        timeout: float | None,
-    ) -> None:
-        """Start TLS. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name, self.protocols)
+        async def connect(address: Address) -> socket.socket:
+            sock = None
+            try:
+                sock = open_socket(address, dial.options)
+                with anyio.fail_after(seconds_now(timeout)):
+                    await self._connect(sock, address)
+            except BaseException as error:
+                if sock is not None:
+                    sock.close()
+                if isinstance(error, TimeoutError) and not error.errno:
+                    raise httpx.ConnectTimeout("no address answered in time") from error
+                if isinstance(error, OSError):
+                    raise httpx.ConnectError(str(error)) from error
+                raise
+            return sock
+
+        self._sock = sock = await race(await aresolve(dial, timeout), connect)
         try:
-            done = tls.shake_hands(None)
-            while True:
-                if out := tls.outgoing():
-                    await self.write(out, timeout)
-                if done:
-                    break
-                data = await self.read(timeout)
-                try:
-                    done = tls.shake_hands(data)
-                except httpx.ConnectError:
-                    with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
-                        await self.write(tls.outgoing(), timeout)  # an alert with the reason
-                    raise
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
-        except (httpx.ReadError, httpx.WriteError) as error:
-            raise httpx.ConnectError(str(error)) from error.__cause__
-        data, self.tls = self._arrived, tls
-        self._arrived = tls.decrypt(data or None)
+            self._opened(sock)
+            await self._attach(sock)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise httpx.ConnectError(str(error)) from error
+            raise
+
+    @abstractmethod
+    async def _connect(self, sock: socket.socket, address: Address) -> None:
+        """Connect a socket. Raises OSError."""
+
+    async def _attach(self, sock: socket.socket) -> None:
+        """Have the event loop serve a socket that is connected. Raises OSError."""
 
     @property
     @abstractmethod
     def flushed(self) -> bool:
         """True if the kernel has taken everything that was written."""
 
-    @abstractmethod
-    async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
-        or ReadError.
-        """
-
-    @abstractmethod
-    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
+    async def write_all(self, data: bytes, timeout: float | None) -> None:
         """Send all of the data. Raises WriteTimeout or WriteError."""
+        await self.write(data, timeout)
+
+    def readable(self) -> bool:
+        """Return True if unread bytes, or the end, have arrived. Never waits."""
+        if self._arrived or self.ended or self._sock is None:
+            return True
+        # The kernel may have something that the loop has not received yet.
+        if self._poll is not None and not self._poll.poll(0):
+            return False
+        try:
+            data = self._sock.recv(SLICE)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (OSError, ValueError):
+            return True
+        self._take(data)
+        return bool(self._arrived) or self.ended
 
 
 class ConnectionInfo:

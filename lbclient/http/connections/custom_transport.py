@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import anyio
 
@@ -26,34 +26,41 @@ from ..options import ConnectionSettings, TransportOptions
 from ..request import Upstream, raw_headers
 from ..request_body import replays
 from ..shortcuts import copied, headers_of
-from .instance_transport import AsyncHttp1Transport, Http1Transport
+from .instance_transport import AsyncHttp1Transport, Body, Http1Transport
 from .pool import KeepAlivePool
 from .timeouts import DeadlineTimeout
 
 __all__ = [
     "AsyncCustomTransport",
-    "AsyncInstanceTransport",
     "AsyncTransportFactory",
-    "BaseInstanceTransport",
     "CustomTransport",
     "InstanceTransport",
     "TransportFactory",
+    "TransportMaker",
     "async_transport_factory",
     "transport_factory",
 ]
 
 TransportFactory = Callable[[Instance], httpx.BaseTransport]
 AsyncTransportFactory = Callable[[Instance], httpx.AsyncBaseTransport]
+T = TypeVar("T", httpx.BaseTransport, httpx.AsyncBaseTransport)
 _URLS = 256
 _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
-class BaseInstanceTransport(Protocol):
-    """The common interface of sync and async transports to one instance."""
+class InstanceTransport(Protocol):
+    """Sends requests to one instance. The coroutines of one for threads block, and never
+    suspend."""
 
     @property
     def is_idle(self) -> bool:
         """True if none of its connections is in use."""
+        ...
+
+    async def send(
+        self, request: httpx.Request, body: Body, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send a request, and return once the headers have arrived."""
         ...
 
     def drain(self) -> None:
@@ -61,40 +68,16 @@ class BaseInstanceTransport(Protocol):
         blocks."""
         ...
 
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
+
     def detach_after_fork(self) -> None:
         """In a forked child: release the parent's sockets, without sending anything."""
         ...
 
 
-class InstanceTransport(BaseInstanceTransport, Protocol):
-    """Sends requests to one instance, on threads."""
-
-    def send(
-        self, request: httpx.Request, body: httpx.SyncByteStream, extensions: Mapping[str, object]
-    ) -> httpx.Response:
-        """Send a request, and return once the headers have arrived."""
-        ...
-
-    def close(self) -> None:
-        """Close all connections."""
-        ...
-
-
-class AsyncInstanceTransport(BaseInstanceTransport, Protocol):
-    """Sends requests to one instance, on one event loop."""
-
-    async def send(
-        self, request: httpx.Request, body: httpx.AsyncByteStream, extensions: Mapping[str, object]
-    ) -> httpx.Response:
-        """Send a request, and return once the headers have arrived."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        ...
-
-
-class _Rebased:
+class _BaseCustomTransport(Generic[T]):
     """Changes a request for the service into one for an address of the instance.
 
     `_at` is the index of the address to try first: the last one that has not failed. A caller's
@@ -102,7 +85,10 @@ class _Rebased:
     first for every request.
     """
 
-    def __init__(self, upstream: Upstream) -> None:
+    looped: bool
+
+    def __init__(self, transport: T, upstream: Upstream) -> None:
+        self._transport: T = transport
         instance = upstream.instance
         hosts = instance.addresses or (instance.host,)
         shown = (f"[{host}]" if ":" in host else host for host in hosts)
@@ -117,10 +103,34 @@ class _Rebased:
         tls_name = upstream.tls_name or (instance.host if instance.addresses else None)
         self._tls = {"sni_hostname": tls_name} if tls_name else {}
 
+    async def send(
+        self, request: httpx.Request, body: Body, extensions: Mapping[str, object]
+    ) -> httpx.Response:
+        """Send a request to the first address that accepts a connection. Returns once the headers
+        have arrived."""
+        first = at = self._at
+        transport: Any = self._transport
+        failure: Exception | None = None
+        while True:
+            made = self._rebased(request, body, extensions, at)
+            try:
+                response: httpx.Response = (
+                    await transport.handle_async_request(made)
+                    if self.looped
+                    else transport.handle_request(made)
+                )
+            except _NOT_CONNECTED as error:
+                failure = more_telling(failure, error)
+            else:
+                return response
+            if (following := self._after(at, first, body)) is None:
+                raise failure
+            at = following
+
     def _rebased(
         self,
         request: httpx.Request,
-        body: httpx.SyncByteStream | httpx.AsyncByteStream,
+        body: Body,
         extensions: Mapping[str, object],
         at: int,
     ) -> httpx.Request:
@@ -164,90 +174,54 @@ class _Rebased:
         """Do nothing: only the caller's transport knows what it shares with the parent process."""
 
 
-class CustomTransport(_Rebased):
+class CustomTransport(_BaseCustomTransport[httpx.BaseTransport]):
     """A caller's transport to one instance, for threads."""
 
+    looped = False
+
     def __init__(self, transport: httpx.BaseTransport, upstream: Upstream) -> None:
-        super().__init__(upstream)
         if not isinstance(transport, httpx.BaseTransport):
             raise TypeError(f"transport= must make {NAME}.BaseTransport objects, not {transport!r}")
-        self._transport = transport
+        super().__init__(transport, upstream)
 
-    def send(
-        self,
-        request: httpx.Request,
-        body: httpx.SyncByteStream,
-        extensions: Mapping[str, object],
-    ) -> httpx.Response:
-        """Send a request to the first address that accepts a connection. Returns once the headers
-        have arrived."""
-        first = at = self._at
-        failure: Exception | None = None
-        while True:
-            made = self._rebased(request, body, extensions, at)
-            try:
-                return self._transport.handle_request(made)
-            except _NOT_CONNECTED as error:
-                failure = more_telling(failure, error)
-            if (following := self._after(at, first, body)) is None:
-                raise failure
-            at = following
-
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the transport."""
         self._transport.close()
 
 
-class AsyncCustomTransport(_Rebased):
+class AsyncCustomTransport(_BaseCustomTransport[httpx.AsyncBaseTransport]):
     """A caller's transport to one instance, for an event loop."""
 
+    looped = True
+
     def __init__(self, transport: httpx.AsyncBaseTransport, upstream: Upstream) -> None:
-        super().__init__(upstream)
         if not isinstance(transport, httpx.AsyncBaseTransport):
             raise TypeError(
                 f"transport= must make {NAME}.AsyncBaseTransport objects, not {transport!r}"
             )
-        self._transport = transport
+        super().__init__(transport, upstream)
 
     async def send(
-        self,
-        request: httpx.Request,
-        body: httpx.AsyncByteStream,
-        extensions: Mapping[str, object],
+        self, request: httpx.Request, body: Body, extensions: Mapping[str, object]
     ) -> httpx.Response:
         """The same. It is cancelled when the attempt's time is up."""
         if (left := time_left()) is None:
-            return await self._send(request, body, extensions)
+            return await super().send(request, body, extensions)
         with anyio.move_on_after(left):
-            return await self._send(request, body, extensions)
+            return await super().send(request, body, extensions)
         raise httpx.ReadTimeout("the time of the attempt is up")
-
-    async def _send(
-        self,
-        request: httpx.Request,
-        body: httpx.AsyncByteStream,
-        extensions: Mapping[str, object],
-    ) -> httpx.Response:
-        first = at = self._at
-        failure: Exception | None = None
-        while True:
-            made = self._rebased(request, body, extensions, at)
-            try:
-                return await self._transport.handle_async_request(made)
-            except _NOT_CONNECTED as error:
-                failure = more_telling(failure, error)
-            if (following := self._after(at, first, body)) is None:
-                raise failure
-            at = following
 
     async def aclose(self) -> None:
         """Close the transport."""
         await self._transport.aclose()
 
 
+TransportMaker = Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], InstanceTransport]
+
+
 def transport_factory(
     factory: TransportFactory | None, options: TransportOptions
-) -> Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], InstanceTransport]:
+) -> TransportMaker:
     """Return a function that makes the transports to instances, for threads. Raises TypeError or
     ValueError if `factory` or an option is invalid."""
     if factory is None:
@@ -263,7 +237,7 @@ def transport_factory(
 
 def async_transport_factory(
     factory: AsyncTransportFactory | None, options: TransportOptions
-) -> Callable[[Upstream, ConnectionSettings, KeepAlivePool[Any]], AsyncInstanceTransport]:
+) -> TransportMaker:
     """The same for event loops."""
     if factory is None:
         if "trio" in sys.modules:  # imported now: later a descriptor may be lacking

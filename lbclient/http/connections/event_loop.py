@@ -12,13 +12,11 @@ import time
 from collections.abc import Sized
 from typing import cast
 
-import anyio
-
 from lbclient._internal.deadline import STOOD_STILL
 
 from .._compat import httpx
-from .addresses import Address, Dial, aresolve, open_socket, race
-from .connection import SLICE, WRITE, AsyncConnection
+from .addresses import Address
+from .connection import CLOSED, SLICE, WRITE, AsyncConnection
 from .timeouts import DeadlineTimeout, seconds_now
 
 __all__ = ["LoopConnection"]
@@ -28,7 +26,6 @@ _ENOUGH = 256 * 1024
 _MOMENT = 0.001
 """Seconds of sending without waiting, after which other tasks get a turn."""
 _LOOK = 0.05
-_CLOSED = "the connection was closed here"
 
 
 class LoopConnection(AsyncConnection, asyncio.Protocol):
@@ -136,36 +133,22 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
     # Called by the transport.
 
-    async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
-        loop = self._loop
-
-        async def connect(address: Address) -> socket.socket:
-            sock = None
+    async def _connect(self, sock: socket.socket, address: Address) -> None:
+        """Connect a socket. uvloop's own `sock_connect` loses the zone of an IPv6 address."""
+        code = sock.connect_ex(address.to)
+        if code == errno.EINPROGRESS:
+            connected: asyncio.Future[None] = self._loop.create_future()
+            self._loop.add_writer(sock, _wake, connected)
             try:
-                sock = open_socket(address, dial.options)
-                with anyio.fail_after(seconds_now(timeout)):
-                    await _connect(loop, sock, address)
-            except BaseException as error:
-                if sock is not None:
-                    sock.close()
-                if isinstance(error, TimeoutError) and not error.errno:
-                    raise httpx.ConnectTimeout("no address answered in time") from error
-                if isinstance(error, OSError):
-                    raise httpx.ConnectError(str(error)) from error
-                raise
-            return sock
+                await connected
+            finally:
+                self._loop.remove_writer(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
 
-        sock = await race(await aresolve(dial, timeout), connect)
-        self._sock = sock
-        try:
-            self._opened(sock)
-            await loop.create_connection(lambda: self, sock=sock)
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, OSError):
-                raise httpx.ConnectError(str(error)) from error
-            raise
+    async def _attach(self, sock: socket.socket) -> None:
+        await self._loop.create_connection(lambda: self, sock=sock)
 
     @property
     def flushed(self) -> bool:
@@ -210,17 +193,17 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._check_end()
         return data
 
-    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
         """Send all of the data. Raises WriteTimeout or WriteError."""
         transport = self._transport
         if transport is None or transport.is_closing():
-            raise httpx.WriteError(str(self._broken or _CLOSED)) from self._broken
+            raise httpx.WriteError(str(self._broken or CLOSED)) from self._broken
         transport.write(data if self.tls is None else self.tls.encrypt(data))
         self._sent_at_once += len(data) + WRITE
         if self._blocked:
             self._sent_at_once = 0
             await self._drained(seconds_now(timeout, httpx.WriteTimeout))
-            return
+            return True
         if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
             # If no task is waiting, a turn per 64 KiB would take as long as sending them.
@@ -230,25 +213,13 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
                 await asyncio.sleep(0)
         if timeout.__class__ is DeadlineTimeout:
             seconds_now(timeout, httpx.WriteTimeout)
+        return True
 
-    def readable(self) -> bool:
-        """Return True if unread bytes, or the end, have arrived. Never waits."""
-        if self._arrived or self.ended or self._sock is None:
-            return True
-        # The kernel may have something that the loop has not received yet.
-        if self._poll is not None and not self._poll.poll(0):
-            return False
-        try:
-            data = self._sock.recv(SLICE)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except (OSError, ValueError):
-            return True
+    def _take(self, data: bytes) -> None:
         if data:
             self.data_received(data)
         else:
             self.eof_received()
-        return bool(self._arrived) or self.ended
 
     def close(self) -> None:
         """Close it. A task that reads or writes gets an error."""
@@ -257,7 +228,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._timer = None
         if self.closed:
             return
-        self._broken = self._broken or ConnectionAbortedError(_CLOSED)
+        self._broken = self._broken or ConnectionAbortedError(CLOSED)
         transport = self._transport
         try:
             if transport is not None:
@@ -342,21 +313,6 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         elif not writer.done():
             late = httpx.WriteTimeout("the instance did not read the request in time")
             writer.set_result(late)
-
-
-async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address) -> None:
-    """Connect a socket. uvloop's own `sock_connect` loses the zone of an IPv6 address."""
-    code = sock.connect_ex(address.to)
-    if code == errno.EINPROGRESS:
-        connected: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _wake, connected)
-        try:
-            await connected
-        finally:
-            loop.remove_writer(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import anyio
 
@@ -27,7 +28,7 @@ from .pool import ConnectionLease, InstanceConnections, KeepAlivePool
 from .response_body import AsyncResponseBody, AsyncUpgraded, ResponseBody, Upgraded
 from .threads import SocketConnection
 from .timeouts import DeadlineTimeout, seconds_now
-from .tracing import AsyncTrace, Trace
+from .tracing import Trace
 
 __all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
@@ -62,11 +63,20 @@ _HARMLESS = frozenset(
 _TRACING = frozenset({b"traceparent", b"tracestate", b"baggage"})
 """Headers of an attempt that concern neither its body nor its connection."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
+C = TypeVar("C", bound=Connection)
+Body = Any
+"""An httpx.SyncByteStream on threads, an httpx.AsyncByteStream on event loops."""
 
 
-class _Base:
-    """The common part of the transports for threads and for event loops."""
+class BaseHttp1Transport(ABC, Generic[C]):
+    """Connections to one instance. The coroutines of one for threads block, and never suspend."""
 
+    looped: bool
+    """True for event loops, False for threads."""
+    _kind: Callable[[], C]
+    """Makes a connection that is to be opened."""
+    _body: type[ResponseBody | AsyncResponseBody]
+    _upgraded: type[Upgraded | AsyncUpgraded]
     _protocols: Sequence[str] = ()
     """The protocols that TLS offers to the instance (ALPN)."""
 
@@ -97,6 +107,126 @@ class _Base:
         for connection in self._connections.all():
             connection.detach_after_fork()
 
+    async def send(  # noqa: C901, PLR0912, PLR0915  # the trace is told of each step
+        self,
+        request: httpx.Request,
+        body: Body,
+        extensions: Extensions,
+        lease: ConnectionLease[C] | None = None,
+    ) -> httpx.Response:
+        """Send a request, and return once the response's head has arrived. Raises httpx's errors.
+
+        `lease` holds the connection to use, if it has been chosen already.
+        """
+        timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
+        read = timeouts.get("read")
+        trace = self._trace(extensions, request) if "trace" in extensions else None
+        exchange = self._exchange(request, extensions)
+        connections = self._connections
+        responses_before = connections.liveness.responses
+        lease = lease or ConnectionLease(connections)
+        try:
+            connection, tls_name = lease.connection, self._dial.tls_name
+            if "sni_hostname" in extensions:
+                tls_name = self._tls_name(extensions)
+            if connection is None and tls_name == self._dial.tls_name:
+                connection = connections.take(lease)
+            if connection is None:
+                connection = await self._open(lease, tls_name, timeouts.get("connect"), trace)
+            if not self.looped and isinstance(read, DeadlineTimeout):  # a task is cancelled instead
+                read.interruptible(lease.interrupt)
+            if trace is not None:
+                await trace.begin("http11.send_request_headers")
+                await trace.next("http11.send_request_body")
+            whole = _whole(exchange, body)
+            try:
+                if whole is not None and await connection.write(whole, timeouts.get("write")):
+                    exchange.sent = True  # nearly every request
+                else:
+                    rest = body if whole is None else None
+                    await self._upload(connection, exchange, rest, timeouts)
+            except httpx.WriteError as error:
+                if is_callers_own(error):
+                    raise
+                # The server takes no more of it: the following read returns its response.
+            if trace is not None:
+                await trace.next("http11.receive_response_headers")
+            while exchange.head is None:
+                if data := await connection.read(read):
+                    exchange.receive(data)
+                else:
+                    exchange.receive_end(clean=connection.clean_end)
+            if trace is not None:
+                await trace.end()
+            connection.served += 1
+            if exchange.head.status == 408 and connection.served > 1:
+                lease.idle_end = await _ends(connection, exchange, read)
+        except BaseException as error:
+            self._failed(lease, exchange, error, responses_before)
+            if trace is not None:
+                await trace.fail(error)
+            raise
+        connections.liveness.responses += 1
+        if exchange.complete:
+            lease.end(reusable=exchange.reusable)
+            if extensions.get(UNSTREAMED):
+                if trace is not None:
+                    await trace.whole("http11.receive_response_body", "http11.response_closed")
+                return self._response(lease, exchange, b"".join(exchange.data), connection.info)
+        info = self._upgraded(connection, exchange) if exchange.upgraded else connection.info
+        stream: Any = self._body(lease, connection, exchange, read, trace)
+        return self._response(lease, exchange, stream, info)
+
+    async def aclose(self) -> None:
+        """Close all connections. A thread that waits for one is woken."""
+        self._closed = True
+        self._connections.drain()
+        for connection in self._connections.all():
+            connection.shut()
+
+    @abstractmethod
+    async def _sleep(self, seconds: float) -> None:
+        """Wait before connecting again."""
+
+    @abstractmethod
+    async def _upload(
+        self, connection: C, exchange: Exchange, body: Body | None, timeouts: Timeouts
+    ) -> None:
+        """Send a request in parts, until a response needs no more of it. None: all of it was passed
+        to the connection, which has not sent it all."""
+
+    async def _open(
+        self,
+        lease: ConnectionLease[C],
+        tls_name: str,
+        timeout: float | None,
+        trace: Trace | None,
+    ) -> C:
+        """Open a connection. The lease holds it from the moment at which it counts as in use."""
+        connection = self._kind()
+        self._new(lease, connection, tls_name)
+        if trace is not None:
+            await trace.begin("connection.connect_tcp")
+        for again in range(self._options.retries + 1):
+            try:
+                await connection.open(self._dial, timeout)
+                break
+            except _UNREACHED:
+                if again == self._options.retries:
+                    raise
+                await self._sleep(_delay(again, timeout))
+        if (context := self._options.ssl_context) is not None:
+            if trace is not None:
+                await trace.next("connection.start_tls")
+            await connection.start_tls(context, tls_name, timeout)
+            self._check_protocol(connection)
+        if trace is not None:
+            await trace.end()
+        return connection
+
+    def _trace(self, extensions: Extensions, request: httpx.Request) -> Trace | None:
+        return Trace.of(extensions, request, looped=self.looped)
+
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
         upstream = self._upstream
         method, target, line = _request_line(request, extensions.get("target"))
@@ -118,12 +248,6 @@ class _Base:
         if asked is None:
             return self._dial.tls_name
         return asked.decode("ascii") if isinstance(asked, bytes) else str(asked)
-
-    def _idle(self, lease: ConnectionLease[Any], extensions: Extensions) -> Any:
-        """Return an idle connection; None if the request sets a TLS name of its own."""
-        if "sni_hostname" in extensions and self._tls_name(extensions) != self._dial.tls_name:
-            return None
-        return self._connections.take(lease)
 
     def _new(self, lease: ConnectionLease[Any], connection: Connection, tls_name: str) -> None:
         """Lease a connection that is about to be opened."""
@@ -181,143 +305,46 @@ class _Base:
         return response_of(head.status, head.headers, body, extensions)
 
 
-class Http1Transport(_Base):
+class Http1Transport(BaseHttp1Transport[SocketConnection]):
     """Connections to one instance, for threads."""
 
-    _kind = SocketConnection
+    looped = False
+    _kind, _body, _upgraded = SocketConnection, ResponseBody, Upgraded
 
-    def send(  # noqa: C901, PLR0912  # the trace is told of each step
-        self,
-        request: httpx.Request,
-        body: httpx.SyncByteStream,
-        extensions: Extensions,
-        lease: ConnectionLease[SocketConnection] | None = None,
-    ) -> httpx.Response:
-        """Send a request, and return once the response's head has arrived. Raises httpx's errors.
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  # this is a thread
 
-        `lease` holds the connection to use, if it has been chosen already.
-        """
-        timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
-        read = timeouts.get("read")
-        trace = Trace.of(extensions, request) if "trace" in extensions else None
-        exchange = self._exchange(request, extensions)
-        connections = self._connections
-        responses_before = connections.liveness.responses
-        lease = lease or ConnectionLease(connections)
-        try:
-            connection = lease.connection or self._idle(lease, extensions)
-            if connection is None:
-                tls_name = self._tls_name(extensions)
-                connection = self._open(lease, tls_name, timeouts.get("connect"), trace)
-            if isinstance(read, DeadlineTimeout):
-                read.interruptible(lease.interrupt)
-            if trace is not None:
-                trace.begin("http11.send_request_headers")
-                trace.next("http11.send_request_body")
-            self._send(connection, exchange, body, timeouts)
-            if trace is not None:
-                trace.next("http11.receive_response_headers")
-            while exchange.head is None:
-                if data := connection.read(read):
-                    exchange.receive(data)
-                else:
-                    exchange.receive_end(clean=connection.clean_end)
-            if trace is not None:
-                trace.end()
-            connection.served += 1
-            if exchange.head.status == 408 and connection.served > 1:
-                lease.idle_end = _ends(connection, exchange, read)
-        except BaseException as error:
-            self._failed(lease, exchange, error, responses_before)
-            if trace is not None:
-                trace.fail(error)
-            raise
-        connections.liveness.responses += 1
-        if exchange.complete:
-            lease.end(reusable=exchange.reusable)
-            if extensions.get(UNSTREAMED):
-                if trace is not None:
-                    trace.whole("http11.receive_response_body", "http11.response_closed")
-                return self._response(lease, exchange, b"".join(exchange.data), connection.info)
-        info = Upgraded(connection, exchange) if exchange.upgraded else connection.info
-        stream = ResponseBody(lease, connection, exchange, read, trace)
-        return self._response(lease, exchange, stream, info)
-
-    def close(self) -> None:
-        """Close all connections. A thread that waits for one is woken."""
-        self._closed = True
-        self._connections.drain()
-        for connection in self._connections.all():
-            connection.shut()
-
-    def _open(
-        self,
-        lease: ConnectionLease[SocketConnection],
-        tls_name: str,
-        timeout: float | None,
-        trace: Trace | None,
-    ) -> SocketConnection:
-        """Open a connection. The lease holds it from the moment at which it counts as in use."""
-        connection = self._kind()
-        self._new(lease, connection, tls_name)
-        if trace is not None:
-            trace.begin("connection.connect_tcp")
-        for again in range(self._options.retries + 1):
-            try:
-                connection.open(self._dial, timeout)
-                break
-            except _UNREACHED:
-                if again == self._options.retries:
-                    raise
-                time.sleep(_delay(again, timeout))
-        if (context := self._options.ssl_context) is not None:
-            if trace is not None:
-                trace.next("connection.start_tls")
-            connection.start_tls(context, tls_name, timeout)
-            self._check_protocol(connection)
-        if trace is not None:
-            trace.end()
-        return connection
-
-    def _send(
+    async def _upload(
         self,
         connection: SocketConnection,
         exchange: Exchange,
-        body: httpx.SyncByteStream,
+        body: httpx.SyncByteStream | None,
         timeouts: Timeouts,
     ) -> None:
-        """Send the request. If the server takes no more of it, the following read returns its
-        response."""
         write, read = timeouts.get("write"), timeouts.get("read")
         most = _EARLY
-        try:
-            whole = _whole(exchange, body)
-            if whole is not None and connection.write(whole, write):
-                exchange.sent = True  # nearly every request
-                return
-            parts = (b"",) if whole is not None else _parts(exchange, body)
-            for number, part in enumerate(parts):
-                if part is None:
-                    _await_continue(connection, exchange, read)
-                    if exchange.answered:
-                        return
-                    continue
-                done = connection.write(part, write)
-                most += len(part)
-                while not done or (number and exchange.to_send != 0 and connection.readable()):
-                    _tell(connection, exchange, connection.read(read))
-                    if exchange.answered or exchange.received > most:
-                        return
-                    done = done or connection.write(b"", write)
-        except httpx.WriteError as error:
-            if is_callers_own(error):
-                raise
-        else:
-            exchange.sent = True
+        parts = (b"",) if body is None else _parts(exchange, body)
+        for number, part in enumerate(parts):
+            if part is None:
+                await _await_continue(connection, exchange, read)
+                if exchange.answered:
+                    return
+                continue
+            done = await connection.write(part, write)
+            most += len(part)
+            while not done or (number and exchange.to_send != 0 and connection.readable()):
+                _tell(connection, exchange, await connection.read(read))
+                if exchange.answered or exchange.received > most:
+                    return
+                done = done or await connection.write(b"", write)
+        exchange.sent = True
 
 
-class AsyncHttp1Transport(_Base):
+class AsyncHttp1Transport(BaseHttp1Transport[AsyncConnection]):
     """Connections to one instance, for one event loop."""
+
+    looped = True
+    _body, _upgraded = AsyncResponseBody, AsyncUpgraded
 
     def __init__(
         self, upstream: Upstream, options: ConnectionSettings, idle: KeepAlivePool[Any]
@@ -325,129 +352,35 @@ class AsyncHttp1Transport(_Base):
         super().__init__(upstream, options, idle)
         self._kind = _kind()
 
-    async def send(  # noqa: C901, PLR0912  # as above
-        self,
-        request: httpx.Request,
-        body: httpx.AsyncByteStream,
-        extensions: Extensions,
-        lease: ConnectionLease[AsyncConnection] | None = None,
-    ) -> httpx.Response:
-        """Send a request, and return once the response's head has arrived. Raises httpx's errors.
-
-        `lease` holds the connection to use, if it has been chosen already.
-        """
-        timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
-        read = timeouts.get("read")
-        trace = AsyncTrace.of(extensions, request) if "trace" in extensions else None
-        exchange = self._exchange(request, extensions)
-        connections = self._connections
-        responses_before = connections.liveness.responses
-        lease = lease or ConnectionLease(connections)
-        try:
-            connection = lease.connection or self._idle(lease, extensions)
-            if connection is None:
-                tls_name = self._tls_name(extensions)
-                connection = await self._open(lease, tls_name, timeouts.get("connect"), trace)
-            if trace is not None:
-                await trace.begin("http11.send_request_headers")
-                await trace.next("http11.send_request_body")
-            if (whole := _whole(exchange, body)) is None:
-                await self._send(connection, exchange, body, timeouts)
-            else:
-                try:
-                    await connection.write(whole, timeouts.get("write"))
-                    exchange.sent = True
-                except httpx.WriteError:  # the following read returns the server's response
-                    pass
-            if trace is not None:
-                await trace.next("http11.receive_response_headers")
-            while exchange.head is None:
-                if data := await connection.read(read):
-                    exchange.receive(data)
-                else:
-                    exchange.receive_end(clean=connection.clean_end)
-            if trace is not None:
-                await trace.end()
-            connection.served += 1
-            if exchange.head.status == 408 and connection.served > 1:
-                lease.idle_end = await _aends(connection, exchange, read)
-        except BaseException as error:
-            self._failed(lease, exchange, error, responses_before)
-            if trace is not None and isinstance(error, Exception):
-                await trace.fail(error)
-            raise
-        connections.liveness.responses += 1
-        if exchange.complete:
-            lease.end(reusable=exchange.reusable)
-            if extensions.get(UNSTREAMED):
-                if trace is not None:
-                    await trace.whole("http11.receive_response_body", "http11.response_closed")
-                return self._response(lease, exchange, b"".join(exchange.data), connection.info)
-        info = AsyncUpgraded(connection, exchange) if exchange.upgraded else connection.info
-        stream = AsyncResponseBody(lease, connection, exchange, read, trace)
-        return self._response(lease, exchange, stream, info)
-
     async def aclose(self) -> None:
         """Close all connections."""
-        self._closed = True
-        self._connections.drain()
-        for connection in self._connections.all():
-            connection.close()
+        await super().aclose()
         if self._kind is LoopConnection:
             await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration of the loop
 
-    async def _open(
-        self,
-        lease: ConnectionLease[AsyncConnection],
-        tls_name: str,
-        timeout: float | None,
-        trace: AsyncTrace | None,
-    ) -> AsyncConnection:
-        """Open a connection. The lease holds it from the moment at which it counts as in use."""
-        connection = self._kind()
-        self._new(lease, connection, tls_name)
-        if trace is not None:
-            await trace.begin("connection.connect_tcp")
-        for again in range(self._options.retries + 1):
-            try:
-                await connection.open(self._dial, timeout)
-                break
-            except _UNREACHED:
-                if again == self._options.retries:
-                    raise
-                await anyio.sleep(_delay(again, timeout))
-        if (context := self._options.ssl_context) is not None:
-            if trace is not None:
-                await trace.next("connection.start_tls")
-            await connection.start_tls(context, tls_name, timeout)
-            self._check_protocol(connection)
-        if trace is not None:
-            await trace.end()
-        return connection
+    async def _sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
 
-    async def _send(
+    async def _upload(
         self,
         connection: AsyncConnection,
         exchange: Exchange,
-        body: httpx.AsyncByteStream,
+        body: httpx.AsyncByteStream | None,
         timeouts: Timeouts,
     ) -> None:
-        """Send a request in parts. If the server takes no more of it, the following read returns
-        its response."""
+        if body is None:
+            return
         try:
             await connection.write(exchange.request_head, timeouts.get("write"))
             if exchange.expects:
-                await _aawait_continue(connection, exchange, timeouts.get("read"))
+                await _await_continue(connection, exchange, timeouts.get("read"))
             if not exchange.answered:
-                await self._upload(connection, exchange, body, timeouts.get("write"))
-        except httpx.WriteError as error:
-            if is_callers_own(error):
-                raise
+                await self._send_and_listen(connection, exchange, body, timeouts.get("write"))
         finally:
             if isinstance(body, AsyncBody):
                 await body.leave()
 
-    async def _upload(
+    async def _send_and_listen(
         self,
         connection: AsyncConnection,
         exchange: Exchange,
@@ -571,23 +504,9 @@ def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
         exchange.receive_end(clean=connection.clean_end)
 
 
-def _ends(connection: SocketConnection, exchange: Exchange, timeout: float | None) -> bool:
+async def _ends(connection: Connection, exchange: Exchange, timeout: float | None) -> bool:
     """Return True if a 408 ends the use of the connection, which means that no request was read
     (RFC 9110, 15.5.9). It does not mean this if the real response follows it."""
-    if not exchange.complete:
-        return False
-    with contextlib.suppress(httpx.TransportError):  # nothing follows the 408
-        _tell(connection, exchange, connection.read(_briefly(timeout, _END)))
-    exchange.persistent = False
-    return not exchange.surplus
-
-
-async def _aends(
-    connection: AsyncConnection,
-    exchange: Exchange,
-    timeout: float | None,
-) -> bool:
-    """The same for event loops."""
     if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows the 408
@@ -602,20 +521,8 @@ def _briefly(timeout: float | None, most: float) -> float:
     return most if seconds is None else min(seconds, most)
 
 
-def _await_continue(
-    connection: SocketConnection, exchange: Exchange, timeout: float | None
-) -> None:
-    try:
-        while exchange.expects and exchange.head is None:
-            _tell(connection, exchange, connection.read(_briefly(timeout, _PATIENCE)))
-    except httpx.ReadTimeout:
-        exchange.expects = False
-
-
-async def _aawait_continue(
-    connection: AsyncConnection,
-    exchange: Exchange,
-    timeout: float | None,
+async def _await_continue(
+    connection: Connection, exchange: Exchange, timeout: float | None
 ) -> None:
     try:
         while exchange.expects and exchange.head is None:

@@ -7,7 +7,6 @@ import errno
 import os
 import select
 import socket
-import ssl
 import time
 from collections.abc import Sequence
 
@@ -15,14 +14,13 @@ from lbclient.endpoint.classifier import more_telling
 
 from .._compat import httpx
 from .addresses import ATTEMPT_DELAY, Address, Dial, open_socket, resolve
-from .connection import Connection
-from .timeouts import seconds_now
+from .connection import CLOSED, Connection
+from .timeouts import DeadlineTimeout, seconds_now
 from .tls import Tls
 
 __all__ = ["SocketConnection"]
 
 _READ = 64 * 1024
-_CLOSED = "the connection was closed here"
 
 
 class SocketConnection(Connection):
@@ -45,7 +43,7 @@ class SocketConnection(Connection):
         read."""
         self._unsent = memoryview(b"")
 
-    def open(self, dial: Dial, timeout: float | None) -> None:
+    async def open(self, dial: Dial, timeout: float | None) -> None:
         """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
         try:
             self._sock = sock = self._race(resolve(dial, timeout), dial, timeout)
@@ -57,32 +55,14 @@ class SocketConnection(Connection):
         self._opened(sock)
         if self.closed:
             sock.close()
-            raise httpx.ConnectError(_CLOSED)
+            raise httpx.ConnectError(CLOSED)
 
-    def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
-        """Start TLS. Raises ConnectError or ConnectTimeout."""
-        tls = Tls(context, name, self.protocols)
-        try:
-            done = tls.shake_hands(None)
-            while True:
-                self._flush(tls, timeout)
-                if done:
-                    break
-                data = self._receive(timeout)
-                try:
-                    done = tls.shake_hands(data)
-                except httpx.ConnectError:
-                    with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
-                        self._flush(tls, timeout)  # an alert with the reason
-                    raise
-        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
-            raise httpx.ConnectTimeout("the TLS handshake took too long") from error
-        except (httpx.ReadError, httpx.WriteError) as error:
-            raise httpx.ConnectError(str(error)) from error.__cause__
-        self.tls = tls
-        self._arrived = tls.decrypt(None)
-
-    def read(self, timeout: float | None) -> bytes:
+    async def read(
+        self,
+        timeout: float | None,
+        *,
+        everything: bool = False,  # noqa: ARG002  # each read receives all that fits
+    ) -> bytes:
         """Return bytes as soon as there are any; b"" at the end. Raises ReadTimeout or
         ReadError."""
         if data := self._arrived:
@@ -104,18 +84,23 @@ class SocketConnection(Connection):
             raise httpx.ReadError(str(self._reset)) from self._reset
         return b""
 
-    def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
+    async def write(  # noqa: C901  # most requests need the first send alone
+        self, data: bytes | memoryview, timeout: float | None
+    ) -> bool:
         """Send all of the data. Returns False if something has arrived before all was sent: then
         call `read`, and continue with `write(b"")`. Raises WriteTimeout or WriteError."""
         if self._failure is not None:
             raise self._failure
         if self.closed:
-            raise httpx.WriteError(_CLOSED)
-        seconds_now(timeout, httpx.WriteTimeout)
-        if data:
-            sealed = data if self.tls is None else self.tls.encrypt(data)
-            self._unsent = memoryview(sealed)
+            raise httpx.WriteError(CLOSED)
+        if type(timeout) is DeadlineTimeout:
+            seconds_now(timeout, httpx.WriteTimeout)
+        sealed = data if self.tls is None or not data else self.tls.encrypt(data)
         try:
+            if sealed:
+                if (sent := self._send(sealed)) == len(sealed):
+                    return True  # nearly always
+                self._unsent = memoryview(sealed)[sent:]
             while True:
                 self._unsent = self._unsent[self._send(self._unsent) :]
                 if not self._unsent:
@@ -129,7 +114,7 @@ class SocketConnection(Connection):
             self._failure, self._reset = error, self._reset or error.__cause__
             return False
 
-    def write_all(self, data: bytes, timeout: float | None) -> None:
+    async def write_all(self, data: bytes, timeout: float | None) -> None:
         """Send all of the data, whatever arrives meanwhile."""
         rest = memoryview(data if self.tls is None else self.tls.encrypt(data))
         while rest := rest[self._send(rest) :]:
@@ -203,10 +188,14 @@ class SocketConnection(Connection):
         raise failure or httpx.ConnectError("there is no address to connect to")
 
     def _receive(self, timeout: float | None) -> bytes:
-        sock, poll = self._socket(httpx.ReadError), self._poll
+        if (sock := self._sock) is None:
+            raise httpx.ReadError(CLOSED)
+        poll = self._poll
         try:
             while True:
-                seconds = seconds_now(timeout, httpx.ReadTimeout)
+                seconds = timeout
+                if type(timeout) is DeadlineTimeout:
+                    seconds = seconds_now(timeout, httpx.ReadTimeout)
                 milliseconds = None if seconds is None else seconds * 1000
                 if not (_arrives(sock, seconds) if poll is None else poll.poll(milliseconds)):
                     raise httpx.ReadTimeout("no bytes arrived in time")
@@ -216,43 +205,36 @@ class SocketConnection(Connection):
                 except BlockingIOError:
                     continue
         except (OSError, ValueError) as error:
-            raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
+            raise httpx.ReadError(CLOSED if self.closed else str(error)) from error
         if not data:
             if self.closed:  # another thread has shut the connection; the peer did not end it
-                raise httpx.ReadError(_CLOSED)
+                raise httpx.ReadError(CLOSED)
             self.ended = True
         return data
 
-    def _send(self, data: memoryview) -> int:
+    def _send(self, data: bytes | memoryview) -> int:
         """Send as much as the kernel takes."""
         if (sock := self._sock) is None:
-            raise httpx.WriteError(_CLOSED)
+            raise httpx.WriteError(CLOSED)
         try:
             return sock.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
+            raise httpx.WriteError(CLOSED if self.closed else str(error)) from error
 
     def _flush(self, tls: Tls, timeout: float | None) -> None:
         """Send the bytes that TLS itself wants to send."""
         out = memoryview(tls.outgoing())
-        while (
-            out
-        ):  # sending nothing would take the kernel's error (a reset) away from the next read
-            if out := out[self._send(out) :]:
-                self._await_writable(timeout)
+        # Sending nothing would take the kernel's error (a reset) away from the next read.
+        while out and (out := out[self._send(out) :]):
+            self._await_writable(timeout)
 
     def _await_writable(self, timeout: float | None) -> None:
         seconds = seconds_now(timeout, httpx.WriteTimeout)
         sock = self._socket(httpx.WriteError)
         if not _ready(sock, seconds, to_read=False, to_write=True):
             raise httpx.WriteTimeout("the instance did not read the request in time")
-
-    def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
-        if self._sock is None:
-            raise error(_CLOSED)
-        return self._sock
 
     def _hears(self, timeout: float | None) -> bool:
         """Wait until more can be sent (False) or something has arrived (True)."""
@@ -279,12 +261,8 @@ class SocketConnection(Connection):
         except OSError as error:
             self.ended, self._reset = True, error
             return False
-        self.ended = not data
-        if (tls := self.tls) is not None:
-            data = tls.decrypt(data)
-            self.ended = tls.ended
-        self._arrived = data
-        return bool(data) or self.ended
+        self._take(data)
+        return bool(self._arrived) or self.ended
 
 
 _READABLE, _WRITABLE = 1, 2

@@ -26,13 +26,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from contextlib import AbstractContextManager
 from contextvars import Context
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
 
 from lbclient._internal import fork
+from lbclient._internal.blocking import run_blocking
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause, Signal
@@ -43,7 +44,7 @@ from lbclient.endpoint.endpoint import Endpoint
 
 from .._compat import httpx
 from ..options import ConnectionSettings
-from .custom_transport import AsyncInstanceTransport, BaseInstanceTransport, InstanceTransport
+from .custom_transport import InstanceTransport
 from .pool import KeepAlivePool, each, pool_of
 
 __all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "TransportPool"]
@@ -55,8 +56,8 @@ together, and one call should not wait for all of them.
 """
 
 
-W = TypeVar("W", bound=BaseInstanceTransport)
 S = TypeVar("S")
+Make = Callable[[Endpoint, KeepAlivePool[Any]], InstanceTransport]
 inherited: list[object] = []
 """Objects that a forked child must neither use nor finalize: a caller's transports, and those of
 the parent's event loops.
@@ -68,7 +69,7 @@ _ELSEWHERE = 1.0
 _logger = logging.getLogger(__name__)
 
 
-class BaseTransportPool(ABC, Generic[W, S]):
+class BaseTransportPool(ABC, Generic[S]):
     """The transports to the endpoints of `pool`. `make` creates one. All share one limit of idle
     connections.
 
@@ -79,7 +80,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
     def __init__(
         self,
         pool: Pool,
-        make: Callable[[Endpoint, KeepAlivePool[Any]], W],
+        make: Make,
         options: ConnectionSettings,
         rng: random.Random,
     ) -> None:
@@ -91,15 +92,15 @@ class BaseTransportPool(ABC, Generic[W, S]):
         self._rng = rng
         self._options = options
         self._idle: KeepAlivePool[Any] = self._new_idle()
-        self._transports: dict[Endpoint, tuple[tuple[str, ...], W, float]] = {}
-        self.leaving: deque[tuple[Endpoint, W]] = deque()
+        self._transports: dict[Endpoint, tuple[tuple[str, ...], InstanceTransport, float]] = {}
+        self.leaving: deque[tuple[Endpoint, InstanceTransport]] = deque()
         """Transports that no longer keep connections. Each is closed once no call uses it."""
         self._lock = threading.RLock()  # a caller's transport factory may use this client
         self._seen = 0
         self._closed = False
         self._closing = Complaint(log_now, "a transport", "could not be closed")
 
-    def to(self, endpoint: Endpoint, now: float) -> W:
+    def to(self, endpoint: Endpoint, now: float) -> InstanceTransport:
         """Return the transport to an instance. It is a new one if the instance's addresses have
         changed, or if the old one has reached its age."""
         known = self._transports.get(endpoint)
@@ -107,12 +108,36 @@ class BaseTransportPool(ABC, Generic[W, S]):
             return known[1]
         return self._new(endpoint, now)
 
-    @property
-    def needs_cleanup(self) -> bool:
-        """True if there may be something to close."""
-        return bool(
-            self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving
-        )
+    def ready(self) -> Self | None:
+        """Return these transports, or None if there may be something to close: see `tidied`."""
+        if self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving:
+            return None
+        return self
+
+    async def tidied(self) -> Self:
+        """Return these transports after what was dropped has been closed."""
+        await self.tidy()
+        return self
+
+    async def tidy(self) -> None:
+        """Close what was dropped, and the transports to instances that have left."""
+        self._idle.sweep()
+        with self._shield():  # the call that runs this may have little time left
+            for endpoint, transport in self._departed():
+                if not endpoint.in_flight:  # otherwise a call may be about to use it
+                    with self._told(transport):
+                        await transport.aclose()
+            await self._close_lost()
+
+    async def aclose(self) -> None:
+        """Close all transports, and create no other. An exception of one of them is raised after
+        that."""
+        self._closed = True
+        self._idle.sweep()
+        await self._close_lost()  # later nothing checks for dropped bodies
+        async with contextlib.AsyncExitStack() as stack:
+            for transport in self._taken():
+                stack.push_async_callback(transport.aclose)
 
     def lose(self, body: S) -> None:
         """Note a body that its caller dropped. Called by its finalizer, which cannot close anything
@@ -135,6 +160,28 @@ class BaseTransportPool(ABC, Generic[W, S]):
         idle.wake, idle.summon = _weakly(self._wake), _weakly(self._summon)
         return idle
 
+    async def _close_lost(self) -> None:
+        for body in each(self.lost):
+            with self._told(body):
+                await self._close_body(body)
+
+    async def _tidy_all(self) -> None:
+        await self.tidy()
+        for _ in range(0, len(self.leaving), _AT_ONCE):
+            await self._yield_turn()
+            await self.tidy()
+
+    def _shield(self) -> contextlib.AbstractContextManager[object]:
+        """Keep a cancellation from what is in the block."""
+        return contextlib.nullcontext()
+
+    async def _yield_turn(self) -> None:
+        """Let other tasks run."""
+
+    @abstractmethod
+    async def _close_body(self, body: S) -> None:
+        """Close a body that was dropped."""
+
     @abstractmethod
     def _wake(self) -> None:
         """Schedule a check of the idle connections for when the first of them expires."""
@@ -150,7 +197,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
         exception."""
         return self._closing.tolerate(time.monotonic(), what)
 
-    def _new(self, endpoint: Endpoint, now: float) -> W:
+    def _new(self, endpoint: Endpoint, now: float) -> InstanceTransport:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed")
@@ -175,7 +222,7 @@ class BaseTransportPool(ABC, Generic[W, S]):
             return math.inf
         return now + self._max_age * (1 - _JITTER * self._rng.random())
 
-    def _departed(self) -> Iterator[tuple[Endpoint, W]]:
+    def _departed(self) -> Iterator[tuple[Endpoint, InstanceTransport]]:
         """Yield some transports to close, which no call uses or will use."""
         with self._lock:
             if self._seen != self._pool.membership:
@@ -194,12 +241,12 @@ class BaseTransportPool(ABC, Generic[W, S]):
         finally:
             self.leaving.extend(some)  # those that are left if closing was cancelled
 
-    def _all(self) -> Sequence[W]:
+    def _all(self) -> Sequence[InstanceTransport]:
         return [transport for _, transport, _ in self._transports.values()] + [
             transport for _, transport in self.leaving
         ]
 
-    def _taken(self) -> Sequence[W]:
+    def _taken(self) -> Sequence[InstanceTransport]:
         """Remove all transports, and return them to be closed."""
         with self._lock:
             transports = self._all()
@@ -207,18 +254,14 @@ class BaseTransportPool(ABC, Generic[W, S]):
         return transports
 
 
-class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
+class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
     """The transports of a client for threads. It is a job of the control plane's scheduler."""
 
     ticket = -1
     busy = False
 
     def __init__(
-        self,
-        pool: Pool,
-        make: Callable[[Endpoint, KeepAlivePool[Any]], InstanceTransport],
-        options: ConnectionSettings,
-        rng: random.Random,
+        self, pool: Pool, make: Make, options: ConnectionSettings, rng: random.Random
     ) -> None:
         super().__init__(pool, make, options, rng)
         pool.listen(self._instances_departed)
@@ -250,31 +293,18 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
     def run(self) -> None:
         """Close what has been idle for too long, and what was dropped."""
         self._idle.sweep()
-        self._close_lost()
+        run_blocking(self._close_lost)
         self._idle.next_look()
 
     def after_fork(self) -> None:
         """In a forked child: start with no connections."""
         self.detach_after_fork()
 
-    def tidy(self) -> None:
-        """Close what was dropped, and the transports to instances that have left."""
-        self._idle.sweep()
-        for endpoint, transport in self._departed():
-            if not endpoint.in_flight:  # otherwise a call may be about to use it
-                with self._told(transport):
-                    transport.close()
-        self._close_lost()
-
-    def _close_lost(self) -> None:
-        for body in each(self.lost):
-            with self._told(body):
-                body.close()
+    async def _close_body(self, body: httpx.SyncByteStream) -> None:
+        body.close()
 
     def _instances_departed(self) -> None:
-        self.tidy()
-        for _ in range(0, len(self.leaving), _AT_ONCE):
-            self.tidy()
+        run_blocking(self._tidy_all)
 
     def _wake(self) -> None:
         self._idle.watch(lambda _: THREAD_SCHEDULER.schedule(self))
@@ -283,60 +313,30 @@ class TransportPool(BaseTransportPool[InstanceTransport, httpx.SyncByteStream]):
         if THREAD_SCHEDULER.started:  # a finalizer must not start a thread
             THREAD_SCHEDULER.schedule(self)
 
-    def close(self) -> None:
-        """Close all transports, and create no other. An exception of one of them is raised after
-        that."""
-        self._closed = True
-        self._idle.sweep()
-        self._close_lost()  # later nothing checks for dropped bodies
-        with contextlib.ExitStack() as stack:
-            for transport in self._taken():
-                stack.callback(transport.close)
 
-
-class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncByteStream]):
+class AsyncTransportPool(BaseTransportPool[httpx.AsyncByteStream]):
     """The transports of a client in one event loop."""
 
     def __init__(
-        self,
-        pool: Pool,
-        make: Callable[[Endpoint, KeepAlivePool[Any]], AsyncInstanceTransport],
-        options: ConnectionSettings,
-        rng: random.Random,
+        self, pool: Pool, make: Make, options: ConnectionSettings, rng: random.Random
     ) -> None:
         super().__init__(pool, make, options, rng)
         self._loop = running_loop()
-
-    async def tidy(self) -> None:
-        """Close what was dropped, and the transports to instances that have left."""
-        self._idle.sweep()
-        with anyio.CancelScope(shield=True):  # the call that runs this may have little time left
-            for endpoint, transport in self._departed():
-                if not endpoint.in_flight:  # as above
-                    with self._told(transport):
-                        await transport.aclose()
-            await self._close_lost()
-
-    async def _close_lost(self) -> None:
-        for body in each(self.lost):
-            with self._told(body):
-                await body.aclose()
-
-    async def aclose(self) -> None:
-        """Close all transports, and create no other. An exception of one of them is raised after
-        that."""
-        self._closed = True
-        self._idle.sweep()
-        await self._close_lost()  # later nothing checks for dropped bodies
-        async with contextlib.AsyncExitStack() as stack:
-            for transport in self._taken():
-                stack.push_async_callback(transport.aclose)
 
     def instances_departed(self) -> None:
         """Request that idle connections to instances that have left are closed soon. Any thread may
         call this.
         """
         self._summon()
+
+    def _shield(self) -> anyio.CancelScope:
+        return anyio.CancelScope(shield=True)
+
+    async def _yield_turn(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def _close_body(self, body: httpx.AsyncByteStream) -> None:
+        await body.aclose()
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended
@@ -347,14 +347,8 @@ class AsyncTransportPool(BaseTransportPool[AsyncInstanceTransport, httpx.AsyncBy
 
     def _attend(self) -> None:
         self._idle.sweep()
-        if self.needs_cleanup:
+        if self.ready() is None:
             spawn(self._loop, self._tidy_all)
-
-    async def _tidy_all(self) -> None:
-        await self.tidy()
-        for _ in range(0, len(self.leaving), _AT_ONCE):
-            await anyio.lowlevel.checkpoint()
-            await self.tidy()
 
 
 def running_loop() -> object:
@@ -456,14 +450,18 @@ class PerLoopTransports:
         pool.listen(self._instances_departed)
         fork.track(self)
 
-    def last(self) -> AsyncTransportPool | None:
-        """Return the transports of the running loop if they were the last that were used, otherwise
-        None."""
+    def ready(self) -> AsyncTransportPool | None:
+        """Return the transports of the running loop if they were the last that were used, and if
+        there is nothing to close; None otherwise: see `tidied`."""
         last = self._last
-        return last[1] if last is not None and last[0] is running_loop() else None
+        return last[1].ready() if last is not None and last[0] is running_loop() else None
 
-    async def here(self) -> AsyncTransportPool:
-        """Return the transports of the running loop."""
+    async def tidied(self) -> AsyncTransportPool:
+        """Return the transports of the running loop after what was dropped has been closed."""
+        transports = await self._here()
+        return transports.ready() or await transports.tidied()
+
+    async def _here(self) -> AsyncTransportPool:
         loop = running_loop()
         with self._lock:
             if self._closed:

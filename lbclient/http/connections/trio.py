@@ -11,14 +11,13 @@ import trio
 from lbclient._internal.deadline import STOOD_STILL
 
 from .._compat import httpx
-from .addresses import Address, Dial, aresolve, open_socket, race
-from .connection import SLICE, WRITE, AsyncConnection
+from .addresses import Address
+from .connection import CLOSED, SLICE, WRITE, AsyncConnection
 from .timeouts import seconds_now
 
 __all__ = ["TrioConnection"]
 
 _LOOK = 0.05
-_CLOSED = "the connection was closed here"
 
 
 class TrioConnection(AsyncConnection):
@@ -43,27 +42,8 @@ class TrioConnection(AsyncConnection):
         self._sent_at_once = 0
         """Bytes that were sent since other tasks had a turn."""
 
-    async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
-
-        async def connect(address: Address) -> socket.socket:
-            sock = None
-            try:
-                sock = open_socket(address, dial.options)
-                with trio.fail_after(_limit(seconds_now(timeout))):
-                    await trio.socket.from_stdlib_socket(sock).connect(address.to)
-            except BaseException as error:
-                if sock is not None:
-                    sock.close()
-                if isinstance(error, trio.TooSlowError):
-                    raise httpx.ConnectTimeout("no address answered in time") from error
-                if isinstance(error, OSError):
-                    raise httpx.ConnectError(str(error)) from error
-                raise
-            return sock
-
-        self._sock = sock = await race(await aresolve(dial, timeout), connect)
-        self._opened(sock)
+    async def _connect(self, sock: socket.socket, address: Address) -> None:
+        await trio.socket.from_stdlib_socket(sock).connect(address.to)
 
     @property
     def flushed(self) -> bool:
@@ -101,40 +81,24 @@ class TrioConnection(AsyncConnection):
         data, self._arrived = self._arrived, b""
         self._served_at_once += len(data)
         if self.closed and not data:
-            raise httpx.ReadError(_CLOSED)
+            raise httpx.ReadError(CLOSED)
         return data
 
-    async def write(self, data: bytes | memoryview, timeout: float | None) -> None:
+    async def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
         """Send all of the data. Raises WriteTimeout or WriteError."""
         self._asked = True
         if self.closed:
-            raise httpx.WriteError(_CLOSED)
+            raise httpx.WriteError(CLOSED)
         await self._send(data if self.tls is None else self.tls.encrypt(data), timeout)
         self._sent_at_once += len(data) + WRITE
         if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
             await trio.lowlevel.checkpoint()
+        return True
 
     def readable(self) -> bool:
         """Return True if unread bytes, or the end, have arrived. Never waits."""
-        if self._arrived or self.ended or self._sock is None:
-            return True
-        if self._raw:
-            return True
-        if self._poll is not None and not self._poll.poll(0):
-            return False
-        try:
-            data = self._sock.recv(SLICE)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except (OSError, ValueError):
-            return True
-        self.ended = not data
-        if (tls := self.tls) is not None:
-            data = tls.decrypt(data)
-            self.ended = tls.ended
-        self._arrived = data
-        return bool(data) or self.ended
+        return bool(self._raw) or super().readable()
 
     def close(self) -> None:
         """Close it. A task that reads or writes gets an error."""
@@ -176,7 +140,7 @@ class TrioConnection(AsyncConnection):
         except trio.TooSlowError as error:
             raise httpx.ReadTimeout("no bytes arrived in time") from error
         except (OSError, ValueError, trio.ClosedResourceError) as error:
-            raise httpx.ReadError(_CLOSED if self.closed else str(error)) from error
+            raise httpx.ReadError(CLOSED if self.closed else str(error)) from error
         self._asked = False
         data, self._raw = self._raw, b""
         return data
@@ -193,7 +157,7 @@ class TrioConnection(AsyncConnection):
         except trio.TooSlowError as error:
             raise httpx.WriteTimeout("the instance did not read the request in time") from error
         except (OSError, ValueError, trio.ClosedResourceError) as error:
-            raise httpx.WriteError(_CLOSED if self.closed else str(error)) from error
+            raise httpx.WriteError(CLOSED if self.closed else str(error)) from error
 
     def _queue(self, data: bytes | memoryview) -> None:
         if data:
@@ -206,11 +170,6 @@ class TrioConnection(AsyncConnection):
             while self._unsent:
                 self._unsent = self._unsent[sock.send(self._unsent) :]
         return not self._unsent
-
-    def _socket(self, error: type[httpx.NetworkError]) -> socket.socket:
-        if self._sock is None:
-            raise error(_CLOSED)
-        return self._sock
 
 
 async def _wait_readable(sock: socket.socket, seconds: float) -> None:

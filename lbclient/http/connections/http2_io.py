@@ -1,0 +1,214 @@
+"""Moves the bytes of HTTP/2 connections: a thread of each, or two tasks of each in an event loop.
+
+They read and write without timeouts, whatever becomes of the calls whose frames they move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import select
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import anyio
+import anyio.lowlevel
+
+from lbclient._internal.blocking import run_blocking
+
+from .._compat import httpx
+from .connection import Connection, InstanceLiveness
+from .event_loop import LoopConnection
+from .http2 import Http2
+from .threads import SocketConnection
+
+__all__ = ["Http2Socket", "start_tasks"]
+
+_FAREWELL = 1.0
+
+
+class Http2Socket(SocketConnection):
+    """A connection whose bytes are moved by a thread of its own, once it speaks HTTP/2. That thread
+    also closes the socket, so it never uses a descriptor that belongs to another file."""
+
+    __slots__ = ("_thread", "_waker")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: threading.Thread | None = None
+        self._waker: socket.socket | None = None
+
+    def start(self, liveness: InstanceLiveness, freed: Callable[[], object]) -> Http2:
+        """Start HTTP/2."""
+        self.http2 = http2 = Http2(self, liveness, freed)
+        self._waker, woken = socket.socketpair()
+        self._waker.setblocking(False)  # noqa: FBT003  # it takes no keyword
+        self._thread = thread = threading.Thread(
+            target=_run,
+            args=(http2, self, self._waker, woken),
+            daemon=True,
+            name="lbclient-http2",
+        )
+        thread.start()
+        return http2
+
+    def close(self) -> None:
+        """Close it. Threads that wait for it are woken."""
+        if self._thread is None:
+            super().close()
+        else:
+            self.shut()
+
+    def shut(self) -> None:
+        """Make its thread close it."""
+        super().shut()
+        if self._waker is not None:
+            _wake(self._waker)
+
+    def closed_by_thread(self) -> None:
+        """Close the socket itself."""
+        super().close()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_FAREWELL)
+
+
+def _run(http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.socket) -> None:
+    run_blocking(lambda: _serve(http2, stream, waker, woken))
+
+
+async def _serve(
+    http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.socket
+) -> None:
+    """The thread of a connection: it writes what must be written, and reads."""
+    wake = partial(_wake, waker)
+    try:
+        while True:
+            # Read first: if the connection has ended, nothing of a request is sent.
+            if stream.readable():
+                await _receive(http2, stream)
+            if http2.over:
+                break
+            if data := http2.outgoing(wake):
+                await _write_out(http2, stream, data)
+            elif not stream.readable() and woken in _readable(stream, woken):
+                woken.recv(1024)
+        if data := http2.outgoing(wake):
+            await stream.write(data, _FAREWELL)
+    except httpx.TransportError as error:
+        http2.end(error)
+    except Exception as error:  # noqa: BLE001  # not reported elsewhere, or closed on this side
+        http2.end(httpx.ReadError(str(error)))
+    finally:
+        stream.closed_by_thread()
+        woken.close()
+        waker.close()
+
+
+async def _write_out(http2: Http2, stream: SocketConnection, data: bytes) -> None:
+    """Write the data, and read what arrives meanwhile."""
+    try:
+        sent = await stream.write(data, None)
+        while not sent:
+            await _receive(http2, stream)
+            sent = await stream.write(b"", None)
+    except httpx.WriteError as error:
+        http2.writing_failed(error)
+    else:
+        http2.written(len(data))
+
+
+async def _receive(http2: Http2, stream: SocketConnection) -> None:
+    data = await stream.read(None)
+    if not data:
+        http2.end()
+    elif http2.receive(data):
+        while http2.receive(b""):
+            pass
+
+
+def _wake(waker: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        waker.send(b"x")
+
+
+def _readable(stream: SocketConnection, woken: socket.socket) -> list[socket.socket]:
+    """Wait until at least one of the two sockets can be read, and return those that can."""
+    sock = cast("socket.socket", stream.extra_info("socket"))
+    if not hasattr(select, "poll"):  # eventlet removes it, and makes `select` green
+        return select.select([sock, woken], [], [])[0]
+    poll = select.poll()
+    by_descriptor = {each.fileno(): each for each in (sock, woken)}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll()]
+
+
+def start_tasks(
+    connection: Connection, liveness: InstanceLiveness, freed: Callable[[], object]
+) -> tuple[Http2, set[object]]:
+    """Start HTTP/2 in the running event loop. Returns the tasks, which the caller must keep."""
+    connection.http2 = http2 = Http2(connection, liveness, freed)
+    return http2, {_spawn(work, http2, connection) for work in (_read, _write)}
+
+
+async def _read(http2: Http2, stream: Any) -> None:
+    """The task of a connection that reads."""
+    try:
+        while data := await stream.read(None):
+            while http2.receive(data):
+                data = b""
+                await anyio.lowlevel.checkpoint()  # a turn for other tasks
+            if http2.over:
+                return
+        http2.end()
+    except httpx.TransportError as error:
+        http2.end(error)
+    except BaseException:  # the event loop is ending
+        http2.close()
+        raise
+
+
+async def _write(http2: Http2, stream: Any) -> None:
+    """The task of a connection that writes."""
+    try:
+        while True:
+            woken = anyio.Event()
+            while not http2.over and _arrives(stream):  # read first, as `_serve` does
+                await anyio.lowlevel.checkpoint()
+            if data := http2.outgoing(woken.set):
+                await stream.write(data, None)
+                http2.written(len(data))
+            elif http2.over:
+                return
+            else:
+                await woken.wait()
+    except httpx.TransportError as error:
+        http2.writing_failed(error)
+
+
+def _arrives(stream: Any) -> bool:
+    """Return True if something has arrived that the reading task has not taken yet."""
+    if isinstance(stream, LoopConnection):
+        return stream.readable()
+    try:  # on trio the reading task itself receives from the kernel
+        stream.extra_info("socket").recv(1, socket.MSG_PEEK)
+    except OSError:
+        return False
+    return True
+
+
+def _spawn(work: Callable[[Http2, Any], Any], http2: Http2, stream: Any) -> object:
+    """Run a task that belongs to no caller: neither to its context nor to its cancel scope."""
+    if isinstance(stream, LoopConnection):
+        context = contextvars.Context()
+        return asyncio.get_running_loop().create_task(work(http2, stream), context=context)
+    from trio.lowlevel import spawn_system_task  # noqa: PLC0415  # installed, since it runs
+
+    return spawn_system_task(work, http2, stream)
