@@ -45,7 +45,7 @@ class SlidingWindow:
     in lines that call nothing, so an exception from a signal handler leaves them correct.
     """
 
-    __slots__ = ("_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
+    __slots__ = ("_last", "_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
 
     def __init__(
         self, seconds: float, slices: int, kinds: int, *, start: float | None = None
@@ -55,6 +55,8 @@ class SlidingWindow:
         self._regular = start is not None
         self._slices: list[tuple[float, list[int]]] = []
         """The start of each slice, and its counts. A slice without events may be left out."""
+        self._last: list[int] = []
+        """The counts of the last slice."""
         self._since = self._until = -math.inf
         """Events between these times belong to the last slice."""
         self.totals: list[int] = [0] * kinds
@@ -66,7 +68,7 @@ class SlidingWindow:
         """Count an event. Owners offer this method as their own, which saves a function call."""
         if not self._since <= now < self._until:
             self._begin_slice(now)
-        self._slices[-1][1][kind] += 1
+        self._last[kind] += 1
         self.totals[kind] += 1
 
     def slide(self, now: float) -> list[int]:
@@ -86,5 +88,6 @@ class SlidingWindow:
             last = self._slices[-1][0]
             began = last + max(1.0, (now - last) // length) * length
         until = max(began + length, math.nextafter(began, math.inf))
-        self._slices = [*self._slices, (began, [0] * len(self.totals))]
+        counts = [0] * len(self.totals)
+        self._slices, self._last = [*self._slices, (began, counts)], counts
         self._since, self._until = began - length, until

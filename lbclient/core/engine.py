@@ -89,7 +89,6 @@ class Engine:
         self.pool: Pool = membership.pool
         self.retry_rules = retry_rules
         self.opt_in_rules = opt_in_rules
-        self._throttle = None if opt_in_rules is None else opt_in_rules.throttle
         self.hedging = hedging
         self.telemetry = telemetry
         self.tally: Tally = Tally()
@@ -185,8 +184,9 @@ class Engine:
             )
             if not ready and discovery.must_wait_until_resolved(now):
                 return self._wait_for_answer(call)
-            if self._throttle is not None and call.waiting is None and not call.tried:
-                self._apply_throttle(self._throttle, now)
+            rules = self.opt_in_rules
+            if rules is not None and rules.throttle and call.waiting is None and not call.tried:
+                self._apply_throttle(rules.throttle, now)
             if self.queue.waiting and not self.queue.passes(call.waiting):
                 return self._join(call, retry=False)
             left = self.queue.left_for(call.waiting) if self.queue.retries else None

@@ -236,6 +236,14 @@ def test_no_more_for_more_instances(strategy):
     assert many[1] <= few[1] * 1.1
 
 
+def test_attributes_of_what_a_call_passes():
+    """What each call passes has fewer than thirty attributes: from thirty on, CPython keeps them in
+    a dictionary of the object's own, where all are found later (5 % of a call, for the engine)."""
+    engine = Balancer(urls(FEW))._engine
+    for one in (engine, engine._picker, engine.pool, engine.membership, engine.subscription):
+        assert len(vars(one)) < 30, type(one).__name__
+
+
 def test_policies_cost_nothing_while_all_goes_well():
     """A first attempt that succeeds calls neither tenacity nor pybreaker."""
 
