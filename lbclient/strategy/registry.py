@@ -37,7 +37,7 @@ BY_NAME: dict[StrategyName, Callable[[], Strategy]] = {
     "round-robin": RoundRobin,
     "weighted": Weighted,
 }
-_owned: dict[int, weakref.ref[object]] = {}
+_owned: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 
 
 def strategy_of(strategy: object) -> Strategy:
@@ -62,13 +62,13 @@ def claim(strategy: object) -> None:
 
     Raises ValueError if another balancer uses it already, since a strategy keeps state.
     """
-    if (owned := _owned.get(id(strategy))) is not None and owned() is strategy:
+    if _owned.get(id(strategy)) is strategy:
         raise ValueError(
             f"strategy {strategy!r} is already used by another balancer. "
             "A strategy keeps state, so give each balancer one of its own"
         )
     try:
-        _owned[id(strategy)] = weakref.ref(strategy, _forget(id(strategy)))
+        _owned[id(strategy)] = strategy
     except TypeError:  # __slots__ without __weakref__: its owner cannot be recorded
         return
 
@@ -76,10 +76,3 @@ def claim(strategy: object) -> None:
 def release(strategy: object) -> None:
     """Release a strategy: its balancer is closed, or could not be constructed."""
     _owned.pop(id(strategy), None)
-
-
-def _forget(key: int) -> Callable[[object], None]:
-    def forget(_: object) -> None:
-        _owned.pop(key, None)
-
-    return forget

@@ -11,13 +11,14 @@ import sys
 import textwrap
 import uuid
 from collections import Counter
+from struct import Struct
 
 import pytest
 
 import lbclient
 from lbclient import Balancer, BreakerPolicy, Instance
 from lbclient.core.pool import Pool
-from lbclient.strategy.consistent_hash import ConsistentHash
+from lbclient.strategy.consistent_hash import ConsistentHash, Ring, hashed
 from lbclient.strategy.protocol import Learning
 from lbclient.strategy.registry import BY_NAME, strategy_of
 from tests.support.http import tells_port
@@ -64,6 +65,12 @@ def shares(strategy, endpoints, keys=KEYS):
 
 def moved(before, after):
     return {key for key in before if before[key] != after[key]}
+
+
+def points(one):
+    """The first forty points of an endpoint, as every release has computed them."""
+    blocks = (hashed(f"{one.instance} {block}".encode(), Struct("<8Q")) for block in range(5))
+    return [point for block in blocks for point in block]
 
 
 # What it takes
@@ -344,6 +351,36 @@ def test_of_thousands_few_join_at_a_pick():
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_ring_finds_what_a_naive_search_finds(seed):
+    """However the ring was cut and changed, the next point after a spot is the one that a search
+    through all points of all candidates finds."""
+    dice, ring, everybody = random.Random(seed), Ring(), candidates(40)
+    wanted, out = {}, set()
+    for _ in range(80):
+        one, change = dice.choice(everybody), dice.random()
+        if one in wanted and change < 0.25:
+            ring.remove(one)
+            del wanted[one]
+            out.discard(one)
+        elif one in wanted and change < 0.5:
+            out ^= {one}
+            ring.show(one, here=one not in out)
+        else:
+            wanted[one] = dice.randrange(1, 40)
+            ring.give(one, wanted[one])
+        if change < 0.1:
+            ring.expect(dice.randrange(60))
+        naive = {
+            point & ~(2**24 - 1) | ring.owners[one][0]: one
+            for one in wanted.keys() - out
+            for point in points(one)[: wanted[one]]
+        }
+        for spot in [dice.randrange(2**64) for _ in range(5)] if naive else ():
+            nearest = min((point - spot) % 2**64 for point in naive)
+            assert ring.after(spot) == (nearest, naive[(spot + nearest) % 2**64])
+
+
 # Bounded loads
 
 
@@ -404,6 +441,32 @@ def test_the_bound_is_one_of_weight(place, held):
     for _ in range(400):
         strategy.pick(endpoints, Asked(key=key)).in_flight += 1
     assert endpoints[place].in_flight == pytest.approx(held, abs=2)
+
+
+def test_the_bound_is_exact():
+    """With m calls of one key in flight, its instance has 1.25 times its share of m, rounded up;
+    this holds too after the set and what is in flight have changed."""
+    pool, strategy = Pool(BreakerPolicy()), ConsistentHash()
+    for number in (4, 8, 2, 4):
+        pool.update(instances(number))
+        endpoints = pool.candidates(0.0)
+        for one in endpoints:
+            one.in_flight = 0
+        own = strategy.pick(endpoints, Asked(key="user"))
+        for calls in range(1, 50):
+            strategy.pick(endpoints, Asked(key="user")).in_flight += 1
+            assert own.in_flight == math.ceil(1.25 * calls / number)
+
+
+def test_where_nobody_seems_to_have_room_weights_count():
+    """If all exceed the bound, because a change of load was not seen yet, the least busy for its
+    weight is picked."""
+    for key in range(20):
+        endpoints, strategy = candidates(40, [1] + [4] * 39), ConsistentHash(load=1.0001)
+        settled(strategy, endpoints)
+        for one in endpoints:
+            one.in_flight = 5 if one.weight == 1 else 8
+        assert strategy.pick(endpoints, Asked(key=key)).weight == 4
 
 
 def test_faults_take_room():

@@ -23,6 +23,7 @@ from lbclient import Balancer, BreakerPolicy, Instance, LeastBusy
 from lbclient.core.pool import Pool
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.errors import NoInstanceAvailable
+from lbclient.strategy.outcome_history import LatencyByLoad
 from lbclient.strategy.peak_ewma import PeakEwma
 from lbclient.strategy.prequal import Prequal
 from lbclient.strategy.protocol import Learning
@@ -261,6 +262,15 @@ def test_who_has_no_answer_yet_gets_one_call(make):
 
 
 @BOTH
+def test_where_nobody_has_an_answer_yet_the_least_busy_is_picked(make):
+    """If each instance has its first calls in flight, the one with the fewest gets the next."""
+    endpoints, strategy = candidates(1, 1, 1), make(choices=3)
+    for one, flying in zip(endpoints, (2, 1, 3), strict=True):
+        one.in_flight = flying
+    assert picked(strategy, endpoints) == {1: 200}
+
+
+@BOTH
 def test_a_quick_failure_is_no_quick_answer(make):
     """I14: an instance that fails in a millisecond is not preferred for it, even if it has never
     done anything else."""
@@ -340,6 +350,18 @@ def test_who_is_let_in_again_starts_afresh(make):
     assert picked(strategy, endpoints, now=2.1) == {0: 200}
     answered(strategy, endpoints[0], 9.0, now=2.2)
     assert picked(strategy, endpoints, now=2.3) == {1: 200}
+
+
+@BOTH
+def test_it_starts_afresh_from_the_instant_of_its_admission(make):
+    """I18: an answer recorded at the instant of the admission, as of the probe that closed a
+    breaker, belongs to the time before it."""
+    endpoints, strategy = candidates(1, 1), make()
+    for one, elapsed in zip(endpoints, (9.0, 0.1), strict=True):
+        answered(strategy, one, elapsed, now=2.0)
+    assert picked(strategy, endpoints, now=2.0) == {1: 200}
+    endpoints[0].warm_since = 2.0
+    assert picked(strategy, endpoints, now=2.0) == {0: 200}
 
 
 @BOTH
@@ -426,6 +448,23 @@ def test_the_cost(weights, latencies, in_flight, cheapest):
     assert picked(strategy, endpoints) == {cheapest: 200}
 
 
+@pytest.mark.parametrize(("latency", "cheapest"), [(0.19, 1), (0.21, 0)])
+def test_a_failure_doubles_the_cost(latency, cheapest):
+    """I14: an instance that has failed once costs twice as much as one that has not."""
+    endpoints, strategy = candidates(1, 1), PeakEwma()
+    answered(strategy, endpoints[0], 0.1)
+    answered(strategy, endpoints[0], 0.001, failed=True)
+    answered(strategy, endpoints[1], latency)
+    assert picked(strategy, endpoints) == {cheapest: 200}
+
+
+def test_ties_are_drawn_by_weight():
+    """Among instances with the same cost the draw is by weight."""
+    endpoints, strategy = candidates(3, 1), PeakEwma()
+    seen = picked(strategy, endpoints, times=10_000)
+    assert seen[0] == pytest.approx(7500, abs=200)
+
+
 def test_an_idle_one_is_tried_again():
     """I15: while it is idle a slow instance gets cheaper, until it is as cheap as the others."""
     endpoints, strategy = candidates(1, 1), PeakEwma(decay=10.0)
@@ -470,6 +509,63 @@ def test_where_all_are_hot_the_least_busy_is_picked():
     for one, flying in zip(endpoints, (5, 4, 12), strict=True):
         one.in_flight = flying
     assert picked(strategy, endpoints, times=3) == {2: 3}
+
+
+def test_as_many_in_flight_as_most_is_not_hot():
+    """An instance is hot with more in flight than most others; with as many as they have, the
+    fastest is picked."""
+    endpoints, strategy = candidates(*[1] * 10), Prequal(choices=10)
+    for place, one in enumerate(endpoints):
+        one.in_flight = 2
+        answered(strategy, one, 0.01 if place == 0 else 0.1 if place == 4 else 0.2, others=2)
+    assert picked(strategy, endpoints) == {0: 200}
+    endpoints[0].in_flight = 3
+    assert picked(strategy, endpoints) == {4: 200}
+
+
+def test_a_hot_one_is_picked_after_any_other():
+    """However slow the others are, a hot instance is not preferred to them."""
+    endpoints, strategy = candidates(*[1] * 10), Prequal(choices=10)
+    for place, one in enumerate(endpoints):
+        one.in_flight = 4 if place == 0 else 1
+        answered(strategy, one, 0.01 if place == 0 else 30.0 + place, others=one.in_flight)
+    assert picked(strategy, endpoints) == {1: 200}
+
+
+@pytest.mark.parametrize("others", range(4))
+def test_an_answer_counts_for_the_load_it_was_given_at(others):
+    """The latency of an answer counts for its level of other attempts in flight: none, one, two to
+    three, and so on."""
+    endpoints, strategy = candidates(1, 1), Prequal()
+    for level, latency in enumerate((0.05, 0.2, 0.05)):
+        answered(strategy, endpoints[0], latency, others=level)
+        answered(strategy, endpoints[1], 0.1, others=level)
+    for one in endpoints:
+        one.in_flight = others
+    picked(strategy, endpoints, times=64)  # by then no instance is hot
+    assert picked(strategy, endpoints) == {1 if others == 1 else 0: 200}
+
+
+def test_latency_by_load():
+    """The latency at a level is the moving mean of its answers, without those that came more than
+    `age` seconds before the next; without any it is the one at the nearest level that has one."""
+    latencies, age = LatencyByLoad(), 10.0
+    assert latencies.latency(0, 0.0, age) is None
+    latencies.record_latency(0, 1.0, 0.0, age)
+    latencies.record_latency(0, 2.0, 10.0, age)
+    assert latencies.latency(0, 20.0, age) == pytest.approx(1.3)
+    assert latencies.latency(0, 20.1, age) is None
+    latencies.record_latency(0, 3.0, 20.1, age)
+    assert latencies.latency(0, 20.1, age) == 3.0
+    latencies.record_latency(4, 5.0, 21.0, age)
+    assert [latencies.latency(others, 30.1, age) for others in (1, 2, 3, 100)] == [
+        3.0,
+        5.0,
+        5.0,
+        5.0,
+    ]
+    assert latencies.latency(0, 31.0, age) == 5.0
+    assert latencies.latency(0, 31.1, age) is None
 
 
 def test_latency_is_that_at_the_present_load():

@@ -102,6 +102,12 @@ def test_what_a_report_may_hold(arguments, kind, named):
         LoadReport(*arguments)
 
 
+def test_the_most_that_a_report_may_hold():
+    """A report may have up to 1,000,000 requests in flight and up to one hour of latency."""
+    most = LoadReport(1e6, 3600.0)
+    assert (most.in_flight, most.latency) == (1e6, 3600.0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "kind", "named"),
     [
@@ -138,6 +144,46 @@ def test_a_report_stands_for_what_was_seen():
     said(strategy, endpoints[0], 2, 0.01)
     said(strategy, endpoints[1], 40, 0.4)
     assert picked(strategy, endpoints, times=1) == {0: 1}
+
+
+@pytest.mark.parametrize("why", ["reported nothing", "fork"])
+def test_a_report_that_is_withdrawn_does_not_count(why):
+    """A report is dropped if its instance was probed again and reported nothing, and in a forked
+    child: what this client has seen counts again."""
+    endpoints, strategy = candidates(1, 1), Prequal()
+    answered(strategy, endpoints[0], 0.5)
+    answered(strategy, endpoints[1], 0.1)
+    said(strategy, endpoints[0], 0, 0.01)
+    if why == "fork":
+        strategy.after_fork()
+    else:
+        strategy.reported(endpoints[0], None, now=0.0)
+    assert picked(strategy, endpoints, times=1) == {1: 1}
+
+
+def test_reports_are_compared_by_weight():
+    """What is hot among reporting instances is decided by requests in flight for one unit of
+    weight."""
+    endpoints, strategy = candidates(4, 4, 4, 1), Prequal(choices=4)
+    for one, in_flight, latency in zip(
+        endpoints, (8, 20, 8, 2), (0.2, 0.01, 0.1, 0.3), strict=True
+    ):
+        said(strategy, one, in_flight, latency)
+    assert picked(strategy, endpoints, times=1) == {2: 1}
+
+
+@pytest.mark.parametrize(("in_flight", "expected"), [(13, 1), (15, 0)])
+def test_hot_ones_of_both_kinds_are_compared_by_their_limits(in_flight, expected):
+    """If an instance that reports and one that does not are both hot, the one is picked that
+    exceeds the limit of its kind by the smaller factor."""
+    endpoints, strategy = candidates(1, 1), Prequal(choices=2, quantile=0.0)
+    for one in endpoints:
+        one.in_flight = 1
+    picked(strategy, endpoints, times=1)
+    endpoints[0].in_flight, endpoints[1].in_flight = 2, 0
+    said(strategy, endpoints[1], 9)
+    said(strategy, endpoints[1], in_flight)
+    assert picked(strategy, endpoints, times=1) == {expected: 1}
 
 
 def test_what_was_sent_since_is_added():
@@ -221,6 +267,22 @@ def test_who_is_not_known_has_its_turn():
         picks.append(strategy.pick(endpoints, call))
     assert endpoints[2] in picks
     assert picks.count(endpoints[2]) < 200
+
+
+def test_who_is_not_known_is_taken_for_what_the_others_are():
+    """Without probes, an instance without calls is taken to report its load with the chance that
+    others do: with two of three, it is tried at every third pick."""
+    endpoints, strategy, call = candidates(1, 1, 1, 1), Prequal(choices=4), Asked()
+    picks = []
+    for turn in range(1100):
+        call.now = turn / 1000
+        for one in endpoints[:3]:
+            if one is not endpoints[2]:
+                said(strategy, one, 0, 0.1, now=call.now)
+            answered(strategy, one, 0.1, now=call.now)
+        if turn >= 100:
+            picks.append(strategy.pick(endpoints, call))
+    assert picks.count(endpoints[3]) / 1000 == pytest.approx(1 / 3, abs=0.06)
 
 
 def test_who_is_not_known_is_probed_first():

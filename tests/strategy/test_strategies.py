@@ -1,5 +1,6 @@
 """Each strategy alone, with fakes for the rest: seeded random numbers, no clock, no sockets."""
 
+import gc
 import math
 import random
 import statistics
@@ -15,6 +16,7 @@ from lbclient import BreakerPolicy, Instance, LeastBusy, Random, RoundRobin, Wei
 from lbclient.core.pool import Pool
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.simulation import Open, Scenario, Server, answers, constant, simulate
+from lbclient.strategy.consistent_hash import ConsistentHash
 from lbclient.strategy.registry import BY_NAME, StrategyName
 from tests.support.slow import slow_rows
 from tests.support.strategies import Asked, candidates
@@ -100,6 +102,60 @@ def test_weighted_follows_a_change_of_weight():
     assert 89 <= seen[1] <= 91
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_weighted_shares_are_kept_after_any_change(seed):
+    """After any changes of the set, of weights and of the rotation, each instance has its share of
+    the next picks, plus or minus one: there is no burst for one that joins or comes back."""
+    pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked(random.Random(seed))
+    for _ in range(60):
+        ports = call.rng.sample(range(1, 13), call.rng.randrange(2, 8))
+        weights = {port: call.rng.choice([0.25, 0.5, 1.0, 2.0, 4.0]) for port in ports}
+        pool.update(Instance("10.0.0.1", port, weight=weights[port]) for port in ports)
+        for place, one in enumerate(pool.endpoints):
+            one.ejected_until = math.inf if place and call.rng.random() < 0.3 else 0.0
+            pool.changed(one)
+        endpoints = pool.candidates(0.0)
+        if call.rng.random() < 0.5:  # the next change comes soon
+            for _ in range(call.rng.randrange(10)):
+                strategy.pick(endpoints, call)
+            continue
+        seen = Counter(
+            strategy.pick(endpoints, call) for _ in range(int(4 * sum(e.weight for e in endpoints)))
+        )
+        assert all(abs(seen[one] - 4 * one.weight) <= 1 for one in endpoints)
+
+
+def test_weighted_keeps_the_order_of_the_few_that_are_left():
+    """When most instances leave at once, the rest keep their order, and no turn is lost."""
+    pool, strategy, call = Pool(BreakerPolicy()), Weighted(), Asked()
+    everybody = [Instance("10.0.0.1", port) for port in range(1, 1001)]
+    pool.update(everybody)
+    for _ in range(2500):
+        strategy.pick(pool.candidates(0.0), call)
+    order = [strategy.pick(pool.candidates(0.0), call).instance for _ in range(1000)]
+    left = [one for one in order if one.port % 100 == 0]
+    pool.update(left)
+    picks = [strategy.pick(pool.candidates(0.0), call).instance for _ in range(20)]
+    assert picks == [*left, *left]
+
+
+def test_weighted_lets_go_of_those_that_have_left():
+    """S7: after a few picks a strategy holds nothing of thousands of instances that have left."""
+
+    def held():
+        return sum(type(one) is Endpoint for one in gc.get_objects())
+
+    before, pool, strategy = held(), Pool(BreakerPolicy()), Weighted()
+    for turn in range(5):
+        pool.update(Instance("10.0.0.1", 1 + 1000 * turn + port) for port in range(1000))
+        for _ in range(4):
+            strategy.pick(pool.candidates(0.0), Asked())
+    pool.update([Instance("10.0.0.1", 1)])
+    for _ in range(20):
+        strategy.pick(pool.candidates(0.0), Asked())
+    assert held() - before <= 1
+
+
 def test_round_robin_takes_each_in_turn():
     """Any n picks in a row over n candidates contain each once."""
     endpoints, strategy = candidates(1, 1, 1, 1), RoundRobin()
@@ -113,6 +169,16 @@ def test_fleets_do_not_start_alike(make):
     endpoints = candidates(1, 1, 1, 1)
     first = Counter(make().pick(endpoints, Asked(random.Random(seed))) for seed in range(2000))
     assert all(400 < first[one] < 600 for one in endpoints)
+
+
+@pytest.mark.parametrize("make", [Weighted, ConsistentHash])
+def test_fleets_do_not_start_with_the_same_few_of_thousands(make):
+    """Clients that start together begin anywhere in a large set, although a strategy with an order
+    processes only a few hundred candidates at its first pick."""
+    endpoints = candidates(*[1] * 1000)
+    first = [make().pick(endpoints, Asked(random.Random(seed))) for seed in range(40)]
+    quarters = Counter((one.instance.port - 1) // 250 for one in first)
+    assert all(quarters[quarter] > 2 for quarter in range(4))
 
 
 def test_random_is_uniform():

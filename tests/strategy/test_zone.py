@@ -179,6 +179,15 @@ def test_a_zone_that_turns_calls_away_is_preferred_no_more():
     assert staying(strategy, endpoints, now=60.0) > 0.97
 
 
+def test_the_preference_shrinks_with_the_failures():
+    """I10: after two local failures in a row, a share of 0.0975, about half of the preference is
+    left."""
+    endpoints, strategy = candidates({"a": 5, "b": 5, "c": 5}), Zone("a")
+    told(strategy, endpoints[:1], failed=1.0, times=2)
+    left = 1 - (1 - 0.95**2) / 0.2
+    assert staying(strategy, endpoints) == pytest.approx(1 / 3 + left * 2 / 3, abs=0.02)
+
+
 def test_where_all_turn_calls_away_they_stay():
     """I19: a zone that is no worse than the others is still preferred: in an overload of all zones,
     none must load the others more."""
@@ -253,6 +262,38 @@ def test_a_change_elsewhere_leaves_this_side_alone():
     pool.update(instances({"a": 3, "b": 2}))
     strategy.pick(pool.candidates(0.0), Asked())
     assert given[0] is given[1]
+
+
+def test_the_candidates_are_read_once():
+    """A pick costs O(1): candidates are divided into the two sides only when they have changed."""
+    reads = []
+
+    class Watched(tuple):
+        __slots__ = ()
+
+        def __iter__(self):
+            reads.append(self)
+            return super().__iter__()
+
+    endpoints, strategy = Watched(candidates({"a": 2, "b": 2})), Zone("a")
+    strategy.pick(endpoints, Asked())
+    before = len(reads)
+    for _ in range(50):
+        strategy.pick(endpoints, Asked())
+    assert len(reads) == before > 0
+
+
+def test_both_sides_are_told_of_a_fork():
+    """In a forked child the strategy of each side starts again, if it wants to."""
+    forked = []
+
+    class Inner(RoundRobin):
+        def after_fork(self):
+            forked.append(self)
+
+    Zone("a", Inner).after_fork()
+    assert len(set(forked)) == 2
+    Zone("a", "least-busy").after_fork()  # which has no such method
 
 
 def test_a_zone_may_change():
