@@ -104,6 +104,8 @@ class Complaint:
 
 
 class _Tolerance:
+    """See `Complaint.tolerate`."""
+
     __slots__ = ("_complaint", "_now", "_what")
 
     def __init__(self, complaint: Complaint, now: float, what: object) -> None:

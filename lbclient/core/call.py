@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause, Signal
@@ -33,6 +33,9 @@ from lbclient.resilience.retry import RetryController, RetryState, Stopped
 from lbclient.telemetry.events import Event, RetryDecided, RetryRefused
 from lbclient.telemetry.semantics import Semantics
 from lbclient.telemetry.spans import CallSpan
+
+if TYPE_CHECKING:
+    from lbclient.core.hedge import HedgeRace
 
 __all__ = ["NO_OPTIONS", "Call", "CallOptions", "call_options", "caller_of"]
 
@@ -125,7 +128,7 @@ class Call(CallState[R]):
             self.since = since
         self.deadline = None if limit is None else self.since + limit
         self.timed = limit is not None or policy.attempt_timeout is not None
-        self.race = None
+        self.race: HedgeRace[R] | None = None
         self.tried: list[Endpoint] = []
         self.classify = classify
         self._options = options

@@ -37,6 +37,9 @@ class Http2Socket(SocketConnection):
 
     __slots__ = ("_thread", "_waker")
 
+    # Repeated: a type checker may otherwise infer another type from an assignment below.
+    http2: Http2 | None
+
     def __init__(self) -> None:
         super().__init__()
         self._thread: threading.Thread | None = None

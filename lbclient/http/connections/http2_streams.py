@@ -60,7 +60,8 @@ class Wait:
         error: type[httpx.TimeoutException],
         write: float | None = None,
     ) -> None:
-        self.exchange, self.step = exchange, step
+        self.exchange: Http2Exchange = exchange
+        self.step: Callable[[], object] = step
         self._error, self._rechecked = error, False
         seconds_now(timeout, error)
         self._timeout, self._write = timeout, write

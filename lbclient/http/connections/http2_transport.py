@@ -120,7 +120,7 @@ class _Body(ConnectionBody):
 class Http2Body(_Body, httpx.SyncByteStream):
     """The body of a response, for threads."""
 
-    wait = staticmethod(block)
+    wait: Callable[[Wait], Coroutine[Any, Any, Any]] = staticmethod(block)
 
     def __iter__(self) -> Iterator[bytes]:
         if (trace := self._trace) is not None:
@@ -143,7 +143,7 @@ class AsyncHttp2Body(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
     """The body of a response, for event loops. It is not a generator, since trio warns about a
     generator that is not read to its end."""
 
-    wait = staticmethod(sleep)
+    wait: Callable[[Wait], Coroutine[Any, Any, Any]] = staticmethod(sleep)
 
     async def aclose(self) -> None:
         """Close it."""
