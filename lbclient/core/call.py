@@ -304,6 +304,7 @@ class Call(CallState[R]):
             deadline=self.deadline,
             pause=self.engine.back_off_of_all(),
             unsent=verdict.never_sent(error),
+            alone=self.engine.size == 1,
         )
         with self.engine.lock:
             self._retry_controller = self._retry_controller or RetryController(

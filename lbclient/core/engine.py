@@ -49,7 +49,6 @@ _GAIN = 0.1
 _SHARE_GAIN = 1 / 16
 """The weight of one attempt in the share of its instance. In the share of all instances, the
 weight is divided by their number."""
-_LONGEST_BACK_OFF = 30.0
 
 
 class SlotOwner(ref[object]):
@@ -382,10 +381,10 @@ class Engine:
             endpoint.last_fault = pick.fault
         elif verdict.good and not verdict.client_error and endpoint.penalty:
             endpoint.record_success(now)
-        if verdict.fault and verdict.again == "always":
+        if verdict.fault and verdict.again == "always" and not verdict.rejected:
             self.membership.request_refresh(now)
-        if verdict.rest > 0:
-            self.rotation.back_off(endpoint, now + min(verdict.rest, _LONGEST_BACK_OFF))
+        if (rest := min(verdict.rest, self.retry_rules.policy.retry_after_max)) > 0:
+            self.rotation.back_off(endpoint, now + rest)
         if (verdict.fault or not breaker.untouched) and breaker.record_outcome(
             pick.permit,
             fault=verdict.fault,

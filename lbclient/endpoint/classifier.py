@@ -47,7 +47,8 @@ class Verdict:
 
     - `fault`: the instance is to blame. Its breaker counts it, and its load is raised for a while.
     - `again`: `"never"`; `"idempotent"`: the call may have been carried out, so it is retried only
-      if it may be repeated; `"always"`: it was certainly not carried out, so any call is retried.
+      if it may be repeated; `"always"`: it was certainly not carried out, so any call is retried,
+      the first time without a delay if another instance is known.
     - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
     - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
@@ -100,7 +101,7 @@ class Verdict:
     @property
     def turned_away(self) -> bool:
         """True if the instance did not serve the call: a fault, or an answer such as 429."""
-        return self.fault or self.again == "idempotent"
+        return self.fault or self.rejected or self.again == "idempotent"
 
     def __post_init__(self) -> None:
         validation.one_of("again", self.again, _AGAIN)

@@ -70,7 +70,9 @@ class HttpAdapter:
         balancing["health"] = None
         validation.kind("health", self.health, HealthCheck)
         validation.kind("retry", given["retry"], RetryPolicy)
-        judge = HttpClassifier((given["retry"] or ONE_ATTEMPT).statuses)
+        policy = given["retry"] or ONE_ATTEMPT
+        judge = HttpClassifier(policy.statuses, policy.unprocessed)
+        self._retried = frozenset(policy.statuses).union(policy.unprocessed)
         self.balancer: Balancer = Balancer(service, judge=judge, **balancing)
         self.binding: Binding = bind(self.balancer)
         self.policy: RetryPolicy = self.binding.retry
@@ -140,7 +142,7 @@ class HttpAdapter:
         False for a response that may be replaced by another attempt anyway.
         """
         unstreamed: bool = request.extensions.get(UNSTREAMED, False)
-        return unstreamed and response.status_code not in self.policy.statuses
+        return unstreamed and response.status_code not in self._retried
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
         """Prepare a response for the caller: add the `CallInfo`, and make redirects lead to the

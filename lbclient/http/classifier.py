@@ -38,10 +38,13 @@ _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .
 
 
 class HttpClassifier:
-    """Classifies the outcomes of HTTP attempts. `statuses` are those that are retried."""
+    """Classifies the outcomes of HTTP attempts. `statuses` are those that are retried if the
+    request may be repeated, `unprocessed` those that are always retried.
+    """
 
-    def __init__(self, statuses: Collection[int]) -> None:
+    def __init__(self, statuses: Collection[int], unprocessed: Collection[int] = ()) -> None:
         self._statuses = statuses
+        self._unprocessed = unprocessed
 
     def __call__(self, result: object) -> Verdict:
         """Classify a response by its status, and an httpx error by how far the request may have
@@ -62,9 +65,11 @@ class HttpClassifier:
         if status == _TIMEOUT and CLOSED_WHILE_IDLE in response.extensions:
             return _NOT_PROCESSED
         fault = 500 <= status <= 599
-        if status not in self._statuses:
+        again: Literal["idempotent", "always"] = "idempotent"
+        if status in self._unprocessed:
+            again = "always"
+        elif status not in self._statuses:
             return CLIENT_ERROR if status < 500 else Verdict(fault=fault)
-        again: Literal["idempotent"] = "idempotent"
         return Verdict(fault, again, rest_asked(response.headers), rejected=True)
 
 

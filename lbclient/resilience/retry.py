@@ -76,6 +76,11 @@ class RetryPolicy:
     - `attempt_timeout`: seconds for one attempt; up to its headers if the body is streamed.
     - `deadline`: seconds for the whole call: attempts, delays and the body.
     - `budget`: see `RetryBudget`; None for no limit.
+    - `unprocessed`: HTTP statuses (400 to 599) by which this service says that it did not start to
+      process the request, such as 429 of an LLM endpoint. They are retried on another instance for
+      any method, as often as attempts, budget and deadline allow.
+    - `retry_after_max`: the maximum seconds for which an instance backs off because it asked for
+      that (`Retry-After`); 0 ignores it.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -88,15 +93,19 @@ class RetryPolicy:
     attempt_timeout: float | None = None
     deadline: float | None = None
     budget: RetryBudget | None = field(default_factory=RetryBudget)
+    unprocessed: Collection[int] = frozenset()
+    retry_after_max: float = 30.0
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "methods", _methods(self.methods))
-        put(self, "statuses", _statuses(self.statuses))
+        put(self, "statuses", _statuses("statuses", self.statuses, least=100))
+        put(self, "unprocessed", _statuses("unprocessed", self.unprocessed, least=400))
         if validation.count("attempts", self.attempts) > _MOST_ATTEMPTS:
             raise ValueError(f"attempts must be {_MOST_ATTEMPTS} or fewer, not {self.attempts!r}")
         validation.number("backoff (seconds)", self.backoff)
         validation.number("backoff_max (seconds)", self.backoff_max)
+        validation.number("retry_after_max (seconds)", self.retry_after_max)
         for name in ("attempt_timeout", "deadline"):
             if getattr(self, name) is not None:
                 validation.seconds(name, getattr(self, name))
@@ -121,10 +130,12 @@ def _methods(methods: Collection[str]) -> frozenset[str]:
     return frozenset(str(name).upper() for name in names)
 
 
-def _statuses(statuses: Collection[int]) -> frozenset[int]:
-    for status in (given := validation.several("statuses", statuses, "HTTP statuses such as 503")):
-        if validation.count("statuses (each of them)", status, least=100) > 599:
-            raise ValueError(f"statuses must contain HTTP statuses from 100 to 599, not {status!r}")
+def _statuses(name: str, statuses: Collection[int], *, least: int) -> frozenset[int]:
+    for status in (given := validation.several(name, statuses, "HTTP statuses such as 503")):
+        if validation.count(f"{name} (each of them)", status, least=least) > 599:
+            raise ValueError(
+                f"{name} must contain HTTP statuses from {least} to 599, not {status!r}"
+            )
     return frozenset(cast("list[int]", given))
 
 
@@ -138,7 +149,7 @@ class RetryState:
 
     `pause` is the back-off in seconds that all instances ask for, `rested` how long the call has
     waited for it so far. `unsent` is True if the attempt was never sent, so that its replacement
-    costs no budget.
+    costs no budget. `alone` is True if no other instance is known.
     """
 
     verdict: Verdict
@@ -148,6 +159,7 @@ class RetryState:
     deadline: float | None
     pause: float
     unsent: bool = False
+    alone: bool = False
     rested: float = 0.0
     stopped: Stopped | None = None
     """Why this outcome is final, once `RetryController.delay` has returned None."""
@@ -221,7 +233,8 @@ class _FullJitter(wait_base):
         retry_state = _retry_state(state)
         verdict = retry_state.verdict
         jitter = self._rng.random() * self._bound(state)
-        if verdict.again == "always" and not verdict.backoff and state.attempt_number == 1:
+        waits = verdict.backoff or (verdict.rejected and retry_state.alone)
+        if verdict.again == "always" and not waits and state.attempt_number == 1:
             jitter = 0.0
         return max(jitter, min(retry_state.pause, self._most - retry_state.rested))
 

@@ -15,7 +15,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heapreplace
 from typing import cast
@@ -110,11 +110,17 @@ class Reply:
         return None if self.body else self.error
 
 
-def judge_of(statuses: Collection[int]) -> Classifier:
-    """Return a classifier that works as the one for HTTP. `statuses` are those that are retried."""
+def judge_of(statuses: Collection[int], unprocessed: Collection[int] = ()) -> Classifier:
+    """Return a classifier that works as the one for HTTP. `statuses` are those that are retried,
+    `unprocessed` those that are retried for any request.
+    """
     again = {
-        status: Verdict(fault=500 <= status <= 599, again="idempotent", rejected=True)
-        for status in statuses
+        status: Verdict(
+            fault=500 <= status <= 599,
+            again="always" if status in unprocessed else "idempotent",
+            rejected=True,
+        )
+        for status in {*statuses, *unprocessed}
     }
     fault = Verdict(fault=True)
 
@@ -126,9 +132,7 @@ def judge_of(statuses: Collection[int]) -> Classifier:
             if result.status < 400 or result.status > 599:
                 return FINE
             return fault if result.status >= 500 else CLIENT_ERROR
-        if result.rest:
-            return Verdict(fault=verdict.fault, again="idempotent", rest=result.rest)
-        return verdict
+        return replace(verdict, rest=result.rest) if result.rest else verdict
 
     return classify
 

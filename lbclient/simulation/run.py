@@ -236,7 +236,7 @@ class _Run:
             name="simulated.test",
             rng=self._rng(f"client {number}"),
             strategy=self._strategy(),
-            judge=judge_of(getattr(retry, "statuses", ())),
+            judge=judge_of(getattr(retry, "statuses", ()), getattr(retry, "unprocessed", ())),
             **self._options,
         )
 

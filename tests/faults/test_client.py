@@ -1,6 +1,7 @@
 """Faults of the client's own side, of its configuration, and of security (C, K and S)."""
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import os
@@ -551,6 +552,27 @@ def test_retry_after_is_capped(servers, world, after):
         while not pair[0].hits:
             client.get("/")
         for seconds, who in ((0, pair[1:]), (28, pair[1:]), (31, pair)):
+            jump[0] = seconds
+            answered = {client.get("/").text for _ in range(4)}
+            assert answered == {str(one.port) for one in who}
+
+
+@worlds
+@pytest.mark.parametrize("most", [0, 5])
+def test_the_cap_on_retry_after_is_an_option(servers, world, most):
+    """`retry_after_max` bounds the back-off that an instance may ask for; 0 ignores it."""
+    jump = [0.0]
+    pair = servers(in_turn(says(503, Retry_After="20"), tells_port), tells_port)
+    with world.client(
+        urls(pair),
+        retry=dataclasses.replace(AT_ONCE, retry_after_max=most),
+        breaker=None,
+        strategy="round-robin",
+        clock=lambda: time.monotonic() + jump[0],
+    ) as client:
+        while not pair[0].hits:
+            client.get("/")
+        for seconds, who in ((0, pair[1:] if most else pair), (most + 1, pair)):
             jump[0] = seconds
             answered = {client.get("/").text for _ in range(4)}
             assert answered == {str(one.port) for one in who}

@@ -77,5 +77,6 @@ def test_defaults():
     assert retry.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
     assert retry.statuses == {429, 502, 503, 504}
     assert (retry.attempt_timeout, retry.deadline) == (None, None)
+    assert (retry.unprocessed, retry.retry_after_max) == (frozenset(), 30.0)
     assert retry.budget == lbclient.RetryBudget(ratio=0.2, reserve=10.0, window=10.0)
     assert breaker == lbclient.BreakerPolicy(5, 1.0, 30.0, 1, 0.0)

@@ -26,7 +26,6 @@ import pytest
 
 import lbclient
 from lbclient.balancer.listener import _MOST
-from lbclient.core.engine import _LONGEST_BACK_OFF
 from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Verdict
 from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
@@ -143,6 +142,7 @@ def statuses(*numbers):
     return [httpx.Response(number) for number in numbers]
 
 
+UNPROCESSED = range(400, 600)
 OTHERS = [*range(200, 408), *range(409, 429), *range(430, 500), *range(600, 1000)]
 MAYBE_SENT = [
     raised(kind)
@@ -158,6 +158,8 @@ SAMPLES = {
     "2xx, 3xx, 4xx but 408 and 429, or above 599": statuses(*OTHERS),
     "408 on a new connection": statuses(408),
     "429": statuses(429),
+    "4xx that is `unprocessed`": statuses(*UNPROCESSED[:100]),
+    "5xx that is `unprocessed`": statuses(*UNPROCESSED[100:]),
     "502, 503, 504": statuses(502, 503, 504),
     "any other 5xx": statuses(500, 501, *range(505, 600)),
     "refused, no connection in time, TLS handshake failed, name unknown": [
@@ -227,7 +229,7 @@ def test_every_outcome_is_tested():
 @pytest.mark.parametrize("row", SAMPLES)
 def test_outcomes(row):
     """Each outcome is classified, and retried or not, as its row says."""
-    judge = HttpClassifier(STATUSES)
+    judge = HttpClassifier(STATUSES, UNPROCESSED if "`unprocessed`" in row else ())
     for sample in SAMPLES[row]:
         verdict = judge(sample)
         assert [verdict.fault, again(verdict)] == [FAULT[OUTCOMES[row][0]], OUTCOMES[row][1]]
@@ -350,7 +352,7 @@ def test_defaults_in_the_text():
     assert (connect, read) == (DEFAULT_TIMEOUT.connect, DEFAULT_TIMEOUT.read)
     assert said(r"a call with three attempts takes (\d+) s") == (retry.attempts * read,)
     assert said(r"After (\w+) in a row \(`fail_max`\)") == (breaker.fail_max,)
-    assert said(r"after that time, (\d+) s at the most") == (_LONGEST_BACK_OFF,)
+    assert said(r"after that time, (\d+) s at the most") == (retry.retry_after_max,)
     assert said(r"`minimum_calls` = (\d+) of this client") == (breaker.minimum_calls,)
     assert said(r"It wants (\d+) calls in an interval") == (outliers.minimum_calls,)
     assert f"or for the pool timeout ({DEFAULT_TIMEOUT.pool:g} s)" in TEXT

@@ -49,6 +49,23 @@ def test_what_was_never_sent_is_tried_at_once():
     assert second > 0.0
 
 
+def test_a_rejected_call_goes_to_another_instance_at_once():
+    """The first retry of a rejected call that was not processed has no delay, unless there is only
+    one instance."""
+    verdict = Verdict(fault=False, again="always", rejected=True)
+    assert delays(RetryPolicy(), 1, verdict=verdict) == [0.0]
+    assert delays(RetryPolicy(), 1, verdict=verdict, alone=True)[0] > 0.0
+
+
+def test_a_retry_of_a_rejected_call_takes_from_the_budget():
+    """A rejected call that was not processed has still cost its instance a request."""
+    retries = RetryRules(RetryPolicy(), random.Random(1))
+    before = retries.budget.balance(0.0)
+    verdict = Verdict(fault=False, again="always", rejected=True)
+    RetryController(retries).delay(turn(verdict=verdict, unsent=verdict.never_sent(None)))
+    assert retries.budget.balance(0.0) == before - 1
+
+
 def test_back_off_comes_first_where_the_verdict_says_so():
     """I22: without file descriptors, even a retry of an attempt that was never sent waits."""
     verdict = Verdict(fault=False, again="always", backoff=True)
