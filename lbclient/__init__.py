@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lbclient._internal.deadline import time_left
     from lbclient._internal.version import __version__
     from lbclient.balancer.balancer import Balancer
+    from lbclient.balancer.deadlines import deadline
     from lbclient.balancer.options import RECOMMENDED, recommended
     from lbclient.balancer.snapshot import InstanceSnapshot, ServiceSnapshot
     from lbclient.core.call_info import AttemptInfo, CallInfo, call_info
@@ -71,6 +72,7 @@ else:
         "lbclient._internal.deadline": ["time_left"],
         "lbclient._internal.version": ["__version__"],
         "lbclient.balancer.balancer": ["Balancer"],
+        "lbclient.balancer.deadlines": ["deadline"],
         "lbclient.balancer.options": ["RECOMMENDED", "recommended"],
         "lbclient.balancer.snapshot": ["InstanceSnapshot", "ServiceSnapshot"],
         "lbclient.core.call_info": ["AttemptInfo", "CallInfo", "call_info"],
@@ -125,7 +127,7 @@ else:
         ],
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-    _SUBMODULES = ("errors", "protocol", "simulation")
+    _SUBMODULES = ("asgi", "errors", "protocol", "simulation", "wsgi")
 
     def __getattr__(name: str) -> object:
         if name in _SUBMODULES:  # as an attribute too, without an import of its own
@@ -204,6 +206,7 @@ __all__ = [
     "Zone",
     "__version__",
     "call_info",
+    "deadline",
     "recommended",
     "time_left",
 ]

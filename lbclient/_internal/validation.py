@@ -25,12 +25,14 @@ __all__ = [
     "port",
     "seconds",
     "several",
+    "token",
 ]
 
 N = TypeVar("N", bound=str)
 
 _KNOWN = 16_384
 _ZONE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*", re.ASCII)
 
 
@@ -116,6 +118,11 @@ def port(name: str, value: object) -> int:
     if not 1 <= value <= 65535:
         raise ValueError(f"{name} must be from 1 to 65535, not {value!r}")
     return value
+
+
+def token(value: object) -> bool:
+    """Return True for a token (RFC 9110, section 5.6.2): a method, or the name of a header."""
+    return isinstance(value, str) and _TOKEN.fullmatch(value) is not None
 
 
 def several(name: str, value: object, of: str) -> list[object]:

@@ -7,7 +7,9 @@ import random
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from lbclient._internal.deadline import Deadline
 from lbclient._internal.signals import Signal
+from lbclient.balancer.deadlines import begun
 from lbclient.balancer.health_monitor import Check, CheckExecutor, Monitor
 from lbclient.balancer.load_probe import Loads
 from lbclient.core.call import NO_OPTIONS, Call, CallOptions
@@ -63,6 +65,13 @@ class Binding:
         if self.closed:
             self.refuse()
         return Call(self._engine, self._classify, options, semantics)
+
+    def deadline(self, seconds: float) -> Deadline:
+        """A deadline that begins now, for several calls of this balancer and no others.
+
+        `math.inf` bounds none of them, and hides the deadline of an enclosing request.
+        """
+        return begun(seconds, self.clock, self._engine)
 
     def check_health(self, policy: HealthCheck, check: Check) -> None:
         """Run `check` against every instance in the background, from the first call on."""

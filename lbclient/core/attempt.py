@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lbclient._internal import deadline
-from lbclient._internal.deadline import Expiry
+from lbclient._internal.deadline import CURRENT, Deadline, Expiry, applicable
 from lbclient._internal.interruption import is_interruption
 from lbclient.core.call_info import AttemptInfo
 from lbclient.core.engine import Engine, SlotOwner
@@ -46,13 +46,28 @@ _LOSING: Attributes = {"lbclient.lost": True}
 class CallState(PickRequest, Generic[R]):
     """The state of a call that its picks, waits and attempts need."""
 
-    __slots__ = ("classify", "deadline", "engine", "race", "semantics", "since", "span", "timed")
+    __slots__ = (
+        "classify",
+        "context",
+        "deadline",
+        "engine",
+        "inherited",
+        "race",
+        "semantics",
+        "since",
+        "span",
+        "timed",
+    )
 
     classify: Classifier
     """The classifier: what the outcome of an attempt means."""
+    context: Deadline | None
+    """The innermost deadline of the context in which it began."""
     deadline: float | None
     """When the call must end, in clock time."""
     engine: Engine
+    inherited: bool
+    """True if this is the deadline of a block or of a request to this service, not its own."""
     race: HedgeRace[R] | None
     """The race of its attempts, if it may be hedged; else None."""
     semantics: Semantics
@@ -80,11 +95,23 @@ class CallState(PickRequest, Generic[R]):
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
             ends.append(started + timeout)
-        return Expiry(min(ends, default=math.inf), self.engine.clock)
+        return Expiry(min(ends, default=math.inf), self.engine.clock, outer=self.context)
 
     def overdue(self) -> bool:
         """True once the deadline of the call has expired."""
         return self.deadline is not None and self.engine.clock() >= self.deadline
+
+    def had_time(self, started: float) -> bool:
+        """True if an attempt that started then, and that the deadline ended, had enough time for an
+        answer: at least half of the call's, and if another service has set that, also as long as
+        answers take. Otherwise hurried callers would take healthy instances out of the rotation."""
+        half = ((self.deadline or 0.0) - self.since) / 2
+        takes = (self.engine.answer_time or 0.0) if self.inherited else 0.0
+        return started - self.since <= half and self.engine.clock() - started >= takes
+
+    def unwanted(self) -> bool:
+        """True once nobody waits for it: a deadline of its context was ended early."""
+        return any(one.at == -math.inf for one in applicable(self.context))
 
 
 class Attempt(Generic[R]):
@@ -122,7 +149,7 @@ class Attempt(Generic[R]):
         self.instance: Instance = pick.endpoint.instance
         self._held, self._recorded = False, False
         self._owner: SlotOwner | None = None
-        self._token: Token[Expiry | None] | None = None
+        self._token: Token[Deadline | None] | None = None
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
         self.expiry: Expiry | None = call.expiry(pick.started) if call.timed else None
         self.replaces: R | None = replaces
@@ -214,7 +241,9 @@ class Attempt(Generic[R]):
         if self._token is not None:
             self._leave(self._token)
         if self.expiry is not None:
-            self.expiry.at = math.inf  # if it was interrupted before it had the token
+            self.expiry.at = math.inf
+            if CURRENT.get() is self.expiry:  # if it was interrupted before it had the token
+                CURRENT.set(self.expiry.outer)
         self._span.end()
         self._close(None, release=True)
 
@@ -273,10 +302,9 @@ class Attempt(Generic[R]):
                 engine.reachability.record_success(self.pick)
         if not verdict.fault:
             return verdict
-        if call.overdue():  # the instance's fault only if it had at least half of the time
+        if call.overdue():
             self.deadline_expired = True
-            half = ((call.deadline or 0.0) - call.since) / 2
-            verdict = Verdict(fault=self.pick.started - call.since <= half)
+            verdict = Verdict(fault=call.had_time(self.pick.started))
         missed = self.expiry is not None and self.expiry.missed
         return replace(verdict, fault=False) if missed else verdict
 
@@ -313,7 +341,7 @@ class Attempt(Generic[R]):
                 engine.owners.discard(self._owner)
                 self._owner = None
 
-    def _leave(self, token: Token[Expiry | None]) -> None:
+    def _leave(self, token: Token[Deadline | None]) -> None:
         self._token = None
         if deadline.leave(token):
             self._span.leave()

@@ -15,11 +15,13 @@ themselves. A hedged call may have a second attempt at the same time: see `core/
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lbclient._internal import validation
+from lbclient._internal.deadline import CURRENT, Deadline, applicable
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt, CallState
 from lbclient.core.call_info import AttemptInfo, CallInfo, concluded
@@ -116,28 +118,51 @@ class Call(CallState[R]):
     ) -> None:
         policy, clock = engine.retry_rules.policy, engine.clock
         self.engine = engine
+        self._options = options
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
         # In one assignment: reading one option by its name takes as long as this line.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
-        self.accepts_tried = False
+        self.accepts_tried = self.inherited = False
         if limit is None:
             limit = policy.deadline
         if since is not None:
             self.since = since
         self.deadline = None if limit is None else self.since + limit
-        self.timed = limit is not None or policy.attempt_timeout is not None
+        self.context = context = CURRENT.get()
+        if context is not None:
+            self._inherit(context)
+        self.timed = self.deadline is not None or policy.attempt_timeout is not None
         self.race: HedgeRace[R] | None = None
         self.tried: list[Endpoint] = []
         self.classify = classify
-        self._options = options
         self._retry_controller: RetryController | None = None
         self.last: Attempt[R] | None = None
         self._records: list[AttemptInfo] = []
         self._stopped: Stopped | None = None
         self.pick: Pick | None = None
         self.waiting: Signal | None = None
+
+    def _inherit(self, context: Deadline) -> None:
+        """Bound the call by the deadlines of its context.
+
+        Raises DeadlineExceeded if one of them is over.
+        """
+        for one in sorted(applicable(context, self.engine), key=lambda one: one.scope is None):
+            since, end = one.by(self.engine.clock, self.now)
+            if one.scope is not None:
+                one.requests += 1
+                if self._options.deadline is None:  # the request's replaces the policy's
+                    self.deadline = None
+            if self.now >= end:
+                ended = "was ended" if end == -math.inf else "is over"
+                raise DeadlineExceeded(
+                    f"the deadline {ended} after {self.now - since:.2f} s; "
+                    "this request was not sent"
+                )
+            if end < (math.inf if self.deadline is None else self.deadline):
+                self.deadline, self.since, self.inherited = end, since, one.scope is None
 
     def __enter__(self) -> Call[R]:
         opened = self.engine.telemetry.call
@@ -172,9 +197,10 @@ class Call(CallState[R]):
             if (last is not None or self.race is not None) and self._stops():
                 return
             holding = last.pick if last is not None and last.open else None
-            pick = engine.admit(self, holding)
-            if not isinstance(pick, Pick):
-                pick = yield from self._wait(pick, holding, last)
+            got = engine.admit(self, holding)
+            pick = self.pick
+            if pick is None:
+                pick = yield from self._wait(got, holding, last)
                 if pick is None:
                     return
             replaces = None if last is None else self._replaced(last)
@@ -191,26 +217,30 @@ class Call(CallState[R]):
             delay = self._delay_after(verdict, attempt.error)
 
     def _wait(
-        self, got: Signal | None, holding: Pick | None, last: Attempt[R] | None
+        self, got: Pick | Signal | None, holding: Pick | None, last: Attempt[R] | None
     ) -> Generator[Pause, None, Pick | None]:
         """Wait for a slot, or for a first answer of discovery. None: the last outcome is final."""
         try:
             pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
             self._leave()
-        if pick is None and not self._closed():
+        if pick is None and not self._ended():
             self._stopped = "instances"
         return pick
 
     def _stops(self) -> bool:
         """True if another attempt is no longer wanted, or may not begin."""
-        return self.over or (self.last is not None and self._closed())
+        return self.over or (self.last is not None and self._ended())
 
-    def _closed(self) -> bool:
-        """True if no other attempt may begin."""
+    def _ended(self) -> bool:
+        """True if no other attempt may begin, since the balancer is closed or nobody waits."""
         if self.engine.membership.ended:
             self._stopped = "closed"
-        return self.engine.membership.ended
+        elif self.unwanted():
+            self._stopped = "deadline"
+        else:
+            return False
+        return True
 
     def _back_off(self, delay: float) -> Pause:
         """Wait before a retry. Ends early if a hedge has the outcome, or the balancer is closed."""

@@ -49,6 +49,8 @@ _GAIN = 0.1
 _SHARE_GAIN = 1 / 16
 """The weight of one attempt in the share of its instance. In the share of all instances, the
 weight is divided by their number."""
+_TAKES = 3.0
+"""If times are exponential, one answer in twenty takes longer than this many times the mean."""
 
 
 class SlotOwner(ref[object]):
@@ -146,6 +148,12 @@ class Engine:
     def in_flight(self) -> int:
         """The number of attempts in flight."""
         return self._picker.in_flight
+
+    @property
+    def answer_time(self) -> float | None:
+        """Seconds within which nearly all answers arrive; None before the first."""
+        mean = self.mean_latency.value
+        return None if mean is None else _TAKES * mean
 
     def stop(self) -> None:
         """Stop discovery."""

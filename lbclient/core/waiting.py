@@ -19,8 +19,6 @@ __all__ = ["Wait"]
 
 _FIRST_ANSWER = 10.0
 _CROWD = 16
-_TAKES = 3.0
-"""If times are exponential, one answer in twenty takes longer than this many times the mean."""
 
 
 class Wait:
@@ -62,6 +60,10 @@ class Wait:
             yield Pause(min(until - call.now, self._look_again(got)), got)
             if call.over or (last is not None and call.engine.membership.ended):
                 return None
+            if call.unwanted():
+                if last is None:
+                    raise self._tired()
+                return None
             got = call.engine.admit(call, holding)
         if got is None and last is None:
             raise call.engine.refusal()
@@ -94,10 +96,10 @@ class Wait:
         if call.deadline is None:
             return call.now + self._patience
         half = (call.deadline - call.now) / 2
-        mean = call.engine.mean_latency.value
-        if mean is None:  # a retry needs some time to use a tried one in the end
+        if (takes := call.engine.answer_time) is None:
+            # a retry needs some time to use a tried one in the end
             return call.deadline if self._last is None else call.deadline - half
-        return call.deadline - min(_TAKES * mean, half)
+        return call.deadline - min(takes, half)
 
     def _tired(self) -> LoadBalancingError:
         call = self._call
@@ -105,9 +107,10 @@ class Wait:
         reason = f"every instance of {service} is still at its limit of attempts in flight"
         if not (known := call.engine.subscription.known):
             reason = f"nothing is known of {service}: discovery has not answered"
-        if call.deadline is not None and (known or call.overdue()):
+        if call.deadline is not None and (known or call.overdue() or call.unwanted()):
             left = max(0.0, call.deadline - call.now)
             over = "is over" if call.overdue() else f"leaves {left:.2g} s, too little for an answer"
+            over = "was ended" if call.unwanted() else over
             return DeadlineExceeded(f"{waited} the deadline {over}; no attempt was made: {reason}")
         kind = NoInstanceAvailable if known else DiscoveryError
         return kind(f"{reason} {waited}")

@@ -34,7 +34,7 @@ from .options import (
     part,
 )
 from .origin import Origin
-from .request import SHARED_DEADLINE, UNSTREAMED, Upstream, call_options_of
+from .request import UNSTREAMED, Upstream, call_options_of
 from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
 from .telemetry import HttpSemantics, Labels
@@ -103,8 +103,6 @@ class HttpAdapter:
     ) -> Call[httpx.Response]:
         """Begin the call that sends this request."""
         options = call_options_of(request, self.policy, replayable, self._key_of, self._fair_by)
-        if (shared := SHARED_DEADLINE.get()) is not None:
-            options = shared.bind(options, self.binding)
         return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:

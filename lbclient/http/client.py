@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lbclient._internal import validation
+from lbclient._internal.deadline import CURRENT
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import described
 from lbclient.balancer.options import shows, with_defaults
@@ -18,7 +19,7 @@ from .adapter import closed_on_error
 from .connections.custom_transport import AsyncTransportFactory, TransportFactory
 from .options import ClientOptions, HttpxOptions, TransportOptions, checked, part
 from .origin import Origin
-from .request import SHARED_DEADLINE, UNSTREAMED, SharedDeadline
+from .request import UNSTREAMED, explain, request_deadline
 from .request_cache import LazyCookies, RequestCache
 from .shortcuts import DirectAsyncClient, DirectClient
 from .transport import AsyncTransport, Service, Transport
@@ -143,19 +144,19 @@ class Client(_BalancedClient, DirectClient):
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
         # Without a deadline there is nothing to share, unless an enclosing `send` has one.
-        if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+        if self._deadline is None and "lbclient" not in given and CURRENT.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        shared = SharedDeadline(request, self._deadline, self._binding)
+        shared = request_deadline(request, self._deadline, self._binding)
         # Not a context manager: an exception from a signal handler may come as `__exit__` begins,
         # and the deadline would stay with this thread.
         try:
-            SHARED_DEADLINE.set(shared)
+            CURRENT.set(shared)
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         except DeadlineExceeded as error:
-            shared.explain(error)
+            explain(error, shared)
             raise
         finally:
-            SHARED_DEADLINE.set(shared.outer)
+            CURRENT.set(shared.outer)
 
 
 @shows(ClientOptions)
@@ -189,18 +190,20 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
         given = request.extensions
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
-        if self._deadline is None and "lbclient" not in given and SHARED_DEADLINE.get() is None:
+        if self._deadline is None and "lbclient" not in given and CURRENT.get() is None:
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
-        shared = SharedDeadline(request, self._deadline, self._binding)
+        shared = request_deadline(request, self._deadline, self._binding)
         try:
-            SHARED_DEADLINE.set(shared)
+            CURRENT.set(shared)
             return await send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         except DeadlineExceeded as error:
-            shared.explain(error)
+            explain(error, shared)
             raise
         finally:
-            if SHARED_DEADLINE.get() is shared:  # otherwise it was resumed in another context
-                SHARED_DEADLINE.set(shared.outer)
+            if CURRENT.get() is shared:
+                CURRENT.set(shared.outer)
+            else:  # it was resumed in another context
+                shared.lift()
 
 
 def _own(given: Mapping[str, object]) -> dict[str, Any]:

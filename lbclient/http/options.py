@@ -1,7 +1,6 @@
 """The options of clients and transports: the part that takes each of them, and the checks."""
 
 import os
-import re
 import ssl
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -65,8 +64,6 @@ _MISPLACED = {
     name: f"{name} belongs to limits={NAME}.Limits({name}=...)"
     for name in ("max_connections", "max_keepalive_connections", "keepalive_expiry")
 }
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""The syntax of header names: a token (RFC 9110, section 5.6.2)."""
 
 
 _AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)
@@ -321,8 +318,8 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
 
 def deadline_header(name: object) -> str | None:
     """Return the name of a header, or None. Raises ValueError if the name is not valid."""
-    if name is None or (isinstance(name, str) and _HEADER.fullmatch(name)):
-        return name
+    if name is None or validation.token(name):
+        return cast("str | None", name)
     raise ValueError(
         f"deadline_header must be the name of a header such as 'X-Time-Left-Ms', not {name!r}"
     )

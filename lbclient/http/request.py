@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lbclient._internal import validation
-from lbclient._internal.deadline import Expiry, time_left
+from lbclient._internal.deadline import CURRENT, Deadline, Expiry, time_left
 from lbclient.core.call import CallOptions, caller_of
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
@@ -21,17 +21,17 @@ from .connections.timeouts import DeadlineTimeout
 from .shortcuts import copied
 
 __all__ = [
-    "SHARED_DEADLINE",
     "UNSTREAMED",
-    "SharedDeadline",
     "Upstream",
     "attempt_extensions",
     "attempt_headers",
     "below",
     "call_options_of",
+    "explain",
     "hosted",
     "merged",
     "raw_headers",
+    "request_deadline",
 ]
 
 UNSTREAMED = "lbclient.unstreamed"
@@ -105,64 +105,31 @@ def _checked(options: object) -> Mapping[str, Any]:
     return options
 
 
-class SharedDeadline:
-    """The deadline of one `send` of a client. It covers all its requests (redirects, rounds of
-    authentication), and the time of event hooks.
+def request_deadline(request: httpx.Request, deadline: float | None, binding: Binding) -> Deadline:
+    """Return the deadline of one `send` of a client. It covers all its requests (redirects, rounds
+    of authentication), and the time of event hooks.
 
-    Whoever calls httpx's own `send` sets `SHARED_DEADLINE` to it, and then back to `outer`. It
-    belongs to the client's balancer, so it does not bound a request that a hook sends through
-    another client. `deadline` is used if the first request sets none. Nothing is stored in the
-    request or its extensions: an auth flow may send its own requests without extensions, and a
-    caller may send the same request again.
+    `deadline` is used if the first request sets none. Nothing is stored in the request or its
+    extensions: an auth flow may send its own requests without extensions, and a caller may send the
+    same request again.
 
     Raises ValueError or TypeError if the extension of the first request is invalid.
     """
-
-    __slots__ = ("_binding", "_requests", "_seconds", "_since", "outer")
-
-    def __init__(self, request: httpx.Request, deadline: float | None, binding: Binding) -> None:
-        options = _checked(request.extensions.get("lbclient")).get("deadline")
-        self._seconds: float | None = deadline if options is None else options
-        self._binding = binding
-        self._since = binding.clock()
-        self._requests = 0
-        self.outer: SharedDeadline | None = SHARED_DEADLINE.get()
-        """The deadline of an enclosing `send`, if there is one: a hook, for example, may send a
-        request.
-        """
-
-    def explain(self, error: DeadlineExceeded) -> None:
-        """Add to the error that earlier requests have used some of the time."""
-        if self._requests > 1:
-            error.add_note(
-                f"it was request {self._requests} of this call: redirects and rounds of "
-                "authentication share its deadline"
-            )
-
-    def bind(self, options: CallOptions, binding: Binding) -> CallOptions:
-        """Return the options of the next request, with this deadline unless their own ends earlier.
-
-        Raises DeadlineExceeded if the time is up.
-        """
-        if binding is not self._binding:
-            return options
-        self._requests += 1
-        if self._seconds is None:
-            return options
-        now = binding.clock()
-        end = self._since + self._seconds
-        if now >= end:
-            raise DeadlineExceeded(
-                f"the deadline is over after {now - self._since:.2f} s; this request was not sent"
-            )
-        if options.deadline is not None and now + options.deadline < end:
-            return options
-        return options._replace(deadline=self._seconds, since=self._since)
+    seconds = _checked(request.extensions.get("lbclient")).get("deadline")
+    if seconds is None:
+        seconds = math.inf if deadline is None else deadline
+    made = binding.deadline(seconds)
+    made.outer = CURRENT.get()
+    return made
 
 
-SHARED_DEADLINE: ContextVar[SharedDeadline | None] = ContextVar(
-    "lbclient.shared_deadline", default=None
-)
+def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
+    """Add to the error that earlier requests have used some of the time."""
+    if deadline.requests > 1:
+        error.add_note(
+            f"it was request {deadline.requests} of this call: redirects and rounds of "
+            "authentication share its deadline"
+        )
 
 
 class Upstream(NamedTuple):

@@ -8,7 +8,6 @@ cancellations, and here neither the sleep nor the I/O is part of the decision.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, cast
@@ -59,8 +58,6 @@ Stopped = Literal[
 """
 
 _MOST_ATTEMPTS = 100
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""RFC 9110, section 5.6.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ class RetryPolicy:
 
 def _methods(methods: Collection[str]) -> frozenset[str]:
     names = validation.several("methods", methods, "HTTP method names such as 'GET'")
-    if not all(isinstance(name, str) and _TOKEN.fullmatch(name) for name in names):
+    if not all(map(validation.token, names)):
         raise TypeError(f"methods must contain HTTP method names such as 'GET', not {methods!r}")
     return frozenset(str(name).upper() for name in names)
 

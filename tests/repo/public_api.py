@@ -8,7 +8,10 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
-MODULES = "lbclient", "lbclient.httpx2", "lbclient.protocol", "lbclient.simulation"
+MODULES = (
+    *("lbclient", "lbclient.asgi", "lbclient.httpx2", "lbclient.protocol", "lbclient.simulation"),
+    "lbclient.wsgi",
+)
 RECORD = Path(__file__).with_suffix(".txt")
 
 

@@ -168,7 +168,7 @@ def test_late_names_are_as_good_as_others():
         from lbclient import Clinet  # noqa: F401
 
 
-@pytest.mark.parametrize("module", ["errors", "protocol", "simulation"])
+@pytest.mark.parametrize("module", ["asgi", "errors", "protocol", "simulation", "wsgi"])
 def test_submodules_are_attributes(module):
     """A public submodule is found as an attribute of the package without an import of its own."""
     assert run(f"import lbclient\nprint(lbclient.{module}.__name__)") == f"lbclient.{module}\n"

@@ -34,10 +34,10 @@ from lbclient import (
     Zone,
 )
 from lbclient._internal.blocking import run_blocking
+from lbclient._internal.deadline import CURRENT
 from lbclient._internal.signals import Pause, Signal
 from lbclient.balancer.threads import sleep
 from lbclient.http.connections import instance_transport, threads
-from lbclient.http.request import SHARED_DEADLINE
 from tests.support import hammer
 from tests.support.faults import NAME, TlsServer, trust
 from tests.support.http import says, serve, transports_of
@@ -616,8 +616,8 @@ def test_the_deadline_of_a_request():
         URLS, transport=lambda _: httpx.MockTransport(lambda _: httpx.Response(200, text="well"))
     ) as client:
         for where, _ in points(lambda: lambda: in_time(client), SoftLimit):
-            left += [where] * (SHARED_DEADLINE.get() is not None)
-            SHARED_DEADLINE.set(None)
+            left += [where] * (CURRENT.get() is not None)
+            CURRENT.set(None)
     assert left == []
 
 

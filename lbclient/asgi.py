@@ -1,0 +1,165 @@
+"""For services that speak ASGI: the deadline that a caller sends bounds the service's own calls."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import anyio
+
+from lbclient._internal import validation
+from lbclient._internal.deadline import Block, Deadline
+from lbclient.balancer.deadlines import DeadlineHeader
+
+__all__ = ["DeadlineMiddleware"]
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_LAST = {"http.response.body", "http.response.pathsend"}
+_BODY = {b"content-length", b"transfer-encoding"}
+
+
+class DeadlineMiddleware:
+    """Opens the deadline that a request's header names, for all calls that the request makes.
+
+    It is that of `lbclient.deadline`, and begins when the request arrives here. It ends early when
+    the caller disconnects before it has its response: further calls raise DeadlineExceeded, and no
+    call is retried. It does not bound what is done after the response, such as background tasks.
+
+    - `app`: the ASGI application. Requests and WebSockets are covered, on asyncio and trio.
+    - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,
+      and a header that is repeated, is ignored. 0 is a deadline that is over.
+    - `max_seconds`: the longest deadline that a caller may ask for.
+
+    Raises ValueError or TypeError, naming the argument, if an argument is invalid.
+    """
+
+    def __init__(self, app: App, header: str = "x-deadline-ms", max_seconds: float = 30.0) -> None:
+        validation.function("app", app)
+        self._app = app
+        self._header = DeadlineHeader(header, max_seconds)
+        self._name = self._header.name.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, WebSocket or lifespan."""
+        deadline = None
+        if scope["type"] in {"http", "websocket"}:
+            own = [value for name, value in scope["headers"] if name.lower() == self._name]
+            deadline = self._header.deadline([value.decode("latin-1") for value in own])
+        if deadline is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            with Block(deadline):
+                if scope["type"] == "http":
+                    await _Request(deadline, scope, receive, send).serve(self._app)
+                else:
+                    await self._app(scope, _noting(receive, deadline), send)
+        finally:
+            deadline.lift()
+
+
+def _noting(receive: Receive, deadline: Deadline) -> Receive:
+    """Return the `receive` of a WebSocket, which also ends its deadline when the caller has gone.
+    An application reads what its caller sends, so nothing needs to be read ahead."""
+
+    async def noting() -> Message:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            deadline.end()
+        return message
+
+    return noting
+
+
+class _Request:
+    """A request with a deadline. `receive` and `send` are for the application.
+
+    A server reports only to `receive` that the caller has gone, and an application may never call
+    that. So a task does, once the whole body has been received. Bodies are not read ahead.
+    """
+
+    def __init__(self, deadline: Deadline, scope: Scope, receive: Receive, send: Send) -> None:
+        self._deadline = deadline
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._ahead: deque[Message] = deque()
+        """Messages that the application has not received yet."""
+        self._arrived = anyio.Event()
+        self._direct = any(name.lower() in _BODY for name, _ in scope["headers"])
+        """True while the application itself reads the body."""
+        self._body_received = anyio.Event()
+        self._gone = False
+
+    async def serve(self, app: App) -> None:
+        """Run the application, and watch whether the caller is still there."""
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._await_disconnect)
+            try:
+                await app(self._scope, self.receive, self.send)
+            except Exception as error:  # noqa: BLE001  # raised below, without a group
+                failure = error
+            group.cancel_scope.cancel()
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # its traceback holds this frame
+
+    async def receive(self) -> Message:
+        """Return the next message of the server."""
+        while not (self._ahead or self._direct):
+            await self._arrived.wait()
+        if self._ahead:
+            repeated = self._gone and len(self._ahead) == 1
+            return self._ahead[0] if repeated else self._ahead.popleft()
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._direct = False
+            self._note(message)
+            self._body_received.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message to the caller. After the last one the deadline bounds nothing."""
+        if message["type"] in _LAST and not message.get("more_body", False):
+            self._deadline.lift()
+        await self._send(message)
+
+    async def _await_disconnect(self) -> None:
+        while not self._gone:
+            if self._direct:
+                await self._body_received.wait()
+                continue
+            try:
+                message = await self._receive()
+            except Exception:  # noqa: BLE001  # raised again where the application receives
+                self._direct = True
+                self._wake()
+                return
+            self._direct = message.get("more_body", False)
+            self._note(message)
+            if not self._gone:
+                self._ahead.append(message)
+            self._wake()
+
+    def _note(self, message: Message) -> None:
+        """End the deadline if the caller has gone before it has its response."""
+        if message["type"] != "http.disconnect":
+            return
+        self._gone = True
+        self._ahead.append(message)  # returned again and again, as servers do
+        if self._deadline.at < math.inf:
+            self._deadline.end()
+
+    def _wake(self) -> None:
+        arrived, self._arrived = self._arrived, anyio.Event()
+        arrived.set()

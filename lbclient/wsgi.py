@@ -1,0 +1,84 @@
+"""For services that speak WSGI: the deadline that a caller sends bounds the service's own calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from lbclient._internal import validation
+from lbclient._internal.deadline import Block, Deadline
+from lbclient.balancer.deadlines import DeadlineHeader
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = ["DeadlineMiddleware"]
+
+
+class DeadlineMiddleware:
+    """Opens the deadline that a request's header names, for all calls that the request makes.
+
+    It is that of `lbclient.deadline`, begins when the request arrives here, and covers the
+    application and its response body until that is closed. WSGI does not say whether the caller is
+    still there.
+
+    - `app`: the WSGI application.
+    - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,
+      and a header that is repeated, is ignored. 0 is a deadline that is over.
+    - `max_seconds`: the longest deadline that a caller may ask for.
+
+    Raises ValueError or TypeError, naming the argument, if an argument is invalid.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, header: str = "x-deadline-ms", max_seconds: float = 30.0
+    ) -> None:
+        validation.function("app", app)
+        self._app = app
+        self._header = DeadlineHeader(header, max_seconds)
+        self._key = "HTTP_" + self._header.name.upper().replace("-", "_")
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        own = [environ[self._key]] if self._key in environ else []
+        if (deadline := self._header.deadline(own)) is None:
+            return self._app(environ, start_response)
+        with Block(deadline):
+            body = self._app(environ, start_response)
+        # The server may send a file by itself, and asks a list for its length.
+        file = environ.get("wsgi.file_wrapper")
+        if isinstance(body, (list, tuple)) or (isinstance(file, type) and isinstance(body, file)):
+            deadline.lift()
+            return body
+        return _Body(body, deadline)
+
+
+class _Body:
+    """A response body: what runs while the server reads and closes it has the deadline, too."""
+
+    def __init__(self, body: Iterable[bytes], deadline: Deadline) -> None:
+        self._body = body
+        self._deadline = deadline
+        self._chunks: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        with Block(self._deadline):
+            if self._chunks is None:
+                self._chunks = iter(self._body)
+            return next(self._chunks)
+
+    def close(self) -> None:
+        """Close the body, as the server does at the end of each request."""
+        close: Callable[[], object] = getattr(self._body, "close", _nothing)
+        try:
+            with Block(self._deadline):
+                close()
+        finally:
+            self._deadline.lift()
+
+
+def _nothing() -> None:
+    """Do nothing: the body needs no closing."""
