@@ -9,7 +9,7 @@ import lbclient
 
 ROOT = Path(lbclient.__file__).parent
 LEVELS = [
-    # A package imports only from levels above it in this table: what stands there knows less.
+    # The lowest level first. A package imports only from lower levels.
     {"errors", "_internal"},
     {"endpoint"},  # one instance, and what a client knows of it
     {"telemetry", "discovery", "strategy", "resilience"},  # where from, whom, how often, and spans
