@@ -19,6 +19,7 @@ import lbclient
 __all__ = ["Interrupt", "SoftLimit", "points"]
 
 _OURS = str(Path(lbclient.__file__).parent)
+_CALLS = {"CALL", "CALL_FUNCTION_EX", "CALL_KW", "RESUME"}  # CALL_INTRINSIC_1 checks for none
 _JUMPS = ("JUMP_BACKWARD", "POP_JUMP_BACKWARD")
 
 
@@ -42,7 +43,7 @@ def _checked(code: CodeType) -> frozenset[int]:
     """
     found, before = set(), None
     for one in (listing := dis.Bytecode(code)):
-        called = before is not None and before.opname.startswith(("CALL", "RESUME"))
+        called = before is not None and before.opname in _CALLS
         if one.opname == "GET_AWAITABLE" or one.argval == "send":
             called = False
         if called and _handler(listing, before.offset) == _handler(listing, one.offset):
@@ -107,6 +108,7 @@ def points(
     counts the points in other packages too, `threads` those of other threads in place of this one.
     """
     trace = threading.settrace if threads else sys.settrace
+    sys._getframe().f_trace_opcodes = True  # 3.12 traces opcodes if a frame has asked for it before
     at = 1
     gc.collect()
     gc.disable()  # what a finalizer raises reaches nobody, and the next run must not run those
