@@ -61,25 +61,44 @@ class BalancerOptions(TypedDict, total=False):
         ),
     ]
     retry: Annotated[
-        RetryPolicy | None, Option("when to retry; None means one attempt.", RetryPolicy())
+        RetryPolicy | None,
+        Option(
+            "when a call is retried, and the `deadline` of every call: "
+            "`RetryPolicy(deadline=2.0)`. None means one attempt.",
+            RetryPolicy(),
+        ),
     ]
     breaker: Annotated[
         BreakerPolicy | None,
-        Option("when an instance that fails leaves the rotation; None: never.", BreakerPolicy()),
+        Option(
+            "when an instance that keeps failing gets no more calls until a probe succeeds; None "
+            "means no breaker.",
+            BreakerPolicy(),
+        ),
     ]
     name: Annotated[
         str | None,
-        Option("the service's name, for a static list or a resolver that has none."),
+        Option(
+            "the service's name, in errors, traces and the `Host` header, if `service` has no "
+            "name: for a list, a file or an object with `resolve`."
+        ),
     ]
-    scheme: Annotated[str, Option('`"http"` or `"https"`, if the service does not say.', "http")]
+    scheme: Annotated[str, Option('`"http"` or `"https"`, if `service` does not name one.', "http")]
     max_in_flight: Annotated[
         int | None,
-        Option("how many attempts one instance may have in flight; further calls wait."),
+        Option(
+            "the most attempts that one instance may have in flight; further calls wait in a queue."
+        ),
     ]
-    max_in_flight_total: Annotated[int | None, Option("the same for all instances together.")]
+    max_in_flight_total: Annotated[
+        int | None, Option("the most attempts in flight at all instances together.")
+    ]
     limit: Annotated[
         AdaptiveLimit | None,
-        Option("an `AdaptiveLimit` learns how many attempts each instance can handle at a time."),
+        Option(
+            "an `AdaptiveLimit` learns how many attempts each instance can handle at a time "
+            "(`max_in_flight` sets a fixed number)."
+        ),
     ]
     throttle: Annotated[
         ThrottlePolicy | None,
@@ -100,26 +119,30 @@ class BalancerOptions(TypedDict, total=False):
     health: Annotated[
         HealthCheck | None,
         Option(
-            "a `HealthCheck` checks every instance in the background: it connects (`path=None`), "
-            "calls your function (`check=`), or over HTTP GETs a `path`."
+            'a `HealthCheck` checks every instance in the background: `HealthCheck("/health")` '
+            "sends a GET for that path, `HealthCheck(path=None)` only connects, and "
+            "`HealthCheck(check=fn)` calls your function."
         ),
     ]
     listener: Annotated[
         Listener | None,
-        Option("a function that is called with each `Event`, in order, on its own thread."),
+        Option(
+            "a function that gets each `Event`, in order, on a thread that lbclient starts for "
+            "it, so that no call waits for it."
+        ),
     ]
     nameservers: Annotated[
         Iterable[str] | None,
         Option(
-            'such as `["127.0.0.1:5353"]`, also `tls://` and `https://`; None uses the system\'s '
-            "resolver configuration."
+            'the DNS servers to ask, such as `["127.0.0.1:5353"]` or `["tls://10.0.0.2"]`; None '
+            "uses those of the system's resolver configuration."
         ),
     ]
     allow: Annotated[
         Iterable[str],
         Option(
-            'networks, such as `["127.0.0.0/8"]`, that discovery may return although they are '
-            "loopback, link-local, multicast or a cloud's metadata service.",
+            "networks whose addresses DNS may return although they are loopback, link-local, "
+            'multicast or those of a cloud\'s metadata service, such as `["127.0.0.0/8"]`.',
             (),
         ),
     ]
@@ -129,46 +152,62 @@ class BalancerOptions(TypedDict, total=False):
     family: Annotated[
         Family,
         Option(
-            '`"ipv4"` or `"ipv6"` asks DNS for addresses of that family only, `"any"` for both; '
-            "then addresses that this host has no route to are not used.",
+            'which addresses DNS is asked for: `"ipv4"`, `"ipv6"` or `"any"`. With `"any"`, '
+            "addresses to which this host has no route are not used.",
             "any",
         ),
     ]
     sticky: Annotated[
         float | None,
         Option(
-            "seconds for which an address or instance stays known after DNS stopped returning it; "
-            "for names of which DNS returns only a few addresses at a time."
+            "seconds for which lbclient keeps an address or instance that DNS no longer returns. "
+            "It is for names of which DNS returns only some of many addresses in each answer."
         ),
     ]
     max_stale: Annotated[
         float | None,
         Option(
-            "seconds for which the last good answer is used while discovery fails; None for no "
-            "limit."
+            "seconds for which the last good answer of discovery is used while lookups fail; None "
+            "for no limit."
         ),
     ]
     min_refresh: Annotated[
         float,
         Option(
-            "the shortest time between two refreshes in seconds, however small the TTL.",
+            "the shortest time between two lookups, in seconds, however small the TTL is.",
             1.0,
         ),
     ]
     max_instances: Annotated[
         int | None,
-        Option("use a random subset of this size, which stays the same; None uses all instances."),
+        Option(
+            "how many instances of a larger set this client uses: a random subset, which hardly "
+            "changes later. None uses all instances."
+        ),
     ]
     tracer_provider: Annotated[
-        TracerProvider | None, Option("that of OpenTelemetry; None uses the global one.")
+        TracerProvider | None,
+        Option("an OpenTelemetry tracer provider, which gets the spans; None uses the global one."),
     ]
     meter_provider: Annotated[
-        MeterProvider | None, Option("that of OpenTelemetry; None uses the global one.")
+        MeterProvider | None,
+        Option(
+            "an OpenTelemetry meter provider, which gets the metrics; None uses the global one."
+        ),
     ]
-    clock: Annotated[Callable[[], float], Option("returns monotonic seconds.", time.monotonic)]
+    clock: Annotated[
+        Callable[[], float],
+        Option(
+            "a function that returns monotonic seconds; tests pass their own to control the time.",
+            time.monotonic,
+        ),
+    ]
     rng: Annotated[
         random.Random | None,
-        Option("the random number generator, which gets a new seed in a forked child."),
+        Option(
+            "the generator of random numbers; tests pass one with a seed. It gets a new seed in a "
+            "forked child."
+        ),
     ]
 
 
@@ -180,8 +219,8 @@ def with_defaults(options: Mapping[str, object], kind: type) -> Any:
 
 
 def shows(kind: type) -> Callable[[C], C]:
-    """Decorate a class whose `**options` are those of the TypedDict `kind`: its signature names
-    them, and its docstring has a line for each."""
+    """Class decorator: list the options of the TypedDict `kind` in the signature and in the
+    docstring."""
 
     def decorated(cls: C) -> C:
         declared, init = _declared(kind), vars(cls)["__init__"]

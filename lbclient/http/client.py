@@ -109,15 +109,32 @@ class _BalancedClient:
 class Client(_BalancedClient, DirectClient):
     """An `httpx.Client` that spreads its requests over the instances of one service.
 
+        options = lbclient.recommended(deadline=2.0)  # seconds, for each call
+        with lbclient.Client("http+srv://orders.example.com", **options) as client:
+            order = client.get("/orders/42").json()
+
     It takes the arguments of `Transport` and those of `httpx.Client`, except `proxy` and `mounts`,
     which would bypass the balancer. Unless a response is streamed, its body is read within
     the attempt, so a request can be retried when an instance fails while it sends the body.
 
-    A request can set options with `extensions={"lbclient": {...}}`: `idempotent`, `deadline`
-    (seconds), `key`, `caller`. A request for another origin raises LoadBalancingError.
+    - `service`: the service to call: a URL such as `"http+srv://orders.example.com"` (DNS SRV
+      records) or `"http+dns://orders.example.com:8080"` (addresses), a list of URLs or of
+      `Instance`, an object with `resolve() -> Answer`, or several of these as `FirstOf(...)` or
+      `Union(...)`.
+    - `transport`: a function `instance -> httpx.BaseTransport` that makes your own transport for
+      each instance. None uses the connections of lbclient.
 
-    - `service`: as in `Balancer`.
-    - `transport`: as in `Transport`.
+    For a deadline of every call, pass `retry=RetryPolicy(deadline=2.0)`. A request can set options
+    of its own with `extensions={"lbclient": options}`, where `options` has any of these keys:
+
+        "idempotent": True      # the call may be repeated even if it may have been carried out
+        "deadline": 0.5         # seconds for the whole call, including redirects and the body
+        "key": "user-42"        # a strategy such as "consistent-hash" picks by this value
+        "caller": "tenant-7"    # callers whose requests wait for a limit take turns
+
+    If an instance fails, a call raises httpx's own exception. Other errors are a
+    LoadBalancingError, which is an `httpx.TransportError` too: DiscoveryError,
+    NoInstanceAvailable, DeadlineExceeded, or a request for another origin.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -165,8 +182,9 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
 
     It works on asyncio (also with uvloop) and on trio. Everything else is as in `Client`.
 
-    - `service`: as in `Balancer`.
-    - `transport`: as in `AsyncTransport`.
+    - `service`: the service to call, in any of the forms that `Client` takes.
+    - `transport`: a function `instance -> httpx.AsyncBaseTransport` that makes your own transport
+      for each instance. None uses the connections of lbclient.
     """
 
     def __init__(

@@ -93,12 +93,20 @@ class ConnectionOptions(TypedDict, total=False):
         bool,
         Option("use HTTP/2 if an instance chooses it; needs the extra `http2`.", default=False),
     ]
-    local_address: Annotated[str | None, Option("the local address of connections.")]
+    local_address: Annotated[
+        str | None, Option("the address of this host from which connections are opened.")
+    ]
     retries: Annotated[
-        int, Option("how often an attempt tries to connect again before it fails.", 0)
+        int,
+        Option(
+            "how often one attempt tries to connect to its instance again before it fails. Calls "
+            "are retried with other instances by `retry`.",
+            0,
+        ),
     ]
     socket_options: Annotated[
-        Iterable[SocketOption] | None, Option("arguments of `setsockopt`, for each socket.")
+        Iterable[SocketOption] | None,
+        Option("the arguments of `setsockopt` calls, which are made for each socket."),
     ]
     max_connection_age: Annotated[
         float | None,
@@ -110,9 +118,9 @@ class ConnectionOptions(TypedDict, total=False):
     max_idle_connections: Annotated[
         int | None,
         Option(
-            "the limit for all instances together; those that are idle longest close first. None: "
-            "half of the file descriptors that the process may open, or 1,000 on systems that do "
-            "not say how many these are (Windows, WASI)."
+            "the most idle connections to all instances together; those that have been idle "
+            "longest are closed first. None: half of the file descriptors that the process may "
+            "open, or 1,000 on systems that do not say how many these are (Windows, WASI)."
         ),
     ]
 
@@ -123,8 +131,9 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     limits: Annotated[
         httpx.Limits,
         Option(
-            f"an `{NAME}.Limits`: `max_connections` is another name of `max_in_flight_total`; idle "
-            "connections are limited for each instance.",
+            f"an `{NAME}.Limits`: `max_connections` is another name of `max_in_flight_total`; "
+            "`max_keepalive_connections` limits the idle connections to each instance. (`limit`, "
+            "without an s, is learned.)",
             _LIMITS,
         ),
     ]
@@ -137,24 +146,28 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     ]
     key: Annotated[
         Callable[[httpx.Request], object] | None,
-        Option("returns the key of a request, for a strategy that uses keys: `request -> object`."),
+        Option(
+            "a function `request -> object` that returns the key of a request that does not set "
+            'one itself, for a strategy such as `"consistent-hash"`.'
+        ),
     ]
     fair_by: Annotated[
         Callable[[httpx.Request], object] | None,
         Option(
-            "returns the caller of a request: `request -> object` (hashable). Callers whose "
-            "requests wait for a limit take turns, so that a burst of one does not delay others."
+            "a function `request -> object` that returns the caller of a request that does not "
+            "set one itself, as a hashable value. Callers whose requests wait for a limit take "
+            "turns, so that a burst of one caller does not delay the others."
         ),
     ]
     deadline_header: Annotated[
         str | None,
         Option(
-            "the header that tells an instance, in whole milliseconds, how much time the attempt "
-            "has left, if it has a `deadline` or `attempt_timeout`."
+            "the name of a header that tells an instance, in whole milliseconds, how much time "
+            "the attempt has left, if it has a `deadline` or `attempt_timeout`."
         ),
     ]
     close_grace: Annotated[
-        float, Option("the seconds for which `close` waits for active calls.", 1.0)
+        float, Option("the seconds for which `close` or `aclose` waits for active calls.", 1.0)
     ]
 
 

@@ -196,7 +196,7 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     URL is put before the request's path. It takes the arguments of `Balancer`, those of
     `httpx.HTTPTransport` except `proxy` and `uds`, and some of its own.
 
-    - `service`: as in `Balancer`.
+    - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->
       httpx.BaseTransport`. The URLs of its requests name the instance's checked address.
 
@@ -249,9 +249,9 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
 
 @shows(TransportOptions)
 class AsyncTransport(_BalancedTransport, httpx.AsyncBaseTransport):
-    """The same for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
+    """A `Transport` for `httpx.AsyncClient`, on asyncio (also with uvloop) and trio.
 
-    - `service`: as in `Balancer`.
+    - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->
       httpx.AsyncBaseTransport`.
     """
