@@ -163,7 +163,7 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
         str | None,
         Option(
             "the name of a header that tells an instance, in whole milliseconds, how much time "
-            "the attempt has left, if it has a `deadline` or `attempt_timeout`."
+            "the attempt has left: of its `attempt_timeout`, a `deadline` or `lbclient.deadline`."
         ),
     ]
     close_grace: Annotated[

@@ -388,6 +388,29 @@ def test_a_forked_child_inherits():
     assert script(text) == (0, "", "")
 
 
+def test_green_threads():
+    """Under gevent each green thread has the deadline of its own block, and inherits none."""
+    text = """
+    from gevent import monkey
+    monkey.patch_all()
+    import gevent, lbclient
+
+    balancer, seen = lbclient.Balancer("http://127.0.0.1:1"), {}
+
+    def work(seconds):
+        with lbclient.deadline(seconds):
+            gevent.sleep(0)
+            seen[seconds] = balancer.call(lambda _: lbclient.time_left())
+
+    with lbclient.deadline(5.0):
+        gevent.joinall([gevent.spawn(work, seconds) for seconds in (10, 20)], raise_error=True)
+        assert gevent.spawn(lbclient.time_left).get() is None
+    assert 15 < seen[20] <= 20 and 5 < seen[10] <= 10
+    assert lbclient.time_left() is None
+    """
+    assert script(text) == (0, "", "")
+
+
 def test_both_attempts_of_a_hedged_call():
     """Both attempts of a hedged call have the time of the block, on whatever threads they run."""
     balancer = Balancer(TWO, hedge=HedgePolicy(delay=0.0))

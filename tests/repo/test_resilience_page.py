@@ -200,6 +200,7 @@ LIVE = {
     "the same in the body of a stream",
     "ended by the deadline, after half of it or more",
     "ended by the deadline, after less than half of it",
+    "ended by the deadline of a block or a caller, sooner than responses take",
 }
 OUTCOMES = table("what came back")
 FAULT = {"yes": True, "no": False}
@@ -290,6 +291,31 @@ def test_ended_by_the_deadline(began):
     assert failures[last] == int(FAULT[fault])
     assert repeated == "no"
     assert len(sent) == 1 + bool(began)
+
+
+def test_ended_by_the_deadline_of_a_caller():
+    """An attempt that the deadline of a block ends is no fault if responses take longer."""
+    fault, repeated = OUTCOMES[
+        "ended by the deadline of a block or a caller, sooner than responses take"
+    ]
+    balancer, clock = engine(retry=lbclient.RetryPolicy(backoff=0))
+    sent = []
+
+    def takes(seconds, error=None):
+        def fn(instance):
+            sent.append(instance)
+            clock.now += seconds
+            if error is not None:
+                raise error
+
+        return fn
+
+    balancer.call(takes(10.0))
+    with lbclient.deadline(20.0), pytest.raises(lbclient.DeadlineExceeded):
+        balancer.call(takes(20.0, TimeoutError()), idempotent=True)
+    failures = sum(one.failures for one in balancer.snapshot().instances)
+    assert [failures, repeated] == [int(FAULT[fault]), "no"]
+    assert len(sent) == 2
 
 
 def check_that_nobody_is_charged(balancer):
@@ -1049,7 +1075,7 @@ def test_an_instance_is_told_as_documented(servers):
     options = documented()
     with lbclient.Client([server.url], **options) as client:
         client.get("/")
-    (told,) = (one.headers["x-time-left-ms"] for one in server.requests if one.target == "/")
+    (told,) = (one.headers["x-deadline-ms"] for one in server.requests if one.target == "/")
     assert 0 < int(told) <= 1000 * options["retry"].attempt_timeout
 
 
