@@ -103,8 +103,10 @@ class Call(CallState[R]):
 
     # Repeated: a type checker may otherwise infer other types from the assignments below.
     caller: int | None
+    context: Deadline | None
     deadline: float | None
     idempotent: bool
+    inherited: bool
     key: object
     now: float
     rng: random.Random
