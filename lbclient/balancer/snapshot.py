@@ -22,7 +22,8 @@ class InstanceSnapshot:
     - `latency`: a moving mean over the attempts that it answered, in seconds; None before the
       first.
     - `standing`: `"serving"`, or what keeps it out of rotation: `"ejected"`, `"unhealthy"` (by
-      active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`).
+      active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`, or a
+      rate limit).
     """
 
     instance: Instance

@@ -314,6 +314,10 @@ class Attempt(Generic[R]):
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
             return
+        if verdict.rest:  # it begins now: the body may take minutes
+            with engine.lock:
+                engine.back_off(self.pick, verdict.rest)
+            verdict = self.verdict = replace(verdict, rest=0.0)
         if self.pick.permit.probe:
             engine.end_probe(self.pick)
         if self._owner is not None:

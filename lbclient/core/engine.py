@@ -391,8 +391,8 @@ class Engine:
             endpoint.record_success(now)
         if verdict.fault and verdict.again == "always" and not verdict.rejected:
             self.membership.request_refresh(now)
-        if (rest := min(verdict.rest, self.retry_rules.policy.retry_after_max)) > 0:
-            self.rotation.back_off(endpoint, now + rest)
+        if verdict.rest > 0:
+            self.back_off(pick, verdict.rest)
         if (verdict.fault or not breaker.untouched) and breaker.record_outcome(
             pick.permit,
             fault=verdict.fault,
@@ -409,6 +409,14 @@ class Engine:
             self._eject_outliers(opt_in_rules, now)
         if endpoint.paused_until != paused_until:
             self.queue.wake()  # calls in the queue must learn when the pause ends
+
+    def back_off(self, pick: Pick, seconds: float) -> None:
+        """Put an instance out of rotation for as long as it asked, within `retry_after_max`. Hold
+        the lock."""
+        endpoint = pick.endpoint
+        seconds = min(seconds, self.retry_rules.policy.retry_after_max)
+        if seconds > 0 and not endpoint.gone and pick.breaker is endpoint.breaker:
+            self.rotation.back_off(endpoint, self.clock() + seconds)
 
     def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
         """Record a client error (4xx), and return how much it counts against the instance.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from operator import itemgetter
 from typing import Literal
 
 from lbclient.endpoint.classifier import (
@@ -22,7 +24,9 @@ from lbclient.endpoint.classifier import (
 from ._compat import httpx
 from .connections.connection import PeerLeft
 from .connections.instance_transport import CLOSED_WHILE_IDLE
+from .rate_limits import UNRELATED, seconds_to_reset
 from .request_body import is_callers_own
+from .shortcuts import response_fields
 
 __all__ = ["HttpClassifier", "rest_asked"]
 
@@ -32,6 +36,7 @@ _LOCAL_LIMIT = Verdict(fault=False, again="always", backoff=True)
 _CALLERS_FAULT = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 _TIMEOUT, _TOO_MANY = 408, 429
+_NAME = itemgetter(1)
 _HTTPCORE = frozenset({"httpcore", "httpcore2"})
 _NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
 _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
@@ -53,7 +58,9 @@ class HttpClassifier:
         Any other exception is classified as an error of the network.
         """
         if isinstance(result, httpx.Response):
-            return FINE if result.status_code < 400 else self._status(result)
+            unlimited = UNRELATED.issuperset(map(_NAME, response_fields(result)))
+            verdict = FINE if result.status_code < 400 else self._status(result)
+            return verdict if unlimited or verdict.rest else _limited(result, verdict)
         if isinstance(result, Exception) and is_callers_own(result):
             return FINE
         if isinstance(result, httpx.TransportError):
@@ -71,6 +78,14 @@ class HttpClassifier:
         elif status not in self._statuses:
             return CLIENT_ERROR if status < 500 else Verdict(fault=fault)
         return Verdict(fault, again, rest_asked(response.headers), rejected=True)
+
+
+def _limited(response: httpx.Response, verdict: Verdict) -> Verdict:
+    """Add the rest of an instance whose rate limit is used up. `Retry-After` takes precedence."""
+    rest = seconds_to_reset(
+        response_fields(response), lambda: _sent_at(response.headers, time.time)
+    )
+    return replace(verdict, rest=rest) if rest else verdict
 
 
 def _error(error: httpx.TransportError) -> Verdict:
@@ -117,10 +132,15 @@ def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.ti
     seconds = [float(text[:9]) for text in asked if _SECONDS.fullmatch(text)]
     dates = [date for text in asked if (date := _date(text)) is not None]
     if dates:
-        sent = next(map(_date, headers.get_list("date")), None)
-        now = datetime.fromtimestamp(wall_clock(), UTC) if sent is None else sent
+        now = _sent_at(headers, wall_clock)
         seconds += [(date - now).total_seconds() for date in dates]
     return max(0.0, *seconds) if seconds else 0.0
+
+
+def _sent_at(headers: httpx.Headers, wall_clock: Callable[[], float]) -> datetime:
+    """Return the time of a response."""
+    sent = next(map(_date, headers.get_list("date")), None)
+    return datetime.fromtimestamp(wall_clock(), UTC) if sent is None else sent
 
 
 _VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")

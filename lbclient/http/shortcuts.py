@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from inspect import signature
 from operator import attrgetter
 from types import FunctionType
@@ -41,6 +41,7 @@ __all__ = [
     "headers_of",
     "origin_of",
     "request_like",
+    "response_fields",
     "response_of",
     "settings_of",
 ]
@@ -505,3 +506,7 @@ def _verified() -> bool:
 
 
 INTACT = _verified()
+response_fields: Callable[[httpx.Response], Fields] = (
+    attrgetter("headers._list") if INTACT else lambda response: _fields(response.headers.raw)
+)
+"""Returns a response's headers. No function of ours: each response passes here."""

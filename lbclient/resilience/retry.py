@@ -77,7 +77,7 @@ class RetryPolicy:
       process the request, such as 429 of an LLM endpoint. They are retried on another instance for
       any method, as often as attempts, budget and deadline allow.
     - `retry_after_max`: the maximum seconds for which an instance backs off because it asked for
-      that (`Retry-After`); 0 ignores it.
+      that (`Retry-After`, or a rate limit of which nothing remains); 0 ignores it.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
