@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextvars
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lbclient._internal import validation
-from lbclient._internal.deadline import Block, Deadline
+from lbclient._internal.deadline import CURRENT, Deadline
 from lbclient.balancer.deadlines import DeadlineHeader
 
 if TYPE_CHECKING:
@@ -43,42 +44,42 @@ class DeadlineMiddleware:
         own = [environ[self._key]] if self._key in environ else []
         if (deadline := self._header.deadline(own)) is None:
             return self._app(environ, start_response)
-        with Block(deadline):
-            body = self._app(environ, start_response)
+        deadline.outer = CURRENT.get()
+        # All parts of the application run in this context, and nothing stays in that of the thread.
+        context = contextvars.copy_context()
+        context.run(CURRENT.set, deadline)
+        body = context.run(self._app, environ, start_response)
         # The server may send a file by itself, and asks a list for its length.
         file = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(file, type) and isinstance(body, file)):
             deadline.lift()
             return body
-        return _Body(body, deadline)
+        return _Body(body, deadline, context)
 
 
 class _Body:
     """A response body: what runs while the server reads and closes it has the deadline, too."""
 
-    def __init__(self, body: Iterable[bytes], deadline: Deadline) -> None:
+    def __init__(
+        self, body: Iterable[bytes], deadline: Deadline, context: contextvars.Context
+    ) -> None:
         self._body = body
         self._deadline = deadline
+        self._run = context.run
         self._chunks: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        with Block(self._deadline):
-            if self._chunks is None:
-                self._chunks = iter(self._body)
-            return next(self._chunks)
+        if self._chunks is None:
+            self._chunks = self._run(iter, self._body)
+        return self._run(next, self._chunks)
 
     def close(self) -> None:
         """Close the body, as the server does at the end of each request."""
-        close: Callable[[], object] = getattr(self._body, "close", _nothing)
         try:
-            with Block(self._deadline):
-                close()
+            if hasattr(self._body, "close"):
+                self._run(self._body.close)
         finally:
             self._deadline.lift()
-
-
-def _nothing() -> None:
-    """Do nothing: the body needs no closing."""

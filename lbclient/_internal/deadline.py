@@ -31,8 +31,6 @@ class Deadline:
     scope: object = None
     """The engine whose calls alone it bounds; None for all calls."""
     outer: Deadline | None = None
-    entered: bool = False
-    """True once `outer` is known."""
     requests: int = 0
     """How many requests of its `scope` have shared it."""
 
@@ -76,16 +74,14 @@ class Block:
 
 
 def _steps(deadline: Deadline) -> Generator[None]:
-    before = CURRENT.get()
-    if not deadline.entered:  # the parts of a request are blocks of one deadline
-        deadline.entered, deadline.outer = True, before
+    before = deadline.outer = CURRENT.get()
     try:
         CURRENT.set(deadline)
         yield
     finally:
-        while before is not None and before.at == math.inf and before.scope is None:
-            before = before.outer  # it was lifted, and could not be removed where it was set
         try:
+            while before is not None and before.at == math.inf and before.scope is None:
+                before = before.outer  # it was lifted, and could not be removed where it was set
             innermost = CURRENT.get() is deadline
         except BaseException:  # from a signal handler
             CURRENT.set(before)

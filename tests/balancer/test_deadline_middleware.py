@@ -382,10 +382,11 @@ async def calls_until_gone(balancer, request):
     return sent
 
 
+@pytest.mark.parametrize("headers", [(), [(b"content-length", b"0")]], ids=["get", "post"])
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_caller_that_goes(reads):
+async def test_a_caller_that_goes(reads, headers):
     """Once its caller has gone a request makes no further calls, whether or not the application has
-    read its body."""
+    read its empty body."""
     balancer, sent = Balancer(ONE), []
 
     async def app(_, receive, __):
@@ -395,7 +396,7 @@ async def test_a_caller_that_goes(reads):
         assert await receive() == (GONE if reads else REQUEST)
         assert await receive() == GONE
 
-    request = Asgi(app, "10000")
+    request = Asgi(app, "10000", headers=headers)
     await request.run()
     assert about(*sent, 10.0)
     assert lbclient.time_left() is None
@@ -601,6 +602,25 @@ def test_a_generator():
     next(iter(unfinished))
     unfinished.close()
     assert [about(left, 10.0) for left in times] == [True, True]
+
+
+def test_a_generator_with_a_block_of_its_own():
+    """A block that a body keeps open while it generates holds in each part of it, within the time
+    of the request, and nowhere else."""
+
+    def app(*_):
+        yield lbclient.time_left()
+        with lbclient.deadline(5.0):
+            yield lbclient.time_left()
+            yield lbclient.time_left()
+        yield lbclient.time_left()
+
+    lefts = []
+    with lbclient.deadline(20.0):
+        for left in wsgi(app):
+            lefts.append(left)
+            assert about(lbclient.time_left(), 20.0)
+    assert [round(left) for left in lefts] == [10, 5, 5, 10]
 
 
 class Body:
