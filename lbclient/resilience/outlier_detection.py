@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lbclient._internal import validation
 from lbclient.endpoint.breaker import Breaker
@@ -68,12 +69,11 @@ class OutlierPolicy:
 
 
 class _Tally:
-    """The outcomes of one instance in the interval. A new breaker means another machine."""
+    """The outcomes of one instance in the interval."""
 
-    __slots__ = ("breaker", "calls", "faults")
+    __slots__ = ("calls", "faults")
 
-    def __init__(self, breaker: Breaker) -> None:
-        self.breaker = breaker
+    def __init__(self) -> None:
         self.calls = 0
         self.faults = 0
 
@@ -82,6 +82,8 @@ class Outliers:
     """The tally of one balancer. It has no lock: the caller holds one.
 
     Call `count` for each outcome. When it returns True, call `verdicts` and eject those instances.
+    What is counted belongs to a breaker: if an endpoint has a new one, its name stands for another
+    machine.
     """
 
     __slots__ = ("_ends", "_policy", "_rng", "_tallies", "_times")
@@ -89,20 +91,18 @@ class Outliers:
     def __init__(self, policy: OutlierPolicy, rng: random.Random) -> None:
         self._policy = policy
         self._rng = rng
-        self._tallies: dict[Endpoint, _Tally] = {}
-        self._times: dict[Endpoint, int] = {}
-        """How often each endpoint was ejected recently."""
+        self._tallies: dict[Breaker, _Tally] = {}
+        self._times: dict[Breaker, int] = {}
+        """How often each machine was ejected recently."""
         self._ends = -math.inf
 
     def count(self, endpoint: Endpoint, *, fault: bool, now: float) -> bool:
         """Count one outcome. True when the interval is over: call `verdicts`."""
         if now >= self._ends and self._overslept(now):
             self._begin(now)
-        tally = self._tallies.get(endpoint)
-        if tally is None or tally.breaker is not endpoint.breaker:
-            if tally is not None:
-                self.forget(endpoint)
-            tally = self._tallies[endpoint] = _Tally(endpoint.breaker)
+        tally = self._tallies.get(endpoint.breaker)
+        if tally is None:
+            tally = self._tallies[endpoint.breaker] = _Tally()
         tally.calls += 1
         tally.faults += fault
         return now >= self._ends
@@ -120,21 +120,15 @@ class Outliers:
         rotation.
         """
         if self._overslept(now):
-            self._begin(now)
             return []
         found = [self._outliers(tier) for tier in tiers]
-        self._decay({one for outliers in found for one in outliers}, serving)
+        self._decay(tiers, {one for outliers in found for one in outliers}, serving)
         self._begin(now)
         return [
             (one, self._period(one))
             for tier, outliers in zip(tiers, found, strict=True)
             for one in self._allowed(tier, outliers, now, serving)
         ]
-
-    def forget(self, endpoint: Endpoint) -> None:
-        """Drop the counts of an endpoint, since its name now stands for another machine."""
-        self._tallies.pop(endpoint, None)
-        self._times.pop(endpoint, None)
 
     def _overslept(self, now: float) -> bool:
         """True if the process was stopped or idle for one more interval: the old tally is out of
@@ -149,8 +143,7 @@ class Outliers:
     def _outliers(self, tier: Sequence[Endpoint]) -> list[Endpoint]:
         """The endpoints of a tier that fail far more often than their peers, the worst first."""
         policy = self._policy
-        tallies = ((one, self._tallies[one]) for one in tier if one in self._tallies)
-        called = [(one, tally) for one, tally in tallies if tally.breaker is one.breaker]
+        called = [(one, tally) for one in tier if (tally := self._tallies.get(one.breaker))]
         calls = sum(tally.calls for _, tally in called)
         faults = sum(tally.faults for _, tally in called)
         found: list[tuple[float, Endpoint]] = []
@@ -191,22 +184,28 @@ class Outliers:
         So instances that were ejected together do not return together.
         """
         policy = self._policy
-        times = self._times.get(endpoint, 0)
+        times = self._times.get(endpoint.breaker, 0)
         if times * policy.ejection < policy.ejection_max:
             times += 1
-        self._times[endpoint] = times
+        self._times[endpoint.breaker] = times
         period = min(times * policy.ejection, policy.ejection_max)
         return period / 2 + self._rng.random() * period / 2
 
-    def _decay(self, outliers: Container[Endpoint], serving: Callable[[Endpoint], bool]) -> None:
+    def _decay(
+        self,
+        tiers: Sequence[Sequence[Endpoint]],
+        outliers: Container[Endpoint],
+        serving: Callable[[Endpoint], bool],
+    ) -> None:
         """Cancel one ejection for each interval in rotation without being an outlier.
 
-        Drops endpoints that have left.
+        Drops machines that have left.
         """
         began = self._ends - self._policy.interval
-        for one, times in list(self._times.items()):
-            healthy = one.ejected_until <= began and one not in outliers and serving(one)
-            if one.gone or times <= healthy:
-                del self._times[one]
-            else:
-                self._times[one] = times - healthy
+        left: dict[Breaker, int] = {}
+        for one in chain.from_iterable(tiers):
+            if times := self._times.get(one.breaker, 0):
+                healthy = one.ejected_until <= began and one not in outliers and serving(one)
+                if times > healthy:
+                    left[one.breaker] = times - healthy
+        self._times = left

@@ -35,8 +35,9 @@ def test_policy_is_checked(wrong, named):
 
 def test_policy_wants_whole_numbers():
     """K4: half an attempt is not a valid limit."""
-    with pytest.raises(TypeError, match="initial"):
-        AdaptiveLimit(initial=20.5)
+    for name in ("initial", "least", "most"):
+        with pytest.raises(TypeError, match=f"^{name} "):
+            AdaptiveLimit(**{name: 20.5})
 
 
 def test_full_counts_whole_attempts():
@@ -78,7 +79,7 @@ def test_a_queued_answer_takes_what_another_adds():
 def test_what_stood_in_a_queue():
     """An answer counts as queued above `tolerance` times the baseline; without either, never."""
     policy = AdaptiveLimit(tolerance=2.0)
-    assert [policy.queued(seconds, 0.1) for seconds in (0.19, 0.21)] == [False, True]
+    assert [policy.queued(seconds, 0.1) for seconds in (0.2, 0.21)] == [False, True]
     assert not policy.queued(9.0, None)
     assert not AdaptiveLimit().queued(9.0, 0.1)
 
@@ -244,6 +245,31 @@ def test_a_share_rejected_takes_that_share():
     assert 38 < learner.reject(in_flight=40) < 40
 
 
+@pytest.mark.parametrize(("served", "limit"), [(0, 10.0), (1, 20 - 10 * 2 / 3), (2, 20), (3, 20)])
+def test_the_share_is_a_mean_that_starts_at_one(served, limit):
+    """A rejection after this many successes counts with the mean of all outcomes and one rejection
+    more. Until slow start has ended it is taken for chance unless this is more than half."""
+    learner = Learner(initial=20)
+    for _ in range(served):
+        learner.serve(0)
+    assert learner.reject(20) == pytest.approx(limit)
+
+
+def test_an_attempt_sent_after_a_decrease_begins_a_round():
+    """A rejected attempt that was sent at the time of the last decrease, or later, lowers the limit
+    once more."""
+    learner = Learner(initial=40)
+    assert learner.reject(40) == 20
+    assert learner.reject(20, started=learner.now) == 10
+
+
+def test_few_slots_are_lost_one_by_one():
+    """Up to a limit of four a rejection takes a whole slot, however few attempts are rejected;
+    above it takes their share."""
+    assert Learner().congested(4).reject(4) == 3
+    assert 4 < Learner().congested(4.5).reject(4) < 4.5
+
+
 def test_one_round_lowers_it_once():
     """Rejections of attempts that were sent before the last decrease belong to it: all rejections
     of a round together take at most half."""
@@ -301,6 +327,82 @@ def test_a_rejected_level_is_earned():
     assert waits[-1] >= 16
 
 
+def until(learner, limit, in_flight):
+    """The successes until the limit is reached."""
+    successes = 0
+    while learner.limit < limit:
+        learner.serve(in_flight)
+        successes += 1
+    return successes
+
+
+def held(learner, level, in_flight):
+    """The successes by which a rejected level is reached later than without any hold."""
+    grown, free = learner.limit, 0
+    while grown < level:
+        grown, free = learner.policy.grown(grown, in_flight), free + 1
+    return until(learner, level, in_flight) - free
+
+
+def test_a_level_is_held_for_the_rejected_share():
+    """A rejected level is tried again after 64 successes times the rejected share: two after one
+    rejection among many successes."""
+    learner = Learner().congested(40)
+    learner.now += 1
+    assert learner.reject(40) < 40
+    assert 1 <= held(learner, 40, 40) <= 3
+
+
+def test_the_wait_doubles_up_to_64_rounds():
+    """Below four, each rejected probe of the same level doubles the wait, up to 64 rounds."""
+    learner, waits = Learner().congested(2), []
+    for _ in range(9):
+        learner.now += 1
+        learner.reject(2)
+        waits.append(until(learner, 2, 1))
+    assert waits[4:] == [16, 32, 64, 64, 64]
+
+
+def test_a_level_that_was_passed_is_forgotten():
+    """Once the limit is one above a rejected level, a new rejection begins with the shortest
+    wait."""
+    learner = Learner().congested(2)
+    for _ in range(5):
+        learner.now += 1
+        learner.reject(2)
+        until(learner, 2, 1)
+    until(learner, 3, 3)
+    learner.congested(learner.limit)
+    learner.now += 1
+    assert learner.reject(3) == 2
+    assert held(learner, 3, 3) <= 4
+
+
+def test_a_wait_below_four_ends_above():
+    """Above four a rejected level is held for the rejected share only, even if one below it had to
+    wait."""
+    learner = Learner().congested(4)
+    learner.now += 1
+    assert learner.reject(4) == 3
+    until(learner, 4, 4)
+    learner.congested(4.5)
+    learner.now += 1
+    assert 4 < learner.reject(4) < 4.5
+    assert held(learner, 5, 5) <= 2
+
+
+def test_a_lower_level_has_waited_for_nothing():
+    """A rejection at a lower level than the last one begins with the shortest wait."""
+    learner = Learner().congested(4)
+    learner.now += 1
+    assert learner.reject(4) == 3
+    until(learner, 4, 4)
+    learner.congested(3)
+    learner.now += 1
+    assert learner.reject(3) == 2
+    assert held(learner, 3, 3) <= 2
+
+
 def test_a_single_attempt_that_is_rejected_pauses():
     """With one attempt in flight, each rejection in a row pauses the instance for twice as long,
     with a jitter of one half, up to ten seconds; a success leaves a quarter of that."""
@@ -317,6 +419,21 @@ def test_a_single_attempt_that_is_rejected_pauses():
     learner.limit = 1.0
     learner.reject(1)
     assert 2.5 <= learner.learned.paused_until - learner.now <= 7.5
+
+
+def test_successes_shorten_the_next_pause():
+    """Each success leaves a quarter of the pause that a rejection then doubles: three after the
+    longest pause leave a third of a second."""
+    learner = Learner().congested(1)
+    for _ in range(9):
+        learner.now = learner.learned.paused_until + 0.1
+        learner.reject(1)
+    for _ in range(3):
+        learner.serve(1)
+    learner.limit = 1.0
+    learner.now = learner.learned.paused_until + 0.1
+    learner.reject(1)
+    assert 0.15 < learner.learned.paused_until - learner.now < 0.5
 
 
 def test_attempts_sent_before_a_pause_do_not_lengthen_it():

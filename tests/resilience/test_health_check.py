@@ -75,6 +75,7 @@ def in_time(seconds=SOON):
     ("arguments", "kind", "words"),
     [
         ({"path": "healthz"}, ValueError, "path must begin with '/'"),
+        ({"path": "healthz?full=1"}, ValueError, "not 'healthz'$"),
         ({"path": ""}, ValueError, "path must begin with '/'"),
         ({"path": "/a b"}, ValueError, "path must begin with '/'"),
         ({"path": "/a\r\nX: y"}, ValueError, "path must begin with '/'"),
@@ -111,6 +112,12 @@ def test_what_cannot_be_asked_is_refused(arguments, kind, words):
     with pytest.raises(kind, match=words) as caught:
         HealthCheck(**arguments)
     assert str(caught.value).isprintable()
+
+
+def test_a_check_at_its_bounds():
+    """K8: any HTTP status from 100 to 599 may pass, and a check may take a whole interval."""
+    policy = HealthCheck(statuses=[100, 599], timeout=2.0, interval=2.0)
+    assert set(policy.statuses) == {100, 599}
 
 
 def test_check_that_is_a_coroutine_is_refused():
@@ -164,6 +171,15 @@ def test_up_and_down(results, up, down):
         assert pulse.count(good=good, policy=policy) is turns
         if turns:
             endpoint.healthy, since = good, []
+
+
+def test_checks_that_begin_again_count_from_zero():
+    """C8: if the checks of an unhealthy instance begin again, as in a forked child, it takes `up`
+    good ones until it is healthy."""
+    (endpoint,) = endpoints()
+    endpoint.healthy = False
+    pulse, policy = HealthTally(endpoint), HealthCheck(up=3)
+    assert [pulse.count(good=True, policy=policy) for _ in range(3)] == [False, False, True]
 
 
 def test_a_report_that_was_lost_is_made_again():

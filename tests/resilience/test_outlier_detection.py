@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient.endpoint.breaker import BreakerPolicy
+from lbclient.endpoint.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.outlier_detection import OutlierPolicy, Outliers
@@ -102,6 +102,26 @@ def test_the_margin_is_to_be_exceeded():
     assert set(Bench(3).interval(301, 0, 0, calls=1000)) == {0}
 
 
+def test_the_margin_is_to_be_exceeded_with_few_calls_too():
+    """The rates are those of the outcomes and of nothing else, however few there are."""
+    bench = Bench(2)
+    for one, calls, bad in zip(bench.tier, (20, 1000), (6, 0), strict=True):
+        for call in range(calls):
+            bench.outliers.count(one, fault=call < bad, now=bench.now)
+    assert bench.judge() == {}  # 6 of 20 is 0.3 below its peers, which is the margin
+
+
+def test_an_ejection_that_has_just_ended_takes_no_room():
+    """At the instant at which its ejection ends an instance is in the rotation: it may be ejected
+    again, and does not count as ejected."""
+    bench = Bench(2)
+    bench.tier[0].ejected_until = bench.now + bench.policy.interval
+    assert set(bench.interval(100, 0)) == {0}
+    bench = Bench(2)
+    bench.tier[1].ejected_until = bench.now + bench.policy.interval
+    assert set(bench.interval(100, 0)) == {0}
+
+
 def test_peers_are_pooled_by_calls():
     """A peer counts in proportion to its calls: with one bad peer that has many calls, 40 % is no
     outlier."""
@@ -128,6 +148,15 @@ def test_few_calls_prove_nothing():
         assert bench.judge() == {}, place
 
 
+def test_one_with_few_calls_is_passed_over():
+    """An instance with too few calls is not rated, and does not keep others from it."""
+    bench = Bench(3)
+    for one, calls, bad in zip(bench.tier, (5, 100, 100), (5, 40, 0), strict=True):
+        for call in range(calls):
+            bench.outliers.count(one, fault=call < bad, now=bench.now)
+    assert set(bench.judge()) == {1}
+
+
 def test_all_alike_are_no_outliers():
     """I19: if all fail alike, at any rate, none is ejected."""
     for faults in (0, 50, 100):
@@ -144,6 +173,11 @@ def test_at_most_a_fraction_is_out(number, most):
     for _ in range(4):
         bench.interval(*faults)
         assert sum(one.ejected_until > bench.now for one in bench.tier) == min(most, bad)
+
+
+def test_a_fraction_may_be_a_whole_number():
+    """Half of six instances are three."""
+    assert set(Bench(6, max_ejected=0.5).interval(100, 100, 100, 0, 0, 0)) == {0, 1, 2}
 
 
 def test_the_worst_goes_first():
@@ -187,10 +221,23 @@ def test_each_ejection_is_longer():
         for length in lengths:
             length.append(bench.interval(50, 0)[0])
             bench.tier[0].ejected_until = 0.0
-        assert bench.outliers._times[bench.tier[0]] == 4  # more would only take longer to forgive
+        assert (
+            bench.outliers._times[bench.tier[0].breaker] == 4
+        )  # more would only take longer to forgive
     for whole, length in zip([30, 60, 90, 100, 100], lengths, strict=True):
         assert whole / 2 <= min(length) < 0.55 * whole
         assert 0.95 * whole < max(length) <= whole
+
+
+def test_the_longest_ejection_is_soon_forgiven():
+    """I17: ejections that could not get longer need no more intervals to be cancelled."""
+    bench = Bench(2, ejection=10.0, ejection_max=20.0)
+    for _ in range(4):
+        bench.interval(50, 0)
+        bench.tier[0].ejected_until = 0.0
+    bench.interval(0, 0)
+    bench.interval(0, 0)
+    assert bench.interval(50, 0)[0] <= 10.0
 
 
 def test_health_is_remembered_too():
@@ -199,7 +246,7 @@ def test_health_is_remembered_too():
     bench = Bench(2, ejection=10.0, ejection_max=1000.0)
 
     def times():
-        return bench.outliers._times.get(bench.tier[0], 0)
+        return bench.outliers._times.get(bench.tier[0].breaker, 0)
 
     bench.interval(50, 0)
     bench.tier[0].ejected_until = 0.0
@@ -220,6 +267,16 @@ def test_health_is_remembered_too():
     assert bench.interval(50, 0)[0] <= 10.0
 
 
+def test_an_interval_counts_as_healthy_from_its_beginning():
+    """I17: an ejection that ends when an interval begins leaves this interval whole, and it cancels
+    the ejection."""
+    bench = Bench(2, ejection=10.0)
+    bench.interval(50, 0)
+    bench.tier[0].ejected_until = bench.now
+    bench.interval(0, 0)
+    assert bench.interval(50, 0)[0] <= 10.0
+
+
 def test_a_bad_interval_heals_nobody():
     """I17: an outlier that could not be ejected does not count as healthy."""
     bench = Bench(2)
@@ -227,7 +284,7 @@ def test_a_bad_interval_heals_nobody():
     bench.tier[0].ejected_until = 0.0
     bench.absent = {bench.tier[1]}
     assert bench.interval(50, 0) == {}
-    assert bench.outliers._times[bench.tier[0]] == 1
+    assert bench.outliers._times[bench.tier[0].breaker] == 1
 
 
 @pytest.mark.parametrize("asleep", [10.0, 600.0])
@@ -258,16 +315,17 @@ def test_who_has_left_is_let_go():
 
 
 def test_another_machine_starts_clean():
-    """Forgotten counts affect neither a verdict nor the length of an ejection."""
+    """I34: once a name stands for another machine, which has another breaker, the outcomes of the
+    machine before count no more, and neither do its ejections."""
     bench = Bench(2)
     bench.interval(90, 0)
     bench.tier[0].ejected_until = 0.0
     bench.gather(90, 0)
-    bench.outliers.forget(bench.tier[0])
+    bench.tier[0].renew(Breaker(BreakerPolicy(), "renewed"))
+    bench.gather(0, 0)
     assert bench.judge() == {}
     bench.interval(90, 0)
-    bench.tier[0].ejected_until = 0.0
-    bench.outliers.forget(bench.tier[0])
+    bench.tier[0].renew(Breaker(BreakerPolicy(), "renewed"))
     assert bench.interval(90, 0)[0] <= 30.0
 
 

@@ -31,6 +31,31 @@ def test_attempts_counts_the_first():
     assert [delay is None for delay in delays(RetryPolicy(attempts=3), 3)] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("reason", "policy", "changes"),
+    [
+        ("attempts", {"attempts": 1}, {}),
+        ("deadline", {"backoff": 0.0}, {"now": 1.0, "deadline": 1.4, "pause": 0.5}),
+        ("budget", {"budget": RetryBudget(ratio=0, reserve=0)}, {}),
+        ("method", {}, {"repeatable": False}),
+        ("body", {}, {"replayable": False}),
+    ],
+)
+def test_the_reason_of_an_end(reason, policy, changes):
+    """A final outcome tells why there is no retry."""
+    asked = turn(**changes)
+    retries = RetryRules(RetryPolicy(**policy), random.Random(1))
+    assert RetryController(retries).delay(asked) is None
+    assert asked.stopped == reason
+
+
+def test_a_delay_up_to_the_deadline_is_too_long():
+    """C16: a delay that ends at the deadline leaves no time for an attempt; a shorter one does."""
+    policy = RetryPolicy(backoff=0.0)
+    assert delays(policy, 1, now=1.0, deadline=1.5, pause=0.5) == [None]
+    assert delays(policy, 1, now=1.0, deadline=1.5, pause=0.25) == [0.25]
+
+
 def test_full_jitter():
     """C21: delays are uniform between 0 and min(backoff_max, backoff * 2**n)."""
     policy = RetryPolicy(attempts=6, backoff=0.1, backoff_max=0.5)
