@@ -104,7 +104,7 @@ class CallState(PickRequest, Generic[R]):
     def had_time(self, started: float) -> bool:
         """True if an attempt that started then, and that the deadline ended, had enough time for an
         answer: at least half of the call's, and if another service has set that, also as long as
-        answers take. Otherwise hurried callers would take healthy instances out of the rotation."""
+        answers take. Otherwise hurried callers would take healthy instances out of rotation."""
         half = ((self.deadline or 0.0) - self.since) / 2
         takes = (self.engine.answer_time or 0.0) if self.inherited else 0.0
         return started - self.since <= half and self.engine.clock() - started >= takes

@@ -147,7 +147,7 @@ class Reachability:
     """Decides whose fault it is that an instance cannot be reached. Hold the balancer's lock.
 
     It is the instance's fault only if others can be reached. Otherwise the network is down; if that
-    were a fault, every instance would leave the rotation, and none would be there when the network
+    were a fault, every instance would be out of rotation, and none would be there when the network
     is back. The proof that others can be reached is an attempt that was sent after such a failure
     and was answered or refused by its instance. So the first failure is neutral, and each later one
     is a fault if there has been a proof since the last failure that counted. "After" is

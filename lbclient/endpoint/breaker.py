@@ -55,7 +55,7 @@ the run; otherwise, once the run's first fault was sent at least `_LATENCIES` me
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When an instance leaves the rotation because of faults, and for how long.
+    """When an instance is out of rotation because of its faults, and for how long.
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
       attempts were sent. A success does not end a run of faults that were sent after it.

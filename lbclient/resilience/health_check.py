@@ -25,7 +25,7 @@ class HealthCheck:
     """Active health checks, like HAProxy's `rise` and `fall` and the target groups of AWS.
 
     Each instance is checked about every `interval` seconds, in the background, on a connection of
-    its own. An instance that fails `down` checks in a row leaves the rotation. It returns when it
+    its own. An instance that fails `down` checks in a row is out of rotation. It returns when it
     passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
     are unhealthy, the checks are ignored: a wrong path must not take a service down.
 
