@@ -75,14 +75,15 @@ class Block:
 
 def _steps(deadline: Deadline) -> Generator[None]:
     before = deadline.outer = CURRENT.get()
+    token: Token[Deadline | None] | None = None
     try:
-        CURRENT.set(deadline)
+        token = CURRENT.set(deadline)
         yield
     finally:
         try:
             while before is not None and before.at == math.inf and before.scope is None:
                 before = before.outer  # it was lifted, and could not be removed where it was set
-            innermost = CURRENT.get() is deadline
+            innermost = CURRENT.get() is deadline and (token is None or leave(token))
         except BaseException:  # from a signal handler
             CURRENT.set(before)
             raise

@@ -220,8 +220,7 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
         finally:
             if CURRENT.get() is shared:
                 CURRENT.set(shared.outer)
-            else:  # it was resumed in another context
-                shared.lift()
+            shared.lift()  # where it was set, if it was resumed in another context
 
 
 def _own(given: Mapping[str, object]) -> dict[str, Any]:

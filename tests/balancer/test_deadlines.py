@@ -2,8 +2,10 @@
 
 import asyncio
 import contextvars
+import gc
 import math
 import queue
+import random
 import threading
 
 import anyio
@@ -466,6 +468,54 @@ def test_an_exit_out_of_order():
     CURRENT.set(None)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_exits_in_any_order(seed):
+    """Whatever the order in which blocks end, the smallest time of those that are open counts, and
+    nothing stays behind."""
+    rng = random.Random(seed)
+    for _ in range(20):
+        blocks = []
+        for _ in range(rng.randrange(1, 12)):
+            if blocks and rng.random() < 0.5:
+                blocks.pop(rng.randrange(len(blocks)))[1].close()
+            else:
+                seconds = rng.randrange(10, 100)
+                blocks.append((seconds, block(seconds)))
+                next(blocks[-1][1])
+            smallest, now = min((one for one, _ in blocks), default=None), lbclient.time_left()
+            assert now is None if smallest is None else smallest - 5 < now <= smallest
+        rng.shuffle(blocks)
+        while blocks:
+            blocks.pop()[1].close()
+        assert lbclient.time_left() is None
+        with lbclient.deadline(30.0):
+            pass
+        assert CURRENT.get() is None
+
+
+def test_an_async_generator_that_is_left():
+    """A block in an async generator that is left half-way bounds nothing once the event loop has
+    ended the generator, which it does in a task of its own."""
+    ended = asyncio.Event()
+
+    async def steps():
+        try:
+            with lbclient.deadline(10.0):
+                yield lbclient.time_left()
+        finally:
+            ended.set()
+
+    async def work():
+        async for left in steps():
+            assert left <= 10
+            break
+        gc.collect()
+        await ended.wait()
+        assert lbclient.time_left() is None
+
+    asyncio.run(work())
+
+
 def test_an_exit_within_an_attempt():
     """A block that ends in an attempt which began in it bounds nothing after that."""
     outer = block(10.0)
@@ -476,13 +526,18 @@ def test_an_exit_within_an_attempt():
 
 
 def test_an_exit_in_another_context():
-    """A block whose generator ends in another context bounds nothing any more where it began."""
-    here, elsewhere = contextvars.copy_context(), contextvars.copy_context()
-    steps = block(10.0)
-    assert here.run(next, steps) <= 10
-    elsewhere.run(steps.close)
-    assert here.run(lbclient.time_left) is None
-    assert elsewhere.run(lbclient.time_left) is None
+    """A block whose generator ends in another context bounds nothing any more where it began, also
+    if that is a copy of its context."""
+    for copied in (False, True):
+        here, elsewhere = contextvars.copy_context(), contextvars.copy_context()
+        steps = block(10.0)
+        assert here.run(next, steps) <= 10
+        if copied:
+            elsewhere = here.copy()
+            assert elsewhere.run(lbclient.time_left) <= 10
+        elsewhere.run(steps.close)
+        assert here.run(lbclient.time_left) is None
+        assert elsewhere.run(lbclient.time_left) is None
 
 
 def test_an_exit_on_another_thread():
