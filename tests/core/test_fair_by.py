@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import lbclient
 import lbclient.httpx2
 from lbclient import Balancer, RetryPolicy
-from lbclient._internal.signals import Pause
+from lbclient._internal.signals import Pause, Signal
 from lbclient.core.engine import Engine
 from lbclient.core.wait_queue import WaitQueue
 from lbclient.simulation import (
@@ -269,6 +269,66 @@ def test_the_line_is_round_robin(steps):
                 model.leave(one, served=False)
         assert len(line) == len(waiting)
         assert (line.first if line else None) is model.first
+
+
+def test_who_looks_and_who_leads():
+    """Of the calls in the queue only the first looks for a slot without being woken. Of retries
+    that wait separately all do, and the first one leads."""
+    line = WaitQueue()
+    assert not line.looks(Signal())
+    assert not line.leads(Signal())
+    calls = [line.join(None, 1), line.join(None, 2)]
+    calls += [line.join_retries(None, {"a"}), line.join_retries(None, {"b"})]
+    assert [line.looks(one) for one in calls] == [True, False, True, True]
+    assert [line.leads(one) for one in calls] == [True, False, True, False]
+    assert [line.passes(one) for one in (*calls, None)] == [True, False, True, True, False]
+
+
+def test_a_call_does_not_wait_for_one_whose_event_loop_has_ended():
+    """If the first call was woken and can no longer look, the next one may look at once."""
+    line = WaitQueue()
+    first, second = line.join(None, 1), line.join(None, 1)
+    line.wake()
+    first.listen(lambda: False)
+    assert line.passes(second)
+    assert list(line.waiting) == [second]
+
+
+def test_a_retry_leaves_its_unwanted_slots_to_others():
+    """When a retry begins to wait for other slots than the free ones, the first call of the queue
+    is woken for these."""
+    line = WaitQueue()
+    waiting = line.join(None, 1)
+    line.join_retries(None, {"a"}, free=["a"])
+    assert waiting.is_set
+
+
+def test_a_cleared_queue_is_empty():
+    """C8: in a forked child nothing is left of the calls of the parent, and new calls wait as
+    usual."""
+    line = WaitQueue()
+    line.join(None, 1)
+    line.join_retries(None, {"a"})
+    line.clear()
+    assert not line
+    assert line.left_for(None) is None
+    new = line.join(None, 2)
+    assert line.first is new
+    assert [*line.waiting] == [new]
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(st.lists(st.sets(st.sampled_from("abc")), max_size=6))
+def test_what_retries_leave(unwanted):
+    """A call may use an endpoint if no retry waits for it that began to wait separately before."""
+    line = WaitQueue()
+    retries = [line.join_retries(None, one) for one in unwanted]
+    for place, retry in enumerate([*retries, None]):
+        left = line.left_for(retry)
+        if place:
+            assert left == set.intersection(*unwanted[:place])
+        else:
+            assert left is None
 
 
 class Interrupted(BaseException):
