@@ -29,12 +29,12 @@ _RULES = {
     "slow_start": lbclient.SlowStart(),
 }
 _TEXT = """
-This measures only the clients' own time: three instances, a transport that answers at once, one
-call after another. *Pick only* has neither retry nor breaker; the next rows add them. *Every rule*
-is `RECOMMENDED` with `throttle`, `outliers` and `slow_start`. Most rows use OpenTelemetry's API
-without an SDK. In the rows of the SDK, it records every span, which a processor discards, and all
-metrics, which stay in memory. They can be compared with bare httpx under OpenTelemetry's own
-instrumentation.
+This benchmark measures only the clients' own time. There are three instances, a transport that
+answers at once, and one call after another. *Pick only* has neither retry nor breaker; the next
+rows add them. *Every rule* is `RECOMMENDED` with `throttle`, `outliers` and `slow_start`. Most rows
+use OpenTelemetry's API without an SDK. In the rows of the SDK, the SDK records every span, which a
+processor discards, and all metrics, which stay in memory. These rows can be compared with bare
+httpx under OpenTelemetry's own instrumentation.
 
 The ratio is the time of a row over that of its bare httpx. Below 1, lbclient is faster: a `Client`
 keeps the parsed form of recent URLs, and skips the layers of httpx that a call does not need. An

@@ -18,8 +18,8 @@ import lbclient
 GOAL = at_most(2, " KB")
 _ROOT = Path(lbclient.__file__).parent
 _TEXT = """
-This is what Python's allocator counts (`tracemalloc`) for 10,000 instances from a resolver,
-including the `Instance` objects, divided by their number. 1 KB is 1,000 bytes.
+The figures are the bytes that Python's allocator counts (`tracemalloc`) for 10,000 instances from a
+resolver, including the `Instance` objects, divided by the number of instances. 1 KB is 1,000 bytes.
 """
 
 

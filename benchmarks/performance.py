@@ -45,19 +45,20 @@ This page shows what lbclient costs and what it saves, compared with bare httpx,
 clients, and with a proxy that balances the load. Everything was measured in one run on one machine.
 
 Compare the ratios. The absolute figures come from a small shared machine on which client, proxy and
-servers run together over loopback. Your figures will differ, and so will those of the next run. The
-clients take turns in short blocks (A B C A B C …), and the garbage collector is off within a block.
-A ratio is computed for each round; the tables show the median and its quartiles. Rows called
-*noise* compare bare httpx with itself: a difference that is smaller than theirs means nothing. The
-servers answer at once with three bytes, so that nearly all of the time is the client's own. If a
-service takes 20 ms to answer and calls are made one at a time, most of these differences do not
-matter. They show how many calls one core can handle.
+servers run together over loopback. Your figures will differ, and another run on the same machine
+gives other figures too. The clients take turns in short blocks (A B C A B C …), and the garbage
+collector is off within a block. A ratio is computed for each round; the tables show the median and
+its quartiles. Rows called *noise* compare bare httpx with itself: a difference that is smaller than
+theirs means nothing. The servers answer at once with three bytes, so that nearly all of the time is
+the client's own. If a service takes 20 ms to answer and calls are made one at a time, most of these
+differences do not matter. They show how many calls one core can handle.
 
 In the table of goals, *a / b* is the result of *a* divided by that of *b*, and *16 concurrent*
 means that 16 calls are made at the same time.
 """
 MACHINE = """
-{cpus} CPUs, Linux, Python {python}; {packages}; {programs}. Load average at the start: {load:.1f}.
+{cpus} CPUs, Linux, Python {python}; {packages}; {programs}.
+When the benchmark began, the load average of the machine was {load:.1f}.
 
 `{command} --write` generates this page and its plots; with `--check` the exit status is 1 if a goal
 is missed. To run some parts only, name them, as in `{command} picks`.

@@ -29,15 +29,16 @@ httptools* parses with h11, and runs in a process of its own.
 Each number of concurrent calls is measured with new clients, so that no pool holds connections of
 an earlier measurement.
 
-With one call at a time, client, sidecar and server share one CPU. They take turns anyway; on two
-CPUs each would wait for the other CPU to wake up, which takes longer than the server's work.
+With one call at a time, client, sidecar and server share one CPU. They take turns anyway. On two
+CPUs each of them would wait for the other CPU to wake up, which takes longer than the server's
+work.
 
 Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
 all of them, and asks the kernel for each idle one whether it is still open. A client that begins
 with 64 concurrent calls holds 64 connections until some of them have been idle for 60 s. This
-explains the wide quartiles there. A client that has carried 16 concurrent calls before keeps using
-those 16 connections; the row *started with 16 calls* shows it. lbclient has a pool for each
-instance, which does not search through its connections.
+explains the wide quartiles in the column for 64 calls. A client that has carried 16 concurrent
+calls before keeps using those 16 connections; the row *started with 16 calls* shows such a client.
+lbclient has a pool for each instance, which does not search through its connections.
 
 *Raw aiohttp under the spans of lbclient* uses OpenTelemetry's SDK as a call of lbclient does: for
 two spans with their attributes, and for `traceparent`.
@@ -166,7 +167,7 @@ def _profiles(place: Place, planned: LatencyByLoad) -> Table:
     rows = [
         [one, *(f"{of[one]:.0f}" for of in found.values())] for one, _ in packages.most_common()
     ]
-    title = f"Per cent of the time of a call, {at_once} concurrent, by the package of the function"
+    title = f"Where the time of a call is spent, per cent, by package ({at_once} concurrent calls)"
     return Table(title, list(found), rows)
 
 
