@@ -1,7 +1,7 @@
 """Deadlines of the current context: those of blocks and requests, and the time that the current
 attempt has left.
 
-One context variable holds the innermost; each knows the one around it.
+One context variable holds the innermost deadline; each deadline refers to the one around it.
 """
 
 from __future__ import annotations

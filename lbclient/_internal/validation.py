@@ -126,7 +126,8 @@ def token(value: object) -> bool:
 
 
 def several(name: str, value: object, of: str) -> list[object]:
-    """Check for a collection that is not text or bytes. Returns it as a list."""
+    """Return a collection as a list. Raises TypeError for any other value, and for str and
+    bytes."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a collection of {of}, not {value!r}")
     return list(value)

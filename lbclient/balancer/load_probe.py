@@ -77,8 +77,8 @@ class Prober:
     """A job of the scheduler that probes instances: `ask` asks one of `candidates`, on its own
     thread.
 
-    The first answer to a call starts a round. Then there is one each `policy.interval`, as long as
-    answers come.
+    The first answer to a call starts a round. After that, a round starts every `policy.interval`,
+    as long as calls get answers.
     """
 
     ticket = -1

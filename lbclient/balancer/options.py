@@ -289,7 +289,7 @@ def recommended(
     set in the `RetryPolicy`, also in one among the `changes` (`retry=None` is one attempt).
     `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
 
-    They differ from the defaults in what helps a service that is overloaded or partly slow, and
+    Compared with the defaults, these options help a service that is overloaded or partly slow, and
     cost a healthy service nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
     burst of more than twenty calls for each instance waits a few round trips, while the limit grows
     (a larger `initial=` avoids that, but an overload then starts with more attempts).

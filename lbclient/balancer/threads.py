@@ -76,8 +76,8 @@ def _race(
 ) -> None:
     """Run each lane on its own thread, since a thread that reads cannot notice a faster answer.
 
-    The slower attempt is interrupted if its connection is ours. Otherwise it runs to its end, and
-    its instance is busy until then.
+    The slower attempt is interrupted if its connection is one of ours. Otherwise the attempt runs
+    to its end, and its instance counts as busy until then.
     """
 
     def run(lane: Lane[R]) -> None:

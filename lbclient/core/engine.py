@@ -441,8 +441,8 @@ class Engine:
             self.rotation.eject(outlier, seconds, "outlier")
 
     def record_loss(self, pick: Pick) -> None:
-        """Record that another attempt of the call was faster. This instance takes at least that
-        long.
+        """Record that another attempt of the call was faster: this instance takes at least as long
+        as this attempt has lasted.
         """
         endpoint, elapsed = pick.endpoint, pick.elapsed
         with self.lock:

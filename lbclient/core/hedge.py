@@ -1,7 +1,7 @@
 """A hedged call: a second attempt if the first is slow. The first good answer is the outcome.
 
-The steps of the call and those of its hedge are two lanes that run concurrently. This is how a
-driver runs them, for threads:
+The steps of the call and those of its hedge are two lanes that run concurrently. A driver for
+threads runs the two lanes as follows:
 
     with Lanes(call, after) as lanes:
         ...                             run `Lane(lanes, call)` on another thread
@@ -11,7 +11,7 @@ driver runs them, for threads:
             else:
                 ...                     run `step`, the lane of the hedge, on another thread
 
-This is how a lane is run:
+It runs each lane as follows:
 
     try:
         with lane:
@@ -48,7 +48,7 @@ reports its end.
 
 
 class HedgeRace(Generic[R]):
-    """The attempts of a hedged call. They may begin and end on several threads."""
+    """The attempts of a hedged call, which may begin and end on several threads."""
 
     __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
 
@@ -215,10 +215,10 @@ class Lane(Generic[R]):
 
 
 class Hedge(PickRequest, Generic[R]):
-    """The second attempt of a call, as steps. There is at most one.
+    """The hedge of a call, as steps: at most one second attempt.
 
-    It is not retried and waits for no slot. If no other instance has room, or the hedging budget is
-    empty, there is none.
+    The second attempt is not retried and waits for no slot. If no other instance has a free slot,
+    or the hedging budget is empty, there is no second attempt.
     """
 
     __slots__ = ("_call", "last")

@@ -95,7 +95,7 @@ class PickRequest:
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """Those of `tried` with an attempt in flight, if the call is hedged."""
+        """The endpoints of `tried` that have an attempt in flight, if the call is hedged."""
         return ()
 
 

@@ -1,10 +1,10 @@
 """The pool: an endpoint for each known instance of one service, and which are in rotation.
 
 Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
-instance of a better tier is admissible. An instance is admissible if it is not ejected, active
-checks do not find it unhealthy, its breaker lets calls through, and it does not back off
-(`Retry-After`). An instance at its limit stays admissible and is only passed over, so a full tier
-does not open the next one.
+instance of a better tier is in rotation (*admissible*). An instance is admissible if it is not
+ejected, active checks do not find it unhealthy, its breaker lets calls through, and it does not
+back off (`Retry-After`). An instance at its limit stays admissible and is only passed over, so a
+full tier does not open the next one.
 
 If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
 service down. AWS's load balancers and Envoy's panic mode do the same.
@@ -216,7 +216,8 @@ class Pool:
         return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
-        """Compute what a full set changes. Needs no lock and may take long. One call at a time."""
+        """Compute what a full set of instances changes. This needs no lock and may take long. Only
+        one thread at a time may call it."""
         return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
     def take(self, update: EndpointSetUpdate) -> None:

@@ -146,13 +146,13 @@ class Rotation:
 class Reachability:
     """Decides whose fault it is that an instance cannot be reached. Hold the balancer's lock.
 
-    It is the instance's fault only if others can be reached. Otherwise the network is down; if that
-    were a fault, every instance would be out of rotation, and none would be there when the network
-    is back. The proof that others can be reached is an attempt that was sent after such a failure
-    and was answered or refused by its instance. So the first failure is neutral, and each later one
-    is a fault if there has been a proof since the last failure that counted. "After" is
-    counted in epochs, not in time: a failure that starts the wait for a proof begins a new epoch,
-    and an attempt remembers the epoch in which it was sent.
+    It is the instance's fault only if others can be reached. If none can be reached, the network is
+    down. If this counted as a fault, every instance would be out of rotation, and none would be
+    available when the network is back. The proof that others can be reached is an attempt that was
+    sent after such a failure and was answered or refused by its instance. So the first failure is
+    neutral, and each later one is a fault if there has been a proof since the last failure that
+    counted. "After" is counted in epochs, not in time: a failure that starts the wait for a proof
+    begins a new epoch, and an attempt remembers the epoch in which it was sent.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
@@ -185,8 +185,8 @@ class Reachability:
     def _reached_again(self, endpoint: Endpoint) -> None:
         """Let endpoints that could not be reached be probed at once, since there is a route again.
 
-        Those without a proof since then were unreachable in the same outage. It is over, and says
-        nothing about the next one.
+        Endpoints that have no proof since then were unreachable in the same outage. This outage is
+        over, and says nothing about the next one.
         """
         endpoint.unreached = 0
         now = self._clock()

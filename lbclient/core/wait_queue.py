@@ -14,13 +14,13 @@ class WaitQueue:
     """Calls that wait, in one queue for each caller. Hold the lock.
 
     Only the first call looks for a slot. Once it has one, the next call of its caller waits until
-    every other caller in the queue has had a turn. This is round-robin, as in fair queuing (Nagle,
-    RFC 970). Calls without a caller share one queue, so without `fair_by=` they are served in order
-    of arrival.
+    every other caller in the queue has had a turn. So callers are served round-robin, as in fair
+    queuing (Nagle, RFC 970). Calls without a caller share one queue, so without `fair_by=` they are
+    served in order of arrival.
 
     A retry whose turn has come may not want any of the free slots, since it waits for an instance
-    that its call has not tried. Then it waits separately, before all other calls: it keeps its turn
-    for the slots that it wants, and the calls behind it take the others.
+    that its call has not tried. Such a retry waits separately, before all other calls: it keeps its
+    turn for the slots that it wants, and the calls behind it take the others.
 
     A caller is the hash of the user's key, so that no code of the user runs under the lock. Every
     operation takes constant time, whatever the number of calls and callers, except that retries
@@ -149,8 +149,8 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        None means that something else has changed. That may matter to every retry that waits
-        separately, and to the first of the other calls.
+        None means that something else has changed. Every retry that waits separately may then find
+        a slot, and so may the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():
@@ -178,8 +178,9 @@ class WaitQueue:
     def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
         """Offer each free slot to another call, since a retry no longer wants it.
 
-        One call for each endpoint is woken, not all that wait: when it is served, it wakes the next
-        for what is left. Otherwise hundreds would look in vain each time one of them is served.
+        One call for each endpoint is woken, not all calls that wait. When this call is served, it
+        wakes the next one for the slots that are left. Otherwise hundreds of calls would look for a
+        slot in vain each time one of them is served.
         """
         looks, retry.is_set = retry.is_set, True  # it must not be woken itself
         try:

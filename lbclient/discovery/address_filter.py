@@ -136,8 +136,8 @@ def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
 def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
     """The IPv4 addresses that NAT64 may translate it to, for each length of prefix (RFC 6052, 2.2).
 
-    Prefix and suffix have many zeros, so most results are made of zeros. Those are returned only if
-    there is no other.
+    Prefix and suffix have many zeros, so most results are made of zeros. Results of this kind are
+    returned only if there is no other.
     """
     without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)
     lengths = [IPv4Address((without_u >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24)]

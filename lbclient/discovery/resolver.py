@@ -1,6 +1,6 @@
 """The protocol of a resolver, an object with `resolve` that finds instances, and the static list.
 
-Also the texts for logs and errors of discovery.
+This file also has the texts for logs and errors of discovery.
 """
 
 from __future__ import annotations

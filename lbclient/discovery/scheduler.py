@@ -145,7 +145,8 @@ class PeriodicJob(ABC):
     def begin(self) -> None:
         """Start. The first round comes at a random time, so that clients spread out.
 
-        Also for a forked child, where a round under way ended with the parent's thread.
+        A forked child calls this too, since a round that was under way ended with the parent's
+        thread.
         """
         self._round = threading.Lock()
         self.next_at = self.clock() + self._rng.random() * self._interval

@@ -258,7 +258,8 @@ class ServiceSubscription:
             self._listener.on_absent()
 
     def _wait(self, seconds: float) -> None:
-        """Decide when the next round is due. There is none if the subscription was stopped."""
+        """Decide when the next round is due. If the subscription was stopped, there is no next
+        round."""
         if not self.stopped:
             self.next_at = self.clock() + seconds
 

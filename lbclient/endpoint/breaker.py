@@ -212,8 +212,8 @@ def tell(circuit: Circuit, *, fault: bool) -> None:
 def _forget(error: BaseException | None) -> None:
     """Drop tracebacks: pybreaker's frames hold the exceptions that they raise.
 
-    That is a cycle which would keep the whole stack, with the caller's own frames, alive until the
-    garbage collector runs.
+    Frames and exceptions form a cycle, which would keep the whole stack, with the caller's own
+    frames, alive until the garbage collector runs.
     """
     while error is not None:
         error.__traceback__ = None
@@ -362,8 +362,8 @@ class Breaker:
     def observed(self, now: float) -> Permit:
         """Return a permit for a call that is sent in any state, as with `observe` or in panic.
 
-        If the breaker is closed, it is the usual permit. Otherwise it is the probe's if a probe is
-        due, else one that is `refused`.
+        If the breaker is closed, this is the usual permit. If it is not closed and a probe is due,
+        this is the permit of the probe. Otherwise it is a permit that is `refused`.
         """
         if self.closed:
             return self.permit

@@ -145,7 +145,8 @@ class Endpoint:
         self.mean_latency.value = None
 
     def status(self, now: float, *, ignore_health: bool = False) -> EndpointStatus:
-        """Why it is not in rotation (the strongest reason), or that it is.
+        """Return `"serving"` if this endpoint is in rotation, or the strongest reason why it is
+        not.
 
         With `ignore_health`, active checks do not count.
         """
@@ -195,8 +196,8 @@ class Share:
     def count(self, attempts: int, gain: float) -> float:
         """Count one more such attempt and return the share.
 
-        `attempts` is the number of all attempts so far. Those since the last call ended in another
-        way.
+        `attempts` is the number of all attempts so far. The attempts since the last call of this
+        method ended in another way.
         """
         others = max(0, attempts - self._attempts - 1)
         self._attempts = attempts

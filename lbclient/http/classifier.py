@@ -104,8 +104,8 @@ def _peer_left(cause: BaseException | None) -> bool | None:
     """Return whether an HTTP/2 server that ended a request with GOAWAY or RST_STREAM (RFC 9113,
     6.8) says that it did not process the request. None for an error with another cause.
 
-    Our own connections report this as `PeerLeft`. Those of httpcore, under a caller's own
-    transport, put an event of h2 into their error.
+    Our own connections report this as `PeerLeft`. Under a caller's own transport, connections of
+    httpcore put an event of h2 into their error.
     """
     if isinstance(cause, PeerLeft):
         return cause.unprocessed
@@ -152,8 +152,8 @@ _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def _date(text: str) -> datetime | None:
-    """Parse a date in one of HTTP's three formats. That of asctime has no time zone (RFC 9110,
-    section 5.6.7)."""
+    """Parse a date in one of HTTP's three formats. A date in asctime's format has no time zone (RFC
+    9110, section 5.6.7)."""
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, OverflowError):

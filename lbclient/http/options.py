@@ -70,7 +70,8 @@ _AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """The options for connections. Those that `httpx.HTTPTransport` also has mean the same."""
+    """The options for connections. Options that `httpx.HTTPTransport` also has mean the same as
+    there."""
 
     verify: Annotated[
         ssl.SSLContext | str | bool,

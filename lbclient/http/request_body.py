@@ -130,7 +130,7 @@ class Body(_Replay, httpx.SyncByteStream):
 
 
 class AsyncBody(_Replay, httpx.AsyncByteStream):
-    """The same for an async body."""
+    """A `Body` for async bodies."""
 
     def __init__(self, stream: httpx.AsyncByteStream) -> None:
         super().__init__(stream)
@@ -201,7 +201,7 @@ def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
 
 
 def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
-    """The same for async bodies."""
+    """Do the same as `watch`, for async bodies."""
     if not isinstance(stream := request.stream, httpx.AsyncByteStream):
         raise _unfit(request, f"a sync request body needs {PUBLIC}.Client")
     return (body := AsyncBody(stream)), body.replayable

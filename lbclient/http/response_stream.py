@@ -98,7 +98,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
 
 
 class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
-    """The same for async responses."""
+    """A `ResponseStream` for async responses."""
 
     _transports: AsyncTransportPool
 

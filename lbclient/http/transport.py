@@ -229,7 +229,7 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
         raise RuntimeError(SUSPENDED)
 
     def close(self) -> None:
-        """Wait up to `close_grace` seconds for active calls. Then end them, and close every
+        """Wait up to `close_grace` seconds for active calls, then end these calls and close every
         connection. Later requests raise RuntimeError.
 
         A call that waits ends with its last outcome, or with BalancerClosed if it has none. A call

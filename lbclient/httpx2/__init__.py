@@ -1,4 +1,5 @@
-"""Clients and transports for httpx2. They do the same as those of `lbclient` for httpx.
+"""Clients and transports for httpx2. These clients and transports do the same as those of
+`lbclient` do for httpx.
 
 with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()

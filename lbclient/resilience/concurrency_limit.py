@@ -77,10 +77,11 @@ class AdaptiveLimit:
 
     If an instance rejects even one attempt in flight, it is sent nothing for a pause. The pause
     doubles with each rejection in a row, with a jitter of one half, like TCP's retransmission
-    timeout at a window of one; a success leaves a quarter of it. The pause lets more clients share
-    an instance than it has slots. Without coordination they then collide: clients that send at
-    random times into two slots get at most 42 % of what the instance can serve (the maximum of G
-    e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they succeed get more.
+    timeout at a window of one; a success reduces it to a quarter. Because of the pauses, an
+    instance can serve more clients than it has slots. Clients that do not coordinate then collide:
+    clients that send at random times into two slots get at most 42 % of what the instance can serve
+    (the maximum of G e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they
+    succeed get more.
 
     The limit itself is one number per instance. The owner keeps it and passes it in; None stands
     for `initial`. Only the whole part counts: 4.9 allows four.

@@ -197,9 +197,10 @@ class Outliers:
         outliers: Container[Endpoint],
         serving: Callable[[Endpoint], bool],
     ) -> None:
-        """Cancel one ejection for each interval in rotation without being an outlier.
+        """Subtract one from an endpoint's count of ejections for each interval that it spent in
+        rotation and was not an outlier.
 
-        Drops machines that have left.
+        Counts of machines that have left are dropped.
         """
         began = self._ends - self._policy.interval
         left: dict[Breaker, int] = {}

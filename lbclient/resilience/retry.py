@@ -1,4 +1,4 @@
-"""Whether to retry a call, and after how long. The only file that uses tenacity.
+"""Decides whether to retry a call, and after what delay. The only file that uses tenacity.
 
 The stop, wait and retry objects of tenacity decide. Its own loop is not used: one `Retrying` that
 is shared between tasks mixes up their state (jd/tenacity#93), its `with attempt` swallows

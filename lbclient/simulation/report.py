@@ -45,7 +45,8 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results of a run. They depend only on its scenario, its options and its `seed`.
+    """The results of a run. The figures depend only on the scenario of the run, its options and its
+    `seed`.
 
     `sent` are the attempts, as (time, server). `answered` has what each server responded. `trace`
     is a hash of all decisions, the same on every machine. `breaches` are the invariants that did

@@ -36,10 +36,12 @@ class World:
         return self._now
 
     def spawn(self, process: Process[R]) -> list[R]:
-        """Start a process now. The list that is returned gets its result when it ends.
+        """Start a process now. Returns an empty list. When the process ends, its result is appended
+        to the list.
 
-        Like a task, it runs in its own context: attempts of concurrent processes end in any order,
-        and no process may leave its deadline behind for another, or for the caller of `run`.
+        Like a task, the process runs in its own context: attempts of concurrent processes end in
+        any order, and no process may leave its deadline behind for another, or for the caller of
+        `run`.
         """
         results: list[R] = []
         self._processes.add(process)

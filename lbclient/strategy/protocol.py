@@ -116,8 +116,9 @@ class Strategy(Protocol):
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick one of `candidates`, which are never empty.
 
-        They are a new object whenever membership, admissibility or weights have changed, so a
-        strategy may cache by their identity. Called under the balancer's lock: only compute.
+        `candidates` is a new object whenever instances, their rotation or their weights have
+        changed, so a strategy may cache by its identity. Called under the balancer's lock: only
+        compute.
         """
         ...
 

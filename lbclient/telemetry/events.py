@@ -1,4 +1,4 @@
-"""Events of a balancer, for a listener. They are plain values and are delivered in order."""
+"""Events of a balancer, for a listener. Events are plain values and are delivered in order."""
 
 from __future__ import annotations
 

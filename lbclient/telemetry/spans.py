@@ -58,10 +58,10 @@ Each call would pay for these. If the API keeps its context elsewhere, this is t
 
 
 class CallSpan:
-    """The INTERNAL span of one call. Also creates the spans of its attempts.
+    """The INTERNAL span of one call, which also creates the spans of the attempts.
 
-    If its context is invalid, there is neither an SDK nor a span of the caller. Then nothing is
-    traced, and attempts get no spans.
+    If the context of the span is invalid, there is neither an SDK nor a span of the caller. In this
+    case nothing is traced, and attempts get no spans.
     """
 
     __slots__ = ("_context", "_recording", "_semantics", "_span", "_tracer", "silent")
@@ -198,7 +198,8 @@ def propagation() -> Mapping[str, str]:
 def _conclude(span: Span, attributes: Attributes, known: Attributes) -> None:
     """Set the attributes that are not set yet.
 
-    They are set one by one: a good response has only one, and for one this costs less.
+    The attributes are set one by one: a good response has only one attribute, and for one attribute
+    this costs less.
     """
     for name, value in attributes.items():
         if known.get(name) != value:

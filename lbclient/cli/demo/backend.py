@@ -28,7 +28,7 @@ class Backend(socketserver.ThreadingTCPServer):
         self.delay = delay
 
     def handle_error(self, *_: object, **__: object) -> None:
-        """Ignore it when a client disconnects."""
+        """Print nothing if a client disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -72,13 +72,14 @@ class DnsOptions:
 class DnsService:
     """Adds recent instances to those of `source`, and removes unreachable addresses.
 
-    An address stays known for `sticky` seconds from the first answer without it. So does an
-    instance, with its last weight and priority (as in Envoy's LOGICAL_DNS, for a DNS that returns a
-    few of many addresses at a time). All of them are dropped when the service is declared absent.
+    An address stays known for `sticky` seconds from the first answer without it. An instance also
+    stays known, with its last weight and priority. This helps if DNS returns only some of many
+    addresses in each answer. Envoy's LOGICAL_DNS does the same. All known addresses and instances
+    are dropped when the service is declared absent.
 
     If an answer has addresses of both families, those that this host has no route to are left out
-    (RFC 6724, section 6, rule 1), and with them instances that have no others. They stay if nothing
-    else would be left.
+    (RFC 6724, section 6, rule 1), and with them instances that have no other addresses. If no
+    address would be left, all are kept.
     """
 
     def __init__(
@@ -171,7 +172,8 @@ def _with_route(answer: Answer) -> Answer:
 
 
 def _no_route(family: str) -> RejectedRecord:
-    """One record for all addresses of a family. Its text never changes, so it is logged once."""
+    """Return one record for all addresses of a family. Its text never changes, so it is logged
+    once."""
     return RejectedRecord(
         f"{_SHOWN[family]} addresses",
         f"this host has no route to them; with family={_OTHER[family]!r} they are not asked for",

@@ -166,8 +166,8 @@ class Rrset(NamedTuple):
 class RecordChange:
     """The changes of one update: all are made, in this order, or none (RFC 2136, 3.7).
 
-    They are made only if the sets `provided` are still unchanged (2.4.2). `clear` names sets to
-    delete as a whole, by name and kind; `delete` and `add` are single records.
+    The changes are made only if the sets `provided` are still unchanged (2.4.2). `clear` names sets
+    to delete as a whole, by name and kind; `delete` and `add` are single records.
     """
 
     provided: Sequence[Rrset] = ()

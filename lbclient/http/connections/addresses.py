@@ -142,7 +142,7 @@ async def race(
 
 
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception to raise for a group of tasks. One that came from outside takes
+    """Return the exception to raise for a group of tasks. An exception that came from outside takes
     precedence."""
     outside = (error for error in errors.exceptions if not isinstance(error, Exception))
     return next(outside, errors.exceptions[0])

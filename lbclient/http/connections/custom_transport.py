@@ -238,7 +238,7 @@ def transport_factory(
 def async_transport_factory(
     factory: AsyncTransportFactory | None, options: TransportOptions
 ) -> TransportMaker:
-    """The same for event loops."""
+    """Do the same as `transport_factory`, for event loops."""
     if factory is None:
         if "trio" in sys.modules:  # imported now: later a descriptor may be lacking
             import_module(".trio", __package__)

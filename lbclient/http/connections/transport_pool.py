@@ -473,8 +473,9 @@ class PerLoopTransports:
         return transports
 
     async def aclose(self) -> None:
-        """Close the transports of the running loop, and have other running loops close theirs.
-        Those of a loop that does not run are closed when it ends. None is created after this."""
+        """Close the transports of the running loop, and have other running loops close theirs. The
+        transports of a loop that does not run are closed when that loop ends. No transport is
+        created after this."""
         with self._lock:
             self._closed, self._last = True, None
             per_loop = dict(self._per_loop)
