@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lbclient._internal import validation
@@ -79,7 +79,8 @@ class _Body:
     def close(self) -> None:
         """Close the body, as the server does at the end of each request."""
         try:
-            if hasattr(self._body, "close"):
-                self._run(self._body.close)
+            close: Callable[[], object] | None = getattr(self._body, "close", None)
+            if close is not None:
+                self._run(close)
         finally:
             self._deadline.lift()
