@@ -1,6 +1,7 @@
 """`eject`, `admit` and the listener: which instances are in rotation, and which events are
 reported."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -93,6 +94,73 @@ def test_all_may_be_ejected_by_hand():
         with pytest.raises(NoInstanceAvailable, match=r"10\.0\.0\.1:1 \(ejected\)") as caught:
             picks(balancer)
         assert caught.value.retry_in == 60
+
+
+def test_who_is_ejected_is_back_at_the_promised_time():
+    """At the time that the error names, and not before, the instance gets calls again."""
+    clock = Clock()
+    with Balancer([ONE], clock=clock) as balancer:
+        balancer.eject(ONE, 60)
+        clock.now = 159.0
+        with pytest.raises(NoInstanceAvailable) as caught:
+            picks(balancer)
+        assert caught.value.retry_in == 1
+        clock.now = 160.0
+        assert picks(balancer) == {ONE}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_retry_in_is_when_the_next_attempt_is_sent(seed):
+    """I16: in an outage `retry_in` is the time until the next attempt: a call before it is refused
+    here, and a call at this time is sent."""
+    clock, sent = Clock(), []
+
+    def fail(instance):
+        sent.append(instance)
+        raise ConnectionResetError
+
+    policy = BreakerPolicy(fail_max=1, reset_timeout=2.0, reset_timeout_max=60.0)
+    options = {"breaker": policy, "retry": None, "rng": random.Random(seed)}
+    with Balancer([ONE, TWO], clock=clock, **options) as balancer:
+        for _ in range(40):
+            before = len(sent)
+            with pytest.raises((ConnectionError, NoInstanceAvailable)) as caught:
+                balancer.call(fail)
+            if len(sent) > before:
+                continue
+            wait = caught.value.retry_in
+            clock.now += 0.99 * wait
+            with pytest.raises(NoInstanceAvailable):
+                balancer.call(fail)
+            clock.now += 0.01 * wait + 1e-6
+            with pytest.raises(ConnectionError):
+                balancer.call(fail)
+    assert len(sent) > 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_end_of_an_outage_is_found_soon(seed):
+    """I16: once a probe has ended an outage of all instances, the others are probed within
+    `reset_timeout`, however long their breakers would have stayed open."""
+    clock, down, served = Clock(), [True], {}
+
+    def answer(instance):
+        if down:
+            raise ConnectionResetError
+        served.setdefault(instance, clock.now)
+
+    policy = BreakerPolicy(fail_max=1, reset_timeout=2.0, reset_timeout_max=200.0)
+    options = {"breaker": policy, "retry": None, "rng": random.Random(seed)}
+    with Balancer([ONE, TWO, Instance("10.0.0.3", 3)], clock=clock, **options) as balancer:
+        for tick in range(6000):
+            clock.now += 0.25
+            if tick == 4000:
+                down.clear()
+            with contextlib.suppress(ConnectionError, NoInstanceAvailable):
+                balancer.call(answer, idempotent=True)
+    first, *others = sorted(served.values())
+    assert len(others) == 2
+    assert max(others) - first <= 2.5
 
 
 def test_who_is_ejected_opens_the_next_tier():

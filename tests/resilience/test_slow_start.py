@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbclient.core.pool import Pool
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
@@ -180,6 +181,21 @@ def test_least_busy_warms_up_too():
     assert shares[0] < 0.125
     assert all(low < high + 0.02 for low, high in pairwise(shares))
     assert max(shares) <= 1.05 * 0.25
+
+
+def test_who_has_moved_warms_up():
+    """I34: an instance with other addresses is another machine, so it warms up like a new one; one
+    with the same addresses in another order does not."""
+    pool = Pool(BreakerPolicy())
+    addresses = [("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1"), ("10.0.0.3",)]
+    came, memberships = [], []
+    for now, its_own in enumerate(addresses):
+        pool.take(pool.plan([Instance("a.test", 80, addresses=its_own)], now=float(now)))
+        (one,) = pool.endpoints
+        came.append(one.warm_since)
+        memberships.append(pool.membership)
+    assert came == [-math.inf, -math.inf, 2.0]
+    assert memberships == [1, 1, 2]
 
 
 def test_the_strategy_is_asked_at_most_four_times():
