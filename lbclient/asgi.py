@@ -29,9 +29,10 @@ _BODY = {b"content-length", b"transfer-encoding"}
 class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
-    It is that of `lbclient.deadline`, and begins when the request arrives here. It ends early when
-    the caller disconnects before it has its response: further calls raise DeadlineExceeded, and no
-    call is retried. It does not bound what is done after the response, such as background tasks.
+    The deadline is the same as that of `lbclient.deadline`, and begins when the request arrives
+    here. It ends early when the caller disconnects before it has its response: further calls raise
+    DeadlineExceeded, and no call is retried. It does not bound what is done after the response,
+    such as background tasks.
 
     - `app`: the ASGI application. Requests and WebSockets are covered, on asyncio and trio.
     - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,
@@ -147,7 +148,7 @@ class _Request:
             self._wake()
 
     def _note(self, message: Message) -> None:
-        """End the deadline if the caller has gone before it has its response."""
+        """End the deadline if the caller disconnects before it has its response."""
         if message["type"] != "http.disconnect":
             return
         self._gone = True

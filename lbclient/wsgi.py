@@ -19,9 +19,9 @@ __all__ = ["DeadlineMiddleware"]
 class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
-    It is that of `lbclient.deadline`, begins when the request arrives here, and covers the
-    application and its response body until that is closed. WSGI does not say whether the caller is
-    still there.
+    The deadline is the same as that of `lbclient.deadline`, begins when the request arrives here,
+    and covers the application and its response body until that is closed. WSGI does not say whether
+    the caller is still there.
 
     - `app`: the WSGI application.
     - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,

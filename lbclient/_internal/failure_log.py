@@ -29,11 +29,11 @@ class Log(Protocol):
 class Complaint:
     """Logs failures of code that is not ours, such as a strategy, when something changes.
 
-    What fails with every call must not be logged with every call. The first failure is logged with
-    its traceback, and so is the first of each other type. After that only the number of failures is
-    logged, at 10, 100, 1000... When the code works again, the number of failures is logged. If it
-    alternates between failing and working, the 1st, 2nd, 4th, 8th... of these changes are logged,
-    until there has been no failure for a minute.
+    An error that comes with every call must not be logged with every call. The first failure is
+    logged with its traceback, and so is the first of each other type. After that only the number of
+    failures is logged, at 10, 100, 1000... When the code works again, the number of failures is
+    logged. If it alternates between failing and working, the 1st, 2nd, 4th, 8th... of these changes
+    are logged, until there has been no failure for a minute.
 
     - `log`: takes the message.
     - `subject`, `failure`: the parts of the message, such as "orders: the listener" and "failed".

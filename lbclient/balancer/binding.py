@@ -60,7 +60,7 @@ class Binding:
         """Begin a call, which `run` or `arun` carries out. Raises RuntimeError once calls are
         refused.
 
-        `options` are those of this call; `semantics` describes it to telemetry.
+        `options` are the options of this call; `semantics` describes the call to telemetry.
         """
         if self.closed:
             self.refuse()
@@ -126,5 +126,6 @@ class Binding:
 
 
 def described(owner: object, binding: Binding | None) -> str:
-    """The `repr` of what has a balancer; None if `owner` has not been constructed yet."""
+    """Return the `repr` of an object that has a balancer, such as a client. `binding` is None if
+    `owner` has not been constructed yet."""
     return f"<{type(owner).__name__}{'' if binding is None else f' {binding.state}'}>"

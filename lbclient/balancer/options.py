@@ -212,7 +212,8 @@ class BalancerOptions(TypedDict, total=False):
 
 
 def with_defaults(options: Mapping[str, object], kind: type) -> Any:
-    """The options of the TypedDict `kind`: those that are given, and the defaults of the others."""
+    """Return the options of the TypedDict `kind`: the given ones, and the defaults of the
+    others."""
     declared = _declared(kind).items()
     defaults = {name: option.default for name, option in declared if option.default is not ...}
     return defaults | dict(options)
@@ -285,9 +286,10 @@ def recommended(
 
         Client(service, **recommended(deadline=2.0))
 
-    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. It is
-    set in the `RetryPolicy`, also in one among the `changes` (`retry=None` is one attempt).
-    `changes` are options of `Balancer` by name; each replaces the recommended one, or is added.
+    `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. The
+    deadline is set in the `RetryPolicy`, also if that is one of the `changes` (`retry=None` is one
+    attempt). `changes` are options of `Balancer` by name; each replaces the recommended one, or is
+    added.
 
     Compared with the defaults, these options help a service that is overloaded or partly slow, and
     cost a healthy service nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first

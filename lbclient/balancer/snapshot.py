@@ -19,8 +19,8 @@ class InstanceSnapshot:
     - `in_flight`: the number of attempts in flight.
     - `breaker`: the state of its breaker.
     - `attempts`, `failures`: attempts and faults so far.
-    - `latency`: a moving mean over the attempts that it answered, in seconds; None before the
-      first.
+    - `latency`: a moving mean of the time of attempts that it answered, in seconds; None before the
+      first answer.
     - `standing`: `"serving"`, or what keeps it out of rotation: `"ejected"`, `"unhealthy"` (by
       active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`, or a
       rate limit).
@@ -41,8 +41,8 @@ class ServiceSnapshot:
 
     - `service`: its name.
     - `instances`: the known instances, in rotation or not.
-    - `age`: seconds since the last good answer; None before the first, 0 for a list that never
-      changes.
+    - `age`: seconds since the last good answer of discovery; None before the first answer, 0 for a
+      list that never changes.
     - `error`: why the last refresh failed, or None.
     """
 

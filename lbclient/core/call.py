@@ -51,7 +51,7 @@ class CallOptions(NamedTuple):
     - `key`: for strategies that pick by a key.
     - `caller`: a hash that identifies the caller, or None. Callers whose calls wait in the queue
       take turns.
-    - `deadline`: seconds for the whole call; None for the policy's.
+    - `deadline`: seconds for the whole call; None for the deadline of the retry policy.
     - `since`: when the deadline began to run, by the balancer's clock; None for now.
     - `patience`: seconds to wait in the queue while every instance is at its limit.
     - `replayable`: a function that says, after a failure, whether the body can be sent again. None

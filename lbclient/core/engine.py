@@ -151,7 +151,7 @@ class Engine:
 
     @property
     def answer_time(self) -> float | None:
-        """Seconds within which nearly all answers arrive; None before the first."""
+        """Seconds within which nearly all answers arrive; None before the first answer."""
         mean = self.mean_latency.value
         return None if mean is None else _TAKES * mean
 
@@ -354,7 +354,8 @@ class Engine:
 
     def record_outcome(self, pick: Pick, verdict: Verdict | None) -> None:
         """Record the outcome of an attempt, once: on its endpoint, its breaker, the opt-in rules
-        and a strategy that learns. None only returns the permit. Hold the lock."""
+        and a strategy that learns. With None as the verdict, only the permit is given back. Hold
+        the lock."""
         breaker = pick.breaker
         if verdict is None:
             breaker.cancel(pick.permit)

@@ -182,8 +182,8 @@ class Picker:
         return FULL if roomy is None else self._let(roomy, self._name, now)
 
     def pick_hedge(self, call: PickRequest, now: float) -> Pick | None:
-        """Pick an untried endpoint with room, in the tier that serves, for a hedge. None if there
-        is none.
+        """Pick an untried endpoint with room, in the tier that serves, for a hedge. Returns None if
+        there is no such instance.
         """
         total = self._limits.total
         if total is not None and self.in_flight >= total:
@@ -286,8 +286,8 @@ class Picker:
         """Draw an untried endpoint at random, in the next tier too, before one is tried twice.
 
         If the untried endpoints are only full, the call waits for them, since they may well be
-        healthy. If none has room in time (`accepts_tried`), a tried endpoint is used, unless
-        another attempt of the call is in flight there.
+        healthy. If no untried endpoint has a free slot in time (`accepts_tried`), a tried endpoint
+        is used, unless another attempt of the call is in flight there.
         """
         full = False
         for tier in self._pool.admissible(now):

@@ -341,8 +341,8 @@ class Pool:
         return min(due, key=lambda endpoint: endpoint.breaker.due, default=None)
 
     def due_soonest(self, now: float) -> Endpoint | None:
-        """Return the endpoint with an open breaker whose open period ends first; None while one is
-        probed.
+        """Return the endpoint with an open breaker whose open period ends first. Returns None while
+        an endpoint is probed.
         """
         if any(endpoint.breaker.probing(now) for endpoint in self.open_breakers):
             return None
@@ -388,8 +388,9 @@ class Pool:
     def _recompute(self, now: float) -> None:
         """Compute which endpoints are in rotation.
 
-        Only those in `_dirty` are checked, since in a large pool nearly all have never failed.
-        `_stale_at` is set last: after an exception before that, the next call computes again.
+        Only the endpoints in `_dirty` are checked, since in a large pool nearly all endpoints have
+        never failed. `_stale_at` is set last: after an exception before that, the next call
+        computes again.
         """
         tiers = self._endpoint_set.tiers
         dirty = [endpoint for endpoint in self._dirty if not endpoint.gone]

@@ -58,7 +58,8 @@ class Rotation:
         self._queue.wake()
 
     def follow_breaker(self, endpoint: Endpoint, breaker: Breaker, now: float) -> None:
-        """Follow a breaker that has opened or closed, unless it only observes."""
+        """Put an endpoint out of rotation or back in after its breaker has opened or closed, unless
+        the breaker only observes."""
         self._metrics.breaker(breaker.state)
         self._log_turn(endpoint, breaker, now)
         self.emit(BreakerChanged, endpoint, breaker.state)

@@ -30,7 +30,7 @@ class Part(NamedTuple):
     resolver: Resolver
 
     def ask(self) -> Answer | Exception:
-        """A usable answer, or the reason why there is none."""
+        """Return a usable answer, or the reason why there is no answer."""
         try:
             return usable(self.resolver.resolve())
         except Exception as error:  # noqa: BLE001  # a user's resolver may raise anything

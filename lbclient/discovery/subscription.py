@@ -1,4 +1,5 @@
-"""What is known of one service, how old it is, and when to look it up again.
+"""What is known about one service, how old this knowledge is, and when to look the service up
+again.
 
 The subscription decides and stores. `scheduler` runs it on background threads, and the simulator in
 virtual time. Each wait is partly random, so that clients that start together do not ask together.

@@ -196,7 +196,7 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 def more_telling(before: Exception | None, error: Exception) -> Exception:
     """Choose one of the failures of two addresses.
 
-    It is the later one, unless only the earlier one was caused by the destination.
+    This is the later error, unless only the earlier error was caused by the destination.
     """
     if before is None or local_origin(error) is None or local_origin(before) is not None:
         return error

@@ -107,7 +107,8 @@ class Endpoint:
 
     @property
     def latency(self) -> float | None:
-        """The mean time of recent attempts that it answered, in seconds; None before the first."""
+        """The mean time of recent attempts that it answered, in seconds; None before the first
+        answer."""
         return self.mean_latency.value
 
     def load(self, now: float) -> float:

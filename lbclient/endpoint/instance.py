@@ -21,7 +21,7 @@ class Instance:
     - `priority`: its tier. Lower ones serve first (RFC 2782).
     - `metadata`: data of the caller's own.
     - `addresses`: the IP addresses that discovery has checked, tried in order. If there are none,
-      the operating system resolves `host` at each connect. `address` is the one to connect to.
+      the operating system resolves `host` at each connect. `address` is the address to connect to.
 
     Raises ValueError or TypeError, naming the field, for a value that no instance can have.
     """

@@ -340,12 +340,12 @@ def deadline_header(name: object) -> str | None:
 
 
 def part(options: Mapping[str, object], kind: type) -> Any:
-    """Return those of the options that the TypedDict `kind` declares."""
+    """Return only the options that the TypedDict `kind` declares."""
     return {name: options[name] for name in kind.__annotations__ if name in options}
 
 
 def checked(options: Mapping[str, object], kind: type) -> dict[str, Any]:
-    """Return the options, which are those of the TypedDict `kind`.
+    """Check that the TypedDict `kind` declares all options, and return them.
 
     Raises ValueError for arguments that would bypass the balancer, TypeError for unknown ones.
     """

@@ -45,7 +45,8 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def seconds_to_reset(fields: Fields, sent_at: Callable[[], datetime]) -> float:
-    """Return the seconds until the last limit that is used up is reset; 0 if none is.
+    """Return the seconds until all limits that are used up have been reset; 0 if no limit is used
+    up.
 
     `sent_at` returns the time of the response. Invalid values are ignored, and logged at level
     DEBUG.

@@ -109,9 +109,9 @@ def request_deadline(request: httpx.Request, deadline: float | None, binding: Bi
     """Return the deadline of one `send` of a client. It covers all its requests (redirects, rounds
     of authentication), and the time of event hooks.
 
-    `deadline` is used if the first request sets none. Nothing is stored in the request or its
-    extensions: an auth flow may send its own requests without extensions, and a caller may send the
-    same request again.
+    `deadline` is used if the first request sets no deadline. Nothing is stored in the request or
+    its extensions: an auth flow may send its own requests without extensions, and a caller may send
+    the same request again.
 
     Raises ValueError or TypeError if the extension of the first request is invalid.
     """
@@ -156,8 +156,8 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of one attempt: the caller's, with those of the attempt in place of the
-    same names.
+    """Return the headers of one attempt: the caller's headers, in which headers of the attempt
+    replace those with the same name.
     """
     headers = request.headers.raw
     if upstream.hosts is not None:
@@ -192,7 +192,8 @@ def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
 def merged(
     headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
 ) -> Sequence[tuple[bytes, bytes]]:
-    """Return the caller's headers, with those of the attempt in place of the same names."""
+    """Return the caller's headers, in which headers of the attempt replace those with the same
+    name."""
     names = {name for name, _ in own}
     return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 

@@ -58,7 +58,7 @@ class UrlCache:
 
     def merged(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | None:
         """Return the absolute URL, which has the base URL's origin. Returns None if httpx must
-        build it."""
+        build the request."""
         if not isinstance(url, str):
             return None
         of, known = self._state

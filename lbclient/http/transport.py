@@ -50,7 +50,7 @@ Send = Callable[[Attempt[httpx.Response]], Coroutine[Any, Any, httpx.Response]]
 
 
 class _BalancedTransport:
-    """What `Transport` and `AsyncTransport` share: all but how they wait.
+    """The common base of `Transport` and `AsyncTransport`, which differ only in how they wait.
 
     The coroutines of a `Transport` block, and never suspend: see `_internal/blocking.py`.
     """

@@ -38,9 +38,9 @@ class OutlierPolicy:
       1. Of two or more instances, one may always be ejected, and one always stays.
 
     A margin works with two instances or more. Interval, growing ejection and cap are Envoy's. Its
-    rule asks for a rate 1.9 standard deviations below the mean. Among n hosts none can be more than
-    √(n - 1) below, so that rule finds no outlier among four or fewer, and its cap of 10 % ejects
-    none among nine or fewer (envoyproxy/envoy#27909).
+    rule asks for a rate 1.9 standard deviations below the mean. Among n hosts no host can be more
+    than √(n - 1) standard deviations below the mean, so Envoy's rule finds no outlier among four or
+    fewer hosts, and its cap of 10 % ejects no host among nine or fewer (envoyproxy/envoy#27909).
 
     Raises ValueError or TypeError for a value outside these bounds.
     """

@@ -251,7 +251,8 @@ class _AtDeadline(stop_base):
 
 
 class _NoBudget(stop_base):
-    """Stops if the budget is empty. It is asked last, and takes one retry from the budget.
+    """Stops if the budget is empty. This condition is asked last, and takes one retry from the
+    budget.
 
     Replacing an attempt that was never sent is free, like a transparent retry in gRPC (its proposal
     A6): it causes no load, and an empty budget must not keep a call from a live instance.

@@ -67,9 +67,10 @@ class SimulatedRequest:
 
     - `method`: also decides whether a request may be repeated: only a method in the retry policy's
       `methods` may, and only if the scenario is `idempotent`.
-    - `path`: for the servers; the client's decisions do not depend on it.
+    - `path`: only the servers use the path; the client's decisions do not depend on it.
     - `key`: for strategies that pick by it, such as `"consistent-hash"`.
-    - `caller`: identifies the caller. If the load sets none, it is the number of the client.
+    - `caller`: identifies the caller. If the load sets no caller, the caller is the number of the
+      client.
 
     Raises TypeError, naming the argument, if the method or the path is not a string.
     """
@@ -111,8 +112,8 @@ class Reply:
 
 
 def judge_of(statuses: Collection[int], unprocessed: Collection[int] = ()) -> Classifier:
-    """Return a classifier that works as the one for HTTP. `statuses` are those that are retried,
-    `unprocessed` those that are retried for any request.
+    """Return a classifier that works as the classifier for HTTP does. `statuses` are those that are
+    retried, `unprocessed` those that are retried for any request.
     """
     again = {
         status: Verdict(

@@ -50,7 +50,7 @@ class Report:
 
     `sent` are the attempts, as (time, server). `answered` has what each server responded. `trace`
     is a hash of all decisions, the same on every machine. `breaches` are the invariants that did
-    not hold; there must be none.
+    not hold; the list must be empty.
     """
 
     seed: int

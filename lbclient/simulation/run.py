@@ -97,9 +97,9 @@ def simulate(
     machine.
 
     `strategy` is a name, or a function that makes a strategy for each client. `fair_by` returns the
-    caller of a request, like the option of `Client`. `options` are those of `Balancer`. `checked`
-    checks the invariants before every attempt and after every event; it changes nothing but
-    `breaches`.
+    caller of a request, like the option of `Client`. `options` are the options of `Balancer`.
+    `checked` checks the invariants before every attempt and after every event; it changes nothing
+    but `breaches`.
 
     Raises ValueError or TypeError if an argument is invalid.
     """

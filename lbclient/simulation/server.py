@@ -32,9 +32,9 @@ _MEMORY = 2.0
 class Server:
     """One instance of the simulated service, identified by its name.
 
-    Discovery knows it from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are those
-    of its instance. With `reports` it reports its load with each response and to probes: the number
-    of requests in flight, and how long responses take at that number (`LoadReport`).
+    Discovery knows it from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are the
+    values of its instance. With `reports` it reports its load with each response and to probes: the
+    number of requests in flight, and how long responses take at that number (`LoadReport`).
 
     Each run begins with a deep copy of `behaviour` for each server: an object with `__call__` may
     keep state, and servers that were given one object do not share it. A function is not copied;

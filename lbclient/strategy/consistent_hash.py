@@ -216,7 +216,8 @@ class ConsistentHash:
     def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
         """Return the first of the key's instances that may take one more call.
 
-        If none of the first few dozen has room, it is the least busy of them.
+        If none of the first few dozen endpoints has a free slot, the least busy one of them is
+        picked.
         """
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):

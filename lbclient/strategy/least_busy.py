@@ -12,7 +12,7 @@ __all__ = ["LeastBusy"]
 
 
 class LeastBusy:
-    """Picks the one with the least load for its weight, of `choices` random candidates.
+    """Picks, among `choices` random candidates, the endpoint with the least load for its weight.
 
     Load is the number of attempts in flight plus a penalty for recent failures (see
     `Endpoint.load`). Comparing two is nearly as good as comparing all, and it avoids the herd that

@@ -93,10 +93,10 @@ class Prequal:
 
     If all of them are hot, it picks the least busy. An instance is hot if it has more requests in
     flight (RIF) than the `quantile` of the values seen recently. Its speed does not matter then,
-    since requests are about to queue there. The latency of an instance is the one seen at its
-    present RIF, at most `age` seconds ago. An instance without such a latency is tried, but gets no
-    second call before the first has ended. A failure does not count as a fast answer: it makes an
-    instance hotter (see `OutcomeHistory`).
+    since requests are about to queue there. The latency of an instance is the latency that it had,
+    at most `age` seconds ago, with as many requests in flight (RIF) as now. An instance without
+    such a latency is tried, but gets no second call before the first has ended. A failure does not
+    count as a fast answer: it makes an instance hotter (see `OutcomeHistory`).
 
     Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
     Then the reported load, plus what this client has sent since, replaces this client's own

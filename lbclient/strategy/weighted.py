@@ -50,7 +50,7 @@ class Weighted:
         self._begin()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Pick the one that is due first."""
+        """Pick the candidate that is due first."""
         if candidates is not self._candidates:
             self._follow(candidates, call)
         if self._unseen:

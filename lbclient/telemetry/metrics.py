@@ -64,7 +64,7 @@ class Service(Protocol):
 
 
 class Observed:
-    """The services in use that report to one meter provider. It keeps none of them alive.
+    """The services in use that report to one meter provider. It keeps none of these objects alive.
 
     If several clients have the same service, the worst value is reported: the oldest answer, the
     fewest instances. Attempts in flight are added up.
@@ -81,7 +81,7 @@ class Observed:
         """
 
     def add(self, service: Service) -> None:
-        """Report this service too, until it no longer exists or is removed."""
+        """Report the figures of `service` too, until the object no longer exists or is removed."""
         key = id(service)
         self._names[service.service] = 0
         self._tallies[key] = service.service, service.tally

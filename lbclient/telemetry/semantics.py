@@ -36,7 +36,8 @@ class Semantics:
         return self.result(result) if error is None else error_attributes(error)
 
     def duration(self, result: object) -> Attributes | None:  # noqa: ARG002  # for others
-        """The labels for recording an attempt's duration; None: it is not recorded."""
+        """Return the labels with which an attempt's duration is recorded. None means that it is not
+        recorded."""
         return None
 
 

@@ -141,7 +141,7 @@ class Scene:
 
 
 class Director:
-    """Starts the events over `seconds`. `scenes` are those that have begun."""
+    """Starts the events over `seconds`. `scenes` are the events that have begun."""
 
     def __init__(self, stage: Stage, seconds: float, acts: Iterable[Act] = ACTS) -> None:
         self.scenes: list[Scene] = []
@@ -195,5 +195,5 @@ class View(Protocol):
 
 
 def summary(tally: Tally) -> str:
-    """Return what became of the calls, in one line."""
+    """Return a line that says how the calls ended."""
     return f"{tally.calls} calls, {tally.failed} failed, {tally.retries} retries"

@@ -1,9 +1,9 @@
 """The addresses to connect to, and the sockets.
 
-A socket connects only to the vetted addresses of an instance. If an instance has no addresses, the
-operating system resolves its name. If it has several, they are tried in parallel (RFC 8305): the
-next attempt starts when the one before has failed, or has not connected within a quarter of a
-second.
+A socket connects only to addresses of an instance that discovery has checked. If an instance has no
+addresses, the operating system resolves its name. If it has several, they are tried in parallel
+(RFC 8305): the next attempt starts when the one before has failed, or has not connected within a
+quarter of a second.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def open_socket(address: Address, options: ConnectionSettings) -> socket.socket:
 async def race(
     addresses: Sequence[Address], dial: Callable[[Address], Awaitable[socket.socket]]
 ) -> socket.socket:
-    """Return the first socket that is connected. If none is, raises the most informative of the
-    errors."""
+    """Return the first socket that is connected. If no attempt succeeds, raises the most
+    informative of the errors."""
     if len(addresses) == 1:
         return await dial(addresses[0])
     won: list[socket.socket] = []

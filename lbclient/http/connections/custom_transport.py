@@ -153,7 +153,8 @@ class _BaseCustomTransport(Generic[T]):
         return timeouts
 
     def _after(self, at: int, first: int, body: object) -> int | None:
-        """Return the next address to try, if nothing was sent to this one; None if none is left."""
+        """Return the next address to try, if nothing was sent to this one. Returns None if no
+        address is left."""
         following = (at + 1) % len(self._origins)
         if len(self._origins) > 1:
             self._at = following

@@ -335,8 +335,8 @@ class Http2:
             return None
 
     def take(self, exchange: Http2Exchange) -> bytes | None:
-        """Return what has arrived of the response's body; b"" at its end, None if nothing has.
-        Raises the error that ended it."""
+        """Return the bytes of the response's body that have arrived; b"" at its end, None if no
+        bytes have arrived. Raises the error that ended it."""
         with self.lock:
             if exchange.chunks:
                 was, self._changing = self._changing, True
@@ -382,8 +382,8 @@ class Http2:
     # Called by the reader and the writer of the connection
 
     def outgoing(self, wake: Callable[[], object]) -> bytes:
-        """Return what must be written now. If that is nothing, `wake` is called once there is
-        something."""
+        """Return the bytes that must be written now. If that is nothing, `wake` is called once
+        there is something."""
         with self.lock:
             self.writer = None if self._to_write or self.over else wake
             self._offered = self._queued

@@ -105,7 +105,8 @@ class _Body(ConnectionBody):
         return part
 
     def _take(self) -> bytes | None:
-        """Return what has arrived; b"" at the end, None if nothing has."""
+        """Return the bytes that have arrived; b"" at the end of the body, None if no bytes have
+        arrived."""
         exchange = self._exchange
         if exchange.http2 is None:
             if exchange.complete and not exchange.chunks:

@@ -269,7 +269,8 @@ class InstanceConnections(Generic[C]):
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:
-        """Lease an idle connection on which nothing has arrived; None if there is none.
+        """Lease an idle connection on which no bytes have arrived. Returns None if there is no such
+        connection.
 
         Bytes that have arrived are the end of the connection, or belong to no request: they must
         not be read as the response to the next one.

@@ -21,7 +21,8 @@ SHORTEST = 0.001
 
 
 class DeadlineTimeout(float):
-    """A timeout in seconds that also ends with the attempt. None means that it ends only then.
+    """A timeout in seconds that also ends with the attempt. None means that the operation has no
+    timeout of its own, and ends only with the attempt.
 
     It is a float, so that it can be passed to a caller's own transport.
     """

@@ -73,7 +73,7 @@ class Tls:
         return True
 
     def outgoing(self) -> bytes:
-        """Return what must be sent now."""
+        """Return the bytes that must be sent now."""
         if not self._outgoing.pending:
             return b""
         with self._lock:
@@ -90,7 +90,7 @@ class Tls:
 
     def decrypt(self, data: bytes | None) -> bytes:
         """Return the decrypted bytes; b"" if there are none yet, or at the end. None adds nothing
-        to what came with the handshake; b"" means that the connection has ended."""
+        to the bytes that came with the handshake; b"" means that the connection has ended."""
         parts: list[bytes] = []
         try:
             with self._lock:

@@ -101,8 +101,8 @@ class BaseTransportPool(ABC, Generic[S]):
         self._closing = Complaint(log_now, "a transport", "could not be closed")
 
     def to(self, endpoint: Endpoint, now: float) -> InstanceTransport:
-        """Return the transport to an instance. It is a new one if the instance's addresses have
-        changed, or if the old one has reached its age."""
+        """Return the transport to an instance. This is a new transport if the instance's addresses
+        have changed, or if the old transport has reached its maximum age."""
         known = self._transports.get(endpoint)
         if known is not None and known[0] is endpoint.instance.addresses and now < known[2]:
             return known[1]
