@@ -22,10 +22,10 @@ STRATEGIES = sorted(set(BY_NAME) - {"consistent-hash"})  # these requests have n
 HEAD = """# Scoreboard
 
 Palantir's Dialogue, an HTTP client for Java, publishes how its strategies perform in eight
-simulated scenarios. This page shows every strategy of lbclient in the same eight, which are written
-again for [our simulator](simulation.md). *success* is the share of requests that ended with 200,
-*mean* and *p99* are times of a request, including the wait in the client, and *responses* is the
-number of responses that the servers sent.
+simulated scenarios. This page shows every strategy of lbclient in the same eight scenarios, which
+are written again for [our simulator](simulation.md). *success* is the share of requests that ended
+with 200, *mean* and *p99* are times of a request, including the wait in the client, and *responses*
+is the number of responses that the servers sent.
 
 *Configured* is `lbclient.RECOMMENDED` with each strategy in turn, and is the same in all scenarios,
 except that the statuses that are retried follow the scenario. Requests wait in the queue without a

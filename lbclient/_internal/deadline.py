@@ -113,7 +113,8 @@ class Expiry(Deadline):
     """
 
     def noticed(self) -> None:
-        """The timer has found that the attempt is over. Records whether it fired much too late."""
+        """The timer has found that the attempt is over. Record whether the timer fired much too
+        late."""
         self.missed = STOOD_STILL < self.clock() - self.at < math.inf
 
     def expire(self) -> None:

@@ -1,7 +1,7 @@
 """State that each process must create for itself: locks, random number generators, sockets.
 
-A forked child creates it again, since a thread that no longer exists may hold the locks. What
-gevent replaces is created when it is first needed.
+A forked child creates it again, since a thread that no longer exists may hold the locks. Locks,
+queues and threads, which gevent may replace, are created when they are first needed.
 """
 
 from __future__ import annotations

@@ -164,8 +164,8 @@ class Reachability:
         """The last epoch with an attempt that reached its instance, by the time of sending."""
 
     def record_failure(self, pick: Pick) -> bool:
-        """Record an attempt that could not reach its instance. True if that is the instance's
-        fault.
+        """Record an attempt that could not reach its instance. Returns True if this failure is the
+        instance's fault.
         """
         endpoint = pick.endpoint
         if endpoint.gone or pick.breaker is not endpoint.breaker:

@@ -281,7 +281,7 @@ def queued(work: Latency, workers: int, speed: Callable[[float], float] | None =
     """A number of workers with one queue, first come, first served. A request waits for a free
     worker, and then takes its work divided by `speed` at that time (1 if it is not given).
 
-    Each server of each run has its own workers. It is identified by its random generator.
+    Each server of each run has its own workers. The random generator identifies the server.
     """
     validation.function("work", work)
     validation.count("workers", workers)

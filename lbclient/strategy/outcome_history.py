@@ -36,7 +36,7 @@ R = TypeVar("R", bound=Record)
 
 
 class OutcomeHistory(Generic[R]):
-    """A record for each endpoint that has answered. `make(now)` makes a new one.
+    """A record for each endpoint that has answered. `make(now)` makes a new record.
 
     A failure doubles the cost of an instance. Calls that failed together count as one failure, so
     the cost doubles at most once per round trip, as TCP halves its window. The effect is smaller

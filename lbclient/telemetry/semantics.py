@@ -1,4 +1,4 @@
-"""How a protocol describes a call."""
+"""Semantics: how a protocol describes a call."""
 
 from __future__ import annotations
 

@@ -264,8 +264,9 @@ class InstanceConnections(Generic[C]):
         return not self._used
 
     def all(self) -> Sequence[C]:
-        """Return the connections in use and the idle ones. It does not take the lock, which in a
-        forked child a thread may hold that does not exist there. Each copy is made in one step."""
+        """Return the connections in use and the idle ones. This takes no lock: in a forked child,
+        the lock may be held by a thread of the parent, which does not exist in the child. Each copy
+        is made in one step."""
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:

@@ -140,8 +140,8 @@ class BaseTransportPool(ABC, Generic[S]):
                 stack.push_async_callback(transport.aclose)
 
     def lose(self, body: S) -> None:
-        """Note a body that its caller dropped. Called by its finalizer, which cannot close anything
-        itself."""
+        """Note a body that its caller dropped. The body's finalizer calls this, since it cannot
+        close anything itself."""
         self.lost.append(body)
         self._summon()
 
