@@ -1,6 +1,7 @@
 """What one call may repeat, and what it costs: good results, and attempts that were never sent."""
 
 import itertools
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -272,6 +273,7 @@ class Play:
         self.outcomes = outcomes
         self.sent = []
         self.ended = []
+        self.errors = []
         options = {"strategy": ByKey(), "max_in_flight": 1, **options}
         self.balancer = Balancer(instances, clock=self.world.clock, judge=self.judge, **options)
 
@@ -321,6 +323,7 @@ class Play:
                 result = yield from carry_out(call, send)
             except (OSError, lbclient.LoadBalancingError) as error:
                 result = type(error)
+                self.errors.append(error)
             self.ended.append((self.world.clock(), result))
             for attempt in unread:
                 attempt.finish()
@@ -365,6 +368,30 @@ def test_a_retry_waits_no_longer_than_any_call(terms, asked_again):
     play.call(**terms)
     assert play.run() == [(0.0, A), (asked_again, A)]
     assert play.ended[0][1] is ConnectionResetError
+
+
+@pytest.mark.parametrize(
+    ("answer", "terms", "waits", "words"),
+    [
+        (None, {}, 5.0, "every instance of .* is still at its limit"),
+        (None, {"patience": 2.25}, 2.25, "attempts in flight after 2.25 s"),
+        (None, {"deadline": 4.25}, 4.25, "after 4.25 s the deadline is over"),
+        (0.25, {"deadline": 4.25}, 3.5, "leaves 0.75 s, too little for an answer"),
+        (9.0, {"deadline": 4.25}, 2.125, "leaves 2.1 s, too little for an answer"),
+    ],
+)
+def test_how_long_a_first_attempt_waits(answer, terms, waits, words):
+    """A call waits for its waiting time, or until what is left of its deadline is too little for an
+    answer: three times the mean, but no more than half of its time."""
+    play = Play([A], {})
+    if answer is not None:
+        play.call(seconds=answer)
+    play.world.at(20.0, lambda: play.hold(A, until=60.0))
+    play.call(at=30.0, **terms)
+    play.run()
+    assert play.ended[-1][0] == 30.0 + waits
+    (error,) = play.errors
+    assert re.search(words, str(error))
 
 
 def test_when_the_tried_ones_are_full_too_the_last_outcome_stands():
