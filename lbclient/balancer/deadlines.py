@@ -23,9 +23,9 @@ def deadline(seconds: float) -> AbstractContextManager[None]:
     """Bound all calls of a block: `with lbclient.deadline(0.5):`, in sync and async code.
 
     Every call that begins in the block, through any client, transport or balancer, has at most the
-    time that is left: the smaller of that and its own `deadline`. If nothing is left, it raises
-    DeadlineExceeded, and nothing is sent. Your own code is not interrupted; `lbclient.time_left()`
-    returns what is left.
+    time that is left: the smaller of that and its own `deadline`. If no time is left, the call
+    raises DeadlineExceeded, and nothing is sent. Your own code is not interrupted;
+    `lbclient.time_left()` returns what is left.
 
     Blocks may be nested: the smaller time counts. Tasks that are started in the block inherit it,
     also for what they do after the block, and so does `asyncio.to_thread`. Other threads do not,

@@ -16,7 +16,8 @@ _INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` (None: that of this process), and return its exit status.
+    """Run the command line `argv`, and return its exit status. None means the command line of this
+    process.
 
     Raises SystemExit with status 2 for an invalid command line, and 0 for `--help`.
     """

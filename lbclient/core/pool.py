@@ -249,7 +249,7 @@ class Pool:
     def after_fork(self) -> bool:
         """In a forked child: drop what a thread of the parent had not finished.
 
-        True if that was an update, so that discovery must be asked again.
+        Returns True if an update was lost in this way, so that discovery must be asked again.
         """
         for endpoint in self.endpoints:
             endpoint.gone, endpoint.in_flight = False, 0

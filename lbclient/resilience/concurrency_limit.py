@@ -271,7 +271,8 @@ class LearnedLimit:
     def served(
         self, rule: AdaptiveLimit, limit: float | None, in_flight: int, *, queued: bool
     ) -> float:
-        """Return the new limit after a successful attempt; `in_flight` as for `rejected`.
+        """Return the new limit after a successful attempt. `in_flight` means the same as for
+        `rejected`.
 
         `queued` is True if the answer was so slow that it must have waited in a queue.
         """

@@ -26,8 +26,8 @@ class Tally:
 
 
 class Load:
-    """Runs `threads` threads during a `with` block. Each calls again as soon as its last call has
-    ended.
+    """Runs `threads` threads during a `with` block. Each thread makes its next call as soon as its
+    last one has ended.
     """
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:

@@ -122,7 +122,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self._writer.set_result(None)
 
     def pause_writing(self) -> None:
-        """The kernel takes no more at the moment."""
+        """The kernel accepts no more bytes at the moment."""
         self._blocked = True
 
     def resume_writing(self) -> None:

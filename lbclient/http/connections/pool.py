@@ -152,8 +152,8 @@ class KeepAlivePool(Generic[C]):
             raise
 
     def next_look(self) -> float:
-        """Return when to check again, by `clock`. If nothing is idle it is `math.inf`, and no check
-        is scheduled any more."""
+        """Return when to check again, by `clock`. If no connection is idle, this time is
+        `math.inf`, and no further check is scheduled."""
         with self.lock:
             self.watched = self.expiry is None or bool(self._since)
             if self.expiry is None or not self._since:
