@@ -163,6 +163,34 @@ def test_the_end_of_an_outage_is_found_soon(seed):
     assert max(others) - first <= 2.5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_who_passes_its_checks_is_probed_soon(seed):
+    """I18: when an instance passes its health checks again, it is probed within `reset_timeout`,
+    however long its breaker would have stayed open."""
+    clock, down, sent = Clock(), [ONE], []
+
+    def answer(instance):
+        sent.append((clock.now, instance))
+        if instance in down:
+            raise ConnectionResetError
+
+    policy = BreakerPolicy(fail_max=1, reset_timeout=2.0, reset_timeout_max=200.0)
+    options = {"breaker": policy, "retry": None, "rng": random.Random(seed)}
+    with Balancer([ONE, TWO], clock=clock, **options) as balancer:
+        engine = balancer._engine
+        endpoint = engine.pool.find(ONE)
+        for tick in range(2200):
+            clock.now += 0.25
+            if tick == 2000:
+                engine.record_health(endpoint, endpoint.breaker, healthy=False, why="refused")
+                down.clear()
+                engine.record_health(endpoint, endpoint.breaker, healthy=True, why="")
+                passed = clock.now
+            with contextlib.suppress(ConnectionError):
+                balancer.call(answer, idempotent=True)
+    assert next(at for at, one in sent if one == ONE and at >= passed) - passed <= 2.25
+
+
 def test_who_is_ejected_opens_the_next_tier():
     """If all instances of a tier are ejected, the next tier serves until they are back."""
     clock = Clock()
