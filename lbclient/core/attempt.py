@@ -169,6 +169,11 @@ class Attempt(Generic[R]):
         return self.pick.reason
 
     @property
+    def answering(self) -> bool:
+        """True while the rest of a body arrives whose first byte was the answer."""
+        return self.verdict is None and self.pick.elapsed > 0
+
+    @property
     def open(self) -> bool:
         """True while it counts as in flight."""
         return self.pick.taken
@@ -187,7 +192,8 @@ class Attempt(Generic[R]):
         call, pick = self._call, self.pick
         engine, classify = call.engine, call.classify
         clock = engine.clock
-        pick.elapsed = clock() - pick.started
+        if not pick.elapsed:
+            pick.elapsed = clock() - pick.started
         verdict = None
         if error is None and not (verdict := classify(self.result)).good:
             verdict = verdict.of_result()
@@ -208,6 +214,10 @@ class Attempt(Generic[R]):
         if self._span is not NOOP_SPAN or not (quiet or engine.telemetry.metrics.untimed):
             self._tell(None)
         return False
+
+    def answered(self) -> None:
+        """Measure its latency up to now, although it goes on."""
+        self.pick.elapsed = self._call.engine.clock() - self.pick.started
 
     def hold(self, holder: object | None = None) -> None:
         """Keep the slot, since the answer has a body that is still to be read. `finish` comes
@@ -266,6 +276,7 @@ class Attempt(Generic[R]):
 
     def _failed(self, error: BaseException) -> bool:
         """Handle an error. True if the call may go on."""
+        self.pick.elapsed = self._call.engine.clock() - self.pick.started
         self._close(self._verdict_on(error), release=True)
         self._tell(error)
         verdict = self.verdict

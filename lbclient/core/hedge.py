@@ -152,7 +152,9 @@ class Lanes(Generic[R]):
 
     def __iter__(self) -> Iterator[Pause | Lane[R]]:
         yield Pause(self._after, self.done)
-        if not self.done.is_set and self._call.tried and not self._call.unwanted():
+        last = self._call.last
+        answering = last is None or last.answering
+        if not (self.done.is_set or answering or self._call.unwanted()):
             hedge = Hedge(self._call)
             with self._lock:
                 if self._open and not self._race.over:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args
 
 from lbclient._internal import validation
 from lbclient._internal.signals import Pause
@@ -27,6 +27,7 @@ from .connections.custom_transport import TransportMaker
 from .options import (
     ConnectionOptions,
     ConnectionSettings,
+    Latency,
     TransportOptions,
     checked,
     connection_settings,
@@ -44,6 +45,7 @@ __all__ = ["HttpAdapter", "closed_on_error"]
 P = TypeVar("P")
 _TLS_NAMES = ("instance", "service")
 _LAST_MOMENT = 0.25
+_SWITCHING = 101
 
 
 class HttpAdapter:
@@ -79,6 +81,7 @@ class HttpAdapter:
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
         with closed_on_error(self.balancer):
+            latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
             self.connection_settings: ConnectionSettings = connection_settings(
                 self.target.scheme, limits, **part(given, ConnectionOptions)
@@ -89,6 +92,8 @@ class HttpAdapter:
             self.close_grace: float = validation.number(
                 "close_grace (seconds)", given["close_grace"]
             )
+        self.first_byte: bool = latency == "first-byte"
+        """True if latency is measured up to the first byte of the body."""
         self.tls_name: str | None = self.target.host if tls_name == "service" else None
         url = httpx.URL(self.target.origin)
         self._labels = Labels(url)
@@ -141,6 +146,14 @@ class HttpAdapter:
         """
         unstreamed: bool = request.extensions.get(UNSTREAMED, False)
         return unstreamed and response.status_code not in self._retried
+
+    def awaits_body(self, request: httpx.Request, response: httpx.Response) -> bool:
+        """True if a streamed response is returned only once the first byte of its body has arrived.
+
+        False after an upgrade, whose bytes are not a body.
+        """
+        upgraded = response.status_code == _SWITCHING or request.method == "CONNECT"
+        return self.first_byte and not upgraded and response.status_code not in self._retried
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
         """Prepare a response for the caller: add the `CallInfo`, and make redirects lead to the

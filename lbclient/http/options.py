@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
 
 from lbclient._internal import validation
 from lbclient.balancer.options import (
@@ -34,6 +34,7 @@ __all__ = [
     "ConnectionOptions",
     "ConnectionSettings",
     "HttpxOptions",
+    "Latency",
     "SocketOption",
     "TransportOptions",
     "checked",
@@ -42,6 +43,7 @@ __all__ = [
     "part",
 ]
 
+Latency = Literal["response", "first-byte"]
 SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 )
@@ -165,6 +167,16 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
         Option(
             "the name of a header that tells an instance, in whole milliseconds, how much time "
             "the attempt has left: of its `attempt_timeout`, a `deadline` or `lbclient.deadline`."
+        ),
+    ]
+    latency: Annotated[
+        Latency,
+        Option(
+            'what is measured as the latency of an attempt: `"response"`, up to the end of a body '
+            "that is read at once and of the head of a streamed response, or "
+            '`"first-byte"`, up to the first byte of the body. A streamed response is then '
+            "returned once that byte has arrived.",
+            "response",
         ),
     ]
     close_grace: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -21,7 +21,7 @@ from .connections.transport_pool import AsyncTransportPool, BaseTransportPool, T
 from .errors import as_httpx
 from .shortcuts import fill
 
-__all__ = ["AsyncResponseStream", "ResponseStream", "close", "drain", "read"]
+__all__ = ["AsyncResponseStream", "ResponseStream", "begun", "close", "drain", "read"]
 
 S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
@@ -34,9 +34,15 @@ class _Held(Generic[S]):
     """
 
     def __init__(
-        self, stream: S, attempt: Attempt[httpx.Response], transports: BaseTransportPool[S]
+        self,
+        stream: S,
+        attempt: Attempt[httpx.Response],
+        transports: BaseTransportPool[S],
+        chunks: Begun | None,
     ) -> None:
         self.stream: S = stream
+        self.chunks: Begun | None = chunks
+        """The body, if its first chunk has been read already."""
         self.closed = False
         self.info: CallInfo | None = None
         self._transports: BaseTransportPool[S] = transports
@@ -81,7 +87,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            for chunk in self.stream:
+            for chunk in self.stream if self.chunks is None else self.chunks:
                 _check(self._attempt.expiry)
                 yield chunk
         except Exception as error:
@@ -105,7 +111,7 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         expiry = _to_check(self.stream, self._attempt.expiry)
         try:
-            async for chunk in self.stream:
+            async for chunk in self.stream if self.chunks is None else self.chunks:
                 _check(expiry)
                 yield chunk
         except Exception as error:
@@ -121,17 +127,58 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
             await self._transports.tidy()
 
 
-async def read(response: httpx.Response, expiry: Expiry | None, *, looped: bool) -> None:
-    """Read the whole body now, and set it as the response's content. `looped` is True in an event
-    loop, False on a thread."""
+class Begun(AsyncIterator[bytes], Iterator[bytes]):
+    """The chunks of a body whose first chunk has been read, for threads and for event loops."""
+
+    def __init__(self, first: bytes, rest: Any) -> None:
+        self._first = first
+        self._rest = rest
+
+    def __next__(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or next(self._rest)
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        return first or await anext(self._rest)
+
+
+async def begun(stream: Any, expiry: Expiry | None, *, looped: bool) -> Begun:
+    """Read the body up to its first byte, or to its end if there is none. An error closes it."""
+    chunks = aiter(stream) if looped else iter(stream)
+    first = b""
+    try:
+        async for first in chunks if looped else Blocking(chunks):
+            _check(expiry)
+            if first:
+                break
+    except BaseException:
+        if expiry is not None:
+            expiry.settle_interrupt()
+        await _close(stream, looped=looped)
+        raise
+    return Begun(first, chunks)
+
+
+async def read(
+    response: httpx.Response,
+    expiry: Expiry | None,
+    answered: Callable[[], None] | None,
+    *,
+    looped: bool,
+) -> None:
+    """Read the whole body now, and set it as the response's content. `answered` is called at its
+    first byte. `looped` is True in an event loop, False on a thread."""
     stream: Any = response.stream
     try:
-        if isinstance(stream, ConnectionBody):
+        if answered is None and isinstance(stream, ConnectionBody):
             content = await stream.whole()
         else:
-            chunks = []
+            chunks: list[bytes] = []
             async for chunk in stream if looped else Blocking(stream):
                 _check(expiry)
+                if answered is not None and chunk and not chunks:
+                    answered()
                 chunks.append(chunk)
             content = b"".join(chunks)
     finally:

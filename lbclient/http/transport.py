@@ -42,7 +42,7 @@ from .options import TransportOptions
 from .probes import Reports, checked, reports
 from .request import attempt_extensions, below
 from .request_body import Replayable, awatch, watch
-from .response_stream import AsyncResponseStream, ResponseStream, close, drain, read
+from .response_stream import AsyncResponseStream, ResponseStream, begun, close, drain, read
 
 __all__ = ["AsyncTransport", "Service", "Transport"]
 
@@ -166,10 +166,14 @@ class _BalancedTransport:
             self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
             if adapter.reads_at_once(request, response):
-                await read(response, attempt.expiry, looped=self._looped)
+                answered = attempt.answered if adapter.first_byte else None
+                await read(response, attempt.expiry, answered, looped=self._looped)
             else:
                 body: Any = response.stream
-                response.stream = self._stream(body, attempt, transports)
+                chunks = None
+                if adapter.awaits_body(request, response):
+                    chunks = await begun(body, attempt.expiry, looped=self._looped)
+                response.stream = self._stream(body, attempt, transports, chunks)
                 answers.append(response)
         return response
 

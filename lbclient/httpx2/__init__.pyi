@@ -31,7 +31,7 @@ from lbclient.errors import (
     ServiceAbsent,
     Throttled,
 )
-from lbclient.http.options import ConnectionOptions
+from lbclient.http.options import ConnectionOptions, Latency
 
 __all__ = [
     "AsyncClient",
@@ -58,6 +58,7 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     key: Callable[[httpx2.Request], object] | None
     fair_by: Callable[[httpx2.Request], object] | None
     deadline_header: str | None
+    latency: Latency
     close_grace: float
 
 class HttpxOptions(TypedDict, total=False):
