@@ -80,6 +80,8 @@ class HttpAdapter:
         self.policy: RetryPolicy = self.binding.retry
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
+        self.asks_load: bool = self.binding.loads() is not None
+        """True if the strategy uses the load that instances report."""
         with closed_on_error(self.balancer):
             latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
@@ -126,7 +128,14 @@ class HttpAdapter:
         if self.origin is not None and self.target.authority is None:
             own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
             hosts = None if own == self._logical_host else (self._logical_host, own)
-        return Upstream(instance, self.target.scheme, self.tls_name, hosts, self._deadline_header)
+        return Upstream(
+            instance,
+            self.target.scheme,
+            self.tls_name,
+            hosts,
+            self._deadline_header,
+            self.asks_load,
+        )
 
     def transports(self, kind: Callable[..., P], make: TransportMaker) -> P:
         """Return the transports to the instances, in a `TransportPool` or `AsyncTransportPool`."""

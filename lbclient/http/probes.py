@@ -35,25 +35,34 @@ from .connections.custom_transport import InstanceTransport, TransportMaker
 from .connections.pool import pool_of
 from .connections.transport_pool import TransportPool
 from .options import ConnectionSettings
-from .request import attempt_extensions
+from .request import LOAD_FORMAT, attempt_extensions
 from .response_stream import close
 
 __all__ = ["HEADER", "Reports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
 """The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
-JSON."""
+JSON. The header of requests that asks for it is `LOAD_FORMAT`."""
 
 _LONGEST = 4096
 
 _IN_FLIGHT, _LATENCY = "in_flight", "latency"
+_WAITING, _RUNNING, _KV_CACHE = (
+    "num_requests_waiting",
+    "num_requests_running",
+    "kv_cache_usage_perc",
+)
+"""The metrics of vLLM, of which some versions do not report the running requests."""
+
+_METRICS = _IN_FLIGHT, _LATENCY, _WAITING, _RUNNING, _KV_CACHE
 
 _NAMED = "named_metrics"
 
 
 def load_of(text: str) -> LoadReport | None:
     """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or `JSON
-    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. Returns None if it has no `in_flight`.
+    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well. Returns
+    None if it has no number of requests.
 
     Raises ValueError if it is malformed.
     """
@@ -62,10 +71,13 @@ def load_of(text: str) -> LoadReport | None:
     form, _, rest = text.strip().partition(" ")
     try:
         named = _FORMS[form](rest) if form in _FORMS else {}
-        if (in_flight := named.get(_IN_FLIGHT)) is None:
+        numbers = {name: _number(named[name]) for name in _METRICS if named.get(name) is not None}
+        if _IN_FLIGHT not in numbers and _WAITING not in numbers:
             return None
-        latency = named.get(_LATENCY)
-        return LoadReport(_number(in_flight), None if latency is None else _number(latency))
+        requests = [_IN_FLIGHT] if _IN_FLIGHT in numbers else [_WAITING, _RUNNING]
+        parts = [LoadReport(numbers.get(name, 0.0)) for name in requests]  # checks each of them
+        in_flight = sum(part.in_flight for part in parts)
+        return LoadReport(in_flight, numbers.get(_LATENCY), numbers.get(_KV_CACHE))
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
@@ -109,6 +121,8 @@ class _Probe:
         self._target = adapter.target
         self._url = httpx.URL(f"{adapter.target.origin}{path}")
         self._headers = {"User-Agent": f"lbclient/{__version__} {purpose}", "Accept": "*/*"}
+        if adapter.asks_load:
+            self._headers[LOAD_FORMAT] = "TEXT"
         self._more = headers
 
     async def ask(

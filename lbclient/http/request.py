@@ -21,6 +21,7 @@ from .connections.timeouts import DeadlineTimeout
 from .shortcuts import copied
 
 __all__ = [
+    "LOAD_FORMAT",
     "UNSTREAMED",
     "Upstream",
     "attempt_extensions",
@@ -34,6 +35,9 @@ __all__ = [
     "request_deadline",
 ]
 
+LOAD_FORMAT = "endpoint-load-metrics-format"
+"""The header that asks an instance to report its load (ORCA). vLLM and Triton report it only to
+requests that have this header."""
 UNSTREAMED = "lbclient.unstreamed"
 """The extension by which a `Client` says that it reads the whole body at once."""
 
@@ -137,7 +141,8 @@ class Upstream(NamedTuple):
 
     `tls_name` is the name that TLS verifies; None is the instance's own. If the request's Host is
     the first of `hosts`, the second is sent instead. `deadline_header` names the header that tells
-    the instance how many milliseconds are left.
+    the instance how many milliseconds are left. If `asks_load` is True, requests ask it to report
+    its load.
     """
 
     instance: Instance
@@ -145,6 +150,7 @@ class Upstream(NamedTuple):
     tls_name: str | None
     hosts: tuple[bytes, bytes] | None
     deadline_header: str | None = None
+    asks_load: bool = False
 
 
 def below(base: str, request: httpx.Request) -> httpx.Request:
@@ -178,12 +184,14 @@ def hosted(
 
 
 def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the attempt's own headers: the span's context and the time left. Names are in lower
-    case.
+    """Return the attempt's own headers: the span's context, the time left, and the request for a
+    load report. Names are in lower case.
     """
     carrier = propagation()
     if upstream.deadline_header is not None and (left := time_left()) is not None:
         carrier = {**carrier, upstream.deadline_header: str(int(1000 * left))}
+    if upstream.asks_load:
+        carrier = {**carrier, LOAD_FORMAT: "TEXT"}
     if not carrier:
         return ()
     return list({name.lower().encode(): value.encode() for name, value in carrier.items()}.items())

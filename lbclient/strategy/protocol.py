@@ -28,19 +28,24 @@ class LoadReport:
 
     - `in_flight`: requests that the instance works on, or that wait in its queue.
     - `latency`: seconds that an answer of this instance takes at this load, by its own measure.
+    - `utilization`: how much of the instance's scarcest resource is in use, from 0 to 1, such as
+      the KV cache of an LLM server.
 
     Raises ValueError or TypeError, naming the argument, if a number is negative, not finite, above
-    1,000,000 requests or above one hour.
+    1,000,000 requests, above one hour or a utilization above 1.
     """
 
     in_flight: float
     latency: float | None = None
+    utilization: float | None = None
 
     def __post_init__(self) -> None:
         _at_most("in_flight", validation.number("in_flight", self.in_flight), _MOST_IN_FLIGHT)
         if self.latency is not None:
             seconds = validation.number("latency (seconds)", self.latency)
             _at_most("latency (seconds)", seconds, _LONGEST)
+        if self.utilization is not None:
+            validation.fraction("utilization", self.utilization)
 
 
 def _at_most(name: str, value: float, most: float) -> None:

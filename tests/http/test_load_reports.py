@@ -14,6 +14,7 @@ from lbclient.http.probes import HEADER
 from lbclient.strategy.protocol import LoadProbe, LoadReport
 from tests.faults.test_lifecycle import WARM, script
 from tests.http.test_features import urls, worlds
+from tests.http.test_first_byte import own_transports
 from tests.support.http import says, tells_port
 
 SOON = 10
@@ -117,6 +118,33 @@ def test_a_strategy_that_fails_to_heed(servers, world, caplog):
     assert "strategy Broken failed to use a load report" in caplog.text
 
 
+def on_request(connection, request):
+    """vLLM: it reports its load only to a request that asks for it."""
+    form = request.headers.get("endpoint-load-metrics-format")
+    text = "TEXT named_metrics.kv_cache_usage_perc=0.4, named_metrics.num_requests_waiting=2"
+    (reporting(text) if form == "TEXT" else tells_port)(connection, request)
+
+
+@worlds
+@pytest.mark.parametrize("way", ["client", "under_httpx"])
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "httpx's"])
+def test_requests_ask_for_a_report(servers, world, way, own):
+    """Requests ask for a report if the strategy uses it, and only then; the caller's own headers
+    are sent too."""
+    (server,) = servers(on_request)
+    options = own_transports(world) if own else {}
+    url = "http://127.0.0.1/" if way == "under_httpx" else "/"
+    strategy = Noted()
+    with getattr(world, way)([server.url], strategy=strategy, **options) as client:
+        client.get(url, headers={"x-own": "1"})
+        client.post(url, content=b"x")
+    assert strategy.told == [(server.port, LoadReport(2, None, 0.4))] * 2
+    assert [one.headers.get("x-own") for one in server.requests] == ["1", None]
+    with getattr(world, way)([server.url], **options) as client:
+        client.get(url)
+    assert "endpoint-load-metrics-format" not in server.requests[-1].headers
+
+
 @worlds
 @pytest.mark.parametrize("way", ["client", "under_httpx"])
 def test_probes(servers, world, way):
@@ -137,6 +165,7 @@ def test_probes(servers, world, way):
     assert len(probes) >= 20
     assert all(one.headers["host"] == "orders.test" for one in probes)
     assert not any("traceparent" in one.headers for one in probes)
+    assert all(one.headers["endpoint-load-metrics-format"] == "TEXT" for one in probes)
     assert sum(server.accepted for server in pair) <= 6
 
 

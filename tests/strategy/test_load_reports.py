@@ -34,6 +34,20 @@ def said(strategy, endpoint, in_flight, latency=None, *, now=0.0):
         ("TEXT cpu_utilization=0.3, in_flight=7, latency=2e-2", LoadReport(7.0, 0.02)),
         ('JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}', LoadReport(7, 0.02)),
         ('JSON {"cpu_utilization": 0.3, "named_metrics": {"in_flight": 0}}', LoadReport(0)),
+        (
+            "TEXT named_metrics.kv_cache_usage_perc=0.4, named_metrics.num_requests_waiting=2",
+            LoadReport(2.0, None, 0.4),
+        ),
+        (
+            "TEXT kv_cache_usage_perc=0, num_requests_waiting=2, num_requests_running=5",
+            LoadReport(7.0, None, 0.0),
+        ),
+        (
+            'JSON {"named_metrics": {"kv_cache_usage_perc": 1, "num_requests_waiting": 0}}',
+            LoadReport(0, None, 1),
+        ),
+        ("TEXT in_flight=3, num_requests_waiting=2", LoadReport(3.0)),
+        ("TEXT kv_cache_usage_perc=0.4", None),
         ("TEXT cpu_utilization=0.3", None),
         ("TEXT named_metrics.latency=0.3", None),
         ("JSON {}", None),
@@ -62,6 +76,11 @@ def test_what_a_header_says(text, expected):
         "TEXT in_flight=7,latency=1e9",
         "TEXT in_flight=7,latency=soon",
         "TEXT in_flight=7" + ",x=1" * 5_000_000,
+        "TEXT num_requests_waiting=-1",
+        "TEXT num_requests_waiting=9, num_requests_running=-1",
+        "TEXT num_requests_waiting=2, kv_cache_usage_perc=40",
+        "TEXT num_requests_waiting=2, kv_cache_usage_perc=nan",
+        'JSON {"named_metrics": {"num_requests_waiting": true}}',
         "JSON",
         "JSON {",
         "JSON []",
@@ -94,6 +113,8 @@ def test_what_no_load_can_be(text):
         ((1, -0.1), ValueError, "latency"),
         ((1, 1e4), ValueError, "latency"),
         ((1, "soon"), TypeError, "latency"),
+        ((1, None, 1.1), ValueError, "utilization"),
+        ((1, None, True), TypeError, "utilization"),
     ],
 )
 def test_what_a_report_may_hold(arguments, kind, named):

@@ -17,7 +17,7 @@ import anyio
 
 from .._compat import httpx
 from ..options import ConnectionSettings
-from ..request import UNSTREAMED, Upstream, attempt_headers, hosted, merged
+from ..request import LOAD_FORMAT, UNSTREAMED, Upstream, attempt_headers, hosted, merged
 from ..request_body import AsyncBody, is_callers_own
 from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
@@ -60,7 +60,7 @@ _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
 )
 """Headers without secrets, which httpx itself sets."""
-_TRACING = frozenset({b"traceparent", b"tracestate", b"baggage"})
+_TRACING = frozenset({b"traceparent", b"tracestate", b"baggage", LOAD_FORMAT.encode()})
 """Headers of an attempt that concern neither its body nor its connection."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 C = TypeVar("C", bound=Connection)
