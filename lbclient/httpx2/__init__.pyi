@@ -92,7 +92,7 @@ class RequestOptions(TypedDict, total=False):
     extensions: RequestExtensions | None
 
 class _BalancedTransport:
-    """What `Transport` and `AsyncTransport` share: all but how they wait."""
+    """The common base of `Transport` and `AsyncTransport`, which differ only in how they wait."""
 
     @property
     def balancer(self) -> Balancer:
@@ -114,11 +114,11 @@ class Transport(_BalancedTransport, httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to an instance, and retry it as the policy says."""
     def close(self) -> None:
-        """Wait up to `close_grace` seconds for active calls. Then end them, and close every
+        """Wait up to `close_grace` seconds for active calls, then end these calls and close every
         connection. Later requests raise RuntimeError."""
 
 class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
-    """The same for `httpx2.AsyncClient`, on asyncio (also with uvloop) and trio."""
+    """A `Transport` for `httpx2.AsyncClient`, on asyncio (also with uvloop) and trio."""
 
     def __init__(
         self,

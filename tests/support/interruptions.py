@@ -48,7 +48,8 @@ def _checked(code: CodeType) -> frozenset[int]:
             called = False
         if called and _handler(listing, before.offset) == _handler(listing, one.offset):
             found.add(one.offset)
-        if one.opname.startswith(_JUMPS) and isinstance(one.argval, int):
+        interruptible = one.opname != "JUMP_BACKWARD_NO_INTERRUPT"
+        if interruptible and one.opname.startswith(_JUMPS) and isinstance(one.argval, int):
             found.add(one.argval)
         before = one
     return frozenset(found)
