@@ -1,5 +1,6 @@
 """Statuses by which a service says that it did not start to process a request."""
 
+import random
 import threading
 
 import pytest
@@ -96,7 +97,8 @@ def test_the_deadline_bounds_it(servers, world):
     """A retry that would begin after the deadline is not made."""
     (only,) = servers(says(429))
     policy = RetryPolicy(backoff=60, backoff_max=60, unprocessed={429}, deadline=1)
-    with world.client(urls([only]), retry=policy) as client:
+    sometime = random.Random(1)  # the first back-off takes some seconds
+    with world.client(urls([only]), retry=policy, rng=sometime) as client:
         assert recorded(client.post("/")) == ([429], "deadline")
 
 

@@ -22,6 +22,7 @@ from lbclient import (
     ThrottlePolicy,
 )
 from lbclient.simulation import Open, Scenario, Server, constant, simulate, until_capacity
+from tests.resilience.test_hedging import idle_soon
 from tests.support.http import says, tells_port
 
 pytestmark = pytest.mark.anyio
@@ -350,7 +351,9 @@ def test_all_of_it_at_once(servers):
         max_connection_age=60,
     ) as client:
         assert all(client.get("/").status_code == 200 for _ in range(100))
-        assert [one.in_flight for one in client.balancer.snapshot().instances] == [0] * 3
+        assert idle_soon(
+            client.balancer
+        )  # a slower attempt of a hedged call may end a moment later
 
 
 def test_what_rules_do_is_counted(telemetry):
