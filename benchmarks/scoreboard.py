@@ -64,7 +64,7 @@ ABOUT = {
         "One of two servers answers 503 at once, from second 3 to second 60."
     ),
     "drastic_slowdown": (
-        "One of two servers takes more than a hundred times as long, from second 3 to second 10."
+        "From second 3 to second 10, one of two servers takes over a hundred times as long."
     ),
     "all_nodes_500": ("Both servers answer 500, which is not retried, for the first half of 20 s."),
     "live_reloading": (

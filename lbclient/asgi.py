@@ -29,8 +29,8 @@ _BODY = {b"content-length", b"transfer-encoding"}
 class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
-    The deadline is the same as that of `lbclient.deadline`, and begins when the request arrives
-    here. It ends early when the caller disconnects before it has its response: further calls raise
+    It works like a block of `lbclient.deadline` that begins when the request arrives here. The
+    block ends early when the caller disconnects before it has its response: further calls raise
     DeadlineExceeded, and no call is retried. It does not bound what is done after the response,
     such as background tasks.
 

@@ -19,9 +19,8 @@ __all__ = ["DeadlineMiddleware"]
 class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
-    The deadline is the same as that of `lbclient.deadline`, begins when the request arrives here,
-    and covers the application and its response body until that is closed. WSGI does not say whether
-    the caller is still there.
+    It works like a block of `lbclient.deadline` that begins when the request arrives here and ends
+    when the response body is closed. WSGI does not say whether the caller is still there.
 
     - `app`: the WSGI application.
     - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,

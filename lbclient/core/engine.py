@@ -256,8 +256,8 @@ class Engine:
             return pick
 
     def changes_at(self, now: float) -> float:
-        """When the first call in the queue may get an instance only because time has passed, or
-        `math.inf`.
+        """The next time at which the first call in the queue may get an instance without any other
+        event; `math.inf` if there is none.
 
         This includes rules that let an instance in again after some time, since nothing else wakes
         the queue then.

@@ -349,9 +349,9 @@ class Breaker:
         return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
 
     def probe(self, now: float) -> Permit:
-        """Half-open the breaker and return a permit. It counts once it is set as `probe_permit`.
+        """Half-open the breaker and return a permit, which the caller stores in `probe_permit`.
 
-        A probe without an outcome times out.
+        The probe is under way from then on. A probe without an outcome times out.
         """
         circuit = self._circuit or self._wake()
         if circuit.current_state == OPEN:
@@ -414,7 +414,7 @@ class Breaker:
             self.probe_permit = None
 
     def expedite_probe(self, now: float, rng: random.Random) -> None:
-        """Shorten the wait to that of a first trip, since another instance has recovered."""
+        """Shorten the wait to that after a breaker first opens: another instance has recovered."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))

@@ -89,9 +89,9 @@ class AdaptiveLimit:
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
     Palantir's Dialogue; the square root is that of the former's Gradient limits. DCTCP (RFC 8257)
     for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995), which
-    compares with the minimum. Here it is a mean: if some answers are naturally fast and others
-    slow, few of them come near the minimum, and the limit of a service without any queue would
-    fall. Abramson (1970) for the throughput of random access.
+    compares each latency with the lowest one. Here it is compared with a mean: if some answers are
+    naturally fast and others slow, few of them come near the minimum, and the limit of a service
+    without any queue would fall. Abramson (1970) for the throughput of random access.
 
     Raises ValueError or TypeError for a value outside these bounds.
     """

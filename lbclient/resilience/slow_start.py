@@ -26,9 +26,10 @@ class SlowStart:
 
     The factor thins out picks: a pick of an instance that warms up is kept with this probability;
     otherwise the strategy is asked again. So no strategy has to know about slow start, and weights
-    need not change every second. If all instances warm up, each gets its usual share. A strategy
-    that prefers instances with few attempts in flight warms them up faster: under load, the least
-    busy of two starts with three times the factor, and the least busy of all is not affected.
+    need not change every second. If all instances warm up, each gets its usual share. Strategies
+    that prefer instances with few attempts in flight warm up a new one faster. Under load, a
+    strategy that takes the less busy of two random instances gives it three times the factor at
+    first. For one that takes the least busy of all, slow start changes nothing.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 
@@ -46,7 +47,7 @@ class SlowStart:
         validation.fraction("least", self.least)
 
     def factor(self, age: float) -> float:
-        """The part of its weight that counts, `age` seconds after an instance came."""
+        """The part of an instance's weight that counts `age` seconds after it has joined."""
         if age >= self.window:
             return 1.0
         grown: float = (max(0.0, age) / self.window) ** (1 / self.aggression)

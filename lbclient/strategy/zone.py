@@ -77,11 +77,12 @@ class Zone:
     `inner` picks on each side: the name of a strategy, or a function that makes one. How many calls
     stay here depends on capacity, that is, on weights. By default each zone is assumed to send an
     equal part of the service's calls; `share` sets the part of this zone. While the instances of
-    the zone have at least this part of all weights, all calls stay. If they have less, fewer calls
-    stay, so that each instance gets at most `spill` times what it would get without zones. So the
-    last instance of a zone never gets all of the zone's calls. If local attempts fail or are
-    rejected more often than the others, the zone is too busy and the preference shrinks. It is gone
-    when the share of failures here is higher by 0.2; then only weights count.
+    the zone have at least the same part of all weights, all calls stay in the zone. If they have
+    less, fewer calls stay, so that each instance gets at most `spill` times what it would get
+    without zones. So the last instance of a zone never gets all of the zone's calls. If local
+    attempts fail or are rejected more often than the others, the zone is too busy and the
+    preference shrinks. It is gone when the share of failures here is higher by 0.2; then only
+    weights count.
 
     An instance without a zone, or with one that is not text, counts as another zone. The number of
     calls in flight is not considered: a client's calls are in its zone because it sends them there.

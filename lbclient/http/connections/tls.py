@@ -117,7 +117,7 @@ class Tls:
         return self.outgoing()
 
     def raise_failure(self) -> None:
-        """Raise the error that ended it, unless the end was orderly."""
+        """Raise the error that ended the TLS connection, unless it ended in an orderly way."""
         if self.failure is not None:
             raise httpx.ReadError(str(self.failure)) from self.failure
 
