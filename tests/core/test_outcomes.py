@@ -47,6 +47,20 @@ def test_a_back_off_lasts_as_long_as_asked(rest):
         assert counted(balancer, clock, 20, took=0.0)[busy] > 0
 
 
+def test_the_one_whose_back_off_ends_first_serves_if_all_back_off():
+    """If all instances back off, a call goes at once to the one whose back-off ends first."""
+    rests = {MANY[0]: 5.0, MANY[1]: 3.0, MANY[2]: 8.0}
+    clock = Clock()
+    with Balancer(
+        list(rests),
+        clock=clock,
+        judge=lambda one: Verdict(fault=False, again="always", rest=rests[one]),
+        retry=None,
+    ) as balancer:
+        assert counted(balancer, clock, 3, took=0.0) == dict.fromkeys(rests, 1)
+        assert counted(balancer, clock, 5, took=0.0) == {MANY[1]: 5}
+
+
 def test_one_that_alone_refuses_requests_gets_few():
     """An instance that answers every request as wrong (401) gets few of the calls, unless all
     instances answer so."""
@@ -92,12 +106,14 @@ def test_what_a_dropped_lease_held_is_free():
     balancer.close()
 
 
-def test_a_forked_child_does_not_count_the_parents_attempts():
+@pytest.mark.parametrize("limit", ["max_in_flight", "max_in_flight_total"])
+def test_a_forked_child_does_not_count_the_parents_attempts(limit):
     """In a forked child, an attempt of the parent counts neither before nor after its end."""
-    balancer = Balancer(MANY[:1], max_in_flight=1)
+    balancer = Balancer(MANY[:1], **{limit: 1})
     with balancer.acquire():
         balancer.after_fork()
         assert balancer.snapshot().instances[0].in_flight == 0
+        assert balancer.call(lambda one: one, deadline=0.01) == FIRST
     assert balancer.snapshot().instances[0].in_flight == 0
     with balancer.acquire(), pytest.raises(DeadlineExceeded):
         balancer.call(str, deadline=0.01)

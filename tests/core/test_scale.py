@@ -85,6 +85,34 @@ def test_forked_client_draws_anew():
     assert subset.of(named(*range(1000))) != before
 
 
+def test_a_forked_child_brings_back_none_that_left():
+    """C8, D15: if the instances are now so few that all are kept, a forked child draws nothing from
+    an earlier answer."""
+    subset = Subset(2, random.Random(1))
+    subset.of(named(*range(10)))
+    subset.of(named(1, 2))
+    assert subset.after_fork() is None
+
+
+@pytest.mark.parametrize("metadata", [{}, {"zone": "a"}])
+def test_the_same_answer_changes_nothing(metadata):
+    """A strategy gets the same candidates object as before a refresh that returned the same
+    records, so that it may keep what it has computed from them."""
+    seen = []
+
+    class Keeps:
+        def pick(self, candidates, _):
+            seen.append(candidates)
+            return candidates[0]
+
+    instances = [Instance("10.0.0.1", port, metadata=metadata) for port in (1, 2)]
+    with Balancer(Scripted(instances), strategy=Keeps()) as balancer:
+        for _ in range(2):
+            balancer.refresh()
+            balancer.call(str)
+    assert seen[0] is seen[1]
+
+
 @pytest.mark.parametrize("service", ["list", "resolver"])
 def test_max_instances(service):
     """D15: `max_instances` limits the instances of a balancer, from a list and from discovery."""

@@ -1057,6 +1057,16 @@ def test_the_duration_of_each_attempt(side, servers, telemetry):
     assert all(tuple(point.explicit_bounds) == BUCKETS for point in metric.data.data_points)
 
 
+def test_durations_without_spans(side, servers, telemetry):
+    """The duration of each attempt is measured if only metrics are collected, and no spans."""
+    (server,) = servers(in_turn(says(503), tells_port))
+    side.one([server.url], get(), retry=AT_ONCE, meter_provider=telemetry.meters)
+    points = telemetry.points("http.client.request.duration")
+    statuses = [(labels["http.response.status_code"], count) for labels, count in points]
+    assert sorted(statuses) == [(200, 1), (503, 1)]
+    assert telemetry.spans == ()
+
+
 def test_the_duration_of_a_failed_attempt(side, dead_port, telemetry):
     """An attempt without an answer is measured too, with the type of its error."""
     service = [lbclient.Instance("127.0.0.1", dead_port)]
