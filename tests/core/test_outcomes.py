@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from lbclient import Balancer, DeadlineExceeded, Instance, Verdict
+from lbclient.protocol import bind
 
 MANY = [Instance("10.0.0.1", port) for port in range(1, 17)]
 FIRST = MANY[0]
@@ -117,4 +118,16 @@ def test_a_forked_child_does_not_count_the_parents_attempts(limit):
     assert balancer.snapshot().instances[0].in_flight == 0
     with balancer.acquire(), pytest.raises(DeadlineExceeded):
         balancer.call(str, deadline=0.01)
+    balancer.close()
+
+
+def test_a_forked_child_does_not_wait_for_the_parents_calls():
+    """A forked child that closes waits for no call of the parent, and wakes nobody who waits in the
+    parent."""
+    balancer = Balancer(MANY[:1])
+    with balancer.acquire():
+        in_parent = bind(balancer).idle()
+        balancer.after_fork()
+        assert bind(balancer).idle().is_set
+    assert not in_parent.is_set
     balancer.close()

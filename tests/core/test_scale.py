@@ -11,7 +11,7 @@ import pytest
 
 import lbclient
 from lbclient import Answer, Balancer, BreakerPolicy, Instance, Weighted
-from lbclient.core.pool import Pool, Subset
+from lbclient.core.pool import EndpointSetUpdate, Pool, Subset
 from lbclient.endpoint.endpoint import Endpoint
 from tests.support.http import says
 from tests.support.slow import slow_rows
@@ -92,6 +92,26 @@ def test_a_forked_child_brings_back_none_that_left():
     subset.of(named(*range(10)))
     subset.of(named(1, 2))
     assert subset.after_fork() is None
+
+
+def test_child_forked_during_an_update(monkeypatch):
+    """C8: a child forked in the middle of an update knows that it may have lost it, and picks from
+    the endpoints that are known by then."""
+    pool = Pool(BreakerPolicy())
+    pool.update(named(1))
+    pool.candidates(0.0)
+    seen = []
+
+    def changes(_):  # asked as soon as the new endpoints are known
+        seen.append((pool.after_fork(), [one.instance for one in pool.candidates(0.0)]))
+        return True
+
+    monkeypatch.setattr(EndpointSetUpdate, "__bool__", changes)
+    pool.update(named(2, 3))
+    assert seen == [(True, named(2, 3))]
+    monkeypatch.undo()
+    pool.update(named(4))
+    assert not pool.after_fork()
 
 
 @pytest.mark.parametrize("metadata", [{}, {"zone": "a"}])
