@@ -25,6 +25,8 @@ R = TypeVar("R")
 Send = Callable[[Attempt[R]], R]
 
 T = TypeVar("T")
+_LOOK = 1.0
+"""Seconds after which the threads of a hedged call are checked again."""
 
 
 def sleep(pause: Pause) -> None:
@@ -98,12 +100,15 @@ def _race(
     with Lanes(call, after) as lanes:
         threads = [_started(run, Lane(lanes, call))]
         for step in lanes:
-            if not isinstance(step, Pause):
-                threads.append(_started(run, step))
-            elif any(thread.is_alive() for thread in threads) or lanes.done.is_set:
+            if isinstance(step, Pause):
                 sleep(step)
-            else:  # an exception set from outside may end a thread before it reports its end
+            else:
+                threads.append(_started(run, step))
+        while not lanes.done.is_set:
+            # An exception set from outside may end a thread before it reports its end.
+            if not any(thread.is_alive() for thread in threads) and not lanes.done.is_set:
                 raise RuntimeError("a thread of this call was ended from outside")
+            sleep(Pause(_LOOK, lanes.done))
 
 
 def _started(run: Callable[[Lane[R]], None], lane: Lane[R]) -> threading.Thread:

@@ -10,6 +10,7 @@ threads runs the two lanes as follows:
                 ...                     wait
             else:
                 ...                     run `step`, the lane of the hedge, on another thread
+        ...                             wait for `lanes.done`
 
 It runs each lane as follows:
 
@@ -41,10 +42,6 @@ from lbclient.endpoint.endpoint import Endpoint
 __all__ = ["HedgeRace", "Lane", "Lanes"]
 
 R = TypeVar("R")
-_LOOK = 1.0
-"""Seconds after which the lanes are checked again: a thread may be ended from outside before it
-reports its end.
-"""
 
 
 class HedgeRace(Generic[R]):
@@ -115,7 +112,7 @@ class Lanes(Generic[R]):
     """The lanes of a call that may be hedged, for a driver.
 
     Iterating yields what happens concurrently with the lane of the call itself: the delay of the
-    hedge, its lane, and pauses until there is nothing more to wait for. Leaving cancels the
+    hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving cancels the
     attempts that are still in flight, and raises the exception of a lane. A lane may continue after
     that, and ends by itself.
     """
@@ -161,8 +158,6 @@ class Lanes(Generic[R]):
                     self._open.add(hedge)
             if hedge in self._open:
                 yield Lane(self, hedge)
-        while not self.done.is_set:
-            yield Pause(_LOOK, self.done)
 
     def end(self, lane: Lane[R], error: BaseException | None) -> bool:
         """Record that the steps of `lane` have ended. True if their exception is to be raised to

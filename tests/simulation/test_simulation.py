@@ -1163,3 +1163,14 @@ def test_who_has_no_deadline_waits_for_the_pool_timeout():
     gone = lined_up(None, patience=2.5)
     assert {one.error for one in gone} == {"NoInstanceAvailable"}
     assert [one.elapsed for one in gone] == pytest.approx([2.5] * len(gone), abs=0.01)
+
+
+def test_a_hedged_call_without_an_answer():
+    """A run ends although neither attempt of a hedged call is ever answered: nothing is left that
+    happens."""
+    servers = [Server("a", silent()), Server("b", silent())]
+    report = simulate(
+        Scenario(servers, Open(1.0, 1.0)), retry=None, breaker=None, hedge=HedgePolicy(delay=0.1)
+    )
+    assert report.endings() == {"unanswered": 1}
+    assert len(report.sent) == 2
