@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbclient import BreakerPolicy
@@ -33,6 +33,7 @@ def fill(window, now, calls=5):
 
 @settings(max_examples=300, deadline=None)
 @given(steps=ENDS, length=st.sampled_from([0.5, 7.0, 10.0, 30.0]), start=st.floats(0, 1e6))
+@example(steps=[(step, False, False) for step in (0.0, 1.0, 9.0, 0.25)], length=10.0, start=1.5e-45)
 def test_what_is_younger_counts_and_what_is_older_does_not(steps, length, start):
     """Calls of the last nine tenths of the window are counted, and those older than the window are
     not."""
