@@ -1,12 +1,24 @@
 """What outcomes change for later calls, and what stays of attempts that were dropped or forked."""
 
+import contextlib
 import random
 from collections import Counter
 
 import pytest
 
-from lbclient import Balancer, DeadlineExceeded, Instance, Verdict
+from lbclient import (
+    Answer,
+    Balancer,
+    BreakerPolicy,
+    DeadlineExceeded,
+    Instance,
+    RetryPolicy,
+    Verdict,
+)
+from lbclient._internal.signals import Pause
+from lbclient.core.call import CallOptions
 from lbclient.protocol import bind
+from lbclient.telemetry.semantics import Semantics
 
 MANY = [Instance("10.0.0.1", port) for port in range(1, 17)]
 FIRST = MANY[0]
@@ -95,8 +107,102 @@ def test_one_that_alone_fails_gets_few():
         assert counted(balancer, clock, 800)[FIRST] <= 15
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_back_off_is_waited_for_unless_closed(closed):
+    """A retry waits for its back-off, however short; it does not if the balancer was closed during
+    the attempt."""
+    balancer = Balancer(MANY[:1], retry=RetryPolicy(backoff=0.5, attempts=2), rng=random.Random(1))
+    call, pauses = bind(balancer).begin(CallOptions(idempotent=True), Semantics()), []
+    with call:
+        for step in call:
+            if isinstance(step, Pause):
+                pauses.append(step.seconds)
+                continue
+            with step:
+                if closed:
+                    balancer.close()
+                raise ConnectionResetError
+    with pytest.raises(ConnectionResetError):
+        call.result()
+    (seconds,) = pauses
+    assert (seconds == 0.0) is closed
+    assert seconds <= 0.5
+    balancer.close()
+
+
+def begun(balancer):
+    """The first attempt of a call, with one instance, whose body is still to be read."""
+    call = bind(balancer).begin(CallOptions(), Semantics())
+    with call:
+        attempt = next(iter(call))
+        with attempt:
+            attempt.hold()
+    return attempt
+
+
+def test_what_a_body_changes_is_logged_at_its_end(caplog):
+    """A breaker that opens because a body breaks is logged at once, not with the next call."""
+    with Balancer(MANY[:1], breaker=BreakerPolicy(fail_max=1)) as balancer:
+        attempt = begun(balancer)
+        assert not caplog.records
+        attempt.finish(ConnectionResetError())
+        assert "is open for" in caplog.text
+
+
+def test_the_next_probe_does_not_wait_for_a_body():
+    """Once a probe has a good answer, the next probe is sent while its body is still read."""
+    clock = Clock()
+    breaker = BreakerPolicy(fail_max=1, reset_timeout=1.0)
+    with Balancer(MANY[:1], clock=clock, breaker=breaker, retry=None) as balancer:
+        begun(balancer).finish(ConnectionResetError())
+        clock.now += 60
+        probes = [begun(balancer) for _ in range(2)]
+        assert [probe.reason for probe in probes] == ["probe", "probe"]
+        for probe in probes:
+            probe.finish()
+
+
+def stopped(call, steps, error):
+    """Make one step of a call, and end it there, with an error or without."""
+    with contextlib.suppress(KeyboardInterrupt), call:
+        next(steps)
+        if error:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_a_call_that_ends_in_the_queue_leaves_it(error):
+    """A call that ends while it waits for a slot leaves the queue, although its steps are kept."""
+    balancer = Balancer(MANY[:1], max_in_flight=1)
+    call = bind(balancer).begin(CallOptions(), Semantics())
+    steps = iter(call)
+    with balancer.acquire():
+        stopped(call, steps, error)
+        assert not balancer._engine.queue
+    balancer.close()
+
+
+@pytest.mark.parametrize("before", ["the attempt exists", "it begins"])
+def test_a_call_that_is_interrupted_gives_back_its_slot(before, monkeypatch):
+    """A call that is interrupted between its pick and its attempt gives back the slot, and the
+    instance is not charged."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    if before == "the attempt exists":
+        monkeypatch.setattr("lbclient.core.call.Attempt", interrupted)
+    balancer = Balancer(MANY[:1], max_in_flight=1)
+    call = bind(balancer).begin(CallOptions(), Semantics())
+    steps = iter(call)
+    stopped(call, steps, error=True)
+    (one,) = balancer.snapshot().instances
+    assert (one.in_flight, one.attempts, one.failures) == (0, 1, 0)
+    balancer.close()
+
+
 def test_what_a_dropped_lease_held_is_free():
-    """The slot of a lease that was dropped goes to the next call."""
+    """The slot of a lease that was dropped goes to the next call, and nobody owns it any more."""
     balancer = Balancer(MANY[:1], max_in_flight=1)
     lease = balancer.acquire()
     lease.__enter__()
@@ -104,7 +210,64 @@ def test_what_a_dropped_lease_held_is_free():
         balancer.call(str, deadline=0.01)
     del lease
     assert balancer.call(lambda one: one, deadline=0.01) == FIRST
+    assert not balancer._engine.owners
     balancer.close()
+
+
+class Response:
+    """Holds a body that is still to be read."""
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_what_a_dropped_response_held_is_free(fault):
+    """The slot of a response that was dropped unclosed goes to the next call, whether the response
+    was good or a fault."""
+    verdict = Verdict(fault=fault)
+    balancer = Balancer(
+        MANY[:1], max_in_flight=1, judge=lambda _: verdict, breaker=None, retry=None
+    )
+    call, response = bind(balancer).begin(CallOptions(), Semantics()), Response()
+    with call:
+        attempt = next(iter(call))
+        with attempt:
+            attempt.hold(response)
+    assert attempt.open
+    del response
+    assert balancer.call(lambda one: one, deadline=0.01) == FIRST
+    assert not attempt.open
+    balancer.close()
+
+
+class Scripted:
+    """A resolver that returns the instances that a test sets."""
+
+    def __init__(self, *instances: Instance) -> None:
+        self.instances = instances
+
+    def resolve(self) -> Answer:
+        return Answer(self.instances, 3600)
+
+
+@pytest.mark.parametrize("after", ["left", "moved"])
+def test_a_health_check_that_ends_too_late_is_void(after, caplog):
+    """A health check that fails after its instance has left, or has moved to another address, takes
+    nothing out of rotation, and nothing is logged."""
+    one, moved, other = (
+        Instance(host, 80, addresses=[address])
+        for host, address in (("a", "10.0.0.1"), ("a", "10.0.0.2"), ("b", "10.0.0.3"))
+    )
+    resolver = Scripted(one)
+    with Balancer(resolver) as balancer:
+        balancer.refresh()
+        engine = balancer._engine
+        endpoint = engine.pool.find(one)
+        breaker = endpoint.breaker
+        resolver.instances = [other] if after == "left" else [moved]
+        balancer.refresh()
+        caplog.clear()
+        engine.record_health(endpoint, breaker, healthy=False, why="no answer")
+        assert [one.standing for one in balancer.snapshot().instances] == ["serving"]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("limit", ["max_in_flight", "max_in_flight_total"])

@@ -27,6 +27,7 @@ from lbclient import (
     DeadlineExceeded,
     DiscoveryError,
     Instance,
+    NoInstanceAvailable,
     RetryPolicy,
 )
 from lbclient._internal.signals import Signal
@@ -664,6 +665,18 @@ def test_refused_call_asks_early(liar, balancers):
 
     with pytest.raises(ConnectionRefusedError):
         balancer.call(refuse)
+    liar.wait(2, NAME)
+
+
+def test_a_call_without_an_instance_asks_early(liar, balancers):
+    """I34: when a call gets no instance, since all are out of rotation, the records are looked up
+    before their TTL is over."""
+    balancer = balancers(SERVICE, nameservers=[liar.address])
+    balancer.refresh()
+    for instance in balancer.instances():
+        balancer.eject(instance, 60)
+    with pytest.raises(NoInstanceAvailable):
+        balancer.call(str)
     liar.wait(2, NAME)
 
 

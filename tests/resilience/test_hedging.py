@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import lbclient
-from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy
+from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy, Verdict
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.signals import Pause
 from lbclient.core.call import CallOptions
@@ -587,6 +587,108 @@ def test_hedging_in_virtual_time():
     assert [at for at, _ in asked] == [0.0, 0.5]
     assert closed == [(0.75, asked[0][1])]
     assert idle(balancer)
+
+
+def test_the_slower_attempt_counts_as_latency():
+    """An instance whose attempt was slower than the hedge takes at least as long as that attempt
+    lasted."""
+    world = World()
+    balancer = Balancer(BOTH, hedge=HedgePolicy(delay=0.25), clock=world.clock)
+    seconds = iter((10.0, 0.125))
+    asked = []
+
+    def send(attempt):
+        asked.append(attempt.endpoint)
+        yield Pause(next(seconds))
+
+    world.spawn(carry_out(begun(balancer), send))
+    world.run()
+    assert [one.mean_latency.value for one in asked] == [0.375, 0.125]
+
+
+def test_a_hedge_takes_no_slot_that_a_call_waits_for():
+    """A slot that becomes free as a hedge is due goes to the call that waits for it, not to the
+    hedge."""
+    world = World()
+    balancer = Balancer(
+        BOTH,
+        hedge=HedgePolicy(delay=1.0),
+        strategy="round-robin",
+        max_in_flight=1,
+        clock=world.clock,
+    )
+    sent = []
+
+    def call(name, at, seconds, *, idempotent=False):
+        def send(attempt):
+            sent.append((name, world.clock(), attempt.reason))
+            yield Pause(seconds)
+
+        yield Pause(at)
+        options = CallOptions(idempotent=idempotent)
+        yield from carry_out(bind(balancer).begin(options, Semantics()), send)
+
+    world.spawn(call("short", 0.0, 1.0))
+    world.spawn(call("slow", 0.0, 2.5, idempotent=True))
+    world.spawn(call("waits", 0.5, 4.0))
+    world.run()
+    assert [(name, at) for name, at, _ in sent] == [("short", 0.0), ("slow", 0.0), ("waits", 1.0)]
+    assert idle(balancer)
+
+
+def test_a_closed_balancer_hedges_no_call():
+    """No second attempt is sent after the balancer was closed."""
+    world, sent = World(), []
+    balancer = Balancer(BOTH, hedge=HedgePolicy(delay=1.0), clock=world.clock)
+
+    def send(_):
+        sent.append(world.clock())
+        yield Pause(3.0)
+        return world.clock()
+
+    results = world.spawn(carry_out(begun(balancer), send))
+    world.at(0.5, balancer.close)
+    world.run()
+    assert (sent, results) == ([0.0], [3.0])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "seconds", "counts"),
+    [
+        (Verdict(fault=False), 0.5, True),
+        (Verdict(fault=False, client_error=True), 0.5, False),
+        (Verdict(fault=False, client_error=True), 2.0, False),
+        (Verdict(fault=True), 0.5, False),
+        (Verdict(fault=True), 2.0, True),
+        (Verdict(fault=False, again="idempotent", rejected=True), 0.5, False),
+    ],
+    ids=str,
+)
+def test_what_counts_as_latency(verdict, seconds, counts):
+    """A fault or a rejection counts as latency only if it took longer than answers do, and a client
+    error never does."""
+    now, answer = [0.0], Verdict(fault=False)
+
+    def call(verdict, seconds):
+        def send(_):
+            now[0] += seconds
+            return verdict
+
+        balancer.call(send)
+
+    with Balancer(
+        BOTH[:1],
+        clock=lambda: now[0],
+        judge=lambda verdict: verdict,
+        hedge=HedgePolicy(),
+        breaker=None,
+        retry=None,
+    ) as balancer:
+        for _ in range(30):
+            call(answer, 1.0)
+        for _ in range(600):
+            call(verdict, seconds)
+        assert begun(balancer).hedge_after() == pytest.approx(seconds if counts else 1.0)
 
 
 def test_the_delay_is_a_percentile_of_what_was_seen():

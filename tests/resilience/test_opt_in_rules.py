@@ -20,6 +20,7 @@ from lbclient import (
     SlowStart,
     Throttled,
     ThrottlePolicy,
+    Verdict,
 )
 from lbclient.simulation import Open, Scenario, Server, constant, simulate, until_capacity
 from tests.resilience.test_hedging import idle_soon
@@ -113,6 +114,23 @@ def test_a_limit_is_learned():
         with pytest.raises(DeadlineExceeded):
             hold(balancer, 2)
         assert hold(balancer, 1) == 1
+
+
+def test_one_that_rejects_a_single_attempt_has_a_pause():
+    """An instance that rejects an attempt although it has no other gets no call for a while."""
+    clock = Clock()
+    verdicts = iter([Verdict(fault=False, again="idempotent", rejected=True)])
+    with Balancer(
+        THREE[:2],
+        limit=AdaptiveLimit(initial=1, least=1),
+        clock=clock,
+        judge=lambda _: next(verdicts, Verdict(fault=False)),
+        retry=None,
+    ) as balancer:
+        busy = balancer.call(lambda one: one)
+        assert busy not in {balancer.call(lambda one: one) for _ in range(20)}
+        clock.now += 60
+        assert busy in {balancer.call(lambda one: one) for _ in range(20)}
 
 
 def hold(balancer, many, held=0):
