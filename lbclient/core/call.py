@@ -311,7 +311,9 @@ class Call(CallState[R]):
         return last.take() if last.error is None else None
 
     def abandon(self) -> None:
-        """Give back all that the call holds, since it was interrupted."""
+        """Give back all that the call holds, since it was interrupted or its lease dropped."""
+        if self.race is None:  # otherwise the call itself goes on, and only its lane has ended
+            self.engine.calls.pop(self, None)
         if self.waiting is not None:
             self._leave()
         if self.pick is not None:
