@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 from opentelemetry import trace
 
 from tests.support import http
 from tests.support.faults import NAMESPACE
 from tests.support.telemetry import Telemetry
+
+# Each run tries the same inputs, so a failure comes from the change that is tested.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("search", database=None, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options

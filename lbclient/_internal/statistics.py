@@ -87,6 +87,8 @@ class SlidingWindow:
         if self._regular and self._slices:
             last = self._slices[-1][0]
             began = last + max(1.0, (now - last) // length) * length
+            if not began - length <= now < began + length:  # rounded to the slice before or after
+                began = now
             self.slide(began + length / 2)  # whatever rounding has kept by less than half a slice
         until = max(began + length, math.nextafter(began, math.inf))
         counts = [0] * len(self.totals)

@@ -264,7 +264,7 @@ scripts = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scripts)
 def test_one_script_gives_one_trace(script):
     """A script of outcomes gives the same decisions on a thread, on asyncio and in virtual time."""
@@ -273,7 +273,7 @@ def test_one_script_gives_one_trace(script):
     assert in_virtual_time(script) == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(scripts)
 def test_one_script_gives_one_trace_by_acall(script):
     """`Balancer.acall` makes the same decisions as the drivers. There is no deadline, since it
@@ -283,7 +283,7 @@ def test_one_script_gives_one_trace_by_acall(script):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(script=scripts)
 def test_one_script_gives_one_trace_on_each_event_loop(backend, script):
     """A script of outcomes gives the same decisions on both event loops."""

@@ -235,7 +235,7 @@ class Model:
         return self.queues[0][1][0] if self.queues else None
 
 
-@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from("jjjsswlgd"), st.integers(0, 5)), max_size=60))
 def test_the_line_is_round_robin(steps):
     """Whatever calls arrive, are served, give up or lose their event loop, the first call is the
@@ -317,7 +317,6 @@ def test_a_cleared_queue_is_empty():
     assert [*line.waiting] == [new]
 
 
-@settings(derandomize=True, database=None, deadline=None)
 @given(st.lists(st.sets(st.sampled_from("abc")), max_size=6))
 def test_what_retries_leave(unwanted):
     """A call may use an endpoint if no retry waits for it that began to wait separately before."""

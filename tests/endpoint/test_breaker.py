@@ -619,7 +619,7 @@ class Naive:
         return len(known), sum(one[1] for one in known), sum(one[2] for one in known)
 
 
-@settings(max_examples=200, stateful_step_count=50, deadline=None)
+@settings(max_examples=200, stateful_step_count=50)
 class Twins(RuleBasedStateMachine):
     """A breaker, one that merely observes, and a naive one, through the same calls.
 

@@ -31,7 +31,7 @@ def fill(window, now, calls=5):
         window.add(now, fault=True, slow=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps=ENDS, length=st.sampled_from([0.5, 7.0, 10.0, 30.0]), start=st.floats(0, 1e6))
 @example(steps=[(step, False, False) for step in (0.0, 1.0, 9.0, 0.25)], length=10.0, start=1.5e-45)
 def test_what_is_younger_counts_and_what_is_older_does_not(steps, length, start):
@@ -49,7 +49,7 @@ def test_what_is_younger_counts_and_what_is_older_does_not(steps, length, start)
             assert least <= counted <= most
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps=st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.booleans()), max_size=80))
 def test_counts_equal_a_naive_recount_by_slices(steps):
     """A call counts in the slice of its time and in the following nine, and in no other."""

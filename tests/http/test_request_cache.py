@@ -128,7 +128,7 @@ def built(client, method, url, asked):
         return type(error), str(error)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps=st.lists(st.one_of(st.sampled_from(CHANGES), REQUESTS, REQUESTS), max_size=12))
 def test_whatever_is_asked_in_whatever_order(steps):
     """If the headers, cookies, parameters, timeouts and base of a client change between its

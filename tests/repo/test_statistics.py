@@ -5,7 +5,7 @@ import math
 import operator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbclient._internal.statistics import Ewma, SlidingWindow
@@ -25,7 +25,7 @@ def recount(events, kinds, wanted):
 
 
 @both
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     steps=st.lists(st.tuples(STEPS, st.integers(0, 2)), max_size=60),
     length=LENGTHS,
@@ -49,7 +49,7 @@ def test_an_event_counts_for_the_window_or_one_slice_less(regular, steps, length
             assert low <= count <= high
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=80))
 def test_slices_begin_with_events(steps):
     """Without a start, an event that no slice takes begins one; all of a slice is forgotten when
@@ -65,7 +65,7 @@ def test_slices_begin_with_events(steps):
         assert window.slide(now) == recount(events, 2, lambda at, now=now: now - at < 10)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=80))
 def test_slices_follow_each_other_from_a_start(steps):
     """With a start, an event belongs to the slice of its time since then; and since the first event
@@ -97,7 +97,12 @@ def test_a_clock_that_falls_back(regular):
 
 
 @both
-@settings(deadline=None)
+@example(
+    length=0.046090816073278244,
+    parts=3,
+    start=0.046090816073278244,
+    steps=[0.046090816073278244] * 2,
+)
 @given(
     length=st.floats(5e-324, 1e308),
     parts=PARTS,

@@ -267,9 +267,6 @@ def adds_up(report):
 @pytest.mark.slow
 @settings(
     max_examples=1000,
-    derandomize=True,
-    database=None,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(runs)
@@ -280,7 +277,7 @@ def test_no_run_breaks_a_rule(run):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@settings(max_examples=200)
 @given(runs, some((), (1, 2), (1, 1, 1, 2), (None, 1, 2, 3, 4, 5)))
 def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
     """The same if callers take turns."""
@@ -288,7 +285,7 @@ def test_no_run_breaks_a_rule_where_callers_take_turns(run, names):
 
 
 @pytest.mark.slow
-@settings(max_examples=50, derandomize=True, database=None, deadline=None)
+@settings(max_examples=50)
 @given(runs)
 def test_a_run_is_a_function_of_its_seed(run):
     """A run makes the same decisions again, even if the invariants are not checked."""
@@ -298,7 +295,7 @@ def test_a_run_is_a_function_of_its_seed(run):
         assert simulated(f"{run[:-1]}, checked=False)").trace == trace
 
 
-@settings(max_examples=20, derandomize=True, database=None, deadline=None)
+@settings(max_examples=20)
 @given(runs)
 def test_some_runs_break_no_rule(run):
     """The first of a thousand services."""
