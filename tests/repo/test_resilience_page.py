@@ -162,26 +162,26 @@ SAMPLES = {
     "5xx that is `unprocessed`": statuses(*UNPROCESSED[100:]),
     "502, 503, 504": statuses(502, 503, 504),
     "any other 5xx": statuses(500, 501, *range(505, 600)),
-    "refused, no connection in time, TLS handshake failed, name unknown": [
+    "connection refused, no connection in time, TLS handshake failed, name unknown": [
         *unconnected(errno.ECONNREFUSED),
         raised(httpx.ConnectTimeout),
         raised(httpx.ConnectError, ssl.SSLCertVerificationError("expired")),
         raised(httpx.ConnectError, socket.gaierror(socket.EAI_NONAME, "unknown")),
     ],
-    "read or write failed or timed out, invalid response, closed without an answer": MAYBE_SENT,
+    "read or write failed or timed out, invalid response, closed without a response": MAYBE_SENT,
     "HTTP/2: the peer says that it has not begun the request": [
         went_away(unprocessed=True),
         went_away_over_httpcore(error_code=7),
         went_away_over_httpcore(error_code=0, last_stream_id=0),
     ],
-    "HTTP/2: the peer ends the connection in good order": [
+    "HTTP/2: the peer closes the connection in an orderly way (GOAWAY)": [
         went_away(unprocessed=False),
         went_away_over_httpcore(error_code=0, last_stream_id=5),
     ],
-    "no way to it from here, while none can be reached": unconnected(
+    "this host cannot reach any instance": unconnected(
         errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT
     ),
-    "our own: no file descriptor, no memory, no place in a pool of yours": [
+    "this process is out of file descriptors, memory, or places in a pool of yours": [
         *unconnected(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
         raised(httpx.PoolTimeout),
     ],
@@ -193,14 +193,14 @@ SAMPLES = {
     ],
 }
 LIVE = {
-    "no way to it from here, while others can be reached",
-    "our own: no local port",
+    "this host cannot reach the instance, but can reach others",
+    "no local port is free on this host",
     "408 on a reused connection",
-    "the same in the body, where it is not streamed",
-    "the same in the body of a stream",
-    "ended by the deadline, after half of it or more",
-    "ended by the deadline, after less than half of it",
-    "ended by the deadline of a block or a caller, sooner than responses take",
+    "the same error in a body that is not streamed",
+    "the same error in a streamed body",
+    "ended by the deadline, after half of the call's time or more",
+    "ended by the deadline, after less than half of the call's time",
+    "ended by the deadline of a block or a caller, before responses usually arrive",
 }
 OUTCOMES = table("what came back")
 FAULT = {"yes": True, "no": False}
@@ -249,7 +249,7 @@ def test_408_on_a_reused_connection(servers):
 
 def test_dying_in_the_body(servers):
     """I8: a broken body is a fault; the call is retried as its row says."""
-    fault, repeated = OUTCOMES["the same in the body, where it is not streamed"]
+    fault, repeated = OUTCOMES["the same error in a body that is not streamed"]
     assert (fault, repeated) == ("yes", "for `methods`, after a back-off")
     for method, attempts in (("GET", 3), ("POST", 1)):
         (server,) = servers(dies_in_body)
@@ -262,7 +262,7 @@ def test_dying_in_the_body(servers):
 
 def test_dying_in_the_body_of_a_stream(servers):
     """I8: a stream that breaks is a fault, and is not retried."""
-    assert OUTCOMES["the same in the body of a stream"] == ["yes", "no"]
+    assert OUTCOMES["the same error in a streamed body"] == ["yes", "no"]
     (server,) = servers(dies_in_body)
     with lbclient.Client([server.url]) as client:
         with client.stream("GET", "/") as response, pytest.raises(httpx.ReadError):
@@ -274,8 +274,8 @@ def test_dying_in_the_body_of_a_stream(servers):
 @pytest.mark.parametrize("began", [0.0, 0.5, 0.6])
 def test_ended_by_the_deadline(began):
     """I5: an attempt that our own deadline ends is a fault if it had half of the call's time."""
-    row = "after less than half of it" if began > 0.5 else "after half of it or more"
-    fault, repeated = OUTCOMES[f"ended by the deadline, {row}"]
+    row = "less than half of the call's time" if began > 0.5 else "half of the call's time or more"
+    fault, repeated = OUTCOMES[f"ended by the deadline, after {row}"]
     balancer, clock = engine(retry=lbclient.RetryPolicy(backoff=0))
     sent = []
 
@@ -296,7 +296,7 @@ def test_ended_by_the_deadline(began):
 def test_ended_by_the_deadline_of_a_caller():
     """An attempt that the deadline of a block ends is no fault if responses take longer."""
     fault, repeated = OUTCOMES[
-        "ended by the deadline of a block or a caller, sooner than responses take"
+        "ended by the deadline of a block or a caller, before responses usually arrive"
     ]
     balancer, clock = engine(retry=lbclient.RetryPolicy(backoff=0))
     sent = []
@@ -377,10 +377,10 @@ def test_defaults_in_the_text():
     )
     assert (connect, read) == (DEFAULT_TIMEOUT.connect, DEFAULT_TIMEOUT.read)
     assert said(r"a call with three attempts takes (\d+) s") == (retry.attempts * read,)
-    assert said(r"After (\w+) in a row \(`fail_max`\)") == (breaker.fail_max,)
+    assert said(r"After (\w+) faults in a row \(`fail_max`\)") == (breaker.fail_max,)
     assert said(r"after that time, (\d+) s at the most") == (retry.retry_after_max,)
     assert said(r"`minimum_calls` = (\d+) of this client") == (breaker.minimum_calls,)
-    assert said(r"It wants (\d+) calls in an interval") == (outliers.minimum_calls,)
+    assert said(r"Outlier detection needs (\d+) calls in an interval") == (outliers.minimum_calls,)
     assert f"or for the pool timeout ({DEFAULT_TIMEOUT.pool:g} s)" in TEXT
     budget = (retry.budget.window, retry.budget.ratio, retry.budget.reserve)
     sentence = (
@@ -604,7 +604,7 @@ def test_what_the_budget_allows():
 def test_when_the_budget_is_used_up():
     """In an outage that no breaker notices, the budget is empty after two seconds, for eight
     more."""
-    used_up, empty = said(r"used up within (\w+) seconds; for the next (\w+),")
+    used_up, empty = said(r"used up within (\w+) seconds; for the next (\w+) seconds,")
     budget, made = Budget(lbclient.RetryBudget()), []
     for now in (number / 50 for number in range(50 * 20)):
         budget.deposit(now)
@@ -696,7 +696,7 @@ def test_how_long_a_breaker_is_open():
 @pytest.mark.parametrize(("healthy", "period"), [(29.0, 2.0), (31.0, 1.0)])
 def test_health_begins_anew(healthy, period):
     """After 30 s of health it is open for as short as the first time."""
-    assert "After 30 s of health, it starts with the first period again" in TEXT
+    assert "After a breaker was closed for 30 s, it starts with the first period again" in TEXT
     breaker = Breaker(lbclient.BreakerPolicy(fail_max=1), "a")
     breaker.record_outcome(breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
     breaker.record_outcome(probe(breaker, 1.0), fault=False, now=1.0, rng=Dice(1.0))
@@ -762,7 +762,7 @@ def test_panic():
 def test_five_in_a_row_by_chance():
     """The number of calls, on average, until five in a row fail."""
     percent, calls = said(
-        r"fails (\d+) % of its calls at random fails five in a row once in about (\d+)"
+        r"fails (\d+) % of its calls at random fails five calls in a row only once in about (\d+)"
     )
     rate = percent / 100
     expected = (1 - rate**5) / (rate**5 * (1 - rate))
@@ -773,7 +773,7 @@ def test_an_outlier_is_out():
     """An instance that fails two of five calls, while its peers fail none, is out after 10 s, and
     back after 15 to 30 s."""
     after, least, most = said(
-        r"as an outlier it is out after (\d+) s\..* back after (\d+) to (\d+) s, the second time"
+        r"ejects it after (\d+) s\..* back after (\d+) to (\d+) s, the second time"
     )
     balancer, clock = engine(3, outliers=lbclient.OutlierPolicy(), strategy="round-robin")
     turns = itertools.cycle([True, False, False, True, False])
@@ -820,8 +820,8 @@ def test_a_learned_limit():
 def test_the_throttle():
     """A service that serves nothing is sent a tenth; everything is sent again within four
     minutes."""
-    sent, minutes = said(
-        r"serves none is sent a (\w+) .* it takes up to (\w+) minutes until nothing"
+    refused, minutes = said(
+        r"At most (\d+) % of the requests are refused .* it takes up to (\w+) minutes until nothing"
     )
     throttle, dice = Throttle(lbclient.ThrottlePolicy()), random.Random(1)
 
@@ -832,7 +832,7 @@ def test_the_throttle():
         return True
 
     outage = [goes(number / 10, accepted=False) for number in range(10 * 600)]
-    assert sum(outage[3000:]) == pytest.approx(sent * 3000, rel=0.15)
+    assert sum(outage[3000:]) == pytest.approx((1 - refused / 100) * 3000, rel=0.15)
     after = [goes(600 + number / 10, accepted=True) for number in range(10 * 300)]
     assert not all(after[: 10 * 60])
     assert all(after[int(minutes * 600) :])
@@ -847,7 +847,7 @@ def test_limits_can_be_set(cell):
 def test_a_thread_for_each_call_that_may_be_hedged():
     """A hedge runs on its own thread, even if nothing is hedged in the end; any other call does
     not."""
-    assert "each call that may be hedged starts a thread, and a hedged one two" in TEXT
+    assert "each call that may be hedged starts a thread, and a hedged call starts two" in TEXT
     balancer, _ = engine(hedge=lbclient.HedgePolicy(delay=60))
     here = threading.current_thread()
     assert balancer.call(lambda _: threading.current_thread(), idempotent=True) is not here
@@ -871,7 +871,9 @@ def test_health_checks_as_documented():
         r"`down` = (\d+) failed checks, back after `up` = (\d+).* about (\d+) s apart"
     )
     assert (policy.down, policy.up, policy.interval) == (down, up, apart)
-    processes, interval, load = said(r"(\d+) processes, each (\d+) s, are (\d+) requests a second")
+    processes, interval, load = said(
+        r"(\d+) processes with a check every (\d+) s send (\d+) requests a second"
+    )
     assert processes / interval == load
 
 
@@ -943,7 +945,7 @@ def test_events_as_documented():
         kind.__name__: [one.name for one in dataclasses.fields(kind) if one.name not in common]
         for kind in lbclient.Event.__subclasses__()
     }
-    (most,) = said(r"When ([\d,]+) events wait for it, further ones are dropped")
+    (most,) = said(r"When ([\d,]+) events wait for it, further events are dropped")
     assert most == _MOST
 
 
