@@ -31,12 +31,12 @@ class DeadlineMiddleware:
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here. The
     block ends early when the caller disconnects before it has its response: further calls raise
-    DeadlineExceeded, and no call is retried. It does not bound what is done after the response,
-    such as background tasks.
+    DeadlineExceeded, and no call is retried. Work that the application does after the response,
+    such as background tasks, has no deadline.
 
     - `app`: the ASGI application. Requests and WebSockets are covered, on asyncio and trio.
-    - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,
-      and a header that is repeated, is ignored. 0 is a deadline that is over.
+    - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
+      value, or a repeated header, is ignored. 0 is a deadline that is over.
     - `max_seconds`: the longest deadline that a caller may ask for.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
@@ -68,8 +68,8 @@ class DeadlineMiddleware:
 
 
 def _noting(receive: Receive, deadline: Deadline) -> Receive:
-    """Return the `receive` of a WebSocket, which also ends its deadline when the caller has gone.
-    An application reads what its caller sends, so nothing needs to be read ahead."""
+    """Return the `receive` of a WebSocket, which also ends the deadline when the caller
+    disconnects. An application reads what its caller sends, so nothing needs to be read ahead."""
 
     async def noting() -> Message:
         message = await receive()
@@ -83,9 +83,9 @@ def _noting(receive: Receive, deadline: Deadline) -> Receive:
 class _Request:
     """A request with a deadline. `receive` and `send` are for the application.
 
-    A server reports only to `receive` that the caller has gone, and an application may never call
-    that. So a task does, once the whole body has been received. A body that the headers announce is
-    not read ahead.
+    A server reports a disconnect only through `receive`, and an application may never call
+    `receive`. So a task calls it after the whole body has been received. A body that the headers
+    announce is not read ahead.
     """
 
     def __init__(self, deadline: Deadline, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +103,7 @@ class _Request:
         self._gone = False
 
     async def serve(self, app: App) -> None:
-        """Run the application, and watch whether the caller is still there."""
+        """Run the application, and watch for a disconnect of the caller."""
         cancel = _started(self._await_disconnect)
         try:
             await app(self._scope, self.receive, self.send)
@@ -125,7 +125,7 @@ class _Request:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message to the caller. After the last one the deadline bounds nothing."""
+        """Send a message to the caller. After the last message the deadline is lifted."""
         if message["type"] in _LAST and not message.get("more_body", False):
             self._deadline.lift()
         await self._send(message)

@@ -1,7 +1,7 @@
 """Every exception that this package raises for its users.
 
-When `Client` or `Transport` raises one of them, it is also the httpx exception that a caller
-already handles; see `lbclient.http.errors`.
+An exception that `Client` or `Transport` raises is also the httpx exception that a caller already
+handles; see `lbclient.http.errors`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LoadBalancingError(Exception):
 
 
 class DiscoveryError(LoadBalancingError):
-    """Nothing usable is known about the service yet, or what is known is too old."""
+    """No usable answer about the service has arrived yet, or the last one is too old."""
 
 
 class ServiceAbsent(DiscoveryError):
@@ -33,8 +33,8 @@ class ServiceAbsent(DiscoveryError):
 class NoInstanceAvailable(LoadBalancingError):
     """Instances are known, but none may be used now.
 
-    `retry_in` is the time in seconds until one may be tried again, or None where
-    that is not known (every instance is at its limit, or a probe is under way).
+    `retry_in` is the time in seconds until an instance may be tried again, or None if this time is
+    not known (every instance is at its limit, or a probe is under way).
     """
 
     def __init__(self, message: str, retry_in: float | None = None) -> None:
@@ -53,7 +53,8 @@ class DeadlineExceeded(LoadBalancingError):
 class BalancerClosed(LoadBalancingError, RuntimeError):
     """The balancer, client or transport was closed while the call waited; nothing was sent for it.
 
-    A call that begins after `close` raises a plain RuntimeError: that is a mistake in the program.
+    A call that begins after `close` raises a plain RuntimeError, since it is a mistake in the
+    program.
     """
 
 

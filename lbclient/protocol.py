@@ -1,6 +1,6 @@
-"""What the binding of a protocol uses of a balancer.
+"""The part of a balancer that the binding of a protocol uses.
 
-`docs/protocols.md` shows a whole binding. `lbclient.http` is another.
+`docs/protocols.md` shows a whole binding. `lbclient.http` is another binding.
 """
 
 from __future__ import annotations

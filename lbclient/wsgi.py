@@ -23,8 +23,8 @@ class DeadlineMiddleware:
     when the response body is closed. WSGI does not say whether the caller is still there.
 
     - `app`: the WSGI application.
-    - `header`: the name of the header. Its value is a whole number of milliseconds; anything else,
-      and a header that is repeated, is ignored. 0 is a deadline that is over.
+    - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
+      value, or a repeated header, is ignored. 0 is a deadline that is over.
     - `max_seconds`: the longest deadline that a caller may ask for.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
@@ -44,11 +44,12 @@ class DeadlineMiddleware:
         if (deadline := self._header.deadline(own)) is None:
             return self._app(environ, start_response)
         deadline.outer = CURRENT.get()
-        # All parts of the application run in this context, and nothing stays in that of the thread.
+        # All parts of the application run in this context. The thread's own context does not
+        # change.
         context = contextvars.copy_context()
         context.run(CURRENT.set, deadline)
         body = context.run(self._app, environ, start_response)
-        # The server may send a file by itself, and asks a list for its length.
+        # Not wrapped: the server may send a file by itself, and it needs the length of a list.
         file = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(file, type) and isinstance(body, file)):
             deadline.lift()
@@ -57,7 +58,8 @@ class DeadlineMiddleware:
 
 
 class _Body:
-    """A response body: what runs while the server reads and closes it has the deadline, too."""
+    """A response body. The deadline also applies to code that runs while the server reads or closes
+    it."""
 
     def __init__(
         self, body: Iterable[bytes], deadline: Deadline, context: contextvars.Context

@@ -1,1 +1,1 @@
-"""Helpers that every package may use, and users may not."""
+"""Helpers for every package of lbclient, not for users."""

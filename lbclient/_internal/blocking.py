@@ -1,7 +1,8 @@
-"""Code that is shared by threads and event loops: coroutines, which block on threads.
+"""Runs the coroutines that threads and event loops share; on threads they block.
 
-The logic is written once, as coroutines, over operations that each driver has for itself (receive,
-send, sleep). On threads these block and never suspend, so a whole call is finished in one step.
+The logic is written once, as coroutines. Each driver has its own operations (receive, send, sleep).
+On threads these operations block and never suspend, so one step of the coroutine runs the whole
+call.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ SUSPENDED = "a coroutine has suspended on a thread, where nothing resumes it"
 def run_blocking(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run the coroutine that `make` returns, which never suspends, and return its result.
 
-    It is made here, since an exception from a signal handler may come as this function begins, and
-    Python would warn about a coroutine that was never awaited. None comes between the next two
-    calls.
+    The coroutine is created here and not by the caller: an exception from a signal handler may come
+    just when this function begins, and then Python would warn about a coroutine that was never
+    awaited. No such exception comes between the two calls below.
     """
     try:
         make().send(None)
@@ -33,8 +34,8 @@ def run_blocking(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class Blocking(AsyncIterator[T]):
-    """An iterable as an async iterator that never suspends. It is not an async generator, which
-    would make itself known to an event loop that runs on this thread."""
+    """An iterable as an async iterator that never suspends. It is not an async generator, since an
+    async generator registers with an event loop that runs on this thread."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)

@@ -1,5 +1,4 @@
-"""Deadlines of the current context: those of blocks and requests, and the time that the current
-attempt has left.
+"""The deadlines of the current context: of blocks, of requests and of the current attempt.
 
 One context variable holds the innermost deadline; each deadline refers to the one around it.
 """
@@ -22,32 +21,33 @@ laptop).
 
 @dataclass(slots=True, eq=False)
 class Deadline:
-    """The time by `clock` at which calls must end that begin in its context."""
+    """The time by `clock` at which the calls that begin in its context must end."""
 
     at: float
     clock: Callable[[], float]
     since: float = 0.0
-    """When it began to run."""
+    """The time at which the deadline began to run."""
     scope: object = None
-    """The engine whose calls alone it bounds; None for all calls."""
+    """If set, the deadline bounds only the calls of this engine; None: all calls."""
     outer: Deadline | None = None
     requests: int = 0
-    """How many requests of its `scope` have shared it."""
+    """The number of requests of its `scope` that have used this deadline."""
 
     def left(self) -> float:
         """Seconds left, or 0 if the time is over."""
         return max(0.0, self.at - self.clock())
 
     def end(self) -> None:
-        """End it now: nobody waits for its calls any more."""
+        """End the deadline now, since nobody waits for its calls any more."""
         self.at = -math.inf
 
     def lift(self) -> None:
-        """Bound nothing any more. Calls that have begun keep their time."""
+        """Remove the limit for further calls. Calls that have begun keep their time."""
         self.at = math.inf
 
     def by(self, clock: Callable[[], float], now: float) -> tuple[float, float]:
-        """When it began and when it ends by another clock, whose time is `now`."""
+        """Return when the deadline began and when it ends, by another clock, whose time is
+        `now`."""
         if clock is self.clock:
             return self.since, self.at
         here = self.clock()
@@ -60,8 +60,8 @@ class Block:
     __slots__ = ("_steps",)
 
     def __init__(self, deadline: Deadline) -> None:
-        # A generator has two owners that end it: `__exit__`, and the interpreter, which closes it
-        # as the block is dropped. An exception from a signal handler may come as `__exit__` begins.
+        # Both `__exit__` and the interpreter can end a generator: the interpreter closes it when
+        # the block is dropped. A signal handler may raise just when `__exit__` begins.
         self._steps = _steps(deadline)
 
     def __enter__(self) -> None:
@@ -82,7 +82,7 @@ def _steps(deadline: Deadline) -> Generator[None]:
     finally:
         try:
             while before is not None and before.at == math.inf and before.scope is None:
-                before = before.outer  # it was lifted, and could not be removed where it was set
+                before = before.outer  # a lifted deadline that could not be removed
             innermost = CURRENT.get() is deadline and (token is None or leave(token))
         except BaseException:  # from a signal handler
             CURRENT.set(before)
@@ -126,7 +126,8 @@ class Expiry(Deadline):
     def settle_interrupt(self) -> None:
         """Clear `interrupt`: the I/O is over, and its connection may soon serve another attempt.
 
-        If the attempt had already expired, call it now, so that the connection is not reused.
+        If the attempt has already expired, `interrupt` is called now, so that the connection is not
+        reused.
         """
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None and self.at == -math.inf:
@@ -140,8 +141,9 @@ CURRENT: ContextVar[Deadline | None] = ContextVar("lbclient.deadline", default=N
 def applicable(innermost: Deadline | None, scope: object = None) -> Iterator[Deadline]:
     """Yield the deadlines that bound a call of the engine `scope`, from the innermost on.
 
-    Attempts do not bound calls that are made within them. Of requests only the innermost counts:
-    what an event hook sends has its own time.
+    The deadline of an attempt does not bound calls that are made within the attempt. If there are
+    several requests, only the innermost counts, so a request that an event hook sends has its own
+    time.
     """
     requested = False
     while innermost is not None:
@@ -157,8 +159,8 @@ def applicable(innermost: Deadline | None, scope: object = None) -> Iterator[Dea
 def time_left() -> float | None:
     """Return the seconds that are left here: of the current attempt, and of `lbclient.deadline`.
 
-    Returns None if there is neither `deadline` nor `attempt_timeout`. For the function passed to
-    `Balancer.call` or `acall`, for a transport made by `transport=`, and for code in a block or
+    Returns None if there is neither `deadline` nor `attempt_timeout`. Use it in the function passed
+    to `Balancer.call` or `acall`, in a transport made by `transport=`, and in code of a block or
     request that has a deadline.
     """
     left, innermost, within_attempt = math.inf, CURRENT.get(), False
@@ -171,15 +173,15 @@ def time_left() -> float | None:
 
 
 def enter(expiry: Expiry | None) -> Token[Deadline | None]:
-    """Make `expiry` the current one until `leave`. None keeps the current one."""
+    """Make `expiry` the current deadline until `leave`. None keeps the current deadline."""
     return CURRENT.set(CURRENT.get() if expiry is None else expiry)
 
 
 def leave(token: Token[Deadline | None]) -> bool:
-    """Restore the previous one. Returns False if called in another context than `enter`.
+    """Restore the previous deadline. Returns False if called in another context than `enter`.
 
-    A framework may run the two halves of a caller's generator on two threads. Then there is nothing
-    to restore.
+    A framework may run two parts of a caller's generator on two threads. Then there is nothing to
+    restore.
     """
     try:
         CURRENT.reset(token)

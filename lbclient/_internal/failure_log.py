@@ -27,13 +27,13 @@ class Log(Protocol):
 
 
 class Complaint:
-    """Logs failures of code that is not ours, such as a strategy, when something changes.
+    """Logs failures of user code, such as a strategy, when something changes.
 
-    An error that comes with every call must not be logged with every call. The first failure is
-    logged with its traceback, and so is the first of each other type. After that only the number of
-    failures is logged, at 10, 100, 1000... When the code works again, the number of failures is
-    logged. If it alternates between failing and working, the 1st, 2nd, 4th, 8th... of these changes
-    are logged, until there has been no failure for a minute.
+    An error that comes with every call must not be logged with every call. The first failure of
+    each type is logged with its traceback. After that, only the number of failures is logged, at
+    the 10th, 100th, 1000th... When the code works again, the number of failures is logged. If the
+    code keeps alternating between failing and working, only the 1st, 2nd, 4th, 8th... of these
+    changes are logged, until there has been no failure for a minute.
 
     - `log`: takes the message.
     - `subject`, `failure`: the parts of the message, such as "orders: the listener" and "failed".
@@ -84,15 +84,16 @@ class Complaint:
             self._log(self._level, "%s %s (%d times by now)", subject, failure, self._failures)
 
     def recovered(self) -> None:
-        """Record that it works again."""
+        """Record that the code works again."""
         self.failing = False
         if self._logged:
             failures, self._failures = self._failures, 0
             self._log(INFO, "%s works again; failures: %d", self._subject, failures)
 
     def tolerate(self, now: float, what: object = None) -> _Tolerance:
-        """Return a context manager that records what the code in it raises, and does not let it
-        through, unless it came from outside (`is_interruption`). The message shows `what`."""
+        """Return a context manager that records and suppresses the exceptions of the code in its
+        block. An exception from outside (`is_interruption`) is not suppressed. The message shows
+        `what`."""
         return _Tolerance(self, now, what)
 
     def _begin(self, now: float) -> None:
@@ -129,5 +130,5 @@ class _Tolerance:
 
 
 def log_now(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
-    """Log at once. Only for places where none of our locks is held."""
+    """Log at once. Call this only where no lock of lbclient is held."""
     logger.log(level, text, *values, exc_info=error)

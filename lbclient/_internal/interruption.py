@@ -1,4 +1,4 @@
-"""Tells exceptions of the called code from those of a signal handler or another thread."""
+"""Distinguishes exceptions of called code from those of a signal handler or another thread."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ __all__ = ["is_interruption"]
 def is_interruption(error: BaseException) -> bool:
     """Return True if `error` was not raised by the function that was called.
 
-    For code that calls a function of the user's and handles what it raises. Celery's
-    `SoftTimeLimitExceeded` is an `Exception` like any other, but a signal handler raises it in the
-    middle of that function, and it must reach the user. Call this in the frame that caught the
-    error: an exception that was raised in that frame itself, or came through the frame of a signal
-    handler, is an interruption. An exception that another thread set (`PyThreadState_SetAsyncExc`)
-    while the user's function ran cannot be told from one of the function's own.
+    This is for code that calls a function of the user and handles its exceptions. Celery's
+    `SoftTimeLimitExceeded` is an `Exception` like any other. But a signal handler raises it in the
+    middle of the user's function, and it must reach the user. Call this in the frame that caught
+    the error: an exception that was raised in that frame itself, or came through the frame of a
+    signal handler, is an interruption. An exception that another thread set
+    (`PyThreadState_SetAsyncExc`) while the user's function ran cannot be distinguished from an
+    exception of that function.
 
-    A function written in C has no frame, and neither has one that was called with arguments that it
-    does not accept: their exceptions are raised in the frame that caught them, at the call.
+    A function written in C has no frame, and a function that was called with arguments that it does
+    not accept has none either. Their exceptions are raised in the frame that caught them, at the
+    call.
     """
     here = error.__traceback__
     below = None if here is None else here.tb_next

@@ -1,4 +1,4 @@
-"""What a call may wait for, in a form that threads, event loops and virtual time can carry out."""
+"""The waits of a call, in a form that threads, event loops and virtual time can carry out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Signal:
         self._wake: Callable[[], object] | None = None
 
     def listen(self, wake: Callable[[], object]) -> None:
-        """Call `wake` when the signal is set. It may be called twice.
+        """Call `wake` when the signal is set, possibly twice.
 
         `wake` returns False if the listener is gone.
         """

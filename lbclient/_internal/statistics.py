@@ -1,4 +1,4 @@
-"""Statistics that forget what is old: a moving average, and counts over a sliding window."""
+"""Statistics over recent samples: a moving average, and counts over a sliding window."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Ewma(Generic[V]):
         self.value: V = value
 
     def record(self, sample: float) -> None:
-        """Record a sample. The engine has this written out where each call passes."""
+        """Record a sample. On the path of each call, the engine repeats this code to save a
+        function call."""
         old = self.value
         moved = sample if old is None else old + self.gain * (sample - old)
         self.value = moved  # pyright: ignore[reportAttributeAccessIssue]  # each V holds a float
@@ -35,14 +36,15 @@ class SlidingWindow:
     """Counts of the events in the last `seconds`, by kind (numbers from 0).
 
     Events are counted in slices of equal length, as in Hystrix, so a count costs the same however
-    many events there are. A slice is forgotten as a whole: an event counts for `seconds`, or up to
-    one slice less. With `start`, one slice follows another from that time on; after an empty
-    window, from the next event on. Without `start`, a slice begins with the first event after the
-    end of the slice before.
+    many events there are. A slice is forgotten as a whole, so an event counts for `seconds`, or up
+    to one slice less. With `start`, the slices follow each other without gaps from that time on;
+    after an empty window, they start again with the next event. Without `start`, a slice begins
+    with the first event after the end of the slice before.
 
-    If the clock falls back by more than a slice, all events are forgotten: otherwise they would
-    count until it has caught up. The caller passes in the time, and holds a lock. The counts change
-    in lines that call nothing, so an exception from a signal handler leaves them correct.
+    If the clock falls back by more than a slice, all events are forgotten. Otherwise they would
+    count until the clock has caught up. The caller passes in the time, and holds a lock. The counts
+    change in lines that call no function, so an exception from a signal handler leaves the counts
+    correct.
     """
 
     __slots__ = ("_last", "_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
@@ -65,7 +67,8 @@ class SlidingWindow:
             self._begin_slice(start)
 
     def add(self, now: float, kind: int = 0) -> None:
-        """Count an event. Owners offer this method as their own, which saves a function call."""
+        """Count an event. Owners expose this method as one of their own, which saves a function
+        call."""
         if not self._since <= now < self._until:
             self._begin_slice(now)
         self._last[kind] += 1

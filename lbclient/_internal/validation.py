@@ -145,9 +145,9 @@ def address(name: str, value: object) -> str:
 
 @lru_cache(_KNOWN)
 def _address(text: str) -> str:
-    """Parse an IP address. Cached, since the same thousands come with every refresh.
+    """Parse an IP address. Cached, since every refresh brings the same thousands of addresses.
 
-    Python accepts any text as a zone; here it is restricted, since it may end up in a header.
+    Python accepts any text as a zone. Here the zone is restricted, since it may end up in a header.
     """
     found = ipaddress.ip_address(text)
     zone = getattr(found, "scope_id", None)
@@ -188,6 +188,7 @@ def host(name: str, value: object) -> str:
 
 
 def bare(text: str) -> str:
-    """Return the text for use in errors, without what may be a password, or a secret in a query."""
+    """Return the text for use in errors, without a part that may be a password or a secret
+    query."""
     before, _, query = text.partition("?")
     return "..." if "@" in query else before.rpartition("@")[2]

@@ -43,8 +43,8 @@ _POLICIES: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The environment of a balancer: its clock, its random numbers, what runs its jobs and health
-    checks, and where its telemetry goes.
+    """The environment of a balancer: its clock, its random numbers, the scheduler of its jobs, the
+    executor of its health checks, and the providers of its telemetry.
 
     - `look_again`: seconds after which the first call in the queue checks again without being
       woken.
@@ -115,7 +115,7 @@ def build_engine(
         membership,
         picker=picker,
         retry_rules=RetryRules(options["retry"] or ONE_ATTEMPT, runtime.rng),
-        # Build the opt-in rules. None if there are none, since rules take time at each attempt.
+        # None if no rule is set, since rules take time at each attempt.
         opt_in_rules=OptInRules(*rules, runtime.rng) if has_rules else None,
         hedging=None if options["hedge"] is None else Hedging(options["hedge"]),
         telemetry=telemetry,

@@ -1,6 +1,6 @@
-"""Balancer: discovery, picking, retries, breaking and tracing for any protocol.
+"""Balancer: discovery, picks, retries, breakers and tracing for any protocol.
 
-It builds the engine and owns the clock, the random numbers and the lock.
+A balancer builds the engine and owns the clock, the random numbers and the lock.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Balancer:
     - `service`: the service to call: a URL such as `"http+srv://orders.example.com"`, a list of
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
       `FirstOf(...)` or `Union(...)`.
-    - `judge`: the classifier: what a result or an exception means (`Verdict`). The default knows
-      the operating system's network errors.
+    - `judge`: the classifier, a function that returns the `Verdict` on a result or an exception.
+      The default knows the operating system's network errors.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -126,12 +126,12 @@ class Balancer:
 
         - `idempotent`: the call may be repeated even if an attempt may have been carried out.
         - `key`: for strategies that pick by a key.
-        - `deadline`: seconds for the whole call. In `fn`, `lbclient.time_left()` returns what is
-          left for the attempt.
+        - `deadline`: seconds for the whole call. In `fn`, `lbclient.time_left()` returns the time
+          that is left for the attempt.
         - `caller`: a hashable value that identifies the caller. Callers whose calls wait for a
           limit take turns.
 
-        Raises what `fn` raised last, or a LoadBalancingError; RuntimeError after `close`.
+        Raises the last exception of `fn`, or a LoadBalancingError; RuntimeError after `close`.
         """
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
@@ -186,7 +186,7 @@ class Balancer:
             return [endpoint.instance for endpoint in self._engine.pool.endpoints]
 
     def snapshot(self) -> ServiceSnapshot:
-        """Return what the balancer knows now."""
+        """Return the current state of the balancer."""
         return snapshot_of(self._engine)
 
     def refresh(self) -> None:
@@ -213,8 +213,9 @@ class Balancer:
         self._engine.outbox.publish()
 
     def admit(self, instance: Instance) -> None:
-        """Send calls to `instance` again, whatever kept it out: an ejection, its breaker, a
-        back-off that it asked for, or a failed health check (until the next result of the checks).
+        """Send calls to `instance` again, whatever the reason why it was out of rotation: an
+        ejection, its breaker, a back-off that it asked for, or a failed health check (until the
+        next result of the checks).
 
         Raises ValueError for an instance that is not known.
         """
@@ -226,8 +227,8 @@ class Balancer:
         """Send nothing more, and stop discovery. Returns at once.
 
         Attempts in flight continue. Calls that wait (for a slot, for discovery, before a retry) end
-        now: with their last outcome, or with BalancerClosed if there is none. Later calls raise
-        RuntimeError.
+        now. Their result is their last outcome, or BalancerClosed if they have none. Later calls
+        raise RuntimeError.
         """
         self._binding.refuse_calls()
         self._engine.end()
@@ -284,8 +285,8 @@ def _never_raising(
     """Return a classifier that does not raise: if `judge` raises, or does not return a `Verdict`,
     the outcome is neutral.
 
-        This package's own classifiers need no such guard: only exceptions from outside, such as a
-        signal handler's, can come out of them.
+        The classifiers of this package need no such guard: they raise only exceptions from outside,
+        such as those of a signal handler.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

@@ -28,7 +28,7 @@ _SEMANTICS = Semantics()
 
 
 class Binding:
-    """The interface of a balancer for the binding of a protocol: begin calls, and learn about
+    """The interface of a balancer for the binding of a protocol. It begins calls, and reports
     changes.
 
     `lbclient.protocol.bind(balancer)` returns it. Use it if `Balancer.call` is not enough: if a
@@ -46,7 +46,7 @@ class Binding:
         self.clock: Callable[[], float] = engine.clock
         """The balancer's clock: monotonic seconds."""
         self.retry: RetryPolicy = engine.retry_rules.policy
-        """When it retries a call; one attempt if it has no policy."""
+        """The balancer's retry policy; a policy of one attempt if it has none."""
         self.closed: bool = False
         """True once new calls are refused."""
         self._engine = engine
@@ -67,9 +67,10 @@ class Binding:
         return Call(self._engine, self._classify, options, semantics)
 
     def deadline(self, seconds: float) -> Deadline:
-        """A deadline that begins now, for several calls of this balancer and no others.
+        """Return a deadline that begins now, for several calls of this balancer and for no other
+        calls.
 
-        `math.inf` bounds none of them, and hides the deadline of an enclosing request.
+        `math.inf` bounds no call, and hides the deadline of an enclosing request.
         """
         return begun(seconds, self.clock, self._engine)
 
@@ -88,14 +89,14 @@ class Binding:
 
     @property
     def state(self) -> str:
-        """The service and its state, for a `repr`. It takes no lock, resolves nothing and does not
-        raise.
+        """The service and its state, for a `repr`. This property takes no lock, makes no lookup and
+        does not raise.
         """
         engine = self._engine
         if self.closed:
             return f"{engine.service}: closed"
         known = f"{len(engine.pool)} instances"
-        with contextlib.suppress(Exception):  # the clock may be a user's
+        with contextlib.suppress(Exception):  # a clock of the user may raise
             known = f"{engine.pool.in_rotation(engine.clock())} of {known} in rotation"
         return f"{engine.service}: {known}"
 
@@ -119,7 +120,7 @@ class Binding:
         return self._engine.drained()
 
     def abandon_calls(self) -> None:
-        """Charge no instance and retry nothing from now on, since the connections of all calls are
+        """Charge no instance and retry no call from now on, since the connections of all calls are
         being closed.
         """
         self._engine.abandoned = True

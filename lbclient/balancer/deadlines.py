@@ -23,13 +23,14 @@ def deadline(seconds: float) -> AbstractContextManager[None]:
     """Bound all calls of a block: `with lbclient.deadline(0.5):`, in sync and async code.
 
     Every call that begins in the block, through any client, transport or balancer, has at most the
-    time that is left: the smaller of that and its own `deadline`. If no time is left, the call
-    raises DeadlineExceeded, and nothing is sent. Your own code is not interrupted;
-    `lbclient.time_left()` returns what is left.
+    time that is left, or its own `deadline` if that is less. If no time is left, the call raises
+    DeadlineExceeded, and nothing is sent. Your own code is not interrupted; `lbclient.time_left()`
+    returns the time that is left.
 
-    Blocks may be nested: the smaller time counts. Tasks that are started in the block inherit it,
-    also for what they do after the block, and so does `asyncio.to_thread`. Other threads do not,
-    unless they run in `contextvars.copy_context()`.
+    Blocks may be nested: the smaller time counts. Tasks that are started in the block inherit the
+    deadline, and keep it after the end of the block. Functions that run in `asyncio.to_thread`
+    inherit it too. Other threads do not inherit it, unless they run in
+    `contextvars.copy_context()`.
 
     The time begins to run when `deadline` is called. Each block needs a call of its own.
 
@@ -40,7 +41,7 @@ def deadline(seconds: float) -> AbstractContextManager[None]:
 
 
 class DeadlineHeader:
-    """The header by which a caller says how many milliseconds it will wait.
+    """The header in which a caller says how many milliseconds it will wait.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -56,7 +57,7 @@ class DeadlineHeader:
     def deadline(self, values: Sequence[str]) -> Deadline | None:
         """Begin the deadline of a request. None if the header is missing, repeated or malformed.
 
-        Only ASCII digits are a whole number of milliseconds. 0 is a deadline that is over.
+        The value must consist of ASCII digits. 0 is a deadline that is over.
         """
         if not values:
             return None

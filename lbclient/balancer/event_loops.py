@@ -1,4 +1,4 @@
-"""The driver for event loops, asyncio's and trio's."""
+"""The driver for event loops, on asyncio and trio."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ async def _race(
     wait: Callable[[Pause], Awaitable[None]],
     discard: Callable[[R], Awaitable[object]],
 ) -> None:
-    """Run the call's own lane in this task, and that of its hedge in another. The slower attempt is
-    cancelled."""
+    """Run the call's own lane in this task, and the lane of its hedge in another task. The slower
+    attempt is cancelled."""
 
     async def run(lane: Lane[R]) -> None:
         try:
@@ -121,7 +121,7 @@ async def _race(
             async with anyio.create_task_group() as group:
                 group.start_soon(run_others)
                 await run(Lane(lanes, call))
-        except BaseExceptionGroup as errors:  # one exception, from one place
+        except BaseExceptionGroup as errors:  # it has only one exception
             raise errors.exceptions[0] from None
 
 

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _LEAST = 0.001
-"""The shortest timeout: 0 would mean a socket that never waits."""
+"""The shortest timeout. A socket with a timeout of 0 would not wait at all."""
 
 Check = Callable[[Endpoint, Expiry], None]
 """Checks one instance before the expiry. It may block, and raises if the check fails."""
@@ -52,7 +52,7 @@ Results = Generator[tuple[S, Exception | None], None, None]
 
 
 class CheckFailed(LoadBalancingError):
-    """The instance gave a wrong answer, or none in time. The text says what happened."""
+    """The instance gave a wrong answer, or no answer in time. The text says what happened."""
 
 
 def plain_check(policy: HealthCheck) -> Check | None:
@@ -63,7 +63,7 @@ def plain_check(policy: HealthCheck) -> Check | None:
 
 
 def connects(endpoint: Endpoint, expiry: Expiry) -> None:
-    """Connect to one of its addresses, as calls do. Raises OSError."""
+    """Connect to one of the addresses of the instance, as calls do. Raises OSError."""
     instance = endpoint.instance
     hosts = instance.addresses or (instance.host,)
     failure = OSError("the instance has no address")
@@ -88,7 +88,7 @@ def _calling(function: Callable[[Instance], bool]) -> Check:
 
 
 class CheckExecutor(Protocol):
-    """Runs checks, and yields each subject with its error, or None, as soon as that is known."""
+    """Runs checks, and yields each subject with its error, or None, as soon as its check ends."""
 
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
@@ -109,8 +109,8 @@ class Threads:
     """Runs several checks at a time, each on its own daemon thread, so that a silent instance does
     not delay other checks.
 
-    A check that takes too long has failed. Its thread cannot be ended, and nothing waits for it.
-    Until it ends, other checks of its subject fail at once.
+    A check that takes too long has failed. Its thread cannot be ended, and nothing waits for the
+    thread. Until the thread ends, other checks of the same subject fail at once.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Threads:
         def work() -> None:
             done.put((subject, outcome(check, subject, expiry)))
 
-        # In a context of its own: a thread may inherit one that holds the span of a call.
+        # In a context of its own: a thread may inherit a context that holds the span of a call.
         thread = threading.Thread(
             target=Context().run, args=(work,), name="lbclient-check", daemon=True
         )
@@ -161,7 +161,7 @@ class Threads:
 def _next(
     done: queue.SimpleQueue[tuple[S, Exception | None]], under_way: dict[S, Expiry], seconds: float
 ) -> tuple[S, Exception | None]:
-    """Wait until a check ends, or until the time of the one that began first is up."""
+    """Wait until a check ends, or until the time of the oldest check is up."""
     first = next(iter(under_way))
     while True:
         try:
@@ -196,9 +196,10 @@ def _still() -> float:
 
 
 class Report(Protocol):
-    """Called when the health of an instance has changed; it sets `endpoint.healthy`.
+    """A function that is called when the health of an instance has changed, and sets
+    `endpoint.healthy`.
 
-    `breaker` stands for the machine that was checked. If the endpoint has another breaker now, the
+    `breaker` identifies the machine that was checked. If the endpoint has another breaker now, the
     report is ignored. `why` is the error of the last check, empty if it passed.
     """
 
@@ -210,8 +211,8 @@ class Report(Protocol):
 class Monitor(PeriodicJob):
     """A job of the scheduler: checks every known instance, about every `policy.interval`.
 
-    It is one job for all instances: `endpoints` returns them, `check` checks one, `executor` runs
-    the checks. It starts with `begin`.
+    One job checks all instances: `endpoints` returns them, `check` checks a single one, and
+    `executor` runs the checks. The job starts with `begin`.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ __all__ = ["Lease"]
 
 
 class Lease:
-    """Returned by `Balancer.acquire`. Entering it picks an instance, and leaving it records the
-    outcome. It is used once.
+    """The context manager that `Balancer.acquire` returns. Entering it picks an instance, and
+    leaving it records the outcome. Each lease is used once.
 
     A network error in the block counts against the instance, and is raised to the caller.
     """

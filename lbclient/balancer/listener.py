@@ -1,7 +1,8 @@
 """Calls a listener on a thread of its own, isolated from the calls of the balancer.
 
-So a listener may be slow, may raise, and may itself make calls; no call waits for it. Events come
-in order. If the listener is too slow, events are dropped, and the log says how many.
+So a listener may be slow, may raise an exception, and may itself make calls; no call waits for the
+listener. Events are delivered in order. If the listener is too slow, events are dropped, and the
+log says how many.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _MOST = 10_000
 
 
 class Listening:
-    """Delivers events to `listener`. The thread starts with the first event, and ends with `stop`,
-    or when this object is collected. A process that ends does not wait for it.
+    """Delivers events to `listener` on a thread. The thread starts with the first event, and ends
+    with `stop`, or when this object is garbage collected. A process that ends does not wait for the
+    thread.
 
     Raises TypeError for a listener that is not callable.
     """
@@ -50,7 +52,7 @@ class Listening:
             self._start(box)
 
     def stop(self) -> None:
-        """Deliver the events that are queued, and then no more."""
+        """Deliver the events that are already queued, and no more events after them."""
         self._box.close()
 
     def after_fork(self) -> None:
@@ -62,8 +64,8 @@ class Listening:
 
     @Lazy
     def _box(self) -> _Box:
-        """The queue and its thread. Made at the first event, since gevent may replace the queue's
-        type before.
+        """The queue and its thread. They are created at the first event, since gevent may replace
+        the type of the queue before that.
         """
         box = _Box()
         weakref.finalize(self, box.close).atexit = False
@@ -86,12 +88,13 @@ class _Box:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.started = False
         self.running = threading.Lock()
-        """Held by the one thread that delivers events: several may be started at the same time."""
+        """Held by the thread that delivers events, since several threads may be started at the same
+        time."""
         self.dropped = 0
         self.closed = False
 
     def close(self) -> None:
-        """End the thread once it has delivered the events that came before."""
+        """End the thread after it has delivered the events that are in the queue."""
         if not self.closed:
             self.closed = True
             self.queue.put(None)

@@ -24,8 +24,8 @@ from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
 __all__ = ["Loads", "Prober"]
 
 _AT_ONCE = 16
-"""The maximum number of probes under way: a silent instance must not delay others, and a strategy
-keeps this many reports.
+"""The maximum number of probes under way. A silent instance must not delay other probes, and a
+strategy keeps this many reports.
 """
 
 
@@ -35,8 +35,8 @@ class Loads:
     def __init__(self, strategy: LoadAware, engine: Engine) -> None:
         probe = strategy.probe if isinstance(strategy, Probing) else None
         self.probe: LoadProbe | None = probe if isinstance(probe, LoadProbe) else None
-        """How the strategy wants instances to be probed, or None. A user's strategy may use this
-        name for something else.
+        """The strategy's settings for load probes, or None. A user's strategy may use the attribute
+        `probe` for something else.
         """
         self.nonsense: int = 0
         """The number of reports that could not be used."""
@@ -49,7 +49,7 @@ class Loads:
         )
 
     def record(self, endpoint: Endpoint, load: LoadReport | None) -> None:
-        """Report the load of an endpoint. None if it was probed and did not report its load."""
+        """Report the load of an endpoint. None: it was probed and did not report its load."""
         engine = self._engine
         with engine.lock:
             now = engine.clock()
@@ -67,15 +67,15 @@ class Loads:
         self.record(endpoint, None)
 
     def candidates(self) -> Sequence[Endpoint]:
-        """The endpoints that may be picked, which are those to probe."""
+        """The endpoints that may be picked. These are the endpoints to probe."""
         engine = self._engine
         with engine.lock:
             return engine.pool.candidates(engine.clock())
 
 
 class Prober:
-    """A job of the scheduler that probes instances: `ask` asks one of `candidates`, on its own
-    thread.
+    """A job of the scheduler that probes instances. `ask` asks one of the `candidates`, on a thread
+    of its own.
 
     The first answer to a call starts a round. After that, a round starts every `policy.interval`,
     as long as calls get answers.
@@ -159,7 +159,7 @@ class Prober:
             finally:
                 under_way.discard(endpoint)
 
-        # In a context of its own: a thread may inherit one that holds the span of a call.
+        # In a context of its own: a thread may inherit a context that holds the span of a call.
         run = Context().run
         try:
             threading.Thread(target=run, args=(work,), name="lbclient-probe", daemon=True).start()

@@ -50,7 +50,7 @@ class Option(NamedTuple):
 
 
 class BalancerOptions(TypedDict, total=False):
-    """The options of `Balancer`, and of everything that has a balancer."""
+    """The options of `Balancer`, and of all clients and transports."""
 
     strategy: Annotated[
         StrategyName | Strategy,
@@ -259,8 +259,9 @@ _POLICIES: dict[str, type[RetryPolicy | BreakerPolicy | AdaptiveLimit]] = {
 def refuse_unknown(
     options: Iterable[str], known: Iterable[str], hints: Mapping[str, str] = _NO_HINTS
 ) -> None:
-    """Raise TypeError for names that are not among the known ones. It names these, and says where
-    an argument belongs or which one was probably meant. `hints` says so for some names."""
+    """Raise TypeError for names that are not among the known names. The error lists the known
+    names, and says where an argument belongs or which argument was probably meant. `hints` has such
+    a text for some names."""
     if unknown := sorted(set(options) - set(known)):
         where = [hint for name in unknown for hint in _hints(name, known, hints)]
         parts = [f"unknown argument {', '.join(unknown)}", *where]
@@ -287,22 +288,22 @@ def recommended(
         Client(service, **recommended(deadline=2.0))
 
     `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. The
-    deadline is set in the `RetryPolicy`, also if that is one of the `changes` (`retry=None` is one
-    attempt). `changes` are options of `Balancer` by name; each replaces the recommended one, or is
-    added.
+    deadline is set in the `RetryPolicy`, even if the policy is one of the `changes` (`retry=None`
+    is one attempt). `changes` are options of `Balancer` by name: each of them replaces a
+    recommended option, or is added to the recommended options.
 
     Compared with the defaults, these options help a service that is overloaded or partly slow, and
     cost a healthy service nothing: see docs/scoreboard.md and benchmarks/healthy.py. Only a first
-    burst of more than twenty calls for each instance waits a few round trips, while the limit grows
-    (a larger `initial=` avoids that, but an overload then starts with more attempts).
+    burst of more than twenty calls for each instance waits a few round trips while the limit grows.
+    (A larger `initial=` avoids this wait, but then an overload starts with more attempts.)
 
     The defaults use instances in turn, so that shares and weights are exact and every call is sent
     at once. These options send calls to instances with few attempts in flight, and let calls wait
     in a queue while the service is busy: as long as their deadline allows, or as long as httpx's
     pool timeout if there is no deadline.
 
-    Raises TypeError for a change that is not an option (the error names the options), ValueError or
-    TypeError for a `deadline` that is not a time above zero.
+    Raises TypeError for a change that is not an option (the error lists the options), and
+    ValueError or TypeError for a `deadline` that is not a time above zero.
     """
     for name in changes:
         if name not in BalancerOptions.__annotations__:

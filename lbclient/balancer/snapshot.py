@@ -1,4 +1,4 @@
-"""A snapshot of what a balancer knows, for people and dashboards."""
+"""A snapshot of the state of a balancer, for people and dashboards."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class InstanceSnapshot:
     - `in_flight`: the number of attempts in flight.
     - `breaker`: the state of its breaker.
     - `attempts`, `failures`: attempts and faults so far.
-    - `latency`: a moving mean of the time of attempts that it answered, in seconds; None before the
-      first answer.
-    - `standing`: `"serving"`, or what keeps it out of rotation: `"ejected"`, `"unhealthy"` (by
-      active checks), `"open"` or `"half-open"` (its breaker), `"resting"` (`Retry-After`, or a
-      rate limit).
+    - `latency`: a moving mean of the time of attempts that the instance answered, in seconds; None
+      before the first answer.
+    - `standing`: `"serving"`, or the reason why the instance is out of rotation: `"ejected"`,
+      `"unhealthy"` (by active checks), `"open"` or `"half-open"` (its breaker), `"resting"`
+      (`Retry-After`, or a rate limit).
     """
 
     instance: Instance

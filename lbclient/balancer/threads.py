@@ -51,7 +51,7 @@ def run(
     rest: Callable[[Pause], None] | None = None,
     discard: Callable[[R], object] | None = None,
 ) -> R:
-    """Carry a call out on this thread, or on one thread for each attempt if it may be hedged.
+    """Carry a call out on this thread. If the call may be hedged, each attempt has its own thread.
 
     `discard` closes answers that came too late.
     """
@@ -78,8 +78,8 @@ def _race(
 ) -> None:
     """Run each lane on its own thread, since a thread that reads cannot notice a faster answer.
 
-    The slower attempt is interrupted if its connection is one of ours. Otherwise the attempt runs
-    to its end, and its instance counts as busy until then.
+    The slower attempt is interrupted if lbclient has opened its connection. Otherwise the attempt
+    runs to its end, and its instance counts as busy until then.
     """
 
     def run(lane: Lane[R]) -> None:
@@ -121,7 +121,7 @@ def _started(run: Callable[[Lane[R]], None], lane: Lane[R]) -> threading.Thread:
         thread.start()
     except RuntimeError as error:
         if (interruption := error.__context__) not in (None, before):
-            raise interruption from None  # after it, the lock of `thread` could not be released
+            raise interruption from None  # it left the lock of `thread` held
         context.run(run, lane)  # no more threads can be started
     return thread
 

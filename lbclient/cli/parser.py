@@ -27,7 +27,7 @@ The exit status is 1 if any call failed, otherwise 0.
 _RESOLVE = """\
 Ask discovery about a service and print the answer: the instances by tier, each
 with its weight, its share of the tier and its addresses; the TTL; the age of
-the answer, which is 0 s; which records were refused, and why.
+the answer, which is 0 s; and the refused records with their reasons.
 
 With --watch it continues to ask, as a client does: again at the TTL (at least
 1 s, at most 1 h, plus or minus a tenth); after a failure in 1 s, then at growing
@@ -78,13 +78,13 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         type=_seconds,
         default=24.0,
         metavar="N",
-        help=f"how many seconds it runs, {_LEAST:g} to {_MOST:g} (default 24)",
+        help=f"the length of the demo in seconds, {_LEAST:g} to {_MOST:g} (default 24)",
     )
     add.add_argument(
         "--strategy",
         choices=sorted(BY_NAME),
         default="least-busy",
-        help="how instances are picked (default least-busy)",
+        help="the strategy that picks instances (default least-busy)",
     )
     add.add_argument(
         "--plain",

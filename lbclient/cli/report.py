@@ -1,4 +1,4 @@
-"""What discovery returns for a service, as text, and the changes from one answer to the next."""
+"""Shows an answer of discovery as text, and the changes from one answer to the next."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def as_arguments(text: str) -> str:
 
 
 def picture(name: str, answer: Answer) -> Iterator[str]:
-    """Yield the lines that show an answer that has just arrived; so its age is 0 s."""
+    """Yield the lines that show an answer that has just arrived, so that its age is 0 s."""
     known = shares(answer.instances)
     tiers = sorted({instance.priority for instance in known})
     good_for = "it never changes" if answer.ttl is None else f"TTL {answer.ttl:g} s, age 0 s"
@@ -142,8 +142,8 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
 
 
 def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:
-    """Return the changes of refused records. One that is refused for a new reason counts as new,
-    but not as gone.
+    """Return the changes of refused records. A record that is refused for a new reason counts as
+    new, but not as gone.
     """
     old, new = set(map(_record_and_reason, before)), set(map(_record_and_reason, now))
     yield from (f"refused {record}: {reason}" for record, reason in sorted(new - old))

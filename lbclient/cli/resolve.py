@@ -1,6 +1,6 @@
-"""`lbclient resolve`: what discovery returns for a service, and what it refused.
+"""`lbclient resolve`: shows the answer of discovery for a service, and the refused records.
 
-With `--watch`, it then shows each change when a client would notice it.
+With `--watch`, the command then shows each change when a client would notice it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _watch(name: str, resolver: Resolver) -> None:
 
     Raises BrokenPipeError as soon as standard output is no longer read.
     """
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines contain it
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines contain the same
     rounds = Reporter(name, resolver).subscription
     while not rounds.stopped:
         _rest(rounds.next_at - time.monotonic())
@@ -85,10 +85,10 @@ def _watch(name: str, resolver: Resolver) -> None:
 
 
 class Reporter:
-    """Reports what each look-up of its subscription `watch` has changed. It is a
-    `SubscriptionListener`, as the balancer's membership is.
+    """Reports the changes of each lookup of its subscription `watch`. It is a
+    `SubscriptionListener`, like the balancer's membership.
 
-    Until the first good answer it writes to standard error, after that to standard output.
+    Until the first good answer it writes to standard error, and after that to standard output.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Reporter:
             self,
             clock=clock,
             rng=random.Random(),  # noqa: S311  # not for secrets
-            lock=contextlib.nullcontext(),  # one thread
+            lock=contextlib.nullcontext(),  # there is only one thread
             max_stale=None,
         )
         self._known: Answer | None = None
@@ -120,7 +120,7 @@ class Reporter:
         """Report the error, unless the last lookup failed for the same reason."""
         error = self.subscription.error
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__  # a subscription treats it only as the end of this look-up
+            raise error.__cause__  # a subscription treats it only as the end of this lookup
         if self._error is None or text_of(error) != text_of(self._error):
             what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
             self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")

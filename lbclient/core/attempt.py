@@ -1,6 +1,6 @@
 """One attempt: from the pick to the verdict, and to the end of its body.
 
-Two attempts of one call may race: the first good answer is the call's outcome.
+Two attempts of a hedged call may run at the same time. The first good answer is the call's outcome.
 """
 
 from __future__ import annotations
@@ -62,14 +62,15 @@ class CallState(PickRequest, Generic[R]):
     classify: Classifier
     """The classifier: what the outcome of an attempt means."""
     context: Deadline | None
-    """The innermost deadline of the context in which it began."""
+    """The innermost deadline of the context in which the call began."""
     deadline: float | None
     """When the call must end, in clock time."""
     engine: Engine
     inherited: bool
-    """True if this is the deadline of a block or of a request to this service, not its own."""
+    """True if `deadline` comes from a block or from a request to this service, not from the
+    call."""
     race: HedgeRace[R] | None
-    """The race of its attempts, if it may be hedged; else None."""
+    """Decides between the attempts of a call that may be hedged; else None."""
     semantics: Semantics
     since: float
     """When the deadline began to run: before the call, if earlier requests share the deadline."""
@@ -79,18 +80,16 @@ class CallState(PickRequest, Generic[R]):
 
     @property
     def over(self) -> bool:
-        """True if another attempt has brought the outcome, or the call's outcome is no longer
-        needed.
-        """
+        """True if another attempt has brought the outcome, or no outcome is needed any more."""
         return self.race is not None and self.race.over
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """The endpoints with an attempt in flight, while another is looked for. Hold the lock."""
+        """The endpoints that have an attempt of this call in flight. Hold the lock."""
         return () if self.race is None else self.race.endpoints
 
     def expiry(self, started: float) -> Expiry:
-        """When an attempt that began at `started` must end, if the call is `timed`."""
+        """The time at which an attempt that began at `started` must end, if the call is `timed`."""
         timeout = self.engine.retry_rules.policy.attempt_timeout
         ends = [] if self.deadline is None else [self.deadline]
         if timeout is not None:
@@ -102,24 +101,26 @@ class CallState(PickRequest, Generic[R]):
         return self.deadline is not None and self.engine.clock() >= self.deadline
 
     def had_time(self, started: float) -> bool:
-        """True if an attempt that started then, and that the deadline ended, had enough time for an
-        answer: at least half of the call's, and if another service has set that, also as long as
-        answers take. Otherwise hurried callers would take healthy instances out of rotation."""
+        """True if an attempt from `started` on, which the deadline ended, had enough time for an
+        answer: at least half of the time of the call. If another service has set the deadline, the
+        attempt must also have had the usual time of an answer. Otherwise callers with short
+        deadlines would take healthy instances out of rotation."""
         half = ((self.deadline or 0.0) - self.since) / 2
         takes = (self.engine.answer_time or 0.0) if self.inherited else 0.0
         return started - self.since <= half and self.engine.clock() - started >= takes
 
     def unwanted(self) -> bool:
-        """True once nobody waits for it: a deadline of its context was ended early."""
+        """True once nobody waits for the call, since a deadline of its context was ended early."""
         return any(one.at == -math.inf for one in applicable(self.context))
 
 
 class Attempt(Generic[R]):
     """Holds one permit and one slot, and gives each back exactly once.
 
-    A driver enters it, sends, and sets `result`. Leaving it classifies the outcome: an error after
-    which the call may go on is stored in `error`; any other is raised. `hold` keeps the slot, and a
-    verdict without fault, open until `finish`: for an answer whose body is still to be read.
+    A driver enters the attempt, sends, and sets `result`. Leaving the attempt classifies the
+    outcome: an error after which the call may go on is stored in `error`, and any other error is
+    raised. If the body of an answer is still to be read, `hold` keeps the slot until `finish`. A
+    verdict without fault is then recorded at `finish`, too.
     """
 
     __slots__ = (
@@ -153,29 +154,30 @@ class Attempt(Generic[R]):
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
         self.expiry: Expiry | None = call.expiry(pick.started) if call.timed else None
         self.replaces: R | None = replaces
-        """The answer that this attempt is to replace. It must be closed before sending."""
+        """The answer to the attempt before, which this attempt replaces. It must be closed before
+        sending."""
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
         self.losing: bool = False
-        """True if another attempt of its call was faster."""
+        """True if another attempt of the same call was faster."""
         self.deadline_expired: bool = False
-        """True if our own deadline ended it."""
+        """True if a deadline of this client ended the attempt."""
         self.verdict: Verdict | None = None
 
     @property
     def reason(self) -> str:
-        """Why its instance was chosen."""
+        """The reason why the instance was chosen."""
         return self.pick.reason
 
     @property
     def answering(self) -> bool:
-        """True while the rest of a body arrives whose first byte was the answer."""
+        """True while the body continues to arrive, if its first byte has counted as the answer."""
         return self.verdict is None and self.pick.elapsed > 0
 
     @property
     def open(self) -> bool:
-        """True while it counts as in flight."""
+        """True while the attempt counts as in flight."""
         return self.pick.taken
 
     def __enter__(self) -> Attempt[R]:
@@ -216,12 +218,11 @@ class Attempt(Generic[R]):
         return False
 
     def answered(self) -> None:
-        """Measure its latency up to now, although it goes on."""
+        """Measure the latency up to now, although the attempt continues."""
         self.pick.elapsed = self._call.engine.clock() - self.pick.started
 
     def hold(self, holder: object | None = None) -> None:
-        """Keep the slot, since the answer has a body that is still to be read. `finish` comes
-        later.
+        """Keep the slot until `finish`, since the body of the answer is still to be read.
 
         If `holder`, which should call `finish`, is garbage collected first, the slot is given back
         anyway. From now on the attempt has the time of the whole call.
@@ -252,7 +253,7 @@ class Attempt(Generic[R]):
             self._leave(self._token)
         if self.expiry is not None:
             self.expiry.at = math.inf
-            if CURRENT.get() is self.expiry:  # if it was interrupted before it had the token
+            if CURRENT.get() is self.expiry:  # interrupted before the token was stored
                 CURRENT.set(self.expiry.outer)
         self._span.end()
         self._close(None, release=True)
@@ -263,7 +264,7 @@ class Attempt(Generic[R]):
         return result  # type: ignore[return-value]  # called once, after it was set
 
     def release_slot(self) -> None:
-        """Stop counting as in flight, while its unread answer waits for a retry."""
+        """Stop counting the attempt as in flight, while its unread answer waits for a retry."""
         with self._call.engine.lock:
             if self.pick.taken:
                 self._call.engine.release(self.pick)
@@ -288,8 +289,8 @@ class Attempt(Generic[R]):
         return True
 
     def _verdict_on(self, error: BaseException) -> Verdict | None:
-        """Return the verdict to record. None, which charges no instance, for an exception that is
-        not a fault, and for any that is not an `Exception`.
+        """Return the verdict to record, or None, which charges no instance, for an exception that
+        is not a fault or not an `Exception`.
         """
         self.pick.fault = fault_name(None, error)
         if not isinstance(error, Exception):
@@ -325,7 +326,7 @@ class Attempt(Generic[R]):
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
             return
-        if verdict.rest:  # it begins now: the body may take minutes
+        if verdict.rest:  # the back-off begins now, since the body may take minutes
             with engine.lock:
                 engine.back_off(self.pick, verdict.rest)
             verdict = self.verdict = replace(verdict, rest=0.0)
@@ -349,7 +350,7 @@ class Attempt(Generic[R]):
         with engine.lock:
             if not self._recorded:
                 engine.record_outcome(self.pick, verdict)
-                self._recorded = True  # if that was interrupted, `abandon` gives the permit back
+                self._recorded = True  # if interrupted before, `abandon` gives the permit back
             if release and self.pick.taken:
                 engine.release(self.pick)
             if release and self._owner is not None:
@@ -362,7 +363,7 @@ class Attempt(Generic[R]):
             self._span.leave()
 
     def _tell(self, error: BaseException | None) -> None:
-        """End its span, and record its duration."""
+        """End the span of the attempt, and record its duration."""
         semantics, span = self._call.semantics, self._span
         if span.recording:
             span.end(semantics.outcome(self.result, error))

@@ -84,7 +84,7 @@ def caller_of(name: str, caller: object) -> int | None:
 def call_options(
     *, idempotent: bool, key: object, deadline: float | None, caller: object = None
 ) -> CallOptions:
-    """Check and return the options of a call. Raises ValueError or TypeError, naming the
+    """Check the options of a call, and return them. Raises ValueError or TypeError, naming the
     argument."""
     if not isinstance(idempotent, bool):
         raise TypeError(f"idempotent must be True or False, not {idempotent!r}")
@@ -97,7 +97,7 @@ NO_OPTIONS = CallOptions()
 
 
 class Call(CallState[R]):
-    """One call of one balancer. It is used once."""
+    """One call of one balancer. Each object is used once."""
 
     __slots__ = ("_options", "_records", "_retry_controller", "_stopped", "last", "started")
 
@@ -124,7 +124,7 @@ class Call(CallState[R]):
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
-        # In one assignment: reading one option by its name takes as long as this line.
+        # In one assignment: to read a single option by its name takes as long as this line.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
         self.accepts_tried = self.inherited = False
         if limit is None:
@@ -155,7 +155,7 @@ class Call(CallState[R]):
             since, end = one.by(self.engine.clock, self.now)
             if one.scope is not None:
                 one.requests += 1
-                if self._options.deadline is None:  # the request's replaces the policy's
+                if self._options.deadline is None:  # the request's deadline replaces the policy's
                     self.deadline = None
             if self.now >= end:
                 ended = "was ended" if end == -math.inf else "is over"
@@ -174,7 +174,7 @@ class Call(CallState[R]):
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         engine = self.engine
         engine.calls.pop(self, None)
-        if self.waiting is not None and self.race is None:  # otherwise its lane does
+        if self.waiting is not None and self.race is None:  # otherwise its lane leaves the queue
             self._leave()
         if error is not None and self.race is None:
             self.abandon()
@@ -221,7 +221,8 @@ class Call(CallState[R]):
     def _wait(
         self, got: Pick | Signal | None, holding: Pick | None, last: Attempt[R] | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Wait for a slot, or for a first answer of discovery. None: the last outcome is final."""
+        """Wait for a slot, or for the first answer of discovery. None: the last outcome is
+        final."""
         try:
             pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
@@ -245,19 +246,20 @@ class Call(CallState[R]):
         return True
 
     def _back_off(self, delay: float) -> Pause:
-        """Wait before a retry. Ends early if a hedge has the outcome, or the balancer is closed."""
+        """Wait before a retry. The wait ends early if a hedge has the outcome, or the balancer is
+        closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
         else:
             signal = self.race.ended
-        # First store the signal, then check: `Engine.end` does the two in the other order.
+        # First store the signal, then check: `Engine.end` does these two steps in the other order.
         return Pause(0.0 if self.engine.membership.ended else delay, signal)
 
     def result(self) -> R:
         """Return the final result, or raise the final error. May be called once.
 
-        The call keeps no reference to it: an error refers to frames that refer to the call, and a
-        response in such a cycle would live until the garbage collector runs.
+        The call keeps no reference to the result. An error refers to frames that refer to the call,
+        and a response in such a cycle would live until the garbage collector runs.
         """
         if (race := self.race) is None:
             last, self.last = self.last, None
@@ -265,7 +267,7 @@ class Call(CallState[R]):
             if race.winner is not None:
                 self._stopped = None
             last, self._records = race.outcome(self.last)
-            if last is self.last:  # otherwise its lane may still carry it out
+            if last is self.last:  # otherwise a lane may still carry the other attempt out
                 self.last = None
         if last is None:
             raise RuntimeError("the result of a call can be taken only once")
@@ -286,7 +288,7 @@ class Call(CallState[R]):
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the call began."""
         return self.engine.clock() - self.started
 
     def hedge_after(self) -> float | None:
@@ -305,13 +307,14 @@ class Call(CallState[R]):
         return CallInfo(tuple(self._records), self._stopped)
 
     def _replaced(self, last: Attempt[R]) -> R | None:
-        """Take the answer of `last`, which another attempt replaces."""
+        """Take the answer of `last`, since another attempt replaces it."""
         if self.race is None:
             self._records.append(last.info())
         return last.take() if last.error is None else None
 
     def abandon(self) -> None:
-        """Give back all that the call holds, since it was interrupted or its lease dropped."""
+        """Give back all slots and permits of the call, which was interrupted or whose lease was
+        dropped."""
         if self.race is None:  # otherwise the call itself goes on, and only its lane has ended
             self.engine.calls.pop(self, None)
         if self.waiting is not None:
@@ -320,7 +323,7 @@ class Call(CallState[R]):
             self.engine.give_back(self.pick)
         if self.last is not None:
             self.last.abandon()
-            if self.race is None:  # otherwise its lane does
+            if self.race is None:  # otherwise its lane gives them back
                 self.last = None
 
     def _leave(self) -> None:

@@ -55,8 +55,8 @@ class CallInfo(NamedTuple):
 def call_info(outcome: object) -> CallInfo:
     """Return the record of the call that returned this response, or raised this exception.
 
-    An exception that ended no attempt has no attempts. Raises ValueError for a response that is not
-    from lbclient.
+    An exception of a call without an attempt has an empty record. Raises ValueError for a response
+    that is not from lbclient.
     """
     if isinstance(outcome, BaseException):
         return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))
@@ -72,11 +72,11 @@ def concluded(
     stopped: Stopped | None,
     expired_after: float | None,
 ) -> Exception:
-    """Add to the error that ends a call its attempts, and why there were no more: as a note, and
-    for `call_info`.
+    """Return the error that ends a call, with the record of its attempts, as a note and for
+    `call_info`.
 
-    If our own deadline ended the call, `expired_after` is its time in seconds, and the result is a
-    DeadlineExceeded with the error as its cause.
+    If a deadline ended the call, `expired_after` is the time of the call in seconds. Then the
+    result is a DeadlineExceeded whose cause is `error`.
     """
     if expired_after is not None:
         over = DeadlineExceeded(

@@ -1,13 +1,13 @@
 """The state that all calls of one balancer share, and the decisions that change it.
 
-Everything here is decided under one lock that is never held across I/O, a sleep or an await. The
+All decisions are made under one lock, which is never held across I/O, a sleep or an await. The
 lock, the clock and the random numbers are passed in.
 
-An exception may come between any two lines: a signal handler raises it (Celery's soft limit, Ctrl-C
-in a notebook), or another thread sets it. CPython checks for such exceptions only when a function
-begins, after a call of a C function, and at backward jumps. So a slot or a permit is first recorded
-in an object that already has an owner, the call. Records and counts change together in lines that
-call nothing: either all of them run, or none. tests/stress/test_interruptions.py raises an
+An exception may come between any two lines: from a signal handler (Celery's soft limit, Ctrl-C in a
+notebook), or from another thread. CPython checks for such exceptions only when a function begins,
+after a call of a C function, and at backward jumps. So a slot or a permit is first recorded in an
+object that the call already holds. Records and counts change together in lines that call no
+function: either all of these lines run, or none. tests/stress/test_interruptions.py raises an
 exception at each point.
 """
 
@@ -47,18 +47,19 @@ __all__ = ["Engine", "SlotOwner"]
 
 _GAIN = 0.1
 _SHARE_GAIN = 1 / 16
-"""The weight of one attempt in the share of its instance. In the share of all instances, the
-weight is divided by their number."""
+"""The weight of one attempt in the share of client errors of its instance. In the share of all
+instances, this weight is divided by the number of instances."""
 _TAKES = 3.0
-"""If times are exponential, one answer in twenty takes longer than this many times the mean."""
+"""Nearly all answers take at most this many times the mean. (With an exponential distribution, one
+in twenty takes longer.)"""
 
 
 class SlotOwner(ref[object]):
-    """A weak reference to an object of the user's that holds a slot, such as a response.
+    """A weak reference to an object of the user that holds a slot, such as a response.
 
-    `give_back` is called once the user has dropped that object. A `__del__` would not be safe: an
-    exception from a signal handler may come at its first instruction, and would be lost. The
-    callback of a weak reference may be a C function, which nothing interrupts.
+    `give_back` is called after the user has dropped that object. A method `__del__` would not be
+    safe: an exception from a signal handler may come at its first instruction, and the slot would
+    be lost. The callback of a weak reference may be a C function, which cannot be interrupted.
     """
 
     __slots__ = ("give_back",)
@@ -67,7 +68,7 @@ class SlotOwner(ref[object]):
 
 
 class Engine:
-    """The decisions of one balancer, and the state that they need."""
+    """Makes the decisions of one balancer, and holds the state that they need."""
 
     def __init__(
         self,
@@ -98,10 +99,10 @@ class Engine:
         self.rng = rng
         self.lock: AbstractContextManager[object, bool | None] = lock
         self.owners: set[SlotOwner] = set()
-        """The owners of slots that are held by the user's objects."""
+        """The owners of the slots that objects of the user hold."""
         self.deferred_releases: deque[SlotOwner] = deque()
-        """Owners whose objects were garbage collected, which may happen at any time, inside any
-        lock.
+        """Owners whose objects were garbage collected. This may happen at any time, while any lock
+        is held.
         """
         self.mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
         """The mean time to an answer, in seconds, over all instances."""
@@ -112,8 +113,8 @@ class Engine:
         """True if a rule or the strategy needs every outcome."""
         self.queue: WaitQueue = membership.queue
         self.look_again = look_again
-        """Seconds after which the first call in the queue checks again without being woken, since a
-        response that is garbage collected unclosed gives its slot back without waking it.
+        """Seconds after which the first call in the queue checks again without being woken. A
+        response that is garbage collected unclosed gives its slot back without waking a call.
         `math.inf` in virtual time.
         """
         self.discarding: Complaint = Complaint(
@@ -161,8 +162,8 @@ class Engine:
         self.telemetry.metrics.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a forked child: take a new lock, forget the parent's calls, and choose times and
-        positions other than the parent's. The random numbers have a new seed already.
+        """In a forked child: take a new lock, forget the calls of the parent, and choose other
+        times and positions than the parent. The random numbers already have a new seed.
         """
         self.lock = lock
         self.calls.clear()
@@ -178,7 +179,8 @@ class Engine:
 
         Returns a signal if the call has to wait first, or None if no instance may be used. The slot
         of `holding`, whose answer is about to be replaced, passes to the pick. Raises
-        DiscoveryError if nothing usable is known, Throttled if the throttle refuses the call.
+        DiscoveryError if there is no usable answer of discovery, and Throttled if the throttle
+        refuses the call.
         """
         clock = self.clock
         with self.lock:
@@ -224,8 +226,8 @@ class Engine:
         return self.queue.join(signal, call.caller)
 
     def _free(self, signal: Signal) -> Iterable[Endpoint]:
-        """The endpoints with free slots, if `signal` belongs to a retry that waits separately for
-        one.
+        """The endpoints with free slots, if `signal` belongs to a retry that waits separately for a
+        slot.
         """
         return self._picker.free(self.clock()) if signal in self.queue.retries else ()
 
@@ -259,14 +261,14 @@ class Engine:
         """The next time at which the first call in the queue may get an instance without any other
         event; `math.inf` if there is none.
 
-        This includes rules that let an instance in again after some time, since nothing else wakes
-        the queue then.
+        This includes rules that bring an instance back into rotation after some time, since nothing
+        else wakes the queue then.
         """
         with self.lock:
             return min(self._picker.changes_at(now), self.subscription.changes_at)
 
     def refusal(self) -> NoInstanceAvailable:
-        """Make the error that says why no instance may be used now."""
+        """Create the error that says why no instance may be used now."""
         with self.lock:
             now = self.clock()
             retry_in = self._picker.retry_in(now)
@@ -289,12 +291,12 @@ class Engine:
     def _take(
         self, pick: Pick, call: PickRequest, now: float, gave_up: Pick | None, *, first: bool
     ) -> None:
-        """Count the pick as in flight, and hand out the permit of a probe.
+        """Count the pick as in flight, and give out the permit of a probe.
 
-        The slot of `gave_up` is free for another call.
+        The slot of `gave_up` becomes free for another call.
         """
         endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
-        # These lines call nothing: see the top of this file.
+        # These lines call no function: see the top of this file.
         call.pick = pick
         pick.breaker = endpoint.breaker
         pick.concurrent = endpoint.in_flight
@@ -318,9 +320,9 @@ class Engine:
             self.queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
-        """Take a released slot back, since no pick was found for it."""
+        """Take a released slot back, since no pick was found that uses it."""
         endpoint, picker = pick.endpoint, self._picker
-        # These lines call nothing: see the top of this file.
+        # These lines call no function: see the top of this file.
         pick.taken = True
         endpoint.in_flight += 1
         picker.in_flight += 1
@@ -328,9 +330,10 @@ class Engine:
     def record_answer(self, pick: Pick, verdict: Verdict, *, held: bool) -> None:
         """Record the latency and the outcome of an attempt that was answered, and release its slot.
 
-        An attempt that is `held` keeps outcome and slot until the end of its body. A rejection or a
-        fault counts as latency only if it took longer than answers usually do: a fast error is not
-        a fast answer. A client error (4xx) does not count as latency.
+        The outcome and the slot of an attempt that is `held` are handled later, at the end of its
+        body. The latency of a rejection or a fault counts only if it is longer than the usual
+        latency of answers: a fast error is not a fast answer. A client error (4xx) does not count
+        as latency.
         """
         endpoint, elapsed, clean = pick.endpoint, pick.elapsed, verdict.clean
         with self.lock:
@@ -341,7 +344,7 @@ class Engine:
                 and (verdict.good or elapsed > (endpoint.mean_latency.value or math.inf))
             ):
                 endpoint.mean_latency.record(elapsed)
-                # `Ewma.record`, written out: each call passes here.
+                # `Ewma.record`, repeated here to save a function call in each call.
                 mean, old = self.mean_latency, self.mean_latency.value
                 mean.value = elapsed if old is None else old + mean.gain * (elapsed - old)
                 if self.hedging is not None:
@@ -374,10 +377,10 @@ class Engine:
         if uneventful and (breaker.untouched or breaker.success_is_noop):
             return
         if endpoint.gone or breaker is not endpoint.breaker:
-            return  # it has left, or is another machine now
+            return  # the instance has left, or another machine has its name now
         try:
             self._charge(pick, verdict, endpoint, breaker)
-        except BaseException:  # interrupted half-way: let the pool look at it again
+        except BaseException:  # interrupted half-way: the pool must check this endpoint again
             self.pool.changed(endpoint)
             raise
 
@@ -412,20 +415,20 @@ class Engine:
             self.queue.wake()  # calls in the queue must learn when the pause ends
 
     def back_off(self, pick: Pick, seconds: float) -> None:
-        """Put an instance out of rotation for as long as it asked, within `retry_after_max`. Hold
-        the lock."""
+        """Put an instance out of rotation for the time that it asked for, at most
+        `retry_after_max`. Hold the lock."""
         endpoint = pick.endpoint
         seconds = min(seconds, self.retry_rules.policy.retry_after_max)
         if seconds > 0 and not endpoint.gone and pick.breaker is endpoint.breaker:
             self.rotation.back_off(endpoint, self.clock() + seconds)
 
     def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
-        """Record a client error (4xx), and return how much it counts against the instance.
+        """Record a client error (4xx), and return the weight with which it counts as a failure.
 
-        It is ((own - all) / (1 - all))², where own is the share of such answers of this instance,
-        and all is that of all instances. A wrong request is refused by every instance; one that
-        alone refuses requests has a problem of its own (a token, a configuration), and answers
-        fast.
+        The weight is ((own - all) / (1 - all))². Here own is the share of client errors of this
+        instance, and all is their share over all instances. Every instance refuses a wrong request.
+        If only one instance refuses requests, it has a problem of its own (a token, a
+        configuration), and answers fast.
         """
         size = max(1, len(self.pool))
         own = endpoint.client_errors.count(endpoint.attempts, _SHARE_GAIN)
@@ -442,8 +445,8 @@ class Engine:
             self.rotation.eject(outlier, seconds, "outlier")
 
     def record_loss(self, pick: Pick) -> None:
-        """Record that another attempt of the call was faster: this instance takes at least as long
-        as this attempt has lasted.
+        """Record that another attempt of the call was faster. The time of this attempt so far is a
+        lower bound of its latency.
         """
         endpoint, elapsed = pick.endpoint, pick.elapsed
         with self.lock:
@@ -460,7 +463,7 @@ class Engine:
     def record_health(
         self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str
     ) -> None:
-        """Record what active checks say about the machine of `breaker`, and `why` if they fail."""
+        """Record the result of active checks of the machine of `breaker`, and `why` they fail."""
         with self.lock:
             void = endpoint.gone or endpoint.breaker is not breaker
             if not void and endpoint.healthy is not healthy:
@@ -468,7 +471,8 @@ class Engine:
         self.outbox.publish()
 
     def end_probe(self, pick: Pick) -> None:
-        """End a probe with good headers, so that another may begin before the body is read."""
+        """End a probe with good headers, so that another probe may begin before the body is
+        read."""
         with self.lock:
             pick.breaker.cancel(pick.permit)
 
@@ -484,10 +488,10 @@ class Engine:
         Hold the lock. May be called twice.
         """
         endpoint, picker, queue = pick.endpoint, self._picker, self.queue
-        # These lines call nothing: see the top of this file.
+        # These lines call no function: see the top of this file.
         if pick.taken:
             pick.taken = False
-            if endpoint.in_flight > 0:  # otherwise its attempt began before a fork
+            if endpoint.in_flight > 0:  # otherwise the attempt began before a fork
                 endpoint.in_flight -= 1
                 picker.in_flight -= 1
         if wake and (queue.waiting or queue.retries):
@@ -496,7 +500,8 @@ class Engine:
             self.over()
 
     def _wake(self, freed: Endpoint) -> None:
-        """Wake a call in the queue for the free slot, even if this is interrupted."""
+        """Wake a call in the queue for the free slot, even if an exception interrupts this
+        method."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
                 self.queue.wake(endpoint)
@@ -508,8 +513,8 @@ class Engine:
         """Register `give_back`, which is called at the first use of the balancer after `holder` was
         garbage collected.
 
-        `give_back` must not hold a reference to `holder`. It is not called once the returned object
-        is no longer in `owners` nor referenced anywhere else.
+        `give_back` must not hold a reference to `holder`. To cancel the registration, remove the
+        returned object from `owners`, and drop all other references to it.
         """
         owner = SlotOwner(holder, self.deferred_releases.append)
         owner.give_back = give_back
@@ -519,7 +524,8 @@ class Engine:
     def run_deferred(self) -> None:
         """Give back the slots whose holders were garbage collected. Hold the lock.
 
-        An owner stays in `deferred_releases` until it is done, however often this is interrupted.
+        An owner stays in `deferred_releases` until its slot is given back, however often this
+        method is interrupted.
         """
         while self.deferred_releases:
             owner = self.deferred_releases[0]
@@ -540,7 +546,7 @@ class Engine:
         `closing`.
         """
         while self.closing and not self.calls and not self._picker.in_flight:
-            with contextlib.suppress(KeyError):  # another thread was faster
+            with contextlib.suppress(KeyError):  # another thread has removed it
                 self.closing.popitem()[0].set()
 
     def drained(self) -> Signal:
@@ -553,7 +559,7 @@ class Engine:
             return signal
 
     def end(self) -> None:
-        """Begin no more attempts, and end the calls that wait for one."""
+        """Refuse further attempts, and end the calls that wait for one."""
         with self.lock:
             waiting = self.membership.end()
         for signal in (*waiting, *list(self.calls.values())):
@@ -562,8 +568,8 @@ class Engine:
 
 
 def _signal_of(call: PickRequest) -> Signal:
-    """Return the signal of the call. The call holds it before the queue does, so that it always
-    leaves.
+    """Return the signal of the call. The call stores it before the queue does, so that the call can
+    always leave the queue.
     """
     if (signal := call.waiting) is None:
         signal = call.waiting = Signal()

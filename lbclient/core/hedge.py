@@ -1,4 +1,4 @@
-"""A hedged call: a second attempt if the first is slow. The first good answer is the outcome.
+"""A hedged call: a second attempt if the first one is slow. The first good answer is the outcome.
 
 The steps of the call and those of its hedge are two lanes that run concurrently. A driver for
 threads runs the two lanes as follows:
@@ -45,7 +45,7 @@ R = TypeVar("R")
 
 
 class HedgeRace(Generic[R]):
-    """The attempts of a hedged call, which may begin and end on several threads."""
+    """The attempts of a hedged call. They may begin and end on several threads."""
 
     __slots__ = ("_lock", "_running", "attempts", "ended", "over", "winner")
 
@@ -55,10 +55,10 @@ class HedgeRace(Generic[R]):
         self.attempts: list[Attempt[R]] = []
         """All attempts, in the order in which they began."""
         self.winner: Attempt[R] | None = None
-        """The attempt whose answer is the outcome, once there is one."""
+        """The attempt whose answer is the outcome; None until it is known."""
         self.over: bool = False
         self.ended: Signal = Signal()
-        """Set when the race is over."""
+        """Set when the outcome is known, or the call has ended."""
 
     @property
     def endpoints(self) -> Collection[Endpoint]:
@@ -66,7 +66,7 @@ class HedgeRace(Generic[R]):
         return [endpoint for endpoint, _ in self._running.values()]
 
     def begin(self, attempt: Attempt[R], endpoint: Endpoint, expiry: Expiry | None) -> None:
-        """Add an attempt that begins at `endpoint`; `expiry` can end it."""
+        """Add an attempt that begins at `endpoint`; `expiry` can end this attempt."""
         with self._lock:
             self._running[attempt] = endpoint, expiry
             self.attempts.append(attempt)
@@ -74,8 +74,8 @@ class HedgeRace(Generic[R]):
                 expiry.expire()
 
     def is_losing(self, attempt: Attempt[R], verdict: Verdict | None) -> bool:
-        """Record that an attempt has ended, with or without an answer. True if another is the
-        outcome.
+        """Record that an attempt has ended, with or without an answer. True if another attempt is
+        the outcome.
         """
         with self._lock:
             del self._running[attempt]
@@ -87,8 +87,8 @@ class HedgeRace(Generic[R]):
             return False
 
     def outcome(self, last: Attempt[R] | None) -> tuple[Attempt[R] | None, list[AttemptInfo]]:
-        """Return the attempt that is the outcome, and the records of all, with its own last. `last`
-        is the outcome if no answer was good. Call it once.
+        """Return the attempt that is the outcome, and the records of all attempts, in which its own
+        is the last. If no answer was good, `last` is the outcome. Call this method once.
         """
         outcome, self.winner = self.winner or last, None
         attempts, self.attempts = self.attempts, []
@@ -111,10 +111,10 @@ class HedgeRace(Generic[R]):
 class Lanes(Generic[R]):
     """The lanes of a call that may be hedged, for a driver.
 
-    Iterating yields what happens concurrently with the lane of the call itself: the delay of the
-    hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving cancels the
-    attempts that are still in flight, and raises the exception of a lane. A lane may continue after
-    that, and ends by itself.
+    Iteration yields the steps that happen beside the lane of the call itself: the delay of the
+    hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving the context
+    cancels the attempts that are still in flight, and raises the exception of a lane. A lane may
+    continue after that, and ends by itself.
     """
 
     def __init__(self, call: Call[R], after: float) -> None:
@@ -125,8 +125,8 @@ class Lanes(Generic[R]):
         """The lanes that have not ended."""
         self._error: BaseException | None = None
         self.done: Signal = Signal()
-        """Set once the winner's lane has ended, or one has ended with an exception, or all have
-        ended.
+        """Set once the lane of the outcome has ended, any lane has ended with an exception, or all
+        lanes have ended.
         """
         self._race: HedgeRace[R] = HedgeRace(self._lock)
         call.race = self._race
@@ -160,8 +160,9 @@ class Lanes(Generic[R]):
                 yield Lane(self, hedge)
 
     def end(self, lane: Lane[R], error: BaseException | None) -> bool:
-        """Record that the steps of `lane` have ended. True if their exception is to be raised to
-        the caller: the first one is, unless there was an outcome before.
+        """Record that the steps of `lane` have ended. Returns True if their exception is to be
+        raised to the caller. Only the first exception is raised, and only if there was no outcome
+        before.
         """
         with self._lock:
             steps, last, winner = lane.steps, lane.steps.last, self._race.winner
@@ -176,13 +177,13 @@ class Lanes(Generic[R]):
             if raised:
                 self._error = error
             done = raised or won or not self._open
-        if done:  # without the lock, which whoever is woken takes
+        if done:  # without the lock: the thread that is woken takes it
             self.done.set()
         return raised
 
 
 class Lane(Generic[R]):
-    """The steps of a call, or of its hedge, concurrent with those of the other."""
+    """The steps of a call, or of its hedge, which run concurrently."""
 
     __slots__ = ("_lanes", "leftover", "steps")
 
@@ -190,9 +191,9 @@ class Lane(Generic[R]):
         self._lanes = lanes
         self.steps: Call[R] | Hedge[R] = steps
         self.leftover: R | None = None
-        """An answer to be closed, since it is not the outcome. Set when the steps end.
+        """An answer that must be closed, since it is not the outcome. Set when the steps end.
 
-        A bad answer is still the outcome if there is no better one.
+        If there is no good answer, a bad answer is the outcome.
         """
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:
@@ -205,7 +206,7 @@ class Lane(Generic[R]):
         return self.end(error) and isinstance(error, Exception)
 
     def end(self, error: BaseException | None) -> bool:
-        """Record that its steps have ended. True if the exception is to be raised to the caller."""
+        """Record that the steps have ended. True if the exception is to be raised to the caller."""
         if error is not None:
             self.steps.abandon()
         return self._lanes.end(self, error)
@@ -248,7 +249,7 @@ class Hedge(PickRequest, Generic[R]):
         yield attempt
 
     def abandon(self) -> None:
-        """Give back all that the hedge holds, since it was interrupted."""
+        """Give back the slot and the permit of the hedge, since it was interrupted."""
         if self.pick is not None:
             self._call.engine.give_back(self.pick)
         if self.last is not None:

@@ -55,8 +55,8 @@ class DiscoveryLimits:
 
 
 class Membership:
-    """The instances of the service. `scheduler` runs the subscription. Its answers update the pool,
-    and wake the calls in `queue`."""
+    """The instances of the service. `scheduler` runs the subscription, whose answers update the
+    pool and wake the calls in `queue`."""
 
     def __init__(
         self,
@@ -92,19 +92,20 @@ class Membership:
         self.health_monitor: PeriodicJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
-        """True if connections to instances that have left or moved are to be closed."""
+        """True if instances have left or moved, so that listeners should close their
+        connections."""
         self.generation: object = None
         """The scheduler's generation when the jobs were scheduled; it changes with a fork."""
         self.ended: bool = False
-        """True once no attempt may begin."""
+        """True once no further attempt may begin."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.subscription.claim():
             self.subscription.run()  # a list never changes; any other service waits for a call
 
     def must_wait_until_resolved(self, now: float) -> bool:
-        """True while nothing is known yet, so that a call must wait for discovery. Hold the lock.
+        """True while discovery has not answered yet, so that a call must wait. Hold the lock.
 
-        Raises DiscoveryError if nothing usable is known. A call that fails in this way makes
+        Raises DiscoveryError if there is no usable answer. A call that fails in this way makes
         discovery try again soon.
         """
         if self.ended:
@@ -123,7 +124,7 @@ class Membership:
         return not self.subscription.known
 
     def end(self) -> list[Signal]:
-        """Begin no more attempts. Returns the signals of the calls that wait. Hold the lock."""
+        """Refuse further attempts. Returns the signals of the calls that wait. Hold the lock."""
         self.ended, self.generation = (
             True,
             None,
@@ -153,7 +154,7 @@ class Membership:
             self.scheduler.schedule(self.subscription)
 
     def round(self) -> Iterator[Pause]:
-        """Refresh now, and yield what to wait for. Raises DiscoveryError if the refresh fails."""
+        """Refresh now, and yield the pauses to wait. Raises DiscoveryError if the refresh fails."""
         if self.subscription.is_static:
             return
         signal = self._begin()
@@ -172,7 +173,7 @@ class Membership:
             raise kind(f"refresh of {service} failed: {text_of(error)}") from error
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Compute what a good answer changes, without the lock of the calls."""
+        """Compute the changes of a good answer, without the lock of the calls."""
         update = self.pool.plan(self._subset.of(answer.instances), self.subscription.clock())
         return partial(self._changed, update)
 
@@ -184,7 +185,7 @@ class Membership:
         """A refresh failed: the last good set stays in use."""
         error = self.subscription.error
         self._metrics.lookup_failed(error)
-        self.queue.wake()  # the first call in it notes when the known set becomes too old
+        self.queue.wake()  # the first call in the queue computes when the known set becomes too old
         if error is not None:
             self._outbox.emit(DiscoveryFailed(self.name, self.subscription.clock(), error))
 
@@ -233,7 +234,7 @@ class Membership:
             self._outbox.add(INFO, text, self.name, joined, left, len(self.pool))
 
     def _follow(self) -> None:
-        """Start the jobs in this process, at the first call, and at the first one after a fork."""
+        """Start the jobs in this process, at the first call, and at the first call after a fork."""
         if not self.subscription.is_static:
             self.scheduler.schedule(self.subscription)
         if self.health_monitor is not None:

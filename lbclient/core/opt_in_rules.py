@@ -50,7 +50,7 @@ class OptInRules:
         serving: Callable[[Endpoint], bool],
         now: float,
     ) -> list[tuple[Endpoint, float]]:
-        """Return the endpoints to eject now, each with the time in seconds."""
+        """Return the endpoints to eject now, each with the seconds of its ejection."""
         return [] if self._outliers is None else self._outliers.verdicts(now, tiers, serving)
 
     def _learn(

@@ -29,33 +29,33 @@ __all__ = ["FULL", "UNTRIED_FULL", "Pick", "PickRequest", "Picker"]
 FULL: Literal["full"] = "full"
 """Returned if all admissible instances are at their limit: the call must wait in the queue."""
 UNTRIED_FULL: Literal["untried full"] = "untried full"
-"""Returned if the instances that a retry has not tried are at their limit: it must wait for one."""
+"""Returned if all instances that a retry has not tried are at their limit: the retry must wait."""
 
 _Full = Literal["full", "untried full"]
 
 
 @dataclass(slots=True)
 class Pick:
-    """An endpoint with a permit to send one attempt to it, and the reason it was chosen.
+    """An endpoint, a permit to send one attempt to it, and the reason why it was chosen.
 
-    Until the engine takes it, it is a proposal that may be dropped. From then on it is the record
-    of one attempt, with all that `Engine.record_outcome` needs, but without the call and its
-    response.
+    Until the engine takes a pick, the pick is a proposal that may be dropped. After that it is the
+    record of one attempt, with all data that `Engine.record_outcome` needs, but without the call
+    and its response.
     """
 
     endpoint: Endpoint
     permit: Permit
     reason: str
     taken: bool = False
-    """True while it counts as in flight. Changed under the lock, together with the counts."""
+    """True while the pick counts as in flight. Changed under the lock, together with the counts."""
     elapsed: float = 0.0
     """Seconds from the start of the attempt to the headers of its response, or to its failure."""
     fault: str = ""
     """If the attempt was a fault: a status, or the name of an exception."""
     breaker: Breaker = field(init=False, repr=False, compare=False)
-    """The endpoint's breaker when the pick was taken. It stands for the machine of that time."""
+    """The endpoint's breaker when the pick was taken. It identifies the machine of that time."""
     concurrent: int = field(init=False, repr=False, compare=False)
-    """How many other attempts were in flight at the endpoint when the pick was taken."""
+    """The number of other attempts in flight at the endpoint when the pick was taken."""
     started: float = field(init=False, repr=False, compare=False)
     """When the pick was taken, in clock time."""
     epoch: int = field(init=False, repr=False, compare=False)
@@ -63,7 +63,7 @@ class Pick:
 
 
 class PickRequest:
-    """A call, or a hedge of one, for which an endpoint is to be picked."""
+    """A call, or the hedge of a call, for which an endpoint is to be picked."""
 
     __slots__ = (
         "accepts_tried",
@@ -87,11 +87,11 @@ class PickRequest:
     """A pick that no attempt has taken over yet."""
     rng: random.Random
     accepts_tried: bool
-    """True once it has waited long enough for an endpoint that it has not tried."""
+    """True once the call has waited long enough for an endpoint that it has not tried."""
     tried: list[Endpoint]
     """The endpoints that the call's attempts were sent to."""
     waiting: Signal | None
-    """The signal with which it waits, in the queue or for a first answer of discovery."""
+    """The signal with which the call waits, in the queue or for the first answer of discovery."""
 
     @property
     def under_way(self) -> Collection[Endpoint]:
@@ -102,7 +102,8 @@ class PickRequest:
 class Picker:
     """Picks endpoints from a pool. The strategy decides only the ordinary first attempt.
 
-    An endpoint that warms up (`slow_start`) is picked less often: the strategy is asked again.
+    An endpoint that warms up (`slow_start`) is picked less often: some of its picks are discarded,
+    and the strategy picks again.
     """
 
     def __init__(
@@ -155,8 +156,8 @@ class Picker:
     ) -> Pick | _Full | None:
         """Return a pick, `FULL`, `UNTRIED_FULL`, or None if no instance may be used now.
 
-        If `left` is given, other calls wait for the endpoints that are not in it, so these count as
-        full.
+        If `left` is given, other calls wait for the endpoints that are not in `left`, so those
+        endpoints count as full.
         """
         self._left, self._now = left, now
         total = self._total
@@ -207,15 +208,16 @@ class Picker:
         return [endpoint for tier in tiers for endpoint in tier if not self._full(endpoint)]
 
     def freed(self, endpoint: Endpoint, now: float) -> Sequence[Endpoint]:
-        """The endpoints where a slot that has become free at `endpoint` may be used. If there is a
-        limit for all endpoints together, these are all that have room.
+        """The endpoints at which a slot that has become free at `endpoint` may be used. If there is
+        a limit for all endpoints together, these are all endpoints with room.
         """
         if self._limits.total is None:
             return (endpoint,)
         return [endpoint, *(other for other in self.free(now) if other is not endpoint)]
 
     def changes_at(self, now: float) -> float:
-        """When a pick that found no room may succeed because time has passed, or `math.inf`."""
+        """The next time at which a pick that found no room may succeed without another event, or
+        `math.inf`."""
         at = self._pool.changes_at(now, self._patience)
         if self._limits.adaptive is None:
             return at
@@ -268,8 +270,8 @@ class Picker:
         return self._probing(endpoint, now)
 
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
-        """Pick without an admissible endpoint: one that only backs off, else one probe every
-        `reset_timeout`.
+        """Pick although no endpoint is admissible: an endpoint that only backs off, or else one
+        probe every `reset_timeout`.
         """
         if (soonest := self._pool.backing_off(now)) is not None and soonest not in call.under_way:
             return FULL if self._full(soonest) else self._let(soonest, "resting", now)
@@ -283,11 +285,12 @@ class Picker:
     def _another(
         self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
-        """Draw an untried endpoint at random, in the next tier too, before one is tried twice.
+        """Draw an untried endpoint at random, in the next tier too, before an endpoint is tried
+        twice.
 
-        If the untried endpoints are only full, the call waits for them, since they may well be
-        healthy. If no untried endpoint has a free slot in time (`accepts_tried`), a tried endpoint
-        is used, unless another attempt of the call is in flight there.
+        If all untried endpoints are in rotation but full, the call waits for them, since they are
+        probably healthy. If none of them has a free slot in time (`accepts_tried`), a tried
+        endpoint is used, unless another attempt of the call is in flight there.
         """
         full = False
         for tier in self._pool.admissible(now):
@@ -348,8 +351,8 @@ class Picker:
         return (self._left is None or endpoint in self._left) and not self._full(endpoint)
 
     def _let(self, endpoint: Endpoint, reason: str, now: float) -> Pick:
-        """Pick an endpoint with a permit of its breaker. If the breaker only observes, count what
-        it would have refused.
+        """Pick an endpoint with a permit of its breaker. If the breaker only observes, count the
+        attempts that it would have refused.
         """
         if not self._observing or endpoint.breaker.closed:
             return Pick(endpoint, endpoint.breaker.permit, reason)
@@ -367,8 +370,8 @@ _warm_since: Callable[[Endpoint], float] = attrgetter("warm_since")
 
 
 def _usable(endpoint: object, candidates: Sequence[Endpoint]) -> bool:
-    """False for an endpoint that has left or failed; a user's strategy may have kept it from
-    before.
+    """False for an endpoint that has left or failed. A user's strategy may have kept such an
+    endpoint from an earlier call.
     """
     if not isinstance(endpoint, Endpoint) or endpoint.gone:
         return False

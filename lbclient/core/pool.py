@@ -1,17 +1,17 @@
-"""The pool: an endpoint for each known instance of one service, and which are in rotation.
+"""The pool: the endpoints of one service, and which of them are in rotation.
 
 Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
 instance of a better tier is in rotation (*admissible*). An instance is admissible if it is not
 ejected, active checks do not find it unhealthy, its breaker lets calls through, and it does not
-back off (`Retry-After`). An instance at its limit stays admissible and is only passed over, so a
-full tier does not open the next one.
+back off (`Retry-After`). An instance at its limit stays admissible, and picks only skip it. So if a
+tier is full, the next tier does not serve.
 
 If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
 service down. AWS's load balancers and Envoy's panic mode do the same.
 
 An answer of discovery may have ten thousand instances, and calls must not wait while it is
-processed. So an `EndpointSetUpdate` is computed without the lock of the calls. Applying it takes a
-few assignments. A client may keep a `Subset` of many instances.
+processed. So an `EndpointSetUpdate` is computed without the lock of the calls. To apply the update
+takes a few assignments. A client may keep a `Subset` of many instances.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Subset:
     """At most `limit` instances (None: all), drawn at random, and kept while they are known.
 
     Rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a hash with a
-    seed of its own. So an instance that joins or leaves changes one place of the subset, clients
-    spread over all instances, and no client needs to know of another (gRPC's A68, MongoDB's
-    `srvMaxHosts`). Each tier keeps one instance if `limit` allows, since a fail-over must find one.
-    All other places go to the best tier first.
+    seed of its own. So an instance that joins or leaves changes only one place of the subset. The
+    clients spread over all instances without coordination (gRPC's A68, MongoDB's `srvMaxHosts`).
+    Each tier keeps one instance if `limit` allows it, since a fail-over needs one. All other places
+    go to the best tier first.
     """
 
     def __init__(self, limit: int | None, rng: random.Random) -> None:
@@ -95,7 +95,7 @@ class EndpointSet:
 
 
 class _Revision(NamedTuple):
-    """The new record of an endpoint that stays; with a new breaker if its addresses changed."""
+    """The new record of an endpoint that stays, and a new breaker if its addresses have changed."""
 
     endpoint: Endpoint
     instance: Instance
@@ -104,10 +104,10 @@ class _Revision(NamedTuple):
 
 
 class EndpointSetUpdate:
-    """The difference between one endpoint set and the next: what joined, left, or has new
-    addresses.
+    """The difference between one endpoint set and the next: the endpoints that joined, left, or
+    have new addresses.
 
-    An endpoint that joins others, or has new addresses, warms up from `now` on.
+    An endpoint warms up from `now` on if it has joined other endpoints, or has new addresses.
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class EndpointSetUpdate:
         return endpoint
 
     def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
-        """Make a tier. A weight of 0 among others becomes a small one (as dnspython reads RFC
-        2782).
+        """Make a tier. A weight of 0 beside other weights becomes a small weight (as dnspython
+        reads RFC 2782).
         """
         zero = _ZERO_WEIGHT if any(instance.weight for instance in instances) else 1.0
         for instance in instances:
@@ -216,8 +216,8 @@ class Pool:
         return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
-        """Compute what a full set of instances changes. This needs no lock and may take long. Only
-        one thread at a time may call it."""
+        """Compute the changes of a full set of instances. This needs no lock and may take long.
+        Only one thread at a time may call this method."""
         return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
     def take(self, update: EndpointSetUpdate) -> None:
@@ -259,9 +259,7 @@ class Pool:
         return updating
 
     def spread(self, now: float, rng: random.Random) -> None:
-        """In a forked child: choose times for probes other than those of the parent and its other
-        children.
-        """
+        """In a forked child: choose other times for probes than the parent and its siblings."""
         for endpoint in self.endpoints:
             endpoint.breaker.after_fork(now, rng)
 
@@ -297,8 +295,9 @@ class Pool:
         return self._open
 
     def changes_at(self, now: float, patience: float) -> float:
-        """When an instance is next let in, or a probe let through, only because time has passed. A
-        due probe goes to a call that may be repeated, or `patience` seconds later to any call.
+        """The next time at which an instance comes back into rotation, or a probe is due, without
+        another event. A due probe is given to a call that may be repeated, or `patience` seconds
+        later to any call.
         """
         if now >= self._stale_at:
             self._recompute(now)
@@ -358,7 +357,7 @@ class Pool:
         return max(0.0, min(waits)) if waits else None
 
     def back_in(self, now: float) -> float | None:
-        """Seconds until the first ejected endpoint is back, or may be probed."""
+        """Seconds until the first ejected endpoint is in rotation again, or may be probed."""
         out = [
             endpoint
             for endpoint in self._dirty
@@ -371,14 +370,15 @@ class Pool:
         return min(waits, default=None)
 
     def describe(self, now: float) -> str:
-        """List for an error what keeps each instance out of rotation; only the first of many."""
+        """Describe for an error why each instance is out of rotation. Of many instances, only the
+        first few are named."""
         few = islice(self.endpoints, _SHOWN)
         shown = [f"{endpoint.instance} ({_words(endpoint, now)})" for endpoint in few]
         more = [f"and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return ", ".join(shown + more)
 
     def in_rotation(self, now: float) -> int:
-        """How many endpoints are in rotation. It changes nothing and needs no lock."""
+        """The number of endpoints in rotation. This method changes nothing and needs no lock."""
         return sum(self._status(endpoint, now) == "serving" for endpoint in self.endpoints)
 
     def _forget_looks(self) -> None:
@@ -389,8 +389,8 @@ class Pool:
         """Compute which endpoints are in rotation.
 
         Only the endpoints in `_dirty` are checked, since in a large pool nearly all endpoints have
-        never failed. `_stale_at` is set last: after an exception before that, the next call
-        computes again.
+        never failed. `_stale_at` is set last, so that after an exception the next call computes
+        again.
         """
         tiers = self._endpoint_set.tiers
         dirty = [endpoint for endpoint in self._dirty if not endpoint.gone]
@@ -414,7 +414,7 @@ class Pool:
         self._stale_at = stale_at
 
     def _fit(self, endpoint: Endpoint) -> bool:
-        """True if active checks do not keep this endpoint out."""
+        """True if active checks do not keep this endpoint out of rotation."""
         return endpoint.healthy or self._health_ignored
 
     def _status(self, endpoint: Endpoint, now: float) -> EndpointStatus:
@@ -432,7 +432,7 @@ class Pool:
 
 
 def _next_change(endpoint: Endpoint, now: float) -> float:
-    """When an endpoint is next let in only because time has passed."""
+    """The next time at which an endpoint comes back into rotation without another event."""
     return min(
         (at for at in (endpoint.backing_off_until, endpoint.ejected_until) if at > now),
         default=math.inf,

@@ -1,8 +1,8 @@
 """Puts endpoints out of rotation and back in, and reports it.
 
-An endpoint is put out by its breaker, by its own request (`Retry-After`), by hand, as an outlier or
-by active checks. All of this happens here, under the balancer's lock. Logs and events are published
-once the lock is free.
+An endpoint leaves the rotation because of its breaker, its own request (`Retry-After`), an ejection
+by hand or as an outlier, or active checks. All of this happens in this module, under the balancer's
+lock. Logs and events are published after the lock is released.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Rotation:
         self._queue.wake()
 
     def admit(self, endpoint: Endpoint) -> None:
-        """Put an endpoint back into rotation, whatever kept it out."""
+        """Put an endpoint back into rotation, whatever the reason why it was out."""
         now = self._clock()
         before = endpoint.status(now)
         endpoint.renew(self._pool.fresh_breaker(endpoint))
@@ -147,13 +147,14 @@ class Rotation:
 class Reachability:
     """Decides whose fault it is that an instance cannot be reached. Hold the balancer's lock.
 
-    It is the instance's fault only if others can be reached. If none can be reached, the network is
-    down. If this counted as a fault, every instance would be out of rotation, and none would be
-    available when the network is back. The proof that others can be reached is an attempt that was
-    sent after such a failure and was answered or refused by its instance. So the first failure is
-    neutral, and each later one is a fault if there has been a proof since the last failure that
-    counted. "After" is counted in epochs, not in time: a failure that starts the wait for a proof
-    begins a new epoch, and an attempt remembers the epoch in which it was sent.
+    The failure is the instance's fault only if other instances can be reached. If none can be
+    reached, the network is down. If a failure counted as a fault then, every instance would be out
+    of rotation, and none would be available when the network is back. The proof that other
+    instances can be reached is an attempt that was sent after such a failure and was answered or
+    refused by its instance. So the first failure is neutral, and each later failure is a fault if
+    there has been a proof since the last failure that counted. Epochs, not times, say what was sent
+    after a failure: a failure that starts the wait for a proof begins a new epoch, and an attempt
+    remembers the epoch in which it was sent.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
@@ -161,7 +162,7 @@ class Reachability:
         self._clock = clock
         self.epoch: int = 0
         self.proved: int = 0
-        """The last epoch with an attempt that reached its instance, by the time of sending."""
+        """The last epoch in which an attempt was sent that reached its instance."""
 
     def record_failure(self, pick: Pick) -> bool:
         """Record an attempt that could not reach its instance. Returns True if this failure is the
@@ -177,17 +178,18 @@ class Reachability:
         return fault
 
     def record_success(self, pick: Pick) -> None:
-        """Record an attempt that has reached its instance, whatever the answer."""
+        """Record an attempt that has reached its instance, whatever the answer was."""
         endpoint = pick.endpoint
         if 0 < endpoint.unreached <= pick.epoch:
             self._reached_again(endpoint)
         self.proved = max(self.proved, pick.epoch)
 
     def _reached_again(self, endpoint: Endpoint) -> None:
-        """Let endpoints that could not be reached be probed at once, since there is a route again.
+        """Let the endpoints that could not be reached be probed at once, since there is a route
+        again.
 
-        Endpoints that have no proof since then were unreachable in the same outage. This outage is
-        over, and says nothing about the next one.
+        Endpoints without a proof since then were unreachable in the same outage. This outage is
+        over, and says nothing about the next outage.
         """
         endpoint.unreached = 0
         now = self._clock()

@@ -1,4 +1,4 @@
-"""The queue of calls that wait for a slot. Callers take turns; each caller's calls are in order."""
+"""The queue of calls that wait for a slot. Callers take turns; the calls of each are in order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class WaitQueue:
     served in order of arrival.
 
     A retry whose turn has come may not want any of the free slots, since it waits for an instance
-    that its call has not tried. Such a retry waits separately, before all other calls: it keeps its
-    turn for the slots that it wants, and the calls behind it take the others.
+    that its call has not tried. Such a retry waits separately, before all other calls. It keeps its
+    turn for the slots that it wants, and the calls behind it take the other slots.
 
     A caller is the hash of the user's key, so that no code of the user runs under the lock. Every
-    operation takes constant time, whatever the number of calls and callers, except that retries
-    that wait separately are searched one by one. Records change in lines that call nothing, so if a
-    signal handler raises an exception, all of these lines have run, or none.
+    operation takes constant time, whatever the number of calls and callers. The exception are
+    retries that wait separately, which are searched one by one. Records change in lines that call
+    no function. So if a signal handler raises an exception, all of these lines have run, or none.
     """
 
     __slots__ = ("_turns", "retries", "waiting")
@@ -35,8 +35,8 @@ class WaitQueue:
         """The caller of each waiting call, by its signal. Almost always empty."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
         self.retries: dict[Signal, Collection[object]] = {}
-        """The retries that wait separately, in the order of their turns, each with the endpoints
-        that it does not want.
+        """The retries that wait separately, in the order of their turns. Each has the endpoints
+        whose slots it does not want.
         """
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class WaitQueue:
             return True
         first = self.first
         if first is not signal and first.is_set:
-            self._wake_first()  # it has not looked yet, and its event loop may have ended
+            self._wake_first()  # it was woken before, but its event loop may have ended
         return not self.waiting or self.first is signal
 
     def join(self, signal: Signal | None, caller: int | None) -> Signal:
@@ -81,7 +81,7 @@ class WaitQueue:
         signal = signal or Signal()
         signal.rearm()
         if signal in self.retries:
-            self.retries[signal] = ()  # now it wants any slot
+            self.retries[signal] = ()  # the retry wants any slot now
         elif signal not in self.waiting:
             queue = self._turns.get(caller)
             if queue is None:
@@ -96,7 +96,7 @@ class WaitQueue:
     ) -> Signal:
         """Wait separately for a slot at any endpoint that is not in `unwanted`.
 
-        `free` are the endpoints with a free slot. Other calls may take those that this one no
+        `free` are the endpoints with a free slot. Other calls may take the slots that this retry no
         longer wants.
         """
         signal = signal or Signal()
@@ -120,7 +120,7 @@ class WaitQueue:
                 gone.append(retry)
             elif left is None:
                 left, last = set(unwanted), unwanted
-            elif unwanted != last:  # consecutive retries often have tried the same
+            elif unwanted != last:  # consecutive retries often have tried the same endpoints
                 left, last = left.intersection(unwanted), unwanted
         for retry in gone:
             del self.retries[retry]  # its event loop has ended
@@ -129,9 +129,9 @@ class WaitQueue:
     def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
         """Remove a call that has given up, or was `served`, which ends its caller's turn.
 
-        If it was the first, the next is woken: there may be room for that one too, or the first did
-        not take the slot for which it was woken. If it waited separately, other calls may take the
-        slots at the `free` endpoints.
+        If the call was the first in the queue, the next call is woken: there may be a slot for
+        both, or the first call did not take the slot for which it was woken. If the call waited
+        separately, other calls may take the slots at the `free` endpoints.
         """
         if signal in self.retries:
             self._hand_over(signal, free)
@@ -149,13 +149,13 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        None means that something else has changed. Every retry that waits separately may then find
+        None means that something else has changed. Then every retry that waits separately may find
         a slot, and so may the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():
             if freed is not None and (retry.is_set or freed in unwanted):
-                continue  # it will look anyway, or does not want that slot
+                continue  # the retry will look anyway, or does not want that slot
             if not retry.set():
                 gone.append(retry)
             elif freed is not None:
@@ -178,11 +178,11 @@ class WaitQueue:
     def _hand_over(self, retry: Signal, free: Iterable[object]) -> None:
         """Offer each free slot to another call, since a retry no longer wants it.
 
-        One call for each endpoint is woken, not all calls that wait. When this call is served, it
-        wakes the next one for the slots that are left. Otherwise hundreds of calls would look for a
-        slot in vain each time one of them is served.
+        One call for each endpoint is woken, not all calls that wait. When that call is served, it
+        wakes the next call for the slots that are left. Otherwise hundreds of calls would look for
+        a slot in vain each time one of them is served.
         """
-        looks, retry.is_set = retry.is_set, True  # it must not be woken itself
+        looks, retry.is_set = retry.is_set, True  # this retry itself must not be woken
         try:
             for endpoint in free:
                 self.wake(endpoint)

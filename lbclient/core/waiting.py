@@ -1,4 +1,4 @@
-"""How a call waits for an instance: for a slot, or for a first answer of discovery."""
+"""How a call waits for an instance: for a slot, or for the first answer of discovery."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CROWD = 16
 
 
 class Wait:
-    """One wait of one call: for at most `patience` seconds, or, if the call has a deadline, until
-    too little of it is left for an answer.
+    """One wait of one call. It takes at most `patience` seconds. If the call has a deadline, the
+    wait ends when too little time is left for an answer.
 
-    Without this limit, in an overload only calls whose deadline is near would be sent: the queue
+    Without this limit, only calls whose deadline is near would be sent in an overload: the queue
     would be as long as the deadline allows, and all calls would time out before they are answered.
     """
 
@@ -42,9 +42,9 @@ class Wait:
         """Yield pauses, and return a pick. None: no instance for a retry, so the last outcome is
         final.
 
-        An answer that is to be retried gives its slot back before the wait; otherwise calls that
-        all hold one could wait for each other. A retry that has waited in vain for an instance that
-        it has not tried takes one that it has tried, if that has room.
+        Before the wait, the slot of an answer that is to be retried is given back. Otherwise calls
+        that hold slots could wait for each other for ever. If a retry has waited in vain for an
+        instance that it has not tried, it takes an instance that it has tried and that has room.
         """
         call, last = self._call, self._last
         until: float | None = None
@@ -79,7 +79,7 @@ class Wait:
     def _look_again(self, signal: Signal) -> float:
         """Seconds until the call looks again without being woken.
 
-        In a long queue it is enough if the first call looks often.
+        In a long queue, only the first call has to look often.
         """
         engine, now = self._call.engine, self._call.now
         crowd = max(1.0, len(engine.queue) / _CROWD)
@@ -97,7 +97,7 @@ class Wait:
             return call.now + self._patience
         half = (call.deadline - call.now) / 2
         if (takes := call.engine.answer_time) is None:
-            # a retry needs some time to use a tried one in the end
+            # after the wait, a retry needs some time to use an instance that it has tried
             return call.deadline if self._last is None else call.deadline - half
         return call.deadline - min(takes, half)
 

@@ -1,1 +1,1 @@
-"""One instance of a service, and what a client knows of it: load, breaker, health."""
+"""One instance of a service, and its state in one client: load, breaker, health."""

@@ -2,20 +2,20 @@
 
 Admission and outcome are separate, so that nothing is held while the I/O runs:
 
-- A closed breaker gives its `permit` to every attempt. A half-open one has a single permit, for the
-  probe.
+- A closed breaker gives its `permit` to every attempt. A half-open breaker has a single permit, for
+  the probe.
 - `record_outcome` records how an attempt ended. A permit from before the last change of state is
   stale and changes nothing. `cancel` returns a permit without an outcome.
 
 pybreaker keeps the states and counts good probes. It never wraps the I/O, since its `call` holds a
-lock while the function runs, and it does not see a coroutine fail. It is told outcomes through
-functions that return at once. Its clock, the wall clock, decides nothing: an open circuit gets no
-calls, and this module half-opens it. Rates are counted in a ring of ten time slices with running
-totals, so the cost of a call does not depend on the number of calls.
+lock while the function runs, and does not notice that a coroutine fails. Outcomes are passed to
+pybreaker through functions that return at once. pybreaker's clock, the wall clock, has no effect:
+an open circuit gets no calls, and this module half-opens it. Rates are counted in a ring of ten
+time slices with running totals, so the cost of a call does not depend on the number of calls.
 
-The rules come from Nygard's "Release It!" (the states), Envoy (longer ejection each time, decaying
-when healthy), AWS ("equal jitter" of the open period), resilience4j (rates of faults and of slow
-calls, in a sliding time window) and Hystrix (that window in ten slices).
+The rules come from Nygard's "Release It!" (the states), Envoy (each ejection is longer, and the
+length decays while the instance is healthy), AWS ("equal jitter" of the open period), resilience4j
+(rates of faults and of slow calls, in a sliding time window) and Hystrix (a window of ten slices).
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ _SPREAD = 1.5
 _LATENCIES = 1.5
 """When a run of faults opens a breaker.
 
-It opens at once if at most `_SPREAD` times as many attempts as there are faults were sent during
-the run; otherwise, once the run's first fault was sent at least `_LATENCIES` mean latencies ago.
+The breaker opens at once if the number of attempts that were sent during the run is at most
+`_SPREAD` times the number of faults. Otherwise it opens once the attempt of the first fault was
+sent at least `_LATENCIES` mean latencies ago.
 """
 
 
@@ -58,24 +59,26 @@ class BreakerPolicy:
     """When an instance is out of rotation because of its faults, and for how long.
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
-      attempts were sent. A success does not end a run of faults that were sent after it.
+      attempts were sent. A success does not end a run of faults whose attempts were sent after it.
     - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter). It
       doubles with each failed probe, and with each new trip without a healthy period in between, up
       to `reset_timeout_max`.
-    - `success_threshold`: the number of successful probes that closes it.
+    - `success_threshold`: the number of successful probes that closes the breaker.
     - `panic_threshold`: when the breakers of a tier admit less than this fraction of its instances,
-      they are ignored (Envoy's panic mode). 0: never.
-    - `failure_rate`: the share of faults, above 0 and at most 1, that also opens the breaker. None:
+      the breakers are ignored (Envoy's panic mode). 0: never.
+    - `failure_rate`: the breaker also opens at this share of faults, above 0 and at most 1. None:
       the share does not count.
-    - `slow_rate`, `slow_after`: the share of calls slower than `slow_after` seconds, failed or not,
-      that also opens the breaker. Set both or neither. A probe that is slower than that has failed.
-    - `window`, `minimum_calls`: rates are taken over a sliding `window` of seconds, to a tenth of
-      it, once it has this many calls. It starts empty when the breaker closes.
+    - `slow_rate`, `slow_after`: the breaker also opens if this share of the calls, failed or not,
+      takes longer than `slow_after` seconds. Set both or neither. A probe that takes longer than
+      `slow_after` has failed.
+    - `window`, `minimum_calls`: rates are computed over a sliding `window` of seconds (with a
+      precision of a tenth of the window), once the window contains this many calls. The window
+      starts empty when the breaker closes.
     - `observe`: a dry run. The states change and are reported, but no call is refused.
 
     Raises ValueError or TypeError for a value that cannot be used. Rates work as in resilience4j:
-    reaching the rate opens the breaker, even if the call that reaches it was good. The slices of
-    the window are Hystrix's.
+    the breaker opens when the rate is reached, even if the last call was good. The slices of the
+    window come from Hystrix.
     """
 
     fail_max: int = 5
@@ -128,7 +131,7 @@ DISABLED = BreakerPolicy(fail_max=sys.maxsize)
 
 
 class Window:
-    """Counts over the last `policy.window` seconds, to a tenth of it.
+    """Counts over the last `policy.window` seconds, with a precision of a tenth of the window.
 
     The caller passes in the time. `calls`, `faults` and `slow` are the totals as of the last `add`.
     If the clock jumps forward past the window, or back by more than a slice, the window is emptied.
@@ -166,8 +169,8 @@ class Window:
 
         When a process was stopped for minutes, all its attempts in flight seem to have taken
         minutes. This is detected as follows: for a minute no call ended, and then calls end that
-        took longer than a minute. A shorter stop cannot be told from a slow instance. Call this
-        once for each call.
+        took longer than a minute. A shorter stop cannot be distinguished from a slow instance. Call
+        this method once for each call.
         """
         if now - self._heard >= _STANDSTILL:
             self._resumed = now
@@ -206,13 +209,13 @@ def tell(circuit: Circuit, *, fault: bool) -> None:
         cause = error.__context__
         _forget(error)
         if isinstance(error, pybreaker.CircuitBreakerError) and not isinstance(cause, _Fault):
-            raise cause or error from None  # an interruption, which pybreaker took for a failure
+            raise cause or error from None  # an interruption, which pybreaker counted as a failure
 
 
 def _forget(error: BaseException | None) -> None:
-    """Drop tracebacks: pybreaker's frames hold the exceptions that they raise.
+    """Drop tracebacks, since pybreaker's frames hold the exceptions that they raise.
 
-    Frames and exceptions form a cycle, which would keep the whole stack, with the caller's own
+    Frames and exceptions form a cycle. It would keep the whole stack, including the caller's own
     frames, alive until the garbage collector runs.
     """
     while error is not None:
@@ -229,7 +232,7 @@ class _Turns(pybreaker.CircuitBreakerListener):
 
 
 class _Fault(Exception):
-    """Stands for the instance's failure inside pybreaker."""
+    """Represents the instance's failure inside pybreaker."""
 
 
 def _succeed() -> None:
@@ -254,7 +257,8 @@ class Permit:
 
     @property
     def refused(self) -> bool:
-        """True if the breaker would have refused, but was ignored. Its outcome changes nothing."""
+        """True if the breaker was ignored, and would have refused the attempt. Its outcome changes
+        nothing."""
         return self.generation < 0
 
 
@@ -294,8 +298,8 @@ class Breaker:
         self._run: deque[tuple[float, int]] | None = None
         """The latest faults that were not followed by a success.
 
-        For each: when the attempt was sent, and how many attempts had been sent to the instance by
-        the time it failed.
+        For each fault: the time when the attempt was sent, and the number of attempts that had been
+        sent to the instance when it failed.
         """
         self.untouched: bool = not self._rated
         """True if there has been no fault so far, and successes are not counted."""
@@ -304,11 +308,11 @@ class Breaker:
         self.probe_permit: Permit | None = None
         """The permit of the probe under way. The call that sends the probe sets it and owns it."""
         self.due: float = 0.0
-        """Clock time from which an open breaker may be probed."""
+        """The clock time from which an open breaker may be probed."""
         self.opened_at: float = 0.0
-        """When it last left the closed state."""
+        """The time when the breaker last left the closed state."""
         self.why: str = ""
-        """What opened it, in words."""
+        """The reason why the breaker opened, in words."""
         self.permit: Permit = _FIRST
         """The permit that a closed breaker gives to every attempt. Each change of state makes a new
         one.
@@ -326,12 +330,13 @@ class Breaker:
 
     @property
     def refuses(self) -> bool:
-        """True while calls are refused, except for the probe. Never if it only observes."""
+        """True while calls are refused, except for the probe. Always False if the breaker only
+        observes."""
         return not (self.closed or self._policy.observe)
 
     @property
     def observes(self) -> bool:
-        """True if it refuses nothing, whatever its state: a dry run."""
+        """True if the breaker refuses no call in any state: a dry run."""
         return self._policy.observe
 
     @property
@@ -345,7 +350,7 @@ class Breaker:
 
     @property
     def probed_until(self) -> float:
-        """When the probe under way times out; 0 if there is none."""
+        """The time when the probe under way times out; 0 if there is none."""
         return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
 
     def probe(self, now: float) -> Permit:
@@ -381,12 +386,12 @@ class Breaker:
         attempts: int = 0,
         latency: float | None = None,
     ) -> bool:
-        """Record an outcome after `elapsed` seconds. Returns True if that changed the state.
+        """Record an outcome after `elapsed` seconds. Returns True if the outcome changed the state.
 
-        `started` is when the attempt was sent (None: after all others), `attempts` is the number of
-        attempts sent to the instance so far, and `latency` is the mean time of its answers in
-        seconds. A stale permit changes nothing. Unless the breaker is closed, only the outcome of a
-        probe counts.
+        `started` is the time when the attempt was sent (None: after all other attempts), `attempts`
+        is the number of attempts sent to the instance so far, and `latency` is the mean time of its
+        answers in seconds. A stale permit changes nothing. Unless the breaker is closed, only the
+        outcome of a probe counts.
         """
         if permit.generation != self.permit.generation or (not fault and self.success_is_noop):
             return False
@@ -414,7 +419,7 @@ class Breaker:
             self.probe_permit = None
 
     def expedite_probe(self, now: float, rng: random.Random) -> None:
-        """Shorten the wait to that after a breaker first opens: another instance has recovered."""
+        """Shorten the wait to `reset_timeout`, since another instance has recovered."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
@@ -434,18 +439,18 @@ class Breaker:
     def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
         """Count consecutive faults, in the order in which the attempts were sent.
 
-        A success says that the instance worked when its attempt was sent. It ends the run of faults
-        that were sent before it, and says nothing about those sent after it. So successes that were
-        still under way when an outage began do not hide the outage.
+        A success shows that the instance worked when the attempt was sent. It ends the run of
+        faults whose attempts were sent before, and says nothing about attempts sent later. So
+        successes that were still under way when an outage began do not hide the outage.
 
-        Faults that come sooner than successes are known before the successes that were sent between
-        them. So a run counts only if nearly all attempts sent since its first fault have failed
-        too, or if a success sent after that fault would be known by now.
+        Faults may be quicker than successes. Then they are known before the successes of attempts
+        that were sent between them. So a run counts only if nearly all attempts sent since its
+        first fault have failed too, or if a success sent after that fault would be known by now.
         """
         self.untouched = False
         run, most = self._run, self._policy.fail_max
         if most == sys.maxsize:
-            return  # disabled: a run that nothing reads would only grow
+            return  # disabled: nothing reads the run, so it would only grow
         if run is None:
             run = self._run = deque(maxlen=most)
         run.append((started, attempts))
@@ -472,13 +477,14 @@ class Breaker:
         return after is not None and elapsed > after
 
     def _wake(self) -> Circuit:
-        """Create the circuit, if there is none: an instance without faults needs none."""
+        """Create the circuit if there is none yet, since an instance without faults has no
+        circuit."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
         self.untouched = False
         return self._circuit
 
     def _turned(self) -> None:
-        """After a change of state all permits are stale, and the counts belong to the past."""
+        """After a change of state, make all permits stale and start the counts again."""
         self.permit = Permit(self.permit.generation + 1)
         self.probe_permit = None
         self._window = None

@@ -1,8 +1,8 @@
-"""What a finished attempt means: for the breaker, for the load, and for retries.
+"""Classifiers: they say what a finished attempt means for the breaker, the load and retries.
 
-A classifier is a function of the result, or of the exception, of one attempt; users pass theirs as
-`judge=`. The default below knows only the network errors of the operating system; the HTTP binding
-brings its own.
+A classifier is a function of the result, or of the exception, of one attempt. Users pass their
+classifier as `judge=`. The default below knows only the network errors of the operating system. The
+HTTP binding has a classifier of its own.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ _AGAIN = ("always", "idempotent", "never")
 class Verdict:
     """The meaning of one attempt.
 
-    - `fault`: the instance is to blame. Its breaker counts it, and its load is raised for a while.
-    - `again`: `"never"`; `"idempotent"`: the call may have been carried out, so it is retried only
-      if it may be repeated; `"always"`: it was certainly not carried out, so any call is retried,
-      the first time without a delay if another instance is known.
+    - `fault`: the instance is to blame. Its breaker counts the fault, and its load is raised for a
+      while.
+    - `again`: `"never"`: the call is not retried. `"idempotent"`: the call may have been carried
+      out, so it is retried only if it may be repeated. `"always"`: the call was certainly not
+      carried out, so any call is retried, the first time without a delay if another instance is
+      known.
     - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
     - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
@@ -58,16 +60,16 @@ class Verdict:
     - `unreachable`: this host has no route to the instance, or is not allowed to use it. Set it for
       an exception. The balancer then sets `fault` itself: True if other instances can be reached,
       False if none can.
-    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). This is not
-      counted as latency of the instance. An instance that says so far more often than the others
-      gets less load.
+    - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). The time of this
+      answer does not count as latency of the instance. An instance that gives such answers far more
+      often than the others gets less load.
 
-    A good result is never repeated. For a result (not an exception), `again` counts only if
-    `fault`, `rest`, `rejected` or `unsent` says that it is not good.
+    A good result is never retried. For a result (not an exception), `again` counts only if `fault`,
+    `rest`, `rejected` or `unsent` says that the result is not good.
 
-    An attempt that was never sent is replaced even if the retry budget is empty. That is an
-    exception with `again="always"` (unless `rest` or `rejected` says that the instance answered),
-    and a result with `unsent`.
+    If an attempt was never sent, another attempt is made even if the retry budget is empty. An
+    attempt counts as never sent after an exception with `again="always"` (unless `rest` or
+    `rejected` says that the instance answered), and after a result with `unsent`.
 
     An exception without fault is neutral: it counts neither for nor against the instance.
     """
@@ -81,13 +83,13 @@ class Verdict:
     unreachable: bool = False
     client_error: bool = field(default=False, compare=False)
     good: bool = field(init=False, repr=False, compare=False)
-    """True for an answer without a fault that is not to be retried."""
+    """True for an answer that is not a fault and is not to be retried."""
     clean: bool = field(init=False, repr=False, compare=False)
-    """True for a good one without any other information: no back-off, no client error."""
+    """True for a good answer without any other information: no back-off, no client error."""
 
     def of_result(self) -> Verdict:
-        """Return the verdict for a result. `again` alone does not repeat a result that is otherwise
-        good.
+        """Return the verdict for a result. A result that is otherwise good is not retried because
+        of `again` alone.
         """
         bad = self.fault or self.rest or self.rejected or self.unsent
         return self if bad or self.again == "never" else FINE
@@ -143,20 +145,20 @@ def local_origin(error: BaseException | None) -> Verdict | None:
     found = [_local_origin(one) for one in _system_errors(error)]
     verdicts = [one for one in found if one is not None]
     if not verdicts or len(verdicts) < len(found):
-        return None  # one of several addresses failed for another reason, which tells more
+        return None  # one of several addresses failed for another reason, which says more
     return next((one for one in verdicts if not one.unreachable), verdicts[0])
 
 
 def _local_origin(error: OSError) -> Verdict | None:
     if isinstance(error, ssl.SSLError):
-        return None  # its errno is OpenSSL's, and means something else
+        return None  # the errno of OpenSSL means something else
     if isinstance(error, socket.gaierror):
         return _EXHAUSTED_HERE if error.errno == socket.EAI_MEMORY else _starved()
     if error.errno in _EXHAUSTED:
         return _EXHAUSTED_HERE
     if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
         return None  # a file that cannot be opened is an error of the caller's code
-    # A lookup that could not be made may also set any errno (EAI_SYSTEM).
+    # A lookup that could not be made may set any errno (EAI_SYSTEM).
     return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
 
 
@@ -164,7 +166,7 @@ def _starved() -> Verdict | None:
     """Return a verdict if a lookup may have failed for lack of file descriptors.
 
     Such a lookup may report that the name is not known, or any other error, depending on the
-    modules in nsswitch.conf (libnss-mdns does so). So its error is believed only if a lookup would
+    modules in nsswitch.conf (libnss-mdns does so). So the error is trusted only if a lookup would
     find enough descriptors now.
     """
     opened: list[int] = []
@@ -182,9 +184,9 @@ def _starved() -> Verdict | None:
 def lacked_port(error: BaseException, instance: Instance) -> bool:
     """True if an instance could not be reached only because this host had no free local port.
 
-    EADDRNOTAVAIL means either that, or that this host has no address of the destination's family. A
-    datagram socket needs the same route and source address and sends nothing here, so connecting
-    one tells which. It is not tried for names, since that would block.
+    EADDRNOTAVAIL has two possible causes: no free port, or no address of the destination's family
+    on this host. To connect a datagram socket needs the same route and source address, and sends
+    nothing, so it shows which cause it was. It is not tried for names, since a lookup would block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
         return False
@@ -196,7 +198,7 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 def more_telling(before: Exception | None, error: Exception) -> Exception:
     """Choose one of the failures of two addresses.
 
-    This is the later error, unless only the earlier error was caused by the destination.
+    The result is the later error, unless only the earlier error was caused by the destination.
     """
     if before is None or local_origin(error) is None or local_origin(before) is not None:
         return error
@@ -204,14 +206,16 @@ def more_telling(before: Exception | None, error: Exception) -> Exception:
 
 
 def answered(error: BaseException) -> bool:
-    """True for an error that only the destination can have caused: it was reached."""
+    """True for an error that only the destination can have caused, so the destination was
+    reached."""
     return any(isinstance(one, _ANSWERS) for one in _system_errors(error))
 
 
 def _system_errors(error: BaseException | None, seen: set[int] | None = None) -> Iterator[OSError]:
-    """The operating system's errors behind an error; several if addresses were tried in parallel.
+    """The operating system's errors behind an error. There are several if addresses were tried in
+    parallel.
 
-    An error may be its own cause, through other errors: Python itself breaks only cycles of
+    An error may be its own cause, through other errors, since Python itself breaks only cycles of
     `__context__`.
     """
     seen = set() if seen is None else seen
@@ -230,7 +234,7 @@ def _system_errors(error: BaseException | None, seen: set[int] | None = None) ->
 
 
 def classify_network_error(result: object) -> Verdict:
-    """Classify network errors of the operating system, also if another OSError wraps them.
+    """Classify network errors of the operating system, even if another OSError wraps them.
 
     Any other result or exception is not a fault.
     """

@@ -1,4 +1,4 @@
-"""Endpoint: one instance and what a client knows of it: its breaker and its load."""
+"""Endpoint: one instance, with its breaker and its load in one client."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ EndpointStatus = Literal["serving", "resting", "open", "half-open", "unhealthy",
 
 _MOST_PENALTY = 16.0
 _TRUST = math.log2(4 / 3)
-"""The part of the penalty that a success removes: an instance is avoided if more than about three
-calls in ten fail.
+"""The part of the penalty that a success removes. With this value, an instance is avoided if more
+than about three calls in ten fail.
 """
 _SHORTEST_PENALTY = 0.5
 _LONGEST_PENALTY = 30.0
@@ -27,12 +27,12 @@ _GAIN = 0.3
 
 
 class Endpoint:
-    """One instance in rotation. Strategies read it; only the engine changes it.
+    """One instance, and its state in this client. Strategies read it; only the engine changes it.
 
     `instance` is its current record. `in_flight` counts attempts from the pick until the body is
     closed. `latency` is an exponentially weighted mean of attempt times, in seconds (None before
-    the first). `weight` is its share relative to others (0 is replaced by a usable value, see
-    `pool`).
+    the first). `weight` is its share relative to other endpoints (0 is replaced by a usable value,
+    see `pool`).
     """
 
     __slots__ = (
@@ -69,36 +69,36 @@ class Endpoint:
         self.failures: int = 0
         self.mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
         self.limit: float | None = None
-        """The limit of its attempts in flight, if one is learned."""
+        """The learned limit of attempts in flight, if there is one."""
         self.learned: object = None
         """Further state of the rule that learns the limit. Only that rule reads it."""
         self.paused_until: float = 0.0
-        """Clock time until which it is sent nothing, since it rejected the only attempt in flight.
-        """
+        """The clock time until which the instance gets no attempts, since it rejected its only
+        attempt in flight. """
         self.backing_off_until: float = 0.0
-        """Clock time until which it asked for a back-off."""
+        """The clock time at which the back-off ends that the instance asked for."""
         self.ejected_until: float = 0.0
-        """Clock time until which it is ejected: by hand, or for a success rate far below its
-        peers'.
+        """The clock time at which the ejection ends. An instance is ejected by hand, or if its
+        success rate is far below that of its peers.
         """
         self.warm_since: float = -math.inf
-        """When it last entered the rotation: again, or for the first time while there were others.
-        """
+        """The time when the instance last returned to the rotation, or joined other instances. """
         self.healthy: bool = True
         """The result of the active checks."""
         self.unhealthy_since: float = 0.0
-        """When the active checks last found it unhealthy."""
+        """The time when the active checks last found the instance unhealthy."""
         self.last_fault: str | None = None
-        """What failed last: a status, or the name of an error."""
+        """The last fault: a status, or the name of an error."""
         self.gone: bool = False
         self.unreached: int = 0
-        """The epoch (see `Reachability`) of the last counted failure to reach it; 0 while it can
-        be reached.
+        """The epoch (see `Reachability`) of the last counted failure to reach the instance; 0 while
+        it can be reached.
         """
         self.client_errors: Share = Share()
-        """The share of its answers that say that the request is wrong."""
+        """The share of answers that say that the request is wrong."""
         self.penalty: float = 0.0
-        """How often failures have doubled its load, less what successes have made up for."""
+        """The number of times that failures have doubled the load, minus the effect of
+        successes."""
         self._penalized_at = -math.inf
         self._served_at = -math.inf
 
@@ -107,8 +107,8 @@ class Endpoint:
 
     @property
     def latency(self) -> float | None:
-        """The mean time of recent attempts that it answered, in seconds; None before the first
-        answer."""
+        """The mean time of recent attempts that the instance answered, in seconds; None before the
+        first answer."""
         return self.mean_latency.value
 
     def load(self, now: float) -> float:
@@ -116,11 +116,11 @@ class Endpoint:
 
         Without the penalty, an instance that fails fast looks idle and attracts all traffic
         (linkerd/linkerd2-proxy#4537). The first failure weighs as much as two attempts in flight.
-        Each further one doubles that, at most once per round trip, as TCP halves its window. A
-        success takes a part back. The penalty falls in a straight line to zero, in twice the time
-        for which the instance has failed without a success, but in no less than half a second and
-        no more than 30 s. So a short fault is forgotten within seconds, at any rate of calls, and
-        during a long one fewer and fewer attempts fail.
+        Each further failure doubles this penalty, at most once per round trip, as TCP halves its
+        window. A success removes a part of it. The penalty falls in a straight line to zero, in
+        twice the time for which the instance has failed without a success: in half a second at
+        least, and in 30 s at most. So a short fault is forgotten within seconds, at any rate of
+        calls, and during a long fault fewer and fewer attempts fail.
         """
         if not self.penalty:
             return self.in_flight
@@ -131,7 +131,7 @@ class Endpoint:
         return self.in_flight + weight * max(0.0, left)
 
     def renew(self, breaker: Breaker) -> None:
-        """Reset the state: the same name now stands for another machine, which did not cause past
+        """Reset the state, since another machine has the same name now and did not cause the past
         faults.
         """
         self.breaker = breaker
@@ -160,7 +160,7 @@ class Endpoint:
         return "resting" if self.backing_off_until > now else "serving"
 
     standing = status
-    """An alias: its name in 0.1.0."""
+    """An alias: the name of `status` in version 0.1.0."""
 
     def record_fault(self, now: float, started: float = math.inf, weight: float = 1.0) -> None:
         """Record an attempt, sent at `started`, that was a fault."""
@@ -180,13 +180,14 @@ class Endpoint:
         self._penalized_at = now
 
     def record_success(self, now: float) -> None:
-        """Record an attempt that it has served."""
+        """Record an attempt that the instance has served."""
         self.penalty = max(0.0, self.penalty - _TRUST)
         self._served_at = now
 
 
 class Share:
-    """The moving share of attempts that ended in one way, updated when one does."""
+    """The moving share of attempts that ended in a certain way. It is updated when an attempt ends
+    so."""
 
     __slots__ = ("_attempts", "_value")
 

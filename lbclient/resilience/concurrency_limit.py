@@ -28,7 +28,7 @@ _FEW = 4
 large part of the attempts.
 """
 _EARNED = 64
-"""The successes that allow another probe of a rejected level: this many, times the rejected share.
+"""Another probe of a rejected level needs this number of successes, times the rejected share.
 """
 _LONGEST_HOLD = 16.0
 _LONGEST_WAIT = 64.0
@@ -49,8 +49,9 @@ class AdaptiveLimit:
 
     - `initial`: the limit, in attempts in flight, before anything is known.
     - `least`, `most`: the bounds of the limit.
-    - `backoff`: the factor, between 0 and 1, by which the limit falls when all attempts are
-      rejected. When a share of them is rejected, it falls by that share of the difference.
+    - `backoff`: the factor, between 0 and 1, by which the limit is multiplied when all attempts are
+      rejected. When only a share of them is rejected, the limit falls by that share of the
+      difference.
     - `tolerance`: an answer that takes more than this many times the baseline latency has waited in
       a queue, so the limit falls by as much as it would have risen. None: latency does not count.
       The baseline is the mean over attempts that were sent while at most half of the limit was in
@@ -60,24 +61,25 @@ class AdaptiveLimit:
     fails one call in fifty does so at any load. A limit that is halved at each fault ends at one,
     since a window that is halved with probability p settles near the square root of 1/p. So the
     limit follows the moving average of the rejected share, as in DCTCP (RFC 8257). A rejection
-    lowers the limit at most once per round; a round is what was in flight at that time. The average
-    starts at one, so that an instance that rejects its first attempts gets fewer at once. The
-    decrease starts from the number in flight if that is below the limit (RFC 5681).
+    lowers the limit at most once per round. A round consists of the attempts that are in flight at
+    that time. The average starts at one, so that an instance that rejects its first attempts gets
+    fewer attempts at once. The decrease starts from the number in flight if that is below the limit
+    (RFC 5681).
 
     The limit rises fast at first (slow start: 30 % per round, so that an overshoot costs no more
-    than retries can repair). Slow start ends when more than an eighth of the attempts have been
-    rejected once, or an answer has waited in a queue. Until then rejections count as chance unless
-    most attempts are rejected. Later, one round of a full limit adds one, or half the square root
-    of the limit if that is more.
+    than retries can repair). Slow start ends when the rejected share has exceeded one eighth, or
+    when an answer has waited in a queue. Until then rejections count as chance unless most attempts
+    are rejected. After slow start, one round of a full limit adds one, or half the square root of
+    the limit if that is more.
 
-    A level that was rejected is tried again only after enough successes, more of them the larger
-    the rejected share. Otherwise an instance at its capacity would reject a fixed part of all
-    attempts, more than retries can repair. Below four, where a probe costs most, the wait doubles
-    each time the probe of the same level is rejected.
+    A level at which attempts were rejected is tried again only after a number of successes in
+    proportion to the rejected share. Otherwise an instance at its capacity would reject a fixed
+    part of all attempts, more than retries can repair. Below four, where a probe costs most, the
+    wait doubles each time the probe of the same level is rejected.
 
     If an instance rejects even one attempt in flight, it is sent nothing for a pause. The pause
     doubles with each rejection in a row, with a jitter of one half, like TCP's retransmission
-    timeout at a window of one; a success reduces it to a quarter. Because of the pauses, an
+    timeout at a window of one. A success reduces the pause to a quarter. Because of the pauses, an
     instance can serve more clients than it has slots. Clients that do not coordinate then collide:
     clients that send at random times into two slots get at most 42 % of what the instance can serve
     (the maximum of G e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they
@@ -87,11 +89,11 @@ class AdaptiveLimit:
     for `initial`. Only the whole part counts: 4.9 allows four.
 
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
-    Palantir's Dialogue; the square root is that of the former's Gradient limits. DCTCP (RFC 8257)
-    for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995), which
-    compares each latency with the lowest one. Here it is compared with a mean: if some answers are
-    naturally fast and others slow, few of them come near the minimum, and the limit of a service
-    without any queue would fall. Abramson (1970) for the throughput of random access.
+    Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. DCTCP
+    (RFC 8257) for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995),
+    which compares each latency with the lowest one. Here it is compared with a mean: if some
+    answers are naturally fast and others slow, few of them come near the minimum, and the limit of
+    a service without any queue would fall. Abramson (1970) for the throughput of random access.
 
     Raises ValueError or TypeError for a value outside these bounds.
     """
@@ -124,9 +126,9 @@ class AdaptiveLimit:
     def grown(self, limit: float | None, in_flight: int) -> float:
         """Return the limit after a success. `in_flight` includes the attempt that succeeded.
 
-        It rises only if it was nearly reached, since a success at a lower level proves nothing
-        about this one. One round of a full limit adds one, or half the square root of the limit if
-        that is more.
+        The limit rises only if it was nearly reached, since a success at a lower level proves
+        nothing about this level. One round of a full limit adds one, or half the square root of the
+        limit if that is more.
         """
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
@@ -134,7 +136,7 @@ class AdaptiveLimit:
         return min(float(self.most), limit + _step(limit))
 
     def slowed(self, limit: float | None, in_flight: int) -> float:
-        """Return the limit after an answer that waited in a queue; `in_flight` as for `grown`."""
+        """Return the limit after an answer that waited in a queue. For `in_flight` see `grown`."""
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
             return limit
@@ -152,8 +154,8 @@ class AdaptiveLimit:
         """True if the latency of an attempt counts in the baseline.
 
         `concurrent` is the number of other attempts in flight when this one was sent. The load at
-        the start of an attempt decides whether it counts. Of the attempts that end before an
-        instance becomes busy, too many would be fast ones.
+        the start of an attempt decides, and not the load at its end: among the attempts that end
+        before an instance becomes busy, there are more fast ones than usual.
         """
         return concurrent + 1 <= max(1.0, (self.initial if limit is None else limit) / 2)
 
@@ -163,7 +165,8 @@ class AdaptiveLimit:
         """Return the limit after a round in which this share was rejected, with this many in
         flight.
 
-        It is rounded down: near 1 it would otherwise never fall below the next whole number.
+        The limit is rounded down. Otherwise a limit near 1 would never fall below the next whole
+        number.
         """
         limit = self.initial if limit is None else limit
         return max(self.least, math.floor(limit - share * self.excess(limit, in_flight)))
@@ -183,7 +186,7 @@ def _step(limit: float) -> float:
 
 
 class LearnedLimit:
-    """What an `AdaptiveLimit` has learned of one instance. It has no lock: the caller holds one.
+    """The state of an `AdaptiveLimit` for one instance. It has no lock: the caller holds one.
 
     `paused_until` (clock time): the instance is sent nothing until then.
     """
@@ -210,21 +213,22 @@ class LearnedLimit:
         self._average = 1
         """The number of attempts that the average is taken over so far."""
         self._seen = 0.0
-        """The same average, started at zero: the share that was seen to be rejected."""
+        """The same average, but started at zero: the rejected share as it was observed."""
         self._slow_start = True
         self._round_from = -math.inf
-        """Rejections of attempts that were sent before this time belong to the last decrease."""
+        """A rejection of an attempt that was sent before this time belongs to the last decrease."""
         self._excess = 0.0
         self._taken = 0.0
         """The share of the excess that the rejections of this round have removed so far."""
         self._level = 0
-        """The limit that was rejected last; 0 for none."""
+        """The limit at which attempts were last rejected; 0 for none."""
         self._held = 0.0
         """Rounds of successes until that level may be tried again."""
         self._wait = 0.0
         self._pause = 0.0
         self.baseline_latency: Ewma[float | None] = Ewma(_GAIN, None)
-        """Of attempts that were sent while at most half of the limit was in flight, in seconds."""
+        """The mean latency, in seconds, of attempts sent while at most half of the limit was in
+        flight."""
         self.paused_until: float = 0.0
 
     def rejected(
@@ -330,9 +334,9 @@ class LearnedLimit:
 class Limits:
     """The limits of one balancer.
 
-    `fixed` (`max_in_flight`) limits the attempts in flight at each instance, `total`
-    (`max_in_flight_total`) those at all instances together; `adaptive` learns the limit of each
-    instance.
+    `fixed` (`max_in_flight`) limits the attempts in flight at each instance. `total`
+    (`max_in_flight_total`) limits the attempts in flight at all instances together. `adaptive`
+    learns the limit of each instance.
 
     Raises ValueError or TypeError, naming the argument.
     """

@@ -1,4 +1,4 @@
-"""HealthCheck: what to ask every instance, how often, and how results change its health."""
+"""HealthCheck: the check of every instance, its interval, and how results change the health."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class HealthCheck:
     passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
     are unhealthy, the checks are ignored: a wrong path must not take a service down.
 
-    - `path`: what to GET from the instance, exactly as given: it is not joined to the base path of
-      the service's URL. None only opens a TCP connection.
+    - `path`: the path of a GET request, exactly as given: it is not joined to the base path of the
+      service's URL. None only opens a TCP connection.
     - `interval`: seconds from one round of checks to the next, plus or minus a tenth. The first
       round comes at a random time in the first interval.
     - `timeout`: seconds for one check, from connecting to the end of the response body (of which at
@@ -39,7 +39,7 @@ class HealthCheck:
     - `statuses`: the statuses that pass. Redirects are not followed.
     - `headers`: sent with each check, in addition to the client's own.
     - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
-      block; `lbclient.time_left()` returns what is left of `timeout`. It should connect to
+      block; `lbclient.time_left()` returns the time that is left of `timeout`. It should connect to
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
       True is a failed check, and so is any exception. While a check of an instance has not
       returned, no other begins for the same instance.

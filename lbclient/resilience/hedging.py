@@ -26,8 +26,8 @@ class HedgePolicy:
 
     - `delay`: seconds after which the second attempt is sent; None uses a percentile of recent
       latency.
-    - `percentile`: this share of recent attempts was faster than the delay. It needs 20 attempts
-      first.
+    - `percentile`: the delay is the time within which this share of recent attempts was answered.
+      Nothing is hedged before 20 attempts are known.
     - `least`: the minimum of the delay, in seconds.
     - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
       of the calls, and a reserve per second. It is separate from the retry budget, so that hedges

@@ -1,4 +1,4 @@
-"""Outlier detection: ejects an instance that fails far more often than its peers, for a time.
+"""Outlier detection: ejects, for a time, an instance that fails far more often than its peers.
 
 A breaker counts faults in a row. An instance that fails 40 % of its calls at random fails five in a
 row only once in 160 calls, and its next success closes the breaker again. So outlier detection
@@ -27,15 +27,16 @@ class OutlierPolicy:
     """Which instance is an outlier, and for how long it is ejected.
 
     - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
-    - `margin`: how far an outlier's success rate is below that of all its peers together; above 0,
-      at most 1.
+    - `margin`: an instance is an outlier if its success rate is this much below that of all its
+      peers together; above 0, at most 1.
     - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, it is not
       rated.
-    - `ejection`: seconds of the first ejection (half of it is jitter); twice as long the second
-      time, and so on up to `ejection_max`. Each interval in rotation without being an outlier
-      cancels one time.
-    - `max_ejected`: at most this fraction of a tier is ejected at the same time; above 0, at most
-      1. Of two or more instances, one may always be ejected, and one always stays.
+    - `ejection`: seconds of the first ejection (half of it is jitter). Each further ejection is
+      twice as long, up to `ejection_max`. Each interval that the instance spends in rotation
+      without being an outlier takes back one doubling.
+    - `max_ejected`: at most this fraction of a tier is ejected at the same time. It is above 0 and
+      at most 1. If there are two or more instances, one of them may always be ejected, and one
+      always stays.
 
     A margin works with two instances or more. Interval, growing ejection and cap are Envoy's. Its
     rule asks for a rate 1.9 standard deviations below the mean. Among n hosts no host can be more
@@ -82,7 +83,7 @@ class Outliers:
     """The tally of one balancer. It has no lock: the caller holds one.
 
     Call `count` for each outcome. When it returns True, call `verdicts` and eject those instances.
-    What is counted belongs to a breaker: if an endpoint has a new one, its name stands for another
+    The counts belong to a breaker: if an endpoint has a new breaker, its name stands for another
     machine.
     """
 
@@ -115,9 +116,9 @@ class Outliers:
     ) -> list[tuple[Endpoint, float]]:
         """Return the endpoints to eject, and for how many seconds. Starts a new interval.
 
-        `tiers` are all known endpoints; `serving` tells whether one is in the rotation now.
-        `ejected_until` tells which ones are ejected already. No tier loses its last instance in the
-        rotation.
+        `tiers` are all known endpoints. `serving` tells whether an endpoint is in rotation now.
+        `ejected_until` tells which endpoints are already ejected. No tier loses its last instance
+        in rotation.
         """
         if self._overslept(now):
             return []
@@ -131,8 +132,8 @@ class Outliers:
         ]
 
     def _overslept(self, now: float) -> bool:
-        """True if the process was stopped or idle for one more interval: the old tally is out of
-        date.
+        """True if the process was stopped or idle for one more interval. Then the old tally is out
+        of date.
         """
         return now - self._ends >= self._policy.interval
 
@@ -164,7 +165,7 @@ class Outliers:
         now: float,
         serving: Callable[[Endpoint], bool],
     ) -> list[Endpoint]:
-        """The outliers that may be ejected without taking too much of the tier out."""
+        """The outliers that may be ejected while enough instances of the tier stay in rotation."""
         if not outliers:
             return []
         staying = {one for one in tier if one.ejected_until <= now}

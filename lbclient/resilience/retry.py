@@ -1,8 +1,8 @@
 """Decides whether to retry a call, and after what delay. The only file that uses tenacity.
 
-The stop, wait and retry objects of tenacity decide. Its own loop is not used: one `Retrying` that
-is shared between tasks mixes up their state (jd/tenacity#93), its `with attempt` swallows
-cancellations, and here neither the sleep nor the I/O is part of the decision.
+The stop, wait and retry objects of tenacity decide. The loop of tenacity is not used, for three
+reasons: a `Retrying` that tasks share mixes up their state (jd/tenacity#93), `with attempt`
+swallows cancellations, and the decision must include neither the sleep nor the I/O.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Stopped = Literal[
 """Why a call with a bad outcome was not retried:
 
 - `"attempts"`: the policy allows no more attempts.
-- `"deadline"`: it has passed, or would pass before the next attempt.
+- `"deadline"`: the deadline has passed, or would pass before the next attempt.
 - `"budget"`: the retry budget is empty.
 - `"method"`: the request may have been carried out, and may not be repeated.
 - `"body"`: the request's body cannot be sent a second time.
@@ -77,7 +77,7 @@ class RetryPolicy:
       process the request, such as 429 of an LLM endpoint. They are retried on another instance for
       any method, as often as attempts, budget and deadline allow.
     - `retry_after_max`: the maximum seconds for which an instance backs off because it asked for
-      that (`Retry-After`, or a rate limit of which nothing remains); 0 ignores it.
+      that (`Retry-After`, or a rate limit that is used up); 0 ignores it.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -142,11 +142,11 @@ ONE_ATTEMPT = RetryPolicy(attempts=1)
 
 @dataclass(slots=True)
 class RetryState:
-    """What is known when an attempt has failed. tenacity's objects read it.
+    """The state of a call when an attempt has failed. tenacity's objects read it.
 
-    `pause` is the back-off in seconds that all instances ask for, `rested` how long the call has
-    waited for it so far. `unsent` is True if the attempt was never sent, so that its replacement
-    costs no budget. `alone` is True if no other instance is known.
+    `pause` is the back-off in seconds that all instances ask for. `rested` is the time for which
+    the call has waited for this back-off so far. `unsent` is True if the attempt was never sent:
+    then the next attempt costs no budget. `alone` is True if no other instance is known.
     """
 
     verdict: Verdict
@@ -251,11 +251,12 @@ class _AtDeadline(stop_base):
 
 
 class _NoBudget(stop_base):
-    """Stops if the budget is empty. This condition is asked last, and takes one retry from the
+    """Stops if the budget is empty. This condition is checked last, and takes one retry from the
     budget.
 
-    Replacing an attempt that was never sent is free, like a transparent retry in gRPC (its proposal
-    A6): it causes no load, and an empty budget must not keep a call from a live instance.
+    A retry after an attempt that was never sent is free, like a transparent retry in gRPC (proposal
+    A6): the unsent attempt caused no load, and an empty budget must not keep a call from a live
+    instance.
     """
 
     def __init__(self, budget: Budget | None) -> None:

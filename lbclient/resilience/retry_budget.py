@@ -1,7 +1,7 @@
 """The retry budget: how many retries all calls of one balancer may make together.
 
-It is a fixed share of the traffic, not of each call, so retries cannot multiply an outage. Source:
-the retry budgets of Finagle and tower (20 %, 10 a second, over 10 seconds).
+The budget is a fixed share of all calls together, so retries cannot multiply the load in an outage.
+Source: the retry budgets of Finagle and tower (20 %, 10 a second, over 10 seconds).
 """
 
 from __future__ import annotations

@@ -17,19 +17,20 @@ _ASKED_AGAIN = 3
 
 @dataclass(frozen=True, slots=True)
 class SlowStart:
-    """How an instance warms up: for `window` seconds only a part of its weight counts, its
-    `factor`.
+    """How an instance warms up: for `window` seconds only a part of its weight counts. This part is
+    its `factor`.
 
     - `aggression`: above 0. At 1 the factor rises in a straight line; above 1 it rises faster at
       first, below 1 slower.
     - `least`: the smallest factor; above 0, at most 1.
 
-    The factor thins out picks: a pick of an instance that warms up is kept with this probability;
-    otherwise the strategy is asked again. So no strategy has to know about slow start, and weights
+    The factor is a probability: a pick of an instance that warms up is kept with this probability.
+    Otherwise the strategy picks again. So no strategy has to know about slow start, and weights
     need not change every second. If all instances warm up, each gets its usual share. Strategies
-    that prefer instances with few attempts in flight warm up a new one faster. Under load, a
-    strategy that takes the less busy of two random instances gives it three times the factor at
-    first. For one that takes the least busy of all, slow start changes nothing.
+    that prefer instances with few attempts in flight warm up new instances faster. Under load, a
+    strategy that takes the less busy of two random instances gives a new instance three times the
+    factor at first. For a strategy that takes the least busy instance of all, slow start changes
+    nothing.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 
@@ -54,7 +55,7 @@ class SlowStart:
         return max(self.least, grown)
 
     def stands(self, since: float, now: float, rng: random.Random) -> bool:
-        """Decide at random whether to keep the pick of an instance that came at `since`."""
+        """Decide at random whether to keep the pick of an instance that has joined at `since`."""
         factor = self.factor(now - since)
         return factor >= 1.0 or rng.random() < factor
 
@@ -67,8 +68,8 @@ class SlowStart:
     ) -> T:
         """Ask the strategy for a pick until one is kept, at most four times.
 
-        If none of the four is kept, one of them is returned at random. To return the last one would
-        favour one instance if a rotation has four in a row that warm up.
+        If none of the four is kept, one of them is returned at random. If always the last one were
+        returned, an order with four warming instances in a row would favour one of them.
         """
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:

@@ -21,17 +21,18 @@ class ThrottlePolicy:
     """When the client refuses a call without sending it.
 
     A call is refused with probability max(0, (requests - k * accepts) / (requests + 1)), over the
-    last `window` seconds, but at most with `most`.
+    last `window` seconds, but at most with the probability `most`.
 
-    - `k`: the service may be sent this many times what it accepts; at least 1. A lower value
-      refuses more, and sooner. With a higher one the client notices sooner that the service is
-      back.
+    - `k`: the service may be sent this many times the calls that it accepts; at least 1. With a
+      lower value more calls are refused, and sooner. With a higher value the client notices sooner
+      that the service has recovered.
     - `window`: seconds; many times the duration of a call. After an outage longer than the window
       it takes up to two windows until all calls are sent again.
-    - `most`: above 0, at most 1. Below 1 some calls always go through, and find out whether the
-      service is back.
-    - `minimum_calls`: with fewer requests in the window none is refused. By the formula alone, a
-      client's second call would be refused every other time if its first had failed.
+    - `most`: above 0, at most 1. Below 1, some calls are always sent, which show whether the
+      service has recovered.
+    - `minimum_calls`: with fewer requests in the window, no call is refused. By the formula alone,
+      if the first call of a client fails, its second call would be refused with a probability of
+      one half.
 
     Source: Google's "Site Reliability Engineering", chapter "Handling Overload", with its k and
     window; `most` and `minimum_calls` are additions.
@@ -55,10 +56,10 @@ class ThrottlePolicy:
 class Throttle:
     """The running counts of a `ThrottlePolicy`. It has no lock: the caller holds one.
 
-    Call `admits` before each call. For a call that was admitted, record its end once: `accepted`,
-    or `refused` (overload, a fault), or neither if it says nothing about the service. A call counts
-    as a request only then, not while it is under way. Otherwise the first of many calls that start
-    together would cause the others to be refused (43 of 50 by the plain formula).
+    Call `admits` before each call. When a call that was admitted ends, record it once: as
+    `accepted`, as `refused` (overload, a fault), or not at all if it says nothing about the
+    service. A call counts as a request only when it has ended. Otherwise the first of many calls
+    that start together would cause the others to be refused (43 of 50 by the plain formula).
     """
 
     __slots__ = ("_policy", "_window", "accepted", "refused")
@@ -81,7 +82,8 @@ class Throttle:
         return min(policy.most, max(0.0, excess / (requests + 1)))
 
     def admits(self, now: float, rng: random.Random) -> bool:
-        """False if the call must fail here. Such a call is counted as a request too."""
+        """False if the call must fail without being sent. Such a call is counted as a request
+        too."""
         chance = self.chance(now)
         if chance and rng.random() < chance:
             self.refused(now)

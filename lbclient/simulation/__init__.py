@@ -5,8 +5,8 @@
     servers = [Server(f"s{n}", answers(constant(0.1))) for n in range(3)]
     print(simulate(Scenario(servers, Open(rate=100, seconds=60)), strategy="least-busy"))
 
-Nothing sleeps, and all random numbers come from one seed: the same arguments give the same report,
-whose `trace` is a hash of all decisions.
+Nothing sleeps, and all random numbers come from one seed. So the same arguments give the same
+report. Its `trace` is a hash of all decisions.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """How simulated instances behave: functions of the time and of the requests in flight.
 
-A `Latency` returns how long a response takes, a `Behaviour` returns the response: a `Reply`. The
-number in flight includes the request itself.
+A `Latency` returns the time of a response. A `Behaviour` returns the response, a `Reply`. The
+number of requests in flight includes the request itself.
 
 Each server of each run works on a deep copy of its behaviour. `copy.deepcopy` does not copy
-closures, so the behaviours here are partial functions: a caller's object in one of them is copied
-too.
+closures, so the behaviours of this module are partial functions. Then `deepcopy` also copies the
+objects that a caller passes to them.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ _PARAMETERS = 4
 class SimulatedRequest:
     """One request of a load, for behaviours with a fourth parameter and for `fair_by=`.
 
-    - `method`: also decides whether a request may be repeated: only a method in the retry policy's
-      `methods` may, and only if the scenario is `idempotent`.
+    - `method`: a request may be repeated only if its method is one of the retry policy's `methods`,
+      and the scenario is `idempotent`.
     - `path`: only the servers use the path; the client's decisions do not depend on it.
-    - `key`: for strategies that pick by it, such as `"consistent-hash"`.
+    - `key`: for strategies that pick by a key, such as `"consistent-hash"`.
     - `caller`: identifies the caller. If the load sets no caller, the caller is the number of the
       client.
 
@@ -91,12 +91,12 @@ class Reply:
     """A response with `status` after `seconds`; with `math.inf` it never comes.
 
     If `error` is set, it is raised instead: `ConnectionRefusedError()` means that the request was
-    never sent, `ConnectionResetError()` that it may have been. `rest` is the value of
+    never sent, and `ConnectionResetError()` that it may have been sent. `rest` is the value of
     `Retry-After`, in seconds.
 
-    `body` is how many seconds after its headers the response is complete; until then its instance
-    is busy. With both `body` and `error` the headers arrive, and the connection breaks during the
-    body.
+    `body` is the time in seconds from the headers to the end of the response. Until then the
+    instance is busy. With both `body` and `error`, the headers arrive, and the connection breaks
+    during the body.
     """
 
     seconds: float
@@ -112,8 +112,8 @@ class Reply:
 
 
 def judge_of(statuses: Collection[int], unprocessed: Collection[int] = ()) -> Classifier:
-    """Return a classifier that works as the classifier for HTTP does. `statuses` are those that are
-    retried, `unprocessed` those that are retried for any request.
+    """Return a classifier that works as the classifier for HTTP does. `statuses` are the statuses
+    that are retried. `unprocessed` are the statuses that are retried for any request.
     """
     again = {
         status: Verdict(
@@ -186,7 +186,7 @@ def _without_request(
 
 
 class _PerRun:
-    """What `per_run` returns: a copy of it is the behaviour that `make` returns."""
+    """The result of `per_run`. A copy of this object is the behaviour that `make` returns."""
 
     def __init__(self, make: Callable[[], Behaviour]) -> None:
         self._make = make
@@ -207,7 +207,8 @@ def per_run(make: Callable[[], Behaviour]) -> Behaviour:
     """Return a behaviour that `make()` creates anew for each server of each run.
 
     Use it for functions that keep state, such as a closure with a counter: a function cannot be
-    copied, so it would carry its state from run to run. An object with `__call__` does not need it.
+    copied, so it would carry its state from run to run. An object with `__call__` does not need
+    `per_run`.
     """
     validation.function("make", make)
     return _PerRun(make)
@@ -312,8 +313,8 @@ def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> 
     """A token bucket: `rate` requests per second, and up to `burst` at once after a pause, get 200
     after `seconds`. All others get `status` after the same time.
 
-    Each server of each run has its own bucket, which is full at first. It is identified by its
-    random generator. To give each caller a bucket, write a behaviour that takes the request.
+    Each server of each run has its own bucket, which is full at first. (The random generator
+    identifies the server.) To give each caller a bucket, write a behaviour that takes the request.
     """
     validation.number("rate (requests per second)", rate, above=True)
     validation.count("burst", burst)
@@ -345,7 +346,7 @@ def _take_token(
 
 
 def mixed(share: float, some: Behaviour, others: Behaviour) -> Behaviour:
-    """A random `share` of the requests gets the behaviour `some`, the rest gets `others`."""
+    """A random `share` of the requests gets the behaviour `some`, and all others get `others`."""
     validation.fraction("share", share)
     validation.function("some", some)
     validation.function("others", others)

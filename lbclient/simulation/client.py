@@ -33,7 +33,7 @@ class Client:
     """A client that sends simulated requests.
 
     `call_options` returns the call options of a request. An attempt waits at most `timeout` seconds
-    for its headers. `watch`, if there is one, is told of each step.
+    for its headers. `watch`, if it is given, is called at each step.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Client:
         self.balancer = balancer
         self.watch = watch
         self.waiting: dict[Trail, float] = {}
-        """Active requests, and when they arrived."""
+        """Active requests, each with the time at which it arrived."""
         self._call_options = call_options
         self._timeout = timeout
         self._request = SimulatedRequest(caller=number)

@@ -1,4 +1,4 @@
-"""The driver of virtual time: where threads sleep, it yields."""
+"""The driver for virtual time: it yields pauses instead of sleeping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FOREVER = Pause(math.inf)
 def carry_out(
     call: Call[R], send: Send[R], discard: Callable[[R], object] | None = None
 ) -> Process[R]:
-    """Carry out a call in a world. `send` is a process too, which passes time by yielding.
+    """Carry out a call in a world. `send` is a process too, which waits by yielding pauses.
 
     `discard` is called with responses that came too late.
     """

@@ -1,7 +1,7 @@
 """The invariants: conditions that are true at every step of every run.
 
-The endpoints that may be picked are computed from scratch, from the state of each instance at one
-moment. The pool keeps this up to date from change to change. So the two can be compared.
+This module computes from scratch which endpoints may be picked, from the state of each instance at
+one moment. The pool updates the same set with each change. So the two sets can be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SLACK = 1e-6
 _PROBE = 30.0
 """Seconds after which a probe without an outcome may be given up."""
 _FIRST = 8
-"""The number of waiting callers that are checked, and of calls of each."""
+"""The number of waiting callers that are checked, and of calls of each of them."""
 _Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
 """A budget drops whole slices, so it may forget up to a tenth of its window early."""
@@ -36,7 +36,7 @@ _SLICE = 0.9
 class Trail:
     """The simulator's own record of a call, to compare with the call's own counts.
 
-    `patience` is how many seconds the call waits for a slot if it has no deadline.
+    `patience` is the time in seconds that the call waits for a slot if it has no deadline.
     """
 
     __slots__ = ("_held", "_patience", "attempts", "call", "lost", "unsure")
@@ -54,7 +54,7 @@ class Trail:
 
     @property
     def tried(self) -> list[Endpoint]:
-        """The endpoints of its attempts."""
+        """The endpoints of the attempts of the call."""
         return [attempt.endpoint for attempt in self.attempts]
 
     @property
@@ -64,9 +64,9 @@ class Trail:
         return last is not None and isinstance(last.error, ConnectionRefusedError)
 
     def may_settle_at(self) -> float:
-        """Return the earliest time at which a retry may use an instance again although another,
-        which the call has not tried, is only full: before that, it waits for that one as long as
-        any call waits for a slot.
+        """Return the earliest time at which a retry may use an instance again while an untried
+        instance is in rotation but full. Before that time, the retry waits for the untried
+        instance, as long as any call waits for a slot.
         """
         last, deadline = self._own_last(), self.call.deadline
         ended = 0.0 if last is None else last.pick.started + last.pick.elapsed
@@ -74,7 +74,7 @@ class Trail:
         return until - _SLACK
 
     def comes(self, reply: Reply, left: float) -> None:
-        """Record what the reply will mean for an attempt that has this many seconds left."""
+        """Record the effect of the reply on an attempt that has this many seconds left."""
         self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
         self.lost |= reply.seconds == left == math.inf
 
@@ -91,7 +91,7 @@ class Trail:
         return next((attempt for own, attempt in self._held if own is reply), None)
 
     def close(self, reply: Reply) -> None:
-        """End the body of a reply: it has been read, or is not needed."""
+        """End the body of a reply, since it has been read or is not needed."""
         if (attempt := self.holder(reply)) is not None:
             attempt.finish()
 
@@ -156,7 +156,7 @@ def _tiers(endpoints: Iterable[Endpoint]) -> list[list[Endpoint]]:
 
 
 def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-    """Check that a pick is allowed. Its slot is taken already."""
+    """Check that a pick is allowed. Its slot already counts as taken."""
     endpoint, reason, tried = attempt.endpoint, attempt.reason, trail.tried
     if endpoint.gone:
         yield "it is no longer in the pool"
@@ -188,9 +188,9 @@ def _of_probe(moment: Moment, endpoint: Endpoint, tried: list[Endpoint]) -> Iter
 
 
 def _of_retry(moment: Moment, endpoint: Endpoint, trail: Trail, now: float) -> Iterator[str]:
-    """Check that a retry goes to an untried endpoint with room, in the best tier that has one. It
-    may use a tried one only after the call has waited for the untried ones that are full. A paused
-    endpoint counts as tried, since it has rejected calls too.
+    """Check that a retry goes to an untried endpoint with room, in the best tier that has such an
+    endpoint. The retry may use a tried endpoint only after the call has waited for the untried
+    endpoints that are full. A paused endpoint counts as tried, since it has rejected calls too.
     """
     tried = trail.tried
     for tier in moment.open:
@@ -265,8 +265,8 @@ class Invariants:
             self._breach(now, [f"{many} in flight at all instances together"])
 
     def done(self, trail: Trail, error: str | None, now: float) -> None:
-        """Check a call that has ended, including its body. `error` is the name of what it
-        raised."""
+        """Check a call that has ended, including its body. `error` is the name of the exception
+        that it raised."""
         deadline = trail.call.deadline
         if deadline is not None and now - deadline > _SLACK:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])
@@ -336,8 +336,8 @@ class Invariants:
             yield "it is already being probed"
 
     def _of_budgets(self, now: float) -> Iterator[str]:
-        """Check that there are no more retries and hedges than can have been earned. The
-        replacement of an attempt that was never sent is not counted.
+        """Check that there are no more retries and hedges than the calls have earned. A retry after
+        an attempt that was never sent is not counted.
         """
         hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
@@ -354,8 +354,8 @@ class Invariants:
                 yield f"{made} {what} of all retries and hedges so far, but {earned:g} were earned"
 
     def _of_load(self, endpoint: Endpoint, now: float) -> Iterator[str]:
-        """Check that each count of attempts in flight is the number of those that were sent and
-        have not ended, and is within the limits.
+        """Check that each count of attempts in flight is the number of attempts that were sent and
+        have not ended, and that it is within the limits.
         """
         attempts = self._attempts.get(endpoint, ())
         sent = self._attempts[endpoint] = [attempt for attempt in attempts if attempt.open]
@@ -369,9 +369,9 @@ class Invariants:
             yield f"{endpoint.instance} is probed while its breaker is {endpoint.breaker.state}"
 
     def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
-        """Return the endpoints that have room for a waiting call whose turn it is, if that was not
-        woken, or was woken earlier and has not checked since. An endpoint that a retry waits for
-        separately does not count for the calls behind the retry.
+        """Return the endpoints that have room for a waiting call whose turn it is, if that call was
+        not woken, or was woken earlier and has not checked since. An endpoint that a retry waits
+        for separately does not count for the calls behind the retry.
         """
         if all(self._comes(call, now) for call in look):
             return []
@@ -398,7 +398,7 @@ class Invariants:
         return self._woken.get(call, -math.inf) >= now
 
     def _free(self, now: float) -> list[Endpoint]:
-        """Return the endpoints that have room, and have had it for more than a moment."""
+        """Return the endpoints that have had room for more than a moment."""
         moment = self._open(now)
         return [] if moment is None else moment.roomy(moment.serving)
 

@@ -19,9 +19,9 @@ _ROUNDING = 1e-9
 
 
 class Outcome(NamedTuple):
-    """The outcome of one request: when it `arrived`, how long it took (seconds, including waiting),
-    the final `status` or the name of the `error`, the number of `attempts`, and the number of its
-    `client`, from 0."""
+    """The outcome of one request: the time at which it `arrived`, the seconds `elapsed` until its
+    end (including waiting), the final `status` or the name of the `error`, the number of
+    `attempts`, and the number of its `client`, from 0."""
 
     arrived: float
     elapsed: float
@@ -48,9 +48,9 @@ class Report:
     """The results of a run. The figures depend only on the scenario of the run, its options and its
     `seed`.
 
-    `sent` are the attempts, as (time, server). `answered` has what each server responded. `trace`
-    is a hash of all decisions, the same on every machine. `breaches` are the invariants that did
-    not hold; the list must be empty.
+    `sent` are the attempts, as (time, server). `answered` says for each server how often it gave
+    each response. `trace` is a hash of all decisions, which is the same on every machine.
+    `breaches` are the invariants that were violated; the list must be empty.
     """
 
     seed: int
@@ -72,7 +72,7 @@ class Report:
 
     @property
     def mean_answered(self) -> float:
-        """The mean time of the requests that ended with a response, whatever its status."""
+        """The mean time of the requests that ended with a response of any status."""
         return _mean([outcome for outcome in self.outcomes if outcome.status is not None])
 
     def percentile(self, percent: float) -> float:
@@ -87,7 +87,7 @@ class Report:
 
     @property
     def responses(self) -> int:
-        """The number of responses that servers gave, to first attempts and to others."""
+        """The number of responses that servers gave, to first attempts and to other attempts."""
         return sum(
             many
             for answers in self.answered.values()
@@ -101,13 +101,14 @@ class Report:
         return len(self.sent) / max(1, len(self.outcomes))
 
     def shares(self, since: float = 0.0, until: float = math.inf) -> dict[str, float]:
-        """Return the share of the attempts in this time (seconds) that each server was sent."""
+        """Return, for each server, its share of the attempts that were sent in this time
+        (seconds)."""
         sent = Counter(server for time, server in self.sent if since <= time < until)
         total = max(1, sent.total())
         return {server: sent[server] / total for server in self.answered}
 
     def endings(self) -> Counter[int | str]:
-        """Return how many requests ended with which status or error."""
+        """Return the number of requests that ended with each status or error."""
         return Counter(
             outcome.status if outcome.status is not None else str(outcome.error)
             for outcome in self.outcomes

@@ -1,4 +1,4 @@
-"""Many clients, many servers, one clock: a run depends only on its arguments and its seed.
+"""Runs many clients and many servers with one clock. A run depends only on its arguments.
 
 Discovery and health checks take part: each round of a job runs at its virtual time.
 """
@@ -46,7 +46,8 @@ class Rounds:
         self._world = world
 
     def schedule(self, job: ScheduledJob) -> None:
-        """Run the next round of `job` at its `next_at`. This replaces what was scheduled before."""
+        """Run the next round of `job` at its `next_at`. This replaces a round that was scheduled
+        before."""
         job.ticket += 1
         ticket = job.ticket
         if not job.stopped:
@@ -69,9 +70,9 @@ def simulated(
 
     class Simulated(Balancer):
         def _adapted(self, runtime: Runtime) -> Runtime:
-            """Remove what a simulation does not need. Every response is closed here, so the queue
-            does not check for dropped ones. Events of simulated instances are in the report, and
-            are not logged.
+            """Switch off the parts that a simulation does not need. Every response is closed in a
+            simulation, so the queue does not check for dropped responses. Events of simulated
+            instances are in the report, and are not logged.
             """
             return replace(
                 runtime,
@@ -97,9 +98,9 @@ def simulate(
     machine.
 
     `strategy` is a name, or a function that makes a strategy for each client. `fair_by` returns the
-    caller of a request, like the option of `Client`. `options` are the options of `Balancer`.
-    `checked` checks the invariants before every attempt and after every event; it changes nothing
-    but `breaches`.
+    caller of a request, like the option of `Client`. `options` are the options of `Balancer`. If
+    `checked` is True, the invariants are checked before every attempt and after every event; this
+    changes nothing but `breaches`.
 
     Raises ValueError or TypeError if an argument is invalid.
     """

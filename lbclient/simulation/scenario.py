@@ -1,4 +1,4 @@
-"""Scenarios: the servers, and how requests arrive: at a rate, or from workers that wait."""
+"""Scenarios: the servers, and the requests, which arrive at a rate or from workers that wait."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lbclient.simulation.world import Process, World
 __all__ = ["Closed", "Load", "Open", "Scenario"]
 
 Request = Callable[..., Process[object]]
-"""`request(client)` makes a process that sends one request of the client with that number (from 0);
-`request(client, SimulatedRequest(...))` says which request.
+"""`request(client)` makes a process that sends one request of the client with that number (from 0).
+`request(client, SimulatedRequest(...))` makes a process that sends this request.
 """
 
 Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
@@ -30,26 +30,26 @@ load, from 0. None means `SimulatedRequest()`.
 
 @runtime_checkable
 class Load(Protocol):
-    """What makes the requests of a scenario: `Open`, `Closed`, or your own object."""
+    """Makes the requests of a scenario: `Open`, `Closed`, or your own object."""
 
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> Sequence[Sequence[object]]:
         """Start the requests, each as `world.spawn(request(client))` or as a part of a process.
 
-        Returns a list for each part of the load, such as `World.spawn` returns, which is empty
-        until that part is over. `rng` is the load's own.
+        Returns a list for each part of the load, as `World.spawn` does. Each list is empty until
+        its part is over. `rng` is the load's own random number generator.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """`rate` requests per second for `seconds`, whether or not earlier ones were answered.
+    """`rate` requests per second for `seconds`, whether or not earlier requests were answered.
 
-    They are evenly spaced, or random if `poisson` is True, and come from the clients in turn.
-    `request` is a `SimulatedRequest`, or a function of the request's number (from 0) that returns
-    one.
+    The requests are evenly spaced, or random if `poisson` is True, and come from the clients in
+    turn. `request` is a `SimulatedRequest`, or a function of the request's number (from 0) that
+    returns a `SimulatedRequest`.
     """
 
     rate: float
@@ -75,7 +75,7 @@ class Open:
             if time > world.clock():
                 yield Pause(time - world.clock())
             world.spawn(_made(request, number % clients, self.request, number))
-        yield Pause(0.0)  # until the last one has begun
+        yield Pause(0.0)  # until the last request has begun
 
     def _times(self, rng: random.Random) -> Iterator[float]:
         """Yield the arrival times."""
@@ -89,8 +89,8 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`workers` of each client, each with one request at a time, `think` seconds apart, for
-    `seconds`. `request` is the same as in `Open`."""
+    """Each client has this number of `workers`. For `seconds`, each worker sends one request at a
+    time, and waits `think` seconds before the next one. `request` is the same as in `Open`."""
 
     workers: int
     seconds: float
@@ -152,15 +152,16 @@ def _made(request: Request, client: int, asked: Asked, number: int) -> Process[o
 class Scenario:
     """What a run simulates: `servers`, the `load`, and the number of `clients` that share it.
 
-    - `load`: `Open(...)`, `Closed(...)`, any object with a method `start` like theirs, or a list of
-      these, which all begin at 0.
+    - `load`: `Open(...)`, `Closed(...)`, any object with such a method `start`, or a list of loads,
+      which all begin at 0.
     - `idempotent`: whether the requests may be repeated.
     - `until`: the time in seconds at which the run is stopped. Unanswered requests have failed.
     - `patience`: seconds that a request without a deadline waits for a slot.
-    - `ttl`: seconds between two look-ups of discovery. A server that joins or leaves is noticed at
-      the next one.
-    - `timeout`: seconds that an attempt waits for the headers, like the read timeout of a client;
-      then it fails with TimeoutError. None: it waits as long as the retry policy allows.
+    - `ttl`: seconds between two lookups of discovery. A server that joins or leaves is noticed at
+      the next lookup.
+    - `timeout`: seconds that an attempt waits for the headers, like the read timeout of a client.
+      After that it fails with TimeoutError. None: an attempt waits as long as the retry policy
+      allows.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """

@@ -1,4 +1,4 @@
-"""A simulated instance: it counts its requests in flight, and responds as its behaviour says."""
+"""A simulated instance: counts its requests in flight, and responds as its behaviour says."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from lbclient.strategy.protocol import LoadReport
 __all__ = ["Host", "Server"]
 
 _MEMORY = 2.0
-"""Seconds for which a server remembers how long its responses took."""
+"""Seconds for which a server remembers the times of its responses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """One instance of the simulated service, identified by its name.
 
-    Discovery knows it from `joins` to `leaves` (seconds); `weight`, `priority` and `zone` are the
-    values of its instance. With `reports` it reports its load with each response and to probes: the
-    number of requests in flight, and how long responses take at that number (`LoadReport`).
+    Discovery returns it from `joins` to `leaves` (seconds). `weight`, `priority` and `zone` are the
+    values of its instance. With `reports`, the server reports its load with each response and to
+    probes: the number of requests in flight, and the time of responses at that number
+    (`LoadReport`).
 
-    Each run begins with a deep copy of `behaviour` for each server: an object with `__call__` may
-    keep state, and servers that were given one object do not share it. A function is not copied;
-    use `per_run` for one that keeps state.
+    Each run begins with a deep copy of `behaviour` for each server. So an object with `__call__`
+    may keep state, and servers that were given the same object do not share its state. A function
+    is not copied. Use `per_run` for a function that keeps state.
 
     Raises ValueError or TypeError if an argument is invalid.
     """
@@ -98,9 +99,9 @@ class Host:
         self._latency_by_load = LatencyByLoad()
         self.in_flight: int = 0
         self.most: int = 0
-        """The most requests it ever had in flight."""
+        """The largest number of requests in flight so far."""
         self.answered: Counter[int | str] = Counter()
-        """How often it gave each response: a status, or the name of an error."""
+        """The number of times that it gave each response: a status, or the name of an error."""
 
     def receive(self, request: SimulatedRequest) -> Reply:
         """Receive a request. The reply is due after its seconds, and its body later.
@@ -126,7 +127,7 @@ class Host:
         return reply
 
     def load(self) -> LoadReport | None:
-        """Return its load report, or None if it does not report its load."""
+        """Return the load report of this server, or None if it does not report its load."""
         if not self._server.reports:
             return None
         now = self._world.clock()

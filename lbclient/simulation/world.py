@@ -15,7 +15,7 @@ __all__ = ["Process", "World"]
 
 R = TypeVar("R")
 Process = Generator[Pause, None, R]
-"""Yields the pauses that it waits for, and returns its result."""
+"""A generator that yields the pauses that it waits for, and returns its result."""
 
 
 class World:
@@ -28,8 +28,8 @@ class World:
         self._order = itertools.count()
         self._awaited = 0
         self._processes: set[Process[object]] = set()
-        """The processes that have not ended. Otherwise one that waits forever would be garbage
-        collected, and so closed."""
+        """The processes that have not ended. Without this reference, a process that waits forever
+        would be garbage collected, and so closed."""
 
     def clock(self) -> float:
         """Virtual seconds: the `clock` of every balancer in this world."""
@@ -39,9 +39,9 @@ class World:
         """Start a process now. Returns an empty list. When the process ends, its result is appended
         to the list.
 
-        Like a task, the process runs in its own context: attempts of concurrent processes end in
-        any order, and no process may leave its deadline behind for another, or for the caller of
-        `run`.
+        Like a task, the process runs in its own context. Attempts of concurrent processes end in
+        any order, and the deadline of a process must not apply to another process, or to the caller
+        of `run`.
         """
         results: list[R] = []
         self._processes.add(process)
@@ -56,7 +56,7 @@ class World:
 
     def at(self, time: float, event: Callable[[], None], *, background: bool = False) -> None:
         """Schedule an event at a time, at the earliest now. `background` is for events that
-        continue forever, such as look-ups, which do not keep a run going."""
+        continue forever, such as lookups. They do not keep a run going."""
         self._awaited += not background
         heapq.heappush(self._events, (max(time, self._now), next(self._order), event, background))
 
@@ -71,7 +71,7 @@ class World:
             self._now = until
 
     def step(self, until: float = math.inf) -> bool:
-        """Run the next event. Returns False if there is none until that time."""
+        """Run the next event. Returns False if there is no event until that time."""
         if not self._events or self._events[0][0] > until:
             return False
         self._now, _, event, background = heapq.heappop(self._events)
@@ -96,8 +96,8 @@ class World:
 
 
 def _once(event: Callable[[], None]) -> Callable[[], None]:
-    """Return a function that calls `event` only the first time: a pause may end both by its signal
-    and by its time."""
+    """Return a function that calls `event` only the first time, since a pause may end both by its
+    signal and by its time."""
     happened = False
 
     def happen() -> None:

@@ -1,1 +1,1 @@
-"""Strategies, one per file. A strategy picks one of the candidates; the endpoint keeps the load."""
+"""Strategies, one per file. A strategy picks one of the candidates. Endpoints count their load."""

@@ -40,24 +40,24 @@ Key = str | bytes | int
 class Ring:
     """Points on a ring and their owners. The low bits of a point are the number of its owner.
 
-    An endpoint that is not a candidate keeps its points, but they are skipped. The ring is cut into
-    equal arcs, one for about four owners, and each arc has a sorted list of its points. So a lookup
-    costs the same for ten owners as for ten thousand (except for CPU cache misses), and a change
-    moves few points.
+    An endpoint that is not a candidate keeps its points, but lookups skip these points. The ring is
+    cut into equal arcs, one for about four owners, and each arc has a sorted list of its points. So
+    a lookup costs the same for ten owners as for ten thousand (except for CPU cache misses), and a
+    change moves few points.
     """
 
     def __init__(self) -> None:
         self.owners: dict[Endpoint, tuple[int, int]] = {}
-        """The number of each owner, and how many points it has."""
+        """The number of each owner, and the number of its points."""
         self._arcs: list[array[int]] = [array("Q")]
         self._shift = _BITS
         self._here: list[Endpoint | None] = []
         self._free: list[int] = []
 
     def expect(self, owners: int) -> None:
-        """Prepare for this many owners, or for the present ones if there are more.
+        """Prepare for this many owners, or for the present owners if there are more.
 
-        Cuts the ring again if the number of arcs is far from what is needed.
+        Cuts the ring again if the number of arcs is far from the number that is needed.
         """
         bits = max(0, max(owners, len(self.owners)).bit_length() - 2)
         if abs(_BITS - self._shift - bits) <= 1:
@@ -136,31 +136,31 @@ class ConsistentHash:
     Each instance owns points on a ring: 16 on average, in proportion to its weight. A key is hashed
     to four spots on the ring. It goes to the instance whose point is the closest after any of these
     spots. (So the shares differ by 9 %, as on a plain ring with 112 points each.) When an instance
-    joins or leaves, only the keys that it gets or had move: 1/n of all keys, if weights are equal.
+    joins or leaves, only the keys of this instance move: 1/n of all keys, if weights are equal.
 
-    No instance gets more than `load` times its share of what this client has in flight. Recent
-    faults count as load too. One call is always allowed; None means no bound. If an instance is
-    over the bound, the next spot of the key is tried, and so on. So a hot key spreads over as many
-    instances as it needs.
+    No instance gets more than `load` times its share of the attempts that this client has in
+    flight. Recent faults count as load too. One attempt is always allowed. None means no bound. If
+    an instance is over the bound, the next spot of the key is tried, and so on. So a hot key
+    spreads over as many instances as it needs.
 
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request.
     It is text, bytes or a whole number, and is hashed with BLAKE2b, which gives the same result in
-    every process, unlike `hash()`. The function `key` turns any other value that is passed there
-    into a key, or into None. A call without a key gets a random one, so its instance is picked by
+    every process, unlike `hash()`. If callers pass other values, the function `key` turns them into
+    a key, or into None. A call without a key gets a random key, so its instance is picked by
     weight. For a key of another type `pick` raises TypeError; the balancer logs the error and picks
     at random. Retries are picked at random too.
 
-    Use it for caches and sessions, where it matters more that an instance knows a key than that the
-    load is even. Do not use it to spread load evenly. Do not rely on it alone to keep two writers
-    of one key apart: clients disagree while the set of instances changes. A pick costs O(1). When
-    thousands of instances are new, 128 join at each pick; until all of them have joined, keys may
-    go elsewhere.
+    Use it for caches and sessions, if it is more important that an instance knows a key than that
+    the load is even. Do not use it to spread load evenly. Do not rely on it alone to keep two
+    writers of one key apart: clients disagree while the set of instances changes. A pick costs
+    O(1). When thousands of instances are new, 128 join at each pick; until all of them have joined,
+    keys may go elsewhere.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
     in HAProxy and Envoy (`hash_balance_factor`). The spots: Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015). It jumps from a full instance to another spot, since the next
-    instance on the ring would otherwise get all of its load: Chen, Coleman and Shrivastava,
-    "Revisiting Consistent Hashing with Bounded Loads" (2021).
+    consistent hashing" (2015). A key of a full instance moves to another spot, since otherwise the
+    next instance on the ring would get all the load of the full instance: Chen, Coleman and
+    Shrivastava, "Revisiting Consistent Hashing with Bounded Loads" (2021).
 
     Raises ValueError if `load` is not above 1, and TypeError if `key` is not a function.
     """
@@ -180,8 +180,8 @@ class ConsistentHash:
         self._gone: list[Endpoint] = []
         self._weight = 1.0
         self._unseen = 0
-        """The number of candidates from `_next` on that are still to be checked: they may be new.
-        """
+        """The number of candidates from `_next` on that are still to be checked, since they may be
+        new. """
         self._next = 0
         self._loads: list[float] = []
         self._total = 0.0
@@ -216,8 +216,7 @@ class ConsistentHash:
     def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
         """Return the first of the key's instances that may take one more call.
 
-        If none of the first few dozen endpoints has a free slot, the least busy one of them is
-        picked.
+        If none of the first few dozen instances has room, the least busy one of them is picked.
         """
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
@@ -232,8 +231,8 @@ class ConsistentHash:
             yield from (one for _, one in sorted(map(self._ring.after, spots), key=_DISTANCE))
 
     def _mean_load(self, now: float) -> float:
-        """The mean load for one unit of weight, this call included. Updates a few loads at each
-        call.
+        """The mean load for one unit of weight, including this call. Each call updates a few of the
+        loads.
         """
         number = len(self._candidates)
         for _ in range(min(number, _SWEPT_AT_ONCE)):
@@ -260,7 +259,7 @@ class ConsistentHash:
         self._loads = [float(one.in_flight) for one in candidates]
         self._total = sum(self._loads)
         self._unseen, self._next, self._swept = len(candidates), 0, 0
-        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same few
+        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same instances
             self._next = call.rng.randrange(self._unseen)
         self._members, self._candidates = members, candidates
 

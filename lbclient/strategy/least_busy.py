@@ -15,13 +15,13 @@ class LeastBusy:
     """Picks, among `choices` random candidates, the endpoint with the least load for its weight.
 
     Load is the number of attempts in flight plus a penalty for recent failures (see
-    `Endpoint.load`). Comparing two is nearly as good as comparing all, and it avoids the herd that
-    forms when every client sees the same best instance (Mitzenmacher 2001; Finagle's P2C, gRPC's
-    A48). `choices=None` compares all: then the cost of a pick grows with the number of instances.
-    Ties are drawn by weight.
+    `Endpoint.load`). A comparison of two instances is nearly as good as a comparison of all, and
+    avoids that all clients send to the same best instance at once (Mitzenmacher 2001; Finagle's
+    P2C, gRPC's A48). `choices=None` compares all instances: then the cost of a pick grows with
+    their number. Ties are drawn by weight.
 
-    Use it when calls or instances differ in speed. It gains nothing if a client has at most one
-    call in flight: there is no load to see, so picks are drawn by weight.
+    Use it when calls or instances differ in speed. It has no advantage if a client has at most one
+    call in flight: then there is no load to compare, so picks are drawn by weight.
 
     Raises ValueError if `choices` is below 2.
     """

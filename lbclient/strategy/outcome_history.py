@@ -1,4 +1,4 @@
-"""What a learning strategy remembers of each instance, and how failures raise its cost."""
+"""The record that a strategy keeps of each instance, and how failures raise the instance's cost."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class OutcomeHistory(Generic[R]):
     """A record for each endpoint that has answered. `make(now)` makes a new record.
 
     A failure doubles the cost of an instance. Calls that failed together count as one failure, so
-    the cost doubles at most once per round trip, as TCP halves its window. The effect is smaller
-    the more of all attempts fail: in an outage, or when all instances shed load, no instance is
-    worse than the others. A successful answer removes a quarter of the penalty. Time removes all of
-    it, with e^(-t / `decay`).
+    the cost doubles at most once per round trip, as TCP halves its window. If a larger share of all
+    attempts fails, the effect is smaller: in an outage, or when all instances shed load, no
+    instance is worse than the others. A successful answer removes a quarter of the penalty. With
+    time, the whole penalty disappears, by e^(-t / `decay`).
 
-    Records of instances that have left are removed once as many new ones have come. An instance
-    that is admitted again starts with a new record. O(1), amortised.
+    Records of instances that have left are removed once the same number of new instances has come.
+    An instance that is admitted again starts with a new record. O(1), amortised.
     """
 
     def __init__(self, make: Callable[[float], R], decay: float) -> None:
@@ -76,11 +76,12 @@ class OutcomeHistory(Generic[R]):
         return record
 
     def fade(self, record: Record, now: float) -> float:
-        """Return how much of a record still counts: from 1 down to 0."""
+        """Return the part of a record that still counts: from 1 down to 0."""
         return math.exp((record.at - now) / self._decay)
 
     def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
-        """Record an attempt that took `elapsed` seconds. Returns what `fade` was before."""
+        """Record an attempt that took `elapsed` seconds. Returns the value of `fade` before
+        that."""
         fade = math.exp((record.at - now) / self._decay)
         record.at = now
         record.penalty *= fade if failed else fade * _LEFT_OF_PENALTY
@@ -116,8 +117,8 @@ class LatencyByLoad:
     def latency(self, in_flight: int, now: float, age: float) -> float | None:
         """Return the latency at this level, in seconds.
 
-        If there was no answer at this level within the last `age` seconds, it is the latency at
-        the nearest level that had one. None if no level had one.
+        If there was no answer at this level within the last `age` seconds, the result is the
+        latency at the nearest level with such an answer, or None if no level has one.
         """
         level = in_flight.bit_length()
         mean, at = self._levels.get(level, (None, -math.inf))

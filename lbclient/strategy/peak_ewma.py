@@ -1,4 +1,4 @@
-"""Peak EWMA: picks the cheapest of two random candidates."""
+"""Peak EWMA: picks the cheaper of two random candidates."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class PeakEwma:
 
     Latency is a moving average. It jumps to a higher value at once, and falls to lower values with
     e^(-t / `decay`). So one slow answer is enough to avoid an instance. While the instance gets no
-    calls it becomes cheaper, until it is tried again. An instance that has not answered yet is
-    tried at once, but gets no second call before the first has ended.
+    calls, its cost falls, until it is tried again. An instance that has not answered yet is tried
+    at once, but gets no second call before the first has ended.
 
     A failure does not count as a fast answer. It leaves the latency as it was, or raises it, and it
     doubles the cost (see `OutcomeHistory`). Otherwise an instance that fails fast would look best
-    and attract all traffic (linkerd/linkerd2-proxy#4537, which counts a failure as an answer of
+    and attract all traffic (linkerd/linkerd2-proxy#4537). Linkerd counts a failure as an answer of
     five seconds. Doubling needs no such number and works under any load, and errors that all
-    instances have cancel out). An instance that fails more than about three calls in ten gets only
-    one call every 7 / 10 of `decay`.
+    instances have cancel out. An instance that fails more than about three calls in ten gets only
+    one call in each period of 7 / 10 of `decay`.
 
-    Use it when instances differ in speed or slow down at times, also across regions: it prefers
-    near instances while they are fast. Do not use it when the duration of a call depends more on
-    the call than on the instance (downloads, long polls). At low load nearly all calls go to the
-    instance that is fastest for its weight. A pick and an answer cost O(1), at any number of
+    Use it when instances differ in speed or slow down at times. It also works across regions, since
+    it prefers near instances while they are fast. Do not use it when the duration of a call depends
+    more on the call than on the instance (downloads, long polls). At low load nearly all calls go
+    to the instance that is fastest for its weight. A pick and an answer cost O(1), at any number of
     instances.
 
     Source: Finagle's `PeakEwma`, which Envoy and linkerd follow.
@@ -81,7 +81,7 @@ class PeakEwma:
         record = self._history.of(endpoint, now)
         fade = self._history.record_outcome(record, elapsed, failed=failed, now=now)
         old = record.latency
-        if failed:  # it counts only if it took longer than answers usually do
+        if failed:  # its time counts only if it took longer than answers usually do
             record.latency = old if old is None else max(old, elapsed)
         else:
             mean = elapsed if old is None else fade * old + (1.0 - fade) * elapsed
@@ -95,6 +95,6 @@ class PeakEwma:
             return (_UNKNOWN + one.in_flight) / one.weight if one.in_flight else 0.0
         fade = self._history.fade(record, now)
         latency = record.latency
-        if latency is None:  # it has only failed: count it as no better than the others
+        if latency is None:  # it has only failed: assume that it is no better than others
             latency = 1.0 if self._mean_latency.value is None else self._mean_latency.value
         return latency * fade * (1.0 + record.penalty * fade) * (one.in_flight + 1) / one.weight

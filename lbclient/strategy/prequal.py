@@ -1,6 +1,6 @@
 """Prequal: avoids hot instances, and picks the fastest of the others.
 
-It keeps the latest load reports. Each report is used for one pick.
+The strategy keeps the latest load reports. Each report is used for one pick.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SURE = 0.95
 
 
 class _Kept:
-    """A report, the time when it came, and how much of the reported load was from other clients."""
+    """A report, the time when it came, and the part of the reported load that came from others."""
 
     __slots__ = ("_others", "at", "latency")
 
@@ -38,7 +38,8 @@ class _Kept:
         self._others = max(0.0, load.in_flight - own)
 
     def in_flight(self, own: int) -> float:
-        """The reported load, corrected for what this client has sent and finished since."""
+        """The reported load, plus the attempts that this client has begun since, minus those that
+        ended."""
         return self._others + own
 
 
@@ -64,7 +65,7 @@ class Reports:
         return self._kept.get(endpoint)
 
     def drop(self, endpoint: Endpoint) -> None:
-        """Drop the report of an endpoint: it was used, or is out of date."""
+        """Drop the report of an endpoint, since it was used or is out of date."""
         self._kept.pop(endpoint, None)
 
     def fresh(self, now: float) -> list[Endpoint]:
@@ -91,34 +92,35 @@ class _Recent(Record):
 class Prequal:
     """Picks the fastest of `choices` random candidates that is not hot.
 
-    If all of them are hot, it picks the least busy. An instance is hot if it has more requests in
-    flight (RIF) than the `quantile` of the values seen recently. Its speed does not matter then,
-    since requests are about to queue there. The latency of an instance is the latency that it had,
-    at most `age` seconds ago, with as many requests in flight (RIF) as now. An instance without
-    such a latency is tried, but gets no second call before the first has ended. A failure does not
-    count as a fast answer: it makes an instance hotter (see `OutcomeHistory`).
+    If all of them are hot, it picks the least busy one. An instance is hot if it has more requests
+    in flight (RIF) than the `quantile` of recent values of RIF. The speed of a hot instance does
+    not matter, since requests are about to queue there. The latency of an instance is the latency
+    that it had, at most `age` seconds ago, with the same number of requests in flight as now. An
+    instance without such a latency is tried, but gets no second call before the first has ended. A
+    failure does not count as a fast answer: it makes an instance hotter (see `OutcomeHistory`).
 
     Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
-    Then the reported load, plus what this client has sent since, replaces this client's own
-    observations. The latest sixteen reports wait for a pick. Each is used for one pick, and is
-    valid for one second. While there are at least two, each drawn candidate that reports its load
-    is replaced by an instance with a fresh report. An instance that does not report is rated by
-    what this client sees of it, and each of the two kinds has a quantile of its own. In a large
-    fleet, where a client sees a thousandth of what an instance does, reports make the difference.
+    Then the reported load, plus the attempts that this client has sent since, replaces this
+    client's own observations. The latest sixteen reports are kept. Each report is used for one
+    pick, and is valid for one second. While there are at least two, each drawn candidate that
+    reports its load is replaced by an instance with a fresh report. An instance that does not
+    report is rated by this client's own observations. Instances that report and instances that do
+    not have separate quantiles. In a large fleet, where a client sees only a thousandth of the work
+    of an instance, reports have a large effect.
 
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
     sixteen reports, their validity of one second, one use per report, and the penalty for errors
-    (which the paper asks for without details). Different here: a pick looks at `choices` reports of
-    the pool, not at all of them, since many clients that took the best of many would all take the
-    same one. So the pool need not drop its worst reports, and one report per call is nearly enough.
-    Without reports the RIF is that of this client alone, and is taken when an attempt ends, not
-    when it begins. And `age` is ten seconds, since without reports only calls show the latency of
-    an instance.
+    (which the paper asks for without details). Three things differ from the paper. First, a pick
+    looks at `choices` reports of the pool, not at all of them: if many clients took the best of
+    many reports, all would take the same instance. So the pool need not drop its worst reports, and
+    one report per call is nearly enough. Second, without reports the RIF is that of this client
+    alone, and is taken when an attempt ends, not when it begins. Third, `age` is ten seconds, since
+    without reports only calls show the latency of an instance.
 
-    Use it for many equal instances under high load, where other work on the same machines slows
-    some of them down: it cuts the tail of latency further than `PeakEwma`. Do not use it with
-    little load (it then sends nearly all calls to the fastest instance), or when calls differ much
-    in size. Weights count only under load. A pick and an answer cost O(1), at any number of
+    Use it for many equal instances under high load, if other work on the same machines slows some
+    of them down: then it reduces the slowest latencies more than `PeakEwma` does. Do not use it
+    with little load (then it sends nearly all calls to the fastest instance), or when calls differ
+    much in size. Weights count only under load. A pick and an answer cost O(1), at any number of
     instances; with reports, O(n) when the set changes.
 
     Source: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance:
@@ -154,7 +156,7 @@ class Prequal:
         return f"Prequal({numbers}{probe})"
 
     def after_fork(self) -> None:
-        """Drop all reports in a forked child: each is for one pick, which the parent makes."""
+        """Drop all reports in a forked child, since the parent uses them."""
         self._reports = Reports(_REPORT_AGE)
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
@@ -183,7 +185,7 @@ class Prequal:
                 self._reporting.record(record.reports)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Record the load that an instance reports, or that it reports none."""
+        """Record the load that an instance reports, or that it reports no load."""
         if endpoint.gone:
             return
         self._history.of(endpoint, now).reports = load is not None
@@ -208,8 +210,9 @@ class Prequal:
     def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
         """Guess whether an endpoint reports its load.
 
-        An unknown endpoint will be probed, so the answer is True. Without probes it is drawn at
-        random, with the share of the known endpoints that report as its chance.
+        With probes, an unknown endpoint will be probed, so the answer is True. Without probes the
+        answer is random: it is True with a probability that is the share of the known endpoints
+        that report.
         """
         record = self._history.known(one, call.now)
         if record is not None:
@@ -224,7 +227,7 @@ class Prequal:
     def _rank(
         self, one: Endpoint, limits: tuple[float, float], now: float
     ) -> tuple[bool, float, float]:
-        """The sort key: cold before hot; cold ones by latency, hot ones by RIF.
+        """The sort key: cold endpoints by latency, and after them hot endpoints by RIF.
 
         The RIF is taken relative to the limit.
         """

@@ -57,12 +57,14 @@ def _at_most(name: str, value: float, most: float) -> None:
 class LoadProbe:
     """Asks random instances for their load (`LoadReport`) in the background, over HTTP.
 
-    The number of probes follows the number of calls; without calls there are none. Clients and
-    transports send them.
+    The number of probes depends on the number of calls; without calls there are no probes. Clients
+    and transports send probes.
 
-    - `path`: the path to GET. Only the load header of the answer counts (`endpoint-load-metrics`),
-      whatever its status. An answer without this header reports no load.
-    - `rate`: probes for each answer to a call, on average. At most 16 are under way.
+    - `path`: the path of a GET request. Only the load header of the answer counts
+      (`endpoint-load-metrics`), whatever the status of the answer. An answer without this header
+      reports no load.
+    - `rate`: probes for each answer to a call, on average. At most 16 probes are under way at a
+      time.
     - `interval`: seconds from one round of probes to the next.
     - `timeout`: seconds for one probe.
 
@@ -92,7 +94,7 @@ class LoadProbe:
 
 
 class PickContext(Protocol):
-    """What a strategy is told for a pick: random numbers, the time, and the key of the call."""
+    """The arguments of a pick: random numbers, the time, and the key of the call."""
 
     @property
     def rng(self) -> random.Random:
@@ -106,7 +108,7 @@ class PickContext(Protocol):
 
     @property
     def key(self) -> object:
-        """What the caller passed as `key`, or None."""
+        """The value that the caller passed as `key`, or None."""
         ...
 
 
@@ -114,16 +116,17 @@ class Strategy(Protocol):
     """Picks one of the candidates, for the first attempt of each call.
 
     If the strategy has a method `after_fork()`, it is called in a forked child. A strategy that
-    keeps a position in a sequence must start at a random one there. Otherwise all workers of a
-    pre-fork server pick the same instances at the same time. `call.rng` has a new seed by then.
+    keeps a position in a sequence must move to a random position in this method. Otherwise all
+    workers of a pre-fork server pick the same instances at the same time. `call.rng` has a new seed
+    by then.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick one of `candidates`, which are never empty.
 
         `candidates` is a new object whenever instances, their rotation or their weights have
-        changed, so a strategy may cache by its identity. Called under the balancer's lock: only
-        compute.
+        changed, so a strategy may use its identity as a key of a cache. This method is called under
+        the balancer's lock, so it must only compute.
         """
         ...
 
@@ -135,10 +138,11 @@ class Learning(Protocol):
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
         """Record an attempt that has been classified, whoever picked its instance.
 
-        It took `elapsed` seconds. `failed` is True if the attempt was not served: a fault, or an
-        answer such as 429. An attempt that lost to a hedge is recorded with its time so far, which
-        is a lower bound. An attempt that says nothing about the instance (cancelled) is not
-        recorded. Called under the balancer's lock, while the attempt still counts as in flight.
+        The attempt took `elapsed` seconds. `failed` is True if the attempt was not served: a fault,
+        or an answer such as 429. The slower attempt of a hedged call is recorded with its time so
+        far, which is a lower bound. An attempt that says nothing about the instance (because it was
+        cancelled) is not recorded. This method is called under the balancer's lock, while the
+        attempt still counts as in flight.
         """
         ...
 
@@ -151,8 +155,8 @@ class LoadAware(Protocol):
         """Take an instance's report, from an answer or from a probe.
 
         None means that the instance was probed and reported nothing. Wrong numbers cannot be
-        detected, but invalid ones are never passed on. Called under the balancer's lock; for an
-        answer, while its attempt still counts as in flight.
+        detected, but invalid numbers are never passed on. This method is called under the
+        balancer's lock; for an answer, while its attempt still counts as in flight.
         """
         ...
 
@@ -163,5 +167,5 @@ class Probing(LoadAware, Protocol):
 
     @property
     def probe(self) -> LoadProbe | None:
-        """How to probe the instances; None for no probes."""
+        """The settings for load probes; None for no probes."""
         ...

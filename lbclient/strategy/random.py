@@ -18,5 +18,5 @@ class Random:
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Pick one at random."""
+        """Pick a candidate at random."""
         return candidates[int(call.rng.random() * len(candidates))]

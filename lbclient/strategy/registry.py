@@ -1,4 +1,4 @@
-"""Strategies by name, and which balancer a strategy object belongs to."""
+"""The names of strategies, and the record of strategy objects that a balancer uses."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _owned: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 def strategy_of(strategy: object) -> Strategy:
     """Return the strategy that a user passes as `strategy=`: by name, or an object of the user.
 
-    Raises ValueError for an unknown name (it lists the known ones), and TypeError for an object
-    that has no `pick`.
+    Raises ValueError for an unknown name (the error lists the known names), and TypeError for an
+    object that has no `pick`.
     """
     if isinstance(strategy, str):
         return BY_NAME[validation.one_of("strategy", strategy, BY_NAME)]()
@@ -74,5 +74,5 @@ def claim(strategy: object) -> None:
 
 
 def release(strategy: object) -> None:
-    """Release a strategy: its balancer is closed, or could not be constructed."""
+    """Release a strategy, since its balancer is closed or could not be constructed."""
     _owned.pop(id(strategy), None)

@@ -13,10 +13,10 @@ __all__ = ["RoundRobin"]
 class RoundRobin:
     """Picks each candidate in turn. Weights are ignored.
 
-    While the set is stable, the numbers of picks differ by at most one over any period. It starts
-    at a random position, so that a fleet that restarts together does not start with the same
-    instance (envoyproxy/envoy#31378). Use it when instances are equal and calls are alike. Source:
-    Go kit's `lb.NewRoundRobin`.
+    While the set is stable, the numbers of picks of any two candidates differ by at most one. The
+    sequence starts at a random position, so that a fleet that restarts together does not start with
+    the same instance (envoyproxy/envoy#31378). Use it when instances are equal and calls are alike.
+    Source: Go kit's `lb.NewRoundRobin`.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class RoundRobin:
         self._next = None
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Pick the next one."""
+        """Pick the next candidate."""
         if self._next is None:
             self._next = call.rng.randrange(len(candidates))
         place = self._next % len(candidates)

@@ -13,20 +13,20 @@ __all__ = ["Weighted"]
 
 _AT_ONCE = 256
 _Turn = tuple[float, int, Endpoint, float]
-"""One turn: when it is due, a number that breaks ties, the endpoint, and its stride."""
+"""One turn: the time when it is due, a number that breaks ties, the endpoint, and its stride."""
 
 
 class Weighted:
     """Picks each instance in proportion to its weight, evenly spread, without bursts.
 
     This is stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF): an
-    endpoint of weight w is due every 1/w units of virtual time, and the one that is due first is
-    picked. A pick costs O(log n). With equal weights it is plain round-robin.
+    endpoint of weight w is due every 1/w units of virtual time, and the endpoint that is due first
+    is picked. A pick costs O(log n). With equal weights this is plain round-robin.
 
-    A change of the set keeps the order. An endpoint that stays waits as long as it would have
-    waited before (in proportion, if its weight has changed). An endpoint that joins starts at a
-    random point of its stride, so that clients that start together differ. When thousands are new,
-    a few hundred join at each pick, so that no single call pays for all of them.
+    A change of the set keeps the order. An endpoint that stays is due at the same time as before
+    (in proportion, if its weight has changed). An endpoint that joins starts at a random point of
+    its stride, so that clients that start together differ. When thousands of endpoints are new, a
+    few hundred join at each pick, so that no single call pays for all of them.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class Weighted:
         self._turns: dict[Endpoint, _Turn] = {}
         self._spent: list[_Turn] = []
         self._unseen = 0
-        """The number of candidates from `_next` on that are still to be checked: they may be new.
-        """
+        """The number of candidates from `_next` on that are still to be checked, since they may be
+        new. """
         self._next = 0
         self._order = count()
         self._time = 0.0
@@ -56,7 +56,7 @@ class Weighted:
         if self._unseen:
             self._look(call)
         if self._spent:
-            del self._spent[-_AT_ONCE:]  # freeing thousands at once takes time too
+            del self._spent[-_AT_ONCE:]  # to free thousands at once takes time too
         while (
             self._turns.get((turn := self._heap[0])[2]) is not turn or turn[2] not in self._members
         ):
@@ -79,7 +79,7 @@ class Weighted:
         `_candidates` is set last: after an exception, the next pick starts again.
         """
         self._members, self._unseen, self._next = frozenset(candidates), len(candidates), 0
-        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same few
+        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same instances
             self._next = call.rng.randrange(self._unseen)
         if len(self._heap) > 2 * len(candidates) + _AT_ONCE:
             heap = [turn for turn in self._turns.values() if turn[2] in self._members]
@@ -89,8 +89,8 @@ class Weighted:
         self._candidates = candidates
 
     def _look(self, call: PickContext) -> None:
-        """Check a few hundred candidates: new ones join, and those with a new weight are placed
-        again.
+        """Check a few hundred candidates: new candidates join, and candidates with a new weight are
+        placed again.
         """
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]

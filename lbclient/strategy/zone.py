@@ -45,8 +45,8 @@ class _Side:
             self._strategy.after_fork()
 
     def take(self, endpoints: list[Endpoint]) -> None:
-        """Set the endpoints. If they have not changed, neither has the object: the strategy may
-        cache by it.
+        """Set the endpoints. If they have not changed, the object stays the same, since the
+        strategy may use it as a key of a cache.
         """
         new = tuple(endpoints)
         self.endpoints = self.endpoints if new == self.endpoints else new
@@ -67,35 +67,35 @@ class _Side:
             self._aware.reported(endpoint, load, now=now)
 
     def failing(self, now: float) -> float:
-        """The recent share of its attempts that were not served."""
+        """The recent share of the attempts of this side that were not served."""
         return self._failing.value * math.exp((self._at - now) / _DECAY)
 
 
 class Zone:
-    """Prefers candidates whose `instance.metadata["zone"]` is `here`; others get only the rest.
+    """Prefers candidates whose `instance.metadata["zone"]` is `here`.
 
     `inner` picks on each side: the name of a strategy, or a function that makes one. How many calls
-    stay here depends on capacity, that is, on weights. By default each zone is assumed to send an
-    equal part of the service's calls; `share` sets the part of this zone. While the instances of
-    the zone have at least the same part of all weights, all calls stay in the zone. If they have
-    less, fewer calls stay, so that each instance gets at most `spill` times what it would get
-    without zones. So the last instance of a zone never gets all of the zone's calls. If local
-    attempts fail or are rejected more often than the others, the zone is too busy and the
-    preference shrinks. It is gone when the share of failures here is higher by 0.2; then only
-    weights count.
+    stay in the zone depends on its capacity, that is, on weights. Other zones get only the calls
+    that do not stay. By default each zone is assumed to send an equal part of the service's calls;
+    `share` sets the part of this zone. While the instances of the zone have at least the same part
+    of all weights, all calls stay in the zone. If they have less, fewer calls stay, so that each
+    instance gets at most `spill` times what it would get without zones. So the last instance of a
+    zone never gets all of the zone's calls. If local attempts fail or are rejected more often than
+    the others, the zone is too busy and the preference becomes weaker. If the share of failures in
+    the zone is higher by 0.2, there is no preference, and only weights count.
 
-    An instance without a zone, or with one that is not text, counts as another zone. The number of
-    calls in flight is not considered: a client's calls are in its zone because it sends them there.
-    So a zone that is slow but answers keeps its calls. If latency must decide, use `PeakEwma` over
-    all instances. If clients are spread unevenly over zones, set `share`. A key has one instance on
-    each side, and may alternate between the two.
+    An instance without a zone, or with a zone that is not text, counts as another zone. The number
+    of calls in flight is not considered: a client has many calls in its zone because it sends them
+    there. So a zone that is slow but answers keeps its calls. If latency must decide, use
+    `PeakEwma` over all instances. If clients are spread unevenly over zones, set `share`. A key has
+    one instance on each side, and its calls may alternate between these two instances.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
     two instances: each failure moves much of the traffic. Costs O(1) and the pick of `inner`; O(n)
     when the set changes.
 
-    Source: Envoy's zone aware routing (which knows how clients are spread, as this class cannot),
-    and its overprovisioning factor of 1.4.
+    Source: Envoy's zone aware routing, and its overprovisioning factor of 1.4. (Envoy knows how
+    clients are spread; this class does not.)
 
     Raises ValueError or TypeError if `here` is empty, `spill` is below 1, `share` is not above 0
     and at most 1, or `inner` is neither a name nor a function.
@@ -130,7 +130,7 @@ class Zone:
         self._remote.after_fork()
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Choose a side, at random if both are possible, and let its strategy pick."""
+        """Choose a side, at random if both are possible, and let the strategy of that side pick."""
         if candidates is not self._candidates:
             self._follow(candidates)
         staying = self._staying(call.now)
@@ -138,16 +138,17 @@ class Zone:
         return (self._local if stays else self._remote).pick(call)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Record the outcome for the side. Its strategy may learn from it too."""
+        """Record the outcome for its side. The strategy of that side may learn from the outcome
+        too."""
         self._side(endpoint).ended(endpoint, elapsed, failed=failed, now=now)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Pass the report to the strategy of its side, if that uses reports."""
+        """Pass the report to the strategy of its side, if that strategy uses reports."""
         self._side(endpoint).reported(endpoint, load, now=now)
 
     @property
     def probe(self) -> LoadProbe | None:
-        """The probes that the strategies of its sides want."""
+        """The settings for load probes of the strategies of the two sides."""
         return self._local.probe
 
     def _side(self, endpoint: Endpoint) -> _Side:

@@ -37,9 +37,9 @@ class Event:
 class AttemptPicked(Event):
     """An attempt goes to `instance`.
 
-    `reason` is the name of the strategy, or why the strategy was not asked: `"retry"`, `"retry, all
-    tried"`, `"probe"`, `"hedge"`, `"resting"`, or `"retry, others full"` if the retry has waited in
-    vain for an instance that it had not tried.
+    `reason` is the name of the strategy, or the reason why the strategy did not pick: `"retry"`,
+    `"retry, all tried"`, `"probe"`, `"hedge"`, `"resting"`, or `"retry, others full"` if the retry
+    has waited in vain for an instance that it had not tried.
     """
 
     instance: Instance
@@ -63,7 +63,7 @@ class RetryRefused(Event):
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
-    """The breaker of `instance` has changed to `state`. A probe that fails opens it again."""
+    """The breaker of `instance` has changed to `state`. A failed probe changes it to open again."""
 
     instance: Instance
     state: Literal["closed", "open"]
@@ -71,7 +71,7 @@ class BreakerChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ejected(Event):
-    """`instance` is out of rotation for `seconds`. `by` says whether by hand or as an outlier."""
+    """`instance` is out of rotation for `seconds`. `by` is `"hand"` or `"outlier"`."""
 
     instance: Instance
     seconds: float
@@ -87,7 +87,7 @@ class Admitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class HealthChanged(Event):
-    """Active checks have found that `instance` is `healthy`, or that it is not."""
+    """Active checks have found that `instance` is `healthy`, or that it is unhealthy."""
 
     instance: Instance
     healthy: bool
@@ -95,7 +95,7 @@ class HealthChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class InstancesChanged(Event):
-    """Discovery found another set of instances: some `joined`, some `left`."""
+    """Discovery found another set of instances: some have `joined`, and some have `left`."""
 
     joined: tuple[Instance, ...]
     left: tuple[Instance, ...]
@@ -109,11 +109,11 @@ class DiscoveryFailed(Event):
 
 
 class Outbox:
-    """Collects messages and events under a lock, and publishes them once the lock is free.
+    """Collects messages and events under a lock, and publishes them after the lock is released.
 
-    A log handler has a lock of its own, and may itself make calls. Logging under our lock could let
-    two threads wait for each other. The same holds for listeners, so they get events at the same
-    time. `deliver` passes events to a listener.
+    A log handler has a lock of its own, and may itself make calls. If lbclient logged under its
+    lock, two threads could wait for each other for ever. The same is true for listeners, so events
+    are published together with the messages. `deliver` passes events to a listener.
     """
 
     __slots__ = ("_deliver", "_least_level", "has_listener", "pending")
@@ -122,8 +122,8 @@ class Outbox:
         self, deliver: Callable[[Event], None] | None = None, least_level: int = 0
     ) -> None:
         self.pending: deque[Callable[[], None]] = deque()
-        """What `publish` would publish. Check it before the call, since it is nearly always empty.
-        """
+        """The messages and events to publish. Check this before a call of `publish`, since it is
+        nearly always empty. """
         self._deliver = deliver
         self.has_listener: bool = deliver is not None
         """True if there is a listener. Otherwise events need not be created."""
@@ -147,6 +147,6 @@ class Outbox:
         while self.pending:
             try:
                 deliver_next = self.pending.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread has taken the last one
                 return
             deliver_next()

@@ -49,7 +49,8 @@ class Service(Protocol):
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last good answer. None if there is none, or if none is needed."""
+        """Seconds since the last good answer. None before the first answer, or if none is
+        needed."""
         ...
 
     @property
@@ -64,10 +65,10 @@ class Service(Protocol):
 
 
 class Observed:
-    """The services in use that report to one meter provider. It keeps none of these objects alive.
+    """The services in use that report to one meter provider. This object does not keep them alive.
 
-    If several clients have the same service, the worst value is reported: the oldest answer, the
-    fewest instances. Attempts in flight are added up.
+    If several clients have the same service, the worst value is reported: the age of the oldest
+    answer, and the smallest number of instances. Attempts in flight are added up.
     """
 
     def __init__(self) -> None:
@@ -76,8 +77,8 @@ class Observed:
         self._picked: dict[str, int] = {}
         """The picks of balancers that no longer exist, by service: a counter must never fall."""
         self._names: dict[str, float] = {}
-        """Every service that was ever added. One that is gone is still reported as 0, as a counter
-        would be.
+        """Every service that was ever added. A service that is gone is still reported as 0, as a
+        counter would be.
         """
 
     def add(self, service: Service) -> None:
@@ -116,7 +117,8 @@ class Observed:
     def in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
         """The callback of an observable counter.
 
-        A counter that is added to could lose the end of an attempt and stay wrong for ever.
+        A counter with increments and decrements could miss the end of an attempt, and stay wrong
+        for ever.
         """
         return self._told(lambda one: one.in_flight, operator.add, self._names)
 
@@ -137,7 +139,7 @@ class Observed:
 class Instruments:
     """The instruments of one meter provider, shared by all balancers.
 
-    They are shared since the API without an SDK keeps every instrument that it has ever made.
+    They are shared because the API without an SDK keeps every instrument that it has ever made.
     """
 
     def __init__(self, provider: MeterProvider) -> None:
@@ -200,7 +202,7 @@ _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
 
 
 def instruments(provider: MeterProvider) -> Instruments:
-    """The instruments of this provider, made once."""
+    """Return the instruments of this provider, which are made once."""
     if (known := _shared.get(provider)) is None:
         known = _shared[provider] = Instruments(provider)
     return known
@@ -270,7 +272,7 @@ class Metrics:
 
     @property
     def untimed(self) -> bool:
-        """True if no SDK collects durations: the API's proxies then have no real instrument."""
+        """True if no SDK collects durations. Then the API's proxies have no real instrument."""
         return getattr(self._instruments.duration, "_real_instrument", self) is None
 
     def duration(self, elapsed: float, attributes: Attributes) -> None:

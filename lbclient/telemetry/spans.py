@@ -1,4 +1,4 @@
-"""The span of a call, the spans of its attempts; with the metrics, the telemetry of a balancer."""
+"""The span of a call, and the spans of its attempts. `Telemetry` joins them with the metrics."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ __all__ = [
 ]
 
 TracerProvider = trace.TracerProvider
-"""OpenTelemetry's, named here for the options."""
+"""OpenTelemetry's type, under a name that the options can use."""
 
 ATTEMPTS = "lbclient.attempts"
 """The number of attempts of a call.
 
-A span starts with 1, which is right for nearly all calls: setting an attribute later costs more.
+A span starts with the value 1, which is right for nearly all calls, since it costs more to set an
+attribute later.
 """
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
@@ -40,8 +41,8 @@ _SUPPRESS, _SUPPRESS_HTTP = (
     getattr(context, f"_{name.upper()}_KEY", name)
     for name in ("suppress_instrumentation", "suppress_http_instrumentation")
 )
-"""Keys that are set in a context in which spans are suppressed. The API has no public names for
-them.
+"""The keys that are set in a context in which spans are suppressed. The API has no public names for
+these keys.
 """
 
 _runtime = getattr(context, "_RUNTIME_CONTEXT", None)
@@ -53,7 +54,8 @@ _current: Callable[[], Context] = getattr(
 )
 """`context.get_current`, without the two functions that it calls around the context variable.
 
-Each call would pay for these. If the API keeps its context elsewhere, this is the public function.
+Each call would pay for these two functions. If the API keeps its context elsewhere, this is the
+public function.
 """
 
 
@@ -114,10 +116,10 @@ class AttemptSpan:
         self._around = around
         self._token: Token[Context] | None = None
         self.recording: bool = span is not None and span.is_recording()
-        """True if its attributes are recorded."""
+        """True if the attributes of the span are recorded."""
 
     def enter(self) -> None:
-        """Make it the current span, until `leave` is called in the same task or thread."""
+        """Make this the current span, until `leave` is called in the same task or thread."""
         if self._span is not None:
             self._token = context.attach(trace.set_span_in_context(self._span, self._around))
 
@@ -128,7 +130,8 @@ class AttemptSpan:
             self._token = None
 
     def end(self, attributes: Attributes = _NOTHING) -> None:
-        """End the span: the headers came, or the attempt failed. May be called more than once."""
+        """End the span when the headers have come, or the attempt has failed. May be called more
+        than once."""
         if (span := self._span) is None:
             return
         self._span = None
@@ -150,7 +153,8 @@ class Tracing:
         self._tracer = tracer
         self._known = known
         self._late = isinstance(tracer, trace.ProxyTracer)
-        """True if an SDK may still be installed: the API's proxy then gets a tracer from it."""
+        """True if an SDK may still be installed. Then the API's proxy gets a tracer from the
+        SDK."""
 
     def call(self, semantics: Semantics) -> CallSpan:
         """Open the span of one call."""
@@ -198,8 +202,8 @@ def propagation() -> Mapping[str, str]:
 def _conclude(span: Span, attributes: Attributes, known: Attributes) -> None:
     """Set the attributes that are not set yet.
 
-    The attributes are set one by one: a good response has only one attribute, and for one attribute
-    this costs less.
+    The attributes are set one by one. A good response has only one attribute, and this is the
+    cheapest way to set one attribute.
     """
     for name, value in attributes.items():
         if known.get(name) != value:

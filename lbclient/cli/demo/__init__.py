@@ -1,4 +1,4 @@
-"""`lbclient demo`: real DNS, real instances, real traffic, and what happens when instances fail."""
+"""`lbclient demo`: shows real DNS, real instances and real traffic while instances fail."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """One real HTTP/1.1 instance in its own process: `python backend.py NAME DELAY`.
 
-It prints its port. Each line of its standard input is a new delay in seconds, as JSON, and is
-answered with a line. It exits when standard input ends, so it cannot outlive its parent.
+The process prints its port. Each line of its standard input is a new delay in seconds, as JSON. The
+process answers each of them with a line. It exits when standard input ends, so it cannot outlive
+its parent.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Backend(socketserver.ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Backend
     protocol_version = "HTTP/1.1"
-    # Head and body are sent in one segment: the second would wait for the client's delayed ACK.
+    # Head and body are sent in one segment: a second one would wait for the client's delayed ACK.
     wbufsize = -1
     disable_nagle_algorithm = True
 

@@ -15,8 +15,8 @@ __all__ = ["Director", "Kill", "Playbill", "Scene", "View", "summary"]
 
 
 class Act(Protocol):
-    """One event of the demo. `at` is when it begins, as a fraction of the demo's time; `what`
-    describes it."""
+    """One event of the demo. `at` is the time when it begins, as a fraction of the demo's time.
+    `what` describes the event."""
 
     at: float
     what: str
@@ -52,7 +52,7 @@ class Kill:
         return None if row is None or row.known.breaker == "closed" else "breaker open"
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The number of retries: calls that the killed instance failed went to others."""
+        """The number of retries: calls that failed at the killed instance went to others."""
         return f"{now.tally.retries - before.tally.retries} retries"
 
 
@@ -70,12 +70,12 @@ class Slow:
         stage.slow(self._machine, self._delay)
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """It gets less than half of its traffic."""
+        """The instance gets less than half of its traffic."""
         name = self._machine.name
         return "traffic halved" if now.share(name) < before.share(name) / 2 else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """Its share of the traffic, before and after."""
+        """The instance's share of the traffic, before and after."""
         return _moved(self._machine, before, now)
 
 
@@ -97,7 +97,7 @@ class Join:
         return "first call" if row is not None and row.known.attempts else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """Its share of the traffic, before and after."""
+        """The instance's share of the traffic, before and after."""
         return _moved(self._machine, before, now)
 
 
@@ -129,11 +129,11 @@ class Scene:
 
     @property
     def outcome(self) -> str:
-        """What has been seen of the event so far."""
+        """The sign and the result of the event so far."""
         return ", ".join(filter(None, (self.noticed, self.result)))
 
     def watch(self, frame: Frame) -> None:
-        """Look for its sign, and update its result."""
+        """Look for the sign of the event, and update its result."""
         if not self.noticed and (sign := self._act.sign(self._before, frame)) is not None:
             self.noticed = f"{sign} at {frame.at:.1f} s"
         failed = frame.tally.failed - self._before.tally.failed
@@ -171,7 +171,7 @@ class Director:
 
 @dataclass(frozen=True, slots=True)
 class Playbill:
-    """What the demo shows: the service, the strategy, and for how many seconds."""
+    """The content of the demo: the service, the strategy, and the length in seconds."""
 
     service: str
     strategy: StrategyName

@@ -1,8 +1,8 @@
 """A small authoritative DNS server, UDP and TCP, in its own process: `python dns_server.py`.
 
-It prints its port. Each line of its standard input is the text of a zone file (with its $ORIGIN),
-as a JSON string. The server uses it from then on instead of the previous one, and answers with a
-line. It exits when standard input ends, so it cannot outlive its parent.
+The process prints its port. Each line of its standard input is the text of a zone file (with its
+$ORIGIN), as a JSON string. The server then uses this zone instead of the previous one, and answers
+with a line. The process exits when standard input ends, so it cannot outlive its parent.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def serve(authority: Authority) -> int:
 
 
 def _bound(authority: Authority) -> tuple[_TcpServer, _UdpServer]:
-    """Create both servers on one port. A free TCP port may be in use for UDP; then another is
+    """Create both servers on one port. A free TCP port may be in use for UDP; then another port is
     tried."""
     while True:
         tcp = _TcpServer(authority)

@@ -27,7 +27,7 @@ class Tally:
 
 class Load:
     """Runs `threads` threads during a `with` block. Each thread makes its next call as soon as its
-    last one has ended.
+    last call has ended.
     """
 
     def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
@@ -93,7 +93,7 @@ class Frame:
         return next((row for row in self.rows if row.name == name), None)
 
     def share(self, name: str) -> float:
-        """Return its share of the recent attempts; 0 while the client does not know it."""
+        """Return the share of an instance in the recent attempts; 0 while it is not known."""
         row = self.row(name)
         return 0.0 if row is None else row.share
 

@@ -33,14 +33,14 @@ class Plain:
         pass
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """Print what is new since the last time."""
+        """Print the changes since the last call."""
         self._tell(scenes)
         if frame.at >= self._due:
             self._due += self._every
             self._state(frame)
 
     def close(self, frame: Frame, scenes: Sequence[Scene]) -> None:
-        """Print the table, and what happened when."""
+        """Print the table, and the events with their times."""
         self._tell(scenes)
         print(f"\n{columns((_HEAD, *map(_cells, frame.rows)), '<>>>>><')}\n")
         print(f"{frame.at:.1f} s: {summary(frame.tally)}")

@@ -21,7 +21,7 @@ __all__ = ["Screen"]
 
 _WIDTH = 100
 _FULL_BAR = 0.5
-"""The share that fills its bar, unless an instance has more."""
+"""The share that fills the whole bar, unless an instance has a larger share."""
 _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
@@ -38,7 +38,7 @@ class Screen:
         return self
 
     def __exit__(self, kind: object, /, *_: object) -> None:
-        self._live.transient = kind is None  # interrupted: `close` will not be called
+        self._live.transient = kind is None  # if interrupted, `close` will not be called
         self._live.stop()
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:

@@ -36,14 +36,14 @@ class ChildFailed(Exception):
 class Child:
     """Runs one program of this folder, `backend` or `dns_server`.
 
-    It gets lines of JSON on its standard input, and exits when that ends: at `kill`, or when this
-    process ends in any way.
+    It gets lines of JSON on its standard input, and exits when its standard input ends: at `kill`,
+    or when this process ends in any way.
     """
 
     def __init__(self, program: str, *arguments: str) -> None:
         self.program = program
-        # By its path, not with -m: without importing the package it starts in a tenth of the time.
-        # -P: the other files of this folder must not shadow modules of the same name. Its own
+        # By its path, not with -m: without an import of the package it starts in a tenth of the
+        # time. -P: the other files of this folder must not shadow modules of the same name. Its own
         # process group: Ctrl-C goes to the parent only, which ends the child in an orderly way.
         self._process = subprocess.Popen(  # noqa: S603  # our own file
             [sys.executable, "-P", str(_HERE / f"{program}.py"), *arguments],
@@ -57,16 +57,17 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @functools.cached_property
     def port(self) -> int:
-        """The port on which it listens on 127.0.0.1. Waits until the process has printed it."""
+        """The port on which the process listens on 127.0.0.1. Waits until it has printed the
+        port."""
         return int(self._line())
 
     def tell(self, value: object) -> None:
-        """Send it a value, and wait until it has applied it."""
+        """Send a value to the process, and wait until the process has applied it."""
         _ = self.port  # the first line that it prints
         with contextlib.suppress(BrokenPipeError):  # the missing answer raises ChildFailed
             self._requests.write(json.dumps(value) + "\n")
@@ -74,7 +75,7 @@ class Child:
         self._line()
 
     def kill(self) -> None:
-        """End it at once, as a crash would. Killing it again does nothing."""
+        """End the process at once, as a crash would. A second call does nothing."""
         self._process.kill()
         with contextlib.suppress(BrokenPipeError), self._process:
             pass  # leaving the block waits for it and closes its pipes
@@ -106,7 +107,8 @@ NEWCOMER = Machine("orders-6", 3, 0.020)
 
 
 class Stage:
-    """The processes. `children` ends each of them on exit. Created by `stage()`."""
+    """The processes of the demo. `children` ends each of them on exit. `stage()` creates this
+    object."""
 
     def __init__(self, children: contextlib.ExitStack, machines: Iterable[Machine]) -> None:
         self._children = children
