@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,10 @@ from opentelemetry import trace
 from tests.support import http
 from tests.support.faults import NAMESPACE
 from tests.support.telemetry import Telemetry
+
+# Tests start hundreds of processes, and with this variable each would compile the project again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Each run tries the same inputs, so a failure comes from the change that is tested.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

@@ -156,7 +156,9 @@ def two_places(_, in_flight, __):
     return Reply(0.15, 200 if in_flight <= 2 else 429)
 
 
-@pytest.mark.parametrize(("clients", "least"), [(1, 0.85), (3, 0.7), (10, 0.5), (100, 0.2)])
+@pytest.mark.parametrize(
+    ("clients", "least"), [(1, 0.85), (3, 0.7), (10, 0.5), *slow_rows((100, 0.2))]
+)
 def test_more_clients_than_places(clients, least):
     """A server with room for two requests, which answers 429 beyond, serves many clients as well as
     chance allows: a rejected client waits, longer after each rejection."""
@@ -242,12 +244,10 @@ def overloaded(patience, rate=900):
     return Scenario(servers, Open(rate, 10, poisson=True), clients=10, patience=patience)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "deadline", "defaults", "recommended"),
-    [
-        (5, 0.5, 11, 23),
-        *slow_rows((60, None, 13, 100), (5, None, 13, 43), (5, 5.0, 13, 40), (5, 2.0, 13, 32)),
-    ],
+    [(5, 0.5, 11, 23), (60, None, 13, 100), (5, None, 13, 43), (5, 5.0, 13, 40), (5, 2.0, 13, 32)],
 )
 def test_in_line(patience, deadline, defaults, recommended):
     """K: docs/choosing.md is right about twice the possible load: whatever the duration of

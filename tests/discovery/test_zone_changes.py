@@ -114,6 +114,7 @@ def test_changes_are_in_use_in_time_and_cost_no_call(bind, four):
     assert {one.failures for one in snapshot.instances} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_changes_cost_no_call_async(bind, four):
     """D21, I30: the same for tasks of an event loop."""

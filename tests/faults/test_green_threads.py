@@ -14,6 +14,7 @@ from lbclient._internal.fork import Lazy
 from lbclient.http.connections.threads import SocketConnection
 from tests.support.dns import Liar, silence
 from tests.support.http import tells_port
+from tests.support.slow import slow_rows
 
 SOON = 60
 ROOT = Path(__file__).parents[2]
@@ -104,7 +105,7 @@ def test_hedges_in_green_threads(servers):
     assert shown.idle
 
 
-@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize("when", ["early", *slow_rows("late")])
 def test_lookup_in_green_threads(servers, when):
     """A service is found in DNS, and a nameserver that never answers does not block other green
     threads."""

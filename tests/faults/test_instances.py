@@ -21,6 +21,7 @@ from lbclient.http.classifier import rest_asked
 from tests.http.test_features import First, World, urls, worlds
 from tests.support.faults import FAULTS, PLAIN, Fault, on_accept, says_nothing
 from tests.support.http import Gate, says, tells_port
+from tests.support.slow import slow_rows
 
 # A body of bytes that is cut short is a generator of httpx's, of which trio complains.
 pytestmark = pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:ResourceWarning")
@@ -31,6 +32,9 @@ drivers = pytest.mark.parametrize(
     "world", [SYNC, ASYNCIO, UVLOOP, TRIO], ids=["sync", "asyncio", "uvloop", "trio"]
 )
 """Whatever moves the bytes of connections."""
+some_drivers = pytest.mark.parametrize(
+    "world", [SYNC, ASYNCIO, *slow_rows(UVLOOP, TRIO)], ids=["sync", "asyncio", "uvloop", "trio"]
+)
 PATIENCE = 0.25
 """Seconds for an attempt and for connecting in tests in which something hangs."""
 QUICK = RetryPolicy(backoff=0.001, backoff_max=0.002)
@@ -154,7 +158,7 @@ SECURED = {
 }
 
 
-@drivers
+@some_drivers
 @pytest.mark.parametrize("name", [name for name in SECURED if name in PROMPT])
 def test_what_a_fault_costs_over_tls(world, name):
     """I3 to I29: the same over TLS, where the server ends its connections without close_notify."""

@@ -23,6 +23,7 @@ import lbclient
 from lbclient._internal.blocking import run_blocking
 from tests.support.http import says, tells_port, transports_of
 from tests.support.interpreter import ended_soon
+from tests.support.slow import slow_rows
 
 LOOPS = FORKS = 100
 
@@ -220,7 +221,7 @@ def test_a_hundred_forks_with_a_warm_client(servers):
     assert script(WARM + work, *urls) == (0, "", "")
 
 
-@pytest.mark.parametrize("kind", ["asyncio", "trio"])
+@pytest.mark.parametrize("kind", ["asyncio", *slow_rows("trio")])
 def test_forks_with_a_warm_async_client(servers, kind):
     """C8, C9: children run their own loops with an async client that was used in their parent, even
     if that loop is still running."""

@@ -18,6 +18,7 @@ from lbclient.http.connections.http1 import Exchange, RequestHeaders
 from tests.http.test_tls import TlsServer
 from tests.support.http import Server
 from tests.support.odd_responses import KINDS, ODD, PAGE, tables
+from tests.support.slow import slow_rows
 
 READ = 64 * 1024
 """What a driver reads at once."""
@@ -356,7 +357,7 @@ def asked(odd):
     return {"headers": [(name.decode(), value.decode()) for name, value in odd.request]}
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", ["httpx", *slow_rows("httpx2")])
 def test_over_threads(flavour, instance, options, parser):
     """A client on threads gets the verdict of the table, and the next call gets its own
     response."""
@@ -375,7 +376,7 @@ def test_over_threads(flavour, instance, options, parser):
         assert client.balancer.snapshot().instances[0].failures == failures
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", ["httpx", *slow_rows("httpx2")])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_over_event_loops(loop, flavour, instance, options, parser):
     """A client on an event loop gets the verdict of the table, and the next call its own

@@ -16,6 +16,7 @@ from tests.http.test_odd_responses import LOOPS
 from tests.http.test_tls import TlsServer
 from tests.support.http import Server, head
 from tests.support.odd_responses import STRAY_408
+from tests.support.slow import slow_rows
 
 SOON = 20.0
 POSTS = 1_250
@@ -120,7 +121,7 @@ def test_threads(server):
         shop.check(client, [found[number] for number in sorted(found)])
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", ["asyncio", "trio", *slow_rows("uvloop")])
 def test_event_loops(server, loop):
     """On event loops, each POST is carried out once, and its caller gets its own response."""
     shop = server.behaviour

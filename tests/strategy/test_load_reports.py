@@ -367,7 +367,8 @@ def tail(strategy, seed, *, reports, many=100):
     return report.percentile(99)
 
 
-@pytest.mark.parametrize("seed", [0, *slow_rows(1, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_reports_cut_the_tail(seed):
     """If a client sees a hundredth of an instance's load, the 99th percentile is lower with reports
     in answers than without, and much lower with probes (NSDI '24)."""
@@ -377,7 +378,7 @@ def test_reports_cut_the_tail(seed):
 
 
 @pytest.mark.parametrize("strategy", ["prequal", lambda: Prequal(probe=PROBE)])
-@pytest.mark.parametrize("clients", [1, 20])
+@pytest.mark.parametrize("clients", [20, *slow_rows(1)])
 def test_a_mixed_fleet_shares_alike(strategy, clients):
     """If every other instance reports its load, each kind gets half of the calls under load, within
     a tenth."""

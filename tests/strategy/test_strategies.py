@@ -283,7 +283,8 @@ def steps(strategy, number):
     return statistics.median(taken)
 
 
-@pytest.mark.parametrize("name", ["least-busy", *slow_rows(*sorted({*BY_NAME} - {"least-busy"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_NAME)
 def test_a_pick_does_not_depend_on_the_number(name):
     """From ten instances to a hundred thousand a pick takes the same number of steps; one that
     keeps an order (weighted) may take a few more for each doubling."""

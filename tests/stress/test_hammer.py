@@ -238,6 +238,7 @@ class Shared:
         return "loop"
 
 
+@pytest.mark.slow
 def test_threads_and_loops_share_a_balancer(monkeypatch):
     """C25: threads, two asyncio loops and one trio loop wait in one queue for the same few slots:
     no call is stuck, the limits are never exceeded, and no loop switches tasks while it holds the

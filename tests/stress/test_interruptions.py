@@ -53,7 +53,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-KINDS = [Interrupt, SoftLimit]
+BOTH = [Interrupt, SoftLimit]
+KINDS = [Interrupt, *slow_rows(SoftLimit)]
 STEP = int(os.environ.get("LBCLIENT_INTERRUPTION_STEP", "31"))
 """Of the points of a request, every so many-th: all of them take minutes."""
 SIGNALS = int(os.environ.get("LBCLIENT_SIGNALS", "10000"))
@@ -564,10 +565,10 @@ def secure_urls():
         server.stop()
 
 
-INTERRUPTED = [(name, KINDS[number % 2]) for number, name in enumerate(REQUESTS)]
+INTERRUPTED = [(name, BOTH[number % 2]) for number, name in enumerate(REQUESTS)]
 
 
-@pytest.mark.parametrize(("name", "kind"), [*INTERRUPTED[:4], *slow_rows(*INTERRUPTED[4:])])
+@pytest.mark.parametrize(("name", "kind"), [*INTERRUPTED[:2], *slow_rows(*INTERRUPTED[2:])])
 def test_the_connections_of_a_request(name, kind, urls, secure_urls, monkeypatch):
     """Wherever a request is interrupted, its connection is closed, or is idle and serves the next
     request. None is left to the garbage collector."""
@@ -695,7 +696,7 @@ def sweep_async(name, urls):
     sys.stdout.write(f"{[one for one in faults if one[1] != SWALLOWED]}\n")
 
 
-@pytest.mark.parametrize("name", ASYNC)
+@pytest.mark.parametrize("name", ["httpx-get", *slow_rows(*sorted(ASYNC.keys() - {"httpx-get"}))])
 def test_an_async_request(name, urls):
     """The same on an event loop, which itself logs and swallows what its callbacks raise.
 

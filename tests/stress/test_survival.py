@@ -407,9 +407,23 @@ with serve(tells_port, tells_port) as servers:
     [
         pytest.param("no-descriptors", "127.0.0.1", "", id="no-descriptors-127.0.0.1"),
         # Its look-up fails, and tells another reason: which, is up to the machine.
-        pytest.param("no-descriptors", "localhost", "", id="no-descriptors-localhost"),
-        pytest.param("no-descriptors", "localhost", "EAI_NONAME", id="no-descriptors-unknown"),
-        pytest.param("no-descriptors", "localhost", "EAI_SYSTEM", id="no-descriptors-busy"),
+        pytest.param(
+            "no-descriptors", "localhost", "", id="no-descriptors-localhost", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "no-descriptors",
+            "localhost",
+            "EAI_NONAME",
+            id="no-descriptors-unknown",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "no-descriptors",
+            "localhost",
+            "EAI_SYSTEM",
+            id="no-descriptors-busy",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("no-route", "127.0.0.1", "", id="no-route-127.0.0.1"),
         pytest.param("no-local-port", "127.0.0.1", "", id="no-local-port-127.0.0.1"),
     ],
