@@ -35,6 +35,13 @@ class Clock:
         return self.now
 
 
+class First:
+    """A strategy that picks the first instance."""
+
+    def pick(self, candidates, _):
+        return candidates[0]
+
+
 def counted(balancer, clock, calls, took=0.05):
     """How many of the calls each instance gets; each call takes that long."""
 
@@ -72,6 +79,25 @@ def test_the_one_whose_back_off_ends_first_serves_if_all_back_off():
     ) as balancer:
         assert counted(balancer, clock, 3, took=0.0) == dict.fromkeys(rests, 1)
         assert counted(balancer, clock, 5, took=0.0) == {MANY[1]: 5}
+
+
+@pytest.mark.parametrize(("size", "penalty"), [(1, 2.330), (16, 2.953)])
+def test_faults_count_less_only_if_most_instances_fail(size, penalty):
+    """A fault is weighed by the share of faults among the calls of all instances. That share moves
+    more slowly if there are more instances, so three faults of one among many count almost in full.
+    """
+    clock = Clock()
+    with Balancer(
+        MANY[:size],
+        clock=clock,
+        strategy=First(),
+        breaker=None,
+        judge=lambda _: Verdict(fault=True),
+        retry=None,
+    ) as balancer:
+        assert counted(balancer, clock, 3) == {FIRST: 3}
+        first = balancer._engine.pool.find(FIRST)
+        assert first.penalty == pytest.approx(penalty, abs=1e-3)
 
 
 def test_one_that_alone_refuses_requests_gets_few():
