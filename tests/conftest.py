@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from opentelemetry import trace
 
+from lbclient._internal.deadline import CURRENT
 from tests.support import http
 from tests.support.faults import NAMESPACE
 from tests.support.telemetry import Telemetry
@@ -50,6 +51,13 @@ def pytest_sessionfinish(session, exitstatus):
     if os.environ.get("LBCLIENT_NO_SKIPS") and skipped and not exitstatus:
         reporter.write_line("tests were skipped, and LBCLIENT_NO_SKIPS forbids it", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _no_deadline_stays():
+    """No test leaves an ambient deadline behind in its thread."""
+    yield
+    assert CURRENT.get() is None
 
 
 @pytest.fixture(params=["asyncio", "trio"])

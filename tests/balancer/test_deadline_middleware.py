@@ -61,13 +61,6 @@ values = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays():
-    """No test leaves a deadline behind in its thread."""
-    yield
-    assert CURRENT.get() is None
-
-
 def about(left, seconds):
     """True if so many seconds were left a moment ago."""
     return left is None if seconds is None else seconds - 5 < left <= seconds

@@ -27,13 +27,6 @@ PAST = 1e-9
 """Seconds that are over when the next line runs."""
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays():
-    """No test leaves a deadline behind in its thread."""
-    yield
-    assert CURRENT.get() is None
-
-
 def left(_):
     return lbclient.time_left()
 

@@ -6,20 +6,12 @@ import httpx
 import pytest
 
 import lbclient
-from lbclient._internal.deadline import CURRENT
 from tests.http.test_features import moves_on, worlds
 from tests.support.http import says, tells_port
 
 HEADER = "X-Deadline-Ms"
 PAST = 1e-9
 """Seconds that are over when the next line runs."""
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays():
-    """No test leaves a deadline behind in its thread."""
-    yield
-    assert CURRENT.get() is None
 
 
 def told(server):
