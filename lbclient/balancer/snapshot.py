@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lbclient.core.engine import Engine
+from lbclient.discovery.resolver import text_of
 from lbclient.endpoint.breaker import State
 from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.endpoint.instance import Instance
@@ -34,6 +35,26 @@ class InstanceSnapshot:
     latency: float | None
     standing: EndpointStatus
 
+    def as_dict(self) -> dict[str, object]:
+        """Return it as a dict that `json.dumps` accepts. `"instance"` is its host and port;
+        `"headers"` has the names of its headers."""
+        instance = self.instance
+        return {
+            "instance": str(instance),
+            "scheme": instance.scheme,
+            "path": instance.path,
+            "headers": list(instance.headers),
+            "address": instance.address,
+            "weight": instance.weight,
+            "priority": instance.priority,
+            "in_flight": self.in_flight,
+            "breaker": self.breaker,
+            "attempts": self.attempts,
+            "failures": self.failures,
+            "latency": self.latency,
+            "standing": self.standing,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceSnapshot:
@@ -50,6 +71,15 @@ class ServiceSnapshot:
     instances: tuple[InstanceSnapshot, ...]
     age: float | None
     error: Exception | None
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as a dict that `json.dumps` accepts. The error is its text."""
+        return {
+            "service": self.service,
+            "instances": [one.as_dict() for one in self.instances],
+            "age": self.age,
+            "error": None if self.error is None else text_of(self.error),
+        }
 
 
 def snapshot_of(engine: Engine) -> ServiceSnapshot:

@@ -98,11 +98,19 @@ def _rows(known: Mapping[Instance, float], priority: int) -> Iterator[tuple[str,
     tier = [instance for instance in known if instance.priority == priority]
     for instance in sorted(tier, key=lambda instance: (-known[instance], str(instance))):
         yield (
-            str(instance),
+            _named(instance),
             f"{instance.weight:g}",
             f"{known[instance]:.1%}",
             addresses_of(instance),
         )
+
+
+def _named(instance: Instance) -> str:
+    """Return an instance with what is its own: scheme, base path, TLS name, names of headers."""
+    scheme = f"{instance.scheme}://" if instance.scheme else ""
+    own = [f"TLS name {instance.tls_name}"] if instance.tls_name else []
+    own += [f"headers {', '.join(instance.headers)}"] if instance.headers else []
+    return f"{scheme}{instance}{instance.path}" + (f" ({'; '.join(own)})" if own else "")
 
 
 def _own_address(host: str) -> str:
@@ -121,12 +129,12 @@ def changes(before: Answer, now: Answer) -> Iterator[str]:
 
 def _members(before: Iterable[Instance], now: Iterable[Instance]) -> Iterator[str]:
     known, new = {instance: instance for instance in before}, shares(now)
-    yield from (f"left {instance}" for instance in known if instance not in new)
+    yield from (f"left {_named(instance)}" for instance in known if instance not in new)
     for instance, share in new.items():
         if instance not in known:
             yield (
-                f"joined {instance}: priority {instance.priority}, weight {instance.weight:g}, "
-                f"share {share:.1%}, addresses {addresses_of(instance)}"
+                f"joined {_named(instance)}: priority {instance.priority}, "
+                f"weight {instance.weight:g}, share {share:.1%}, addresses {addresses_of(instance)}"
             )
         elif differences := list(_differences(known[instance], instance)):
             yield f"changed {instance}: {', '.join(differences)}, share now {share:.1%}"

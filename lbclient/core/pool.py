@@ -28,7 +28,7 @@ from weakref import WeakMethod
 
 from lbclient.endpoint.breaker import Breaker, BreakerPolicy
 from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
-from lbclient.endpoint.instance import Instance
+from lbclient.endpoint.instance import Instance, identity_of
 
 __all__ = ["EndpointSetUpdate", "Pool", "Subset"]
 
@@ -83,7 +83,7 @@ class Subset:
         return [instance for instance in instances if instance in kept]
 
     def _rank(self, instance: Instance) -> bytes:
-        return blake2b(str(instance).encode(), digest_size=_BYTES, key=self._seed).digest()
+        return blake2b(identity_of(instance).encode(), digest_size=_BYTES, key=self._seed).digest()
 
 
 @dataclass(frozen=True, slots=True)

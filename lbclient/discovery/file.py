@@ -34,7 +34,18 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
     "weight": (re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?"), float),
     "priority": (re.compile(r"[0-9]{1,9}"), int),
 }
-_KEYS = ("host", "port", "weight", "priority", "metadata", "addresses")
+_KEYS = (
+    "host",
+    "port",
+    "weight",
+    "priority",
+    "metadata",
+    "addresses",
+    "scheme",
+    "path",
+    "headers",
+    "tls_name",
+)
 _LONGEST = 300
 """The maximum length of a text entry, in characters; more is not shown of it either."""
 _MOST = 100
@@ -193,7 +204,8 @@ class FileResolver:
     Text has one instance per line: `host:port` or `[address]:port`, and optionally `weight=3` and
     `priority=1`. Text after `#` is a comment. JSON is a list, alone or as `{"instances": [...]}`,
     of `"host:port"` or of objects with `host`, `port`, and optionally `weight`, `priority`,
-    `metadata`, `addresses`. The format is detected from the content.
+    `metadata`, `addresses`, `scheme`, `path`, `headers`, `tls_name`, as in `Instance`. The format
+    is detected from the content.
 
     An entry that cannot be used is left out, and the answer says why; the others are used. If the
     file cannot be read, or lists no instance, DiscoveryError is raised, so the last good set stays

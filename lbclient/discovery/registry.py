@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -81,11 +81,12 @@ class Target:
     """A service as its users name it.
 
     - `name`: for logs, spans and errors.
-    - `scheme`: `"http"` or `"https"`.
+    - `scheme`: `"http"` or `"https"`, for instances that have no scheme of their own.
     - `authority`: the value of the Host header, or None if each instance has its own.
     - `host`: the name that TLS verifies, or None if each instance has its own.
-    - `origin`: the logical URL, without a path; `path`: the base path.
+    - `origin`: the logical URL, without a path; `path`: the base path of all instances.
     - `resolver`: finds the instances.
+    - `listed`: the instances that the service itself lists.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Target:
     origin: str
     path: str
     resolver: Resolver
+    listed: tuple[Instance, ...] = ()
 
 
 def target_of(
@@ -118,14 +120,18 @@ def target_of(
     if not parsed.in_dns:
         options.refuse(parsed.shown)
     scheme = _agreed(scheme, parsed.scheme)
-    path = parsed.path or ""
+    # Cookies and URLs are secure only if they are at every instance.
+    own = {one.scheme or scheme for one in parsed.listed} if parsed.unlike else {scheme}
+    logical = "http" if "http" in own else "https"
+    authority = None
     if (host := alias or parsed.host) is not None:
-        authority = authority_of(host, parsed.port or DEFAULT_PORTS[scheme], scheme)
-        return Target(
-            host, scheme, authority, host, f"{scheme}://{authority}", path, parsed.resolver
-        )
-    shown, nowhere = _nameless(parsed, scheme)
-    return Target(shown, scheme, None, None, f"{scheme}://{nowhere}", path, parsed.resolver)
+        shown, authority = host, authority_of(host, parsed.port or DEFAULT_PORTS[scheme], scheme)
+        origin = authority
+    else:
+        shown, origin = _nameless(parsed, scheme)
+    origin = f"{logical}://{origin}"
+    path = parsed.path or ""
+    return Target(shown, scheme, authority, host, origin, path, parsed.resolver, parsed.listed)
 
 
 def _read(service: object, sources: Sources) -> ParsedService:
@@ -172,7 +178,7 @@ def _from_list(items: Sequence[object]) -> ParsedService:
         raise ValueError("service must not be an empty list")
     instances = [one for one in items if isinstance(one, Instance)]
     if len(instances) == len(items):
-        return _static(instances, None, None)
+        return _of_instances(instances)
     if not all(isinstance(one, str) for one in items):
         kinds = ", ".join(dict.fromkeys(map(_kind, items)))
         raise TypeError(f"service must be one of {_forms()}; not a list of {kinds}")
@@ -180,37 +186,86 @@ def _from_list(items: Sequence[object]) -> ParsedService:
 
 
 def _from_urls(urls: Sequence[SplitResult]) -> ParsedService:
-    scheme = _common("scheme", (url.scheme for url in urls))
-    if scheme not in DEFAULT_PORTS:
-        raise ValueError(
-            f"service must be one of {_forms()}; {shown(urls[0])!r} cannot be in a list; "
-            "use lbclient.Union(...) to combine services"
-        )
-    path = _common("base path", map(path_of, urls))
-    found = [Instance(host_of(url), url.port or DEFAULT_PORTS[scheme]) for url in urls]
-    return _static(found, scheme, path)
+    """Parse a list of URLs. If all have the same scheme and base path, these are the service's;
+    otherwise each instance has its own.
+    """
+    for url in urls:
+        if url.scheme not in DEFAULT_PORTS:
+            raise ValueError(
+                f"service must be one of {_forms()}; {shown(url)!r} cannot be in a list; "
+                "use lbclient.Union(...) to combine services"
+            )
+    found = [Instance(host_of(url), url.port or DEFAULT_PORTS[url.scheme]) for url in urls]
+    forms = {(url.scheme, path_of(url)) for url in urls}
+    if len(forms) > 1:
+        return _of_instances([_owning(*pair) for pair in zip(found, urls, strict=True)])
+    return _static(found, *forms.pop())
 
 
-def _static(instances: Sequence[Instance], scheme: str | None, path: str | None) -> ParsedService:
-    first = instances[0]
-    return ParsedService(StaticResolver(instances), str(first), scheme, path, first=first)
+def _owning(instance: Instance, url: SplitResult) -> Instance:
+    try:
+        return replace(instance, scheme=url.scheme, path=url.path)
+    except ValueError as error:
+        raise ValueError(f"service must be a list of valid URLs: {error}") from None
+
+
+def _of_instances(instances: Sequence[Instance]) -> ParsedService:
+    """Parse a list of instances, whose scheme and base path are the service's if all agree."""
+    forms = {(one.scheme, one.path) for one in instances}
+    if len(forms) > 1:
+        return _static(instances, None, None, unlike=True)
+    ((scheme, path),) = forms
+    return _static(instances, scheme, path or None)
+
+
+def _static(
+    instances: Sequence[Instance], scheme: str | None, path: str | None, *, unlike: bool = False
+) -> ParsedService:
+    resolver = StaticResolver(instances)
+    return ParsedService(
+        resolver,
+        str(instances[0]),
+        scheme,
+        path,
+        first=instances[0],
+        listed=resolver.resolve().instances,
+        unlike=unlike,
+    )
 
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
     """Parse a composite. Scheme and path are those of the parts that have one; the name is the
-    first part's.
+    first part's. Lists that differ in scheme or path keep their own.
     """
     parts = [_read(one, sources) for one in service.services]
+    forms = {(one.scheme, one.path or "") for one in parts if one.scheme or one.path}
+    unlike = any(one.unlike for one in parts)
+    if (unlike or len(forms) > 1) and all(one.listed for one in parts if one.scheme or one.path):
+        parts, unlike = [_separate(one) if one.listed else one for one in parts], True
+    path = _common("base path", (one.path for one in parts))
+    if unlike and path:
+        raise ValueError(f"service must have no base path ({path}) beside a list that has several")
     named = next((one for one in parts if one.host is not None), parts[0])
     return ParsedService(
         service.over([Part(one.shown, one.resolver) for one in parts], sources.clock),
         f"{type(service).__name__}({', '.join(one.shown for one in parts)})",
         _common("scheme", (one.scheme for one in parts)),
-        _common("base path", (one.path for one in parts)),
+        path,
         named.host,
         named.port,
         in_dns=any(one.in_dns for one in parts),
+        listed=tuple(instance for one in parts for instance in one.listed),
+        unlike=unlike,
     )
+
+
+def _separate(part: ParsedService) -> ParsedService:
+    """Give each instance of a list the scheme and path that all of them share."""
+    own = [
+        replace(one, scheme=one.scheme or part.scheme, path=one.path or part.path or "")
+        for one in part.listed
+    ]
+    return replace(part, resolver=StaticResolver(own), scheme=None, path=None, listed=tuple(own))
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:
@@ -230,8 +285,11 @@ def _agreed(scheme: str, of_url: str | None) -> str:
 
 
 def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
-    """Make a name for a service without one, for logs and for the host of its logical URL."""
-    if parsed.first is None:
+    """Make a name for a service without one, for logs and for the host of its logical URL.
+
+    Unlike instances have no common URL, and that of one of them would name its own base path.
+    """
+    if parsed.first is None or parsed.unlike:
         return parsed.shown, f"{type(parsed.resolver).__name__.lower()}.invalid"
     first = authority_of(parsed.first.host, parsed.first.port, scheme)
     return first, first

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import Resolver
-from lbclient.endpoint.instance import Instance
+from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
 
 if TYPE_CHECKING:
     from lbclient.discovery.address_filter import AddressFilter
@@ -26,8 +26,6 @@ __all__ = [
     "path_of",
     "shown",
 ]
-
-DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def host_of(url: SplitResult) -> str:
@@ -66,7 +64,9 @@ class ParsedService:
     """The resolver of a service, and the parts that the service specifies; None for the others.
 
     `shown` is the text for logs and errors if the service has no name. `first` is the first
-    instance of a list. `in_dns` is True if DNS resolves the service, or a part of it.
+    instance of a list, `listed` are the instances of a list, or of the lists of a composite. If
+    `unlike` is True, they differ in scheme or base path, and each has its own. `in_dns` is True if
+    DNS resolves the service, or a part of it.
     """
 
     resolver: Resolver
@@ -77,3 +77,5 @@ class ParsedService:
     port: int | None = None
     first: Instance | None = None
     in_dns: bool = False
+    listed: tuple[Instance, ...] = ()
+    unlike: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar, cast, get_args
 
@@ -17,6 +18,7 @@ from lbclient.discovery.composite import Service
 from lbclient.discovery.registry import Target
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.endpoint import Endpoint
+from lbclient.endpoint.instance import Instance
 from lbclient.protocol import bind
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.retry import ONE_ATTEMPT, RetryPolicy
@@ -34,7 +36,7 @@ from .options import (
     deadline_header,
     part,
 )
-from .origin import Origin
+from .origin import Origin, base_path
 from .request import UNSTREAMED, Upstream, call_options_of
 from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
@@ -85,25 +87,27 @@ class HttpAdapter:
         with closed_on_error(self.balancer):
             latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
-            self.connection_settings: ConnectionSettings = connection_settings(
-                self.target.scheme, limits, **part(given, ConnectionOptions)
-            )
+            self._settings = _SettingsByScheme(limits, part(given, ConnectionOptions))
+            for instance in self.target.listed:  # now, since a TLS context takes 20 ms
+                self.settings(instance)
+            self.connection_settings: ConnectionSettings = self._settings[self.target.scheme]
             self._key_of = _function("key", given["key"])
             self._fair_by = _function("fair_by", given["fair_by"])
             self._deadline_header = deadline_header(given["deadline_header"])
             self.close_grace: float = validation.number(
                 "close_grace (seconds)", given["close_grace"]
             )
+            if tls_name == "service":
+                _check_tls_names(self.target, named=given["name"] is not None)
         self.first_byte: bool = latency == "first-byte"
         """True if latency is measured up to the first byte of the body."""
         self.tls_name: str | None = self.target.host if tls_name == "service" else None
-        url = httpx.URL(self.target.origin)
-        self._labels = Labels(url)
-        self._logical_host = url.netloc
+        self._labels = Labels(self.target)
+        self._logical_host = httpx.URL(self.target.origin).netloc
 
     def own(self, origin: str) -> None:
         """Accept only requests for this origin, as a `Client` does. A transport accepts all."""
-        self.origin = Origin(origin, self.balancer.instances)
+        self.origin = Origin(replace(self.target, origin=origin), self.balancer.instances)
 
     def call(
         self, request: httpx.Request, replayable: Callable[[], bool] | None
@@ -124,26 +128,41 @@ class HttpAdapter:
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
         """Return how to address an instance. In a list without a name, each has its own Host."""
-        instance, hosts = endpoint.instance, None
-        if self.origin is not None and self.target.authority is None:
-            own = authority_of(instance.host, instance.port, self.target.scheme).encode("ascii")
-            hosts = None if own == self._logical_host else (self._logical_host, own)
+        instance, target = endpoint.instance, self.target
+        scheme = instance.scheme or target.scheme
+        headers = {name.lower(): value for name, value in instance.headers.items()}
+        hosts: tuple[bytes | None, bytes] | None = None
+        if (own := headers.pop("host", None)) is not None:
+            hosts = None, own.encode("ascii")
+        elif target.authority is None:
+            own_host = authority_of(instance.host, instance.port, scheme).encode("ascii")
+            if self.origin is None:
+                hosts = None if instance.scheme is None else (None, own_host)
+            elif own_host != self._logical_host:
+                hosts = self._logical_host, own_host
         return Upstream(
             instance,
-            self.target.scheme,
-            self.tls_name,
+            scheme,
+            instance.tls_name or self.tls_name,
             hosts,
             self._deadline_header,
             self.asks_load,
+            base_path(instance, target),
+            [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()],
         )
+
+    def settings(self, instance: Instance) -> ConnectionSettings:
+        """Return the settings of connections to an instance, which depend on its scheme."""
+        return self._settings[instance.scheme or self.target.scheme]
 
     def transports(self, kind: Callable[..., P], make: TransportMaker) -> P:
         """Return the transports to the instances, in a `TransportPool` or `AsyncTransportPool`."""
-        settings = self.connection_settings
         return kind(
             self.binding.pool,
-            lambda endpoint, idle: make(self.upstream(endpoint), settings, idle),
-            settings,
+            lambda endpoint, idle: make(
+                self.upstream(endpoint), self.settings(endpoint.instance), idle
+            ),
+            self.connection_settings,
             self.binding.rng,
         )
 
@@ -165,18 +184,58 @@ class HttpAdapter:
         return self.first_byte and not upgraded and response.status_code not in self._retried
 
     def finished(self, call: Call[httpx.Response], response: httpx.Response) -> httpx.Response:
-        """Prepare a response for the caller: add the `CallInfo`, and make redirects lead to the
-        service.
-        """
+        """Prepare a response for the caller: add the `CallInfo`."""
         info = response.extensions["lbclient"] = call.info()
         if isinstance(response.stream, Content):
             response.elapsed = timedelta(seconds=call.elapsed)
         elif isinstance(response.stream, ResponseStream | AsyncResponseStream):
             response.stream.info = info  # for an error while the body is read later
-        redirect = 300 <= response.status_code < 400 and response.has_redirect_location
-        if redirect and self.origin is not None:
-            self.origin.make_logical(response)
         return response
+
+    def redirected(
+        self, response: httpx.Response, request: httpx.Request, instance: Instance
+    ) -> None:
+        """Make a redirect lead to the service. Under another client, whose URLs are its own, only
+        the base path of the instance is removed.
+        """
+        origin = self.origin
+        if origin is None:
+            if not base_path(instance, self.target):
+                return
+            url = request.url.copy_with(raw_path=b"/", fragment=None, userinfo=b"")
+            origin = Origin(replace(self.target, origin=str(url)), self.balancer.instances)
+        origin.make_logical(response, request, instance)
+
+
+class _SettingsByScheme(dict[str, ConnectionSettings]):
+    """The settings of connections, by scheme. Discovery may find another scheme later."""
+
+    def __init__(self, limits: httpx.Limits, options: ConnectionOptions) -> None:
+        super().__init__()
+        self._limits, self._options = limits, options
+
+    def __missing__(self, scheme: str) -> ConnectionSettings:
+        made = self[scheme] = connection_settings(scheme, self._limits, **self._options)
+        return made
+
+
+def _check_tls_names(target: Target, *, named: bool) -> None:
+    """Raise ValueError if TLS would verify the service's name at an instance that has a name of its
+    own. `named` says that the caller has named the service.
+    """
+    for instance in target.listed:
+        scheme, own = instance.scheme or target.scheme, instance.tls_name
+        if target.host is None or scheme != "https":
+            continue
+        if own is None and instance.scheme is not None and not validation.is_address(instance.host):
+            own = instance.host
+        elif not named:
+            continue
+        if own not in (None, target.host):
+            raise ValueError(
+                f"name: TLS would verify {target.host!r} at {instance}, not {own!r}; pass "
+                'tls_name="instance", so that it verifies the name of each instance'
+            )
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class _BalancedClient:
         self._balancer = balancing.balancer
         self._binding = bind(self._balancer)
         target = self._balancer.target
-        self._request_cache = RequestCache(Origin(target.origin, self._balancer.instances))
+        self._request_cache = RequestCache(Origin(target, self._balancer.instances))
         with closed_on_error(self._balancer):
             own["base_url"] = _base_url(own["base_url"], target)
             cookies = own.pop("cookies", None)
@@ -258,9 +258,9 @@ def _base_url(wanted: object, target: Target) -> httpx.URL:
     if url.query or url.fragment:
         raise ValueError("base_url must be a path without query and fragment; pass params= instead")
     if url.scheme or url.host:
-        if not (own := Origin(target.origin, tuple)).includes(url):
+        if (logical := Origin(target, tuple).logical(url)) is None:
             shown = f"{url.scheme}://{url.netloc.decode('ascii')}"  # no user name, no password
             raise ValueError(f"base_url must be a path, or a URL of {target.origin}, not {shown}")
-        return own.logical(url)
+        return logical
     path = here.path.rstrip("/") + "/" + url.path.lstrip("/")
     return here.copy_with(path=path)

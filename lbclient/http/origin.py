@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from lbclient.endpoint.instance import Instance
+from lbclient.discovery.registry import Target
+from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
 
 from ._compat import NAME, PUBLIC, httpx
 from .errors import LoadBalancingError
 from .shortcuts import origin_of
 
-__all__ = ["Origin"]
+__all__ = ["Origin", "base_path"]
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_ENDS = (b"", b"/", b"?")
+"""What may follow a base path."""
 _LOCALHOST = "localhost"
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 """The addresses that `localhost` stands for (RFC 6761, section 6.3)."""
@@ -23,12 +25,14 @@ class Origin:
     """The origin of a `Client`'s service. The origins of its instances count as the same origin.
 
     An instance may build redirects with its address, an alias, or the port on which it listens.
-    Hosts are compared as addresses and as names, in any spelling. `instances` returns the instances
-    that are known at the moment.
+    Hosts are compared as addresses and as names, in any spelling. If an instance has a base path of
+    its own, only URLs below it are URLs of the service. `instances` returns the instances that are
+    known at the moment.
     """
 
-    def __init__(self, url: str, instances: Callable[[], Iterable[Instance]]) -> None:
-        self._url = httpx.URL(url)
+    def __init__(self, target: Target, instances: Callable[[], Iterable[Instance]]) -> None:
+        self._target = target
+        self._url = httpx.URL(target.origin)
         self._host = self._url.raw_host
         self._port = self._url.port
         self._scheme = self._url.scheme
@@ -44,9 +48,9 @@ class Origin:
         url = request.url
         if origin_of(url) == self._origin:
             return request
-        if not self.includes(url):
+        if (logical := self.logical(url)) is None:
             raise LoadBalancingError(
-                f"this client balances {self._url} only, not {_shown(url)}; for other "
+                f"this client balances {self._url} only, not {self._shown(url)}; for other "
                 f"origins use {NAME}.Client(mounts={{...: {PUBLIC}.Transport(...)}})"
             )
         headers = httpx.Headers(request.headers)
@@ -54,28 +58,41 @@ class Origin:
             headers["host"] = self._url.netloc.decode("ascii")
         return httpx.Request(
             request.method,
-            self.logical(url),
+            logical,
             headers=headers,
             stream=request.stream,
             extensions=request.extensions,
         )
 
-    def make_logical(self, response: httpx.Response) -> None:
+    def make_logical(
+        self, response: httpx.Response, request: httpx.Request, instance: Instance
+    ) -> None:
         """Change a redirect to an instance, or to the service in another spelling, into a redirect
-        to the service.
+        to the service. `instance` has sent the response.
 
         A reverse proxy does the same. So cookies and credentials stay with the service, and the
-        next request is balanced like any other.
+        next request is balanced like any other. A path outside the base path of the instance is not
+        part of the service, so it becomes a redirect to the instance's own origin.
         """
         location = response.headers.get("location")
-        if location is None or "//" not in location:
+        path = base_path(instance, self._target)
+        if location is None or not (path or "//" in location):
             return
         try:
             url = httpx.URL(location)
-            if url.host and self.includes(url):  # a redirect must not set credentials
-                logical = str(self.logical(url).copy_with(userinfo=b""))
-                if logical != location:
-                    response.headers["location"] = logical
+            if path:  # the instance has seen this URL
+                raw_path = path + request.url.raw_path
+                url = self._at(instance, request.url.copy_with(raw_path=raw_path)).join(url)
+            if not url.host:
+                return
+            if (logical := self.logical(url, instance)) is not None:
+                url = logical.copy_with(userinfo=b"")  # a redirect must not set credentials
+            elif self._paths(url, instance):
+                url = self._at(instance, url)
+            if path or logical is not None:
+                shown = str(url)
+                if shown != location:
+                    response.headers["location"] = shown
         except (httpx.InvalidURL, UnicodeError):  # httpx raises when it follows the redirect
             return
 
@@ -85,31 +102,68 @@ class Origin:
         if isinstance(url, str) and "//" not in url:
             return url
         parsed = httpx.URL(url)
-        return self.logical(parsed) if parsed.host and self.includes(parsed) else url
+        return (self.logical(parsed) if parsed.host else None) or url
 
-    def logical(self, url: httpx.URL) -> httpx.URL:
-        """Return the service's URL with the path and query of this URL."""
-        return url.copy_with(scheme=self._scheme, host=self._url.host, port=self._port)
-
-    def includes(self, url: httpx.URL) -> bool:
-        """Return True for a URL of the service or of one of its instances, in any spelling.
+    def logical(self, url: httpx.URL, answered: Instance | None = None) -> httpx.URL | None:
+        """Return the service's URL for a URL of the service or of one of its instances, in any
+        spelling, without the base path of the instance. Return None for any other URL. `answered`
+        is the instance that has sent the URL: to it, the service's name has its own base path.
 
         The service's name with the port of an instance counts too: a server may build a URL from
         the name in the request and the port on which it listens.
         """
-        if url.scheme not in ("", self._scheme):
-            return False
-        default = _DEFAULT_PORTS[self._scheme]
-        port = default if url.port is None else url.port
+        raw_path = url.raw_path
+        found = [path for path in self._paths(url, answered) if _is_below(raw_path, path)]
+        if not found:
+            return None
+        if path := max(found, key=len):
+            below = raw_path[len(path) :]
+            url = url.copy_with(raw_path=below if below.startswith(b"/") else b"/" + below)
+        return url.copy_with(scheme=self._scheme, host=self._url.host, port=self._port)
+
+    def _paths(self, url: httpx.URL, answered: Instance | None) -> Sequence[bytes]:
+        """Return the base paths that the service has at the origin of this URL."""
+        target = self._target
         names = _names(url.raw_host.decode("ascii"))
         own = names(self._host.decode("ascii"))
-        if own and port == (self._port or default):
-            return True
-        return any(
-            port == instance.port
-            and (own or names(instance.host) or any(map(names, instance.addresses)))
-            for instance in self._instances()
-        )
+        if own and self._is_service(url):
+            return [b"" if answered is None else base_path(answered, target)]
+        scheme = url.scheme or self._scheme
+        port = DEFAULT_PORTS.get(scheme) if url.port is None else url.port
+        return [
+            base_path(one, target)
+            for one in self._instances()
+            if (one.scheme or target.scheme) == scheme
+            and (
+                (port == one.port and (own or names(one.host) or any(map(names, one.addresses))))
+                or (one.headers and one.headers.get("host", "").encode() == url.netloc)
+            )
+        ]
+
+    def _at(self, instance: Instance, url: httpx.URL) -> httpx.URL:
+        """Return the URL with the instance's own origin."""
+        scheme = instance.scheme or self._target.scheme
+        return url.copy_with(scheme=scheme, host=instance.host, port=instance.port)
+
+    def _is_service(self, url: httpx.URL) -> bool:
+        """Return True if a URL with the service's host has its scheme and port too."""
+        default = DEFAULT_PORTS[self._scheme]
+        port = default if url.port is None else url.port
+        return url.scheme in ("", self._scheme) and port == (self._port or default)
+
+    def _shown(self, url: httpx.URL) -> str:
+        """Return scheme, host and port, and the path if that is what differs."""
+        return _shown(url) + (url.path if self._paths(url, None) else "")
+
+
+def base_path(instance: Instance, target: Target) -> bytes:
+    """Return the path that comes before the path of a request to this instance. If all instances
+    have the same, it is part of the service's URL."""
+    return b"" if instance.path == target.path else instance.path.encode("ascii")
+
+
+def _is_below(raw: bytes, path: bytes) -> bool:
+    return raw.startswith(path) and (not path or raw[len(path) : len(path) + 1] in _ENDS)
 
 
 def _names(host: str) -> Callable[[str], bool]:
@@ -141,6 +195,6 @@ def _names(host: str) -> Callable[[str], bool]:
 def _shown(url: httpx.URL) -> str:
     """Return scheme, host and port (even the default one), without userinfo."""
     host = url.raw_host.decode("ascii")
-    port = _DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
+    port = DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     shown = f"[{host}]" if ":" in host else host
     return f"{url.scheme}://{shown}" + ("" if port is None else f":{port}")

@@ -119,7 +119,7 @@ class _Probe:
         self, adapter: HttpAdapter, path: str, purpose: str, headers: Headers = None
     ) -> None:
         self._target = adapter.target
-        self._url = httpx.URL(f"{adapter.target.origin}{path}")
+        self._path = path
         self._headers = {"User-Agent": f"lbclient/{__version__} {purpose}", "Accept": "*/*"}
         if adapter.asks_load:
             self._headers[LOAD_FORMAT] = "TEXT"
@@ -167,10 +167,14 @@ class _Probe:
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target
-        host = target.authority or authority_of(instance.host, instance.port, target.scheme)
+        scheme = instance.scheme or target.scheme
+        host = target.authority or authority_of(instance.host, instance.port, scheme)
         headers = httpx.Headers({"Host": host, **self._headers})
         headers.update(self._more)
-        return httpx.Request("GET", self._url, headers=headers)
+        # The path is below the instance's own base path, which the transport adds if it is not that
+        # of the service.
+        path = f"{target.path}{self._path}" if instance.path == target.path else self._path
+        return httpx.Request("GET", f"{target.origin}{path}", headers=headers)
 
 
 def checked(
@@ -181,7 +185,6 @@ def checked(
     need an event loop, as those of a caller may."""
     if (plain := plain_check(policy)) is not None:
         return plain
-    options = replace(adapter.connection_settings, retries=0)
     probe = _Probe(adapter, policy.path or "", "health-check", policy.headers)
 
     def classify(response: httpx.Response) -> None:
@@ -189,6 +192,8 @@ def checked(
             raise CheckFailed(f"status {response.status_code}")
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
+        options = replace(adapter.settings(endpoint.instance), retries=0)
+
         def ask() -> Coroutine[Any, Any, None]:
             return probe.ask_once(adapter, make, options, endpoint, expiry, classify, looped=looped)
 
@@ -260,7 +265,7 @@ class Reports:
         if (transports := self._transports) is not None:
             run_blocking(lambda: self._ask_on_thread(transports, endpoint, expiry))
             return
-        adapter, options = self._adapter, self._adapter.connection_settings
+        adapter, options = self._adapter, self._adapter.settings(endpoint.instance)
         recorder = self._recorder(endpoint)
         asyncio.run(
             self._probe.ask_once(

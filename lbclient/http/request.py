@@ -29,7 +29,8 @@ __all__ = [
     "below",
     "call_options_of",
     "explain",
-    "hosted",
+    "given_target",
+    "instance_headers",
     "merged",
     "raw_headers",
     "request_deadline",
@@ -139,18 +140,21 @@ def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
 class Upstream(NamedTuple):
     """One instance, as a transport addresses it.
 
-    `tls_name` is the name that TLS verifies; None is the instance's own. If the request's Host is
-    the first of `hosts`, the second is sent instead. `deadline_header` names the header that tells
-    the instance how many milliseconds are left. If `asks_load` is True, requests ask it to report
-    its load.
+    `tls_name` is the name that TLS verifies; None is the instance's host. If the request's Host is
+    the first of `hosts`, or that is None, the second is sent instead. `deadline_header` names the
+    header that tells the instance how many milliseconds are left. If `asks_load` is True, requests
+    ask it to report its load. `path` comes before the path of each request, and `headers` replace
+    those of the caller; their names are in lower case.
     """
 
     instance: Instance
     scheme: str
     tls_name: str | None
-    hosts: tuple[bytes, bytes] | None
+    hosts: tuple[bytes | None, bytes] | None
     deadline_header: str | None = None
     asks_load: bool = False
+    path: bytes = b""
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 def below(base: str, request: httpx.Request) -> httpx.Request:
@@ -161,26 +165,34 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
     return made
 
 
+def given_target(target: bytes, path: bytes) -> bytes:
+    """Return the request target for the caller's own (the extension `target`), which is not always
+    a path."""
+    return path + target if target.startswith(b"/") else target
+
+
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of one attempt: the caller's headers, in which headers of the attempt
-    replace those with the same name.
+    """Return the headers of one attempt: the caller's headers, in which headers of the instance and
+    of the attempt replace those with the same name.
     """
-    headers = request.headers.raw
-    if upstream.hosts is not None:
-        headers = hosted(headers, upstream.hosts)
+    headers: Sequence[tuple[bytes, bytes]] = request.headers.raw
+    if upstream.hosts or upstream.headers:
+        headers = instance_headers(headers, upstream)
     own = attempt_headers(upstream)
     return merged(headers, own) if own else headers
 
 
-def hosted(
-    headers: Sequence[tuple[bytes, bytes]], hosts: tuple[bytes, bytes]
-) -> list[tuple[bytes, bytes]]:
-    """Return the caller's headers, with the instance's own Host."""
-    old, new = hosts
-    return [
-        (name, new) if value == old and name.lower() == b"host" else (name, value)
-        for name, value in headers
-    ]
+def instance_headers(
+    headers: Sequence[tuple[bytes, bytes]], upstream: Upstream
+) -> Sequence[tuple[bytes, bytes]]:
+    """Return the caller's headers, with the instance's Host and its other headers."""
+    if upstream.hosts is not None:
+        old, new = upstream.hosts
+        headers = [
+            (name, new) if old in (None, value) and name.lower() == b"host" else (name, value)
+            for name, value in headers
+        ]
+    return merged(headers, upstream.headers) if upstream.headers else headers
 
 
 def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
@@ -200,8 +212,7 @@ def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
 def merged(
     headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
 ) -> Sequence[tuple[bytes, bytes]]:
-    """Return the caller's headers, in which headers of the attempt replace those with the same
-    name."""
+    """Return the headers, in which those of `own` replace those with the same name."""
     names = {name for name, _ in own}
     return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 

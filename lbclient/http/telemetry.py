@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from lbclient.discovery.registry import Target
+from lbclient.discovery.service_url import authority_of
+from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
 from ._compat import httpx
 from .connections.instance_transport import peer_of
+from .origin import base_path
 
 __all__ = ["HttpSemantics", "Labels", "redacted"]
 
@@ -14,15 +18,15 @@ _METHODS = frozenset(
 )
 _MOST_URLS = 256
 _PEER = "network.peer.address"
-_PORTS = {"http": 80, "https": 443}
 
 
 class Labels:
     """The labels of a service's metrics, built once for each method and outcome, and the span
     attributes of URLs that were requested lately."""
 
-    def __init__(self, origin: httpx.URL) -> None:
-        self._server = _server(origin)
+    def __init__(self, target: Target) -> None:
+        self._server = _server(httpx.URL(target.origin))
+        self._target = target
         self._url_cache: dict[tuple[int, str], tuple[httpx.URL, Attributes]] = {}
         self._made: dict[tuple[str, object], Attributes] = {}
 
@@ -46,6 +50,18 @@ class Labels:
             attributes = {"http.request.method": method, **_server(url), "url.full": redacted(url)}
             known = self._url_cache[id(url), method] = url, attributes
         return known[1]
+
+    def of_instance(self, url: httpx.URL, instance: Instance) -> Attributes:
+        """Return the span attributes of the URL that an instance gets, if it has a scheme, a base
+        path or a Host of its own."""
+        target, host = self._target, instance.headers.get("host")
+        if not (instance.scheme or instance.path or host):
+            return {}
+        scheme = instance.scheme or target.scheme
+        host = host or target.authority or authority_of(instance.host, instance.port, scheme)
+        raw_path = base_path(instance, target) + url.raw_path
+        own = url.copy_with(scheme=scheme, netloc=host.encode("ascii"), raw_path=raw_path)
+        return {**_server(own), "url.full": redacted(own)}
 
 
 class HttpSemantics(Semantics):
@@ -72,6 +88,10 @@ class HttpSemantics(Semantics):
             known = {**known, "http.request.method_original": self._request.method}
         return {**known, "http.request.resend_count": resend} if resend else known
 
+    def addressed(self, instance: Instance) -> Attributes:
+        """Return the URL that this instance gets, if it is not the service's."""
+        return self._labels.of_instance(self._request.url, instance)
+
     def result(self, result: object) -> Attributes:
         """Return the status (400 and above is an error), and the address that the response came
         from."""
@@ -84,7 +104,7 @@ class HttpSemantics(Semantics):
 
 
 def _server(url: httpx.URL) -> Attributes:
-    return {"server.address": url.host, "server.port": url.port or _PORTS.get(url.scheme, 0)}
+    return {"server.address": url.host, "server.port": url.port or DEFAULT_PORTS.get(url.scheme, 0)}
 
 
 def _outcome(result: object) -> Attributes:

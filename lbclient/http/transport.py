@@ -161,7 +161,9 @@ class _BalancedTransport:
         if attempt.expiry is not None:
             extensions = attempt_extensions(request, attempt.expiry)
         response = await transport.send(request, stream, extensions)
-        attempt.status = response.status_code
+        attempt.status = status = response.status_code
+        if 300 <= status < 400 and response.has_redirect_location:
+            adapter.redirected(response, request, attempt.instance)
         if self._reports is not None:
             self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):

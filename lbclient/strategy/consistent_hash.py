@@ -17,6 +17,7 @@ from struct import Struct
 
 from lbclient._internal import validation
 from lbclient.endpoint.endpoint import Endpoint
+from lbclient.endpoint.instance import identity_of
 from lbclient.strategy.protocol import PickContext
 
 __all__ = ["ConsistentHash"]
@@ -120,7 +121,8 @@ def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
     """
     size = _BLOCK.size // 8
     blocks = range(first // size, -(-end // size)) if first < end else ()
-    texts = (f"{one.instance} {block}".encode() for block in blocks)
+    identity = identity_of(one.instance)
+    texts = (f"{identity} {block}".encode() for block in blocks)
     points = [point & ~_NUMBER | number for text in texts for point in hashed(text, _BLOCK)]
     return points[first % size :][: max(0, end - first)]
 

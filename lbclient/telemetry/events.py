@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from lbclient._internal.failure_log import log_now
@@ -31,6 +32,22 @@ class Event:
 
     service: str
     at: float
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as a dict that `json.dumps` accepts, with the name of its class as `"event"`.
+
+        An instance is shown as its host and port, an error as its type and text.
+        """
+        values = {one.name: _for_json(getattr(self, one.name)) for one in fields(self)}
+        return {"event": type(self).__name__, **values}
+
+
+def _for_json(value: object) -> object:
+    if isinstance(value, Instance):
+        return str(value)
+    if isinstance(value, BaseException):
+        return traceback.format_exception_only(value)[0].strip()
+    return list(map(_for_json, value)) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lbclient.endpoint.instance import Instance
+
 __all__ = ["Attributes", "Semantics", "error_attributes"]
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -25,6 +27,10 @@ class Semantics:
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others
         """The attributes known before sending. `resend` counts from 1 at the second attempt."""
+        return _NOTHING
+
+    def addressed(self, instance: Instance) -> Attributes:  # noqa: ARG002  # for others
+        """The attributes that depend on the instance; they replace those of `request`."""
         return _NOTHING
 
     def result(self, result: object) -> Attributes:  # noqa: ARG002  # for others

@@ -89,6 +89,7 @@ class CallSpan:
         if self._recording:
             known = {
                 **semantics.request(resend),
+                **semantics.addressed(instance),
                 "network.peer.address": instance.address,
                 "network.peer.port": instance.port,
             }

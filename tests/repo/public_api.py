@@ -30,7 +30,11 @@ def members(kind):
     """The public members that our own classes give to this one."""
     ours = [one for one in reversed(kind.__mro__) if one.__module__.startswith("lbclient")]
     found = {name: value for one in ours for name, value in vars(one).items()}
-    return {name: value for name, value in found.items() if not name.startswith("_")}
+    return {
+        name: getattr(kind, name) if isinstance(value, classmethod) else value
+        for name, value in found.items()
+        if not name.startswith("_")
+    }
 
 
 def described(path, thing):

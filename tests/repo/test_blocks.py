@@ -64,13 +64,11 @@ def test_every_block_is_run_or_says_why_not():
 
 def test_examples_of_a_file_of_instances(tmp_path):
     """The examples of docs/discovery.md are files that are read without a refusal."""
-    text, json_text = (
-        blocks_of("docs/discovery.md", "text")[0],
-        blocks_of("docs/discovery.md", "json")[0],
-    )
+    text = blocks_of("docs/discovery.md", "text")[0]
+    json_text, unlike = blocks_of("docs/discovery.md", "json")[:2]
     config_map = blocks_of("docs/discovery.md", "yaml")[0].partition("instances: |\n")[2]
     config_map = re.match(r"(?: +.*\n)+", config_map)[0].replace("    ", "")
-    for content, number in ((text, 3), (json_text, 2), (config_map, 2)):
+    for content, number in ((text, 3), (json_text, 2), (unlike, 2), (config_map, 2)):
         path = tmp_path / "instances"
         path.write_text(content)
         answer = FileResolver(path).resolve()

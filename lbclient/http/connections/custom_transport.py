@@ -23,7 +23,7 @@ from lbclient.endpoint.instance import Instance
 
 from .._compat import NAME, httpx
 from ..options import ConnectionSettings, TransportOptions
-from ..request import Upstream, raw_headers
+from ..request import Upstream, given_target, raw_headers
 from ..request_body import replays
 from ..shortcuts import copied, headers_of
 from .instance_transport import AsyncHttp1Transport, Body, Http1Transport
@@ -96,7 +96,7 @@ class _BaseCustomTransport(Generic[T]):
         self._at = 0
 
         def url(at: int, raw_path: bytes) -> httpx.URL:
-            return httpx.URL((self._origins[at] + raw_path).decode("ascii"))
+            return httpx.URL((self._origins[at] + upstream.path + raw_path).decode("ascii"))
 
         self._url = lru_cache(_URLS)(url)
         self._upstream = upstream
@@ -139,6 +139,9 @@ class _BaseCustomTransport(Generic[T]):
         made.headers = headers_of(raw_headers(request, self._upstream))
         made.stream = body
         made.extensions = {**self._tls, **extensions}
+        if "target" in extensions:
+            target = cast("bytes", extensions["target"])
+            made.extensions["target"] = given_target(target, self._upstream.path)
         if len(self._origins) > 1 and "timeout" in extensions:
             made.extensions["timeout"] = self._share(extensions["timeout"])
         return made

@@ -17,7 +17,7 @@ from lbclient._internal.blocking import run_blocking
 
 from .._compat import httpx
 from ..options import ConnectionSettings
-from ..request import UNSTREAMED, Upstream, raw_headers
+from ..request import UNSTREAMED, Upstream, given_target, raw_headers
 from ..request_body import AsyncBody, mark_callers_own
 from .connection import AsyncConnection, Connection
 from .http1 import header_lines, request_line
@@ -335,8 +335,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
 
     def _headers(self, request: httpx.Request, extensions: Extensions) -> Headers:
         """Return the head of a request. Raises LocalProtocolError if it cannot be sent."""
-        target = extensions.get("target")
-        target = request.url.raw_path if target is None else target
+        target, path = extensions.get("target"), self._upstream.path
+        target = path + request.url.raw_path if target is None else given_target(target, path)
         method, headers = request.method.encode("ascii"), raw_headers(request, self._upstream)
         request_line(method, target)
         header_lines(headers)

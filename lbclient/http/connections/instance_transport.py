@@ -17,7 +17,15 @@ import anyio
 
 from .._compat import httpx
 from ..options import ConnectionSettings
-from ..request import LOAD_FORMAT, UNSTREAMED, Upstream, attempt_headers, hosted, merged
+from ..request import (
+    LOAD_FORMAT,
+    UNSTREAMED,
+    Upstream,
+    attempt_headers,
+    given_target,
+    instance_headers,
+    merged,
+)
 from ..request_body import AsyncBody, is_callers_own
 from ..shortcuts import Fields, content_of, fields_of, response_of
 from .addresses import Dial, first_of
@@ -89,8 +97,9 @@ class BaseHttp1Transport(ABC, Generic[C]):
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
         self._kept_headers: tuple[Fields, RequestHeaders | None] = ([], None)
-        """The headers of an earlier request, since the next one often has the same. Only headers
-        that can hold no secret are kept: a token must not outlive its request."""
+        """The headers of an earlier request, since the next one often has the same. Of the caller's
+        headers, only those that can hold no secret are kept: a token must not outlive its request.
+        The instance's own live as long as this transport anyway."""
 
     @property
     def is_idle(self) -> bool:
@@ -229,7 +238,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
 
     def _exchange(self, request: httpx.Request, extensions: Extensions) -> Exchange:
         upstream = self._upstream
-        method, target, line = _request_line(request, extensions.get("target"))
+        method, target, line = _request_line(request, extensions.get("target"), upstream.path)
         fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
@@ -426,27 +435,30 @@ def peer_of(response: object) -> str | None:
 
 
 def _request_line(
-    request: httpx.Request, target: bytes | None
+    request: httpx.Request, target: bytes | None, path: bytes
 ) -> tuple[bytes, bytes, bytes | None]:
-    """Return the method, the target and, if it is known already, the request line that they make.
+    """Return the method, the target below the instance's base path and, if it is known already, the
+    request line that they make.
 
-    They are stored in the URL object. A client uses one object for all requests of one path, so
-    nothing outlives its URL.
+    They are stored in the URL object, for the base path of the last request. A client uses one
+    object for all requests of one path, so nothing outlives its URL.
     """
     if target is not None:
-        return request.method.encode("ascii"), target, None
+        return request.method.encode("ascii"), given_target(target, path), None
     method, url = request.method, request.url
-    known: tuple[str, bytes, bytes, bytes] | None = getattr(url, _LINE, None)
-    if known is None or known[0] != method:
-        name, target = method.encode("ascii"), url.raw_path
-        known = vars(url)[_LINE] = method, name, target, request_line(name, target)
-    return known[1:]
+    known: tuple[str, bytes, bytes, bytes, bytes] | None = getattr(url, _LINE, None)
+    if known is None or known[0] != method or known[1] != path:
+        name, target = method.encode("ascii"), path + url.raw_path
+        known = vars(url)[_LINE] = method, path, name, target, request_line(name, target)
+    return known[2:]
 
 
 def _headers(fields: Fields, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
     """Return the caller's headers as the instance gets them."""
     headers = [(name, value) for name, _, value in fields]
-    return headers if upstream.hosts is None else hosted(headers, upstream.hosts)
+    if upstream.hosts or upstream.headers:
+        return instance_headers(headers, upstream)
+    return headers
 
 
 def _kind() -> type[AsyncConnection]:

@@ -1,0 +1,745 @@
+"""Instances of one service that differ in scheme, base path, headers and TLS name."""
+
+import json
+import random
+import ssl
+import threading
+from dataclasses import replace
+
+import httpx
+import pytest
+import trustme
+
+import lbclient
+from lbclient import HealthCheck, Instance, RetryPolicy
+from tests.http.test_features import World
+from tests.http.test_tls import TlsServer
+from tests.support.http import Gate, resets, says, tells_port, transports_of
+from tests.support.http2 import Http2
+
+WORLDS = [World(), World("asyncio"), World("asyncio", use_uvloop=True), World("trio")]
+worlds = pytest.mark.parametrize("world", WORLDS, ids=["sync", "asyncio", "uvloop", "trio"])
+ALL = {"statuses": {429, 503}, "unprocessed": {429, 503}, "backoff": 0.001, "backoff_max": 0.002}
+
+
+@pytest.fixture(scope="module")
+def ca():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def trust(ca):
+    """A context that trusts our authority alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ca.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def serve_tls(ca):
+    """Start one instance whose certificate has this name: `serve_tls(name, behaviour)`."""
+    started = []
+
+    def start(name, behaviour):
+        started.append(TlsServer(behaviour, ca.issue_cert(name)))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def tells_target(connection, request):
+    """200, with what the instance received as the body."""
+    seen = {"target": request.target, "port": connection.server.port, "body": len(request.body)}
+    connection.answer(200, json.dumps(seen).encode())
+
+
+@pytest.fixture
+def three(servers, serve_tls):
+    """Three servers with a scheme, base path, key and TLS name each, and their instances."""
+    (plain,) = servers(tells_target)
+    eu, us = serve_tls("eu.test", tells_target), serve_tls("us.test", tells_target)
+    return [plain, eu, us], [
+        Instance.from_url(f"{plain.url}/openai/v1", headers={"api-key": "key-0"}),
+        Instance.from_url(f"{eu.url}/v1", headers={"api-key": "key-1"}, tls_name="eu.test"),
+        Instance.from_url(us.url, headers={"Api-Key": "key-2"}, tls_name="us.test"),
+    ]
+
+
+def own_only(running, instances):
+    """Check that each server has seen only requests that are meant for it."""
+    for number, (server, instance) in enumerate(zip(running, instances, strict=True)):
+        for request in server.requests:
+            assert request.target.startswith(f"{instance.path}/")
+            assert not request.target.startswith(f"{instance.path}{instance.path or '/x'}/")
+            assert request.headers["api-key"] == f"key-{number}"
+            assert request.headers["host"] == f"127.0.0.1:{server.port}"
+        if instance.tls_name:
+            assert set(server.names) <= {instance.tls_name}
+
+
+# What each instance gets
+
+
+@worlds
+def test_each_instance_gets_what_is_its_own(three, trust, world):
+    """Each instance gets its own base path, Host, headers and TLS name, whatever the others have;
+    the caller's request and the response's URL name the service."""
+    running, instances = three
+    with world.client(instances, verify=trust, strategy="round-robin") as client:
+        assert client.client.base_url.path == "/"
+        answers = [client.get("/chat?x=1") for _ in range(6)]
+        answers += [client.post("/chat", json=[1], headers={"API-Key": "callers"}) for _ in "123"]
+        answers += [client.post("/chat", content=world.body([b"a", b"b"])) for _ in "123"]
+        answers += [client.get("/chat", headers={"authorization": "x"}) for _ in "123"]
+    assert {one.status_code for one in answers} == {200}
+    assert [server.hits for server in running] == [5, 5, 5]
+    own_only(running, instances)
+    assert {request.target for request in running[0].requests} == {
+        "/openai/v1/chat",
+        "/openai/v1/chat?x=1",
+    }
+    assert all("key-" not in str(one.request.headers.multi_items()) for one in answers)
+    assert {one.url.path for one in answers} == {"/chat"}
+    assert len({one.url.host for one in answers}) == 1
+
+
+@worlds
+def test_own_transports_get_it_too(three, trust, world):
+    """A caller's own transports get the URL, Host, headers and TLS name of their instance."""
+    running, instances = three
+    kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
+    with world.client(
+        instances, transport=lambda _: kind(verify=trust), strategy="round-robin"
+    ) as client:
+        answers = [client.get("/chat", extensions={"target": b"/own"}) for _ in range(3)]
+        answers += [client.post("/chat", content=b"1") for _ in range(3)]
+    assert {one.json()["target"] for one in answers[:3]} == {"/openai/v1/own", "/v1/own", "/own"}
+    own_only(running, instances)
+
+
+@worlds
+def test_http2_gets_it_too(servers, world):
+    """Over HTTP/2 the base path is in `:path`, and the instance's own Host is `:authority`."""
+    behaviours = [Http2(lambda stream: stream.answer()) for _ in range(2)]
+    pair = servers(*behaviours)
+    instances = [
+        Instance.from_url(f"{pair[0].url}/a", headers={"api-key": "key-0", "host": "a.test"}),
+        Instance.from_url(f"{pair[1].url}/b/c", headers={"api-key": "key-1"}),
+    ]
+    options = {"http1": False, "http2": True, "strategy": "round-robin"}
+    with world.client(instances, **options) as client:
+        for _ in range(4):
+            assert client.post("/x?y", content=b"1", headers={"Api-Key": "callers"}).is_success
+        assert client.get("/", extensions={"target": b"/own"}).is_success
+    names = ":path", ":authority", ":scheme", "api-key"
+    seen = [
+        {tuple(stream.headers.get(name) for name in names) for stream in one.streams}
+        for one in behaviours
+    ]
+    other = f"127.0.0.1:{pair[1].port}"
+    assert ("/a/x?y", "a.test", "http", "key-0") in seen[0]
+    assert ("/b/c/x?y", other, "http", "key-1") in seen[1]
+    assert {one[3] for one in seen[0]} == {"key-0"}
+    assert {one[3] for one in seen[1]} == {"key-1"}
+    assert {("/a/own", "a.test", "http", "key-0"), ("/b/c/own", other, "http", "key-1")} & (
+        seen[0] | seen[1]
+    )
+
+
+@worlds
+def test_under_httpx(three, trust, world):
+    """Under httpx's own client, instances with a scheme of their own get their own Host too."""
+    running, instances = three
+    with world.under_httpx(instances, verify=trust, strategy="round-robin") as client:
+        for _ in range(3):
+            assert client.get("http://orders/chat").status_code == 200
+    own_only(running, instances)
+    assert [server.requests[0].target for server in running] == [
+        "/openai/v1/chat",
+        "/v1/chat",
+        "/chat",
+    ]
+
+
+def test_urls_may_differ(servers, serve_tls, trust):
+    """A list of URLs may mix schemes and base paths; one whose URLs agree has them in the client's
+    base URL, as before."""
+    (plain,) = servers(tells_target)
+    secure = serve_tls("127.0.0.1", tells_target)
+    mixed = [f"{plain.url}/a", f"{secure.url}/b/"]
+    with lbclient.Client(mixed, verify=trust, strategy="round-robin") as client:
+        assert client.base_url.path == "/"
+        assert {client.get("x").json()["target"] for _ in "12"} == {"/a/x", "/b/x"}
+    for alike in (
+        [f"{plain.url}/a", f"http://localhost:{plain.port}/a"],
+        [
+            Instance.from_url(f"{plain.url}/a"),
+            Instance.from_url(f"http://localhost:{plain.port}/a"),
+        ],
+        [Instance.from_url(f"{plain.url}/a", headers={"x": "1"})],
+    ):
+        with lbclient.Client(alike) as client:
+            assert client.base_url == f"{plain.url}/a/"
+            assert client.get("x").json()["target"] == "/a/x"
+            assert client.get("/x").json()["target"] == "/a/x"
+            assert client.get(f"{plain.url}/other").json()["target"] == "/other"
+
+
+def test_the_default_scheme(servers, serve_tls, trust):
+    """`scheme=` is for the instances without a scheme of their own."""
+    (plain,) = servers(tells_target)
+    secure = serve_tls("127.0.0.1", tells_target)
+    instances = [
+        Instance("127.0.0.1", plain.port, scheme="http"),
+        Instance("127.0.0.1", secure.port),
+    ]
+    with lbclient.Client(instances, scheme="https", verify=trust, strategy="round-robin") as client:
+        assert client.base_url.scheme == "http"  # a secure cookie must not be sent to the first
+        assert {client.get("/").json()["port"] for _ in "12"} == {plain.port, secure.port}
+
+
+@pytest.mark.parametrize("path", ["/x", "/x?y"])
+def test_one_url_object_for_unlike_instances(servers, path):
+    """A request line that is kept for one instance is not sent to another, in any order."""
+    pair = servers(tells_target, tells_target)
+    instances = [Instance.from_url(f"{one.url}/{at}") for at, one in enumerate(pair)]
+    rng = random.Random(4)
+    with lbclient.Client(instances, strategy="random", rng=rng) as client:
+        for _ in range(30):
+            response = client.request(rng.choice(["GET", "PUT"]), path)
+            told = response.json()
+            assert told["target"] == f"/{[one.port for one in pair].index(told['port'])}{path}"
+    assert all(one.hits for one in pair)
+
+
+# Retries and hedges
+
+
+@worlds
+@pytest.mark.parametrize("fault", [says(503), resets], ids=["503", "reset"])
+def test_a_retry_is_built_anew(servers, world, fault):
+    """A retry has the path and headers of its own instance, and nothing of the first attempt's."""
+    bad, good = servers(fault, tells_target)
+    instances = [
+        Instance.from_url(f"{bad.url}/bad", headers={"api-key": "key-0", "x-bad": "1"}),
+        Instance.from_url(f"{good.url}/good", 1, 1, headers={"api-key": "key-1"}),
+    ]
+    retry = RetryPolicy(backoff=0.001, backoff_max=0.002)
+    with world.client(instances, retry=retry) as client:
+        answer = client.put("/x", content=b"body", headers={"x-caller": "1"})
+    assert answer.json() == {"target": "/good/x", "port": good.port, "body": 4}
+    own_only([bad, good], instances)
+    assert "x-bad" not in good.requests[0].headers
+    assert good.requests[0].headers["x-caller"] == "1"
+
+
+@worlds
+def test_a_hedge_is_built_anew(servers, world):
+    """A hedge has the path and headers of its own instance."""
+    gate = Gate()
+    slow, quick = servers(gate, tells_target)
+    instances = [
+        Instance.from_url(f"{slow.url}/slow", headers={"api-key": "key-0"}),
+        Instance.from_url(f"{quick.url}/quick", headers={"api-key": "key-1"}),
+    ]
+    hedge = lbclient.HedgePolicy(delay=0.01)
+    with world.client(instances, hedge=hedge, strategy="round-robin") as client:
+        answers = [client.get("/x") for _ in range(2)]
+        gate.open.set()
+    assert {one.json()["target"] for one in answers} == {"/quick/x"}
+    assert slow.hits == 1
+    own_only([slow, quick], instances)
+
+
+# Redirects
+
+
+def redirecting(location, base):
+    """Redirects requests for `/start`, and answers others with their target."""
+
+    def behave(connection, request):
+        if request.target.partition("?")[0].endswith("/start"):
+            port = connection.server.port
+            connection.answer(307, Location=location.format(port=port, base=base))
+        else:
+            tells_target(connection, request)
+
+    return behave
+
+
+@worlds
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("{base}/jobs/7?x=1#end", "/jobs/7?x=1"),
+        ("http://127.0.0.1:{port}{base}/jobs/7", "/jobs/7"),
+        ("http://u:p@localhost:{port}{base}/jobs/7", "/jobs/7"),
+        ("//127.0.0.1:{port}{base}/jobs/7", "/jobs/7"),
+        ("jobs/7", "/in/jobs/7"),
+        ("../jobs/7", "/jobs/7"),
+        ("?x=1#end", None),
+        ("{base}", "/"),
+        ("{base}/", "/"),
+        ("{base}?x=1", "/?x=1"),
+        ("{base}/a%20b/%C3%A9", "/a%20b/%C3%A9"),
+    ],
+    ids=range(11),
+)
+def test_a_redirect_below_the_base_path(servers, world, location, target):
+    """A redirect to a URL below the base path of the instance leads to the same path of the
+    service, wherever the next request goes."""
+    bases = ["/openai/v1", "/v2"]
+    pair = servers(*(redirecting(location, base) for base in bases))
+    instances = [
+        Instance.from_url(f"{one.url}{base}", headers={"api-key": f"key-{number}"})
+        for number, (one, base) in enumerate(zip(pair, bases, strict=True))
+    ]
+    with world.client(
+        instances, strategy="round-robin", follow_redirects=True, max_redirects=2
+    ) as client:
+        if target is None:  # it leads to itself
+            with pytest.raises(httpx.TooManyRedirects):
+                client.post("/in/start", content=b"body")
+        else:
+            answers = [client.post("/in/start", content=b"body") for _ in range(3)]
+            for answer in answers:
+                at = [one.port for one in pair].index(answer.json()["port"])
+                assert answer.json()["target"] == bases[at] + target
+                assert answer.json()["body"] == 4
+                assert answer.url.raw_path.decode() == target
+    own_only(pair, instances)
+
+
+@worlds
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/other",
+        "/openai/v10/x",
+        "/openai",
+        "../../../x",
+        "http://127.0.0.1:{port}/other",
+        "http://other.example.com{base}/x",
+        "https://127.0.0.1:{port}{base}/x",
+    ],
+    ids=range(7),
+)
+def test_a_redirect_outside_the_base_path(servers, world, location):
+    """A redirect to a URL outside the base path is one to another origin: it is not followed."""
+    (server,) = servers(redirecting(location, "/openai/v1"))
+    (good,) = servers(tells_target)
+    instances = [
+        Instance.from_url(f"{server.url}/openai/v1", headers={"api-key": "key-0"}),
+        Instance.from_url(f"{good.url}/v1", 1, 1, headers={"api-key": "key-1"}),
+    ]
+    with world.client(instances) as client:
+        response = client.get("/in/start")
+        assert response.status_code == 307
+        assert response.next_request.url.host in {"127.0.0.1", "other.example.com"}
+        with pytest.raises(lbclient.LoadBalancingError, match="this client balances") as caught:
+            client.get("/in/start", follow_redirects=True)
+    assert "key-0" not in str(caught.value)
+    assert server.hits == 2
+    assert good.hits == 0
+
+
+def test_a_redirect_to_another_instance(servers):
+    """A redirect to a URL below the base path of another instance leads to the service too."""
+    (second,) = servers(tells_target)
+    (first,) = servers(redirecting(f"{second.url}/b/jobs", ""))
+    instances = [
+        Instance.from_url(f"{first.url}/a", headers={"api-key": "key-0"}),
+        Instance.from_url(f"{second.url}/b", 1, 1, headers={"api-key": "key-1"}),
+    ]
+    with lbclient.Client(instances, follow_redirects=True) as client:
+        answer = client.get("/start")
+    assert answer.json()["target"] == "/a/jobs"
+    own_only([first, second], instances)
+
+
+@worlds
+@pytest.mark.parametrize("host", ["orders", "127.0.0.1:{port}"])
+def test_a_redirect_of_a_service_with_a_name(servers, world, host):
+    """With `name=`, a redirect that an instance builds from the Host that it gets leads to the
+    service too."""
+    pair = servers(*(redirecting(f"http://{host}{{base}}/jobs", base) for base in ("/a", "/b")))
+    instances = [
+        Instance.from_url(f"{one.url}{base}") for one, base in zip(pair, ("/a", "/b"), strict=True)
+    ]
+    with world.client(
+        instances, name="orders", strategy="round-robin", follow_redirects=True
+    ) as client:
+        answers = [client.get("/start") for _ in range(3)]
+    assert {one.json()["target"] for one in answers} <= {"/a/jobs", "/b/jobs"}
+    assert {str(one.url) for one in answers} == {"http://orders/jobs"}
+    hosts = {request.headers["host"] for one in pair for request in one.requests}
+    assert hosts == {"orders"}
+
+
+@worlds
+def test_a_redirect_under_httpx(servers, world):
+    """Under httpx's own client, the base path of the instance is removed from redirects."""
+    locations = "{base}/jobs", "http://127.0.0.1:{port}{base}/jobs"
+    pair = servers(*(redirecting(one, "/v1") for one in locations))
+    instances = [Instance.from_url(f"{one.url}/v1", headers={"x": "1"}) for one in pair]
+    instances.append(Instance.from_url(f"{pair[0].url}/none", weight=0, priority=1))
+    with world.under_httpx(instances, strategy="round-robin") as client:
+        answers = [client.get("http://orders/start", follow_redirects=True) for _ in range(4)]
+    assert {one.json()["target"] for one in answers} == {"/v1/jobs"}
+    assert {str(one.url) for one in answers} == {"http://orders/jobs"}
+
+
+def test_a_url_that_names_an_instance(three, trust):
+    """A request whose URL is below the base path of an instance is one to the service; a URL
+    outside it is another origin."""
+    running, instances = three
+    plain = running[0]
+    with lbclient.Client(instances, verify=trust, strategy="round-robin") as client:
+        for _ in range(3):
+            answer = client.get(f"{plain.url}/openai/v1/chat?x")
+            assert answer.url.raw_path == b"/chat?x"
+        with pytest.raises(lbclient.LoadBalancingError, match="/other"):
+            client.get(f"{plain.url}/other?key=hunter2")
+    assert [one.hits for one in running] == [1, 1, 1]
+    own_only(running, instances)
+
+
+# TLS
+
+
+@worlds
+def test_each_certificate_is_checked(serve_tls, trust, world):
+    """TLS verifies the name of each instance; a certificate with the name of another is refused."""
+    eu, us = serve_tls("eu.test", tells_port), serve_tls("us.test", tells_port)
+    right = Instance.from_url(eu.url, tls_name="eu.test")
+    wrong = Instance.from_url(us.url, tls_name="eu.test")
+    refused = pytest.raises(httpx.ConnectError, match="certificate")
+    with world.client([wrong], verify=trust) as client, refused:
+        client.get("/")
+    with world.client([wrong, right], verify=trust) as client:
+        assert client.get("/").text == str(eu.port)
+    assert us.hits == 0
+    assert set(us.names) == {"eu.test"}
+
+
+@worlds
+def test_connections_are_not_shared(serve_tls, trust, world):
+    """Instances with one address and another TLS name, scheme, base path or key share no
+    connection."""
+    server = serve_tls("eu.test", tells_target)
+    other = Instance.from_url(server.url, tls_name="eu.test", headers={"api-key": "1"})
+    instances = [other, replace(other, headers={"api-key": "2"}), replace(other, path="/v1")]
+    options = {"verify": trust, "strategy": "round-robin", "retry": None}
+    with world.client(instances, **options) as client:
+        for _ in range(6):
+            client.get("/")
+        assert len(transports_of(client.client)) == 3
+        with pytest.raises(httpx.ConnectError):  # another name: another handshake, which fails
+            client.get("/", extensions={"sni_hostname": "us.test"})
+    assert server.accepted == 4
+    keys = [(one.target, one.headers.get("api-key")) for one in server.requests]
+    assert sorted(keys, key=str) == [("/", "1")] * 2 + [("/", "2")] * 2 + [("/v1/", "1")] * 2
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        [Instance("a.test", 443, scheme="https", tls_name="a.test")],
+        [Instance("10.0.0.1", 443, scheme="https", tls_name="a.test")],
+        [Instance.from_url("https://a.test/v1"), Instance.from_url("https://b.test/v1")],
+        ["https://a.test/v1", "https://b.test/v2"],
+        ["https://a.test", "http://b.test"],
+        lbclient.Union([Instance("a.test", 443, scheme="https")], ["http://b.test"]),
+    ],
+    ids=range(6),
+)
+def test_a_name_that_tls_would_verify_wrongly(service):
+    """`name=` is refused if TLS would verify it at an instance that has another name."""
+    with pytest.raises(ValueError, match="name: TLS would verify 'orders' at") as caught:
+        lbclient.Client(service, name="orders")
+    assert 'tls_name="instance"' in str(caught.value)
+    lbclient.Client(service, name="orders", tls_name="instance").close()
+    lbclient.Client(service).close()
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        ["https://a.test/v1", "https://b.test/v1"],
+        [Instance("a.test", 443, scheme="http")],
+        [Instance("10.0.0.1", 443, scheme="https"), Instance("10.0.0.2", 80, scheme="http")],
+        [Instance("10.0.0.1", 443, scheme="https", tls_name="orders")],
+        [
+            Instance("orders", 443, scheme="https", path="/a"),
+            Instance("orders", 443, scheme="https"),
+        ],
+    ],
+    ids=range(5),
+)
+def test_names_that_are_right(service):
+    """`name=` is accepted if it is the name to verify, as for lists that agree."""
+    lbclient.Client(service, name="orders").close()
+
+
+def test_name_with_the_instances_tls_names(serve_tls, trust):
+    """With `tls_name="instance"`, `name=` is the Host of all, and TLS verifies the names of the
+    instances."""
+    pair = [serve_tls(name, tells_target) for name in ("eu.test", "us.test")]
+    instances = [
+        Instance.from_url(f"{one.url}/{name}", tls_name=name)
+        for one, name in zip(pair, ("eu.test", "us.test"), strict=True)
+    ]
+    with lbclient.Client(
+        instances, name="orders", tls_name="instance", verify=trust, strategy="round-robin"
+    ) as client:
+        assert {client.get("/").json()["target"] for _ in "12"} == {"/eu.test/", "/us.test/"}
+    assert [one.requests[0].headers["host"] for one in pair] == ["orders", "orders"]
+    assert [one.names for one in pair] == [["eu.test"], ["us.test"]]
+
+
+# Headers
+
+
+def test_whose_header_counts(servers):
+    """An instance's header replaces the caller's, the client's and `auth=`, in any case; a caller's
+    other headers are kept; Host keeps its place as the first."""
+    (server,) = servers(tells_target)
+    own = Instance.from_url(
+        server.url, headers={"Authorization": "Bearer own", "Host": "own.test", "x-empty": ""}
+    )
+    seen = []
+    hooks = {"request": [lambda request: seen.append(dict(request.headers))]}
+    with lbclient.Client(
+        [own], auth=("u", "p"), headers={"X-Empty": "client"}, event_hooks=hooks
+    ) as client:
+        response = client.get("/", headers={"authorization": "callers", "x-mine": "1"})
+        client.get("/", headers={"host": "callers.test"})
+    assert {one.headers["authorization"] for one in server.requests} == {"Bearer own"}
+    assert {one.headers["host"] for one in server.requests} == {"own.test"}
+    assert {one.headers["x-empty"] for one in server.requests} == {""}
+    assert server.requests[0].headers["x-mine"] == "1"
+    assert next(iter(server.requests[0].headers)) == "host"
+    assert "own" not in str(seen)
+    assert "own" not in str(response.request.headers.multi_items())
+
+
+def test_a_deadline_header_is_the_attempts(servers):
+    """The time that an attempt has left replaces a header of the instance with that name."""
+    (server,) = servers(tells_target)
+    own = Instance.from_url(server.url, headers={"X-Left": "own"})
+    with lbclient.Client(
+        [own], retry=RetryPolicy(deadline=5.0), deadline_header="x-left"
+    ) as client:
+        client.get("/")
+        client.get("/")
+    assert all(0 < int(one.headers["x-left"]) <= 5000 for one in server.requests)
+
+
+# Files and other sources
+
+
+def written(path, *entries):
+    path.write_text(json.dumps(list(entries)))
+    return lbclient.FileResolver(path, interval=0.02)
+
+
+def test_files_have_them_too(tmp_path, servers, serve_tls, trust):
+    """Objects in files, and instances of a caller's own source, have the same fields."""
+    (plain,) = servers(tells_target)
+    secure = serve_tls("eu.test", tells_target)
+    source = written(
+        tmp_path / "instances",
+        {
+            "host": "127.0.0.1",
+            "port": plain.port,
+            "scheme": "http",
+            "path": "/a/",
+            "headers": {"api-key": "key-0"},
+        },
+        {
+            "host": "127.0.0.1",
+            "port": secure.port,
+            "scheme": "https",
+            "path": "/b",
+            "headers": {"api-key": "key-1"},
+            "tls_name": "eu.test",
+        },
+    )
+    with lbclient.Client(source, verify=trust, strategy="round-robin") as client:
+        assert client.base_url.path == "/"
+        assert {client.get("/x").json()["target"] for _ in "12"} == {"/a/x", "/b/x"}
+        instances = client.balancer.instances()
+    own_only([plain, secure], sorted(instances, key=lambda one: one.path))
+    assert secure.requests
+
+
+def test_a_key_that_is_replaced(tmp_path, servers):
+    """A new key in a file is used for the next requests, and the old one no longer."""
+    (server,) = servers(tells_target)
+    entry = {"host": "127.0.0.1", "port": server.port, "headers": {"api-key": "old"}}
+    path = tmp_path / "instances"
+    changed = threading.Event()
+
+    def listener(event):
+        if isinstance(event, lbclient.InstancesChanged) and event.left:
+            changed.set()
+
+    with lbclient.Client(written(path, entry), listener=listener, min_refresh=0.02) as client:
+        client.get("/")
+        written(path, {**entry, "headers": {"api-key": "new"}})
+        assert changed.wait(10)
+        client.get("/")
+    assert [one.headers["api-key"] for one in server.requests] == ["old", "new"]
+
+
+def test_entries_that_are_refused(tmp_path):
+    """An invalid field of an entry is refused with a reason that shows no value; unknown keys are
+    named."""
+    good = {"host": "a", "port": 1}
+    answer = written(
+        tmp_path / "instances",
+        good,
+        {**good, "headers": {"api-key": "hunter2\n"}},
+        {**good, "headers": ["hunter2"]},
+        {**good, "path": "v1"},
+        {**good, "scheme": "ftp"},
+        {**good, "tls_name": 1},
+        {**good, "header": {"api-key": "hunter2"}},
+    ).resolve()
+    assert answer.instances == (Instance("a", 1),)
+    reasons = [one.reason for one in answer.refused]
+    assert [reason.split()[0].rstrip(":") for reason in reasons] == [
+        "headers",
+        "headers",
+        "path",
+        "scheme",
+        "tls_name",
+        "unknown",
+    ]
+    assert "'header'" in reasons[-1]
+    assert "tls_name" in reasons[-1]
+    assert "hunter2" not in str(answer)
+
+
+def test_lists_in_a_union(servers, serve_tls, trust):
+    """The lists of a `FirstOf` or `Union` may differ in scheme and base path."""
+    (plain,) = servers(tells_target)
+    secure = serve_tls("127.0.0.1", tells_target)
+    union = lbclient.Union(
+        [f"{plain.url}/a"], [f"{secure.url}/b"], [Instance("127.0.0.1", 1, 0, 9)]
+    )
+    with lbclient.Client(union, verify=trust, strategy="round-robin") as client:
+        assert {client.get("/x").json()["target"] for _ in "12"} == {"/a/x", "/b/x"}
+    with pytest.raises(ValueError, match="service must have no base path"):
+        lbclient.Client(lbclient.Union("http+srv://a/v1", ["http://b/c", "http://b/d"]))
+
+
+# Without HTTP
+
+
+def test_a_balancer_shows_them(three):
+    """`Balancer.call` passes instances with their scheme, path and headers."""
+    _, instances = three
+    with lbclient.Balancer(instances, strategy="round-robin") as balancer:
+        seen = [balancer.call(lambda one: (one.scheme, one.path, dict(one.headers))) for _ in "123"]
+    expected = [(one.scheme, one.path, dict(one.headers)) for one in instances]
+    assert sorted(seen, key=str) == sorted(expected, key=str)
+
+
+# Checks and probes
+
+
+def checked(server):
+    """The first health check that a server gets."""
+    while True:
+        assert server.arrived.acquire(timeout=10)
+        if found := [one for one in server.requests if "x-check" in one.headers]:
+            return found[0]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/"])
+def test_health_checks(three, trust, path):
+    """A health check goes to the instance's own scheme, TLS name, base path and Host, with its
+    headers."""
+    running, instances = three
+    policy = HealthCheck(
+        path, interval=0.3, timeout=0.3, headers={"Api-Key": "policy", "x-check": "1"}
+    )
+    with lbclient.Client(instances, health=policy, verify=trust) as client:
+        client.get("/chat")
+        checks = [checked(server) for server in running]
+    own_only(running, instances)
+    assert [one.target for one in checks] == [f"{instance.path}{path}" for instance in instances]
+
+
+def test_health_checks_of_alike_instances(servers):
+    """The path of a check is below the instance's own base path, also if all have the same."""
+    pair = servers(tells_target, tells_target)
+    instances = [Instance.from_url(f"{one.url}/v1") for one in pair]
+    policy = HealthCheck("/healthz", interval=0.3, timeout=0.3, headers={"x-check": "1"})
+    with lbclient.Client(instances, health=policy) as client:
+        client.get("/chat")
+        assert {checked(server).target for server in pair} == {"/v1/healthz"}
+
+
+def test_load_probes(three, trust):
+    """A load probe goes where the instance's other requests go, with its headers."""
+    running, instances = three
+    probe = lbclient.LoadProbe("/load")
+    with lbclient.Client(instances, strategy=lbclient.Prequal(probe=probe), verify=trust) as client:
+        while not all(
+            any(one.target.endswith("/load") for one in server.requests) for server in running
+        ):
+            client.get("/chat")
+    own_only(running, instances)
+
+
+# Spans
+
+
+def test_spans_show_what_was_sent(servers, telemetry):
+    """The span of an attempt has the URL that its instance has got, without values of headers."""
+    pair = servers(says(503), tells_target)
+    instances = [
+        Instance.from_url(f"{one.url}/{at}", 1, at, headers={"api-key": "hunter2"})
+        for at, one in enumerate(pair)
+    ]
+    retry = RetryPolicy(backoff=0.001, backoff_max=0.002)
+    with lbclient.Client(instances, retry=retry, **telemetry.options) as client:
+        client.get("/x?key=1")
+    spans = [one for one in telemetry.spans if "url.full" in one.attributes]
+    assert [one.attributes["url.full"] for one in spans] == [
+        f"{one.url}/{at}/x?key=REDACTED" for at, one in enumerate(pair)
+    ]
+    assert [one.attributes["server.port"] for one in spans] == [one.port for one in pair]
+    assert {one.attributes["server.address"] for one in spans} == {"127.0.0.1"}
+    assert "hunter2" not in str([one.attributes for one in telemetry.spans])
+
+
+# All of it together
+
+
+@worlds
+@pytest.mark.parametrize("streamed", [False, True])
+def test_three_unlike_endpoints(servers, serve_tls, trust, dead_port, world, streamed):
+    """Of three endpoints one answers 429 with Retry-After and one is dead: no POST fails, the 429
+    endpoint is asked once during its rest, and each key is seen by its own endpoint only."""
+    (full,) = servers(says(429, Retry_After="60"))
+    good = serve_tls("eu.test", tells_target)
+    instances = [
+        Instance.from_url(f"{full.url}/openai/v1", headers={"api-key": "key-0"}),
+        Instance.from_url(f"{good.url}/v1", headers={"api-key": "key-1"}, tls_name="eu.test"),
+        Instance.from_url(f"http://127.0.0.1:{dead_port}/v2", headers={"api-key": "key-2"}),
+    ]
+    retry = RetryPolicy(unprocessed={429}, backoff=0.001, backoff_max=0.002)
+    statuses = []
+    with world.client(instances, retry=retry, verify=trust, rng=random.Random(1)) as client:
+        for number in range(100):
+            body = world.body([b"a", b"b"]) if number % 2 and not streamed else b"ab"
+            answer = client.post("/chat", content=body)
+            statuses.append((answer.status_code, answer.json()["body"]))
+    assert set(statuses) == {(200, 2)}
+    assert full.hits == 1
+    own_only([full, good], instances[:2])
