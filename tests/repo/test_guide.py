@@ -34,13 +34,14 @@ def test_the_catalogue_has_exactly_the_codes_in_use():
 
 
 def test_the_guide_names_what_there_is():
-    """The guide lists each folder of tests, each helper and each common fixture, and no other."""
+    """The guide lists each folder of tests, each helper and each common fixture that tests ask
+    for, and no other."""
     folders = {f"{one.parent.name}/" for one in TESTS.glob("*/__init__.py")}
     helpers = {one.name for one in (TESTS / "support").glob("[!_]*.py")}
     fixtures = {
         node.name
         for node in ast.parse((TESTS / "conftest.py").read_bytes()).body
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
         if any("fixture" in ast.unparse(one) for one in node.decorator_list)
     }
     first_cells = set(re.findall(r"^\| `([^`]+)` \|", GUIDE, re.MULTILINE))
