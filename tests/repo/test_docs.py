@@ -25,11 +25,14 @@ from tests.support.http import says
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = ROOT / "docs" / "extending.md"  # whole files: test_extending.py writes and tests them
+RUN_ELSEWHERE = {
+    "extending.md",  # whole files: test_extending.py writes and tests them
+    "llm.md",  # one program for scripted endpoints: test_llm_page.py runs it
+}
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
-    if page != RECIPES
+    if page.name not in RUN_ELSEWHERE
     for number, code in enumerate(
         re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     )
