@@ -55,7 +55,7 @@ class Deadline:
 
 
 class Block:
-    """A block of code whose calls a deadline bounds. It is entered once."""
+    """A block of code whose calls a deadline bounds. Each object is entered once."""
 
     __slots__ = ("_steps",)
 

@@ -1,4 +1,4 @@
-"""Checks of user input. Each error names the argument and what is accepted."""
+"""Checks of user input. Each error names the argument and the accepted values."""
 
 from __future__ import annotations
 

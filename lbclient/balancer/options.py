@@ -212,8 +212,8 @@ class BalancerOptions(TypedDict, total=False):
 
 
 def with_defaults(options: Mapping[str, object], kind: type) -> Any:
-    """Return the options of the TypedDict `kind`: the given ones, and the defaults of the
-    others."""
+    """Return all options of the TypedDict `kind`: the given values, and defaults for the other
+    options."""
     declared = _declared(kind).items()
     defaults = {name: option.default for name, option in declared if option.default is not ...}
     return defaults | dict(options)

@@ -60,7 +60,7 @@ class CallState(PickRequest, Generic[R]):
     )
 
     classify: Classifier
-    """The classifier: what the outcome of an attempt means."""
+    """The classifier, which says what the outcome of an attempt means."""
     context: Deadline | None
     """The innermost deadline of the context in which the call began."""
     deadline: float | None
@@ -110,7 +110,8 @@ class CallState(PickRequest, Generic[R]):
         return started - self.since <= half and self.engine.clock() - started >= takes
 
     def unwanted(self) -> bool:
-        """True once nobody waits for the call, since a deadline of its context was ended early."""
+        """True once the call is no longer needed, since a deadline of its context was ended
+        early."""
         return any(one.at == -math.inf for one in applicable(self.context))
 
 
@@ -118,7 +119,7 @@ class Attempt(Generic[R]):
     """Holds one permit and one slot, and gives each back exactly once.
 
     A driver enters the attempt, sends, and sets `result`. Leaving the attempt classifies the
-    outcome: an error after which the call may go on is stored in `error`, and any other error is
+    outcome: an error after which the call may continue is stored in `error`, and any other error is
     raised. If the body of an answer is still to be read, `hold` keeps the slot until `finish`. A
     verdict without fault is then recorded at `finish`, too.
     """
@@ -276,7 +277,7 @@ class Attempt(Generic[R]):
         )
 
     def _failed(self, error: BaseException) -> bool:
-        """Handle an error. True if the call may go on."""
+        """Handle an error. True if the call may continue."""
         self.pick.elapsed = self._call.engine.clock() - self.pick.started
         self._close(self._verdict_on(error), release=True)
         self._tell(error)
@@ -299,7 +300,7 @@ class Attempt(Generic[R]):
         return self.verdict if self.verdict.fault else None
 
     def _classify(self, error: Exception) -> Verdict:
-        """Return what the error means, and whose fault it is."""
+        """Return the verdict on an error: what it means, and whether the instance is at fault."""
         call, engine = self._call, self._call.engine
         if engine.abandoned:
             return FINE

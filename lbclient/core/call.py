@@ -232,11 +232,12 @@ class Call(CallState[R]):
         return pick
 
     def _stops(self) -> bool:
-        """True if another attempt is no longer wanted, or may not begin."""
+        """True if another attempt is no longer needed, or is not allowed."""
         return self.over or (self.last is not None and self._ended())
 
     def _ended(self) -> bool:
-        """True if no other attempt may begin, since the balancer is closed or nobody waits."""
+        """True if no other attempt may begin, since the balancer is closed or the call is not
+        needed."""
         if self.engine.membership.ended:
             self._stopped = "closed"
         elif self.unwanted():

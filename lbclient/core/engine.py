@@ -234,7 +234,7 @@ class Engine:
     def _apply_throttle(self, throttle: Throttle, now: float) -> None:
         if not throttle.admits(now, self.rng):
             self.telemetry.metrics.throttled()
-            raise Throttled(f"{self.service} turns away so many calls that this one was not sent")
+            raise Throttled(f"{self.service} rejects most calls, so this call was not sent")
 
     def pick_hedge(self, call: PickRequest) -> Pick | None:
         """Pick an instance for a second attempt while the first of `call` is in flight, or return
@@ -542,7 +542,7 @@ class Engine:
             return max(0.0, soonest.backing_off_until - now)
 
     def over(self) -> None:
-        """Note that a call or an attempt has ended. After the last one, set the signals in
+        """Note that a call or an attempt has ended. If it was the last, set the signals in
         `closing`.
         """
         while self.closing and not self.calls and not self._picker.in_flight:

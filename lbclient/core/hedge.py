@@ -1,7 +1,7 @@
 """A hedged call: a second attempt if the first one is slow. The first good answer is the outcome.
 
-The steps of the call and those of its hedge are two lanes that run concurrently. A driver for
-threads runs the two lanes as follows:
+The steps of the call are one lane, and the steps of its hedge are another. Both lanes run
+concurrently. A driver for threads runs the two lanes as follows:
 
     with Lanes(call, after) as lanes:
         ...                             run `Lane(lanes, call)` on another thread
@@ -12,7 +12,7 @@ threads runs the two lanes as follows:
                 ...                     run `step`, the lane of the hedge, on another thread
         ...                             wait for `lanes.done`
 
-It runs each lane as follows:
+The driver runs each lane as follows:
 
     try:
         with lane:
@@ -111,10 +111,10 @@ class HedgeRace(Generic[R]):
 class Lanes(Generic[R]):
     """The lanes of a call that may be hedged, for a driver.
 
-    Iteration yields the steps that happen beside the lane of the call itself: the delay of the
-    hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving the context
-    cancels the attempts that are still in flight, and raises the exception of a lane. A lane may
-    continue after that, and ends by itself.
+    Iteration yields the steps that run concurrently with the lane of the call itself: the delay of
+    the hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving the
+    context cancels the attempts that are still in flight, and raises the exception of a lane. A
+    lane may continue after that, and ends by itself.
     """
 
     def __init__(self, call: Call[R], after: float) -> None:

@@ -227,7 +227,7 @@ class Membership:
             came, went = map(_instances, (update.joined, update.left))
             self._outbox.emit(InstancesChanged(self.name, self.subscription.clock(), came, went))
         if before >= _MANY and left > before / 2:
-            text = "%s: %d instances left at once, %d joined; there were %d, and are %d"
+            text = "%s: %d instances left at once, %d joined; %d before, %d now"
             self._outbox.add(WARNING, text, self.name, left, joined, before, len(self.pool))
         else:
             text = "%s: %d instances joined, %d left; %d now"

@@ -258,8 +258,8 @@ class Picker:
         self._last_probe = now
 
     def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
-        """Pick a probe that is due. It comes before the strategy, preferably for a call that may be
-        repeated.
+        """Pick a probe that is due. This happens before the strategy picks, preferably for a call
+        that may be repeated.
         """
         endpoint = self._pool.probe_due(now)
         if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
@@ -338,7 +338,7 @@ class Picker:
         return draw(candidates, call.rng)
 
     def _with_room(self, first: Endpoint, candidates: Sequence[Endpoint]) -> Endpoint | None:
-        """Return the picked endpoint, or the next one after it that is not at its limit."""
+        """Return the picked endpoint, or the next endpoint after it that is below its limit."""
         place = candidates.index(first) if first in candidates else 0
         order = (*candidates[place:], *candidates[:place])
         return next((endpoint for endpoint in order if self._has_room(endpoint)), None)

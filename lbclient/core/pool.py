@@ -1,10 +1,10 @@
 """The pool: the endpoints of one service, and which of them are in rotation.
 
 Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
-instance of a better tier is in rotation (*admissible*). An instance is admissible if it is not
-ejected, active checks do not find it unhealthy, its breaker lets calls through, and it does not
-back off (`Retry-After`). An instance at its limit stays admissible, and picks only skip it. So if a
-tier is full, the next tier does not serve.
+instance of a better tier is in rotation (*admissible*). An instance is not admissible if it is
+ejected, if active checks find it unhealthy, if its breaker refuses calls, or if it backs off
+(`Retry-After`). An instance at its limit stays admissible, and picks only skip it. So if a tier is
+full, the next tier does not serve.
 
 If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
 service down. AWS's load balancers and Envoy's panic mode do the same.
@@ -236,7 +236,7 @@ class Pool:
 
     def listen(self, departed: Callable[[], object]) -> None:
         """Register a method to call, without the lock, after instances have left or got new
-        addresses. Its object is not kept alive.
+        addresses. The pool does not keep the object of the method alive.
         """
         self._listeners.append(WeakMethod(departed))
 
@@ -247,7 +247,7 @@ class Pool:
                 departed()
 
     def after_fork(self) -> bool:
-        """In a forked child: drop what a thread of the parent had not finished.
+        """In a forked child: drop an update that a thread of the parent has not finished.
 
         Returns True if an update was lost in this way, so that discovery must be asked again.
         """
@@ -314,7 +314,7 @@ class Pool:
         return min([self._stale_at, *dues])
 
     def backing_off(self, now: float) -> Endpoint | None:
-        """Return the endpoint whose back-off ends first, among those that only back off."""
+        """Return the endpoint whose back-off ends first, if the back-off is the only reason."""
         backing_off = [
             endpoint for endpoint in self._dirty if self._status(endpoint, now) == "resting"
         ]

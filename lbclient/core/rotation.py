@@ -52,7 +52,7 @@ class Rotation:
         self._rng = rng
 
     def back_off(self, endpoint: Endpoint, until: float) -> None:
-        """Put an endpoint out of rotation until the time that it asked for (`Retry-After`)."""
+        """Put an endpoint out of rotation until the time that its `Retry-After` says."""
         endpoint.backing_off_until = max(endpoint.backing_off_until, until)
         self._pool.changed(endpoint)
         self._queue.wake()

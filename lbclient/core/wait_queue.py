@@ -179,8 +179,8 @@ class WaitQueue:
         """Offer each free slot to another call, since a retry no longer wants it.
 
         One call for each endpoint is woken, not all calls that wait. When that call is served, it
-        wakes the next call for the slots that are left. Otherwise hundreds of calls would look for
-        a slot in vain each time one of them is served.
+        wakes the next call for the slots that are left. Otherwise, each time a call is served,
+        hundreds of calls would look for a slot and find none.
         """
         looks, retry.is_set = retry.is_set, True  # this retry itself must not be woken
         try:

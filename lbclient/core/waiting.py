@@ -43,8 +43,9 @@ class Wait:
         final.
 
         Before the wait, the slot of an answer that is to be retried is given back. Otherwise calls
-        that hold slots could wait for each other for ever. If a retry has waited in vain for an
-        instance that it has not tried, it takes an instance that it has tried and that has room.
+        that hold slots could wait for each other for ever. If a retry has waited for an instance
+        that it has not tried, and got no slot, it takes an instance that it has tried and that has
+        room.
         """
         call, last = self._call, self._last
         until: float | None = None
@@ -106,7 +107,7 @@ class Wait:
         service, waited = call.engine.service, f"after {call.now - call.since:.2f} s"
         reason = f"every instance of {service} is still at its limit of attempts in flight"
         if not (known := call.engine.subscription.known):
-            reason = f"nothing is known of {service}: discovery has not answered"
+            reason = f"no instance of {service} is known: discovery has not answered"
         if call.deadline is not None and (known or call.overdue() or call.unwanted()):
             left = max(0.0, call.deadline - call.now)
             over = "is over" if call.overdue() else f"leaves {left:.2g} s, too little for an answer"

@@ -60,9 +60,9 @@ class BreakerPolicy:
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
       attempts were sent. A success does not end a run of faults whose attempts were sent after it.
-    - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter). It
-      doubles with each failed probe, and with each new trip without a healthy period in between, up
-      to `reset_timeout_max`.
+    - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter).
+      This time doubles with each failed probe, and each time the breaker opens again without a
+      healthy period before, up to `reset_timeout_max`.
     - `success_threshold`: the number of successful probes that closes the breaker.
     - `panic_threshold`: when the breakers of a tier admit less than this fraction of its instances,
       the breakers are ignored (Envoy's panic mode). 0: never.
@@ -165,7 +165,8 @@ class Window:
         return f"{self.slow} of {self.calls} calls were slow"
 
     def outslept(self, now: float, elapsed: float) -> bool:
-        """True if a call that ends `now` must not count, because the process was stopped meanwhile.
+        """True if a call that ends `now` must not count, because the process was stopped during the
+        call.
 
         When a process was stopped for minutes, all its attempts in flight seem to have taken
         minutes. This is detected as follows: for a minute no call ended, and then calls end that
@@ -302,7 +303,7 @@ class Breaker:
         sent to the instance when it failed.
         """
         self.untouched: bool = not self._rated
-        """True if there has been no fault so far, and successes are not counted."""
+        """True if there was no fault so far, and the policy does not count successes."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
@@ -314,8 +315,8 @@ class Breaker:
         self.why: str = ""
         """The reason why the breaker opened, in words."""
         self.permit: Permit = _FIRST
-        """The permit that a closed breaker gives to every attempt. Each change of state makes a new
-        one.
+        """The permit that a closed breaker gives to every attempt. Each change of state creates a
+        new permit.
         """
 
     @property
@@ -325,7 +326,7 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """True while every call is let through."""
+        """True while the breaker admits every call."""
         return self._circuit is None or self._circuit.current_state == CLOSED
 
     @property
@@ -431,7 +432,7 @@ class Breaker:
             self.due = min(self.due, now)
 
     def after_fork(self, now: float, rng: random.Random) -> None:
-        """In a forked child: drop the parent's probe, and move the next one to another time."""
+        """In a forked child: drop the parent's probe, and move the next probe to another time."""
         self.probe_permit = None
         if self.due > now:
             self.due = now + _jittered(self.due - now, rng)

@@ -53,8 +53,8 @@ class Verdict:
       known.
     - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
     - `backoff`: wait before the next attempt even if nothing was sent.
-    - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set it
-      for a result that is to be retried although it is not a fault and has no `rest`.
+    - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set
+      `rejected` for a result that must be retried but is not a fault and has no `rest`.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
       was used before).
     - `unreachable`: this host has no route to the instance, or is not allowed to use it. Set it for
@@ -62,7 +62,7 @@ class Verdict:
       False if none can.
     - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). The time of this
       answer does not count as latency of the instance. An instance that gives such answers far more
-      often than the others gets less load.
+      often than the other instances gets less load.
 
     A good result is never retried. For a result (not an exception), `again` counts only if `fault`,
     `rest`, `rejected` or `unsent` says that the result is not good.
@@ -186,7 +186,8 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
     EADDRNOTAVAIL has two possible causes: no free port, or no address of the destination's family
     on this host. To connect a datagram socket needs the same route and source address, and sends
-    nothing, so it shows which cause it was. It is not tried for names, since a lookup would block.
+    nothing, so it shows which cause it was. This test is not made for names, since a lookup would
+    block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
         return False

@@ -76,7 +76,7 @@ class Endpoint:
         """The clock time until which the instance gets no attempts, since it rejected its only
         attempt in flight. """
         self.backing_off_until: float = 0.0
-        """The clock time at which the back-off ends that the instance asked for."""
+        """The clock time until which the instance backs off (`Retry-After`)."""
         self.ejected_until: float = 0.0
         """The clock time at which the ejection ends. An instance is ejected by hand, or if its
         success rate is far below that of its peers.
@@ -186,8 +186,7 @@ class Endpoint:
 
 
 class Share:
-    """The moving share of attempts that ended in a certain way. It is updated when an attempt ends
-    so."""
+    """The moving share of attempts that end in a certain way, updated at each such end."""
 
     __slots__ = ("_attempts", "_value")
 

@@ -20,9 +20,9 @@ _GAIN = 0.1
 _AVERAGED = 32
 """The rejected share is averaged over this many attempts, or over one round if that is more."""
 _CHANCE = 1 / 8
-"""Up to this rejected share, rejections may be chance, as long as no larger share was seen."""
+"""Up to this rejected share, rejections may be chance, unless a larger share was seen before."""
 _SLOW_START = 0.3
-"""What each success adds to the limit during slow start."""
+"""During slow start, each success adds this number to the limit."""
 _FEW = 4
 """Below this limit one slot is a large part of all, so each probe of a rejected level may cost a
 large part of the attempts.
@@ -80,13 +80,13 @@ class AdaptiveLimit:
     If an instance rejects even one attempt in flight, it is sent nothing for a pause. The pause
     doubles with each rejection in a row, with a jitter of one half, like TCP's retransmission
     timeout at a window of one. A success reduces the pause to a quarter. Because of the pauses, an
-    instance can serve more clients than it has slots. Clients that do not coordinate then collide:
-    clients that send at random times into two slots get at most 42 % of what the instance can serve
-    (the maximum of G e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they
-    succeed get more.
+    instance can serve more clients than it has slots. Then clients that do not coordinate collide:
+    if clients send at random times into two slots, they use at most 42 % of the capacity (the
+    maximum of G e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they succeed
+    use more.
 
-    The limit itself is one number per instance. The owner keeps it and passes it in; None stands
-    for `initial`. Only the whole part counts: 4.9 allows four.
+    The limit itself is one number per instance. The owner stores this number and passes it in; None
+    means `initial`. Only the whole part counts: 4.9 allows four.
 
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
     Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. DCTCP
@@ -153,9 +153,9 @@ class AdaptiveLimit:
     def sets_baseline(self, concurrent: int, limit: float | None) -> bool:
         """True if the latency of an attempt counts in the baseline.
 
-        `concurrent` is the number of other attempts in flight when this one was sent. The load at
-        the start of an attempt decides, and not the load at its end: among the attempts that end
-        before an instance becomes busy, there are more fast ones than usual.
+        `concurrent` is the number of other attempts in flight when the attempt was sent. The load
+        at the start of an attempt decides, and not the load at its end: among the attempts that end
+        before an instance becomes busy, there are more fast attempts than usual.
         """
         return concurrent + 1 <= max(1.0, (self.initial if limit is None else limit) / 2)
 

@@ -41,8 +41,8 @@ class HealthCheck:
     - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
       block; `lbclient.time_left()` returns the time that is left of `timeout`. It should connect to
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
-      True is a failed check, and so is any exception. While a check of an instance has not
-      returned, no other begins for the same instance.
+      True is a failed check, and so is any exception. A check of an instance begins only after the
+      previous check of the same instance has returned.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -129,7 +129,7 @@ def _pair(pair: object) -> tuple[str, str]:
 class HealthTally:
     """Counts consecutive checks of an endpoint with the same result.
 
-    It belongs to one breaker, since a new breaker means another machine.
+    A tally belongs to one breaker, since a new breaker means another machine.
     """
 
     __slots__ = ("_good", "_run", "breaker", "endpoint")

@@ -38,10 +38,11 @@ class OutlierPolicy:
       at most 1. If there are two or more instances, one of them may always be ejected, and one
       always stays.
 
-    A margin works with two instances or more. Interval, growing ejection and cap are Envoy's. Its
-    rule asks for a rate 1.9 standard deviations below the mean. Among n hosts no host can be more
-    than √(n - 1) standard deviations below the mean, so Envoy's rule finds no outlier among four or
-    fewer hosts, and its cap of 10 % ejects no host among nine or fewer (envoyproxy/envoy#27909).
+    A margin works with two instances or more. The interval, the growing ejection and the cap come
+    from Envoy, but the margin does not. In Envoy, an outlier has a rate 1.9 standard deviations
+    below the mean. But none of n hosts can be more than √(n - 1) standard deviations below the
+    mean. So Envoy's rule finds no outlier among four or fewer hosts, and its cap of 10 % ejects no
+    host among nine or fewer (envoyproxy/envoy#27909).
 
     Raises ValueError or TypeError for a value outside these bounds.
     """
@@ -83,8 +84,7 @@ class Outliers:
     """The tally of one balancer. It has no lock: the caller holds one.
 
     Call `count` for each outcome. When it returns True, call `verdicts` and eject those instances.
-    The counts belong to a breaker: if an endpoint has a new breaker, its name stands for another
-    machine.
+    The counts belong to a breaker, since a new breaker of an endpoint means another machine.
     """
 
     __slots__ = ("_ends", "_policy", "_rng", "_tallies", "_times")

@@ -64,7 +64,7 @@ _MOST_ATTEMPTS = 100
 class RetryPolicy:
     """Which calls are retried, how often, and how long a call may take.
 
-    - `attempts`: the maximum number of attempts, the first one included.
+    - `attempts`: the maximum number of attempts, including the first one.
     - `methods`: HTTP methods that may be repeated even if the first attempt may have been carried
       out.
     - `statuses`: HTTP statuses that are retried, for these methods.
@@ -74,10 +74,10 @@ class RetryPolicy:
     - `deadline`: seconds for the whole call: attempts, delays and the body.
     - `budget`: see `RetryBudget`; None for no limit.
     - `unprocessed`: HTTP statuses (400 to 599) by which this service says that it did not start to
-      process the request, such as 429 of an LLM endpoint. They are retried on another instance for
-      any method, as often as attempts, budget and deadline allow.
-    - `retry_after_max`: the maximum seconds for which an instance backs off because it asked for
-      that (`Retry-After`, or a rate limit that is used up); 0 ignores it.
+      process the request, such as 429 of an LLM endpoint. Such requests are retried on another
+      instance for any method, if the number of attempts, the budget and the deadline allow it.
+    - `retry_after_max`: the maximum seconds for which an instance backs off because of
+      `Retry-After`, or of a rate limit that is used up; 0 ignores both.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """

@@ -68,8 +68,8 @@ class SlowStart:
     ) -> T:
         """Ask the strategy for a pick until one is kept, at most four times.
 
-        If none of the four is kept, one of them is returned at random. If always the last one were
-        returned, an order with four warming instances in a row would favour one of them.
+        If none of the four is kept, one of them is returned at random. A rule that always returned
+        the last one would favour one instance if four instances in a row warm up.
         """
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:

@@ -157,8 +157,9 @@ _REQUEST = SimulatedRequest()
 def taking_request(behaviour: Behaviour) -> Asked:
     """Return the behaviour as a function of four parameters.
 
-    It gets the request if its fourth positional parameter has no default, or is called `request`.
-    In `lambda now, in_flight, rng, share=share: ...` the fourth parameter is not the request.
+    A behaviour gets the request if its fourth positional parameter has no default, or is called
+    `request`. In `lambda now, in_flight, rng, share=share: ...` the fourth parameter is not the
+    request.
     """
     if isinstance(behaviour, _PerRun):
         return behaviour

@@ -45,7 +45,7 @@ class Trail:
         self.call: Call[Reply] = call
         self._patience = patience
         self.attempts: list[Attempt[Reply]] = []
-        """All attempts that were sent, in order. Those that are `open` count as in flight."""
+        """All attempts that were sent, in order. An `open` attempt counts as in flight."""
         self.unsure: bool = False
         """True once an attempt may have been processed."""
         self.lost: bool = False
@@ -403,8 +403,8 @@ class Invariants:
         return [] if moment is None else moment.roomy(moment.serving)
 
     def _open(self, now: float) -> Moment | None:
-        """Return the current state. Returns None if no endpoint has room, or if one has just become
-        admissible because of the time alone."""
+        """Return the current state. Returns None if no endpoint has room, or if an endpoint has
+        just become admissible without another event."""
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
             return None

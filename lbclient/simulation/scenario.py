@@ -150,7 +150,7 @@ def _made(request: Request, client: int, asked: Asked, number: int) -> Process[o
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a run simulates: `servers`, the `load`, and the number of `clients` that share it.
+    """The content of a run: `servers`, the `load`, and the number of `clients` that share the load.
 
     - `load`: `Open(...)`, `Closed(...)`, any object with such a method `start`, or a list of loads,
       which all begin at 0.

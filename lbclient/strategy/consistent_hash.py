@@ -117,7 +117,7 @@ class Ring:
 def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
     """The points of an endpoint, from number `first` up to `end`.
 
-    They are the same in every process, except for the low bits.
+    The points are the same in every process, except for the low bits.
     """
     size = _BLOCK.size // 8
     blocks = range(first // size, -(-end // size)) if first < end else ()

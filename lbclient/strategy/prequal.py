@@ -1,4 +1,4 @@
-"""Prequal: avoids hot instances, and picks the fastest of the others.
+"""Prequal: avoids hot instances, and picks the fastest of the other instances.
 
 The strategy keeps the latest load reports. Each report is used for one pick.
 """
@@ -38,8 +38,7 @@ class _Kept:
         self._others = max(0.0, load.in_flight - own)
 
     def in_flight(self, own: int) -> float:
-        """The reported load, plus the attempts that this client has begun since, minus those that
-        ended."""
+        """The reported load, plus the change of this client's own attempts in flight since then."""
         return self._others + own
 
 
@@ -110,11 +109,11 @@ class Prequal:
 
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
     sixteen reports, their validity of one second, one use per report, and the penalty for errors
-    (which the paper asks for without details). Three things differ from the paper. First, a pick
-    looks at `choices` reports of the pool, not at all of them: if many clients took the best of
-    many reports, all would take the same instance. So the pool need not drop its worst reports, and
-    one report per call is nearly enough. Second, without reports the RIF is that of this client
-    alone, and is taken when an attempt ends, not when it begins. Third, `age` is ten seconds, since
+    (for which the paper gives no details). Three things differ from the paper. First, a pick looks
+    at `choices` reports of the pool, not at all of them: if many clients took the best of many
+    reports, all would take the same instance. So the pool need not drop its worst reports, and one
+    report per call is nearly enough. Second, without reports the RIF is that of this client alone,
+    and is taken when an attempt ends, not when it begins. Third, `age` is ten seconds, since
     without reports only calls show the latency of an instance.
 
     Use it for many equal instances under high load, if other work on the same machines slows some

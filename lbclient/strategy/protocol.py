@@ -118,7 +118,7 @@ class Strategy(Protocol):
     If the strategy has a method `after_fork()`, it is called in a forked child. A strategy that
     keeps a position in a sequence must move to a random position in this method. Otherwise all
     workers of a pre-fork server pick the same instances at the same time. `call.rng` has a new seed
-    by then.
+    at that time.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
@@ -136,7 +136,8 @@ class Learning(Protocol):
     """A strategy that learns how attempts ended."""
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Record an attempt that has been classified, whoever picked its instance.
+        """Record an attempt that has been classified, even if the strategy did not pick its
+        instance.
 
         The attempt took `elapsed` seconds. `failed` is True if the attempt was not served: a fault,
         or an answer such as 429. The slower attempt of a hedged call is recorded with its time so

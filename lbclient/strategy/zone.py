@@ -1,4 +1,4 @@
-"""Zone: prefers the instances of the client's own zone, as far as their capacity allows."""
+"""Zone: prefers the instances of the client's own zone, if their capacity is large enough."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class Zone:
     that do not stay. By default each zone is assumed to send an equal part of the service's calls;
     `share` sets the part of this zone. While the instances of the zone have at least the same part
     of all weights, all calls stay in the zone. If they have less, fewer calls stay, so that each
-    instance gets at most `spill` times what it would get without zones. So the last instance of a
-    zone never gets all of the zone's calls. If local attempts fail or are rejected more often than
-    the others, the zone is too busy and the preference becomes weaker. If the share of failures in
-    the zone is higher by 0.2, there is no preference, and only weights count.
+    instance gets at most `spill` times the calls that it would get without zones. So the last
+    instance of a zone never gets all of the zone's calls. If local attempts fail or are rejected
+    more often than other attempts, the zone is too busy and the preference becomes weaker. If the
+    share of failures in the zone is higher by 0.2, there is no preference, and only weights count.
 
     An instance without a zone, or with a zone that is not text, counts as another zone. The number
     of calls in flight is not considered: a client has many calls in its zone because it sends them
@@ -91,8 +91,8 @@ class Zone:
     one instance on each side, and its calls may alternate between these two instances.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
-    two instances: each failure moves much of the traffic. Costs O(1) and the pick of `inner`; O(n)
-    when the set changes.
+    two instances, since then each failure moves much of the traffic. Costs O(1) and the pick of
+    `inner`; O(n) when the set changes.
 
     Source: Envoy's zone aware routing, and its overprovisioning factor of 1.4. (Envoy knows how
     clients are spread; this class does not.)

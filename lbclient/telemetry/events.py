@@ -56,7 +56,7 @@ class AttemptPicked(Event):
 
     `reason` is the name of the strategy, or the reason why the strategy did not pick: `"retry"`,
     `"retry, all tried"`, `"probe"`, `"hedge"`, `"resting"`, or `"retry, others full"` if the retry
-    has waited in vain for an instance that it had not tried.
+    got no slot at the instances that it had not tried.
     """
 
     instance: Instance

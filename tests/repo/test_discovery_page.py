@@ -728,7 +728,7 @@ def test_log_as_documented(shop, caplog):
     for text, level in (
         ("discovery of shop.test works again", "info"),
         ("shop.test: refused 0 1 0 a.test.: its port is 0", "warning"),
-        ("shop.test: 9 instances left at once, 0 joined; there were 10, and are 1", "warning"),
+        ("shop.test: 9 instances left at once, 0 joined; 10 before, 1 now", "warning"),
     ):
         assert (text, level) in told
         row = re.escape(

@@ -378,7 +378,7 @@ def test_defaults_in_the_text():
     assert (connect, read) == (DEFAULT_TIMEOUT.connect, DEFAULT_TIMEOUT.read)
     assert said(r"a call with three attempts takes (\d+) s") == (retry.attempts * read,)
     assert said(r"After (\w+) faults in a row \(`fail_max`\)") == (breaker.fail_max,)
-    assert said(r"after that time, (\d+) s at the most") == (retry.retry_after_max,)
+    assert said(r"after that time, at most (\d+) s") == (retry.retry_after_max,)
     assert said(r"`minimum_calls` = (\d+) of this client") == (breaker.minimum_calls,)
     assert said(r"Outlier detection needs (\d+) calls in an interval") == (outliers.minimum_calls,)
     assert f"or for the pool timeout ({DEFAULT_TIMEOUT.pool:g} s)" in TEXT
@@ -516,7 +516,7 @@ def closed():
         return call.result()
 
 
-RAISED = table("what is raised, and its text")
+RAISED = table("exception, and its text")
 HOW = [
     all_out,
     all_full,
@@ -868,7 +868,7 @@ def test_health_checks_as_documented():
     """The numbers are the defaults; the load is that of all processes together."""
     policy = lbclient.HealthCheck("/health")
     down, up, apart = said(
-        r"`down` = (\d+) failed checks, back after `up` = (\d+).* about (\d+) s apart"
+        r"`down` = (\d+) failed checks, and back after `up` = (\d+).* about (\d+) s apart"
     )
     assert (policy.down, policy.up, policy.interval) == (down, up, apart)
     processes, interval, load = said(

@@ -26,7 +26,7 @@ class Act(Protocol):
         ...
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """Return the sign that the client has noticed the event, or None as long as it has not."""
+        """Return the sign that the client has noticed the event, or None before that."""
         ...
 
     def result(self, before: Frame, now: Frame) -> str:
@@ -92,7 +92,7 @@ class Join:
         stage.add(self._machine)
 
     def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # as in Act
-        """It is found and used."""
+        """The new instance is found and used."""
         row = now.row(self._machine.name)
         return "first call" if row is not None and row.known.attempts else None
 

@@ -37,8 +37,8 @@ class Authority:
         self.zone: dns.zone.Zone | None = None
 
     def reply(self, wire: bytes, most: int | None = None) -> bytes | None:
-        """Return the response, cut to `most` bytes (None: what the client accepts over UDP).
-        Returns None for an invalid question."""
+        """Return the response, cut to `most` bytes (None: the size that the client accepts over
+        UDP). Returns None for an invalid question."""
         try:
             query = dns.message.from_wire(wire)
             response = dns.message.make_response(query)
