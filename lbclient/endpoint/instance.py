@@ -76,6 +76,10 @@ class InstanceHeaders(Mapping[str, str]):
                 )
             if lower in self._pairs:
                 raise ValueError(f"headers must contain {name} once, in upper or lower case")
+            if lower == "host" and not _is_authority(value):
+                raise ValueError(
+                    f"headers: the value of {name} must be a host, perhaps with a port"
+                )
             self._pairs[lower] = name, value
 
     def __getitem__(self, name: str) -> str:
@@ -92,14 +96,25 @@ class InstanceHeaders(Mapping[str, str]):
             return NotImplemented
         return self.lowered() == {str(name).lower(): value for name, value in other.items()}
 
-    __hash__ = None  # type: ignore[assignment]  # like every mapping
+    def __hash__(self) -> int:
+        return hash(frozenset(self._pairs))
 
     def __repr__(self) -> str:
-        return f"<headers {', '.join(self)}>"
+        return f"<headers {', '.join(self)}>" if self._pairs else "{}"
 
     def lowered(self) -> dict[str, str]:
         """Return the headers with names in lower case, as they are sent."""
         return {lower: value for lower, (_, value) in self._pairs.items()}
+
+
+def _is_authority(text: str) -> bool:
+    try:
+        parts = urlsplit(f"//{text}")
+        validation.host("host", parts.hostname or "")
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.netloc == text and "@" not in text and port != 0
 
 
 _NO_HEADERS = InstanceHeaders({})
@@ -134,7 +149,7 @@ class Instance:
     addresses: tuple[str, ...] = field(default=(), compare=False)
     scheme: str | None = field(default=None, kw_only=True)
     path: str = field(default="", kw_only=True)
-    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True, hash=False)
+    headers: Mapping[str, str] = field(default=_NO_HEADERS, kw_only=True, hash=False)
     tls_name: str | None = field(default=None, kw_only=True)
 
     @classmethod
@@ -185,7 +200,7 @@ class Instance:
             validation.one_of("scheme", self.scheme, DEFAULT_PORTS)
         if self.path != "":
             put(self, "path", _base_path(self.path))
-        if not isinstance(self.headers, InstanceHeaders):
+        if type(self.headers) is not InstanceHeaders:
             headers = _NO_HEADERS if self.headers == {} else InstanceHeaders(self.headers)
             put(self, "headers", headers)
         if self.tls_name is not None:

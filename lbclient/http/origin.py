@@ -80,21 +80,29 @@ class Origin:
             return
         try:
             url = httpx.URL(location)
-            if path:  # the instance has seen this URL
-                raw_path = path + request.url.raw_path
-                url = self._at(instance, request.url.copy_with(raw_path=raw_path)).join(url)
-            if not url.host:
-                return
-            if (logical := self.logical(url, instance)) is not None:
+            if path:
+                url = self._resolved(url, request, instance)
+            logical = self.logical(url, instance) if url.host else None
+            if logical is not None:
                 url = logical.copy_with(userinfo=b"")  # a redirect must not set credentials
+            elif not (path and url.host):
+                return
             elif self._paths(url, instance):
                 url = self._at(instance, url)
-            if path or logical is not None:
-                shown = str(url)
-                if shown != location:
-                    response.headers["location"] = shown
+            if (shown := str(url)) != location:
+                response.headers["location"] = shown
         except (httpx.InvalidURL, UnicodeError):  # httpx raises when it follows the redirect
             return
+
+    def _resolved(self, url: httpx.URL, request: httpx.Request, instance: Instance) -> httpx.URL:
+        """Return the absolute URL of a redirect, as httpx does, but relative to the URL that the
+        instance has seen."""
+        if url.is_absolute_url:
+            return url
+        if url.scheme and not url.host:
+            return url.copy_with(host=_written(instance))
+        raw_path = base_path(instance, self._target) + request.url.raw_path
+        return self._at(instance, request.url.copy_with(raw_path=raw_path)).join(url)
 
     def named(self, url: httpx.URL | str) -> httpx.URL | str:
         """Return the URL of a request to be built. If it names the service, it gets the service's
@@ -143,7 +151,7 @@ class Origin:
     def _at(self, instance: Instance, url: httpx.URL) -> httpx.URL:
         """Return the URL with the instance's own origin."""
         scheme = instance.scheme or self._target.scheme
-        return url.copy_with(scheme=scheme, host=instance.host, port=instance.port)
+        return url.copy_with(scheme=scheme, host=_written(instance), port=instance.port)
 
     def _is_service(self, url: httpx.URL) -> bool:
         """Return True if a URL with the service's host has its scheme and port too."""
@@ -160,6 +168,11 @@ def base_path(instance: Instance, target: Target) -> bytes:
     """Return the path that comes before the path of a request to this instance. If all instances
     have the same, it is part of the service's URL."""
     return b"" if instance.path == target.path else instance.path.encode("ascii")
+
+
+def _written(instance: Instance) -> str:
+    """Return the host as it is written in URLs: without a zone, which httpx does not accept."""
+    return instance.host.partition("%")[0]
 
 
 def _is_below(raw: bytes, path: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from lbclient.discovery.registry import Target
 from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
@@ -54,14 +56,20 @@ class Labels:
     def of_instance(self, url: httpx.URL, instance: Instance) -> Attributes:
         """Return the span attributes of the URL that an instance gets, if it has a scheme, a base
         path or a Host of its own."""
-        target, host = self._target, instance.headers.get("host")
-        if not (instance.scheme or instance.path or host):
+        target, own = self._target, instance.headers.get("host")
+        if not (instance.scheme or instance.path or own):
             return {}
-        scheme = instance.scheme or target.scheme
-        host = host or target.authority or authority_of(instance.host, instance.port, scheme)
-        raw_path = base_path(instance, target) + url.raw_path
-        own = url.copy_with(scheme=scheme, netloc=host.encode("ascii"), raw_path=raw_path)
-        return {**_server(own), "url.full": redacted(own)}
+        scheme, host, port = instance.scheme or target.scheme, instance.host, instance.port
+        authority = own or target.authority or authority_of(host, port, scheme)
+        if own or target.authority:
+            parts = urlsplit(f"//{authority}")
+            host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[scheme]
+        path = base_path(instance, target).decode("ascii") + _target(url)
+        return {
+            "server.address": host,
+            "server.port": port,
+            "url.full": f"{scheme}://{authority}{path}",
+        }
 
 
 class HttpSemantics(Semantics):
@@ -121,8 +129,12 @@ def _outcome(result: object) -> Attributes:
 
 def redacted(url: httpx.URL) -> str:
     """Return the URL without user name, password and the values of its query."""
-    netloc = url.netloc.decode("ascii")
+    return f"{url.scheme}://{url.netloc.decode('ascii')}{_target(url)}"
+
+
+def _target(url: httpx.URL) -> str:
+    """Return the path and the query, without its values."""
     names = (part.partition("=")[0] for part in url.query.decode("ascii").split("&") if part)
     query = "&".join(f"{name}=REDACTED" for name in dict.fromkeys(names))
     path = url.raw_path.partition(b"?")[0].decode("ascii")
-    return f"{url.scheme}://{netloc}{path}" + (f"?{query}" if query else "")
+    return path + (f"?{query}" if query else "")

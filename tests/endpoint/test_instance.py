@@ -176,6 +176,13 @@ def test_values_are_not_shown(shown):
         ({"headers": {"api-key": KEY.encode()}}, TypeError, "of api-key must be text, not bytes"),
         ({"headers": {"api-key": None}}, TypeError, "of api-key must be text, not NoneType"),
         ({"headers": {"a": KEY, "A": KEY}}, ValueError, "headers must contain A once"),
+        ({"headers": {"Host": ""}}, ValueError, "headers: the value of Host must be a host"),
+        ({"headers": {"host": "u:hunter2@a"}}, ValueError, "headers: the value of host must be"),
+        ({"headers": {"host": "a b"}}, ValueError, "headers: the value of host must be"),
+        ({"headers": {"host": "a/b"}}, ValueError, "headers: the value of host must be"),
+        ({"headers": {"host": "a:x"}}, ValueError, "headers: the value of host must be"),
+        ({"headers": {"host": "a:0"}}, ValueError, "headers: the value of host must be"),
+        ({"headers": {"host": "[::1"}}, ValueError, "headers: the value of host must be"),
         ({"headers": [("api-key", KEY)]}, TypeError, "headers must be a dict"),
         ({"headers": KEY}, TypeError, "headers must be a dict"),
         ({"headers": None}, TypeError, "headers must be a dict"),
@@ -183,7 +190,7 @@ def test_values_are_not_shown(shown):
         ({"tls_name": ""}, ValueError, "tls_name must be a host name"),
         ({"tls_name": 1}, TypeError, "tls_name must be a host name"),
     ],
-    ids=range(34),
+    ids=range(41),
 )
 def test_what_no_instance_has(fields, error, words):
     """An invalid field is refused at construction; the error names it, and shows no secret."""

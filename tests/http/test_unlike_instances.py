@@ -9,9 +9,12 @@ from dataclasses import replace
 import httpx
 import pytest
 import trustme
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import lbclient
-from lbclient import HealthCheck, Instance, RetryPolicy
+from lbclient import Answer, HealthCheck, Instance, RetryPolicy
+from lbclient.cli.report import changes, picture
 from tests.http.test_features import World
 from tests.http.test_tls import TlsServer
 from tests.support.http import Gate, resets, says, tells_port, transports_of
@@ -345,6 +348,57 @@ def test_a_redirect_outside_the_base_path(servers, world, location):
     assert good.hits == 0
 
 
+_PARTS = ["/", "//", "..", ".", "v1", "v1/", "a.test", ":81", "http:", "https:", "?", "#", "x=1"]
+_PARTS += ["%2e", "%2f", "@", "u:p@", "é", " ", "\\", ";", "http://a.test:81/v1", "/v1/", "[", "V1"]
+
+
+def followed(client):
+    """The URLs of the two requests for `/in/start` by their order, or the kind of the error."""
+    try:
+        client.get("/in/start?q", follow_redirects=True)
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        return type(error)
+    return None
+
+
+@given(st.lists(st.sampled_from(_PARTS), max_size=6).map("".join))
+@example("/v1/jobs")
+@example("http://a.test:81/v1")
+@example("../../x")
+@example("http:")
+@example("/v1;")
+@example("//u:p@")
+@example("http://a.test:81/v1?")
+def test_redirects_are_those_of_httpx(location):
+    """Whatever `Location` an instance sends, the request that follows is the one that httpx would
+    send to the instance itself, or none if that is outside the instance's base path."""
+
+    def behave(seen):
+        def handle(request):
+            seen.append(str(request.url.copy_with(fragment=None)))
+            if len(seen) == 1:
+                return httpx.Response(307, headers={"Location": location.encode()})
+            return httpx.Response(200)
+
+        return httpx.MockTransport(handle)
+
+    ours, theirs = [], []
+    base = "http://a.test:81/v1"
+    with httpx.Client(transport=behave(theirs), base_url=base) as client:
+        expected = followed(client)
+    transport = behave(ours)
+    unlike = [Instance.from_url(base), Instance.from_url("http://b.test/v2", 1, 1)]
+    with lbclient.Client(unlike, transport=lambda _: transport) as client:
+        found = followed(client)
+    assert ours[0] == theirs[0] == f"{base}/in/start?q"
+    rest = theirs[1].removeprefix(base) if expected is None else "elsewhere"
+    if rest[:1] in ("", "/", "?"):
+        assert (found, ours[1]) == (None, f"{base}/{rest.removeprefix('/')}")
+    else:
+        assert len(ours) == 1
+        assert found is not None
+
+
 def test_a_redirect_to_another_instance(servers):
     """A redirect to a URL below the base path of another instance leads to the service too."""
     (second,) = servers(tells_target)
@@ -404,6 +458,15 @@ def test_a_url_that_names_an_instance(three, trust):
             client.get(f"{plain.url}/other?key=hunter2")
     assert [one.hits for one in running] == [1, 1, 1]
     own_only(running, instances)
+
+
+def test_a_redirect_to_the_host_of_an_instance(servers):
+    """A redirect that an instance builds from its own Host leads to the service too."""
+    pair = servers(redirecting("http://own.test{base}/jobs", "/v1"), tells_target)
+    own = Instance.from_url(f"{pair[0].url}/v1", headers={"host": "own.test"})
+    other = Instance.from_url(f"{pair[1].url}/v2", 1, 1)
+    with lbclient.Client([own, other], follow_redirects=True) as client:
+        assert client.get("/start").json()["target"] == "/v1/jobs"
 
 
 # TLS
@@ -636,6 +699,16 @@ def test_lists_in_a_union(servers, serve_tls, trust):
         lbclient.Client(lbclient.Union("http+srv://a/v1", ["http://b/c", "http://b/d"]))
 
 
+def test_the_command_shows_them(three):
+    """`lbclient resolve` shows what is an instance's own, without the values of headers."""
+    _, instances = three
+    shown = "\n".join([*picture("api", Answer(instances)), *changes(Answer([]), Answer(instances))])
+    _, eu, us = instances
+    assert f"https://{eu}/v1 (TLS name eu.test; headers api-key)" in shown
+    assert f"joined https://{us} (TLS name us.test; headers Api-Key)" in shown
+    assert "key-" not in shown
+
+
 # Without HTTP
 
 
@@ -697,6 +770,35 @@ def test_load_probes(three, trust):
 
 
 # Spans
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "address", "port", "url"),
+    [
+        ({}, {}, "fe80::1%lo", 81, "http://[fe80::1%lo]:81/v1/x"),
+        ({"name": "api.test"}, {}, "api.test", 80, "http://api.test/v1/x"),
+        ({}, {"headers": {"host": "own.test:82"}}, "own.test", 82, "http://own.test:82/v1/x"),
+        ({"name": "api.test"}, {"scheme": "https"}, "api.test", 443, "https://api.test/v1/x"),
+    ],
+    ids=["address", "name", "own Host", "own scheme"],
+)
+def test_spans_of_names_and_addresses(telemetry, options, own, address, port, url):
+    """The span of an attempt has the Host that is sent, whatever it comes from; a redirect has the
+    path of the service."""
+
+    def handle(request):
+        status = 200 if request.url.path == "/v1/x" else 307
+        return httpx.Response(status, headers={"Location": "/v1/x"})
+
+    transport = httpx.MockTransport(handle)
+    unlike = [Instance("fe80::1%lo", 81, path="/v1", **own), Instance("a.test", 80, 1, 1)]
+    with lbclient.Client(
+        unlike, transport=lambda _: transport, **options, **telemetry.options
+    ) as client:
+        response = client.get("/start", follow_redirects=True)
+    assert response.url.path == "/x"
+    last = [one.attributes for one in telemetry.spans if "url.full" in one.attributes][-1]
+    assert (last["server.address"], last["server.port"], last["url.full"]) == (address, port, url)
 
 
 def test_spans_show_what_was_sent(servers, telemetry):
