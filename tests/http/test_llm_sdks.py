@@ -16,7 +16,7 @@ import lbclient.httpx2
 from examples.llm.servers import MODEL, Endpoint
 from lbclient import ConsistentHash, Instance, RetryPolicy
 from tests.http.test_features import worlds
-from tests.http.test_load_reports import Noted
+from tests.http.test_load_reports import Noted, until
 from tests.http.test_unprocessed import in_order
 from tests.support.http import head, resets, says
 
@@ -102,25 +102,26 @@ class Prompter:
         call = self.sdk.ask if self.http.portal is None else self.sdk.ask_async
         return self.http.run(functools.partial(call, self.client, stream=stream, **options))
 
-    def ask_many(self, number):
-        """Send this many prompts, some at the same time, and every second one as a stream."""
+    def ask_many(self, number, *, streams=True):
+        """Send this many prompts, some at the same time, and perhaps half of them as streams."""
+        modes = [streams and bool(place % 2) for place in range(number)]
         if self.http.portal is None:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                calls = [pool.submit(self.ask, stream=bool(one % 2)) for one in range(number)]
+                calls = [pool.submit(self.ask, stream=mode) for mode in modes]
                 return [call.result() for call in calls]
         answers = []
         limiter = None
 
-        async def one(place):
+        async def one(mode):
             async with limiter:
-                answers.append(await self.sdk.ask_async(self.client, stream=bool(place % 2)))
+                answers.append(await self.sdk.ask_async(self.client, stream=mode))
 
         async def every():
             nonlocal limiter
             limiter = anyio.CapacityLimiter(AT_ONCE)
             async with anyio.create_task_group() as group:
-                for place in range(number):
-                    group.start_soon(one, place)
+                for mode in modes:
+                    group.start_soon(one, mode)
 
         self.http.run(every)
         return answers
@@ -266,6 +267,23 @@ def test_a_prompt_that_may_be_sent_twice(endpoints, world):
         assert prompts.ask(extra_headers=headers) == "This is answering."
 
 
+@worlds
+def test_endpoints_that_die_under_load(endpoints, world):
+    """Of the prompts that may be sent twice none fails, while two of three endpoints die."""
+    every = endpoints("a", "b", "c")
+    policy = RetryPolicy(backoff=0, methods={"POST"}, budget=None)
+    with (
+        prompter(world, [instance_of(one) for one in every], retry=policy) as prompts,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for dying in every[:2]:
+            before = len(dying.requests)
+            answers = pool.submit(prompts.ask_many, 60, streams=False)
+            until(lambda one=dying, seen=before: len(one.requests) > seen + 5)
+            dying.stop()
+            assert len(answers.result()) == 60
+
+
 # What the SDKs raise
 
 
@@ -360,6 +378,24 @@ def test_a_stream_that_breaks_before_its_first_token(servers, endpoints, world):
     with prompter(world, service, retry=policy, latency="first-byte") as prompts:
         assert prompts.ask(stream=True) == "This is answering."
     assert broken.hits == 1
+
+
+def never_begins(connection, _):
+    """Send the head of a stream, and then nothing."""
+    fields = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}
+    connection.send(head(200, fields))
+    connection.server.stopping.wait()
+
+
+@worlds
+def test_a_stream_whose_first_token_is_late(servers, endpoints, world):
+    """With `latency="first-byte"`, `attempt_timeout` limits the time to the first token."""
+    (stalling,), (answering,) = servers(never_begins), endpoints("answering")
+    service = [Instance(stalling.host, stalling.port), instance_of(answering, priority=1)]
+    policy = RetryPolicy(methods={"POST"}, attempt_timeout=0.2)
+    with prompter(world, service, retry=policy, latency="first-byte") as prompts:
+        assert prompts.ask(stream=True) == "This is answering."
+    assert stalling.hits == 1
 
 
 @worlds
