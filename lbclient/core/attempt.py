@@ -39,6 +39,9 @@ __all__ = ["Attempt", "CallState"]
 
 R = TypeVar("R")
 
+_ROUNDED = 0.001
+"""Seconds by which an instance may know less time than the call has: headers say whole
+milliseconds."""
 _LOSING: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
@@ -96,18 +99,23 @@ class CallState(PickRequest, Generic[R]):
             ends.append(started + timeout)
         return Expiry(min(ends, default=math.inf), self.engine.clock, outer=self.context)
 
-    def overdue(self) -> bool:
-        """True once the deadline of the call has expired."""
-        return self.deadline is not None and self.engine.clock() >= self.deadline
+    def overdue(self, early: float = 0.0) -> bool:
+        """True once the deadline of the call has expired, or will within `early` seconds."""
+        return self.deadline is not None and self.engine.clock() >= self.deadline - early
 
     def had_time(self, started: float) -> bool:
-        """True if an attempt from `started` on, which the deadline ended, had enough time for an
-        answer: at least half of the time of the call. If another service has set the deadline, the
-        attempt must also have had the usual time of an answer. Otherwise callers with short
-        deadlines would take healthy instances out of rotation."""
+        """True if an attempt from `started` on, which lasted until the deadline, had enough time
+        for an answer: at least half of the time of the call. If another service has set the
+        deadline, the attempt must also have had the usual time of an answer. Otherwise callers
+        with short deadlines would take healthy instances out of rotation."""
         half = ((self.deadline or 0.0) - self.since) / 2
         takes = (self.engine.answer_time or 0.0) if self.inherited else 0.0
         return started - self.since <= half and self.engine.clock() - started >= takes
+
+    def excuses(self, verdict: Verdict, started: float) -> bool:
+        """True if an answer that is a fault, such as 504, says nothing about its instance: the
+        deadline is over, of which the instance was told, and the attempt had too little time."""
+        return not verdict.rest and self.overdue(_ROUNDED) and not self.had_time(started)
 
     def unwanted(self) -> bool:
         """True once the call is no longer needed, since a deadline of its context was ended
@@ -208,11 +216,14 @@ class Attempt(Generic[R]):
         self.verdict = verdict
         if verdict.fault:
             pick.fault = fault_name(self.status, None)
-        engine.record_answer(pick, verdict, held=self._held)
-        if self._held:
-            self._stays(verdict)
+        if verdict.fault and call.deadline is not None and call.excuses(verdict, pick.started):
+            self._close(None, release=not self._held)
         else:
-            self._recorded = True
+            engine.record_answer(pick, verdict, held=self._held)
+            if self._held:
+                self._stays(verdict)
+            else:
+                self._recorded = True
         quiet = verdict.good and call.semantics.minimal
         if self._span is not NOOP_SPAN or not (quiet or engine.telemetry.metrics.untimed):
             self._tell(None)

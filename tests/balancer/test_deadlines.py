@@ -229,6 +229,59 @@ def test_a_hurried_caller_charges_no_instance(takes, charged):
     assert balancer.snapshot().instances[0].failures == charged + 1
 
 
+def _judge(result):
+    """A `Verdict` stands for the answer that it judges."""
+    return result if isinstance(result, lbclient.Verdict) else lbclient.Verdict(fault=False)
+
+
+@pytest.mark.parametrize(
+    ("after", "charged"), [(6.0, 0), (5.9995, 0), (5.99, 1), (3.0, 1)], ids=str
+)
+@pytest.mark.parametrize("again", ["never", "idempotent"])
+def test_a_fault_answered_at_the_deadline(after, charged, again):
+    """An instance that answers with a fault once the deadline is over, of which it was told in
+    whole milliseconds, is charged like one that does not answer: only if it had as long as answers
+    take. A fault that it answers earlier is its own."""
+    clock = Clock()
+    balancer = Balancer(ONE, clock=clock, retry=None, judge=_judge)
+
+    def passes(seconds, verdict):
+        def fn(_):
+            clock.now += seconds
+            return verdict
+
+        return fn
+
+    fault = lbclient.Verdict(fault=True, again=again, rejected=again != "never")
+    balancer.call(passes(5.0, lbclient.Verdict(fault=False)))
+    (before,) = balancer.snapshot().instances
+    with Block(Deadline(clock.now + 6.0, clock, clock.now)):
+        assert balancer.call(passes(after, fault), idempotent=True) is fault
+    (seen,) = balancer.snapshot().instances
+    assert seen.failures == charged
+    assert seen.in_flight == 0
+    assert charged or seen.latency == before.latency
+    clock.now += 60
+    with Block(Deadline(clock.now + 20.0, clock, clock.now)):
+        balancer.call(passes(20.0, fault))  # longer than answers take
+    assert balancer.snapshot().instances[0].failures == charged + 1
+
+
+def test_an_instance_that_asks_for_a_rest_at_the_deadline():
+    """An instance that answers with `Retry-After` backs off, also if the deadline is over."""
+    clock = Clock()
+    balancer = Balancer(ONE, clock=clock, retry=None, judge=_judge)
+    balancer.call(lambda _: setattr(clock, "now", clock.now + 5.0))
+
+    def fn(_):
+        clock.now += 6.0
+        return lbclient.Verdict(fault=True, rest=10.0)
+
+    with Block(Deadline(clock.now + 6.0, clock, clock.now)):
+        balancer.call(fn)
+    assert balancer.snapshot().instances[0].standing == "resting"
+
+
 def test_an_instance_that_got_the_rest_is_not_charged():
     """An attempt that began in the second half of a block's time is not the instance's fault."""
     clock = Clock()

@@ -112,6 +112,26 @@ def test_an_answer_that_does_not_come(servers, world):
 
 
 @worlds
+def test_instances_that_know_the_deadline(servers, world):
+    """Instances that answer 504 because the caller's deadline is over are not charged."""
+
+    def works_until_then(connection, request):
+        told = request.headers.get(HEADER.lower())
+        connection.server.stopping.wait(0.2 if told is None else int(told) / 1000)
+        connection.answer(200 if told is None else 504)
+
+    (server,) = servers(works_until_then)
+    with world.client([server.url], deadline_header=HEADER, retry=None) as client:
+        assert client.get("/").status_code == 200
+        for _ in range(10):
+            with lbclient.deadline(0.02), contextlib.suppress(lbclient.DeadlineExceeded):
+                assert client.get("/").status_code == 504
+        (seen,) = client.client.balancer.snapshot().instances
+    assert seen.failures == 0
+    assert seen.breaker == "closed"
+
+
+@worlds
 def test_a_streamed_body(servers, world):
     """A body has the time of the block in which its request was sent, also if it is read after the
     block; a request that was sent before the block has no such time."""
