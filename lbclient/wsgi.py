@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import math
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lbclient._internal import validation
@@ -15,12 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["DeadlineMiddleware"]
 
+_CONNECTIONS = ("gunicorn.socket", "werkzeug.socket")
+"""Where servers tell the connection of a request. WSGI itself has no such thing."""
+_ESTABLISHED = 1
+"""The first byte of Linux's `tcp_info` until the peer closes or resets the connection."""
+
 
 class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here and ends
-    when the response body is closed. WSGI does not say whether the caller is still there.
+    when the response body is closed. It ends early when the caller disconnects, if the server tells
+    the connection, as gunicorn and Werkzeug do, and this is a TCP connection on Linux: further
+    calls raise DeadlineExceeded, and no call is retried.
 
     - `app`: the WSGI application.
     - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
@@ -43,6 +54,9 @@ class DeadlineMiddleware:
         own = [environ[self._key]] if self._key in environ else []
         if (deadline := self._header.deadline(own)) is None:
             return self._app(environ, start_response)
+        found = [environ[name] for name in _CONNECTIONS if name in environ]
+        if found and sys.platform == "linux":
+            deadline = _Watched(deadline.at, deadline.clock, deadline.since, connection=found[0])
         deadline.outer = CURRENT.get()
         # All parts of the application run in this context. The thread's own context does not
         # change.
@@ -55,6 +69,40 @@ class DeadlineMiddleware:
             deadline.lift()
             return body
         return _Body(body, deadline, context)
+
+
+@dataclass(slots=True, eq=False)
+class _Watched(Deadline):
+    """A deadline that has ended, whenever it is asked, if the caller has closed `connection`."""
+
+    connection: socket.socket | None = None
+
+    def left(self) -> float:
+        """Seconds left, or 0 if the time is over."""
+        self.ended()
+        return Deadline.left(self)
+
+    def by(self, clock: Callable[[], float], now: float) -> tuple[float, float]:
+        """When it began and when it ends, which each call asks as it begins."""
+        self.ended()
+        return Deadline.by(self, clock, now)
+
+    def ended(self) -> bool:
+        """True if it was ended early, which each call asks before it is retried or leaves the
+        queue."""
+        if self.at < math.inf and self.connection is not None and _has_left(self.connection):
+            self.end()
+        return Deadline.ended(self)
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """True if the peer has closed its connection. The state of the socket tells, also while bytes
+    of the peer are unread, with TLS, and under gevent: nothing is read, and nothing waits."""
+    try:
+        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except (AttributeError, OSError):  # no TCP socket
+        return False
+    return state[0] != _ESTABLISHED
 
 
 class _Body:

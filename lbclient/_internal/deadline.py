@@ -41,6 +41,10 @@ class Deadline:
         """End the deadline now, since nobody waits for its calls any more."""
         self.at = -math.inf
 
+    def ended(self) -> bool:
+        """True if it was ended early."""
+        return self.at == -math.inf
+
     def lift(self) -> None:
         """Remove the limit for further calls. Calls that have begun keep their time."""
         self.at = math.inf

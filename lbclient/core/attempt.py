@@ -120,7 +120,7 @@ class CallState(PickRequest, Generic[R]):
     def unwanted(self) -> bool:
         """True once the call is no longer needed, since a deadline of its context was ended
         early."""
-        return any(one.at == -math.inf for one in applicable(self.context))
+        return any(one.ended() for one in applicable(self.context))
 
 
 class Attempt(Generic[R]):

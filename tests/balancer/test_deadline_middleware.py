@@ -1,8 +1,11 @@
 """Deadlines that a service's callers send: the middleware for ASGI, and that for WSGI."""
 
+import contextlib
 import contextvars
 import logging
 import math
+import select
+import socket
 import sys
 import wsgiref.util
 from pathlib import Path
@@ -23,6 +26,7 @@ from tests.support.interruptions import Interrupt, SoftLimit, points
 pytestmark = pytest.mark.anyio
 
 ONE = [Instance("10.0.0.1", 1)]
+TWO = [Instance("10.0.0.1", 1), Instance("10.0.0.2", 1)]
 REQUEST = {"type": "http.request", "body": b"", "more_body": False}
 START = {"type": "http.response.start", "status": 200, "headers": []}
 END = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -671,6 +675,91 @@ def test_bodies_that_servers_look_at():
         made = wrapper(file)
         assert wsgi(lambda *_: made, **{"wsgi.file_wrapper": wrapper}) is made
         assert wsgi(lambda *_: made) is not made
+
+
+@pytest.fixture
+def connection():
+    """Both ends of a TCP connection: the caller's, and the server's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        caller = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    with caller, accepted:
+        yield caller, accepted
+
+
+def closed(sock):
+    """Wait until the other end of a connection has been closed."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    assert poll.poll(10_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.parametrize("name", ["gunicorn.socket", "werkzeug.socket"])
+@pytest.mark.parametrize("unread", [b"", b"a body"], ids=["", "unread"])
+def test_a_wsgi_caller_that_has_gone(connection, name, unread):
+    """If the server tells the connection of a request, the request makes no further calls once its
+    caller has closed it, although the caller has sent what nobody has read."""
+    caller, accepted = connection
+    balancer, sent = Balancer(ONE), []
+
+    def app(*_):
+        balancer.call(sent.append)
+        caller.sendall(unread)
+        balancer.call(sent.append)
+        caller.close()
+        closed(accepted)
+        assert lbclient.time_left() == 0.0
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded, match="the deadline was ended"):
+                balancer.call(sent.append)
+            yield b"x"
+
+    with contextlib.closing(wsgi(app, **{name: accepted})) as body:
+        assert len(list(body)) == 2
+    assert len(sent) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_a_call_whose_wsgi_caller_has_gone(connection):
+    """A call under way when the caller closes its connection is not retried."""
+    caller, accepted = connection
+    balancer, sent = Balancer(TWO), []
+
+    def fails(instance):
+        sent.append(instance)
+        caller.close()
+        closed(accepted)
+        raise ConnectionResetError
+
+    def app(*_):
+        with pytest.raises(ConnectionResetError) as caught:
+            balancer.call(fails, idempotent=True)
+        assert lbclient.call_info(caught.value).stopped == "deadline"
+        return [b"x"]
+
+    wsgi(app, **{"gunicorn.socket": accepted})
+    assert len(sent) == 1
+
+
+def test_connections_that_tell_nothing(connection):
+    """A connection that cannot say whether the caller is there, or a response that is complete,
+    ends no deadline."""
+    _, accepted = connection
+    balancer, contexts = Balancer(ONE), []
+
+    def app(*_):
+        contexts.append(contextvars.copy_context())
+        return [balancer.call(lambda _: lbclient.time_left())]
+
+    local, other = socket.socketpair()
+    with local, other:
+        other.close()
+        for own in (local, object(), None):
+            assert about(*wsgi(app, **{"gunicorn.socket": own}), 10.0)
+    wsgi(app, **{"gunicorn.socket": accepted})
+    accepted.close()
+    assert [context.run(balancer.call, str) for context in contexts] == ["10.0.0.1:1"] * 4
 
 
 def test_after_a_wsgi_response():

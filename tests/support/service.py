@@ -1,14 +1,15 @@
 """A service in a chain: `python -m tests.support.service KIND NEXT`.
 
-KIND is "asgi" (under uvicorn) or "wsgi" (under wsgiref); NEXT is the URL of the service that it
-calls. It prints what happens to it as JSON, one event a line, each with the time: the clock is the
-same for all processes of a machine.
+KIND is "asgi" (under uvicorn), "wsgi" (under wsgiref) or "werkzeug" (WSGI, and the server tells the
+connection of a request); NEXT is the URL of the service that it calls. It prints what happens to it
+as JSON, one event a line, each with the time: the clock is the same for all processes of a machine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -74,22 +75,42 @@ class Quiet(WSGIRequestHandler):
         """Write nothing."""
 
 
-def wsgi(url):
-    """`/work` calls the next service, while the response is generated."""
+def wsgi_app(url):
+    """`/work` calls the next service, while the response is generated. `/watch` calls it, waits
+    until its own caller has gone, and calls again."""
     client = lbclient.Client(url, **OPTIONS)
+
+    def get(path):
+        try:
+            response = client.get(path)
+        except lbclient.DeadlineExceeded as error:
+            return "late", str(error)
+        return ("ok" if response.is_success else "late"), ""
 
     def app(environ, start_response):
         tell("arrived", left=lbclient.time_left())
-        try:
-            response = client.get(environ["PATH_INFO"])
-            outcome, error = "ok" if response.is_success else "late", ""
-        except lbclient.DeadlineExceeded as failure:
-            outcome, error = "late", str(failure)
+        outcome, error = get(environ["PATH_INFO"])
+        if environ["PATH_INFO"] == "/watch":
+            select.select([environ["werkzeug.socket"]], [], [])
+            tell("gone")
+            outcome, error = get("/again")
         tell("ended", outcome=outcome, error=error)
         start_response(f"{STATUS[outcome]} X", [("Content-Length", "0")])
         yield b""
 
-    server = make_server("127.0.0.1", 0, lbclient.wsgi.DeadlineMiddleware(app), handler_class=Quiet)
+    return lbclient.wsgi.DeadlineMiddleware(app)
+
+
+def wsgi(url):
+    server = make_server("127.0.0.1", 0, wsgi_app(url), handler_class=Quiet)
+    tell("listening", port=server.server_port)
+    server.serve_forever()
+
+
+def werkzeug(url):
+    from werkzeug.serving import make_server
+
+    server = make_server("127.0.0.1", 0, wsgi_app(url))
     tell("listening", port=server.server_port)
     server.serve_forever()
 
@@ -115,4 +136,4 @@ class Service:
 
 
 if __name__ == "__main__":
-    {"asgi": asgi, "wsgi": wsgi}[sys.argv[1]](sys.argv[2])
+    {"asgi": asgi, "wsgi": wsgi, "werkzeug": werkzeug}[sys.argv[1]](sys.argv[2])
