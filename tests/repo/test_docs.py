@@ -26,6 +26,7 @@ from tests.support.http import says
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN_ELSEWHERE = {
+    "deploying.md",  # whole files: the tests in tests/deploying/ run them
     "extending.md",  # whole files: test_extending.py writes and tests them
     "llm.md",  # one program for scripted endpoints: test_llm_page.py runs it
 }
