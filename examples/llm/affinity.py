@@ -27,10 +27,11 @@ PROMPT = "Answer in the words of the following manual. " + "All valves are to be
 
 def key_of(request: httpx2.Request) -> str | None:
     """Return the session of a request, or the first 256 characters of its prompt."""
-    if request.method != "POST":
-        return None
-    session = request.headers.get("x-session")
-    return session or json.dumps(json.loads(request.content)["messages"])[:256]
+    if session := request.headers.get("x-session"):
+        return str(session)
+    if not request.url.path.endswith("/chat/completions"):
+        return None  # any server
+    return json.dumps(json.loads(request.content)["messages"])[:256]
 
 
 def ask(client: openai.OpenAI, session: str) -> str:
