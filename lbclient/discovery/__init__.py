@@ -1,1 +1,1 @@
-"""Where instances come from: DNS, files, lists, and a user's own resolver."""
+"""The sources of instances: DNS, files, lists, and a user's own resolver."""

@@ -1,4 +1,4 @@
-"""Which discovered addresses a client may connect to. Protects against SSRF through DNS.
+"""Decides which discovered addresses a client may connect to. Protects against SSRF through DNS.
 
 DNS answers are not trusted. Addresses of the client's own machine, of its local link and of cloud
 metadata services are refused, unless the caller allows that network explicitly.
@@ -68,7 +68,7 @@ class AddressFilter:
         self._within = within
 
     def vet(self, addresses: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return the addresses that may be connected to, and the reasons why others may not."""
+        """Return the addresses that are allowed, and the reasons why the others are not."""
         vetted, reasons = [], []
         for one in addresses:
             if (reason := self.refuses(one)) is None:
@@ -78,9 +78,9 @@ class AddressFilter:
         return vetted, reasons
 
     def refuses(self, address: str) -> str | None:
-        """Why this address may not be connected to, and how to allow it. None if it may.
+        """Return why this address is refused, and how to allow it. None if it is allowed.
 
-        An IPv6 address is checked itself, and so is each IPv4 address that it may stand for.
+        An IPv6 address is checked itself, and so is each IPv4 address that it may represent.
         """
         literal = ipaddress.ip_address(address)
         if self._allows(literal):
@@ -94,7 +94,7 @@ class AddressFilter:
         return any(address in network for network in self._allowed)
 
     def refuses_name(self, target: str) -> str | None:
-        """Why this SRV target may not be used. None if it may."""
+        """Return why this SRV target is refused. None if it is allowed."""
         if self._within is None or f".{target}".endswith(f".{self._within}"):
             return None
         return f"it is not within the domain {self._within}"
@@ -110,9 +110,10 @@ def _network(name: object) -> IPv4Network | IPv6Network:
 
 
 def _forms(address: Address) -> list[Address]:
-    """Return the address and the IPv4 addresses that it may stand for; `::` and `::1` contain none.
+    """Return the address and the IPv4 addresses that it may represent; `::` and `::1` contain none.
 
-    An IPv4-mapped address is only its IPv4 address: the operating system sends no IPv6 for it.
+    An IPv4-mapped address counts only as its IPv4 address, since the operating system sends no IPv6
+    packets for it.
     """
     if isinstance(address, IPv4Address) or int(address) < 2:
         return [address]
@@ -134,10 +135,10 @@ def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
 
 
 def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
-    """The IPv4 addresses that NAT64 may translate it to, for each length of prefix (RFC 6052, 2.2).
+    """The IPv4 addresses to which NAT64 may translate it, for each prefix length (RFC 6052, 2.2).
 
-    Prefix and suffix have many zeros, so most results are made of zeros. Results of this kind are
-    returned only if there is no other.
+    Prefix and suffix have many zeros, so most results consist of zeros. Results of this kind are
+    returned only if there are no others.
     """
     without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)
     lengths = [IPv4Address((without_u >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24)]

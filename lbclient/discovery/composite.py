@@ -1,9 +1,9 @@
-"""Several sources combined: the first one that answers, or all together.
+"""Combines several sources: the first one that answers, or all together.
 
-The parts are asked one after another. So each may keep state of its own, since it gets one call at
-a time, and the same failures always make the same text. No call waits for that, except before the
-first answer. The price: a part that does not answer delays the others by its timeout, about 5 s for
-a name in DNS, while the last good set stays in use.
+The parts are asked one after another. So each part may keep state of its own, since it gets one
+call at a time, and the same failures always make the same text. No call waits for this, except
+before the first answer. The disadvantage is that a part that does not answer delays the others by
+its timeout, about 5 s for a name in DNS. The last good set stays in use meanwhile.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Part(NamedTuple):
 
 
 class Composite(ABC):
-    """A service made of others. It is a description; each balancer builds its own resolver from it.
+    """A service that consists of other services. Each balancer builds its own resolver from it.
 
     Each of `services` is anything that may be passed as `service`, including another composite.
-    Raises TypeError if there is none.
+    Raises TypeError if there is no service.
     """
 
     def __init__(self, *services: Service) -> None:
@@ -67,10 +67,11 @@ class Composite(ABC):
 class FirstOf(Composite):
     """The instances of the first of several services for which discovery has an answer.
 
-    A later service is used while the earlier ones give no answer. The earlier ones are asked again
-    every few seconds, so an earlier one is used again as soon as it answers. If the service in use
-    only fails (a lost packet), its last answer stays in use for `patience` seconds from its first
-    failure. If it is declared absent, the next one is used at once.
+    A later service is used while the earlier services give no answer. The earlier services are
+    asked again every few seconds, so each of them is used again soon after it answers. If a lookup
+    of the service in use fails (because of a lost packet, for example), the last answer of this
+    service stays in use for `patience` seconds from the first failure. If the service is declared
+    absent, the next one is used at once.
 
     This is about failures of discovery, not of instances. To use another service when instances
     fail, put both services into one `Union` and give the second a higher `priority`.
@@ -91,11 +92,12 @@ class FirstOf(Composite):
 class Union(Composite):
     """The instances of several services together.
 
-    All are asked in each round; the next round is due when the first of their answers expires.
-    While a service fails, its last answer stays in use, and it is listed among the refused. A
-    service that is declared absent has no instances. Of two entries for one instance, the one with
-    the lower priority counts, then the one with the larger weight. If all fail, the round fails,
-    and the last good set stays in use.
+    All services are asked in each round. The next round is due when the first of their answers
+    expires. While lookups of a service fail, its last answer stays in use, and the service is
+    listed among the refused records. A service that is declared absent has no instances. If there
+    are two entries for one instance, the entry with the lower priority counts; if the priorities
+    are equal, the entry with the larger weight. If all services fail, the round fails, and the last
+    good set stays in use.
 
     Raises TypeError if there is no service.
     """
@@ -212,9 +214,9 @@ def _absent(failure: tuple[Part, Exception]) -> bool:
 
 
 def _failure(failures: Sequence[tuple[Part, Exception]], *, absent: bool = False) -> DiscoveryError:
-    """Make one error from those of several parts.
+    """Make one error from the errors of several parts.
 
-    It is ServiceAbsent if `absent` is set, or if all parts are absent.
+    The error is ServiceAbsent if `absent` is set, or if all parts are absent.
     """
     kind = ServiceAbsent if absent or all(map(_absent, failures)) else DiscoveryError
     error = kind("; ".join(f"{part.name}: {text_of(error)}" for part, error in failures))

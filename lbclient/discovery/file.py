@@ -1,7 +1,7 @@
 """A file of instances that is read periodically: a Kubernetes ConfigMap, or a list on a laptop.
 
-Its entries are lines, or JSON. A large file is parsed while calls go on, so no single step may
-occupy the interpreter for long: lines are read one by one, and the JSON parser returns to Python
+The entries are lines, or JSON. Calls continue while a large file is parsed, so no single step may
+occupy the interpreter for long. Lines are read one by one, and the JSON parser returns to Python
 code at each object.
 """
 
@@ -47,17 +47,18 @@ _KEYS = (
     "tls_name",
 )
 _LONGEST = 300
-"""The maximum length of a text entry, in characters; more is not shown of it either."""
+"""The maximum length of a text entry, in characters. Texts about an entry are not longer either."""
 _MOST = 100
 """At most this many refused entries are listed one by one."""
 
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
-"""Bytes. Ten thousand instances with metadata need a quarter; a ConfigMap has at most 1 MiB."""
+"""Bytes. Ten thousand instances with metadata need a quarter of this; a ConfigMap has at most 1
+MiB."""
 
 
 class Malformed(Exception):
-    """Why nothing in a file can be used."""
+    """The error of a file in which nothing can be used. The text is the reason."""
 
 
 def is_cut(data: bytes) -> bool:
@@ -121,9 +122,9 @@ def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
 def _entry(
     where: str, shown: str, make: Callable[[T], Instance], given: T
 ) -> Instance | RejectedRecord:
-    """Make an instance from an entry. The text about a refused one shows only its host and port.
+    """Make an instance from an entry. The text about a refused entry shows only its host and port.
 
-    What follows them, or comes before an `@`, may be secret.
+    Text after them, or before an `@`, may be secret.
     """
     try:
         return make(given)
@@ -193,13 +194,14 @@ def _no_number(text: str) -> object:
 
 
 def _short(text: str) -> str:
-    """The text in one line and shortened, for a log or a screen."""
+    """Return the text shortened and in one line, for a log or a screen."""
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 class FileResolver:
-    """The instances listed in a file, as text or as JSON. It is read every `interval` seconds.
+    """The instances listed in a file, as text or as JSON. The file is read every `interval`
+    seconds.
 
     Text has one instance per line: `host:port` or `[address]:port`, and optionally `weight=3` and
     `priority=1`. Text after `#` is a comment. JSON is a list, alone or as `{"instances": [...]}`,
@@ -207,15 +209,15 @@ class FileResolver:
     `metadata`, `addresses`, `scheme`, `path`, `headers`, `tls_name`, as in `Instance`. The format
     is detected from the content.
 
-    An entry that cannot be used is left out, and the answer says why; the others are used. If the
-    file cannot be read, or lists no instance, DiscoveryError is raised, so the last good set stays
-    in use. Replace the file as a whole (`mv`, or the swap of links in a ConfigMap): a file that is
-    rewritten in place may be read half-written. If that can be detected (JSON that does not end,
-    text without a final newline), the content is not used, unless it is still the same at the next
-    reading.
+    An entry that cannot be used is left out, and the answer says why; all other entries are used.
+    If the file cannot be read, or lists no instance, DiscoveryError is raised, so the last good set
+    stays in use. Replace the file as a whole (`mv`, or the swap of links in a ConfigMap): a file
+    that is rewritten in place may be read half-written. If that can be detected (JSON that does not
+    end, text without a final newline), the content is not used, unless it is still the same at the
+    next reading.
 
-    The file is trusted, as a list in code is: its addresses are not filtered. So whoever may write
-    to the file decides where calls go.
+    The file is trusted, like a list in code: its addresses are not filtered. So everyone who may
+    write to the file can decide where calls go.
 
     Raises ValueError or TypeError if `path` is not a path, or `interval` is not a time above zero.
     """

@@ -20,7 +20,7 @@ _SHOWN = 5
 def listed(refused: Iterable[RejectedRecord]) -> str:
     """Describe refused records, or a few of them if there are many.
 
-    They are sorted, so that the same records always make the same text.
+    The records are sorted, so that the same records always make the same text.
     """
     shown = sorted({f"{one.record}: {one.reason}" for one in refused})
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
@@ -30,7 +30,7 @@ def listed(refused: Iterable[RejectedRecord]) -> str:
 def text_of(error: BaseException | None) -> str:
     """Describe an error in one line.
 
-    The error may be of a user's own class, whose text may be empty, or whose `str()` may fail.
+    The error may be of a user's own class. Its text may be empty, and its `str()` may fail.
     """
     try:
         kind, text = type(error).__name__, str(error)
@@ -45,20 +45,20 @@ def text_of(error: BaseException | None) -> str:
 
 @runtime_checkable
 class Resolver(Protocol):
-    """Finds the instances of a service. Implement it for a discovery of your own."""
+    """Finds the instances of a service. Implement this protocol for a discovery of your own."""
 
     def resolve(self) -> Answer:
-        """Return the full set of instances as of now.
+        """Return the full set of current instances.
 
-        It may block: it is called on a background thread, one call at a time. If it raises an
-        exception or returns no instances, the last good set stays in use; `ServiceAbsent` drops
-        that set.
+        This method may block, since it is called on a background thread, one call at a time. If it
+        raises an exception or returns no instances, the last good set stays in use. If it raises
+        `ServiceAbsent`, that set is dropped.
         """
         ...
 
 
 def usable(answer: object, about: str = "") -> Answer:
-    """Check what `resolve` returned. Raises DiscoveryError if it has no instances for calls."""
+    """Check the result of `resolve`. Raises DiscoveryError if it has no instances for calls."""
     if not isinstance(answer, Answer):
         kind = type(answer).__name__
         raise DiscoveryError(f"resolve(){about} must return an lbclient.Answer, not {kind}")
@@ -69,7 +69,7 @@ def usable(answer: object, about: str = "") -> Answer:
 
 
 class StaticResolver:
-    """Always returns the instances that the user passed. It is asked only once."""
+    """Always returns the instances that the user passed. `resolve` is called only once."""
 
     def __init__(self, instances: Iterable[Instance]) -> None:
         self._answer = Answer(instances)

@@ -1,16 +1,16 @@
-"""The scheduler of background work: runs each job when it is due, and owns the threads for that.
+"""The scheduler of background work: runs each job when it is due, and owns the threads for this.
 
-One daemon thread schedules for every service of the process. It only waits and starts rounds. A
-round may block in a resolver for seconds, so it runs on a daemon thread of its own, and ten names
-that do not answer do not delay an eleventh. (Idle connections are closed on the scheduler's thread,
-since that never blocks.) A service has at most one round under way. Nothing here keeps a client
-alive, delays the exit of the interpreter, or starts before it is needed. A forked child starts
-again, and its clients register again.
+One daemon thread schedules the jobs of all services of the process. It only waits and starts
+rounds. A round may block in a resolver for seconds, so it runs on a daemon thread of its own, and
+ten names without an answer do not delay another name. (Idle connections are closed on the
+scheduler's thread, since closing never blocks.) A service has at most one round under way. The
+scheduler does not keep a client alive, does not delay the exit of the interpreter, and starts only
+when it is needed. A forked child starts again, and its clients register again.
 
 A caller may hold a lock, and a finalizer that needs this lock may run at any time on any thread. So
-callers share only a queue with the scheduler, and using it never blocks; everything else is used
-only by the scheduler's thread. Queue and locks are created when they are first needed: gevent and
-eventlet replace the types in `queue` and `threading`, possibly after this module was imported.
+callers share only a queue with the scheduler, which never blocks. Only the scheduler's thread uses
+the other attributes. The queue and the locks are created when they are first needed, since gevent
+and eventlet replace the types in `queue` and `threading`, possibly after this module was imported.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Backoff:
 
 
 class ScheduledJob(Protocol):
-    """The discovery or health checks of a service, or a registration's renewal. Its rounds may
-    block.
+    """A job: the discovery or the health checks of a service, or a registration's renewal. Its
+    rounds may block.
     """
 
     ticket: int
@@ -89,7 +89,7 @@ class ScheduledJob(Protocol):
 
     @property
     def next_at(self) -> float:
-        """When the next round is due, by `clock`."""
+        """The time when the next round is due, by `clock`."""
         ...
 
     @property
@@ -143,10 +143,10 @@ class PeriodicJob(ABC):
         return self._round.locked()
 
     def begin(self) -> None:
-        """Start. The first round comes at a random time, so that clients spread out.
+        """Start the job. The first round comes at a random time, so that clients spread out.
 
-        A forked child calls this too, since a round that was under way ended with the parent's
-        thread.
+        A forked child calls this method too, since the parent's thread, and the round under way, do
+        not exist in the child.
         """
         self._round = threading.Lock()
         self.next_at = self.clock() + self._rng.random() * self._interval
@@ -174,7 +174,7 @@ class PeriodicJob(ABC):
         """Do the work of one round."""
 
     def _next(self, began: float) -> float:
-        """When the next round is due, at the end of one that began at `began`."""
+        """The time when the next round is due, at the end of a round that began at `began`."""
         return began + jittered(self._interval, self._rng)
 
 
@@ -212,14 +212,15 @@ class ThreadScheduler:
 
     @Lazy
     def _running(self) -> threading.Lock:
-        """Held by the one thread that runs the loop."""
+        """Held by the thread that runs the loop."""
         return threading.Lock()
 
     def schedule(self, job: ScheduledJob) -> None:
-        """Run the next round of `job` at its `next_at`. Replaces what was scheduled before."""
+        """Run the next round of `job` at its `next_at`. Replaces a round that was scheduled
+        before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
-            # If this raises (no more threads, a signal handler), the next call tries again. If
+            # If this line raises (no more threads, a signal handler), the next call tries again. If
             # several threads are started, all but one end at once.
             _daemon(self._loop, "lbclient-refresher")
             self.started = True
@@ -272,15 +273,16 @@ class ThreadScheduler:
             self.start(lambda: self._round(job), "lbclient-lookup")
 
     def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
-        """Run a function on a daemon thread of its own, or here, if no thread can be started."""
+        """Run a function on a daemon thread of its own, or on this thread if no thread can be
+        started."""
         if self._lock_type not in (None, threading.Lock):
-            # `threading` would start a green thread now, and this real thread never runs it.
+            # `threading` would start a green thread now, and this real thread would never run it.
             self._warn_of_late_patch()
             run()
             return
         try:
             _daemon(run, name)
-        except RuntimeError:  # no more threads can be started: late is better than never
+        except RuntimeError:  # no more threads can be started: run it on this thread, though later
             run()
 
     def _round(self, job: ScheduledJob) -> None:
@@ -309,7 +311,7 @@ class ThreadScheduler:
 
 
 def _its(ticket: int, ref: weakref.ref[ScheduledJob]) -> ScheduledJob | None:
-    """The job, if it is alive and `ticket` is still valid."""
+    """Return the job if it is alive and `ticket` is still valid."""
     job = ref()
     return job if job is not None and job.ticket == ticket else None
 

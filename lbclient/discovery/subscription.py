@@ -1,8 +1,9 @@
-"""What is known about one service, how old this knowledge is, and when to look the service up
-again.
+"""The subscription to one service: its last answer, the age of this answer, and the time of the
+next lookup.
 
-The subscription decides and stores. `scheduler` runs it on background threads, and the simulator in
-virtual time. Each wait is partly random, so that clients that start together do not ask together.
+The subscription decides and stores. `scheduler` runs it on background threads, and the simulator
+runs it in virtual time. Each wait is partly random, so that clients that start together do not ask
+together.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ _logger = logging.getLogger(__name__)
 
 
 class SubscriptionListener(Protocol):
-    """Applies what a round found: first `prepared`, then one of the calls under the lock, then
+    """Applies the result of a round. A round calls one of the first three methods, and then
     `publish`.
     """
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Compute, without the lock, what a good answer changes. Call the result under the lock."""
+        """Compute the changes of a good answer, without the lock. Call the result under the
+        lock."""
         ...
 
     def on_absent(self) -> None:
@@ -86,7 +88,8 @@ class ServiceSubscription:
         self.error: Exception | None = None
         self.next_at: float = -math.inf
         self.fresh: bool = False
-        """True while the last answer was good. Then nothing else must be checked before a pick."""
+        """True if the last lookup gave a good answer. Then nothing else must be checked before a
+        pick."""
         self._resolver = resolver
         self._listener = listener
         self._rng = rng
@@ -103,7 +106,7 @@ class ServiceSubscription:
 
     @property
     def known(self) -> bool:
-        """True once there was an answer, unless the service has been declared absent since then."""
+        """True if there was an answer, and the service was not declared absent after that."""
         return self._answer is not None
 
     @property
@@ -113,7 +116,8 @@ class ServiceSubscription:
 
     @property
     def stopped(self) -> bool:
-        """True if there is nothing more to look up: the list never changes, or nothing needs it."""
+        """True if no more lookups are needed: the list never changes, or nothing uses the
+        service."""
         return self.next_at == math.inf
 
     def age(self, now: float) -> float | None:
@@ -139,7 +143,8 @@ class ServiceSubscription:
 
     @property
     def changes_at(self) -> float:
-        """When the known set becomes too old to be used, unless a new answer comes before."""
+        """The time when the known set becomes too old to be used, unless a new answer comes
+        before."""
         answer = self._answer
         if self.error is None or self._max_stale is None or answer is None or answer.ttl is None:
             return math.inf
@@ -155,7 +160,8 @@ class ServiceSubscription:
         self._waiting[signal] = None
 
     def wait_anew(self) -> Signal:
-        """Return a signal for the next round that begins, since one under way may be too old."""
+        """Return a signal for the next round that begins, since a round under way may be too
+        old."""
         signal = Signal()
         (self._later if self.busy else self._waiting)[signal] = None
         return signal
@@ -166,7 +172,8 @@ class ServiceSubscription:
             signals.pop(signal, None)
 
     def request_refresh(self, now: float) -> bool:
-        """Request an early refresh. False if there was one too recently. Hold the lock."""
+        """Request an early refresh. False if the last early refresh was too recent. Hold the
+        lock."""
         if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False
         self._early_at = now
@@ -176,8 +183,8 @@ class ServiceSubscription:
     def demand(self, now: float) -> bool:
         """Plan a lookup within 5 s of the last one, because a call fails without an answer.
 
-        True if that is earlier than planned, so that the caller must schedule it. Without such
-        calls the wait grows to 30 s. Hold the lock.
+        Returns True if this lookup is earlier than the planned one; the caller must then schedule
+        the subscription. Without such calls, the wait after failures grows to 30 s. Hold the lock.
         """
         at = self._failed_at + self._backoff.demanded
         if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:
@@ -194,13 +201,14 @@ class ServiceSubscription:
             return True
 
     def restart(self, lock: AbstractContextManager[object]) -> None:
-        """In a forked child: the round under way ended with the parent's threads."""
+        """In a forked child: forget the round under way, whose thread does not exist in the
+        child."""
         self._lock = lock
         self._waiting.clear()
         self._later.clear()
         self.busy = False
         now = self.clock()
-        if now < self.next_at < math.inf:  # not when the parent does
+        if now < self.next_at < math.inf:  # not at the time of the parent's round
             self.next_at = now + (self.next_at - now) * self._rng.random()
 
     def run(self) -> None:
@@ -229,7 +237,7 @@ class ServiceSubscription:
     def _ask(self) -> _Prepared | Exception:
         """Look up. Returns the answer, and a function that applies it.
 
-        What ten thousand instances change is computed here, without the lock.
+        The changes of ten thousand instances are computed here, without the lock.
         """
         try:
             answer = usable(self._resolver.resolve(), f" about {self.service}")
@@ -267,7 +275,7 @@ class ServiceSubscription:
     def _tell(
         self, got: _Prepared | Exception, error: Exception | None, known: Answer | None
     ) -> None:
-        """Log what has changed, without the lock: a log handler has a lock of its own."""
+        """Log the changes, without the lock, since a log handler has a lock of its own."""
         self._listener.publish()
         if isinstance(got, Exception):
             if error is None or text_of(error) != text_of(got):
@@ -283,7 +291,7 @@ class ServiceSubscription:
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:
-        """Make a new error for each call, since raising an exception changes it."""
+        """Make a new error for each call, since an exception changes when it is raised."""
         if isinstance(self.error, ServiceAbsent):
             error: DiscoveryError = ServiceAbsent(str(self.error))
         elif isinstance(self.error, DiscoveryError):

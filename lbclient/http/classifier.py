@@ -43,8 +43,8 @@ _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .
 
 
 class HttpClassifier:
-    """Classifies the outcomes of HTTP attempts. `statuses` are those that are retried if the
-    request may be repeated, `unprocessed` those that are always retried.
+    """Classifies the outcomes of HTTP attempts. `statuses` are the statuses that are retried if the
+    request may be repeated. `unprocessed` are the statuses that are always retried.
     """
 
     def __init__(self, statuses: Collection[int], unprocessed: Collection[int] = ()) -> None:
@@ -52,8 +52,8 @@ class HttpClassifier:
         self._unprocessed = unprocessed
 
     def __call__(self, result: object) -> Verdict:
-        """Classify a response by its status, and an httpx error by how far the request may have
-        got.
+        """Classify a response by its status, and an httpx error by whether the request may have
+        been processed.
 
         Any other exception is classified as an error of the network.
         """
@@ -81,7 +81,7 @@ class HttpClassifier:
 
 
 def _limited(response: httpx.Response, verdict: Verdict) -> Verdict:
-    """Add the rest of an instance whose rate limit is used up. `Retry-After` takes precedence."""
+    """Add the back-off if a rate limit is used up. `Retry-After` takes precedence."""
     rest = seconds_to_reset(
         response_fields(response), lambda: _sent_at(response.headers, time.time)
     )
@@ -101,11 +101,12 @@ def _error(error: httpx.TransportError) -> Verdict:
 
 
 def _peer_left(cause: BaseException | None) -> bool | None:
-    """Return whether an HTTP/2 server that ended a request with GOAWAY or RST_STREAM (RFC 9113,
-    6.8) says that it did not process the request. None for an error with another cause.
+    """Return True if an HTTP/2 server ended a request with GOAWAY or RST_STREAM (RFC 9113, 6.8) and
+    says that it did not process the request; False if it does not say so. None for an error with
+    another cause.
 
-    Our own connections report this as `PeerLeft`. Under a caller's own transport, connections of
-    httpcore put an event of h2 into their error.
+    lbclient's own connections report this as `PeerLeft`. In a caller's own transport, the error of
+    httpcore's connections contains an event of h2.
     """
     if isinstance(cause, PeerLeft):
         return cause.unprocessed
@@ -148,7 +149,7 @@ _VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
 join several header lines with commas."""
 
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-"""A fraction is not in RFC 9110, but some services send one."""
+"""RFC 9110 does not allow a fraction, but some services send one."""
 
 
 def _date(text: str) -> datetime | None:

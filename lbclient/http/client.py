@@ -164,8 +164,8 @@ class Client(_BalancedClient, DirectClient):
         if self._deadline is None and "lbclient" not in given and CURRENT.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         shared = request_deadline(request, self._deadline, self._binding)
-        # Not a context manager: an exception from a signal handler may come as `__exit__` begins,
-        # and the deadline would stay with this thread.
+        # Not a context manager: a signal handler may raise just when `__exit__` begins, and then
+        # the deadline would stay in the context of this thread.
         try:
             CURRENT.set(shared)
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
@@ -220,12 +220,12 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
         finally:
             if CURRENT.get() is shared:
                 CURRENT.set(shared.outer)
-            shared.lift()  # where it was set, if it was resumed in another context
+            shared.lift()  # it stays in that context if this call was resumed in another one
 
 
 def _own(given: Mapping[str, object]) -> dict[str, Any]:
-    """Return the arguments of httpx's client. The others go to the transport, and `trust_env` to
-    both.
+    """Return the arguments of httpx's client. The others belong to the transport, and `trust_env`
+    to both.
     """
     own: dict[str, Any] = with_defaults(part(given, HttpxOptions), HttpxOptions)
     for name, value in _timeout(own["timeout"]).as_dict().items():

@@ -47,7 +47,7 @@ class DeadlineExceeded(errors.DeadlineExceeded, httpx.TimeoutException):
 
 
 def as_httpx(error: errors.LoadBalancingError) -> errors.LoadBalancingError:
-    """Return the same error, with its cause and notes, as one that is also an httpx exception."""
+    """Return an error that is also an httpx exception, with the same text, cause and notes."""
     if isinstance(error, httpx.TransportError):
         return error
     bound = _bound(error)

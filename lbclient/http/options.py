@@ -1,4 +1,4 @@
-"""The options of clients and transports: the part that takes each of them, and the checks."""
+"""The options of clients and transports, by the part that takes them, and their checks."""
 
 import os
 import ssl
@@ -49,8 +49,8 @@ SocketOption = (
 )
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
-"""Seconds. Many servers close an idle connection after 5 s, and no request should be sent at that
-moment.
+"""Seconds. Many servers close an idle connection after 5 s, and a request that is sent at that
+moment is lost.
 """
 DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
 """httpx's defaults, except for connecting: a lost SYN is repeated after one second on Linux."""
@@ -58,7 +58,7 @@ DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 _MAX_IDLE = 1_000
-"""The maximum of idle connections on systems that do not say how many descriptors a process may
+"""The maximum of idle connections on systems that do not report how many descriptors a process may
 have.
 """
 
@@ -72,8 +72,8 @@ _AS_IN_HTTPX = Option(f"as in `{NAME}.Client`.", ...)
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """The options for connections. Options that `httpx.HTTPTransport` also has mean the same as
-    there."""
+    """The options for connections. Options of `httpx.HTTPTransport` have the same meaning as in
+    httpx."""
 
     verify: Annotated[
         ssl.SSLContext | str | bool,
@@ -302,8 +302,8 @@ def _check_cert(cert: object) -> None:
 
 
 def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
-    """Create the TLS context. httpx's function alone is not enough: with a path as `verify`, httpx
-    ignores `cert`, httpx2 rejects it, and both deprecate the two arguments."""
+    """Create the TLS context. httpx's function alone is not enough. With a path as `verify`, httpx
+    ignores `cert` and httpx2 rejects it, and both libraries deprecate these two arguments."""
     verify, cert, trust_env = options["verify"], options["cert"], options["trust_env"]
     given = () if cert is None else (cert,) if isinstance(cert, str) else cert
     try:
@@ -318,7 +318,7 @@ def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
             file, *rest = given
             key, password = (*rest, None, None)[:2]
             context.load_cert_chain(file, key, password or _no_password)
-    except OSError as error:  # its message does not name the file
+    except OSError as error:  # the message of the error does not name the file
         shown = [verify, *given[:2]]
         if verify is True and trust_env:
             shown += [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
@@ -343,7 +343,7 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
 
 
 def deadline_header(name: object) -> str | None:
-    """Return the name of a header, or None. Raises ValueError if the name is not valid."""
+    """Check the name of a header, or None, and return it. Raises ValueError if it is not valid."""
     if name is None or validation.token(name):
         return cast("str | None", name)
     raise ValueError(
@@ -359,7 +359,8 @@ def part(options: Mapping[str, object], kind: type) -> Any:
 def checked(options: Mapping[str, object], kind: type) -> dict[str, Any]:
     """Check that the TypedDict `kind` declares all options, and return them.
 
-    Raises ValueError for arguments that would bypass the balancer, TypeError for unknown ones.
+    Raises ValueError for arguments that would bypass the balancer, and TypeError for unknown
+    arguments.
     """
     for name in _BYPASS:
         if options.get(name) is not None:

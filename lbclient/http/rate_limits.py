@@ -1,4 +1,4 @@
-"""Rate limits in the headers of responses: how long an instance rests that has no requests left.
+"""Rate limits in the headers of responses. An instance whose limit is used up backs off.
 
 Three families of headers are read, on any response:
 
@@ -24,8 +24,8 @@ from .shortcuts import Fields
 __all__ = ["UNRELATED", "seconds_to_reset"]
 
 UNRELATED: set[bytes] = set()
-"""Names of headers that say nothing about limits, as they have arrived so far: a response that has
-no others is recognized by one operation on sets, since this is done for every response."""
+"""Names of headers that say nothing about limits, as they have arrived so far. If a response has no
+other headers, one operation on sets shows this. Every response is checked, so this must be fast."""
 
 _log = logging.getLogger(__name__)
 _MOST, _LONGEST = 1_000, 64
@@ -36,7 +36,8 @@ _DRAFT, _EARLIER = b"ratelimit", (b"ratelimit-remaining", b"ratelimit-reset")
 _NONE_LEFT = re.compile(r"0+(\.0*)?")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
-"""More digits are a point in time, of which nobody says whether it is in milliseconds."""
+"""A number with more digits is a point in time, and it is unknown whether in seconds or
+milliseconds."""
 _PART = r"([0-9]{1,9}(?:\.[0-9]*)?)(d|h|ms|m|s|us|ns)"
 _DURATION = re.compile(rf"(?:{_PART})+")
 _PARTS = re.compile(_PART)
@@ -67,7 +68,7 @@ def seconds_to_reset(fields: Fields, sent_at: Callable[[], datetime]) -> float:
 
 
 def _separate(values: dict[bytes, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield what remains of each limit, and when it is reset, from two headers for each."""
+    """Yield the remaining number of each limit and its reset, from two headers for each limit."""
     for name, value in values.items():
         if b"remaining" in name:
             yield value, values.get(name.replace(b"remaining", b"reset", 1))

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 LOAD_FORMAT = "endpoint-load-metrics-format"
-"""The header that asks an instance to report its load (ORCA). vLLM and Triton report it only to
-requests that have this header."""
+"""The header that asks an instance to report its load (ORCA). vLLM and Triton report their load
+only to requests that have this header."""
 UNSTREAMED = "lbclient.unstreamed"
 """The extension by which a `Client` says that it reads the whole body at once."""
 
@@ -54,9 +54,9 @@ def call_options_of(
     key_of: Callable[[httpx.Request], object] | None,
     fair_by: Callable[[httpx.Request], object] | None,
 ) -> CallOptions:
-    """Build the options of a call from the request's method, headers and `extensions={"lbclient":
-    {...}}`. If the extension has no key or caller, they come from `key_of` and `fair_by`.
-    Exceptions of these two functions go to the caller.
+    """Build the options of a call from the request's method, headers and
+    `extensions={"lbclient": {...}}`. If the extension has no key or caller, the functions `key_of`
+    and `fair_by` return them. Exceptions of these two functions are raised to the caller.
 
     Raises ValueError or TypeError if the extension is invalid.
     """
@@ -85,8 +85,8 @@ def call_options_of(
 
 @lru_cache(maxsize=16)
 def _shared_options(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # the arguments of `CallOptions`
-    """Return the options of a request that sets no others. Nearly all requests of a client share
-    them.
+    """Return the options of a request that sets only these two. Nearly all requests of a client
+    share them.
     """
     return CallOptions(idempotent, patience=patience)
 
@@ -111,8 +111,8 @@ def _checked(options: object) -> Mapping[str, Any]:
 
 
 def request_deadline(request: httpx.Request, deadline: float | None, binding: Binding) -> Deadline:
-    """Return the deadline of one `send` of a client. It covers all its requests (redirects, rounds
-    of authentication), and the time of event hooks.
+    """Return the deadline of one `send` of a client. The deadline covers all requests of this
+    `send` (redirects, rounds of authentication), and the time of event hooks.
 
     `deadline` is used if the first request sets no deadline. Nothing is stored in the request or
     its extensions: an auth flow may send its own requests without extensions, and a caller may send
@@ -129,7 +129,7 @@ def request_deadline(request: httpx.Request, deadline: float | None, binding: Bi
 
 
 def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
-    """Add to the error that earlier requests have used some of the time."""
+    """Add a note to the error that earlier requests have used some of the time."""
     if deadline.requests > 1:
         error.add_note(
             f"it was request {deadline.requests} of this call: redirects and rounds of "
@@ -140,11 +140,11 @@ def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
 class Upstream(NamedTuple):
     """One instance, as a transport addresses it.
 
-    `tls_name` is the name that TLS verifies; None is the instance's host. If the request's Host is
-    the first of `hosts`, or that is None, the second is sent instead. `deadline_header` names the
-    header that tells the instance how many milliseconds are left. If `asks_load` is True, requests
-    ask it to report its load. `path` comes before the path of each request, and `headers` replace
-    those of the caller; their names are in lower case.
+    `tls_name` is the name that TLS verifies; None means the instance's host. If the request's Host
+    is the first of `hosts`, or if the first is None, the second is sent instead. `deadline_header`
+    names the header that tells the instance how many milliseconds are left. If `asks_load` is True,
+    requests ask the instance to report its load. `path` comes before the path of each request.
+    `headers` replace headers of the caller with the same names; their names are in lower case.
     """
 
     instance: Instance

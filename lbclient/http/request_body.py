@@ -1,8 +1,9 @@
-"""Request bodies: which ones can be sent again, for a retry, a redirect or a round of
+"""Request bodies, and whether they can be sent again, for a retry, a redirect or a round of
 authentication.
 
-Bytes can. A file is rewound to its position before it was first sent. A generator is sent only
-once. An exception that a body raises is the caller's own error, whatever its class.
+Bytes can be sent again. A file is rewound to the position that it had before it was first sent. A
+generator is sent only once. An exception that a body raises is the caller's own error, whatever its
+class.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _SOURCE = "_lbclient_source"
 
 
 class _Source:
-    """What is known of the body of a request, as long as its stream exists.
+    """The state of the body of a request, which lives as long as the stream of the body.
 
     httpx uses the same stream for the request that follows a redirect or an authentication
-    challenge, so this is stored as an attribute of the stream.
+    challenge, so this object is stored as an attribute of the stream.
     """
 
     __slots__ = ("async_file", "begun", "generator", "once", "rewind", "sent", "start")
@@ -44,8 +45,8 @@ class _Source:
         """True for a source that is used up after one reading."""
 
     def check(self, sent: int) -> None:
-        """Raise httpx.StreamConsumed if an iteration was shorter than an earlier one: an iterable
-        may read from something that is used up."""
+        """Raise httpx.StreamConsumed if an iteration was shorter than an earlier one. Then the
+        iterable reads from something that is used up."""
         if sent < self.sent:
             error = httpx.StreamConsumed()
             mark_callers_own(error)
@@ -76,7 +77,7 @@ def _source_of(stream: object) -> _Source:
 
 
 class _Replay:
-    """The state of a request's body: whether sending has begun, and how to begin again.
+    """The state of a request's body: whether sending has begun, and how it can begin again.
 
     Raises httpx.StreamConsumed if an earlier request has used up the body.
     """
@@ -94,7 +95,7 @@ class _Replay:
     def _begin(self) -> None:
         source = self._source
         if self._begun and source.rewind is None:
-            # An HTTP/2 connection may have ended before any of the request was sent.
+            # An HTTP/2 connection may have ended before any part of the request was sent.
             raise httpx.RemoteProtocolError(
                 "the connection was closed, and the body of the request cannot be sent again"
             )
@@ -143,9 +144,9 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
         return self._chunks
 
     async def leave(self) -> None:
-        """End the iteration early. If a generator that awaits while it ends (those of httpx2 do)
-        were left to the garbage collector, trio would warn. The caller's own generator is closed
-        too: it cannot be sent again, and may keep something open, such as a file."""
+        """End the iteration early. A generator that awaits while it ends (those of httpx2 do) must
+        not be left to the garbage collector, since trio would warn. The caller's own generator is
+        closed too: it cannot be sent again, and may keep something open, such as a file."""
         if self._chunks is not None:
             await self._chunks.aclose()
             if (generator := self._source.generator) is not None:
@@ -194,7 +195,8 @@ Replayable = Callable[[], bool] | None
 
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
-    """Return the request's body wrapped in a `Body`. Plain bytes need none: see `Transport`."""
+    """Return the request's body wrapped in a `Body`. Plain bytes need no `Body`: see
+    `Transport`."""
     if not isinstance(stream := request.stream, httpx.SyncByteStream):
         raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
     return (body := Body(stream)), body.replayable

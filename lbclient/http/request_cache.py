@@ -26,7 +26,8 @@ _MOST = 256
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
 _UNSET = (None, None, None, None, None, None, None, _DEFAULT, None)
 """The values that httpx's own `request` passes if a call sets nothing. Only `timeout` has
-`_DEFAULT` as its default, so no other values look the same, in whatever order the names come."""
+`_DEFAULT` as its default, so no other values are equal to these, in whatever order the names
+come."""
 _OWN = frozenset({b"host", b"content-length"})
 _State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
 """Base URL, headers, and the patterns made from them. It is one value, since threads share it."""
@@ -53,8 +54,7 @@ class UrlCache:
 
     def __init__(self) -> None:
         self._state: tuple[httpx.URL | None, dict[str, httpx.URL]] = (None, {})
-        """The base URL, and what is known for it. It is one value, since threads may set another
-        base URL."""
+        """The base URL, and its cache. It is one value, since threads may set another base URL."""
 
     def merged(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | None:
         """Return the absolute URL, which has the base URL's origin. Returns None if httpx must
@@ -69,12 +69,12 @@ class UrlCache:
         if merged is None and (whole := _whole(url, base)) is not None:
             try:
                 merged = known[url] = httpx.URL(whole)
-            except httpx.InvalidURL:  # httpx raises, and names the position in the URL as given
+            except httpx.InvalidURL:  # let httpx raise: it names the position in the given URL
                 return None
         return merged
 
     def learn(self, url: httpx.URL | str, base: httpx.URL, merged: httpx.URL) -> None:
-        """Remember the URL that httpx has built from `url`, if it has the base URL's origin."""
+        """Store the URL that httpx has built from `url`, if it has the base URL's origin."""
         of, known = self._state
         mine = (base.scheme, base.netloc) == (merged.scheme, merged.netloc)
         if of is base and mine and isinstance(url, str):

@@ -27,7 +27,7 @@ S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
 
 class _Held(Generic[S]):
-    """A body that ends its attempt exactly once: when it has been read, breaks, or is closed.
+    """A body that ends its attempt exactly once: when the body has been read, breaks, or is closed.
 
     If the caller drops the response without closing it, the inner stream is left to `transports`,
     which closes it later: a finalizer must not do I/O, nor take the locks of a pool.
@@ -64,7 +64,8 @@ class _Held(Generic[S]):
             )
 
     def _broke(self, error: Exception) -> None:
-        """End the attempt with an error of the body. Raises DeadlineExceeded if that is why."""
+        """End the attempt with an error of the body. Raises DeadlineExceeded if the deadline is the
+        cause."""
         attempt = self._attempt
         attempt.finish(error)
         failure = error
@@ -119,7 +120,7 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
             raise
 
     async def aclose(self) -> None:
-        """Free the slot of the instance first, since what follows can be cancelled."""
+        """Free the slot of the instance first, since the rest of this method can be cancelled."""
         self._attempt.finish()
         await self.stream.aclose()
         self.closed = True
@@ -144,7 +145,8 @@ class Begun(AsyncIterator[bytes], Iterator[bytes]):
 
 
 async def begun(stream: Any, expiry: Expiry | None, *, looped: bool) -> Begun:
-    """Read the body up to its first byte, or to its end if there is none. An error closes it."""
+    """Read the body up to its first byte, or to its end if it is empty. An error closes the
+    body."""
     chunks = aiter(stream) if looped else iter(stream)
     first = b""
     try:
@@ -167,8 +169,8 @@ async def read(
     *,
     looped: bool,
 ) -> None:
-    """Read the whole body now, and set it as the response's content. `answered` is called at its
-    first byte. `looped` is True in an event loop, False on a thread."""
+    """Read the whole body now, and set it as the response's content. `answered` is called at the
+    first byte of the body. `looped` is True in an event loop, and False on a thread."""
     stream: Any = response.stream
     try:
         if answered is None and isinstance(stream, ConnectionBody):
@@ -189,7 +191,7 @@ async def read(
 
 
 async def drain(response: httpx.Response, *, looped: bool) -> None:
-    """Discard a response: read a little of it, so that its connection can be kept, then close
+    """Discard a response: read a little of it, so that its connection can be reused, and then close
     it."""
     stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
@@ -209,7 +211,7 @@ async def close(response: httpx.Response, *, looped: bool) -> None:
 
 
 async def _close(stream: Any, *, looped: bool) -> None:
-    """Close a body, whatever is cancelled meanwhile."""
+    """Close a body, even if the task is cancelled meanwhile."""
     if isinstance(stream, ConnectionBody):
         await stream.leave()
     elif looped:
@@ -220,8 +222,8 @@ async def _close(stream: Any, *, looped: bool) -> None:
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
-    """Return None for a body that enforces the deadline itself. A generator of httpcore that is
-    left in the middle would be left to the garbage collector, about which trio warns."""
+    """Return None for a body that enforces the deadline itself. If a generator of httpcore is not
+    read to its end, the garbage collector closes it, and trio warns about this."""
     return None if isinstance(stream, ConnectionBody) else expiry
 
 

@@ -1,14 +1,14 @@
 """Shortcuts through httpx. This is the only file that uses httpx's private attributes.
 
-In a plain call, most of httpx's time goes into layers that have nothing to do: authentication,
+In a plain call, httpx spends most of its time in layers that have nothing to do: authentication,
 redirects, cookies, event hooks, and reading and decoding a body that has already arrived.
-`DirectClient` and `DirectAsyncClient` leave these layers out. `response_of`, `fill`, `headers_of`,
+`DirectClient` and `DirectAsyncClient` skip these layers. `response_of`, `fill`, `headers_of`,
 `copied` and `request_like` build objects from data that is already parsed.
 
-All of this depends on httpx's implementation, so it is verified at import: objects and calls are
-made with httpx and with the shortcuts, and compared. If they differ (another version of httpx, or a
-library that has patched it), `INTACT` is False, the public API of httpx is used instead, and this
-is logged.
+The shortcuts depend on httpx's implementation, so they are verified at import: objects and calls
+are made with httpx and with the shortcuts, and compared. If they differ (because of another version
+of httpx, or a library that has patched httpx), `INTACT` is False, the public API of httpx is used
+instead, and this is logged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _LAYERS = (
     "_send_single_request",
     "_transport_for_url",
 )
-"""The methods of httpx's clients that `DirectClient.send` leaves out."""
+"""The methods of httpx's clients that `DirectClient.send` skips."""
 
 _layers_of = attrgetter(*_LAYERS)
 _settings_of = attrgetter("base_url", "headers", "params", "timeout")
@@ -83,7 +83,8 @@ def _methods_of(kind: type[httpx.Client | httpx.AsyncClient]) -> tuple[Any, tupl
 
 _SYNC = *_methods_of(httpx.Client), httpx.SyncByteStream
 _ASYNC = *_methods_of(httpx.AsyncClient), httpx.AsyncByteStream
-"""What the shortcuts expect of each client: its methods, and the bodies that it sends."""
+"""The methods of each client that the shortcuts expect, and the type of the bodies that it
+sends."""
 _TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
 """True if the stream sets its response's `elapsed`; in httpx2 the response asks its stream."""
 _LENIENT = True
@@ -93,8 +94,8 @@ _LENIENT = True
 class Content(httpx.ByteStream):
     """A body that was read before its response was returned.
 
-    The transport that returns the response sets `elapsed`: httpx does that when it reads or closes
-    a body, and this one is neither read nor closed again.
+    The transport that returns the response sets `elapsed`. httpx sets it when it reads or closes a
+    body, but this body is neither read nor closed again.
     """
 
 
@@ -169,7 +170,7 @@ def settings_of(
         adds = bool(client.params or client.cookies)
         return client.base_url, _fields(client.headers.raw), client.timeout, adds
     jar = client.cookies.jar
-    # A jar of another class than the standard library's has no such dict.
+    # A cookie jar of another class than the standard library's has no such dict.
     adds = bool(client._params._dict or (getattr(jar, "_cookies", True) and client.cookies))
     return client._base_url, client._headers._list, client._timeout, adds
 
@@ -188,8 +189,8 @@ def response_of(
     body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
     extensions: dict[str, Any],
 ) -> httpx.Response:
-    """Build the response that a connection has received. It keeps `headers` and `extensions`, not
-    copies.
+    """Build the response that a connection has received. It keeps `headers` and `extensions`
+    themselves, not copies.
 
     If `body` is bytes, it is the complete body: the response is closed and its content is set. A
     body that must be decompressed is left for httpx to read.
@@ -276,7 +277,7 @@ class DirectClient(httpx.Client):
 
 
 class DirectAsyncClient(httpx.AsyncClient):
-    """The same for `httpx.AsyncClient`."""
+    """An `httpx.AsyncClient` that passes a plain request directly to its transport."""
 
     async def send(
         self,
@@ -320,7 +321,7 @@ def _asks_for_more(
     kind: type[httpx.Client | httpx.AsyncClient],
     expected: tuple[Any, tuple[Any, ...], type],
 ) -> bool:
-    """True if a call needs httpx's layers, or if they raise an error for it."""
+    """True if a call needs httpx's layers, or if these layers raise an error for it."""
     send, layers, body = expected
     if (
         not INTACT
@@ -354,8 +355,8 @@ def _received(
     response: httpx.Response,
     follow_redirects: object,
 ) -> httpx.Request | None:
-    """Do what httpx does with every response. Returns the request to send next, if it is a
-    redirect that is followed."""
+    """Process a response as httpx does. If it is a redirect that is followed, returns the request
+    to send next."""
     response._request = request
     response.default_encoding = client._default_encoding
     response.history = []
@@ -410,7 +411,7 @@ _CALLS = [("/", False), ("/there", False), ("/there", True), ("/nowhere", False)
 
 
 def _outcome(client: httpx.Client | httpx.AsyncClient, path: str, *, follow: bool) -> object:
-    """Return what a caller sees of a call, for comparison."""
+    """Return the parts of a call that a caller can see, for comparison."""
     request = httpx.Request("GET", f"http://stub{path}", extensions={"timeout": {}})
     try:
         if isinstance(client, httpx.Client):
@@ -444,7 +445,7 @@ def _replaced_methods() -> Iterator[str]:
 
 
 def _differing_objects() -> Iterator[str]:
-    """Yield the objects that differ from those that httpx builds."""
+    """Yield the names of objects that differ from the objects that httpx builds."""
     pairs, content = [(b"Host", b"a"), (b"X-One", b"1")], b"content"
     if vars(headers_of(pairs)) != vars(httpx.Headers(pairs)):
         yield "Headers"
@@ -509,4 +510,4 @@ INTACT = _verified()
 response_fields: Callable[[httpx.Response], Fields] = (
     attrgetter("headers._list") if INTACT else lambda response: _fields(response.headers.raw)
 )
-"""Returns a response's headers. No function of ours: each response passes here."""
+"""Returns a response's headers. It is a C function, since every response passes here."""

@@ -81,7 +81,7 @@ class _BalancedTransport:
             adapter.binding.check_health(health, checked(health, adapter, make, looped=looped))
         self._reports = reports(adapter, make, looped=looped)
 
-    async def _handle(  # noqa: C901, PLR0912  # each coroutine less saves time in every call
+    async def _handle(  # noqa: C901, PLR0912  # fewer coroutines save time in every call
         self, request: httpx.Request
     ) -> httpx.Response:
         """Send a request to an instance, and retry it as the policy says."""
@@ -119,7 +119,7 @@ class _BalancedTransport:
                 response = await self._race(call, send)
         except BaseException as error:
             with self._shield():
-                for answer in answers:  # interrupted before another attempt replaced the response
+                for answer in answers:  # left if an interruption came before an attempt replaced it
                     await close(answer, looped=self._looped)
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
@@ -181,14 +181,14 @@ class _BalancedTransport:
 
     @abstractmethod
     async def _sleep(self, pause: Pause) -> None:
-        """Wait as a call asks for."""
+        """Wait until the pause of a call is over."""
 
     @abstractmethod
     async def _race(self, call: Call[httpx.Response], send: Send) -> httpx.Response:
         """Carry out a call that may be hedged."""
 
     def _shield(self) -> contextlib.AbstractContextManager[object]:
-        """Keep a cancellation from what is in the block."""
+        """Return a context manager that protects its block from a cancellation."""
         return contextlib.nullcontext()
 
 
@@ -197,10 +197,11 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     """An httpx transport that balances requests:
     `httpx.Client(transport=lbclient.Transport(service))`.
 
-    It can also serve one of several origins: `mounts={"http://orders":
-    lbclient.Transport(service)}`. It does not change the request's Host. A path in the service's
-    URL is put before the request's path. It takes the arguments of `Balancer`, those of
-    `httpx.HTTPTransport` except `proxy` and `uds`, and some of its own.
+    A transport can also serve one of several origins:
+    `mounts={"http://orders": lbclient.Transport(service)}`. It does not change the request's Host.
+    A path in the service's URL is put before the request's path. A transport takes the arguments of
+    `Balancer`, those of `httpx.HTTPTransport` except `proxy` and `uds`, and some arguments of its
+    own.
 
     - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->
@@ -278,7 +279,7 @@ class AsyncTransport(_BalancedTransport, httpx.AsyncBaseTransport):
         self._transports = PerLoopTransports(
             adapter.binding.pool, partial(adapter.transports, AsyncTransportPool, make)
         )
-        if transport is None:  # probes are sent on threads, over connections of our own
+        if transport is None:  # probes are sent on threads, over lbclient's own connections
             self._begin_probes(transport_factory(None, options), looped=False)
         else:
             self._begin_probes(make, looped=True)

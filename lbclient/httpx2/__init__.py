@@ -1,12 +1,13 @@
-"""Clients and transports for httpx2. These clients and transports do the same as those of
-`lbclient` do for httpx.
+"""Clients and transports for httpx2. They work like the clients and transports of `lbclient` for
+httpx.
 
 with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
-The source is that of `lbclient/http`, loaded a second time: its files import each other relatively,
-and import the HTTP library from `._compat`, the only file that differs. The errors are those of
-lbclient; when these clients and transports raise one, it is also the matching exception of httpx2.
+The source is `lbclient/http`, loaded a second time. The files of that folder import each other
+relatively, and import the HTTP library from `._compat`, the only file that differs. The errors are
+those of lbclient. When these clients and transports raise an error, it is also the matching
+exception of httpx2.
 """
 
 from lbclient import http

@@ -46,8 +46,9 @@ def at_once(run: Callable[[], None]) -> None:
 class LookupDeadline:
     """Divides the time of one round, in seconds, among its questions.
 
-    A name without an answer must not use up the whole round. Later questions are still asked, each
-    with enough time for a quick answer, until these questions too have taken too long together.
+    A name without an answer must not use up the whole round. So later questions are still asked,
+    each with enough time for a quick answer, until the later questions together have taken too
+    long.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
@@ -55,7 +56,8 @@ class LookupDeadline:
         self._clock = clock
 
     def left(self) -> float:
-        """Seconds for the next question. Raises DiscoveryError when no more should be asked."""
+        """Seconds for the next question. Raises DiscoveryError if no more questions should be
+        asked."""
         left = self._until - self._clock()
         if left <= -_GRACE:
             raise DiscoveryError("the time for this round is over")
@@ -70,7 +72,7 @@ class Question(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """For each name its addresses, or why there are none.
+    """The addresses of each name, or the reason why there are none.
 
     `complete` is False if a question whose answer may add addresses is still under way: look the
     names up again in `SOON` seconds.
@@ -81,15 +83,15 @@ class Lookup(NamedTuple):
 
 
 class AddressCache:
-    """Looks up addresses, and remembers them for times when DNS does not answer.
+    """Looks up addresses, and stores them for times when DNS does not answer.
 
-    If DNS says that a name has no addresses, they are forgotten. If a question only fails, the
-    remembered addresses are used, so one lost packet does not remove an instance.
+    If DNS says that a name has no addresses, its stored addresses are dropped. If a question only
+    fails, the stored addresses are used, so one lost packet does not remove an instance.
 
-    Questions are asked in parallel: `start` runs each, on a thread if possible. Per family at most
-    16 are under way (64 while nothing is answered). So a family or a name without answers does not
-    delay others, even with many names. Everything else happens on the thread that calls `lookup`,
-    one call at a time. A late answer waits in a queue for the next lookup.
+    Questions are asked in parallel: `start` runs each question, on a thread if possible. For each
+    family at most 16 questions are under way (64 while nothing is answered). So a family or a name
+    without answers does not delay others, even with many names. All other code runs on the thread
+    that calls `lookup`, one call at a time. A late answer waits in a queue for the next lookup.
 
     `kinds` are the families to ask for. `clock` returns monotonic seconds.
     """
@@ -127,7 +129,8 @@ class AddressCache:
         return queue.SimpleQueue()
 
     def after_fork(self) -> None:
-        """Forget the questions under way: a forked child has none of the threads that ask them."""
+        """Forget the questions under way, since a forked child does not have the threads that ask
+        them."""
         self._under_way.clear()
         vars(self).pop("_wake", None)
 
@@ -136,13 +139,15 @@ class AddressCache:
     ) -> Lookup:
         """Return the addresses of each name, IPv4 and IPv6 alternating, and their TTL in seconds.
 
-        It waits until each question was answered or has failed, with two exceptions. Once a name
-        has a usable address, it waits at most 50 ms more for another family of that name which the
-        last answer lacked (the resolution delay of RFC 8305). And it waits for names without known
-        addresses only as long as it took to find the others, but at least 250 ms and at most 1 s.
+        This method waits until each question was answered or has failed, with two exceptions.
+        First, if a name has a usable address, and the last answer did not contain its other family,
+        it waits at most 50 ms more for that family (the resolution delay of RFC 8305). Second, it
+        waits for names without known addresses only as long as it took to find the addresses of the
+        other names, but at least 250 ms and at most 1 s.
 
         `seconds_left` returns the seconds that the next question may take. The error of a name is
-        NoRecords if DNS says that it has no address, and DiscoveryError if that is not known.
+        NoRecords if DNS says that the name has no address, and DiscoveryError if DNS does not
+        answer.
         """
         self._take_late_answers()
         questions = {name: self._questions(name, glue) for name in names}
@@ -161,7 +166,7 @@ class AddressCache:
         )
 
     def asked(self, name: str) -> int:
-        """When a name was last asked for: a number that grows; 0 for never."""
+        """Return a number that is larger if the name was asked for more recently; 0 for never."""
         return self._asked.get(name, 0)
 
     def keep(self, names: set[str]) -> None:
@@ -180,7 +185,7 @@ class AddressCache:
         told: dict[Question, _Told],
         seconds_left: Callable[[], float],
     ) -> None:
-        """Ask, and add to `told` the answers that come in time."""
+        """Ask the questions, and add to `told` the answers that come in time."""
         waiting = _Waiting(itertools.chain(*lanes.values()), self._known.keys() - self._failed)
         for question, got in told.items():
             waiting.take(question, usable=self._has_usable(got))
@@ -210,7 +215,7 @@ class AddressCache:
                     changed = self._clock()
 
     def _has_usable(self, got: _Told) -> bool:
-        """Whether the answer has an address that calls can use, if no other answer comes."""
+        """True if the answer has an address that calls can use if no other answer comes."""
         return not isinstance(got, Exception) and any(
             self._address_filter.refuses(one) is None and has_route(one) for one in got[0]
         )
@@ -224,19 +229,19 @@ class AddressCache:
             while lane and busy[kind] < limit:
                 question = lane.popleft()
                 if question in self._under_way:
-                    continue  # an earlier lookup has asked it, and did not wait for the answer
+                    continue  # an earlier lookup has asked this, and did not wait for the answer
                 try:
                     seconds = seconds_left()
                 except DiscoveryError as error:
                     self._answers.append((question, error))
                     continue
                 self._start(partial(self._ask, question, seconds))
-                self._under_way.add(question)  # only now: if `_start` raises, ask again
+                self._under_way.add(question)  # only now: it is asked again if `_start` raises
                 self._asked[question.name] = next(self._turns)
                 busy[kind] += 1
 
     def _ask(self, question: Question, seconds: float) -> None:
-        """Ask one question, on a thread of its own if there is one."""
+        """Ask one question, on a thread of its own if possible."""
         got: _Told = DiscoveryError("the question was interrupted")
         try:
             found = self._dns.ask(question.name, question.kind, seconds)
@@ -249,7 +254,7 @@ class AddressCache:
                 self._wake.put(None)
 
     def _next(self, seconds: float) -> tuple[Question, _Told] | None:
-        """Return the next answer; None if none comes within this many seconds."""
+        """Return the next answer; None if no answer comes within this many seconds."""
         self._asleep = True
         with contextlib.suppress(queue.Empty):
             while not self._answers:  # a wake-up may be left from an earlier wait
@@ -262,7 +267,7 @@ class AddressCache:
             self._note(*self._answers.popleft())
 
     def _note(self, question: Question, got: _Told) -> None:
-        """Remember the answer to a question."""
+        """Store the answer to a question."""
         self._under_way.discard(question)
         failed = isinstance(got, Exception) and not isinstance(got, NoRecords)
         (self._failed.add if failed else self._failed.discard)(question)
@@ -273,7 +278,7 @@ class AddressCache:
             self._known[question] = got
 
     def _may_come(self, question: Question, told: Mapping[Question, _Told]) -> bool:
-        """Whether a later answer to this question may soon add to what is known."""
+        """True if a later answer to this question may soon add addresses."""
         known = question in told or question in self._known or question in self._failed
         return not known and question.kind not in self._silent
 
@@ -300,7 +305,7 @@ class AddressCache:
 
 
 class _Waiting:
-    """The questions of a lookup without an answer so far, and which are worth waiting for."""
+    """The questions of a lookup that have no answer yet, and which of them to wait for."""
 
     def __init__(self, questions: Iterable[Question], expected: set[Question]) -> None:
         self.questions = set(questions)
@@ -311,16 +316,16 @@ class _Waiting:
 
     @property
     def enough(self) -> bool:
-        """Whether the answers so far can be used without the rest.
+        """True if the answers so far can be used without the missing answers.
 
-        Names and families that the last lookup found are waited for: without this, their old
-        addresses would stay in use until the next lookup. The wait is harmless, since no call waits
-        for a refresh.
+        A lookup waits for the names and families that the last lookup found. Otherwise their old
+        addresses would stay in use until the next lookup. This wait is harmless, since no call
+        waits for a refresh.
         """
         return self._found and not self._expected
 
     def take(self, question: Question, *, usable: bool) -> bool:
-        """Record an answer. True if its name now has an address, or if none can follow."""
+        """Record an answer. True if its name now has an address, or if no address can follow."""
         self._found = self._found or usable
         self._expected.discard(question)
         waited = question in self.questions
@@ -337,8 +342,8 @@ class _Waiting:
 class AddressResolver:
     """Makes an instance of every address of a name, on one port.
 
-    For a Kubernetes headless service, for example. `kinds` are the families to ask for; `clock` and
-    `start` are those of `AddressCache`. Raises ValueError for an invalid name.
+    Use it for a Kubernetes headless service, for example. `kinds` are the families to ask for;
+    `clock` and `start` are those of `AddressCache`. Raises ValueError for an invalid name.
     """
 
     def __init__(
@@ -368,7 +373,7 @@ class AddressResolver:
         return f"<AddressResolver {self._name}:{self._port}>"
 
     def resolve(self) -> Answer:
-        """Look up the addresses. Each is an instance."""
+        """Look up the addresses. Each address is an instance."""
         name = self._name + "."
         lookup = self._addresses.lookup([name], lambda: _ROUND / len(KINDS))
         self.complete = lookup.complete

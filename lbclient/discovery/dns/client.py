@@ -1,7 +1,7 @@
-"""Asks DNS with dnspython, and turns its errors into ours.
+"""Asks DNS with dnspython, and replaces dnspython's errors by lbclient's.
 
-dnspython is imported by `load`, not when this module is imported: with its extras it imports HTTP/2
-and trio, which takes longer than everything else that a client needs.
+`load` imports dnspython, so that the import of this module takes little time. With its extras,
+dnspython imports HTTP/2 and trio, which takes longer than all other imports of a client.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ class Glue:
     def kinds(self, name: str) -> Sequence[str]:
         """The kinds of address to use for a name.
 
-        A server silently leaves out what does not fit. So if a name came with one kind only, it is
-        assumed to lack the other kind only if no name came with that.
+        A server silently leaves out addresses that do not fit. So if the answer has only one kind
+        of address for a name, the name is assumed to lack the other kind only if the answer has
+        that kind for no other name either.
         """
         if any((name, kind) in self._found for kind in KINDS):
             return [kind for kind in KINDS if kind in self._kinds]
@@ -132,9 +133,9 @@ class Dns:
     def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
         """Make a resolver for one question, so that changes of resolv.conf apply.
 
-        It is not shared between threads. Each nameserver gets a part of the lifetime, and the one
-        that answered last comes first. Otherwise each question would first wait for a nameserver
-        that is down.
+        The resolver is not shared between threads. Each nameserver gets a part of the lifetime, and
+        the nameserver that gave the last answer is asked first. Otherwise each question would first
+        wait for a nameserver that is down.
         """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         given = resolver.nameservers if self._nameservers is None else self._nameservers
@@ -144,7 +145,7 @@ class Dns:
 
 
 def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
-    """Make a `Dns` for `nameservers=` (see `nameservers_of`). None: those of the system."""
+    """Make a `Dns` for `nameservers=` (see `nameservers_of`). None: the system's nameservers."""
     if nameservers is None:
         return Dns(None)
     from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # imports dnspython
@@ -172,8 +173,8 @@ def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -
 
 
 def _server(server: str, *, over_tcp: bool) -> str:
-    """The name of a nameserver: dnspython's `Do53:127.0.0.1@53` as address and port, others as
-    given.
+    """The name of a nameserver: `Do53:127.0.0.1@53` (from dnspython) as address and port, any other
+    name unchanged.
     """
     if not server.startswith("Do53:"):
         return server

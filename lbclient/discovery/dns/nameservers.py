@@ -37,7 +37,8 @@ _NAMESERVERS = (
 
 
 class Tls(dns.nameserver.DoTNameserver):
-    """DNS over TLS. dnspython verifies a name only if it is given one, so it always is."""
+    """DNS over TLS. dnspython verifies the certificate's name only if it gets a name, so it always
+    gets one."""
 
     def __init__(self, address: str, port: int, name: str | None) -> None:
         super().__init__(address, port, name or address.partition("%")[0])
@@ -47,7 +48,7 @@ class Tls(dns.nameserver.DoTNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """A text that distinguishes it from other nameservers at the same address."""
+        """A text that distinguishes this nameserver from others at the same address."""
         return self._shown
 
 
@@ -69,8 +70,8 @@ class Https(dns.nameserver.DoHNameserver):
         return self._shown
 
     def answer_nameserver(self) -> str:
-        """A text that distinguishes it from other nameservers with the same URL. Only compared,
-        never shown.
+        """A text that distinguishes this nameserver from others with the same URL. It is only
+        compared, never shown.
         """
         return f"{self.url}#{self.bootstrap_address}"
 
@@ -108,7 +109,7 @@ class Https(dns.nameserver.DoHNameserver):
         return lambda: until - clock()
 
     def _failure(self, root: BaseException, text: str, left: float) -> Exception:
-        """Make an error that says what went wrong, without frames and secrets."""
+        """Make an error that says what failed, without frames and secrets."""
         if told := re.match(r" responded with status code (\d+)", text.removeprefix(self.url)):
             return OSError(f"HTTP status {told[1]}")
         if left <= 0 or isinstance(root, TimeoutError | dns.exception.Timeout):
@@ -123,7 +124,7 @@ class Https(dns.nameserver.DoHNameserver):
 
 
 def _root(error: BaseException, outer: BaseException | None) -> BaseException:
-    """The first error in the chain raised after `outer`, which our caller may be handling."""
+    """The first error in the chain after `outer`, an error that the caller may be handling."""
     while (before := error.__cause__ or error.__context__) not in (None, outer):
         error = before
     return error
@@ -134,7 +135,7 @@ def _context_type() -> type[Any]:
     """Make the classes at the first question, not at import: gevent replaces their base classes."""
 
     class Socket(ssl.SSLSocket):
-        """Limits a whole question: an HTTP client limits only each read, and no size."""
+        """Limits a whole question, since an HTTP client limits only each read, and no size."""
 
         _room = _LARGEST
 
@@ -146,7 +147,7 @@ def _context_type() -> type[Any]:
             super().settimeout(left if value is None else min(value, left))
 
         def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-            """Receive. Raises OSError if there is more than any DNS message has."""
+            """Receive data. Raises OSError if there is more data than a DNS message can have."""
             data = super().recv(buflen, flags)
             self._room -= len(data)
             if self._room < 0:
@@ -165,13 +166,13 @@ def _context_type() -> type[Any]:
 def nameservers_of(
     given: Iterable[str], clock: Callable[[], float] | None = None
 ) -> list[dns.nameserver.Nameserver]:
-    """Parse what `nameservers=` names.
+    """Parse the argument `nameservers=`.
 
     - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, or TCP for answers that do not
       fit.
     - `"tcp://127.0.0.1:5353"`: only TCP.
     - `"tls://10.0.0.2:853#dns.example"`: DNS over TLS (RFC 7858). The certificate must be valid for
-      the name after `#`, or without one for the address.
+      the name after `#`, or, without a name, for the address.
     - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). After `#` comes the
       server's address; without it, the system's nameservers are asked for it.
 
@@ -249,7 +250,7 @@ def _address_and_port(text: str, otherwise: int) -> tuple[str, int]:
 
 
 def _shown(text: str) -> str:
-    """The text without what may be secret: userinfo, and the path and query of a URL."""
+    """The text without parts that may be secret: userinfo, and the path and query of a URL."""
     scheme, is_url, rest = text.rpartition("://")
     place, hash_, name = rest.rpartition("@")[2].partition("#")
     host = re.split("[/?]", place, maxsplit=1)[0] if is_url else place
@@ -257,7 +258,8 @@ def _shown(text: str) -> str:
 
 
 class _Tcp(dns.nameserver.Do53Nameserver):
-    """Always asked over TCP: some servers silently leave out what does not fit UDP."""
+    """A nameserver that is always asked over TCP, since some servers silently leave out records
+    over UDP."""
 
     def __str__(self) -> str:
         return f"tcp://{bracketed(self.address)}:{self.port}"
@@ -267,5 +269,5 @@ class _Tcp(dns.nameserver.Do53Nameserver):
         return True
 
     def answer_nameserver(self) -> str:
-        """A text that distinguishes it from the same server over UDP."""
+        """A text that distinguishes this nameserver from the same server over UDP."""
         return str(self)

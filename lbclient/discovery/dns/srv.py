@@ -33,7 +33,7 @@ class _Srv(Protocol):
 class SrvResolver:
     """Finds instances in the SRV records of `name`, with the checked addresses of their targets.
 
-    A record that cannot be used is left out, and the answer says why; the others are used.
+    A record that cannot be used is left out, and the answer says why; all other records are used.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SrvResolver:
                 f"{self.name} declares that the service is not offered (target '.')"
             )
         hosts, refused = self._hosts(self._longest_unasked_first(records))
-        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each of them once
+        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each name once
         lookup = self._addresses.lookup(names, deadline.left, found.glue)
         self.complete = lookup.complete
         ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
@@ -108,7 +108,8 @@ class SrvResolver:
         return host
 
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
-        """Sort the names so that each is asked in some round, even if no round has time for all."""
+        """Sort the names so that some round asks for each of them, even if no round has time for
+        all."""
         return sorted(records, key=lambda record: self._addresses.asked(_target(record)))
 
 
@@ -150,5 +151,6 @@ def _place(one: Instance) -> tuple[int, str, int]:
 
 
 def _shown(record: _Srv) -> str:
-    """A record as a zone file writes it. dnspython has escaped what is not printable."""
+    """A record as a zone file writes it. dnspython has escaped characters that are not
+    printable."""
     return f"{record.priority} {record.weight} {record.port} {record.target.to_text()}"

@@ -1,10 +1,11 @@
 """Changes to a DNS zone: dynamic updates (RFC 2136), signed with TSIG (RFC 8945), with dnspython.
 
-Everything goes over TCP. Over UDP a lost message is sent again, but an update that depends on the
-records before it must not be sent twice. The records of a service with many instances do not fit a
-datagram. And a server that accepts updates speaks TCP in any case (RFC 7766).
+All messages use TCP, for three reasons. Over UDP a lost message is sent again, but an update that
+depends on the records before it must not be sent twice. The records of a service with many
+instances do not fit a datagram. And a server that accepts updates supports TCP in any case (RFC
+7766).
 
-A TSIG key is given in the form of `nsupdate -y`, or as a file that `tsig-keygen` wrote.
+A TSIG key has the form of `nsupdate -y`, or is a file that `tsig-keygen` wrote.
 """
 
 from __future__ import annotations
@@ -77,9 +78,10 @@ _NOT_DONE = (dns.tsig.PeerError, ConnectionRefusedError)
 
 
 class Tsig(dns.tsig.Key):
-    """A secret shared with the server. Unlike dnspython's class, its repr does not show it.
+    """A secret that is shared with the server. Unlike dnspython's class, its repr does not show the
+    secret.
 
-    Raises ValueError. Its text repeats nothing that was passed: any part may be the secret.
+    Raises ValueError. The text repeats no part of the arguments, since any part may be the secret.
     """
 
     def __init__(self, name: str, secret: str, algorithm: str = "hmac-sha256") -> None:
@@ -100,7 +102,7 @@ class Tsig(dns.tsig.Key):
 def key_of(given: str | os.PathLike[str] | None) -> Tsig | None:
     """Parse `"hmac-sha512:name:secret"`, `"name:secret"` (HMAC-SHA256), or read the file at a path.
 
-    Raises ValueError or TypeError, naming `key`. Their texts never contain a part of a secret.
+    Raises ValueError or TypeError, naming `key`. The text never contains a part of a secret.
     """
     if given is None:
         return None
@@ -136,7 +138,7 @@ def _from_file(path: Path) -> Tsig:
 
 
 class UpdateError(LoadBalancingError):
-    """The server did not do what it was asked to do; the text says why.
+    """The server did not carry out a request; the text says why.
 
     `undecided` is True if the update may have been made anyway, because the answer was lost.
     """
@@ -164,10 +166,11 @@ class Rrset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordChange:
-    """The changes of one update: all are made, in this order, or none (RFC 2136, 3.7).
+    """The changes of one update. Either all of them are made, in this order, or none (RFC 2136,
+    3.7).
 
-    The changes are made only if the sets `provided` are still unchanged (2.4.2). `clear` names sets
-    to delete as a whole, by name and kind; `delete` and `add` are single records.
+    The changes are made only if the sets `provided` are still unchanged (2.4.2). `clear` has the
+    names and kinds of sets to delete as a whole; `delete` and `add` have single records.
     """
 
     provided: Sequence[Rrset] = ()
@@ -195,7 +198,8 @@ class Primary:
         self._key = key
 
     def zone_of(self, name: str, seconds: float) -> str:
-        """Return the zone of `name`: an authoritative answer has its SOA record (RFC 2308, 3)."""
+        """Return the zone of `name`, from the SOA record of an authoritative answer (RFC 2308,
+        3)."""
         about = f"server {self._server}, asked for the zone of {name}"
         response = self._ask(name, "SOA", seconds, about)
         for rrset in (*response.answer, *response.authority):
@@ -219,7 +223,7 @@ class Primary:
     def change(self, zone: str, ttl: int, change: RecordChange, seconds: float) -> bool:
         """Make the change. New records get this TTL in seconds.
 
-        False if nothing was done because one of the sets `provided` has changed.
+        Returns False if no change was made, because one of the sets `provided` has changed.
         """
         about = f"server {self._server}, zone {zone}"
         rcode = self._exchange(_message(zone, ttl, change), seconds, about, update=True).rcode()
@@ -276,7 +280,7 @@ def _expect(rcode: dns.rcode.Rcode, about: str, *wanted: dns.rcode.Rcode) -> Non
 
 
 def _reason(error: Exception) -> str:
-    """A text that is the same for the same failure, since a log shows only what is new."""
+    """A text that is the same for the same failure, since the log shows only new texts."""
     if "requires a TSIG" in str(error):
         return _UNSIGNED
     words = next((text for kind, text in _ERRORS.items() if isinstance(error, kind)), None)

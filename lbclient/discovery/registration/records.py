@@ -1,8 +1,8 @@
 """The names and records of one instance (RFC 2782): adding them to a zone, and removing them.
 
-It is always safe to add a record, and to delete exactly one's own. Addresses of a target may be
-shared with other instances. They are deleted only while the records that led to this are unchanged
-(RFC 2136, 2.4.2); otherwise the records are read again.
+It is always safe for an instance to add its record, and to delete exactly this record. Other
+instances may share the addresses of a target. So these addresses are deleted only if the records on
+which this decision depends are unchanged (RFC 2136, 2.4.2); otherwise the records are read again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Left = Callable[[], float]
 class Entry:
     """The SRV record of one instance, and the addresses of its target.
 
-    `sole` is True if the target is a name for this instance alone, which stays when its address
-    changes.
+    `sole` is True if the target is a name for this instance alone. Such a name stays the same when
+    the address changes.
     """
 
     owner: str
@@ -73,7 +73,8 @@ class Entry:
         return any(text.split()[3] == self.target for text in others.texts)
 
     def is_taken(self, *held: Rrset) -> bool:
-        """True if the target is for one instance only, and its addresses belong to another one."""
+        """True if the target is for one instance only, and its addresses belong to another
+        instance."""
         found = {_address(text) for rrset in held for text in rrset.texts}
         own = {_address(record.text) for record in self.addresses}
         return self.sole and bool(found) and not found & own
@@ -130,7 +131,8 @@ def _service(service: object) -> tuple[str, str]:
 def _target(instance: Instance, owner: str, domain: str, identity: object) -> str:
     """Return the target's name.
 
-    A generated name ends in the labels of the service, so no other service and no host has it.
+    A generated name ends in the labels of the service, so no other service and no host has the same
+    name.
     """
     if not validation.is_address(instance.host):
         return _full_name(instance.host, identity)
@@ -207,7 +209,7 @@ class Registrar:
         self._clock = clock
 
     def put(self, seconds: float) -> None:
-        """Add the records, and delete what an earlier run left. Raises UpdateError."""
+        """Add the records, and delete those of an earlier run. Raises UpdateError."""
         left = self._left(seconds)
         owner = self.entry.owner
         if self._zone is None:
@@ -235,7 +237,7 @@ class Registrar:
             return RecordChange(delete=[self.entry.record])
         held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
         if self.entry.is_taken(*held):
-            return None  # a later run has added it, so the record is not ours
+            return None  # a later run has added the record
         return RecordChange(provided=held, delete=[self.entry.record])
 
     def _without_addresses(self, left: Left) -> RecordChange | None:

@@ -66,7 +66,7 @@ class Renewal(PeriodicJob):
             _logger.info("%s is registered again", self._shown)
 
     def _try(self) -> str:
-        """Renew. Returns why it failed; empty if it did not."""
+        """Renew. Returns the reason of a failure; empty after a success."""
         try:
             self._renew()
         except Exception as error:  # noqa: BLE001  # the next round is due in any case
@@ -84,7 +84,7 @@ class Renewal(PeriodicJob):
 class RegisteredRecord:
     """Adds and removes the entry, one change at a time, each within `timeout` seconds.
 
-    After `leave` nothing adds it again, not even a renewal that had begun before.
+    After `leave` the entry is not added again, even if a renewal had begun before.
     """
 
     def __init__(self, registrar: Registrar, shown: str, timeout: float) -> None:
@@ -148,18 +148,18 @@ class Registration:
         with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
             serve()
 
-    It adds an SRV record (RFC 2782), and address records if needed, with a dynamic update (RFC
-    2136) that is signed with TSIG (RFC 8945). It adds them again about every `ttl` seconds in the
-    background. At the end of the block, and on SIGTERM, it removes what it has added and nothing
-    else. Records that a killed process has left are replaced when it starts again. `async with`
-    does the same without blocking the event loop, on asyncio and trio. A registration may be
-    entered again after it was left.
+    A registration adds an SRV record (RFC 2782), and address records if needed, with a dynamic
+    update (RFC 2136) that is signed with TSIG (RFC 8945). It adds these records again about every
+    `ttl` seconds in the background. At the end of the block, and on SIGTERM, it removes exactly the
+    records that it has added. Records that a killed process has left are replaced when the process
+    starts again. `async with` does the same without blocking the event loop, on asyncio and trio. A
+    registration may be entered again after it was left.
 
     - `service`: as a client names it, `"http+srv://orders.example.com"`, or the name of the SRV
       records, `"_orders._tcp.example.com"`.
-    - `instance`: if its `host` is a name, that is the target of the record, and its `addresses`, if
-      any, become address records of that name. If its `host` is an address, a name is generated
-      within the domain of the service.
+    - `instance`: if its `host` is a name, this name is the target of the record, and its
+      `addresses`, if any, become address records of the name. If its `host` is an address, a name
+      is generated within the domain of the service.
     - `server`: the address of the zone's primary server, with or without a port.
     - `key`: `"[algorithm:]name:secret"` as for `nsupdate -y`, or the path of a key file from
       `tsig-keygen`. None: updates are not signed.
@@ -167,17 +167,17 @@ class Registration:
     - `ttl`: the TTL of the records, in whole seconds.
     - `identity`: a word that belongs to this instance alone and stays the same over restarts, even
       if address and port change, such as the name of a StatefulSet's pod. The name of the target is
-      made from it; everything that was registered under that name for this service is replaced.
-      Without it, records with the same target and port are replaced.
+      made from this word. All records that were registered under that name for this service are
+      replaced. Without `identity`, records with the same target and port are replaced.
     - `timeout`: seconds for one change in DNS with all its questions.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
-    Entering raises RegistrationError if DNS did not accept the record, and RuntimeError if it is
-    entered already. If leaving fails in DNS, a warning is logged and nothing is raised. SIGTERM is
-    handled if the block is entered on the main thread: the record is removed, and then the previous
-    handler runs. If SIGTERM is ignored, it stays ignored. A forked child does not inherit the
-    registration. Raises ValueError or TypeError, naming the argument, for a value that cannot be
-    used.
+    Entering the block raises RegistrationError if DNS did not accept the record, and RuntimeError
+    if the registration is already entered. If the record cannot be removed at the end, a warning is
+    logged and no exception is raised. SIGTERM is handled if the block is entered on the main
+    thread: the record is removed, and then the previous handler runs. If the process ignores
+    SIGTERM, it continues to do so. A forked child does not inherit the registration. Raises
+    ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class Registration:
             stay.sigterm_hook.remove()
 
     def after_fork(self) -> None:
-        """Forget the registration in a forked child: it belongs to the parent."""
+        """Forget the registration in a forked child, since it belongs to the parent."""
         self._rng.seed()
         if (stay := self._end()) is not None:
             stay.sigterm_hook.remove()
@@ -296,7 +296,7 @@ class Registration:
 
 
 async def _in_thread(change: Callable[[], None]) -> None:
-    """Run on a thread at once, even if all threads of the default limiter are busy."""
+    """Run `change` on a thread at once, even if all threads of the default limiter are busy."""
     await anyio.to_thread.run_sync(change, limiter=anyio.CapacityLimiter(1))
 
 

@@ -1,9 +1,10 @@
 """Handles SIGTERM: removes the record from DNS, then lets the previous handler run.
 
-Python runs a signal handler on the main thread, between any two steps of what that thread does. So
+Python runs a signal handler on the main thread, between any two steps of the main thread's code. So
 this handler takes no lock and logs nothing: another thread removes the record, and the handler
-waits for it. If the main thread is itself in the middle of a change, the other thread would wait
-for the main thread. In this case the signal is noted, and handled at the end of the change.
+waits for that thread. If the main thread is itself in the middle of a change, the other thread
+would wait for the main thread. In this case the handler stores the signal, and the signal is
+handled at the end of the change.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class SigtermHook:
             self._thread = threading.get_ident()
 
     def remove(self) -> None:
-        """Restore the previous handler. If another was installed since, only pass signals on."""
+        """Restore the previous handler. If another handler was installed since, only pass signals
+        on."""
         self._removed = True
         handler = signal.getsignal(signal.SIGTERM)
         after = _living(handler)  # always called, since it removes this one from the chain
@@ -57,7 +59,7 @@ class SigtermHook:
 
     @contextlib.contextmanager
     def deferring(self) -> Generator[None]:
-        """Handle a signal that comes during the block at its end."""
+        """If a signal comes during the block, handle it at the end of the block."""
         if threading.get_ident() != self._thread:
             yield
             return
@@ -102,7 +104,8 @@ class SigtermHook:
             signal.raise_signal(signum)
 
     def living(self) -> _Handler:
-        """Return this handler, or the next one that still does something. Drops the others."""
+        """Return the first handler of the chain that still has work to do. Drops the handlers
+        before it."""
         self._previous = _living(self._previous)
         alive = not self._removed and self._leave() is not None
         return self if alive else self._previous

@@ -1,9 +1,9 @@
 """The addresses to connect to, and the sockets.
 
 A socket connects only to addresses of an instance that discovery has checked. If an instance has no
-addresses, the operating system resolves its name. If it has several, they are tried in parallel
-(RFC 8305): the next attempt starts when the one before has failed, or has not connected within a
-quarter of a second.
+addresses, the operating system resolves its name. If an instance has several addresses, they are
+tried in parallel (RFC 8305): the next attempt starts when the attempt before has failed, or has not
+connected within a quarter of a second.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Address(NamedTuple):
 
 
 class Dial:
-    """How to connect to one instance: its addresses, its TLS name and the socket options."""
+    """The data to connect to one instance: its addresses, its TLS name and the socket options."""
 
     __slots__ = ("hosts", "options", "port", "tls_name")
 
@@ -137,7 +137,7 @@ async def race(
         error = first_of(errors)
         raise error from error.__cause__
     finally:
-        for sock in won:  # two may have connected at the same time
+        for sock in won:  # two sockets may have connected at the same time
             sock.close()
 
 
@@ -165,8 +165,8 @@ def _known(dial: Dial) -> Sequence[Address]:
 
 
 def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
-    """Sort the addresses so that the families alternate, starting with that of the first address
-    (RFC 8305, section 4)."""
+    """Sort the addresses so that the families alternate, starting with the family of the first
+    address (RFC 8305, section 4)."""
     unique = list(dict.fromkeys(Address(family, to) for family, _, _, _, to in found))
     first = [address for address in unique if address.family == unique[0].family]
     others = [address for address in unique if address.family != unique[0].family]
@@ -175,7 +175,7 @@ def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
 
 
 def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
-    """Ask the operating system. This has no timeout, and may take half a minute."""
+    """Ask the operating system. Its lookup has no timeout, and may take half a minute."""
     found: list[Sequence[tuple[Any, ...]] | Exception] = []
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""What all connections have in common, on threads, asyncio and trio."""
+"""The common base of all connections, on threads, asyncio and trio."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 SLICE = 64 * 1024
 """The number of bytes that are read without waiting before other tasks get a turn."""
 WRITE = 2 * 1024
-"""Each write counts as this many extra bytes, since even a short one takes time."""
+"""Each write counts as this many extra bytes, since even a short write takes time."""
 
 CLOSED = "the connection was closed here"
 
@@ -50,13 +50,13 @@ class PeerLeft(Exception):
 
 
 class InstanceLiveness:
-    """Whether the network path to one instance still works, as all of its connections show.
+    """Records whether the network path to one instance still works, from all of its connections.
 
-    A reused connection that ends without any bytes was dead while it was idle: the process has been
-    replaced, or a middlebox has forgotten the connection. Connections opened before that may be
-    dead too, so a retry must not use the next of them (urllib3 and Go's net/http open a new one as
-    well). A timeout shows this only if all connections were silent during that time. Otherwise the
-    request is just slow.
+    A reused connection that ends without any bytes was already dead while it was idle: the process
+    has been replaced, or a middlebox has dropped the connection. Connections opened before that may
+    be dead too, so a retry must not use any of them (urllib3 and Go's net/http open a new
+    connection as well). A timeout has the same meaning only if all connections were silent during
+    that time. Otherwise the request is just slow.
     """
 
     __slots__ = ("generation", "responses")
@@ -71,7 +71,7 @@ class InstanceLiveness:
 class Connection(ABC):
     """The bytes of one connection to an instance.
 
-    It raises errors of httpx: ReadError, WriteError and the timeouts. The coroutines of a
+    A connection raises errors of httpx: ReadError, WriteError and the timeouts. The coroutines of a
     connection for threads block, and never suspend. Closing is synchronous in every driver, so a
     cancellation cannot interrupt it.
     """
@@ -100,26 +100,26 @@ class Connection(ABC):
         self._arrived = b""
         """Bytes that have been received, and not read yet."""
         self._poll: select.poll | None = None
-        """Tells whether there is something to receive."""
+        """Shows whether there is something to receive."""
         self.ended: bool = False
         """True if nothing more will arrive."""
         self.closed: bool = False
-        """True once this side has closed it."""
+        """True once this side has closed the connection."""
         self.tls: Tls | None = None
         self.protocols: Sequence[str] = ()
         """The protocols that TLS offers to the instance (ALPN)."""
         self.peer: str | None = None
         """The IP address of the other end."""
         self.single_use: bool = False
-        """True if it was opened with a TLS name other than the instance's."""
+        """True if the connection was opened with a TLS name other than the instance's."""
         self.served: int = 0
         """The number of responses received."""
         self.generation: int = 0
         self.idle_since: float = 0.0
         self.uses: int = 0
-        """How often it was leased."""
+        """The number of times that the connection was leased."""
         self.http2: Http2 | None = None
-        """Its HTTP/2 state; None for HTTP/1.1."""
+        """The state of HTTP/2; None for HTTP/1.1."""
         self.info: ConnectionInfo = ConnectionInfo(self)
 
     @property
@@ -129,7 +129,7 @@ class Connection(ABC):
 
     @property
     def fresh(self) -> bool:
-        """False if something has arrived while it was idle, which belongs to no request."""
+        """False if bytes have arrived while the connection was idle. They belong to no request."""
         return not self.readable() if self.http2 is None else self.http2.usable
 
     @property
@@ -175,9 +175,9 @@ class Connection(ABC):
 
     @abstractmethod
     async def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
-        """Send all of the data. Returns False if something has arrived before all was sent, which
-        happens on threads only: then call `read`, and continue with `write(b"")`. Raises
-        WriteTimeout or WriteError."""
+        """Send all of the data. On threads, returns False if something has arrived before all was
+        sent. Then call `read`, and continue with `write(b"")`. Raises WriteTimeout or
+        WriteError."""
 
     @abstractmethod
     async def write_all(self, data: bytes, timeout: float | None) -> None:
@@ -189,10 +189,11 @@ class Connection(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close it at once. Closing again does nothing."""
+        """Close the connection at once. A second call does nothing."""
 
     def shut(self) -> None:
-        """Wake a thread that waits for it. Any thread may call this. The descriptor stays open."""
+        """Wake a thread that waits for this connection. Any thread may call this. The descriptor
+        stays open."""
         self.close()
 
     @abstractmethod
@@ -205,7 +206,7 @@ class Connection(ABC):
         return self._sock
 
     def _take(self, data: bytes) -> None:
-        """Keep what was received; b"" is the end."""
+        """Store the bytes that were received; b"" is the end."""
         self.ended = not data
         if (tls := self.tls) is not None:
             data = tls.decrypt(data)
@@ -237,7 +238,7 @@ class Connection(ABC):
 
 
 class AsyncConnection(Connection):
-    """What connections for asyncio and for trio share."""
+    """The common base of connections for asyncio and for trio."""
 
     __slots__ = ()
 
@@ -275,7 +276,7 @@ class AsyncConnection(Connection):
         """Connect a socket. Raises OSError."""
 
     async def _attach(self, sock: socket.socket) -> None:
-        """Have the event loop serve a socket that is connected. Raises OSError."""
+        """Add a connected socket to the event loop. Raises OSError."""
 
     @property
     @abstractmethod

@@ -1,9 +1,9 @@
-"""The interface of a transport to one instance, and the choice between our own and a caller's.
+"""The interface of a transport to one instance, and the choice of lbclient's or a caller's own.
 
-A caller's transport (`transport=factory`) gets a request whose URL names a vetted address of the
+A caller's transport (`transport=factory`) gets a request whose URL names a checked address of the
 instance (or its host, if it has no addresses), with the service's Host and TLS name. If the URL had
-a name, the caller's transport would resolve it again, and bypass the address filter. The caller's
-request itself is never changed. Otherwise its cookies would be stored for an instance, and
+a name, the caller's transport would resolve the name again, and bypass the address filter. The
+caller's request itself is never changed. Otherwise its cookies would be stored for an instance, and
 redirects would bypass the balancer.
 """
 
@@ -49,7 +49,7 @@ _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class InstanceTransport(Protocol):
-    """Sends requests to one instance. The coroutines of one for threads block, and never
+    """Sends requests to one instance. On threads, the coroutines of a transport block, and never
     suspend."""
 
     @property
@@ -64,7 +64,7 @@ class InstanceTransport(Protocol):
         ...
 
     def drain(self) -> None:
-        """Close idle connections now, and the others when they are no longer in use. It never
+        """Close idle connections now, and the others when they are no longer in use. This never
         blocks."""
         ...
 
@@ -80,8 +80,8 @@ class InstanceTransport(Protocol):
 class _BaseCustomTransport(Generic[T]):
     """Changes a request for the service into one for an address of the instance.
 
-    `_at` is the index of the address to try first: the last one that has not failed. A caller's
-    pool opens a new connection if it has none to an address, so a dead address must not be tried
+    `_at` is the index of the address to try first: the last address that has not failed. A caller's
+    pool opens a new connection if it has none to an address. So a dead address must not be tried
     first for every request.
     """
 
@@ -156,7 +156,7 @@ class _BaseCustomTransport(Generic[T]):
         return timeouts
 
     def _after(self, at: int, first: int, body: object) -> int | None:
-        """Return the next address to try, if nothing was sent to this one. Returns None if no
+        """Return the next address to try, if nothing was sent to this address. Returns None if no
         address is left."""
         following = (at + 1) % len(self._origins)
         if len(self._origins) > 1:
@@ -168,14 +168,15 @@ class _BaseCustomTransport(Generic[T]):
 
     @property
     def is_idle(self) -> bool:
-        """Always False, since only the caller's transport knows."""
+        """Always False, since only the caller's transport knows whether it is idle."""
         return False
 
     def drain(self) -> None:
         """Do nothing, since only the caller's transport knows which of its connections are idle."""
 
     def detach_after_fork(self) -> None:
-        """Do nothing: only the caller's transport knows what it shares with the parent process."""
+        """Do nothing, since only the caller's transport knows what it shares with the parent
+        process."""
 
 
 class CustomTransport(_BaseCustomTransport[httpx.BaseTransport]):
@@ -208,7 +209,7 @@ class AsyncCustomTransport(_BaseCustomTransport[httpx.AsyncBaseTransport]):
     async def send(
         self, request: httpx.Request, body: Body, extensions: Mapping[str, object]
     ) -> httpx.Response:
-        """The same. It is cancelled when the attempt's time is up."""
+        """Send a request, as the base class does. It is cancelled when the attempt's time is up."""
         if (left := time_left()) is None:
             return await super().send(request, body, extensions)
         with anyio.move_on_after(left):
@@ -244,7 +245,7 @@ def async_transport_factory(
 ) -> TransportMaker:
     """Do the same as `transport_factory`, for event loops."""
     if factory is None:
-        if "trio" in sys.modules:  # imported now: later a descriptor may be lacking
+        if "trio" in sys.modules:  # imported now, since later there may be no free descriptor
             import_module(".trio", __package__)
         if options.get("http2"):
             from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
@@ -257,8 +258,8 @@ def async_transport_factory(
 
 
 _TAKE_NO_INSTANCE: tuple[object, ...] = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-"""Not accepted as factories: they would take the instance as `verify`, and check certificates in an
-undefined way.
+"""Classes that are not accepted as factories: they would take the instance as `verify`, and check
+certificates in an undefined way.
 """
 
 

@@ -22,7 +22,7 @@ from .timeouts import DeadlineTimeout, seconds_now
 __all__ = ["LoopConnection"]
 
 _ENOUGH = 256 * 1024
-"""When this many bytes are unread, reading from the socket pauses."""
+"""When this number of bytes is unread, reading from the socket pauses."""
 _MOMENT = 0.001
 """Seconds of sending without waiting, after which other tasks get a turn."""
 _LOOK = 0.05
@@ -58,7 +58,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._broken: Exception | None = None
-        """The error that ended it, unless its end was orderly."""
+        """The error that ended the connection, unless the end was orderly."""
         self._paused = self._blocked = False
         self._reader: asyncio.Future[httpx.ReadTimeout | None] | None = None
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
@@ -66,7 +66,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         """One timer for many waits. It is set again only when it fires, since most waits are
         short."""
         self._due = self._wakes = math.inf
-        """When the wait ends, and when the timer fires."""
+        """The time when the wait ends, and the time when the timer fires."""
         self._stalled: asyncio.TimerHandle | None = None
         """The timer of the writer."""
         self._served_at_once = 0
@@ -74,16 +74,16 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._sent_at_once = 0
         """Bytes that were sent since other tasks had a turn."""
         self._turn_at = 0.0
-        """When other tasks last had a turn."""
+        """The time when other tasks last had a turn."""
         self._ready: Sized | None = getattr(self._loop, "_ready", None)
-        """The callbacks that asyncio is about to run. uvloop does not show them."""
+        """The callbacks that asyncio is about to run. uvloop has no such attribute."""
 
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is established."""
         self._transport = made = cast("asyncio.Transport", transport)
-        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has taken all of it
+        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has taken all data
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
@@ -103,14 +103,14 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             reader.set_result(None)
 
     def eof_received(self) -> bool:
-        """The other end sends no more. Returns True: it can still be written to."""
+        """The other end sends no more data. Returns True, since it may still receive data."""
         if self.tls is not None:
             self._arrived += self.tls.decrypt(b"")
         self._end()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed. What the kernel has received before that can still be read."""
+        """The connection is closed. Data that the kernel received before that can still be read."""
         if exc is not None:
             self._broken = self._broken or exc
             if not self.closed and self._sock is not None:
@@ -206,7 +206,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             return True
         if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
-            # If no task is waiting, a turn per 64 KiB would take as long as sending them.
+            # If no task is waiting, a turn for each 64 KiB would take as long as sending the data.
             now = time.monotonic()
             if self._ready is None or self._ready or now - self._turn_at >= _MOMENT:
                 self._turn_at = now
@@ -222,7 +222,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             self.eof_received()
 
     def close(self) -> None:
-        """Close it. A task that reads or writes gets an error."""
+        """Close the connection. A task that reads or writes gets an error."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -244,8 +244,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
     def detach_after_fork(self) -> None:
         """Release the parent's socket.
 
-        The event loop shares its selector with the parent's, so closing the socket here could
-        disturb the parent. So the descriptor stays open, but is redirected to `/dev/null`.
+        The event loop shares its selector with the parent's event loop, so closing the socket here
+        could disturb the parent. Instead, the descriptor stays open, but is redirected to
+        `/dev/null`.
         """
         self.closed = True
         if self._sock is not None and (descriptor := self._sock.fileno()) >= 0:
@@ -273,8 +274,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._wakes = self._due
 
     def _tick(self) -> None:
-        """End the wait if its time is up. It may be a little early, since uvloop's own clock lags
-        behind."""
+        """End the wait if its time is up. The timer may fire a little early, since uvloop's own
+        clock lags behind."""
         self._timer, self._wakes = None, math.inf
         reader, now = self._reader, time.monotonic()
         if reader is None or reader.done() or self._due == math.inf:

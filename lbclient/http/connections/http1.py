@@ -1,7 +1,7 @@
-"""HTTP/1.1 without I/O: it turns a request into bytes, and bytes into its response (RFC 9112).
+"""HTTP/1.1 without I/O: converts a request into bytes, and bytes into its response (RFC 9112).
 
 An `Exchange` is one request and its response on one connection. It decides whether the connection
-may carry another request: only if nothing is left over in either direction.
+may carry another request. This is so only if nothing is left over in either direction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MAX_LENGTH = 2**64
 _EACH = 32
 """The bytes that may come between chunks for each byte of content, after the first MAX_HEAD."""
 MAX_INTERIM = 64 * 1024 * 1024
-"""The most bytes of interim responses. They need no memory, and the deadline bounds their time."""
+"""The maximum bytes of interim responses. They use no memory, and the deadline bounds their
+time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
 
@@ -53,7 +54,7 @@ class RequestHeaders:
             if len(name) in _NAME_LENGTHS and (lower := name.lower()) in _NAMES:
                 sizes += lower in _SIZES
                 self._apply(lower, value)
-        if sizes > 1:  # a proxy might use one of them, and the server the other
+        if sizes > 1:  # a proxy might use one of the lengths, and the server the other
             raise httpx.LocalProtocolError(
                 "the request has two lengths: send one Content-Length or Transfer-Encoding"
             )
@@ -82,13 +83,13 @@ class RequestHeaders:
 class Exchange:
     """One request and its response.
 
-    Send `request_head` first. Pass bytes that arrive to `receive`. `head` and `data` have what has
-    arrived of the response, and `complete` says that all of it has.
+    Send `request_head` first. Pass bytes that arrive to `receive`. `head` and `data` have the parts
+    of the response that have arrived, and `complete` is True once the whole response has arrived.
     """
 
-    # Class attributes, not set in `__init__`, since most keep their value for most requests.
+    # Class attributes, not set in `__init__`, since most of them do not change in most requests.
     head: Head | None = None
-    """The response's head, once it has arrived. Interim ones are skipped."""
+    """The response's head, once it has arrived. Interim responses are skipped."""
     data: list[bytes]
     """Parts of the response's body that have arrived. The reader empties the list."""
     received: int = 0
@@ -111,10 +112,10 @@ class Exchange:
     _state = _HEAD
     _buffer = b""
     _begun = False
-    """True once something has come before the head: a CRLF, or an interim response."""
+    """True once bytes have come before the head: a CRLF, or an interim response."""
     _left = 0
     _allowance = MAX_HEAD
-    """Bytes between chunks that may still come."""
+    """The number of bytes that may still come between chunks."""
     _interim = 0
     """Bytes of interim responses so far."""
     _chunks: Chunks | None = None
@@ -127,9 +128,9 @@ class Exchange:
         more: Sequence[tuple[bytes, bytes]] = (),
         line: bytes | None = None,
     ) -> None:
-        """`more` are headers that concern neither the body nor the connection. `line` is what
-        `request_line` returned for method and target. Raises LocalProtocolError for a request that
-        cannot be sent."""
+        """`more` are headers that concern neither the body nor the connection. `line` is the result
+        of `request_line` for method and target. Raises LocalProtocolError for a request that cannot
+        be sent."""
         lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
         self.request_head: bytes = (line or request_line(method, target)) + lines
         self.data = []
@@ -146,7 +147,7 @@ class Exchange:
     @property
     def answered(self) -> bool:
         """True if the rest of the request should not be sent, since a response has arrived that
-        rejects it, or does not need it.
+        rejects the request, or does not need the rest.
         """
         head = self.head
         return head is not None and (head.status >= 300 or self._state >= _RAW)
@@ -165,8 +166,8 @@ class Exchange:
 
     @property
     def cheap(self) -> bool:
-        """True if receiving costs almost nothing, however many bytes come at once. Small chunks
-        take long to decode."""
+        """True if receiving costs almost nothing, however many bytes come at once. This is False
+        for chunks, since small chunks take long to decode."""
         return self._state != _CHUNKED
 
     def body_part(self, part: bytes | memoryview) -> bytes | memoryview:
@@ -181,8 +182,8 @@ class Exchange:
         return part
 
     def body_end(self) -> bytes:
-        """Return what ends the request's body. Raises LocalProtocolError if parts of it are
-        missing."""
+        """Return the bytes that end the request's body. Raises LocalProtocolError if parts of the
+        body are missing."""
         if self.chunked:
             self.to_send = 0
             return b"0\r\n\r\n"
@@ -206,7 +207,7 @@ class Exchange:
             self.data.append(data)
 
     def receive_end(self, *, clean: bool) -> None:
-        """Process the end of the connection. `clean` is False if TLS ended without announcing it.
+        """Process the end of the connection. `clean` is False if TLS ended without an announcement.
         Raises RemoteProtocolError if the response is not complete."""
         self.persistent = False
         if self._state == _TO_END and clean:
@@ -230,7 +231,7 @@ class Exchange:
             )
 
     def _head(self, data: bytes) -> bytes:
-        """Look for the end of the head, and return what follows it. One CRLF may come before the
+        """Look for the end of the head, and return the bytes after it. One CRLF may come before the
         head (RFC 9112, 2.2).
         """
         known = len(self._buffer)
@@ -286,8 +287,8 @@ class Exchange:
             self._state, self._left = _LENGTH, length
 
     def _lengths(self, headers: Fields) -> tuple[int | None, bool, bool]:
-        """Return Content-Length, whether the body is chunked, and whether the connection is kept
-        alive."""
+        """Return three values: the Content-Length, whether the body is chunked, and whether the
+        connection is kept alive."""
         length: int | None = None
         is_chunked = keep_alive = False
         for _, name, value in headers:
@@ -354,8 +355,8 @@ def request_line(method: bytes, target: bytes) -> bytes:
 
 
 def header_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Return the header lines of a request and the blank line. Raises LocalProtocolError if one
-    cannot be sent."""
+    """Return the header lines of a request and the blank line. Raises LocalProtocolError if a
+    header cannot be sent."""
     lines = b"\r\n".join([*map(b": ".join, headers), b"\r\n"]) if headers else b"\r\n"
     if _LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers) + 1:
         raise httpx.LocalProtocolError(_what_is_wrong(headers))

@@ -1,8 +1,9 @@
 """HTTP/2 without I/O (RFC 9113), over h2: the state of a connection that carries many requests.
 
-No request performs the connection's I/O: a deadline, a cancellation or an exception in one of them
-must not leave half a frame on the connection. Requests put their frames into a buffer, which a
-thread or task of the connection writes, and wait until they are told what has arrived.
+No request performs the connection's I/O, since a deadline, a cancellation or an exception in a
+request must not leave half a frame on the connection. Requests put their frames into a buffer,
+which a thread or task of the connection writes. Then they wait until they are woken for data that
+has arrived.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ class Http2Exchange:
     def __init__(self) -> None:
         self.http2: Http2 | None = None
         self.stream_id: int = 0
-        """0 until the request has begun."""
+        """The number of the stream; 0 until the request has begun."""
         self.is_head: bool = False
         self.received_before: int = 0
         self.status: int = 0
         self.headers: Headers = []
         self.chunks: deque[tuple[bytes, int]] = deque()
-        """Parts that have arrived and have not been read, each with the bytes that it uses of the
-        flow-control windows."""
+        """Parts that have arrived and have not been read, each with the number of bytes that it
+        uses of the flow-control windows."""
         self.length: int | None = None
         """The response's Content-Length."""
         self.size: int = 0
@@ -112,16 +113,16 @@ class Http2Exchange:
         self.reset: bool = False
         """True once either end has reset the stream."""
         self.error: Exception | None = None
-        """The error that ended it."""
+        """The error that ended the exchange."""
         self.unsent: memoryview = memoryview(b"")
         """The part of the request's body that waits to be sent."""
         self.last: bool = False
         """True if `unsent` is the last part."""
         self.moved_at: float = 0.0
-        """When a part of the request was last sent."""
+        """The time when a part of the request was last sent."""
         self.queued_from: int = 0
         self.queued_until: int = 0
-        """The positions of its first and last byte among all bytes that are written."""
+        """The positions of the exchange's first and last byte among all bytes that are written."""
         self.waiter: Callable[[], object] | None = None
         """Wakes the call that waits until something happens to this exchange."""
         self.stop_upload: Callable[[], object] | None = None
@@ -130,52 +131,53 @@ class Http2Exchange:
     @property
     def answered(self) -> bool:
         """True if the rest of the request should not be sent: a response has arrived that rejects
-        it, or does not need it, or the stream has failed.
+        the request or does not need the rest, or the stream has failed.
         """
         return self.complete or self.reset or self.status >= 300 or self.error is not None
 
     @property
     def bodiless(self) -> bool:
-        """True if the response has no body, whatever its Content-Length."""
+        """True if the response has no body, whatever its Content-Length says."""
         return self.is_head or self.status in {204, 304}
 
     def wake(self) -> None:
-        """Make the call check again whether it still must wait."""
+        """Wake the call, so that it checks again whether it must wait."""
         waiter, self.waiter = self.waiter, None
         if waiter is not None:
             waiter()
 
     def end(self, error: Exception) -> None:
-        """End it, from any thread: its call raises this error."""
+        """End the exchange, from any thread: its call raises this error."""
         if self.error is None:
             self.error = error
         self.wake()
 
     def leave(self) -> None:
-        """Release the stream; it is reset if it has not ended. Releasing again does nothing."""
+        """Release the stream, which is reset if it has not ended. A second call does nothing."""
         if (http2 := self.http2) is not None:
             http2.abandon(self)
             self.http2 = None
 
 
 class Http2:
-    """The state of one connection. Each method takes the lock, and does not wait otherwise.
+    """The state of one connection. Each method takes the lock, and waits for nothing else.
 
-    A signal handler may raise between any two lines of a call. A change may then be half done, for
-    that call's own stream and for the compression of headers. So the connection takes no further
-    requests, and the other requests on it are completed.
+    A signal handler may raise between any two lines of a call. Then a change may be half done, in
+    the stream of that call and in the compression of headers. So the connection takes no further
+    requests, but the other requests on it are completed.
     """
 
     def __init__(
         self, connection: Connection, liveness: InstanceLiveness, freed: Callable[[], object]
     ) -> None:
-        """`freed` is called, with the lock held, when there may be a stream for another request."""
+        """`freed` is called, while the lock is held, when there may be a stream for another
+        request."""
         self.lock: threading.Lock = threading.Lock()
         self._freed = freed
         self._connection, self._liveness = connection, liveness
         self._silent, self._responses_before = False, 0
         self.exchanges: set[Http2Exchange] = set()
-        """The exchanges that have a stream, or have reserved one."""
+        """The exchanges that have a stream, or have reserved a stream."""
         self.lease: ConnectionLease[Connection] | None = None
         """The lease of the connection, while there is an exchange on it."""
         self.over: bool = False
@@ -194,11 +196,11 @@ class Http2:
         del h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # unknown to some servers
         h2.decoder.max_header_list_size = _MAX_HEADERS
         h2.initiate_connection()
-        # Responses that are not read must not stop the others.
+        # Responses that are not read must not stop other responses.
         h2.increment_flow_control_window(MAX_STREAMS * _WINDOW)
         self._by_stream: dict[int, Http2Exchange] = {}
         self._uploads: deque[Http2Exchange] = deque()
-        """The exchanges that have something to send, in turn."""
+        """The exchanges that have something to send, in the order of their turns."""
         self._limit = MAX_STREAMS
         self._started = False
         """True once the server has said how many streams it accepts."""
@@ -217,7 +219,7 @@ class Http2:
         fork.track(self)
 
     def after_fork(self) -> None:
-        """In a forked child: replace the lock, which a thread that does not exist here may hold."""
+        """In a forked child: replace the lock, since a thread of the parent may hold it."""
         self.lock = threading.Lock()
         self.over = True
         self.exchanges, self._by_stream = set(), {}
@@ -299,15 +301,16 @@ class Http2:
             return True
 
     def started(self, exchange: Http2Exchange) -> bool | None:
-        """Return True once the head of the request is written. Raises the error that ended it
-        before."""
+        """Return True once the head of the request is written. If an error ended the exchange
+        before, raises that error."""
         with self.lock:
             if exchange.error is not None:
                 raise exchange.error
             return True if self.is_written(exchange) or self._unwritable is not None else None
 
     def push(self, exchange: Http2Exchange, part: bytes, *, last: bool) -> bool | None:
-        """Send a part of a request's body as there is room for it. Returns the same as `pushed`."""
+        """Send a part of a request's body when there is room for it. Returns the same as
+        `pushed`."""
         with self.lock:
             was, self._changing = self._changing, True
             exchange.unsent, exchange.last = memoryview(part), last
@@ -325,8 +328,8 @@ class Http2:
             return None if exchange in self._uploads else True
 
     def head(self, exchange: Http2Exchange) -> bool | None:
-        """Return True once the head of the response has arrived, None before. Raises the error that
-        ended it."""
+        """Return True once the head of the response has arrived, and None before. Raises the error
+        that ended the exchange."""
         with self.lock:
             if exchange.status:
                 return True
@@ -336,7 +339,7 @@ class Http2:
 
     def take(self, exchange: Http2Exchange) -> bytes | None:
         """Return the bytes of the response's body that have arrived; b"" at its end, None if no
-        bytes have arrived. Raises the error that ended it."""
+        bytes have arrived. Raises the error that ended the exchange."""
         with self.lock:
             if exchange.chunks:
                 was, self._changing = self._changing, True
@@ -364,7 +367,7 @@ class Http2:
                 lease, self.lease = self.lease, None
         if lease is not None:
             lease.end(reusable=self.usable and not self._connection.single_use)
-            self._freed()  # only now the connection is among the idle ones
+            self._freed()  # only now the connection counts as idle
 
     def timed_out(self, exchange: Http2Exchange) -> None:
         """Record that a call has waited for its whole timeout. If nothing at all has arrived
@@ -382,8 +385,8 @@ class Http2:
     # Called by the reader and the writer of the connection
 
     def outgoing(self, wake: Callable[[], object]) -> bytes:
-        """Return the bytes that must be written now. If that is nothing, `wake` is called once
-        there is something."""
+        """Return the bytes that must be written now. If there are none, `wake` is called once there
+        are some."""
         with self.lock:
             self.writer = None if self._to_write or self.over else wake
             self._offered = self._queued
@@ -400,7 +403,7 @@ class Http2:
                     exchange.wake()
 
     def writing_failed(self, error: httpx.TransportError) -> None:
-        """Record that nothing more can be written. What the server has sent before may still
+        """Record that nothing more can be written. Data that the server has already sent may still
         arrive."""
         with self.lock:
             self._unwritable = error
@@ -428,8 +431,8 @@ class Http2:
             return more
 
     def end(self, error: httpx.TransportError | None = None) -> None:
-        """Record that nothing more will be read: the server has closed the connection, or it has
-        failed."""
+        """Record that nothing more will be read, since the server has closed the connection, or it
+        has failed."""
         with self.lock:
             if self._connection.closed:
                 error = httpx.ReadError(_CLOSED)
@@ -443,8 +446,8 @@ class Http2:
             self._end(httpx.ReadError(_CLOSED))
 
     def _frames(self) -> bool:
-        """Process some frames, one by one: at a faulty frame, h2 forgets the events of those before
-        it."""
+        """Process some frames, one by one. If h2 got several frames at once, it would forget their
+        events when one of them is faulty."""
         buffer = self._received
         for _ in range(_FRAMES_AT_ONCE):
             if self.over or len(buffer) < 9:
@@ -553,8 +556,8 @@ class Http2:
             exchange.stop_upload()
 
     def _went_away(self, last: int, code: int) -> None:
-        """Process GOAWAY: the server takes no more requests, and answers those up to `last` (RFC
-        9113, 6.8)."""
+        """Process GOAWAY: the server takes no more requests, and answers only the streams up to
+        `last` (RFC 9113, 6.8)."""
         self._last_stream = min(last, self._last_stream)
         self._goaway = code
         for exchange in self.exchanges:
@@ -569,7 +572,7 @@ class Http2:
         if self.over:
             return
         self.over = True
-        del self._to_write[self._offered - self._written :]  # it will be sent elsewhere
+        del self._to_write[self._offered - self._written :]  # other connections will send these
         for exchange in self.exchanges:
             if not exchange.complete and exchange.error is None:
                 exchange.error = self._lost(exchange, error)
@@ -601,13 +604,13 @@ class Http2:
     # Called with the lock held
 
     def _ended_in_silence(self) -> None:
-        """Note that the connection may have been dead while it was idle, and so may the other
-        connections."""
+        """Note that this connection, and also the other connections, may have been dead while they
+        were idle."""
         if self._silent and self._connection.served and not self.over:
             self._liveness.generation += 1
 
     def _upload(self) -> None:
-        """Send what there is room for, one frame of each exchange in turn."""
+        """Send frames while there is room, one frame of each exchange in turn."""
         uploads, blocked = self._uploads, 0
         while blocked < len(uploads):
             exchange = uploads[0]
@@ -647,7 +650,7 @@ class Http2:
         exchange.queued_until, exchange.moved_at = self._queued, time.monotonic()
 
     def _queue(self) -> None:
-        """Pass on to the writer what h2 wants to send."""
+        """Pass the bytes that h2 wants to send to the writer."""
         if data := self._h2.data_to_send():
             if self._unwritable is None:
                 self._to_write += data
@@ -660,8 +663,9 @@ class Http2:
             self._queue()
 
     def _abandon(self, exchange: Http2Exchange) -> None:
-        """Forget an exchange. Its stream counts as open until the server knows that it was reset:
-        the server may accept no other stream until then, and many resets look like an attack."""
+        """Forget an exchange. Its stream counts as open until the server has noticed the reset.
+        Before that, the server may not accept another stream, and many resets look like an
+        attack."""
         stream_id = exchange.stream_id
         if stream_id and not self.over:
             if not exchange.reset and not (exchange.complete and exchange.sent):
@@ -682,7 +686,7 @@ class Http2:
         self._freed()
 
     def _ping(self) -> None:
-        """Send a PING, whose answer shows that the resets have arrived, unless one is under way."""
+        """Send a PING, unless one is under way. Its answer shows that the resets have arrived."""
         if self._unseen_resets and not self._resets_in_ping:
             self._resets_in_ping = self._unseen_resets
             self._h2.ping(b"lbclient")

@@ -1,6 +1,7 @@
-"""Moves the bytes of HTTP/2 connections: a thread of each, or two tasks of each in an event loop.
+"""Moves the bytes of HTTP/2 connections, by one thread, or two tasks of an event loop, for each.
 
-They read and write without timeouts, whatever becomes of the calls whose frames they move.
+These threads and tasks read and write without timeouts, even if the calls whose frames they move
+have ended.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _FAREWELL = 1.0
 
 
 class Http2Socket(SocketConnection):
-    """A connection whose bytes are moved by a thread of its own, once it speaks HTTP/2. That thread
-    also closes the socket, so it never uses a descriptor that belongs to another file."""
+    """A connection whose bytes are moved by a thread of its own, once it uses HTTP/2. That thread
+    also closes the socket, so the thread never uses a descriptor that belongs to another file."""
 
     __slots__ = ("_thread", "_waker")
 
@@ -60,14 +61,14 @@ class Http2Socket(SocketConnection):
         return http2
 
     def close(self) -> None:
-        """Close it. Threads that wait for it are woken."""
+        """Close the connection. Threads that wait for it are woken."""
         if self._thread is None:
             super().close()
         else:
             self.shut()
 
     def shut(self) -> None:
-        """Make its thread close it."""
+        """Make the thread of this connection close it."""
         super().shut()
         if self._waker is not None:
             _wake(self._waker)
@@ -89,11 +90,11 @@ def _run(http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.
 async def _serve(
     http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.socket
 ) -> None:
-    """The thread of a connection: it writes what must be written, and reads."""
+    """The thread of a connection: writes the bytes that must be written, and reads."""
     wake = partial(_wake, waker)
     try:
         while True:
-            # Read first: if the connection has ended, nothing of a request is sent.
+            # Read first: if the connection has ended, no part of a request is sent.
             if stream.readable():
                 await _receive(http2, stream)
             if http2.over:
@@ -115,7 +116,7 @@ async def _serve(
 
 
 async def _write_out(http2: Http2, stream: SocketConnection, data: bytes) -> None:
-    """Write the data, and read what arrives meanwhile."""
+    """Write the data, and read the bytes that arrive meanwhile."""
     try:
         sent = await stream.write(data, None)
         while not sent:
@@ -208,7 +209,7 @@ def _arrives(stream: Any) -> bool:
 
 
 def _spawn(work: Callable[[Http2, Any], Any], http2: Http2, stream: Any) -> object:
-    """Run a task that belongs to no caller: neither to its context nor to its cancel scope."""
+    """Run a task outside of the context and of the cancel scope of any caller."""
     if isinstance(stream, LoopConnection):
         context = contextvars.Context()
         return asyncio.get_running_loop().create_task(work(http2, stream), context=context)

@@ -1,7 +1,7 @@
-"""The streams of HTTP/2 to one instance: which one a request gets, and how its call waits.
+"""The streams of HTTP/2 to one instance: chooses the stream of a request, and lets its call wait.
 
-Calls only wait, within their own timeouts and deadline: for a stream, for a window to send in, for
-what arrives.
+Calls wait for a stream, for a window to send in, and for data that arrives, each within its own
+timeouts and deadline.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _ENDED = "the connection ended at once"
 
 
 class Wait:
-    """A wait of one call: until `step` returns a value. `step` is called whenever something has
-    happened to the exchange. `timeout` counts from when a part of the body was last sent, and
+    """A wait of one call, which ends when `step` returns a value. `step` is called whenever
+    something has happened to the exchange. `timeout` begins when a part of the body was last sent.
     `write` bounds the time until everything that was sent is written."""
 
     __slots__ = (
@@ -82,8 +82,8 @@ class Wait:
         return None if end == math.inf else max(0.0, end - time.monotonic())
 
     def lapsed(self) -> None:
-        """Handle a wait that has reached its `seconds`. Raises a timeout, unless there is a reason
-        to wait again.
+        """Handle a wait whose `seconds` are over. Raises a timeout, unless there is a reason to
+        wait again.
         """
         late, error, http2 = time.monotonic() - self._end(), self._error, self.exchange.http2
         if late < 0:  # another part of the body was sent meanwhile
@@ -134,7 +134,7 @@ async def block(wait: Wait) -> Any:
 
 
 def _release(lock: threading.Lock) -> None:
-    with contextlib.suppress(RuntimeError):  # two threads may wake the same one
+    with contextlib.suppress(RuntimeError):  # two threads may wake the same thread
         lock.release()
 
 
@@ -179,7 +179,7 @@ class StreamLease:
             raise httpx.ConnectError(_ENDED)
 
     def turned_away(self, http2: Http2) -> None:
-        """Release the stream: nothing was sent, and another connection must take the request.
+        """Release the stream, since nothing was sent and another connection must take the request.
         Raises ConnectError if this call has opened a connection that ended at once."""
         self.exchange.leave()
         if self.opened and not http2.usable:
@@ -187,11 +187,12 @@ class StreamLease:
 
 
 class Streams:
-    """Chooses the connection for the next request: one in use that has a free stream, an idle one,
-    or a new one up to a limit. Beyond it, calls wait for a stream.
+    """Chooses the connection for the next request: a connection in use that has a free stream, an
+    idle connection, or a new connection. If the limit of connections is reached, calls wait for a
+    stream.
 
-    Only one connection is opened at a time: until the protocol and the number of streams of the
-    instance are known, one may be enough for all calls.
+    Only one connection is opened at a time. Until the protocol and the number of streams of the
+    instance are known, one connection may be enough for all calls.
     """
 
     def __init__(self, connections: InstanceConnections[Any]) -> None:
@@ -209,8 +210,8 @@ class Streams:
         return self._opening is not None and self._opening() is not None
 
     def find(self, lease: StreamLease) -> Connection | ConnectionLease[Any] | bool | None:
-        """Return a connection with a stream for this call, or the lease of one that speaks
-        HTTP/1.1. Returns True if the call must open one, and None if it must wait."""
+        """Return a connection with a stream for this call, or the lease of a connection that uses
+        HTTP/1.1. Returns True if the call must open a connection, and None if it must wait."""
         exchange = lease.exchange
         if exchange.error is not None:
             raise exchange.error
@@ -242,7 +243,7 @@ class Streams:
             raise httpx.PoolTimeout(_WAITED[httpx.PoolTimeout]) from None
 
     def wait(self, lease: StreamLease, timeouts: Timeouts) -> Wait:
-        """Return a wait for what `find` returns."""
+        """Return a wait that ends when `find` returns a result."""
         step = partial(self.find, lease)
         if self.connecting:
             return Wait(lease.exchange, step, timeouts.get("connect"), httpx.ConnectTimeout)
@@ -260,13 +261,14 @@ class Streams:
             self.freed()  # pass the wake-up on, since this call may not have needed it
 
     def freed(self) -> None:
-        """Wake a call that waits, since there may be a stream."""
+        """Wake a waiting call, since there may be a free stream."""
         with contextlib.suppress(IndexError):
             self._waiting[0].wake()
 
     @contextlib.contextmanager
     def opening(self) -> Generator[None]:
-        """Wraps the opening of a connection. The calls that wait for it share its ConnectError."""
+        """Wraps the opening of a connection. Calls that wait for this connection share its
+        ConnectError."""
         try:
             yield
         except httpx.ConnectError as error:

@@ -1,6 +1,6 @@
 """HTTP/2 to one instance, for threads and for event loops.
 
-`http2` decides what the protocol allows, `http2_streams` which stream a request gets, and
+`http2` decides what the protocol allows, `http2_streams` chooses the stream of a request, and
 `http2_io` moves the bytes.
 """
 
@@ -53,7 +53,7 @@ _TOO_SHORT = "the request's body is shorter than its Content-Length"
 
 
 def _check_time(timeout: float | None) -> None:
-    """Raise WriteTimeout if the caller's own body has used up the time of the attempt. This is not
+    """Raise WriteTimeout if the caller's own body has used up the time of the attempt, which is not
     a fault of the instance."""
     try:
         seconds_now(timeout, httpx.WriteTimeout)
@@ -63,7 +63,7 @@ def _check_time(timeout: float | None) -> None:
 
 
 class _Body(ConnectionBody):
-    """What the bodies for threads and for event loops share. `wait` carries out a wait."""
+    """The common base of bodies for threads and for event loops. `wait` carries out a wait."""
 
     wait: Callable[[Wait], Coroutine[Any, Any, Any]]
 
@@ -83,10 +83,10 @@ class _Body(ConnectionBody):
         return b"".join(parts)
 
     async def drain(self) -> None:
-        """Do nothing: the connection is kept in any case."""
+        """Do nothing, since the connection is kept in any case."""
 
     async def leave(self) -> None:
-        """Release the stream, which is reset if more would arrive."""
+        """Release the stream, which is reset if the response is not complete."""
         self._exchange.leave()
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -217,8 +217,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
 
     @abstractmethod
     async def _next_part(self, exchange: Http2Exchange, parts: Any, timeout: float | None) -> Any:
-        """Return the next part of the caller's body; None at its end, or once a response needs no
-        more of it."""
+        """Return the next part of the caller's body; None at the end of the body, or once a
+        response does not need the rest."""
 
     async def _request(
         self,
@@ -237,7 +237,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
                 connect = timeouts.get("connect")
                 await self._http2_body.wait(Wait(exchange, begin, connect, httpx.ConnectTimeout))
             if whole is None and http2.started(exchange) is None:
-                # Do not begin the caller's body for a connection that has ended while it was idle.
+                # Do not begin to read the caller's body if the connection has ended while it was
+                # idle.
                 started = partial(http2.started, exchange)
                 await self._http2_body.wait(Wait(exchange, started, write, httpx.WriteTimeout))
             if not exchange.sent:
@@ -262,7 +263,7 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         timeout: float | None,
     ) -> None:
         """Send the body, whose announced length is `left`, until the server wants no more of it.
-        `whole` is all of it if it has no parts."""
+        `whole` is the whole body if it has no parts."""
         parts = None
         while not exchange.sent:
             part = whole
@@ -293,7 +294,7 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         timeouts: Timeouts,
         trace: Trace | None,
     ) -> Any:
-        """Return a connection with a stream for this call, or the lease of one that speaks
+        """Return a connection with a stream for this call, or the lease of a connection that uses
         HTTP/1.1."""
         streams, tls_name = self._streams, self._tls_name(extensions)
         own_name = tls_name == self._dial.tls_name
@@ -323,10 +324,10 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         return connection
 
     def _check_protocol(self, connection: Connection) -> None:
-        """Do nothing: `_chosen` checks the protocol."""
+        """Do nothing, since `_chosen` checks the protocol."""
 
     def _chosen(self, connection: Connection) -> bool:
-        """Return True if a new connection speaks HTTP/2. Without TLS this must be known in
+        """Return True if a new connection uses HTTP/2. Without TLS this must be known in
         advance."""
         alpn = connection.alpn
         if alpn not in {None, "h2", "http/1.1"}:
@@ -392,10 +393,10 @@ class Http2Transport(_BaseHttp2Transport[SocketConnection], Http1Transport):
         connections = getattr(self, "_connections", None)
         if connections is not None:
             for connection in (*connections._used, *connections._stack):  # noqa: SLF001  # as above
-                connection.shut()  # its thread does not know that it is no longer needed
+                connection.shut()  # its thread does not know that nobody needs the connection
 
     async def aclose(self) -> None:
-        """Close all connections. Threads that wait for one are woken."""
+        """Close all connections. Threads that wait for a connection are woken."""
         connections = self._connections.all()
         await super().aclose()
         for connection in connections:

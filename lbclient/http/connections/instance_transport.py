@@ -1,7 +1,7 @@
 """Sends one request to one instance, over an idle connection or a new one.
 
-Only this module sends HTTP/1.1. `http1` decides what the protocol allows, and `pool` which
-connection is used; `threads`, `event_loop` and `trio` move the bytes.
+Only this module sends HTTP/1.1. `http1` decides what the protocol allows, `pool` chooses the
+connection, and `threads`, `event_loop` and `trio` move the bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .tracing import Trace
 __all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
 CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
-"""The extension that marks a 408 which ends an idle connection, and is not a response to the
+"""The extension that marks a 408 which only ends an idle connection, and is not a response to the
 request.
 """
 
@@ -51,18 +51,19 @@ _NO_TIMEOUTS: Timeouts = {}
 _SHORT = 64 * 1024
 """The maximum length in bytes of a request's body that is sent together with its head."""
 _PART = 1024 * 1024
-"""Bytes of a request's body that are sent before the client checks whether something has
+"""The bytes of a request's body that are sent before the client checks whether something has
 arrived."""
 _EARLY = 1024 * 1024
-"""If the response that arrives is this many bytes longer than what has been sent, sending ends."""
+"""Sending ends if the response so far is this many bytes longer than the part of the request so
+far."""
 _PATIENCE = 1.0
 """Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
 _END = 1.0
-"""Seconds within which the end of the connection, or the real response, follows a 408. A server
-that sends a 408 for an idle connection closes it at once; the response to a request may take
-long."""
+"""After a 408, the client waits for this number of seconds for the end of the connection, or for
+the real response. A server that sends a 408 for an idle connection closes the connection at once.
+The response to a request may take longer."""
 _RETRY_DELAY = 0.5
-"""Seconds before the second retry of connecting. It doubles for each retry that follows."""
+"""Seconds before the second retry of connecting. This delay doubles for each further retry."""
 _LINE = "_lbclient_line"
 _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
@@ -77,7 +78,8 @@ Body = Any
 
 
 class BaseHttp1Transport(ABC, Generic[C]):
-    """Connections to one instance. The coroutines of one for threads block, and never suspend."""
+    """Connections to one instance. On threads, the coroutines of a transport block, and never
+    suspend."""
 
     looped: bool
     """True for event loops, False for threads."""
@@ -97,9 +99,9 @@ class BaseHttp1Transport(ABC, Generic[C]):
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
         self._kept_headers: tuple[Fields, RequestHeaders | None] = ([], None)
-        """The headers of an earlier request, since the next one often has the same. Of the caller's
-        headers, only those that can hold no secret are kept: a token must not outlive its request.
-        The instance's own live as long as this transport anyway."""
+        """The headers of an earlier request, since the next request often has the same headers. The
+        caller's headers are kept only if they cannot contain a secret, since a token must not
+        outlive its request. The instance's own headers live as long as this transport anyway."""
 
     @property
     def is_idle(self) -> bool:
@@ -107,8 +109,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
         return self._connections.is_idle
 
     def drain(self) -> None:
-        """Close idle connections now, and the others when they are no longer used. A call that has
-        already been given this transport can still send its request."""
+        """Close idle connections now, and the others when they are no longer used. A call that
+        already has this transport can still send its request."""
         self._connections.drain()
 
     def detach_after_fork(self) -> None:
@@ -116,7 +118,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
         for connection in self._connections.all():
             connection.detach_after_fork()
 
-    async def send(  # noqa: C901, PLR0912, PLR0915  # the trace is told of each step
+    async def send(  # noqa: C901, PLR0912, PLR0915  # it also reports each step to the trace
         self,
         request: httpx.Request,
         body: Body,
@@ -157,7 +159,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
             except httpx.WriteError as error:
                 if is_callers_own(error):
                     raise
-                # The server takes no more of it: the following read returns its response.
+                # The server takes no more of the request: the following read returns its response.
             if trace is not None:
                 await trace.next("http11.receive_response_headers")
             while exchange.head is None:
@@ -187,7 +189,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
         return self._response(lease, exchange, stream, info)
 
     async def aclose(self) -> None:
-        """Close all connections. A thread that waits for one is woken."""
+        """Close all connections. A thread that waits for a connection is woken."""
         self._closed = True
         self._connections.drain()
         for connection in self._connections.all():
@@ -201,8 +203,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
     async def _upload(
         self, connection: C, exchange: Exchange, body: Body | None, timeouts: Timeouts
     ) -> None:
-        """Send a request in parts, until a response needs no more of it. None: all of it was passed
-        to the connection, which has not sent it all."""
+        """Send a request in parts, until a response does not need the rest. None: the whole request
+        was passed to the connection, but the connection has not sent all of it."""
 
     async def _open(
         self,
@@ -242,7 +244,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
         fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
-            # What is stored must be what is written, even if another thread changes the request.
+            # The stored headers must be the written headers, even if another thread changes the
+            # request.
             fields, written = fields.copy(), None
             if _HARMLESS.issuperset([name for _, name, _ in fields]):
                 written = RequestHeaders(_headers(fields, upstream))
@@ -279,7 +282,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
         error: BaseException,
         responses_before: int,
     ) -> None:
-        """Record that the request got no response. Its connection carries no other request."""
+        """Record that the request got no response. Its connection carries no further request."""
         connection, liveness = lease.connection, self._connections.liveness
         if (
             connection is not None
@@ -396,7 +399,8 @@ class AsyncHttp1Transport(BaseHttp1Transport[AsyncConnection]):
         body: httpx.AsyncByteStream,
         timeout: float | None,
     ) -> None:
-        """Send a body in parts, and read at the same time: a response may reject the rest of it."""
+        """Send a body in parts, and read at the same time, since a response may reject the rest of
+        the body."""
         most = _EARLY
 
         async def listen() -> None:
@@ -429,7 +433,7 @@ class AsyncHttp1Transport(BaseHttp1Transport[AsyncConnection]):
 
 
 def peer_of(response: object) -> str | None:
-    """Return the IP address that a response came from, if the connection is one of ours."""
+    """Return the IP address that a response came from, if lbclient has opened the connection."""
     info = getattr(response, "extensions", {}).get("network_stream")
     return info.peer if isinstance(info, ConnectionInfo) else None
 
@@ -437,11 +441,11 @@ def peer_of(response: object) -> str | None:
 def _request_line(
     request: httpx.Request, target: bytes | None, path: bytes
 ) -> tuple[bytes, bytes, bytes | None]:
-    """Return the method, the target below the instance's base path and, if it is known already, the
-    request line that they make.
+    """Return the method, the target below the instance's base path and, if it is already known, the
+    request line for these two.
 
-    They are stored in the URL object, for the base path of the last request. A client uses one
-    object for all requests of one path, so nothing outlives its URL.
+    These values are stored in the URL object, for the base path of the last request. A client uses
+    one URL object for all requests of one path, so the values live as long as their URL.
     """
     if target is not None:
         return request.method.encode("ascii"), given_target(target, path), None
@@ -493,7 +497,7 @@ def _whole(exchange: Exchange, body: object) -> bytes | None:
 
 
 def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | memoryview | None]:
-    """Yield what to send, in order. None means: wait for 100 (Continue)."""
+    """Yield the parts to send, in order. None means: wait for 100 (Continue)."""
     yield exchange.request_head
     if exchange.expects:
         yield None
@@ -509,7 +513,7 @@ def _slices(content: bytes) -> Iterator[memoryview]:
 
 
 def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
-    """Pass what was read to the exchange; b"" means the end."""
+    """Pass the bytes that were read to the exchange; b"" means the end."""
     if data:
         exchange.receive(data)
     else:
@@ -517,8 +521,8 @@ def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
 
 
 async def _ends(connection: Connection, exchange: Exchange, timeout: float | None) -> bool:
-    """Return True if a 408 ends the use of the connection, which means that no request was read
-    (RFC 9110, 15.5.9). It does not mean this if the real response follows it."""
+    """Return True if the connection ends after a 408, or nothing follows. Then no request was read
+    (RFC 9110, 15.5.9). If the real response follows, the request was read."""
     if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows the 408

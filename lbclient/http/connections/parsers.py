@@ -1,8 +1,8 @@
 """The parsers of responses: httptools if it is installed (extra `fast`), otherwise h11.
 
-Both only parse heads that `well_formed` has accepted, so they agree on every head. Chunked bodies
-are decoded by httptools or, without it, by this module: between chunks h11 accepts blanks, a bare
-LF and sizes of eighty bits, and does not report it.
+Both parse only heads that `well_formed` has accepted, so they agree on every head. httptools
+decodes chunked bodies. Without httptools, this module decodes them, since h11 accepts blanks, a
+bare LF and sizes of eighty bits between chunks without reporting them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _HEAD = re.compile(
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # A run of blanks is matched from its beginning only: matching from each blank would be quadratic.
 _FOLD = re.compile(rb"(?:(?<![ \t])[ \t]+)?(?:\r\n[ \t]+)+")
-_SIZE = re.compile(  # accepts the extensions that llhttp accepts, so that both parsers agree
+_SIZE = re.compile(  # it accepts the extensions that llhttp accepts, so that parsers agree
     rb"([0-9A-Fa-f]+)(?:;(?!\r)(?:" + _TOKEN + rb")?(?:=(?:" + _TOKEN + rb")?"
     rb'(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*")?)?)*\r\n'
 )
@@ -79,8 +79,8 @@ class Chunks(Protocol):
 
 
 def plain_head(data: bytes) -> int:
-    """Return the length of the head at the start of these bytes. Returns 0 if it is incomplete,
-    interim or unusual: then `well_formed` repairs or rejects it."""
+    """Return the length of the head at the start of these bytes. Returns 0 if the head is
+    incomplete, interim or unusual. Then `well_formed` repairs or rejects the head."""
     found = _HEAD.match(data)
     if found is None or data[9:10] == b"1":
         return 0
@@ -151,7 +151,7 @@ def _parse_h11(head: bytes) -> Head:
 
 def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
     """Return the error for a response that httptools rejects. An exception that came from outside
-    while one of our callbacks ran is raised unchanged.
+    while a callback of this module ran is raised unchanged.
     """
     if (interruption := error.__context__) is not None:
         raise interruption from None
@@ -174,7 +174,8 @@ class _ChunkCallbacks:
     def __init__(self) -> None:
         self.data: list[bytes] = []
         self.end = 0
-        """How many items of `data` belong to the body; -1 while it has not ended."""
+        """The number of items of `data` that belong to the body; -1 while the body has not
+        ended."""
         self.on_body = self.data.append
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -183,8 +184,8 @@ class _ChunkCallbacks:
             _check_trailer(b"%b:%b\r\n" % (name, value))
 
     def on_message_complete(self) -> None:
-        """Record the end of the body. What follows may look like another response, for which this
-        is called too."""
+        """Record the end of the body. The bytes after it may look like another response, for which
+        this method is called too."""
         if self.end < 0:
             self.end = len(self.data)
 
@@ -207,8 +208,8 @@ class _FastChunks:
         return self._found.end >= 0
 
     def feed(self, data: bytes) -> bool:
-        """Decode these bytes. The last byte is passed separately, since httptools does not report
-        where a body ended: if it ends before the last byte, something follows it."""
+        """Decode these bytes. httptools does not report where a body ended, so the last byte is
+        passed separately: if the body ends before the last byte, something follows it."""
         found = self._found
         try:
             self._parser.feed_data(memoryview(data)[:-1])

@@ -2,8 +2,9 @@
 leases.
 
 There is one stack of idle connections per instance, and one limit for all instances of a transport.
-A connection is recorded in the lease of a call before it leaves its stack, so an exception between
-any two lines loses no connection (see "An exception may come between any two lines" in the design).
+A connection is recorded in the lease of a call before it leaves its stack. So no connection is lost
+if an exception comes between two lines (see "An exception may come between any two lines" in the
+design).
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ __all__ = [
 C = TypeVar("C", bound=Connection)
 S = TypeVar("S")
 IdleStack = deque[C]
-"""The idle connections to one instance. The one used last is used next, so that a few stay warm and
-the others can be closed (HAProxy and Go's net/http use the same order)."""
+"""The idle connections to one instance. The connection that was used last is used next, so that a
+few connections stay in use and the others can be closed (HAProxy and Go's net/http use the same
+order)."""
 
 
 class KeepAlivePool(Generic[C]):
@@ -59,25 +61,25 @@ class KeepAlivePool(Generic[C]):
         self.expiry = expiry
         self.clock = clock
         self.watched: bool = expiry is None
-        """True if a check of the idle connections is scheduled, or if none expires: no wake-up is
-        needed."""
+        """True if a check of the idle connections is scheduled, or if connections never expire.
+        Then no wake-up is needed."""
         self.look_at: float = math.inf
-        """When the next check is due, by `clock`."""
+        """The time when the next check is due, by `clock`."""
         self.wake: Callable[[], object] | None = None
         """Called when a connection becomes idle while no check is scheduled."""
         self.summon: Callable[[], object] | None = None
-        """Called by finalizers, on any thread, when a lease was lost."""
+        """Called by finalizers, on any thread, when a lease was dropped."""
         self._most = most
         self._each = each
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
         self._not_before = -math.inf
-        """No connection expires before this time: while connections come and go, the oldest one
-        only becomes younger."""
+        """No connection expires before this time. When connections come and go, the oldest one can
+        only become younger."""
         fork.track(self)
 
     def after_fork(self) -> None:
-        """Start empty in a forked child. It may still close a response of the parent's, and a
-        thread that does not exist here may hold the lock, or have left a change half done."""
+        """Start empty in a forked child. The child may still close a response of the parent, and a
+        thread of the parent may hold the lock, or may have left a change half done."""
         self.lock = threading.Lock()
         self._since = OrderedDict()
         self.wake = self.summon = None
@@ -89,7 +91,7 @@ class KeepAlivePool(Generic[C]):
         """Add a connection that becomes idle. Returns the connections to close."""
         now = self.clock()
         with self.lock:
-            if connection in self._since:  # an exception interrupted an earlier call after this
+            if connection in self._since:  # an exception interrupted an earlier call of this method
                 return ()
             connection.idle_since = now
             self._since[connection] = stack, now
@@ -131,16 +133,17 @@ class KeepAlivePool(Generic[C]):
             return gone
 
     def sweep(self) -> None:
-        """Close connections that have been idle for too long, or were lost. It never blocks."""
+        """Close connections that have been idle for too long, or were dropped. This never
+        blocks."""
         for connection in self.expired():
             connection.close()
         for lease in each(self.lost):
             lease.drop()
 
     def watch(self, look: Callable[[float], object]) -> None:
-        """Schedule a check, since a connection is idle: `look(seconds)` must call `sweep` and
-        `next_look` after that time. No call schedules another until `next_look` finds nothing
-        idle."""
+        """Schedule a check, since a connection is idle. `look(seconds)` must call `sweep` and
+        `next_look` after that time. No other check is scheduled until `next_look` finds no idle
+        connection."""
         if (expiry := self.expiry) is None:
             return
         self.look_at = self.clock() + expiry
@@ -152,7 +155,7 @@ class KeepAlivePool(Generic[C]):
             raise
 
     def next_look(self) -> float:
-        """Return when to check again, by `clock`. If no connection is idle, this time is
+        """Return the time of the next check, by `clock`. If no connection is idle, this time is
         `math.inf`, and no further check is scheduled."""
         with self.lock:
             self.watched = self.expiry is None or bool(self._since)
@@ -192,7 +195,7 @@ class KeepAlivePool(Generic[C]):
 
 
 def each(lost: deque[S]) -> Iterator[S]:
-    """Yield and remove each item, also if other threads remove some meanwhile."""
+    """Yield and remove each item, even if other threads remove items meanwhile."""
     with contextlib.suppress(IndexError):
         while True:
             yield lost.popleft()
@@ -216,7 +219,7 @@ class ConnectionLease(Generic[C]):
         self.use: int = 0
         """The number of this use of the connection, since another call may use it later."""
         self.idle_end: bool = False
-        """True if the response only ended a connection that had been idle."""
+        """True if the response only ended an idle connection (a 408)."""
         self._connections = connections
 
     def __del__(self) -> None:
@@ -224,13 +227,13 @@ class ConnectionLease(Generic[C]):
             self._connections.idle.lose(self)
 
     def end(self, *, reusable: bool) -> None:
-        """Return the connection to the pool, or close it. Ending again does nothing."""
+        """Return the connection to the pool, or close it. A second call does nothing."""
         if (connection := self.connection) is not None:
             self._connections.leave(connection, reusable=reusable)
             self.connection = None
 
     def interrupt(self) -> None:
-        """Wake the thread that waits for the connection, since its response is no longer needed."""
+        """Wake the thread that waits for the connection, since the response is no longer needed."""
         connections = self._connections
         with connections.idle.lock:  # so that no other call takes it at this moment
             connection = self.connection
@@ -264,17 +267,16 @@ class InstanceConnections(Generic[C]):
         return not self._used
 
     def all(self) -> Sequence[C]:
-        """Return the connections in use and the idle ones. This takes no lock: in a forked child,
-        the lock may be held by a thread of the parent, which does not exist in the child. Each copy
-        is made in one step."""
+        """Return the connections in use and the idle connections. This takes no lock, since in a
+        forked child a thread of the parent may hold the lock. Each copy is made in one step."""
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:
         """Lease an idle connection on which no bytes have arrived. Returns None if there is no such
         connection.
 
-        Bytes that have arrived are the end of the connection, or belong to no request: they must
-        not be read as the response to the next one.
+        Bytes that have arrived are the end of the connection, or belong to no request. They must
+        not be read as the response to the next request.
         """
         idle, liveness = self.idle, self.liveness
         while (connection := idle.take(lease, self._stack)) is not None:
@@ -299,7 +301,7 @@ class InstanceConnections(Generic[C]):
         self._used[connection] = weakref.ref(lease), 1
 
     def leave(self, connection: C, *, reusable: bool) -> None:
-        """Return a connection that is no longer used: it becomes idle, or is closed."""
+        """Return a connection that is no longer used. It becomes idle, or is closed."""
         if not reusable or self.retired or connection.single_use:
             connection.close()
             self._used.pop(connection, None)
@@ -312,7 +314,7 @@ class InstanceConnections(Generic[C]):
 
     def _find_lost(self) -> None:
         """Close connections whose call was dropped, and whose finalizer was interrupted before it
-        could note this."""
+        could note the drop."""
         for connection, (lease, use) in list(self._used.items()):
             if lease() is None:
                 lost = ConnectionLease(self)

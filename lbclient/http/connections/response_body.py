@@ -26,8 +26,8 @@ _DRAIN_SECONDS = 0.05
 
 
 class ConnectionBody(ABC):
-    """A response body on our own connections, for threads or for event loops. Every read ends with
-    the attempt, and a cancellation cannot interrupt its closing."""
+    """A response body on lbclient's own connections, for threads or for event loops. Every read
+    ends when the attempt ends, and a cancellation cannot interrupt the closing of the body."""
 
     @abstractmethod
     async def whole(self) -> bytes:
@@ -35,7 +35,7 @@ class ConnectionBody(ABC):
 
     @abstractmethod
     async def drain(self) -> None:
-        """Read the rest if that keeps the connection, and takes little time."""
+        """Read the rest if the connection can then be kept, and if this takes little time."""
 
     @abstractmethod
     async def leave(self) -> None:
@@ -63,7 +63,7 @@ class _Body(ConnectionBody):
     async def whole(self) -> bytes:
         """Read all of it."""
         # Each part is copied while it is in the processor's cache, and its memory is used for the
-        # next one. To join many parts at the end takes twice as long.
+        # next part. To join many parts at the end takes twice as long.
         content, data = io.BytesIO(), self._exchange.data
         content.writelines(data)
         while not self._over:
@@ -74,7 +74,8 @@ class _Body(ConnectionBody):
         return content.getvalue()
 
     async def drain(self) -> None:
-        """Read the rest if it is short and arrives soon, so that the connection can be kept."""
+        """Read the rest of the body if it is short and arrives soon, so that the connection can be
+        kept."""
         left = self._exchange.left
         if left is None or left > _DRAIN_BYTES:
             return
@@ -83,14 +84,14 @@ class _Body(ConnectionBody):
             await self._receive(timeout)
 
     async def leave(self) -> None:
-        """Return the connection to the pool, or close it if more would arrive."""
+        """Return the connection to the pool, or close it if the response is not complete."""
         self._lease.end(reusable=False)
         trace, self._trace = self._trace, None
         if trace is not None:
             await trace.whole("http11.response_closed")
 
     def _taken(self) -> bytes:
-        """Return what has arrived."""
+        """Return the bytes that have arrived."""
         data = self._exchange.data
         taken = data[0] if len(data) == 1 else b"".join(data)
         data.clear()
@@ -163,7 +164,8 @@ class AsyncResponseBody(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
 
 class AsyncUpgraded(ConnectionInfo):
     """The bytes of a connection after 101 or CONNECT, for event loops, with the methods of
-    httpcore's streams: `response.extensions["network_stream"]`. It ends with the response."""
+    httpcore's streams: `response.extensions["network_stream"]`. The stream ends with the
+    response."""
 
     __slots__ = ("_exchange", "_rest")
 
@@ -180,7 +182,7 @@ class AsyncUpgraded(ConnectionInfo):
         return self._kept(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send all of the data. It waits until the peer has taken it, whatever arrives
+        """Send all of the data. This waits until the peer has taken the data, even if bytes arrive
         meanwhile."""
         await self._connection.write_all(buffer, timeout)
 
@@ -200,7 +202,7 @@ class AsyncUpgraded(ConnectionInfo):
         self._connection.close()
 
     def _kept(self, max_bytes: int) -> bytes:
-        """Return what came with the response, or is left from an earlier read."""
+        """Return bytes that came with the response, or are left from an earlier read."""
         if data := self._exchange.data:
             self._rest += b"".join(data)
             data.clear()
@@ -209,7 +211,7 @@ class AsyncUpgraded(ConnectionInfo):
 
 
 class Upgraded(ConnectionInfo):
-    """The same for threads."""
+    """The bytes of a connection after 101 or CONNECT, for threads."""
 
     __slots__ = ("_bytes",)
 

@@ -24,7 +24,8 @@ _READ = 64 * 1024
 
 
 class SocketConnection(Connection):
-    """The bytes of one connection. One thread uses it at a time; any thread may close it."""
+    """The bytes of one connection. One thread uses the connection at a time; any thread may close
+    it."""
 
     __slots__ = ("_dialled", "_failure", "_reset", "_unsent")
 
@@ -37,7 +38,7 @@ class SocketConnection(Connection):
         super().__init__()
         self._dialled: list[socket.socket] = []
         self._failure: httpx.WriteError | None = None
-        """The error that ended sending, while there was still something to read."""
+        """The error that ended sending, while there were still bytes to read."""
         self._reset: BaseException | None = None
         """The error that ended the connection, if it was reported before everything had been
         read."""
@@ -84,7 +85,7 @@ class SocketConnection(Connection):
             raise httpx.ReadError(str(self._reset)) from self._reset
         return b""
 
-    async def write(  # noqa: C901  # most requests need the first send alone
+    async def write(  # noqa: C901  # most requests need only the first send
         self, data: bytes | memoryview, timeout: float | None
     ) -> bool:
         """Send all of the data. Returns False if something has arrived before all was sent: then
@@ -108,7 +109,7 @@ class SocketConnection(Connection):
                 if self._hears(timeout):
                     return False
         except httpx.WriteError as error:
-            # A server that rejects a body may respond and close: its response can be read.
+            # A server that rejects a body may respond and close. Its response can still be read.
             if not self._take_in():
                 raise
             self._failure, self._reset = error, self._reset or error.__cause__
@@ -129,8 +130,8 @@ class SocketConnection(Connection):
         return self.tls is None or self._take_in()
 
     def shut(self) -> None:
-        """Wake a thread that waits for this connection. The descriptor stays open: otherwise its
-        number would soon belong to another file while that thread still uses it."""
+        """Wake a thread that waits for this connection. The descriptor stays open. Otherwise its
+        number would soon belong to another file, while that thread still uses it."""
         self.closed = True
         for sock in (self._sock, *self._dialled):
             if sock is not None:
@@ -138,7 +139,7 @@ class SocketConnection(Connection):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close it. A thread that waits for it is woken."""
+        """Close the connection. A thread that waits for it is woken."""
         sock = self._sock
         if sock is not None and not self.closed and self.tls is not None:
             with contextlib.suppress(OSError, httpx.WriteError, httpx.WriteTimeout):
@@ -226,7 +227,7 @@ class SocketConnection(Connection):
     def _flush(self, tls: Tls, timeout: float | None) -> None:
         """Send the bytes that TLS itself wants to send."""
         out = memoryview(tls.outgoing())
-        # Sending nothing would take the kernel's error (a reset) away from the next read.
+        # An empty send would take the kernel's error (a reset) away from the next read.
         while out and (out := out[self._send(out) :]):
             self._await_writable(timeout)
 
@@ -250,7 +251,8 @@ class SocketConnection(Connection):
                 return False
 
     def _take_in(self) -> bool:
-        """Receive what has arrived, without waiting. Returns True if there is something to read."""
+        """Receive the bytes that have arrived, without waiting. Returns True if there is something
+        to read."""
         sock = self._sock
         if sock is None or self._arrived or self.ended:
             return True
@@ -267,7 +269,7 @@ class SocketConnection(Connection):
 
 _READABLE, _WRITABLE = 1, 2
 _BEGUN = {0, errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", 0)}
-"""What `connect_ex` returns for a connection that has begun; the last is Windows's."""
+"""The results of `connect_ex` for a connection that has begun; the last one is for Windows."""
 
 
 def _begun(sock: socket.socket, address: Address) -> socket.socket:
@@ -279,10 +281,10 @@ def _begun(sock: socket.socket, address: Address) -> socket.socket:
 
 
 def _connected(sockets: Sequence[socket.socket], seconds: float | None) -> Sequence[socket.socket]:
-    """Return the sockets that have connected, or have failed to, within the time."""
+    """Return the sockets that have connected or failed within the time."""
     if not hasattr(select, "poll"):  # as below
         _, connected, failed = select.select([], sockets, sockets, seconds)
-        return list({*connected, *failed})  # Windows reports a failure as the third alone
+        return list({*connected, *failed})  # Windows reports failures in the third list only
     poll = select.poll()
     by_descriptor = {sock.fileno(): sock for sock in sockets}
     for descriptor in by_descriptor:
@@ -303,7 +305,7 @@ def _arrives(sock: socket.socket, seconds: float | None) -> bool:
 
 
 def _ready(sock: socket.socket, seconds: float | None, *, to_read: bool, to_write: bool) -> int:
-    """Return what can be done with a socket now, or within the time: 0 for nothing."""
+    """Return whether a socket can be read or written within the time; 0 for neither."""
     if not hasattr(select, "poll"):  # as above; eventlet makes `select` green
         watched = [sock] if to_read else [], [sock] if to_write else []
         to_read_now, to_write_now, _ = select.select(*watched, [], seconds)

@@ -1,7 +1,8 @@
 """Timeouts that end with the attempt.
 
 httpx's timeouts apply to each read or write, so a server that sends one byte at a time never
-exceeds them. A `DeadlineTimeout` also bounds each of them by the time that the attempt has left.
+exceeds them. A `DeadlineTimeout` also bounds each read or write by the time that the attempt has
+left.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class DeadlineTimeout(float):
         self._expiry.missed = True
 
     def interruptible(self, interrupt: Callable[[], object]) -> None:
-        """Register how another thread can end the I/O that begins now."""
+        """Register a function with which another thread can end the I/O that begins now."""
         self._expiry.interrupt = interrupt
 
     @property
@@ -79,8 +80,8 @@ def seconds_now(
 ) -> float | None:
     """Return the seconds that one operation may take from now on; None for no limit.
 
-    Raises `error` once the attempt's time is up. This is needed since bytes that have arrived are
-    read without waiting, so a server that sends without end would never exceed a timeout.
+    Raises `error` once the attempt's time is up. Bytes that have arrived are read without waiting,
+    so without this error a server that sends without end would never exceed a timeout.
     """
     if type(timeout) is not DeadlineTimeout:
         return timeout

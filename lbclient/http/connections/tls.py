@@ -1,8 +1,8 @@
 """TLS without I/O, the same for threads, asyncio and trio.
 
-asyncio's own TLS is not used, since it loses decrypted bytes when an error follows, and uvloop's
-loses the end of a body while reading is paused. `SSLSocket` is not used, since it cannot tell
-without reading whether a response has arrived or only a session ticket.
+asyncio's own TLS is not used, since it loses decrypted bytes when an error follows. uvloop's TLS
+loses the end of a body while reading is paused. `SSLSocket` is not used, since without reading it
+cannot distinguish a response from a session ticket.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ __all__ = ["Tls"]
 _READ = 64 * 1024
 _CONTEXTS: dict[str, threading.Lock] = {}
 """Holds the lock that is taken while a context wraps a connection. The lock is created when it is
-first needed: gevent could not replace one that was created at import.
+first needed, since gevent could not replace a lock that was created at import.
 """
 
 
 class Tls:
     """The TLS of one connection. `decrypt` takes bytes from the peer. `encrypt` and `outgoing`
-    return what must be sent to it."""
+    return bytes that must be sent to the peer."""
 
     __slots__ = ("_incoming", "_lock", "_outgoing", "clean_end", "ended", "failure", "object")
 
     def __init__(
         self, context: ssl.SSLContext, server_hostname: str, protocols: Sequence[str] = ()
     ) -> None:
-        """`protocols` are offered to the peer (ALPN). If there are none, the context is not
+        """`protocols` are offered to the peer (ALPN). Without `protocols`, the context is not
         changed."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         with _CONTEXTS.setdefault("lock", threading.Lock()):
@@ -41,7 +41,7 @@ class Tls:
             self.object: ssl.SSLObject = context.wrap_bio(
                 self._incoming, self._outgoing, server_hostname=server_hostname
             )
-            if protocols:  # it may be a caller's context, which may also be used for HTTP/1.1
+            if protocols:  # a caller's context may also be used for HTTP/1.1
                 context.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
         """After an upgrade one thread may read while another writes, and OpenSSL does not allow
@@ -51,14 +51,14 @@ class Tls:
         self.clean_end: bool = False
         """True if the peer has announced the end (close_notify)."""
         self.failure: ssl.SSLError | None = None
-        """The error that ended it. It is raised once everything that was decrypted before has been
-        read."""
+        """The error that ended the TLS connection. It is raised after all data that was decrypted
+        before has been read."""
 
     def shake_hands(self, data: bytes | None) -> bool:
-        """Continue the handshake. Returns True when it is done. None begins it, b"" means that the
-        connection has ended.
+        """Continue the handshake. Returns True when the handshake is done. None begins the
+        handshake, and b"" means that the connection has ended.
 
-        Raises ConnectError. The caller must send what is `outgoing`, also after an error.
+        Raises ConnectError. The caller must send the bytes of `outgoing`, even after an error.
         """
         if data is not None:
             self._feed(data)
@@ -90,7 +90,7 @@ class Tls:
 
     def decrypt(self, data: bytes | None) -> bytes:
         """Return the decrypted bytes; b"" if there are none yet, or at the end. None adds nothing
-        to the bytes that came with the handshake; b"" means that the connection has ended."""
+        to the bytes that came with the handshake, and b"" means that the connection has ended."""
         parts: list[bytes] = []
         try:
             with self._lock:
@@ -111,7 +111,7 @@ class Tls:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def farewell(self) -> bytes:
-        """Return the bytes that announce our end of the connection (close_notify)."""
+        """Return the bytes that announce this side's end of the connection (close_notify)."""
         with contextlib.suppress(ssl.SSLError, ValueError), self._lock:
             self.object.unwrap()
         return self.outgoing()

@@ -1,4 +1,4 @@
-"""The `trace` extension: a caller's function that is called for each step, as in httpcore."""
+"""The `trace` extension: calls a caller's function for each step, as httpcore does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Trace"]
 
 
 class Trace:
-    """Calls the trace function for each step. On event loops it is a coroutine function,
-    and is not called for a cancellation, in which it could not wait."""
+    """Calls the trace function for each step. On event loops it is a coroutine function, and is not
+    called for a cancellation, since it could not wait then."""
 
     def __init__(
         self, tell: Callable[[str, Mapping[str, object]], Any], request: object, *, looped: bool
@@ -50,7 +50,7 @@ class Trace:
             await self._ended("failed", {"exception": error})
 
     async def whole(self, *steps: str) -> None:
-        """Begin and end steps that take no time."""
+        """Begin and end several steps, each of which takes no time."""
         for step in steps:
             await self.begin(step)
             await self.end()

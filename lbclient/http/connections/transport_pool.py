@@ -1,13 +1,14 @@
-"""The transports of one client: one per instance, created when it is first called, closed after it
-has left.
+"""The transports of one client, one for each instance. A transport is created when the instance is
+first called, and closed after the instance has left.
 
-Connections close without another call. `Pool.listen` reports when instances have left. Connections
-that have been idle for too long, or were dropped, are closed by the control plane's scheduler or by
-a timer of the event loop. These keep no client alive, and run only while something is idle.
+Connections close even if no further call is made. `Pool.listen` reports when instances have left.
+The control plane's scheduler, or a timer of the event loop, closes connections that have been idle
+for too long, or were dropped. Neither keeps a client alive, and both run only while a connection is
+idle.
 
-A client may outlive an event loop and be used in the next one (`asyncio.run` once per job), or in
-several at the same time. A connection cannot. So each loop has its own transports, which are closed
-when the loop ends.
+A client may outlive an event loop and be used in the next loop (`asyncio.run` once per job), or in
+several loops at the same time. A connection cannot. So each loop has its own transports, which are
+closed when the loop ends.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ _logger = logging.getLogger(__name__)
 
 
 class BaseTransportPool(ABC, Generic[S]):
-    """The transports to the endpoints of `pool`. `make` creates one. All share one limit of idle
-    connections.
+    """The transports to the endpoints of `pool`. `make` creates a transport. All transports share
+    one limit of idle connections.
 
     A transport is at most `max_connection_age` old, less a random part of up to a tenth. Then a new
-    one replaces it, and calls on the old one continue.
+    transport replaces it, and calls on the old transport continue.
     """
 
     def __init__(
@@ -109,18 +110,20 @@ class BaseTransportPool(ABC, Generic[S]):
         return self._new(endpoint, now)
 
     def ready(self) -> Self | None:
-        """Return these transports, or None if there may be something to close: see `tidied`."""
+        """Return these transports, or None if there may be something to close; then use
+        `tidied`."""
         if self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving:
             return None
         return self
 
     async def tidied(self) -> Self:
-        """Return these transports after what was dropped has been closed."""
+        """Close bodies and connections that were dropped, and then return these transports."""
         await self.tidy()
         return self
 
     async def tidy(self) -> None:
-        """Close what was dropped, and the transports to instances that have left."""
+        """Close bodies and connections that were dropped, and transports to instances that have
+        left."""
         self._idle.sweep()
         with self._shield():  # the call that runs this may have little time left
             for endpoint, transport in self._departed():
@@ -130,8 +133,8 @@ class BaseTransportPool(ABC, Generic[S]):
             await self._close_lost()
 
     async def aclose(self) -> None:
-        """Close all transports, and create no other. An exception of one of them is raised after
-        that."""
+        """Close all transports, and create no others. If one of them raises an exception, it is
+        raised after that."""
         self._closed = True
         self._idle.sweep()
         await self._close_lost()  # later nothing checks for dropped bodies
@@ -146,7 +149,7 @@ class BaseTransportPool(ABC, Generic[S]):
         self._summon()
 
     def detach_after_fork(self) -> None:
-        """In a forked child: leave the parent's connections to the parent."""
+        """In a forked child: give up the parent's connections."""
         transports = self._all()
         self._lock = threading.RLock()
         self._transports, self.leaving = {}, deque()
@@ -172,7 +175,7 @@ class BaseTransportPool(ABC, Generic[S]):
             await self.tidy()
 
     def _shield(self) -> contextlib.AbstractContextManager[object]:
-        """Keep a cancellation from what is in the block."""
+        """Return a context manager that protects its block from a cancellation."""
         return contextlib.nullcontext()
 
     async def _yield_turn(self) -> None:
@@ -184,7 +187,7 @@ class BaseTransportPool(ABC, Generic[S]):
 
     @abstractmethod
     def _wake(self) -> None:
-        """Schedule a check of the idle connections for when the first of them expires."""
+        """Schedule a check of the idle connections at the time when the first of them expires."""
 
     @abstractmethod
     def _summon(self) -> None:
@@ -209,7 +212,7 @@ class BaseTransportPool(ABC, Generic[S]):
                     return known[1]
                 self.leaving.append((endpoint, known[1]))
             transport = self._make(endpoint, self._idle)
-            if endpoint.gone:  # it has left since it was picked
+            if endpoint.gone:  # the instance has left since it was picked
                 transport.drain()
                 self._transports.pop(endpoint, None)
                 self.leaving.append((endpoint, transport))
@@ -239,7 +242,7 @@ class BaseTransportPool(ABC, Generic[S]):
                 else:
                     yield one
         finally:
-            self.leaving.extend(some)  # those that are left if closing was cancelled
+            self.leaving.extend(some)  # the rest, if closing was cancelled
 
     def _all(self) -> Sequence[InstanceTransport]:
         return [transport for _, transport, _ in self._transports.values()] + [
@@ -269,7 +272,7 @@ class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
 
     @property
     def next_at(self) -> float:
-        """When there may be something to close."""
+        """The time when there may be something to close."""
         return -math.inf if self.lost or self._idle.lost else self._idle.look_at
 
     @property
@@ -287,11 +290,11 @@ class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
         return self._idle.clock()
 
     def claim(self) -> bool:
-        """Return True: rounds do not disturb each other."""
+        """Return True, since rounds do not disturb each other."""
         return True
 
     def run(self) -> None:
-        """Close what has been idle for too long, and what was dropped."""
+        """Close connections that have been idle for too long, and bodies that were dropped."""
         self._idle.sweep()
         run_blocking(self._close_lost)
         self._idle.next_look()
@@ -352,7 +355,7 @@ class AsyncTransportPool(BaseTransportPool[httpx.AsyncByteStream]):
 
 
 def running_loop() -> object:
-    """Return the running event loop: asyncio's, or the token of trio, also if trio runs as a guest
+    """Return the running event loop of asyncio, or the token of trio, even if trio runs as a guest
     in asyncio's loop."""
     try:
         loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
@@ -366,7 +369,7 @@ def running_loop() -> object:
 
 
 def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Make an event loop call a function. Any thread may call this, also in a finalizer. Returns
+    """Make an event loop call a function. Any thread may call this, even in a finalizer. Returns
     False if the loop has ended."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
@@ -390,10 +393,10 @@ def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> 
 
 
 def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
-    """Make the running event loop sweep this pool after some seconds, and again while anything is
-    idle.
+    """Make the running event loop sweep this pool after some seconds, and again while any
+    connection is idle.
 
-    This keeps the pool alive until then, but not the client: otherwise asyncio would keep the
+    The timer keeps the pool alive until then, but not the client. Otherwise asyncio would keep the
     connections open.
     """
 
@@ -439,7 +442,7 @@ def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
 
 
 class PerLoopTransports:
-    """The transports of one client, one set per event loop. `make` creates a set."""
+    """The transports of one client, one set for each event loop. `make` creates a set."""
 
     def __init__(self, pool: Pool, make: Callable[[], AsyncTransportPool]) -> None:
         self._make = make
@@ -451,13 +454,14 @@ class PerLoopTransports:
         fork.track(self)
 
     def ready(self) -> AsyncTransportPool | None:
-        """Return the transports of the running loop if they were the last that were used, and if
-        there is nothing to close; None otherwise: see `tidied`."""
+        """Return the transports of the running loop if they were used last and there is nothing to
+        close. Otherwise return None; then use `tidied`."""
         last = self._last
         return last[1].ready() if last is not None and last[0] is running_loop() else None
 
     async def tidied(self) -> AsyncTransportPool:
-        """Return the transports of the running loop after what was dropped has been closed."""
+        """Close bodies and connections that were dropped, and then return the running loop's
+        transports."""
         transports = await self._here()
         return transports.ready() or await transports.tidied()
 
@@ -473,7 +477,7 @@ class PerLoopTransports:
         return transports
 
     async def aclose(self) -> None:
-        """Close the transports of the running loop, and have other running loops close theirs. The
+        """Close the transports of the running loop, and make other running loops close theirs. The
         transports of a loop that does not run are closed when that loop ends. No transport is
         created after this."""
         with self._lock:
@@ -497,7 +501,7 @@ class PerLoopTransports:
             await transports.aclose()
 
     def after_fork(self) -> None:
-        """In a forked child: forget the parent's loops, none of which runs here."""
+        """In a forked child: forget the parent's loops, since none of them runs in the child."""
         per_loop, self._per_loop, self._last = self._per_loop, {}, None
         self._lock = threading.Lock()
         for transports in per_loop.values():
@@ -519,8 +523,8 @@ class PerLoopTransports:
 
 
 class _End:
-    """Notices the end of one loop: when a loop ends, it closes every generator that is left in
-    it."""
+    """Notices the end of one event loop. When a loop ends, it closes every generator that is left
+    in it."""
 
     def __init__(self, loop: object) -> None:
         self.per_loop: WeakSet[PerLoopTransports] = WeakSet()
@@ -541,8 +545,8 @@ class _End:
 
 
 async def _leave(per_loop: PerLoopTransports, loop: object) -> None:
-    """Close the transports of this loop. If that fails, log it, so that the others are closed
-    too."""
+    """Close the transports of this loop. A failure is logged, so that the other transports are
+    closed too."""
     try:
         await per_loop.leave(loop)
     except Exception as error:
@@ -555,8 +559,8 @@ _ends: dict[object, _End] = {}
 
 
 async def _tell_at_end(per_loop: PerLoopTransports, loop: object) -> None:
-    """Arrange that the transports are closed when the loop ends. There is one generator per loop,
-    even if clients come and go.
+    """Arrange that the transports are closed when the loop ends. There is one generator for each
+    loop, even if clients come and go.
     """
     if (end := _ends.get(loop)) is None:
         for ended in _crudely_ended(_ends):

@@ -21,7 +21,7 @@ _LOOK = 0.05
 
 
 class TrioConnection(AsyncConnection):
-    """The bytes of one connection. One task reads at a time, and one writes."""
+    """The bytes of one connection. At most one task reads and one task writes at a time."""
 
     __slots__ = ("_asked", "_raw", "_sent_at_once", "_served_at_once", "_unsent")
 
@@ -68,8 +68,8 @@ class TrioConnection(AsyncConnection):
         else:
             while not (self._arrived or tls.ended):
                 self._arrived = tls.decrypt(await self._receive(timeout))
-                # Bytes of TLS itself are sent only as far as that needs no waiting: another task
-                # may be sending, and the reading task may be cancelled at any wait.
+                # Bytes of TLS itself are sent only if this needs no waiting: another task may be
+                # sending, and the reading task may be cancelled at any wait.
                 if out := tls.outgoing():
                     self._queue(out)
                     with contextlib.suppress(
@@ -101,7 +101,7 @@ class TrioConnection(AsyncConnection):
         return bool(self._raw) or super().readable()
 
     def close(self) -> None:
-        """Close it. A task that reads or writes gets an error."""
+        """Close the connection. A task that reads or writes gets an error."""
         sock = self._sock
         if self.closed or sock is None:
             self.closed = True
@@ -110,7 +110,7 @@ class TrioConnection(AsyncConnection):
         with contextlib.suppress(OSError, httpx.WriteError):
             if self.tls is not None:
                 sock.send(self.tls.farewell())
-        with contextlib.suppress(RuntimeError):  # outside of trio no task waits for it
+        with contextlib.suppress(RuntimeError):  # outside of trio no task waits for the socket
             trio.lowlevel.notify_closing(sock)
         sock.close()
 
@@ -122,7 +122,7 @@ class TrioConnection(AsyncConnection):
 
     async def _receive(self, timeout: float | None) -> bytes:
         sock = self._socket(httpx.ReadError)
-        # Only once: what arrives during a wait counts, even if this process was suspended.
+        # Only once: bytes that arrive during a wait count, even if this process was suspended.
         seconds = seconds_now(timeout, httpx.ReadTimeout)
         try:
             while not self._raw:
@@ -131,7 +131,7 @@ class TrioConnection(AsyncConnection):
                         self.ended = True
                         break
                     self._raw = data
-                    if self._asked:  # no wait was needed, and each call must give others a turn
+                    if self._asked:  # without a wait, and each call must give others a turn
                         await trio.lowlevel.checkpoint()
                 except (BlockingIOError, InterruptedError):
                     self._asked = False
