@@ -36,8 +36,8 @@ class InstanceSnapshot:
     standing: EndpointStatus
 
     def as_dict(self) -> dict[str, object]:
-        """Return it as a dict that `json.dumps` accepts. `"instance"` is its host and port;
-        `"headers"` has the names of its headers."""
+        """Return this snapshot as a dict that `json.dumps` accepts. `"instance"` is the host and
+        port; `"headers"` has the names of the headers."""
         instance = self.instance
         return {
             "instance": str(instance),
@@ -73,7 +73,8 @@ class ServiceSnapshot:
     error: Exception | None
 
     def as_dict(self) -> dict[str, object]:
-        """Return it as a dict that `json.dumps` accepts. The error is its text."""
+        """Return this snapshot as a dict that `json.dumps` accepts. `"error"` is the text of the
+        error."""
         return {
             "service": self.service,
             "instances": [one.as_dict() for one in self.instances],

@@ -106,7 +106,7 @@ def _rows(known: Mapping[Instance, float], priority: int) -> Iterator[tuple[str,
 
 
 def _named(instance: Instance) -> str:
-    """Return an instance with what is its own: scheme, base path, TLS name, names of headers."""
+    """Return an instance as text, with its own scheme, base path, TLS name and names of headers."""
     scheme = f"{instance.scheme}://" if instance.scheme else ""
     own = [f"TLS name {instance.tls_name}"] if instance.tls_name else []
     own += [f"headers {', '.join(instance.headers)}"] if instance.headers else []

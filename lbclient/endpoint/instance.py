@@ -41,12 +41,12 @@ _OF_CONNECTIONS = frozenset(
         "upgrade",
     }
 )
-"""Headers that depend on one request or connection, so an instance cannot have them."""
+"""Headers that depend on one request or connection, so that an instance cannot have them."""
 
 
 class InstanceHeaders(Mapping[str, str]):
-    """The headers of an instance. Names are compared in any case; `repr` shows no values, since
-    they may be secret.
+    """The headers of an instance. Names are compared in any case. `repr` shows no values, since
+    values may be secret.
     """
 
     __slots__ = ("_pairs",)
@@ -122,21 +122,22 @@ _NO_HEADERS = InstanceHeaders({})
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Instance:
-    """One process that serves a service. Two are equal if they have the same `host`, `port`,
+    """One process of a service. Two instances are equal if they have the same `host`, `port`,
     `scheme`, `path`, `headers` and `tls_name`.
 
-    - `weight`: its share relative to its peers. 0 counts as 0.1; if all are 0, all are equal.
-    - `priority`: its tier. Lower ones serve first (RFC 2782).
+    - `weight`: its share relative to its peers. 0 counts as 0.1; if all weights are 0, all
+      instances are equal.
+    - `priority`: its tier. Lower values serve first (RFC 2782).
     - `metadata`: data of the caller's own.
     - `addresses`: the IP addresses that discovery has checked, tried in order. If there are none,
       the operating system resolves `host` at each connect. `address` is the address to connect to.
-    - `scheme`: `"http"` or `"https"`; None is the service's.
-    - `path`: its base path, such as `"/openai/v1"`, which is put before the path of each request.
-    - `headers`: headers of each request to this instance and to no other, for example its API key.
-      They replace the caller's headers with the same name. `Host` may be one of them. No `repr`,
-      error, log, span or snapshot shows the values.
-    - `tls_name`: the name that TLS sends and verifies; None is the service's name, or `host` if the
-      service has none.
+    - `scheme`: `"http"` or `"https"`; None means the service's scheme.
+    - `path`: the base path, such as `"/openai/v1"`, which is put before the path of each request.
+    - `headers`: headers that are sent only to this instance, with each request, for example its API
+      key. They replace the caller's headers with the same name. `Host` may be one of them. No
+      `repr`, error, log, span or snapshot shows the values.
+    - `tls_name`: the name that TLS sends and verifies; None means the service's name, or `host` if
+      the service has no name.
 
     Raises ValueError or TypeError, naming the field, for a value that no instance can have.
     """
@@ -164,8 +165,9 @@ class Instance:
         headers: Mapping[str, str] = _NO_HEADERS,
         tls_name: str | None = None,
     ) -> Instance:
-        """Return the instance that a URL names: `"https://eu.example.com/openai/v1"` has a scheme,
-        a host, perhaps a port, and a base path. The other arguments are those of `Instance`.
+        """Return the instance of a URL. A URL such as `"https://eu.example.com/openai/v1"` has a
+        scheme, a host, possibly a port, and a base path. The other arguments are those of
+        `Instance`.
 
         Raises ValueError or TypeError, naming the argument, for a URL or a value that no instance
         can have.
@@ -208,10 +210,10 @@ class Instance:
 
     @property
     def address(self) -> str:
-        """Where to connect: the first of `addresses`, or `host` if there are none.
+        """The address to connect to: the first of `addresses`, or `host` if there are none.
 
-        Connect to this and not to `host`: a name would be resolved again, and DNS may answer with
-        an address that was never checked. IPv6 addresses have no brackets.
+        Connect to this address and not to `host`: a name would be resolved again, and DNS may
+        answer with an address that was never checked. IPv6 addresses have no brackets.
         """
         return self.addresses[0] if self.addresses else self.host
 
@@ -238,7 +240,7 @@ class Instance:
 
 def identity_of(instance: Instance) -> str:
     """Return a text for hashes that is the same in every process, and differs for other base paths
-    and headers. Do not show it: it depends on the values of headers."""
+    and headers. Do not show this text, since it depends on the values of headers."""
     text = f"{instance}{instance.path}"
     if not instance.headers:
         return text
@@ -250,7 +252,7 @@ def _base_path(path: object) -> str:
     """Check a base path. Returns it without the final slash."""
     if not isinstance(path, str):
         raise TypeError(f"path must be text such as '/openai/v1', not {path!r}")
-    if "?" in path or "#" in path:  # what follows them may be secret
+    if "?" in path or "#" in path:  # the text after them may be secret
         raise ValueError("path must not contain a query or a fragment")
     if not path.startswith("/") or path.startswith("//") or not _PATH.fullmatch(path):
         raise ValueError(
@@ -263,7 +265,7 @@ def _base_path(path: object) -> str:
 
 
 def _parts(url: object) -> tuple[str, str, int, str]:
-    """Return the scheme, host, port and path of a URL. No error shows what may be secret."""
+    """Return the scheme, host, port and path of a URL. No error shows a part that may be secret."""
     form = "such as 'https://eu.example.com/openai/v1'"
     if not isinstance(url, str):
         raise TypeError(f"url must be text {form}, not {type(url).__name__}")
@@ -272,7 +274,7 @@ def _parts(url: object) -> tuple[str, str, int, str]:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text may contain a password
+    except ValueError:  # the text of the error may contain a password
         raise ValueError("url must be a URL whose port, if any, is from 1 to 65535") from None
     if parts.scheme not in DEFAULT_PORTS:
         raise ValueError(f"url must be an http or https URL {form}, not {validation.bare(url)!r}")
@@ -295,16 +297,16 @@ class RejectedRecord:
 
 
 Refusal = RejectedRecord
-"""An alias, by its name in 0.1.0."""
+"""An alias: the name of `RejectedRecord` in version 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a `Resolver` found: the full set of instances, valid for `ttl` seconds.
+    """The answer of a `Resolver`: the full set of instances, valid for `ttl` seconds.
 
-    `ttl=None` means that the set never changes. Of two entries for one instance, the one with the
-    lower priority counts, then the one with the larger weight. `refused` lists the records that
-    were left out.
+    `ttl=None` means that the set never changes. If there are two entries for one instance, the
+    entry with the lower priority counts; if the priorities are equal, the entry with the larger
+    weight. `refused` lists the records that were left out.
     """
 
     instances: tuple[Instance, ...]

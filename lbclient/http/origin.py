@@ -1,4 +1,4 @@
-"""What the URL of a request names: the service, one of its instances, or another origin."""
+"""Decides whether a URL names the service, one of its instances, or another origin."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .shortcuts import origin_of
 __all__ = ["Origin", "base_path"]
 
 _ENDS = (b"", b"/", b"?")
-"""What may follow a base path."""
+"""A base path is followed by one of these, or it is the end of the path."""
 _LOCALHOST = "localhost"
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
-"""The addresses that `localhost` stands for (RFC 6761, section 6.3)."""
+"""The addresses of `localhost` (RFC 6761, section 6.3)."""
 
 
 class Origin:
@@ -40,8 +40,8 @@ class Origin:
         self._instances = instances
 
     def admitted(self, request: httpx.Request) -> httpx.Request:
-        """Return the request. If it names an instance, or the service in another spelling, return a
-        new one that names the service.
+        """Return the request. If its URL names an instance, or the service in another spelling,
+        return a new request that names the service.
 
         Raises LoadBalancingError for any other URL.
         """
@@ -105,7 +105,7 @@ class Origin:
         return self._at(instance, request.url.copy_with(raw_path=raw_path)).join(url)
 
     def named(self, url: httpx.URL | str) -> httpx.URL | str:
-        """Return the URL of a request to be built. If it names the service, it gets the service's
+        """Return the URL of a request to be built. A URL that names the service gets the service's
         own spelling, so that cookies, credentials and relative redirects stay with the service."""
         if isinstance(url, str) and "//" not in url:
             return url
@@ -115,7 +115,8 @@ class Origin:
     def logical(self, url: httpx.URL, answered: Instance | None = None) -> httpx.URL | None:
         """Return the service's URL for a URL of the service or of one of its instances, in any
         spelling, without the base path of the instance. Return None for any other URL. `answered`
-        is the instance that has sent the URL: to it, the service's name has its own base path.
+        is the instance that has sent the URL. In its URLs, the service's name has the base path of
+        this instance.
 
         The service's name with the port of an instance counts too: a server may build a URL from
         the name in the request and the port on which it listens.
@@ -160,13 +161,13 @@ class Origin:
         return url.scheme in ("", self._scheme) and port == (self._port or default)
 
     def _shown(self, url: httpx.URL) -> str:
-        """Return scheme, host and port, and the path if that is what differs."""
+        """Return scheme, host and port, and also the path if only the path differs."""
         return _shown(url) + (url.path if self._paths(url, None) else "")
 
 
 def base_path(instance: Instance, target: Target) -> bytes:
-    """Return the path that comes before the path of a request to this instance. If all instances
-    have the same, it is part of the service's URL."""
+    """Return the path that comes before the path of a request to this instance. A base path that
+    all instances have in common is part of the service's URL."""
     return b"" if instance.path == target.path else instance.path.encode("ascii")
 
 
@@ -180,7 +181,7 @@ def _is_below(raw: bytes, path: bytes) -> bool:
 
 
 def _names(host: str) -> Callable[[str], bool]:
-    """Return a function that says whether an instance's host is the same as this host of a URL.
+    """Return a function that returns True if an instance's host is the same as this host of a URL.
 
     An instance's host is in canonical form: a name in lower case, or an address as `ipaddress`
     prints it.
@@ -206,7 +207,7 @@ def _names(host: str) -> Callable[[str], bool]:
 
 
 def _shown(url: httpx.URL) -> str:
-    """Return scheme, host and port (even the default one), without userinfo."""
+    """Return scheme, host and port (even the default port), without userinfo."""
     host = url.raw_host.decode("ascii")
     port = DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
     shown = f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""The spans and metrics of HTTP, by OpenTelemetry's stable HTTP conventions for clients."""
+"""The spans and metrics of HTTP, as OpenTelemetry's stable HTTP conventions for clients define."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ class HttpSemantics(Semantics):
         return {**known, "http.request.resend_count": resend} if resend else known
 
     def addressed(self, instance: Instance) -> Attributes:
-        """Return the URL that this instance gets, if it is not the service's."""
+        """Return the attributes of the URL that this instance gets, if it is not the service's
+        URL."""
         return self._labels.of_instance(self._request.url, instance)
 
     def result(self, result: object) -> Attributes:

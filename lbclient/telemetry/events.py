@@ -34,7 +34,8 @@ class Event:
     at: float
 
     def as_dict(self) -> dict[str, object]:
-        """Return it as a dict that `json.dumps` accepts, with the name of its class as `"event"`.
+        """Return the event as a dict that `json.dumps` accepts, with the name of its class as
+        `"event"`.
 
         An instance is shown as its host and port, an error as its type and text.
         """
