@@ -8,7 +8,19 @@ import sys
 
 import griffe
 
-MODULES = "lbclient", "lbclient.httpx2", "lbclient.protocol", "lbclient.simulation"
+MODULES = (
+    "lbclient",
+    "lbclient.asgi",
+    "lbclient.httpx2",
+    "lbclient.protocol",
+    "lbclient.simulation",
+    "lbclient.wsgi",
+)
+OPTIONS = (
+    "balancer.options.BalancerOptions",
+    "http.options.ConnectionOptions",
+    "http.options.HttpxOptions",
+)
 
 
 def public(package: griffe.Module) -> griffe.Module:
@@ -20,6 +32,8 @@ def public(package: griffe.Module) -> griffe.Module:
             thing = module[str(name)]
             if not thing.is_alias or thing.final_target.package.name == "lbclient":
                 found.members[f"{path}.{name}"] = thing
+    for options in OPTIONS:  # which functions take as `**options`
+        found.members[options] = package[options]
     return found
 
 

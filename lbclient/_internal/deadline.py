@@ -87,7 +87,7 @@ def _steps(deadline: Deadline) -> Generator[None]:
         try:
             while before is not None and before.at == math.inf and before.scope is None:
                 before = before.outer  # a lifted deadline that could not be removed
-            innermost = CURRENT.get() is deadline and (token is None or leave(token))
+            innermost = CURRENT.get() is deadline and (token is None or leave(token, deadline))
         except BaseException:  # from a signal handler
             CURRENT.set(before)
             raise
@@ -181,14 +181,20 @@ def enter(expiry: Expiry | None) -> Token[Deadline | None]:
     return CURRENT.set(CURRENT.get() if expiry is None else expiry)
 
 
-def leave(token: Token[Deadline | None]) -> bool:
-    """Restore the previous deadline. Returns False if called in another context than `enter`.
+def leave(token: Token[Deadline | None], entered: Deadline | None) -> bool:
+    """Restore the deadline from before `entered`. Returns False if called in another context than
+    `enter`.
 
     A framework may run two parts of a caller's generator on two threads. Then there is nothing to
-    restore.
+    restore. A block that was entered since, and that has not ended, keeps its deadline.
     """
+    innermost = CURRENT.get()
     try:
         CURRENT.reset(token)
     except ValueError:
         return False
+    if innermost is not (CURRENT.get() if entered is None else entered):
+        CURRENT.set(innermost)
+        if entered is not None:
+            entered.lift()
     return True

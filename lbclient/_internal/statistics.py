@@ -80,6 +80,8 @@ class SlidingWindow:
             past = self._slices[0][1]
             totals = [total - old for total, old in zip(self.totals, past, strict=True)]
             self._slices, self.totals = self._slices[1:], totals
+        if not self._slices:
+            self._since = self._until = -math.inf
         return self.totals
 
     def _begin_slice(self, now: float) -> None:

@@ -31,7 +31,7 @@ from lbclient.telemetry.spans import Telemetry, TracerProvider
 
 __all__ = ["Runtime", "build_engine"]
 
-_POLICIES: dict[str, type] = {
+_TYPES: dict[str, type] = {
     "retry": RetryPolicy,
     "breaker": BreakerPolicy,
     "throttle": ThrottlePolicy,
@@ -79,7 +79,7 @@ def build_engine(
 
     Raises ValueError or TypeError, naming the argument.
     """
-    for name, kind in _POLICIES.items():
+    for name, kind in _TYPES.items():
         validation.kind(name, options.get(name), kind)
     policy = options["breaker"] or DISABLED
     limits = Limits(options["max_in_flight"], options["max_in_flight_total"], options["limit"])

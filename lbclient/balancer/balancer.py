@@ -285,8 +285,8 @@ def _never_raising(
     """Return a classifier that does not raise: if `judge` raises, or does not return a `Verdict`,
     the outcome is neutral.
 
-        The classifiers of this package need no such guard: they raise only exceptions from outside,
-        such as those of a signal handler.
+    The classifiers of this package need no such guard: they raise only exceptions from outside,
+    such as those of a signal handler.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from lbclient._internal.deadline import Deadline
+from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Signal
 from lbclient.balancer.deadlines import begun
 from lbclient.balancer.health_monitor import Check, CheckExecutor, Monitor
@@ -96,8 +96,11 @@ class Binding:
         if self.closed:
             return f"{engine.service}: closed"
         known = f"{len(engine.pool)} instances"
-        with contextlib.suppress(Exception):  # a clock of the user may raise
+        try:
             known = f"{engine.pool.in_rotation(engine.clock())} of {known} in rotation"
+        except Exception as error:
+            if is_interruption(error):
+                raise  # anything else comes from a clock of the user
         return f"{engine.service}: {known}"
 
     def loads(self) -> Loads | None:

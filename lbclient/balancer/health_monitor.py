@@ -187,7 +187,7 @@ def outcome(check: Callable[[S, Expiry], None], subject: S, expiry: Expiry) -> E
     except BaseException as error:  # noqa: BLE001  # as above: it must not end the control plane
         return CheckFailed(f"check was ended by {type(error).__name__}")
     finally:
-        deadline.leave(token)
+        deadline.leave(token, expiry)
     return None
 
 

@@ -305,10 +305,7 @@ def recommended(
     Raises TypeError for a change that is not an option (the error lists the options), and
     ValueError or TypeError for a `deadline` that is not a time above zero.
     """
-    for name in changes:
-        if name not in BalancerOptions.__annotations__:
-            known = ", ".join(sorted(BalancerOptions.__annotations__))
-            raise TypeError(f"recommended() has no option {name!r}; its options are: {known}")
+    refuse_unknown(changes, BalancerOptions.__annotations__)
     options: BalancerOptions = {
         "strategy": "least-busy",
         "limit": AdaptiveLimit(backoff=0.5, tolerance=2.0),

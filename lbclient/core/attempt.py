@@ -333,7 +333,8 @@ class Attempt(Generic[R]):
         return replace(verdict, fault=False) if missed else verdict
 
     def _stays(self, verdict: Verdict) -> None:
-        """True if the body of the answer is still to be read."""
+        """Go on after an answer whose body is still to be read. If the answer is bad, record it
+        now."""
         engine = self._call.engine
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)
@@ -371,7 +372,7 @@ class Attempt(Generic[R]):
 
     def _leave(self, token: Token[Deadline | None]) -> None:
         self._token = None
-        if deadline.leave(token):
+        if deadline.leave(token, self.expiry):
             self._span.leave()
 
     def _tell(self, error: BaseException | None) -> None:

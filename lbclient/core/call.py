@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lbclient._internal import validation
-from lbclient._internal.deadline import CURRENT, Deadline, applicable
+from lbclient._internal.deadline import CURRENT, Deadline, Expiry, applicable
 from lbclient._internal.signals import Pause, Signal
 from lbclient.core.attempt import Attempt, CallState
 from lbclient.core.call_info import AttemptInfo, CallInfo, concluded
@@ -132,7 +132,10 @@ class Call(CallState[R]):
         if since is not None:
             self.since = since
         self.deadline = None if limit is None else self.since + limit
-        self.context = context = CURRENT.get()
+        context = CURRENT.get()
+        while context is not None and isinstance(context, Expiry):
+            context = context.outer  # attempts do not limit the calls that are made within them
+        self.context = context
         if context is not None:
             self._inherit(context)
         self.timed = self.deadline is not None or policy.attempt_timeout is not None

@@ -30,8 +30,8 @@ _WHY: dict[Stopped, str] = {
 class AttemptInfo(NamedTuple):
     """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
     (to the headers, or to the end of a body that was read at once; with `latency="first-byte"` to
-    the first byte of the body), and the `reason` why this
-    instance was chosen."""
+    the first byte of the body), and the `reason` why this instance was chosen.
+    """
 
     instance: Instance
     status: int | None

@@ -124,6 +124,8 @@ class Lanes(Generic[R]):
         self._open: set[Call[R] | Hedge[R]] = {call}
         """The lanes that have not ended."""
         self._error: BaseException | None = None
+        self._decided = False
+        """True once `done` is set, or will be as soon as the lock is free."""
         self.done: Signal = Signal()
         """Set once the lane of the outcome has ended, any lane has ended with an exception, or all
         lanes have ended.
@@ -138,6 +140,7 @@ class Lanes(Generic[R]):
 
     def __exit__(self, kind: object, _: object, __: object) -> None:
         with self._lock:
+            self._decided = True
             self.done.set()
             self._race.end()
             error, self._error = self._error, None
@@ -173,10 +176,11 @@ class Lanes(Generic[R]):
                 if last is not None and (self._race.over or steps is not self._call):
                     lane.leftover = last.take()
                 self._open.discard(steps)
-            raised = error is not None and not self.done.is_set
+            raised = error is not None and not self._decided
             if raised:
                 self._error = error
             done = raised or won or not self._open
+            self._decided = self._decided or done
         if done:  # without the lock: the thread that is woken takes it
             self.done.set()
         return raised

@@ -15,8 +15,6 @@ from lbclient.endpoint.instance import Instance
 __all__ = ["HealthCheck", "HealthTally"]
 
 _PATH = re.compile(r"/[!\"$-~]*")
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-"""RFC 9110, section 5.6.2."""
 _VALUE = re.compile(r"[!-~]([\t -~]*[!-~])?|")
 
 
@@ -117,7 +115,7 @@ def _headers(headers: object) -> tuple[tuple[str, str], ...]:
 def _pair(pair: object) -> tuple[str, str]:
     match pair:
         case (str(name), str(value)):
-            if not _TOKEN.fullmatch(name):
+            if not validation.token(name):
                 raise ValueError(f"headers must have HTTP header names, not {name!r}")
             if not _VALUE.fullmatch(value):
                 raise ValueError(f"headers: the value of {name} must be printable ASCII")

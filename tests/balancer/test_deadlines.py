@@ -84,6 +84,41 @@ async def test_an_async_call_has_the_smaller_time(call, block, own, counts):
     assert await call(balancer) is None
 
 
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+@pytest.mark.parametrize("own", [None, 50.0])
+def test_a_lease_that_ends_in_a_block_leaves_its_deadline(own, how, telemetry):
+    """A block keeps its deadline if an attempt ends in it that began before the block, also one
+    whose lease is dropped, and which therefore ends at the next call."""
+    balancer = Balancer(ONE, **(telemetry.options if how == "closed" else {}))
+
+    def holds():
+        with balancer.acquire(deadline=own):
+            yield
+
+    begun = [holds() if how == "closed" else balancer.acquire(deadline=own)]
+    next(begun[0]) if how == "closed" else begun[0].__enter__()
+    with lbclient.deadline(1.0):
+        begun.clear()
+        for _ in range(2):
+            assert 0 < balancer.call(left) <= 1.0
+            assert 0 < left(None) <= 1.0
+
+
+def test_calls_that_are_begun_within_attempts_form_no_chain():
+    """A call that an attempt begins in a copy of its context, such as the next one of a poller,
+    knows the blocks around it, and not all attempts before it."""
+    balancer, contexts = Balancer(ONE, retry=RetryPolicy(attempt_timeout=5.0)), []
+    with lbclient.deadline(50.0):
+        contexts.append(contextvars.copy_context())
+    for _ in range(5):
+        contexts[-1].run(balancer.call, lambda _: contexts.append(contextvars.copy_context()))
+    depth, innermost = 0, contexts[-1][CURRENT]
+    while innermost is not None:
+        depth, innermost = depth + 1, innermost.outer
+    assert depth == 2
+    assert 0 < contexts[-1].run(left, None) <= 5.0
+
+
 @pytest.mark.parametrize("call", SYNC)
 def test_a_deadline_that_is_over(call, telemetry):
     """Once the time is over, a call raises DeadlineExceeded before anything is sent, and charges no

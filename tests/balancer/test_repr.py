@@ -1,5 +1,6 @@
 """What `repr` says of clients, balancers and resolvers."""
 
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import lbclient
 import lbclient.httpx2
 from lbclient.balancer.balancer import Balancer
 from tests.support.http import tells_port
+from tests.support.interruptions import SoftLimit
 
 SERVICE = ["http://10.0.0.1:1", "http://10.0.0.2:1"]
 KINDS = [
@@ -104,6 +106,29 @@ async def test_it_survives_a_clock_that_fails():
         broken.append(1)
         assert repr(balancer) == "<Balancer orders: 2 instances>"
         broken.clear()
+
+
+async def test_it_does_not_swallow_what_a_signal_handler_raises():
+    """C4: an exception of a signal handler that comes during `repr` reaches the caller."""
+    armed = []
+
+    def clock():
+        if armed:
+            signal.raise_signal(signal.SIGUSR1)
+        return 0.0
+
+    def handler(*_):
+        raise SoftLimit
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with lbclient.Balancer(SERVICE, clock=clock) as balancer:
+            armed.append(1)
+            with pytest.raises(SoftLimit):
+                repr(balancer)
+            armed.clear()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 async def test_it_shows_no_secrets(servers):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import itertools
 import random
 import sys
@@ -344,6 +345,7 @@ def interrupted(act, at):
             sys.setprofile(None)
             raise Interrupted
 
+    gc.disable()  # it may call functions, whose exceptions reach nobody
     try:
         sys.setprofile(profile)
         act()
@@ -351,6 +353,7 @@ def interrupted(act, at):
         return True
     finally:
         sys.setprofile(None)
+        gc.enable()
     return False
 
 

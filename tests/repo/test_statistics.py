@@ -92,6 +92,11 @@ def test_a_clock_that_falls_back(regular):
     assert window.totals == [2]
     window.add(101.9)
     assert window.totals == [1]
+    assert window.slide(200.0) == [0]
+    window.add(102.0)  # into a slice that is forgotten
+    assert window.slide(300.0) == [0]
+    window = SlidingWindow(10.0, 10, 1)
+    window.add(101.9)
     assert window.slide(111.8) == [1]
     assert window.slide(112.0) == [0]
 

@@ -15,9 +15,9 @@ import pytest
 import lbclient
 from lbclient import Balancer, HedgePolicy, Instance, RetryBudget, RetryPolicy, Verdict
 from lbclient._internal.deadline import Expiry
-from lbclient._internal.signals import Pause
+from lbclient._internal.signals import Pause, Signal
 from lbclient.core.call import CallOptions
-from lbclient.core.hedge import HedgeRace
+from lbclient.core.hedge import HedgeRace, Lane, Lanes
 from lbclient.protocol import arun, bind, run
 from lbclient.resilience.hedging import Hedging
 from lbclient.simulation import World, carry_out
@@ -475,6 +475,36 @@ def test_every_answer_is_closed_once_in_virtual_time():
     ]
     world.run()
     answers.assert_closed([outcome for (outcome,) in outcomes])
+
+
+def test_an_exception_after_the_outcome_is_not_raised():
+    """If a hedge ends with an exception in the moment after the answer was chosen, and before those
+    who wait are told, the caller gets the answer."""
+    told = []
+
+    class Moment(Signal):
+        __slots__ = ()
+
+        def set(self):
+            if not told:
+                told.append(None)
+                told[0] = lanes.end(hedge, ValueError("too late"))
+            return super().set()
+
+    call = bind(Balancer(BOTH, hedge=HedgePolicy(delay=0.0))).begin(CallOptions(idempotent=True))
+    with call, Lanes(call, 0.0) as lanes:
+        own = Lane(lanes, call)
+        steps, wait = iter(own), iter(lanes)
+        with own:
+            attempt = next(steps)
+            next(wait)
+            hedge = next(wait)
+            with next(iter(hedge)), attempt:
+                attempt.result = "the answer"
+            assert not list(steps)
+            lanes.done = Moment()
+    assert told == [False]
+    assert call.result() == "the answer"
 
 
 def test_an_attempt_that_begins_too_late():
