@@ -1,9 +1,11 @@
 """Instances of one service that differ in scheme, base path, headers and TLS name."""
 
+import contextlib
 import json
 import random
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -151,6 +153,37 @@ def test_http2_gets_it_too(servers, world):
     )
 
 
+class SecureHttp2(TlsServer):
+    """An instance that speaks HTTP/2 over TLS."""
+
+    def __init__(self, behaviour, certificate):
+        super().__init__(behaviour, certificate)
+        self.context.set_alpn_protocols(["h2"])
+
+
+@worlds
+def test_http2_over_tls(ca, trust, world):
+    """Over HTTP/2 with TLS, each instance has a TLS name and connections of its own."""
+    behaviours = [Http2(lambda stream: stream.answer()) for _ in range(2)]
+    names = "eu.test", "us.test"
+    with contextlib.ExitStack() as stack:
+        pair = []
+        for name, behaviour in zip(names, behaviours, strict=True):
+            pair.append(SecureHttp2(behaviour, ca.issue_cert(name)))
+            stack.callback(pair[-1].stop)
+        instances = [
+            Instance.from_url(f"{one.url}/{name}", tls_name=name, headers={"api-key": name})
+            for one, name in zip(pair, names, strict=True)
+        ]
+        options = {"http2": True, "verify": trust, "strategy": "round-robin"}
+        with world.client(instances, **options) as client:
+            assert all(client.get("/x").http_version == "HTTP/2" for _ in range(4))
+    for one, behaviour, name in zip(pair, behaviours, names, strict=True):
+        assert (one.accepted, one.names) == (1, [name])
+        seen = {(each.headers[":path"], each.headers["api-key"]) for each in behaviour.streams}
+        assert seen == {(f"/{name}/x", name)}
+
+
 @worlds
 def test_under_httpx(three, trust, world):
     """Under httpx's own client, instances with a scheme of their own get their own Host too."""
@@ -190,6 +223,14 @@ def test_urls_may_differ(servers, serve_tls, trust):
             assert client.get(f"{plain.url}/other").json()["target"] == "/other"
 
 
+def test_invalid_urls_in_a_list():
+    """URLs that differ are checked as the fields of instances are."""
+    with pytest.raises(ValueError, match="service must be a list of valid URLs: path must"):
+        lbclient.Client(["http://a/%zz", "http://b"])
+    with pytest.raises(ValueError, match="cannot be in a list"):
+        lbclient.Client(["http://a", "http+srv://a"])
+
+
 def test_the_default_scheme(servers, serve_tls, trust):
     """`scheme=` is for the instances without a scheme of their own."""
     (plain,) = servers(tells_target)
@@ -215,6 +256,26 @@ def test_one_url_object_for_unlike_instances(servers, path):
             told = response.json()
             assert told["target"] == f"/{[one.port for one in pair].index(told['port'])}{path}"
     assert all(one.hits for one in pair)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one URL", "many URLs"])
+def test_threads_share_urls(servers, many):
+    """Threads that send requests for one URL object to instances with other base paths never send
+    the path of another instance."""
+    running = servers(*[tells_target] * 3)
+    instances = [
+        Instance.from_url(f"{one.url}/{at}", headers={"api-key": f"key-{at}"})
+        for at, one in enumerate(running)
+    ]
+    with lbclient.Client(instances, strategy="random") as client, ThreadPoolExecutor(4) as pool:
+
+        def call(number):
+            path = f"/x{number % 7}" if many else "/x"
+            method = "GET" if number % 3 else "PUT"
+            assert client.request(method, path).json()["target"].endswith(path)
+
+        list(pool.map(call, range(60)))
+    own_only(running, instances)
 
 
 # Retries and hedges
@@ -707,6 +768,20 @@ def test_the_command_shows_them(three):
     assert f"https://{eu}/v1 (TLS name eu.test; headers api-key)" in shown
     assert f"joined https://{us} (TLS name us.test; headers Api-Key)" in shown
     assert "key-" not in shown
+
+
+def test_keys_of_one_url_share_the_calls():
+    """Instances that differ only in their keys each get a share of the calls, in every process the
+    same."""
+    pair = [Instance("a.test", 443, headers={"api-key": key}) for key in "12"]
+    seen = []
+    for instances in (pair, pair[::-1]):
+        with lbclient.Balancer(instances, strategy="consistent-hash") as balancer:
+            seen.append(
+                [balancer.call(lambda one: one.headers["api-key"], key=n) for n in range(99)]
+            )
+    assert seen[0] == seen[1]
+    assert 20 < seen[0].count("1") < 80
 
 
 # Without HTTP

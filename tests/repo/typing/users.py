@@ -62,6 +62,18 @@ async def async_client() -> None:
     lbclient.AsyncClient("http://a.test", strategy="leest-busy")  # type: ignore[arg-type]
 
 
+def instances() -> None:
+    """Instances may have a scheme, a base path, headers and a TLS name of their own."""
+    eu = lbclient.Instance.from_url(
+        "https://eu.test/v1", weight=3, headers={"api-key": "a"}, tls_name="eu.test"
+    )
+    us = lbclient.Instance("us.test", 443, scheme="https", path="/v2", headers=eu.headers)
+    assert_type(us.headers["api-key"], str)
+    with lbclient.Client([eu, us]) as client:
+        assert_type(client.balancer.snapshot().as_dict(), dict[str, object])
+    lbclient.Instance("us.test", 443, headers={"api-key": 1})  # type: ignore[dict-item]
+
+
 def transport() -> None:
     """Transports are transports of httpx and httpx2, for their clients."""
     httpx.Client(transport=lbclient.Transport("http://a.test", http2=True))
