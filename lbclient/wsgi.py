@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["DeadlineMiddleware"]
 
 _CONNECTIONS = ("gunicorn.socket", "werkzeug.socket")
-"""Where servers tell the connection of a request. WSGI itself has no such thing."""
+"""The keys under which servers pass the connection of a request. WSGI itself defines no such
+key."""
 _ESTABLISHED = 1
 """The first byte of Linux's `tcp_info` until the peer closes or resets the connection."""
 
@@ -29,9 +30,9 @@ class DeadlineMiddleware:
     """Opens the deadline that a request's header names, for all calls that the request makes.
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here and ends
-    when the response body is closed. It ends early when the caller disconnects, if the server tells
-    the connection, as gunicorn and Werkzeug do, and this is a TCP connection on Linux: further
-    calls raise DeadlineExceeded, and no call is retried.
+    when the response body is closed. If the server passes the connection to the application (as
+    gunicorn and Werkzeug do), and it is a TCP connection on Linux, the block ends early when the
+    caller disconnects: further calls raise DeadlineExceeded, and no call is retried.
 
     - `app`: the WSGI application.
     - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
@@ -73,7 +74,7 @@ class DeadlineMiddleware:
 
 @dataclass(slots=True, eq=False)
 class _Watched(Deadline):
-    """A deadline that has ended, whenever it is asked, if the caller has closed `connection`."""
+    """A deadline that also ends when the caller has closed `connection`, which each use checks."""
 
     connection: socket.socket | None = None
 
@@ -83,21 +84,21 @@ class _Watched(Deadline):
         return Deadline.left(self)
 
     def by(self, clock: Callable[[], float], now: float) -> tuple[float, float]:
-        """When it began and when it ends, which each call asks as it begins."""
+        """Return when the deadline began and when it ends. Each call reads this when it begins."""
         self.ended()
         return Deadline.by(self, clock, now)
 
     def ended(self) -> bool:
-        """True if it was ended early, which each call asks before it is retried or leaves the
-        queue."""
+        """True if the deadline was ended early. Each call checks this before it is retried or
+        leaves the queue."""
         if self.at < math.inf and self.connection is not None and _has_left(self.connection):
             self.end()
         return Deadline.ended(self)
 
 
 def _has_left(connection: socket.socket) -> bool:
-    """True if the peer has closed its connection. The state of the socket tells, also while bytes
-    of the peer are unread, with TLS, and under gevent: nothing is read, and nothing waits."""
+    """True if the peer has closed its connection. This reads only the state of the socket and does
+    not wait, so it also works while bytes of the peer are unread, with TLS, and under gevent."""
     try:
         state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
     except (AttributeError, OSError):  # no TCP socket

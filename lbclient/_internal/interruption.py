@@ -15,10 +15,10 @@ def is_interruption(error: BaseException) -> bool:
     """Return True if `error` was not raised by the function that was called.
 
     This is for code that calls a function of the user and handles its exceptions. Celery's
-    `SoftTimeLimitExceeded` is an `Exception` like any other. But a signal handler raises it in the
-    middle of the user's function, and it must reach the user. Call this in the frame that caught
-    the error: an exception that was raised in that frame itself, or came through the frame of a
-    signal handler, is an interruption. An exception that another thread set
+    `SoftTimeLimitExceeded` is an `Exception` like any other. But a signal handler raises this
+    exception in the middle of the user's function, and the exception must reach the user. Call this
+    in the frame that caught the error: an exception that was raised in that frame itself, or came
+    through the frame of a signal handler, is an interruption. An exception that another thread set
     (`PyThreadState_SetAsyncExc`) while the user's function ran cannot be distinguished from an
     exception of that function.
 

@@ -67,7 +67,7 @@ class CallState(PickRequest, Generic[R]):
     context: Deadline | None
     """The innermost deadline of the context in which the call began."""
     deadline: float | None
-    """When the call must end, in clock time."""
+    """The clock time when the call must end."""
     engine: Engine
     inherited: bool
     """True if `deadline` comes from a block or from a request to this service, not from the
@@ -76,7 +76,7 @@ class CallState(PickRequest, Generic[R]):
     """Decides between the attempts of a call that may be hedged; else None."""
     semantics: Semantics
     since: float
-    """When the deadline began to run: before the call, if earlier requests share the deadline."""
+    """The time when the deadline began: before the call, if earlier requests share the deadline."""
     span: CallSpan
     timed: bool
     """True if its attempts have a time limit."""

@@ -72,8 +72,8 @@ def concluded(
     stopped: Stopped | None,
     expired_after: float | None,
 ) -> Exception:
-    """Return the error that ends a call, with the record of its attempts, as a note and for
-    `call_info`.
+    """Return the error that ends a call. The record of the attempts is added as a note, and stored
+    for `call_info`.
 
     If a deadline ended the call, `expired_after` is the time of the call in seconds. Then the
     result is a DeadlineExceeded whose cause is `error`.

@@ -152,7 +152,7 @@ class Engine:
 
     @property
     def answer_time(self) -> float | None:
-        """Seconds within which nearly all answers arrive; None before the first answer."""
+        """The seconds within which nearly all answers arrive; None before the first answer."""
         mean = self.mean_latency.value
         return None if mean is None else _TAKES * mean
 

@@ -178,11 +178,11 @@ class Membership:
         return partial(self._changed, update)
 
     def on_absent(self) -> None:
-        """The service declared itself absent: no instance is left."""
+        """Remove all instances, since the service declared itself absent."""
         self._changed(self.pool.plan(()))
 
     def on_error(self) -> None:
-        """A refresh failed: the last good set stays in use."""
+        """Note that a refresh has failed. The last good set stays in use."""
         error = self.subscription.error
         self._metrics.lookup_failed(error)
         self.queue.wake()  # the first call in the queue computes when the known set becomes too old

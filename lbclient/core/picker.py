@@ -57,7 +57,7 @@ class Pick:
     concurrent: int = field(init=False, repr=False, compare=False)
     """The number of other attempts in flight at the endpoint when the pick was taken."""
     started: float = field(init=False, repr=False, compare=False)
-    """When the pick was taken, in clock time."""
+    """The clock time when the pick was taken."""
     epoch: int = field(init=False, repr=False, compare=False)
     """`Reachability.epoch` when the pick was taken."""
 

@@ -145,7 +145,7 @@ class Rotation:
 
 
 class Reachability:
-    """Decides whose fault it is that an instance cannot be reached. Hold the balancer's lock.
+    """Decides whether an unreachable instance is at fault. Hold the balancer's lock.
 
     The failure is the instance's fault only if other instances can be reached. If none can be
     reached, the network is down. If a failure counted as a fault then, every instance would be out

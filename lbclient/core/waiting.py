@@ -1,4 +1,4 @@
-"""How a call waits for an instance: for a slot, or for the first answer of discovery."""
+"""The wait of a call for an instance: for a slot, or for the first answer of discovery."""
 
 from __future__ import annotations
 

@@ -44,11 +44,11 @@ class SubscriptionListener(Protocol):
         ...
 
     def on_absent(self) -> None:
-        """The service was declared absent. Called under the lock."""
+        """Called under the lock when the service was declared absent."""
         ...
 
     def on_error(self) -> None:
-        """There was no good answer, so the last good set stays in use. Called under the lock."""
+        """Called under the lock when there was no good answer: the last good set stays in use."""
         ...
 
     def publish(self) -> None:

@@ -46,7 +46,7 @@ State = Literal["closed", "open", "half-open"]
 _PROBE_PATIENCE = 30.0
 _SPREAD = 1.5
 _LATENCIES = 1.5
-"""When a run of faults opens a breaker.
+"""The rule by which a run of faults opens a breaker.
 
 The breaker opens at once if the number of attempts that were sent during the run is at most
 `_SPREAD` times the number of faults. Otherwise it opens once the attempt of the first fault was
@@ -56,7 +56,7 @@ sent at least `_LATENCIES` mean latencies ago.
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When an instance is out of rotation because of its faults, and for how long.
+    """Defines when an instance is out of rotation because of its faults, and for how long.
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
       attempts were sent. A success does not end a run of faults whose attempts were sent after it.

@@ -12,19 +12,19 @@ __all__ = ["as_httpx"]
 
 
 class LoadBalancingError(errors.LoadBalancingError, httpx.TransportError):
-    """Is also an `httpx.TransportError`."""
+    """The lbclient error, which is also an `httpx.TransportError`."""
 
 
 class DiscoveryError(errors.DiscoveryError, httpx.ConnectError):
-    """Is also an `httpx.ConnectError`: nothing was sent."""
+    """The lbclient error, which is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class ServiceAbsent(errors.ServiceAbsent, httpx.ConnectError):
-    """Is also an `httpx.ConnectError`: nothing was sent."""
+    """The lbclient error, which is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class NoInstanceAvailable(errors.NoInstanceAvailable, httpx.ConnectError):
-    """Is also an `httpx.ConnectError`: nothing was sent."""
+    """The lbclient error, which is also an `httpx.ConnectError`: nothing was sent."""
 
     def __init__(self, message: str, retry_in: float | None = None) -> None:
         httpx.ConnectError.__init__(self, message)
@@ -32,18 +32,18 @@ class NoInstanceAvailable(errors.NoInstanceAvailable, httpx.ConnectError):
 
 
 class Throttled(errors.Throttled, NoInstanceAvailable):
-    """Is also an `httpx.ConnectError`: nothing was sent."""
+    """The lbclient error, which is also an `httpx.ConnectError`: nothing was sent."""
 
 
 class BalancerClosed(errors.BalancerClosed, httpx.TransportError):
-    """Is also an `httpx.TransportError`: nothing was sent."""
+    """The lbclient error, which is also an `httpx.TransportError`: nothing was sent."""
 
     def __init__(self, message: str) -> None:
         httpx.TransportError.__init__(self, message)
 
 
 class DeadlineExceeded(errors.DeadlineExceeded, httpx.TimeoutException):
-    """Is also an `httpx.TimeoutException`."""
+    """The lbclient error, which is also an `httpx.TimeoutException`."""
 
 
 def as_httpx(error: errors.LoadBalancingError) -> errors.LoadBalancingError:

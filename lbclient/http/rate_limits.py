@@ -24,8 +24,9 @@ from .shortcuts import Fields
 __all__ = ["UNRELATED", "seconds_to_reset"]
 
 UNRELATED: set[bytes] = set()
-"""Names of headers that say nothing about limits, as they have arrived so far. If a response has no
-other headers, one operation on sets shows this. Every response is checked, so this must be fast."""
+"""The names of headers that say nothing about limits, collected from earlier responses. If a
+response has no other headers, one operation on sets shows this. Every response is checked, so this
+must be fast."""
 
 _log = logging.getLogger(__name__)
 _MOST, _LONGEST = 1_000, 64

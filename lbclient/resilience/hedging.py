@@ -1,4 +1,4 @@
-"""Hedging: when to send a second attempt because the first is slow."""
+"""Hedging: sends a second attempt if the first one is slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FEWEST = 20
 
 @dataclass(frozen=True, slots=True)
 class HedgePolicy:
-    """When to send a second attempt to another instance because the first is slow.
+    """Defines when a second attempt is sent to another instance because the first is slow.
 
     The first good answer is the result of the call; the other attempt is cancelled. Only calls that
     may be repeated, and whose body is plain bytes, are hedged. The second attempt itself is not

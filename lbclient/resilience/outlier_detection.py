@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class OutlierPolicy:
-    """Which instance is an outlier, and for how long it is ejected.
+    """Defines which instance is an outlier, and for how long it is ejected.
 
     - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
     - `margin`: an instance is an outlier if its success rate is this much below that of all its
@@ -94,7 +94,7 @@ class Outliers:
         self._rng = rng
         self._tallies: dict[Breaker, _Tally] = {}
         self._times: dict[Breaker, int] = {}
-        """How often each machine was ejected recently."""
+        """The number of recent ejections of each machine."""
         self._ends = -math.inf
 
     def count(self, endpoint: Endpoint, *, fault: bool, now: float) -> bool:

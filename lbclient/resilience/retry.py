@@ -44,7 +44,7 @@ Stopped = Literal[
     "verdict",
     "streaming",
 ]
-"""Why a call with a bad outcome was not retried:
+"""The reason why a call with a bad outcome was not retried:
 
 - `"attempts"`: the policy allows no more attempts.
 - `"deadline"`: the deadline has passed, or would pass before the next attempt.
@@ -62,7 +62,7 @@ _MOST_ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Which calls are retried, how often, and how long a call may take.
+    """Defines which calls are retried, how often, and how long a call may take.
 
     - `attempts`: the maximum number of attempts, including the first one.
     - `methods`: HTTP methods that may be repeated even if the first attempt may have been carried
@@ -137,7 +137,7 @@ def _statuses(name: str, statuses: Collection[int], *, least: int) -> frozenset[
 
 
 ONE_ATTEMPT = RetryPolicy(attempts=1)
-"""What `retry=None` means."""
+"""The policy for `retry=None`."""
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ class RetryState:
     alone: bool = False
     rested: float = 0.0
     stopped: Stopped | None = None
-    """Why this outcome is final, once `RetryController.delay` has returned None."""
+    """The reason why this outcome is final, once `RetryController.delay` has returned None."""
 
 
 class RetryRules:

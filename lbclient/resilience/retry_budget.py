@@ -21,7 +21,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """How many retries all calls may make together, over a sliding `window` of seconds.
+    """Limits the number of retries of all calls together, over a sliding `window` of seconds.
 
     Each call earns `ratio` of a retry. `reserve` retries per second are added, so that a client
     with few calls may retry too.

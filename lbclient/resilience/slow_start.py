@@ -17,7 +17,7 @@ _ASKED_AGAIN = 3
 
 @dataclass(frozen=True, slots=True)
 class SlowStart:
-    """How an instance warms up: for `window` seconds only a part of its weight counts. This part is
+    """Lets an instance warm up: for `window` seconds only a part of its weight counts. This part is
     its `factor`.
 
     - `aggression`: above 0. At 1 the factor rises in a straight line; above 1 it rises faster at

@@ -18,7 +18,7 @@ _REFUSED = 1
 
 @dataclass(frozen=True, slots=True)
 class ThrottlePolicy:
-    """When the client refuses a call without sending it.
+    """Defines when the client refuses a call without sending it.
 
     A call is refused with probability max(0, (requests - k * accepts) / (requests + 1)), over the
     last `window` seconds, but at most with the probability `most`.

@@ -1,4 +1,4 @@
-"""How simulated instances behave: functions of the time and of the requests in flight.
+"""The behaviour of simulated instances: functions of the time and of the requests in flight.
 
 A `Latency` returns the time of a response. A `Behaviour` returns the response, a `Reply`. The
 number of requests in flight includes the request itself.

@@ -40,7 +40,7 @@ class Slice(NamedTuple):
     mean: float
     p99: float
     sent: Mapping[str, int]
-    """Attempts by server, by the time they were sent."""
+    """The number of attempts that were sent in this slice, by server."""
 
 
 @dataclass(frozen=True, slots=True)

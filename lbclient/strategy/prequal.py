@@ -101,8 +101,8 @@ class Prequal:
     Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
     Then the reported load, plus the attempts that this client has sent since, replaces this
     client's own observations. The latest sixteen reports are kept. Each report is used for one
-    pick, and is valid for one second. While there are at least two, each drawn candidate that
-    reports its load is replaced by an instance with a fresh report. An instance that does not
+    pick, and is valid for one second. While there are at least two reports, each drawn candidate
+    that reports its load is replaced by an instance with a fresh report. An instance that does not
     report is rated by this client's own observations. Instances that report and instances that do
     not have separate quantiles. In a large fleet, where a client sees only a thousandth of the work
     of an instance, reports have a large effect.

@@ -148,7 +148,7 @@ class Zone:
 
     @property
     def probe(self) -> LoadProbe | None:
-        """The settings for load probes of the strategies of the two sides."""
+        """The settings for load probes, from the strategies of the two sides."""
         return self._local.probe
 
     def _side(self, endpoint: Endpoint) -> _Side:

@@ -14,7 +14,7 @@ _NOTHING: Attributes = {}
 
 
 class Semantics:
-    """How a protocol describes a call to telemetry. This default adds nothing.
+    """Describes the calls of a protocol to telemetry. This default adds nothing.
 
     An attribute `error.type` marks a failed attempt.
     """
@@ -48,5 +48,5 @@ class Semantics:
 
 
 def error_attributes(error: BaseException | None) -> Attributes:
-    """The type of an error. Never its text, which may contain a secret."""
+    """The type of an error. The text is left out, since it may contain a secret."""
     return _NOTHING if error is None else {"error.type": type(error).__qualname__}
