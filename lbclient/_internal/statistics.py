@@ -35,11 +35,11 @@ class Ewma(Generic[V]):
 class SlidingWindow:
     """Counts of the events in the last `seconds`, by kind (numbers from 0).
 
-    Events are counted in slices of equal length, as in Hystrix, so a count costs the same however
-    many events there are. A slice is forgotten as a whole, so an event counts for `seconds`, or up
-    to one slice less. With `start`, the slices follow each other without gaps from that time on;
-    after an empty window, they start again with the next event. Without `start`, a slice begins
-    with the first event after the end of the slice before.
+    Events are counted in slices of equal length, as in Hystrix, so the cost of a count does not
+    depend on the number of events. A slice is forgotten as a whole, so an event counts for
+    `seconds`, or up to one slice less. With `start`, the slices follow each other without gaps from
+    that time on; after an empty window, they start again with the next event. Without `start`, a
+    slice begins with the first event after the end of the slice before.
 
     If the clock falls back by more than a slice, all events are forgotten. Otherwise they would
     count until the clock has caught up. The caller passes in the time, and holds a lock. The counts

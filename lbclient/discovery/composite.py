@@ -20,7 +20,7 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
 
 _SOON = 5.0
-"""Seconds after which a part that failed is asked again, at the latest."""
+"""A part that failed is asked again after at most this number of seconds."""
 
 
 class Part(NamedTuple):

@@ -126,7 +126,7 @@ class Body(_Replay, httpx.SyncByteStream):
             source.sent = max(source.sent, sent)
 
     def close(self) -> None:
-        """Close the stream inside."""
+        """Close the wrapped stream."""
         self._stream.close()
 
 
@@ -153,7 +153,7 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
                 await generator.aclose()
 
     async def aclose(self) -> None:
-        """Close the stream inside."""
+        """Close the wrapped stream."""
         await self._stream.aclose()
 
 

@@ -47,11 +47,11 @@ class AdaptiveLimit:
     The limit rises while it is fully used and calls succeed. It falls in proportion to the share of
     attempts that are rejected.
 
-    - `initial`: the limit, in attempts in flight, before anything is known.
+    - `initial`: the limit at first, in attempts in flight.
     - `least`, `most`: the bounds of the limit.
     - `backoff`: the factor, between 0 and 1, by which the limit is multiplied when all attempts are
-      rejected. When only a share of them is rejected, the limit falls by that share of the
-      difference.
+      rejected. When only a share of the attempts is rejected, the limit falls by this share of that
+      decrease.
     - `tolerance`: an answer that takes more than this many times the baseline latency has waited in
       a queue, so the limit falls by as much as it would have risen. None: latency does not count.
       The baseline is the mean over attempts that were sent while at most half of the limit was in
@@ -91,9 +91,10 @@ class AdaptiveLimit:
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
     Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. DCTCP
     (RFC 8257) for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995),
-    which compares each latency with the lowest one. Here it is compared with a mean: if some
-    answers are naturally fast and others slow, few of them come near the minimum, and the limit of
-    a service without any queue would fall. Abramson (1970) for the throughput of random access.
+    which compares each latency with the lowest one. Here each latency is compared with a mean. If
+    some answers are naturally fast and others slow, few of them come near the minimum. Then a
+    comparison with the minimum would lower the limit of a service without any queue. Abramson
+    (1970) for the throughput of random access.
 
     Raises ValueError or TypeError for a value outside these bounds.
     """

@@ -29,8 +29,8 @@ class OutlierPolicy:
     - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
     - `margin`: an instance is an outlier if its success rate is this much below that of all its
       peers together; above 0, at most 1.
-    - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, it is not
-      rated.
+    - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, the instance
+      is not rated.
     - `ejection`: seconds of the first ejection (half of it is jitter). Each further ejection is
       twice as long, up to `ejection_max`. Each interval that the instance spends in rotation
       without being an outlier takes back one doubling.

@@ -19,8 +19,8 @@ Process = Generator[Pause, None, R]
 
 
 class World:
-    """Discrete events: time jumps from one event to the next. The same processes give the same
-    run."""
+    """Discrete events: time jumps from one event to the next. If the processes are the same, the
+    run is the same."""
 
     def __init__(self) -> None:
         self._now = 0.0

@@ -696,7 +696,10 @@ def test_how_long_a_breaker_is_open():
 @pytest.mark.parametrize(("healthy", "period"), [(29.0, 2.0), (31.0, 1.0)])
 def test_health_begins_anew(healthy, period):
     """After 30 s of health it is open for as short as the first time."""
-    assert "After a breaker was closed for 30 s, it starts with the first period again" in TEXT
+    assert (
+        "When a breaker has been closed for 30 s, its next open period is the first period again"
+        in TEXT
+    )
     breaker = Breaker(lbclient.BreakerPolicy(fail_max=1), "a")
     breaker.record_outcome(breaker.permit, fault=True, now=0.0, rng=Dice(1.0))
     breaker.record_outcome(probe(breaker, 1.0), fault=False, now=1.0, rng=Dice(1.0))
@@ -856,7 +859,7 @@ def test_a_thread_for_each_call_that_may_be_hedged():
 
 def test_what_a_hedge_costs():
     """By default the slowest twentieth is hedged; slow start begins with a tenth."""
-    assert "one attempt more for each twenty calls" in TEXT
+    assert "one more attempt for each twenty calls" in TEXT
     assert lbclient.HedgePolicy().percentile == 1 - 1 / 20
     assert lbclient.SlowStart().least == NUMBERS["tenth"]
 

@@ -223,7 +223,7 @@ class AddressCache:
     def _begin(
         self, lanes: Mapping[str, deque[Question]], limit: int, seconds_left: Callable[[], float]
     ) -> None:
-        """Ask as many questions of each family as may be under way together."""
+        """Ask questions until the limit of questions under way is reached for each family."""
         busy = Counter(one.kind for one in self._under_way)
         for kind, lane in lanes.items():
             while lane and busy[kind] < limit:
