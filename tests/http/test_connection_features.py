@@ -22,6 +22,7 @@ from tests.http.test_tls import TlsServer
 from tests.support.drivers import AUTHORITY, NAME, SOON, serving, trusting, watch_sockets
 from tests.support.faults import on_accept
 from tests.support.http import Gate, Server, head, in_turn, slow, tells_port
+from tests.support.http2 import CANCEL, Http2, says_ok
 
 
 @pytest.fixture
@@ -394,30 +395,98 @@ def test_a_body_that_is_interrupted_by_what_arrives(world, length):
     assert server.accepted == 1
 
 
+STEPS = (
+    "send_request_headers",
+    "send_request_body",
+    "receive_response_headers",
+    "receive_response_body",
+    "response_closed",
+)
+
+
+class Told:
+    """A function for the extension `trace`, which keeps the events."""
+
+    def __init__(self):
+        self.names = []
+        self.head = threading.Event()
+        """Set once the head of a response has arrived."""
+
+    def __call__(self, name, info):
+        assert isinstance(info, dict)
+        self.names.append(name)
+        if name.endswith("receive_response_headers.complete"):
+            self.head.set()
+
+
 @worlds
 def test_trace(serve_tls, world):
     """The extension `trace` is told each step, with httpcore's names."""
-    server = serve_tls(tells_port)
-    told = []
-
-    def trace(name, info):
-        told.append(name)
-        assert isinstance(info, dict)
-
+    server, told = serve_tls(tells_port), Told()
     with world.client([server.url], name=NAME, verify=trusting()) as client:
         for _ in range(2):
-            client.get("/", extensions={"trace": world.hook(trace)})
-    steps = [name for name in told if name.endswith(".started")]
+            client.get("/", extensions={"trace": world.hook(told)})
+    steps = [name for name in told.names if name.endswith(".started")]
     opening = ["connection.connect_tcp", "connection.start_tls"]
-    request = [
-        "http11.send_request_headers",
-        "http11.send_request_body",
-        "http11.receive_response_headers",
-        "http11.receive_response_body",
-        "http11.response_closed",
-    ]
+    request = [f"http11.{step}" for step in STEPS]
     assert steps == [f"{step}.started" for step in [*opening, *request, *request]]
-    assert sorted(told) == sorted(steps + [one.replace("started", "complete") for one in steps])
+    ends = [one.replace("started", "complete") for one in steps]
+    assert sorted(told.names) == sorted(steps + ends)
+
+
+@worlds
+@pytest.mark.parametrize("end", ["complete", "failed"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
+@pytest.mark.parametrize("protocol", ["http11", "http2"])
+def test_trace_of_a_body_that_follows_its_head(servers, world, protocol, streamed, end):
+    """The extension `trace` is told when the body of a response begins and how it ends, also if the
+    body arrives after the head or breaks."""
+    told = Told()
+
+    def http1(connection, _):
+        connection.send(head(200, {"Content-Length": "4"}))
+        assert told.head.wait(SOON)
+        connection.send(b"body" if end == "complete" else b"bo")
+        connection.close()
+
+    def http2(stream):
+        stream.answer(200, None, end=False)
+        assert told.head.wait(SOON)
+        if end == "complete":
+            stream.data(b"body", end=True)
+        else:
+            stream.refuse(CANCEL)
+
+    def read():
+        if not streamed:
+            return client.get("/", extensions=extensions).content
+        with client.stream("GET", "/", extensions=extensions) as response:
+            return client.read(response)
+
+    (server,) = servers(http1 if protocol == "http11" else Http2(ended=http2))
+    extensions = {"trace": world.hook(told)}
+    options = {"http1": protocol == "http11", "http2": protocol == "http2", "retry": None}
+    with world.client([server.url], **options) as client:
+        if end == "complete":
+            assert read() == b"body"
+        else:
+            with pytest.raises(httpx.TransportError):
+                read()
+    ends = [end if step == "receive_response_body" else "complete" for step in STEPS]
+    pairs = zip(STEPS, ends, strict=True)
+    assert [name for name in told.names if name.startswith(protocol)] == [
+        f"{protocol}.{step}.{event}" for step, end in pairs for event in ("started", end)
+    ]
+
+
+@worlds
+def test_trace_of_a_short_response_over_http2(servers, world):
+    """The extension `trace` is told each step of a response that arrives in one piece."""
+    (server,), told = servers(Http2(ended=says_ok)), Told()
+    with world.client([server.url], http1=False, http2=True) as client:
+        client.get("/", extensions={"trace": world.hook(told)})
+    steps = [f"http2.{step}.{event}" for step in STEPS for event in ("started", "complete")]
+    assert [name for name in told.names if name.startswith("http2")] == steps
 
 
 @worlds

@@ -77,9 +77,13 @@ class _Body(ConnectionBody):
 
     async def whole(self) -> bytes:
         """Read all of it."""
+        if (trace := self._trace) is not None:
+            await trace.begin("http2.receive_response_body")
         parts = []
         while part := await self._next():
             parts.append(part)
+        if trace is not None:
+            await trace.end()
         return b"".join(parts)
 
     async def drain(self) -> None:
@@ -154,8 +158,12 @@ class AsyncHttp2Body(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
         return self
 
     async def __anext__(self) -> bytes:
+        if (trace := self._trace) is not None:
+            await trace.within("http2.receive_response_body")
         if part := await self._next():
             return part
+        if trace is not None:
+            await trace.end()
         raise StopAsyncIteration
 
 
@@ -209,7 +217,7 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
                 raise
             else:
                 content: Any = self._http2_body(stream, http2, read, trace)
-                return self._http2_response(found, stream, content, extensions)
+                return await self._http2_response(found, stream, content, extensions, trace)
 
     @abstractmethod
     def _start(self, connection: Any) -> Http2:
@@ -356,12 +364,13 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
             *fields,
         ]
 
-    def _http2_response(
+    async def _http2_response(
         self,
         connection: Connection,
         lease: StreamLease,
         stream: httpx.SyncByteStream | httpx.AsyncByteStream,
         extensions: Extensions,
+        trace: Trace | None,
     ) -> httpx.Response:
         exchange = lease.exchange
         if exchange.complete and exchange.error is None and extensions.get(UNSTREAMED):
@@ -369,6 +378,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
             content = http2.take(exchange) if http2 is not None else b""
             exchange.leave()
             stream = httpx.ByteStream(content or b"")
+            if trace is not None:
+                await trace.whole("http2.receive_response_body", "http2.response_closed")
         return httpx.Response(
             exchange.status,
             headers=exchange.headers,

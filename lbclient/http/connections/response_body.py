@@ -62,6 +62,8 @@ class _Body(ConnectionBody):
 
     async def whole(self) -> bytes:
         """Read all of it."""
+        if (trace := self._trace) is not None:
+            await trace.begin("http11.receive_response_body")
         # Each part is copied while it is in the processor's cache, and its memory is used for the
         # next part. To join many parts at the end takes twice as long.
         content, data = io.BytesIO(), self._exchange.data
@@ -71,6 +73,8 @@ class _Body(ConnectionBody):
             await self._receive(self._timeout)
             content.writelines(data)
         data.clear()
+        if trace is not None:
+            await trace.end()
         return content.getvalue()
 
     async def drain(self) -> None:
@@ -155,8 +159,12 @@ class AsyncResponseBody(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
 
     async def __anext__(self) -> bytes:
         exchange = self._exchange
+        if (trace := self._trace) is not None:
+            await trace.within("http11.receive_response_body")
         while not exchange.data:
             if self._over:
+                if trace is not None:
+                    await trace.end()
                 raise StopAsyncIteration
             await self._receive(self._timeout)
         return self._taken()

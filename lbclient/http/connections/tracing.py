@@ -35,6 +35,11 @@ class Trace:
         self._step = step
         await self._told(f"{step}.started", {"request": self._request})
 
+    async def within(self, step: str) -> None:
+        """Begin a step, unless it has begun already."""
+        if self._step != step:
+            await self.begin(step)
+
     async def end(self) -> None:
         """End the current step, which has succeeded."""
         await self._ended("complete", {"return_value": None})
