@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import AsyncGeneratorType
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -41,8 +42,8 @@ class _Held(Generic[S]):
         chunks: Begun | None,
     ) -> None:
         self.stream: S = stream
-        self.chunks: Begun | None = chunks
-        """The body, if its first chunk has been read already."""
+        self.chunks: Any = chunks
+        """An iterator over the body, once reading it has begun."""
         self.closed = False
         self.info: CallInfo | None = None
         self._transports: BaseTransportPool[S] = transports
@@ -111,8 +112,10 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         expiry = _to_check(self.stream, self._attempt.expiry)
+        if self.chunks is None:
+            self.chunks = aiter(self.stream)
         try:
-            async for chunk in self.stream if self.chunks is None else self.chunks:
+            async for chunk in self.chunks:
                 _check(expiry)
                 yield chunk
         except Exception as error:
@@ -122,7 +125,10 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     async def aclose(self) -> None:
         """Free the slot of the instance first, since the rest of this method can be cancelled."""
         self._attempt.finish()
-        await self.stream.aclose()
+        try:
+            await _leave(self.chunks)
+        finally:
+            await self.stream.aclose()
         self.closed = True
         if self._transports.leaving:
             await self._transports.tidy()
@@ -133,15 +139,15 @@ class Begun(AsyncIterator[bytes], Iterator[bytes]):
 
     def __init__(self, first: bytes, rest: Any) -> None:
         self._first = first
-        self._rest = rest
+        self.rest = rest
 
     def __next__(self) -> bytes:
         first, self._first = self._first, b""
-        return first or next(self._rest)
+        return first or next(self.rest)
 
     async def __anext__(self) -> bytes:
         first, self._first = self._first, b""
-        return first or await anext(self._rest)
+        return first or await anext(self.rest)
 
 
 async def begun(stream: Any, expiry: Expiry | None, *, looped: bool) -> Begun:
@@ -157,7 +163,7 @@ async def begun(stream: Any, expiry: Expiry | None, *, looped: bool) -> Begun:
     except BaseException:
         if expiry is not None:
             expiry.settle_interrupt()
-        await _close(stream, looped=looped)
+        await _close(stream, chunks, looped=looped)
         raise
     return Begun(first, chunks)
 
@@ -172,21 +178,23 @@ async def read(
     """Read the whole body now, and set it as the response's content. `answered` is called at the
     first byte of the body. `looped` is True in an event loop, and False on a thread."""
     stream: Any = response.stream
+    chunks: Any = None
     try:
         if answered is None and isinstance(stream, ConnectionBody):
             content = await stream.whole()
         else:
-            chunks: list[bytes] = []
-            async for chunk in stream if looped else Blocking(stream):
+            parts: list[bytes] = []
+            chunks = aiter(stream if looped else Blocking(stream))
+            async for part in chunks:
                 _check(expiry)
-                if answered is not None and chunk and not chunks:
+                if answered is not None and part and not parts:
                     answered()
-                chunks.append(chunk)
-            content = b"".join(chunks)
+                parts.append(part)
+            content = b"".join(parts)
     finally:
         if expiry is not None:
             expiry.settle_interrupt()
-        await _close(stream, looped=looped)
+        await _close(stream, chunks, looped=looped)
     fill(response, content)
 
 
@@ -210,15 +218,27 @@ async def close(response: httpx.Response, *, looped: bool) -> None:
         response.close()
 
 
-async def _close(stream: Any, *, looped: bool) -> None:
-    """Close a body, even if the task is cancelled meanwhile."""
+async def _close(stream: Any, chunks: object, *, looped: bool) -> None:
+    """Close a body and the iterator over it, even if the task is cancelled meanwhile."""
     if isinstance(stream, ConnectionBody):
         await stream.leave()
     elif looped:
         with anyio.CancelScope(shield=True):
-            await stream.aclose()
+            try:
+                await _leave(chunks)
+            finally:
+                await stream.aclose()
     else:
         stream.close()
+
+
+async def _leave(chunks: object) -> None:
+    """Close the iterator over a body if it is a generator. If the garbage collector closes a
+    generator that was not read to its end, trio warns about this."""
+    if isinstance(chunks, Begun):
+        chunks = chunks.rest
+    if isinstance(chunks, AsyncGeneratorType) and not chunks.ag_running:
+        await chunks.aclose()
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:

@@ -3,6 +3,7 @@
 import threading
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -253,6 +254,71 @@ def test_the_first_byte_decides_a_hedged_stream(servers, world):
     ):
         assert client.read(response) == str(pair[1].port).encode()
     assert client.in_flight == 0  # closing has waited for the attempt that lost
+
+
+class Parts(httpx.AsyncByteStream):
+    """A body that is read with a generator, as those of many transports are. The time of the call
+    is over just before the part with the index `late`."""
+
+    def __init__(self, clock, late):
+        self.clock, self.late = clock, late
+        self.left = 0
+        """Generators that have not ended."""
+
+    async def __aiter__(self):
+        self.left += 1
+        try:
+            for index in range(3):
+                await anyio.lowlevel.checkpoint()
+                if index == self.late:
+                    self.clock.now += 100
+                yield b"x"
+        finally:
+            self.left -= 1
+
+
+class Reads(httpx.AsyncBaseTransport):
+    """A transport whose responses have this body."""
+
+    def __init__(self, body):
+        self.body = body
+
+    async def handle_async_request(self, _):
+        return httpx.Response(200, stream=self.body)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("latency", ["response", "first-byte"])
+@pytest.mark.parametrize("late", [0, 1, None], ids=["first", "second", "in time"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["at once", "streamed"])
+def test_no_generator_is_left(backend, latency, late, streamed):
+    """The generator of a body that is not read to its end has ended once its response is closed, or
+    once the call has failed: trio warns about one that is left to the garbage collector."""
+    clock = Clock()
+    body = Parts(clock, late)
+    options = {
+        "transport": lambda _: Reads(body),
+        "clock": clock,
+        "retry": RetryPolicy(attempts=1, deadline=50),
+        "latency": latency,
+    }
+
+    async def read(client):
+        if not streamed:
+            await client.get("/")
+            return
+        async with client.stream("GET", "/") as response:
+            if late is not None:
+                await response.aread()
+
+    with World(backend).client(["http://127.0.0.1:1"], **options) as client:
+        if late is None:
+            client.run(read, client.client)
+        else:
+            with pytest.raises(lbclient.DeadlineExceeded):
+                client.run(read, client.client)
+        assert body.left == 0
+        assert client.in_flight == 0
 
 
 def test_no_hedge_while_the_rest_of_a_body_arrives():
