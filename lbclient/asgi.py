@@ -13,6 +13,7 @@ import anyio
 from lbclient._internal import validation
 from lbclient._internal.deadline import Block, Deadline
 from lbclient.balancer.deadlines import DeadlineHeader
+from lbclient.balancer.event_loops import running_loop
 
 __all__ = ["DeadlineMiddleware"]
 
@@ -166,17 +167,16 @@ def _started(function: Callable[[], Coroutine[None, None, None]]) -> Callable[[]
 
     A task group would take four times as long, and wrap the exceptions of the application.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415  # it is installed only where trio runs the loop
+    loop = running_loop()
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.create_task(function()).cancel
+    import trio  # noqa: PLC0415  # it is installed only where trio runs the loop
 
-        scope = trio.CancelScope()
+    scope = trio.CancelScope()
 
-        async def run() -> None:
-            with scope:
-                await function()
+    async def run() -> None:
+        with scope:
+            await function()
 
-        trio.lowlevel.spawn_system_task(run)
-        return scope.cancel
-    return loop.create_task(function()).cancel
+    trio.lowlevel.spawn_system_task(run)
+    return scope.cancel

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -15,7 +17,7 @@ from lbclient.core.call import Call
 from lbclient.core.hedge import Lane, Lanes
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["ainvoke", "arun", "asleep"]
+__all__ = ["ainvoke", "arun", "asleep", "call_soon", "running_loop"]
 
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], Awaitable[R]]
@@ -29,31 +31,36 @@ async def asleep(pause: Pause) -> None:
         await anyio.sleep(pause.seconds)
         return
     event = anyio.Event()
-    pause.signal.listen(_from_any_thread(event.set))
+    pause.signal.listen(partial(call_soon, running_loop(), event.set))
     with anyio.move_on_after(pause.seconds):
         await event.wait()
 
 
-def _from_any_thread(wake: Callable[[], None]) -> Callable[[], bool]:
-    """Return a function that calls `wake` in the event loop, from any thread, without waiting.
-
-    It returns False if the loop has ended.
-    """
+def running_loop() -> object:
+    """Return the running event loop of asyncio, or the token of trio, even if trio runs as a guest
+    in asyncio's loop."""
     try:
-        soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
+        loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
+        if asyncio.current_task(loop) is not None:
+            return loop
     except RuntimeError:
-        import trio  # noqa: PLC0415  # it is installed only where trio runs the loop
+        pass  # on trio
+    import trio  # noqa: PLC0415  # installed if it runs the loop
 
-        soon = trio.lowlevel.current_trio_token().run_sync_soon
+    return trio.lowlevel.current_trio_token()
 
-    def wake_soon() -> bool:
-        try:
-            soon(wake)
-        except RuntimeError:
-            return False
-        return True
 
-    return wake_soon
+def call_soon(loop: object, call: Callable[[], object]) -> bool:
+    """Make an event loop call a function. Any thread may call this, even in a finalizer. Returns
+    False if the loop has ended."""
+    try:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            loop.call_soon_threadsafe(call, context=Context())
+        else:
+            loop.run_sync_soon(call)  # type: ignore[attr-defined]  # a token of trio's
+    except RuntimeError:
+        return False
+    return True
 
 
 async def arun(

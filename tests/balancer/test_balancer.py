@@ -15,6 +15,7 @@ import pytest
 import lbclient
 from lbclient import Balancer, BreakerPolicy, Instance, RetryPolicy, Verdict
 from lbclient.simulation import World
+from tests.support.drivers import as_guest
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +45,33 @@ def test_coroutine_is_no_result():
             balancer.call(fn, idempotent=True)
     (one,) = balancer.snapshot().instances
     assert (one.attempts, one.failures, one.in_flight) == (2, 0, 0)
+
+
+def test_a_call_that_waits_while_trio_is_a_guest():
+    """A call that waits for a slot is woken also where trio runs as a guest in asyncio's loop."""
+    balancer = Balancer([A], max_in_flight=1, retry=None)
+    order = []
+
+    async def calls():
+        waiting = anyio.Event()
+
+        async def first(_):
+            await waiting.wait()
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()  # the other call joins the queue
+            order.append(1)
+
+        async def second(_):
+            order.append(2)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(balancer.acall, first)
+            await anyio.lowlevel.checkpoint()
+            tasks.start_soon(balancer.acall, second)
+            waiting.set()
+
+    as_guest(calls)
+    assert order == [1, 2]
 
 
 @pytest.mark.parametrize("deadline", [None, 5.0])

@@ -21,6 +21,7 @@ import lbclient.asgi
 import lbclient.wsgi
 from lbclient import Balancer, DeadlineExceeded, Instance
 from lbclient._internal.deadline import CURRENT
+from tests.support.drivers import as_guest
 from tests.support.interruptions import Interrupt, SoftLimit, points
 
 pytestmark = pytest.mark.anyio
@@ -397,6 +398,23 @@ async def test_a_caller_that_goes(reads, headers):
     await request.run()
     assert about(*sent, 10.0)
     assert lbclient.time_left() is None
+
+
+def test_a_caller_that_goes_while_trio_is_a_guest():
+    """A disconnect is noticed also where trio runs as a guest in asyncio's loop."""
+    balancer = Balancer(ONE)
+
+    async def serve():
+        sent = []
+
+        async def app(*_):
+            sent.extend(await calls_until_gone(balancer, lambda: request))
+
+        request = Asgi(app, "10000")
+        await request.run()
+        return sent
+
+    assert about(*as_guest(serve), 10.0)
 
 
 async def test_a_caller_that_goes_after_its_upload():

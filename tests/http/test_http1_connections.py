@@ -1,15 +1,14 @@
 """Connections of our own, over real sockets."""
 
-import asyncio
 import socket
 import threading
 
 import pytest
-import trio
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 import lbclient
+from tests.support.drivers import as_guest
 from tests.support.http import head, says
 
 SOON = 20.0
@@ -30,25 +29,12 @@ def listener():
 def test_trio_as_a_guest_of_asyncio(servers):
     """An asyncio loop in which trio runs as a guest is trio's."""
     (server,) = servers(says(200, b"fine"))
-    done = asyncio.Queue()
-    loop = asyncio.new_event_loop()
 
     async def fetched():
         async with lbclient.AsyncClient([server.url]) as client:
             return (await client.get("/")).text
 
-    async def host():
-        trio.lowlevel.start_guest_run(
-            fetched,
-            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
-            done_callback=done.put_nowait,
-        )
-        return (await done.get()).unwrap()
-
-    try:
-        assert loop.run_until_complete(host()) == "fine"
-    finally:
-        loop.close()
+    assert as_guest(fetched) == "fine"
 
 
 @pytest.mark.anyio

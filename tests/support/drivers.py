@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import socket
@@ -12,6 +13,7 @@ from typing import Self
 
 import anyio.from_thread
 import trustme
+from trio.lowlevel import start_guest_run
 
 from lbclient import Instance
 from lbclient._internal.blocking import run_blocking
@@ -136,6 +138,24 @@ class Driver:
         while len(data) < length and (part := self.call(connection.read, SOON)):
             data += part
         return data
+
+
+def as_guest(function):
+    """Run a coroutine function in trio, which runs as a guest in asyncio's loop."""
+    loop, done = asyncio.new_event_loop(), asyncio.Queue()
+
+    async def host():
+        start_guest_run(
+            function,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.put_nowait,
+        )
+        return (await done.get()).unwrap()
+
+    try:
+        return loop.run_until_complete(host())
+    finally:
+        loop.close()
 
 
 def accept_tls(peer, *protocols):

@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
+from lbclient.balancer.event_loops import running_loop
+
 from .._compat import httpx
 from ..options import ConnectionSettings
 from ..request import (
@@ -467,11 +469,8 @@ def _headers(fields: Fields, upstream: Upstream) -> Sequence[tuple[bytes, bytes]
 
 def _kind() -> type[AsyncConnection]:
     """Return the connection class for the running event loop."""
-    try:
-        if asyncio.current_task() is not None:
-            return LoopConnection
-    except RuntimeError:
-        pass  # on trio, which may be a guest in asyncio's loop
+    if isinstance(running_loop(), asyncio.AbstractEventLoop):
+        return LoopConnection
     from .trio import TrioConnection  # noqa: PLC0415  # installed if it runs the loop
 
     return TrioConnection

@@ -38,7 +38,7 @@ from lbclient._internal.blocking import run_blocking
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.interruption import is_interruption
 from lbclient._internal.signals import Pause, Signal
-from lbclient.balancer.event_loops import asleep
+from lbclient.balancer.event_loops import asleep, call_soon, running_loop
 from lbclient.core.pool import Pool
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint.endpoint import Endpoint
@@ -352,33 +352,6 @@ class AsyncTransportPool(BaseTransportPool[httpx.AsyncByteStream]):
         self._idle.sweep()
         if self.ready() is None:
             spawn(self._loop, self._tidy_all)
-
-
-def running_loop() -> object:
-    """Return the running event loop of asyncio, or the token of trio, even if trio runs as a guest
-    in asyncio's loop."""
-    try:
-        loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
-        if asyncio.current_task(loop) is not None:
-            return loop
-    except RuntimeError:
-        pass  # on trio
-    import trio  # noqa: PLC0415  # installed if it runs the loop
-
-    return trio.lowlevel.current_trio_token()
-
-
-def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Make an event loop call a function. Any thread may call this, even in a finalizer. Returns
-    False if the loop has ended."""
-    try:
-        if isinstance(loop, asyncio.AbstractEventLoop):
-            loop.call_soon_threadsafe(call, context=Context())
-        else:
-            loop.run_sync_soon(call)  # type: ignore[attr-defined]  # a token of trio's
-    except RuntimeError:
-        return False
-    return True
 
 
 def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> None:
