@@ -63,7 +63,11 @@ class DeadlineMiddleware:
         # change.
         context = contextvars.copy_context()
         context.run(CURRENT.set, deadline)
-        body = context.run(self._app, environ, start_response)
+        try:
+            body = context.run(self._app, environ, start_response)
+        except BaseException:
+            deadline.lift()  # a copy of the context may live on
+            raise
         # Not wrapped: the server may send a file by itself, and it needs the length of a list.
         file = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(file, type) and isinstance(body, file)):

@@ -792,11 +792,17 @@ def test_after_a_wsgi_response():
         contexts.append(contextvars.copy_context())
         yield b"x"
 
+    def failing(*_):
+        contexts.append(contextvars.copy_context())
+        raise LookupError
+
     wsgi(app)
     body = wsgi(generated)
     assert list(body) == [b"x"]
     body.close()
-    assert [context.run(lbclient.time_left) for context in contexts] == [None, None]
+    with pytest.raises(LookupError):
+        wsgi(failing)
+    assert [context.run(lbclient.time_left) for context in contexts] == [None] * 3
 
 
 @pytest.mark.parametrize("kind", [Interrupt, SoftLimit])
