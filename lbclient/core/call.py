@@ -78,7 +78,7 @@ def caller_of(name: str, caller: object) -> int | None:
         return hash(caller)
     except TypeError as error:
         kind = type(caller).__name__  # the value may be a secret
-        raise TypeError(f"{name} must return something hashable, not {kind}") from error
+        raise TypeError(f"{name} must be hashable, not {kind}") from error
 
 
 def call_options(

@@ -74,7 +74,7 @@ def call_options_of(
     if caller is not None:
         caller = caller_of("extensions['lbclient']['caller']", caller)
     elif fair_by is not None:
-        caller = caller_of("fair_by", fair_by(request))
+        caller = caller_of("the result of fair_by", fair_by(request))
     if patience is None:
         patience = _POOL
     deadline = options.get("deadline")

@@ -202,7 +202,9 @@ class _Run:
             scenario.idempotent and request.method.upper() in self._methods,
             request.key,
             patience=scenario.patience,
-            caller=None if fair_by is None else caller_of("fair_by", fair_by(request)),
+            caller=None
+            if fair_by is None
+            else caller_of("the result of fair_by", fair_by(request)),
         )
 
     def _rng(self, whose: str) -> random.Random:

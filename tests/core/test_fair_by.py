@@ -625,13 +625,15 @@ class TestWhatItRefuses:
         """A caller that is not hashable is a TypeError that names the argument and the type, but
         not the value, which may be secret. Nothing is sent."""
         with lbclient.Client([URL], fair_by=lambda _: ["secret"]) as client:
-            with pytest.raises(TypeError, match=r"^fair_by must .* hashable, not list$"):
+            with pytest.raises(
+                TypeError, match=r"^the result of fair_by must be hashable, not list$"
+            ):
                 client.get("/")
-            with pytest.raises(TypeError, match=r"\['caller'\] must .* hashable, not dict$"):
+            with pytest.raises(TypeError, match=r"\['caller'\] must be hashable, not dict$"):
                 client.get("/", extensions={"lbclient": {"caller": {}}})
             balancer = client.balancer
             for make in (balancer.acquire, functools.partial(balancer.call, str)):
-                with pytest.raises(TypeError, match=r"^caller must .* hashable, not list$"):
+                with pytest.raises(TypeError, match=r"^caller must be hashable, not list$"):
                     make(caller=["secret"])
             assert [one.attempts for one in balancer.snapshot().instances] == [0]
 
