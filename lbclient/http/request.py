@@ -189,7 +189,9 @@ def instance_headers(
     if upstream.hosts is not None:
         old, new = upstream.hosts
         headers = [
-            (name, new) if old in (None, value) and name.lower() == b"host" else (name, value)
+            (name, new)
+            if (value == old or old is None) and name.lower() == b"host"
+            else (name, value)
             for name, value in headers
         ]
     return merged(headers, upstream.headers) if upstream.headers else headers
