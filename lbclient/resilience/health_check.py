@@ -27,15 +27,16 @@ class HealthCheck:
     passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
     are unhealthy, the checks are ignored: a wrong path must not take a service down.
 
-    - `path`: the path of a GET request, exactly as given: it is not joined to the base path of the
-      service's URL. None only opens a TCP connection.
+    - `path`: the path of a GET request. It is not joined to the base path of the service's URL, but
+      comes after an instance's own (`Instance.path`). None only opens a TCP connection.
     - `interval`: seconds from one round of checks to the next, plus or minus a tenth. The first
       round comes at a random time in the first interval.
     - `timeout`: seconds for one check, from connecting to the end of the response body (of which at
       most 64 KiB are read).
     - `up`, `down`: the number of checks in a row that change the health of an instance.
     - `statuses`: the statuses that pass. Redirects are not followed.
-    - `headers`: sent with each check, in addition to the client's own.
+    - `headers`: sent with each check, in addition to the client's own. Those of an instance replace
+      them.
     - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
       block; `lbclient.time_left()` returns the time that is left of `timeout`. It should connect to
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except

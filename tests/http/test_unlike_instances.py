@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import anyio
 import httpx
 import pytest
 import trustme
@@ -19,7 +20,7 @@ from lbclient import Answer, HealthCheck, Instance, RetryPolicy
 from lbclient.cli.report import changes, picture
 from tests.http.test_features import World
 from tests.http.test_tls import TlsServer
-from tests.support.http import Gate, resets, says, tells_port, transports_of
+from tests.support.http import Gate, dies_in_body, resets, says, tells_port, transports_of
 from tests.support.http2 import Http2
 
 WORLDS = [World(), World("asyncio"), World("asyncio", use_uvloop=True), World("trio")]
@@ -920,3 +921,61 @@ def test_three_unlike_endpoints(servers, serve_tls, trust, dead_port, world, str
     assert set(statuses) == {(200, 2)}
     assert full.hits == 1
     own_only([full, good], instances[:2])
+
+
+def unruly(number, instance, seen):
+    """Answers, fails, rejects, redirects and dies in turn, as its own random numbers say."""
+    rng = random.Random(number)
+
+    def behave(connection, request):
+        seen.append((request.target.startswith(f"{instance.path}/"), request.headers["api-key"]))
+        match rng.randrange(8):
+            case 0:
+                connection.reset()
+            case 1:
+                connection.answer(503)
+            case 2:
+                connection.answer(429, Retry_After="0")
+            case 3:
+                connection.answer(307, Location=f"{instance.path}/elsewhere")
+            case 4:
+                dies_in_body(connection, request)
+            case _:
+                connection.answer(200, b"good")
+
+    return behave
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.anyio
+async def test_whatever_happens_to_calls(servers, seed):
+    """While instances fail and redirect, and calls are hedged, retried and cancelled, each instance
+    sees only its own base path and key, and nothing stays in flight."""
+    rng = random.Random(seed)
+    paths = "/openai/v1", "/v1", ""
+    seen = [[], [], []]
+    running = servers(*[tells_target] * 3)
+    instances = [
+        Instance.from_url(f"{one.url}{path}", headers={"api-key": f"key-{number}"})
+        for number, (one, path) in enumerate(zip(running, paths, strict=True))
+    ]
+    for number, server in enumerate(running):
+        server.behaviour = unruly(10 * seed + number, instances[number], seen[number])
+    retry = RetryPolicy(unprocessed={429}, backoff=0.001, backoff_max=0.002)
+    hedge = lbclient.HedgePolicy(delay=0.002)
+
+    async def call(client):
+        method, seconds = rng.choice(["GET", "POST"]), rng.choice([0.001, 0.01, 10])
+        with anyio.move_on_after(seconds), contextlib.suppress(httpx.HTTPError):
+            await client.request(method, rng.choice(["/a", "/b?x"]))
+
+    async with lbclient.AsyncClient(
+        instances, retry=retry, hedge=hedge, follow_redirects=True
+    ) as client:
+        for _ in range(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(8):
+                    group.start_soon(call, client)
+        assert not any(one.in_flight for one in client.balancer.snapshot().instances)
+    for number, each in enumerate(seen):
+        assert set(each) <= {(True, f"key-{number}")}
