@@ -63,7 +63,9 @@ class DeadlineHeader:
             return None
         if len(values) > 1 or not (values[0].isascii() and values[0].isdigit()):
             shown = ", ".join(values)[:_SHOWN]
-            _log.debug("the header %s is ignored, not a whole number: %r", self.name, shown)
+            _log.debug(
+                "the header %s is ignored, since it is not a whole number: %r", self.name, shown
+            )
             return None
         digits = values[0].lstrip("0") or "0"
         seconds = int(digits) / 1000 if len(digits) <= _DIGITS else math.inf

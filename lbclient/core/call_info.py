@@ -18,11 +18,11 @@ _WHY: dict[Stopped, str] = {
     "attempts": "no attempts are left",
     "deadline": "the deadline leaves no time",
     "budget": "the retry budget is empty",
-    "method": "it may have been carried out, and is not idempotent",
+    "method": "the call may have been carried out, and is not idempotent",
     "body": "its body cannot be sent a second time",
     "instances": "no other instance is free",
     "closed": "the balancer was closed",
-    "verdict": "the verdict on this outcome is never to retry it",
+    "verdict": "such an outcome is never retried",
     "streaming": "part of the response was already passed on",
 }
 

@@ -1,7 +1,7 @@
-"""Turns what a user passes as `service` into a name, an origin and a resolver.
+"""Parses the argument `service` of a user into a name, an origin and a resolver.
 
-`URL_SOURCES` is the registry of URL schemes. A new source of discovery is one file with a
-`from_url`, and one entry here.
+`URL_SOURCES` is the registry of URL schemes. A new source of discovery needs one file with a
+function `from_url`, and one entry in this registry.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ __all__ = ["URL_SOURCES", "Target", "UrlSource", "target_of"]
 
 
 class UrlSource(NamedTuple):
-    """A kind of URL. `from_url` parses one; `rest` describes what follows `http+kind://`.
+    """A kind of URL. `from_url` parses such a URL; `rest` describes the text after `http+kind://`.
 
-    `from_url(url, scheme, sources)` gets the URL, its scheme (`"http"` or `"https"`), and what it
-    needs to build a resolver. It raises ValueError, naming `service`, for a URL that it cannot use.
+    `from_url(url, scheme, sources)` gets the URL, its scheme (`"http"` or `"https"`), and the
+    objects that it needs to build a resolver. It raises ValueError, naming `service`, for a URL
+    that it cannot use.
     """
 
     from_url: Callable[[SplitResult, str, Sources], ParsedService]
@@ -56,7 +57,7 @@ URL_SOURCES: dict[str, UrlSource] = {
 
 
 def _split(text: str) -> SplitResult:
-    """Split a URL that names a service. Raises ValueError if it cannot name one."""
+    """Split the URL of a service. Raises ValueError if it cannot be the URL of a service."""
     if any(char <= " " or char == "\x7f" for char in text):
         raise ValueError("service must be a URL without spaces or control characters")
     if "://" not in text:
@@ -65,7 +66,7 @@ def _split(text: str) -> SplitResult:
     try:
         url = urlsplit(text)
         port = url.port
-    except ValueError:  # its text may contain a password
+    except ValueError:  # the text of the error may contain a password
         raise ValueError("service must be a URL whose port, if any, is from 1 to 65535") from None
     if "@" in url.netloc:
         raise ValueError("service must not contain a user name or password; pass auth= instead")
@@ -82,8 +83,8 @@ class Target:
 
     - `name`: for logs, spans and errors.
     - `scheme`: `"http"` or `"https"`, for instances that have no scheme of their own.
-    - `authority`: the value of the Host header, or None if each instance has its own.
-    - `host`: the name that TLS verifies, or None if each instance has its own.
+    - `authority`: the value of the Host header, or None if each instance has its own Host.
+    - `host`: the name that TLS verifies, or None if each instance has its own name.
     - `origin`: the logical URL, without a path; `path`: the base path of all instances.
     - `resolver`: finds the instances.
     - `listed`: the instances that the service itself lists.
@@ -110,7 +111,7 @@ def target_of(
     options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
     start: Start = at_once,
 ) -> Target:
-    """Parse what the user passed as `service`. `start` runs each question to DNS.
+    """Parse the user's argument `service`. `start` runs each question to DNS.
 
     Raises ValueError or TypeError that names the argument and the known forms.
     """
@@ -120,7 +121,7 @@ def target_of(
     if not parsed.in_dns:
         options.refuse(parsed.shown)
     scheme = _agreed(scheme, parsed.scheme)
-    # Cookies and URLs are secure only if they are at every instance.
+    # Cookies and URLs count as secure only if every instance uses TLS.
     own = {one.scheme or scheme for one in parsed.listed} if parsed.unlike else {scheme}
     logical = "http" if "http" in own else "https"
     authority = None
@@ -186,8 +187,8 @@ def _from_list(items: Sequence[object]) -> ParsedService:
 
 
 def _from_urls(urls: Sequence[SplitResult]) -> ParsedService:
-    """Parse a list of URLs. If all have the same scheme and base path, these are the service's;
-    otherwise each instance has its own.
+    """Parse a list of URLs. If all URLs have the same scheme and base path, these belong to the
+    service. Otherwise each instance has its own.
     """
     for url in urls:
         if url.scheme not in DEFAULT_PORTS:
@@ -210,7 +211,8 @@ def _owning(instance: Instance, url: SplitResult) -> Instance:
 
 
 def _of_instances(instances: Sequence[Instance]) -> ParsedService:
-    """Parse a list of instances, whose scheme and base path are the service's if all agree."""
+    """Parse a list of instances. If all have the same scheme and base path, these belong to the
+    service."""
     forms = {(one.scheme, one.path) for one in instances}
     if len(forms) > 1:
         return _static(instances, None, None, unlike=True)
@@ -234,8 +236,8 @@ def _static(
 
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
-    """Parse a composite. Scheme and path are those of the parts that have one; the name is the
-    first part's. Lists that differ in scheme or path keep their own.
+    """Parse a composite. The scheme and the path come from the parts that have one, and the name
+    comes from the first part. Lists that differ in scheme or path keep their own values.
     """
     parts = [_read(one, sources) for one in service.services]
     forms = {(one.scheme, one.path or "") for one in parts if one.scheme or one.path}
@@ -244,7 +246,7 @@ def _from_parts(service: Composite, sources: Sources) -> ParsedService:
         parts, unlike = [_separate(one) if one.listed else one for one in parts], True
     path = _common("base path", (one.path for one in parts))
     if unlike and path:
-        raise ValueError(f"service must have no base path ({path}) beside a list that has several")
+        raise ValueError(f"service must have no base path ({path}) if a list in it has several")
     named = next((one for one in parts if one.host is not None), parts[0])
     return ParsedService(
         service.over([Part(one.shown, one.resolver) for one in parts], sources.clock),
@@ -269,7 +271,7 @@ def _separate(part: ParsedService) -> ParsedService:
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:
-    """Return the value that all parts with a value share. Raises ValueError if two differ."""
+    """Return the common value of all parts that have a value. Raises ValueError if two differ."""
     known = {value for value in values if value is not None}
     if len(known) > 1:
         listed = ", ".join(one or "/" for one in sorted(known))
@@ -287,7 +289,8 @@ def _agreed(scheme: str, of_url: str | None) -> str:
 def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
     """Make a name for a service without one, for logs and for the host of its logical URL.
 
-    Unlike instances have no common URL, and that of one of them would name its own base path.
+    Instances that differ have no common URL, and the URL of one of them would contain its own base
+    path.
     """
     if parsed.first is None or parsed.unlike:
         return parsed.shown, f"{type(parsed.resolver).__name__.lower()}.invalid"

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def host_of(url: SplitResult) -> str:
-    """The host of a URL. Raises ValueError if it has no valid one."""
+    """The host of a URL. Raises ValueError if it has no valid host."""
     return validation.host("service (its host)", url.hostname or "")
 
 
@@ -61,7 +61,8 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedService:
-    """The resolver of a service, and the parts that the service specifies; None for the others.
+    """The resolver of a service, and the parts that the service specifies. Parts that it does not
+    specify are None.
 
     `shown` is the text for logs and errors if the service has no name. `first` is the first
     instance of a list, `listed` are the instances of a list, or of the lists of a composite. If

@@ -54,7 +54,7 @@ class HttpAdapter:
     """Connects HTTP to one balancer.
 
     It checks the arguments, reads the options of each request, checks the origin that the request
-    names, and knows how instances are addressed.
+    names, and defines how instances are addressed.
     """
 
     def __init__(self, service: Service, options: TransportOptions) -> None:
@@ -88,7 +88,7 @@ class HttpAdapter:
             latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
             self._settings = _SettingsByScheme(limits, part(given, ConnectionOptions))
-            for instance in self.target.listed:  # now, since a TLS context takes 20 ms
+            for instance in self.target.listed:  # now and not in a call: a TLS context takes 20 ms
                 self.settings(instance)
             self.connection_settings: ConnectionSettings = self._settings[self.target.scheme]
             self._key_of = _function("key", given["key"])
@@ -106,7 +106,8 @@ class HttpAdapter:
         self._logical_host = httpx.URL(self.target.origin).netloc
 
     def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a `Client` does. A transport accepts all."""
+        """Accept only requests for this origin, as a `Client` does. A transport accepts all
+        origins."""
         self.origin = Origin(replace(self.target, origin=origin), self.balancer.instances)
 
     def call(
@@ -121,13 +122,14 @@ class HttpAdapter:
         return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
-        """Return the wait after `drain`: calls that have lost their connections need a moment to
-        end.
+        """Return the wait after `drain`, since calls that have lost their connections need a moment
+        to end.
         """
         return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
-        """Return how to address an instance. In a list without a name, each has its own Host."""
+        """Return how to address an instance. In a list without a name, each instance has its own
+        Host."""
         instance, target = endpoint.instance, self.target
         scheme = instance.scheme or target.scheme
         headers = {name.lower(): value for name, value in instance.headers.items()}
@@ -167,10 +169,10 @@ class HttpAdapter:
         )
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
-        """True if the body is read within the attempt, so that an instance that fails while it
-        sends the body can be replaced.
+        """True if the body is read within the attempt. Then the call can be retried if the instance
+        fails while it sends the body.
 
-        False for a response that may be replaced by another attempt anyway.
+        False for a response that may be retried anyway.
         """
         unstreamed: bool = request.extensions.get(UNSTREAMED, False)
         return unstreamed and response.status_code not in self._retried
@@ -195,8 +197,8 @@ class HttpAdapter:
     def redirected(
         self, response: httpx.Response, request: httpx.Request, instance: Instance
     ) -> None:
-        """Make a redirect lead to the service. Under another client, whose URLs are its own, only
-        the base path of the instance is removed.
+        """Change a redirect to an instance into a redirect to the service. Under another client,
+        which has its own URLs, only the base path of the instance is removed.
         """
         origin = self.origin
         if origin is None:
@@ -240,7 +242,7 @@ def _check_tls_names(target: Target, *, named: bool) -> None:
 
 @contextlib.contextmanager
 def closed_on_error(balancer: Balancer) -> Generator[None]:
-    """Close the balancer if the block, which builds something around it, raises."""
+    """Close the balancer if the block, which creates a client or transport with it, raises."""
     try:
         yield
     except BaseException:

@@ -77,7 +77,9 @@ def _path(path: object, check: object) -> str | None:
     if check is not None:
         validation.function("check", check)
         if inspect.iscoroutinefunction(check):
-            raise TypeError("check must be a plain function (it may block), not a coroutine's")
+            raise TypeError(
+                "check must be a plain function (it may block), not a coroutine function"
+            )
         if path not in ("/", None):
             raise ValueError("path and check exclude each other; pass one of them")
         return None

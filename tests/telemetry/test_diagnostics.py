@@ -313,7 +313,7 @@ STOPPED = {
         {"retry": policy(backoff=60.0, backoff_max=60.0), "rng": random.Random(1)},
         "the deadline leaves no time",
     ),
-    "method": (reset, {}, {}, "it may have been carried out, and is not idempotent"),
+    "method": (reset, {}, {}, "the call may have been carried out, and is not idempotent"),
     "instances": (
         refuse,
         {},
@@ -324,7 +324,7 @@ STOPPED = {
         refuse,
         {},
         {"judge": lambda one: lbclient.Verdict(fault=isinstance(one, OSError))},
-        "the verdict on this outcome is never to retry it",
+        "such an outcome is never retried",
     ),
 }
 

@@ -361,7 +361,7 @@ class AddressResolver:
         if validation.is_address(self._name):
             raise ValueError(
                 f"service must name a host that DNS can look up, not the address {self._name}; "
-                "pass it as http://address:port, or a list of such"
+                "pass it as http://address:port, or a list of such URLs"
             )
         self.complete: bool = True
         """False if the last answer is incomplete and more addresses are expected soon."""

@@ -1,5 +1,5 @@
-"""A service in DNS: the instances that DNS returns now or returned recently (`sticky`), as far as
-this host has a route to them.
+"""A service in DNS: the instances that DNS returns now or returned recently (`sticky`), if this
+host has a route to them.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class DnsOptions:
 class DnsService:
     """Adds recent instances to those of `source`, and removes unreachable addresses.
 
-    An address stays known for `sticky` seconds from the first answer without it. An instance also
-    stays known, with its last weight and priority. This helps if DNS returns only some of many
-    addresses in each answer. Envoy's LOGICAL_DNS does the same. All known addresses and instances
-    are dropped when the service is declared absent.
+    An address stays known for `sticky` seconds from the first answer that does not contain it. An
+    instance also stays known, with its last weight and priority. This helps if DNS returns only
+    some of many addresses in each answer. Envoy's LOGICAL_DNS does the same. All known addresses
+    and instances are dropped when the service is declared absent.
 
-    If an answer has addresses of both families, those that this host has no route to are left out
-    (RFC 6724, section 6, rule 1), and with them instances that have no other addresses. If no
-    address would be left, all are kept.
+    If an answer has addresses of both families, the addresses to which this host has no route are
+    left out (RFC 6724, section 6, rule 1). An instance without any other address is left out too.
+    If no address would be left, all are kept.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DnsService:
         return f"<DnsService of {self.source!r}>"
 
     def resolve(self) -> Answer:
-        """Look the service up. Raises what the source raises."""
+        """Look the service up. Raises the errors of the source."""
         try:
             answer = self.source.resolve()
         except ServiceAbsent:
@@ -106,7 +106,8 @@ class DnsService:
         return _with_route(self._with_missing(answer) if self._sticky else answer)
 
     def _with_missing(self, answer: Answer) -> Answer:
-        """Add what DNS returned recently. The answer is valid until the first of those expires."""
+        """Add recent addresses and instances. The answer is valid until the first of them
+        expires."""
         now, sticky = self._clock(), self._sticky or 0.0
         for one in answer.instances:
             self._known.setdefault(one, _Known(one)).record = one
@@ -125,16 +126,17 @@ class DnsService:
 
 
 class _Known:
-    """An instance that DNS returned once, and since when each of its addresses is missing."""
+    """An instance that DNS has returned, and the time since which each of its addresses is
+    missing."""
 
     def __init__(self, record: Instance) -> None:
         self.record = record
         self.missing_since: dict[str, float] = {}
-        """By address; infinity if the last answer had the address."""
+        """The time by address; infinity if the last answer had the address."""
 
     @property
     def oldest(self) -> float:
-        """Since when the address that is missing longest is missing."""
+        """The time since which the first of its addresses has been missing."""
         return min(self.missing_since.values())
 
     def update(self, told: Iterable[str], now: float, until: float) -> None:
@@ -158,7 +160,7 @@ class _Known:
 def _with_route(answer: Answer) -> Answer:
     addresses = {address for one in answer.instances for address in one.addresses}
     if len({":" in address for address in addresses}) < len(KINDS):
-        return answer  # only one family, so nothing to choose from
+        return answer  # there is only one family, so there is no choice
     usable = set(filter(has_route, addresses))
     if not usable or len(usable) == len(addresses):
         return answer
