@@ -156,6 +156,9 @@ class Upstream(NamedTuple):
     path: bytes = b""
     headers: Sequence[tuple[bytes, bytes]] = ()
 
+    def __repr__(self) -> str:  # the values of headers are secret
+        return f"<Upstream {self.scheme}://{self.instance}>"
+
 
 def below(base: str, request: httpx.Request) -> httpx.Request:
     """Return the request with the service's base path before its own path."""

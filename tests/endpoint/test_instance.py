@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import lbclient
 from lbclient import Answer, Instance
 from lbclient.endpoint.instance import identity_of
+from lbclient.http.request import Upstream
 from tests.support.http import says
 
 KEY = "hunter2-s3cret"
@@ -134,8 +135,10 @@ def test_copies_have_everything(copied):
         lambda one: repr([one]),
         lambda one: repr(Answer([one])),
         lambda one: repr({one: 1}),
+        lambda one: repr(lbclient.Balancer([one]).target),
+        lambda one: repr(Upstream(one, "https", None, None, headers=[(b"api-key", KEY.encode())])),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_values_are_not_shown(shown):
     """Names of headers are shown, values are not."""

@@ -418,7 +418,7 @@ def followed(client):
     """The URLs of the two requests for `/in/start` by their order, or the kind of the error."""
     try:
         client.get("/in/start?q", follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return type(error)
     return None
 
