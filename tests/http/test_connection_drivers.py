@@ -17,7 +17,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from lbclient.http.connections import addresses, threads
+from lbclient.http.connections import addresses, event_loop, threads
 from lbclient.http.connections import connection as connection_module
 from tests.support.drivers import (
     DRIVERS,
@@ -587,6 +587,51 @@ def test_race_that_is_given_up(driver, monkeypatch):
                 opening.result(SOON)
         driver.call(connection.close)
     assert [one.fileno() for one in opened] == [-1, -1]
+
+
+def check_does_not_open(driver, connection):
+    """The connection does not open, and its socket is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(httpx.ConnectError, match="closed here"):
+            driver.call(connection.open, dial("127.0.0.1", port=listener.getsockname()[1]), SOON)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(SOON)
+            assert peer.recv(1) == b""
+
+
+def test_connection_that_is_closed_while_it_opens(driver, monkeypatch):
+    """A connection that is closed here as soon as a socket has connected does not open, and its
+    socket is closed."""
+    connection = driver.new()
+    race, race_on_threads = connection_module.race, threads.SocketConnection._race
+
+    async def closing(*args):
+        sock = await race(*args)
+        connection.shut()
+        return sock
+
+    def closing_on_threads(*args):
+        sock = race_on_threads(*args)
+        connection.shut()
+        return sock
+
+    monkeypatch.setattr(connection_module, "race", closing)
+    monkeypatch.setattr(threads.SocketConnection, "_race", closing_on_threads)
+    check_does_not_open(driver, connection)
+
+
+@pytest.mark.parametrize("driver", ["asyncio", "uvloop"], indirect=True, scope="module")
+def test_connection_that_is_closed_while_its_loop_takes_it(driver, monkeypatch):
+    """The same, if it is closed just before asyncio reports the connection."""
+    connection, made = driver.new(), event_loop.LoopConnection.connection_made
+
+    def closing(connection, transport):
+        connection.close()
+        made(connection, transport)
+
+    monkeypatch.setattr(event_loop.LoopConnection, "connection_made", closing)
+    check_does_not_open(driver, connection)
 
 
 async def drained():

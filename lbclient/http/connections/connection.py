@@ -263,6 +263,7 @@ class AsyncConnection(Connection):
 
         self._sock = sock = await race(await aresolve(dial, timeout), connect)
         try:
+            self._check_open()
             self._opened(sock)
             await self._attach(sock)
         except BaseException as error:
@@ -270,6 +271,12 @@ class AsyncConnection(Connection):
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
+        self._check_open()  # the event loop closes the socket
+
+    def _check_open(self) -> None:
+        """Raise ConnectError if this side has closed the connection while it was opened."""
+        if self.closed:
+            raise httpx.ConnectError(CLOSED)
 
     @abstractmethod
     async def _connect(self, sock: socket.socket, address: Address) -> None:

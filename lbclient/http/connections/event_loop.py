@@ -82,8 +82,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is established."""
-        self._transport = made = cast("asyncio.Transport", transport)
-        made.set_write_buffer_limits(0)  # so that a write ends when the kernel has taken all data
+        # So that a write ends when the kernel has taken all data.
+        cast("asyncio.Transport", transport).set_write_buffer_limits(0)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
@@ -148,7 +148,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             raise OSError(code, os.strerror(code))
 
     async def _attach(self, sock: socket.socket) -> None:
-        await self._loop.create_connection(lambda: self, sock=sock)
+        # Not set in `connection_made`: uvloop would not notice that `close` aborts the transport.
+        self._transport, _ = await self._loop.create_connection(lambda: self, sock=sock)
+        if self.closed:
+            self._transport.abort()
 
     @property
     def flushed(self) -> bool:

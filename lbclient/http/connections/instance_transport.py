@@ -225,7 +225,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
                 await connection.open(self._dial, timeout)
                 break
             except _UNREACHED:
-                if again == self._options.retries:
+                if again == self._options.retries or connection.closed:
                     raise
                 await self._sleep(_delay(again, timeout))
         if (context := self._options.ssl_context) is not None:
