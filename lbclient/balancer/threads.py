@@ -19,7 +19,7 @@ from lbclient.core.call import Call
 from lbclient.core.hedge import Lane, Lanes
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["invoke", "run", "sleep"]
+__all__ = ["invoke", "run", "sleep", "start"]
 
 R = TypeVar("R")
 Send = Callable[[Attempt[R]], R]
@@ -116,14 +116,22 @@ def _started(run: Callable[[Lane[R]], None], lane: Lane[R]) -> threading.Thread:
     thread = threading.Thread(
         target=context.run, args=(run, lane), name="lbclient-attempt", daemon=True
     )
+    if not start(thread):
+        context.run(run, lane)
+    return thread
+
+
+def start(thread: threading.Thread) -> bool:
+    """Start a thread. Returns False if no more threads can be started. Raises the exception of a
+    signal handler that runs meanwhile."""
     before = sys.exception()
     try:
         thread.start()
     except RuntimeError as error:
         if (interruption := error.__context__) not in (None, before):
             raise interruption from None  # it left the lock of `thread` held
-        context.run(run, lane)  # no more threads can be started
-    return thread
+        return False
+    return True
 
 
 def _drop(answer: object) -> None:

@@ -1,6 +1,7 @@
 """HTTP/2 connections of our own: early answers, GOAWAY, windows, waits, odd frames."""
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -9,12 +10,14 @@ import struct
 import threading
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
 import lbclient
 from tests.http.test_bodies import failures
-from tests.http.test_features import First, urls, worlds
+from tests.http.test_features import First, World, urls, worlds
+from tests.support.drivers import watch_sockets
 from tests.support.http import tells_port, transports_of
 from tests.support.http2 import (
     CANCEL,
@@ -719,6 +722,61 @@ def test_the_descriptors_of_a_closed_client(servers):
         (connection,) = transport._connections.all()
     assert not [one for one in threading.enumerate() if one.name == "lbclient-http2"]
     assert connection._sock.fileno() == connection._waker.fileno() == -1
+
+
+@pytest.mark.parametrize("lacks", ["threads", "descriptors"])
+def test_no_thread_for_a_connection(servers, monkeypatch, lacks):
+    """I22: if this process has no thread left for a connection, or no descriptor for that thread,
+    calls raise ConnectError, nothing stays open, and the instance is not charged."""
+    opened, pair, start = watch_sockets(monkeypatch), socket.socketpair, threading.Thread.start
+
+    def opens_pair():
+        if lacks == "descriptors":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made = pair()
+        opened.extend(made)
+        return made
+
+    def starts(thread):
+        if thread.name == "lbclient-http2":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    (server,) = servers(Http2(says_ok))
+    with lbclient.Client(server.url, retry=None, **H2C) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", opens_pair)
+            patch.setattr(threading.Thread, "start", starts)
+            for _ in range(9):
+                with pytest.raises(httpx.ConnectError):
+                    client.get("/")
+        assert len(opened) >= 9
+        assert {one.fileno() for one in opened} == {-1}
+        (one,) = client.balancer.snapshot().instances
+        assert (one.breaker, one.in_flight) == ("closed", 0)
+        assert client.get("/").text == "got 0"
+
+
+@pytest.mark.parametrize("world", [World("asyncio"), World("trio")], ids=["asyncio", "trio"])
+def test_tasks_of_connections_that_have_ended(servers, world):
+    """S7: a client keeps no task of a connection that has ended."""
+
+    def leaves(stream):
+        stream.answer(200, b"bye")
+        stream.raw(goaway(stream.number))
+
+    async def ended():
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()
+        (transport,) = transports_of(client.client)
+        return [task for task in transport._tasks if task.done()]
+
+    (server,) = servers(Http2(leaves))
+    with world.client(server.url, **H2C) as client:
+        for _ in range(10):
+            assert client.get("/").text == "bye"
+        assert client.run(ended) == []
+    assert server.accepted == 10
 
 
 @worlds

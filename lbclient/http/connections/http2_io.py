@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import select
 import socket
 import threading
@@ -20,6 +21,7 @@ import anyio
 import anyio.lowlevel
 
 from lbclient._internal.blocking import run_blocking
+from lbclient.balancer.threads import start
 
 from .._compat import httpx
 from .connection import Connection, InstanceLiveness
@@ -30,6 +32,7 @@ from .threads import SocketConnection
 __all__ = ["Http2Socket", "start_tasks"]
 
 _FAREWELL = 1.0
+_NO_THREAD = "no more threads can be started"
 
 
 class Http2Socket(SocketConnection):
@@ -47,17 +50,23 @@ class Http2Socket(SocketConnection):
         self._waker: socket.socket | None = None
 
     def start(self, liveness: InstanceLiveness, freed: Callable[[], object]) -> Http2:
-        """Start HTTP/2."""
+        """Start HTTP/2. Raises ConnectError if this process has no descriptor or no thread left."""
         self.http2 = http2 = Http2(self, liveness, freed)
-        self._waker, woken = socket.socketpair()
-        self._waker.setblocking(False)  # noqa: FBT003  # it takes no keyword
+        try:
+            self._waker, woken = waker, _ = socket.socketpair()
+        except OSError as error:
+            raise httpx.ConnectError(str(error)) from error
+        waker.setblocking(False)  # noqa: FBT003  # it takes no keyword
+        # Set before the thread starts: it may already run if an exception from a signal handler
+        # interrupts `start`.
         self._thread = thread = threading.Thread(
-            target=_run,
-            args=(http2, self, self._waker, woken),
-            daemon=True,
-            name="lbclient-http2",
+            target=_run, args=(http2, self, waker, woken), daemon=True, name="lbclient-http2"
         )
-        thread.start()
+        if not start(thread):
+            self._thread = self._waker = None
+            waker.close()
+            woken.close()
+            raise httpx.ConnectError(_NO_THREAD) from OSError(errno.ENOMEM, _NO_THREAD)
         return http2
 
     def close(self) -> None:
@@ -155,11 +164,16 @@ def _readable(stream: SocketConnection, woken: socket.socket) -> list[socket.soc
 
 
 def start_tasks(
-    connection: Connection, liveness: InstanceLiveness, freed: Callable[[], object]
-) -> tuple[Http2, set[object]]:
-    """Start HTTP/2 in the running event loop. Returns the tasks, which the caller must keep."""
+    connection: Connection,
+    liveness: InstanceLiveness,
+    freed: Callable[[], object],
+    tasks: set[object],
+) -> Http2:
+    """Start HTTP/2 in the running event loop. `tasks` keeps the tasks that asyncio runs."""
     connection.http2 = http2 = Http2(connection, liveness, freed)
-    return http2, {_spawn(work, http2, connection) for work in (_read, _write)}
+    for work in (_read, _write):
+        _spawn(work, http2, connection, tasks)
+    return http2
 
 
 async def _read(http2: Http2, stream: Any) -> None:
@@ -208,11 +222,16 @@ def _arrives(stream: Any) -> bool:
     return True
 
 
-def _spawn(work: Callable[[Http2, Any], Any], http2: Http2, stream: Any) -> object:
+def _spawn(
+    work: Callable[[Http2, Any], Any], http2: Http2, stream: Any, tasks: set[object]
+) -> None:
     """Run a task outside of the context and of the cancel scope of any caller."""
     if isinstance(stream, LoopConnection):
         context = contextvars.Context()
-        return asyncio.get_running_loop().create_task(work(http2, stream), context=context)
+        task = asyncio.get_running_loop().create_task(work(http2, stream), context=context)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return
     from trio.lowlevel import spawn_system_task  # noqa: PLC0415  # installed, since it runs
 
-    return spawn_system_task(work, http2, stream)
+    spawn_system_task(work, http2, stream)

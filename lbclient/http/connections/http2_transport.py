@@ -435,11 +435,11 @@ class AsyncHttp2Transport(_BaseHttp2Transport[AsyncConnection], AsyncHttp1Transp
     ) -> None:
         super().__init__(upstream, options, idle)
         self._tasks: set[object] = set()
+        """Keeps the tasks of its connections alive, since asyncio has only weak references."""
 
     def _start(self, connection: AsyncConnection) -> Http2:
-        http2, tasks = start_tasks(connection, self._connections.liveness, self._streams.freed)
-        self._tasks |= tasks
-        return http2
+        connections = self._connections
+        return start_tasks(connection, connections.liveness, self._streams.freed, self._tasks)
 
     async def _next_part(
         self, exchange: Http2Exchange, parts: AsyncIterator[bytes], timeout: float | None
