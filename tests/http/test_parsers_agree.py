@@ -217,6 +217,27 @@ def by_h11(odd, data, ends):
         return None
 
 
+@pytest.mark.parametrize(
+    ("callbacks", "parse"),
+    [
+        (parsers._HeadCallbacks, lambda: parsers.parse(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n")),
+        (parsers._ChunkCallbacks, parsers.chunks),
+    ],
+)
+def test_interrupted_callbacks(callbacks, parse, monkeypatch):
+    """C4: an exception from a signal in a callback of httptools is raised unchanged."""
+    interruption = KeyboardInterrupt()
+
+    def interrupted(*_):
+        raise interruption
+
+    monkeypatch.setattr(parsers, "FAST", True)
+    monkeypatch.setattr(callbacks, "on_header", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        parse()
+    assert caught.value is interruption
+
+
 class Read:
     """What httptools reports, up to the end of the first final response."""
 

@@ -199,7 +199,10 @@ class _FastChunks:
         self._found = _ChunkCallbacks()
         self.data = self._found.data
         self._parser = httptools.HttpResponseParser(self._found)
-        self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        except httptools.HttpParserError as error:
+            raise _refused("body", error) from error  # from outside: the head is valid
         self._found.end = -1  # the body begins
 
     @property
