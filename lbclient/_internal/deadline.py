@@ -34,7 +34,7 @@ class Deadline:
     """The number of requests of its `scope` that have used this deadline."""
 
     def left(self) -> float:
-        """Seconds left, or 0 if the time is over."""
+        """The seconds that are left; 0 if the deadline has expired."""
         return max(0.0, self.at - self.clock())
 
     def end(self) -> None:
@@ -42,7 +42,7 @@ class Deadline:
         self.at = -math.inf
 
     def ended(self) -> bool:
-        """True if it was ended early."""
+        """True if `end` was called."""
         return self.at == -math.inf
 
     def lift(self) -> None:
@@ -182,12 +182,11 @@ def enter(expiry: Expiry | None) -> Token[Deadline | None]:
 
 
 def leave(token: Token[Deadline | None], entered: Deadline | None) -> bool:
-    """Restore the deadline from before `entered`. Returns False if called in another context than
-    `enter`.
+    """Make the deadline current that was current before `enter(entered)`. Returns False if this
+    context is not the context of that `enter`.
 
     A framework may run two parts of a caller's generator on two threads. Then there is nothing to
-    restore. A block that was entered since, and that has not ended, keeps its deadline.
-    """
+    restore. If a block has been entered since and has not ended, its deadline stays current."""
     innermost = CURRENT.get()
     try:
         CURRENT.reset(token)

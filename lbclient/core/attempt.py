@@ -40,8 +40,8 @@ __all__ = ["Attempt", "CallState"]
 R = TypeVar("R")
 
 _ROUNDED = 0.001
-"""Seconds by which an instance may know less time than the call has: headers say whole
-milliseconds."""
+"""An instance may believe that the deadline is this many seconds earlier than it is, since headers
+contain whole milliseconds."""
 _LOSING: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
@@ -70,8 +70,8 @@ class CallState(PickRequest, Generic[R]):
     """The clock time when the call must end."""
     engine: Engine
     inherited: bool
-    """True if `deadline` comes from a block or from a request to this service, not from the
-    call."""
+    """True if `deadline` was set by a block, or by a request that this service handles, and not by
+    the call."""
     race: HedgeRace[R] | None
     """Decides between the attempts of a call that may be hedged; else None."""
     semantics: Semantics
@@ -83,7 +83,7 @@ class CallState(PickRequest, Generic[R]):
 
     @property
     def over(self) -> bool:
-        """True if another attempt has brought the outcome, or no outcome is needed any more."""
+        """True if another attempt is the outcome, or nobody needs the outcome any more."""
         return self.race is not None and self.race.over
 
     @property
@@ -104,22 +104,23 @@ class CallState(PickRequest, Generic[R]):
         return self.deadline is not None and self.engine.clock() >= self.deadline - early
 
     def had_time(self, started: float) -> bool:
-        """True if an attempt from `started` on, which lasted until the deadline, had enough time
-        for an answer: at least half of the time of the call. If another service has set the
-        deadline, the attempt must also have had the usual time of an answer. Otherwise callers
-        with short deadlines would take healthy instances out of rotation."""
+        """True if an attempt that began at `started`, and that the deadline ended, had enough time
+        for an answer: at least half of the time of the call. If the deadline was set outside the
+        call, the attempt must also have lasted at least as long as answers usually take. Otherwise
+        callers with short deadlines would take healthy instances out of rotation."""
         half = ((self.deadline or 0.0) - self.since) / 2
         takes = (self.engine.answer_time or 0.0) if self.inherited else 0.0
         return started - self.since <= half and self.engine.clock() - started >= takes
 
     def excuses(self, verdict: Verdict, started: float) -> bool:
-        """True if an answer that is a fault, such as 504, says nothing about its instance: the
-        deadline is over, of which the instance was told, and the attempt had too little time."""
+        """True if a bad answer, such as 504, says nothing about its instance. This is so if the
+        instance was told the deadline, the deadline has expired, and the attempt had too little
+        time."""
         return not verdict.rest and self.overdue(_ROUNDED) and not self.had_time(started)
 
     def unwanted(self) -> bool:
-        """True once the call is no longer needed, since a deadline of its context was ended
-        early."""
+        """True once nobody needs the outcome of the call any more, since a deadline of its context
+        was ended early."""
         return any(one.ended() for one in applicable(self.context))
 
 
@@ -163,8 +164,8 @@ class Attempt(Generic[R]):
         self._span = NOOP_SPAN if call.span.silent else call.span.attempt(resend, self.instance)
         self.expiry: Expiry | None = call.expiry(pick.started) if call.timed else None
         self.replaces: R | None = replaces
-        """The answer to the attempt before, which this attempt replaces. It must be closed before
-        sending."""
+        """The answer to the previous attempt, which this attempt replaces. It must be closed before
+        this attempt is sent."""
         self.result: R | None = None
         self.status: int | None = None
         self.error: Exception | None = None
@@ -333,8 +334,8 @@ class Attempt(Generic[R]):
         return replace(verdict, fault=False) if missed else verdict
 
     def _stays(self, verdict: Verdict) -> None:
-        """Go on after an answer whose body is still to be read. If the answer is bad, record it
-        now."""
+        """The attempt continues, since the body of its answer is still to be read. If the answer is
+        bad, its verdict is recorded now."""
         engine = self._call.engine
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)

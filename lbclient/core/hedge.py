@@ -87,9 +87,9 @@ class HedgeRace(Generic[R]):
             return False
 
     def outcome(self, last: Attempt[R] | None) -> tuple[Attempt[R] | None, list[AttemptInfo]]:
-        """Return the attempt that is the outcome, and the records of all attempts, in which its own
-        is the last. If no answer was good, `last` is the outcome. Call this method once.
-        """
+        """Return the attempt that is the outcome, and the records of all attempts. The record of
+        the outcome is the last one. If no answer was good, `last` is the outcome. Call this method
+        once."""
         outcome, self.winner = self.winner or last, None
         attempts, self.attempts = self.attempts, []
         attempts.sort(key=lambda attempt: attempt is outcome)
@@ -125,7 +125,7 @@ class Lanes(Generic[R]):
         """The lanes that have not ended."""
         self._error: BaseException | None = None
         self._decided = False
-        """True once `done` is set, or will be as soon as the lock is free."""
+        """True once `done` is set, or is about to be set after the lock is released."""
         self.done: Signal = Signal()
         """Set once the lane of the outcome has ended, any lane has ended with an exception, or all
         lanes have ended.

@@ -285,7 +285,7 @@ class Picker:
     def _another(
         self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
-        """Draw an untried endpoint at random, in the next tier too, before an endpoint is tried
+        """Draw an untried endpoint at random, in the next tiers too. Only then is an endpoint tried
         twice.
 
         If all untried endpoints are in rotation but full, the call waits for them, since they are

@@ -149,8 +149,8 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        None means that something else has changed. Then every retry that waits separately may find
-        a slot, and so may the first of the other calls.
+        None means that something else has changed. Then a slot may be free for every retry that
+        waits separately, and for the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():

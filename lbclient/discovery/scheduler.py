@@ -259,7 +259,7 @@ class ThreadScheduler:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Drop entries that are out of date, when they may be half of the heap."""
+        """Drop the entries that are out of date, when there may be as many of them as others."""
         self._heap = [(at, ticket, ref) for at, ticket, ref in self._heap if _its(ticket, ref)]
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))

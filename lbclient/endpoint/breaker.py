@@ -307,7 +307,8 @@ class Breaker:
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
-        """The permit of the probe under way. The call that sends the probe sets it and owns it."""
+        """The permit of the probe that is under way. The call that sends the probe sets this
+        attribute, and owns the permit."""
         self.due: float = 0.0
         """The clock time from which an open breaker may be probed."""
         self.opened_at: float = 0.0

@@ -136,14 +136,14 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
         Option(
             f"an `{NAME}.Limits`: `max_connections` is another name of `max_in_flight_total`; "
             "`max_keepalive_connections` limits the idle connections to each instance. (`limit`, "
-            "without an s, is learned.)",
+            "without an s, is another option: a limit that is learned.)",
             _LIMITS,
         ),
     ]
     tls_name: Annotated[
         str,
         Option(
-            'the name that TLS sends and verifies: that of the `"service"` or of the `"instance"`.',
+            'whose name TLS sends and verifies: the name of the `"service"` or the `"instance"`.',
             "service",
         ),
     ]
@@ -165,17 +165,18 @@ class TransportOptions(BalancerOptions, ConnectionOptions, total=False):
     deadline_header: Annotated[
         str | None,
         Option(
-            "the name of a header that tells an instance, in whole milliseconds, how much time "
-            "the attempt has left: of its `attempt_timeout`, a `deadline` or `lbclient.deadline`."
+            "the name of a header that tells an instance how much time the attempt has left, in "
+            "whole milliseconds. `attempt_timeout`, `deadline` and `lbclient.deadline` limit this "
+            "time."
         ),
     ]
     latency: Annotated[
         Latency,
         Option(
-            'what is measured as the latency of an attempt: `"response"`, up to the end of a body '
-            "that is read at once and of the head of a streamed response, or "
-            '`"first-byte"`, up to the first byte of the body. A streamed response is then '
-            "returned once that byte has arrived.",
+            'what is measured as the latency of an attempt. `"response"`: the time until the end '
+            "of the body, or until the end of the head if the response is streamed. "
+            '`"first-byte"`: the time until the first byte of the body; a streamed response is '
+            "then returned once that byte has arrived.",
             "response",
         ),
     ]

@@ -1,7 +1,7 @@
-"""Requests that lbclient itself sends: health checks and load probes; and the load reports in
+"""The requests that lbclient itself sends (health checks and load probes), and the load reports in
 responses.
 
-A health check is one GET to one instance, addressed as the requests of calls are. Instances report
+A health check is one GET to one instance, addressed like the requests of calls. Instances report
 their load in a response header that ORCA defines.
 """
 
@@ -42,7 +42,7 @@ __all__ = ["HEADER", "Reports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
 """The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
-JSON. The header of requests that asks for it is `LOAD_FORMAT`."""
+JSON. A request asks for this header with the header `LOAD_FORMAT`."""
 
 _LONGEST = 4096
 
@@ -60,11 +60,11 @@ _NAMED = "named_metrics"
 
 
 def load_of(text: str) -> LoadReport | None:
-    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or `JSON
-    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well. Returns
-    None if it has no number of requests.
+    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or
+    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well.
+    Returns None if the report has no number of requests.
 
-    Raises ValueError if it is malformed.
+    Raises ValueError if the report is malformed.
     """
     if len(text) > _LONGEST:
         raise ValueError(f"longer than {_LONGEST} characters")
@@ -112,7 +112,7 @@ OnResponse = Callable[[httpx.Response], None]
 
 
 class _Probe:
-    """A GET to one instance, addressed as the requests of calls are. `purpose` is part of its
+    """A GET to one instance, addressed like the requests of calls. `purpose` is part of its
     User-Agent."""
 
     def __init__(
@@ -134,8 +134,8 @@ class _Probe:
         *,
         looped: bool,
     ) -> None:
-        """Send it, pass the response to `on_response`, and read its body to the end. Raises httpx's
-        errors."""
+        """Send the request, pass the response to `on_response`, and read the body to the end.
+        Raises httpx's errors."""
         request = self._request(endpoint.instance)
         with anyio.fail_after(expiry.left()) if looped else contextlib.nullcontext():
             response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
@@ -160,7 +160,7 @@ class _Probe:
         *,
         looped: bool,
     ) -> None:
-        """Send it over a transport of its own, which is closed after it."""
+        """Send the request over a transport of its own, which is closed after that."""
         made = make(adapter.upstream(endpoint), options, pool_of(options))
         async with contextlib.aclosing(made) as transport:
             await self.ask(transport, endpoint, expiry, on_response, looped=looped)
@@ -180,9 +180,9 @@ class _Probe:
 def checked(
     policy: HealthCheck, adapter: HttpAdapter, make: TransportMaker, *, looped: bool = False
 ) -> Check:
-    """Return the check that `policy` asks for. Over HTTP each check opens a transport and a
-    connection of its own, since it also proves that connecting works. With `looped`, transports
-    need an event loop, as those of a caller may."""
+    """Return the check for `policy`. Over HTTP each check opens a transport and a connection of its
+    own, since a check must also show that connecting works. `looped` is True if transports need an
+    event loop, as the transports of a caller may."""
     if (plain := plain_check(policy)) is not None:
         return plain
     probe = _Probe(adapter, policy.path or "", "health-check", policy.headers)
@@ -204,7 +204,8 @@ def checked(
 
 def reports(adapter: HttpAdapter, make: TransportMaker, *, looped: bool) -> Reports | None:
     """Return the load reports of a transport, or None if the strategy does not use them. Probes use
-    transports of their own, which `make` makes; on threads they keep their connections."""
+    transports of their own, which `make` creates. On threads these transports keep their
+    connections."""
     loads = adapter.binding.loads()
     return None if loads is None else Reports(adapter, loads, make, looped=looped)
 
@@ -233,7 +234,7 @@ class Reports:
 
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
         """Record the report in the headers of an attempt's response, and perhaps begin to probe
-        others.
+        other instances.
         """
         self._record_report(endpoint, headers, probed=False)
         if self._prober is not None:
@@ -282,5 +283,5 @@ class Reports:
             recorder = self._recorder(endpoint)
             await self._probe.ask(transport, endpoint, expiry, recorder, looped=False)
         finally:
-            if self._closed:  # connections opened after `close` are closed by nothing else
+            if self._closed:  # nothing else closes connections that are opened after `close`
                 await transport.aclose()

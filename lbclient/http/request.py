@@ -169,15 +169,14 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def given_target(target: bytes, path: bytes) -> bytes:
-    """Return the request target for the caller's own (the extension `target`), which is not always
-    a path."""
+    """Return the request target to send if the caller has set one with the extension `target`. It
+    is not always a path."""
     return path + target if target.startswith(b"/") else target
 
 
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of one attempt: the caller's headers, in which headers of the instance and
-    of the attempt replace those with the same name.
-    """
+    """Return the headers of one attempt: those of the caller, of the instance and of the attempt. A
+    header of the instance or of the attempt replaces a header of the caller with the same name."""
     headers: Sequence[tuple[bytes, bytes]] = request.headers.raw
     if upstream.hosts or upstream.headers:
         headers = instance_headers(headers, upstream)
@@ -217,7 +216,7 @@ def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
 def merged(
     headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
 ) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers, in which those of `own` replace those with the same name."""
+    """Return `headers` and `own` together. A header in `own` replaces those with the same name."""
     names = {name for name, _ in own}
     return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 

@@ -233,8 +233,8 @@ async def _close(stream: Any, chunks: object, *, looped: bool) -> None:
 
 
 async def _leave(chunks: object) -> None:
-    """Close the iterator over a body if it is a generator. If the garbage collector closes a
-    generator that was not read to its end, trio warns about this."""
+    """Close the iterator over a body if it is a generator. Otherwise the garbage collector would
+    close a generator that was not read to its end, and trio would print a warning."""
     if isinstance(chunks, Begun):
         chunks = chunks.rest
     if isinstance(chunks, AsyncGeneratorType) and not chunks.ag_running:
@@ -242,8 +242,8 @@ async def _leave(chunks: object) -> None:
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
-    """Return None for a body that enforces the deadline itself. If a generator of httpcore is not
-    read to its end, the garbage collector closes it, and trio warns about this."""
+    """Return the expiry that must be checked while this body is read. Return None for a
+    `ConnectionBody`, which enforces the deadline itself."""
     return None if isinstance(stream, ConnectionBody) else expiry
 
 

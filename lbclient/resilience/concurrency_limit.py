@@ -24,9 +24,8 @@ _CHANCE = 1 / 8
 _SLOW_START = 0.3
 """During slow start, each success adds this number to the limit."""
 _FEW = 4
-"""Below this limit one slot is a large part of all, so each probe of a rejected level may cost a
-large part of the attempts.
-"""
+"""Below this limit, one slot is a large part of all slots. So if the limit probes a level that was
+rejected before, a large part of the attempts may fail. """
 _EARNED = 64
 """Another probe of a rejected level needs this number of successes, times the rejected share.
 """
@@ -50,8 +49,8 @@ class AdaptiveLimit:
     - `initial`: the limit at first, in attempts in flight.
     - `least`, `most`: the bounds of the limit.
     - `backoff`: the factor, between 0 and 1, by which the limit is multiplied when all attempts are
-      rejected. When only a share of the attempts is rejected, the limit falls by this share of that
-      decrease.
+      rejected. When only some of the attempts are rejected, this decrease is multiplied by their
+      share.
     - `tolerance`: an answer that takes more than this many times the baseline latency has waited in
       a queue, so the limit falls by as much as it would have risen. None: latency does not count.
       The baseline is the mean over attempts that were sent while at most half of the limit was in

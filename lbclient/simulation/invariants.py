@@ -370,8 +370,8 @@ class Invariants:
 
     def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
         """Return the endpoints that have room for a waiting call whose turn it is, if that call was
-        not woken, or was woken earlier and has not checked since. An endpoint that a retry waits
-        for separately does not count for the calls behind the retry.
+        not woken, or was woken earlier and has not checked since. If a retry waits separately for
+        an endpoint, this endpoint does not count for the calls behind the retry in the queue.
         """
         if all(self._comes(call, now) for call in look):
             return []

@@ -63,7 +63,7 @@ class World:
     def run(self, until: float = math.inf) -> None:
         """Run until no event is left, or until a time, which becomes the current time.
 
-        An exception of a process is raised here.
+        If a process raises an exception, `run` raises it.
         """
         while self.step(until):
             pass

@@ -133,7 +133,8 @@ def hashed(text: bytes, form: Struct) -> tuple[int, ...]:
 
 
 class ConsistentHash:
-    """Picks by the key of the call: in every process the same instance, while it has room.
+    """Picks by the key of the call. Every process picks the same instance for a key, while it has
+    room.
 
     Each instance owns points on a ring: 16 on average, in proportion to its weight. A key is hashed
     to four spots on the ring. It goes to the instance whose point is the closest after any of these

@@ -209,9 +209,9 @@ class Prequal:
     def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
         """Guess whether an endpoint reports its load.
 
-        With probes, an unknown endpoint will be probed, so the answer is True. Without probes the
-        answer is random: it is True with a probability that is the share of the known endpoints
-        that report.
+        With probes, an unknown endpoint will be probed, so the result is True. Without probes the
+        result is random: if a third of the known endpoints report, it is True in a third of the
+        cases.
         """
         record = self._history.known(one, call.now)
         if record is not None:

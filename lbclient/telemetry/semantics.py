@@ -26,11 +26,13 @@ class Semantics:
     """True if nothing uses the duration or the record of a successful attempt."""
 
     def request(self, resend: int) -> Attributes:  # noqa: ARG002  # for others
-        """The attributes known before sending. `resend` counts from 1 at the second attempt."""
+        """The attributes that are known before sending. `resend` is 0 for the first attempt, 1 for
+        the second, and so on."""
         return _NOTHING
 
     def addressed(self, instance: Instance) -> Attributes:  # noqa: ARG002  # for others
-        """The attributes that depend on the instance; they replace those of `request`."""
+        """The attributes that depend on the instance. They replace attributes of `request` with the
+        same names."""
         return _NOTHING
 
     def result(self, result: object) -> Attributes:  # noqa: ARG002  # for others

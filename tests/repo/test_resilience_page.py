@@ -155,7 +155,7 @@ MAYBE_SENT = [
     )
 ]
 SAMPLES = {
-    "2xx, 3xx, 4xx but 408 and 429, or above 599": statuses(*OTHERS),
+    "2xx, 3xx, 4xx except 408 and 429, or above 599": statuses(*OTHERS),
     "408 on a new connection": statuses(408),
     "429": statuses(429),
     "4xx that is `unprocessed`": statuses(*UNPROCESSED[:100]),

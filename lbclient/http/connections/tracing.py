@@ -36,7 +36,7 @@ class Trace:
         await self._told(f"{step}.started", {"request": self._request})
 
     async def within(self, step: str) -> None:
-        """Begin a step, unless it has begun already."""
+        """Begin a step, or do nothing if this step has already begun."""
         if self._step != step:
             await self.begin(step)
 
