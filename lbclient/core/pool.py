@@ -314,7 +314,8 @@ class Pool:
         return min([self._stale_at, *dues])
 
     def backing_off(self, now: float) -> Endpoint | None:
-        """Return the endpoint whose back-off ends first, if the back-off is the only reason."""
+        """Of the endpoints that are out of rotation only because they back off, return the one
+        whose back-off ends first."""
         backing_off = [
             endpoint for endpoint in self._dirty if self._status(endpoint, now) == "resting"
         ]

@@ -61,8 +61,8 @@ class BreakerPolicy:
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
       attempts were sent. A success does not end a run of faults whose attempts were sent after it.
     - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter).
-      This time doubles with each failed probe, and each time the breaker opens again without a
-      healthy period before, up to `reset_timeout_max`.
+      This time doubles with each failed probe, and each time the breaker opens again less than
+      `reset_timeout_max` after it has closed. It never exceeds `reset_timeout_max`.
     - `success_threshold`: the number of successful probes that closes the breaker.
     - `panic_threshold`: when the breakers of a tier admit less than this fraction of its instances,
       the breakers are ignored (Envoy's panic mode). 0: never.

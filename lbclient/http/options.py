@@ -58,8 +58,8 @@ DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 _MAX_IDLE = 1_000
-"""The maximum of idle connections on systems that do not report how many descriptors a process may
-have.
+"""The maximum number of idle connections on systems that do not report how many descriptors a
+process may have.
 """
 
 _MISPLACED = {

@@ -103,7 +103,7 @@ def _number(value: object) -> float:
 
 
 _MOST = 65_536
-"""The maximum bytes of a probe's response that are read."""
+"""The maximum number of bytes of a probe's response that are read."""
 
 _NO_BODY = httpx.ByteStream(b"")
 

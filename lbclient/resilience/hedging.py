@@ -28,7 +28,7 @@ class HedgePolicy:
       latency.
     - `percentile`: the delay is the time within which this share of recent attempts was answered.
       Nothing is hedged before 20 attempts are known.
-    - `least`: the minimum of the delay, in seconds.
+    - `least`: the shortest delay, in seconds.
     - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
       of the calls, and a reserve per second. It is separate from the retry budget, so that hedges
       do not use up the retries. None for no limit.

@@ -181,7 +181,7 @@ SAMPLES = {
     "this host cannot reach any instance": unconnected(
         errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT
     ),
-    "this process is out of file descriptors, memory, or places in a pool of yours": [
+    "this process has no file descriptor or memory left, or a pool of your own has no free place": [
         *unconnected(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
         raised(httpx.PoolTimeout),
     ],

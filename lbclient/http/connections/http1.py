@@ -25,8 +25,8 @@ _MAX_LENGTH = 2**64
 _EACH = 32
 """The bytes that may come between chunks for each byte of content, after the first MAX_HEAD."""
 MAX_INTERIM = 64 * 1024 * 1024
-"""The maximum bytes of interim responses. They use no memory, and the deadline bounds their
-time."""
+"""The maximum number of bytes of interim responses. They use no memory, and the deadline bounds
+their time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
 

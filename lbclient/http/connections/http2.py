@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionUnavailable", "Headers", "Http2", "Http2Exchange"]
 
 MAX_STREAMS = 100
-"""The maximum of concurrent requests on one connection. The server may set a lower number."""
+"""The maximum number of concurrent requests on one connection. The server may set a lower one."""
 _MAX_HEADERS = 100 * 1024
 _MAX_FRAME = 16 * 1024
 _WINDOW = 256 * 1024
-"""The maximum bytes of one response that wait to be read."""
+"""The maximum number of bytes of one response that wait to be read."""
 _HIGH_WATER = 64 * 1024
-"""The maximum bytes of requests that wait to be written to the socket."""
+"""The maximum number of bytes of requests that wait to be written to the socket."""
 _MAX_IDLE_FRAMES = 1_000
-"""The maximum of consecutive frames that advance no request: PING, SETTINGS, empty DATA, interim
-responses.
+"""The maximum number of consecutive frames that advance no request: PING, SETTINGS, empty DATA,
+interim responses.
 """
 _FRAMES_AT_ONCE = 32
 _LAST_STREAM = 2**31 - 1

@@ -29,7 +29,7 @@ from .timeouts import DeadlineTimeout, seconds_now
 __all__ = ["MAX_CONNECTIONS", "StreamLease", "Streams", "Wait", "block", "sleep"]
 
 MAX_CONNECTIONS = 8
-"""The maximum of HTTP/2 connections to one instance that are in use."""
+"""The maximum number of HTTP/2 connections to one instance that are in use."""
 Timeouts = Mapping[str, float | None]
 _RECHECK = 0.05
 _LONGEST = threading.TIMEOUT_MAX

@@ -26,9 +26,11 @@ FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
 """True if httptools parses responses. The environment variable is for tests and comparisons."""
 
 MAX_HEAD = 100 * 1024
-"""The maximum bytes of a response's head, of one line between chunks, or of the trailers."""
+"""The maximum number of bytes of a response's head, of one line between chunks, or of the
+trailers."""
 MAX_LINES = 1_000
-"""The maximum of header lines. Some services send hundreds; thousands would take too long to parse.
+"""The maximum number of header lines. Some services send hundreds; thousands would take too long to
+parse.
 """
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"

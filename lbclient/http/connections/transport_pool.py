@@ -52,8 +52,8 @@ __all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "Tran
 
 _JITTER = 0.1
 _AT_ONCE = 32
-"""The maximum of transports that are closed before one call. Thousands of instances may leave
-together, and one call should not wait for all of them.
+"""The maximum number of transports that are closed before one call. Thousands of instances may
+leave together, and one call should not wait for all of them.
 """
 
 
