@@ -88,6 +88,7 @@ class Target:
     - `origin`: the logical URL, without a path; `path`: the base path of all instances.
     - `resolver`: finds the instances.
     - `listed`: the instances that the service itself lists.
+    - `named`: the caller has named the service, so the name applies to every instance.
     """
 
     name: str
@@ -98,6 +99,27 @@ class Target:
     path: str
     resolver: Resolver
     listed: tuple[Instance, ...] = ()
+    named: bool = False
+
+    def scheme_of(self, instance: Instance) -> str:
+        """Return the scheme by which an instance is called."""
+        return instance.scheme or self.scheme
+
+    def is_separate(self, instance: Instance) -> bool:
+        """Return True if an instance has its own Host and TLS name, and not those of the service.
+
+        One with a scheme of its own is described by a URL, such as a fallback beside a service in
+        DNS.
+        """
+        return self.host is None or (instance.scheme is not None and not self.named)
+
+    def authority_at(self, instance: Instance) -> str:
+        """Return the value of the Host header that an instance gets."""
+        if (own := instance.headers.get("host")) is not None:
+            return own
+        if self.authority is not None and not self.is_separate(instance):
+            return self.authority
+        return authority_of(instance.host, instance.port, self.scheme_of(instance))
 
 
 def target_of(
@@ -130,9 +152,17 @@ def target_of(
         origin = authority
     else:
         shown, origin = _nameless(parsed, scheme)
-    origin = f"{logical}://{origin}"
-    path = parsed.path or ""
-    return Target(shown, scheme, authority, host, origin, path, parsed.resolver, parsed.listed)
+    return Target(
+        name=shown,
+        scheme=scheme,
+        authority=authority,
+        host=host,
+        origin=f"{logical}://{origin}",
+        path=parsed.path or "",
+        resolver=parsed.resolver,
+        listed=parsed.listed,
+        named=alias is not None,
+    )
 
 
 def _read(service: object, sources: Sources) -> ParsedService:
@@ -237,13 +267,17 @@ def _static(
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
     """Parse a composite. The scheme and the path come from the parts that have one, and the name
-    comes from the first part. Lists that differ in scheme or path keep their own values.
+    comes from the first part. Lists that differ in scheme or path keep their own values, and so do
+    instances with a scheme of their own beside a part that differs.
     """
     parts = [_read(one, sources) for one in service.services]
-    forms = {(one.scheme, one.path or "") for one in parts if one.scheme or one.path}
+    forms = {(one.scheme, one.path or "") for one in parts}
     unlike = any(one.unlike for one in parts)
-    if (unlike or len(forms) > 1) and all(one.listed for one in parts if one.scheme or one.path):
-        parts, unlike = [_separate(one) if one.listed else one for one in parts], True
+    if unlike or len(forms) > 1:
+        lists = unlike or len(forms - {(None, "")}) > 1
+        lists = lists and all(one.first is not None for one in parts if one.scheme or one.path)
+        parts = [_separate(one) if one.first and (lists or _own(one)) else one for one in parts]
+        unlike = unlike or any(one.unlike for one in parts)
     path = _common("base path", (one.path for one in parts))
     if unlike and path:
         raise ValueError(f"service must have no base path ({path}) if a list in it has several")
@@ -267,7 +301,13 @@ def _separate(part: ParsedService) -> ParsedService:
         replace(one, scheme=one.scheme or part.scheme, path=one.path or part.path or "")
         for one in part.listed
     ]
-    return replace(part, resolver=StaticResolver(own), scheme=None, path=None, listed=tuple(own))
+    resolver = StaticResolver(own)
+    return replace(part, resolver=resolver, scheme=None, path=None, listed=tuple(own), unlike=True)
+
+
+def _own(part: ParsedService) -> bool:
+    """Return True for a list of instances that have schemes of their own."""
+    return all(one.scheme is not None for one in part.listed)
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:

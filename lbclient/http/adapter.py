@@ -16,7 +16,6 @@ from lbclient.balancer.options import BalancerOptions, with_defaults
 from lbclient.core.call import Call
 from lbclient.discovery.composite import Service
 from lbclient.discovery.registry import Target
-from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.protocol import bind
@@ -98,7 +97,7 @@ class HttpAdapter:
                 "close_grace (seconds)", given["close_grace"]
             )
             if tls_name == "service":
-                _check_tls_names(self.target, named=given["name"] is not None)
+                _check_tls_names(self.target)
         self.first_byte: bool = latency == "first-byte"
         """True if latency is measured up to the first byte of the body."""
         self.tls_name: str | None = self.target.host if tls_name == "service" else None
@@ -131,21 +130,20 @@ class HttpAdapter:
         """Return how to address an instance. In a list without a name, each instance has its own
         Host."""
         instance, target = endpoint.instance, self.target
-        scheme = instance.scheme or target.scheme
         headers = {name.lower(): value for name, value in instance.headers.items()}
+        fixed = headers.pop("host", None) is not None
+        if self.origin is None:
+            fixed = fixed or (instance.scheme is not None and target.is_separate(instance))
+        host = target.authority_at(instance).encode("ascii")
         hosts: tuple[bytes | None, bytes] | None = None
-        if (own := headers.pop("host", None)) is not None:
-            hosts = None, own.encode("ascii")
-        elif target.authority is None:
-            own_host = authority_of(instance.host, instance.port, scheme).encode("ascii")
-            if self.origin is None:
-                hosts = None if instance.scheme is None else (None, own_host)
-            elif own_host != self._logical_host:
-                hosts = self._logical_host, own_host
+        if fixed:
+            hosts = None, host
+        elif self.origin is not None and host != self._logical_host:
+            hosts = self._logical_host, host
         return Upstream(
             instance,
-            scheme,
-            instance.tls_name or self.tls_name,
+            target.scheme_of(instance),
+            instance.tls_name or (None if target.is_separate(instance) else self.tls_name),
             hosts,
             self._deadline_header,
             self.asks_load,
@@ -155,7 +153,7 @@ class HttpAdapter:
 
     def settings(self, instance: Instance) -> ConnectionSettings:
         """Return the settings of connections to an instance, which depend on its scheme."""
-        return self._settings[instance.scheme or self.target.scheme]
+        return self._settings[self.target.scheme_of(instance)]
 
     def transports(self, kind: Callable[..., P], make: TransportMaker) -> P:
         """Return the transports to the instances, in a `TransportPool` or `AsyncTransportPool`."""
@@ -221,19 +219,16 @@ class _SettingsByScheme(dict[str, ConnectionSettings]):
         return made
 
 
-def _check_tls_names(target: Target, *, named: bool) -> None:
-    """Raise ValueError if TLS would verify the service's name at an instance that has a name of its
-    own. `named` says that the caller has named the service.
+def _check_tls_names(target: Target) -> None:
+    """Raise ValueError if TLS would verify the caller's name for the service at an instance that
+    has a name of its own.
     """
     for instance in target.listed:
-        scheme, own = instance.scheme or target.scheme, instance.tls_name
-        if target.host is None or scheme != "https":
-            continue
+        own = instance.tls_name
         if own is None and instance.scheme is not None and not validation.is_address(instance.host):
             own = instance.host
-        elif not named:
-            continue
-        if own not in (None, target.host):
+        secure = target.named and target.scheme_of(instance) == "https"
+        if secure and own not in (None, target.host):
             raise ValueError(
                 f"name: TLS would verify {target.host!r} at {instance}, not {own!r}; pass "
                 'tls_name="instance", so that it verifies the name of each instance'

@@ -142,7 +142,7 @@ class Origin:
         return [
             base_path(one, target)
             for one in self._instances()
-            if (one.scheme or target.scheme) == scheme
+            if target.scheme_of(one) == scheme
             and (
                 (port == one.port and (own or names(one.host) or any(map(names, one.addresses))))
                 or (one.headers and one.headers.get("host", "").encode() == url.netloc)
@@ -151,7 +151,7 @@ class Origin:
 
     def _at(self, instance: Instance, url: httpx.URL) -> httpx.URL:
         """Return the URL with the instance's own origin."""
-        scheme = instance.scheme or self._target.scheme
+        scheme = self._target.scheme_of(instance)
         return url.copy_with(scheme=scheme, host=_written(instance), port=instance.port)
 
     def _is_service(self, url: httpx.URL) -> bool:

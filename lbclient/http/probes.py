@@ -23,7 +23,6 @@ from lbclient._internal.version import __version__
 from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
 from lbclient.balancer.load_probe import Loads, Prober
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
-from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.health_check import HealthCheck
@@ -167,9 +166,7 @@ class _Probe:
 
     def _request(self, instance: Instance) -> httpx.Request:
         target = self._target
-        scheme = instance.scheme or target.scheme
-        host = target.authority or authority_of(instance.host, instance.port, scheme)
-        headers = httpx.Headers({"Host": host, **self._headers})
+        headers = httpx.Headers({"Host": target.authority_at(instance), **self._headers})
         headers.update(self._more)
         # The path is below the instance's own base path, which the transport adds if it is not that
         # of the service.

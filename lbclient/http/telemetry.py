@@ -5,7 +5,6 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from lbclient.discovery.registry import Target
-from lbclient.discovery.service_url import authority_of
 from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
 from lbclient.telemetry.semantics import Attributes, Semantics, error_attributes
 
@@ -56,12 +55,12 @@ class Labels:
     def of_instance(self, url: httpx.URL, instance: Instance) -> Attributes:
         """Return the span attributes of the URL that an instance gets, if it has a scheme, a base
         path or a Host of its own."""
-        target, own = self._target, instance.headers.get("host")
-        if not (instance.scheme or instance.path or own):
+        target, fixed = self._target, "host" in instance.headers
+        if not (instance.scheme or instance.path or fixed):
             return {}
-        scheme, host, port = instance.scheme or target.scheme, instance.host, instance.port
-        authority = own or target.authority or authority_of(host, port, scheme)
-        if own or target.authority:
+        scheme, host, port = target.scheme_of(instance), instance.host, instance.port
+        authority = target.authority_at(instance)
+        if fixed or not target.is_separate(instance):
             parts = urlsplit(f"//{authority}")
             host, port = parts.hostname or "", parts.port or DEFAULT_PORTS[scheme]
         path = base_path(instance, target).decode("ascii") + _target(url)

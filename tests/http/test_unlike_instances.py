@@ -757,6 +757,13 @@ def test_lists_in_a_union(servers, serve_tls, trust):
     )
     with lbclient.Client(union, verify=trust, strategy="round-robin") as client:
         assert {client.get("/x").json()["target"] for _ in "12"} == {"/a/x", "/b/x"}
+    nested = lbclient.Union(
+        lbclient.Union("http+dns://a.test:80", ["http://b.test"]), ["http://c.test"]
+    )
+    with lbclient.Client(nested) as client:
+        assert len(client.balancer.target.listed) == 2
+    with pytest.raises(ValueError, match="one scheme for all"):
+        lbclient.Client(lbclient.Union(nested, ["https://d.test"]))
     with pytest.raises(ValueError, match="service must have no base path"):
         lbclient.Client(lbclient.Union("http+srv://a/v1", ["http://b/c", "http://b/d"]))
 
@@ -783,6 +790,46 @@ def test_keys_of_one_url_share_the_calls():
             )
     assert seen[0] == seen[1]
     assert 20 < seen[0].count("1") < 80
+
+
+@worlds
+def test_a_fallback_with_a_name_of_its_own(servers, serve_tls, trust, world):
+    """Beside a source of another scheme, instances with a scheme of their own keep it, and their
+    Host and TLS name too."""
+    (bad,) = servers(says(503))
+    fallback = serve_tls("fallback.test", tells_target)
+
+    class Registry:
+        def resolve(self):
+            return Answer([Instance("127.0.0.1", bad.port)], ttl=60)
+
+    listed = Instance.from_url(f"{fallback.url}/v1", 1, 1, tls_name="fallback.test")
+    union = lbclient.Union(Registry(), [listed])
+    retry = RetryPolicy(backoff=0.001, backoff_max=0.002)
+    with world.client(union, verify=trust, retry=retry, scheme="https") as client:
+        client.get("/x")
+    with world.client(union, verify=trust, retry=retry) as client:
+        assert client.get("/x").json()["target"] == "/v1/x"
+    assert fallback.requests[-1].headers["host"] == f"127.0.0.1:{fallback.port}"
+    assert bad.hits
+
+
+def test_the_host_beside_a_service_in_dns():
+    """An instance with a scheme of its own does not get the name of a service in DNS, unless the
+    caller has given the name."""
+    listed = Instance.from_url("https://fallback.test/v1")
+    fallback = lbclient.FirstOf("http+srv://orders.example.com", [listed])
+    with lbclient.Client(fallback) as client:
+        target = client.balancer.target
+        assert (target.name, target.scheme, client.base_url.path) == (
+            "orders.example.com",
+            "http",
+            "/",
+        )
+        assert target.authority_at(listed) == "fallback.test"
+        assert target.authority_at(Instance("10.0.0.1", 80)) == "orders.example.com"
+    with lbclient.Client(fallback, name="api.test", tls_name="instance") as client:
+        assert client.balancer.target.authority_at(listed) == "api.test"
 
 
 # Without HTTP
