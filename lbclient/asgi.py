@@ -28,7 +28,7 @@ _BODY = {b"content-length", b"transfer-encoding"}
 
 
 class DeadlineMiddleware:
-    """Opens the deadline that a request's header names, for all calls that the request makes.
+    """Reads a deadline from a header of each request, and applies it to all calls of the request.
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here. The
     block ends early when the caller disconnects before it has its response: further calls raise

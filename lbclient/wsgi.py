@@ -23,11 +23,12 @@ _CONNECTIONS = ("gunicorn.socket", "werkzeug.socket")
 """The keys under which servers pass the connection of a request. WSGI itself defines no such
 key."""
 _ESTABLISHED = 1
-"""The first byte of Linux's `tcp_info` until the peer closes or resets the connection."""
+"""The first byte of Linux's `tcp_info`, as long as the peer has neither closed nor reset the
+connection."""
 
 
 class DeadlineMiddleware:
-    """Opens the deadline that a request's header names, for all calls that the request makes.
+    """Reads a deadline from a header of each request, and applies it to all calls of the request.
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here and ends
     when the response body is closed. If the server passes the connection to the application (as

@@ -1,6 +1,7 @@
 """Balancer, and the drivers that carry calls out: on threads, on event loops, in the background.
 
-The drivers for threads and for event loops have the same lines, one of them with `await`. A
-property test runs both, and virtual time, through the same script and compares every decision. If a
-call may be hedged, its steps and those of the hedge run concurrently, with the same lines for each.
+The drivers for threads and for event loops consist of the same lines, except for `async` and
+`await`. A property test runs the same script with both drivers and in virtual time, and compares
+every decision. If a call may be hedged, the steps of the call and the steps of the hedge run
+concurrently, and the same lines carry out both.
 """

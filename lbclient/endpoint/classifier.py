@@ -185,9 +185,9 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
     """True if an instance could not be reached only because this host had no free local port.
 
     EADDRNOTAVAIL has two possible causes: no free port, or no address of the destination's family
-    on this host. To connect a datagram socket needs the same route and source address, and sends
-    nothing, so it shows which cause it was. This test is not made for names, since a lookup would
-    block.
+    on this host. Connecting a datagram socket needs the same route and source address, but no local
+    TCP port, and sends nothing. So it shows which of the two causes applies. This test is not made for
+    names, since a lookup would block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
         return False

@@ -115,8 +115,8 @@ class Origin:
     def logical(self, url: httpx.URL, answered: Instance | None = None) -> httpx.URL | None:
         """Return the service's URL for a URL of the service or of one of its instances, in any
         spelling, without the base path of the instance. Return None for any other URL. `answered`
-        is the instance that has sent the URL. In its URLs, the service's name has the base path of
-        this instance.
+        is the instance that has sent the URL. If such a URL has the service's name, its path begins
+        with the base path of this instance.
 
         The service's name with the port of an instance counts too: a server may build a URL from
         the name in the request and the port on which it listens.
@@ -155,7 +155,7 @@ class Origin:
         return url.copy_with(scheme=scheme, host=_written(instance), port=instance.port)
 
     def _is_service(self, url: httpx.URL) -> bool:
-        """Return True if a URL with the service's host has its scheme and port too."""
+        """Return True if a URL with the service's host also has the service's scheme and port."""
         default = DEFAULT_PORTS[self._scheme]
         port = default if url.port is None else url.port
         return url.scheme in ("", self._scheme) and port == (self._port or default)

@@ -44,8 +44,8 @@ class OutcomeHistory(Generic[R]):
     instance is worse than the others. A successful answer removes a quarter of the penalty. With
     time, the whole penalty disappears, by e^(-t / `decay`).
 
-    Records of instances that have left are removed once the same number of new instances has come.
-    An instance that is admitted again starts with a new record. O(1), amortised.
+    Records of instances that have left are removed once as many new instances have joined. An
+    instance that is admitted again starts with a new record. O(1), amortised.
     """
 
     def __init__(self, make: Callable[[float], R], decay: float) -> None:

@@ -91,8 +91,8 @@ class Zone:
     one instance on each side, and its calls may alternate between these two instances.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
-    two instances, since then each failure moves much of the traffic. Costs O(1) and the pick of
-    `inner`; O(n) when the set changes.
+    two instances, since then each failure moves much of the traffic. A pick costs O(1) in addition
+    to the pick of `inner`, and O(n) when the set changes.
 
     Source: Envoy's zone aware routing, and its overprovisioning factor of 1.4. (Envoy knows how
     clients are spread; this class does not.)

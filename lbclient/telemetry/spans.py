@@ -52,11 +52,10 @@ _current: Callable[[], Context] = getattr(
     "get",
     context.get_current,
 )
-"""`context.get_current`, without the two functions that it calls around the context variable.
+"""Returns the same as `context.get_current`, but reads the context variable directly.
 
-Each call would pay for these two functions. If the API keeps its context elsewhere, this is the
-public function.
-"""
+This saves two function calls for each call. If the API keeps its context elsewhere, this is
+`context.get_current` itself. """
 
 
 class CallSpan:

@@ -71,10 +71,9 @@ class Glue:
     def kinds(self, name: str) -> Sequence[str]:
         """The kinds of address to use for a name.
 
-        A server silently leaves out addresses that do not fit. So if the answer has only one kind
-        of address for a name, the name is assumed to lack the other kind only if the answer has
-        that kind for no other name either.
-        """
+        A server silently leaves out addresses that do not fit. For example, an answer may have only
+        IPv4 addresses for a name, but IPv6 addresses for other names. Then the name may have IPv6
+        addresses too. It is assumed to have none only if the answer has no IPv6 address at all."""
         if any((name, kind) in self._found for kind in KINDS):
             return [kind for kind in KINDS if kind in self._kinds]
         return KINDS

@@ -89,8 +89,9 @@ class Tls:
             raise httpx.WriteError(str(error)) from error
 
     def decrypt(self, data: bytes | None) -> bytes:
-        """Return the decrypted bytes; b"" if there are none yet, or at the end. None adds nothing
-        to the bytes that came with the handshake, and b"" means that the connection has ended."""
+        """Return the decrypted bytes; b"" if there are none yet, or at the end. With None, only the
+        bytes that came with the handshake are decrypted. b"" means that the connection has
+        ended."""
         parts: list[bytes] = []
         try:
             with self._lock:
