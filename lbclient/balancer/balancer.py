@@ -160,7 +160,7 @@ class Balancer:
         if self._engine.hedging is not None:
             return await arun(call, partial(ainvoke, fn))
         with call:
-            for step in call:  # as in `arun`, with one coroutine less
+            for step in call:  # as in `arun`, with one coroutine fewer
                 if isinstance(step, Pause):
                     await asleep(step)
                 else:

@@ -76,7 +76,7 @@ async def arun(
     wait = rest or asleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_race`, with one coroutine less for nearly every call
+            for step in call:  # as in `_race`, with one coroutine fewer for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
                 else:

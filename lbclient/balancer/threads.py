@@ -58,7 +58,7 @@ def run(
     wait = rest or sleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_race`, with one function less for nearly every call
+            for step in call:  # as in `_race`, with one function fewer for nearly every call
                 if isinstance(step, Pause):
                     wait(step)
                 else:

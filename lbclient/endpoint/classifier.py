@@ -186,8 +186,8 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
     EADDRNOTAVAIL has two possible causes: no free port, or no address of the destination's family
     on this host. Connecting a datagram socket needs the same route and source address, but no local
-    TCP port, and sends nothing. So it shows which of the two causes applies. This test is not made for
-    names, since a lookup would block.
+    TCP port, and sends nothing. So it shows which of the two causes applies. This test is not made
+    for names, since a lookup would block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):
         return False

@@ -99,7 +99,7 @@ class _BalancedTransport:
         try:
             call = adapter.call(request, replayable)
             transports = self._transports.ready() or await self._transports.tidied()
-            if call.engine.hedging is None:  # the same as `run` and `arun`, with one function less
+            if call.engine.hedging is None:  # the same as `run` and `arun`, with one function fewer
                 with call:
                     for step in call:
                         if isinstance(step, Pause):
@@ -229,7 +229,7 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an instance, and retry it as the policy says."""
         try:
-            self._handle(request).send(None)  # the same as `run_blocking`, with two functions less
+            self._handle(request).send(None)  # the same as `run_blocking`, with two functions fewer
         except StopIteration as end:
             response: httpx.Response = end.value
             return response
