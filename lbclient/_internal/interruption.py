@@ -1,14 +1,37 @@
-"""Distinguishes exceptions of called code from those of a signal handler or another thread."""
+"""Signals: their handlers' exceptions are distinguished from those of called code, and threads of
+this package block them.
+"""
 
 from __future__ import annotations
 
+import _thread
 import signal
 import traceback
 from collections.abc import Iterator
 from opcode import opname
-from types import CodeType, TracebackType
+from types import BuiltinFunctionType, CodeType, TracebackType
 
-__all__ = ["is_interruption"]
+__all__ = ["block_signals", "is_interruption"]
+
+_ERRORS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
+"""The signals by which a thread learns of its own errors."""
+
+
+def block_signals() -> set[signal.Signals]:
+    """Block signals in this thread of the package, and return those that were not blocked before.
+
+    A program may block a signal in its only thread, to be safe from it for a moment. A process of
+    Celery's pool does so while it holds a lock that other processes need. If a thread of this
+    package took the signal, the process would end, and the lock would never be released.
+
+    A green thread blocks nothing, since it shares its thread with the program. Code of the user
+    must not run with blocked signals, since a process that it starts would inherit them.
+    """
+    green = not isinstance(_thread.start_new_thread, BuiltinFunctionType)
+    if green or not hasattr(signal, "pthread_sigmask"):
+        return set()
+    others = {one for one in signal.Signals if one.name not in _ERRORS}
+    return others.difference(signal.pthread_sigmask(signal.SIG_BLOCK, others))
 
 
 def is_interruption(error: BaseException) -> bool:

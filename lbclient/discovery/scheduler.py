@@ -21,6 +21,7 @@ import logging
 import math
 import queue
 import random
+import signal
 import threading
 import time
 import weakref
@@ -30,6 +31,7 @@ from typing import Protocol
 
 from lbclient._internal import fork
 from lbclient._internal.fork import Lazy
+from lbclient._internal.interruption import block_signals
 
 __all__ = [
     "THREAD_SCHEDULER",
@@ -202,6 +204,8 @@ class ThreadScheduler:
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread started."""
         self._warned = False
+        self._blocked: set[signal.Signals] = set()
+        """The signals that the scheduler's thread blocks, and its rounds do not."""
         self._heap: list[tuple[float, int, weakref.ref[ScheduledJob]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
@@ -230,6 +234,7 @@ class ThreadScheduler:
         if not self._running.acquire(blocking=False):
             return
         self._lock_type = threading.Lock
+        self._blocked = block_signals()
         while True:
             try:
                 self._step()
@@ -270,7 +275,7 @@ class ThreadScheduler:
         if job.quick:
             self._round(job)
         else:
-            self.start(lambda: self._round(job), "lbclient-lookup")
+            self.start(lambda: self._slow_round(job), "lbclient-lookup")
 
     def start(self, run: Callable[[], None], name: str = "lbclient-question") -> None:
         """Run a function on a daemon thread of its own, or on this thread if no thread can be
@@ -284,6 +289,18 @@ class ThreadScheduler:
             _daemon(run, name)
         except RuntimeError:  # no more threads can be started: run it on this thread, though later
             run()
+
+    def _slow_round(self, job: ScheduledJob) -> None:
+        """Run a round on its own thread, which would inherit the blocked signals, and so would a
+        process that a user's resolver starts."""
+        if not self._blocked:
+            self._round(job)
+            return
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._blocked)
+        try:
+            self._round(job)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _round(self, job: ScheduledJob) -> None:
         try:

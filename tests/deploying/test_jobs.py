@@ -2,11 +2,12 @@
 
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from tests.support.deployments import command, outlives_an_instance, python
-from tests.support.orders import HANGS
+from tests.support.orders import HANGS, eventually
 
 POLL = 0.01
 BROKER = {"polling_interval": POLL, "data_folder_in": "inbox", "data_folder_out": "inbox"}
@@ -75,6 +76,7 @@ def test_celery(run, tasks, orders):
     assert seen == [[0, "closed"]] * 3
     with pytest.raises(Exception, match="TimeLimitExceeded"):
         tasks("jobs.order", 0, time_limit=0.3)()
+    eventually(lambda: not Path(f"/proc/{before}").exists(), "the end of the process")
     assert call()
     assert tasks("probe.probe")()[0] != before
     orders.arrived()

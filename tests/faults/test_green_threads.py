@@ -82,6 +82,7 @@ def test_patched_process(together, when, flavour):
     shown = green("whole", when, together.port, flavour)
     assert shown.statuses == [200] * 9
     assert shown.idle
+    assert shown.blocked == []  # no signals: green threads share their thread with the program
     assert shown.log == ""
 
 

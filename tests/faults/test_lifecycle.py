@@ -353,6 +353,33 @@ def test_child_does_not_end_tls_of_its_parent(kind, tmp_path):
     assert not thread.is_alive()
 
 
+# Signals
+
+
+def test_signals_that_a_program_blocks():
+    """C4: a signal that a program blocks in its own threads is not taken by lbclient's background
+    thread. A resolver's thread blocks no signals, and so neither do the processes that it starts.
+    """
+    work = """
+    import os, signal, threading, lbclient
+    blocked = []
+    class Mine:
+        def resolve(self):
+            blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            return lbclient.Answer([lbclient.Instance("127.0.0.1", 9)], ttl=3600)
+    balancer = lbclient.Balancer(Mine(), name="orders")
+    balancer.refresh()
+    for thread in threading.enumerate():
+        if thread.name == "lbclient-lookup":
+            thread.join()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.sigtimedwait([signal.SIGTERM], 30).si_signo == signal.SIGTERM
+    assert blocked == [set()]
+    """
+    assert script(work) == (0, "", "")
+
+
 # The end of the interpreter
 
 

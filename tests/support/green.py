@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import random
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -95,7 +96,8 @@ def whole(when, port, flavour):
         gevent.sleep(0.005)
     done = idle(client)
     client.close()
-    return {"statuses": statuses, "idle": done}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"statuses": statuses, "idle": done, "blocked": sorted(blocked)}
 
 
 def opened():

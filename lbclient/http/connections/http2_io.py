@@ -21,6 +21,7 @@ import anyio
 import anyio.lowlevel
 
 from lbclient._internal.blocking import run_blocking
+from lbclient._internal.interruption import block_signals
 from lbclient.balancer.threads import start
 
 from .._compat import httpx
@@ -93,6 +94,7 @@ class Http2Socket(SocketConnection):
 
 
 def _run(http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.socket) -> None:
+    block_signals()
     run_blocking(lambda: _serve(http2, stream, waker, woken))
 
 
