@@ -96,8 +96,8 @@ def test_attempts_and_budget_bound_it(servers, world):
 def test_the_deadline_bounds_it(servers, world):
     """A retry that would begin after the deadline is not made."""
     (only,) = servers(says(429))
-    policy = RetryPolicy(backoff=60, backoff_max=60, unprocessed={429}, deadline=1)
-    sometime = random.Random(1)  # the first back-off takes some seconds
+    policy = RetryPolicy(backoff=60, backoff_max=60, unprocessed={429}, deadline=7)
+    sometime = random.Random(1)  # the first back-off takes 8 seconds
     with world.client(urls([only]), retry=policy, rng=sometime) as client:
         assert recorded(client.post("/")) == ([429], "deadline")
 

@@ -266,8 +266,10 @@ async def test_a_poor_answer_waits_for_the_other_async():
 def test_both_fail_and_the_first_tells():
     """If both attempts fail, the error is that of the call's own attempt, and both are listed."""
 
+    both = threading.Barrier(2)
+
     def call(instance):
-        threading.Event().wait(0.05)
+        both.wait(10)
         raise ConnectionResetError(str(instance))
 
     with Balancer(BOTH, hedge=HedgePolicy(delay=0.0), retry=RetryPolicy(attempts=1)) as balancer:
