@@ -1366,6 +1366,15 @@ def test_interrupted_while_entering(bind, service, registration, proxy):
 # What a user may pass
 
 
+@pytest.mark.parametrize("field", [{"path": "/v1"}, {"headers": {"a": "b"}}, {"tls_name": "a.b"}])
+def test_an_instance_with_what_no_record_can_have(service, field):
+    """An instance is refused if it has a base path, headers or a TLS name, since no client would
+    learn them."""
+    (name,) = field
+    with pytest.raises(ValueError, match=f"^instance must not have {name}, since an SRV record"):
+        Registration(service, Instance("127.0.0.1", 80, **field), server="127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("service", "error"),
     [

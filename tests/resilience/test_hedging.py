@@ -265,7 +265,6 @@ async def test_a_poor_answer_waits_for_the_other_async():
 
 def test_both_fail_and_the_first_tells():
     """If both attempts fail, the error is that of the call's own attempt, and both are listed."""
-
     both = threading.Barrier(2)
 
     def call(instance):

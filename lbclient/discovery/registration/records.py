@@ -88,6 +88,12 @@ def entry_of(service: object, instance: object, identity: object) -> Entry:
     owner, domain = _service(service)
     if not isinstance(instance, Instance):
         raise TypeError(f"instance must be lbclient.Instance(...), not {instance!r}")
+    for field in ("path", "headers", "tls_name"):
+        if getattr(instance, field):
+            raise ValueError(
+                f"instance must not have {field}, since an SRV record has no place for it; the "
+                "clients of the service can give it in a list or file"
+            )
     _fits("weight", instance.weight)
     _fits("priority", instance.priority)
     literal = (instance.host,) if validation.is_address(instance.host) else ()
