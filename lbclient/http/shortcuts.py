@@ -111,7 +111,7 @@ def headers_of(pairs: Pairs) -> httpx.Headers:
     if not INTACT:
         return httpx.Headers(list(pairs))
     made = httpx.Headers.__new__(httpx.Headers)
-    made._list = [(name, name.lower(), value) for name, value in pairs]  # one function less
+    made._list = [(name, name.lower(), value) for name, value in pairs]  # one function fewer
     made._encoding = None
     return made
 
