@@ -154,7 +154,10 @@ class Membership:
             self.scheduler.schedule(self.subscription)
 
     def round(self) -> Iterator[Pause]:
-        """Refresh now, and yield the pauses to wait. Raises DiscoveryError if the refresh fails."""
+        """Refresh now, and yield the pauses in which the caller must wait.
+
+        Raises DiscoveryError if the refresh fails.
+        """
         if self.subscription.is_static:
             return
         signal = self._begin()

@@ -59,11 +59,11 @@ _NAMED = "named_metrics"
 
 
 def load_of(text: str) -> LoadReport | None:
-    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or `JSON
-    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well. Returns
-    None if it has no number of requests.
+    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or
+    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well.
+    Returns None if the report has no number of requests.
 
-    Raises ValueError if it is malformed.
+    Raises ValueError if the report is malformed.
     """
     if len(text) > _LONGEST:
         raise ValueError(f"longer than {_LONGEST} characters")

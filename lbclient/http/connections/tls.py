@@ -55,8 +55,9 @@ class Tls:
         before has been read."""
 
     def shake_hands(self, data: bytes | None) -> bool:
-        """Continue the handshake. Returns True when the handshake is done. None begins the
-        handshake, and b"" means that the connection has ended.
+        """Continue the handshake. Returns True when the handshake is done. The first call passes
+        None, and each further call passes bytes that have arrived; b"" means that the connection
+        has ended.
 
         Raises ConnectError. The caller must send the bytes of `outgoing`, even after an error.
         """
