@@ -15,6 +15,7 @@ __all__ = [
     "count",
     "fraction",
     "function",
+    "header",
     "host",
     "is_address",
     "kind",
@@ -123,6 +124,13 @@ def port(name: str, value: object) -> int:
 def token(value: object) -> bool:
     """Return True for a token (RFC 9110, section 5.6.2): a method, or the name of a header."""
     return isinstance(value, str) and _TOKEN.fullmatch(value) is not None
+
+
+def header(name: str, value: object) -> str:
+    """Check for the name of a header."""
+    if isinstance(value, str) and token(value):
+        return value
+    raise ValueError(f"{name} must be the name of a header such as 'X-Deadline-Ms', not {value!r}")
 
 
 def several(name: str, value: object, of: str) -> list[object]:

@@ -47,11 +47,7 @@ class DeadlineHeader:
     """
 
     def __init__(self, name: str, max_seconds: float) -> None:
-        if not validation.token(name):
-            raise ValueError(
-                f"header must be the name of a header such as 'x-deadline-ms', not {name!r}"
-            )
-        self.name: str = name.lower()
+        self.name: str = validation.header("header", name).lower()
         self._max_seconds = validation.seconds("max_seconds", max_seconds)
 
     def deadline(self, values: Sequence[str]) -> Deadline | None:

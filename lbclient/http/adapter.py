@@ -12,6 +12,7 @@ from lbclient._internal import validation
 from lbclient._internal.signals import Pause
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import Binding
+from lbclient.balancer.load_probe import Loads
 from lbclient.balancer.options import BalancerOptions, with_defaults
 from lbclient.core.call import Call
 from lbclient.discovery.composite import Service
@@ -31,8 +32,8 @@ from .options import (
     Latency,
     TransportOptions,
     checked,
+    connection_limits,
     connection_settings,
-    deadline_header,
     part,
 )
 from .origin import Origin, base_path
@@ -61,14 +62,9 @@ class HttpAdapter:
             checked(options, TransportOptions), TransportOptions
         )
         balancing: BalancerOptions = part(given, BalancerOptions)
-        if isinstance(limits := given["limits"], httpx.Limits):
-            validation.limit("limits (max_connections)", limits.max_connections)
-            if (idle := limits.max_keepalive_connections) is not None:
-                validation.count("limits (max_keepalive_connections)", idle, least=0)
-            if (expiry := limits.keepalive_expiry) is not None:
-                validation.number("limits (keepalive_expiry, seconds)", expiry)
-            if "max_in_flight_total" not in options:
-                balancing["max_in_flight_total"] = limits.max_connections
+        limits = connection_limits(given["limits"])
+        if "max_in_flight_total" not in options:
+            balancing["max_in_flight_total"] = limits.max_connections
         self.health: HealthCheck | None = given["health"]
         balancing["health"] = None
         validation.kind("health", self.health, HealthCheck)
@@ -81,8 +77,8 @@ class HttpAdapter:
         self.policy: RetryPolicy = self.binding.retry
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
-        self.asks_load: bool = self.binding.loads() is not None
-        """True if the strategy uses the load that instances report."""
+        self.loads: Loads | None = self.binding.loads()
+        """None if the strategy does not use the load that instances report."""
         with closed_on_error(self.balancer):
             latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
@@ -92,7 +88,10 @@ class HttpAdapter:
             self.connection_settings: ConnectionSettings = self._settings[self.target.scheme]
             self._key_of = _function("key", given["key"])
             self._fair_by = _function("fair_by", given["fair_by"])
-            self._deadline_header = deadline_header(given["deadline_header"])
+            header = given["deadline_header"]
+            self._deadline_header = (
+                None if header is None else validation.header("deadline_header", header)
+            )
             self.close_grace: float = validation.number(
                 "close_grace (seconds)", given["close_grace"]
             )
@@ -146,7 +145,7 @@ class HttpAdapter:
             instance.tls_name or (None if target.is_separate(instance) else self.tls_name),
             hosts,
             self._deadline_header,
-            self.asks_load,
+            self.loads is not None,
             base_path(instance, target),
             [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()],
         )
@@ -215,7 +214,7 @@ class _SettingsByScheme(dict[str, ConnectionSettings]):
         self._limits, self._options = limits, options
 
     def __missing__(self, scheme: str) -> ConnectionSettings:
-        made = self[scheme] = connection_settings(scheme, self._limits, **self._options)
+        made = self[scheme] = connection_settings(scheme, self._limits, self._options)
         return made
 
 

@@ -6,15 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
 from lbclient._internal import validation
-from lbclient.balancer.options import (
-    BalancerOptions,
-    Option,
-    refuse_unknown,
-    with_defaults,
-)
+from lbclient.balancer.options import BalancerOptions, Option, refuse_unknown
 
 from ._compat import NAME, PUBLIC, httpx
 
@@ -38,8 +33,8 @@ __all__ = [
     "SocketOption",
     "TransportOptions",
     "checked",
+    "connection_limits",
     "connection_settings",
-    "deadline_header",
     "part",
 ]
 
@@ -229,19 +224,28 @@ class ConnectionSettings:
     max_idle: int
 
 
+def connection_limits(limits: object) -> httpx.Limits:
+    """Check `limits`, and return it. Raises ValueError or TypeError."""
+    if not isinstance(limits, httpx.Limits):
+        raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
+    validation.limit("limits (max_connections)", limits.max_connections)
+    if (idle := limits.max_keepalive_connections) is not None:
+        validation.count("limits (max_keepalive_connections)", idle, least=0)
+    if (expiry := limits.keepalive_expiry) is not None:
+        validation.number("limits (keepalive_expiry, seconds)", expiry)
+    return limits
+
+
 def connection_settings(
-    scheme: str, limits: httpx.Limits | None = None, **options: Unpack[ConnectionOptions]
+    scheme: str, limits: httpx.Limits, given: ConnectionOptions
 ) -> ConnectionSettings:
-    """Check the options, and create the one TLS context that all connections share.
+    """Check all options for connections, and create the one TLS context that all connections share.
 
     Raises ValueError or TypeError for invalid options, and ImportError if `http2` is True and its
     extra is not installed.
     """
-    given: ConnectionOptions = with_defaults(options, ConnectionOptions)
     http1, http2 = given["http1"], given["http2"]
     local_address, socket_options = given["local_address"], given["socket_options"]
-    if limits is not None and not isinstance(limits, httpx.Limits):
-        raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
     if not (http1 or http2):
         raise ValueError("http1 and http2 must not both be False")
     if http2:
@@ -260,7 +264,7 @@ def connection_settings(
         ssl_context=_ssl_context(given) if scheme == "https" else None,
         http1=http1,
         http2=http2,
-        limits=limits or _LIMITS,
+        limits=limits,
         local_address=local_address,
         retries=validation.count("retries", given["retries"], least=0),
         socket_options=socket_options,
@@ -341,15 +345,6 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
     if not all(isinstance(option, tuple) for option in given):
         raise TypeError(f"socket_options must contain {shown}, not {options!r}")
     return cast("tuple[SocketOption, ...]", tuple(given))
-
-
-def deadline_header(name: object) -> str | None:
-    """Check the name of a header, or None, and return it. Raises ValueError if it is not valid."""
-    if name is None or validation.token(name):
-        return cast("str | None", name)
-    raise ValueError(
-        f"deadline_header must be the name of a header such as 'X-Time-Left-Ms', not {name!r}"
-    )
 
 
 def part(options: Mapping[str, object], kind: type) -> Any:

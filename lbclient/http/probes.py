@@ -33,7 +33,6 @@ from .adapter import HttpAdapter
 from .connections.custom_transport import InstanceTransport, TransportMaker
 from .connections.pool import pool_of
 from .connections.transport_pool import TransportPool
-from .options import ConnectionSettings
 from .request import LOAD_FORMAT, attempt_extensions
 from .response_stream import close
 
@@ -112,15 +111,20 @@ OnResponse = Callable[[httpx.Response], None]
 
 class _Probe:
     """A GET to one instance, addressed like the requests of calls. `purpose` is part of its
-    User-Agent."""
+    User-Agent, and `make` creates a transport to the instance."""
 
     def __init__(
-        self, adapter: HttpAdapter, path: str, purpose: str, headers: Headers = None
+        self,
+        adapter: HttpAdapter,
+        make: TransportMaker,
+        path: str,
+        purpose: str,
+        headers: Headers = None,
     ) -> None:
-        self._target = adapter.target
+        self._adapter, self._make = adapter, make
         self._path = path
         self._headers = {"User-Agent": f"lbclient/{__version__} {purpose}", "Accept": "*/*"}
-        if adapter.asks_load:
+        if adapter.loads is not None:
             self._headers[LOAD_FORMAT] = "TEXT"
         self._more = headers
 
@@ -149,23 +153,16 @@ class _Probe:
                 await close(response, looped=looped)
 
     async def ask_once(
-        self,
-        adapter: HttpAdapter,
-        make: TransportMaker,
-        options: ConnectionSettings,
-        endpoint: Endpoint,
-        expiry: Expiry,
-        on_response: OnResponse,
-        *,
-        looped: bool,
+        self, endpoint: Endpoint, expiry: Expiry, on_response: OnResponse, *, looped: bool
     ) -> None:
         """Send the request over a transport of its own, which is closed after that."""
-        made = make(adapter.upstream(endpoint), options, pool_of(options))
+        options = replace(self._adapter.settings(endpoint.instance), retries=0)
+        made = self._make(self._adapter.upstream(endpoint), options, pool_of(options))
         async with contextlib.aclosing(made) as transport:
             await self.ask(transport, endpoint, expiry, on_response, looped=looped)
 
     def _request(self, instance: Instance) -> httpx.Request:
-        target = self._target
+        target = self._adapter.target
         headers = httpx.Headers({"Host": target.authority_at(instance), **self._headers})
         headers.update(self._more)
         # The path is below the instance's own base path, which the transport adds if it is not that
@@ -175,24 +172,22 @@ class _Probe:
 
 
 def checked(
-    policy: HealthCheck, adapter: HttpAdapter, make: TransportMaker, *, looped: bool = False
+    policy: HealthCheck, adapter: HttpAdapter, make: TransportMaker, *, looped: bool
 ) -> Check:
     """Return the check for `policy`. Over HTTP each check opens a transport and a connection of its
     own, since a check must also show that connecting works. `looped` is True if transports need an
     event loop, as the transports of a caller may."""
     if (plain := plain_check(policy)) is not None:
         return plain
-    probe = _Probe(adapter, policy.path or "", "health-check", policy.headers)
+    probe = _Probe(adapter, make, policy.path or "", "health-check", policy.headers)
 
     def classify(response: httpx.Response) -> None:
         if response.status_code not in policy.statuses:
             raise CheckFailed(f"status {response.status_code}")
 
     def check(endpoint: Endpoint, expiry: Expiry) -> None:
-        options = replace(adapter.settings(endpoint.instance), retries=0)
-
         def ask() -> Coroutine[Any, Any, None]:
-            return probe.ask_once(adapter, make, options, endpoint, expiry, classify, looped=looped)
+            return probe.ask_once(endpoint, expiry, classify, looped=looped)
 
         asyncio.run(ask()) if looped else run_blocking(ask)
 
@@ -203,7 +198,7 @@ def reports(adapter: HttpAdapter, make: TransportMaker, *, looped: bool) -> Repo
     """Return the load reports of a transport, or None if the strategy does not use them. Probes use
     transports of their own, which `make` creates. On threads these transports keep their
     connections."""
-    loads = adapter.binding.loads()
+    loads = adapter.loads
     return None if loads is None else Reports(adapter, loads, make, looped=looped)
 
 
@@ -213,13 +208,14 @@ class Reports:
     def __init__(
         self, adapter: HttpAdapter, loads: Loads, make: TransportMaker, *, looped: bool
     ) -> None:
-        self._adapter, self._make = adapter, make
-        self._transports = None if looped else adapter.transports(TransportPool, make)
+        self._transports: TransportPool | None = None
         self._closed = False
         self._loads = loads
         self._prober: Prober | None = None
         if (policy := loads.probe) is not None:
-            self._probe = _Probe(adapter, policy.path, "load-probe")
+            self._probe = _Probe(adapter, make, policy.path, "load-probe")
+            if not looped:
+                self._transports = adapter.transports(TransportPool, make)
             self._prober = Prober(
                 policy,
                 self._ask,
@@ -263,13 +259,8 @@ class Reports:
         if (transports := self._transports) is not None:
             run_blocking(lambda: self._ask_on_thread(transports, endpoint, expiry))
             return
-        adapter, options = self._adapter, self._adapter.settings(endpoint.instance)
         recorder = self._recorder(endpoint)
-        asyncio.run(
-            self._probe.ask_once(
-                adapter, self._make, options, endpoint, expiry, recorder, looped=True
-            )
-        )
+        asyncio.run(self._probe.ask_once(endpoint, expiry, recorder, looped=True))
 
     async def _ask_on_thread(
         self, transports: TransportPool, endpoint: Endpoint, expiry: Expiry

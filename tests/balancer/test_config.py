@@ -786,6 +786,7 @@ def test_each_balancer_owns_its_budget():
             ("function", "lambda instance: httpx."),
         ),
         ({"limits": 5}, TypeError, ("httpx.Limits", "5")),
+        ({"limits": None}, TypeError, ("httpx.Limits", "None")),
         ({"limits": httpx.Limits(max_connections=0)}, ValueError, ("max_connections", "1 or more")),
         ({"limits": httpx.Limits(max_connections=-1)}, ValueError, ("max_connections",)),
         ({"retries": -1}, ValueError, ("0 or more", "-1")),

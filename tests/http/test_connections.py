@@ -9,7 +9,7 @@ import pytest
 
 import lbclient
 from lbclient import RetryPolicy
-from lbclient.http.options import connection_settings
+from tests.support.drivers import settings
 from tests.support.http import Gate, drips, in_turn, says, tells_port, transports_of
 
 pytestmark = pytest.mark.anyio
@@ -74,9 +74,9 @@ def test_who_is_too_old_finishes_first(servers):
 
 def test_connections_idle_for_less_than_servers_let_them():
     """Connections are closed before the 5 s after which many servers close theirs."""
-    assert connection_settings("http").limits.keepalive_expiry < 5
+    assert settings().limits.keepalive_expiry < 5
     mine = httpx.Limits(keepalive_expiry=30)
-    assert connection_settings("http", limits=mine).limits is mine
+    assert settings(limits=mine).limits is mine
 
 
 def test_an_instance_is_told_how_much_time_is_left(servers):

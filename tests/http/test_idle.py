@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import lbclient
 from lbclient.http.connections.pool import KeepAlivePool
-from lbclient.http.options import connection_settings
+from tests.support.drivers import settings
 from tests.support.http import tells_port, transports_of
 
 LIMITS = httpx.Limits(keepalive_expiry=60)
@@ -256,8 +256,8 @@ def test_half_of_the_descriptors():
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert connection_settings("http").max_idle == soft // 2
-    assert connection_settings("http", max_idle_connections=7).max_idle == 7
+    assert settings().max_idle == soft // 2
+    assert settings(max_idle_connections=7).max_idle == 7
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "7", True])

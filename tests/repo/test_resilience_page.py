@@ -31,11 +31,12 @@ from lbclient.endpoint.classifier import Verdict
 from lbclient.endpoint.endpoint import Endpoint, EndpointStatus
 from lbclient.http.classifier import HttpClassifier
 from lbclient.http.connections.connection import PeerLeft
-from lbclient.http.options import DEFAULT_TIMEOUT, connection_settings
+from lbclient.http.options import DEFAULT_TIMEOUT
 from lbclient.resilience.retry import RetryController, RetryRules, RetryState
 from lbclient.resilience.retry_budget import Budget
 from lbclient.resilience.throttle import Throttle
 from tests.support.breakers import probe
+from tests.support.drivers import settings
 from tests.support.http import dies_in_body, in_turn, says, slow, tells_port
 
 pytestmark = pytest.mark.anyio
@@ -987,12 +988,12 @@ def test_connections_as_documented():
     """The defaults are those of the table."""
     rows = table("what")
     kept = said(r"idle connections are closed after \| (\d+) s")
-    assert kept == (connection_settings("http").limits.keepalive_expiry,)
+    assert kept == (settings().limits.keepalive_expiry,)
     with lbclient.Client("http://127.0.0.1:1") as client:
         grace = client._transport._adapter.close_grace
     assert rows["`close_grace`"][0] == f"{grace:g} s"
     assert rows["`max_connection_age`"][0] == "none"
-    assert connection_settings("http").max_connection_age is None
+    assert settings().max_connection_age is None
 
 
 # Choosing the numbers

@@ -18,7 +18,6 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
 
 import anyio
 import httpx
@@ -760,9 +759,8 @@ def test_a_connection_that_is_not_made_in_time():
 class Examined:
     """One instance, checked as this client checks it."""
 
-    def __init__(self, client, policy, make=Http1Transport, of=checked):
-        binding = client._transport._adapter
-        self.check = of(policy, binding, make)
+    def __init__(self, client, policy, make=Http1Transport, *, looped=False):
+        self.check = checked(policy, client._transport._adapter, make, looped=looped)
         self.endpoint = next(iter(client.balancer._engine.pool.endpoints))
 
     def __call__(self, seconds=SOON):
@@ -805,7 +803,7 @@ def test_an_unnamed_list_is_asked_by_each_ones_own_name(servers):
     for make in (lbclient.Client, lambda urls: httpx.Client(transport=lbclient.Transport(urls))):
         with make([one.url for one in pair]) as client:
             transport = client._transport
-            check = checked(HealthCheck(), transport._adapter, Http1Transport)
+            check = checked(HealthCheck(), transport._adapter, Http1Transport, looped=False)
             for one in transport.balancer._engine.pool.endpoints:
                 check(one, in_time())
     for server in pair:
@@ -958,20 +956,20 @@ def foreign(behaviour):
 
 
 KINDS = {
-    "sync": (lbclient.Client, CustomTransport, checked),
-    "async": (lbclient.AsyncClient, AsyncCustomTransport, partial(checked, looped=True)),
+    "sync": (lbclient.Client, CustomTransport),
+    "async": (lbclient.AsyncClient, AsyncCustomTransport),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_a_callers_transport(kind):
     """A check uses the caller's own transport, sync or async, which is closed after it."""
-    entry, wrapper, of = KINDS[kind]
+    entry, wrapper = KINDS[kind]
     status = 204
     transport, seen = foreign(lambda: httpx.Response(status, content=b"fine"))
     client = entry(["http://10.0.0.1:8080"], name="orders.test")
     make = lambda place, *_: wrapper(transport, place)  # noqa: E731
-    examined = Examined(client, HealthCheck("/healthz"), make, of)
+    examined = Examined(client, HealthCheck("/healthz"), make, looped=kind == "async")
     examined()
     assert seen == [("http://10.0.0.1:8080/healthz", "orders.test"), "closed"]
     status = 500
@@ -1005,7 +1003,7 @@ def test_time_bounds_a_callers_async_transport(where):
     client = lbclient.AsyncClient(["http://10.0.0.1:8080"])
     make = lambda place, *_: AsyncCustomTransport(Silent(), place)  # noqa: E731
     examined, executor = (
-        Examined(client, HealthCheck(), make, partial(checked, looped=True)),
+        Examined(client, HealthCheck(), make, looped=True),
         Threads(),
     )
     results = results_of(executor, examined.check, [examined.endpoint], 0.1)

@@ -17,9 +17,15 @@ from trio.lowlevel import start_guest_run
 
 from lbclient import Instance
 from lbclient._internal.blocking import run_blocking
+from lbclient.balancer.options import with_defaults
 from lbclient.http.connections import addresses, connection, event_loop, threads, trio
 from lbclient.http.connections.addresses import Dial
-from lbclient.http.options import connection_settings
+from lbclient.http.options import (
+    ConnectionOptions,
+    TransportOptions,
+    connection_settings,
+    part,
+)
 from lbclient.http.request import Upstream
 
 SOON = 20.0
@@ -166,7 +172,14 @@ def accept_tls(peer, *protocols):
 def dial(*hosts, port, name=None, **options):
     """How to connect to an instance that has these addresses, or this name alone."""
     instance = Instance(name or NAME, port, addresses=hosts)
-    return Dial(Upstream(instance, "http", None, None), connection_settings("http", **options))
+    return Dial(Upstream(instance, "http", None, None), settings(**options))
+
+
+def settings(**options):
+    """The settings of connections without TLS that have these options, and default values for the
+    others."""
+    given = with_defaults(options, TransportOptions)
+    return connection_settings("http", given["limits"], part(given, ConnectionOptions))
 
 
 @contextlib.contextmanager
