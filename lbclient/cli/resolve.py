@@ -85,8 +85,8 @@ def _watch(name: str, resolver: Resolver) -> None:
 
 
 class Reporter:
-    """Reports the changes of each lookup of its subscription `watch`. It is a
-    `SubscriptionListener`, like the balancer's membership.
+    """Reports what each lookup of its `subscription` has changed. It is a `SubscriptionListener`,
+    like the balancer's membership.
 
     Until the first good answer it writes to standard error, and after that to standard output.
     """

@@ -128,11 +128,6 @@ class Connection(ABC):
         return None if self.tls is None else self.tls.object.selected_alpn_protocol()
 
     @property
-    def fresh(self) -> bool:
-        """False if bytes have arrived while the connection was idle. They belong to no request."""
-        return not self.readable() if self.http2 is None else self.http2.usable
-
-    @property
     def clean_end(self) -> bool:
         """False if a TLS connection ended without close_notify."""
         return self.tls is None or self.tls.clean_end

@@ -281,13 +281,13 @@ class InstanceConnections(Generic[C]):
         idle, liveness = self.idle, self.liveness
         while (connection := idle.take(lease, self._stack)) is not None:
             self._used[connection] = weakref.ref(lease), lease.use
-            expiry = idle.expiry
+            expiry, http2 = idle.expiry, connection.http2
             if not (
                 (expiry is not None and idle.clock() - connection.idle_since >= expiry)
                 or connection.closed
                 or self.retired  # `drain` may have run just before `_used` was set
                 or connection.generation != liveness.generation
-                or (connection.readable() if connection.http2 is None else not connection.fresh)
+                or (connection.readable() if http2 is None else not http2.usable)
             ):
                 return connection
             lease.end(reusable=False)
