@@ -75,7 +75,7 @@ class _BalancedClient:
         with closed_on_error(self._balancer):
             own["base_url"] = _base_url(own["base_url"], target)
             cookies = own.pop("cookies", None)
-            super().__init__(transport=balancing, **own)  # type: ignore[call-arg]
+            super().__init__(transport=balancing, **own)  # type: ignore[call-arg]  # httpx's client
             self._lazy_cookies = LazyCookies(cookies)
         balancing.own(target.origin)
         self._deadline = self._binding.retry.deadline
@@ -101,7 +101,8 @@ class _BalancedClient:
         self, method: str, url: httpx.URL | str, **options: Unpack[RequestOptions]
     ) -> httpx.Request:
         """Build a request, as httpx's client does."""
-        build = super().build_request  # type: ignore[misc]
+        build = super().build_request  # type: ignore[misc]  # as above
+        # In a subclass, `self` is a client of httpx too.
         return self._request_cache.request(self, method, url, options, build)  # type: ignore[arg-type]
 
 

@@ -284,6 +284,7 @@ class AsyncTransport(_BalancedTransport, httpx.AsyncBaseTransport):
         else:
             self._begin_probes(make, looped=True)
 
+    # As in httpx, but not declared `async`: it returns the coroutine.
     def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: httpx.Request
     ) -> Coroutine[Any, Any, httpx.Response]:

@@ -127,6 +127,7 @@ class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
         transport: AsyncTransportFactory | None = None,
         **options: Unpack[TransportOptions],
     ) -> None: ...
+    # As in httpx2, but not declared `async`: it returns the coroutine.
     def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: httpx2.Request
     ) -> Coroutine[Any, Any, httpx2.Response]:

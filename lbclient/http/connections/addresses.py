@@ -93,6 +93,7 @@ def open_socket(address: Address, options: ConnectionSettings) -> socket.socket:
         sock.settimeout(0.0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in options.socket_options or ():
+            # Each form of the tuple fits one overload; pyright wants one overload for all forms.
             sock.setsockopt(*option)  # pyright: ignore[reportCallIssue, reportArgumentType]
         if options.local_address is not None:
             sock.bind((options.local_address, 0))
