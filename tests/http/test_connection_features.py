@@ -86,6 +86,43 @@ def test_engine_that_is_no_more(flavour, name):
         getattr(flavour, name)(["http://127.0.0.1:1"], transport="aiohttp")
 
 
+OWN_OPTIONS = {
+    "verify": "/ca.pem",
+    "cert": "/client.pem",
+    "http1": False,
+    "http2": True,
+    "local_address": "127.0.0.1",
+    "retries": 1,
+    "socket_options": [],
+    "max_connection_age": 60,
+    "max_idle_connections": 10,
+    "limits": httpx.Limits(max_keepalive_connections=10),
+}
+
+
+@pytest.mark.parametrize("flavour", [lbclient, lbclient.httpx2], ids=["httpx", "httpx2"])
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient", "Transport", "AsyncTransport"])
+@pytest.mark.parametrize("name", OWN_OPTIONS)
+def test_options_of_our_connections_with_other_transports(flavour, kind, name):
+    """K8: an option that has no effect on a caller's own transports is refused by an error that
+    names it and says where to set it."""
+    options = {"transport": pytest.fail, name: OWN_OPTIONS[name]}
+    said = rf"^{name} .*transport=; .* the transports that you make$"
+    with pytest.raises(ValueError, match=said):
+        getattr(flavour, kind)("https://127.0.0.1:1", **options)
+
+
+@worlds
+def test_options_of_calls_with_other_transports(servers, world):
+    """Options that do not concern connections are accepted with a caller's own transports."""
+    (server,) = servers(tells_port)
+    limits = httpx.Limits(max_connections=1)
+    options = {"limits": limits, "trust_env": False, "close_grace": 0.5, "tls_name": "instance"}
+    kind = httpx.HTTPTransport if world.backend is None else httpx.AsyncHTTPTransport
+    with world.client([server.url], transport=lambda _: kind(), **options) as client:
+        assert client.get("/").text == str(server.port)
+
+
 # TLS
 
 

@@ -263,14 +263,13 @@ certificates in an undefined way.
 """
 
 
+_UNSUPPORTED = "is not supported with transport="
+_OWN_OPTIONS = ("verify", "cert", "http1", "http2", "local_address", "retries", "socket_options")
+_OWN_LIMITS = ("max_connection_age", "max_idle_connections")
+"""Options of our own connections. A caller would believe that they apply to other transports."""
+
+
 def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:
-    for name in ("max_connection_age", "max_idle_connections"):
-        if options.get(name) is not None:
-            raise ValueError(f"{name} is not supported with transport=")
-    if options.get("cert") is not None:
-        raise ValueError(
-            "cert is not supported with transport=; pass it to the transports that you make"
-        )
     if factory == "aiohttp":
         raise ValueError(
             'transport="aiohttp" was removed, since lbclient has its own connections now; '
@@ -282,4 +281,14 @@ def _check_factory(factory: object, options: TransportOptions, shown: str) -> No
         raise kind(
             "transport must be a function that makes a transport for each instance, such as "
             f"lambda instance: {NAME}.{shown}, not {factory!r}"
+        )
+    for name in _OWN_OPTIONS:
+        if options.get(name) is not None:
+            raise ValueError(f"{name} {_UNSUPPORTED}; pass it to the transports that you make")
+    limited = [name for name in _OWN_LIMITS if options.get(name) is not None]
+    if getattr(options.get("limits"), "max_keepalive_connections", None) is not None:
+        limited.append("limits (max_keepalive_connections)")
+    if limited:
+        raise ValueError(
+            f"{limited[0]} {_UNSUPPORTED}; limit the connections in the transports that you make"
         )
