@@ -31,9 +31,9 @@ class Lease:
         self._owner: SlotOwner | None = None
 
     def __enter__(self) -> Instance:
-        self._owner = self._call.engine.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
+            self._owner = self._call.engine.owned(self, self._call.drop)
             while isinstance(step := next(self._steps), Pause):
                 sleep(step)
             return self._begin(step)
@@ -42,9 +42,9 @@ class Lease:
             raise
 
     async def __aenter__(self) -> Instance:
-        self._owner = self._call.engine.owned(self, self._call.abandon)
         self._call.__enter__()
         try:
+            self._owner = self._call.engine.owned(self, self._call.drop)
             while isinstance(step := next(self._steps), Pause):
                 await asleep(step)
             return self._begin(step)

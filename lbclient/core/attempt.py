@@ -271,6 +271,10 @@ class Attempt(Generic[R]):
         self._span.end()
         self._close(None, release=True)
 
+    def end_span_later(self) -> None:
+        """End the span when the outbox is published."""
+        self._span.end_later(self._call.engine.outbox.pending)
+
     def take(self) -> R:
         """Return the result. The attempt keeps no reference to it."""
         result, self.result = self.result, None

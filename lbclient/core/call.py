@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from lbclient._internal import validation
@@ -316,9 +317,17 @@ class Call(CallState[R]):
             self._records.append(last.info())
         return last.take() if last.error is None else None
 
+    def drop(self) -> None:
+        """Give back all slots and permits of the call, whose lease was garbage collected. Hold the
+        lock. The spans end after the lock is released, since the SDK may run code of the user."""
+        if not self.span.silent:
+            if self.last is not None:
+                self.last.end_span_later()
+            self.engine.outbox.pending.append(partial(self.span.end, None, len(self.tried)))
+        self.abandon()
+
     def abandon(self) -> None:
-        """Give back all slots and permits of the call, which was interrupted or whose lease was
-        dropped."""
+        """Give back all slots and permits of the call, which was interrupted."""
         if self.race is None:  # otherwise the call itself goes on, and only its lane has ended
             self.engine.calls.pop(self, None)
         if self.waiting is not None:

@@ -561,10 +561,12 @@ class Engine:
     def end(self) -> None:
         """Refuse further attempts, and end the calls that wait for one."""
         with self.lock:
+            self.run_deferred()
             waiting = self.membership.end()
         for signal in (*waiting, *list(self.calls.values())):
             if signal is not None:
                 signal.set()
+        self.outbox.publish()
 
 
 def _signal_of(call: PickRequest) -> Signal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import Token
 
@@ -76,7 +77,7 @@ class CallSpan:
         self._context = around
         self._recording = span.is_recording()
         self.silent: bool = not (self._recording or span.get_span_context().is_valid)
-        """True if nothing is traced."""
+        """True if nothing is traced, or the span has ended."""
         if not self.silent:
             self._context = trace.set_span_in_context(span, around)
 
@@ -96,13 +97,15 @@ class CallSpan:
         return AttemptSpan(span, known, self._context)
 
     def end(self, error: BaseException | None, attempts: int) -> None:
-        """End the span of the call."""
+        """End the span of the call. May be called more than once."""
+        if self.silent:
+            return
+        self.silent = True
         if self._recording and attempts != 1:
             self._span.set_attribute(ATTEMPTS, attempts)
         if self._recording and error is not None:
             _conclude(self._span, error_attributes(error), _NOTHING)
-        if not self.silent:
-            self._span.end()
+        self._span.end()
 
 
 class AttemptSpan:
@@ -138,6 +141,12 @@ class AttemptSpan:
         if attributes and self.recording:
             _conclude(span, attributes, self._known)
         span.end()
+
+    def end_later(self, pending: deque[Callable[[], None]]) -> None:
+        """Add the end of the span to the functions that are called later."""
+        if (span := self._span) is not None:
+            pending.append(span.end)
+            self._span = None
 
 
 NOOP_SPAN = AttemptSpan(None, _NOTHING, Context())

@@ -22,6 +22,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 from opentelemetry import baggage, context, metrics, propagate, trace
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -837,6 +838,39 @@ def _inside_a_lease(telemetry):
     propagate.inject(carrier)
     assert carrier["traceparent"].split("-")[2] == format(attempt.context.span_id, "016x")
     assert telemetry.total("lbclient.in_flight") == 1
+
+
+class Asks(SpanProcessor):
+    """Takes a snapshot on another thread whenever a span ends, which needs the balancer's lock."""
+
+    def __init__(self):
+        self.balancer = None
+        self.kinds = []
+
+    def on_end(self, span):
+        thread = threading.Thread(target=self.balancer.snapshot)
+        thread.start()
+        thread.join(10)
+        self.kinds.append(None if thread.is_alive() else span.kind)
+
+
+@pytest.mark.parametrize("then", ["call", "close"])
+def test_the_spans_of_a_dropped_lease_end(telemetry, then):
+    """C14: the spans of a lease that was dropped without leaving its block end at the next call or
+    when the balancer is closed, and the balancer's lock is not held while they are exported."""
+    asks = Asks()
+    telemetry.tracers.add_span_processor(asks)
+    balancer = asks.balancer = lbclient.Balancer("http://127.0.0.1:9", **telemetry.options)
+    lease = balancer.acquire()
+    lease.__enter__()
+    del lease
+    assert len(telemetry.open) == 2
+    if then == "call":
+        balancer.call(str)
+    balancer.close()
+    pair = [SpanKind.CLIENT, SpanKind.INTERNAL]
+    assert Counter(asks.kinds) == Counter(pair * (2 if then == "call" else 1))
+    assert telemetry.open == []
 
 
 def test_a_lease_never_entered_has_no_span(telemetry):
