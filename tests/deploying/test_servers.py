@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import socket
 import threading
 
 import httpx
@@ -17,6 +18,24 @@ KINDS = "sync", "gthread", "gevent"
 FIRST, *OTHERS = itertools.product(APPS, KINDS, [["--preload"], []])
 
 
+CALLS_TWICE = """
+import os, select, sys, lbclient, lbclient.wsgi
+orders = lbclient.Client(os.environ["ORDERS"])
+def calls_twice(environ, start_response):
+    orders.get("/orders/0")
+    select.select([environ["gunicorn.socket"]], [], [])  # until the caller has gone
+    try:
+        orders.get("/orders/7")
+        outcome = "sent"
+    except lbclient.DeadlineExceeded as error:
+        outcome = error
+    sys.stdout.write(f"{outcome}\\n")
+    start_response("200 OK", [])
+    return []
+app = lbclient.wsgi.DeadlineMiddleware(calls_twice)
+"""
+
+
 def instance_of(response):
     return response.raise_for_status().json()["instance"]
 
@@ -26,9 +45,9 @@ def serves(server, orders):
     time that its caller sends; a server that is told to end finishes the request that it has."""
     with httpx.Client(base_url=server.url(), timeout=HANGS) as client:
         assert outlives_an_instance(lambda: instance_of(client.get("/orders/7")), orders) == []
-        late = client.get("/orders/0", headers={"x-deadline-ms": "100"})
+        late = client.get("/orders/0", headers={"x-deadline-ms": "500"})
         assert late.status_code == 504
-        assert "the deadline is over after 0.1" in late.json()["detail"]
+        assert "the deadline is over after" in late.json()["detail"]
         orders.arrived()
         responses = []
         request = threading.Thread(target=lambda: responses.append(client.get("/orders/0")))
@@ -58,6 +77,20 @@ def test_gunicorn(run, orders, app, kind, preload):
     words = gunicorn(start, *preload, workers="2")
     words[words.index("flask_shop:app")] = app
     serves(run(words), orders)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_caller_that_has_gone(tmp_path, run, orders, kind):
+    """Under each worker of gunicorn a request whose caller has gone makes no further calls."""
+    (tmp_path / "twice.py").write_text(CALLS_TWICE)
+    words = gunicorn(f"gunicorn flask_shop:app --workers 4 --worker-class {kind}", workers="1")
+    words[words.index("flask_shop:app")] = "twice:app"
+    server = run(words)
+    with socket.create_connection(("127.0.0.1", httpx.URL(server.url()).port)) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\nx-deadline-ms: 30000\r\n\r\n")
+        orders.arrived()
+    orders.release()
+    assert server.process.stdout.readline().startswith("the deadline was ended")
 
 
 def test_telemetry_of_a_worker(run, orders):
