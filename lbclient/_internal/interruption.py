@@ -5,13 +5,14 @@ this package block them.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Generator, Iterator
 from opcode import opname
 from types import BuiltinFunctionType, CodeType, TracebackType
 
-__all__ = ["block_signals", "is_interruption"]
+__all__ = ["block_signals", "is_interruption", "unblocked"]
 
 _ERRORS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
 """The signals by which a thread learns of its own errors."""
@@ -24,14 +25,28 @@ def block_signals() -> set[signal.Signals]:
     Celery's pool does so while it holds a lock that other processes need. If a thread of this
     package took the signal, the process would end, and the lock would never be released.
 
-    A green thread blocks nothing, since it shares its thread with the program. Code of the user
-    must not run with blocked signals, since a process that it starts would inherit them.
+    A green thread blocks nothing, since it shares its thread with the program.
     """
     green = not isinstance(_thread.start_new_thread, BuiltinFunctionType)
     if green or not hasattr(signal, "pthread_sigmask"):
         return set()
     others = {one for one in signal.Signals if one.name not in _ERRORS}
     return others.difference(signal.pthread_sigmask(signal.SIG_BLOCK, others))
+
+
+@contextlib.contextmanager
+def unblocked(signals: Collection[signal.Signals]) -> Generator[None]:
+    """Unblock what `block_signals` has blocked, while code of the user runs. Otherwise a process or
+    a thread that this code starts would inherit the blocked signals.
+    """
+    if not signals:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from logging import WARNING
 from lbclient._internal import fork, validation
 from lbclient._internal.failure_log import Complaint, log_now
 from lbclient._internal.fork import Lazy
+from lbclient._internal.interruption import block_signals, unblocked
 from lbclient.telemetry.events import Event
 
 __all__ = ["Listener", "Listening"]
@@ -103,6 +104,7 @@ class _Box:
 def _listen(box: _Box, listener: Listener) -> None:
     if not box.running.acquire(blocking=False):
         return
+    blocked = block_signals()
     failing: Complaint | None = None
     slow: Complaint | None = None
     while (event := box.queue.get()) is not None:
@@ -115,7 +117,8 @@ def _listen(box: _Box, listener: Listener) -> None:
         elif slow.failing:
             slow.recovered()
         try:
-            listener(event)
+            with unblocked(blocked):
+                listener(event)
         except Exception as error:  # noqa: BLE001  # a user's function may raise anything
             failing.failed(time.monotonic(), error, detail=f"at {event!r}")
         else:

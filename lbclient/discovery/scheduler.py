@@ -31,7 +31,7 @@ from typing import Protocol
 
 from lbclient._internal import fork
 from lbclient._internal.fork import Lazy
-from lbclient._internal.interruption import block_signals
+from lbclient._internal.interruption import block_signals, unblocked
 
 __all__ = [
     "THREAD_SCHEDULER",
@@ -291,16 +291,9 @@ class ThreadScheduler:
             run()
 
     def _slow_round(self, job: ScheduledJob) -> None:
-        """Run a round on its own thread, which would inherit the blocked signals, and so would a
-        process that a user's resolver starts."""
-        if not self._blocked:
+        """Run a round that may call a user's resolver."""
+        with unblocked(self._blocked):
             self._round(job)
-            return
-        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._blocked)
-        try:
-            self._round(job)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _round(self, job: ScheduledJob) -> None:
         try:

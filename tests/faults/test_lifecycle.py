@@ -358,24 +358,37 @@ def test_child_does_not_end_tls_of_its_parent(kind, tmp_path):
 
 def test_signals_that_a_program_blocks():
     """C4: a signal that a program blocks in its own threads is not taken by lbclient's background
-    thread. A resolver's thread blocks no signals, and so neither do the processes that it starts.
+    threads. Resolvers and listeners run with no blocked signals, and so do the processes that they
+    start.
     """
     work = """
-    import os, signal, threading, lbclient
-    blocked = []
+    import os, re, signal, threading, time, lbclient
+    from pathlib import Path
+    blocked, heard, listeners = [], threading.Semaphore(0), []
+    def note(*events):
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        listeners.extend(threading.get_native_id() for _ in events)
+        heard.release()
     class Mine:
         def resolve(self):
-            blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+            note()
             return lbclient.Answer([lbclient.Instance("127.0.0.1", 9)], ttl=3600)
-    balancer = lbclient.Balancer(Mine(), name="orders")
-    balancer.refresh()
+    balancer = lbclient.Balancer(Mine(), name="orders", listener=note)
+    for _ in range(2):
+        balancer.call(str)
+    for _ in range(4):  # the resolver, the instance that joined, two picks
+        assert heard.acquire(timeout=30)
     for thread in threading.enumerate():
         if thread.name == "lbclient-lookup":
             thread.join()
+    status = Path(f"/proc/self/task/{listeners[-1]}/status")
+    while not int(re.search("SigBlk:(.*)", status.read_text())[1], 16):  # until it waits again
+        time.sleep(0.01)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.sigtimedwait([signal.SIGTERM], 30).si_signo == signal.SIGTERM
-    assert blocked == [set()]
+    for _ in range(100):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.sigtimedwait([signal.SIGTERM], 30).si_signo == signal.SIGTERM
+    assert blocked == [set()] * 4
     """
     assert script(work) == (0, "", "")
 
