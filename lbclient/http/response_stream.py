@@ -121,6 +121,8 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         except Exception as error:
             self._broke(error)
             raise
+        if self.closed:  # in the middle, which has ended `chunks`
+            raise httpx.StreamClosed
 
     async def aclose(self) -> None:
         """Free the slot of the instance first, since the rest of this method can be cancelled."""

@@ -321,6 +321,25 @@ def test_no_generator_is_left(backend, latency, late, streamed):
         assert client.in_flight == 0
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("latency", ["response", "first-byte"])
+def test_a_body_that_is_closed_in_the_middle_does_not_seem_complete(backend, latency):
+    """Reading on after a response was closed in the middle of its body raises StreamClosed."""
+    body = Parts(Clock(), None)
+
+    async def read(client):
+        async with client.stream("GET", "/") as response:
+            parts = response.aiter_raw()
+            assert await anext(parts) == b"x"
+            await response.aclose()
+            with pytest.raises(httpx.StreamClosed):
+                await anext(parts)
+
+    options = {"transport": lambda _: Reads(body), "latency": latency}
+    with World(backend).client(["http://127.0.0.1:1"], **options) as client:
+        client.run(read, client.client)
+
+
 def test_no_hedge_while_the_rest_of_a_body_arrives():
     """A call whose first byte has arrived is not hedged, however long the rest takes."""
     with lbclient.Balancer(["http://10.0.0.1", "http://10.0.0.2"], name="orders") as balancer:
