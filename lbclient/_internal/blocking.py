@@ -1,8 +1,8 @@
 """Runs the coroutines that threads and event loops share; on threads they block.
 
-The logic is written once, as coroutines. Each driver has its own operations (receive, send, sleep).
-On threads these operations block and never suspend, so one step of the coroutine runs the whole
-call.
+The logic is written once, as coroutines. Threads and event loops differ only in the operations that
+these coroutines await (receive, send, sleep). The operations for threads block and never suspend,
+so one step of the coroutine runs the whole call.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def deadline(seconds: float) -> AbstractContextManager[None]:
     inherit it too. Other threads do not inherit it, unless they run in
     `contextvars.copy_context()`.
 
-    The time begins to run when `deadline` is called. Each block needs a call of its own.
+    The time begins to run when `deadline` is called. What it returns
+    can be used in one `with` only: call `deadline` again for the next block.
 
     Raises ValueError or TypeError if `seconds` is not a finite number above zero.
     """

@@ -1,10 +1,10 @@
 """The pool: the endpoints of one service, and which of them are in rotation.
 
-Tiers follow RFC 2782: the lowest priority value comes first, and a tier serves only while no
-instance of a better tier is in rotation (*admissible*). An instance is not admissible if it is
-ejected, if active checks find it unhealthy, if its breaker refuses calls, or if it backs off
-(`Retry-After`). An instance at its limit stays admissible, and picks only skip it. So if a tier is
-full, the next tier does not serve.
+The instances with the same priority are a *tier* (RFC 2782). The tier with the lowest priority
+value serves, as long as at least one of its instances is in rotation; otherwise the next tier
+serves. An instance is in rotation (*admissible*) unless it is ejected, active checks find it
+unhealthy, its breaker refuses calls, or it backs off (`Retry-After`). An instance at its limit
+stays admissible, and picks only skip it. So if a tier is full, the next tier does not serve.
 
 If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
 service down. AWS's load balancers and Envoy's panic mode do the same.

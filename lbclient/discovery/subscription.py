@@ -181,10 +181,11 @@ class ServiceSubscription:
         return True
 
     def demand(self, now: float) -> bool:
-        """Plan a lookup within 5 s of the last one, because a call fails without an answer.
+        """Plan a lookup within 5 s of the last failed lookup, because a call needs an answer.
+        (While no call needs an answer, the wait between failed lookups grows to 30 s.)
 
-        Returns True if this lookup is earlier than the planned one; the caller must then schedule
-        the subscription. Without such calls, the wait after failures grows to 30 s. Hold the lock.
+        Returns True if this lookup is earlier than the planned one. The caller must then schedule
+        the subscription. Hold the lock.
         """
         at = self._failed_at + self._backoff.demanded
         if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:

@@ -139,7 +139,7 @@ def judge_of(statuses: Collection[int], unprocessed: Collection[int] = ()) -> Cl
 
 
 def status_of(name: str, value: object) -> int:
-    """Return the status. Raises TypeError or ValueError, naming the argument, if it is invalid."""
+    """Return `value` if it is a valid status. Otherwise raise an error that names `name`."""
     status = validation.count(name, value, least=100)
     if status > _LAST_STATUS:
         raise ValueError(f"{name} must be at most {_LAST_STATUS}, not {value!r}")

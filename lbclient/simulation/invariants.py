@@ -265,8 +265,8 @@ class Invariants:
             self._breach(now, [f"{many} in flight at all instances together"])
 
     def done(self, trail: Trail, error: str | None, now: float) -> None:
-        """Check a call that has ended, including its body. `error` is the name of the exception
-        that it raised."""
+        """Check a call that has ended, after its body has been read. `error` is the name of the
+        exception that the call raised."""
         deadline = trail.call.deadline
         if deadline is not None and now - deadline > _SLACK:
             self._breach(now, [f"a call ended {now - deadline:g} s past its deadline"])

@@ -61,7 +61,8 @@ class World:
         heapq.heappush(self._events, (max(time, self._now), next(self._order), event, background))
 
     def run(self, until: float = math.inf) -> None:
-        """Run until no event is left, or until a time, which becomes the current time.
+        """Run all events up to the time `until`, and then set the clock to `until`. Without
+        `until`, run until no event is left.
 
         If a process raises an exception, `run` raises it.
         """

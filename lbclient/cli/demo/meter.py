@@ -132,7 +132,7 @@ class Meter:
         return Frame(now, tuple(rows), tally, rate)
 
     def _since(self, mark: _Mark) -> _Mark:
-        """Return the mark from one window ago."""
+        """Store this mark, and return the mark from `window` seconds before it, or the first."""
         self._marks.append(mark)
         while len(self._marks) > 2 and self._marks[1].at <= mark.at - self._window:
             self._marks.popleft()

@@ -133,8 +133,8 @@ class Dns:
         """Make a resolver for one question, so that changes of resolv.conf apply.
 
         The resolver is not shared between threads. Each nameserver gets a part of the lifetime, and
-        the nameserver that gave the last answer is asked first. Otherwise each question would first
-        wait for a nameserver that is down.
+        the nameserver that gave the last answer is asked first. Otherwise, if the first nameserver
+        of the list is down, each question would wait for it.
         """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         given = resolver.nameservers if self._nameservers is None else self._nameservers

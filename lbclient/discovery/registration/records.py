@@ -1,8 +1,10 @@
 """The names and records of one instance (RFC 2782): adding them to a zone, and removing them.
 
-It is always safe for an instance to add its record, and to delete exactly this record. Other
-instances may share the addresses of a target. So these addresses are deleted only if the records on
-which this decision depends are unchanged (RFC 2136, 2.4.2); otherwise the records are read again.
+It is always safe for an instance to add its record, and to delete exactly this record. The SRV
+records of several instances may name the same host (the *target*). These instances then share the
+address records of the target. So an instance deletes address records only if no other instance
+needs them. It reads the records to find this out. DNS carries the deletion out only if the records
+have not changed since then (RFC 2136, 2.4.2); otherwise the instance reads them again.
 """
 
 from __future__ import annotations
