@@ -195,14 +195,16 @@ class HttpAdapter:
         self, response: httpx.Response, request: httpx.Request, instance: Instance
     ) -> None:
         """Change a redirect to an instance into a redirect to the service. Under another client,
-        which has its own URLs, only the base path of the instance is removed.
+        which has its own URLs, only the base path of the service or the instance is removed.
         """
         origin = self.origin
         if origin is None:
-            if not base_path(instance, self.target):
+            path = self.target.path
+            if not (path or base_path(instance, self.target)):
                 return
             url = request.url.copy_with(raw_path=b"/", fragment=None, userinfo=b"")
-            origin = Origin(replace(self.target, origin=str(url)), self.balancer.instances)
+            target = replace(self.target, origin=str(url))
+            origin = Origin(target, self.balancer.instances, path)
         origin.make_logical(response, request, instance)
 
 

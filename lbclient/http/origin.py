@@ -27,11 +27,15 @@ class Origin:
     An instance may build redirects with its address, an alias, or the port on which it listens.
     Hosts are compared as addresses and as names, in any spelling. If an instance has a base path of
     its own, only URLs below it are URLs of the service. `instances` returns the instances that are
-    known at the moment.
+    known at the moment. `path` is a base path that the transport puts before the path of each
+    request, after that of the instance.
     """
 
-    def __init__(self, target: Target, instances: Callable[[], Iterable[Instance]]) -> None:
+    def __init__(
+        self, target: Target, instances: Callable[[], Iterable[Instance]], path: str = ""
+    ) -> None:
         self._target = target
+        self._path = path.encode("ascii")
         self._url = httpx.URL(target.origin)
         self._host = self._url.raw_host
         self._port = self._url.port
@@ -75,7 +79,7 @@ class Origin:
         part of the service, so it becomes a redirect to the instance's own origin.
         """
         location = response.headers.get("location")
-        path = base_path(instance, self._target)
+        path = self._base_path(instance)
         if location is None or not (path or "//" in location):
             return
         try:
@@ -85,7 +89,7 @@ class Origin:
             logical = self.logical(url, instance) if url.host else None
             if logical is not None:
                 url = logical.copy_with(userinfo=b"")  # a redirect must not set credentials
-            elif not (path and url.host):
+            elif not (url.host and base_path(instance, self._target)):
                 return
             elif self._paths(url, instance):
                 url = self._at(instance, url)
@@ -136,18 +140,25 @@ class Origin:
         names = _names(url.raw_host.decode("ascii"))
         own = names(self._host.decode("ascii"))
         if own and self._is_service(url):
-            return [b"" if answered is None else base_path(answered, target)]
+            return [b"" if answered is None else self._base_path(answered)]
         scheme = url.scheme or self._scheme
         port = DEFAULT_PORTS.get(scheme) if url.port is None else url.port
+        known = self._instances()
+        if answered is not None:  # discovery may have removed it meanwhile
+            known = *known, answered
         return [
-            base_path(one, target)
-            for one in self._instances()
+            self._base_path(one)
+            for one in known
             if target.scheme_of(one) == scheme
             and (
                 (port == one.port and (own or names(one.host) or any(map(names, one.addresses))))
                 or (one.headers and one.headers.get("host", "").encode() == url.netloc)
             )
         ]
+
+    def _base_path(self, instance: Instance) -> bytes:
+        """Return the path that comes before the path of a request of the client."""
+        return base_path(instance, self._target) + self._path
 
     def _at(self, instance: Instance, url: httpx.URL) -> httpx.URL:
         """Return the URL with the instance's own origin."""

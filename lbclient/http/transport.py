@@ -200,8 +200,8 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     A transport can also serve one of several origins:
     `mounts={"http://orders": lbclient.Transport(service)}`. It does not change the request's Host,
     unless an instance has a scheme or a Host of its own. A path in the service's URL is put before
-    the request's path. A transport takes the arguments of `Balancer`, those of
-    `httpx.HTTPTransport` except `proxy` and `uds`, and some arguments of its own.
+    the request's path, and removed from redirects. A transport takes the arguments of `Balancer`,
+    those of `httpx.HTTPTransport` except `proxy` and `uds`, and some arguments of its own.
 
     - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->

@@ -20,6 +20,7 @@ from lbclient import Answer, HealthCheck, Instance, RetryPolicy
 from lbclient.cli.report import changes, picture
 from tests.http.test_features import World
 from tests.http.test_tls import TlsServer
+from tests.support.dns import Liar
 from tests.support.http import Gate, dies_in_body, resets, says, tells_port, transports_of
 from tests.support.http2 import Http2
 
@@ -475,6 +476,36 @@ def test_a_redirect_to_another_instance(servers):
     own_only([first, second], instances)
 
 
+class Registry:
+    """A source whose answer a test changes."""
+
+    def __init__(self, *instances):
+        self.instances = instances
+
+    def resolve(self):
+        return Answer(self.instances, ttl=60)
+
+
+@worlds
+@pytest.mark.parametrize("location", ["{url}/a/jobs", "/a/jobs", "jobs"])
+def test_a_redirect_of_an_instance_that_has_left(servers, world, location):
+    """A redirect below the base path of the instance that sent it leads to the service, also if
+    discovery has removed this instance meanwhile."""
+    first, second = servers(None, tells_target)
+    source = Registry(Instance.from_url(f"{first.url}/a", headers={"api-key": "key-0"}))
+    with world.client(source, min_refresh=0.001, follow_redirects=True) as client:
+
+        def leaves(connection, _):
+            source.instances = [Instance.from_url(f"{second.url}/b", headers={"api-key": "key-1"})]
+            client.balancer.refresh()
+            connection.answer(307, Location=location.format(url=first.url))
+
+        first.behaviour = leaves
+        answer = client.post("/start", content=b"body")
+    assert answer.json() == {"target": "/b/jobs", "port": second.port, "body": 4}
+    assert second.requests[0].headers["api-key"] == "key-1"
+
+
 @worlds
 @pytest.mark.parametrize("host", ["orders", "127.0.0.1:{port}"])
 def test_a_redirect_of_a_service_with_a_name(servers, world, host):
@@ -505,6 +536,79 @@ def test_a_redirect_under_httpx(servers, world):
         answers = [client.get("http://orders/start", follow_redirects=True) for _ in range(4)]
     assert {one.json()["target"] for one in answers} == {"/v1/jobs"}
     assert {str(one.url) for one in answers} == {"http://orders/jobs"}
+
+
+@contextlib.contextmanager
+def with_base_path(kind, server):
+    """A service of this kind with the base path `/base`, whose instances are this server."""
+    if kind == "list":
+        yield [f"{server.url}/base/", f"http://localhost:{server.port}/base"], {}
+        return
+    with Liar() as liar:
+        liar.put("_http._tcp.orders.test", "SRV", f"0 1 {server.port} web.orders.test.")
+        for name in ("orders.test", "web.orders.test"):
+            liar.put(name, "A", "127.0.0.1")
+        rest = f":{server.port}/base" if kind == "http+dns" else "/base"
+        options = {"nameservers": [liar.address], "allow": ["127.0.0.0/8"]}
+        yield f"{kind}://orders.test{rest}", options
+
+
+LOCATIONS = [
+    ("/base/next?x=1#end", "/next?x=1"),
+    ("http://127.0.0.1:{port}/base/next", "/next"),
+    ("http://u:p@orders/base/next", "/next"),
+    ("//orders/base/next", "/next"),
+    ("next", "/in/next"),
+    ("/base", "/"),
+    ("?x=1", "/in/start?x=1"),
+    ("/base/base/next", "/base/next"),
+    ("/base/a%2Fb/%C3%A9;c//d", "/a%2Fb/%C3%A9;c//d"),
+]
+
+
+@worlds
+@pytest.mark.parametrize("kind", ["list", "http+dns", "http+srv"])
+def test_the_services_base_path_under_httpx(servers, world, kind):
+    """Under httpx's own client, a redirect below the base path of the service leads to the same
+    path of the client's URLs; `key=` gets URLs with the base path, and responses have none."""
+    (server,) = servers(None)
+    keys = []
+
+    def key(request):
+        keys.append(request.url.raw_path.decode())
+
+    def redirects_to(location):
+        def behave(connection, request):
+            if request.target == "/base/in/start":
+                connection.answer(307, Location=location.format(port=server.port))
+            else:
+                tells_target(connection, request)
+
+        return behave
+
+    with (
+        with_base_path(kind, server) as (service, options),
+        world.under_httpx(service, key=key, **options) as client,
+    ):
+        for location, target in LOCATIONS:
+            server.behaviour = redirects_to(location)
+            answer = client.post("http://orders/in/start", content=b"body", follow_redirects=True)
+            (first,) = answer.history
+            assert str(first.request.url) == "http://orders/in/start"
+            assert answer.json()["target"] == f"/base{target}"
+            assert answer.json()["body"] == 4
+            assert str(answer.request.url).partition("#")[0] == f"http://orders{target}"
+            assert keys[-2:] == ["/base/in/start", f"/base{target}"]
+    assert {one.headers["host"] for one in server.requests} == {"orders"}
+
+
+@worlds
+@pytest.mark.parametrize("location", ["/other", "/baseless", "http://other.test/base/next"])
+def test_a_redirect_outside_the_services_base_path_under_httpx(servers, world, location):
+    """Under httpx's own client, a redirect outside the base path of the service is unchanged."""
+    (server,) = servers(says(307, Location=location))
+    with world.under_httpx(f"{server.url}/base") as client:
+        assert client.get("http://orders/start").headers["location"] == location
 
 
 def test_a_url_that_names_an_instance(three, trust):
@@ -799,12 +903,8 @@ def test_a_fallback_with_a_name_of_its_own(servers, serve_tls, trust, world):
     (bad,) = servers(says(503))
     fallback = serve_tls("fallback.test", tells_target)
 
-    class Registry:
-        def resolve(self):
-            return Answer([Instance("127.0.0.1", bad.port)], ttl=60)
-
     listed = Instance.from_url(f"{fallback.url}/v1", 1, 1, tls_name="fallback.test")
-    union = lbclient.Union(Registry(), [listed])
+    union = lbclient.Union(Registry(Instance("127.0.0.1", bad.port)), [listed])
     retry = RetryPolicy(backoff=0.001, backoff_max=0.002)
     with world.client(union, verify=trust, retry=retry, scheme="https") as client:
         client.get("/x")
