@@ -302,6 +302,32 @@ def test_a_fault_answered_at_the_deadline(after, charged, again):
     assert balancer.snapshot().instances[0].failures == charged + 1
 
 
+def test_a_probe_answered_at_the_deadline():
+    """A fault that answers a breaker's probe at the deadline decides nothing: the next call is the
+    probe."""
+    clock = Clock()
+    breaker = lbclient.BreakerPolicy(fail_max=1, reset_timeout=1.0)
+    balancer = Balancer(ONE, clock=clock, retry=None, judge=_judge, breaker=breaker)
+    fault, fine = (lbclient.Verdict(fault=fault) for fault in (True, False))
+
+    def passes(verdict):
+        def fn(_):
+            clock.now += 5.0
+            return verdict
+
+        return fn
+
+    for verdict in (fine, fault):
+        balancer.call(passes(verdict))
+    clock.now += 5.0
+    with Block(Deadline(clock.now + 5.0, clock, clock.now)):
+        balancer.call(passes(fault))
+    (seen,) = balancer.snapshot().instances
+    assert (seen.breaker, seen.failures) == ("half-open", 1)
+    balancer.call(passes(fine))
+    assert balancer.snapshot().instances[0].breaker == "closed"
+
+
 def test_an_instance_that_asks_for_a_rest_at_the_deadline():
     """An instance that answers with `Retry-After` backs off, also if the deadline is over."""
     clock = Clock()

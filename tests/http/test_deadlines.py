@@ -126,7 +126,14 @@ def test_instances_that_know_the_deadline(servers, world):
         for _ in range(10):
             with lbclient.deadline(0.02), contextlib.suppress(lbclient.DeadlineExceeded):
                 assert client.get("/").status_code == 504
+            with (
+                lbclient.deadline(0.02),
+                contextlib.suppress(lbclient.DeadlineExceeded),
+                client.stream("GET", "/") as response,
+            ):
+                assert response.status_code == 504
         (seen,) = client.client.balancer.snapshot().instances
+        assert client.in_flight == 0
     assert seen.failures == 0
     assert seen.breaker == "closed"
 
