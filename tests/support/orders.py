@@ -1,7 +1,8 @@
 """The service `orders`: `python -m tests.support.orders PORT FOLDER` is one instance of it.
 
 GET /orders/7 returns the number and the id of the process. For GET /orders/0 it creates the file
-`arrived` in FOLDER, and responds once there is a file `released`.
+`arrived` in FOLDER, and responds once there is a file `released`. It exits when its standard input
+ends, so it cannot outlive the tests.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,7 +71,8 @@ class Instance:
 
     def _start(self, port):
         command = [sys.executable, "-m", __spec__.name, str(port), str(self._folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.pid = self._process.pid
         self.port = int(self._process.stdout.readline())
 
@@ -77,6 +80,7 @@ class Instance:
         """End it in the middle of whatever it does."""
         self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
     def restart(self):
@@ -88,4 +92,5 @@ if __name__ == "__main__":
     with Instances(("127.0.0.1", int(sys.argv[1])), Handler) as server:
         sys.stdout.write(f"{server.server_address[1]}\n")
         sys.stdout.flush()
-        server.serve_forever()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdin.read()
