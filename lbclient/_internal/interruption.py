@@ -36,9 +36,8 @@ def block_signals() -> set[signal.Signals]:
 
 @contextlib.contextmanager
 def unblocked(signals: Collection[signal.Signals]) -> Generator[None]:
-    """Unblock what `block_signals` has blocked, while code of the user runs. Otherwise a process or
-    a thread that this code starts would inherit the blocked signals.
-    """
+    """Unblock the signals that `block_signals` has blocked, while code of the user runs. Otherwise
+    a process or a thread that this code starts would inherit the blocked signals."""
     if not signals:
         yield
         return

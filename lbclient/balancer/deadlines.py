@@ -32,8 +32,8 @@ def deadline(seconds: float) -> AbstractContextManager[None]:
     inherit it too. Other threads do not inherit it, unless they run in
     `contextvars.copy_context()`.
 
-    The time begins to run when `deadline` is called. What it returns
-    can be used in one `with` only: call `deadline` again for the next block.
+    The time begins to run when `deadline` is called. The object that `deadline` returns works in
+    one `with` statement only: call `deadline` again for the next block.
 
     Raises ValueError or TypeError if `seconds` is not a finite number above zero.
     """
