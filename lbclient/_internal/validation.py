@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "port",
     "seconds",
     "several",
+    "shown",
     "token",
 ]
 
@@ -43,7 +44,7 @@ def number(name: str, value: object, *, least: float = 0.0, above: bool = False)
     Raises TypeError or ValueError.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {shown(value)}")
     if not _finite(value) or value < least or (above and value == least):
         bound = f"above {least:g}" if above else f"of {least:g} or more"
         raise ValueError(f"{name} must be a finite number {bound}, not {value!r}")
@@ -65,7 +66,7 @@ def seconds(name: str, value: object) -> float:
 def count(name: str, value: object, *, least: int = 1) -> int:
     """Check for a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+        raise TypeError(f"{name} must be a whole number, not {shown(value)}")
     if value < least:
         raise ValueError(f"{name} must be {least} or more, not {value!r}")
     return value
@@ -109,13 +110,13 @@ def one_of(name: str, value: object, choices: Iterable[N]) -> N:
     for choice in known:
         if isinstance(value, str) and value == choice:
             return choice
-    raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, not {shown(value)}")
 
 
 def port(name: str, value: object) -> int:
     """Check for a TCP port from 1 to 65535."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number from 1 to 65535, not {value!r}")
+        raise TypeError(f"{name} must be a whole number from 1 to 65535, not {shown(value)}")
     if not 1 <= value <= 65535:
         raise ValueError(f"{name} must be from 1 to 65535, not {value!r}")
     return value
@@ -144,7 +145,7 @@ def several(name: str, value: object, of: str) -> list[object]:
 def address(name: str, value: object) -> str:
     """Check for an IP address. Returns it in normal form."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must contain IP addresses, not {value!r}")
+        raise TypeError(f"{name} must contain IP addresses, not {shown(value)}")
     try:
         return _address(value)
     except ValueError:
@@ -179,7 +180,7 @@ def host(name: str, value: object) -> str:
     Returns it in lower case and without the final dot.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a host name or an IP address, not {value!r}")
+        raise TypeError(f"{name} must be a host name or an IP address, not {shown(value)}")
     if ":" in value or value[-1:].isdigit():  # otherwise it cannot be an address
         try:
             return _address(value)
@@ -193,6 +194,12 @@ def host(name: str, value: object) -> str:
     if len(plain) > 253 or not _LABELS.fullmatch(plain):
         raise ValueError(f"{name} must be a host name or an IP address, not {bare(value)!r}")
     return plain
+
+
+def shown(value: object) -> str:
+    """Return a value for use in errors. Only the type of a dict is shown, since it may contain an
+    instance's headers."""
+    return type(value).__name__ if isinstance(value, Mapping) else repr(value)
 
 
 def bare(text: str) -> str:

@@ -251,7 +251,7 @@ def identity_of(instance: Instance) -> str:
 def _base_path(path: object) -> str:
     """Check a base path. Returns it without the final slash."""
     if not isinstance(path, str):
-        raise TypeError(f"path must be text such as '/openai/v1', not {path!r}")
+        raise TypeError(f"path must be text such as '/openai/v1', not {validation.shown(path)}")
     if "?" in path or "#" in path:  # the text after them may be secret
         raise ValueError("path must not contain a query or a fragment")
     if not path.startswith("/") or path.startswith("//") or not _PATH.fullmatch(path):
@@ -329,7 +329,8 @@ def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
     best: dict[Instance, Instance] = {}
     for instance in validation.several("instances", instances, "lbclient.Instance values"):
         if not isinstance(instance, Instance):
-            raise TypeError(f"instances must contain lbclient.Instance values, not {instance!r}")
+            kind = validation.shown(instance)
+            raise TypeError(f"instances must contain lbclient.Instance values, not {kind}")
         known = best.setdefault(instance, instance)
         if (instance.priority, -instance.weight) < (known.priority, -known.weight):
             best[instance] = instance

@@ -129,7 +129,10 @@ class Origin:
         found = [path for path in self._paths(url, answered) if _is_below(raw_path, path)]
         if not found:
             return None
-        if path := max(found, key=len):
+        path = max(found, key=len)
+        if answered is not None and (own := self._base_path(answered)) in found:
+            path = own  # below it, another instance may have a longer one
+        if path:
             below = raw_path[len(path) :]
             url = url.copy_with(raw_path=below if below.startswith(b"/") else b"/" + below)
         return url.copy_with(scheme=self._scheme, host=self._url.host, port=self._port)
@@ -143,6 +146,8 @@ class Origin:
             return [b"" if answered is None else self._base_path(answered)]
         scheme = url.scheme or self._scheme
         port = DEFAULT_PORTS.get(scheme) if url.port is None else url.port
+        netloc = url.netloc.decode("ascii")
+        hosts = netloc, f"{netloc}:{DEFAULT_PORTS.get(scheme)}"
         known = self._instances()
         if answered is not None:  # discovery may have removed it meanwhile
             known = *known, answered
@@ -152,7 +157,7 @@ class Origin:
             if target.scheme_of(one) == scheme
             and (
                 (port == one.port and (own or names(one.host) or any(map(names, one.addresses))))
-                or (one.headers and one.headers.get("host", "").encode() == url.netloc)
+                or (one.headers and one.headers.get("host", "").lower() in hosts)
             )
         ]
 

@@ -206,6 +206,30 @@ def test_what_no_instance_has(fields, error, words):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda headers: Instance.from_url("https://a.test/v1", headers),
+        lambda headers: Instance("a", headers),
+        lambda headers: Instance("a", 80, headers),
+        lambda headers: Instance("a", 80, 1, headers),
+        lambda headers: Instance("a", 80, addresses=[headers]),
+        lambda headers: Instance("a", 80, scheme=headers),
+        lambda headers: Instance("a", 80, path=headers),
+        lambda headers: Instance("a", 80, tls_name=headers),
+        lambda headers: Instance({"host": "a", "headers": headers}, 80),
+        lambda headers: Answer([{"host": "a", "port": 80, "headers": headers}]),
+        lambda headers: lbclient.Client([{"host": "a", "port": 80, "headers": headers}]),
+    ],
+    ids=range(11),
+)
+def test_headers_as_another_argument(make):
+    """If headers are passed as another argument, the error shows no value of a header."""
+    with pytest.raises((TypeError, ValueError), match=" must ") as caught:
+        make({"api-key": KEY})
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "Content-Length",

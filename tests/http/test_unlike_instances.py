@@ -506,6 +506,22 @@ def test_a_redirect_of_an_instance_that_has_left(servers, world, location):
     assert second.requests[0].headers["api-key"] == "key-1"
 
 
+@pytest.mark.parametrize(("base", "longer"), [("/a", "/a/b"), ("", "/b")])
+@pytest.mark.parametrize("origin", ["", "http://127.0.0.1:{port}"])
+def test_a_redirect_below_two_base_paths(servers, base, longer, origin):
+    """If a redirect is below the base path of the instance that sent it, this path is removed,
+    also if the base path of another instance with this origin is longer."""
+    (server,) = servers(redirecting(f"{origin}{base}/b/jobs", ""))
+    instances = [
+        Instance.from_url(f"{server.url}{base}"),
+        Instance.from_url(f"{server.url}{longer}", 1, 1),
+    ]
+    with lbclient.Client(instances, follow_redirects=True) as client:
+        answer = client.get("/start")
+    assert answer.json()["target"] == f"{base}/b/jobs"
+    assert answer.url.path == "/b/jobs"
+
+
 @worlds
 @pytest.mark.parametrize("host", ["orders", "127.0.0.1:{port}"])
 def test_a_redirect_of_a_service_with_a_name(servers, world, host):
@@ -626,10 +642,11 @@ def test_a_url_that_names_an_instance(three, trust):
     own_only(running, instances)
 
 
-def test_a_redirect_to_the_host_of_an_instance(servers):
+@pytest.mark.parametrize("host", ["own.test", "Own.Test", "own.test:80", "own.test:81"])
+def test_a_redirect_to_the_host_of_an_instance(servers, host):
     """A redirect that an instance builds from its own Host leads to the service too."""
-    pair = servers(redirecting("http://own.test{base}/jobs", "/v1"), tells_target)
-    own = Instance.from_url(f"{pair[0].url}/v1", headers={"host": "own.test"})
+    pair = servers(redirecting(f"http://{host}{{base}}/jobs", "/v1"), tells_target)
+    own = Instance.from_url(f"{pair[0].url}/v1", headers={"host": host})
     other = Instance.from_url(f"{pair[1].url}/v2", 1, 1)
     with lbclient.Client([own, other], follow_redirects=True) as client:
         assert client.get("/start").json()["target"] == "/v1/jobs"
