@@ -1,5 +1,5 @@
-"""Signals: their handlers' exceptions are distinguished from those of called code, and threads of
-this package block them.
+"""Distinguishes exceptions of signal handlers from those of called code, and blocks signals in the
+threads of this package.
 """
 
 from __future__ import annotations
