@@ -36,7 +36,7 @@ from .options import (
     connection_settings,
     part,
 )
-from .origin import Origin, base_path
+from .origin import Origin, base_path, make_cookies_logical
 from .request import UNSTREAMED, Upstream, call_options_of
 from .response_stream import AsyncResponseStream, ResponseStream
 from .shortcuts import Content
@@ -77,6 +77,8 @@ class HttpAdapter:
         self.policy: RetryPolicy = self.binding.retry
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
+        self.added_path: str = self.target.path
+        """The base path to put before the path of each request. A `Client` has it in its URLs."""
         self.loads: Loads | None = self.binding.loads()
         """None if the strategy does not use the load that instances report."""
         with closed_on_error(self.balancer):
@@ -107,6 +109,7 @@ class HttpAdapter:
         """Accept only requests for this origin, as a `Client` does. A transport accepts all
         origins."""
         self.origin = Origin(replace(self.target, origin=origin), self.balancer.instances)
+        self.added_path = ""
 
     def call(
         self, request: httpx.Request, replayable: Callable[[], bool] | None
@@ -191,6 +194,11 @@ class HttpAdapter:
             response.stream.info = info  # for an error while the body is read later
         return response
 
+    def logical_cookies(self, response: httpx.Response, instance: Instance) -> None:
+        """Remove the base path of the service or the instance from the paths of cookies."""
+        if path := base_path(instance, self.target) + self.added_path.encode("ascii"):
+            make_cookies_logical(response, path)
+
     def redirected(
         self, response: httpx.Response, request: httpx.Request, instance: Instance
     ) -> None:
@@ -199,7 +207,7 @@ class HttpAdapter:
         """
         origin = self.origin
         if origin is None:
-            path = self.target.path
+            path = self.added_path
             if not (path or base_path(instance, self.target)):
                 return
             url = request.url.copy_with(raw_path=b"/", fragment=None, userinfo=b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lbclient.discovery.registry import Target
@@ -10,12 +11,13 @@ from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
 
 from ._compat import NAME, PUBLIC, httpx
 from .errors import LoadBalancingError
-from .shortcuts import origin_of
+from .shortcuts import headers_of, origin_of
 
-__all__ = ["Origin", "base_path"]
+__all__ = ["Origin", "base_path", "make_cookies_logical"]
 
 _ENDS = (b"", b"/", b"?")
 """A base path is followed by one of these, or it is the end of the path."""
+_COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)([^; \t]*)", re.IGNORECASE)
 _LOCALHOST = "localhost"
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 """The addresses of `localhost` (RFC 6761, section 6.3)."""
@@ -185,6 +187,22 @@ def base_path(instance: Instance, target: Target) -> bytes:
     """Return the path that comes before the path of a request to this instance. A base path that
     all instances have in common is part of the service's URL."""
     return b"" if instance.path == target.path else instance.path.encode("ascii")
+
+
+def make_cookies_logical(response: httpx.Response, path: bytes) -> None:
+    """Remove a base path from the paths of the cookies that a response sets. The requests of the
+    client do not have this path, so such a cookie would never be sent."""
+    if "set-cookie" not in response.headers:
+        return
+
+    def below(match: re.Match[bytes]) -> bytes:
+        name, raw = match.groups()
+        return name + (raw[len(path) :] or b"/") if _is_below(raw, path) else match[0]
+
+    response.headers = headers_of(
+        (name, _COOKIE_PATH.sub(below, value) if name.lower() == b"set-cookie" else value)
+        for name, value in response.headers.raw
+    )
 
 
 def _written(instance: Instance) -> str:

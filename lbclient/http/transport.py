@@ -88,8 +88,8 @@ class _BalancedTransport:
         adapter = self._adapter
         if adapter.origin is not None:
             request = adapter.origin.admitted(request)
-        elif adapter.target.path:
-            request = below(adapter.target.path, request)
+        elif adapter.added_path:
+            request = below(adapter.added_path, request)
         stream: Any = request.stream
         replayable: Replayable = None
         if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
@@ -164,6 +164,8 @@ class _BalancedTransport:
         attempt.status = status = response.status_code
         if 300 <= status < 400 and response.has_redirect_location:
             adapter.redirected(response, request, attempt.instance)
+        if attempt.instance.path or adapter.added_path:
+            adapter.logical_cookies(response, attempt.instance)
         if self._reports is not None:
             self._reports.record(attempt.endpoint, response.headers)
         if not isinstance(response.stream, httpx.ByteStream):
@@ -200,8 +202,9 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     A transport can also serve one of several origins:
     `mounts={"http://orders": lbclient.Transport(service)}`. It does not change the request's Host,
     unless an instance has a scheme or a Host of its own. A path in the service's URL is put before
-    the request's path, and removed from redirects. A transport takes the arguments of `Balancer`,
-    those of `httpx.HTTPTransport` except `proxy` and `uds`, and some arguments of its own.
+    the request's path, and removed from redirects and the paths of cookies. A transport takes
+    the arguments of `Balancer`, those of `httpx.HTTPTransport` except `proxy` and `uds`, and some
+    arguments of its own.
 
     - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->

@@ -627,6 +627,43 @@ def test_a_redirect_outside_the_services_base_path_under_httpx(servers, world, l
         assert client.get("http://orders/start").headers["location"] == location
 
 
+@worlds
+@pytest.mark.parametrize(
+    ("attribute", "path"),
+    [
+        ("; Path={base}", "/"),
+        ("; HttpOnly;path={base}/", "/"),
+        ("; PATH = {base}/in ;HttpOnly", "/in"),
+        ("; Path=/", "/"),
+        ("; Path={base}less", "{base}less"),
+        ("; HttpOnly", "/in"),
+    ],
+    ids=range(6),
+)
+def test_paths_of_cookies(servers, world, attribute, path):
+    """A cookie for a path below the base path of an instance, or of the service under httpx's own
+    client, is sent with later requests for the same path of the service."""
+
+    def behave(connection, request):
+        base = request.target.partition("/in")[0]
+        cookie = "a=b" + attribute.format(base=base)
+        connection.answer(200, base.encode(), Set_Cookie=cookie, X_Other=f"; Path={base}")
+
+    pair = servers(behave, behave)
+    unlike = [Instance.from_url(f"{one.url}/{at}", 1, at) for at, one in enumerate(pair)]
+    ways = (world.client, unlike), (world.under_httpx, unlike)
+    for enter, service in (*ways, (world.under_httpx, f"{pair[0].url}/base")):
+        with enter(service) as client:
+            url = "/in/x" if enter == world.client else "http://orders/in/x"
+            base = client.get(url).text
+            (cookie,) = client.cookies.jar
+            assert cookie.path == path.format(base=base)
+            response = client.get(url)
+        assert response.headers["x-other"] == f"; Path={base}"
+        sent = pair[0].requests[-1].headers.get("cookie")
+        assert sent == ("a=b" if "less" not in path else None)
+
+
 def test_a_url_that_names_an_instance(three, trust):
     """A request whose URL is below the base path of an instance is one to the service; a URL
     outside it is another origin."""
