@@ -8,14 +8,17 @@ from __future__ import annotations
 from lbclient._internal.signals import Pause, Signal
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import Binding
+from lbclient.balancer.callbacks import CallbackRun, asleep_until, sleep_until, start
 from lbclient.balancer.event_loops import arun, asleep
 from lbclient.balancer.health_monitor import Check, CheckFailed
 from lbclient.balancer.load_probe import Loads
 from lbclient.balancer.threads import run, sleep
 from lbclient.core.attempt import Attempt
 from lbclient.core.call import NO_OPTIONS, Call, CallOptions
+from lbclient.core.call_info import CallInfo, explain
 from lbclient.endpoint.classifier import Classifier, Verdict
 from lbclient.telemetry.semantics import Attributes, Semantics
+from lbclient.telemetry.spans import propagation
 
 __all__ = [
     "NO_OPTIONS",
@@ -23,7 +26,9 @@ __all__ = [
     "Attributes",
     "Binding",
     "Call",
+    "CallInfo",
     "CallOptions",
+    "CallbackRun",
     "Check",
     "CheckFailed",
     "Classifier",
@@ -34,9 +39,14 @@ __all__ = [
     "Verdict",
     "arun",
     "asleep",
+    "asleep_until",
     "bind",
+    "explain",
+    "propagation",
     "run",
     "sleep",
+    "sleep_until",
+    "start",
 ]
 
 

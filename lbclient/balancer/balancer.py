@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Self, TypeVar, Unpack
 
@@ -31,6 +31,7 @@ from lbclient.discovery.dns.client import dns_by
 from lbclient.discovery.dns.service import DnsOptions
 from lbclient.discovery.registry import Target, target_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
+from lbclient.discovery.service_url import HTTP
 from lbclient.endpoint.classifier import FINE, Classifier, Verdict, classify_network_error
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
@@ -57,6 +58,9 @@ class Balancer:
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
+    _schemes: Sequence[str] = HTTP
+    """The schemes of the URLs that may name a service."""
+
     def __init__(
         self,
         service: Service,
@@ -71,7 +75,7 @@ class Balancer:
         check = None if health is None else plain_check(health)
         if health is not None and check is None:
             raise ValueError(
-                "health must not have a path, since a Balancer has no HTTP; pass "
+                "health must have neither a path nor grpc, since a Balancer has no protocol; pass "
                 "HealthCheck(path=None), which connects, or HealthCheck(check=...)"
             )
         validation.function("judge", classify_network_error if judge is None else judge)
@@ -92,6 +96,7 @@ class Balancer:
             clock=clock,
             options=DnsOptions(given["family"], given["sticky"]),
             start=THREAD_SCHEDULER.start,
+            schemes=self._schemes,
         )
         self._strategy = strategy_of(given["strategy"])
         self._listening = None if given["listener"] is None else Listening(given["listener"])

@@ -16,6 +16,7 @@ from lbclient.core.call import NO_OPTIONS, Call, CallOptions
 from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
 from lbclient.endpoint.classifier import Classifier
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.resilience.health_check import HealthCheck
 from lbclient.resilience.retry import RetryPolicy
 from lbclient.strategy.protocol import LoadAware, Strategy
@@ -86,6 +87,12 @@ class Binding:
             rng=engine.rng,
             executor=self._executor,
         )
+
+    def report_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
+        """Record what an instance itself says about its health, at once. `why` is empty if it is
+        healthy.
+        """
+        self._engine.record_health(endpoint, endpoint.breaker, healthy=healthy, why=why)
 
     @property
     def state(self) -> str:

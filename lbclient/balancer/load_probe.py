@@ -5,11 +5,12 @@ Instances are asked only while there are calls.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from logging import WARNING
 
@@ -21,12 +22,78 @@ from lbclient.discovery.scheduler import Scheduler
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
 
-__all__ = ["Loads", "Prober"]
+__all__ = ["Loads", "Prober", "load_of", "report_of"]
 
 _AT_ONCE = 16
 """The maximum number of probes under way. A silent instance must not delay other probes, and a
 strategy keeps this many reports.
 """
+
+_IN_FLIGHT, _LATENCY = "in_flight", "latency"
+_WAITING, _RUNNING, _KV_CACHE = (
+    "num_requests_waiting",
+    "num_requests_running",
+    "kv_cache_usage_perc",
+)
+"""The metrics of vLLM, of which some versions do not report the running requests."""
+
+_METRICS = _IN_FLIGHT, _LATENCY, _WAITING, _RUNNING, _KV_CACHE
+
+
+_LONGEST = 4096
+
+_NAMED = "named_metrics"
+
+
+def load_of(text: str) -> LoadReport | None:
+    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or
+    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well.
+    Returns None if the report has no number of requests.
+
+    Raises ValueError if the report is malformed.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} characters")
+    form, _, rest = text.strip().partition(" ")
+    try:
+        named = _FORMS[form](rest) if form in _FORMS else {}
+        return report_of(named)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _pairs(text: str) -> Mapping[str, object]:
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {name.strip().removeprefix(f"{_NAMED}."): value for name, _, value in pairs}
+
+
+def _object(text: str) -> Mapping[str, object]:
+    found = json.loads(text)
+    named = found.get(_NAMED, {}) if isinstance(found, dict) else None
+    if not isinstance(named, dict):
+        raise TypeError("named_metrics must be an object")
+    return named
+
+
+_FORMS: Mapping[str, Callable[[str], Mapping[str, object]]] = {"TEXT": _pairs, "JSON": _object}
+
+
+def report_of(named: Mapping[str, object]) -> LoadReport | None:
+    """Return the load report in ORCA's named metrics. None if it has no number of requests.
+
+    Raises ValueError or TypeError for a number that cannot be used.
+    """
+    numbers = {name: _number(named[name]) for name in _METRICS if named.get(name) is not None}
+    if _IN_FLIGHT not in numbers and _WAITING not in numbers:
+        return None
+    requests = [_IN_FLIGHT] if _IN_FLIGHT in numbers else [_WAITING, _RUNNING]
+    parts = [LoadReport(numbers.get(name, 0.0)) for name in requests]  # checks each of them
+    in_flight = sum(part.in_flight for part in parts)
+    return LoadReport(in_flight, numbers.get(_LATENCY), numbers.get(_KV_CACHE))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, str) else value  # type: ignore[return-value]  # checked there
 
 
 class Loads:

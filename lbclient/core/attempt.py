@@ -360,7 +360,8 @@ class Attempt(Generic[R]):
         engine.record_loss(self.pick)
         self._span.end(_LOSING)
         if (labels := self._call.semantics.duration(None)) is not None:
-            engine.telemetry.metrics.duration(elapsed, {**labels, **_LOSING})
+            metric = self._call.semantics.metric
+            engine.telemetry.metrics.duration(metric, elapsed, {**labels, **_LOSING})
         self._close(None, release=True)
 
     def _close(self, verdict: Verdict | None, *, release: bool) -> None:
@@ -392,4 +393,4 @@ class Attempt(Generic[R]):
             return
         labels = semantics.duration(self.result if error is None else error)
         if labels is not None:
-            metrics.duration(self.pick.elapsed, labels)
+            metrics.duration(semantics.metric, self.pick.elapsed, labels)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lbclient.endpoint.classifier import fault_name
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import DeadlineExceeded
 from lbclient.resilience.retry import Stopped
 
-__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded"]
+__all__ = ["AttemptInfo", "CallInfo", "attach", "call_info", "concluded", "explain"]
 
 _KEY = "lbclient"
 _ATTRIBUTE = "_lbclient_attempts"
@@ -84,11 +85,19 @@ def concluded(
         )
         over.__cause__ = error
         error = over
+    explain(error, CallInfo(records, stopped))
+    return error
+
+
+def explain(error: BaseException, info: CallInfo) -> None:
+    """Add to an error that a result stands for the attempts of its call, and why there were no
+    more: as a note, and for `call_info`.
+    """
+    records, stopped = info
     attach(error, records, stopped)
     tried = "; ".join(f"{record.instance}: {_outcome(record)}" for record in records)
     why = f"; not tried again: {_WHY[stopped]}" if stopped else ""
     error.add_note(f"lbclient tried {tried}{why}")
-    return error
 
 
 def attach(error: BaseException, records: tuple[AttemptInfo, ...], stopped: Stopped | None) -> None:
@@ -108,4 +117,4 @@ def _of(error: BaseException) -> tuple[AttemptInfo, ...]:
 
 
 def _outcome(record: AttemptInfo) -> object:
-    return record.status if record.error is None else type(record.error).__name__
+    return record.status if record.error is None else fault_name(None, record.error)

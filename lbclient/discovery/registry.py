@@ -24,6 +24,7 @@ from lbclient.discovery.file import FileResolver
 from lbclient.discovery.resolver import Resolver, StaticResolver
 from lbclient.discovery.service_url import (
     DEFAULT_PORTS,
+    HTTP,
     ParsedService,
     Sources,
     authority_of,
@@ -56,13 +57,13 @@ URL_SOURCES: dict[str, UrlSource] = {
 """The kinds of URL, by the text after the plus sign: `http+srv://orders.example.com`."""
 
 
-def _split(text: str) -> SplitResult:
+def _split(text: str, schemes: Sequence[str]) -> SplitResult:
     """Split the URL of a service. Raises ValueError if it cannot be the URL of a service."""
     if any(char <= " " or char == "\x7f" for char in text):
         raise ValueError("service must be a URL without spaces or control characters")
     if "://" not in text:
         bare = validation.bare(text)
-        raise ValueError(f"service must be one of {_forms()}; {bare!r} has no scheme")
+        raise ValueError(f"service must be one of {_forms(schemes)}; {bare!r} has no scheme")
     try:
         url = urlsplit(text)
         port = url.port
@@ -82,7 +83,8 @@ class Target:
     """A service as its users name it.
 
     - `name`: for logs, spans and errors.
-    - `scheme`: `"http"` or `"https"`, for instances that have no scheme of their own.
+    - `scheme`: `"http"` or `"https"`, for instances that have no scheme of their own; for gRPC
+      `"grpc"` or `"grpcs"`.
     - `authority`: the value of the Host header, or None if each instance has its own Host.
     - `host`: the name that TLS verifies, or None if each instance has its own name.
     - `origin`: the logical URL, without a path; `path`: the base path of all instances.
@@ -132,20 +134,22 @@ def target_of(
     clock: Callable[[], float],
     options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
     start: Start = at_once,
+    schemes: Sequence[str] = HTTP,
 ) -> Target:
-    """Parse the user's argument `service`. `start` runs each question to DNS.
+    """Parse the user's argument `service`. `start` runs each question to DNS. `schemes` are those
+    of the protocol, first the one without TLS.
 
     Raises ValueError or TypeError that names the argument and the known forms.
     """
-    validation.one_of("scheme", scheme, DEFAULT_PORTS)
+    validation.one_of("scheme", scheme, schemes)
     alias = None if name is None else validation.host("name", name)
-    parsed = _read(service, Sources(dns, address_filter, clock, options, start))
+    parsed = _read(service, Sources(dns, address_filter, clock, options, start, schemes))
     if not parsed.in_dns:
         options.refuse(parsed.shown)
-    scheme = _agreed(scheme, parsed.scheme)
+    scheme = _agreed(scheme, parsed.scheme, schemes[0])
     # Cookies and URLs count as secure only if every instance uses TLS.
     own = {one.scheme or scheme for one in parsed.listed} if parsed.unlike else {scheme}
-    logical = "http" if "http" in own else "https"
+    logical = schemes[0] if schemes[0] in own else schemes[1]
     authority = None
     if (host := alias or parsed.host) is not None:
         shown, authority = host, authority_of(host, parsed.port or DEFAULT_PORTS[scheme], scheme)
@@ -181,30 +185,33 @@ def _read(service: object, sources: Sources) -> ParsedService:
     if isinstance(service, Resolver) and not isinstance(service, type):
         return ParsedService(service, type(service).__name__)
     if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
-        raise TypeError(f"service must be one of {_forms()}; not {_kind(service)}")
-    return _from_list(list(service))
+        raise TypeError(f"service must be one of {_forms(sources.schemes)}; not {_kind(service)}")
+    return _from_list(list(service), sources.schemes)
 
 
 def _from_url(service: str, sources: Sources) -> ParsedService:
-    url = _split(service)
+    url = _split(service, sources.schemes)
     scheme, plus, kind = url.scheme.partition("+")
-    if scheme not in DEFAULT_PORTS or (plus and kind not in URL_SOURCES):
-        raise ValueError(f"service must be one of {_forms()}; {shown(url)!r} is none of them")
-    return URL_SOURCES[kind].from_url(url, scheme, sources) if plus else _from_urls([url])
+    if scheme not in sources.schemes or (plus and kind not in URL_SOURCES):
+        forms = _forms(sources.schemes)
+        raise ValueError(f"service must be one of {forms}; {shown(url)!r} is none of them")
+    if plus:
+        return URL_SOURCES[kind].from_url(url, scheme, sources)
+    return _from_urls([url], sources.schemes)
 
 
-def _forms() -> str:
+def _forms(schemes: Sequence[str]) -> str:
     """The forms that `service` may have, for error texts."""
     urls = [f"+{kind}://{source.rest}" for kind, source in URL_SOURCES.items()]
     urls.append("://host:port")
-    shown_urls = ", ".join(f"'http{one}', 'https{one}'" for one in urls)
+    shown_urls = ", ".join(f"'{scheme}{one}'" for one in urls for scheme in schemes)
     return (
         f"{shown_urls}, a list of the latter, a list of lbclient.Instance, lbclient.FirstOf(...), "
         "lbclient.Union(...), or an object with resolve() -> Answer"
     )
 
 
-def _from_list(items: Sequence[object]) -> ParsedService:
+def _from_list(items: Sequence[object], schemes: Sequence[str]) -> ParsedService:
     if not items:
         raise ValueError("service must not be an empty list")
     instances = [one for one in items if isinstance(one, Instance)]
@@ -212,18 +219,18 @@ def _from_list(items: Sequence[object]) -> ParsedService:
         return _of_instances(instances)
     if not all(isinstance(one, str) for one in items):
         kinds = ", ".join(dict.fromkeys(map(_kind, items)))
-        raise TypeError(f"service must be one of {_forms()}; not a list of {kinds}")
-    return _from_urls([_split(str(one)) for one in items])
+        raise TypeError(f"service must be one of {_forms(schemes)}; not a list of {kinds}")
+    return _from_urls([_split(str(one), schemes) for one in items], schemes)
 
 
-def _from_urls(urls: Sequence[SplitResult]) -> ParsedService:
+def _from_urls(urls: Sequence[SplitResult], schemes: Sequence[str]) -> ParsedService:
     """Parse a list of URLs. If all URLs have the same scheme and base path, these belong to the
     service. Otherwise each instance has its own.
     """
     for url in urls:
-        if url.scheme not in DEFAULT_PORTS:
+        if url.scheme not in schemes:
             raise ValueError(
-                f"service must be one of {_forms()}; {shown(url)!r} cannot be in a list; "
+                f"service must be one of {_forms(schemes)}; {shown(url)!r} cannot be in a list; "
                 "use lbclient.Union(...) to combine services"
             )
     found = [Instance(host_of(url), url.port or DEFAULT_PORTS[url.scheme]) for url in urls]
@@ -319,9 +326,9 @@ def _common(what: str, values: Iterable[str | None]) -> str | None:
     return known.pop() if known else None
 
 
-def _agreed(scheme: str, of_url: str | None) -> str:
-    """Combine `scheme=` with the scheme of the URL. `"http"`, the default, agrees with both."""
-    if of_url is not None and scheme not in ("http", of_url):
+def _agreed(scheme: str, of_url: str | None, default: str) -> str:
+    """Combine `scheme=` with the scheme of the URL. The default agrees with both."""
+    if of_url is not None and scheme not in (default, of_url):
         raise ValueError(f"scheme={scheme!r} contradicts the URL, which says {of_url!r}")
     return of_url or scheme
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import Resolver
-from lbclient.endpoint.instance import DEFAULT_PORTS, Instance
+from lbclient.endpoint.instance import DEFAULT_PORTS as HTTP_PORTS
+from lbclient.endpoint.instance import Instance
 
 if TYPE_CHECKING:
     from lbclient.discovery.address_filter import AddressFilter
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PORTS",
+    "GRPC",
+    "HTTP",
     "ParsedService",
     "Sources",
     "authority_of",
@@ -26,6 +29,13 @@ __all__ = [
     "path_of",
     "shown",
 ]
+
+HTTP = "http", "https"
+GRPC = "grpc", "grpcs"
+"""The schemes of a protocol: without TLS and with it."""
+
+DEFAULT_PORTS = {**HTTP_PORTS, **dict.fromkeys(GRPC, 443)}
+"""The port of a URL that names none. That of gRPC is gRPC's own."""
 
 
 def host_of(url: SplitResult) -> str:
@@ -50,13 +60,15 @@ def authority_of(host: str, port: int, scheme: str) -> str:
 
 
 class Sources(NamedTuple):
-    """What a balancer passes to its resolvers. `start` runs questions to DNS."""
+    """What a balancer passes to its resolvers. `start` runs questions to DNS; `schemes` are those
+    of the protocol that is balanced."""
 
     dns: Dns
     address_filter: AddressFilter
     clock: Callable[[], float]
     options: DnsOptions
     start: Start
+    schemes: Sequence[str] = HTTP
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLIENT_ERROR",
     "FAULT",
+    "FAULT_NAME",
     "FINE",
     "NEVER_SENT",
     "NO_LOCAL_PORT",
@@ -196,6 +197,10 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
     return not known or any(map(has_route, known))
 
 
+FAULT_NAME = "_lbclient_fault"
+"""The attribute of an error whose type says less than a name that its protocol has for it."""
+
+
 def more_telling(before: Exception | None, error: Exception) -> Exception:
     """Choose one of the failures of two addresses.
 
@@ -253,5 +258,6 @@ def classify_network_error(result: object) -> Verdict:
 def fault_name(status: int | None, error: BaseException | None) -> str:
     """The name of a fault, for logs and errors."""
     if error is not None:
-        return type(error).__name__
+        name: str = getattr(error, FAULT_NAME, type(error).__name__)
+        return name
     return "a fault" if status is None else str(status)

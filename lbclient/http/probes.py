@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -21,12 +20,11 @@ from lbclient._internal.blocking import Blocking, run_blocking
 from lbclient._internal.deadline import Expiry
 from lbclient._internal.version import __version__
 from lbclient.balancer.health_monitor import Check, CheckFailed, plain_check
-from lbclient.balancer.load_probe import Loads, Prober
+from lbclient.balancer.load_probe import Loads, Prober, load_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Instance
 from lbclient.resilience.health_check import HealthCheck
-from lbclient.strategy.protocol import LoadReport
 
 from ._compat import httpx
 from .adapter import HttpAdapter
@@ -41,64 +39,6 @@ __all__ = ["HEADER", "Reports", "checked", "load_of", "reports"]
 HEADER = "endpoint-load-metrics"
 """The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
 JSON. A request asks for this header with the header `LOAD_FORMAT`."""
-
-_LONGEST = 4096
-
-_IN_FLIGHT, _LATENCY = "in_flight", "latency"
-_WAITING, _RUNNING, _KV_CACHE = (
-    "num_requests_waiting",
-    "num_requests_running",
-    "kv_cache_usage_perc",
-)
-"""The metrics of vLLM, of which some versions do not report the running requests."""
-
-_METRICS = _IN_FLIGHT, _LATENCY, _WAITING, _RUNNING, _KV_CACHE
-
-_NAMED = "named_metrics"
-
-
-def load_of(text: str) -> LoadReport | None:
-    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or
-    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well.
-    Returns None if the report has no number of requests.
-
-    Raises ValueError if the report is malformed.
-    """
-    if len(text) > _LONGEST:
-        raise ValueError(f"longer than {_LONGEST} characters")
-    form, _, rest = text.strip().partition(" ")
-    try:
-        named = _FORMS[form](rest) if form in _FORMS else {}
-        numbers = {name: _number(named[name]) for name in _METRICS if named.get(name) is not None}
-        if _IN_FLIGHT not in numbers and _WAITING not in numbers:
-            return None
-        requests = [_IN_FLIGHT] if _IN_FLIGHT in numbers else [_WAITING, _RUNNING]
-        parts = [LoadReport(numbers.get(name, 0.0)) for name in requests]  # checks each of them
-        in_flight = sum(part.in_flight for part in parts)
-        return LoadReport(in_flight, numbers.get(_LATENCY), numbers.get(_KV_CACHE))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-
-
-def _pairs(text: str) -> Mapping[str, object]:
-    pairs = (pair.partition("=") for pair in text.split(","))
-    return {name.strip().removeprefix(f"{_NAMED}."): value for name, _, value in pairs}
-
-
-def _object(text: str) -> Mapping[str, object]:
-    found = json.loads(text)
-    named = found.get(_NAMED, {}) if isinstance(found, dict) else None
-    if not isinstance(named, dict):
-        raise TypeError("named_metrics must be an object")
-    return named
-
-
-_FORMS: Mapping[str, Callable[[str], Mapping[str, object]]] = {"TEXT": _pairs, "JSON": _object}
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, str) else value  # type: ignore[return-value]  # checked there
-
 
 _MOST = 65_536
 """The maximum number of bytes of a probe's response that are read."""

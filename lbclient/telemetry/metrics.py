@@ -196,6 +196,19 @@ class Instruments:
             "Duration of HTTP client requests",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
+        self.durations: dict[str, tuple[Histogram, float]] = {
+            "http.client.request.duration": (self.duration, 1.0),
+            "rpc.client.duration": (
+                meter.create_histogram(
+                    "rpc.client.duration",
+                    "ms",
+                    "Duration of outbound RPCs",
+                    explicit_bucket_boundaries_advisory=[1000 * one for one in _BUCKETS],
+                ),
+                1000.0,
+            ),
+        }
+        """The durations of attempts, by protocol, and how many of their units a second has."""
 
 
 _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
@@ -275,6 +288,7 @@ class Metrics:
         """True if no SDK collects durations. Then the API's proxies have no real instrument."""
         return getattr(self._instruments.duration, "_real_instrument", self) is None
 
-    def duration(self, elapsed: float, attributes: Attributes) -> None:
-        """Record the duration of an HTTP attempt, in seconds."""
-        self._instruments.duration.record(elapsed, attributes)
+    def duration(self, metric: str, elapsed: float, attributes: Attributes) -> None:
+        """Record the duration of an attempt, `elapsed` seconds, in the metric of its protocol."""
+        histogram, units = self._instruments.durations[metric]
+        histogram.record(elapsed * units, attributes)

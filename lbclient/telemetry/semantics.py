@@ -22,6 +22,8 @@ class Semantics:
     __slots__ = ()
 
     span_name = "lbclient.attempt"
+    metric = "http.client.request.duration"
+    """The name of the metric in which durations are recorded: one of `telemetry.metrics`."""
     minimal = True
     """True if nothing uses the duration or the record of a successful attempt."""
 

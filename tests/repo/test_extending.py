@@ -55,10 +55,10 @@ def test_the_table_has_each_recipe():
 
 
 def test_a_protocol_uses_public_names_alone():
-    """The example of a protocol uses the public names of `lbclient` and `lbclient.protocol`, and
+    """The examples of a protocol use the public names of `lbclient` and `lbclient.protocol`, and
     nothing else of this package."""
     page = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    code = "".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
     tree = ast.parse(code)
     imported = {
         f"{getattr(node, 'module', None) or ''}.{alias.name}".strip(".")
