@@ -69,19 +69,6 @@ class TlsServer(Server):
         super()._serve(connection)
 
 
-@pytest.fixture(scope="module")
-def ca():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def trust(ca):
-    """A context that trusts our authority alone."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    ca.configure_trust(context)
-    return context
-
-
 @pytest.fixture
 def serve_tls(ca):
     """Start instances: `serve_tls(name, ..., behaviour=...)`, one for each name certified."""

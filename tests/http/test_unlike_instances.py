@@ -3,7 +3,6 @@
 import contextlib
 import json
 import random
-import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +10,6 @@ from dataclasses import replace
 import anyio
 import httpx
 import pytest
-import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -27,19 +25,6 @@ from tests.support.http2 import Http2
 WORLDS = [World(), World("asyncio"), World("asyncio", use_uvloop=True), World("trio")]
 worlds = pytest.mark.parametrize("world", WORLDS, ids=["sync", "asyncio", "uvloop", "trio"])
 ALL = {"statuses": {429, 503}, "unprocessed": {429, 503}, "backoff": 0.001, "backoff_max": 0.002}
-
-
-@pytest.fixture(scope="module")
-def ca():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def trust(ca):
-    """A context that trusts our authority alone."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    ca.configure_trust(context)
-    return context
 
 
 @pytest.fixture
