@@ -1,8 +1,8 @@
-"""The driver for callbacks: it carries a call out without a thread or a task of the call's own.
+"""The driver for callbacks: it carries a call out without a thread or a task for the call.
 
-A call that returns before it has an outcome has no loop on any stack: its next step begins where
-the last one ended, on the thread that reports that. So the driver keeps the steps, and claims each
-end once: an attempt may end on one thread while its caller cancels it on another.
+No thread runs a loop over the steps of such a call: when a step ends, the thread that reports its
+end begins the next step. So the driver stores the steps, and handles the end of each step only
+once: an attempt may end on one thread while the caller cancels the attempt on another thread.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 class Alarm(Protocol):
-    """A pause that has begun."""
+    """A pause that has begun, and can be ended early."""
 
     @property
     def ring(self) -> Callable[[], object]:
-        """Ends it now, from any thread, also from a finalizer."""
+        """A function that ends the pause now. Any thread may call it, and a finalizer too."""
         ...
 
 
@@ -64,12 +64,12 @@ class _ScheduledPause:
         return not self.stopped and self.clock() >= self.next_at
 
     def run(self) -> None:
-        """Go on with the call."""
+        """Continue the call."""
         self.stopped = True
         self._resume()
 
     def ring(self) -> None:
-        """End the pause now. Whoever sets the signal may hold the balancer's lock."""
+        """End the pause now. The code that sets the signal may hold the balancer's lock."""
         self.next_at = -math.inf
         THREAD_SCHEDULER.schedule(self)
 
@@ -131,12 +131,12 @@ class CallbackRun(Generic[R]):
         self._alarm: Alarm | None = None
         self._cancelled: BaseException | None = None
         self._awaited: dict[object, None] = {}
-        """The attempt or the pause whose end is awaited. Who takes it out, goes on."""
+        """The awaited attempt or pause. The thread that removes it continues the call."""
         self._context = contextvars.copy_context()
         self._steps: Iterator[Pause | Attempt[R]] = iter(())
 
     def run(self) -> None:
-        """Begin. The attempt that is begun may end the call before this returns."""
+        """Begin the call. The first attempt may end the call before this method returns."""
         _running.add(self)
         try:
             self._context.run(self.call.__enter__)
@@ -153,7 +153,8 @@ class CallbackRun(Generic[R]):
         error: BaseException | None = None,
         holder: object | None = None,
     ) -> bool:
-        """End an attempt, with a result or an error. The first end counts, and returns True.
+        """End an attempt, with a result or an error. Only the first call for an attempt has an
+        effect, and returns True.
 
         With a `holder`, the attempt is held: see `Attempt.hold`.
         """
@@ -167,8 +168,9 @@ class CallbackRun(Generic[R]):
         return True
 
     def cancel(self, error: BaseException) -> bool:
-        """End the call with `error`: at once while it waits, or else when its attempt has ended,
-        which the caller sees to. True if it has ended."""
+        """End the call with `error`: at once while the call waits, otherwise when its attempt has
+        ended. The code that cancels the call must end this attempt. Returns True if the call has
+        ended."""
         self._cancelled = error
         for awaited in list(self._awaited):
             if isinstance(awaited, Attempt):
@@ -179,7 +181,7 @@ class CallbackRun(Generic[R]):
         return False
 
     def drop(self, error: BaseException) -> None:
-        """As `cancel`, for a finalizer: takes no lock, and ends a wait on another thread."""
+        """Like `cancel`, but for a finalizer: takes no lock, and ends a wait on another thread."""
         self._cancelled = error
         if (alarm := self._alarm) is not None:
             alarm.ring()
@@ -191,7 +193,7 @@ class CallbackRun(Generic[R]):
         return self._awaited.pop(awaited, self) is None
 
     def _proceed(self) -> None:
-        """Take the next step. The step may have ended before this returns."""
+        """Begin the next step, which may end before this method returns."""
         if self._is_cancelled():
             self._end(self._cancelled)
             return
@@ -251,7 +253,7 @@ def _raise(error: BaseException) -> Any:
 
 
 _running: set[CallbackRun[Any]] = set()
-"""The calls under way: nothing else refers to one that waits."""
+"""The calls under way. While a call waits, nothing else refers to it."""
 
 
 def start(
@@ -262,13 +264,13 @@ def start(
 ) -> CallbackRun[R]:
     """Begin a call, and return before it has an outcome.
 
-    - `begin(run, attempt)` begins an attempt, without waiting for its end. `run.finish` ends it,
-      from any thread: `finish(attempt, result)` or `finish(attempt, error=error)`.
-    - `done(result)` is called once, where the last step ended. `result()` returns the final result
-      or raises the final error.
+    - `begin(run, attempt)` begins an attempt, without waiting for its end. At its end, on any
+      thread, call `run.finish(attempt, result)` or `run.finish(attempt, error=error)`.
+    - `done(result)` is called once, on the thread on which the last step ended. `result()` returns
+      the final result or raises the final error.
     - `rest` waits: `sleep_until`, or `asleep_until` in an event loop of asyncio.
 
-    A hedged call takes a loop: `run` or `arun`.
+    A call that may be hedged needs `run` or `arun` instead.
     """
     run: CallbackRun[R]
     run = CallbackRun(call, lambda attempt: begin(run, attempt), done, rest)

@@ -35,7 +35,7 @@ _WAITING, _RUNNING, _KV_CACHE = (
     "num_requests_running",
     "kv_cache_usage_perc",
 )
-"""The metrics of vLLM, of which some versions do not report the running requests."""
+"""The metrics of vLLM. Some versions of vLLM do not report the running requests."""
 
 _METRICS = _IN_FLIGHT, _LATENCY, _WAITING, _RUNNING, _KV_CACHE
 
@@ -79,7 +79,7 @@ _FORMS: Mapping[str, Callable[[str], Mapping[str, object]]] = {"TEXT": _pairs, "
 
 
 def report_of(named: Mapping[str, object]) -> LoadReport | None:
-    """Return the load report in ORCA's named metrics. None if it has no number of requests.
+    """Return the load report in ORCA's named metrics; None if they have no number of requests.
 
     Raises ValueError or TypeError for a number that cannot be used.
     """

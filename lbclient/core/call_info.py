@@ -90,9 +90,8 @@ def concluded(
 
 
 def explain(error: BaseException, info: CallInfo) -> None:
-    """Add to an error that a result stands for the attempts of its call, and why there were no
-    more: as a note, and for `call_info`.
-    """
+    """Add to an error, which is a result, the attempts of its call and the reason why there were no
+    more: as a note, and for `call_info`."""
     records, stopped = info
     attach(error, records, stopped)
     tried = "; ".join(f"{record.instance}: {_outcome(record)}" for record in records)

@@ -136,8 +136,8 @@ def target_of(
     start: Start = at_once,
     schemes: Sequence[str] = HTTP,
 ) -> Target:
-    """Parse the user's argument `service`. `start` runs each question to DNS. `schemes` are those
-    of the protocol, first the one without TLS.
+    """Parse the user's argument `service`. `start` runs each question to DNS. `schemes` are the two
+    schemes of the protocol: without TLS, and with TLS.
 
     Raises ValueError or TypeError that names the argument and the known forms.
     """

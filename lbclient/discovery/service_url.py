@@ -32,10 +32,10 @@ __all__ = [
 
 HTTP = "http", "https"
 GRPC = "grpc", "grpcs"
-"""The schemes of a protocol: without TLS and with it."""
+"""The schemes of a protocol: without TLS, and with TLS."""
 
 DEFAULT_PORTS = {**HTTP_PORTS, **dict.fromkeys(GRPC, 443)}
-"""The port of a URL that names none. That of gRPC is gRPC's own."""
+"""The port of a URL without a port. For gRPC this is gRPC's own default."""
 
 
 def host_of(url: SplitResult) -> str:
@@ -60,8 +60,8 @@ def authority_of(host: str, port: int, scheme: str) -> str:
 
 
 class Sources(NamedTuple):
-    """What a balancer passes to its resolvers. `start` runs questions to DNS; `schemes` are those
-    of the protocol that is balanced."""
+    """The objects that a balancer passes to its resolvers. `start` runs questions to DNS; `schemes`
+    are the schemes of the protocol."""
 
     dns: Dns
     address_filter: AddressFilter

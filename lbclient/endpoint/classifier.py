@@ -198,7 +198,8 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
 
 FAULT_NAME = "_lbclient_fault"
-"""The attribute of an error whose type says less than a name that its protocol has for it."""
+"""An error may have this attribute: a name of the fault that says more than the type of the
+error."""
 
 
 def more_telling(before: Exception | None, error: Exception) -> Exception:

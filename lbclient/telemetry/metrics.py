@@ -208,7 +208,8 @@ class Instruments:
                 1000.0,
             ),
         }
-        """The durations of attempts, by protocol, and how many of their units a second has."""
+        """The histograms of the durations of attempts by the name of the metric, each with the
+        number of its units in a second."""
 
 
 _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
