@@ -11,6 +11,8 @@ import griffe
 MODULES = (
     "lbclient",
     "lbclient.asgi",
+    "lbclient.grpc",
+    "lbclient.grpc.aio",
     "lbclient.httpx2",
     "lbclient.protocol",
     "lbclient.simulation",

@@ -127,7 +127,7 @@ else:
         ],
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-    _SUBMODULES = ("asgi", "errors", "protocol", "simulation", "wsgi")
+    _SUBMODULES = ("asgi", "errors", "grpc", "protocol", "simulation", "wsgi")
 
     def __getattr__(name: str) -> object:
         if name in _SUBMODULES:  # as an attribute too, without an import of its own

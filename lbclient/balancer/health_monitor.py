@@ -56,10 +56,10 @@ class CheckFailed(LoadBalancingError):
 
 
 def plain_check(policy: HealthCheck) -> Check | None:
-    """Return the check of `policy`; None if it needs HTTP."""
+    """Return the check of `policy`; None if it needs HTTP or gRPC."""
     if policy.check is not None:
         return _calling(policy.check)
-    return connects if policy.path is None else None
+    return connects if policy.path is None and policy.grpc is None else None
 
 
 def connects(endpoint: Endpoint, expiry: Expiry) -> None:

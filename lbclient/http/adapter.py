@@ -68,6 +68,8 @@ class HttpAdapter:
         self.health: HealthCheck | None = given["health"]
         balancing["health"] = None
         validation.kind("health", self.health, HealthCheck)
+        if self.health is not None and self.health.grpc is not None:
+            raise ValueError("health must be a check over HTTP; grpc is for lbclient.grpc.channel")
         validation.kind("retry", given["retry"], RetryPolicy)
         policy = given["retry"] or ONE_ATTEMPT
         judge = HttpClassifier(policy.statuses, policy.unprocessed)

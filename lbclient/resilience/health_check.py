@@ -42,6 +42,8 @@ class HealthCheck:
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
       True is a failed check, and so is any exception. A check of an instance begins only after the
       previous check of the same instance has returned.
+    - `grpc`: the name of a service to ask for by `grpc.health.v1`, over a channel of
+      `lbclient.grpc`; an empty text asks for the server as a whole.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -55,9 +57,16 @@ class HealthCheck:
     statuses: Collection[int] = range(200, 400)
     headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = field(default=None, repr=False)
     check: Callable[[Instance], bool] | None = None
+    grpc: str | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        if self.grpc is not None:
+            if not isinstance(self.grpc, str):
+                raise TypeError(f"grpc must be the name of a service, not {self.grpc!r}")
+            if self.path not in ("/", None) or self.check is not None or self.headers:
+                raise ValueError("grpc excludes path, headers and check; pass one of them")
+            put(self, "path", None)
         put(self, "path", _path(self.path, self.check))
         validation.seconds("interval", self.interval)
         validation.seconds("timeout", self.timeout)

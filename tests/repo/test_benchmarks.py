@@ -41,6 +41,15 @@ def test_churn_prints_its_rows():
 
 
 @pytest.mark.slow
+def test_rpc_prints_its_rows():
+    """`rpc.py --quick` measures each channel on threads and in asyncio, and names its goals."""
+    said = quick("rpc.py")
+    assert sum("lbclient, " in line and "goal" not in line for line in said) == 4
+    assert sum("grpcio, " in line for line in said) == 6
+    assert sum("goal" in line for line in said) == 2
+
+
+@pytest.mark.slow
 def test_surplus_prints_its_rows():
     """`surplus.py --quick` counts for each client, and each way in which surplus arrives."""
     said = quick("surplus.py")

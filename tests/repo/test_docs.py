@@ -28,6 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN_ELSEWHERE = {
     "deploying.md",  # whole files: the tests in tests/deploying/ run them
     "extending.md",  # whole files: test_extending.py writes and tests them
+    "grpc.md",  # tests/grpc/test_page.py runs it, with a server
     "llm.md",  # one program for scripted endpoints: test_llm_page.py runs it
 }
 SNIPPETS = [

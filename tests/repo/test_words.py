@@ -117,7 +117,7 @@ OTHER_MEANINGS = {
 }
 ALIASES = {
     # public names of 0.1.0, which stay
-    "judge": "balancer/balancer.py simulation/run.py",
+    "judge": "balancer/balancer.py grpc/options.py simulation/run.py",
     "standing": "balancer/snapshot.py endpoint/endpoint.py",
     "Refusal": "endpoint/instance.py",
 }

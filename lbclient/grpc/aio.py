@@ -1,0 +1,378 @@
+"""gRPC over the balancer, for asyncio.
+
+async with lbclient.grpc.aio.channel("grpc+srv://orders.example.com") as channel:
+    order = await OrdersStub(channel).Get(OrderRequest(id=42), timeout=2.0)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+import grpc
+
+from lbclient import protocol
+from lbclient._internal import validation
+from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.binding import described
+from lbclient.grpc import bases
+from lbclient.grpc.adapter import Adapter, ChannelArguments, Codes, Idempotent, MethodCalls
+from lbclient.grpc.connectivity import Connectivity
+from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineInterceptor
+from lbclient.grpc.event_loops import (
+    AioRpc,
+    Requests,
+    StreamStreamCall,
+    StreamUnaryCall,
+    UnaryStreamCall,
+    UnaryUnaryCall,
+)
+from lbclient.grpc.load_reports import LoadReports
+from lbclient.grpc.options import ChannelOptions
+from lbclient.grpc.replay import Message
+from lbclient.grpc.subchannels import Method, SubChannels
+
+if TYPE_CHECKING:
+    from lbclient.discovery.composite import Service
+
+__all__ = ["BalancedChannel", "DeadlineInterceptor", "channel"]
+
+_POLL = 0.1
+"""Seconds between two looks at the connectivity."""
+_NOWHERE = "ipv4:127.0.0.1:9"
+"""The target of the channel whose interceptors are used. It never connects."""
+
+
+def channel(
+    service: Service,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: ChannelArguments = (),
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    idempotent: Idempotent = (),
+    codes: Codes = frozenset({"UNAVAILABLE"}),
+    **balancing: Unpack[ChannelOptions],
+) -> BalancedChannel:
+    """Return a `grpc.aio.Channel` that spreads its RPCs over the instances of one service.
+
+    The arguments are those of `lbclient.grpc.channel`.
+    """
+    given = validation.several("interceptors", interceptors, "interceptors of grpc.aio")
+    for one in given:
+        if not isinstance(one, grpc.aio.ClientInterceptor):
+            raise TypeError(f"interceptors must contain interceptors of grpc.aio, not {one!r}")
+    adapter = Adapter(
+        service,
+        credentials=credentials,
+        options=options,
+        idempotent=idempotent,
+        codes=codes,
+        balancing=balancing,
+    )
+    return BalancedChannel(adapter, given)
+
+
+class MultiCallable:
+    """The RPCs of one method."""
+
+    unary = False
+    """True if there is one response."""
+    streams_requests = False
+    """True if the requests are a stream."""
+    kind: Any
+
+    def __init__(
+        self, adapter: Adapter, subchannels: Callable[[], SubChannels], method: Method
+    ) -> None:
+        self._serializer = method.serializer
+        self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
+            MethodCalls(adapter, method).begin
+        )
+        if self.streams_requests:
+            method = Method(
+                method.path, method.kind, Message.serialized, method.deserializer, method.registered
+            )
+        self.method = method
+        self.subchannels = subchannels
+        """Returns the sub-channels of the running event loop."""
+        self.load_reports: LoadReports | None = adapter.load_reports
+        self.classifies_responses: bool = adapter.classifies_responses
+        self.hedged: bool = adapter.hedged and method.kind == "unary_unary"
+
+    def requests(self, requests: Any) -> Requests | None:
+        """Return the requests of a stream, which each attempt can take from the beginning."""
+        return Requests(requests, self._serializer) if self.streams_requests else None
+
+    def __call__(
+        self,
+        request: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Begin an RPC, and return its call."""
+        arguments = metadata, credentials, compression
+        rpc = AioRpc(self, request, timeout, arguments, wait_for_ready=bool(wait_for_ready))
+        call = self.kind(rpc)
+        rpc.start()
+        return call
+
+
+class UnaryUnary(MultiCallable, bases.AioUnaryUnary):
+    """One request, one response."""
+
+    unary = True
+    kind: Any = UnaryUnaryCall
+
+
+class UnaryStream(MultiCallable, bases.AioUnaryStream):
+    """One request, a stream of responses."""
+
+    kind: Any = UnaryStreamCall
+
+
+class StreamUnary(MultiCallable, bases.AioStreamUnary):
+    """A stream of requests, one response."""
+
+    unary = streams_requests = True
+    kind: Any = StreamUnaryCall
+
+
+class StreamStream(MultiCallable, bases.AioStreamStream):
+    """A stream of requests, a stream of responses."""
+
+    streams_requests = True
+    kind: Any = StreamStreamCall
+
+
+_KINDS: dict[str, Any] = {
+    "unary_unary": UnaryUnary,
+    "unary_stream": UnaryStream,
+    "stream_unary": StreamUnary,
+    "stream_stream": StreamStream,
+}
+
+
+class _Loop:
+    """What belongs to one event loop."""
+
+    def __init__(self, adapter: Adapter, interceptors: Sequence[Any], find: Find) -> None:
+        self.subchannels = SubChannels(adapter.binding, adapter.open_on_loop)
+        self.front: Any = None
+        """gRPC's own channel, which calls the interceptors."""
+        if interceptors:
+            chain = [*interceptors, *(innermost(find) for innermost in _INNERMOST)]
+            self.front = grpc.aio.insecure_channel(_NOWHERE, interceptors=chain)
+
+
+class BalancedChannel(grpc.aio.Channel):
+    """A `grpc.aio.Channel` to all instances of one service. `lbclient.grpc.aio.channel` returns it.
+
+    Connections belong to an event loop; in another one, the channel makes others.
+    """
+
+    def __init__(self, adapter: Adapter, interceptors: Sequence[Any]) -> None:
+        self._adapter = adapter
+        self._interceptors = interceptors
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        self._made: dict[tuple[Any, ...], MultiCallable] = {}
+        self._by_path: dict[tuple[str, str], MultiCallable] = {}
+        self._connectivity = Connectivity(adapter.balancer, adapter.binding)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancer of this channel: its snapshot, ejection by hand, a refresh."""
+        return self._adapter.balancer
+
+    def __repr__(self) -> str:
+        return described(self, self._adapter.binding)
+
+    def unary_unary(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._of("unary_unary", *method, **options)
+
+    def unary_stream(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._of("unary_stream", *method, **options)
+
+    def stream_unary(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._of("stream_unary", *method, **options)
+
+    def stream_stream(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._of("stream_stream", *method, **options)
+
+    def _of(
+        self,
+        kind: str,
+        path: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,  # as in gRPC
+    ) -> Any:
+        key = kind, path, request_serializer, response_deserializer, bool(_registered_method)
+        known = self._made.get(key)
+        if known is None:
+            method = Method(path, kind, *key[2:])
+            known = self._made[key] = _KINDS[kind](self._adapter, self._subchannels, method)
+        self._by_path[kind, path] = known
+        return _Intercepted(self._front, known.method) if self._interceptors else known
+
+    def _find(self, kind: str, path: str) -> MultiCallable:
+        """What begins the RPCs of a method that an interceptor names."""
+        known = self._by_path.get((kind, path))
+        if known is None:
+            raise ValueError(f"an interceptor names {path}, of which this channel has no stub")
+        return known
+
+    def _subchannels(self) -> SubChannels:
+        return self._loop().subchannels
+
+    def _loop(self) -> _Loop:
+        running = asyncio.get_running_loop()
+        known = self._loops.get(running)
+        if known is None:
+            for closed in [one for one in self._loops if one.is_closed()]:
+                self._loops.pop(closed, None)
+            known = self._loops[running] = _Loop(self._adapter, self._interceptors, self._find)
+        return known
+
+    def _front(self) -> Any:
+        return self._loop().front
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # as in gRPC
+        """Return the connectivity: READY while an instance is in rotation."""
+        if try_to_connect:
+            self._connectivity.subscribe(_ignore, connect=True)
+        return self._connectivity.state()
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Wait until the connectivity is another one."""
+        while self._connectivity.state() is last_observed_state:  # noqa: ASYNC110  # untold
+            await asyncio.sleep(_POLL)
+
+    async def channel_ready(self) -> None:
+        """Wait until an instance accepts a connection."""
+        connect = self._connectivity.try_to_connect
+        while not await asyncio.to_thread(connect):  # noqa: ASYNC110  # untold
+            await asyncio.sleep(_POLL)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Send nothing more, wait `grace` seconds for RPCs, then cancel them."""
+        self._connectivity.close()
+        binding, loops = self._adapter.binding, list(self._loops.values())
+        binding.refuse_calls()
+        if grace:
+            await protocol.asleep(protocol.Pause(grace, binding.idle()))
+        binding.abandon_calls()
+        self._adapter.close()
+        for loop in loops:
+            for one in loop.subchannels.take_all():
+                await one.close()
+            if loop.front is not None:
+                await loop.front.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _ignore(_: object) -> None:
+    """Do nothing."""
+
+
+class _Intercepted:
+    """The RPCs of one method, with interceptors. gRPC's own channel calls them, and the last of
+    them, which is ours, begins the RPC."""
+
+    def __init__(self, front: Callable[[], Any], method: Method) -> None:
+        self._front = front
+        self._method = method
+
+    def __call__(self, *request: Any, **options: Any) -> Any:
+        """Begin an RPC, and return its call."""
+        made = getattr(self._front(), self._method.kind)(self._method.path)
+        return made(*request, **options)
+
+
+Find = Callable[[str, Any], MultiCallable]
+"""Returns what begins the RPCs of a method, from its kind and its path."""
+
+
+class _Innermost:
+    """The interceptor that ends the chain."""
+
+    kind: str
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+
+    def begin(self, details: Any, request: Any) -> Any:
+        """Begin the RPC, as the interceptors before have changed it."""
+        path = details.method
+        path = path.decode() if isinstance(path, bytes) else path
+        return self._find(self.kind, path)(
+            request, details.timeout, details.metadata, details.credentials, details.wait_for_ready
+        )
+
+
+class _InnermostUnaryUnary(_Innermost, grpc.aio.UnaryUnaryClientInterceptor):
+    kind = "unary_unary"
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Any,  # noqa: ARG002  # the RPC begins here
+        client_call_details: Any,
+        request: Any,
+    ) -> Any:
+        return self.begin(client_call_details, request)
+
+
+class _InnermostUnaryStream(_Innermost, grpc.aio.UnaryStreamClientInterceptor):
+    kind = "unary_stream"
+
+    async def intercept_unary_stream(
+        self,
+        continuation: Any,  # noqa: ARG002  # the RPC begins here
+        client_call_details: Any,
+        request: Any,
+    ) -> Any:
+        return self.begin(client_call_details, request)
+
+
+class _InnermostStreamUnary(_Innermost, grpc.aio.StreamUnaryClientInterceptor):
+    kind = "stream_unary"
+
+    async def intercept_stream_unary(
+        self,
+        continuation: Any,  # noqa: ARG002  # the RPC begins here
+        client_call_details: Any,
+        request_iterator: Any,
+    ) -> Any:
+        return self.begin(client_call_details, request_iterator)
+
+
+class _InnermostStreamStream(_Innermost, grpc.aio.StreamStreamClientInterceptor):
+    kind = "stream_stream"
+
+    async def intercept_stream_stream(
+        self,
+        continuation: Any,  # noqa: ARG002  # the RPC begins here
+        client_call_details: Any,
+        request_iterator: Any,
+    ) -> Any:
+        return self.begin(client_call_details, request_iterator)
+
+
+_INNERMOST = (
+    _InnermostUnaryUnary,
+    _InnermostUnaryStream,
+    _InnermostStreamUnary,
+    _InnermostStreamStream,
+)

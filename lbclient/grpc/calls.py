@@ -1,0 +1,442 @@
+"""RPCs that return before they have an outcome, on threads: futures and streams.
+
+The attempts are gRPC's own calls. What follows the end of one is decided once, where gRPC reports
+that end (on a thread of the sub-channel), never where responses are read. A reader reads from the
+attempt under way. The first message is passed on only if its attempt has not been replaced
+meanwhile, so no message is delivered twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+
+from lbclient import protocol
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+    Throttled,
+)
+from lbclient.grpc import bases
+from lbclient.grpc.classifier import Answered, Code, mark_expired, never_sent, was_unsent
+from lbclient.grpc.errors import CANCELLED, AioBalancingError, BalancingError
+
+if TYPE_CHECKING:
+    from lbclient.grpc.replay import Replay
+    from lbclient.grpc.subchannels import SubChannel
+    from lbclient.grpc.threads import MultiCallable
+
+__all__ = [
+    "AGAIN",
+    "Arguments",
+    "Rpc",
+    "RpcCall",
+    "StreamCall",
+    "expired",
+    "is_waited_for",
+    "time_for",
+    "with_trace",
+]
+
+Arguments = tuple[Any, Any, Any]
+"""Metadata, credentials and compression of one RPC."""
+AGAIN = 0.1
+"""Seconds until a call with `wait_for_ready` looks for an instance again."""
+_EARLY = 0.005
+"""Seconds by which gRPC's timers may be earlier than ours."""
+
+_logger = logging.getLogger(__name__)
+
+
+def with_trace(metadata: Any) -> Any:
+    """Add the headers that tell the server which span calls it."""
+    headers = protocol.propagation()
+    return (*(metadata or ()), *headers.items()) if headers else metadata
+
+
+def is_waited_for(outcome: object) -> bool:
+    """True for an outcome after which a call with `wait_for_ready` waits for an instance."""
+    if isinstance(outcome, BalancingError | AioBalancingError):
+        outcome = outcome.__cause__
+    if isinstance(outcome, Throttled | DeadlineExceeded):
+        return False
+    return isinstance(outcome, DiscoveryError | NoInstanceAvailable) or was_unsent(outcome)
+
+
+def time_for(attempt: protocol.Attempt[Any]) -> float | None:
+    """Seconds for an attempt; None if they are not limited."""
+    if attempt.expiry is None or (left := attempt.expiry.left()) == math.inf:
+        return None
+    return left
+
+
+def expired(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
+    """True if our own deadline ended the attempt. The error is marked so, for the classifier."""
+    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or attempt.expiry is None:
+        return False
+    if attempt.expiry.left() >= _EARLY:
+        return False
+    mark_expired(error)
+    return True
+
+
+class Rpc:
+    """One RPC, with all of its attempts. Its caller has an `RpcCall`, which may be dropped."""
+
+    def __init__(
+        self,
+        owner: MultiCallable,
+        request: Any,
+        timeout: float | None,
+        arguments: Arguments,
+        *,
+        wait_for_ready: bool,
+    ) -> None:
+        self._owner = owner
+        self._replay: Replay | None = owner.replay(request)
+        self._request = request
+        self._arguments = arguments
+        self._wait_for_ready = wait_for_ready
+        self._run: protocol.CallbackRun[Any] | None = None
+        self._callbacks: list[Callable[[], object]] | None = []
+        self._waiters: deque[queue.SimpleQueue[None]] = deque()
+        self._lock = threading.RLock()
+        """Held while it is decided which attempt the caller gets, and while that ends."""
+        self._current: tuple[protocol.Attempt[Any], Any] | None = None
+        """The attempt under way, or whose outcome stands, and its call."""
+        self._committed = False
+        self.ends: float | None = None if timeout is None else time.monotonic() + timeout
+        """When its deadline is over."""
+        self.final: Any = None
+        """The call or the error whose outcome stands, once that is known."""
+        self.over: bool = False
+        self.cancelled: bool = False
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        replayable = None if self._replay is None else self._replay.replayable
+        left = None if self.ends is None else self.ends - time.monotonic()
+        try:
+            call = self._owner.begin(left, replayable)
+            self._run = protocol.start(call, self._begin, self._decided)
+        except LoadBalancingError as error:
+            self._conclude(BalancingError.of(error))
+
+    def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
+        self._run = run
+        sub = self._owner.subchannels.to(attempt.endpoint)
+        metadata, credentials, compression = self._arguments
+        timeout = time_for(attempt)
+        request = self._request if self._replay is None else iter(self._replay)
+        begin = self._owner.starter(sub)
+        inner = begin(request, timeout, with_trace(metadata), credentials, None, compression)
+        self._current = attempt, inner
+        self._wake()
+        if self.cancelled:
+            inner.cancel()
+        ended = partial(self._ended, attempt, inner, sub)
+        if not inner.add_callback(ended):
+            ended()
+
+    def _ended(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> None:
+        """An attempt has ended: where gRPC reports it, so this must not wait."""
+        good = inner.code() is grpc.StatusCode.OK
+        if (reports := self._owner.load_reports) is not None:
+            reports.record(attempt.endpoint, inner.trailing_metadata())
+        if not self._finish(attempt, inner, sub):  # its caller has got something of it
+            with self._lock:
+                attempt.finish(None if good else inner)
+            self._end()
+
+    def _finish(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> bool:
+        """End an attempt of which its caller has got nothing yet; otherwise return False."""
+        run = self._run
+        if run is None or self._committed:
+            return False
+        code = inner.code()
+        attempt.status = Code(code)
+        if code is grpc.StatusCode.OK:
+            return run.finish(attempt, Answered(self._owner.response_of(inner), inner))
+        if never_sent(inner, connected=sub.connected):
+            sub.failed = True
+            return run.finish(attempt, error=inner)
+        if self.cancelled or expired(attempt, inner):
+            return run.finish(attempt, error=inner)
+        return run.finish(attempt, inner)
+
+    def _decided(self, result: Callable[[], Any]) -> None:
+        """The outcome is known: of the whole call, or of a stream whose first message has come."""
+        try:
+            outcome = result()
+        except LoadBalancingError as error:
+            outcome = BalancingError.of(error)
+        except Exception as error:  # noqa: BLE001  # raised to the caller
+            outcome = error
+        if isinstance(outcome, Answered):
+            self.final = outcome.call
+            if self._committed:
+                self._wake()
+            else:
+                self._end()
+            return
+        if self.cancelled:
+            self._conclude(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+            return
+        if self._wait_for_ready and is_waited_for(outcome):
+            left = None if self.ends is None else self.ends - time.monotonic()
+            pause = protocol.Pause(AGAIN if left is None else min(AGAIN, max(0.0, left)))
+            if left is None or left > 0:
+                self._kept = protocol.sleep_until(pause, self.start)
+                return
+            outcome = BalancingError.of(DeadlineExceeded("no instance was ready in time"))
+        run = self._run
+        if run is not None and isinstance(outcome, grpc.RpcError) and outcome is self._inner:
+            info = run.call.info()
+            if info.attempts and not hasattr(outcome, "__notes__"):
+                protocol.explain(outcome, info)
+        self._conclude(outcome)
+
+    def _conclude(self, error: Any) -> None:
+        self.final = error
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.over = True
+            callbacks, self._callbacks = self._callbacks, None
+        self._wake()
+        for callback in callbacks or ():
+            try:
+                callback()
+            except Exception:  # it must not end gRPC's thread
+                _logger.exception("a callback of an RPC failed")
+
+    @property
+    def _inner(self) -> Any:
+        return None if self._current is None else self._current[1]
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until something is the case. False if the time is over."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+            self._waiters.append(woken)
+            try:
+                if ready():
+                    break
+                woken.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return ready()
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(woken)
+        return True
+
+    def _wake(self) -> None:
+        for woken in list(self._waiters):
+            woken.put(None)
+
+    def wait_until_over(self, timeout: float | None = None) -> bool:
+        """Wait for the end. False if the time is over."""
+        return self.wait(lambda: self.over, timeout)
+
+    def current(self) -> Any:
+        """Wait for an attempt, and return its call. None if the RPC has ended without one."""
+        self.wait(lambda: self._current is not None or self.over)
+        return self._inner
+
+    def stands(self, inner: Any) -> bool:
+        """Wait until it is known what follows an attempt that has ended. False if another one."""
+        self.wait(lambda: self.final is not None or self._inner is not inner)
+        return self._inner is inner
+
+    def commit(self, inner: Any, holder: object) -> bool:
+        """The caller gets something of this attempt: no other follows. False if one does."""
+        if self._committed:
+            return True
+        with self._lock:
+            current, run = self._current, self._run
+            if current is None or run is None or current[1] is not inner:
+                return False
+            self._committed = True
+            if run.finish(current[0], Answered(None, inner), holder=holder):
+                if self._replay is not None:
+                    self._replay.commit()
+                return True
+            self._committed = False
+        return self.stands(inner) and self.final is inner
+
+    def cancel(self) -> bool:
+        """End it now. False if it is over."""
+        if self.over:
+            return False
+        self.cancelled = True
+        if self._run is not None:
+            self._run.cancel(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+        if self._inner is not None:
+            self._inner.cancel()
+        return True
+
+    def drop(self) -> None:
+        """As `cancel`, for a finalizer, which must not take the balancer's lock."""
+        self.cancelled = True
+        if self._run is not None:
+            self._run.drop(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+        if self._inner is not None:
+            self._inner.cancel()
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Call `callback` at the end. False if it is over."""
+        with self._lock:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+
+class RpcCall(grpc.Call, bases.Future):
+    """What the caller of an RPC gets: a `grpc.Call` and a `grpc.Future`."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self._rpc = rpc
+
+    def __del__(self) -> None:
+        rpc = getattr(self, "_rpc", None)
+        if rpc is not None and not rpc.over:
+            rpc.drop()  # as gRPC cancels an RPC that its caller has dropped
+
+    def __repr__(self) -> str:
+        return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"
+
+    def cancel(self) -> bool:
+        """Cancel it. False if it is over."""
+        return self._rpc.cancel()
+
+    def cancelled(self) -> bool:
+        """True if its caller has cancelled it."""
+        return self._rpc.cancelled
+
+    def running(self) -> bool:
+        """True until it is over."""
+        return not self.done()
+
+    def done(self) -> bool:
+        """True once it is over."""
+        return self._rpc.over or self._rpc.cancelled
+
+    def is_active(self) -> bool:
+        """True until it is over."""
+        return not self.done()
+
+    def time_remaining(self) -> Any:
+        """Seconds until its deadline; None if it has none."""
+        ends = self._rpc.ends
+        return None if ends is None else max(0.0, ends - time.monotonic())
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the response, and return it. Raises the `grpc.RpcError` that ended it."""
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._rpc.final.result()
+
+    def exception(self, timeout: float | None = None) -> Exception | None:
+        """Wait for the end, and return the error, or None."""
+        if not self._rpc.wait_until_over(timeout):
+            raise grpc.FutureTimeoutError
+        if self._rpc.cancelled:
+            raise grpc.FutureCancelledError
+        final = self._rpc.final
+        if isinstance(final, grpc.RpcError) and final.code() is grpc.StatusCode.OK:
+            return None
+        error: Exception = final
+        return error
+
+    def traceback(self, timeout: float | None = None) -> TracebackType | None:
+        """Wait for the end, and return where the error was raised, or None."""
+        error = self.exception(timeout)
+        return None if error is None else error.__traceback__
+
+    def add_done_callback(self, fn: Callable[[grpc.Future[Any]], None]) -> None:
+        """Call `fn` with this object at the end, or now if it is over."""
+        if not self._rpc.add_callback(partial(fn, self)):
+            fn(self)
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Call `callback` at the end. False if it is over."""
+        return self._rpc.add_callback(callback)
+
+    def initial_metadata(self) -> Any:
+        """Wait for the initial metadata, and return it. After that, no other attempt follows."""
+        rpc = self._rpc
+        while (inner := rpc.current()) is not None:
+            metadata = inner.initial_metadata()
+            if inner.is_active():
+                if rpc.commit(inner, self):
+                    return metadata
+            elif rpc.stands(inner):
+                break
+        return self._outcome().initial_metadata()
+
+    def trailing_metadata(self) -> Any:
+        """Wait for the end, and return the trailing metadata."""
+        return self._outcome().trailing_metadata()
+
+    def code(self) -> Any:
+        """Wait for the end, and return the status."""
+        return self._outcome().code()
+
+    def details(self) -> Any:
+        """Wait for the end, and return what happened."""
+        return self._outcome().details()
+
+    def debug_error_string(self) -> Any:
+        """Wait for the end, and return what gRPC says about it."""
+        return self._outcome().debug_error_string()
+
+    def _outcome(self) -> Any:
+        self._rpc.wait_until_over()
+        return self._rpc.final
+
+
+class StreamCall(RpcCall):
+    """What the caller of an RPC with a stream of responses gets: also an iterator."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        rpc = self._rpc
+        while True:
+            inner = rpc.current()
+            if inner is None:
+                raise rpc.final
+            try:
+                message = next(inner)
+            except StopIteration:
+                if rpc.stands(inner):
+                    if rpc.final is not inner:
+                        raise rpc.final from None
+                    raise
+            except grpc.RpcError as error:
+                error.__traceback__ = None  # it refers to this frame, and gRPC's call is the error
+                if rpc.stands(inner):
+                    raise rpc.final from None
+            else:
+                if rpc.commit(inner, self):
+                    return message
+
+    next = __next__

@@ -1,0 +1,171 @@
+"""The classifier for gRPC: it says what a status means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Self
+
+import grpc
+
+from lbclient._internal import validation
+from lbclient.endpoint.classifier import FAULT_NAME
+from lbclient.protocol import Classifier, Verdict
+
+__all__ = [
+    "Answered",
+    "Code",
+    "GrpcClassifier",
+    "classified",
+    "codes_of",
+    "mark_expired",
+    "never_sent",
+    "was_unsent",
+]
+
+_Status = grpc.StatusCode
+_FAULTS = frozenset(
+    {
+        _Status.UNAVAILABLE,
+        _Status.UNKNOWN,
+        _Status.INTERNAL,
+        _Status.DATA_LOSS,
+        _Status.DEADLINE_EXCEEDED,
+    }
+)
+_NEUTRAL = frozenset({_Status.OK, _Status.CANCELLED})
+_FINE = Verdict(fault=False)
+_CLIENT_ERROR = Verdict(fault=False, client_error=True)
+_FAULT = Verdict(fault=True, again="idempotent")
+_NEVER_SENT = Verdict(fault=True, again="always")
+_UNREACHABLE = Verdict(fault=False, again="always", unreachable=True)
+_EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
+
+_UNSENT, _EXPIRED = "_lbclient_unsent", "_lbclient_expired"
+_NOT_CONNECTED = "failed to connect to all addresses", "DNS resolution failed", "Name resolution"
+"""How the details of an RPC begin for which gRPC has had no connection. A server may send the same
+text, of an RPC of its own; then there is a connection to it."""
+_NO_ROUTE = "Network is unreachable", "No route to host", "Operation not permitted"
+_EXHAUSTED = "Too many open files", "Cannot allocate memory", "No buffer space available"
+_OF_THE_CALLER = {
+    "Exception serializing request!",
+    "Exception deserializing response!",
+    "Exception iterating requests!",
+}
+"""The details of RPCs that gRPC has ended since a function of the caller's raised."""
+_PUSHBACK = "grpc-retry-pushback-ms"
+
+
+class Answered(NamedTuple):
+    """The result of an attempt that ended with OK, if its call is needed beside its response."""
+
+    response: Any
+    call: Any
+
+
+class Code(int):
+    """The number of a status, whose text is its name, as the status of an attempt."""
+
+    def __new__(cls, code: grpc.StatusCode) -> Self:
+        """Make the number of a status."""
+        made = super().__new__(cls, code.value[0])
+        made._name = code.name
+        return made
+
+    _name: str
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def codes_of(codes: Collection[str | grpc.StatusCode]) -> frozenset[grpc.StatusCode]:
+    """Check and return the statuses that are retried. Raises ValueError or TypeError."""
+    found = set[grpc.StatusCode]()
+    for code in validation.several("codes", codes, "names of statuses such as 'UNAVAILABLE'"):
+        named = code if isinstance(code, grpc.StatusCode) else _Status.__members__.get(str(code))
+        if named is None or named is _Status.OK:
+            raise ValueError(
+                f"codes must contain names of statuses such as 'UNAVAILABLE', not {code!r}"
+            )
+        found.add(named)
+    return frozenset(found)
+
+
+def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
+    """True if an RPC was certainly not sent. It is marked so, for the classifier, and named by its
+    status.
+
+    gRPC says so in the text only, which a server may have sent. `connected` tells whether there is
+    a connection now.
+    """
+    setattr(error, FAULT_NAME, error.code().name)
+    if error.code() is not _Status.UNAVAILABLE:
+        return False
+    if not (error.details() or "").startswith(_NOT_CONNECTED) or connected():
+        return False
+    setattr(error, _UNSENT, True)
+    return True
+
+
+def mark_expired(error: grpc.RpcError) -> None:
+    """Mark an error by which our own deadline ended an attempt."""
+    setattr(error, _EXPIRED, True)
+
+
+def was_unsent(error: object) -> bool:
+    """True if `never_sent` has said so."""
+    return getattr(error, _UNSENT, False)
+
+
+class GrpcClassifier:
+    """Classifies the status of an attempt. `codes` are the statuses that are retried if the method
+    may be repeated."""
+
+    def __init__(self, codes: Collection[grpc.StatusCode]) -> None:
+        self._codes = codes
+
+    def __call__(self, outcome: object) -> Verdict:
+        """Classify a `grpc.RpcError` by its status. Anything else is good."""
+        if not isinstance(outcome, grpc.RpcError):
+            return _FINE
+        if was_unsent(outcome):
+            return _never_sent(outcome.details() or "")
+        if getattr(outcome, _EXPIRED, False):
+            return _FAULT
+        return self._status(outcome)
+
+    def _status(self, error: grpc.RpcError) -> Verdict:
+        code = error.code()
+        if code in _NEUTRAL or (error.details() or "") in _OF_THE_CALLER:
+            return _FINE  # ended by its caller, or by what its caller has passed
+        again: Literal["never", "idempotent"] = "idempotent" if code in self._codes else "never"
+        fault = code in _FAULTS
+        rejected = code is _Status.RESOURCE_EXHAUSTED
+        if not fault and not rejected and again == "never":
+            return _CLIENT_ERROR
+        rejected = rejected or (again == "idempotent" and not fault)
+        verdict = Verdict(fault, again, rejected=rejected)
+        if (pushback := _pushback(error.trailing_metadata())) is None:
+            return verdict
+        return replace(verdict, again="never") if pushback < 0 else replace(verdict, rest=pushback)
+
+
+def _never_sent(details: str) -> Verdict:
+    if any(text in details for text in _EXHAUSTED):
+        return _EXHAUSTED_HERE
+    return _UNREACHABLE if any(text in details for text in _NO_ROUTE) else _NEVER_SENT
+
+
+def _pushback(metadata: Iterable[Any] | None) -> float | None:
+    """The seconds that the server asks to wait; below 0 to ask for no retry. None if it asks for
+    nothing. What is not a number asks for no retry (gRPC's A6)."""
+    for key, value in metadata or ():
+        if key == _PUSHBACK:
+            text = value if isinstance(value, str) else bytes(value).decode("ascii", "replace")
+            return int(text[:12]) / 1000 if text.isascii() and text.isdigit() else -1.0
+    return None
+
+
+def classified(classify: Classifier, outcome: object) -> Verdict:
+    """Ask a user's classifier. It gets the response, or the `grpc.RpcError`."""
+    return classify(outcome.response if isinstance(outcome, Answered) else outcome)

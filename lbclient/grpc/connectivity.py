@@ -1,0 +1,96 @@
+"""The connectivity of a channel to many instances."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+
+from lbclient._internal.deadline import Expiry
+from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.health_monitor import connects
+from lbclient.errors import LoadBalancingError
+from lbclient.protocol import Binding
+
+__all__ = ["Connectivity"]
+
+_INTERVAL = 0.1
+_CONNECT = 1.25
+"""Seconds for connecting to one instance."""
+
+State = grpc.ChannelConnectivity
+Callback = Callable[[grpc.ChannelConnectivity], None]
+
+
+class Connectivity:
+    """READY while an instance is in rotation. `grpc.channel_ready_future`, which asks to connect,
+    also waits until one accepts a connection.
+
+    As in gRPC, a thread looks for changes as long as somebody is told of them.
+    """
+
+    def __init__(self, balancer: Balancer, binding: Binding) -> None:
+        self._balancer = balancer
+        self._binding = binding
+        self._callbacks: dict[Callback, grpc.ChannelConnectivity | None] = {}
+        self._watching = threading.Lock()
+        """Held by the thread that looks for changes."""
+        self._connect = False
+
+    def state(self) -> grpc.ChannelConnectivity:
+        """Return the connectivity now, without connecting."""
+        binding = self._binding
+        if binding.closed:
+            return State.SHUTDOWN
+        if self._connect:
+            return State.CONNECTING
+        if not len(binding.pool):
+            return State.IDLE
+        ready = binding.pool.in_rotation(binding.clock())
+        return State.READY if ready else State.TRANSIENT_FAILURE
+
+    def try_to_connect(self) -> bool:
+        """Ask discovery, and connect to an instance, which may block. False if none accepts."""
+        with contextlib.suppress(LoadBalancingError, RuntimeError):
+            self._balancer.refresh()
+        for endpoint in list(self._binding.pool.endpoints):
+            with contextlib.suppress(OSError):
+                connects(endpoint, Expiry(time.monotonic() + _CONNECT, time.monotonic))
+                self._connect = False
+                return True
+        return False
+
+    def subscribe(self, callback: Callback, *, connect: bool) -> None:
+        """Call `callback` with the connectivity, now and after each change."""
+        self._callbacks[callback] = None
+        self._connect = self._connect or connect
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
+
+    def unsubscribe(self, callback: Callback) -> None:
+        """Do not call `callback` any more."""
+        self._callbacks.pop(callback, None)
+
+    def close(self) -> None:
+        """Call nobody any more."""
+        self._callbacks.clear()
+
+    def _poll(self) -> None:
+        try:
+            due = -math.inf
+            while self._callbacks:
+                state = self.state()
+                for callback, known in list(self._callbacks.items()):
+                    if known is not state and callback in self._callbacks:
+                        self._callbacks[callback] = state
+                        callback(state)
+                if self._connect and time.monotonic() >= due and not self.try_to_connect():
+                    due = time.monotonic() + _INTERVAL
+                elif not self._connect or time.monotonic() < due:
+                    time.sleep(_INTERVAL)
+        finally:
+            self._watching.release()

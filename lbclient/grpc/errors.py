@@ -1,0 +1,127 @@
+"""The errors of lbclient as the errors of gRPC that callers already handle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from lbclient import errors
+from lbclient.grpc import bases
+
+__all__ = ["CANCELLED", "AioBalancingError", "BalancingError"]
+
+CANCELLED = "Locally cancelled by application!"
+"""gRPC's own text."""
+
+_CODES: Sequence[tuple[type[Exception], grpc.StatusCode]] = (
+    (errors.Throttled, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.BalancerClosed, grpc.StatusCode.CANCELLED),
+    (errors.LoadBalancingError, grpc.StatusCode.UNAVAILABLE),
+)
+
+
+def _code_of(error: BaseException) -> grpc.StatusCode:
+    """The status that stands for one of our errors."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
+
+
+class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
+    """An RPC that lbclient itself has ended: no instance, a deadline, the throttle. The cause is
+    lbclient's own exception.
+
+    It is a `grpc.Call` and a `grpc.Future` that has ended, as every error of a blocking RPC is.
+    """
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self._code = code
+        self._details = details
+
+    @classmethod
+    def of(cls, error: Exception) -> BalancingError:
+        """Return the gRPC error for one of ours, which is its cause."""
+        made = cls(_code_of(error), str(error))
+        vars(made).update(vars(error))  # its notes and its attempts
+        made.__cause__ = error
+        return made
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return self._code
+
+    def details(self) -> str:
+        """What happened."""
+        return self._details
+
+    def debug_error_string(self) -> str:
+        """As `details`."""
+        return str(self)
+
+    def initial_metadata(self) -> tuple[Any, ...]:
+        """Nothing: no server has sent any."""
+        return ()
+
+    def trailing_metadata(self) -> tuple[Any, ...]:
+        """Nothing: no server has sent any."""
+        return ()
+
+    def is_active(self) -> bool:
+        """False: it is over."""
+        return False
+
+    def time_remaining(self) -> Any:
+        """None: it is over."""
+        return None
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:  # noqa: ARG002  # it never runs
+        """Return False: it is over."""
+        return False
+
+    def cancel(self) -> bool:
+        """Return False: it is over."""
+        return False
+
+    def cancelled(self) -> bool:
+        """True if its caller has cancelled it."""
+        return self._code is grpc.StatusCode.CANCELLED and self._details == CANCELLED
+
+    def running(self) -> bool:
+        """False: it is over."""
+        return False
+
+    def done(self) -> bool:
+        """True: it is over."""
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:  # noqa: ARG002  # it is over
+        """Raise the error itself."""
+        raise self
+
+    def exception(self, timeout: float | None = None) -> Exception | None:  # noqa: ARG002  # as above
+        """Return the error itself."""
+        return self
+
+    def traceback(self, timeout: float | None = None) -> TracebackType | None:  # noqa: ARG002  # as above
+        """Return where it was raised."""
+        return self.__traceback__
+
+    def add_done_callback(self, fn: Callable[[grpc.Future[Any]], None]) -> None:
+        """Call `fn` at once."""
+        fn(self)
+
+
+class AioBalancingError(grpc.aio.AioRpcError):
+    """As `BalancingError`, for asyncio."""
+
+    @classmethod
+    def of(cls, error: Exception) -> AioBalancingError:
+        """Return the gRPC error for one of ours, which is its cause."""
+        nothing, details = grpc.aio.Metadata(), str(error)
+        made = cls(_code_of(error), nothing, nothing, details=details, debug_error_string=details)
+        vars(made).update(vars(error))  # its notes and its attempts
+        made.__cause__ = error
+        return made

@@ -1,0 +1,125 @@
+"""Health checks by grpc.health.v1."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+import grpc
+
+from lbclient._internal.deadline import Expiry
+from lbclient.balancer.health_monitor import plain_check
+from lbclient.endpoint.endpoint import Endpoint
+from lbclient.grpc.wire import fields, text_field
+from lbclient.protocol import Binding, Check, CheckFailed
+from lbclient.resilience.health_check import HealthCheck
+
+__all__ = ["Health"]
+
+_CHECK, _WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+_SERVING = 1
+_STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+Open = Callable[[Endpoint], grpc.Channel]
+
+
+class Health:
+    """Asks each instance in rounds (`Check`), and follows what it says in between (`Watch`), if it
+    serves that. Raises ValueError for a check by HTTP.
+
+    `Check` opens a connection of its own, since it also proves that connecting works. It notices a
+    server that hangs, and `Watch` one that says at once that it does not serve any more.
+    """
+
+    def __init__(self, policy: HealthCheck, open_channel: Open, binding: Binding) -> None:
+        self.check: Check = self._check
+        """Checks one instance."""
+        if (plain := plain_check(policy)) is not None:
+            self.check = plain
+        elif policy.grpc is None:
+            raise ValueError(
+                "health must be a check over gRPC, such as HealthCheck(grpc='') or "
+                "HealthCheck(grpc='orders.Orders'), HealthCheck(path=None), which connects, or "
+                "HealthCheck(check=...)"
+            )
+        self._request = text_field(1, policy.grpc or "")
+        self._open = open_channel
+        self._binding = binding
+        self._followed: dict[Endpoint, Any] = {}
+        """What follows each instance: a call of `Watch`, or None while there is none."""
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Follow nothing any more."""
+        for call in list(getattr(self, "_followed", {}).values()):
+            if call is not None:
+                call.cancel()
+
+    def _check(self, endpoint: Endpoint, expiry: Expiry) -> None:
+        with self._open(endpoint) as channel:
+            ask: Any = channel.unary_unary(_CHECK)
+            try:
+                state = _state_of(ask(self._request, timeout=expiry.left()))
+            except grpc.RpcError as error:
+                raise CheckFailed(f"{error.code().name}: {error.details()}") from None
+        self._follow(endpoint)
+        if state != _SERVING:
+            raise CheckFailed(_shown(state))
+
+    def _follow(self, endpoint: Endpoint) -> None:
+        for gone in [one for one in list(self._followed) if one.gone]:
+            if (call := self._followed.pop(gone)) is not None:
+                call.cancel()
+        if endpoint.gone or self._followed.setdefault(endpoint, None) is not None:
+            return
+        channel: Any = self._open(endpoint)
+        call = self._followed[endpoint] = channel.unary_stream(_WATCH)(self._request)
+        threading.Thread(
+            target=_read,
+            args=(ref(self), endpoint, channel, call),
+            name="lbclient-health",
+            daemon=True,
+        ).start()
+        if self._binding.closed:
+            call.cancel()
+
+    def _told(self, endpoint: Endpoint, state: int) -> None:
+        healthy = state == _SERVING
+        why = "" if healthy else _shown(state)
+        self._binding.report_health(endpoint, healthy=healthy, why=why)
+
+    def _ended(self, endpoint: Endpoint, call: object, *, served: bool) -> None:
+        if served and self._followed.get(endpoint) is call:
+            self._followed[endpoint] = None  # the next round follows it again
+
+
+def _read(health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, call: Any) -> None:
+    """Read what one instance says, on a thread that keeps nothing else alive."""
+    served = True
+    with channel:
+        try:
+            for response in call:
+                if (owner := health()) is not None and not endpoint.gone:
+                    owner._told(endpoint, _state_of(response))  # noqa: SLF001  # its own thread
+                owner = None
+        except CheckFailed:
+            call.cancel()
+        except grpc.RpcError as error:
+            served = error.code() is not grpc.StatusCode.UNIMPLEMENTED
+    if (owner := health()) is not None:
+        owner._ended(endpoint, call, served=served)  # noqa: SLF001  # as above
+
+
+def _shown(state: int) -> str:
+    return f"status {_STATES.get(state, state)}"
+
+
+def _state_of(response: bytes) -> int:
+    """The state in a health response. The default of the field is not written."""
+    try:
+        return next((int(value) for number, value in fields(response) if number == 1), 0)
+    except (TypeError, ValueError):
+        raise CheckFailed("the response is malformed") from None

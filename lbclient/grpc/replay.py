@@ -1,0 +1,146 @@
+"""Requests of client streams that can be sent again: what an attempt has taken is kept for the
+next."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+__all__ = ["Message", "Replay"]
+
+_MOST_BYTES = 256 * 1024
+"""How much is kept, as in gRPC's own retries. Beyond it, the call is not repeated."""
+
+
+class Message:
+    """One request, serialized once."""
+
+    __slots__ = ("_data", "_request", "_serializer")
+
+    def __init__(self, request: Any, serializer: Callable[[Any], bytes] | None) -> None:
+        self._request = request
+        self._serializer = serializer
+        self._data: bytes | None = None
+
+    def serialized(self) -> bytes:
+        """Return its bytes. Raises what the serializer of the stub raises."""
+        data = self._data
+        if data is None:
+            request, serializer = self._request, self._serializer
+            data = self._data = request if serializer is None else serializer(request)
+        return data
+
+
+class SentRequests:
+    """The requests that have been taken, and may be sent again. Hold a lock on threads."""
+
+    __slots__ = ("_base", "_bytes", "_committed", "_messages", "over")
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+        self._base = 0
+        self._bytes = 0
+        self._committed = False
+        self.over: bool = False
+        """True if no request follows."""
+
+    @property
+    def replayable(self) -> bool:
+        """True if everything that was taken can be sent again."""
+        return self._base == 0 and self._bytes <= _MOST_BYTES
+
+    def commit(self) -> None:
+        """Keep nothing more: no other attempt follows."""
+        self._committed = True
+
+    def has(self, index: int) -> bool:
+        """True if the request at this index has been taken."""
+        return index < self._base + len(self._messages)
+
+    def append(self, message: Message) -> None:
+        """Keep a request that was just taken."""
+        self._messages.append(message)
+        if not self._committed:
+            try:
+                self._bytes += len(message.serialized())
+            except Exception:  # noqa: BLE001  # gRPC reports it, where it serializes the message
+                self._committed = True
+            self._committed = self._committed or self._bytes > _MOST_BYTES
+
+    def get(self, index: int) -> Message:
+        """Return the request at this index, to the attempt under way."""
+        found = self._messages[index - self._base]
+        while self._committed and self._base <= index:
+            self._messages.popleft()
+            self._base += 1
+        return found
+
+
+class Replay:
+    """The requests of a stream, on threads. Each attempt iterates over them from the beginning.
+
+    gRPC takes each attempt's requests on a thread of its own. That of an attempt that has ended may
+    still wait in the caller's iterator: what it takes is kept for the next attempt.
+    """
+
+    def __init__(self, requests: Iterable[Any], serializer: Callable[[Any], bytes] | None) -> None:
+        self._requests = iter(requests)
+        self._serializer = serializer
+        self._sent = SentRequests()
+        self._lock = threading.Lock()
+        """Held for `_kept`."""
+        self._taking = threading.Lock()
+        """Held by the thread that waits for the caller's iterator."""
+        self._error: BaseException | None = None
+        self._attempt = 0
+
+    def replayable(self) -> bool:
+        """True if everything that was taken can be sent again."""
+        return self._sent.replayable
+
+    def commit(self) -> None:
+        """Keep nothing more: no other attempt follows."""
+        self._sent.commit()
+
+    def __iter__(self) -> Iterator[Message]:
+        """Return the requests for a new attempt. Those of the one before end."""
+        with self._lock:
+            self._attempt += 1
+            return self._from_the_beginning(self._attempt)
+
+    def _from_the_beginning(self, attempt: int) -> Iterator[Message]:
+        index = 0
+        while self._has(index) or self._take(index):
+            with self._lock:
+                if attempt != self._attempt:
+                    return
+                message = self._sent.get(index)
+            yield message
+            index += 1
+
+    def _has(self, index: int) -> bool:
+        with self._lock:
+            return self._sent.has(index)
+
+    def _take(self, index: int) -> bool:
+        """Take the next request of the caller's iterator. False if there is none."""
+        with self._taking:
+            if self._has(index):
+                return True
+            if self._error is not None:
+                raise self._error
+            if self._sent.over:
+                return False
+            try:
+                message = Message(next(self._requests), self._serializer)
+            except StopIteration:
+                self._sent.over = True
+                return False
+            except BaseException as error:
+                self._error = error
+                raise
+            with self._lock:
+                self._sent.append(message)
+            return True

@@ -1,0 +1,148 @@
+"""One channel of gRPC's for each instance: its sub-channel.
+
+gRPC connects, and reconnects with a growing back-off of its own, during which a sub-channel refuses
+each call. The breaker decides here when an instance is tried again, and such a back-off would make
+its probes fail for nothing. So a sub-channel that could not connect is not used again: the next
+attempt gets a new one, which connects at once.
+
+A sub-channel that is replaced, or whose instance has left, is only dropped. RPCs in flight keep it
+alive, and gRPC closes its connection after the last of them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from lbclient._internal import fork
+from lbclient.endpoint.endpoint import Endpoint
+from lbclient.protocol import Binding
+
+__all__ = ["Method", "SubChannel", "SubChannels"]
+
+_READY = 2
+"""The number of the state READY in gRPC's core."""
+_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
+_inherited: list[object] = []
+"""The sub-channels of a forked child's parent, which the child must neither use nor finalize."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Method:
+    """A method as a stub names it: its path, its kind (`"unary_unary"`), and how its messages are
+    written and read."""
+
+    path: str
+    kind: str
+    serializer: Callable[[Any], bytes] | None
+    deserializer: Callable[[bytes], Any] | None
+    registered: bool
+
+
+class SubChannel:
+    """The channel to one instance, and its multi-callables."""
+
+    __slots__ = ("_lock", "addresses", "channel", "failed", "methods")
+
+    def __init__(self, channel: Any, addresses: tuple[str, ...], lock: threading.Lock) -> None:
+        self.channel: Any = channel
+        self.addresses: tuple[str, ...] = addresses
+        self.failed: bool = False
+        """True if it could not connect."""
+        self.methods: dict[Method, Any] = {}
+        self._lock = lock
+
+    def method(self, method: Method) -> Any:
+        """Return the multi-callable of a method."""
+        known = self.methods.get(method)
+        if known is None:
+            with self._lock:  # gRPC's generated code registers methods on one thread
+                known = self.methods[method] = getattr(self.channel, method.kind)(
+                    method.path,
+                    method.serializer,
+                    method.deserializer,
+                    _registered_method=method.registered,
+                )
+        return known
+
+    def connected(self) -> bool:
+        """True if there is a connection now. It does not connect.
+
+        `Channel.subscribe`, the public way on threads, needs a thread for each channel.
+        """
+        try:
+            if isinstance(self.channel, grpc.aio.Channel):
+                return self.channel.get_state() is grpc.ChannelConnectivity.READY
+            core = getattr(self.channel, "_channel", None)
+            check: Callable[[bool], int] | None = getattr(core, "check_connectivity_state", None)
+            return check is not None and check(False) == _READY  # as gRPC calls it
+        except (ValueError, grpc.aio.UsageError):  # the channel is closed
+            return False
+
+
+class SubChannels:
+    """The sub-channels of one channel, made when they are first needed."""
+
+    def __init__(self, binding: Binding, open_channel: Callable[[Endpoint], Any]) -> None:
+        self._open = open_channel
+        self._known: dict[Endpoint, SubChannel] = {}
+        self._lock = threading.Lock()
+        self._unusable = False
+        """True in a forked child in which gRPC would block for ever."""
+        self.closed: bool = False
+        binding.pool.listen(self.departed)
+        fork.track(self)
+
+    def to(self, endpoint: Endpoint) -> SubChannel:
+        """Return the sub-channel to an instance."""
+        known = self._known.get(endpoint)
+        if (
+            known is not None
+            and known.addresses is endpoint.instance.addresses
+            and not known.failed
+        ):
+            return known
+        return self._new(endpoint)
+
+    def departed(self) -> None:
+        """Drop the sub-channels to instances that have left."""
+        for endpoint in [one for one in list(self._known) if one.gone]:
+            self._known.pop(endpoint, None)
+
+    def take_all(self) -> Sequence[Any]:
+        """Return all channels, to be closed, and make no others."""
+        self.closed = True
+        with self._lock:
+            known, self._known = self._known, {}
+        return [one.channel for one in known.values()]
+
+    def after_fork(self) -> None:
+        """In a forked child: make new ones. If the parent has used gRPC, that works only with
+        gRPC's support of forks, which the environment enables before grpcio is imported."""
+        supported = os.environ.get(_FORK_SUPPORT, "").lower() in {"1", "yes", "true"}
+        self._unusable = self._unusable or (bool(self._known) and not supported)
+        _inherited.append(self._known)
+        self._known, self._lock = {}, threading.Lock()
+
+    def _new(self, endpoint: Endpoint) -> SubChannel:
+        with self._lock:
+            if self.closed:
+                raise ValueError("Cannot invoke RPC on closed channel!")
+            if self._unusable:
+                raise RuntimeError(
+                    "the parent of this forked process has used gRPC, which would block here; set "
+                    f"{_FORK_SUPPORT}=1 before grpcio is imported, or fork before the first call"
+                )
+            known, addresses = self._known.get(endpoint), endpoint.instance.addresses
+            if known is not None and not known.failed and set(known.addresses) == set(addresses):
+                known.addresses = addresses
+                return known
+            made = SubChannel(self._open(endpoint), addresses, threading.Lock())
+            if not endpoint.gone:  # otherwise it has left since it was picked
+                self._known[endpoint] = made
+            return made

@@ -1,0 +1,440 @@
+"""Channels for threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Self, cast
+
+import grpc
+
+from lbclient import protocol
+from lbclient.balancer.balancer import Balancer
+from lbclient.balancer.binding import described
+from lbclient.errors import DeadlineExceeded, LoadBalancingError
+from lbclient.grpc import bases
+from lbclient.grpc.adapter import Adapter, MethodCalls
+from lbclient.grpc.calls import (
+    AGAIN,
+    Rpc,
+    RpcCall,
+    StreamCall,
+    expired,
+    is_waited_for,
+    time_for,
+    with_trace,
+)
+from lbclient.grpc.classifier import Answered, Code, never_sent
+from lbclient.grpc.connectivity import Connectivity
+from lbclient.grpc.errors import BalancingError
+from lbclient.grpc.load_reports import LoadReports
+from lbclient.grpc.replay import Message, Replay
+from lbclient.grpc.subchannels import Method, SubChannel, SubChannels
+
+__all__ = ["BalancedChannel"]
+
+
+class MultiCallable:
+    """The RPCs of one method."""
+
+    streams_requests = False
+    """True if the requests are an iterator."""
+    kind: type[RpcCall] = RpcCall
+
+    def __init__(self, adapter: Adapter, subchannels: SubChannels, method: Method) -> None:
+        self._calls = MethodCalls(adapter, method)
+        self._serializer = method.serializer
+        if self.streams_requests:
+            method = Method(
+                method.path, method.kind, Message.serialized, method.deserializer, method.registered
+            )
+        self._method = method
+        self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
+            self._calls.begin
+        )
+        self.subchannels = subchannels
+        self.load_reports: LoadReports | None = adapter.load_reports
+        self._whole = self.load_reports is not None
+        """True if the call is needed beside the response."""
+        self._hedged = adapter.hedged
+
+    def replay(self, request: Any) -> Replay | None:
+        """Return the requests of a stream, which each attempt can take from the beginning."""
+        return Replay(request, self._serializer) if self.streams_requests else None
+
+    def starter(self, sub: SubChannel) -> Callable[..., Any]:
+        """Return gRPC's function that begins an attempt, and returns its call."""
+        started: Callable[..., Any] = sub.method(self._method)
+        return started
+
+    def response_of(self, inner: Any) -> Any:  # noqa: ARG002  # a stream has many
+        """Return the response of an attempt that ended with OK."""
+        return None
+
+    def _started(
+        self,
+        request: Any,
+        timeout: float | None,
+        metadata: Any,
+        credentials: Any,
+        wait_for_ready: bool | None,
+        compression: Any,
+    ) -> RpcCall:
+        rpc = Rpc(
+            self,
+            request,
+            timeout,
+            (metadata, credentials, compression),
+            wait_for_ready=bool(wait_for_ready),
+        )
+        call = self.kind(rpc)
+        rpc.start()
+        return call
+
+
+class UnaryUnary(MultiCallable, bases.UnaryUnary):
+    """One request, one response."""
+
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the request, and return the response."""
+        send = partial(self._send, self._whole, request, metadata, credentials, compression)
+        try:
+            result = protocol.run(call := self.begin(timeout, None), send)
+        except (LoadBalancingError, grpc.RpcError) as error:
+            result = self._again(error, send, timeout, wait_for_ready)
+        else:
+            if isinstance(result, grpc.RpcError):
+                protocol.explain(result, call.info())
+                raise result
+        return result.response if isinstance(result, Answered) else result
+
+    def with_call(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> tuple[Any, grpc.Call]:
+        """Send the request, and return the response and its call."""
+        send = partial(self._send, True, request, metadata, credentials, compression)
+        try:
+            result = protocol.run(call := self.begin(timeout, None), send)
+        except (LoadBalancingError, grpc.RpcError) as error:
+            result = self._again(error, send, timeout, wait_for_ready)
+        else:
+            if isinstance(result, grpc.RpcError):
+                protocol.explain(result, call.info())
+                raise result
+        return result.response, result.call
+
+    def future(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the request, and return at once."""
+        return self._started(request, timeout, metadata, credentials, wait_for_ready, compression)
+
+    def starter(self, sub: SubChannel) -> Callable[..., Any]:
+        """Return gRPC's function that begins an attempt, and returns its call."""
+        started: Callable[..., Any] = sub.method(self._method).future
+        return started
+
+    def response_of(self, inner: Any) -> Any:
+        """Return the response of an attempt that ended with OK."""
+        return inner.result()
+
+    def _send(
+        self,
+        whole: bool,  # bound by `partial`
+        request: Any,
+        metadata: Any,
+        credentials: Any,
+        compression: Any,
+        attempt: protocol.Attempt[Any],
+    ) -> Any:
+        """Carry out one attempt. A status that the server sent is a result."""
+        sub = self.subchannels.to(attempt.endpoint)
+        call = sub.methods.get(self._method) or sub.method(self._method)
+        expiry = attempt.expiry
+        timeout = None if expiry is None else time_for(attempt)
+        try:
+            if self._hedged and expiry is not None:
+                future = call.future(
+                    request, timeout, with_trace(metadata), credentials, None, compression
+                )
+                expiry.interrupt = future.cancel
+                try:
+                    return Answered(future.result(), future)
+                except grpc.FutureCancelledError:
+                    raise future from None
+                finally:
+                    expiry.settle_interrupt()
+            if not whole:
+                return call(request, timeout, with_trace(metadata), credentials, None, compression)
+            answered = Answered(
+                *call.with_call(
+                    request, timeout, with_trace(metadata), credentials, None, compression
+                )
+            )
+            if self.load_reports is not None:
+                self.load_reports.record(attempt.endpoint, answered.call.trailing_metadata())
+            return answered  # noqa: TRY300  # the shortest way
+        except grpc.RpcError as error:
+            attempt.status = Code(error.code())
+            if never_sent(error, connected=sub.connected):
+                sub.failed = True
+                raise
+            if expired(attempt, error) or error.code() is grpc.StatusCode.CANCELLED:
+                raise
+            if self.load_reports is not None:
+                self.load_reports.record(attempt.endpoint, error.trailing_metadata())
+            return error.with_traceback(None)
+
+    def _again(
+        self,
+        error: Exception,
+        send: Callable[[protocol.Attempt[Any]], Any],
+        timeout: float | None,
+        wait_for_ready: bool | None,
+    ) -> Any:
+        """Raise the error as gRPC's. With `wait_for_ready`, wait for an instance instead."""
+        if not (wait_for_ready and is_waited_for(error)):
+            raise BalancingError.of(error) if isinstance(error, LoadBalancingError) else error
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if ends is None else ends - time.monotonic()
+            if left is not None and left <= AGAIN:
+                over = DeadlineExceeded("no instance was ready in time")
+                over.__cause__ = error
+                raise BalancingError.of(over)
+            protocol.sleep(protocol.Pause(AGAIN))
+            left = None if ends is None else ends - time.monotonic()
+            try:
+                result = protocol.run(call := self.begin(left, None), send)
+            except (LoadBalancingError, grpc.RpcError) as another:
+                if not is_waited_for(another):
+                    if isinstance(another, LoadBalancingError):
+                        raise BalancingError.of(another) from another
+                    raise
+                error = another
+            else:
+                if isinstance(result, grpc.RpcError):
+                    protocol.explain(result, call.info())
+                    raise result
+                return result
+
+
+class UnaryStream(MultiCallable, bases.UnaryStream):
+    """One request, a stream of responses."""
+
+    kind: type[RpcCall] = StreamCall
+
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the request, and return the responses."""
+        return self._started(request, timeout, metadata, credentials, wait_for_ready, compression)
+
+
+class StreamStream(MultiCallable, bases.StreamStream):
+    """A stream of requests, a stream of responses."""
+
+    kind: type[RpcCall] = StreamCall
+    streams_requests = True
+
+    def __call__(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the requests, and return the responses."""
+        return self._started(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+
+
+class StreamUnary(MultiCallable, bases.StreamUnary):
+    """A stream of requests, one response."""
+
+    streams_requests = True
+
+    def __call__(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the requests, and return the response."""
+        return self.with_call(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )[0]
+
+    def with_call(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> tuple[Any, grpc.Call]:
+        """Send the requests, and return the response and its call."""
+        call = self._started(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+        try:
+            return call.result(), call
+        except BaseException:
+            call.cancel()
+            raise
+
+    def future(
+        self,
+        request_iterator: Iterator[Any],
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Send the requests, and return at once."""
+        return self._started(
+            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
+        )
+
+    def starter(self, sub: SubChannel) -> Callable[..., Any]:
+        """Return gRPC's function that begins an attempt, and returns its call."""
+        started: Callable[..., Any] = sub.method(self._method).future
+        return started
+
+    def response_of(self, inner: Any) -> Any:
+        """Return the response of an attempt that ended with OK."""
+        return inner.result()
+
+
+_KINDS: dict[str, Any] = {
+    "unary_unary": UnaryUnary,
+    "unary_stream": UnaryStream,
+    "stream_unary": StreamUnary,
+    "stream_stream": StreamStream,
+}
+
+
+class _Direct:
+    """What is below the interceptors of a channel. They ask for a method's multi-callable at each
+    RPC, so these are kept."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self.subchannels = SubChannels(adapter.binding, adapter.open_blocking)
+        self._made: dict[tuple[Any, ...], Any] = {}
+        self.unary_unary = partial(self._of, "unary_unary")
+        self.unary_stream = partial(self._of, "unary_stream")
+        self.stream_unary = partial(self._of, "stream_unary")
+        self.stream_stream = partial(self._of, "stream_stream")
+
+    def _of(
+        self,
+        kind: str,
+        path: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,  # as in gRPC
+    ) -> Any:
+        key = kind, path, request_serializer, response_deserializer, bool(_registered_method)
+        known = self._made.get(key)
+        if known is None:
+            method = Method(path, kind, *key[2:])
+            known = self._made[key] = _KINDS[kind](self._adapter, self.subchannels, method)
+        return known
+
+
+class BalancedChannel(grpc.Channel):
+    """A `grpc.Channel` to all instances of one service. `lbclient.grpc.channel` returns it."""
+
+    def __init__(self, adapter: Adapter, interceptors: Sequence[Any]) -> None:
+        self._adapter = adapter
+        self._direct = _Direct(adapter)
+        self._front: Any = self._direct
+        if interceptors:
+            self._front = grpc.intercept_channel(cast("Any", self._direct), *interceptors)
+        self._connectivity = Connectivity(adapter.balancer, adapter.binding)
+
+    @property
+    def balancer(self) -> Balancer:
+        """The balancer of this channel: its snapshot, ejection by hand, a refresh."""
+        return self._adapter.balancer
+
+    def __repr__(self) -> str:
+        return described(self, self._adapter.binding)
+
+    def unary_unary(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._front.unary_unary(*method, **options)
+
+    def unary_stream(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._front.unary_stream(*method, **options)
+
+    def stream_unary(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._front.stream_unary(*method, **options)
+
+    def stream_stream(self, *method: Any, **options: Any) -> Any:
+        """Return the multi-callable of a method."""
+        return self._front.stream_stream(*method, **options)
+
+    def subscribe(
+        self,
+        callback: Callable[[grpc.ChannelConnectivity], None],
+        try_to_connect: bool | None = False,  # as in gRPC
+    ) -> None:
+        """Call `callback` with the connectivity, now and after each change."""
+        self._connectivity.subscribe(callback, connect=bool(try_to_connect))
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        """Do not call `callback` any more."""
+        self._connectivity.unsubscribe(callback)
+
+    def close(self) -> None:
+        """Close all connections, and cancel all RPCs."""
+        self._connectivity.close()
+        self._adapter.binding.abandon_calls()
+        self._adapter.close()
+        for channel in self._direct.subchannels.take_all():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,441 @@
+"""What the caller of an RPC can ask for: futures, calls, deadlines, interceptors, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import grpc
+import pytest
+
+import lbclient
+import lbclient.grpc
+from lbclient import HedgePolicy, RetryPolicy
+from tests.support.rpc import channel_of, messages, services
+
+LATE = 0.05
+"""Seconds by which a deadline may be noticed late."""
+METADATA = (
+    ("x-grpc-test-echo-initial", "first"),
+    ("x-grpc-test-echo-trailing-bin", b"last"),
+)
+
+
+def outputs(number, interval=0):
+    one = messages.ResponseParameters(size=1, interval_us=interval)
+    return messages.StreamingOutputCallRequest(response_parameters=[one] * number)
+
+
+@pytest.fixture
+def server(rpc_servers):
+    (one,) = rpc_servers()
+    return one
+
+
+def test_metadata_of_the_attempt_that_stands(rpc_servers, rpcs):
+    """Response, metadata and details come from the same attempt: the last one."""
+    busy, live = rpc_servers(2)
+    busy.tell("status UNAVAILABLE busy")
+    channel = rpcs([busy, live], strategy="round-robin")
+    for _ in range(2):
+        call = channel.begin("CacheableUnaryCall", metadata=METADATA, timeout=10.0)
+        assert call.result().server_id == str(live.port)
+        assert METADATA[0] in tuple(call.get("initial_metadata"))
+        assert METADATA[1] in tuple(call.get("trailing_metadata"))
+        assert (call.code, call.get("details")) == ("OK", "")
+
+
+def test_with_call(server):
+    """`with_call` returns the response and its call."""
+    with channel_of("threads", [server.address]) as rpcs:
+        response, call = rpcs.stub.UnaryCall.with_call(messages.SimpleRequest(), metadata=METADATA)
+        assert response.server_id == str(server.port)
+        assert call.code() is grpc.StatusCode.OK
+        assert METADATA[1] in tuple(call.trailing_metadata())
+        requests = iter([messages.StreamingInputCallRequest()])
+        response, call = rpcs.stub.StreamingInputCall.with_call(requests)
+        assert (response.aggregated_payload_size, call.code()) == (0, grpc.StatusCode.OK)
+
+
+def test_a_future(server):
+    """A future of ours does what a future of gRPC's does."""
+    with channel_of("threads", [server.address]) as rpcs:
+        server.tell("hold")
+        told = []
+        ended = threading.Event()
+        future = rpcs.stub.UnaryCall.future(messages.SimpleRequest(), timeout=30.0)
+        future.add_done_callback(told.append)
+        future.add_done_callback(lambda _: ended.set())
+        assert (future.done(), future.running(), future.is_active()) == (False, True, True)
+        assert 0 < future.time_remaining() <= 30.0
+        with pytest.raises(grpc.FutureTimeoutError):
+            future.result(timeout=0.01)
+        server.tell("release")
+        assert future.result(timeout=10).server_id == str(server.port)
+        assert ended.wait(10)
+        assert told == [future]
+        assert (future.exception(), future.traceback()) == (None, None)
+        assert (future.done(), future.running(), future.cancel()) == (True, False, False)
+        assert not future.add_callback(told.clear)
+        future.add_done_callback(told.append)
+        assert told == [future, future]
+
+
+def test_a_future_that_fails(server):
+    """A future raises the error of its last attempt."""
+    server.tell("status NOT_FOUND no such order")
+    with channel_of("threads", [server.address]) as rpcs:
+        future = rpcs.stub.UnaryCall.future(messages.SimpleRequest())
+        assert future.exception().code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError, match="no such order"):
+            future.result()
+        assert future.traceback() is not None
+
+
+def test_a_future_that_is_cancelled(server):
+    """A future that is cancelled raises FutureCancelledError, and its instance is free."""
+    server.tell("hold")
+    with channel_of("threads", [server.address]) as rpcs:
+        future = rpcs.stub.UnaryCall.future(messages.SimpleRequest())
+        assert future.cancel()
+        assert (future.cancelled(), future.done()) == (True, True)
+        with pytest.raises(grpc.FutureCancelledError):
+            future.result()
+        assert future.code() is grpc.StatusCode.CANCELLED
+        assert rpcs.in_flight() == 0
+        server.tell("release")
+
+
+def test_a_call_that_is_cancelled(server, rpcs):
+    """A call that is cancelled ends with CANCELLED, charges nobody, and is not repeated."""
+    server.tell("hold")
+    channel = rpcs([server])
+    for method, request in (
+        ("CacheableUnaryCall", None),
+        ("StreamingOutputCall", outputs(1)),
+        ("FullDuplexCall", iter([outputs(1)])),
+    ):
+        call = channel.begin(method, request)
+        call.cancel()
+        assert call.code == "CANCELLED"
+        assert call.get("details") == "Locally cancelled by application!"
+    (one,) = channel.balancer.snapshot().instances
+    assert (one.in_flight, one.failures) == (0, 0)
+    server.tell("release")
+
+
+def test_a_task_that_is_cancelled(server):
+    """A task that is cancelled while it awaits an RPC cancels it."""
+    server.tell("hold")
+    with channel_of("asyncio", [server.address]) as rpcs:
+
+        async def cancel():
+            call = rpcs.stub.UnaryCall(messages.SimpleRequest())
+            task = asyncio.ensure_future(_waited(call))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (call.cancelled(), call.done()) == (True, True)
+            assert await call.code() is grpc.StatusCode.CANCELLED
+
+        rpcs.loop.run(cancel())
+        assert rpcs.in_flight() == 0
+        server.tell("release")
+
+
+async def _waited(call):
+    return await call
+
+
+def test_a_call_of_asyncio(server):
+    """A call of ours does what a call of gRPC's does: in any order, by any number of tasks."""
+    server.tell("hold")
+    with channel_of("asyncio", [server.address]) as rpcs:
+        told = []
+
+        async def wait():
+            call = rpcs.stub.UnaryCall(messages.SimpleRequest(), timeout=30.0)
+            call.add_done_callback(told.append)
+            assert (call.done(), call.cancelled()) == (False, False)
+            assert 0 < call.time_remaining() <= 30.0
+            others = [asyncio.ensure_future(_waited(call)) for _ in range(3)]
+            codes = asyncio.ensure_future(call.code())
+            await asyncio.sleep(0.02)
+            server.tell("release")
+            responses = await asyncio.gather(*others)
+            assert {one.server_id for one in responses} == {str(server.port)}
+            assert await call == responses[0]
+            assert await codes is grpc.StatusCode.OK
+            assert told == [call]
+            assert call.cancel() is False
+            call.add_done_callback(told.append)
+            assert told == [call, call]
+            await call.wait_for_connection()
+
+        rpcs.loop.run(wait())
+
+
+def test_an_error_can_be_awaited_again(server):
+    """An RPC that has failed raises the same error each time."""
+    server.tell("status NOT_FOUND no")
+    with channel_of("asyncio", [server.address]) as rpcs:
+
+        async def wait():
+            call = rpcs.stub.UnaryCall(messages.SimpleRequest())
+            for _ in range(2):
+                with pytest.raises(grpc.aio.AioRpcError, match="no"):
+                    await call
+            assert await call.details() == "no"
+
+        rpcs.loop.run(wait())
+
+
+def test_reading_and_writing(server):
+    """Streams of asyncio are read and written message by message, or iterated over, not both."""
+    with channel_of("asyncio", [server.address]) as rpcs:
+
+        async def talk():
+            call = rpcs.stub.FullDuplexCall()
+            for _ in range(3):
+                await call.write(outputs(1))
+                assert (await call.read()).server_id == str(server.port)
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+            with pytest.raises(grpc.aio.UsageError):
+                aiter(call)
+            with pytest.raises(asyncio.InvalidStateError):
+                await call.write(outputs(1))
+            call = rpcs.stub.FullDuplexCall(iter([outputs(2)]))
+            assert len([one async for one in call]) == 2
+            with pytest.raises(grpc.aio.UsageError):
+                await call.read()
+            with pytest.raises(grpc.aio.UsageError):
+                await call.write(outputs(1))
+            call = rpcs.stub.StreamingInputCall()
+            await call.write(messages.StreamingInputCallRequest())
+            await call.done_writing()
+            await call.done_writing()
+            assert (await call).aggregated_payload_size == 0
+
+        rpcs.loop.run(talk())
+
+
+@pytest.mark.parametrize(
+    "method", ["UnaryCall", "StreamingOutputCall", "FullDuplexCall", "StreamingInputCall"]
+)
+def test_deadlines(server, rpcs, method):
+    """The timeout of an RPC of any kind ends it, and the server is told of it."""
+    server.tell("hold")
+    channel = rpcs([server])
+    request = {
+        "UnaryCall": None,
+        "StreamingOutputCall": outputs(1),
+        "FullDuplexCall": iter([outputs(1)]),
+        "StreamingInputCall": iter([messages.StreamingInputCallRequest()]),
+    }[method]
+    began = time.monotonic()
+    assert channel.begin(method, request, timeout=0.2).code == "DEADLINE_EXCEEDED"
+    took = time.monotonic() - began
+    assert took >= 0.2
+    server.tell("release")
+    (told,) = server.told()["timeouts"]
+    assert 0 < told <= 0.2 + LATE
+    assert channel.in_flight() == 0
+
+
+def test_the_deadline_of_a_block(server, rpcs, kind):
+    """`lbclient.deadline` bounds every RPC that begins in its block."""
+    server.tell("hold")
+    channel = rpcs([server])
+    if kind == "threads":
+        with lbclient.deadline(0.1):
+            error = channel.error()
+    else:
+
+        async def bounded():
+            with lbclient.deadline(0.1):
+                try:
+                    await channel.stub.UnaryCall(messages.SimpleRequest())
+                except grpc.RpcError as error:
+                    return error
+
+        error = channel.loop.run(bounded())
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    server.tell("release")
+
+
+def test_wait_for_ready(rpc_servers, rpcs):
+    """With `wait_for_ready`, an RPC waits for an instance, as long as its deadline allows."""
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server])
+    error = channel.error(timeout=0.3, wait_for_ready=True)
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    call = channel.begin("UnaryCall", timeout=30.0, wait_for_ready=True)
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    assert channel.unary(timeout=30.0, wait_for_ready=True).server_id == str(server.port)
+    assert call.result().server_id == str(server.port)
+    starting.join()
+
+
+def test_wait_for_ready_is_cancelled(rpc_servers, rpcs):
+    """An RPC that waits for an instance can be cancelled."""
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server], retry=None)
+    call = channel.begin("UnaryCall", wait_for_ready=True)
+    call.cancel()
+    assert call.code == "CANCELLED"
+
+
+def test_hedging(rpc_servers, rpcs):
+    """A unary RPC whose instance is slow gets its answer from another one."""
+    slow, fast = rpc_servers(2)
+    slow.tell("hold")
+    hedge = HedgePolicy(delay=0.02, budget=None)
+    channel = rpcs([slow, fast], hedge=hedge, strategy="round-robin")
+    for _ in range(4):
+        assert channel.unary("CacheableUnaryCall").server_id == str(fast.port)
+    slow.tell("release")
+    assert channel.begin("CacheableUnaryCall").result().server_id
+    until = time.monotonic() + 5
+    while channel.in_flight():
+        assert time.monotonic() < until
+
+
+def test_compression(server, rpcs):
+    """The compression of an RPC is passed on."""
+    channel = rpcs([server])
+    payload = messages.Payload(body=bytes(10_000))
+    request = messages.SimpleRequest(payload=payload, response_size=10_000)
+    response = channel.unary("UnaryCall", request, compression=grpc.Compression.Gzip)
+    assert len(response.payload.body) == 10_000
+
+
+def test_interceptors_of_threads(server):
+    """Interceptors see each RPC once, whatever the number of its attempts, and may change it."""
+
+    class Adds(
+        grpc.UnaryUnaryClientInterceptor,
+        grpc.UnaryStreamClientInterceptor,
+        grpc.StreamUnaryClientInterceptor,
+        grpc.StreamStreamClientInterceptor,
+    ):
+        seen = 0
+
+        def intercept_unary_unary(self, continuation, details, request):
+            type(self).seen += 1
+            outcome = continuation(details, request)
+            outcome.code()
+            return outcome
+
+        def intercept_unary_stream(self, continuation, details, request):
+            return continuation(details, request)
+
+        intercept_stream_unary = intercept_stream_stream = intercept_unary_stream
+
+    with channel_of("threads", [server.address], interceptors=[Adds()]) as rpcs:
+        for _ in range(3):
+            assert rpcs.unary().server_id == str(server.port)
+        assert rpcs.begin("UnaryCall").result().server_id == str(server.port)
+        assert len(list(rpcs.begin("StreamingOutputCall", outputs(2)))) == 2
+        assert Adds.seen == 4
+        server.tell("status NOT_FOUND no")
+        assert rpcs.error().code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_interceptors_of_asyncio(server):
+    """Interceptors of all four kinds are called, in order."""
+    seen = []
+
+    class Unary(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation, details, request):
+            seen.append("unary")
+            return await continuation(details, request)
+
+    class Duplex(grpc.aio.StreamStreamClientInterceptor):
+        async def intercept_stream_stream(self, continuation, details, requests):
+            seen.append("duplex")
+            return await continuation(details, requests)
+
+    with channel_of("asyncio", [server.address], interceptors=[Unary(), Duplex()]) as rpcs:
+        assert rpcs.unary().server_id == str(server.port)
+        assert len(list(rpcs.begin("FullDuplexCall", iter([outputs(2)])))) == 2
+        assert len(list(rpcs.begin("StreamingOutputCall", outputs(2)))) == 2
+        requests = iter([messages.StreamingInputCallRequest()])
+        assert rpcs.begin("StreamingInputCall", requests).result().aggregated_payload_size == 0
+        assert seen == ["unary", "duplex"]
+        server.tell("status NOT_FOUND no")
+        assert rpcs.error().code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_closed_channel(server, kind, rpcs):
+    """A closed channel refuses RPCs, and closing cancels those under way."""
+    server.tell("hold")
+    channel = rpcs([server])
+    call = channel.begin("UnaryCall", timeout=30.0)
+    if kind == "threads":
+        channel.channel.close()
+    else:
+        channel.loop.run(channel.channel.close())
+    assert call.code == "CANCELLED"
+    with pytest.raises(ValueError, match="closed"):
+        channel.unary()
+    (one,) = channel.balancer.snapshot().instances
+    assert (one.failures, one.in_flight) == (0, 0)
+    server.tell("release")
+
+
+def test_a_channel_is_ready(server, kind, rpcs, rpc_servers):
+    """`channel_ready` waits until an instance accepts a connection."""
+    channel = rpcs([server])
+    if kind == "threads":
+        grpc.channel_ready_future(channel.channel).result(timeout=10)
+        (dead,) = rpc_servers()
+        dead.kill()
+        with channel_of(kind, [dead.address]) as other, pytest.raises(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(other.channel).result(timeout=0.2)
+    else:
+        channel.loop.run(channel.channel.channel_ready())
+        state = channel.channel.get_state()
+        assert state is grpc.ChannelConnectivity.READY
+
+
+def test_stubs_that_are_made_for_each_call(server, rpcs):
+    """A stub that is made anew for each RPC costs no more memory."""
+    channel = rpcs([server])
+    for _ in range(3):
+        channel.stub = services.TestServiceStub(channel.channel)
+        channel.unary()
+    made = getattr(channel.channel, "_made", None) or channel.channel._direct._made
+    assert len(made) == 7
+
+
+def test_two_loops(server):
+    """A channel of asyncio may be used in one event loop after another."""
+    channel = None
+
+    async def call():
+        nonlocal channel
+        channel = channel or lbclient.grpc.aio.channel([server.address])
+        return await services.TestServiceStub(channel).UnaryCall(messages.SimpleRequest())
+
+    for _ in range(2):
+        assert asyncio.run(call()).server_id == str(server.port)
+    asyncio.run(channel.close())
+
+
+def test_retries_of_futures(rpc_servers):
+    """A future is sent again, and waits between its attempts without a thread of its own."""
+    busy, live = rpc_servers(2)
+    busy.tell("status UNAVAILABLE busy")
+    policy = RetryPolicy(attempts=3, budget=None, backoff=0.05)
+    addresses = [busy.address, live.address]
+    with channel_of("threads", addresses, retry=policy, strategy="round-robin") as rpcs:
+        futures = [rpcs.stub.CacheableUnaryCall.future(messages.SimpleRequest()) for _ in range(8)]
+        assert {one.result(timeout=10).server_id for one in futures} == {str(live.port)}
+        assert rpcs.in_flight() == 0
