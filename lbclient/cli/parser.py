@@ -87,6 +87,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the strategy that picks instances (default least-busy)",
     )
     add.add_argument(
+        "--grpc",
+        action="store_true",
+        help="the instances speak gRPC; needs grpcio: pip install 'lbclient[grpc]'",
+    )
+    add.add_argument(
         "--plain",
         action="store_true",
         help="print lines of text instead of a live view; the default if stdout is not a terminal",

@@ -33,7 +33,7 @@ SHORT = """
 import sys
 from argparse import Namespace
 from lbclient.cli.demo import demo
-sys.exit(demo(Namespace(seconds=1.5, strategy="weighted", plain=False)))
+sys.exit(demo(Namespace(seconds=1.5, strategy="weighted", plain=False, grpc=False)))
 """
 ZONE = """\
 $ORIGIN demo.test.
@@ -102,9 +102,10 @@ def ended(process):
 
 
 @pytest.mark.slow
-def test_the_demo_loses_no_call_and_reports_every_event():
+@pytest.mark.parametrize("protocol", [[], ["--grpc"]], ids=["http", "grpc"])
+def test_the_demo_loses_no_call_and_reports_every_event(protocol):
     """Killed, slowed and added instances fail no call, and each event is shown with its outcome."""
-    process = started("--seconds", "6")
+    process = started("--seconds", "6", *protocol)
     out, err = ended(process)
     assert process.returncode == 0, err
     assert (out.isascii(), "\x1b" in out, err) == (True, False, "")
@@ -143,7 +144,7 @@ def test_a_failed_call_is_an_exit_status_of_1(monkeypatch, capsys):
     """If all instances die, calls fail: the summary counts them and the status is 1."""
     acts = [Kill(0.1, one) for one in CAST]
     monkeypatch.setattr(demo_module, "Director", functools.partial(Director, acts=acts))
-    assert demo(argparse.Namespace(seconds=1.5, strategy="random", plain=True)) == 1
+    assert demo(argparse.Namespace(seconds=1.5, strategy="random", plain=True, grpc=False)) == 1
     out, err = capsys.readouterr()
     assert re.search(r"calls, [1-9]\d* failed", out)
     assert err.startswith("the last failed call: ")
@@ -176,7 +177,7 @@ def test_without_rich_the_demo_is_plain_and_says_why(monkeypatch, capsys):
     """Without rich a terminal gets plain text, and a line says how to get the live view."""
     monkeypatch.setattr(demo_module, "_can_draw", lambda: True)
     monkeypatch.setitem(sys.modules, "lbclient.cli.demo.screen", None)
-    demo(argparse.Namespace(seconds=0.1, strategy="least-busy", plain=False))
+    demo(argparse.Namespace(seconds=0.1, strategy="least-busy", plain=False, grpc=False))
     out = capsys.readouterr().out
     assert out.startswith("For the live view: pip install 'lbclient[cli]'\nlbclient demo: ")
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
-import httpx
-
-import lbclient
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.snapshot import InstanceSnapshot
 
-__all__ = ["Frame", "Load", "Meter", "Row", "Tally"]
+__all__ = ["Frame", "Load", "Meter", "Outcome", "Row", "Tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +23,23 @@ class Tally:
     retries: int = 0
 
 
+class Outcome(NamedTuple):
+    """How one call ended: what failed, or an empty text, and its attempts beyond the first."""
+
+    failure: str
+    retries: int
+
+
 class Load:
     """Runs `threads` threads during a `with` block. Each thread makes its next call as soon as its
     last call has ended.
     """
 
-    def __init__(self, client: lbclient.Client, threads: int = 12) -> None:
+    def __init__(self, call: Callable[[], Outcome], threads: int = 12) -> None:
         self.tally: Tally = Tally()
         self.last_failure: str = ""
         """The outcome of the last failed call."""
-        self._client = client
+        self._call = call
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
@@ -53,19 +58,12 @@ class Load:
         while not self._over.is_set():
             self._count(self._call())
 
-    def _call(self) -> httpx.Response | Exception:
-        try:
-            return self._client.get("/orders/42")
-        except Exception as error:  # noqa: BLE001  # the call has failed, whatever the error
-            return error
-
-    def _count(self, outcome: httpx.Response | Exception) -> None:
-        failed = isinstance(outcome, Exception) or outcome.is_error
-        retries = max(0, len(lbclient.call_info(outcome).attempts) - 1)
+    def _count(self, outcome: Outcome) -> None:
+        failure, retries = outcome
         with self._lock:
             old = self.tally
-            self.tally = Tally(old.calls + 1, old.failed + failed, old.retries + retries)
-            self.last_failure = repr(outcome) if failed else self.last_failure
+            self.tally = Tally(old.calls + 1, old.failed + bool(failure), old.retries + retries)
+            self.last_failure = failure or self.last_failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-__all__ = ["CAST", "NEWCOMER", "SERVICE", "Child", "ChildFailed", "Machine", "Stage", "stage"]
+__all__ = [
+    "CAST",
+    "NEWCOMER",
+    "Child",
+    "ChildFailed",
+    "Machine",
+    "Stage",
+    "service_of",
+    "stage",
+]
 
 _HERE = Path(__file__).parent
 
-SERVICE = "http+srv://orders.demo.test"
+_PROGRAMS = {"http": "backend", "grpc": "rpc_backend"}
+"""What an instance runs, by the scheme of the service."""
 _ZONE = """\
 $ORIGIN demo.test.
 $TTL 1
@@ -29,12 +39,17 @@ ns A 127.0.0.1
 """
 
 
+def service_of(scheme: str) -> str:
+    """Return the URL of the service: `http+srv://orders.demo.test`."""
+    return f"{scheme}+srv://orders.demo.test"
+
+
 class ChildFailed(Exception):
     """A process did not start, or has ended."""
 
 
 class Child:
-    """Runs one program of this folder, `backend` or `dns_server`.
+    """Runs one program of this folder: `backend`, `rpc_backend` or `dns_server`.
 
     It gets lines of JSON on its standard input, and exits when its standard input ends: at `kill`,
     or when this process ends in any way.
@@ -107,11 +122,14 @@ NEWCOMER = Machine("orders-6", 3, 0.020)
 
 
 class Stage:
-    """The processes of the demo. `children` ends each of them on exit. `stage()` creates this
-    object."""
+    """The processes of the demo. `children` ends each of them on exit. `scheme` is what the
+    instances speak. `stage()` creates this object."""
 
-    def __init__(self, children: contextlib.ExitStack, machines: Iterable[Machine]) -> None:
+    def __init__(
+        self, children: contextlib.ExitStack, machines: Iterable[Machine], scheme: str
+    ) -> None:
         self._children = children
+        self._scheme = scheme
         self._dns = self._start("dns_server")
         self._running: dict[Machine, Child] = {}
         self.add(*machines)
@@ -124,7 +142,9 @@ class Stage:
     def add(self, *machines: Machine) -> None:
         """Start instances, and add them to DNS."""
         for machine in machines:
-            self._running[machine] = self._start("backend", machine.name, str(machine.delay))
+            self._running[machine] = self._start(
+                _PROGRAMS[self._scheme], machine.name, str(machine.delay)
+            )
         self._dns.tell(_ZONE + "".join(map(self._records, self._running)))
 
     def kill(self, machine: Machine) -> None:
@@ -143,13 +163,13 @@ class Stage:
     def _records(self, machine: Machine) -> str:
         port = self._running[machine].port
         return (
-            f"_http._tcp.orders SRV 0 {machine.weight} {port} {machine.name}\n"
+            f"_{self._scheme}._tcp.orders SRV 0 {machine.weight} {port} {machine.name}\n"
             f"{machine.name} A 127.0.0.1\n"
         )
 
 
 @contextlib.contextmanager
-def stage(machines: Iterable[Machine] = CAST) -> Generator[Stage]:
+def stage(machines: Iterable[Machine] = CAST, scheme: str = "http") -> Generator[Stage]:
     """Start five instances in DNS. None of the processes outlives the block."""
     with contextlib.ExitStack() as children:
-        yield Stage(children, machines)
+        yield Stage(children, machines, scheme)
