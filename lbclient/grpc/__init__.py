@@ -1,4 +1,4 @@
-"""gRPC over the balancer: channels of grpcio to all instances of a service.
+"""gRPC: channels of grpcio that balance RPCs over all instances of a service.
 
 with lbclient.grpc.channel("grpc+srv://orders.example.com") as channel:
     order = OrdersStub(channel).Get(OrderRequest(id=42), timeout=2.0)
@@ -48,20 +48,22 @@ def channel(
 ) -> BalancedChannel:
     """Return a `grpc.Channel` that spreads its RPCs over the instances of one service.
 
-    Generated stubs use it unchanged: all four kinds of call, futures, `with_call`, interceptors,
-    `wait_for_ready`, compression, metadata. `timeout=` is the deadline of a whole call.
+    Generated stubs work with this channel unchanged: all four kinds of call, futures, `with_call`,
+    interceptors, `wait_for_ready`, compression, metadata. `timeout=` is the deadline of a whole
+    call.
 
     - `service`: the service to call: a URL such as `"grpc+srv://orders.example.com"` or
       `"grpc+dns://orders.example.com:50051"`, a list of `"host:port"` or of `Instance`, an object
       with `resolve() -> Answer`, or several of these as `FirstOf(...)` or `Union(...)`.
-    - `credentials`: for TLS, such as `grpc.ssl_channel_credentials()`. The scheme `grpcs` needs
-      them. The name that TLS verifies is the service's.
+    - `credentials`: for TLS, such as `grpc.ssl_channel_credentials()`; required for the scheme
+      `grpcs`. TLS verifies the name of the service.
     - `options`: gRPC's channel arguments, as `grpc.insecure_channel` takes them.
-    - `interceptors`: client interceptors, which see each call once, whatever its attempts.
+    - `interceptors`: client interceptors. They see each call once, however many attempts it has.
     - `idempotent`: the methods that may be repeated even if an attempt may have been carried out:
-      full names such as `"/orders.Orders/Get"`, or a function that takes a name. In addition to
-      names, methods whose descriptor has an `idempotency_level` are repeated. A call that was never
-      sent is repeated whatever its method, and a stream of responses until its first message.
+      full names such as `"/orders.Orders/Get"`, or a function that takes a name. In addition to the
+      names, methods whose descriptor has an `idempotency_level` may be repeated. A call that was
+      never sent may always be repeated, and a stream of responses may be repeated until its first
+      message.
     - `codes`: the statuses that are retried.
 
     Errors are `grpc.RpcError`. If lbclient itself ended the call, its own exception is the cause.

@@ -1,4 +1,4 @@
-"""What connects gRPC to one balancer: everything except the RPCs themselves."""
+"""Connects gRPC to one balancer: everything except the RPCs themselves."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class GrpcBalancer(Balancer):
 
 
 class Adapter:
-    """Connects gRPC to one balancer. It checks the arguments, begins calls, and knows how instances
-    are addressed."""
+    """Connects gRPC to one balancer. It checks the arguments, begins calls, and defines how
+    instances are addressed."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Adapter:
         self.hedged: bool = given.get("hedge") is not None
         """True if unary calls may be hedged."""
         self.classifies_responses: bool = judge is not None
-        """True if a classifier of the user's needs the response."""
+        """True if a user's classifier needs the response."""
         self.balancer: Balancer = GrpcBalancer(
             _as_urls(service, secure=credentials is not None),
             judge=judge or GrpcClassifier(codes_of(codes)),
@@ -109,15 +109,15 @@ class Adapter:
             self.health.close()
 
     def semantics(self, method: str) -> GrpcSemantics:
-        """Return how the RPCs of a method are described to telemetry."""
+        """Return the semantics that describe the RPCs of a method to telemetry."""
         return GrpcSemantics(method, self._server)
 
     def is_idempotent(self, method: str) -> bool:
-        """True if the method may be repeated after it may have been carried out."""
+        """True if the method may be repeated even if it may have been carried out."""
         return self._idempotent(method)
 
     def target_of(self, endpoint: Endpoint) -> tuple[str, list[tuple[str, Any]]]:
-        """Return gRPC's target for an instance, and the arguments of its channel."""
+        """Return gRPC's name of the target for an instance, and the arguments of its channel."""
         instance, scheme = endpoint.instance, self._target.scheme
         addresses = instance.addresses or (instance.host,)
         family = [one for one in addresses if _is_ipv6(one) is _is_ipv6(addresses[0])]
@@ -162,7 +162,8 @@ class MethodCalls:
         self.adapter: Adapter = adapter
         self.method: Method = method
         self._binding = adapter.binding
-        # A stream is repeated until its first message: until then its caller has got nothing.
+        # A stream may be repeated until its first message, since its caller has received nothing
+        # before.
         streams = method.kind.endswith("_stream")
         self._idempotent: bool = streams or adapter.is_idempotent(method.path)
         self._semantics = adapter.semantics(method.path)
@@ -192,7 +193,7 @@ def _check(target: Target, credentials: object) -> None:
 
 
 def _as_urls(service: Service, *, secure: bool) -> Service:
-    """Accept `host:port` wherever a URL may stand."""
+    """Accept `host:port` instead of any URL."""
     if isinstance(service, str):
         return cast("Service", _url(service, secure=secure))
     if isinstance(service, Composite):
@@ -230,7 +231,7 @@ def _idempotent(idempotent: Idempotent) -> Callable[[str], bool]:
 
 
 def _declared_idempotent(method: str) -> bool:
-    """True if the method's descriptor has an `idempotency_level` that says so."""
+    """True if the method's descriptor has an `idempotency_level` that allows repeating it."""
     try:
         pool = import_module("google.protobuf.descriptor_pool")  # stubs may not use protobuf
         name = method.removeprefix("/").replace("/", ".")

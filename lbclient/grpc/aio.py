@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["BalancedChannel", "DeadlineInterceptor", "channel"]
 
 _POLL = 0.1
-"""Seconds between two looks at the connectivity."""
+"""Seconds between two checks of the connectivity."""
 _NOWHERE = "ipv4:127.0.0.1:9"
 """The target of the channel whose interceptors are used. It never connects."""
 
@@ -95,13 +95,13 @@ class MultiCallable:
             )
         self.method = method
         self.subchannels = subchannels
-        """Returns the sub-channels of the running event loop."""
+        """A function that returns the sub-channels of the running event loop."""
         self.load_reports: LoadReports | None = adapter.load_reports
         self.classifies_responses: bool = adapter.classifies_responses
         self.hedged: bool = adapter.hedged and method.kind == "unary_unary"
 
     def requests(self, requests: Any) -> Requests | None:
-        """Return the requests of a stream, which each attempt can take from the beginning."""
+        """Return the requests of a stream. Each attempt reads them from the beginning."""
         return Requests(requests, self._serializer) if self.streams_requests else None
 
     def __call__(
@@ -157,7 +157,7 @@ _KINDS: dict[str, Any] = {
 
 
 class _Loop:
-    """What belongs to one event loop."""
+    """The objects of one event loop."""
 
     def __init__(self, adapter: Adapter, interceptors: Sequence[Any], find: Find) -> None:
         self.subchannels = SubChannels(adapter.binding, adapter.open_on_loop)
@@ -171,7 +171,8 @@ class _Loop:
 class BalancedChannel(grpc.aio.Channel):
     """A `grpc.aio.Channel` to all instances of one service. `lbclient.grpc.aio.channel` returns it.
 
-    Connections belong to an event loop; in another one, the channel makes others.
+    Connections belong to one event loop. In another event loop, the channel opens other
+    connections.
     """
 
     def __init__(self, adapter: Adapter, interceptors: Sequence[Any]) -> None:
@@ -223,7 +224,7 @@ class BalancedChannel(grpc.aio.Channel):
         return _Intercepted(self._front, known.method) if self._interceptors else known
 
     def _find(self, kind: str, path: str) -> MultiCallable:
-        """What begins the RPCs of a method that an interceptor names."""
+        """Return the multi-callable of a method that an interceptor names."""
         known = self._by_path.get((kind, path))
         if known is None:
             raise ValueError(f"an interceptor names {path}, of which this channel has no stub")
@@ -251,7 +252,7 @@ class BalancedChannel(grpc.aio.Channel):
         return self._connectivity.state()
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait until the connectivity is another one."""
+        """Wait until the connectivity has changed."""
         while self._connectivity.state() is last_observed_state:  # noqa: ASYNC110  # untold
             await asyncio.sleep(_POLL)
 
@@ -262,7 +263,7 @@ class BalancedChannel(grpc.aio.Channel):
             await asyncio.sleep(_POLL)
 
     async def close(self, grace: float | None = None) -> None:
-        """Send nothing more, wait `grace` seconds for RPCs, then cancel them."""
+        """Begin no more RPCs, wait `grace` seconds for the current RPCs, then cancel them."""
         self._connectivity.close()
         binding, loops = self._adapter.binding, list(self._loops.values())
         binding.refuse_calls()
@@ -288,8 +289,8 @@ def _ignore(_: object) -> None:
 
 
 class _Intercepted:
-    """The RPCs of one method, with interceptors. gRPC's own channel calls them, and the last of
-    them, which is ours, begins the RPC."""
+    """The RPCs of one method, with interceptors. gRPC's own channel calls the interceptors. The
+    last interceptor is our own, and begins the RPC."""
 
     def __init__(self, front: Callable[[], Any], method: Method) -> None:
         self._front = front
@@ -302,7 +303,7 @@ class _Intercepted:
 
 
 Find = Callable[[str, Any], MultiCallable]
-"""Returns what begins the RPCs of a method, from its kind and its path."""
+"""Returns the multi-callable of a method by its kind and path."""
 
 
 class _Innermost:
@@ -314,7 +315,7 @@ class _Innermost:
         self._find = find
 
     def begin(self, details: Any, request: Any) -> Any:
-        """Begin the RPC, as the interceptors before have changed it."""
+        """Begin the RPC with the changes that the interceptors have made."""
         path = details.method
         path = path.decode() if isinstance(path, bytes) else path
         return self._find(self.kind, path)(

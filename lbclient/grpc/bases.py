@@ -1,5 +1,5 @@
-"""The abstract classes of grpcio, for type checkers with their type arguments: at run time they are
-not generic, or their arguments mean nothing."""
+"""The abstract classes of grpcio, with type arguments for type checkers. At run time these classes
+are not generic, or ignore their type arguments."""
 
 from __future__ import annotations
 

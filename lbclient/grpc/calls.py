@@ -1,9 +1,9 @@
 """RPCs that return before they have an outcome, on threads: futures and streams.
 
-The attempts are gRPC's own calls. What follows the end of one is decided once, where gRPC reports
-that end (on a thread of the sub-channel), never where responses are read. A reader reads from the
-attempt under way. The first message is passed on only if its attempt has not been replaced
-meanwhile, so no message is delivered twice.
+Each attempt is a gRPC call. When gRPC reports the end of an attempt, on a thread of the
+sub-channel, it is decided once whether another attempt follows. The code that reads responses never
+decides this. A reader reads from the current attempt. The first message is passed on only if
+another attempt has not replaced this attempt meanwhile, so no message is delivered twice.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ __all__ = [
 Arguments = tuple[Any, Any, Any]
 """Metadata, credentials and compression of one RPC."""
 AGAIN = 0.1
-"""Seconds until a call with `wait_for_ready` looks for an instance again."""
+"""Seconds after which a call with `wait_for_ready` looks for an instance again."""
 _EARLY = 0.005
-"""Seconds by which gRPC's timers may be earlier than ours."""
+"""gRPC's timers may fire this many seconds earlier than ours."""
 
 _logger = logging.getLogger(__name__)
 
@@ -77,14 +77,14 @@ def is_waited_for(outcome: object) -> bool:
 
 
 def time_for(attempt: protocol.Attempt[Any]) -> float | None:
-    """Seconds for an attempt; None if they are not limited."""
+    """The time limit of an attempt in seconds; None if there is no limit."""
     if attempt.expiry is None or (left := attempt.expiry.left()) == math.inf:
         return None
     return left
 
 
 def expired(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
-    """True if our own deadline ended the attempt. The error is marked so, for the classifier."""
+    """True if our own deadline ended the attempt. Then the error is marked for the classifier."""
     if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or attempt.expiry is None:
         return False
     if attempt.expiry.left() >= _EARLY:
@@ -94,7 +94,7 @@ def expired(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
 
 
 class Rpc:
-    """One RPC, with all of its attempts. Its caller has an `RpcCall`, which may be dropped."""
+    """One RPC with all its attempts. The caller has only an `RpcCall`, and may drop it."""
 
     def __init__(
         self,
@@ -114,19 +114,19 @@ class Rpc:
         self._callbacks: list[Callable[[], object]] | None = []
         self._waiters: deque[queue.SimpleQueue[None]] = deque()
         self._lock = threading.RLock()
-        """Held while it is decided which attempt the caller gets, and while that ends."""
+        """Held while an attempt is chosen for the caller, and while that attempt ends."""
         self._current: tuple[protocol.Attempt[Any], Any] | None = None
-        """The attempt under way, or whose outcome stands, and its call."""
+        """The attempt that is under way or is the outcome of the RPC, and its gRPC call."""
         self._committed = False
         self.ends: float | None = None if timeout is None else time.monotonic() + timeout
-        """When its deadline is over."""
+        """The time of the deadline."""
         self.final: Any = None
-        """The call or the error whose outcome stands, once that is known."""
+        """The gRPC call or the error that is the outcome of the RPC, once it is known."""
         self.over: bool = False
         self.cancelled: bool = False
 
     def start(self) -> None:
-        """Begin, or begin again."""
+        """Begin the RPC, or begin it again."""
         replayable = None if self._replay is None else self._replay.replayable
         left = None if self.ends is None else self.ends - time.monotonic()
         try:
@@ -152,17 +152,17 @@ class Rpc:
             ended()
 
     def _ended(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> None:
-        """An attempt has ended: where gRPC reports it, so this must not wait."""
+        """Handle the end of an attempt. gRPC calls this on its own thread, so it must not wait."""
         good = inner.code() is grpc.StatusCode.OK
         if (reports := self._owner.load_reports) is not None:
             reports.record(attempt.endpoint, inner.trailing_metadata())
-        if not self._finish(attempt, inner, sub):  # its caller has got something of it
+        if not self._finish(attempt, inner, sub):  # the caller has received a part of it
             with self._lock:
                 attempt.finish(None if good else inner)
             self._end()
 
     def _finish(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> bool:
-        """End an attempt of which its caller has got nothing yet; otherwise return False."""
+        """End an attempt. Returns False if the caller has already got a part of its response."""
         run = self._run
         if run is None or self._committed:
             return False
@@ -178,7 +178,7 @@ class Rpc:
         return run.finish(attempt, inner)
 
     def _decided(self, result: Callable[[], Any]) -> None:
-        """The outcome is known: of the whole call, or of a stream whose first message has come."""
+        """Handle the outcome, which is known at the end, or at the first message of a stream."""
         try:
             outcome = result()
         except LoadBalancingError as error:
@@ -221,7 +221,7 @@ class Rpc:
         for callback in callbacks or ():
             try:
                 callback()
-            except Exception:  # it must not end gRPC's thread
+            except Exception:  # an exception would end gRPC's thread
                 _logger.exception("a callback of an RPC failed")
 
     @property
@@ -229,7 +229,7 @@ class Rpc:
         return None if self._current is None else self._current[1]
 
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until something is the case. False if the time is over."""
+        """Wait until `ready()` is True. Returns False if the time is over first."""
         until = None if timeout is None else time.monotonic() + timeout
         while not ready():
             woken: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -250,21 +250,21 @@ class Rpc:
             woken.put(None)
 
     def wait_until_over(self, timeout: float | None = None) -> bool:
-        """Wait for the end. False if the time is over."""
+        """Wait for the end of the RPC. Returns False if the time is over first."""
         return self.wait(lambda: self.over, timeout)
 
     def current(self) -> Any:
-        """Wait for an attempt, and return its call. None if the RPC has ended without one."""
+        """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         self.wait(lambda: self._current is not None or self.over)
         return self._inner
 
     def stands(self, inner: Any) -> bool:
-        """Wait until it is known what follows an attempt that has ended. False if another one."""
+        """Wait until it is known what follows this attempt. False if another attempt follows."""
         self.wait(lambda: self.final is not None or self._inner is not inner)
         return self._inner is inner
 
     def commit(self, inner: Any, holder: object) -> bool:
-        """The caller gets something of this attempt: no other follows. False if one does."""
+        """Commit to this attempt: the caller gets a part of it. False if it was replaced."""
         if self._committed:
             return True
         with self._lock:
@@ -280,7 +280,7 @@ class Rpc:
         return self.stands(inner) and self.final is inner
 
     def cancel(self) -> bool:
-        """End it now. False if it is over."""
+        """Cancel the RPC. Returns False if it is over."""
         if self.over:
             return False
         self.cancelled = True
@@ -291,7 +291,7 @@ class Rpc:
         return True
 
     def drop(self) -> None:
-        """As `cancel`, for a finalizer, which must not take the balancer's lock."""
+        """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
         self.cancelled = True
         if self._run is not None:
             self._run.drop(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
@@ -299,7 +299,7 @@ class Rpc:
             self._inner.cancel()
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
-        """Call `callback` at the end. False if it is over."""
+        """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
         with self._lock:
             if self._callbacks is None:
                 return False
@@ -308,7 +308,7 @@ class Rpc:
 
 
 class RpcCall(grpc.Call, bases.Future):
-    """What the caller of an RPC gets: a `grpc.Call` and a `grpc.Future`."""
+    """The object that the caller of an RPC gets: a `grpc.Call` and a `grpc.Future`."""
 
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
@@ -322,27 +322,27 @@ class RpcCall(grpc.Call, bases.Future):
         return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"
 
     def cancel(self) -> bool:
-        """Cancel it. False if it is over."""
+        """Cancel the RPC. Returns False if it is over."""
         return self._rpc.cancel()
 
     def cancelled(self) -> bool:
-        """True if its caller has cancelled it."""
+        """True if the caller has cancelled the RPC."""
         return self._rpc.cancelled
 
     def running(self) -> bool:
-        """True until it is over."""
+        """True until the RPC is over."""
         return not self.done()
 
     def done(self) -> bool:
-        """True once it is over."""
+        """True once the RPC is over."""
         return self._rpc.over or self._rpc.cancelled
 
     def is_active(self) -> bool:
-        """True until it is over."""
+        """True until the RPC is over."""
         return not self.done()
 
     def time_remaining(self) -> Any:
-        """Seconds until its deadline; None if it has none."""
+        """The seconds until the deadline; None if there is no deadline."""
         ends = self._rpc.ends
         return None if ends is None else max(0.0, ends - time.monotonic())
 
@@ -366,21 +366,21 @@ class RpcCall(grpc.Call, bases.Future):
         return error
 
     def traceback(self, timeout: float | None = None) -> TracebackType | None:
-        """Wait for the end, and return where the error was raised, or None."""
+        """Wait for the end, and return the traceback of the error, or None."""
         error = self.exception(timeout)
         return None if error is None else error.__traceback__
 
     def add_done_callback(self, fn: Callable[[grpc.Future[Any]], None]) -> None:
-        """Call `fn` with this object at the end, or now if it is over."""
+        """Call `fn` with this object at the end of the RPC, or now if the RPC is over."""
         if not self._rpc.add_callback(partial(fn, self)):
             fn(self)
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Call `callback` at the end. False if it is over."""
+        """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
         return self._rpc.add_callback(callback)
 
     def initial_metadata(self) -> Any:
-        """Wait for the initial metadata, and return it. After that, no other attempt follows."""
+        """Wait for the initial metadata, and return it. After that there is no other attempt."""
         rpc = self._rpc
         while (inner := rpc.current()) is not None:
             metadata = inner.initial_metadata()
@@ -400,11 +400,11 @@ class RpcCall(grpc.Call, bases.Future):
         return self._outcome().code()
 
     def details(self) -> Any:
-        """Wait for the end, and return what happened."""
+        """Wait for the end, and return the details of the status."""
         return self._outcome().details()
 
     def debug_error_string(self) -> Any:
-        """Wait for the end, and return what gRPC says about it."""
+        """Wait for the end, and return gRPC's debug text."""
         return self._outcome().debug_error_string()
 
     def _outcome(self) -> Any:
@@ -413,7 +413,7 @@ class RpcCall(grpc.Call, bases.Future):
 
 
 class StreamCall(RpcCall):
-    """What the caller of an RPC with a stream of responses gets: also an iterator."""
+    """The object that the caller of an RPC with a stream of responses gets: also an iterator."""
 
     def __iter__(self) -> Self:
         return self

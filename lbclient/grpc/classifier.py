@@ -43,8 +43,8 @@ _EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
 
 _UNSENT, _EXPIRED = "_lbclient_unsent", "_lbclient_expired"
 _NOT_CONNECTED = "failed to connect to all addresses", "DNS resolution failed", "Name resolution"
-"""How the details of an RPC begin for which gRPC has had no connection. A server may send the same
-text, of an RPC of its own; then there is a connection to it."""
+"""If gRPC has had no connection for an RPC, its details begin with one of these texts. A server may
+send the same text, about an RPC that the server itself has made; then there is a connection."""
 _NO_ROUTE = "Network is unreachable", "No route to host", "Operation not permitted"
 _EXHAUSTED = "Too many open files", "Cannot allocate memory", "No buffer space available"
 _OF_THE_CALLER = {
@@ -52,19 +52,19 @@ _OF_THE_CALLER = {
     "Exception deserializing response!",
     "Exception iterating requests!",
 }
-"""The details of RPCs that gRPC has ended since a function of the caller's raised."""
+"""The details of RPCs that gRPC has ended because a function of the caller raised an exception."""
 _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class Answered(NamedTuple):
-    """The result of an attempt that ended with OK, if its call is needed beside its response."""
+    """The result of an attempt that ended with OK: its response, and its gRPC call."""
 
     response: Any
     call: Any
 
 
 class Code(int):
-    """The number of a status, whose text is its name, as the status of an attempt."""
+    """The number of a status. As text it is the name of the status."""
 
     def __new__(cls, code: grpc.StatusCode) -> Self:
         """Make the number of a status."""
@@ -92,12 +92,11 @@ def codes_of(codes: Collection[str | grpc.StatusCode]) -> frozenset[grpc.StatusC
 
 
 def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
-    """True if an RPC was certainly not sent. It is marked so, for the classifier, and named by its
-    status.
+    """True if an RPC was certainly not sent. Then the error is marked for the classifier, and named
+    by its status.
 
-    gRPC says so in the text only, which a server may have sent. `connected` tells whether there is
-    a connection now.
-    """
+    Only gRPC's text shows this, and a server may have sent the same text. `connected` tells whether
+    there is a connection now."""
     setattr(error, FAULT_NAME, error.code().name)
     if error.code() is not _Status.UNAVAILABLE:
         return False
@@ -108,12 +107,12 @@ def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
 
 
 def mark_expired(error: grpc.RpcError) -> None:
-    """Mark an error by which our own deadline ended an attempt."""
+    """Mark the error of an attempt that our own deadline has ended."""
     setattr(error, _EXPIRED, True)
 
 
 def was_unsent(error: object) -> bool:
-    """True if `never_sent` has said so."""
+    """True if `never_sent` has marked this outcome."""
     return getattr(error, _UNSENT, False)
 
 
@@ -137,7 +136,7 @@ class GrpcClassifier:
     def _status(self, error: grpc.RpcError) -> Verdict:
         code = error.code()
         if code in _NEUTRAL or (error.details() or "") in _OF_THE_CALLER:
-            return _FINE  # ended by its caller, or by what its caller has passed
+            return _FINE  # the caller, or code of the caller, has ended the RPC
         again: Literal["never", "idempotent"] = "idempotent" if code in self._codes else "never"
         fault = code in _FAULTS
         rejected = code is _Status.RESOURCE_EXHAUSTED
@@ -157,8 +156,8 @@ def _never_sent(details: str) -> Verdict:
 
 
 def _pushback(metadata: Iterable[Any] | None) -> float | None:
-    """The seconds that the server asks to wait; below 0 to ask for no retry. None if it asks for
-    nothing. What is not a number asks for no retry (gRPC's A6)."""
+    """The seconds for which the server asks the client to wait; below 0 if it asks for no retry;
+    None if it asks for nothing. A value that is not a number asks for no retry (gRPC's A6)."""
     for key, value in metadata or ():
         if key == _PUSHBACK:
             text = value if isinstance(value, str) else bytes(value).decode("ascii", "replace")
@@ -167,5 +166,5 @@ def _pushback(metadata: Iterable[Any] | None) -> float | None:
 
 
 def classified(classify: Classifier, outcome: object) -> Verdict:
-    """Ask a user's classifier. It gets the response, or the `grpc.RpcError`."""
+    """Call a user's classifier with the response or the `grpc.RpcError`."""
     return classify(outcome.response if isinstance(outcome, Answered) else outcome)

@@ -28,10 +28,9 @@ Callback = Callable[[grpc.ChannelConnectivity], None]
 
 class Connectivity:
     """READY while an instance is in rotation. `grpc.channel_ready_future`, which asks to connect,
-    also waits until one accepts a connection.
+    also waits until an instance accepts a connection.
 
-    As in gRPC, a thread looks for changes as long as somebody is told of them.
-    """
+    As in gRPC, a thread looks for changes as long as there are callbacks."""
 
     def __init__(self, balancer: Balancer, binding: Binding) -> None:
         self._balancer = balancer
@@ -54,7 +53,7 @@ class Connectivity:
         return State.READY if ready else State.TRANSIENT_FAILURE
 
     def try_to_connect(self) -> bool:
-        """Ask discovery, and connect to an instance, which may block. False if none accepts."""
+        """Ask discovery and connect to an instance; may block. False if no instance accepts."""
         with contextlib.suppress(LoadBalancingError, RuntimeError):
             self._balancer.refresh()
         for endpoint in list(self._binding.pool.endpoints):
@@ -72,11 +71,11 @@ class Connectivity:
             threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
 
     def unsubscribe(self, callback: Callback) -> None:
-        """Do not call `callback` any more."""
+        """Stop calling `callback`."""
         self._callbacks.pop(callback, None)
 
     def close(self) -> None:
-        """Call nobody any more."""
+        """Stop calling all callbacks."""
         self._callbacks.clear()
 
     def _poll(self) -> None:

@@ -1,4 +1,4 @@
-"""For servers: the deadline that a caller sends bounds the server's own calls."""
+"""For servers: the deadline that a caller sends also bounds the calls that the server makes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbclient.balancer.deadlines import begun
 __all__ = ["AioDeadlineInterceptor", "DeadlineInterceptor"]
 
 _NO_DEADLINE = 1e8
-"""Seconds. gRPC's server tells of about this much or more if its caller has set no deadline."""
+"""Seconds. If the caller has set no deadline, gRPC's server reports about this time or more."""
 Behaviour = Callable[[Any, Any], Any]
 
 
@@ -28,7 +28,7 @@ class _Deadlines:
         self._max_seconds = validation.seconds("max_seconds", max_seconds)
 
     def _deadline(self, context: Any) -> Deadline | None:
-        """Begin the deadline of an RPC; None if its caller has set none."""
+        """Begin the deadline of an RPC; None if the caller has set no deadline."""
         left: float | None = context.time_remaining()
         if left is None or left > _NO_DEADLINE:
             return None
@@ -72,7 +72,7 @@ _END = object()
 def _ended_early(
     deadline: Deadline, add_callback: Callable[[Callable[..., object]], object]
 ) -> Generator[None]:
-    """End the deadline if the RPC ends before its handler does: its caller has gone."""
+    """End the deadline if the RPC ends before its handler, since the caller has gone."""
     over = False
 
     def ended(_: object = None) -> None:
@@ -88,11 +88,12 @@ def _ended_early(
 
 
 class DeadlineInterceptor(_Deadlines, grpc.ServerInterceptor):
-    """Opens the deadline of each RPC that a server of grpcio serves, for all calls that its handler
+    """Applies the deadline of each RPC that a server of grpcio serves to all calls that its handler
     makes.
 
-    It works like a block of `lbclient.deadline` that begins when the handler does. The block ends
-    early when the caller cancels the RPC, and does not bound what is done after the response.
+    It works like a block of `lbclient.deadline` that begins together with the handler. The block
+    ends early when the caller cancels the RPC. Work that is done after the response has no
+    deadline.
 
     - `max_seconds`: the longest deadline that a caller may ask for.
 
@@ -108,7 +109,7 @@ class DeadlineInterceptor(_Deadlines, grpc.ServerInterceptor):
 
 
 class AioDeadlineInterceptor(_Deadlines, grpc.aio.ServerInterceptor):
-    """As `DeadlineInterceptor`, for servers of `grpc.aio`."""
+    """A `DeadlineInterceptor` for servers of `grpc.aio`."""
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any

@@ -25,13 +25,13 @@ _CODES: Sequence[tuple[type[Exception], grpc.StatusCode]] = (
 
 
 def _code_of(error: BaseException) -> grpc.StatusCode:
-    """The status that stands for one of our errors."""
+    """The status for an error of lbclient."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
 
 
 class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
-    """An RPC that lbclient itself has ended: no instance, a deadline, the throttle. The cause is
-    lbclient's own exception.
+    """The error of an RPC that lbclient itself has ended: no instance, a deadline, the throttle.
+    Its cause is lbclient's own exception.
 
     It is a `grpc.Call` and a `grpc.Future` that has ended, as every error of a blocking RPC is.
     """
@@ -43,7 +43,7 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
 
     @classmethod
     def of(cls, error: Exception) -> BalancingError:
-        """Return the gRPC error for one of ours, which is its cause."""
+        """Return the gRPC error for an error of lbclient, which becomes its cause."""
         made = cls(_code_of(error), str(error))
         vars(made).update(vars(error))  # its notes and its attempts
         made.__cause__ = error
@@ -54,47 +54,47 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
         return self._code
 
     def details(self) -> str:
-        """What happened."""
+        """The details of the status."""
         return self._details
 
     def debug_error_string(self) -> str:
-        """As `details`."""
+        """The same as `details`."""
         return str(self)
 
     def initial_metadata(self) -> tuple[Any, ...]:
-        """Nothing: no server has sent any."""
+        """Empty, since no server has sent any metadata."""
         return ()
 
     def trailing_metadata(self) -> tuple[Any, ...]:
-        """Nothing: no server has sent any."""
+        """Empty, since no server has sent any metadata."""
         return ()
 
     def is_active(self) -> bool:
-        """False: it is over."""
+        """False, since the RPC is over."""
         return False
 
     def time_remaining(self) -> Any:
-        """None: it is over."""
+        """None, since the RPC is over."""
         return None
 
     def add_callback(self, callback: Callable[[], None]) -> bool:  # noqa: ARG002  # it never runs
-        """Return False: it is over."""
+        """Return False, since the RPC is over."""
         return False
 
     def cancel(self) -> bool:
-        """Return False: it is over."""
+        """Return False, since the RPC is over."""
         return False
 
     def cancelled(self) -> bool:
-        """True if its caller has cancelled it."""
+        """True if the caller has cancelled the RPC."""
         return self._code is grpc.StatusCode.CANCELLED and self._details == CANCELLED
 
     def running(self) -> bool:
-        """False: it is over."""
+        """False, since the RPC is over."""
         return False
 
     def done(self) -> bool:
-        """True: it is over."""
+        """True, since the RPC is over."""
         return True
 
     def result(self, timeout: float | None = None) -> Any:  # noqa: ARG002  # it is over
@@ -106,7 +106,7 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
         return self
 
     def traceback(self, timeout: float | None = None) -> TracebackType | None:  # noqa: ARG002  # as above
-        """Return where it was raised."""
+        """Return the traceback of the error."""
         return self.__traceback__
 
     def add_done_callback(self, fn: Callable[[grpc.Future[Any]], None]) -> None:
@@ -115,11 +115,11 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
 
 
 class AioBalancingError(grpc.aio.AioRpcError):
-    """As `BalancingError`, for asyncio."""
+    """A `BalancingError` for asyncio."""
 
     @classmethod
     def of(cls, error: Exception) -> AioBalancingError:
-        """Return the gRPC error for one of ours, which is its cause."""
+        """Return the gRPC error for an error of lbclient, which becomes its cause."""
         nothing, details = grpc.aio.Metadata(), str(error)
         made = cls(_code_of(error), nothing, nothing, details=details, debug_error_string=details)
         vars(made).update(vars(error))  # its notes and its attempts

@@ -1,7 +1,7 @@
 """RPCs in an event loop of asyncio.
 
-As on threads (see `calls.py`), what follows the end of an attempt is decided once, where gRPC
-reports that end, and readers read from the attempt under way.
+This works as on threads (see `calls.py`): when gRPC reports the end of an attempt, it is decided
+once whether another attempt follows, and readers read from the current attempt.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _now(make: Callable[[], Coroutine[Any, Any, T]], otherwise: T) -> T:
-    """Return what a coroutine of a call that has ended returns: it does not wait."""
+    """Return the result of a coroutine of a call that has ended, and so does not wait."""
     try:
         return run_blocking(make)
     except RuntimeError:
@@ -67,7 +67,7 @@ def error_of(inner: Any) -> grpc.aio.AioRpcError:
 
 
 class Waiters:
-    """Those who wait for a change, in one event loop."""
+    """The tasks of one event loop that wait for a change."""
 
     __slots__ = ("_futures",)
 
@@ -75,7 +75,7 @@ class Waiters:
         self._futures: set[asyncio.Future[None]] = set()
 
     async def until(self, ready: Callable[[], bool]) -> None:
-        """Wait until something is the case."""
+        """Wait until `ready()` is True."""
         while not ready():
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._futures.add(future)
@@ -85,14 +85,14 @@ class Waiters:
                 self._futures.discard(future)
 
     def wake(self) -> None:
-        """Let all of them look again."""
+        """Wake all tasks, so that they check again."""
         for future in self._futures:
             if not future.done():
                 future.set_result(None)
 
 
 class Requests:
-    """The requests of a stream. Each attempt takes them from the beginning."""
+    """The requests of a stream. Each attempt reads them from the beginning."""
 
     def __init__(self, requests: Any, serializer: Callable[[Any], bytes] | None) -> None:
         self._serializer = serializer
@@ -112,27 +112,27 @@ class Requests:
         self._over = False
 
     def replayable(self) -> bool:
-        """True if everything that was taken can be sent again."""
+        """True if all requests that were read can be sent again."""
         return self._sent.replayable
 
     @property
     def closed(self) -> bool:
-        """True if no request follows."""
+        """True if there are no more requests."""
         return self._sent.over
 
     def commit(self) -> None:
-        """Keep nothing more: no other attempt follows."""
+        """Stop storing requests, since there is no other attempt."""
         self._sent.commit()
 
     def end(self) -> None:
-        """The RPC is over: take nothing more."""
+        """Stop reading requests, since the RPC is over."""
         self._over = True
         if self._taking is not None:
             self._taking.cancel()
         self._waiters.wake()
 
     def for_attempt(self) -> AsyncIterator[Message]:
-        """Return the requests for a new attempt. Those of the one before end."""
+        """Return the requests for a new attempt, and end those of the previous attempt."""
         self._attempt += 1
         self._written_count = 0
         self._waiters.wake()
@@ -169,7 +169,7 @@ class Requests:
         return False
 
     async def _take(self) -> None:
-        """Take the next request of the caller's iterator. No attempt owns this."""
+        """Read the next request of the caller's iterator. This belongs to no single attempt."""
         try:
             self._sent.append(Message(await anext(self._iterator), self._serializer))
         except StopAsyncIteration:
@@ -181,7 +181,7 @@ class Requests:
             self._waiters.wake()
 
     async def write(self, request: Any) -> None:
-        """Send a request of the caller's. Returns once it has been passed to gRPC."""
+        """Send a request that the caller writes. Returns once it has been passed to gRPC."""
         if not self.written:
             raise grpc.aio.UsageError(_MIXED)
         if self._over:
@@ -194,7 +194,7 @@ class Requests:
         await self._waiters.until(lambda: self._written_count > index or self._over)
 
     async def done_writing(self) -> None:
-        """No request of the caller's follows."""
+        """End the requests that the caller writes."""
         if not self.written:
             raise grpc.aio.UsageError(_MIXED)
         self._sent.over = True
@@ -207,7 +207,7 @@ async def _asynchronous(requests: Iterable[T]) -> AsyncIterator[T]:
 
 
 class AioRpc:
-    """One RPC, with all of its attempts. Its caller has a call, which may be dropped."""
+    """One RPC with all its attempts. The caller has only a call, and may drop it."""
 
     def __init__(
         self,
@@ -225,9 +225,9 @@ class AioRpc:
         self._wait_for_ready = wait_for_ready
         self._run: protocol.CallbackRun[Any] | None = None
         self._task: asyncio.Task[None] | None = None
-        """Carries out a call that may be hedged."""
+        """The task that carries out a call that may be hedged."""
         self._timer: asyncio.TimerHandle | None = None
-        """Begins again, with `wait_for_ready`."""
+        """With `wait_for_ready`, the timer that begins the RPC again."""
         self._classifying: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._callbacks: list[Callable[[], object]] = []
@@ -235,16 +235,16 @@ class AioRpc:
         self._attempt: protocol.Attempt[Any] | None = None
         self._committed = False
         self.inner: Any = None
-        """The call of the attempt under way, or of the one whose outcome stands."""
+        """The gRPC call of the attempt that is under way or is the outcome of the RPC."""
         self.ends: float | None = None if timeout is None else time.monotonic() + timeout
-        """When its deadline is over."""
+        """The time of the deadline."""
         self.final: Any = None
-        """The call or the error whose outcome stands, once that is known."""
+        """The gRPC call or the error that is the outcome of the RPC, once it is known."""
         self.over: bool = False
         self.cancelled: bool = False
 
     def start(self) -> None:
-        """Begin, or begin again."""
+        """Begin the RPC, or begin it again."""
         self._timer = None
         replayable = None if self.requests is None else self.requests.replayable
         left = None if self.ends is None else self.ends - time.monotonic()
@@ -278,7 +278,7 @@ class AioRpc:
     def _ended(
         self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel, _: object = None
     ) -> None:
-        """An attempt has ended: where gRPC reports it, in the event loop."""
+        """Handle the end of an attempt. gRPC calls this in the event loop."""
         code = _now(inner.code, grpc.StatusCode.UNKNOWN)
         self.cancelled = self.cancelled or inner.cancelled()
         good = code is grpc.StatusCode.OK
@@ -306,7 +306,7 @@ class AioRpc:
     def _is_error(
         self, attempt: protocol.Attempt[Any], error: grpc.aio.AioRpcError, sub: SubChannel
     ) -> bool:
-        """True if the server has not sent this status."""
+        """True if this status does not come from the server."""
         if never_sent(error, connected=sub.connected):
             sub.failed = True
             return True
@@ -363,7 +363,7 @@ class AioRpc:
                 self._owner.load_reports.record(attempt.endpoint, metadata)
 
     def _decided(self, result: Callable[[], Any]) -> None:
-        """The outcome is known: of the whole call, or of a stream whose first message has come."""
+        """Handle the outcome, which is known at the end, or at the first message of a stream."""
         try:
             outcome = result()
         except LoadBalancingError as error:
@@ -411,26 +411,26 @@ class AioRpc:
                 _logger.exception("a callback of an RPC failed")
 
     async def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until something is the case."""
+        """Wait until `ready()` is True."""
         await self._waiters.until(ready)
 
     async def outcome(self) -> Any:
-        """Wait for the end, and return the call or the error that stands."""
+        """Wait for the end, and return the call or the error that is the outcome."""
         await self.wait(lambda: self.over)
         return self.final
 
     async def current(self) -> Any:
-        """Wait for an attempt, and return its call. None if the RPC has ended without one."""
+        """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         await self.wait(lambda: self.inner is not None or self.over)
         return self.inner
 
     async def stands(self, inner: Any) -> bool:
-        """Wait until it is known what follows an attempt that has ended. False if another one."""
+        """Wait until it is known what follows this attempt. False if another attempt follows."""
         await self.wait(lambda: self.final is not None or self.inner is not inner)
         return self.inner is inner
 
     async def commit(self, inner: Any, holder: object) -> bool:
-        """The caller gets something of this attempt: no other follows. False if one does."""
+        """Commit to this attempt: the caller gets a part of it. False if it was replaced."""
         if self._committed:
             return True
         if self.inner is not inner or self._run is None or self._attempt is None:
@@ -444,7 +444,7 @@ class AioRpc:
         return await self.stands(inner) and self.final is inner
 
     def cancel(self) -> bool:
-        """End it now. False if it is over."""
+        """Cancel the RPC. Returns False if it is over."""
         if self.over or self.cancelled:
             return False
         self.cancelled = True
@@ -460,12 +460,12 @@ class AioRpc:
         return True
 
     def drop(self) -> None:
-        """As `cancel`, for a finalizer: on any thread, without a lock."""
+        """Like `cancel`, but for a finalizer, which runs on any thread and must take no lock."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.cancel)
 
     def add_callback(self, callback: Callable[[], object]) -> None:
-        """Call `callback` at the end, or now if it is over."""
+        """Call `callback` at the end of the RPC, or now if the RPC is over."""
         if self.over:
             callback()
         else:
@@ -499,28 +499,28 @@ class _Call(grpc.aio.Call):
         return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"
 
     def cancel(self) -> bool:
-        """Cancel it. False if it is over."""
+        """Cancel the RPC. Returns False if it is over."""
         return self._rpc.cancel()
 
     def cancelled(self) -> bool:
-        """True if it was cancelled."""
+        """True if the RPC was cancelled."""
         return self._rpc.cancelled
 
     def done(self) -> bool:
-        """True once it is over."""
+        """True once the RPC is over."""
         return self._rpc.over or self._rpc.cancelled
 
     def time_remaining(self) -> float | None:
-        """Seconds until its deadline; None if it has none."""
+        """The seconds until the deadline; None if there is no deadline."""
         ends = self._rpc.ends
         return None if ends is None else max(0.0, ends - time.monotonic())
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        """Call `callback` with this object at the end, or now if it is over."""
+        """Call `callback` with this object at the end of the RPC, or now if the RPC is over."""
         self._rpc.add_callback(partial(callback, self))
 
     async def initial_metadata(self) -> Any:
-        """Wait for the initial metadata. After that, no other attempt follows."""
+        """Wait for the initial metadata. After that there is no other attempt."""
         rpc = self._rpc
         while (inner := await rpc.current()) is not None:
             metadata = await inner.initial_metadata()
@@ -540,11 +540,11 @@ class _Call(grpc.aio.Call):
         return await self._of_outcome("code")
 
     async def details(self) -> Any:
-        """Wait for the end, and return what happened."""
+        """Wait for the end, and return the details of the status."""
         return await self._of_outcome("details")
 
     async def debug_error_string(self) -> Any:
-        """Wait for the end, and return what gRPC says about it."""
+        """Wait for the end, and return gRPC's debug text."""
         return await self._of_outcome("debug_error_string")
 
     async def wait_for_connection(self) -> None:
@@ -562,7 +562,7 @@ class _Call(grpc.aio.Call):
         return await _read_from(await self._rpc.outcome(), name)
 
     def _raise(self, final: Any) -> None:
-        """Raise the error that stands, if one does."""
+        """Raise the error if the outcome is an error."""
         if self._rpc.cancelled:
             raise asyncio.CancelledError
         if isinstance(final, BaseException):
@@ -570,7 +570,7 @@ class _Call(grpc.aio.Call):
 
 
 async def _read_from(final: Any, name: str) -> Any:
-    """Ask a call, whose methods are coroutines, or an error."""
+    """Call a method of a gRPC call, whose methods are coroutines, or of an error."""
     if isinstance(final, AioBalancingError) and isinstance(final.__cause__, _Cancelled):
         final = grpc.aio.AioRpcError(
             grpc.StatusCode.CANCELLED,
@@ -584,7 +584,7 @@ async def _read_from(final: Any, name: str) -> Any:
 
 
 class _UnaryResponse(_Call):
-    """An RPC with one response, which awaiting it returns."""
+    """An RPC with one response. Await it to get the response."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         rpc = self._rpc
@@ -685,11 +685,11 @@ class _StreamRequest(_Call):
 
     @property
     def _done_writing_flag(self) -> bool:
-        """Read by the interceptors of gRPC."""
+        """The interceptors of gRPC read this attribute."""
         return self._rpc.requests is not None and self._rpc.requests.closed
 
     async def done_writing(self) -> None:
-        """No request follows."""
+        """End the requests."""
         if self._rpc.requests is not None:
             await self._rpc.requests.done_writing()
 

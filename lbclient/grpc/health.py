@@ -25,12 +25,13 @@ Open = Callable[[Endpoint], grpc.Channel]
 
 
 class Health:
-    """Asks each instance in rounds (`Check`), and follows what it says in between (`Watch`), if it
-    serves that. Raises ValueError for a check by HTTP.
+    """Asks each instance in rounds (`Check`), and between the rounds follows the states that the
+    instance reports (`Watch`), if the instance serves `Watch`. Raises ValueError for a check over
+    HTTP.
 
-    `Check` opens a connection of its own, since it also proves that connecting works. It notices a
-    server that hangs, and `Watch` one that says at once that it does not serve any more.
-    """
+    `Check` opens a connection of its own, since a check must also show that connecting works.
+    `Check` notices a server that hangs. `Watch` notices at once that a server reports that it no
+    longer serves."""
 
     def __init__(self, policy: HealthCheck, open_channel: Open, binding: Binding) -> None:
         self.check: Check = self._check
@@ -47,13 +48,13 @@ class Health:
         self._open = open_channel
         self._binding = binding
         self._followed: dict[Endpoint, Any] = {}
-        """What follows each instance: a call of `Watch`, or None while there is none."""
+        """The call of `Watch` that follows each instance; None if there is no such call."""
 
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
-        """Follow nothing any more."""
+        """Stop following instances."""
         for call in list(getattr(self, "_followed", {}).values()):
             if call is not None:
                 call.cancel()
@@ -97,7 +98,7 @@ class Health:
 
 
 def _read(health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, call: Any) -> None:
-    """Read what one instance says, on a thread that keeps nothing else alive."""
+    """Read the states that one instance reports, on a thread that keeps nothing else alive."""
     served = True
     with channel:
         try:
@@ -118,7 +119,7 @@ def _shown(state: int) -> str:
 
 
 def _state_of(response: bytes) -> int:
-    """The state in a health response. The default of the field is not written."""
+    """The state in a health response. If the field is missing, it has its default."""
     try:
         return next((int(value) for number, value in fields(response) if number == 1), 0)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
 """The load reports in the trailing metadata of RPCs (ORCA).
 
-gRPC's core, to version 1.85, keeps the binary report to itself and does not pass it on to Python.
-So the report may also be text, as over HTTP, which arrives.
+gRPC's core, up to version 1.85, does not pass the binary report on to Python. So an instance may
+also send the report as text, as over HTTP; gRPC passes the text on.
 """
 
 from __future__ import annotations

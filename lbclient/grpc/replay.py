@@ -1,5 +1,5 @@
-"""Requests of client streams that can be sent again: what an attempt has taken is kept for the
-next."""
+"""Requests of client streams that can be sent again: the requests that one attempt has read are
+stored for the next attempt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["Message", "Replay"]
 
 _MOST_BYTES = 256 * 1024
-"""How much is kept, as in gRPC's own retries. Beyond it, the call is not repeated."""
+"""Up to this many bytes are stored, as in gRPC's own retries. Longer calls are not repeated."""
 
 
 class Message:
@@ -25,7 +25,7 @@ class Message:
         self._data: bytes | None = None
 
     def serialized(self) -> bytes:
-        """Return its bytes. Raises what the serializer of the stub raises."""
+        """Return the bytes of the request. Raises the exceptions of the stub's serializer."""
         data = self._data
         if data is None:
             request, serializer = self._request, self._serializer
@@ -34,7 +34,7 @@ class Message:
 
 
 class SentRequests:
-    """The requests that have been taken, and may be sent again. Hold a lock on threads."""
+    """The requests that were read and may be sent again. On threads, the caller holds a lock."""
 
     __slots__ = ("_base", "_bytes", "_committed", "_messages", "over")
 
@@ -44,23 +44,23 @@ class SentRequests:
         self._bytes = 0
         self._committed = False
         self.over: bool = False
-        """True if no request follows."""
+        """True if there are no more requests."""
 
     @property
     def replayable(self) -> bool:
-        """True if everything that was taken can be sent again."""
+        """True if all requests that were read can be sent again."""
         return self._base == 0 and self._bytes <= _MOST_BYTES
 
     def commit(self) -> None:
-        """Keep nothing more: no other attempt follows."""
+        """Stop storing requests, since there is no other attempt."""
         self._committed = True
 
     def has(self, index: int) -> bool:
-        """True if the request at this index has been taken."""
+        """True if the request at this index has been read."""
         return index < self._base + len(self._messages)
 
     def append(self, message: Message) -> None:
-        """Keep a request that was just taken."""
+        """Store a request that was just read."""
         self._messages.append(message)
         if not self._committed:
             try:
@@ -70,7 +70,7 @@ class SentRequests:
             self._committed = self._committed or self._bytes > _MOST_BYTES
 
     def get(self, index: int) -> Message:
-        """Return the request at this index, to the attempt under way."""
+        """Return the request at this index for the current attempt."""
         found = self._messages[index - self._base]
         while self._committed and self._base <= index:
             self._messages.popleft()
@@ -81,8 +81,9 @@ class SentRequests:
 class Replay:
     """The requests of a stream, on threads. Each attempt iterates over them from the beginning.
 
-    gRPC takes each attempt's requests on a thread of its own. That of an attempt that has ended may
-    still wait in the caller's iterator: what it takes is kept for the next attempt.
+    gRPC reads the requests of each attempt on a thread of its own. After the end of the attempt,
+    this thread may still wait for the caller's iterator. The request that it then reads is stored
+    for the next attempt.
     """
 
     def __init__(self, requests: Iterable[Any], serializer: Callable[[Any], bytes] | None) -> None:
@@ -90,22 +91,22 @@ class Replay:
         self._serializer = serializer
         self._sent = SentRequests()
         self._lock = threading.Lock()
-        """Held for `_kept`."""
+        """Held while `_kept` is used."""
         self._taking = threading.Lock()
         """Held by the thread that waits for the caller's iterator."""
         self._error: BaseException | None = None
         self._attempt = 0
 
     def replayable(self) -> bool:
-        """True if everything that was taken can be sent again."""
+        """True if all requests that were read can be sent again."""
         return self._sent.replayable
 
     def commit(self) -> None:
-        """Keep nothing more: no other attempt follows."""
+        """Stop storing requests, since there is no other attempt."""
         self._sent.commit()
 
     def __iter__(self) -> Iterator[Message]:
-        """Return the requests for a new attempt. Those of the one before end."""
+        """Return the requests for a new attempt, and end those of the previous attempt."""
         with self._lock:
             self._attempt += 1
             return self._from_the_beginning(self._attempt)
@@ -125,7 +126,7 @@ class Replay:
             return self._sent.has(index)
 
     def _take(self, index: int) -> bool:
-        """Take the next request of the caller's iterator. False if there is none."""
+        """Read the next request of the caller's iterator. Returns False if there is none."""
         with self._taking:
             if self._has(index):
                 return True

@@ -1,12 +1,12 @@
-"""One channel of gRPC's for each instance: its sub-channel.
+"""One gRPC channel for each instance: its sub-channel.
 
-gRPC connects, and reconnects with a growing back-off of its own, during which a sub-channel refuses
-each call. The breaker decides here when an instance is tried again, and such a back-off would make
-its probes fail for nothing. So a sub-channel that could not connect is not used again: the next
-attempt gets a new one, which connects at once.
+gRPC itself connects, and reconnects after a growing back-off. During this back-off a sub-channel
+refuses each call. But in lbclient the breaker decides when an instance is tried again, and gRPC's
+back-off would make the breaker's probes fail. So a sub-channel that could not connect is not used
+again: the next attempt gets a new sub-channel, which connects at once.
 
-A sub-channel that is replaced, or whose instance has left, is only dropped. RPCs in flight keep it
-alive, and gRPC closes its connection after the last of them.
+A sub-channel that is replaced, or whose instance has left, is only dropped. RPCs in flight keep the
+sub-channel alive, and gRPC closes its connection after the last of these RPCs.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _inherited: list[object] = []
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Method:
-    """A method as a stub names it: its path, its kind (`"unary_unary"`), and how its messages are
-    written and read."""
+    """A method as a stub names it: its path, its kind (such as `"unary_unary"`), and the functions
+    that write and read its messages."""
 
     path: str
     kind: str
@@ -53,7 +53,7 @@ class SubChannel:
         self.channel: Any = channel
         self.addresses: tuple[str, ...] = addresses
         self.failed: bool = False
-        """True if it could not connect."""
+        """True if the sub-channel could not connect."""
         self.methods: dict[Method, Any] = {}
         self._lock = lock
 
@@ -86,7 +86,7 @@ class SubChannel:
 
 
 class SubChannels:
-    """The sub-channels of one channel, made when they are first needed."""
+    """The sub-channels of one channel. Each is created when it is first needed."""
 
     def __init__(self, binding: Binding, open_channel: Callable[[Endpoint], Any]) -> None:
         self._open = open_channel
@@ -115,15 +115,16 @@ class SubChannels:
             self._known.pop(endpoint, None)
 
     def take_all(self) -> Sequence[Any]:
-        """Return all channels, to be closed, and make no others."""
+        """Return all channels, which the caller closes. After that no channel is created."""
         self.closed = True
         with self._lock:
             known, self._known = self._known, {}
         return [one.channel for one in known.values()]
 
     def after_fork(self) -> None:
-        """In a forked child: make new ones. If the parent has used gRPC, that works only with
-        gRPC's support of forks, which the environment enables before grpcio is imported."""
+        """In a forked child: drop the sub-channels of the parent. If the parent has used gRPC, the
+        child can use gRPC only with gRPC's support of forks. An environment variable enables this
+        support before grpcio is imported."""
         supported = os.environ.get(_FORK_SUPPORT, "").lower() in {"1", "yes", "true"}
         self._unusable = self._unusable or (bool(self._known) and not supported)
         _inherited.append(self._known)

@@ -13,7 +13,7 @@ _CODE = "rpc.grpc.status_code"
 
 
 class GrpcSemantics(Semantics):
-    """The attributes of one method's RPCs. They never contain messages or metadata."""
+    """The attributes of the RPCs of one method. They never contain messages or metadata."""
 
     __slots__ = ("_known", "_labels", "span_name")
 
@@ -36,7 +36,7 @@ class GrpcSemantics(Semantics):
         return self._known
 
     def result(self, result: object) -> Attributes:
-        """Return the status. Every one but OK is an error."""
+        """Return the status. Every status except OK is an error."""
         return _status(result) if isinstance(result, grpc.RpcError) else _OK
 
     def outcome(self, result: object, error: BaseException | None) -> Attributes:

@@ -56,11 +56,11 @@ class MultiCallable:
         self.subchannels = subchannels
         self.load_reports: LoadReports | None = adapter.load_reports
         self._whole = self.load_reports is not None
-        """True if the call is needed beside the response."""
+        """True if each attempt must also return its gRPC call, not only the response."""
         self._hedged = adapter.hedged
 
     def replay(self, request: Any) -> Replay | None:
-        """Return the requests of a stream, which each attempt can take from the beginning."""
+        """Return the requests of a stream. Each attempt reads them from the beginning."""
         return Replay(request, self._serializer) if self.streams_requests else None
 
     def starter(self, sub: SubChannel) -> Callable[..., Any]:
@@ -213,7 +213,7 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         timeout: float | None,
         wait_for_ready: bool | None,
     ) -> Any:
-        """Raise the error as gRPC's. With `wait_for_ready`, wait for an instance instead."""
+        """Raise the error as a gRPC error. With `wait_for_ready`, wait for an instance instead."""
         if not (wait_for_ready and is_waited_for(error)):
             raise BalancingError.of(error) if isinstance(error, LoadBalancingError) else error
         ends = None if timeout is None else time.monotonic() + timeout
@@ -350,8 +350,8 @@ _KINDS: dict[str, Any] = {
 
 
 class _Direct:
-    """What is below the interceptors of a channel. They ask for a method's multi-callable at each
-    RPC, so these are kept."""
+    """The channel below the interceptors. Interceptors ask for the multi-callable of a method at
+    each RPC, so multi-callables are stored."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -422,7 +422,7 @@ class BalancedChannel(grpc.Channel):
         self._connectivity.subscribe(callback, connect=bool(try_to_connect))
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """Do not call `callback` any more."""
+        """Stop calling `callback`."""
         self._connectivity.unsubscribe(callback)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The few protocol buffers that lbclient itself reads and writes: health checks and load reports.
 
-Written out, so that neither needs generated code, which must match the installed protobuf.
+They are written by hand, so that no generated code is needed, which would have to match the
+installed version of protobuf.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def double(value: int | bytes) -> float:
-    """Read a double. Raises ValueError if it is none."""
+    """Read a double. Raises ValueError if the value is not a double."""
     if not isinstance(value, bytes) or len(value) != 8:
         raise ValueError("a double is malformed")
     number: float = struct.unpack("<d", value)[0]
@@ -57,7 +58,7 @@ def double(value: int | bytes) -> float:
 
 
 def text_field(number: int, text: str) -> bytes:
-    """Write a field of text, of less than 128 bytes or of any length."""
+    """Write a field of text of any length."""
     data = text.encode()
     size, length = len(data), bytearray()
     while size >= 0x80:

@@ -42,8 +42,8 @@ class HealthCheck:
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
       True is a failed check, and so is any exception. A check of an instance begins only after the
       previous check of the same instance has returned.
-    - `grpc`: the name of a service to ask for by `grpc.health.v1`, over a channel of
-      `lbclient.grpc`; an empty text asks for the server as a whole.
+    - `grpc`: the name of a service whose health is asked for by `grpc.health.v1`, over a channel of
+      `lbclient.grpc`; an empty text stands for the whole server.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """

@@ -24,7 +24,7 @@ class Tally:
 
 
 class Outcome(NamedTuple):
-    """How one call ended: what failed, or an empty text, and its attempts beyond the first."""
+    """The end of one call: the failure as text, or an empty text, and the number of retries."""
 
     failure: str
     retries: int

@@ -1,6 +1,6 @@
 """One real gRPC instance in its own process: `python rpc_backend.py NAME DELAY`.
 
-It takes lines on its standard input, as `backend.py` does.
+It reads lines from its standard input, as `backend.py` does.
 """
 
 from __future__ import annotations
