@@ -108,6 +108,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
 class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """A `ResponseStream` for async responses."""
 
+    chunks: Any
     _transports: AsyncTransportPool
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
