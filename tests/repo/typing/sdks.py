@@ -11,6 +11,7 @@ from typing import assert_type
 
 import anthropic
 import openai
+from mcp.client.streamable_http import streamable_http_client
 
 import lbclient
 import lbclient.httpx2
@@ -31,6 +32,8 @@ async def async_clients() -> None:
     http = lbclient.httpx2.AsyncClient(["http://a.test/v1", "http://b.test/v1"])
     openai.AsyncOpenAI(http_client=http, base_url=http.base_url, max_retries=0)
     anthropic.AsyncAnthropic(http_client=http, base_url=http.base_url, max_retries=0)
+    async with streamable_http_client(f"{http.base_url}mcp", http_client=http):
+        pass
     openai.OpenAI(http_client=http)  # type: ignore[arg-type]
     anthropic.Anthropic(http_client=http)  # type: ignore[arg-type]
 
