@@ -192,8 +192,7 @@ def leave(token: Token[Deadline | None], entered: Deadline | None) -> bool:
         CURRENT.reset(token)
     except ValueError:
         return False
-    if innermost is not (CURRENT.get() if entered is None else entered):
+    block = innermost is not None and not isinstance(innermost, Expiry)
+    if block and innermost is not (CURRENT.get() if entered is None else entered):
         CURRENT.set(innermost)
-        if entered is not None:
-            entered.lift()
     return True

@@ -71,7 +71,7 @@ class SubChannel:
         return known
 
     def connected(self) -> bool:
-        """True if there is a connection now. It does not connect.
+        """True if there is a connection now, or if this cannot be known. It does not connect.
 
         `Channel.subscribe`, the public way on threads, needs a thread for each channel.
         """
@@ -80,9 +80,9 @@ class SubChannel:
                 return self.channel.get_state() is grpc.ChannelConnectivity.READY
             core = getattr(self.channel, "_channel", None)
             check: Callable[[bool], int] | None = getattr(core, "check_connectivity_state", None)
-            return check is not None and check(False) == _READY  # as gRPC calls it
+            return check is None or check(False) == _READY  # as gRPC calls it
         except (ValueError, grpc.aio.UsageError):  # the channel is closed
-            return False
+            return True
 
 
 class SubChannels:
