@@ -305,11 +305,12 @@ def test_some_runs_break_no_rule(run):
 @pytest.mark.parametrize(
     "run",
     [
-        # A streamed body of a hedged call has the time of its call.
-        "simulate(Scenario([Server('s0', answers(constant(0.0))), Server('s1', fails(linear(0.05,"
-        " 1))), Server('s2', silent()), Server('s3', answers(linear(0.05, 1), body=0.3))], Closed(2,"
-        " 0.2, 0.02)), seed=0, strategy='consistent-hash', retry=RetryPolicy(deadline=0.3),"
-        " hedge=HedgePolicy(delay=0.0))",
+        (  # a streamed body of a hedged call has the time of its call
+            "simulate(Scenario([Server('s0', answers(constant(0.0))), Server('s1', "
+            "fails(linear(0.05, 1))), Server('s2', silent()), Server('s3', answers(linear(0.05, "
+            "1), body=0.3))], Closed(2, 0.2, 0.02)), seed=0, strategy='consistent-hash', "
+            "retry=RetryPolicy(deadline=0.3), hedge=HedgePolicy(delay=0.0))"
+        ),
         (
             "simulate(Scenario([Server('s0', fails(constant(0.1)), joins=0.5, weight=0, "
             "priority=2), Server('s1', until_capacity(constant(0.0), 2, 503), weight=0, "
