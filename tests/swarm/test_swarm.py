@@ -338,7 +338,7 @@ def test_some_runs_break_no_rule(run):
             "slow_start=SlowStart(window=0.5))"
         ),
     ],
-    ids=["one-place-in-all", "three-places-in-all"],
+    ids=["hedged-body", "one-place-in-all", "three-places-in-all"],
 )
 def test_a_place_in_all_wakes_a_retry(run):
     """If the limit of all instances together delays a retry, any slot that is released is for
