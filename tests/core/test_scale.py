@@ -361,7 +361,7 @@ START = """
 """
 
 
-@pytest.mark.parametrize("client", ["fresh", "inherited"])
+@pytest.mark.parametrize("client", ["inherited", *slow_rows("fresh")])
 @pytest.mark.parametrize(
     "strategy", ["weighted", *slow_rows("round-robin", "random", "least-busy")]
 )

@@ -136,8 +136,8 @@ def settle(rpcs):
 
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_a_few_cancellations(rpc_servers, kind):
-    """After some hundred cancellations nothing is left."""
-    check(rpc_servers, kind, 200)
+    """After a hundred cancellations nothing is left."""
+    check(rpc_servers, kind, 100)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tests.http.test_features import worlds
 from tests.http.test_load_reports import Noted, until
 from tests.http.test_unprocessed import in_order
 from tests.support.http import head, resets, says
+from tests.support.slow import slow_rows
 
 openai = pytest.importorskip("openai")
 anthropic = pytest.importorskip("anthropic")
@@ -172,7 +173,8 @@ def keys_of(endpoint):
 
 @worlds
 @pytest.mark.parametrize(
-    ("sdk", "over_tls"), [(OpenAI, "answering"), (OpenAI, "limited"), (Anthropic, "answering")]
+    ("sdk", "over_tls"),
+    [(OpenAI, "limited"), *slow_rows((OpenAI, "answering"), (Anthropic, "answering"))],
 )
 def test_unlike_endpoints(endpoints, world, sdk, over_tls):
     """Of three endpoints with a scheme, base path, Host and key of their own, one answers 429 with

@@ -121,7 +121,7 @@ def test_threads(server):
         shop.check(client, [found[number] for number in sorted(found)])
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "trio", *slow_rows("uvloop")])
+@pytest.mark.parametrize("loop", ["asyncio", *slow_rows("trio", "uvloop")])
 def test_event_loops(server, loop):
     """On event loops, each POST is carried out once, and its caller gets its own response."""
     shop = server.behaviour

@@ -161,7 +161,7 @@ STRATEGIES = ["weighted", "round-robin", "random", "least-busy", "peak-ewma", "p
 
 
 @pytest.mark.parametrize(
-    "strategy", ["weighted", "prequal", *slow_rows(*STRATEGIES[1:-1], "consistent-hash")]
+    "strategy", ["weighted", *slow_rows("prequal", *STRATEGIES[1:-1], "consistent-hash")]
 )
 def test_the_first_call(strategy):
     """The first call of a balancer, which looks at its instances for the first time, may be
@@ -201,8 +201,8 @@ def test_a_call_that_is_retried(kind):
     assert count > 100
 
 
-@pytest.mark.parametrize("which", ["first", "second"])
-@pytest.mark.parametrize("strategy", [Zone("here"), "least-busy"], ids=str)
+@pytest.mark.parametrize("which", ["second", *slow_rows("first")])
+@pytest.mark.parametrize("strategy", ["least-busy", *slow_rows(Zone("here"))], ids=str)
 def test_the_call_after_one_that_is_interrupted(which, strategy):
     """Wherever a call is interrupted, the first of all or the second, the next one finds an
     instance."""
@@ -244,7 +244,7 @@ def test_every_rule_at_once(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("healed", [True, False])
+@pytest.mark.parametrize("healed", [True, *slow_rows(False)])
 def test_a_probe(kind, healed):
     """A probe that is interrupted gives its permit back, so the next one may be sent at once."""
 
@@ -445,7 +445,7 @@ def test_the_threads_of_a_hedged_call():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("hedged", [False, True])
+@pytest.mark.parametrize("hedged", [True, *slow_rows(False)])
 def test_an_async_call(kind, hedged):
     """The same on an event loop."""
 
@@ -493,9 +493,11 @@ def stream(client):
     ("client_of", "sends", "kind"),
     [
         (lbclient.Client, get, Interrupt),
-        (lbclient.Client, stream, SoftLimit),
-        (lbclient.httpx2.Client, get, SoftLimit),
-        (lbclient.httpx2.Client, stream, Interrupt),
+        *slow_rows(
+            (lbclient.Client, stream, SoftLimit),
+            (lbclient.httpx2.Client, get, SoftLimit),
+            (lbclient.httpx2.Client, stream, Interrupt),
+        ),
     ],
 )
 def test_a_request(client_of, sends, kind, urls):

@@ -43,6 +43,7 @@ if __name__ == "__main__":
             "dns.asyncquery",
             "dns.query",
             "dns.resolver",
+            "grpc.aio",
             "h11",
             "httptools",
             "httpx",
