@@ -9,6 +9,7 @@ another attempt has not replaced this attempt meanwhile, so no message is delive
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import math
 import queue
@@ -93,6 +94,10 @@ def expired(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
     return True
 
 
+def _cancelled(details: str = CANCELLED) -> BalancingError:
+    return BalancingError(grpc.StatusCode.CANCELLED, details)
+
+
 class Rpc:
     """One RPC with all its attempts. The caller has only an `RpcCall`, and may drop it."""
 
@@ -113,6 +118,8 @@ class Rpc:
         self._run: protocol.CallbackRun[Any] | None = None
         self._callbacks: list[Callable[[], object]] | None = []
         self._waiters: deque[queue.SimpleQueue[None]] = deque()
+        self._context = contextvars.copy_context() if wait_for_ready else None
+        """The context in which the RPC may begin again."""
         self._lock = threading.RLock()
         """Held while an attempt is chosen for the caller, and while that attempt ends."""
         self._current: tuple[protocol.Attempt[Any], Any] | None = None
@@ -134,6 +141,16 @@ class Rpc:
             self._run = protocol.start(call, self._begin, self._decided)
         except LoadBalancingError as error:
             self._conclude(BalancingError.of(error))
+
+    def _restart(self) -> None:
+        """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
+        if self.cancelled:
+            self._conclude(_cancelled())
+            return
+        try:
+            (self._context or contextvars.copy_context()).run(self.start)
+        except Exception:  # noqa: BLE001  # the channel was closed
+            self._conclude(_cancelled("the channel is closed"))
 
     def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
         self._run = run
@@ -193,13 +210,13 @@ class Rpc:
                 self._end()
             return
         if self.cancelled:
-            self._conclude(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._conclude(_cancelled())
             return
         if self._wait_for_ready and is_waited_for(outcome):
             left = None if self.ends is None else self.ends - time.monotonic()
             pause = protocol.Pause(AGAIN if left is None else min(AGAIN, max(0.0, left)))
             if left is None or left > 0:
-                self._kept = protocol.sleep_until(pause, self.start)
+                self._kept = protocol.sleep_until(pause, self._restart)
                 return
             outcome = BalancingError.of(DeadlineExceeded("no instance was ready in time"))
         run = self._run
@@ -285,7 +302,7 @@ class Rpc:
             return False
         self.cancelled = True
         if self._run is not None:
-            self._run.cancel(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._run.cancel(_cancelled())
         if self._inner is not None:
             self._inner.cancel()
         return True
@@ -294,7 +311,7 @@ class Rpc:
         """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
         self.cancelled = True
         if self._run is not None:
-            self._run.drop(BalancingError(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._run.drop(_cancelled())
         if self._inner is not None:
             self._inner.cancel()
 

@@ -143,10 +143,7 @@ class GrpcClassifier:
         if not fault and not rejected and again == "never":
             return _CLIENT_ERROR
         rejected = rejected or (again == "idempotent" and not fault)
-        verdict = Verdict(fault, again, rejected=rejected)
-        if (pushback := _pushback(error.trailing_metadata())) is None:
-            return verdict
-        return replace(verdict, again="never") if pushback < 0 else replace(verdict, rest=pushback)
+        return _pushed_back(Verdict(fault, again, rejected=rejected), error)
 
 
 def _never_sent(details: str) -> Verdict:
@@ -166,5 +163,24 @@ def _pushback(metadata: Iterable[Any] | None) -> float | None:
 
 
 def classified(classify: Classifier, outcome: object) -> Verdict:
-    """Call a user's classifier with the response or the `grpc.RpcError`."""
-    return classify(outcome.response if isinstance(outcome, Answered) else outcome)
+    """Call a user's classifier with the response or the `grpc.RpcError`.
+
+    It is not asked about a stream that has begun, whose messages cannot be taken back, nor about an
+    RPC that was never sent or that our own deadline has ended. What the server asks for by
+    `grpc-retry-pushback-ms` counts in addition to its verdict.
+    """
+    if isinstance(outcome, Answered):
+        return _FINE if outcome.response is None else classify(outcome.response)
+    if not isinstance(outcome, grpc.RpcError):
+        return classify(outcome)
+    if was_unsent(outcome):
+        return _never_sent(outcome.details() or "")
+    if getattr(outcome, _EXPIRED, False):
+        return _FAULT
+    return _pushed_back(classify(outcome), outcome)
+
+
+def _pushed_back(verdict: Verdict, error: grpc.RpcError) -> Verdict:
+    if (pushback := _pushback(error.trailing_metadata())) is None:
+        return verdict
+    return replace(verdict, again="never") if pushback < 0 else replace(verdict, rest=pushback)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -18,6 +19,7 @@ from lbclient.protocol import Binding
 
 __all__ = ["Connectivity"]
 
+_logger = logging.getLogger(__name__)
 _INTERVAL = 0.1
 _CONNECT = 1.25
 """Seconds for connecting to one instance."""
@@ -67,6 +69,9 @@ class Connectivity:
         """Call `callback` with the connectivity, now and after each change."""
         self._callbacks[callback] = None
         self._connect = self._connect or connect
+        self._begin_polling()
+
+    def _begin_polling(self) -> None:
         if self._watching.acquire(blocking=False):
             threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
 
@@ -86,10 +91,15 @@ class Connectivity:
                 for callback, known in list(self._callbacks.items()):
                     if known is not state and callback in self._callbacks:
                         self._callbacks[callback] = state
-                        callback(state)
+                        try:
+                            callback(state)
+                        except Exception:
+                            _logger.exception("a callback of a channel failed")
                 if self._connect and time.monotonic() >= due and not self.try_to_connect():
                     due = time.monotonic() + _INTERVAL
                 elif not self._connect or time.monotonic() < due:
                     time.sleep(_INTERVAL)
         finally:
             self._watching.release()
+        if self._callbacks:  # subscribed just before the lock was free
+            self._begin_polling()

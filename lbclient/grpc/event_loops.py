@@ -252,10 +252,18 @@ class AioRpc:
             call = self._owner.begin(left, replayable)
             if self._owner.hedged:
                 self._task = self._loop.create_task(self._race(call))
+                self._task.add_done_callback(self._raced)
             else:
                 self._run = protocol.start(call, self._begin, self._decided, protocol.asleep_until)
         except LoadBalancingError as error:
             self._conclude(AioBalancingError.of(error))
+
+    def _restart(self) -> None:
+        """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
+        try:
+            self.start()
+        except Exception:  # noqa: BLE001  # the channel was closed
+            self._conclude(AioBalancingError.of(_cancelled()))
 
     def _begun(self, attempt: protocol.Attempt[Any], sub: SubChannel) -> Any:
         metadata, credentials, compression = self._arguments
@@ -341,6 +349,11 @@ class AioRpc:
         self._task = None
         self._decided(outcome)
 
+    def _raced(self, task: asyncio.Task[None]) -> None:
+        """End the RPC if its task was cancelled before it began, or by others than the caller."""
+        if task.cancelled() and not self.over:
+            self._conclude(AioBalancingError.of(_cancelled()))
+
     async def _send(self, attempt: protocol.Attempt[Any]) -> Any:
         sub = self._owner.subchannels().to(attempt.endpoint)
         inner = self._begun(attempt, sub)
@@ -348,6 +361,8 @@ class AioRpc:
         try:
             # gRPC's calls raise a CancelledError of their own, which anyio does not know.
             await asyncio.wait([response])
+            if response.cancelled():  # by gRPC, since the channel was closed
+                raise error_of(inner)
             return Answered(response.result(), inner)
         except asyncio.CancelledError:
             inner.cancel()
@@ -384,7 +399,7 @@ class AioRpc:
             left = None if self.ends is None else self.ends - time.monotonic()
             if left is None or left > 0:
                 seconds = AGAIN if left is None else min(AGAIN, left)
-                self._timer = self._loop.call_later(seconds, self.start)
+                self._timer = self._loop.call_later(seconds, self._restart)
                 return
             outcome = AioBalancingError.of(DeadlineExceeded("no instance was ready in time"))
         run = self._run

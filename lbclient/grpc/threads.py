@@ -107,10 +107,11 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
     ) -> Any:
         """Send the request, and return the response."""
         send = partial(self._send, self._whole, request, metadata, credentials, compression)
+        ends = None if timeout is None else time.monotonic() + timeout
         try:
             result = protocol.run(call := self.begin(timeout, None), send)
         except (LoadBalancingError, grpc.RpcError) as error:
-            result = self._again(error, send, timeout, wait_for_ready)
+            result = self._again(error, send, ends, wait_for_ready)
         else:
             if isinstance(result, grpc.RpcError):
                 protocol.explain(result, call.info())
@@ -128,10 +129,11 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
     ) -> tuple[Any, grpc.Call]:
         """Send the request, and return the response and its call."""
         send = partial(self._send, True, request, metadata, credentials, compression)
+        ends = None if timeout is None else time.monotonic() + timeout
         try:
             result = protocol.run(call := self.begin(timeout, None), send)
         except (LoadBalancingError, grpc.RpcError) as error:
-            result = self._again(error, send, timeout, wait_for_ready)
+            result = self._again(error, send, ends, wait_for_ready)
         else:
             if isinstance(result, grpc.RpcError):
                 protocol.explain(result, call.info())
@@ -180,18 +182,19 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
                 )
                 expiry.interrupt = future.cancel
                 try:
-                    return Answered(future.result(), future)
+                    answered = Answered(future.result(), future)
                 except grpc.FutureCancelledError:
                     raise future from None
                 finally:
                     expiry.settle_interrupt()
-            if not whole:
+            elif not whole:
                 return call(request, timeout, with_trace(metadata), credentials, None, compression)
-            answered = Answered(
-                *call.with_call(
-                    request, timeout, with_trace(metadata), credentials, None, compression
+            else:
+                answered = Answered(
+                    *call.with_call(
+                        request, timeout, with_trace(metadata), credentials, None, compression
+                    )
                 )
-            )
             if self.load_reports is not None:
                 self.load_reports.record(attempt.endpoint, answered.call.trailing_metadata())
             return answered  # noqa: TRY300  # the shortest way
@@ -210,21 +213,20 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         self,
         error: Exception,
         send: Callable[[protocol.Attempt[Any]], Any],
-        timeout: float | None,
+        ends: float | None,
         wait_for_ready: bool | None,
     ) -> Any:
         """Raise the error as a gRPC error. With `wait_for_ready`, wait for an instance instead."""
         if not (wait_for_ready and is_waited_for(error)):
             raise BalancingError.of(error) if isinstance(error, LoadBalancingError) else error
-        ends = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if ends is None else ends - time.monotonic()
-            if left is not None and left <= AGAIN:
+            if left is not None and left <= 0:
                 over = DeadlineExceeded("no instance was ready in time")
                 over.__cause__ = error
                 raise BalancingError.of(over)
-            protocol.sleep(protocol.Pause(AGAIN))
-            left = None if ends is None else ends - time.monotonic()
+            protocol.sleep(protocol.Pause(AGAIN if left is None else min(AGAIN, left)))
+            left = None if ends is None else max(1e-9, ends - time.monotonic())
             try:
                 result = protocol.run(call := self.begin(left, None), send)
             except (LoadBalancingError, grpc.RpcError) as another:

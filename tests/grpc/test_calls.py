@@ -292,6 +292,17 @@ def test_wait_for_ready_is_cancelled(rpc_servers, rpcs):
     assert call.code == "CANCELLED"
 
 
+def test_a_channel_is_closed_while_an_rpc_waits(rpc_servers, rpcs):
+    """An RPC that waits for an instance ends when its channel is closed: cancelled in a pause, and
+    otherwise with the error of its attempt."""
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server], retry=None)
+    call = channel.begin("UnaryCall", wait_for_ready=True)
+    channel.close_channel()
+    assert call.code in {"CANCELLED", "UNAVAILABLE"}
+
+
 def test_hedging(rpc_servers, rpcs):
     """A unary RPC whose instance is slow gets its answer from another one."""
     slow, fast = rpc_servers(2)
@@ -373,15 +384,13 @@ def test_interceptors_of_asyncio(server):
         assert rpcs.error().code() is grpc.StatusCode.NOT_FOUND
 
 
-def test_a_closed_channel(server, kind, rpcs):
+@pytest.mark.parametrize("hedge", [None, HedgePolicy(delay=60.0)], ids=["plain", "hedged"])
+def test_a_closed_channel(server, rpcs, hedge):
     """A closed channel refuses RPCs, and closing cancels those under way."""
     server.tell("hold")
-    channel = rpcs([server])
+    channel = rpcs([server], hedge=hedge)
     call = channel.begin("UnaryCall", timeout=30.0)
-    if kind == "threads":
-        channel.channel.close()
-    else:
-        channel.loop.run(channel.channel.close())
+    channel.close_channel()
     assert call.code == "CANCELLED"
     with pytest.raises(ValueError, match="closed"):
         channel.unary()

@@ -206,6 +206,33 @@ def test_a_request_that_cannot_be_serialized_charges_nobody(rpc_servers, rpcs, k
     assert (one.failures, one.in_flight, server.calls) == (0, 0, 0)
 
 
+def test_a_judge_has_no_say_in_what_was_never_sent(rpc_servers, rpcs):
+    """With a `judge` too, an RPC that was never sent goes to another instance whatever its method,
+    and a negative pushback ends the retries."""
+    dead, live = rpc_servers(2)
+    dead.kill()
+    never, always = (Verdict(fault=False, again=again) for again in ("never", "always"))
+    channel = rpcs([dead, live], judge=lambda _: never, breaker=None, **EVERY)
+    assert {channel.unary("UnaryCall").server_id for _ in range(4)} == {str(live.port)}
+    live.tell("status UNAVAILABLE busy")
+    live.tell(f"trailers {json.dumps([[PUSHBACK, '-1']])}")
+    before = live.calls
+    assert rpcs([live], judge=lambda _: always, **EVERY).error().code().name == "UNAVAILABLE"
+    assert live.calls == before + 1
+
+
+def test_a_judge_is_not_asked_about_a_stream_that_has_begun(rpc_servers, rpcs):
+    """A stream whose first message has arrived goes on, whatever the judge would say."""
+    servers = rpc_servers(2)
+    channel = rpcs(servers, judge=lambda _: Verdict(fault=True, again="always"), **EVERY)
+    request = messages.StreamingOutputCallRequest(
+        response_parameters=[messages.ResponseParameters(size=size) for size in (1, 2, 3)]
+    )
+    got = [len(one.payload.body) for one in channel.begin("StreamingOutputCall", request)]
+    assert got == [1, 2, 3]
+    assert attempts(*servers) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

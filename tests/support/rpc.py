@@ -229,11 +229,15 @@ class Rpcs:
     def in_flight(self) -> int:
         return sum(one.in_flight for one in self.balancer.snapshot().instances)
 
-    def close(self) -> None:
+    def close_channel(self) -> None:
         if self.loop is None:
             self.channel.close()
         else:
             self.loop.run(self.channel.close())
+
+    def close(self) -> None:
+        self.close_channel()
+        if self.loop is not None:
             self.loop.close()
 
 
