@@ -76,7 +76,8 @@ def _race(
     wait: Callable[[Pause], None],
     discard: Callable[[R], object],
 ) -> None:
-    """Run each lane on its own thread, since a thread that reads cannot notice a faster answer.
+    """Run the call and its hedge (the two lanes) on separate threads: a thread that is blocked in a
+    read cannot notice that the other answer has arrived.
 
     The slower attempt is interrupted if lbclient has opened its connection. Otherwise the attempt
     runs to its end, and its instance counts as busy until then.

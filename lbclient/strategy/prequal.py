@@ -110,8 +110,8 @@ class Prequal:
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
     sixteen reports, their validity of one second, one use per report, and the penalty for errors
     (for which the paper gives no details). Three things differ from the paper. First, a pick looks
-    at `choices` reports of the pool, not at all of them: if many clients took the best of many
-    reports, all would take the same instance. So the pool need not drop its worst reports, and one
+    at only `choices` reports of the pool: if many clients took the best of many reports, all
+    clients would pick the same instance. So the pool need not drop its worst reports, and one
     report per call is nearly enough. Second, without reports the RIF is that of this client alone,
     and is taken when an attempt ends, not when it begins. Third, `age` is ten seconds, since
     without reports only calls show the latency of an instance.

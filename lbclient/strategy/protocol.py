@@ -126,7 +126,7 @@ class Strategy(Protocol):
 
         `candidates` is a new object whenever instances, their rotation or their weights have
         changed, so a strategy may use its identity as a key of a cache. This method is called under
-        the balancer's lock, so it must only compute.
+        the balancer's lock, so it must not block or do I/O.
         """
         ...
 

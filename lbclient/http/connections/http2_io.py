@@ -78,7 +78,7 @@ class Http2Socket(SocketConnection):
             self.shut()
 
     def shut(self) -> None:
-        """Make the thread of this connection close it."""
+        """Close the connection, on the thread of this connection."""
         super().shut()
         if self._waker is not None:
             _wake(self._waker)

@@ -117,7 +117,7 @@ class BaseTransportPool(ABC, Generic[S]):
         return self
 
     async def tidied(self) -> Self:
-        """Close bodies and connections that were dropped, and then return these transports."""
+        """Run `tidy`, and then return this object."""
         await self.tidy()
         return self
 
