@@ -33,8 +33,9 @@ import pytest
 
 from lbclient import Balancer, Instance
 from lbclient.discovery.registration import Registration, RegistrationError
-from lbclient.discovery.registration.dns_update import Tsig, UpdateError, key_of
-from lbclient.discovery.registration.registration import Renewal
+from lbclient.discovery.registration.dns_update import Tsig, key_of
+from lbclient.discovery.registration.registrar import UpdateError
+from lbclient.discovery.registration.registration import REGISTRARS, Renewal
 from lbclient.errors import LoadBalancingError
 from tests.support.dns import Bind
 from tests.support.registrar import Proxy, Service
@@ -1361,6 +1362,130 @@ def test_interrupted_while_entering(bind, service, registration, proxy):
         interrupted.set()
         signal.signal(signal.SIGINT, before)
     assert records(bind, service) == set()
+
+
+# Another registry than DNS
+
+
+class Registry:
+    """What `via=` may be in these tests: a registry in memory. `hooks` run before each change."""
+
+    def __init__(self):
+        self.instances: list[Instance] = []
+        self.registrars: list[InMemory] = []
+        self.hooks: list = []
+
+
+class InMemory:
+    interval = 0.05
+
+    def __init__(self, registry, options):
+        if options.instance.path:
+            raise ValueError("instance must not have path")
+        self._registry, self._instance = registry, options.instance
+        self.puts: list[float] = []
+        registry.registrars.append(self)
+
+    def put(self, seconds):
+        self._registry.hooks and self._registry.hooks.pop(0)()
+        self.puts.append(seconds)
+        self._registry.instances = [self._instance]
+
+    def remove(self, _seconds):
+        self._registry.hooks and self._registry.hooks.pop(0)()
+        self._registry.instances.remove(self._instance)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setitem(REGISTRARS, Registry, InMemory)
+    return Registry()
+
+
+def test_via(registry):
+    """`via` names another registry than DNS. Each block has a registrar of its own, which gets the
+    seconds for each change."""
+    one = Registration("orders", Instance("127.0.0.1", 80), via=registry, timeout=3)
+    assert repr(one) == "<Registration 127.0.0.1:80 as orders>"
+    for _ in range(2):
+        with one:
+            assert registry.instances == [Instance("127.0.0.1", 80)]
+            assert registry.registrars[-1].puts == [3]
+        assert registry.instances == []
+    checked, first, second = registry.registrars
+    assert not checked.puts
+    assert first is not second
+
+
+def test_registrar_sets_the_pace(registry):
+    """The time between renewals is the registrar's, and not the TTL."""
+    renewed = threading.Event()
+    with Registration("orders", Instance("127.0.0.1", 80), via=registry, ttl=3600):
+        registry.hooks = [renewed.set]
+        assert renewed.wait(10)
+
+
+def fail(text, **options):
+    def run():
+        raise UpdateError(text, **options)
+
+    return run
+
+
+@pytest.mark.parametrize(("undecided", "left"), [(False, []), (True, ["remove"])])
+def test_registry_that_refuses(registry, undecided, left):
+    """An error of the registry is a RegistrationError. If the instance may be registered
+    nevertheless, it is removed."""
+    seen = []
+    registry.hooks = [fail("no leader", undecided=undecided), lambda: seen.append("remove")]
+    registry.instances = [Instance("127.0.0.1", 80)]
+    one = Registration("orders", Instance("127.0.0.1", 80), via=registry)
+    with pytest.raises(
+        RegistrationError, match=r"^127\.0\.0\.1:80 as orders could not be reg.*no le"
+    ):
+        one.__enter__()
+    assert seen == left
+
+
+def test_registry_that_is_gone_at_the_end(registry, caplog):
+    """If the instance cannot be removed, a warning is logged and nothing is raised."""
+    with Registration("orders", Instance("127.0.0.1", 80), via=registry):
+        registry.registrars[-1].interval = 3600
+        registry.hooks = [fail("gone")] * 2
+    assert "127.0.0.1:80 as orders may stay registered: gone" in caplog.messages
+
+
+def test_sigterm_via(registry, sigterm):
+    """SIGTERM removes the instance from any registry, before the previous handler runs."""
+    with Registration("orders", Instance("127.0.0.1", 80), via=registry):
+        terminate()
+        assert sigterm == ["first"]
+        assert registry.instances == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"server": "127.0.0.1"}, ValueError, "server"),
+        ({"key": KEY}, ValueError, "key"),
+        ({"zone": "shop.test"}, ValueError, "zone"),
+        ({"via": "http+etcd://u:hunter2@h/x"}, TypeError, "via"),
+        ({"via": Registry}, TypeError, "via"),
+        ({"service": 5}, TypeError, "service"),
+        ({"service": ""}, ValueError, "service"),
+        ({"service": "a\nb"}, ValueError, "service"),
+        ({"instance": "127.0.0.1:80"}, TypeError, "instance"),
+        ({"instance": Instance("127.0.0.1", 80, path="/v1")}, ValueError, "instance"),
+        ({"ttl": 0}, ValueError, "ttl"),
+    ],
+)
+def test_bad_arguments_via(registry, options, error, name):
+    """K1: with `via`, an invalid argument, or one that is for DNS alone, is refused at construction
+    by an error that names it."""
+    given = {"service": "orders", "instance": Instance("127.0.0.1", 80), "via": registry, **options}
+    with pytest.raises(error, match=rf"^{name}\b") as caught:
+        Registration(given.pop("service"), given.pop("instance"), **given)
+    assert "hunter2" not in str(caught.value)
 
 
 # What a user may pass

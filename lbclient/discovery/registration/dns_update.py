@@ -32,9 +32,9 @@ import dns.update
 
 from lbclient._internal import validation
 from lbclient.discovery.dns.nameservers import plain_nameserver
-from lbclient.errors import LoadBalancingError
+from lbclient.discovery.registration.registrar import UpdateError
 
-__all__ = ["Primary", "Record", "RecordChange", "Rrset", "Tsig", "UpdateError", "key_of"]
+__all__ = ["Primary", "Record", "RecordChange", "Rrset", "Tsig", "key_of"]
 
 _ALGORITHMS = {
     str(name).rstrip(".").lower(): name
@@ -135,17 +135,6 @@ def _from_file(path: Path) -> Tsig:
         f"key must be a file with one key as named.conf has it, which {path} is not: "
         'key "name" { algorithm hmac-sha256; secret "..."; };'
     )
-
-
-class UpdateError(LoadBalancingError):
-    """The server did not carry out a request; the text says why.
-
-    `undecided` is True if the update may have been made anyway, because the answer was lost.
-    """
-
-    def __init__(self, message: str, *, undecided: bool = False) -> None:
-        super().__init__(message)
-        self.undecided = undecided
 
 
 class Record(NamedTuple):

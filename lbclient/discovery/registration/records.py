@@ -9,7 +9,6 @@ have not changed since then (RFC 2136, 2.4.2); otherwise the instance reads them
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 from collections.abc import Callable
@@ -25,19 +24,18 @@ from lbclient.discovery.registration.dns_update import (
     Record,
     RecordChange,
     Rrset,
-    UpdateError,
 )
+from lbclient.discovery.registration.registrar import UpdateError, addresses_of, normal
 from lbclient.discovery.registry import target_of
 from lbclient.endpoint.instance import Instance
 
-__all__ = ["Registrar", "entry_of"]
+__all__ = ["DnsRegistrar", "entry_of"]
 
 KINDS = ("A", "AAAA")
 _FORMS = "'http+srv://name', 'https+srv://name' or '_service._tcp.name'"
 _BARE = re.compile(r"_[^/?#@:]*")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LARGEST = 65535
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _TRIES = 20
 Left = Callable[[], float]
@@ -77,8 +75,8 @@ class Entry:
     def is_taken(self, *held: Rrset) -> bool:
         """True if the target is for one instance only, and its addresses belong to another
         instance."""
-        found = {_address(text) for rrset in held for text in rrset.texts}
-        own = {_address(record.text) for record in self.addresses}
+        found = {normal(text) for rrset in held for text in rrset.texts}
+        own = {normal(record.text) for record in self.addresses}
         return self.sole and bool(found) and not found & own
 
 
@@ -98,8 +96,7 @@ def entry_of(service: object, instance: object, identity: object) -> Entry:
             )
     _fits("weight", instance.weight)
     _fits("priority", instance.priority)
-    literal = (instance.host,) if validation.is_address(instance.host) else ()
-    addresses = dict.fromkeys(_reachable(one) for one in (*literal, *instance.addresses))
+    addresses = addresses_of(instance)
     target = _target(instance, owner, domain, identity)
     return Entry(
         owner,
@@ -144,7 +141,7 @@ def _target(instance: Instance, owner: str, domain: str, identity: object) -> st
     """
     if not validation.is_address(instance.host):
         return _full_name(instance.host, identity)
-    address = re.sub("[.:]", "-", _address(instance.host).exploded)
+    address = re.sub("[.:]", "-", normal(instance.host).exploded)
     label = address if identity is None else _word(identity)
     service = owner.removesuffix(f".{domain}.").replace("_", "").replace(".", "-")
     argument = "service" if identity is None else "identity"
@@ -180,22 +177,7 @@ def _fits(name: str, value: float) -> None:
         )
 
 
-def _reachable(text: str) -> _Address:
-    address = _address(text)
-    if address.is_unspecified or getattr(address, "scope_id", None):
-        raise ValueError(
-            f"instance must have addresses that clients can reach, not {text}, "
-            "which is for listening, or known to this machine alone"
-        )
-    return address
-
-
-def _address(text: str) -> _Address:
-    address = ipaddress.ip_address(text)
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-class Registrar:
+class DnsRegistrar:
     """Adds and removes one entry. If `zone` is None, the server is asked for it.
 
     `ttl` is the TTL of the records, in seconds. Must not be used by two threads at once.
@@ -211,6 +193,8 @@ class Registrar:
         clock: Callable[[], float],
     ) -> None:
         self.entry = entry
+        self.interval: float = ttl
+        """Seconds between two renewals: a zone that was reloaded has lost the records."""
         self._primary = primary
         self._zone = zone
         self._ttl = ttl

@@ -1,6 +1,10 @@
-"""Registration: keeps a service registered in DNS while a block runs.
+"""Registration: keeps a service registered in DNS, Consul or etcd while a block runs.
 
-The records are added again periodically, since a zone that was reloaded has lost them.
+The registration is renewed periodically. A zone that was reloaded has lost its records, and Consul
+and etcd remove a service that they have not heard of for `ttl` seconds.
+
+`REGISTRARS` is the registry of what `via=` may be. A new kind needs one file with a registrar, and
+one entry in this registry.
 """
 
 from __future__ import annotations
@@ -11,21 +15,23 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import anyio
 import anyio.to_thread
 
 from lbclient._internal import fork, validation
-from lbclient.discovery.registration.dns_update import Primary, UpdateError, key_of
-from lbclient.discovery.registration.records import Registrar, entry_of
+from lbclient.discovery.registration.dns_update import Primary, key_of
+from lbclient.discovery.registration.records import DnsRegistrar, entry_of
+from lbclient.discovery.registration.registrar import Registrar, RegistrarOptions, UpdateError
 from lbclient.discovery.registration.sigterm import SigtermHook
 from lbclient.discovery.resolver import text_of
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, Backoff, PeriodicJob, jittered
 from lbclient.endpoint.instance import Instance
 from lbclient.errors import RegistrationError
 
-__all__ = ["Registration", "Renewal"]
+__all__ = ["REGISTRARS", "Registration", "Renewal"]
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +39,10 @@ GRACE = 1.0
 """If a change takes this many seconds longer than its timeout, it counts as stuck."""
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
+
+REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {}
+"""Makes the registrar of one block, by the class of `via`. It checks the arguments, and sends
+nothing."""
 
 
 class Renewal(PeriodicJob):
@@ -82,9 +92,9 @@ class Renewal(PeriodicJob):
 
 
 class RegisteredRecord:
-    """Adds and removes the entry, one change at a time, each within `timeout` seconds.
+    """Adds and removes an instance's record, one change at a time, each within `timeout` seconds.
 
-    After `leave` the entry is not added again, even if a renewal had begun before.
+    After `leave` the record is not added again, even if a renewal had begun before.
     """
 
     def __init__(self, registrar: Registrar, shown: str, timeout: float) -> None:
@@ -96,14 +106,14 @@ class RegisteredRecord:
         self._present = False
 
     def enter(self) -> None:
-        """Add the entry. Raises RegistrationError."""
+        """Add the record. Raises RegistrationError."""
         try:
             self.renew()
         except UpdateError as error:
             raise RegistrationError(f"{self._shown} could not be registered: {error}") from error
 
     def renew(self) -> None:
-        """Add the entry again, unless `leave` was called. Raises UpdateError."""
+        """Add the record again, unless `leave` was called. Raises UpdateError."""
         with self._lock:
             if not self._wanted:
                 return
@@ -115,7 +125,7 @@ class RegisteredRecord:
                 raise
 
     def leave(self) -> None:
-        """Remove the entry. May be called more than once. A failure is logged."""
+        """Remove the record. May be called more than once. A failure is logged."""
         self._wanted = False
         if not self._lock.acquire(timeout=self._timeout + GRACE):
             _logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
@@ -143,7 +153,7 @@ class _Stay(NamedTuple):
 
 
 class Registration:
-    """Registers one instance of a service in DNS while a block runs.
+    """Registers one instance of a service in DNS, or in another registry, while a block runs.
 
         with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
             serve()
@@ -161,6 +171,8 @@ class Registration:
       `addresses`, if any, become address records of the name. If its `host` is an address, a name
       is generated within the domain of the service.
     - `server`: the address of the zone's primary server, with or without a port.
+    - `via`: the registry, instead of `server`, if it is not DNS. `service` may then be any name,
+      for logs. `key` and `zone` are for DNS alone.
     - `key`: `"[algorithm:]name:secret"` as for `nsupdate -y`, or the path of a key file from
       `tsig-keygen`. None: updates are not signed.
     - `zone`: the zone to update; None asks the server.
@@ -169,14 +181,14 @@ class Registration:
       if address and port change, such as the name of a StatefulSet's pod. The name of the target is
       made from this word. All records that were registered under that name for this service are
       replaced. Without `identity`, records with the same target and port are replaced.
-    - `timeout`: seconds for one change in DNS with all its questions.
+    - `timeout`: seconds for one change in the registry with all its questions.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
-    Entering the block raises RegistrationError if DNS did not accept the record, and RuntimeError
-    if the registration is already entered. If the record cannot be removed at the end, a warning is
-    logged and no exception is raised. SIGTERM is handled if the block is entered on the main
-    thread: the record is removed, and then the previous handler runs. If the process ignores
-    SIGTERM, it continues to do so. A forked child does not inherit the registration. Raises
+    Entering the block raises RegistrationError if the registry did not accept the instance, and
+    RuntimeError if the registration is already entered. If the record cannot be removed at the end,
+    a warning is logged and no exception is raised. SIGTERM is handled if the block is entered on
+    the main thread: the record is removed, and then the previous handler runs. If the process
+    ignores SIGTERM, it continues to do so. A forked child does not inherit the registration. Raises
     ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
@@ -185,7 +197,8 @@ class Registration:
         service: str,
         instance: Instance,
         *,
-        server: str,
+        server: str | None = None,
+        via: object = None,
         key: str | os.PathLike[str] | None = None,
         zone: str | None = None,
         ttl: int = 30,
@@ -199,18 +212,17 @@ class Registration:
         if validation.count("ttl (seconds)", ttl) > _LONGEST_TTL:
             raise ValueError(f"ttl (seconds) must be {_LONGEST_TTL} or less, not {ttl!r}")
         self._timeout = validation.seconds("timeout", timeout)
-        self._interval = ttl
         self._clock = clock
         self._rng = random.Random() if rng is None else rng  # noqa: S311  # random numbers, no secrets
-        entry = entry_of(service, instance, identity)
-        self._shown = f"{instance} as {entry.owner}"
-        self._registrar = Registrar(
-            entry,
-            Primary(server, key_of(key)),
-            zone=None if zone is None else _around(entry.owner, zone),
-            ttl=ttl,
-            clock=clock,
-        )
+        options = RegistrarOptions(instance, ttl, identity, clock)
+        if via is None:
+            self._shown, self._registrar = _in_dns(service, options, server, key, zone)
+        else:
+            only_dns = {"server": server, "key": key, "zone": zone}
+            if given := [name for name, value in only_dns.items() if value is not None]:
+                raise ValueError(f"{given[0]} is for DNS, and must not be given together with via")
+            self._shown, self._registrar = _in_registry(service, options, via)
+        self._registrar()  # checks the arguments
         self._stay: _Stay | None = None
         fork.track(self)
 
@@ -280,9 +292,10 @@ class Registration:
         if self._stay is not None:
             shown = f"the registration of {self._shown}"
             raise RuntimeError(f"{shown} is already entered; leave it before you enter it again")
-        record = RegisteredRecord(self._registrar, self._shown, self._timeout)
+        registrar = self._registrar()
+        record = RegisteredRecord(registrar, self._shown, self._timeout)
         renewal = Renewal(
-            record.renew, self._shown, self._interval, clock=self._clock, rng=self._rng
+            record.renew, self._shown, registrar.interval, clock=self._clock, rng=self._rng
         )
         sigterm_hook = SigtermHook(record.leave, 2 * (self._timeout + GRACE))
         self._stay = _Stay(record, renewal, sigterm_hook)
@@ -298,6 +311,45 @@ class Registration:
 async def _in_thread(change: Callable[[], None]) -> None:
     """Run `change` on a thread at once, even if all threads of the default limiter are busy."""
     await anyio.to_thread.run_sync(change, limiter=anyio.CapacityLimiter(1))
+
+
+def _in_dns(
+    service: str,
+    options: RegistrarOptions,
+    server: str | None,
+    key: str | os.PathLike[str] | None,
+    zone: str | None,
+) -> tuple[str, Callable[[], Registrar]]:
+    """Return the text for logs, and what makes a registrar of one block."""
+    if server is None:
+        raise TypeError("server must be the address of a DNS server, if via is not given")
+    entry = entry_of(service, options.instance, options.identity)
+    make = partial(
+        DnsRegistrar,
+        entry,
+        Primary(server, key_of(key)),
+        zone=None if zone is None else _around(entry.owner, zone),
+        ttl=options.ttl,
+        clock=options.clock,
+    )
+    return f"{options.instance} as {entry.owner}", make
+
+
+def _in_registry(
+    service: object, options: RegistrarOptions, via: object
+) -> tuple[str, Callable[[], Registrar]]:
+    """Return the text for logs, and what makes a registrar of one block."""
+    if (make := REGISTRARS.get(type(via))) is None:
+        known = ", ".join(f"lbclient.{kind.__name__}(...)" for kind in REGISTRARS)
+        raise TypeError(f"via must be one of {known}; not {type(via).__name__}")  # it may be secret
+    if not isinstance(service, str):
+        raise TypeError(f"service must be text, not {validation.shown(service)}")
+    if not (shown := validation.bare(service)) or not service.isprintable():
+        raise ValueError(f"service must be a name of printable characters, not {shown!r}")
+    if not isinstance(options.instance, Instance):
+        kind = type(options.instance).__name__  # type: ignore[unreachable]  # callers may be untyped
+        raise TypeError(f"instance must be lbclient.Instance(...), not {kind}")
+    return f"{options.instance} as {shown}", partial(make, via, options)
 
 
 def _around(owner: str, zone: str) -> str:
