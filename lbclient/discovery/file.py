@@ -13,12 +13,23 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import SplitResult, unquote_to_bytes
 
 from lbclient._internal import validation
+from lbclient.discovery.entries import (
+    LONGEST,
+    distinct_keys,
+    from_object,
+    from_text,
+    host_and_port,
+    no_number,
+    parsed,
+    short,
+    sorted_out,
+    unknown_key,
+)
 from lbclient.discovery.resolver import listed, text_of
 from lbclient.discovery.service_url import ParsedService, Sources, shown
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
@@ -26,31 +37,12 @@ from lbclient.errors import DiscoveryError
 
 __all__ = ["FileResolver"]
 
-T = TypeVar("T")
 _JSON = re.compile(r"""\s*(\{|\[\s*(["{\[\]]|\Z))""")
 """Matches the start of JSON, but not `[::1]:80`."""
-_PLACE = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^\[\]:]+)):([0-9]{1,5})")
 _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
     "weight": (re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?"), float),
     "priority": (re.compile(r"[0-9]{1,9}"), int),
 }
-_KEYS = (
-    "host",
-    "port",
-    "weight",
-    "priority",
-    "metadata",
-    "addresses",
-    "scheme",
-    "path",
-    "headers",
-    "tls_name",
-)
-_LONGEST = 300
-"""The maximum length of a text entry, in characters. Texts about an entry are not longer either."""
-_MOST = 100
-"""At most this many refused entries are listed one by one."""
-
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
 """Bytes. Ten thousand instances with metadata need a quarter of this; a ConfigMap has at most 1
@@ -69,20 +61,9 @@ def is_cut(data: bytes) -> bool:
 def parse(data: bytes, ttl: float) -> Answer:
     """Parse the instances of a file, valid for `ttl` seconds. Raises Malformed if it has none."""
     text = _text(data)
-    instances: list[Instance] = []
-    refused: list[RejectedRecord] = []
-    more = 0
-    for one in _of_json(text) if _JSON.match(text) else _of_lines(text):
-        if isinstance(one, Instance):
-            instances.append(one)
-        elif len(refused) < _MOST:
-            refused.append(one)
-        else:
-            more += 1
+    instances, refused = sorted_out(_of_json(text) if _JSON.match(text) else _of_lines(text))
     if not instances:
         raise Malformed(f"it lists no instance{f'; refused {listed(refused)}' if refused else ''}")
-    if more:
-        refused.append(RejectedRecord(f"{more} more", "not listed one by one"))
     return Answer(instances, ttl, refused)
 
 
@@ -96,47 +77,32 @@ def _text(data: bytes) -> str:
 def _of_lines(text: str) -> Iterator[Instance | RejectedRecord]:
     for number, line in enumerate(io.StringIO(text), 1):
         if entry := line.partition("#")[0].strip():
-            yield _entry(f"line {number}", entry.split(maxsplit=1)[0], _from_line, entry)
+            yield parsed(f"line {number}", entry.split(maxsplit=1)[0], _from_line, entry)
 
 
 def _of_json(text: str) -> Iterator[Instance | RejectedRecord]:
     try:
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        found = json.loads(text, object_pairs_hook=distinct_keys, parse_constant=no_number)
     except RecursionError:
         raise Malformed("it is not valid JSON: nested too deeply") from None
     except ValueError as error:
-        raise Malformed(f"it is not valid JSON: {_short(str(error))}") from None
+        raise Malformed(f"it is not valid JSON: {short(str(error))}") from None
     if isinstance(found, dict):
-        if unknown := _unknown(found, ("instances",)):
-            raise Malformed(_short(unknown))
+        if unknown := unknown_key(found, ("instances",)):
+            raise Malformed(short(unknown))
         found = found.get("instances")
     if not isinstance(found, list):
         raise Malformed('it must contain a list, or {"instances": [...]}')
     for place, one in enumerate(found):
         if isinstance(one, str):
-            yield _entry(f"[{place}]", one, _from_place, one)
+            yield parsed(f"[{place}]", one, from_text, one)
         else:
-            yield _entry(f"[{place}]", _place_of(one), _from_object, one)
-
-
-def _entry(
-    where: str, shown: str, make: Callable[[T], Instance], given: T
-) -> Instance | RejectedRecord:
-    """Make an instance from an entry. The text about a refused entry shows only its host and port.
-
-    Text after them, or before an `@`, may be secret.
-    """
-    try:
-        return make(given)
-    except (ValueError, TypeError, RecursionError) as error:
-        return RejectedRecord(
-            f"{where} {_short(shown.rpartition('@')[2])}".rstrip(), _short(str(error))
-        )
+            yield parsed(f"[{place}]", host_and_port(one), from_object, one)
 
 
 def _from_line(entry: str) -> Instance:
-    if len(entry) > _LONGEST:
-        raise ValueError(f"must be at most {_LONGEST} characters long")
+    if len(entry) > LONGEST:
+        raise ValueError(f"must be at most {LONGEST} characters long")
     place, *options = re.split("[ \t]+", entry)
     found: dict[str, float] = {}
     for option in options:
@@ -149,54 +115,7 @@ def _from_line(entry: str) -> Instance:
         if not pattern.fullmatch(value):
             raise ValueError(f"{key} must be a plain number, not {value!r}")
         found[key] = number(value)
-    return _from_place(place, **found)
-
-
-def _from_place(place: str, weight: float = 1, priority: float = 0) -> Instance:
-    if len(place) > _LONGEST or (match := _PLACE.fullmatch(place)) is None:
-        raise ValueError("must be host:port or [address]:port")
-    six, host, port = match.groups()
-    return Instance(six or host, int(port), weight, priority)  # type: ignore[arg-type]  # it checks
-
-
-def _from_object(entry: object) -> Instance:
-    if not isinstance(entry, dict):
-        raise TypeError('must be "host:port", or an object with host and port')
-    if reason := _unknown(entry, _KEYS):
-        raise ValueError(reason)
-    if missing := [key for key in ("host", "port") if key not in entry]:
-        raise ValueError(f"must have {' and '.join(missing)}")
-    return Instance(**entry)
-
-
-def _place_of(entry: object) -> str:
-    if not isinstance(entry, dict):
-        return ""
-    found = (entry.get("host"), entry.get("port"))
-    return ":".join(str(one) for one in found if isinstance(one, str | int))
-
-
-def _unknown(found: Iterable[str], known: tuple[str, ...]) -> str | None:
-    """Return an error text if an object has an unknown key."""
-    strange = next((key for key in found if key not in known), None)
-    return None if strange is None else f"unknown key {strange!r}; the keys are {', '.join(known)}"
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has the same key twice")
-    return found
-
-
-def _no_number(text: str) -> object:
-    raise ValueError(f"{text} is not a number")
-
-
-def _short(text: str) -> str:
-    """Return the text shortened and in one line, for a log or a screen."""
-    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-    return cut if cut.isprintable() else repr(cut)[1:-1]
+    return from_text(place, **found)
 
 
 class FileResolver:

@@ -615,6 +615,7 @@ def parameters(entry):
         one.name for one in known if one.default is one.empty and one.kind != one.VAR_POSITIONAL
     ]
     many = any(one.kind == one.VAR_POSITIONAL for one in known)
+    wanted += ["server"] if entry is lbclient.Registration else []  # or `via`, which fits rarely
     rest = [one.name for one in known if one.name not in wanted and one.kind != one.VAR_POSITIONAL]
     return wanted, rest, many
 
