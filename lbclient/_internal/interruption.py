@@ -12,10 +12,15 @@ from collections.abc import Collection, Generator, Iterator
 from opcode import opname
 from types import BuiltinFunctionType, CodeType, TracebackType
 
-__all__ = ["block_signals", "is_interruption", "unblocked"]
+__all__ = ["block_signals", "has_green_threads", "is_interruption", "unblocked"]
 
 _ERRORS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
 """The signals by which a thread learns of its own errors."""
+
+
+def has_green_threads() -> bool:
+    """Return True if gevent or eventlet has replaced threads by green threads."""
+    return not isinstance(_thread.start_new_thread, BuiltinFunctionType)
 
 
 def block_signals() -> set[signal.Signals]:
@@ -27,8 +32,7 @@ def block_signals() -> set[signal.Signals]:
 
     A green thread blocks nothing, since it shares its thread with the program.
     """
-    green = not isinstance(_thread.start_new_thread, BuiltinFunctionType)
-    if green or not hasattr(signal, "pthread_sigmask"):
+    if has_green_threads() or not hasattr(signal, "pthread_sigmask"):
         return set()
     others = {one for one in signal.Signals if one.name not in _ERRORS}
     return others.difference(signal.pthread_sigmask(signal.SIG_BLOCK, others))

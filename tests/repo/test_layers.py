@@ -32,14 +32,14 @@ ONLY_IN = {
     "httpcore": (),
     "httpcore2": (),
     "httptools": ("http/connections/parsers.py",),
-    "httpx": ("http/_compat.py", "cli/demo/"),
+    "httpx": ("http/_compat.py", "cli/demo/", "discovery/pushed/api.py"),
     "httpx2": ("httpx2/_compat.py",),
     "opentelemetry": ("telemetry/",),
     "pybreaker": ("endpoint/breaker.py",),
     "rich": ("cli/demo/screen.py",),
     "tenacity": ("resilience/retry.py",),
 }
-CONTROL_PLANE = ("discovery/scheduler.py", "discovery/registration/")
+CONTROL_PLANE = ("discovery/scheduler.py", "discovery/registration/", "discovery/pushed/")
 """What runs in the background below `balancer`: it has threads, and looks at the clock."""
 IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}
 GREEN = {"_thread", "os", "queue", "select", "selectors", "signal", "socket", "ssl", "subprocess"}

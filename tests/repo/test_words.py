@@ -109,9 +109,9 @@ OTHER_MEANINGS = {
     "turns": "core/wait_queue.py discovery/dns/addresses.py strategy/weighted.py",  # of callers
     "Turns": "endpoint/breaker.py",
     "urls": "discovery/registry.py",  # a list of them
-    "watch": (  # a body, an idle connection, `--watch`, a simulation
-        "cli/demo/director.py cli/resolve.py http/connections/pool.py http/request_body.py "
-        "simulation/client.py simulation/run.py"
+    "watch": (  # a body, an idle connection, `--watch`, a simulation; public: `Watcher.watch`
+        "cli/demo/director.py cli/resolve.py discovery/pushed/source.py "
+        "http/connections/pool.py http/request_body.py simulation/client.py simulation/run.py"
     ),
     "wire": "cli/demo/dns_server.py",  # DNS's wire format
 }

@@ -1,0 +1,685 @@
+"""A session with the HTTP API of a registry: requests, streams of lines, TLS, tokens and errors.
+
+The methods of `RegistryApi` are coroutines. On an event loop they wait. On a thread they block and
+never suspend (see `_internal/blocking.py`), so a source is written once. Sessions use httpx and not
+a client of this package, since discovery is below HTTP here. They use its transports alone: these
+follow no redirect, keep no cookie, read no environment, and log no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import queue
+import random
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from urllib.parse import urlsplit
+
+import httpx
+
+from lbclient._internal import validation
+from lbclient._internal.blocking import run_blocking
+from lbclient._internal.fork import Lazy
+from lbclient._internal.version import __version__
+from lbclient.errors import DiscoveryError
+
+__all__ = [
+    "LineStream",
+    "Params",
+    "RegistryApi",
+    "Reply",
+    "StatusError",
+    "read_secret",
+    "registry_url",
+    "secret",
+]
+
+Params: TypeAlias = Mapping[str, str | int] | list[tuple[str, str | int | float | bool | None]]
+"""The query of a request; a list of pairs may have a key more than once."""
+
+_TIMEOUT = 5.0
+_LARGEST = 64 << 20
+"""Bytes of a response. Consul's answer about ten thousand instances needs a third of this."""
+_LONGEST = 16 << 20
+"""Bytes of a line. An EndpointSlice has at most 1,000 endpoints, and needs a tenth of this."""
+_EXPLANATION = 16 << 10
+"""Bytes that are read of a response with an unexpected status."""
+_SHOWN = 300
+"""Characters that an error shows of the registry's own explanation."""
+_UNKNOWN_ISSUER = {18, 19, 20, 21}
+"""OpenSSL's codes for a certificate that no known authority has signed."""
+_SHORTEST = 0.001
+_HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "user-agent": f"lbclient/{__version__}",
+}
+_VISIBLE = re.compile(r"[!-~]+")
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, TimeoutError)
+
+
+class StatusError(DiscoveryError):
+    """The registry answered with an unexpected status."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Reply(NamedTuple):
+    """A response that was read as a whole. The names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    registry: str
+    """The registry and its address, for errors."""
+
+    def json(self) -> Any:
+        """Parse the body. Raises DiscoveryError if it is not JSON."""
+        return _parsed(self.body, self.registry)
+
+
+def _parsed(data: bytes, registry: str) -> Any:
+    """Parse JSON while other threads run: the parser returns to Python code at each object, so that
+    it never occupies the interpreter for long.
+    """
+    try:
+        return json.loads(data, object_pairs_hook=_object)
+    except RecursionError:
+        raise DiscoveryError(f"{registry} sent invalid JSON: nested too deeply") from None
+    except ValueError as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeError) else _in_a_line(str(error))
+        raise DiscoveryError(f"{registry} sent invalid JSON: {reason}") from None
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    return dict(pairs)
+
+
+def _in_a_line(text: str) -> str:
+    """Shorten a text, and escape what is not printable, for a log or a screen."""
+    cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return cut if cut.isprintable() else repr(cut)[1:-1]
+
+
+class _Io(Protocol):
+    """How a session waits: on an event loop, or by blocking its thread.
+
+    An operation that takes longer than `seconds` raises TimeoutError or httpx.TimeoutException.
+    """
+
+    async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
+        """Send a request, and return the response when its headers have arrived."""
+        ...
+
+    async def read(self, response: httpx.Response, seconds: float) -> bytes:
+        """Return the next bytes of a body, b"" at its end."""
+        ...
+
+    async def release(self, response: httpx.Response) -> None:
+        """Give up a response. Its connection is reused only if the body was read to its end."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class _LoopIo:
+    """The I/O of a session on an event loop of asyncio."""
+
+    def __init__(self, *, verify: ssl.SSLContext | bool) -> None:
+        self._transport = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits())
+        self._bodies: dict[httpx.Response, AsyncIterator[bytes]] = {}
+
+    async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
+        async with asyncio.timeout(seconds):
+            response = await self._transport.handle_async_request(request)
+        self._bodies[response] = response.aiter_raw()
+        return response
+
+    async def read(self, response: httpx.Response, seconds: float) -> bytes:
+        async with asyncio.timeout(seconds):
+            return await anext(self._bodies[response], b"")
+
+    async def release(self, response: httpx.Response) -> None:
+        self._bodies.pop(response, None)
+        await response.aclose()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+
+class _TimeLeft(dict[str, float]):
+    """The timeouts of a request by httpx's transports: each step (connect, send, receive) gets the
+    time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.begin(seconds)
+
+    def begin(self, seconds: float) -> None:
+        """Give the next steps this time."""
+        self._until = time.monotonic() + seconds
+
+    def get(self, _step: str, _default: object = None) -> float:
+        """Return the seconds for a step that begins now."""
+        return max(_SHORTEST, self._until - time.monotonic())
+
+
+class _ThreadIo:
+    """The I/O of a session on a thread, whose coroutines never suspend.
+
+    `end` may be called from any thread. It ends what the session waits for, and then each operation
+    raises CancelledError, as on an event loop.
+    """
+
+    def __init__(self, *, verify: ssl.SSLContext | bool) -> None:
+        self._transport = httpx.HTTPTransport(verify=verify, limits=httpx.Limits())
+        self._bodies: dict[httpx.Response, tuple[Iterator[bytes], _TimeLeft]] = {}
+        self._sockets: list[socket.socket] = []
+        self._ended = False
+
+    @Lazy
+    def _end_of_sleep(self) -> queue.SimpleQueue[None]:
+        return queue.SimpleQueue()
+
+    def end(self) -> None:
+        self._ended = True
+        self._end_of_sleep.put(None)
+        for one in list(self._sockets):
+            _shut(one)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise asyncio.CancelledError
+
+    async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
+        self._check()
+        left = _TimeLeft(seconds)
+        request.extensions = {"timeout": left, "trace": self._trace}
+        try:
+            response = self._transport.handle_request(request)
+        except _FAILURES:
+            self._check()
+            raise
+        self._bodies[response] = response.iter_raw(), left
+        return response
+
+    async def read(self, response: httpx.Response, seconds: float) -> bytes:
+        self._check()
+        if seconds <= 0:
+            raise TimeoutError
+        body, left = self._bodies[response]
+        left.begin(seconds)  # httpcore looks at it once, before the first bytes
+        try:
+            return next(body, b"")
+        except _FAILURES:
+            self._check()
+            raise
+
+    async def release(self, response: httpx.Response) -> None:
+        self._bodies.pop(response, None)
+        response.close()
+
+    async def sleep(self, seconds: float) -> None:
+        self._check()
+        try:
+            self._end_of_sleep.get(timeout=seconds)
+        except queue.Empty:
+            return
+        self._check()
+
+    async def close(self) -> None:
+        self._transport.close()
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note the socket of each new connection, for `end`. httpcore calls this."""
+        if event.startswith("connection.") and event.endswith(".complete"):
+            made = getattr(info.get("return_value"), "get_extra_info", lambda _: None)("socket")
+            if isinstance(made, socket.socket):
+                self._sockets = [one for one in self._sockets if one.fileno() >= 0] + [made]
+                if self._ended:
+                    _shut(made)
+
+
+def _shut(one: socket.socket) -> None:
+    """Wake a thread that reads from a socket. Not by `SSLSocket.shutdown`, which would end TLS
+    under the hands of that thread."""
+    try:
+        socket.socket.shutdown(one, socket.SHUT_RDWR)
+    except OSError:  # it is closed
+        return
+
+
+class LineStream(AsyncIterator[bytes]):
+    """The lines of a response, without their ends. Empty lines are left out.
+
+    It ends when the response ends. Raises DiscoveryError if the connection breaks, if there is no
+    complete line for `silence` seconds, or if a line is too long.
+    """
+
+    def __init__(self, api: RegistryApi, send: Callable[[], Any], silence: float) -> None:
+        self._api = api
+        self._send = send
+        self._silence = silence
+        self._response: httpx.Response | None = None
+        self._data = bytearray()
+        self._lines: Iterator[bytes] = iter(())
+
+    async def __aenter__(self) -> Self:
+        self._response = await self._send()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._response is not None:
+            await self._api.release(self._response)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        until = self._api.clock() + self._silence
+        while True:
+            for line in self._lines:
+                if line:
+                    return line
+            assert self._response is not None  # noqa: S101
+            more = await self._api.read(self._response, until, self._silence)
+            if not more:
+                raise StopAsyncIteration
+            self._data += more
+            if b"\n" in more:
+                *lines, rest = self._data.split(b"\n")
+                self._lines, self._data = map(bytes.strip, map(bytes, lines)), rest
+            elif len(self._data) > _LONGEST:
+                raise DiscoveryError(f"{self._api} sent a line of more than {_LONGEST >> 20} MiB")
+
+
+class RegistryApi:
+    """A session with a registry. It keeps connections, and is used by one task or thread.
+
+    - `registry`: what the registry is, for errors: `"Kubernetes"`.
+    - `url`: where it is, checked by `registry_url`.
+    - `headers`: a function that returns the headers of a request, such as the one with the token.
+      It is called for each request, so a token may change. Their values are secret: no error shows
+      them. The attribute may be replaced during the session.
+    - `ca`: a file with the certificates to trust; None means those that httpx trusts by default.
+    - `hints`: by status, what the user can do about it.
+
+    Enter it with `async with` on an event loop of asyncio, and with `with` on a thread. There the
+    methods do not suspend, so `run_blocking(lambda: api.get("/"))` returns the result. All methods
+    raise DiscoveryError; its text names the registry and its address.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        url: str,
+        *,
+        headers: Callable[[], Mapping[str, str]] = dict,
+        ca: str | os.PathLike[str] | None = None,
+        hints: Mapping[int, str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.headers = headers
+        self.clock: Callable[[], float] = time.monotonic
+        self.rng = random.Random()  # noqa: S311  # it spreads requests out, and keeps no secret
+        self._registry = registry
+        self._ca = None if ca is None else os.fspath(ca)
+        self._hints = dict(hints or {})
+        self._io: _Io | None = None
+        self._secrets: set[str] = set()
+        self._next_turn = -math.inf
+
+    def __str__(self) -> str:
+        return f"{self._registry} at {self.url}"
+
+    def __repr__(self) -> str:
+        return f"<RegistryApi of {self}>"
+
+    async def __aenter__(self) -> Self:
+        self._io = _LoopIo(verify=self._context())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._bound.close()
+
+    def __enter__(self) -> Self:
+        self._io = _ThreadIo(verify=self._context())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run_blocking(self._bound.close)
+
+    def end(self) -> None:
+        """End what a session on a thread waits for, from another thread. From then on its methods
+        raise `asyncio.CancelledError`."""
+        if isinstance(self._io, _ThreadIo):
+            self._io.end()
+
+    @property
+    def _bound(self) -> _Io:
+        if self._io is None:
+            raise RuntimeError("a RegistryApi must be entered before it is used")
+        return self._io
+
+    async def get(
+        self,
+        path: str,
+        params: Params | None = None,
+        *,
+        timeout: float = _TIMEOUT,
+        expect: Collection[int] = (200,),
+    ) -> Reply:
+        """Send a GET, and return the response, which must arrive within `timeout` seconds.
+
+        Raises StatusError for a status that is not one of `expect`.
+        """
+        return await self._call("GET", path, params, None, timeout, expect)
+
+    async def post(
+        self,
+        path: str,
+        json: object = None,
+        params: Params | None = None,
+        *,
+        timeout: float = _TIMEOUT,
+        expect: Collection[int] = (200,),
+    ) -> Reply:
+        """Send a POST with a JSON document. Otherwise like `get`."""
+        return await self._call("POST", path, params, json, timeout, expect)
+
+    async def put(
+        self,
+        path: str,
+        json: object = None,
+        params: Params | None = None,
+        *,
+        timeout: float = _TIMEOUT,
+        expect: Collection[int] = (200,),
+    ) -> Reply:
+        """Send a PUT with a JSON document, or without a body. Otherwise like `get`."""
+        return await self._call("PUT", path, params, json, timeout, expect)
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        params: Params | None = None,
+        json: object = None,
+        *,
+        silence: float,
+        timeout: float = _TIMEOUT,
+    ) -> LineStream:
+        """Send a request whose response has no end, and return its lines, to be used in `async
+        with`.
+
+        The headers must arrive within `timeout` seconds, and each line within `silence` seconds.
+        Raises StatusError for a status other than 200.
+        """
+        return LineStream(self, partial(self._open, method, path, params, json, timeout), silence)
+
+    def json(self, data: bytes) -> Any:
+        """Parse a line. Raises DiscoveryError if it is not JSON."""
+        return _parsed(data, str(self))
+
+    async def pause(self, seconds: float) -> None:
+        """Wait. The end of the watch ends the wait, too."""
+        await self._bound.sleep(seconds)
+
+    async def pace(self, seconds: float = 1.0, *, burst: int = 1) -> None:
+        """Wait if this is called more often than once in `seconds`, apart from `burst` calls in a
+        row. A source that answers at once, again and again, must not be asked again at once.
+        """
+        now = self.clock()
+        self._next_turn = max(self._next_turn, now - (burst - 1) * seconds) + seconds
+        if (wait := self._next_turn - seconds - now) > 0:
+            await self.pause(wait)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        json: object,
+        timeout: float,
+        expect: Collection[int],
+    ) -> Reply:
+        until = self.clock() + timeout
+        response = await self._open(method, path, params, json, timeout, expect)
+        try:
+            body = await self._body(response, until, timeout, _LARGEST)
+        finally:
+            await self.release(response)
+        return Reply(response.status_code, dict(response.headers), body, str(self))
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        json: object,
+        timeout: float,
+        expect: Collection[int] = (200,),
+    ) -> httpx.Response:
+        """Send a request. Returns the response, which must be released, if its status is one of
+        `expect`."""
+        io, headers = self._bound, self.headers()
+        self._secrets = set(_secret_parts(headers.values()))
+        request = httpx.Request(
+            method,
+            self.url + path,
+            params=params,
+            headers={**_HEADERS, **headers},
+            json=json,
+        )
+        try:
+            response = await io.send(request, timeout)
+        except _FAILURES as error:
+            failure = self._failure(error, timeout)
+        else:
+            if response.status_code in expect:
+                return response
+            failure = await self._refused(request, response, timeout)
+        raise failure  # outside of `except`: the context of the error would hold the request
+
+    async def read(self, response: httpx.Response, until: float, timeout: float) -> bytes:
+        """Return the next bytes of a body, b"" at its end. `until` is by `clock`; `timeout` is for
+        the text of the error."""
+        try:
+            return await self._bound.read(response, until - self.clock())
+        except _FAILURES as error:
+            failure = self._failure(error, timeout)
+        raise failure
+
+    async def release(self, response: httpx.Response) -> None:
+        """Give up a response."""
+        await self._bound.release(response)
+
+    async def _body(
+        self, response: httpx.Response, until: float, timeout: float, largest: int
+    ) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await self.read(response, until, timeout):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > largest:
+                raise DiscoveryError(f"{self} sent a response of more than {largest >> 10} KiB")
+        return b"".join(chunks)
+
+    async def _refused(
+        self, request: httpx.Request, response: httpx.Response, timeout: float
+    ) -> StatusError:
+        """Describe a response with an unexpected status, and what it says itself."""
+        until = self.clock() + timeout
+        try:
+            body = await self._body(response, until, timeout, _EXPLANATION)
+        except DiscoveryError:  # the status is enough
+            body = b""
+        finally:
+            await self.release(response)
+        status = response.status_code
+        asked = f"{request.method} {request.url.path}"
+        said = {
+            401: "refused the token (401)" if self._secrets else "requires a token (401)",
+            403: f"does not permit {asked} (403)",
+            404: f"knows no {request.url.path} (404)",
+        }.get(status, f"answered {asked} with status {status}")
+        text = f"{self} {said}"
+        if explanation := self._clean(_message(body)):
+            text += f": {explanation}"
+        if (hint := self._hints.get(status)) is not None:
+            text += f"; {hint}"
+        return StatusError(text, status)
+
+    def _failure(self, error: Exception, seconds: float) -> DiscoveryError:
+        """Describe a failure of the network."""
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
+            return DiscoveryError(f"{self} did not answer within {seconds:g} s")
+        causes = list(_causes(error))
+        cause = next((one for one in causes if isinstance(one, ssl.SSLCertVerificationError)), None)
+        if cause is not None:
+            text = f"the certificate of {self} is not trusted: {cause.verify_message}"
+            if cause.verify_code in _UNKNOWN_ISSUER:
+                text += "; pass ca= with the file of its certificate authority"
+            return DiscoveryError(text)
+        reasons = [reason for one in causes if (reason := _reason(one)) is not None]
+        said = self._clean(reasons[-1] if reasons else str(error)) or type(error).__name__
+        if isinstance(error, httpx.ConnectError):
+            return DiscoveryError(f"{self} cannot be reached: {said}")
+        return DiscoveryError(f"the connection to {self} failed: {said}")
+
+    def _clean(self, text: str) -> str:
+        """Return a text of the registry for an error: short, and without secrets."""
+        for one in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(one, "...")
+        return _in_a_line(text.strip())
+
+    def _context(self) -> ssl.SSLContext | bool:
+        """The certificates to trust. The file is read again when it has changed."""
+        if not self.url.startswith("https:"):
+            return False
+        path = self._ca
+        try:
+            return _tls(path, None if path is None else Path(path).stat().st_mtime_ns)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise DiscoveryError(f"the CA file {path} of {self} cannot be used: {reason}") from None
+
+
+@lru_cache(maxsize=32)
+def _tls(ca: str | None, _changed: int | None) -> ssl.SSLContext:
+    return httpx.create_ssl_context() if ca is None else ssl.create_default_context(cafile=ca)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes. httpx shows the reason of some failures only there."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str | None:
+    """The reason that the operating system, or OpenSSL, gives for an error."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if isinstance(error, ssl.SSLError | socket.gaierror):
+        return error.strerror
+    return os.strerror(error.errno)  # asyncio has a text of its own
+
+
+def _secret_parts(values: Iterable[str]) -> Iterator[str]:
+    """The texts that no error may show: the values of headers, also without `Bearer`."""
+    for value in values:
+        yield value
+        yield value.rpartition(" ")[2]
+
+
+def _message(body: bytes) -> str:
+    """Return what a response says about its status: a field of a JSON object, or the text."""
+    text = body.decode(errors="replace")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, dict):
+        for key in ("message", "error"):
+            if isinstance(said := found.get(key), str) and said:
+                return said
+    return text
+
+
+def registry_url(name: str, url: object) -> str:
+    """Check the URL of a registry, given as the argument `name`: http or https, a host, possibly a
+    port and a base path. Returns it. No error shows a part that may be secret."""
+    form = "such as 'https://127.0.0.1:6443'"
+    if not isinstance(url, str):
+        raise TypeError(f"{name} must be a URL {form}, not {type(url).__name__}")
+    if any(char <= " " or char == "\x7f" for char in url):
+        raise ValueError(f"{name} must be a URL without spaces or control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # the text of the error may contain a password
+        raise ValueError(f"{name} must be a URL whose port, if any, is from 1 to 65535") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(
+            f"{name} must be an http or https URL {form}, not {validation.bare(url)!r}"
+        )
+    if "@" in parts.netloc:
+        raise ValueError(f"{name} must not contain a user name or password")
+    if "?" in url or "#" in url:
+        raise ValueError(f"{name} must not contain a query or a fragment")
+    if port == 0:
+        raise ValueError(f"{name} must have a port from 1 to 65535, not 0")
+    validation.host(f"{name} (its host)", parts.hostname or "")
+    return url.rstrip("/")
+
+
+def secret(name: str, value: object) -> str:
+    """Check a token or a password, given as `name`. Returns it without space at its ends. No error
+    shows it. Raises ValueError or TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, not {type(value).__name__}")
+    if not _VISIBLE.fullmatch(plain := value.strip()):
+        raise ValueError(f"{name} must be printable ASCII characters without spaces")
+    return plain
+
+
+def read_secret(name: str, path: str | os.PathLike[str]) -> str:
+    """Read a token from a file. Raises DiscoveryError, without the content of the file."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(_EXPLANATION).decode(errors="replace")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DiscoveryError(f"{name} cannot be read from {path}: {reason}") from None
+    try:
+        return secret(f"{name} in {path}", text)
+    except ValueError as error:
+        raise DiscoveryError(str(error)) from None

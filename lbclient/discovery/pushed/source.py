@@ -1,0 +1,274 @@
+"""A source that pushes changes, and the thread that follows all of these sources.
+
+The watches of all sources share one daemon thread with an event loop, so a thousand watched
+services need one thread. There is another thread for each host name of a registry while the
+operating system looks up the name. If gevent or eventlet has replaced threads, each watch blocks a
+green thread instead: all green threads would take an event loop in one of them for their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from lbclient._internal import fork
+from lbclient._internal.blocking import run_blocking
+from lbclient._internal.fork import Lazy
+from lbclient._internal.interruption import block_signals, has_green_threads
+from lbclient.discovery.pushed.api import RegistryApi
+from lbclient.endpoint.instance import Answer
+from lbclient.errors import DiscoveryError
+
+__all__ = ["Alive", "Ended", "PushedSource", "Update"]
+
+Update: TypeAlias = Callable[[Answer], None]
+Alive: TypeAlias = Callable[[], None]
+Ended: TypeAlias = Callable[[Exception | None], None]
+
+
+class PushedSource(ABC):
+    """A service in a registry that pushes changes. It implements the protocol `Watcher`.
+
+    A source is a value: several balancers may share it, and it can be pickled. Attributes that
+    begin with an underscore belong to one process.
+    """
+
+    name: str
+    """The name of the service, for logs and for the Host of requests."""
+
+    @abstractmethod
+    def session(self) -> RegistryApi:
+        """Return a new session with the registry. Raises DiscoveryError if it is not known where
+        the registry is."""
+
+    @abstractmethod
+    async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
+        """Report all instances, and then each change, until the watch fails or is cancelled.
+
+        `api` is a session that has been entered. Each answer has all instances; their addresses are
+        not filtered yet. `alive` says that the registry still answers. Raises DiscoveryError.
+        """
+
+    def start(self, update: Update, alive: Alive, ended: Ended) -> Callable[[], None]:
+        """Begin to follow the service in the background, and return a function that cancels this.
+
+        `update` and `alive` are called on the shared thread, and must not block. `ended` is called
+        once, on that thread, with the error, or with None if the watch was cancelled. The function
+        that cancels may be called from any thread, also by a finalizer, and more than once. It does
+        not block. In a forked child the watch does not exist, and none of these functions is
+        called.
+
+        Raises RuntimeError if no thread can be started.
+        """
+        if not has_green_threads():
+            return _SHARED.begin(self, update, alive, ended)
+        watch = _BlockingWatch(self, update, alive, ended)
+        threading.Thread(target=watch.run, name="lbclient-watch", daemon=True).start()
+        return watch.cancel
+
+    def watch(self, update: Update, alive: Alive) -> None:
+        """Follow the service. This blocks until the watch fails, or until `close` is called.
+
+        Raises DiscoveryError.
+        """
+        outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        cancel = self.start(update, alive, outcome.put)
+        self._cancels.add(cancel)
+        try:
+            error = outcome.get()
+        finally:
+            self._cancels.discard(cancel)
+            cancel()
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """End all calls of `watch`. The source can be watched again."""
+        for cancel in list(self._cancels):
+            cancel()
+
+    @Lazy
+    def _cancels(self) -> set[Callable[[], None]]:
+        """The functions that end the calls of `watch`."""
+        return set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+
+def _end(source: PushedSource, error: BaseException | None) -> Exception:
+    """Return the error of a watch that was not cancelled and has ended."""
+    if isinstance(error, Exception):
+        return error
+    how = "returned" if error is None else f"was ended by {type(error).__name__}"
+    failure = DiscoveryError(f"the watch of {source.name} {how}")
+    failure.__cause__ = error
+    return failure
+
+
+class _BlockingWatch:
+    """A watch that blocks its (green) thread."""
+
+    def __init__(self, source: PushedSource, update: Update, alive: Alive, ended: Ended) -> None:
+        self._source = source
+        self._update = update
+        self._alive = alive
+        self._ended = ended
+        self._api: RegistryApi | None = None
+        self._cancelled = False
+
+    def run(self) -> None:
+        """Follow the source until the watch fails or is cancelled."""
+        error: BaseException | None = None
+        try:
+            with self._source.session() as api:
+                self._api = api
+                if not self._cancelled:
+                    run_blocking(lambda: self._source.follow(api, self._update, self._alive))
+        except BaseException as failure:  # noqa: BLE001  # `ended` gets it
+            error = failure
+        self._ended(None if self._cancelled else _end(self._source, error))
+
+    def cancel(self) -> None:
+        """End the watch."""
+        self._cancelled = True
+        if self._api is not None:
+            self._api.end()
+
+
+class _LoopWatch:
+    """A watch on the shared event loop. Its methods are called on the thread of the loop."""
+
+    def __init__(self, source: PushedSource, update: Update, alive: Alive, ended: Ended) -> None:
+        self._source = source
+        self._update = update
+        self._alive = alive
+        self._ended = ended
+        self._error: Exception | None = None
+        self._cancelled = False
+
+    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Start a task, and keep it in `tasks`, since an event loop keeps no task alive."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        tasks.add(self._task)
+        self._task.add_done_callback(tasks.discard)
+        self._task.add_done_callback(lambda _: self._ended(self._error))
+
+    def cancel(self) -> None:
+        """End the watch."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            async with self._source.session() as api:
+                await self._source.follow(api, self._update, self._alive)
+        except BaseException as failure:  # noqa: BLE001  # no error may end the event loop
+            error = failure
+        self._error = None if self._cancelled else _end(self._source, error)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose lookups of names run on daemon threads.
+
+    The threads of asyncio's executor would delay the exit of the interpreter until the operating
+    system has answered. A name that is being looked up is not looked up once more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lookups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    async def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,  # noqa: A002  # asyncio's name
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Look up a name."""
+        question = host, port, family, type, proto, flags
+        if (answer := self._lookups.get(question)) is None:
+            answer = self.create_future()
+            threading.Thread(
+                target=self._look_up, args=(question, answer), name="lbclient-registry", daemon=True
+            ).start()
+            self._lookups[question] = answer
+            answer.add_done_callback(lambda _: self._lookups.pop(question))
+        return await asyncio.shield(answer)
+
+    def _look_up(self, question: tuple[Any, ...], answer: asyncio.Future[Any]) -> None:
+        block_signals()
+        try:
+            found = socket.getaddrinfo(*question)
+        except Exception as error:  # noqa: BLE001  # the coroutine raises it
+            self.call_soon_threadsafe(answer.set_exception, error)
+        else:
+            self.call_soon_threadsafe(answer.set_result, found)
+
+
+class _SharedLoop:
+    """The shared thread and its event loop. The thread starts with the first watch."""
+
+    def __init__(self) -> None:
+        self._loop: _Loop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._of_parents: list[object] = []
+        """The loops and tasks of parent processes. Their finalizers would warn in a child."""
+
+    @Lazy
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def begin(
+        self, source: PushedSource, update: Update, alive: Alive, ended: Ended
+    ) -> Callable[[], None]:
+        """Begin a watch, and return a function that cancels it."""
+        loop = self._running()
+        watch = _LoopWatch(source, update, alive, ended)
+
+        def cancel() -> None:
+            if self._loop is loop:  # otherwise this is a forked child, and would wake its parent
+                loop.call_soon_threadsafe(watch.cancel)
+
+        loop.call_soon_threadsafe(watch.begin, self._tasks)
+        return cancel
+
+    def after_fork(self) -> None:
+        """In a forked child: start again, since the thread does not exist here."""
+        self._of_parents.append((self._loop, self._tasks))
+        self._loop, self._tasks = None, set()
+        vars(self).pop("_lock", None)
+
+    def _running(self) -> _Loop:
+        with self._lock:
+            if self._loop is None:
+                loop = _Loop()
+                try:
+                    threading.Thread(
+                        target=_run, args=(loop,), name="lbclient-watches", daemon=True
+                    ).start()
+                except BaseException:
+                    loop.close()
+                    raise
+                self._loop = loop
+            return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    block_signals()
+    loop.run_forever()
+
+
+_SHARED = _SharedLoop()
+fork.track(_SHARED)
