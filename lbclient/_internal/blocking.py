@@ -1,8 +1,8 @@
-"""Runs the coroutines that threads and event loops share; on threads they block.
+"""Runs coroutines on threads, where they block.
 
-The logic is written once, as coroutines. Threads and event loops differ only in the operations that
-these coroutines await (receive, send, sleep). The operations for threads block and never suspend,
-so one step of the coroutine runs the whole call.
+Threads and event loops differ only in the operations that these coroutines await (receive, send,
+sleep). On threads, these operations block and the coroutine is never suspended. So a single `send`
+to the coroutine runs it to its end.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SUSPENDED = "a coroutine has suspended on a thread, where nothing resumes it"
 def run_blocking(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run the coroutine that `make` returns, which never suspends, and return its result.
 
-    The coroutine is created here and not by the caller: an exception from a signal handler may come
-    just when this function begins, and then Python would warn about a coroutine that was never
-    awaited. No such exception comes between the two calls below.
+    The coroutine is created in this function, not by its caller. Otherwise, if a signal handler
+    raised an exception just when this function begins, Python would warn about a coroutine that was
+    never awaited. CPython runs no signal handler between the two calls below.
     """
     try:
         make().send(None)
@@ -34,8 +34,8 @@ def run_blocking(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 class Blocking(AsyncIterator[T]):
-    """An iterable as an async iterator that never suspends. It is not an async generator, since an
-    async generator registers with an event loop that runs on this thread."""
+    """An iterable as an async iterator that never suspends. It is not an async generator: if an
+    event loop runs on this thread, Python registers each async generator with this loop."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items = iter(items)

@@ -1,6 +1,8 @@
-"""The deadlines of the current context: of blocks, of requests and of the current attempt.
+"""The deadlines of the current context: of `with lbclient.deadline(...)` blocks, of requests that
+this service handles, and of the current attempt.
 
-One context variable holds the innermost deadline; each deadline refers to the one around it.
+A context variable contains the innermost deadline. Each deadline refers to the next deadline around
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Deadline:
     since: float = 0.0
     """The time at which the deadline began to run."""
     scope: object = None
-    """If set, the deadline bounds only the calls of this engine; None: all calls."""
+    """If this is an engine, the deadline limits only the calls of this engine. If it is None, the
+    deadline limits all calls."""
     outer: Deadline | None = None
     requests: int = 0
     """The number of requests of its `scope` that have used this deadline."""
@@ -38,7 +41,7 @@ class Deadline:
         return max(0.0, self.at - self.clock())
 
     def end(self) -> None:
-        """End the deadline now, since nobody waits for its calls any more."""
+        """Let the deadline expire now, since nobody waits for the calls any more."""
         self.at = -math.inf
 
     def ended(self) -> bool:
@@ -46,12 +49,12 @@ class Deadline:
         return self.at == -math.inf
 
     def lift(self) -> None:
-        """Remove the limit for further calls. Calls that have begun keep their time."""
+        """Remove the limit for later calls. Calls that have begun keep their deadline."""
         self.at = math.inf
 
     def by(self, clock: Callable[[], float], now: float) -> tuple[float, float]:
-        """Return when the deadline began and when it ends, by another clock, whose time is
-        `now`."""
+        """Return the times at which the deadline began and ends, converted to `clock`, another
+        clock whose time is `now`."""
         if clock is self.clock:
             return self.since, self.at
         here = self.clock()
@@ -59,13 +62,14 @@ class Deadline:
 
 
 class Block:
-    """A block of code whose calls a deadline bounds. Each object is entered once."""
+    """A block of code whose calls a deadline limits. Each object is entered once."""
 
     __slots__ = ("_steps",)
 
     def __init__(self, deadline: Deadline) -> None:
-        # Both `__exit__` and the interpreter can end a generator: the interpreter closes it when
-        # the block is dropped. A signal handler may raise just when `__exit__` begins.
+        # The block is a generator, so that it ends even if a signal handler raises an exception
+        # just when `__exit__` begins: then the interpreter closes the generator when the block is
+        # garbage collected.
         self._steps = _steps(deadline)
 
     def __enter__(self) -> None:
@@ -101,7 +105,7 @@ def _steps(deadline: Deadline) -> Generator[None]:
 class Expiry(Deadline):
     """The time by `clock` at which an attempt must end.
 
-    `at` may change: a streamed body has the time of the whole call.
+    `at` may change: the body of a streamed response may take until the deadline of the whole call.
     """
 
     interrupt: Callable[[], object] | None = None
@@ -117,7 +121,7 @@ class Expiry(Deadline):
     """
 
     def noticed(self) -> None:
-        """The timer has found that the attempt is over. Record whether the timer fired much too
+        """Called by the timer that ends the attempt. Record whether the timer fired much too
         late."""
         self.missed = STOOD_STILL < self.clock() - self.at < math.inf
 
@@ -128,7 +132,8 @@ class Expiry(Deadline):
             interrupt()
 
     def settle_interrupt(self) -> None:
-        """Clear `interrupt`: the I/O is over, and its connection may soon serve another attempt.
+        """Clear `interrupt`, since the I/O is over and the connection may soon be used by another
+        attempt.
 
         If the attempt has already expired, `interrupt` is called now, so that the connection is not
         reused.
@@ -143,11 +148,11 @@ CURRENT: ContextVar[Deadline | None] = ContextVar("lbclient.deadline", default=N
 
 
 def applicable(innermost: Deadline | None, scope: object = None) -> Iterator[Deadline]:
-    """Yield the deadlines that bound a call of the engine `scope`, from the innermost on.
+    """Yield the deadlines that limit a call of the engine `scope`, the innermost first.
 
-    The deadline of an attempt does not bound calls that are made within the attempt. If there are
-    several requests, only the innermost counts, so a request that an event hook sends has its own
-    time.
+    The deadline of an attempt does not limit calls that are made within the attempt. Requests may
+    be nested: an event hook may send a request of its own. Then only the deadline of the innermost
+    request is yielded.
     """
     requested = False
     while innermost is not None:
@@ -161,7 +166,8 @@ def applicable(innermost: Deadline | None, scope: object = None) -> Iterator[Dea
 
 
 def time_left() -> float | None:
-    """Return the seconds that are left here: of the current attempt, and of `lbclient.deadline`.
+    """Return the seconds that are left for the code that calls this function: the least of what the
+    current attempt and the `lbclient.deadline` blocks around it have left.
 
     Returns None if there is neither `deadline` nor `attempt_timeout`. Use it in the function passed
     to `Balancer.call` or `acall`, in a transport made by `transport=`, and in code of a block or
@@ -182,11 +188,13 @@ def enter(expiry: Expiry | None) -> Token[Deadline | None]:
 
 
 def leave(token: Token[Deadline | None], entered: Deadline | None) -> bool:
-    """Make the deadline current that was current before `enter(entered)`. Returns False if this
-    context is not the context of that `enter`.
+    """Restore the deadline that was current before `enter(entered)`. Returns False if this context
+    is not the context of that `enter`.
 
-    A framework may run two parts of a caller's generator on two threads. Then there is nothing to
-    restore. If a block has been entered since and has not ended, its deadline stays current."""
+    The context may differ if a framework runs two parts of a caller's generator on two threads.
+    Then nothing is restored. If a block was entered after `enter` and has not ended, its deadline
+    stays current.
+    """
     innermost = CURRENT.get()
     try:
         CURRENT.reset(token)

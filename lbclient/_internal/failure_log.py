@@ -1,4 +1,4 @@
-"""Logs failures of user code when they change, since they may occur in every call."""
+"""Logs failures of user code, but not each of them, since user code may fail in every call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = 8
 
 
 class Log(Protocol):
-    """Takes a log record: `Outbox.add`, or a function that logs at once."""
+    """A function that takes a log message: `Outbox.add`, or a function that logs at once."""
 
     def __call__(
         self, level: int, text: str, *values: object, error: BaseException | None = None
@@ -27,13 +27,12 @@ class Log(Protocol):
 
 
 class Complaint:
-    """Logs failures of user code, such as a strategy, when something changes.
+    """Logs failures of user code, such as a strategy, without a log message for each of them.
 
-    An error that comes with every call must not be logged with every call. The first failure of
-    each type is logged with its traceback. After that, only the number of failures is logged, at
-    the 10th, 100th, 1000th... When the code works again, the number of failures is logged. If the
-    code keeps alternating between failing and working, only the 1st, 2nd, 4th, 8th... of these
-    changes are logged, until there has been no failure for a minute.
+    The first failure of each type is logged with its traceback. After that, only the number of
+    failures is logged, at the 10th, 100th, 1000th... When the code works again, the number of
+    failures is logged. If the code keeps alternating between failing and working, only the 1st,
+    2nd, 4th, 8th... of these changes are logged, until there has been no failure for a minute.
 
     - `log`: takes the message.
     - `subject`, `failure`: the parts of the message, such as "orders: the listener" and "failed".
@@ -55,7 +54,8 @@ class Complaint:
 
     def __init__(self, log: Log, subject: str, failure: str, level: int = ERROR) -> None:
         self.failing: bool = False
-        """True after a failure. Check it first, and call `recovered` only if it is True."""
+        """True after a failure, until `recovered` is called. When the code has worked, call
+        `recovered` only if this is True."""
         self._subject = subject
         self._failure = failure
         self._level = level
@@ -69,7 +69,8 @@ class Complaint:
     def failed(
         self, now: float, error: BaseException | None = None, *, detail: str = "", times: int = 1
     ) -> None:
-        """Record a failure at the time `now` (seconds), with `error` or described by `detail`."""
+        """Record a failure at the time `now` (seconds). `error` is its exception, or `detail`
+        describes it."""
         if not self.failing:
             self._begin(now)
         self._last = now
@@ -105,7 +106,7 @@ class Complaint:
 
 
 class _Tolerance:
-    """See `Complaint.tolerate`."""
+    """The context manager that `Complaint.tolerate` returns."""
 
     __slots__ = ("_complaint", "_now", "_what")
 

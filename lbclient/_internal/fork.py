@@ -1,7 +1,8 @@
 """State that each process must create for itself: locks, random number generators, sockets.
 
-A forked child creates this state again, since a thread that no longer exists may hold the locks.
-Locks, queues and threads, which gevent may replace, are created when they are first needed.
+A forked child creates this state again, since a lock may have been held by a thread that does not
+exist in the child. Locks, queues and threads are created when they are first needed, since gevent
+may replace their types after this package was imported.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ T = TypeVar("T")
 class Lazy(Generic[T]):
     """Decorates a method: the first access calls it and stores the result as an attribute.
 
-    It is for queues and locks, which must not exist before `gevent.monkey.patch_all()` has run,
-    possibly after this package was imported. If several threads make the first access, all of them
-    get the same value. (`functools.cached_property` does not promise that, and makes a lock at
-    import.)
+    It is for queues and locks. They must not be created before `gevent.monkey.patch_all()` has run,
+    and this may run after this package was imported. If several threads make the first access, all
+    of them get the same value. (`functools.cached_property` does not promise this, and creates a
+    lock at import.)
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -60,7 +61,7 @@ def _after_fork() -> None:
     for forkable in list(_tracked):
         try:
             forkable.after_fork()
-        except Exception:  # otherwise the next objects would keep the parent's locks
+        except Exception:  # without this handler, the next objects would keep the parent's locks
             logger.exception("%r could not be reset in a forked child", forkable)
 
 

@@ -1,6 +1,5 @@
-"""Distinguishes exceptions of signal handlers from those of called code, and blocks signals in the
-threads of this package.
-"""
+"""Distinguishes exceptions of signal handlers from exceptions of the user's code, and blocks
+signals in the threads of this package."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from types import BuiltinFunctionType, CodeType, TracebackType
 __all__ = ["block_signals", "has_green_threads", "is_interruption", "unblocked"]
 
 _ERRORS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}
-"""The signals by which a thread learns of its own errors."""
+"""The signals that report an error of the thread itself, such as SIGSEGV. They are not blocked."""
 
 
 def has_green_threads() -> bool:
@@ -26,11 +25,13 @@ def has_green_threads() -> bool:
 def block_signals() -> set[signal.Signals]:
     """Block signals in this thread of the package, and return those that were not blocked before.
 
-    A program may block a signal in its only thread, to be safe from it for a moment. A process of
-    Celery's pool does so while it holds a lock that other processes need. If a thread of this
-    package took the signal, the process would end, and the lock would never be released.
+    A program may block a signal in its only thread, so that the signal does not arrive for a
+    moment. A process of Celery's pool does so while it holds a lock that other processes need. If a
+    thread of this package received the signal meanwhile, the process would end, and the lock would
+    never be released.
 
-    A green thread blocks nothing, since it shares its thread with the program.
+    In a green thread, nothing is blocked, since its operating system thread also runs code of the
+    program.
     """
     if has_green_threads() or not hasattr(signal, "pthread_sigmask"):
         return set()
@@ -53,19 +54,19 @@ def unblocked(signals: Collection[signal.Signals]) -> Generator[None]:
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Return True if `error` was not raised by the function that was called.
+    """Return True if `error` came from a signal handler, and not from the function that was called.
 
     This is for code that calls a function of the user and handles its exceptions. Celery's
-    `SoftTimeLimitExceeded` is an `Exception` like any other. But a signal handler raises this
-    exception in the middle of the user's function, and the exception must reach the user. Call this
-    in the frame that caught the error: an exception that was raised in that frame itself, or came
-    through the frame of a signal handler, is an interruption. An exception that another thread set
+    `SoftTimeLimitExceeded` is an `Exception` like any other. But it is raised by a signal handler
+    in the middle of the user's function, and must reach the user. Call `is_interruption` in the
+    frame that caught the error. An exception that was raised in this frame itself, or came through
+    the frame of a signal handler, is an interruption. An exception that another thread set
     (`PyThreadState_SetAsyncExc`) while the user's function ran cannot be distinguished from an
     exception of that function.
 
-    A function written in C has no frame, and a function that was called with arguments that it does
-    not accept has none either. Their exceptions are raised in the frame that caught them, at the
-    call.
+    A function written in C has no frame. A function that was called with wrong arguments has no
+    frame either. In both cases the exception is raised in the frame that caught it, at the
+    instruction of the call. It is not an interruption.
     """
     here = error.__traceback__
     below = None if here is None else here.tb_next
@@ -76,7 +77,7 @@ def is_interruption(error: BaseException) -> bool:
 
 
 def _is_call(at: TracebackType) -> bool:
-    """Return True if the exception was raised at the call, or the await, of a function."""
+    """Return True if the exception was raised by an instruction that calls or awaits a function."""
     return opname[at.tb_frame.f_code.co_code[at.tb_lasti]].startswith(("CALL", "SEND"))
 
 

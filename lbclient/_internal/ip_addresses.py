@@ -16,7 +16,7 @@ NO_ROUTE = frozenset(
         errno.EHOSTDOWN,
         errno.EACCES,  # a route of type "prohibit"
         errno.EAFNOSUPPORT,
-        errno.EADDRNOTAVAIL,  # no address of this family to send from; for a stream, or no port
+        errno.EADDRNOTAVAIL,  # no source address of this family; for TCP, also no free port
     }
 )
 """The errno values that mean that this host cannot reach a destination."""
@@ -25,8 +25,8 @@ NO_ROUTE = frozenset(
 def has_route(address: str) -> bool:
     """Return True if the operating system has a route to this IP address. It takes microseconds.
 
-    Connecting a UDP socket looks up the route and a source address, and sends nothing. An error
-    that says nothing about routes, such as a lack of file descriptors, counts as a route.
+    Connecting a UDP socket looks up the route and a source address, and sends nothing. After an
+    error that says nothing about routes, such as a lack of file descriptors, the result is True.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -38,5 +38,5 @@ def has_route(address: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """The host as a URL writes it: an IPv6 address in brackets."""
+    """Return the host as it is written in a URL: an IPv6 address has brackets."""
     return f"[{host}]" if ":" in host else host

@@ -11,7 +11,7 @@ __all__ = ["Pause", "Signal"]
 class Signal:
     """A flag that is set once, from any thread, and wakes one listener.
 
-    The listener is also called if the flag was set before it began to listen.
+    If the flag is already set when a listener is added, the listener is called at once.
     """
 
     __slots__ = ("_wake", "is_set")

@@ -14,8 +14,9 @@ class Ewma(Generic[V]):
     """An exponentially weighted moving average: `value` moves to each sample by `gain` of the way.
 
     `value` is the number to start from, or None: then the first sample becomes the value. The
-    average forgets by samples, whatever time passes between them, as TCP's smoothed round-trip time
-    does (RFC 6298). If time counts too, the owner lets `value` fade before it records a sample.
+    weight of an old sample depends on the number of later samples, not on its age, as in TCP's
+    smoothed round-trip time (RFC 6298). If the age is to count too, the owner changes `value`
+    before it records a sample.
     """
 
     __slots__ = ("gain", "value")
@@ -25,8 +26,7 @@ class Ewma(Generic[V]):
         self.value: V = value
 
     def record(self, sample: float) -> None:
-        """Record a sample. On the path of each call, the engine repeats this code to save a
-        function call."""
+        """Record a sample. The engine repeats this code for each call, to save a function call."""
         old = self.value
         moved = sample if old is None else old + self.gain * (sample - old)
         self.value = moved  # pyright: ignore[reportAttributeAccessIssue]  # each V holds a float
@@ -36,15 +36,16 @@ class SlidingWindow:
     """Counts of the events in the last `seconds`, by kind (numbers from 0).
 
     Events are counted in slices of equal length, as in Hystrix, so the cost of a count does not
-    depend on the number of events. A slice is forgotten as a whole, so an event counts for
-    `seconds`, or up to one slice less. With `start`, the slices follow each other without gaps from
-    that time on; after an empty window, they start again with the next event. Without `start`, a
-    slice begins with the first event after the end of the slice before.
+    depend on the number of events. The events of a slice are forgotten together. So each event
+    counts for `seconds`, or for up to one slice less. With `start`, the slices follow each other
+    without gaps from that time on. If the whole window is empty, the slices start again at the next
+    event. Without `start`, each slice begins at the first event after the end of the previous
+    slice.
 
     If the clock falls back by more than a slice, all events are forgotten. Otherwise they would
-    count until the clock has caught up. The caller passes in the time, and holds a lock. The counts
-    change in lines that call no function, so an exception from a signal handler leaves the counts
-    correct.
+    count until the clock has reached their time again. The caller passes in the time, and holds a
+    lock. The counts change in lines that call no function. So the counts stay correct if a signal
+    handler raises an exception.
     """
 
     __slots__ = ("_last", "_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
@@ -67,8 +68,8 @@ class SlidingWindow:
             self._begin_slice(start)
 
     def add(self, now: float, kind: int = 0) -> None:
-        """Count an event. Owners expose this method as one of their own, which saves a function
-        call."""
+        """Count an event. Owners use this method directly as one of their own methods, which saves
+        a function call."""
         if not self._since <= now < self._until:
             self._begin_slice(now)
         self._last[kind] += 1
@@ -92,9 +93,9 @@ class SlidingWindow:
         if self._regular and self._slices:
             last = self._slices[-1][0]
             began = last + max(1.0, (now - last) // length) * length
-            if not began - length <= now < began + length:  # rounded to the slice before or after
+            if not began - length <= now < began + length:  # rounding gave a neighbour
                 began = now
-            self.slide(began + length / 2)  # whatever rounding has kept by less than half a slice
+            self.slide(began + length / 2)  # rounding may have kept one slice too many
         until = max(began + length, math.nextafter(began, math.inf))
         counts = [0] * len(self.totals)
         self._slices, self._last = [*self._slices, (began, counts)], counts

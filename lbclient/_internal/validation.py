@@ -39,7 +39,8 @@ _LABELS = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-)
 
 
 def number(name: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
-    """Check for a finite number of at least `least`, or above it if `above`.
+    """Check for a finite number of at least `least`, or for a number above `least` if `above` is
+    True.
 
     Raises TypeError or ValueError.
     """
@@ -93,7 +94,7 @@ def of(name: str, value: object, wanted: type, shown: str) -> None:
 def function(name: str, value: object) -> None:
     """Check for a callable."""
     if not callable(value):
-        shown = "text" if isinstance(value, str) else repr(value)  # it may be a secret
+        shown = "text" if isinstance(value, str) else repr(value)  # the text may be a secret
         raise TypeError(f"{name} must be callable, not {shown}")
 
 
@@ -181,7 +182,7 @@ def host(name: str, value: object) -> str:
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a host name or an IP address, not {shown(value)}")
-    if ":" in value or value[-1:].isdigit():  # otherwise it cannot be an address
+    if ":" in value or value[-1:].isdigit():  # other text cannot be an address
         try:
             return _address(value)
         except ValueError:
@@ -197,13 +198,13 @@ def host(name: str, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for use in errors. Only the type of a dict is shown, since it may contain an
-    instance's headers."""
+    """Return a value for use in errors. Of a dict, only the type is shown, since a dict may contain
+    an instance's headers."""
     return type(value).__name__ if isinstance(value, Mapping) else repr(value)
 
 
 def bare(text: str) -> str:
-    """Return the text for use in errors, without a part that may be a password or a secret
+    """Return a URL for use in errors, without the parts that may contain a password or a secret
     query."""
     before, _, query = text.partition("?")
     return "..." if "@" in query else before.rpartition("@")[2]

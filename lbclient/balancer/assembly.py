@@ -43,14 +43,14 @@ _TYPES: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The environment of a balancer: its clock, its random numbers, the scheduler of its jobs, the
-    executor of its health checks, and the providers of its telemetry.
+    """The environment of a balancer: its clock, its random number generator, the scheduler of its
+    jobs, the executor of its health checks, and the providers of its telemetry.
 
-    - `look_again`: seconds after which the first call in the queue checks again without being
-      woken.
+    - `look_again`: seconds after which the first call in the queue looks for a slot again without
+      being woken.
     - `least_level`: log messages below this level are dropped.
 
-    Raises TypeError, naming the argument.
+    Raises TypeError, naming the argument, for an argument of the wrong type.
     """
 
     clock: Callable[[], float]
@@ -115,7 +115,7 @@ def build_engine(
         membership,
         picker=picker,
         retry_rules=RetryRules(options["retry"] or ONE_ATTEMPT, runtime.rng),
-        # None if no rule is set, since rules take time at each attempt.
+        # None if no opt-in rule is set, since the rules take time at each attempt.
         opt_in_rules=OptInRules(*rules, runtime.rng) if has_rules else None,
         hedging=None if options["hedge"] is None else Hedging(options["hedge"]),
         telemetry=telemetry,

@@ -1,6 +1,6 @@
 """Balancer: discovery, picks, retries, breakers and tracing for any protocol.
 
-A balancer builds the engine and owns the clock, the random numbers and the lock.
+A balancer builds the engine and owns the clock, the random number generator and the lock.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Balancer:
       URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
       `FirstOf(...)` or `Union(...)`.
     - `judge`: the classifier, a function that returns the `Verdict` on a result or an exception.
-      The default knows the operating system's network errors.
+      The default classifier treats the operating system's network errors as faults, and any other
+      outcome as good or neutral.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -124,7 +125,7 @@ class Balancer:
         deadline: float | None = None,
         caller: object = None,
     ) -> T:
-        """Call `fn` with an instance, and retry with other instances as the policy says.
+        """Call `fn` with an instance, and retry with other instances as the retry policy says.
 
         `fn` should connect to `instance.address`, which discovery has checked, not to
         `instance.host`.
@@ -133,10 +134,11 @@ class Balancer:
         - `key`: for strategies that pick by a key.
         - `deadline`: seconds for the whole call. In `fn`, `lbclient.time_left()` returns the time
           that is left for the attempt.
-        - `caller`: a hashable value that identifies the caller. Callers whose calls wait for a
-          limit take turns.
+        - `caller`: a hashable value that identifies the caller. Callers whose calls wait for a slot
+          take turns.
 
-        Raises the last exception of `fn`, or a LoadBalancingError; RuntimeError after `close`.
+        Raises the exception of `fn` in the last attempt, or a LoadBalancingError. Raises
+        RuntimeError after `close`.
         """
         if not callable(fn):
             validation.function("fn", fn)  # type: ignore[unreachable]  # callers may be untyped
@@ -165,7 +167,7 @@ class Balancer:
         if self._engine.hedging is not None:
             return await arun(call, partial(ainvoke, fn))
         with call:
-            for step in call:  # as in `arun`, with one coroutine fewer
+            for step in call:  # as in `arun`, but with one coroutine fewer
                 if isinstance(step, Pause):
                     await asleep(step)
                 else:
@@ -197,7 +199,8 @@ class Balancer:
     def refresh(self) -> None:
         """Ask discovery now, and wait for the answer.
 
-        Raises DiscoveryError if that fails; the known instances stay in use.
+        Raises DiscoveryError if discovery gives no good answer. Then the known instances stay in
+        use.
         """
         for pause in self._refresh_round():
             sleep(pause)
@@ -243,7 +246,7 @@ class Balancer:
         release(self._strategy)
 
     async def aclose(self) -> None:
-        """Like `close`, which does not block."""
+        """Like `close`, for `async` code. `close` does not block either."""
         self.close()
 
     def __enter__(self) -> Self:
@@ -259,16 +262,16 @@ class Balancer:
         self.close()
 
     def after_fork(self) -> None:
-        """In a forked child: make new locks, and give `rng` a new seed, even if it is the user's.
-        Python does the same with its module `random`.
-        """
+        """In a forked child: make new locks, and give `rng` a new seed, even if the user has passed
+        `rng`. Python does the same for its module `random`."""
         try:
             self._rng.seed()
         finally:
             self._engine.after_fork(threading.RLock())
 
     def _adapted(self, runtime: Runtime) -> Runtime:
-        """Adapt the runtime. The simulator replaces the scheduler and the executor."""
+        """Return the runtime to use. The simulator overrides this method to replace the scheduler
+        and the executor."""
         return runtime
 
     def _known(self, instance: Instance) -> Endpoint:
@@ -290,8 +293,8 @@ def _never_raising(
     """Return a classifier that does not raise: if `judge` raises, or does not return a `Verdict`,
     the outcome is neutral.
 
-    The classifiers of this package need no such guard: they raise only exceptions from outside,
-    such as those of a signal handler.
+    The classifiers of this package are used without this wrapper: they raise no exceptions
+    themselves, only those of a signal handler can come out of them.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

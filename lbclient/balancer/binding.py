@@ -41,13 +41,13 @@ class Binding:
         self, engine: Engine, classify: Classifier, strategy: Strategy, executor: CheckExecutor
     ) -> None:
         self.pool: Pool = engine.pool
-        """The known endpoints, and which of them are in rotation. Read it only."""
+        """The known endpoints, and which of them are in rotation. Do not change this object."""
         self.rng: random.Random = engine.rng
-        """The balancer's random numbers."""
+        """The balancer's random number generator."""
         self.clock: Callable[[], float] = engine.clock
         """The balancer's clock: monotonic seconds."""
         self.retry: RetryPolicy = engine.retry_rules.policy
-        """The balancer's retry policy; a policy of one attempt if it has none."""
+        """The balancer's retry policy; if it has none, a policy of one attempt."""
         self.closed: bool = False
         """True once new calls are refused."""
         self._engine = engine
@@ -58,8 +58,8 @@ class Binding:
     def begin(
         self, options: CallOptions = NO_OPTIONS, semantics: Semantics = _SEMANTICS
     ) -> Call[R]:
-        """Begin a call, which `run` or `arun` carries out. Raises RuntimeError once calls are
-        refused.
+        """Begin a call, which `run` or `arun` carries out. Raises RuntimeError after
+        `refuse_calls`.
 
         `options` are the options of this call; `semantics` describes the call to telemetry.
         """
@@ -71,12 +71,13 @@ class Binding:
         """Return a deadline that begins now, for several calls of this balancer and for no other
         calls.
 
-        `math.inf` bounds no call, and hides the deadline of an enclosing request.
+        `math.inf` limits no call. It also hides the deadline of an enclosing request.
         """
         return begun(seconds, self.clock, self._engine)
 
     def check_health(self, policy: HealthCheck, check: Check) -> None:
-        """Run `check` against every instance in the background, from the first call on."""
+        """Check the health of every instance in the background with `check`, beginning at the first
+        call."""
         engine = self._engine
         engine.membership.health_monitor = Monitor(
             policy,
@@ -89,9 +90,8 @@ class Binding:
         )
 
     def report_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
-        """Record what an instance itself says about its health, at once. `why` is empty if it is
-        healthy.
-        """
+        """Record at once what an instance itself has said about its health. `why` is empty if the
+        instance is healthy."""
         self._engine.record_health(endpoint, endpoint.breaker, healthy=healthy, why=why)
 
     @property
@@ -107,7 +107,7 @@ class Binding:
             known = f"{engine.pool.in_rotation(engine.clock())} of {known} in rotation"
         except Exception as error:
             if is_interruption(error):
-                raise  # anything else comes from a clock of the user
+                raise  # any other error comes from the user's clock
         return f"{engine.service}: {known}"
 
     def loads(self) -> Loads | None:
@@ -130,9 +130,8 @@ class Binding:
         return self._engine.drained()
 
     def abandon_calls(self) -> None:
-        """Charge no instance and retry no call from now on, since the connections of all calls are
-        being closed.
-        """
+        """From now on, charge no instance and retry no call, since the connections of all calls are
+        being closed."""
         self._engine.abandoned = True
 
 

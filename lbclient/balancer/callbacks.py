@@ -1,8 +1,8 @@
 """The driver for callbacks: it carries a call out without a thread or a task for the call.
 
-No thread runs a loop over the steps of such a call: when a step ends, the thread that reports its
-end begins the next step. So the driver stores the steps, and handles the end of each step only
-once: an attempt may end on one thread while the caller cancels the attempt on another thread.
+No loop runs over the steps of such a call. Instead, the thread that reports the end of a step
+begins the next step. An attempt may end on one thread while the caller cancels it on another
+thread. So the driver stores the step that is under way, and handles its end only once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Rest = Callable[[Pause, Callable[[], None]], Alarm]
 
 
 class _ScheduledPause:
-    """A pause, as a job of the control plane's scheduler."""
+    """A pause of a call, as a job of the scheduler."""
 
     ticket = -1
     busy = False
@@ -75,7 +75,7 @@ class _ScheduledPause:
 
 
 def sleep_until(pause: Pause, resume: Callable[[], None]) -> Alarm:
-    """Call `resume` on a thread of the control plane once the pause is over."""
+    """Call `resume` once the pause is over, on a thread of the scheduler."""
     return _ScheduledPause(pause, resume)
 
 
@@ -131,12 +131,13 @@ class CallbackRun(Generic[R]):
         self._alarm: Alarm | None = None
         self._cancelled: BaseException | None = None
         self._awaited: dict[object, None] = {}
-        """The awaited attempt or pause. The thread that removes it continues the call."""
+        """The attempt or pause that is under way. The thread that removes it from here continues
+        the call."""
         self._context = contextvars.copy_context()
         self._steps: Iterator[Pause | Attempt[R]] = iter(())
 
     def run(self) -> None:
-        """Begin the call. The first attempt may end the call before this method returns."""
+        """Begin the call. The call may end before this method returns."""
         _running.add(self)
         try:
             self._context.run(self.call.__enter__)
@@ -153,8 +154,8 @@ class CallbackRun(Generic[R]):
         error: BaseException | None = None,
         holder: object | None = None,
     ) -> bool:
-        """End an attempt, with a result or an error. Only the first call for an attempt has an
-        effect, and returns True.
+        """End an attempt, with a result or an error. If this method is called several times for an
+        attempt, only the first call has an effect and returns True.
 
         With a `holder`, the attempt is held: see `Attempt.hold`.
         """
@@ -181,7 +182,8 @@ class CallbackRun(Generic[R]):
         return False
 
     def drop(self, error: BaseException) -> None:
-        """Like `cancel`, but for a finalizer: takes no lock, and ends a wait on another thread."""
+        """Like `cancel`, but for a finalizer: this method takes no lock, and if the call waits,
+        another thread ends it."""
         self._cancelled = error
         if (alarm := self._alarm) is not None:
             alarm.ring()
@@ -210,7 +212,7 @@ class CallbackRun(Generic[R]):
             mark = object()
             self._awaited[mark] = None
             self._alarm = self._rest(step, partial(self._resume, mark))
-            if self._is_cancelled():  # since it was checked above
+            if self._is_cancelled():  # by another thread, since the check above
                 self._resume(mark)
         else:
             self._awaited[step] = None
@@ -253,7 +255,7 @@ def _raise(error: BaseException) -> Any:
 
 
 _running: set[CallbackRun[Any]] = set()
-"""The calls under way. While a call waits, nothing else refers to it."""
+"""The calls under way. While a call waits, only this set keeps it alive."""
 
 
 def start(
@@ -268,9 +270,9 @@ def start(
       thread, call `run.finish(attempt, result)` or `run.finish(attempt, error=error)`.
     - `done(result)` is called once, on the thread on which the last step ended. `result()` returns
       the final result or raises the final error.
-    - `rest` waits: `sleep_until`, or `asleep_until` in an event loop of asyncio.
+    - `rest` carries out the pauses: `sleep_until`, or `asleep_until` in an event loop of asyncio.
 
-    A call that may be hedged needs `run` or `arun` instead.
+    For a call that may be hedged, use `run` or `arun` instead.
     """
     run: CallbackRun[R]
     run = CallbackRun(call, lambda attempt: begin(run, attempt), done, rest)

@@ -15,25 +15,26 @@ __all__ = ["DeadlineHeader", "begun", "deadline"]
 
 _log = logging.getLogger(__name__)
 _DIGITS = 12
-"""Longer numbers of milliseconds are more than any limit."""
+"""A number of milliseconds with more digits is above any limit."""
 _SHOWN = 100
 
 
 def deadline(seconds: float) -> AbstractContextManager[None]:
-    """Bound all calls of a block: `with lbclient.deadline(0.5):`, in sync and async code.
+    """Limit the time of all calls of a block: `with lbclient.deadline(0.5):`, in sync and async
+    code.
 
     Every call that begins in the block, through any client, transport or balancer, has at most the
     time that is left, or its own `deadline` if that is less. If no time is left, the call raises
     DeadlineExceeded, and nothing is sent. Your own code is not interrupted; `lbclient.time_left()`
     returns the time that is left.
 
-    Blocks may be nested: the smaller time counts. Tasks that are started in the block inherit the
-    deadline, and keep it after the end of the block. Functions that run in `asyncio.to_thread`
-    inherit it too. Other threads do not inherit it, unless they run in
-    `contextvars.copy_context()`.
+    Blocks may be nested. Then the block with less time left limits the calls. Tasks that are
+    started in the block inherit the deadline, and keep it after the end of the block. Functions
+    that run in `asyncio.to_thread` inherit it too. Other threads do not inherit it, unless they run
+    in `contextvars.copy_context()`.
 
-    The time begins to run when `deadline` is called. The object that `deadline` returns works in
-    one `with` statement only: call `deadline` again for the next block.
+    The time begins to run when `deadline` is called. The returned object works in one `with`
+    statement only. For the next block, call `deadline` again.
 
     Raises ValueError or TypeError if `seconds` is not a finite number above zero.
     """
@@ -52,9 +53,10 @@ class DeadlineHeader:
         self._max_seconds = validation.seconds("max_seconds", max_seconds)
 
     def deadline(self, values: Sequence[str]) -> Deadline | None:
-        """Begin the deadline of a request. None if the header is missing, repeated or malformed.
+        """Begin the deadline of a request, from the values of this header. Returns None if the
+        header is missing, repeated or malformed.
 
-        The value must consist of ASCII digits. 0 is a deadline that is over.
+        The value must consist of ASCII digits. With 0, the deadline has already expired.
         """
         if not values:
             return None

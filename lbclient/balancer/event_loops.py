@@ -40,7 +40,7 @@ def running_loop() -> object:
     """Return the running event loop of asyncio, or the token of trio, even if trio runs as a guest
     in asyncio's loop."""
     try:
-        loop = asyncio.get_running_loop()  # a system call before Python 3.12: once is enough
+        loop = asyncio.get_running_loop()  # slow before Python 3.12
         if asyncio.current_task(loop) is not None:
             return loop
     except RuntimeError:
@@ -51,8 +51,8 @@ def running_loop() -> object:
 
 
 def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Make an event loop call a function. Any thread may call this, even in a finalizer. Returns
-    False if the loop has ended."""
+    """Make an event loop call a function soon. Any thread may use this function, even in a
+    finalizer. Returns False if the loop has ended."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
             loop.call_soon_threadsafe(call, context=Context())
@@ -71,12 +71,12 @@ async def arun(
 ) -> R:
     """Carry a call out in this task. A hedge runs in another task.
 
-    `discard` closes answers that came too late.
+    `discard` closes the answer of an attempt that is not the outcome.
     """
     wait = rest or asleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_race`, with one coroutine fewer for nearly every call
+            for step in call:  # as in `_race`, but with one coroutine fewer for nearly every call
                 if isinstance(step, Pause):
                     await wait(step)
                 else:
@@ -119,7 +119,7 @@ async def _race(
     async def run_others() -> None:
         for step in lanes:
             if isinstance(step, Pause):
-                await anyio.sleep(step.seconds)  # cancelled as soon as the race is done
+                await anyio.sleep(step.seconds)  # cancelled as soon as the outcome is known
             else:
                 await run(step)
 
@@ -128,7 +128,7 @@ async def _race(
             async with anyio.create_task_group() as group:
                 group.start_soon(run_others)
                 await run(Lane(lanes, call))
-        except BaseExceptionGroup as errors:  # it has only one exception
+        except BaseExceptionGroup as errors:  # the group has only one exception
             raise errors.exceptions[0] from None
 
 
@@ -137,7 +137,8 @@ async def _drop(answer: object) -> None:
 
 
 def ainvoke(fn: Callable[[Instance], Awaitable[T]], attempt: Attempt[T]) -> Awaitable[T]:
-    """Call `fn`, a coroutine function, for an attempt. It is cancelled when its time is up."""
+    """Call `fn`, a coroutine function, for an attempt. The coroutine is cancelled when the time of
+    the attempt is up."""
     result = fn(attempt.instance)
     if not hasattr(result, "__await__"):
         kind = type(result).__name__

@@ -1,7 +1,8 @@
 """Active health checks: runs the checks of all instances, and reports the results that change.
 
-The checks here do not use HTTP: they make a TCP connection, or call a function of the user. The
-checks of one round run concurrently on threads or, in virtual time, one by one.
+The checks in this module do not use HTTP: they open a TCP connection, or call a function of the
+user. All instances are checked in one round. The checks of a round run concurrently on threads or,
+in virtual time, one by one.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _LEAST = 0.001
 """The shortest timeout. A socket with a timeout of 0 would not wait at all."""
 
 Check = Callable[[Endpoint, Expiry], None]
-"""Checks one instance before the expiry. It may block, and raises if the check fails."""
+"""A function that checks one instance before the expiry. It may block, and raises an exception if
+the check fails."""
 
 _AT_ONCE = 32
 
@@ -56,7 +58,7 @@ class CheckFailed(LoadBalancingError):
 
 
 def plain_check(policy: HealthCheck) -> Check | None:
-    """Return the check of `policy`; None if it needs HTTP or gRPC."""
+    """Return the check that `policy` describes; None if this check needs HTTP or gRPC."""
     if policy.check is not None:
         return _calling(policy.check)
     return connects if policy.path is None and policy.grpc is None else None
@@ -93,7 +95,8 @@ class CheckExecutor(Protocol):
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float
     ) -> Results[S]:
-        """Each check may take `seconds`. A subject that could not be checked is left out."""
+        """Run the checks. Each may take `seconds`. A subject that could not be checked is not
+        yielded."""
         ...
 
 
@@ -109,8 +112,8 @@ class Threads:
     """Runs several checks at a time, each on its own daemon thread, so that a silent instance does
     not delay other checks.
 
-    A check that takes too long has failed. Its thread cannot be ended, and nothing waits for the
-    thread. Until the thread ends, other checks of the same subject fail at once.
+    A check that takes too long has failed. Its thread cannot be stopped, and continues in the
+    background. Until it ends, further checks of the same subject fail at once.
     """
 
     def __init__(self) -> None:
@@ -150,7 +153,8 @@ class Threads:
         def work() -> None:
             done.put((subject, outcome(check, subject, expiry)))
 
-        # In a context of its own: a thread may inherit a context that holds the span of a call.
+        # The thread gets a context of its own, since it may otherwise inherit a context with the
+        # span of a call.
         thread = threading.Thread(
             target=Context().run, args=(work,), name="lbclient-check", daemon=True
         )
@@ -161,7 +165,8 @@ class Threads:
 def _next(
     done: queue.SimpleQueue[tuple[S, Exception | None]], under_way: dict[S, Expiry], seconds: float
 ) -> tuple[S, Exception | None]:
-    """Wait until a check ends, or until the time of the oldest check is up."""
+    """Wait until a check ends, or until the time of the oldest check is up. Then this check has
+    failed."""
     first = next(iter(under_way))
     while True:
         try:
@@ -196,20 +201,20 @@ def _still() -> float:
 
 
 class Report(Protocol):
-    """A function that is called when the health of an instance has changed, and sets
-    `endpoint.healthy`.
+    """Called when the health of an instance has changed. It sets `endpoint.healthy`.
 
     `breaker` identifies the machine that was checked. If the endpoint has another breaker now, the
     report is ignored. `why` is the error of the last check, empty if it passed.
     """
 
     def __call__(self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str) -> None:
-        """Take the lock and record the change. The same report may come twice."""
+        """Take the lock and record the change. The same change may be reported twice."""
         ...
 
 
 class Monitor(PeriodicJob):
-    """A job of the scheduler: checks every known instance, about every `policy.interval`.
+    """A job of the scheduler that checks every known instance, about every `policy.interval`
+    seconds.
 
     One job checks all instances: `endpoints` returns them, `check` checks a single one, and
     `executor` runs the checks. The job starts with `begin`.

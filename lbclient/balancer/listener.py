@@ -1,8 +1,8 @@
 """Calls a listener on a thread of its own, isolated from the calls of the balancer.
 
-So a listener may be slow, may raise an exception, and may itself make calls; no call waits for the
-listener. Events are delivered in order. If the listener is too slow, events are dropped, and the
-log says how many.
+No call waits for a listener. So a listener may be slow, may raise an exception, and may itself make
+calls. Events are delivered in order. If the listener is too slow, events are dropped, and the log
+says how many.
 """
 
 from __future__ import annotations
@@ -83,14 +83,15 @@ class Listening:
 
 
 class _Box:
-    """The state that the thread shares with a `Listening`, which it must not keep alive."""
+    """The queue and the thread of a `Listening`. The thread refers only to this object, so the
+    `Listening` can be garbage collected."""
 
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self.started = False
         self.running = threading.Lock()
-        """Held by the thread that delivers events, since several threads may be started at the same
-        time."""
+        """The thread that delivers events holds this lock, since several threads may be started at
+        the same time."""
         self.dropped = 0
         self.closed = False
 

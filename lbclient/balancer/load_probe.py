@@ -25,9 +25,8 @@ from lbclient.strategy.protocol import LoadAware, LoadProbe, LoadReport, Probing
 __all__ = ["Loads", "Prober", "load_of", "report_of"]
 
 _AT_ONCE = 16
-"""The maximum number of probes under way. A silent instance must not delay other probes, and a
-strategy keeps this many reports.
-"""
+"""The maximum number of load probes under way. It is above 1, so that an instance that does not
+answer does not delay other probes. It equals the number of reports that a strategy keeps."""
 
 _IN_FLIGHT, _LATENCY = "in_flight", "latency"
 _WAITING, _RUNNING, _KV_CACHE = (
@@ -35,7 +34,7 @@ _WAITING, _RUNNING, _KV_CACHE = (
     "num_requests_running",
     "kv_cache_usage_perc",
 )
-"""The metrics of vLLM. Some versions of vLLM do not report the running requests."""
+"""The metrics of vLLM that are read. Some versions of vLLM do not report the running requests."""
 
 _METRICS = _IN_FLIGHT, _LATENCY, _WAITING, _RUNNING, _KV_CACHE
 
@@ -46,9 +45,9 @@ _NAMED = "named_metrics"
 
 
 def load_of(text: str) -> LoadReport | None:
-    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or
-    `JSON {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well.
-    Returns None if the report has no number of requests.
+    """Parse a load report: `TEXT named_metrics.in_flight=7, named_metrics.latency=0.02` or `JSON
+    {"named_metrics": {"in_flight": 7, "latency": 0.02}}`. vLLM's metrics are read as well. Returns
+    None if the report does not contain the number of requests in flight.
 
     Raises ValueError if the report is malformed.
     """
@@ -79,7 +78,8 @@ _FORMS: Mapping[str, Callable[[str], Mapping[str, object]]] = {"TEXT": _pairs, "
 
 
 def report_of(named: Mapping[str, object]) -> LoadReport | None:
-    """Return the load report in ORCA's named metrics; None if they have no number of requests.
+    """Return the load report that ORCA's named metrics contain; None if they do not contain the
+    number of requests in flight.
 
     Raises ValueError or TypeError for a number that cannot be used.
     """
@@ -87,7 +87,7 @@ def report_of(named: Mapping[str, object]) -> LoadReport | None:
     if _IN_FLIGHT not in numbers and _WAITING not in numbers:
         return None
     requests = [_IN_FLIGHT] if _IN_FLIGHT in numbers else [_WAITING, _RUNNING]
-    parts = [LoadReport(numbers.get(name, 0.0)) for name in requests]  # checks each of them
+    parts = [LoadReport(numbers.get(name, 0.0)) for name in requests]  # checks the numbers
     in_flight = sum(part.in_flight for part in parts)
     return LoadReport(in_flight, numbers.get(_LATENCY), numbers.get(_KV_CACHE))
 
@@ -116,7 +116,8 @@ class Loads:
         )
 
     def record(self, endpoint: Endpoint, load: LoadReport | None) -> None:
-        """Report the load of an endpoint. None: it was probed and did not report its load."""
+        """Pass the load of an endpoint to the strategy. None means that the endpoint was probed and
+        did not report its load."""
         engine = self._engine
         with engine.lock:
             now = engine.clock()
@@ -127,7 +128,7 @@ class Loads:
         engine.outbox.publish()
 
     def refused(self, endpoint: Endpoint, why: str) -> None:
-        """Report that an endpoint sent an invalid report, for the reason `why`."""
+        """Log that an endpoint sent an invalid load report, with the reason `why`."""
         with self._engine.lock:
             self.nonsense += 1
             self._refusals.failed(self._engine.clock(), detail=f"{endpoint.instance}: {why}")
@@ -141,11 +142,11 @@ class Loads:
 
 
 class Prober:
-    """A job of the scheduler that probes instances. `ask` asks one of the `candidates`, on a thread
-    of its own.
+    """A job of the scheduler that sends load probes to instances. `ask` asks one of the
+    `candidates` for its load. Each `ask` runs on a thread of its own.
 
-    The first answer to a call starts a round. After that, a round starts every `policy.interval`,
-    as long as calls get answers.
+    The first answer to a call starts a round of probes. After that, a round starts every
+    `policy.interval` seconds, as long as calls get answers.
     """
 
     ticket = -1
@@ -176,9 +177,8 @@ class Prober:
         self._under_way: set[Endpoint] = set()
 
     def answered(self) -> None:
-        """Count an attempt that was answered. Concurrent threads may lose a count, which is
-        harmless.
-        """
+        """Count an attempt that was answered. If threads count at the same time, some attempts may
+        not be counted, which is harmless."""
         self._answers += 1
         if self._asleep or self._generation is not self._scheduler.generation:
             self._wake()
@@ -188,11 +188,11 @@ class Prober:
         self.stopped = True
 
     def claim(self) -> bool:
-        """True if a round is due."""
+        """True if a round of probes is due."""
         return not self.stopped and self.clock() >= self.next_at
 
     def run(self) -> None:
-        """Run one round, after `claim`. It does not wait for answers."""
+        """Run one round of probes, after `claim`. This method does not wait for the answers."""
         answers, self._answers = self._answers, 0
         self.next_at = self.clock() + self._policy.interval if answers else math.inf
         self._asleep = not answers  # last, since `_wake` sets `next_at`
@@ -200,7 +200,7 @@ class Prober:
             self._begin(endpoint)
 
     def _wake(self) -> None:
-        if self._generation is not self._scheduler.generation:  # a forked child has no threads yet
+        if self._generation is not self._scheduler.generation:  # a fork has ended the threads
             self._generation = self._scheduler.generation
             self._under_way = set()
         self._asleep = False
@@ -222,11 +222,12 @@ class Prober:
 
         def work() -> None:
             try:
-                outcome(self._ask, endpoint, expiry)  # an error means that there is no report
+                outcome(self._ask, endpoint, expiry)  # after an error there is no report
             finally:
                 under_way.discard(endpoint)
 
-        # In a context of its own: a thread may inherit a context that holds the span of a call.
+        # The thread gets a context of its own, since it may otherwise inherit a context with the
+        # span of a call.
         run = Context().run
         try:
             threading.Thread(target=run, args=(work,), name="lbclient-probe", daemon=True).start()

@@ -43,7 +43,8 @@ _NO_HINTS: Mapping[str, str] = MappingProxyType({})
 
 
 class Option(NamedTuple):
-    """The text of an option for `help`, and its default. `...` is the default of httpx."""
+    """The text of an option for `help`, and its default. A default of `...` means the default of
+    httpx."""
 
     text: str
     default: object = None
@@ -221,7 +222,7 @@ def with_defaults(options: Mapping[str, object], kind: type) -> Any:
 
 def shows(kind: type) -> Callable[[C], C]:
     """Class decorator: list the options of the TypedDict `kind` in the signature and in the
-    docstring."""
+    docstring of a class."""
 
     def decorated(cls: C) -> C:
         declared, init = _declared(kind), vars(cls)["__init__"]
@@ -283,7 +284,8 @@ def _hints(name: str, known: Iterable[str], hints: Mapping[str, str]) -> Iterabl
 def recommended(
     deadline: float | None = None, **changes: Unpack[BalancerOptions]
 ) -> BalancerOptions:
-    """Return options for any entry point: a good start for a service that you do not know well.
+    """Return options for a client, transport or balancer: a good start for a service that you do
+    not know well.
 
         Client(service, **recommended(deadline=2.0))
 
@@ -297,10 +299,10 @@ def recommended(
     burst of more than twenty calls for each instance waits a few round trips while the limit grows.
     (A larger `initial=` avoids this wait, but then an overload starts with more attempts.)
 
-    The defaults use instances in turn, so that shares and weights are exact and every call is sent
-    at once. These options send calls to instances with few attempts in flight, and let calls wait
-    in a queue while the service is busy: as long as their deadline allows, or as long as httpx's
-    pool timeout if there is no deadline.
+    With the defaults, the instances are used in turn, so the share of each instance matches its
+    weight exactly, and every call is sent at once. With these options, calls are sent to instances
+    with few attempts in flight. While the service is busy, calls wait in a queue: as long as their
+    deadline allows, or as long as httpx's pool timeout if there is no deadline.
 
     Raises TypeError for a change that is not an option (the error lists the options), and
     ValueError or TypeError for a `deadline` that is not a time above zero.

@@ -63,7 +63,7 @@ class ServiceSnapshot:
     - `service`: its name.
     - `instances`: the known instances, in rotation or not.
     - `age`: seconds since the last good answer of discovery; None before the first answer, 0 for a
-      list that never changes.
+      static list.
     - `error`: why the last refresh failed, or None.
     """
 
@@ -84,7 +84,7 @@ class ServiceSnapshot:
 
 
 def snapshot_of(engine: Engine) -> ServiceSnapshot:
-    """Take a snapshot of one moment."""
+    """Return the current state of the engine."""
     with engine.lock:
         engine.run_deferred()
         now = engine.clock()

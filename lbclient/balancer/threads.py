@@ -32,9 +32,9 @@ _LOOK = 1.0
 def sleep(pause: Pause) -> None:
     """Wait on this thread until the pause is over.
 
-    This does not use a `threading.Event`, which is Python code around a lock: an exception from a
-    signal handler may leave that lock held forever, and the thread that sets the event then blocks
-    while it holds the balancer's lock.
+    This function does not use `threading.Event`, which is Python code around a lock. An exception
+    from a signal handler may leave that lock held forever. Then the thread that sets the event
+    would block while it holds the balancer's lock.
     """
     if pause.signal is None:
         time.sleep(pause.seconds)
@@ -53,12 +53,12 @@ def run(
 ) -> R:
     """Carry a call out on this thread. If the call may be hedged, each attempt has its own thread.
 
-    `discard` closes answers that came too late.
+    `discard` closes the answer of an attempt that is not the outcome.
     """
     wait = rest or sleep
     with call:
         if call.engine.hedging is None or (after := call.hedge_after()) is None:
-            for step in call:  # as in `_race`, with one function fewer for nearly every call
+            for step in call:  # as in `_race`, but with one function call fewer
                 if isinstance(step, Pause):
                     wait(step)
                 else:
@@ -106,7 +106,7 @@ def _race(
             else:
                 threads.append(_started(run, step))
         while not lanes.done.is_set:
-            # An exception set from outside may end a thread before it reports its end.
+            # An exception that another thread sets may end a thread before it reports its end.
             if not any(thread.is_alive() for thread in threads) and not lanes.done.is_set:
                 raise RuntimeError("a thread of this call was ended from outside")
             sleep(Pause(_LOOK, lanes.done))
@@ -123,14 +123,14 @@ def _started(run: Callable[[Lane[R]], None], lane: Lane[R]) -> threading.Thread:
 
 
 def start(thread: threading.Thread) -> bool:
-    """Start a thread. Returns False if no more threads can be started. Raises the exception of a
-    signal handler that runs meanwhile."""
+    """Start a thread. Returns False if no more threads can be started. If a signal handler raises
+    an exception meanwhile, this function raises it."""
     before = sys.exception()
     try:
         thread.start()
     except RuntimeError as error:
         if (interruption := error.__context__) not in (None, before):
-            raise interruption from None  # it left the lock of `thread` held
+            raise interruption from None  # the exception has left the lock of `thread` held
         return False
     return True
 
@@ -140,9 +140,8 @@ def _drop(answer: object) -> None:
 
 
 def invoke(fn: Callable[[Instance], T], attempt: Attempt[T]) -> T:
-    """Call `fn` for an attempt. A coroutine function is refused, since its call would count as a
-    success before it has begun.
-    """
+    """Call `fn` for an attempt. A coroutine function is refused: calling it only creates a
+    coroutine, which would count as a success."""
     result = fn(attempt.instance)
     if isinstance(result, CoroutineType):
         result.close()

@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has closed the pipe. Without this, the interpreter's flush would fail at exit.
+        # The reader has closed the pipe. Without this line, the interpreter would fail at exit when
+        # it flushes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

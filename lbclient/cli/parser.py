@@ -57,8 +57,8 @@ the output was closed, 2 for invalid arguments, 130 after Ctrl-C.
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return a parser. The namespace that it returns has a function `run`, which runs the
-    command."""
+    """Return a parser. The namespace that `parse_args` returns has an attribute `run`, a function
+    that runs the command."""
     main = argparse.ArgumentParser(
         prog="lbclient",
         description="Client-side load balancing: see it work, and see what discovery returns.",

@@ -44,15 +44,15 @@ def columns(rows: Iterable[Sequence[str]], shape: str, indent: str = "  ") -> st
 
 
 def as_options(text: str) -> str:
-    """Return the reason of a refusal, with its advice changed to a command-line option."""
+    """Return the reason why a record was refused. Where the text names an argument of Python, it
+    names the command-line option instead."""
     text = re.sub(r"pass allow=\['([^']*)'\]", r"pass --allow \1", text)
     return re.sub(r"family='(\w+)'", r"--family \1", text)
 
 
 def as_arguments(text: str) -> str:
-    """Return the error about an argument, with the argument's name on the command line, and without
-    advice that is for Python only.
-    """
+    """Return the text of an error about an argument. The text names the argument as on the command
+    line, and omits advice that applies only to Python code."""
     named = re.sub(r"^\w+", lambda name: _NAMES.get(name[0], name[0]), text)
     usable = _PYTHON_ONLY.sub(", or several of the latter", named)
     return re.sub(r"; pass (auth|params)= instead", "", usable)
@@ -90,7 +90,7 @@ def addresses_of(instance: Instance) -> str:
 
 
 def count(things: Sized, what: str) -> str:
-    """Return how many there are, with the noun in singular or plural."""
+    """Return the number of `things` followed by the noun, in singular or plural."""
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
 
 
@@ -121,8 +121,8 @@ def _own_address(host: str) -> str:
 
 
 def changes(before: Answer, now: Answer) -> Iterator[str]:
-    """Yield one line per change. The order of records does not matter: servers return them in any
-    order."""
+    """Yield one line per change. The order of records is ignored, since DNS servers return them in
+    any order."""
     yield from _members(before.instances, now.instances)
     yield from _refusals(before.refused, now.refused)
 
@@ -150,9 +150,8 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
 
 
 def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:
-    """Return the changes of refused records. A record that is refused for a new reason counts as
-    new, but not as gone.
-    """
+    """Return the changes of refused records. A record that is now refused for another reason is
+    shown as new, and not as gone."""
     old, new = set(map(_record_and_reason, before)), set(map(_record_and_reason, now))
     yield from (f"refused {record}: {reason}" for record, reason in sorted(new - old))
     gone = {record for record, _ in old} - {record for record, _ in new}

@@ -71,12 +71,12 @@ def _once(target: Target) -> int:
 
 
 def _watch(name: str, resolver: Resolver) -> None:
-    """Show the service, then each change until interrupted. Returns at once if the service never
-    changes.
+    """Show the service, then each change, until the user interrupts the command. Returns at once if
+    the service never changes.
 
     Raises BrokenPipeError as soon as standard output is no longer read.
     """
-    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # the lines contain the same
+    logging.getLogger("lbclient").addHandler(logging.NullHandler())  # printed anyway
     rounds = Reporter(name, resolver).subscription
     while not rounds.stopped:
         _rest(rounds.next_at - time.monotonic())
@@ -86,9 +86,9 @@ def _watch(name: str, resolver: Resolver) -> None:
 
 class Reporter:
     """Reports what each lookup of its `subscription` has changed. It is a `SubscriptionListener`,
-    like the balancer's membership.
+    like the balancer's `Membership`.
 
-    Until the first good answer it writes to standard error, and after that to standard output.
+    It writes to standard error until the first good answer, and to standard output after that.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Reporter:
         self._lines: list[str] = []
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Report the changes, with the age of the previous answer."""
+        """Report the changes since the previous answer, with the age of that answer."""
         return partial(self._succeeded, answer, self._age(", age was"))
 
     def on_absent(self) -> None:
@@ -120,7 +120,7 @@ class Reporter:
         """Report the error, unless the last lookup failed for the same reason."""
         error = self.subscription.error
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__  # a subscription treats it only as the end of this lookup
+            raise error.__cause__  # the subscription would only end this lookup
         if self._error is None or text_of(error) != text_of(self._error):
             what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
             self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")
@@ -176,8 +176,9 @@ class Reporter:
 
 
 def _rest(seconds: float) -> None:
-    """Sleep. With `| head` the pipe may close long before the next line; `poll` reports this."""
-    if not hasattr(select, "poll"):  # Windows does not have it
+    """Sleep for `seconds`. If standard output is a pipe that its reader closes (as `| head` does),
+    end the sleep: `poll` reports this."""
+    if not hasattr(select, "poll"):  # Windows does not have `poll`
         time.sleep(max(0.0, seconds))
         return
     output = select.poll()

@@ -40,8 +40,8 @@ __all__ = ["Attempt", "CallState"]
 R = TypeVar("R")
 
 _ROUNDED = 0.001
-"""An instance may believe that the deadline is this many seconds earlier than it is, since headers
-contain whole milliseconds."""
+"""The header of a deadline contains whole milliseconds. So for the instance, the deadline may be
+earlier by up to this many seconds."""
 _LOSING: Attributes = {"lbclient.lost": True}
 """Marks the slower attempt of a hedged call, in its span and its duration."""
 
@@ -70,25 +70,28 @@ class CallState(PickRequest, Generic[R]):
     """The clock time when the call must end."""
     engine: Engine
     inherited: bool
-    """True if `deadline` was set by a block, or by a request that this service handles, and not by
-    the call."""
+    """True if `deadline` was not set by the call itself, but by a `with lbclient.deadline(...)`
+    block around it, or by a request that this service handles."""
     race: HedgeRace[R] | None
     """Decides between the attempts of a call that may be hedged; else None."""
     semantics: Semantics
     since: float
-    """The time when the deadline began: before the call, if earlier requests share the deadline."""
+    """The time when the deadline began to run. This is before the call if earlier requests share
+    the deadline."""
     span: CallSpan
     timed: bool
-    """True if its attempts have a time limit."""
+    """True if the attempts of the call have a time limit."""
 
     @property
     def over(self) -> bool:
-        """True if another attempt is the outcome, or nobody needs the outcome any more."""
+        """True if another attempt has decided the outcome of the call, or the outcome is no longer
+        needed."""
         return self.race is not None and self.race.over
 
     @property
     def under_way(self) -> Collection[Endpoint]:
-        """The endpoints that have an attempt of this call in flight. Hold the lock."""
+        """The endpoints that have an attempt of this call in flight. Read this property with the
+        lock held."""
         return () if self.race is None else self.race.endpoints
 
     def expiry(self, started: float) -> Expiry:
@@ -119,18 +122,19 @@ class CallState(PickRequest, Generic[R]):
         return not verdict.rest and self.overdue(_ROUNDED) and not self.had_time(started)
 
     def unwanted(self) -> bool:
-        """True once nobody needs the outcome of the call any more, since a deadline of its context
-        was ended early."""
+        """True once the outcome of the call is no longer needed, since the block or request whose
+        deadline limits the call was ended early."""
         return any(one.ended() for one in applicable(self.context))
 
 
 class Attempt(Generic[R]):
     """Holds one permit and one slot, and gives each back exactly once.
 
-    A driver enters the attempt, sends, and sets `result`. Leaving the attempt classifies the
-    outcome: an error after which the call may continue is stored in `error`, and any other error is
-    raised. If the body of an answer is still to be read, `hold` keeps the slot until `finish`. A
-    verdict without fault is then recorded at `finish`, too.
+    A driver enters the attempt as a context manager, sends the request, and sets `result`. When the
+    driver leaves the attempt, the outcome is classified: an error after which the call may continue
+    is stored in `error`, and any other error is raised. If the body of an answer is still to be
+    read, `hold` keeps the slot until `finish`. In this case, a verdict without fault is recorded at
+    `finish`.
     """
 
     __slots__ = (
@@ -182,7 +186,8 @@ class Attempt(Generic[R]):
 
     @property
     def answering(self) -> bool:
-        """True while the body continues to arrive, if its first byte has counted as the answer."""
+        """True while the rest of the body is still to arrive. This applies only if the first byte
+        of the body ends the measured latency."""
         return self.verdict is None and self.pick.elapsed > 0
 
     @property
@@ -237,8 +242,8 @@ class Attempt(Generic[R]):
     def hold(self, holder: object | None = None) -> None:
         """Keep the slot until `finish`, since the body of the answer is still to be read.
 
-        If `holder`, which should call `finish`, is garbage collected first, the slot is given back
-        anyway. From now on the attempt has the time of the whole call.
+        `holder` is an object that will call `finish`. If it is garbage collected before, the slot
+        is given back anyway. From now on, only the deadline of the whole call limits the attempt.
         """
         if holder is not None:
             engine = self._call.engine
@@ -293,7 +298,7 @@ class Attempt(Generic[R]):
         )
 
     def _failed(self, error: BaseException) -> bool:
-        """Handle an error. True if the call may continue."""
+        """Record an attempt that ended with an error. Returns True if the call may continue."""
         self.pick.elapsed = self._call.engine.clock() - self.pick.started
         self._close(self._verdict_on(error), release=True)
         self._tell(error)
@@ -306,9 +311,8 @@ class Attempt(Generic[R]):
         return True
 
     def _verdict_on(self, error: BaseException) -> Verdict | None:
-        """Return the verdict to record, or None, which charges no instance, for an exception that
-        is not a fault or not an `Exception`.
-        """
+        """Classify an exception. Returns the verdict if it is a fault. Returns None if it is not a
+        fault, or if the exception is not an `Exception`; then no instance is charged."""
         self.pick.fault = fault_name(None, error)
         if not isinstance(error, Exception):
             return None
@@ -338,8 +342,8 @@ class Attempt(Generic[R]):
         return replace(verdict, fault=False) if missed else verdict
 
     def _stays(self, verdict: Verdict) -> None:
-        """The attempt continues, since the body of its answer is still to be read. If the answer is
-        bad, its verdict is recorded now."""
+        """Keep the attempt in flight, since the body of its answer is still to be read. If the
+        answer is bad, its verdict is recorded now."""
         engine = self._call.engine
         if verdict.fault or verdict.again != "never":
             self._close(verdict, release=False)

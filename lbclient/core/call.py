@@ -125,7 +125,7 @@ class Call(CallState[R]):
         self.semantics = semantics
         self.rng = engine.rng
         self.now = self.started = self.since = clock()
-        # In one assignment: to read a single option by its name takes as long as this line.
+        # All options in one assignment: reading a single option by its name would take as long.
         self.idempotent, self.key, limit, _, _, since, self.caller = options
         self.accepts_tried = self.inherited = False
         if limit is None:
@@ -151,7 +151,7 @@ class Call(CallState[R]):
         self.waiting: Signal | None = None
 
     def _inherit(self, context: Deadline) -> None:
-        """Bound the call by the deadlines of its context.
+        """Limit the call by the deadlines of its context.
 
         Raises DeadlineExceeded if one of them is over.
         """
@@ -225,8 +225,8 @@ class Call(CallState[R]):
     def _wait(
         self, got: Pick | Signal | None, holding: Pick | None, last: Attempt[R] | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Wait for a slot, or for the first answer of discovery. None: the last outcome is
-        final."""
+        """Wait for a slot, or for the first answer of discovery. Returns a pick, or None if the
+        last outcome is final."""
         try:
             pick = yield from Wait(self, self._options.patience, last).steps(got, holding)
         finally:
@@ -240,8 +240,8 @@ class Call(CallState[R]):
         return self.over or (self.last is not None and self._ended())
 
     def _ended(self) -> bool:
-        """True if no other attempt may begin, since the balancer is closed or the call is not
-        needed."""
+        """True if no other attempt may begin, since the balancer is closed or the outcome is no
+        longer needed."""
         if self.engine.membership.ended:
             self._stopped = "closed"
         elif self.unwanted():
@@ -251,8 +251,8 @@ class Call(CallState[R]):
         return True
 
     def _back_off(self, delay: float) -> Pause:
-        """Wait before a retry. The wait ends early if a hedge has the outcome, or the balancer is
-        closed."""
+        """Return the pause before a retry. The pause ends early if a hedge has the outcome, or the
+        balancer is closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
         else:
@@ -318,8 +318,9 @@ class Call(CallState[R]):
         return last.take() if last.error is None else None
 
     def drop(self) -> None:
-        """Give back all slots and permits of the call, whose lease was garbage collected. Hold the
-        lock. The spans end after the lock is released, since the SDK may run code of the user."""
+        """Give back all slots and permits of the call, whose lease was garbage collected. Call this
+        method with the lock held. The spans are ended after the lock is released, since
+        OpenTelemetry's SDK may run code of the user."""
         if not self.span.silent:
             if self.last is not None:
                 self.last.end_span_later()

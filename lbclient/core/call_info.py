@@ -90,8 +90,8 @@ def concluded(
 
 
 def explain(error: BaseException, info: CallInfo) -> None:
-    """Add to an error, which is a result, the attempts of its call and the reason why there were no
-    more: as a note, and for `call_info`."""
+    """Add the attempts of a call, and the reason why there were no more, to the error that is the
+    outcome of the call. They are added as a note, and stored for `call_info`."""
     records, stopped = info
     attach(error, records, stopped)
     tried = "; ".join(f"{record.instance}: {_outcome(record)}" for record in records)
@@ -100,7 +100,8 @@ def explain(error: BaseException, info: CallInfo) -> None:
 
 
 def attach(error: BaseException, records: tuple[AttemptInfo, ...], stopped: Stopped | None) -> None:
-    """Store the records on the error, without a reference cycle through it."""
+    """Store the records in the error. The last record may contain this same error. It is then
+    stored without the error, to avoid a reference cycle."""
     setattr(error, _STOPPED, stopped)
     last = records[-1]
     ended = last.error is error

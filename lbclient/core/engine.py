@@ -1,14 +1,14 @@
 """The state that all calls of one balancer share, and the decisions that change it.
 
 All decisions are made under one lock, which is never held across I/O, a sleep or an await. The
-lock, the clock and the random numbers are passed in.
+lock, the clock and the random number generator are passed in.
 
-An exception may come between any two lines: from a signal handler (Celery's soft limit, Ctrl-C in a
-notebook), or from another thread. CPython checks for such exceptions only when a function begins,
-after a call of a C function, and at backward jumps. So a slot or a permit is first recorded in an
-object that the call already holds. Records and counts change together in lines that call no
+An exception may be raised between any two lines: by a signal handler (Celery's soft limit, Ctrl-C
+in a notebook), or by another thread. CPython checks for such exceptions only when a function
+begins, after a call of a C function, and at backward jumps. So a slot or a permit is first recorded
+in an object that the call already holds. Records and counts change together in lines that call no
 function: either all of these lines run, or none. tests/stress/test_interruptions.py raises an
-exception at each point.
+exception at each of these points.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ in twenty takes longer.)"""
 class SlotOwner(ref[object]):
     """A weak reference to an object of the user that holds a slot, such as a response.
 
-    `give_back` is called after the user has dropped that object. A method `__del__` would not be
+    `give_back` is called after that object was garbage collected. A method `__del__` would not be
     safe: an exception from a signal handler may come at its first instruction, and the slot would
     be lost. The callback of a weak reference may be a C function, which cannot be interrupted.
     """
@@ -99,24 +99,23 @@ class Engine:
         self.rng = rng
         self.lock: AbstractContextManager[object, bool | None] = lock
         self.owners: set[SlotOwner] = set()
-        """The owners of the slots that objects of the user hold."""
+        """One `SlotOwner` for each object of the user that holds a slot."""
         self.deferred_releases: deque[SlotOwner] = deque()
-        """Owners whose objects were garbage collected. This may happen at any time, while any lock
-        is held.
-        """
+        """Owners whose objects were garbage collected, and whose slots are still to be given back.
+        Garbage collection may happen at any time, even while the lock is held, so the slots are
+        given back later."""
         self.mean_latency: Ewma[float | None] = Ewma(_GAIN, None)
         """The mean time to an answer, in seconds, over all instances."""
         self.abandoned = False
         """True once the connections of calls under way are being closed."""
         self._picker = picker
         self._watched = opt_in_rules is not None or picker.learning is not None
-        """True if a rule or the strategy needs every outcome."""
+        """True if an opt-in rule or the strategy must be told every outcome."""
         self.queue: WaitQueue = membership.queue
         self.look_again = look_again
-        """Seconds after which the first call in the queue checks again without being woken. A
-        response that is garbage collected unclosed gives its slot back without waking a call.
-        `math.inf` in virtual time.
-        """
+        """Seconds after which the first call in the queue looks for a slot again without being
+        woken. A response that is garbage collected unclosed gives its slot back without waking a
+        call. `math.inf` in virtual time."""
         self.discarding: Complaint = Complaint(
             log_now, f"{self.service}: a response that arrived too late", "could not be closed"
         )
@@ -132,7 +131,7 @@ class Engine:
         self._client_errors = Share()
         budgets = (retry_rules.budget, None if hedging is None else hedging.budget)
         self._budgets = [budget for budget in budgets if budget is not None]
-        """The budgets to which each call adds its share."""
+        """The retry budget and the hedging budget, if there are any. Each call adds to both."""
         telemetry.metrics.observe(self)
 
     @property
@@ -162,9 +161,9 @@ class Engine:
         self.telemetry.metrics.forget(self)
 
     def after_fork(self, lock: AbstractContextManager[object]) -> None:
-        """In a forked child: take a new lock, forget the calls of the parent, and choose other
-        times and positions than the parent. The random numbers already have a new seed.
-        """
+        """In a forked child: take a new lock, and forget the calls of the parent. The times of
+        probes and the positions of strategies are chosen anew, so that they differ from those of
+        the parent. The random number generator already has a new seed."""
         self.lock = lock
         self.calls.clear()
         self.closing.clear()
@@ -175,12 +174,13 @@ class Engine:
         self._picker.after_fork(now)
 
     def admit(self, call: PickRequest, holding: Pick | None) -> Pick | Signal | None:
-        """Pick an instance for the next attempt of `call`, and take the pick: `call.pick` holds it.
+        """Pick an instance for the next attempt of `call`, count this attempt as in flight, and
+        store the pick in `call.pick`.
 
-        Returns a signal if the call has to wait first, or None if no instance may be used. The slot
-        of `holding`, whose answer is about to be replaced, passes to the pick. Raises
-        DiscoveryError if there is no usable answer of discovery, and Throttled if the throttle
-        refuses the call.
+        Returns a signal if the call has to wait first, or None if no instance may be used.
+        `holding` is the pick of the previous attempt, if that attempt still has its slot. This slot
+        is released first, so that the next attempt may use it. Raises DiscoveryError if there is no
+        usable answer of discovery, and Throttled if the throttle refuses the call.
         """
         clock = self.clock
         with self.lock:
@@ -240,8 +240,8 @@ class Engine:
         """Pick an instance for a second attempt while the first of `call` is in flight, or return
         None.
 
-        A hedge does not wait for a slot, comes after all calls in the queue, and needs the hedging
-        budget.
+        A hedge never waits for a slot. There is no hedge while other calls wait in the queue, or if
+        the hedging budget is empty.
         """
         with self.lock:
             now = call.now = self.clock()
@@ -258,11 +258,10 @@ class Engine:
             return pick
 
     def changes_at(self, now: float) -> float:
-        """The next time at which the first call in the queue may get an instance without any other
-        event; `math.inf` if there is none.
+        """The next time at which the first call in the queue may get an instance only because time
+        has passed; `math.inf` if there is no such time.
 
-        This includes rules that bring an instance back into rotation after some time, since nothing
-        else wakes the queue then.
+        An example is the end of an ejection. No event wakes the queue at such a time.
         """
         with self.lock:
             return min(self._picker.changes_at(now), self.subscription.changes_at)
@@ -279,7 +278,8 @@ class Engine:
         )
 
     def leave(self, signal: Signal) -> None:
-        """Remove a call that waited with `signal`: it has a pick, or has given up."""
+        """Remove the call that waited with `signal` from the queue, since the call has a pick or
+        has given up."""
         with self.lock:
             try:
                 self.subscription.forget(signal)
@@ -291,9 +291,9 @@ class Engine:
     def _take(
         self, pick: Pick, call: PickRequest, now: float, gave_up: Pick | None, *, first: bool
     ) -> None:
-        """Count the pick as in flight, and give out the permit of a probe.
+        """Count the pick as in flight. If it is a probe, the probe begins.
 
-        The slot of `gave_up` becomes free for another call.
+        `gave_up` is the pick whose slot was released before. Another call may take that slot now.
         """
         endpoint, picker, permit = pick.endpoint, self._picker, pick.permit
         # These lines call no function: see the top of this file.
@@ -320,7 +320,7 @@ class Engine:
             self.queue.leave(call.waiting, served=True, free=self._free(call.waiting))
 
     def _retake(self, pick: Pick) -> None:
-        """Take a released slot back, since no pick was found that uses it."""
+        """Take a released slot back, since no instance was found for the next attempt."""
         endpoint, picker = pick.endpoint, self._picker
         # These lines call no function: see the top of this file.
         pick.taken = True
@@ -330,10 +330,10 @@ class Engine:
     def record_answer(self, pick: Pick, verdict: Verdict, *, held: bool) -> None:
         """Record the latency and the outcome of an attempt that was answered, and release its slot.
 
-        The outcome and the slot of an attempt that is `held` are handled later, at the end of its
-        body. The latency of a rejection or a fault counts only if it is longer than the usual
-        latency of answers: a fast error is not a fast answer. A client error (4xx) does not count
-        as latency.
+        If the attempt is `held`, its outcome is recorded and its slot is released later, at the end
+        of its body. The latency of a rejection or a fault is recorded only if it is longer than the
+        mean latency: a fast error is not a fast answer. The latency of a client error (4xx) is not
+        recorded.
         """
         endpoint, elapsed, clean = pick.endpoint, pick.elapsed, verdict.clean
         with self.lock:
@@ -357,8 +357,8 @@ class Engine:
 
     def record_outcome(self, pick: Pick, verdict: Verdict | None) -> None:
         """Record the outcome of an attempt, once: on its endpoint, its breaker, the opt-in rules
-        and a strategy that learns. With None as the verdict, only the permit is given back. Hold
-        the lock."""
+        and a strategy that learns. With None as the verdict, only the permit is given back. Call
+        this method with the lock held."""
         breaker = pick.breaker
         if verdict is None:
             breaker.cancel(pick.permit)
@@ -380,7 +380,7 @@ class Engine:
             return  # the instance has left, or another machine has its name now
         try:
             self._charge(pick, verdict, endpoint, breaker)
-        except BaseException:  # interrupted half-way: the pool must check this endpoint again
+        except BaseException:  # the update was interrupted: the pool must check this endpoint again
             self.pool.changed(endpoint)
             raise
 
@@ -416,7 +416,7 @@ class Engine:
 
     def back_off(self, pick: Pick, seconds: float) -> None:
         """Put an instance out of rotation for the time that it asked for, at most
-        `retry_after_max`. Hold the lock."""
+        `retry_after_max`. Call this method with the lock held."""
         endpoint = pick.endpoint
         seconds = min(seconds, self.retry_rules.policy.retry_after_max)
         if seconds > 0 and not endpoint.gone and pick.breaker is endpoint.breaker:
@@ -427,8 +427,9 @@ class Engine:
 
         The weight is ((own - all) / (1 - all))². Here own is the share of client errors of this
         instance, and all is their share over all instances. Every instance refuses a wrong request.
-        If only one instance refuses requests, it has a problem of its own (a token, a
-        configuration), and answers fast.
+        If only one instance refuses requests, this instance has a problem (such as a wrong token or
+        configuration). It also answers fast, so without this weight it would get more and more
+        calls.
         """
         size = max(1, len(self.pool))
         own = endpoint.client_errors.count(endpoint.attempts, _SHARE_GAIN)
@@ -455,7 +456,7 @@ class Engine:
             self._picker.record_outcome(endpoint, elapsed, failed=False, now=self.clock())
 
     def record_dropped(self, pick: Pick, verdict: Verdict) -> None:
-        """Record an attempt, good so far, whose response was garbage collected unclosed."""
+        """Record a good attempt whose response was garbage collected before it was closed."""
         with self.lock:
             self.record_outcome(pick, verdict)
             self.release(pick)
@@ -463,7 +464,8 @@ class Engine:
     def record_health(
         self, endpoint: Endpoint, breaker: Breaker, *, healthy: bool, why: str
     ) -> None:
-        """Record the result of active checks of the machine of `breaker`, and `why` they fail."""
+        """Record the result of active checks, and `why` they fail. If `breaker` is no longer the
+        endpoint's breaker, the checks reached another machine, and the result is ignored."""
         with self.lock:
             void = endpoint.gone or endpoint.breaker is not breaker
             if not void and endpoint.healthy is not healthy:
@@ -471,8 +473,8 @@ class Engine:
         self.outbox.publish()
 
     def end_probe(self, pick: Pick) -> None:
-        """End a probe with good headers, so that another probe may begin before the body is
-        read."""
+        """End a probe whose response has good headers, so that another probe may begin before the
+        body is read."""
         with self.lock:
             pick.breaker.cancel(pick.permit)
 
@@ -485,7 +487,7 @@ class Engine:
     def release(self, pick: Pick, *, wake: bool = True) -> None:
         """Stop counting an attempt as in flight, and `wake` a call that waits for its slot.
 
-        Hold the lock. May be called twice.
+        Call this method with the lock held. It may be called twice for one pick.
         """
         endpoint, picker, queue = pick.endpoint, self._picker, self.queue
         # These lines call no function: see the top of this file.
@@ -500,8 +502,8 @@ class Engine:
             self.over()
 
     def _wake(self, freed: Endpoint) -> None:
-        """Wake a call in the queue for the free slot, even if an exception interrupts this
-        method."""
+        """Wake a call that may use the slot that has become free at `freed`. If an exception
+        interrupts this method, a call is woken too."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
                 self.queue.wake(endpoint)
@@ -522,7 +524,8 @@ class Engine:
         return owner
 
     def run_deferred(self) -> None:
-        """Give back the slots whose holders were garbage collected. Hold the lock.
+        """Give back the slots whose holders were garbage collected. Call this method with the lock
+        held.
 
         An owner stays in `deferred_releases` until its slot is given back, however often this
         method is interrupted.
@@ -542,9 +545,8 @@ class Engine:
             return max(0.0, soonest.backing_off_until - now)
 
     def over(self) -> None:
-        """Note that a call or an attempt has ended. If it was the last, set the signals in
-        `closing`.
-        """
+        """Set the signals in `closing` if no call is under way and no attempt is in flight. This
+        method is called each time a call or an attempt ends."""
         while self.closing and not self.calls and not self._picker.in_flight:
             with contextlib.suppress(KeyError):  # another thread has removed it
                 self.closing.popitem()[0].set()
@@ -570,9 +572,8 @@ class Engine:
 
 
 def _signal_of(call: PickRequest) -> Signal:
-    """Return the signal of the call. The call stores it before the queue does, so that the call can
-    always leave the queue.
-    """
+    """Return the signal with which the call waits. It is stored in the call before it is stored in
+    the queue, so that the call can leave the queue even if it is interrupted."""
     if (signal := call.waiting) is None:
         signal = call.waiting = Signal()
     return signal

@@ -62,11 +62,11 @@ class HedgeRace(Generic[R]):
 
     @property
     def endpoints(self) -> Collection[Endpoint]:
-        """The endpoints with an attempt in flight. Hold the lock."""
+        """The endpoints with an attempt in flight. Read this property with the lock held."""
         return [endpoint for endpoint, _ in self._running.values()]
 
     def begin(self, attempt: Attempt[R], endpoint: Endpoint, expiry: Expiry | None) -> None:
-        """Add an attempt that begins at `endpoint`; `expiry` can end this attempt."""
+        """Record an attempt that begins at `endpoint`. `expiry` can end the attempt early."""
         with self._lock:
             self._running[attempt] = endpoint, expiry
             self.attempts.append(attempt)
@@ -111,10 +111,10 @@ class HedgeRace(Generic[R]):
 class Lanes(Generic[R]):
     """The lanes of a call that may be hedged, for a driver.
 
-    Iteration yields the steps that run concurrently with the lane of the call itself: the delay of
-    the hedge, and its lane. Then the driver waits for `done`, or for both lanes. Leaving the
-    context cancels the attempts that are still in flight, and raises the exception of a lane. A
-    lane may continue after that, and ends by itself.
+    Iteration yields the steps that run concurrently with the lane of the call itself: first the
+    pause before the hedge, and then the lane of the hedge. Then the driver waits for `done`, or for
+    both lanes. Leaving the context cancels the attempts that are still in flight, and raises the
+    exception of a lane. A lane may continue after that, and ends by itself.
     """
 
     def __init__(self, call: Call[R], after: float) -> None:

@@ -55,8 +55,8 @@ class DiscoveryLimits:
 
 
 class Membership:
-    """The instances of the service. `scheduler` runs the subscription, whose answers update the
-    pool and wake the calls in `queue`."""
+    """The instances of one service, kept up to date by discovery. `scheduler` runs the
+    subscription. Its answers update the pool and wake the calls in `queue`."""
 
     def __init__(
         self,
@@ -100,13 +100,14 @@ class Membership:
         """True once no further attempt may begin."""
         self._lock = lock
         if isinstance(resolver, StaticResolver) and self.subscription.claim():
-            self.subscription.run()  # a list never changes; any other service waits for a call
+            self.subscription.run()  # only a list does not wait for the first call
 
     def must_wait_until_resolved(self, now: float) -> bool:
-        """True while discovery has not answered yet, so that a call must wait. Hold the lock.
+        """True while discovery has not answered yet, so that a call must wait. Call this method
+        with the lock held.
 
-        Raises DiscoveryError if there is no usable answer. A call that fails in this way makes
-        discovery try again soon.
+        Raises DiscoveryError if there is no usable answer. After such an error, discovery tries
+        again soon.
         """
         if self.ended:
             raise BalancerClosed(
@@ -124,7 +125,8 @@ class Membership:
         return not self.subscription.known
 
     def end(self) -> list[Signal]:
-        """Refuse further attempts. Returns the signals of the calls that wait. Hold the lock."""
+        """Refuse further attempts. Returns the signals of the calls that wait. Call this method
+        with the lock held."""
         self.ended, self.generation = (
             True,
             None,
@@ -145,16 +147,17 @@ class Membership:
         if self.pool.after_fork() and not self.subscription.stopped:
             self.subscription.next_at = -math.inf
         if (subset := self._subset.after_fork()) is not None:
-            # Not counted or reported: a dead thread may hold the locks of the user's telemetry.
+            # This is not counted or reported: a thread that was not forked may hold the locks of
+            # the user's telemetry.
             self.pool.take(self.pool.plan(subset, self.subscription.clock()))
 
     def request_refresh(self, now: float) -> None:
-        """Request an early refresh, rate-limited. Hold the lock."""
+        """Request an early refresh, rate-limited. Call this method with the lock held."""
         if self.subscription.request_refresh(now):
             self.scheduler.schedule(self.subscription)
 
     def round(self) -> Iterator[Pause]:
-        """Refresh now, and yield the pauses in which the caller must wait.
+        """Ask discovery now, and yield the pauses in which the caller must wait for the answer.
 
         Raises DiscoveryError if the refresh fails.
         """
@@ -186,7 +189,7 @@ class Membership:
         self._changed(self.pool.plan(()))
 
     def on_error(self) -> None:
-        """Note that a refresh has failed. The last good set stays in use."""
+        """Report that a refresh has failed. The last good set of instances stays in use."""
         error = self.subscription.error
         self._metrics.lookup_failed(error)
         self.queue.wake()  # the first call in the queue computes when the known set becomes too old
@@ -194,7 +197,8 @@ class Membership:
             self._outbox.emit(DiscoveryFailed(self.name, self.subscription.clock(), error))
 
     def publish(self) -> None:
-        """Log the result of a round, and let listeners close connections that are no longer needed.
+        """Publish logs and events of a refresh, and let listeners close connections that are no
+        longer needed.
 
         Endpoints that left are freed in parts, since freeing thousands at once would delay other
         threads.
@@ -218,7 +222,7 @@ class Membership:
         return signal
 
     def _changed(self, update: EndpointSetUpdate) -> None:
-        """Hold the lock."""
+        """Apply an update of the endpoints, and report it. Call this method with the lock held."""
         joined, left, before = len(update.joined), len(update.left), len(self.pool)
         self._left = update.left
         self._departed = bool(update.left or update.moved)
@@ -238,7 +242,8 @@ class Membership:
             self._outbox.add(INFO, text, self.name, joined, left, len(self.pool))
 
     def _follow(self) -> None:
-        """Start the jobs in this process, at the first call, and at the first call after a fork."""
+        """Schedule discovery and health checks in this process. This happens at the first call, and
+        at the first call after a fork."""
         if not self.subscription.is_static:
             self.scheduler.schedule(self.subscription)
         if self.health_monitor is not None:

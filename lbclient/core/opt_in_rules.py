@@ -33,7 +33,8 @@ class OptInRules:
         self._limit = limit
 
     def record_outcome(self, pick: Pick, verdict: Verdict, now: float) -> bool:
-        """Record the outcome of an attempt that is still in flight. True: call `outliers` next."""
+        """Record the outcome of an attempt that is still in flight. Returns True if `outliers` is
+        to be called next."""
         turned_away = not verdict.good and verdict.turned_away
         if self.throttle is not None:
             (self.throttle.refused if turned_away else self.throttle.accepted)(now)

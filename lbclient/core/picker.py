@@ -53,7 +53,8 @@ class Pick:
     fault: str = ""
     """If the attempt was a fault: a status, or the name of an exception."""
     breaker: Breaker = field(init=False, repr=False, compare=False)
-    """The endpoint's breaker when the pick was taken. It identifies the machine of that time."""
+    """The endpoint's breaker when the pick was taken. If the endpoint has another breaker later,
+    another machine has its name."""
     concurrent: int = field(init=False, repr=False, compare=False)
     """The number of other attempts in flight at the endpoint when the pick was taken."""
     started: float = field(init=False, repr=False, compare=False)
@@ -100,7 +101,8 @@ class PickRequest:
 
 
 class Picker:
-    """Picks endpoints from a pool. The strategy decides only the ordinary first attempt.
+    """Picks endpoints from a pool. The strategy is asked only for the first attempt of a call;
+    endpoints for retries, hedges and probes are chosen here.
 
     An endpoint that warms up (`slow_start`) is picked less often: some of its picks are discarded,
     and the strategy picks again.
@@ -184,8 +186,7 @@ class Picker:
 
     def pick_hedge(self, call: PickRequest, now: float) -> Pick | None:
         """Pick an untried endpoint with room, in the tier that serves, for a hedge. Returns None if
-        there is no such instance.
-        """
+        there is no such endpoint."""
         total = self._limits.total
         if total is not None and self.in_flight >= total:
             return None
@@ -216,8 +217,8 @@ class Picker:
         return [endpoint, *(other for other in self.free(now) if other is not endpoint)]
 
     def changes_at(self, now: float) -> float:
-        """The next time at which a pick that found no room may succeed without another event, or
-        `math.inf`."""
+        """The next time at which a pick that found no room may succeed only because time has
+        passed, or `math.inf`."""
         at = self._pool.changes_at(now, self._patience)
         if self._limits.adaptive is None:
             return at
@@ -238,7 +239,7 @@ class Picker:
     def record_outcome(
         self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float
     ) -> None:
-        """Tell a strategy that learns how an attempt ended. Hold the lock."""
+        """Tell a strategy that learns how an attempt ended. Call this method with the lock held."""
         if self.learning is None:
             return
         try:
@@ -252,9 +253,8 @@ class Picker:
                 self._learning.recovered()
 
     def tripped(self, now: float) -> None:
-        """Note that a breaker has opened. The next probe of last resort waits `reset_timeout` from
-        now.
-        """
+        """Record that a breaker has opened. The next probe of last resort waits `reset_timeout`
+        from now."""
         self._last_probe = now
 
     def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
@@ -285,8 +285,8 @@ class Picker:
     def _another(
         self, call: PickRequest, candidates: Sequence[Endpoint], now: float
     ) -> Pick | _Full | None:
-        """Draw an untried endpoint at random, in the next tiers too. Only then is an endpoint tried
-        twice.
+        """Draw at random an endpoint that the call has not tried, from the best tier that has one
+        with room. If no tier has one, use an endpoint that the call has tried.
 
         If all untried endpoints are in rotation but full, the call waits for them, since they are
         probably healthy. If none of them has a free slot in time (`accepts_tried`), a tried

@@ -3,15 +3,18 @@
 The instances with the same priority are a *tier* (RFC 2782). The tier with the lowest priority
 value serves, as long as at least one of its instances is in rotation; otherwise the next tier
 serves. An instance is in rotation (*admissible*) unless it is ejected, active checks find it
-unhealthy, its breaker refuses calls, or it backs off (`Retry-After`). An instance at its limit
-stays admissible, and picks only skip it. So if a tier is full, the next tier does not serve.
+unhealthy, its breaker refuses calls, or it backs off (`Retry-After`). An instance that has reached
+its limit of attempts in flight stays admissible, although no attempt is sent to it for now. So the
+next tier does not serve, even if all instances of a tier have reached their limits.
 
-If active checks find all instances unhealthy, the checks are ignored: a wrong path must not take a
-service down. AWS's load balancers and Envoy's panic mode do the same.
+If active checks find all instances unhealthy, the checks are ignored: a check with a wrong path
+must not make the whole service unavailable. AWS's load balancers and Envoy's panic mode do the
+same.
 
 An answer of discovery may have ten thousand instances, and calls must not wait while it is
-processed. So an `EndpointSetUpdate` is computed without the lock of the calls. To apply the update
-takes a few assignments. A client may keep a `Subset` of many instances.
+processed. So an `EndpointSetUpdate` is computed without the lock that calls need. Only applying it
+needs the lock, and takes a few assignments. With `max_instances`, a client uses only a `Subset` of
+the instances.
 """
 
 from __future__ import annotations
@@ -42,11 +45,12 @@ _SHOWN = 10
 class Subset:
     """At most `limit` instances (None: all), drawn at random, and kept while they are known.
 
-    Rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a hash with a
-    seed of its own. So an instance that joins or leaves changes only one place of the subset. The
-    clients spread over all instances without coordination (gRPC's A68, MongoDB's `srvMaxHosts`).
-    Each tier keeps one instance if `limit` allows it, since a fail-over needs one. All other places
-    go to the best tier first.
+    The method is rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a
+    hash with a seed of its own. So an instance that joins or leaves changes at most one member of
+    the subset. The clients spread over all instances without coordination (as with gRPC's A68 and
+    MongoDB's `srvMaxHosts`). The subset contains at least one instance of each tier if `limit`
+    allows it, since a fail-over to that tier needs one. The rest is filled from the best tier
+    first.
     """
 
     def __init__(self, limit: int | None, rng: random.Random) -> None:
@@ -56,9 +60,8 @@ class Subset:
         self._all: Sequence[Instance] | None = None
 
     def after_fork(self) -> Sequence[Instance] | None:
-        """In a forked child: draw another subset from the last answer. None if no subset was
-        needed.
-        """
+        """In a forked child: draw another subset from the last answer. Returns None if the last
+        answer was used in full."""
         self._seed = b""
         return None if self._all is None else self.of(self._all)
 
@@ -104,10 +107,11 @@ class _Revision(NamedTuple):
 
 
 class EndpointSetUpdate:
-    """The difference between one endpoint set and the next: the endpoints that joined, left, or
-    have new addresses.
+    """The difference between one endpoint set and the next: the endpoints that joined or left, and
+    those that have new addresses.
 
-    An endpoint warms up from `now` on if it has joined other endpoints, or has new addresses.
+    Endpoints that joined an existing set, and those with new addresses, warm up from the time
+    `now`.
     """
 
     def __init__(
@@ -137,7 +141,8 @@ class EndpointSetUpdate:
         return bool(self.joined or self.left or self._revisions)
 
     def apply(self) -> None:
-        """Give the endpoints that stay their new records. Hold the lock of the calls."""
+        """Give the endpoints that stay their new records. Call this method with the balancer's lock
+        held."""
         for endpoint in self.left:
             endpoint.gone = True
         for endpoint, instance, weight, breaker in self._revisions:
@@ -181,7 +186,8 @@ def _equal(old: Instance, new: Instance) -> bool:
 
 
 class Pool:
-    """The endpoints of one service, and which of them serve. Hold the balancer's lock."""
+    """The endpoints of one service, and which of them are in rotation. Call its methods with the
+    balancer's lock held, unless a method says otherwise."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
@@ -216,8 +222,8 @@ class Pool:
         return Breaker(self._policy, str(endpoint.instance))
 
     def plan(self, instances: Iterable[Instance], now: float = -math.inf) -> EndpointSetUpdate:
-        """Compute the changes of a full set of instances. This needs no lock and may take long.
-        Only one thread at a time may call this method."""
+        """Compute what changes with a full set of instances. This method needs no lock and may take
+        long. Only one thread at a time may call it."""
         return EndpointSetUpdate(self._endpoint_set, self._policy, instances, now)
 
     def take(self, update: EndpointSetUpdate) -> None:
@@ -241,7 +247,8 @@ class Pool:
         self._listeners.append(WeakMethod(departed))
 
     def tell_listeners(self) -> None:
-        """Tell listeners that instances have left or got new addresses. Do not hold the lock."""
+        """Call the registered methods, since instances have left or got new addresses. Call this
+        method without the lock."""
         for ref in self._listeners:
             if (departed := ref()) is not None:
                 departed()
@@ -249,7 +256,7 @@ class Pool:
     def after_fork(self) -> bool:
         """In a forked child: drop an update that a thread of the parent has not finished.
 
-        Returns True if an update was lost in this way, so that discovery must be asked again.
+        Returns True if an update was dropped. Then discovery must be asked again.
         """
         for endpoint in self.endpoints:
             endpoint.gone, endpoint.in_flight = False, 0
@@ -270,7 +277,8 @@ class Pool:
         return update
 
     def changed(self, endpoint: Endpoint) -> None:
-        """Note that an endpoint's state has changed, so that the next pick recomputes it."""
+        """Mark an endpoint whose state has changed. The next pick checks whether it is in
+        rotation."""
         self._dirty[endpoint] = None
         self._stale_at = -math.inf
 
@@ -282,7 +290,7 @@ class Pool:
     def candidates(self, now: float) -> Sequence[Endpoint]:
         """The admissible endpoints of the tier that serves; empty if no tier has one.
 
-        It is the same object until membership, admissibility or weights change.
+        The returned object is the same until instances, their rotation or their weights change.
         """
         if now >= self._stale_at:
             self._recompute(now)
@@ -295,10 +303,9 @@ class Pool:
         return self._open
 
     def changes_at(self, now: float, patience: float) -> float:
-        """The next time at which an instance comes back into rotation, or a probe is due, without
-        another event. A due probe is given to a call that may be repeated, or `patience` seconds
-        later to any call.
-        """
+        """The next time at which an instance comes back into rotation, or a probe becomes due, only
+        because time has passed. A due probe is given to a call that may be repeated, or `patience`
+        seconds later to any call."""
         if now >= self._stale_at:
             self._recompute(now)
         dues = [
@@ -342,8 +349,7 @@ class Pool:
 
     def due_soonest(self, now: float) -> Endpoint | None:
         """Return the endpoint with an open breaker whose open period ends first. Returns None while
-        an endpoint is probed.
-        """
+        any endpoint is being probed."""
         if any(endpoint.breaker.probing(now) for endpoint in self.open_breakers):
             return None
         return min(self.open_breakers, key=lambda endpoint: endpoint.breaker.due, default=None)
@@ -433,7 +439,7 @@ class Pool:
 
 
 def _next_change(endpoint: Endpoint, now: float) -> float:
-    """The next time at which an endpoint comes back into rotation without another event."""
+    """The next time at which an endpoint comes back into rotation only because time has passed."""
     return min(
         (at for at in (endpoint.backing_off_until, endpoint.ejected_until) if at > now),
         default=math.inf,

@@ -1,8 +1,8 @@
 """Puts endpoints out of rotation and back in, and reports it.
 
 An endpoint leaves the rotation because of its breaker, its own request (`Retry-After`), an ejection
-by hand or as an outlier, or active checks. All of this happens in this module, under the balancer's
-lock. Logs and events are published after the lock is released.
+by hand or as an outlier, or active checks. This module makes all of these changes, under the
+balancer's lock. Logs and events are published after the lock is released.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = ["Reachability", "Rotation"]
 
 
 class Rotation:
-    """Puts the endpoints of one balancer out of rotation and back in. Hold the lock."""
+    """Puts the endpoints of one balancer out of rotation and back in. Call its methods with the
+    balancer's lock held."""
 
     def __init__(
         self,
@@ -145,16 +146,17 @@ class Rotation:
 
 
 class Reachability:
-    """Decides whether an unreachable instance is at fault. Hold the balancer's lock.
+    """Decides whether an unreachable instance is at fault. Call its methods with the balancer's
+    lock held.
 
     The failure is the instance's fault only if other instances can be reached. If none can be
-    reached, the network is down. If a failure counted as a fault then, every instance would be out
-    of rotation, and none would be available when the network is back. The proof that other
-    instances can be reached is an attempt that was sent after such a failure and was answered or
-    refused by its instance. So the first failure is neutral, and each later failure is a fault if
-    there has been a proof since the last failure that counted. Epochs, not times, say what was sent
-    after a failure: a failure that starts the wait for a proof begins a new epoch, and an attempt
-    remembers the epoch in which it was sent.
+    reached, the network is down. In this case a failure must not be a fault. Otherwise all
+    instances would be out of rotation, and none would be available when the network is back. So the
+    first failure of an instance is not a fault, and starts a wait for a proof. The proof is an
+    attempt to any instance that was sent after the failure, and that its instance answered or
+    refused: the network works. Once there is a proof, the next failure is a fault, and starts the
+    next wait. Each failure that starts a wait begins a new epoch. An attempt stores the epoch in
+    which it was sent, so it is known whether the attempt was sent after a failure.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
@@ -185,11 +187,11 @@ class Reachability:
         self.proved = max(self.proved, pick.epoch)
 
     def _reached_again(self, endpoint: Endpoint) -> None:
-        """Let the endpoints that could not be reached be probed at once, since there is a route
-        again.
+        """Allow the endpoints that could not be reached to be probed at once, since there is a
+        route again.
 
-        Endpoints without a proof since then were unreachable in the same outage. This outage is
-        over, and says nothing about the next outage.
+        An endpoint without a proof since its failure was unreachable in the same outage. This
+        outage is over, so the next failure of such an endpoint is a first failure again.
         """
         endpoint.unreached = 0
         now = self._clock()

@@ -1,4 +1,5 @@
-"""The queue of calls that wait for a slot. Callers take turns; the calls of each are in order."""
+"""The queue of calls that wait for a slot. Callers take turns; the calls of one caller are served
+in order of arrival."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["WaitQueue"]
 
 
 class WaitQueue:
-    """Calls that wait, in one queue for each caller. Hold the lock.
+    """Calls that wait for a slot, in one queue for each caller. Call its methods with the
+    balancer's lock held.
 
     Only the first call looks for a slot. Once it has one, the next call of its caller waits until
     every other caller in the queue has had a turn. So callers are served round-robin, as in fair
@@ -23,9 +25,9 @@ class WaitQueue:
     turn for the slots that it wants, and the calls behind it take the other slots.
 
     A caller is the hash of the user's key, so that no code of the user runs under the lock. Every
-    operation takes constant time, whatever the number of calls and callers. The exception are
-    retries that wait separately, which are searched one by one. Records change in lines that call
-    no function. So if a signal handler raises an exception, all of these lines have run, or none.
+    operation takes constant time, whatever the number of calls and callers. Only retries that wait
+    separately are searched one by one. Records change in lines that call no function. So if a
+    signal handler raises an exception, all of these lines have run, or none.
     """
 
     __slots__ = ("_turns", "retries", "waiting")
@@ -53,7 +55,8 @@ class WaitQueue:
         return self._turns
 
     def looks(self, signal: Signal) -> bool:
-        """True for the call whose turn it is, and for retries that wait separately."""
+        """True if the call of `signal` may look for a slot: it is its turn, or it is a retry that
+        waits separately."""
         return signal in self.retries or (bool(self.waiting) and self.first is signal)
 
     def leads(self, signal: Signal) -> bool:
@@ -65,18 +68,20 @@ class WaitQueue:
         return bool(self.waiting) and self.first is signal
 
     def passes(self, signal: Signal | None) -> bool:
-        """Like `looks`, for a call that looks for a slot now. Use only while a call waits."""
+        """True if a call may look for a slot now: it is its turn, or it is a retry that waits
+        separately. If the call whose turn it is cannot be woken any more, it is removed first. Use
+        only while a call waits."""
         if signal in self.retries:
             return True
         first = self.first
         if first is not signal and first.is_set:
-            self._wake_first()  # it was woken before, but its event loop may have ended
+            self._wake_first()  # the first call was woken before, but its event loop may have ended
         return not self.waiting or self.first is signal
 
     def join(self, signal: Signal | None, caller: int | None) -> Signal:
         """Wait behind the other calls of the caller. A call that already waits keeps its place.
 
-        The returned signal is set when the call should look again.
+        The returned signal is set when the call should look for a slot again.
         """
         signal = signal or Signal()
         signal.rearm()
@@ -109,7 +114,8 @@ class WaitQueue:
         return signal
 
     def left_for(self, signal: Signal | None) -> Collection[object] | None:
-        """Return the endpoints that no retry before `signal` waits for; None for all."""
+        """Return the endpoints whose slots the call of `signal` may take, since no retry before it
+        waits for them. None means all endpoints."""
         left: set[object] | None = None
         last: Collection[object] = ()
         gone = []
@@ -149,8 +155,8 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        None means that something else has changed. Then a slot may be free for every retry that
-        waits separately, and for the first of the other calls.
+        If `freed` is None, something else has changed. Then every retry that waits separately is
+        woken, and the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():

@@ -39,8 +39,8 @@ class Wait:
     def steps(
         self, got: Pick | Signal | None, holding: Pick | None
     ) -> Generator[Pause, None, Pick | None]:
-        """Yield pauses, and return a pick. None: no instance for a retry, so the last outcome is
-        final.
+        """Yield pauses, and return a pick. Returns None if there is no instance for a retry; then
+        the last outcome is final.
 
         Before the wait, the slot of an answer that is to be retried is given back. Otherwise calls
         that hold slots could wait for each other for ever. If a retry has waited for an instance
@@ -78,7 +78,7 @@ class Wait:
         return got if isinstance(got, Pick) else None
 
     def _look_again(self, signal: Signal) -> float:
-        """Seconds until the call looks again without being woken.
+        """Seconds until the call looks for a slot again without being woken.
 
         In a long queue, only the first call has to look often.
         """

@@ -1,17 +1,20 @@
 """The circuit breaker of one instance, based on permits. The only file that uses pybreaker.
 
-Admission and outcome are separate, so that nothing is held while the I/O runs:
+The breaker is asked before an attempt, and told its outcome afterwards. So no lock is held while
+the I/O runs:
 
 - A closed breaker gives its `permit` to every attempt. A half-open breaker has a single permit, for
   the probe.
-- `record_outcome` records how an attempt ended. A permit from before the last change of state is
-  stale and changes nothing. `cancel` returns a permit without an outcome.
+- `record_outcome` records how an attempt ended. If the state has changed since the permit was
+  given, the permit is stale and the outcome is ignored. `cancel` returns a permit without an
+  outcome.
 
-pybreaker keeps the states and counts good probes. It never wraps the I/O, since its `call` holds a
-lock while the function runs, and does not notice that a coroutine fails. Outcomes are passed to
-pybreaker through functions that return at once. pybreaker's clock, the wall clock, has no effect:
-an open circuit gets no calls, and this module half-opens it. Rates are counted in a ring of ten
-time slices with running totals, so the cost of a call does not depend on the number of calls.
+pybreaker keeps the states and counts good probes. The I/O does not run inside pybreaker's `call`:
+this method holds a lock while its function runs, and does not notice that a coroutine fails.
+Instead, each outcome is passed to pybreaker as a `call` of a function that returns or raises at
+once. pybreaker's own timeout has no effect, since this module decides when an open circuit becomes
+half-open. Rates are computed from counts of the last ten time slices. Their totals are updated at
+each call, so the cost of a call does not depend on the number of calls.
 
 The rules come from Nygard's "Release It!" (the states), Envoy (each ejection is longer, and the
 length decays while the instance is healthy), AWS ("equal jitter" of the open period), resilience4j
@@ -59,15 +62,17 @@ class BreakerPolicy:
     """Defines when an instance is out of rotation because of its faults, and for how long.
 
     - `fail_max`: the number of consecutive faults that opens the breaker, in the order in which the
-      attempts were sent. A success does not end a run of faults whose attempts were sent after it.
-    - `reset_timeout`: seconds that the breaker stays open the first time (half of it is jitter).
-      This time doubles with each failed probe, and each time the breaker opens again less than
-      `reset_timeout_max` after it has closed. It never exceeds `reset_timeout_max`.
+      attempts were sent. A success resets only the count of faults whose attempts were sent before
+      the attempt that succeeded.
+    - `reset_timeout`: the seconds for which the breaker stays open the first time. (The actual time
+      is random, between half of this value and all of it.) The time doubles after each failed
+      probe. It also doubles if the breaker opens again less than `reset_timeout_max` seconds after
+      it has closed. It never exceeds `reset_timeout_max`.
     - `success_threshold`: the number of successful probes that closes the breaker.
     - `panic_threshold`: when the breakers of a tier admit less than this fraction of its instances,
-      the breakers are ignored (Envoy's panic mode). 0: never.
-    - `failure_rate`: the breaker also opens at this share of faults, above 0 and at most 1. None:
-      the share does not count.
+      the breakers are ignored (Envoy's panic mode). With 0, breakers are never ignored.
+    - `failure_rate`: the breaker also opens at this share of faults, above 0 and at most 1. With
+      None, the share is not checked.
     - `slow_rate`, `slow_after`: the breaker also opens if this share of the calls, failed or not,
       takes longer than `slow_after` seconds. Set both or neither. A probe that takes longer than
       `slow_after` has failed.
@@ -203,7 +208,7 @@ def new_circuit(policy: BreakerPolicy, name: str, turned: Callable[[], None]) ->
 
 
 def tell(circuit: Circuit, *, fault: bool) -> None:
-    """Pass an outcome to pybreaker, through a function that returns at once."""
+    """Pass an outcome to pybreaker, as a call of a function that returns or raises at once."""
     try:
         circuit.call(_fail if fault else _succeed)
     except (_Fault, pybreaker.CircuitBreakerError) as error:
@@ -214,10 +219,11 @@ def tell(circuit: Circuit, *, fault: bool) -> None:
 
 
 def _forget(error: BaseException | None) -> None:
-    """Drop tracebacks, since pybreaker's frames hold the exceptions that they raise.
+    """Remove the tracebacks of an error and of the errors in its context.
 
-    Frames and exceptions form a cycle. It would keep the whole stack, including the caller's own
-    frames, alive until the garbage collector runs.
+    pybreaker's frames refer to the exceptions that they raise, and each traceback refers to frames.
+    This reference cycle would keep all frames of the stack alive, those of the caller too, until
+    the garbage collector runs.
     """
     while error is not None:
         error.__traceback__ = None
@@ -233,7 +239,7 @@ class _Turns(pybreaker.CircuitBreakerListener):
 
 
 class _Fault(Exception):
-    """Represents the instance's failure inside pybreaker."""
+    """Raised inside pybreaker's `call`, so that pybreaker counts a failure."""
 
 
 def _succeed() -> None:
@@ -246,7 +252,8 @@ def _fail() -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Permission to send one attempt. `expires` (clock time) is set only for a probe."""
+    """Permission to send one attempt. `expires` is the clock time when a probe times out; None if
+    the attempt is not a probe."""
 
     generation: int
     expires: float | None = None
@@ -258,8 +265,8 @@ class Permit:
 
     @property
     def refused(self) -> bool:
-        """True if the breaker was ignored, and would have refused the attempt. Its outcome changes
-        nothing."""
+        """True if the breaker would have refused the attempt, but was ignored. The outcome of such
+        an attempt does not change the breaker."""
         return self.generation < 0
 
 
@@ -268,9 +275,9 @@ _REFUSED = Permit(-1)
 
 
 class Breaker:
-    """The permits for one instance.
+    """The circuit breaker of one instance: it gives out permits and records outcomes.
 
-    The caller passes in the time and the random number generator, and holds a lock.
+    Callers hold a lock, and pass in the time and the random number generator.
     """
 
     __slots__ = (
@@ -303,7 +310,8 @@ class Breaker:
         sent to the instance when it failed.
         """
         self.untouched: bool = not self._rated
-        """True if there was no fault so far, and the policy does not count successes."""
+        """True until the first fault, if the policy has no rates. Then successes need not be
+        recorded."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None
@@ -356,9 +364,11 @@ class Breaker:
         return 0.0 if self.probe_permit is None else self.probe_permit.expires or 0.0
 
     def probe(self, now: float) -> Permit:
-        """Half-open the breaker and return a permit, which the caller stores in `probe_permit`.
+        """Make the breaker half-open and return a permit, which the caller stores in
+        `probe_permit`.
 
-        The probe is under way from then on. A probe without an outcome times out.
+        The probe is under way once the permit is stored there. A probe without an outcome times
+        out.
         """
         circuit = self._circuit or self._wake()
         if circuit.current_state == OPEN:
@@ -367,7 +377,8 @@ class Breaker:
         return Permit(self.permit.generation, now + patience)
 
     def observed(self, now: float) -> Permit:
-        """Return a permit for a call that is sent in any state, as with `observe` or in panic.
+        """Return a permit for an attempt that is sent whatever the state of the breaker is, as in a
+        dry run (`observe`).
 
         If the breaker is closed, this is the usual permit. If it is not closed and a probe is due,
         this is the permit of the probe. Otherwise it is a permit that is `refused`.
@@ -390,10 +401,10 @@ class Breaker:
     ) -> bool:
         """Record an outcome after `elapsed` seconds. Returns True if the outcome changed the state.
 
-        `started` is the time when the attempt was sent (None: after all other attempts), `attempts`
-        is the number of attempts sent to the instance so far, and `latency` is the mean time of its
-        answers in seconds. A stale permit changes nothing. Unless the breaker is closed, only the
-        outcome of a probe counts.
+        `started` is the time when the attempt was sent; None means after all other attempts.
+        `attempts` is the number of attempts sent to the instance so far. `latency` is the mean time
+        of its answers in seconds. With a stale permit, the outcome is ignored. While the breaker is
+        open or half-open, only the outcome of a probe changes its state.
         """
         if permit.generation != self.permit.generation or (not fault and self.success_is_noop):
             return False
@@ -421,7 +432,8 @@ class Breaker:
             self.probe_permit = None
 
     def expedite_probe(self, now: float, rng: random.Random) -> None:
-        """Shorten the wait to `reset_timeout`, since another instance has recovered."""
+        """Shorten the wait for the next probe to at most `reset_timeout`, since another instance
+        has recovered."""
         if self.state == "open":
             self._period = self._policy.reset_timeout
             self.due = min(self.due, now + _jittered(self._period, rng))
@@ -441,18 +453,21 @@ class Breaker:
     def _count_fault(self, started: float, now: float, attempts: int, latency: float) -> None:
         """Count consecutive faults, in the order in which the attempts were sent.
 
-        A success shows that the instance worked when the attempt was sent. It ends the run of
-        faults whose attempts were sent before, and says nothing about attempts sent later. So
-        successes that were still under way when an outage began do not hide the outage.
+        A success shows that the instance worked when the attempt was sent. So it resets the count
+        of faults whose attempts were sent before, but not the count of faults whose attempts were
+        sent later. Attempts that began before an outage and succeed during the outage do not hide
+        it.
 
-        Faults may be quicker than successes. Then they are known before the successes of attempts
-        that were sent between them. So a run counts only if nearly all attempts sent since its
-        first fault have failed too, or if a success sent after that fault would be known by now.
+        Attempts that fail may end sooner than attempts that succeed. So there may be `fail_max`
+        faults while other attempts, sent between them, are still in flight and will succeed. For
+        this reason the breaker opens only in two cases: nearly all attempts sent since the first
+        fault have failed, or the first fault is so long ago that a later success would be known by
+        now.
         """
         self.untouched = False
         run, most = self._run, self._policy.fail_max
         if most == sys.maxsize:
-            return  # disabled: nothing reads the run, so it would only grow
+            return  # the breaker is disabled, so the faults are not needed
         if run is None:
             run = self._run = deque(maxlen=most)
         run.append((started, attempts))
@@ -479,7 +494,7 @@ class Breaker:
         return after is not None and elapsed > after
 
     def _wake(self) -> Circuit:
-        """Create the circuit if there is none yet, since an instance without faults has no
+        """Create the circuit if it does not exist yet. An instance without faults has no
         circuit."""
         self._circuit = new_circuit(self._policy, self.name, self._turned)
         self.untouched = False

@@ -58,9 +58,9 @@ class Verdict:
       `rejected` for a result that must be retried but is not a fault and has no `rest`.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
       was used before).
-    - `unreachable`: this host has no route to the instance, or is not allowed to use it. Set it for
-      an exception. The balancer then sets `fault` itself: True if other instances can be reached,
-      False if none can.
+    - `unreachable`: this host has no route to the instance, or is not allowed to use the route. Set
+      `unreachable` only for an exception. The balancer then sets `fault` itself: True if other
+      instances can be reached, False if none can.
     - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). The time of this
       answer does not count as latency of the instance. An instance that gives such answers far more
       often than the other instances gets less load.
@@ -89,9 +89,8 @@ class Verdict:
     """True for a good answer without any other information: no back-off, no client error."""
 
     def of_result(self) -> Verdict:
-        """Return the verdict for a result. A result that is otherwise good is not retried because
-        of `again` alone.
-        """
+        """Return this verdict as it applies to a result (not to an exception). A result is not
+        retried because of `again` alone."""
         bad = self.fault or self.rest or self.rejected or self.unsent
         return self if bad or self.again == "never" else FINE
 
@@ -146,7 +145,7 @@ def local_origin(error: BaseException | None) -> Verdict | None:
     found = [_local_origin(one) for one in _system_errors(error)]
     verdicts = [one for one in found if one is not None]
     if not verdicts or len(verdicts) < len(found):
-        return None  # one of several addresses failed for another reason, which says more
+        return None  # an address failed for another reason, which tells more
     return next((one for one in verdicts if not one.unreachable), verdicts[0])
 
 
@@ -159,7 +158,7 @@ def _local_origin(error: OSError) -> Verdict | None:
         return _EXHAUSTED_HERE
     if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):
         return None  # a file that cannot be opened is an error of the caller's code
-    # A lookup that could not be made may set any errno (EAI_SYSTEM).
+    # A lookup that failed for lack of resources may set any errno (EAI_SYSTEM).
     return _UNREACHABLE_FROM_HERE if error.errno in _UNREACHABLE else _starved()
 
 
@@ -203,9 +202,9 @@ error."""
 
 
 def more_telling(before: Exception | None, error: Exception) -> Exception:
-    """Choose one of the failures of two addresses.
+    """Of two errors, each from a connection to one address, return the one that says more.
 
-    The result is the later error, unless only the earlier error was caused by the destination.
+    This is the later error, unless only the earlier error was caused by the destination.
     """
     if before is None or local_origin(error) is None or local_origin(before) is not None:
         return error
@@ -219,11 +218,10 @@ def answered(error: BaseException) -> bool:
 
 
 def _system_errors(error: BaseException | None, seen: set[int] | None = None) -> Iterator[OSError]:
-    """The operating system's errors behind an error. There are several if addresses were tried in
-    parallel.
+    """Yield the operating system's errors among `error` and its causes. There are several if
+    addresses were tried in parallel.
 
-    An error may be its own cause, through other errors, since Python itself breaks only cycles of
-    `__context__`.
+    An error may be one of its own causes, since Python prevents such cycles only for `__context__`.
     """
     seen = set() if seen is None else seen
     while error is not None and id(error) not in seen:

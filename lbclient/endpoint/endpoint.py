@@ -29,10 +29,10 @@ _GAIN = 0.3
 class Endpoint:
     """One instance, and its state in this client. Strategies read it; only the engine changes it.
 
-    `instance` is its current record. `in_flight` counts attempts from the pick until the body is
-    closed. `latency` is an exponentially weighted mean of attempt times, in seconds (None before
-    the first). `weight` is its share relative to other endpoints (0 is replaced by a usable value,
-    see `pool`).
+    `instance` is its latest record from discovery. `in_flight` counts attempts from the pick until
+    the body is closed. `latency` is an exponentially weighted mean of attempt times, in seconds
+    (None before the first). `weight` is its share of the traffic, relative to other endpoints (a
+    weight of 0 is replaced by a small one, see `core/pool.py`).
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class Endpoint:
         self.limit: float | None = None
         """The learned limit of attempts in flight, if there is one."""
         self.learned: object = None
-        """Further state of the rule that learns the limit. Only that rule reads it."""
+        """Other state of the rule that learns `limit`. Only that rule reads it."""
         self.paused_until: float = 0.0
         """The clock time until which the instance gets no attempts, since it rejected its only
         attempt in flight. """
@@ -97,8 +97,7 @@ class Endpoint:
         self.client_errors: Share = Share()
         """The share of answers that say that the request is wrong."""
         self.penalty: float = 0.0
-        """The number of times that failures have doubled the load, minus the effect of
-        successes."""
+        """How many times failures have doubled the load. A success makes this number smaller."""
         self._penalized_at = -math.inf
         self._served_at = -math.inf
 
@@ -117,10 +116,10 @@ class Endpoint:
         Without the penalty, an instance that fails fast looks idle and attracts all traffic
         (linkerd/linkerd2-proxy#4537). The first failure weighs as much as two attempts in flight.
         Each further failure doubles this penalty, at most once per round trip, as TCP halves its
-        window. A success removes a part of it. The penalty falls in a straight line to zero, in
-        twice the time for which the instance has failed without a success: in half a second at
-        least, and in 30 s at most. So a short fault is forgotten within seconds, at any rate of
-        calls, and during a long fault fewer and fewer attempts fail.
+        window. A success removes a part of it. With time, the penalty falls linearly to zero. This
+        takes twice as long as the time for which the instance has failed without a success, but at
+        least half a second and at most 30 s. So a short fault is forgotten within seconds, whatever
+        the rate of calls is, and during a long fault the instance gets fewer and fewer attempts.
         """
         if not self.penalty:
             return self.in_flight
@@ -131,9 +130,8 @@ class Endpoint:
         return self.in_flight + weight * max(0.0, left)
 
     def renew(self, breaker: Breaker) -> None:
-        """Reset the state, since another machine has the same name now and did not cause the past
-        faults.
-        """
+        """Reset the state, since the name now belongs to another machine, which did not cause the
+        past faults."""
         self.breaker = breaker
         self.backing_off_until = 0.0
         self.ejected_until = 0.0
@@ -170,7 +168,7 @@ class Endpoint:
     def penalize(self, now: float, started: float, weight: float) -> None:
         """Raise the penalty for an attempt sent at `started`, with a weight of 0 to 1.
 
-        Attempts that were under way together count as one.
+        Failures of attempts that were in flight at the same time count as one failure.
         """
         if started < self._penalized_at or weight <= 0:
             return
@@ -186,7 +184,8 @@ class Endpoint:
 
 
 class Share:
-    """The moving share of attempts that end in a certain way, updated at each such end."""
+    """The share of attempts that end in a certain way, as a moving average. It is updated at each
+    attempt that ends in this way."""
 
     __slots__ = ("_attempts", "_value")
 
@@ -195,10 +194,10 @@ class Share:
         self._attempts = 0
 
     def count(self, attempts: int, gain: float) -> float:
-        """Count one more such attempt and return the share.
+        """Count one more attempt that ended in this way, and return the share.
 
-        `attempts` is the number of all attempts so far. The attempts since the last call of this
-        method ended in another way.
+        `attempts` is the number of all attempts so far. All other attempts since the last call of
+        this method ended in another way.
         """
         others = max(0, attempts - self._attempts - 1)
         self._attempts = attempts

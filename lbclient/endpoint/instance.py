@@ -1,4 +1,4 @@
-"""Instance and Answer: the plain values that discovery passes on to balancing."""
+"""Instance and Answer: the plain values that a resolver returns."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _OF_CONNECTIONS = frozenset(
         "upgrade",
     }
 )
-"""Headers that depend on one request or connection, so that an instance cannot have them."""
+"""Headers whose values depend on the request or the connection, so they cannot be set for an
+instance."""
 
 
 class InstanceHeaders(Mapping[str, str]):
-    """The headers of an instance. Names are compared in any case. `repr` shows no values, since
-    values may be secret.
-    """
+    """The headers of an instance. Names are case-insensitive. `repr` shows no values, since values
+    may be secret."""
 
     __slots__ = ("_pairs",)
 
@@ -125,10 +125,10 @@ class Instance:
     """One process of a service. Two instances are equal if they have the same `host`, `port`,
     `scheme`, `path`, `headers` and `tls_name`.
 
-    - `weight`: its share relative to its peers. 0 counts as 0.1; if all weights are 0, all
-      instances are equal.
+    - `weight`: its share of the traffic, relative to the other instances. A weight of 0 is treated
+      as 0.1; if all weights are 0, all instances get the same share.
     - `priority`: its tier. Lower values serve first (RFC 2782).
-    - `metadata`: data of the caller's own.
+    - `metadata`: any other data about the instance, such as its zone.
     - `addresses`: the IP addresses that discovery has checked, tried in order. If there are none,
       the operating system resolves `host` at each connect. `address` is the address to connect to.
     - `scheme`: `"http"` or `"https"`; None means the service's scheme.
@@ -239,8 +239,9 @@ class Instance:
 
 
 def identity_of(instance: Instance) -> str:
-    """Return a text for hashes that is the same in every process, and differs for other base paths
-    and headers. Do not show this text, since it depends on the values of headers."""
+    """Return a text that identifies the instance, as the input of a hash function. It is the same
+    in every process. It differs between instances with different base paths or headers. Do not show
+    this text, since it depends on the values of headers."""
     text = f"{instance}{instance.path}"
     if not instance.headers:
         return text
@@ -252,7 +253,7 @@ def _base_path(path: object) -> str:
     """Check a base path. Returns it without the final slash."""
     if not isinstance(path, str):
         raise TypeError(f"path must be text such as '/openai/v1', not {validation.shown(path)}")
-    if "?" in path or "#" in path:  # the text after them may be secret
+    if "?" in path or "#" in path:  # the text after `?` or `#` may be secret
         raise ValueError("path must not contain a query or a fragment")
     if not path.startswith("/") or path.startswith("//") or not _PATH.fullmatch(path):
         raise ValueError(

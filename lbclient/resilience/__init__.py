@@ -1,5 +1,6 @@
-"""Rules that limit the harm of failures. Each file has one policy, and its state in one balancer.
+"""Rules that limit the harm of failures. Each file contains one policy, and the state that one
+balancer needs for it.
 
-The caller passes in the time and the random number generator. The rules have no locks: the caller
-holds one.
+The caller passes in the time and the random number generator. The rules have no locks: callers hold
+the balancer's lock.
 """

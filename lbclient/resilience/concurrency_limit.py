@@ -1,6 +1,6 @@
 """Limits of attempts in flight: at one instance, fixed or adaptive, and at all instances together.
 
-The adaptive limit is learned from outcomes.
+The adaptive limit of an instance is learned from the outcomes of its attempts.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from lbclient.endpoint.endpoint import Endpoint
 __all__ = ["AdaptiveLimit", "LearnedLimit", "Limits"]
 
 _GAIN = 0.1
-"""The weight of a new answer in the mean that is the baseline latency."""
+"""The weight of a new answer in the moving average that is the baseline latency."""
 _AVERAGED = 32
-"""The rejected share is averaged over this many attempts, or over one round if that is more."""
+"""The rejected share is averaged over this many attempts, or over the attempts of one round if
+these are more."""
 _CHANCE = 1 / 8
-"""Up to this rejected share, rejections may be chance, unless a larger share was seen before."""
+"""Up to this rejected share, rejections may be due to chance, unless the share was larger before.
+"""
 _SLOW_START = 0.3
 """During slow start, each success adds this number to the limit."""
 _FEW = 4
-"""Below this limit, one slot is a large part of all slots. So if the limit probes a level that was
-rejected before, a large part of the attempts may fail. """
+"""Below this limit, one slot is a large part of all slots. So a large part of the attempts may fail
+when the limit rises to a level at which attempts were rejected before."""
 _EARNED = 64
-"""Another probe of a rejected level needs this number of successes, times the rejected share.
-"""
+"""Before the limit rises again to a level at which attempts were rejected, there must be this
+number of successes, times the rejected share."""
 _LONGEST_HOLD = 16.0
 _LONGEST_WAIT = 64.0
-"""Rounds."""
+"""The unit is rounds."""
 _LONGEST_PAUSE = 10.0
 _SHORTEST_PAUSE = 0.001
-"""Seconds."""
+"""The unit is seconds."""
 _FORGIVEN = 1 / 4
-"""The part of the pause that a success leaves."""
+"""A success multiplies the pause by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveLimit:
-    """The concurrency limit of one instance, learned from outcomes.
+    """The limit of attempts in flight of one instance, learned from the outcomes of its attempts.
 
     The limit rises while it is fully used and calls succeed. It falls in proportion to the share of
     attempts that are rejected.
@@ -51,51 +53,52 @@ class AdaptiveLimit:
     - `backoff`: the factor, between 0 and 1, by which the limit is multiplied when all attempts are
       rejected. When only some of the attempts are rejected, this decrease is multiplied by their
       share.
-    - `tolerance`: an answer that takes more than this many times the baseline latency has waited in
-      a queue, so the limit falls by as much as it would have risen. None: latency does not count.
-      The baseline is the mean over attempts that were sent while at most half of the limit was in
-      flight.
+    - `tolerance`: if an answer takes more than this many times the baseline latency, it has waited
+      in a queue. Then the limit falls by as much as it would have risen. With None, latency is
+      ignored. The baseline is the mean latency of attempts that were sent while at most half of the
+      limit was in flight.
 
-    Faults, and answers such as 429, are rejections. They seldom prove overload: a handler that
-    fails one call in fifty does so at any load. A limit that is halved at each fault ends at one,
-    since a window that is halved with probability p settles near the square root of 1/p. So the
-    limit follows the moving average of the rejected share, as in DCTCP (RFC 8257). A rejection
-    lowers the limit at most once per round. A round consists of the attempts that are in flight at
-    that time. The average starts at one, so that an instance that rejects its first attempts gets
-    fewer attempts at once. The decrease starts from the number in flight if that is below the limit
-    (RFC 5681).
+    Faults, and answers such as 429, are rejections. A rejection seldom proves overload: a handler
+    with a bug may fail one call in fifty at any load. If each fault halved the limit, such a limit
+    would fall to a few attempts. (A limit that is halved with probability p settles near the square
+    root of 1/p.) So the limit follows the moving average of the rejected share, as in DCTCP (RFC
+    8257). Rejections lower the limit at most once per round. A round consists of the attempts that
+    are in flight at one time. The average starts at one. So an instance that rejects its first
+    attempts gets fewer attempts at once. If fewer attempts are in flight than the limit allows, the
+    decrease starts from their number (RFC 5681).
 
-    The limit rises fast at first (slow start: 30 % per round, so that an overshoot costs no more
-    than retries can repair). Slow start ends when the rejected share has exceeded one eighth, or
-    when an answer has waited in a queue. Until then rejections count as chance unless most attempts
-    are rejected. After slow start, one round of a full limit adds one, or half the square root of
-    the limit if that is more.
+    The limit rises fast at first: by 30 % per round (slow start). If it rises too far, few enough
+    attempts are rejected that retries can repair the loss. Slow start ends when the rejected share
+    has exceeded one eighth, or when an answer has waited in a queue. During slow start, rejections
+    do not lower the limit unless most attempts are rejected. After slow start, one round in which
+    the limit is fully used raises the limit by one, or by half of its square root if that is more.
 
-    A level at which attempts were rejected is tried again only after a number of successes in
-    proportion to the rejected share. Otherwise an instance at its capacity would reject a fixed
-    part of all attempts, more than retries can repair. Below four, where a probe costs most, the
-    wait doubles each time the probe of the same level is rejected.
+    Before the limit rises again to a level at which attempts were rejected, a number of attempts
+    must succeed. This number is proportional to the rejected share. Otherwise an instance at its
+    capacity would always reject a part of the attempts, more than retries can repair. Below a limit
+    of four, where one attempt more is a large part of all attempts, this number doubles each time
+    the same level is rejected again.
 
-    If an instance rejects even one attempt in flight, it is sent nothing for a pause. The pause
-    doubles with each rejection in a row, with a jitter of one half, like TCP's retransmission
-    timeout at a window of one. A success reduces the pause to a quarter. Because of the pauses, an
-    instance can serve more clients than it has slots. Then clients that do not coordinate collide:
-    if clients send at random times into two slots, they use at most 42 % of the capacity (the
-    maximum of G e^-G (1 + G) is 0.84 of 2). Only clients that keep their slot while they succeed
-    use more.
+    If an instance rejects the only attempt in flight, nothing is sent to it for a time (a pause).
+    The pause doubles with each further rejection in a row, like TCP's retransmission timeout at a
+    window of one. The pause is multiplied by a random factor from 0.5 to 1.5. A success reduces the
+    pause to a quarter. Because of the pauses, an instance can serve more clients than it has slots.
+    But clients that do not coordinate send at the same time by chance: if they send at random times
+    to two slots, they use at most 42 % of the capacity (the maximum of G e^-G (1 + G) is 0.84 of
+    2). A larger part is used only by clients that keep a slot while their attempts succeed.
 
-    The limit itself is one number per instance. The owner stores this number and passes it in; None
-    means `initial`. Only the whole part counts: 4.9 allows four.
+    The limit itself is one number per instance. The caller stores this number and passes it in;
+    None means `initial`. The number is rounded down: 4.9 allows four attempts.
 
     Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
-    Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. DCTCP
-    (RFC 8257) for the average. Latency as a sign of queues: TCP Vegas (Brakmo and Peterson 1995),
-    which compares each latency with the lowest one. Here each latency is compared with a mean. If
-    some answers are naturally fast and others slow, few of them come near the minimum. Then a
-    comparison with the minimum would lower the limit of a service without any queue. Abramson
-    (1970) for the throughput of random access.
+    Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. The
+    average comes from DCTCP (RFC 8257). The use of latency as a sign of queues comes from TCP Vegas
+    (Brakmo and Peterson 1995). TCP Vegas compares each latency with the lowest one; here each
+    latency is compared with a mean. If a service has fast and slow answers, few of them are near
+    the minimum. Then a comparison with the minimum would lower the limit even without a queue. The
+    throughput of clients that send at random times comes from Abramson (1970).
 
-    Raises ValueError or TypeError for a value outside these bounds.
+    Raises ValueError or TypeError for a value that cannot be used.
     """
 
     initial: int = 20
@@ -120,15 +123,15 @@ class AdaptiveLimit:
             )
 
     def full(self, limit: float | None, in_flight: int) -> bool:
-        """True if an instance with this many attempts in flight may take no more."""
+        """True if an instance with this many attempts in flight may get no more attempts."""
         return in_flight + 1 > (self.initial if limit is None else limit)
 
     def grown(self, limit: float | None, in_flight: int) -> float:
         """Return the limit after a success. `in_flight` includes the attempt that succeeded.
 
-        The limit rises only if it was nearly reached, since a success at a lower level proves
-        nothing about this level. One round of a full limit adds one, or half the square root of the
-        limit if that is more.
+        The limit rises only if it was nearly reached, since a success with few attempts in flight
+        does not show that the instance can serve more. One round in which the limit is fully used
+        raises it by one, or by half of its square root if that is more.
         """
         limit = self.initial if limit is None else limit
         if not self._reached(limit, in_flight):
@@ -151,19 +154,20 @@ class AdaptiveLimit:
         )
 
     def sets_baseline(self, concurrent: int, limit: float | None) -> bool:
-        """True if the latency of an attempt counts in the baseline.
+        """True if the latency of an attempt is included in the baseline latency.
 
         `concurrent` is the number of other attempts in flight when the attempt was sent. The load
-        at the start of an attempt decides, and not the load at its end: among the attempts that end
-        before an instance becomes busy, there are more fast attempts than usual.
+        at the start of an attempt decides, not the load at its end. When an instance becomes busy,
+        fast attempts are more likely than slow ones to end before that, so the load at the end
+        would select fast attempts.
         """
         return concurrent + 1 <= max(1.0, (self.initial if limit is None else limit) / 2)
 
     def shrunk(
         self, limit: float | None, share: float = 1.0, in_flight: int | None = None
     ) -> float:
-        """Return the limit after a round in which this share was rejected, with this many in
-        flight.
+        """Return the limit after a round in which this `share` of the attempts was rejected, with
+        `in_flight` attempts in flight.
 
         The limit is rounded down. Otherwise a limit near 1 would never fall below the next whole
         number.
@@ -172,9 +176,8 @@ class AdaptiveLimit:
         return max(self.least, math.floor(limit - share * self.excess(limit, in_flight)))
 
     def excess(self, limit: float, in_flight: int | None) -> float:
-        """The difference between the limit and the value to which it falls when everything is
-        rejected.
-        """
+        """The difference between the limit and the value to which it falls if all attempts are
+        rejected."""
         return limit - self.backoff * (limit if in_flight is None else min(limit, in_flight))
 
     def _reached(self, limit: float, in_flight: int) -> bool:
@@ -186,9 +189,10 @@ def _step(limit: float) -> float:
 
 
 class LearnedLimit:
-    """The state of an `AdaptiveLimit` for one instance. It has no lock: the caller holds one.
+    """The state of an `AdaptiveLimit` for one instance. It has no lock: callers hold the balancer's
+    lock.
 
-    `paused_until` (clock time): the instance is sent nothing until then.
+    Nothing is sent to the instance until the clock time `paused_until`.
     """
 
     __slots__ = (
@@ -211,19 +215,22 @@ class LearnedLimit:
         self._share = 1.0
         """The moving average of the rejected share. It starts at one."""
         self._average = 1
-        """The number of attempts that the average is taken over so far."""
+        """The number of attempts in the average so far."""
         self._seen = 0.0
-        """The same average, but started at zero: the rejected share as it was observed."""
+        """The same average, but it starts at zero: the rejected share as it was observed."""
         self._slow_start = True
         self._round_from = -math.inf
-        """A rejection of an attempt that was sent before this time belongs to the last decrease."""
+        """A rejection of an attempt that was sent before this time does not lower the limit again.
+        """
         self._excess = 0.0
         self._taken = 0.0
-        """The share of the excess that the rejections of this round have removed so far."""
+        """The part of the `excess` by which the rejections of this round have lowered the limit so
+        far."""
         self._level = 0
-        """The limit at which attempts were last rejected; 0 for none."""
+        """The level (value of the limit) at which attempts were last rejected; 0 if there is none.
+        """
         self._held = 0.0
-        """Rounds of successes until that level may be tried again."""
+        """The number of rounds of successes until the limit may rise to that level again."""
         self._wait = 0.0
         self._pause = 0.0
         self.baseline_latency: Ewma[float | None] = Ewma(_GAIN, None)
@@ -294,7 +301,7 @@ class LearnedLimit:
         return self._within_hold(before, grown)
 
     def resume(self) -> None:
-        """End a pause: the instance serves again."""
+        """End a pause, since the instance serves again."""
         self.paused_until = self._pause = 0.0
 
     def _within_hold(self, before: float, grown: float) -> float:
@@ -309,7 +316,7 @@ class LearnedLimit:
         return grown
 
     def _count(self, rejected: float, in_flight: int) -> None:
-        # No `Ewma`, since the number in flight changes the gain with each attempt.
+        # `Ewma` is not used here, since the gain depends on the number of attempts in flight.
         most = max(_AVERAGED, in_flight)
         self._average = min(self._average + 1, most)
         self._share += (rejected - self._share) / self._average
@@ -338,7 +345,7 @@ class Limits:
     (`max_in_flight_total`) limits the attempts in flight at all instances together. `adaptive`
     learns the limit of each instance.
 
-    Raises ValueError or TypeError, naming the argument.
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
     fixed: int | None = None

@@ -1,4 +1,4 @@
-"""HealthCheck: the check of every instance, its interval, and how results change the health."""
+"""HealthCheck: how instances are checked, how often, and how the results change their health."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ class HealthCheck:
     Each instance is checked about every `interval` seconds, in the background, on a connection of
     its own. An instance that fails `down` checks in a row is out of rotation. It returns when it
     passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
-    are unhealthy, the checks are ignored: a wrong path must not take a service down.
+    are unhealthy, the checks are ignored: a check with a wrong path must not make the whole service
+    unavailable.
 
-    - `path`: the path of a GET request. It is not joined to the base path of the service's URL, but
-      comes after an instance's own (`Instance.path`). None only opens a TCP connection.
+    - `path`: the path of a GET request. The base path of the service's URL is not put before this
+      path, but the base path of an instance (`Instance.path`) is. With None, a check only opens a
+      TCP connection.
     - `interval`: seconds from one round of checks to the next, plus or minus a tenth. The first
-      round comes at a random time in the first interval.
+      round begins at a random time in the first interval.
     - `timeout`: seconds for one check, from connecting to the end of the response body (of which at
       most 64 KiB are read).
     - `up`, `down`: the number of checks in a row that change the health of an instance.
     - `statuses`: the statuses that pass. Redirects are not followed.
-    - `headers`: sent with each check, in addition to the client's own. Those of an instance replace
-      them.
+    - `headers`: headers that are sent with each check, in addition to the client's headers. Headers
+      of an instance replace headers with the same name.
     - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
       block; `lbclient.time_left()` returns the time that is left of `timeout`. It should connect to
       `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
       True is a failed check, and so is any exception. A check of an instance begins only after the
       previous check of the same instance has returned.
-    - `grpc`: the name of a service whose health is asked for by `grpc.health.v1`, over a channel of
-      `lbclient.grpc`; an empty text stands for the whole server.
+    - `grpc`: the name of a gRPC service, for channels of `lbclient.grpc`. A check asks each
+      instance for the health of this service, by the protocol `grpc.health.v1`. An empty text
+      stands for the whole server.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
-    path: str | None = field(default="/", repr=False)  # query and headers may contain secrets
+    path: str | None = field(default="/", repr=False)  # query and headers may be secret
     _: KW_ONLY
     interval: float = 10.0
     timeout: float = 1.0
@@ -139,7 +142,8 @@ def _pair(pair: object) -> tuple[str, str]:
 class HealthTally:
     """Counts consecutive checks of an endpoint with the same result.
 
-    A tally belongs to one breaker, since a new breaker means another machine.
+    A tally belongs to one breaker of the endpoint: if the endpoint gets a new breaker, it is
+    another machine.
     """
 
     __slots__ = ("_good", "_run", "breaker", "endpoint")
@@ -152,11 +156,12 @@ class HealthTally:
 
     @property
     def stale(self) -> bool:
-        """True if the tally no longer describes the endpoint."""
+        """True if the endpoint has another breaker now, so that the tally is about another
+        machine."""
         return self.endpoint.gone or self.endpoint.breaker is not self.breaker
 
     def count(self, *, good: bool, policy: HealthCheck) -> bool:
-        """Count one check. True if `endpoint.healthy` must now change."""
+        """Count the result of one check. Returns True if `endpoint.healthy` must now change."""
         self._run = self._run + 1 if good is self._good else 1
         self._good = good
         enough = self._run >= (policy.up if good else policy.down)

@@ -24,14 +24,14 @@ class HedgePolicy:
     may be repeated, and whose body is plain bytes, are hedged. The second attempt itself is not
     retried.
 
-    - `delay`: seconds after which the second attempt is sent; None uses a percentile of recent
-      latency.
+    - `delay`: seconds after which the second attempt is sent; with None, the delay is a percentile
+      of recent latencies.
     - `percentile`: the delay is the time within which this share of recent attempts was answered.
-      Nothing is hedged before 20 attempts are known.
+      No call is hedged before the latency of 20 attempts is known.
     - `least`: the shortest delay, in seconds.
     - `budget`: how many second attempts all calls may make together, as in `RetryBudget`: a share
-      of the calls, and a reserve per second. It is separate from the retry budget, so that hedges
-      do not use up the retries. None for no limit.
+      of the calls, and in addition a small number per second. This budget is separate from the
+      retry budget, so that hedges do not use up the retries. None means no limit.
 
     Source: Dean and Barroso, "The Tail at Scale" (2013): hedged requests at the 95th percentile.
     """
@@ -55,7 +55,7 @@ class HedgePolicy:
 class Hedging:
     """The recent latencies of one balancer's attempts, and the budget of its hedges.
 
-    It has no lock: the caller holds one.
+    This object has no lock: callers hold the balancer's lock.
     """
 
     def __init__(self, policy: HedgePolicy) -> None:

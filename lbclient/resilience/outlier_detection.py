@@ -1,8 +1,8 @@
 """Outlier detection: ejects, for a time, an instance that fails far more often than its peers.
 
-A breaker counts faults in a row. An instance that fails 40 % of its calls at random fails five in a
-row only once in 160 calls, and its next success closes the breaker again. So outlier detection
-compares the share of faults in one interval with that of the peers.
+A breaker opens after faults in a row. But an instance that fails 40 % of its calls at random fails
+five calls in a row only once in 160 calls, and the next success closes the breaker again. So
+outlier detection compares the share of faults in one interval with that of the peers.
 """
 
 from __future__ import annotations
@@ -26,25 +26,28 @@ _ROUNDING = 1e-9
 class OutlierPolicy:
     """Defines which instance is an outlier, and for how long it is ejected.
 
-    - `interval`: seconds over which outcomes are counted. Outliers are determined at its end.
+    - `interval`: seconds over which outcomes are counted. At the end of each interval, outliers are
+      ejected.
     - `margin`: an instance is an outlier if its success rate is this much below that of all its
       peers together; above 0, at most 1.
     - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, the instance
       is not rated.
-    - `ejection`: seconds of the first ejection (half of it is jitter). Each further ejection is
-      twice as long, up to `ejection_max`. Each interval that the instance spends in rotation
-      without being an outlier takes back one doubling.
+    - `ejection`: seconds of the first ejection. (The actual time is random, between half of this
+      value and all of it.) Each further ejection of the same instance is twice as long, up to
+      `ejection_max`. For each interval in which the instance is in rotation and is not an outlier,
+      one of these doublings is undone.
     - `max_ejected`: at most this fraction of a tier is ejected at the same time. It is above 0 and
-      at most 1. If there are two or more instances, one of them may always be ejected, and one
-      always stays.
+      at most 1. If a tier has two or more instances, at least one of them may be ejected, and at
+      least one stays.
 
-    A margin works with two instances or more. The interval, the growing ejection and the cap come
-    from Envoy, but the margin does not. In Envoy, an outlier has a rate 1.9 standard deviations
-    below the mean. But none of n hosts can be more than √(n - 1) standard deviations below the
-    mean. So Envoy's rule finds no outlier among four or fewer hosts, and its cap of 10 % ejects no
-    host among nine or fewer (envoyproxy/envoy#27909).
+    The interval, the growing ejection and the maximum of ejected instances come from Envoy. The
+    margin does not come from Envoy, since it works with two instances or more. In Envoy, an
+    instance is an outlier if its rate is 1.9 standard deviations below the mean. But none of n
+    instances can be more than √(n - 1) standard deviations below the mean. So Envoy's rule finds no
+    outlier among four or fewer instances, and with its maximum of 10 % none of nine or fewer
+    instances is ejected (envoyproxy/envoy#27909).
 
-    Raises ValueError or TypeError for a value outside these bounds.
+    Raises ValueError or TypeError for a value that cannot be used.
     """
 
     interval: float = 10.0
@@ -81,10 +84,12 @@ class _Tally:
 
 
 class Outliers:
-    """The tally of one balancer. It has no lock: the caller holds one.
+    """Counts the outcomes of all instances of one balancer, and finds the outliers. It has no lock:
+    callers hold the balancer's lock.
 
-    Call `count` for each outcome. When it returns True, call `verdicts` and eject those instances.
-    The counts belong to a breaker, since a new breaker of an endpoint means another machine.
+    Call `count` for each outcome. When `count` returns True, call `verdicts` and eject the
+    instances that it returns. Outcomes are counted for each breaker: if an endpoint gets a new
+    breaker, it is another machine.
     """
 
     __slots__ = ("_ends", "_policy", "_rng", "_tallies", "_times")
@@ -98,7 +103,7 @@ class Outliers:
         self._ends = -math.inf
 
     def count(self, endpoint: Endpoint, *, fault: bool, now: float) -> bool:
-        """Count one outcome. True when the interval is over: call `verdicts`."""
+        """Count one outcome. Returns True when the interval is over; then call `verdicts`."""
         if now >= self._ends and self._overslept(now):
             self._begin(now)
         tally = self._tallies.get(endpoint.breaker)
@@ -114,7 +119,8 @@ class Outliers:
         tiers: Sequence[Sequence[Endpoint]],
         serving: Callable[[Endpoint], bool],
     ) -> list[tuple[Endpoint, float]]:
-        """Return the endpoints to eject, and for how many seconds. Starts a new interval.
+        """Return the endpoints to eject, each with the seconds of its ejection. A new interval
+        starts.
 
         `tiers` are all known endpoints. `serving` tells whether an endpoint is in rotation now.
         `ejected_until` tells which endpoints are already ejected. No tier loses its last instance
@@ -132,9 +138,8 @@ class Outliers:
         ]
 
     def _overslept(self, now: float) -> bool:
-        """True if the process was stopped or idle for one more interval. Then the old tally is out
-        of date.
-        """
+        """True if the process was stopped or idle for more than one further interval. Then the old
+        counts are out of date."""
         return now - self._ends >= self._policy.interval
 
     def _begin(self, now: float) -> None:
@@ -182,7 +187,7 @@ class Outliers:
     def _period(self, endpoint: Endpoint) -> float:
         """The next ejection in seconds: longer each time, and half of it random.
 
-        So instances that were ejected together do not return together.
+        Because of the random half, instances that were ejected together do not return together.
         """
         policy = self._policy
         times = self._times.get(endpoint.breaker, 0)

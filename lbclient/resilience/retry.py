@@ -1,8 +1,9 @@
 """Decides whether to retry a call, and after what delay. The only file that uses tenacity.
 
-The stop, wait and retry objects of tenacity decide. The loop of tenacity is not used, for three
-reasons: a `Retrying` that tasks share mixes up their state (jd/tenacity#93), `with attempt`
-swallows cancellations, and the decision must include neither the sleep nor the I/O.
+The decisions are made by the stop, wait and retry objects of tenacity. The loop of tenacity is not
+used, for three reasons: a `Retrying` that several tasks share mixes up their state
+(jd/tenacity#93), tenacity's `with attempt` swallows cancellations, and the loop would include the
+sleep and the I/O.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110, section 9.2.2."""
+"""The idempotent methods of RFC 9110, section 9.2.2."""
 
 Stopped = Literal[
     "attempts",
@@ -53,8 +54,8 @@ Stopped = Literal[
 - `"body"`: the request's body cannot be sent a second time.
 - `"instances"`: no instance was free for another attempt.
 - `"closed"`: the balancer, client or transport was closed.
-- `"verdict"`: such an outcome is never retried.
-- `"streaming"`: part of the response had already been passed on.
+- `"verdict"`: an outcome of this kind is never retried.
+- `"streaming"`: part of the response had already been passed on to the caller.
 """
 
 _MOST_ATTEMPTS = 100
@@ -65,19 +66,21 @@ class RetryPolicy:
     """Defines which calls are retried, how often, and how long a call may take.
 
     - `attempts`: the maximum number of attempts, including the first one.
-    - `methods`: HTTP methods that may be repeated even if the first attempt may have been carried
-      out.
+    - `methods`: HTTP methods that may be retried even if the server may have carried out the first
+      attempt.
     - `statuses`: HTTP statuses that are retried, for these methods.
     - `backoff`, `backoff_max`: the delay in seconds is random, from 0 to min(`backoff_max`,
       `backoff` * 2**n) ("full jitter").
-    - `attempt_timeout`: seconds for one attempt; up to its headers if the body is streamed.
+    - `attempt_timeout`: seconds for one attempt. If the body is streamed, this is the time up to
+      the headers.
     - `deadline`: seconds for the whole call: attempts, delays and the body.
-    - `budget`: see `RetryBudget`; None for no limit.
+    - `budget`: a `RetryBudget`, which limits the retries of all calls together; None means no
+      limit.
     - `unprocessed`: HTTP statuses (400 to 599) by which this service says that it did not start to
       process the request, such as 429 of an LLM endpoint. Such requests are retried on another
       instance for any method, if the number of attempts, the budget and the deadline allow it.
     - `retry_after_max`: the maximum seconds for which an instance backs off because of
-      `Retry-After`, or of a rate limit that is used up; 0 ignores both.
+      `Retry-After`, or of a rate limit that is used up; with 0, both are ignored.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -144,9 +147,10 @@ ONE_ATTEMPT = RetryPolicy(attempts=1)
 class RetryState:
     """The state of a call when an attempt has failed. tenacity's objects read it.
 
-    `pause` is the back-off in seconds that all instances ask for. `rested` is the time for which
-    the call has waited for this back-off so far. `unsent` is True if the attempt was never sent:
-    then the next attempt costs no budget. `alone` is True if no other instance is known.
+    If all instances back off, `pause` is the seconds until the first back-off ends. `rested` is the
+    time for which the call has waited for such a back-off so far. `unsent` is True if the attempt
+    was never sent: then the next attempt does not need the retry budget. `alone` is True if no
+    other instance is known.
     """
 
     verdict: Verdict
@@ -159,13 +163,13 @@ class RetryState:
     alone: bool = False
     rested: float = 0.0
     stopped: Stopped | None = None
-    """The reason why this outcome is final, once `RetryController.delay` has returned None."""
+    """The reason why this outcome is final; set when `RetryController.delay` returns None."""
 
 
 class RetryRules:
     """The retry rules of one balancer, shared by all its calls.
 
-    The state of one call is in `RetryController`.
+    A `RetryController` contains the state of one call.
     """
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
@@ -180,7 +184,8 @@ class RetryRules:
 
 
 class RetryController:
-    """The retries of one call. It costs nothing until an attempt has failed."""
+    """Decides about the retries of one call. It is created only when an attempt has failed, so
+    other calls take no time for it."""
 
     __slots__ = ("_rested", "_retry_rules", "_state")
 
@@ -219,7 +224,8 @@ def _may_repeat(retry_state: RetryState) -> bool:
 
 
 class _FullJitter(wait_base):
-    """Full jitter (AWS, "Exponential Backoff And Jitter"), from the balancer's random numbers."""
+    """The delay before a retry, with full jitter (AWS, "Exponential Backoff And Jitter"). It uses
+    the balancer's random number generator."""
 
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
         self._rng = rng
@@ -251,12 +257,12 @@ class _AtDeadline(stop_base):
 
 
 class _NoBudget(stop_base):
-    """Stops if the budget is empty. This condition is checked last, and takes one retry from the
-    budget.
+    """Stops if the budget is empty. This condition is checked last. If the budget is not empty, one
+    retry is taken from it.
 
-    A retry after an attempt that was never sent is free, like a transparent retry in gRPC (proposal
-    A6): the unsent attempt caused no load, and an empty budget must not keep a call from a live
-    instance.
+    A retry after an attempt that was never sent takes nothing from the budget, like a transparent
+    retry in gRPC (proposal A6). The unsent attempt caused no load. So a call may try a working
+    instance even if the budget is empty.
     """
 
     def __init__(self, budget: Budget | None) -> None:

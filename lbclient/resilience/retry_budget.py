@@ -1,7 +1,8 @@
 """The retry budget: how many retries all calls of one balancer may make together.
 
-The budget is a fixed share of all calls together, so retries cannot multiply the load in an outage.
-Source: the retry budgets of Finagle and tower (20 %, 10 a second, over 10 seconds).
+The number of retries is at most a fixed share of the number of calls. So retries cannot multiply
+the load in an outage. Source: the retry budgets of Finagle and tower (20 %, 10 a second, over 10
+seconds).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _ROUNDING = 1e-9
 class RetryBudget:
     """Limits the number of retries of all calls together, over a sliding `window` of seconds.
 
-    Each call earns `ratio` of a retry. `reserve` retries per second are added, so that a client
-    with few calls may retry too.
+    Each call adds `ratio` of a retry to the budget. Each second adds `reserve` retries, so that a
+    client with few calls may retry too.
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -40,7 +41,7 @@ class RetryBudget:
 
 
 class Budget:
-    """The running account of a `RetryBudget`: the calls and the retries in a sliding window."""
+    """The state of a `RetryBudget`: the calls and the retries in a sliding window."""
 
     __slots__ = ("_window", "deposit", "policy")
 
@@ -48,16 +49,16 @@ class Budget:
         self.policy: RetryBudget = policy
         self._window = SlidingWindow(policy.window, _SLICES, kinds=2)
         self.deposit: Callable[[float], None] = self._window.add
-        """Add what one call earns, at this time."""
+        """Add the share of a retry that one call adds, at this time."""
 
     def balance(self, now: float) -> float:
-        """The retries that may be made now."""
+        """The number of retries that may be made now."""
         calls, retries = self._window.slide(now)
         policy = self.policy
         return policy.reserve * policy.window + policy.ratio * calls - retries
 
     def withdraw(self, now: float) -> bool:
-        """Take one retry from the budget. False if it is empty."""
+        """Take one retry from the budget. Returns False if the budget is empty."""
         if self.balance(now) < 1.0 - _ROUNDING:
             return False
         self._window.add(now, _RETRY)

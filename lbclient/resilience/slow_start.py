@@ -17,24 +17,23 @@ _ASKED_AGAIN = 3
 
 @dataclass(frozen=True, slots=True)
 class SlowStart:
-    """Lets an instance warm up: for `window` seconds only a part of its weight counts. This part is
-    its `factor`.
+    """Lets an instance warm up: for `window` seconds, the instance gets only a part of its usual
+    share of the calls. This part is its `factor`.
 
-    - `aggression`: above 0. At 1 the factor rises in a straight line; above 1 it rises faster at
-      first, below 1 slower.
+    - `aggression`: above 0. With 1 the factor rises linearly; above 1 it rises faster at first,
+      below 1 more slowly at first.
     - `least`: the smallest factor; above 0, at most 1.
 
     The factor is a probability: a pick of an instance that warms up is kept with this probability.
     Otherwise the strategy picks again. So no strategy has to know about slow start, and weights
-    need not change every second. If all instances warm up, each gets its usual share. Strategies
-    that prefer instances with few attempts in flight warm up new instances faster. Under load, a
-    strategy that takes the less busy of two random instances gives a new instance three times the
-    factor at first. For a strategy that takes the least busy instance of all, slow start changes
-    nothing.
+    need not change every second. If all instances warm up, each gets its usual share. A strategy
+    that prefers instances with few attempts in flight picks a new instance more often, so the
+    instance warms up faster. Under load, `LeastBusy` with two choices gives a new instance three
+    times the factor at first. With `LeastBusy(choices=None)`, slow start has no effect.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 
-    Raises ValueError or TypeError for a value outside these bounds.
+    Raises ValueError or TypeError for a value that cannot be used.
     """
 
     window: float = 30.0
@@ -48,14 +47,14 @@ class SlowStart:
         validation.fraction("least", self.least)
 
     def factor(self, age: float) -> float:
-        """The part of an instance's weight that counts `age` seconds after it has joined."""
+        """The factor of an instance, `age` seconds after it has joined."""
         if age >= self.window:
             return 1.0
         grown: float = (max(0.0, age) / self.window) ** (1 / self.aggression)
         return max(self.least, grown)
 
     def stands(self, since: float, now: float, rng: random.Random) -> bool:
-        """Decide at random whether to keep the pick of an instance that has joined at `since`."""
+        """Decide at random whether to keep the pick of an instance that joined at `since`."""
         factor = self.factor(now - since)
         return factor >= 1.0 or rng.random() < factor
 
@@ -68,8 +67,8 @@ class SlowStart:
     ) -> T:
         """Ask the strategy for a pick until one is kept, at most four times.
 
-        If none of the four is kept, one of them is returned at random. A rule that always returned
-        the last one would favour one instance if four instances in a row warm up.
+        If none of the four picks is kept, one of them is returned at random. If the last pick were
+        returned, a strategy that picks in turn would favour one of several instances that warm up.
         """
         refused: list[T] = []
         while len(refused) <= _ASKED_AGAIN:

@@ -20,24 +20,25 @@ _REFUSED = 1
 class ThrottlePolicy:
     """Defines when the client refuses a call without sending it.
 
-    A call is refused with probability max(0, (requests - k * accepts) / (requests + 1)), over the
-    last `window` seconds, but at most with the probability `most`.
+    A call is refused with the probability max(0, (requests - k * accepts) / (requests + 1)), but at
+    most with the probability `most`. `requests` and `accepts` are the numbers of calls, and of
+    calls that the service has accepted, in the last `window` seconds.
 
-    - `k`: the service may be sent this many times the calls that it accepts; at least 1. With a
-      lower value more calls are refused, and sooner. With a higher value the client notices sooner
-      that the service has recovered.
-    - `window`: seconds; many times the duration of a call. After an outage longer than the window
-      it takes up to two windows until all calls are sent again.
-    - `most`: above 0, at most 1. Below 1, some calls are always sent, which show whether the
-      service has recovered.
-    - `minimum_calls`: with fewer requests in the window, no call is refused. By the formula alone,
+    - `k`: the client sends up to this many times the number of calls that the service accepts; at
+      least 1. With a lower value, more calls are refused, and sooner. With a higher value, the
+      client notices sooner that the service has recovered.
+    - `window`: seconds, which should be many times the duration of a call. After an outage that is
+      longer than the window, it takes up to two windows until all calls are sent again.
+    - `most`: above 0, at most 1. Below 1, some calls are always sent. They show whether the service
+      has recovered.
+    - `minimum_calls`: with fewer requests in the window, no call is refused. Without this minimum,
       if the first call of a client fails, its second call would be refused with a probability of
       one half.
 
     Source: Google's "Site Reliability Engineering", chapter "Handling Overload", with its k and
     window; `most` and `minimum_calls` are additions.
 
-    Raises ValueError or TypeError for a value outside these bounds.
+    Raises ValueError or TypeError for a value that cannot be used.
     """
 
     k: float = 2.0
@@ -54,12 +55,14 @@ class ThrottlePolicy:
 
 
 class Throttle:
-    """The running counts of a `ThrottlePolicy`. It has no lock: the caller holds one.
+    """The counts that a `ThrottlePolicy` needs. This object has no lock: callers hold the
+    balancer's lock.
 
     Call `admits` before each call. When a call that was admitted ends, record it once: as
     `accepted`, as `refused` (overload, a fault), or not at all if it says nothing about the
-    service. A call counts as a request only when it has ended. Otherwise the first of many calls
-    that start together would cause the others to be refused (43 of 50 by the plain formula).
+    service. A call counts as a request only when it has ended. Otherwise, if many calls start
+    together, the calls that have not ended would seem to be refused, and most of the others would
+    not be sent (43 of 50 by the formula).
     """
 
     __slots__ = ("_policy", "_window", "accepted", "refused")
@@ -82,8 +85,8 @@ class Throttle:
         return min(policy.most, max(0.0, excess / (requests + 1)))
 
     def admits(self, now: float, rng: random.Random) -> bool:
-        """False if the call must fail without being sent. Such a call is counted as a request
-        too."""
+        """Decide whether to send a call. False means that the call must fail without being sent.
+        Such a call is counted as a request too."""
         chance = self.chance(now)
         if chance and rng.random() < chance:
             self.refused(now)

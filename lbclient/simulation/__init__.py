@@ -1,12 +1,12 @@
-"""Simulate a service in virtual time, with the code that decides in production.
+"""Simulate a service in virtual time, with the code that makes the decisions in production.
 
     from lbclient.simulation import Open, Scenario, Server, answers, constant, simulate
 
     servers = [Server(f"s{n}", answers(constant(0.1))) for n in range(3)]
     print(simulate(Scenario(servers, Open(rate=100, seconds=60)), strategy="least-busy"))
 
-Nothing sleeps, and all random numbers come from one seed. So the same arguments give the same
-report. Its `trace` is a hash of all decisions.
+A run waits for no real time, and all random numbers come from one seed. So the same arguments give
+the same report. Its attribute `trace` is a hash of all decisions.
 """
 
 from __future__ import annotations

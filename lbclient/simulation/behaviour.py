@@ -1,11 +1,12 @@
 """The behaviour of simulated instances: functions of the time and of the requests in flight.
 
-A `Latency` returns the time of a response. A `Behaviour` returns the response, a `Reply`. The
-number of requests in flight includes the request itself.
+A `Latency` is a function that returns the seconds that a response takes. A `Behaviour` is a
+function that returns the response, a `Reply`. Both get the number of requests in flight at the
+instance, including the request itself.
 
 Each server of each run works on a deep copy of its behaviour. `copy.deepcopy` does not copy
-closures, so the behaviours of this module are partial functions. Then `deepcopy` also copies the
-objects that a caller passes to them.
+closures, so the behaviours of this module are objects of `functools.partial`. `deepcopy` copies
+these, with the objects that the caller has passed to them.
 """
 
 from __future__ import annotations
@@ -57,20 +58,21 @@ __all__ = [
 _LAST_STATUS = 999
 
 Latency = Callable[[int, random.Random], float]
-"""Seconds, given the number of requests in flight and the server's own random numbers."""
+"""Returns the seconds that a response takes. The arguments are the number of requests in flight and
+the random number generator of the server."""
 _PARAMETERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
-    """One request of a load, for behaviours with a fourth parameter and for `fair_by=`.
+    """One simulated request. It is passed to behaviours with a fourth parameter, and to the
+    function `fair_by=`.
 
-    - `method`: a request may be repeated only if its method is one of the retry policy's `methods`,
-      and the scenario is `idempotent`.
+    - `method`: the HTTP method. A request may be repeated only if its method is one of the retry
+      policy's `methods`, and the scenario is `idempotent`.
     - `path`: only the servers use the path; the client's decisions do not depend on it.
     - `key`: for strategies that pick by a key, such as `"consistent-hash"`.
-    - `caller`: identifies the caller. If the load sets no caller, the caller is the number of the
-      client.
+    - `caller`: identifies the caller. Without it, the caller is the number of the client.
 
     Raises TypeError, naming the argument, if the method or the path is not a string.
     """
@@ -88,15 +90,16 @@ class SimulatedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response with `status` after `seconds`; with `math.inf` it never comes.
+    """A response with `status`, which arrives after `seconds`. If `seconds` is `math.inf`, it never
+    arrives.
 
-    If `error` is set, it is raised instead: `ConnectionRefusedError()` means that the request was
-    never sent, and `ConnectionResetError()` that it may have been sent. `rest` is the value of
-    `Retry-After`, in seconds.
+    If `error` is set, this error is raised instead: `ConnectionRefusedError()` means that the
+    request was never sent, and `ConnectionResetError()` that it may have been sent. `rest` is the
+    value of `Retry-After`, in seconds.
 
     `body` is the time in seconds from the headers to the end of the response. Until then the
-    instance is busy. With both `body` and `error`, the headers arrive, and the connection breaks
-    during the body.
+    request counts as in flight. With both `body` and `error`, the headers arrive, and the
+    connection breaks during the body.
     """
 
     seconds: float
@@ -148,8 +151,9 @@ def status_of(name: str, value: object) -> int:
 
 Asked = Callable[[float, int, random.Random, SimulatedRequest], Reply]
 Behaviour = Callable[[float, int, random.Random], Reply] | Asked
-"""Returns the response at a time (seconds), given the number of requests in flight and the server's
-own random numbers. A behaviour with a fourth parameter also gets the request."""
+"""Returns the response. The arguments are the time in seconds, the number of requests in flight,
+and the random number generator of the server. If the behaviour has a fourth parameter, the request
+is passed too."""
 
 _REQUEST = SimulatedRequest()
 
@@ -181,7 +185,7 @@ def _without_request(
     now: float,
     in_flight: int,
     rng: random.Random,
-    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # the behaviour does not take it
+    request: SimulatedRequest = _REQUEST,  # noqa: ARG001  # the behaviour does not use it
 ) -> Reply:
     return behaviour(now, in_flight, rng)
 
@@ -200,29 +204,30 @@ class _PerRun:
     def __call__(
         self, now: float, in_flight: int, rng: random.Random, request: SimulatedRequest = _REQUEST
     ) -> Reply:
-        """Outside a run, a new behaviour is made for each request."""
+        """Respond to a request outside a run, with a new behaviour for each request."""
         return self.__deepcopy__({})(now, in_flight, rng, request)
 
 
 def per_run(make: Callable[[], Behaviour]) -> Behaviour:
     """Return a behaviour that `make()` creates anew for each server of each run.
 
-    Use it for functions that keep state, such as a closure with a counter: a function cannot be
-    copied, so it would carry its state from run to run. An object with `__call__` does not need
-    `per_run`.
+    Use it for functions that keep state, such as a closure with a counter. A function cannot be
+    copied, so without `per_run` all servers and runs would share its state. An object with
+    `__call__` does not need `per_run`.
     """
     validation.function("make", make)
     return _PerRun(make)
 
 
 def constant(seconds: float) -> Latency:
-    """Always the same number of seconds."""
+    """Every response takes the same number of seconds."""
     validation.number("seconds", seconds)
     return lambda _, __: seconds
 
 
 def linear(seconds: float, capacity: int) -> Latency:
-    """Seconds * (1 + in flight / capacity); above the capacity five times `seconds`."""
+    """A response takes `seconds` * (1 + in flight / `capacity`). Above the capacity it takes five
+    times `seconds`."""
     validation.number("seconds", seconds)
     validation.count("capacity", capacity)
 
@@ -235,7 +240,7 @@ def linear(seconds: float, capacity: int) -> Latency:
 
 
 def exponential(mean: float) -> Latency:
-    """Exponentially distributed, with this mean in seconds."""
+    """The time of a response is exponentially distributed, with this mean in seconds."""
     validation.seconds("mean", mean)
     return lambda _, rng: rng.expovariate(1 / mean)
 
@@ -280,10 +285,12 @@ def _up_to(
 
 
 def queued(work: Latency, workers: int, speed: Callable[[float], float] | None = None) -> Behaviour:
-    """A number of workers with one queue, first come, first served. A request waits for a free
-    worker, and then takes its work divided by `speed` at that time (1 if it is not given).
+    """A server with this number of workers and one queue, first come, first served. A request waits
+    for a free worker. Then it takes `work` seconds divided by `speed` at that time. The default
+    speed is 1.
 
-    Each server of each run has its own workers. The random generator identifies the server.
+    Each server of each run has its own workers. (The server is identified by its random number
+    generator.)
     """
     validation.function("work", work)
     validation.count("workers", workers)
@@ -311,11 +318,13 @@ def _queue(
 
 
 def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> Behaviour:
-    """A token bucket: `rate` requests per second, and up to `burst` at once after a pause, get 200
-    after `seconds`. All others get `status` after the same time.
+    """A rate limit by a token bucket. `rate` requests per second, and up to `burst` requests at
+    once after a pause, get the status 200 after `seconds`. All other requests get `status` after
+    the same time.
 
-    Each server of each run has its own bucket, which is full at first. (The random generator
-    identifies the server.) To give each caller a bucket, write a behaviour that takes the request.
+    Each server of each run has its own bucket, which is full at first. (The server is identified by
+    its random number generator.) To give each caller a bucket of its own, write a behaviour with a
+    fourth parameter, the request.
     """
     validation.number("rate (requests per second)", rate, above=True)
     validation.count("burst", burst)
@@ -326,7 +335,7 @@ def rate_limited(rate: float, burst: int, seconds: float, status: int = 429) -> 
 
 
 _ROUNDING = 1e-9
-"""Rounding: ten times a tenth of a token is a little less than one."""
+"""Allows for rounding: the sum of ten tenths of a token is a little less than one token."""
 
 
 def _take_token(
@@ -367,7 +376,7 @@ def _mix(
 
 
 def fails(latency: Latency) -> Behaviour:
-    """Take the request, and reset the connection after the latency: the request may have been
+    """Receive the request, and reset the connection after the latency. The request may have been
     processed."""
     validation.function("latency", latency)
     return partial(_break, latency, 0.0)
@@ -386,18 +395,19 @@ def _break(latency: Latency, body: float, _: float, in_flight: int, rng: random.
 
 
 def refuses(seconds: float = 0.0) -> Behaviour:
-    """Refuse connections after `seconds`: nothing is sent."""
+    """Refuse connections after `seconds`, so that no request is sent."""
     validation.number("seconds", seconds)
     return lambda *_: Reply(seconds, error=ConnectionRefusedError())
 
 
 def silent() -> Behaviour:
-    """Take the request and never respond."""
+    """Receive the request and never respond."""
     return lambda *_: Reply(math.inf)
 
 
 def phases(*steps: tuple[float, Behaviour]) -> Behaviour:
-    """Use each behaviour from its time (seconds) on. The first must begin at 0.
+    """Use each behaviour from its start time (in seconds) until the next one starts. The first must
+    start at 0.
 
     Raises ValueError if the steps are not in order, and TypeError for an invalid behaviour.
     """

@@ -26,14 +26,14 @@ __all__ = ["Client"]
 
 _SEMANTICS = Semantics()
 _TRIP = 0.001
-"""Seconds until a probe is answered."""
+"""Seconds until a load probe is answered."""
 
 
 class Client:
     """A client that sends simulated requests.
 
     `call_options` returns the call options of a request. An attempt waits at most `timeout` seconds
-    for its headers. `watch`, if it is given, is called at each step.
+    for its headers. `watch`, if it is given, checks the invariants at each step.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Client:
         self._binding = bind(balancer)
         self._loads = self._binding.loads()
         self._probes = 0.0
-        """The number of load probes that are due."""
+        """The number of load probes to send. A fraction is kept for the next call."""
 
     def request(self, request: SimulatedRequest | None) -> Process[object]:
         """Send one request, from its arrival to the end of its body."""
@@ -120,9 +120,8 @@ class Client:
         return trail.hold(attempt, reply) if reply.body else reply
 
     def _probe(self) -> None:
-        """Ask some instances for their load when a call begins. The answers arrive later, and the
-        probes take no capacity of the servers.
-        """
+        """Send load probes to some instances when a call begins. The answers arrive later. The
+        probes do not count as requests in flight at the servers."""
         if self._loads is None or self._loads.probe is None:
             return
         self._probes += self._loads.probe.rate
@@ -137,7 +136,8 @@ class Client:
             self._loads.record(endpoint, self._hosts[endpoint.instance.host].load())
 
     def _read(self, trail: Trail, reply: Reply) -> Process[None]:
-        """Read the body, which may break, or take longer than the time of the call."""
+        """Read the body. Its connection may break, or it may take longer than the deadline of the
+        call allows."""
         if (attempt := trail.holder(reply)) is None:
             return
         left = _left(attempt)

@@ -22,9 +22,9 @@ _FOREVER = Pause(math.inf)
 def carry_out(
     call: Call[R], send: Send[R], discard: Callable[[R], object] | None = None
 ) -> Process[R]:
-    """Carry out a call in a world. `send` is a process too, which waits by yielding pauses.
+    """Carry out a call in a world. This process and `send` wait by yielding pauses.
 
-    `discard` is called with responses that came too late.
+    `discard` is called with the response of an attempt that is not the outcome.
     """
     with call:
         if (after := call.hedge_after()) is None:

@@ -1,7 +1,7 @@
 """The invariants: conditions that are true at every step of every run.
 
-This module computes from scratch which endpoints may be picked, from the state of each instance at
-one moment. The pool updates the same set with each change. So the two sets can be compared.
+From the state of each instance at one moment, this module computes which endpoints may be picked.
+The pool updates its set of such endpoints at each change. The two sets must be equal.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ __all__ = ["Invariants", "Trail"]
 
 _SLACK = 1e-6
 _PROBE = 30.0
-"""Seconds after which a probe without an outcome may be given up."""
+"""Seconds after which the breaker may give up a probe without an outcome."""
 _FIRST = 8
-"""The number of waiting callers that are checked, and of calls of each of them."""
+"""The number of waiting callers that are checked, and the number of calls of each that are checked.
+"""
 _Order = Mapping[int | None, Sequence[Signal]]
 _SLICE = 0.9
-"""A budget drops whole slices, so it may forget up to a tenth of its window early."""
+"""A budget counts in slices of a tenth of its window, so it may forget a call up to a tenth of the
+window early."""
 
 
 class Trail:
-    """The simulator's own record of a call, to compare with the call's own counts.
+    """The simulator's own record of a call. It is compared with the state of the call.
 
     `patience` is the time in seconds that the call waits for a slot if it has no deadline.
     """
@@ -64,17 +66,16 @@ class Trail:
         return last is not None and isinstance(last.error, ConnectionRefusedError)
 
     def may_settle_at(self) -> float:
-        """Return the earliest time at which a retry may use an instance again while an untried
-        instance is in rotation but full. Before that time, the retry waits for the untried
-        instance, as long as any call waits for a slot.
-        """
+        """The earliest time at which a retry may use an instance that its call has tried, although
+        an untried instance is in rotation but full. Before this time the retry waits for a slot at
+        the untried instance."""
         last, deadline = self._own_last(), self.call.deadline
         ended = 0.0 if last is None else last.pick.started + last.pick.elapsed
         until = ended + self._patience if deadline is None else (ended + deadline) / 2
         return until - _SLACK
 
     def comes(self, reply: Reply, left: float) -> None:
-        """Record the effect of the reply on an attempt that has this many seconds left."""
+        """Record what kind of reply an attempt gets. The attempt has `left` seconds."""
         self.unsure |= reply.seconds > left or not isinstance(reply.error, ConnectionRefusedError)
         self.lost |= reply.seconds == left == math.inf
 
@@ -128,8 +129,8 @@ class Moment:
         self.serving: Sequence[Endpoint] = next((tier for tier in self.open if tier), ())
 
     def status(self, endpoint: Endpoint) -> EndpointStatus:
-        """Return the status of an endpoint. Active checks are ignored if all endpoints fail
-        them."""
+        """Return the status of an endpoint. Active checks are ignored if all endpoints fail their
+        checks."""
         return endpoint.status(self._now, ignore_health=self._health_ignored)
 
     def roomy(self, tier: Iterable[Endpoint], but: Collection[object] = ()) -> list[Endpoint]:
@@ -156,7 +157,7 @@ def _tiers(endpoints: Iterable[Endpoint]) -> list[list[Endpoint]]:
 
 
 def of_pick(moment: Moment, trail: Trail, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-    """Check that a pick is allowed. Its slot already counts as taken."""
+    """Check that a pick is allowed. Its slot is already counted as in flight."""
     endpoint, reason, tried = attempt.endpoint, attempt.reason, trail.tried
     if endpoint.gone:
         yield "it is no longer in the pool"
@@ -190,8 +191,7 @@ def _of_probe(moment: Moment, endpoint: Endpoint, tried: list[Endpoint]) -> Iter
 def _of_retry(moment: Moment, endpoint: Endpoint, trail: Trail, now: float) -> Iterator[str]:
     """Check that a retry goes to an untried endpoint with room, in the best tier that has such an
     endpoint. The retry may use a tried endpoint only after the call has waited for the untried
-    endpoints that are full. A paused endpoint counts as tried, since it has rejected calls too.
-    """
+    endpoints that are full. An endpoint that is paused after rejections is treated as tried."""
     tried = trail.tried
     for tier in moment.open:
         if endpoint in tier and endpoint not in tried:
@@ -319,13 +319,13 @@ class Invariants:
         self._breach(now, (f"still {what} at the end: {who}" for what, who in left.items() if who))
 
     def forgotten(self, now: float) -> None:
-        """Report a call that still waits although no event is left, unless it waits for a silent
-        instance.
-        """
+        """Report a call that would wait forever, since no event is left. A call that waits for an
+        instance which never responds is not reported."""
         self._breach(now, ["a call waits forever"])
 
     def _of_probe(self, attempt: Attempt[Reply], now: float) -> Iterator[str]:
-        """Check that there is one probe until the breaker changes or the headers arrive."""
+        """Check that an endpoint has at most one probe at a time: until its breaker changes its
+        state, or the headers of the probe arrive."""
         if attempt.reason != "probe":
             return
         breaker = attempt.pick.breaker
@@ -336,9 +336,8 @@ class Invariants:
             yield "it is already being probed"
 
     def _of_budgets(self, now: float) -> Iterator[str]:
-        """Check that there are no more retries and hedges than the calls have earned. A retry after
-        an attempt that was never sent is not counted.
-        """
+        """Check that there are no more retries and hedges than their budgets allow. A retry after
+        an attempt that was never sent is not counted."""
         hedging = self._engine.hedging
         hedges = None if hedging is None else hedging.budget
         retries = self._engine.retry_rules.budget
@@ -369,10 +368,9 @@ class Invariants:
             yield f"{endpoint.instance} is probed while its breaker is {endpoint.breaker.state}"
 
     def _left_free(self, look: Sequence[Signal], now: float) -> list[Endpoint]:
-        """Return the endpoints that have room for a waiting call whose turn it is, if that call was
-        not woken, or was woken earlier and has not checked since. If a retry waits separately for
-        an endpoint, this endpoint does not count for the calls behind the retry in the queue.
-        """
+        """Return the endpoints that have room, although a call whose turn it is waits for room and
+        is not about to be served. If a retry waits separately for an endpoint, this endpoint is
+        left out for the calls behind the retry in the queue."""
         if all(self._comes(call, now) for call in look):
             return []
         if (moment := self._open(now)) is None:
@@ -394,7 +392,8 @@ class Invariants:
         return []
 
     def _comes(self, call: Signal, now: float) -> bool:
-        """Return True if a waiting call was woken at this moment, so it is about to check."""
+        """Return True if a waiting call was woken at this moment, so that it is about to look for a
+        slot."""
         return self._woken.get(call, -math.inf) >= now
 
     def _free(self, now: float) -> list[Endpoint]:
@@ -404,7 +403,7 @@ class Invariants:
 
     def _open(self, now: float) -> Moment | None:
         """Return the current state. Returns None if no endpoint has room, or if an endpoint has
-        just become admissible without another event."""
+        just become admissible only because time has passed."""
         total = self._limits.total
         if total is not None and self._in_flight() >= total:
             return None
@@ -428,7 +427,8 @@ class Invariants:
 
 
 def _lose(before: _Order, after: _Order) -> bool:
-    """Return True if a waiting call, or a caller that has not had its turn, has lost its place."""
+    """Return True if a waiting call, or a caller that has not had its turn, has lost its place in
+    the queue."""
     for caller, queue in after.items():
         stayed = tuple(call for call in before.get(caller, ()) if call in queue)
         if stayed != queue[: len(stayed)]:

@@ -15,7 +15,7 @@ __all__ = ["Journal", "Outcome", "Report", "Slice"]
 
 _SHOWN = (50, 90, 99, 99.9)
 _ROUNDING = 1e-9
-"""Rounding: 0.3 / 0.1 is a little less than 3."""
+"""Allows for rounding: 0.3 / 0.1 is a little less than 3."""
 
 
 class Outcome(NamedTuple):
@@ -48,8 +48,8 @@ class Report:
     """The results of a run. The figures depend only on the scenario of the run, its options and its
     `seed`.
 
-    `sent` are the attempts, as (time, server). `answered` says for each server how often it gave
-    each response. `trace` is a hash of all decisions, which is the same on every machine.
+    `sent` lists the attempts, as (time, server). `answered` contains, for each server, how often it
+    gave each response. `trace` is a hash of all decisions, which is the same on every machine.
     `breaches` are the invariants that were violated; the list must be empty.
     """
 
@@ -115,7 +115,7 @@ class Report:
         )
 
     def over_time(self, seconds: float) -> list[Slice]:
-        """Return the results in slices of this many seconds. Raises ValueError if that is not a
+        """Return the results in slices of `seconds` each. Raises ValueError if `seconds` is not a
         positive number."""
         validation.seconds("seconds", seconds)
         requests: dict[int, list[Outcome]] = {}
@@ -130,7 +130,7 @@ class Report:
         ]
 
     def __str__(self) -> str:
-        """The results as text."""
+        """Return the results as text."""
         percentiles = ", ".join(f"p{p:g} {self.percentile(p):.3f} s" for p in _SHOWN)
         lines = [
             f"{len(self.outcomes)} requests, {100 * self.success:.2f} % successful",
@@ -165,7 +165,7 @@ def _mean(outcomes: Sequence[Outcome]) -> float:
 
 
 def _percentile(ordered: Sequence[float], percent: float) -> float:
-    """The percentile, by nearest rank."""
+    """Return the percentile of sorted values, by nearest rank."""
     if not ordered:
         return math.nan
     rank = math.ceil(percent * len(ordered) / 100 - _ROUNDING)
@@ -184,20 +184,20 @@ class Journal:
 
     @property
     def trace(self) -> str:
-        """The hash. The same decisions give the same hash on every machine."""
+        """The hash of all decisions so far. It is the same on every machine."""
         return self._trace.hexdigest()
 
     def began(self) -> None:
-        """A request has arrived."""
+        """Record that a request has arrived."""
         self.waiting += 1
 
     def sending(self, now: float, client: int, server: str, reason: str) -> None:
-        """An attempt is sent."""
+        """Record an attempt that is sent."""
         self.sent.append((now, server))
         self._trace.update(repr((now, client, server, reason)).encode())
 
     def ended(self, outcome: Outcome) -> None:
-        """A request has ended."""
+        """Record that a request has ended."""
         self.waiting -= 1
         self.outcomes.append(outcome)
         self._trace.update(repr((outcome.client, *outcome[:-1])).encode())

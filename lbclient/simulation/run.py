@@ -1,6 +1,7 @@
-"""Runs many clients and many servers with one clock. A run depends only on its arguments.
+"""Runs many clients and many servers with one clock. The result of a run depends only on its
+arguments.
 
-Discovery and health checks take part: each round of a job runs at its virtual time.
+Discovery and health checks run in virtual time too.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ __all__ = ["Rounds", "simulate", "simulated"]
 
 
 class Rounds:
-    """Runs the jobs that the scheduler's threads run in production. No round takes virtual time."""
+    """Replaces the scheduler: runs the jobs that its threads run in production. A round takes no
+    virtual time."""
 
     def __init__(self, world: World) -> None:
         self.generation: object = object()
         self._world = world
 
     def schedule(self, job: ScheduledJob) -> None:
-        """Run the next round of `job` at its `next_at`. This replaces a round that was scheduled
-        before."""
+        """Run the next round of `job` at the time `job.next_at`. This replaces a round that was
+        scheduled before."""
         job.ticket += 1
         ticket = job.ticket
         if not job.stopped:
@@ -70,10 +72,9 @@ def simulated(
 
     class Simulated(Balancer):
         def _adapted(self, runtime: Runtime) -> Runtime:
-            """Switch off the parts that a simulation does not need. Every response is closed in a
-            simulation, so the queue does not check for dropped responses. Events of simulated
-            instances are in the report, and are not logged.
-            """
+            """Return a runtime without the parts that a simulation does not need. In a simulation
+            every response is closed, so the queue does not look for responses that were garbage
+            collected. What happens to instances is in the report, and is not logged."""
             return replace(
                 runtime,
                 scheduler=Rounds(world),
@@ -97,10 +98,10 @@ def simulate(
     """Run a scenario, and return its report. The same arguments give the same report, on any
     machine.
 
-    `strategy` is a name, or a function that makes a strategy for each client. `fair_by` returns the
-    caller of a request, like the option of `Client`. `options` are the options of `Balancer`. If
-    `checked` is True, the invariants are checked before every attempt and after every event; this
-    changes nothing but `breaches`.
+    `strategy` is a name, or a function that makes a strategy for each client. `fair_by` is a
+    function that returns the caller of a request, like the option of `Client`. `options` are the
+    options of `Balancer`. If `checked` is True, the invariants are checked before every attempt and
+    after every event. The checks change nothing in the report except `breaches`.
 
     Raises ValueError or TypeError if an argument is invalid.
     """
@@ -115,14 +116,14 @@ def simulate(
 
 
 class _Known:
-    """Discovery: the servers that are known at the moment."""
+    """The resolver of a run. It returns the servers that are known at the moment."""
 
     def __init__(self, scenario: Scenario, world: World) -> None:
         self._scenario = scenario
         self._world = world
 
     def resolve(self) -> Answer:
-        """Return the servers that are known now. Called in each round."""
+        """Return the servers that are known now. It is called for each lookup."""
         now, scenario = self._world.clock(), self._scenario
         known = [server.instance for server in scenario.servers if server.known(now)]
         return Answer(known, scenario.ttl)
@@ -208,8 +209,8 @@ class _Run:
         )
 
     def _rng(self, whose: str) -> random.Random:
-        """Return a random generator. Each server, client and load has its own, so that a new client
-        does not change the random numbers of the others."""
+        """Return a random number generator. Each server, client and load has its own, so that an
+        additional client does not change the random numbers of the others."""
         return random.Random(f"{self._seed} {whose}")
 
     def _client(self, number: int, *, checked: bool) -> Client:

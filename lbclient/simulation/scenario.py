@@ -1,4 +1,5 @@
-"""Scenarios: the servers, and the requests, which arrive at a rate or from workers that wait."""
+"""Scenarios: the servers and the requests. Requests arrive at a rate, or come from workers that
+wait for each response."""
 
 from __future__ import annotations
 
@@ -23,9 +24,8 @@ Request = Callable[..., Process[object]]
 """
 
 Asked = SimulatedRequest | Callable[[int], SimulatedRequest] | None
-"""The content of a load's requests: the same for all, or a function of the request's number in the
-load, from 0. None means `SimulatedRequest()`.
-"""
+"""The requests of a load: one `SimulatedRequest` for all, or a function that returns the request
+for a number (its position in the load, from 0). None means `SimulatedRequest()`."""
 
 
 @runtime_checkable
@@ -35,10 +35,12 @@ class Load(Protocol):
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> Sequence[Sequence[object]]:
-        """Start the requests, each as `world.spawn(request(client))` or as a part of a process.
+        """Start the requests. Each is started by `world.spawn(request(client))`, or as a part of
+        another process.
 
-        Returns a list for each part of the load, as `World.spawn` does. Each list is empty until
-        its part is over. `rng` is the load's own random number generator.
+        Returns a list for each part of the load, like the list that `World.spawn` returns. Each
+        list is empty until its part of the load has ended. `rng` is the load's own random number
+        generator.
         """
         ...
 
@@ -47,9 +49,9 @@ class Load(Protocol):
 class Open:
     """`rate` requests per second for `seconds`, whether or not earlier requests were answered.
 
-    The requests are evenly spaced, or random if `poisson` is True, and come from the clients in
-    turn. `request` is a `SimulatedRequest`, or a function of the request's number (from 0) that
-    returns a `SimulatedRequest`.
+    The requests arrive at regular intervals, or at random times if `poisson` is True. The clients
+    send them in turn. `request` is a `SimulatedRequest`, or a function of the request's number
+    (from 0) that returns a `SimulatedRequest`.
     """
 
     rate: float
@@ -65,7 +67,7 @@ class Open:
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> list[list[None]]:
-        """Start the requests. Each list is empty until its part of the load is over."""
+        """Start the requests. Returns a list, which is empty until the load has ended."""
         return [world.spawn(self._arrive(world, clients, request, rng))]
 
     def _arrive(
@@ -150,17 +152,19 @@ def _made(request: Request, client: int, asked: Asked, number: int) -> Process[o
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """The content of a run: `servers`, the `load`, and the number of `clients` that share the load.
+    """What is simulated: the `servers`, the `load`, and the number of `clients` that send the
+    requests of the load.
 
-    - `load`: `Open(...)`, `Closed(...)`, any object with such a method `start`, or a list of loads,
-      which all begin at 0.
+    - `load`: `Open(...)`, `Closed(...)`, any object with a method `start` like theirs, or a list of
+      loads, which all begin at the time 0.
     - `idempotent`: whether the requests may be repeated.
-    - `until`: the time in seconds at which the run is stopped. Unanswered requests have failed.
+    - `until`: the time in seconds at which the run is stopped. Requests without a response by then
+      have failed.
     - `patience`: seconds that a request without a deadline waits for a slot.
     - `ttl`: seconds between two lookups of discovery. A server that joins or leaves is noticed at
       the next lookup.
     - `timeout`: seconds that an attempt waits for the headers, like the read timeout of a client.
-      After that it fails with TimeoutError. None: an attempt waits as long as the retry policy
+      After that it fails with TimeoutError. With None, an attempt waits as long as the retry policy
       allows.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.

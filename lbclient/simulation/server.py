@@ -32,14 +32,14 @@ _MEMORY = 2.0
 class Server:
     """One instance of the simulated service, identified by its name.
 
-    Discovery returns it from `joins` to `leaves` (seconds). `weight`, `priority` and `zone` are the
-    values of its instance. With `reports`, the server reports its load with each response and to
-    probes: the number of requests in flight, and the time of responses at that number
-    (`LoadReport`).
+    Discovery returns the server from the time `joins` to the time `leaves` (seconds). `weight`,
+    `priority` and `zone` are the values of its instance. With `reports=True`, the server reports
+    its load (`LoadReport`) with each response, and in reply to load probes: the number of requests
+    in flight, and the time of responses at that number.
 
     Each run begins with a deep copy of `behaviour` for each server. So an object with `__call__`
-    may keep state, and servers that were given the same object do not share its state. A function
-    is not copied. Use `per_run` for a function that keeps state.
+    may keep state. Servers that were given the same object do not share this state. A function is
+    not copied. Use `per_run` for a function that keeps state.
 
     Raises ValueError or TypeError if an argument is invalid.
     """
@@ -70,12 +70,13 @@ class Server:
         return Instance(self.name, 80, self.weight, self.priority, metadata)
 
     def known(self, now: float) -> bool:
-        """Return True while discovery returns it."""
+        """Return True while discovery returns this server."""
         return self.joins <= now < self.leaves
 
 
 class Host:
-    """A server in a world. A request that its caller abandons continues here until it is done.
+    """A server in a world. If a client gives up a request, the server continues to work on the
+    request until its end.
 
     Raises ValueError for a behaviour that cannot be copied.
     """
@@ -101,10 +102,12 @@ class Host:
         self.most: int = 0
         """The largest number of requests in flight so far."""
         self.answered: Counter[int | str] = Counter()
-        """The number of times that it gave each response: a status, or the name of an error."""
+        """How many times the server gave each response. A response is a status, or the name of an
+        error."""
 
     def receive(self, request: SimulatedRequest) -> Reply:
-        """Receive a request. The reply is due after its seconds, and its body later.
+        """Receive a request, and return the reply. The client waits for the seconds that the reply
+        contains.
 
         Raises ValueError or TypeError, naming the server, if the behaviour returns an invalid
         reply.
@@ -142,7 +145,7 @@ class Host:
 
 
 def _own(server: Server) -> Asked:
-    """Return a copy of the behaviour, with its own state."""
+    """Return a copy of the server's behaviour, with a state of its own."""
     try:
         behaviour = copy.deepcopy(server.behaviour)
     except Exception as error:

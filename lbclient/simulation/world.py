@@ -19,8 +19,8 @@ Process = Generator[Pause, None, R]
 
 
 class World:
-    """Discrete events: time jumps from one event to the next. If the processes are the same, the
-    run is the same."""
+    """Virtual time with discrete events: the time jumps from one event to the next. The same
+    processes always give the same run."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -32,16 +32,15 @@ class World:
         would be garbage collected, and so closed."""
 
     def clock(self) -> float:
-        """Virtual seconds: the `clock` of every balancer in this world."""
+        """Return the virtual time in seconds. Every balancer in this world uses this clock."""
         return self._now
 
     def spawn(self, process: Process[R]) -> list[R]:
         """Start a process now. Returns an empty list. When the process ends, its result is appended
         to the list.
 
-        Like a task, the process runs in its own context. Attempts of concurrent processes end in
-        any order, and the deadline of a process must not apply to another process, or to the caller
-        of `run`.
+        Like a task of asyncio, the process runs in its own context (of `contextvars`). So the
+        deadline of a process does not apply to another process, or to the caller of `run`.
         """
         results: list[R] = []
         self._processes.add(process)
@@ -55,8 +54,9 @@ class World:
         return not self._awaited
 
     def at(self, time: float, event: Callable[[], None], *, background: bool = False) -> None:
-        """Schedule an event at a time, at the earliest now. `background` is for events that
-        continue forever, such as lookups. They do not keep a run going."""
+        """Schedule an event at a time. If this time has passed, the event happens now. Use
+        `background` for events that are repeated forever, such as lookups: a run ends when only
+        such events are left."""
         self._awaited += not background
         heapq.heappush(self._events, (max(time, self._now), next(self._order), event, background))
 
@@ -90,7 +90,7 @@ class World:
         self._resume(pause, _once(lambda: self._step(process, context, results)))
 
     def _resume(self, pause: Pause, go_on: Callable[[], None]) -> None:
-        if pause.seconds < math.inf:  # otherwise it waits for its signal, or forever
+        if pause.seconds < math.inf:  # otherwise the pause ends only by its signal
             self.at(self._now + pause.seconds, go_on)
         if pause.signal is not None:
             pause.signal.listen(lambda: self.at(self._now, go_on))

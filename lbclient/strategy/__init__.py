@@ -1,1 +1,1 @@
-"""Strategies, one per file. A strategy picks one of the candidates. Endpoints count their load."""
+"""Strategies, one per file. A strategy picks one of the candidates."""

@@ -1,7 +1,7 @@
 """Consistent hashing with bounded loads: calls with the same key go to the same instance.
 
-Each instance has points on a ring. A key is hashed to a spot on the ring; the first point at or
-after that spot owns the key.
+Each instance has points on a ring. A key is hashed to a spot on the ring. The instance of the first
+point at or after that spot owns the key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Key = str | bytes | int
 
 
 class Ring:
-    """Points on a ring and their owners. The low bits of a point are the number of its owner.
+    """Points on a ring, each owned by an endpoint. The low bits of a point are the number of its
+    owner.
 
     An endpoint that is not a candidate keeps its points, but lookups skip these points. The ring is
     cut into equal arcs, one for about four owners, and each arc has a sorted list of its points. So
@@ -58,7 +59,7 @@ class Ring:
     def expect(self, owners: int) -> None:
         """Prepare for this many owners, or for the present owners if there are more.
 
-        Cuts the ring again if the number of arcs is far from the number that is needed.
+        The ring is cut again if the number of arcs differs much from the number that is needed.
         """
         bits = max(0, max(owners, len(self.owners)).bit_length() - 2)
         if abs(_BITS - self._shift - bits) <= 1:
@@ -69,7 +70,7 @@ class Ring:
         self._arcs = [points[first:end] for first, end in pairwise([*cuts, len(points)])]
 
     def give(self, one: Endpoint, wanted: int) -> None:
-        """Set the number of points that an endpoint has."""
+        """Set the number of points that an endpoint owns."""
         if one not in self.owners:
             self.owners[one] = self._number(one), 0
         number, had = self.owners[one]
@@ -128,42 +129,45 @@ def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
 
 
 def hashed(text: bytes, form: Struct) -> tuple[int, ...]:
-    """Hash bytes to whole numbers in the given `form`. The result is the same in every process."""
+    """Hash bytes to whole numbers, whose sizes `form` gives. The result is the same in every
+    process."""
     return form.unpack(blake2b(text, digest_size=form.size).digest())
 
 
 class ConsistentHash:
-    """Picks by the key of the call. Every process picks the same instance for a key, while it has
-    room.
+    """Picks by the key of the call. Every process picks the same instance for a key, as long as
+    that instance has room.
 
     Each instance owns points on a ring: 16 on average, in proportion to its weight. A key is hashed
-    to four spots on the ring. It goes to the instance whose point is the closest after any of these
-    spots. (So the shares differ by 9 %, as on a plain ring with 112 points each.) When an instance
+    to four spots on the ring. Of the next points after these spots, the point with the shortest
+    distance decides: the key goes to the owner of this point. (So the shares of instances differ by
+    9 %. Without the four spots, that would take 112 points for each instance.) When an instance
     joins or leaves, only the keys of this instance move: 1/n of all keys, if weights are equal.
 
     No instance gets more than `load` times its share of the attempts that this client has in
-    flight. Recent faults count as load too. One attempt is always allowed. None means no bound. If
-    an instance is over the bound, the next spot of the key is tried, and so on. So a hot key
-    spreads over as many instances as it needs.
+    flight. Recent faults increase this number too. One attempt is always allowed. With `load=None`
+    there is no bound. If an instance is over the bound, the owner of the next spot of the key is
+    tried, and so on. So a key with many calls spreads over as many instances as it needs.
 
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request.
-    It is text, bytes or a whole number, and is hashed with BLAKE2b, which gives the same result in
-    every process, unlike `hash()`. If callers pass other values, the function `key` turns them into
-    a key, or into None. A call without a key gets a random key, so its instance is picked by
-    weight. For a key of another type `pick` raises TypeError; the balancer logs the error and picks
-    at random. Retries are picked at random too.
+    It is text, bytes or a whole number. It is hashed with BLAKE2b, which gives the same result in
+    every process, unlike `hash()`. If callers pass other values, set the argument `key`: a function
+    that turns a value into a key, or into None. A call without a key gets a random key, so its
+    instance is picked by weight. For a key of another type, `pick` raises TypeError; the balancer
+    logs the error and picks an instance at random. For retries, instances are picked at random too.
 
-    Use it for caches and sessions, if it is more important that an instance knows a key than that
-    the load is even. Do not use it to spread load evenly. Do not rely on it alone to keep two
-    writers of one key apart: clients disagree while the set of instances changes. A pick costs
-    O(1). When thousands of instances are new, 128 join at each pick; until all of them have joined,
-    keys may go elsewhere.
+    Use it for caches and sessions, where calls with the same key should reach the same instance,
+    even if the load is uneven. Do not use it to spread load evenly. It does not guarantee that only
+    one instance works on a key: while the set of instances changes, clients may pick different
+    instances. A pick costs O(1). When there are thousands of new instances, 128 are added to the
+    ring at each pick. Until all have been added, a key may go to another instance.
 
     Source: Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads" (2016), as
-    in HAProxy and Envoy (`hash_balance_factor`). The spots: Appleton and O'Reilly, "Multi-probe
-    consistent hashing" (2015). A key of a full instance moves to another spot, since otherwise the
-    next instance on the ring would get all the load of the full instance: Chen, Coleman and
-    Shrivastava, "Revisiting Consistent Hashing with Bounded Loads" (2021).
+    in HAProxy and Envoy (`hash_balance_factor`). The several spots of a key come from Appleton and
+    O'Reilly, "Multi-probe consistent hashing" (2015). If the instance of a key is full, the key
+    moves to another spot, and not to the next instance on the ring. Otherwise that instance would
+    get all the load that the full instance cannot take: Chen, Coleman and Shrivastava, "Revisiting
+    Consistent Hashing with Bounded Loads" (2021).
 
     Raises ValueError if `load` is not above 1, and TypeError if `key` is not a function.
     """
@@ -183,8 +187,8 @@ class ConsistentHash:
         self._gone: list[Endpoint] = []
         self._weight = 1.0
         self._unseen = 0
-        """The number of candidates from `_next` on that are still to be checked, since they may be
-        new. """
+        """The number of candidates that are still to be checked, since they may be new. They begin
+        at the index `_next`."""
         self._next = 0
         self._loads: list[float] = []
         self._total = 0.0
@@ -219,7 +223,7 @@ class ConsistentHash:
     def _with_room(self, text: bytes, limit: float, now: float) -> Endpoint:
         """Return the first of the key's instances that may take one more call.
 
-        If none of the first few dozen instances has room, the least busy one of them is picked.
+        If none of the first few dozen instances may take one, the least busy of them is returned.
         """
         seen: dict[Endpoint, float] = {}
         for one in self._order(text):
@@ -234,9 +238,8 @@ class ConsistentHash:
             yield from (one for _, one in sorted(map(self._ring.after, spots), key=_DISTANCE))
 
     def _mean_load(self, now: float) -> float:
-        """The mean load for one unit of weight, including this call. Each call updates a few of the
-        loads.
-        """
+        """The mean load per unit of weight, including this call. To save time, each call updates
+        only a few of the loads."""
         number = len(self._candidates)
         for _ in range(min(number, _SWEPT_AT_ONCE)):
             load = self._candidates[self._swept].load(now)
@@ -248,7 +251,8 @@ class ConsistentHash:
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
         """Take over new candidates.
 
-        `_candidates` is set last: after an exception, the next pick starts again.
+        `_candidates` is set last. So if an exception interrupts this method, the next pick calls it
+        again.
         """
         members = frozenset(candidates)
         self._ring.expect(len(candidates))
@@ -262,12 +266,12 @@ class ConsistentHash:
         self._loads = [float(one.in_flight) for one in candidates]
         self._total = sum(self._loads)
         self._unseen, self._next, self._swept = len(candidates), 0, 0
-        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same instances
+        if self._unseen > _AT_ONCE:  # otherwise all clients would begin with the same instances
             self._next = call.rng.randrange(self._unseen)
         self._members, self._candidates = members, candidates
 
     def _look(self) -> None:
-        """Give a few candidates the number of points that corresponds to their weights."""
+        """Give a few candidates the number of points that their weight requires."""
         owners, unit = self._ring.owners, _POINTS * len(self._candidates) / self._weight
         for _ in range(min(self._unseen, _AT_ONCE)):
             one = self._candidates[self._next]
@@ -279,9 +283,8 @@ class ConsistentHash:
             self._unseen -= 1
 
     def _remove(self) -> None:
-        """Remove a few of the instances that have left, so that no single call pays for all of
-        them.
-        """
+        """Remove a few of the instances that have left. To remove all of them at once would delay
+        one call."""
         for one in self._gone[-_REMOVED_AT_ONCE:]:
             self._ring.remove(one)
         del self._gone[-_REMOVED_AT_ONCE:]

@@ -1,4 +1,4 @@
-"""Least busy: the power of two choices."""
+"""Least busy: picks the endpoint with less load of two random candidates."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ __all__ = ["LeastBusy"]
 
 
 class LeastBusy:
-    """Picks, among `choices` random candidates, the endpoint with the least load for its weight.
+    """Picks, among `choices` random candidates, the endpoint with the least load in proportion to
+    its weight.
 
     Load is the number of attempts in flight plus a penalty for recent failures (see
-    `Endpoint.load`). A comparison of two instances is nearly as good as a comparison of all, and
-    avoids that all clients send to the same best instance at once (Mitzenmacher 2001; Finagle's
-    P2C, gRPC's A48). `choices=None` compares all instances: then the cost of a pick grows with
-    their number. Ties are drawn by weight.
+    `Endpoint.load`). To compare two instances is nearly as good as to compare all. It also prevents
+    all clients from sending to the same least busy instance at once (Mitzenmacher 2001; Finagle's
+    P2C, gRPC's A48). With `choices=None`, all instances are compared, so the cost of a pick grows
+    with their number. If several endpoints have the same load, one is drawn by weight.
 
-    Use it when calls or instances differ in speed. It has no advantage if a client has at most one
-    call in flight: then there is no load to compare, so picks are drawn by weight.
+    Use it when calls or instances differ in speed. If a client has at most one call in flight,
+    there is no load to compare, and instances are drawn by weight.
 
     Raises ValueError if `choices` is below 2.
     """

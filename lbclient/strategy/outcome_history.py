@@ -21,7 +21,7 @@ _LEVEL_GAIN = 0.3
 class Record:
     """The penalty of one instance for its failures, as of the time `at`.
 
-    The instance costs (1 + `penalty`) times as much as it would cost without.
+    The strategy multiplies the cost of the instance by (1 + `penalty`).
     """
 
     __slots__ = ("at", "failed_at", "penalty")
@@ -36,16 +36,18 @@ R = TypeVar("R", bound=Record)
 
 
 class OutcomeHistory(Generic[R]):
-    """A record for each endpoint that has answered. `make(now)` makes a new record.
+    """A record for each endpoint that has answered. `make(now)` creates a new record. R is its
+    type.
 
     A failure doubles the cost of an instance. Calls that failed together count as one failure, so
-    the cost doubles at most once per round trip, as TCP halves its window. If a larger share of all
-    attempts fails, the effect is smaller: in an outage, or when all instances shed load, no
-    instance is worse than the others. A successful answer removes a quarter of the penalty. With
-    time, the whole penalty disappears, by e^(-t / `decay`).
+    the cost doubles at most once per round trip, as TCP halves its window. The larger the share of
+    all attempts that fail, the smaller is the effect of one failure: if all instances fail, none is
+    worse than the others. A successful answer removes a quarter of the penalty. In addition, the
+    penalty decreases with time, by the factor e^(-t / `decay`).
 
     Records of instances that have left are removed once as many new instances have joined. An
-    instance that is admitted again starts with a new record. O(1), amortised.
+    instance that has left and joins again starts with a new record. The amortised cost of each
+    method is O(1).
     """
 
     def __init__(self, make: Callable[[float], R], decay: float) -> None:
@@ -76,12 +78,13 @@ class OutcomeHistory(Generic[R]):
         return record
 
     def fade(self, record: Record, now: float) -> float:
-        """Return the part of a record that still counts: from 1 down to 0."""
+        """Return the factor, from 1 down to 0, by which the values of a record have decreased with
+        time."""
         return math.exp((record.at - now) / self._decay)
 
     def record_outcome(self, record: Record, elapsed: float, *, failed: bool, now: float) -> float:
-        """Record an attempt that took `elapsed` seconds. Returns the value of `fade` before
-        that."""
+        """Record an attempt that took `elapsed` seconds. Returns the value of `fade` before this
+        change."""
         fade = math.exp((record.at - now) / self._decay)
         record.at = now
         record.penalty *= fade if failed else fade * _LEFT_OF_PENALTY
@@ -96,7 +99,7 @@ class OutcomeHistory(Generic[R]):
 class LatencyByLoad:
     """The recent latency of answers, for each level of requests in flight.
 
-    A level is a power of two of other attempts in flight: 0, 1, 2 to 3, 4 to 7, ...
+    A level is a range of numbers of other attempts in flight: 0, 1, 2 to 3, 4 to 7, ...
     """
 
     __slots__ = ("_levels",)

@@ -30,22 +30,22 @@ class PeakEwma:
     """Picks the cheapest of `choices` random candidates: latency x (in flight + 1) / weight.
 
     Latency is a moving average. It jumps to a higher value at once, and falls to lower values with
-    e^(-t / `decay`). So one slow answer is enough to avoid an instance. While the instance gets no
-    calls, its cost falls, until it is tried again. An instance that has not answered yet is tried
-    at once, but gets no second call before the first has ended.
+    e^(-t / `decay`). So after one slow answer, an instance is avoided. While it gets no calls, its
+    cost falls, until it is picked again. An instance that has not answered yet is picked at once,
+    but gets no second call before the first call has ended.
 
-    A failure does not count as a fast answer. It leaves the latency as it was, or raises it, and it
-    doubles the cost (see `OutcomeHistory`). Otherwise an instance that fails fast would look best
-    and attract all traffic (linkerd/linkerd2-proxy#4537). Linkerd counts a failure as an answer of
-    five seconds. Doubling needs no such number and works under any load, and errors that all
-    instances have cancel out. An instance that fails more than about three calls in ten gets only
+    A failure never lowers the latency, even if it was fast, and it doubles the cost (see
+    `OutcomeHistory`). Otherwise an instance that fails fast would look best and attract all traffic
+    (linkerd/linkerd2-proxy#4537). Linkerd treats a failure as an answer that took five seconds.
+    Doubling needs no such number and works under any load. If all instances fail, the doubled costs
+    do not change their order. An instance that fails more than about three calls in ten gets only
     one call in each period of 7 / 10 of `decay`.
 
     Use it when instances differ in speed or slow down at times. It also works across regions, since
     it prefers near instances while they are fast. Do not use it when the duration of a call depends
-    more on the call than on the instance (downloads, long polls). At low load nearly all calls go
-    to the instance that is fastest for its weight. A pick and an answer cost O(1), at any number of
-    instances.
+    more on the call than on the instance (downloads, long polls). At low load, nearly all calls go
+    to the instance with the lowest latency in proportion to its weight. A pick and an answer cost
+    O(1).
 
     Source: Finagle's `PeakEwma`, which Envoy and linkerd follow.
 
@@ -62,7 +62,8 @@ class PeakEwma:
         return f"PeakEwma(decay={self._decay:g}, choices={self._choices})"
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
-        """Pick the cheapest of a few random candidates. Ties are drawn by weight."""
+        """Pick the cheapest of a few random candidates. If several have the same cost, one of them
+        is drawn by weight."""
         drawn = candidates
         if self._choices < len(candidates):
             drawn = call.rng.sample(candidates, self._choices)
@@ -81,7 +82,7 @@ class PeakEwma:
         record = self._history.of(endpoint, now)
         fade = self._history.record_outcome(record, elapsed, failed=failed, now=now)
         old = record.latency
-        if failed:  # its time counts only if it took longer than answers usually do
+        if failed:  # a failure counts only if it took longer than the mean
             record.latency = old if old is None else max(old, elapsed)
         else:
             mean = elapsed if old is None else fade * old + (1.0 - fade) * elapsed
@@ -89,12 +90,13 @@ class PeakEwma:
             self._mean_latency.record(elapsed)
 
     def _cost(self, one: Endpoint, now: float) -> float:
-        """The expected seconds of work in front of a new call, for one unit of weight."""
+        """The cost of a new call: the expected seconds until the instance has answered it and all
+        calls in flight, per unit of weight."""
         record = self._history.known(one, now)
         if record is None:
             return (_UNKNOWN + one.in_flight) / one.weight if one.in_flight else 0.0
         fade = self._history.fade(record, now)
         latency = record.latency
-        if latency is None:  # it has only failed: assume that it is no better than others
+        if latency is None:  # it has only failed so far
             latency = 1.0 if self._mean_latency.value is None else self._mean_latency.value
         return latency * fade * (1.0 + record.penalty * fade) * (one.in_flight + 1) / one.weight

@@ -28,7 +28,8 @@ _SURE = 0.95
 
 
 class _Kept:
-    """A report, the time when it came, and the part of the reported load that came from others."""
+    """A load report, the time when it arrived, and the part of the reported load that came from
+    other clients."""
 
     __slots__ = ("_others", "at", "latency")
 
@@ -38,12 +39,14 @@ class _Kept:
         self._others = max(0.0, load.in_flight - own)
 
     def in_flight(self, own: int) -> float:
-        """The reported load, plus the change of this client's own attempts in flight since then."""
+        """The reported load, corrected by the change of this client's own attempts in flight since
+        the report."""
         return self._others + own
 
 
 class Reports:
-    """At most sixteen reports, the newest of each instance. O(1), amortised."""
+    """At most sixteen load reports, the newest of each instance. The amortised cost of each method
+    is O(1)."""
 
     def __init__(self, age: float) -> None:
         self._age = age
@@ -91,42 +94,45 @@ class _Recent(Record):
 class Prequal:
     """Picks the fastest of `choices` random candidates that is not hot.
 
-    If all of them are hot, it picks the least busy one. An instance is hot if it has more requests
-    in flight (RIF) than the `quantile` of recent values of RIF. The speed of a hot instance does
-    not matter, since requests are about to queue there. The latency of an instance is the latency
-    that it had, at most `age` seconds ago, with the same number of requests in flight as now. An
-    instance without such a latency is tried, but gets no second call before the first has ended. A
-    failure does not count as a fast answer: it makes an instance hotter (see `OutcomeHistory`).
+    If all of these candidates are hot, it picks the least busy of them. An instance is hot if it
+    has more requests in flight (RIF) than the `quantile` of recent values of RIF. For a hot
+    instance, the latency is ignored, since requests will probably wait in its queue. The latency of
+    an instance is the latency that it had, at most `age` seconds ago, with the same number of
+    requests in flight as now. An instance without such a latency is picked, but gets no second call
+    before the first call has ended. A failure never lowers the latency: it raises the RIF with
+    which the instance is compared (see `OutcomeHistory`).
 
     Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
     Then the reported load, plus the attempts that this client has sent since, replaces this
     client's own observations. The latest sixteen reports are kept. Each report is used for one
     pick, and is valid for one second. While there are at least two reports, each drawn candidate
     that reports its load is replaced by an instance with a fresh report. An instance that does not
-    report is rated by this client's own observations. Instances that report and instances that do
-    not have separate quantiles. In a large fleet, where a client sees only a thousandth of the work
-    of an instance, reports have a large effect.
+    report its load is compared by this client's own observations. Instances that report have a
+    separate quantile from instances that do not. Reports help most in a large fleet, where a client
+    sends only a thousandth of the requests of an instance.
 
     From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
     sixteen reports, their validity of one second, one use per report, and the penalty for errors
-    (for which the paper gives no details). Three things differ from the paper. First, a pick looks
-    at only `choices` reports of the pool: if many clients took the best of many reports, all
-    clients would pick the same instance. So the pool need not drop its worst reports, and one
-    report per call is nearly enough. Second, without reports the RIF is that of this client alone,
-    and is taken when an attempt ends, not when it begins. Third, `age` is ten seconds, since
-    without reports only calls show the latency of an instance.
+    (for which the paper gives no details). Three things differ from the paper. First, a pick
+    compares only `choices` reports of the pool: if many clients took the best of many reports, all
+    clients would pick the same instance. For this reason, the worst reports need not be dropped
+    from the pool, and one report per call is nearly enough. Second, without reports, the RIF
+    includes only the requests of this client, and is measured when an attempt ends, not when it
+    begins. Third, `age` is ten seconds: without reports, an instance that gets no calls shows no
+    latency, so old latencies must be used for longer.
 
     Use it for many equal instances under high load, if other work on the same machines slows some
-    of them down: then it reduces the slowest latencies more than `PeakEwma` does. Do not use it
-    with little load (then it sends nearly all calls to the fastest instance), or when calls differ
-    much in size. Weights count only under load. A pick and an answer cost O(1), at any number of
-    instances; with reports, O(n) when the set changes.
+    of them down: then it reduces the highest latencies more than `PeakEwma` does. Do not use it
+    with little load (then nearly all calls go to the fastest instance), or when calls differ much
+    in size. Weights have an effect only under load. A pick and an answer cost O(1). With reports, a
+    pick costs O(n) if the set of instances has changed.
 
     Source: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance:
     Introducing Prequal" (NSDI 2024).
 
-    Raises ValueError or TypeError if `choices` is below 2, `quantile` is outside 0 to 1 (0 is RIF
-    alone, 1 is latency alone), `age` (seconds) is not above 0, or `probe` is not a `LoadProbe`.
+    Raises ValueError or TypeError if `choices` is below 2, `quantile` is outside 0 to 1 (with 0
+    only RIF is used, with 1 only latency), `age` (seconds) is not above 0, or `probe` is not a
+    `LoadProbe`.
     """
 
     def __init__(
@@ -155,7 +161,7 @@ class Prequal:
         return f"Prequal({numbers}{probe})"
 
     def after_fork(self) -> None:
-        """Drop all reports in a forked child, since the parent uses them."""
+        """Drop all reports in a forked child, since the parent uses the same reports."""
         self._reports = Reports(_REPORT_AGE)
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
@@ -209,9 +215,9 @@ class Prequal:
     def _reports_load(self, one: Endpoint, call: PickContext) -> bool:
         """Guess whether an endpoint reports its load.
 
-        With probes, an unknown endpoint will be probed, so the result is True. Without probes the
-        result is random: if a third of the known endpoints report, it is True in a third of the
-        cases.
+        If it is not known whether the endpoint does, and load probes are used, the result is True,
+        since the endpoint will be probed. Without load probes the result is random: if a third of
+        the known endpoints report their load, it is True in a third of the cases.
         """
         record = self._history.known(one, call.now)
         if record is not None:
@@ -226,9 +232,10 @@ class Prequal:
     def _rank(
         self, one: Endpoint, limits: tuple[float, float], now: float
     ) -> tuple[bool, float, float]:
-        """The sort key: cold endpoints by latency, and after them hot endpoints by RIF.
+        """The sort key of an endpoint. Endpoints that are not hot are sorted by latency. After
+        them, hot endpoints are sorted by RIF.
 
-        The RIF is taken relative to the limit.
+        The RIF is divided by the limit above which an endpoint is hot.
         """
         record, report = self._history.known(one, now), self._reports.of(one)
         cost, latency = 1.0, None

@@ -1,6 +1,6 @@
 """The protocols of strategies: objects with `pick`. Some also learn from outcomes or load reports.
 
-An instance can report its load in a `LoadReport`, with its answers or in reply to a `LoadProbe`.
+An instance can report its load (a `LoadReport`) with its answers, or in reply to a load probe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoadReport:
 
     - `in_flight`: requests that the instance works on, or that wait in its queue.
     - `latency`: seconds that an answer of this instance takes at this load, by its own measure.
-    - `utilization`: how much of the instance's scarcest resource is in use, from 0 to 1, such as
+    - `utilization`: the used part, from 0 to 1, of the resource that limits the instance, such as
       the KV cache of an LLM server.
 
     Raises ValueError or TypeError, naming the argument, if a number is negative, not finite, above
@@ -57,18 +57,17 @@ def _at_most(name: str, value: float, most: float) -> None:
 class LoadProbe:
     """Asks random instances for their load (`LoadReport`) in the background, over HTTP.
 
-    The number of probes depends on the number of calls; without calls there are no probes. Clients
-    and transports send probes.
+    The number of probes is in proportion to the number of calls; without calls there are no probes.
+    Only clients and transports send load probes, not a `Balancer`.
 
-    - `path`: the path of a GET request. Only the load header of the answer counts
-      (`endpoint-load-metrics`), whatever the status of the answer. An answer without this header
-      reports no load.
+    - `path`: the path of a GET request. The load is read from the header `endpoint-load-metrics` of
+      the answer, whatever its status is. An answer without this header reports no load.
     - `rate`: probes for each answer to a call, on average. At most 16 probes are under way at a
       time.
     - `interval`: seconds from one round of probes to the next.
     - `timeout`: seconds for one probe.
 
-    Source: the asynchronous probes of Prequal (NSDI 2024): three for each call, and one second.
+    Source: the asynchronous probes of Prequal (NSDI 2024).
 
     Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
@@ -94,7 +93,8 @@ class LoadProbe:
 
 
 class PickContext(Protocol):
-    """The arguments of a pick: random numbers, the time, and the key of the call."""
+    """What a strategy may use for a pick: a random number generator, the time, and the key of the
+    call."""
 
     @property
     def rng(self) -> random.Random:
@@ -117,16 +117,16 @@ class Strategy(Protocol):
 
     If the strategy has a method `after_fork()`, it is called in a forked child. A strategy that
     keeps a position in a sequence must move to a random position in this method. Otherwise all
-    workers of a pre-fork server pick the same instances at the same time. `call.rng` has a new seed
-    at that time.
+    workers of a pre-fork server would pick the same instances at the same time. `call.rng` has a
+    new seed at that time.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:
         """Pick one of `candidates`, which are never empty.
 
         `candidates` is a new object whenever instances, their rotation or their weights have
-        changed, so a strategy may use its identity as a key of a cache. This method is called under
-        the balancer's lock, so it must not block or do I/O.
+        changed, so a strategy may use the identity of this object as a key of a cache. This method
+        is called under the balancer's lock, so it must not block or do I/O.
         """
         ...
 
@@ -153,11 +153,11 @@ class LoadAware(Protocol):
     """A strategy that uses the load that instances report."""
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Take an instance's report, from an answer or from a probe.
+        """Record the load that an instance reports, with an answer or in reply to a probe.
 
-        None means that the instance was probed and reported nothing. Wrong numbers cannot be
-        detected, but invalid numbers are never passed on. This method is called under the
-        balancer's lock; for an answer, while its attempt still counts as in flight.
+        `load` is None if the instance was probed and did not report its load. Reports with invalid
+        numbers are never passed to this method. This method is called under the balancer's lock. If
+        the report came with an answer, the attempt still counts as in flight.
         """
         ...
 

@@ -13,8 +13,8 @@ __all__ = ["Random"]
 class Random:
     """Picks any candidate with the same chance. Weights are ignored.
 
-    It keeps no state, so it is the best choice for many short-lived clients that make few calls
-    each.
+    This strategy keeps no state. So it is the best choice for many short-lived clients that make
+    only a few calls each.
     """
 
     def pick(self, candidates: Sequence[Endpoint], call: PickContext) -> Endpoint:

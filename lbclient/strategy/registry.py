@@ -1,4 +1,4 @@
-"""The names of strategies, and the record of strategy objects that a balancer uses."""
+"""The names of strategies. Also records which strategy objects are used by a balancer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StrategyName: TypeAlias = Literal[
     "round-robin",
     "weighted",
 ]
-"""The names of strategies, for type checkers; the same as in `BY_NAME`."""
+"""The names of strategies, for type checkers. `BY_NAME` has the same names."""
 BY_NAME: dict[StrategyName, Callable[[], Strategy]] = {
     "consistent-hash": ConsistentHash,
     "least-busy": LeastBusy,
@@ -41,7 +41,8 @@ _owned: weakref.WeakValueDictionary[int, object] = weakref.WeakValueDictionary()
 
 
 def strategy_of(strategy: object) -> Strategy:
-    """Return the strategy that a user passes as `strategy=`: by name, or an object of the user.
+    """Return the strategy for the argument `strategy=` of a user: the name of a strategy, or a
+    strategy object.
 
     Raises ValueError for an unknown name (the error lists the known names), and TypeError for an
     object that has no `pick`.
@@ -69,7 +70,7 @@ def claim(strategy: object) -> None:
         )
     try:
         _owned[id(strategy)] = strategy
-    except TypeError:  # __slots__ without __weakref__: its owner cannot be recorded
+    except TypeError:  # a class with __slots__ but without __weakref__
         return
 
 

@@ -13,10 +13,10 @@ __all__ = ["RoundRobin"]
 class RoundRobin:
     """Picks each candidate in turn. Weights are ignored.
 
-    While the set is stable, the numbers of picks of any two candidates differ by at most one. The
-    sequence starts at a random position, so that a fleet that restarts together does not start with
-    the same instance (envoyproxy/envoy#31378). Use it when instances are equal and calls are alike.
-    Source: Go kit's `lb.NewRoundRobin`.
+    While the set of candidates is stable, the numbers of picks of any two candidates differ by at
+    most one. The sequence starts at a random position, so that clients that start at the same time
+    do not begin with the same instance (envoyproxy/envoy#31378). Use it when instances are equal
+    and calls are alike. Source: Go kit's `lb.NewRoundRobin`.
     """
 
     def __init__(self) -> None:

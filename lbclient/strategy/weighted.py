@@ -13,20 +13,23 @@ __all__ = ["Weighted"]
 
 _AT_ONCE = 256
 _Turn = tuple[float, int, Endpoint, float]
-"""One turn: the time when it is due, a number that breaks ties, the endpoint, and its stride."""
+"""One turn of an endpoint: the virtual time when it is due, a number that decides between turns
+with the same time, the endpoint, and its stride."""
 
 
 class Weighted:
-    """Picks each instance in proportion to its weight, evenly spread, without bursts.
+    """Picks each instance in proportion to its weight. The picks of an instance are spread evenly,
+    without bursts.
 
-    This is stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF): an
-    endpoint of weight w is due every 1/w units of virtual time, and the endpoint that is due first
-    is picked. A pick costs O(log n). With equal weights this is plain round-robin.
+    This is stride scheduling (Waldspurger 1995; gRPC's weighted round-robin, Envoy's EDF). An
+    endpoint of weight w is due every 1/w units of virtual time (its stride). The endpoint that is
+    due first is picked. A pick costs O(log n). With equal weights this is plain round-robin.
 
-    A change of the set keeps the order. An endpoint that stays is due at the same time as before
-    (in proportion, if its weight has changed). An endpoint that joins starts at a random point of
-    its stride, so that clients that start together differ. When thousands of endpoints are new, a
-    few hundred join at each pick, so that no single call pays for all of them.
+    If the set of endpoints changes, the order is kept: an endpoint that stays is due at the same
+    time as before. (If its weight has changed, the remaining time changes in proportion.) An
+    endpoint that joins starts at a random point of its stride, so that clients that start at the
+    same time pick different endpoints. When there are thousands of new endpoints, a few hundred are
+    added at each pick, since to add all of them at once would delay one call.
     """
 
     def __init__(self) -> None:
@@ -39,8 +42,8 @@ class Weighted:
         self._turns: dict[Endpoint, _Turn] = {}
         self._spent: list[_Turn] = []
         self._unseen = 0
-        """The number of candidates from `_next` on that are still to be checked, since they may be
-        new. """
+        """The number of candidates that are still to be checked, since they may be new. They begin
+        at the index `_next`."""
         self._next = 0
         self._order = count()
         self._time = 0.0
@@ -56,7 +59,7 @@ class Weighted:
         if self._unseen:
             self._look(call)
         if self._spent:
-            del self._spent[-_AT_ONCE:]  # to free thousands at once takes time too
+            del self._spent[-_AT_ONCE:]  # to free thousands at once takes time
         while (
             self._turns.get((turn := self._heap[0])[2]) is not turn or turn[2] not in self._members
         ):
@@ -68,7 +71,7 @@ class Weighted:
         return endpoint
 
     def _drop(self, turn: _Turn) -> None:
-        """Remove the first turn: its endpoint has left, or has a newer turn."""
+        """Remove the first turn, since its endpoint has left or has a newer turn."""
         if self._turns.get(turn[2]) is turn:
             del self._turns[turn[2]]
         heappop(self._heap)
@@ -76,10 +79,11 @@ class Weighted:
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
         """Take over new candidates.
 
-        `_candidates` is set last: after an exception, the next pick starts again.
+        `_candidates` is set last. So if an exception interrupts this method, the next pick calls it
+        again.
         """
         self._members, self._unseen, self._next = frozenset(candidates), len(candidates), 0
-        if self._unseen > _AT_ONCE:  # otherwise every client would start with the same instances
+        if self._unseen > _AT_ONCE:  # otherwise all clients would begin with the same instances
             self._next = call.rng.randrange(self._unseen)
         if len(self._heap) > 2 * len(candidates) + _AT_ONCE:
             heap = [turn for turn in self._turns.values() if turn[2] in self._members]
@@ -106,5 +110,5 @@ class Weighted:
         """Place an endpoint so that it is due after this share of its stride."""
         stride = 1.0 / one.weight
         turn = (self._time + share * stride, next(self._order), one, stride)
-        heappush(self._heap, turn)  # first: `pick` drops a turn that is not in `_turns` yet
+        heappush(self._heap, turn)  # first, since `pick` drops a turn that is not in `_turns`
         self._turns[one] = turn

@@ -28,7 +28,8 @@ _TOO_MANY = 0.2
 
 
 class _Side:
-    """The candidates on one side (own zone, or all others), their strategy, and their failures."""
+    """The candidates on one side (in the own zone, or in all other zones), their strategy, and
+    their failures."""
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
@@ -45,9 +46,8 @@ class _Side:
             self._strategy.after_fork()
 
     def take(self, endpoints: list[Endpoint]) -> None:
-        """Set the endpoints. If they have not changed, the object stays the same, since the
-        strategy may use it as a key of a cache.
-        """
+        """Set the endpoints of this side. If they have not changed, the strategy gets the same
+        object as before, since it may use the object as a key of a cache."""
         new = tuple(endpoints)
         self.endpoints = self.endpoints if new == self.endpoints else new
         self.weight = sum(one.weight for one in new)
@@ -67,35 +67,37 @@ class _Side:
             self._aware.reported(endpoint, load, now=now)
 
     def failing(self, now: float) -> float:
-        """The recent share of the attempts of this side that were not served."""
+        """The recent share of the attempts of this side that failed or were rejected."""
         return self._failing.value * math.exp((self._at - now) / _DECAY)
 
 
 class Zone:
     """Prefers candidates whose `instance.metadata["zone"]` is `here`.
 
-    `inner` picks on each side: the name of a strategy, or a function that makes one. How many calls
-    stay in the zone depends on its capacity, that is, on weights. Other zones get only the calls
-    that do not stay. By default each zone is assumed to send an equal part of the service's calls;
-    `share` sets the part of this zone. While the instances of the zone have at least the same part
-    of all weights, all calls stay in the zone. If they have less, fewer calls stay, so that each
-    instance gets at most `spill` times the calls that it would get without zones. So the last
-    instance of a zone never gets all of the zone's calls. If local attempts fail or are rejected
-    more often than other attempts, the zone is too busy and the preference becomes weaker. If the
-    share of failures in the zone is higher by 0.2, there is no preference, and only weights count.
+    `inner` is the name of a strategy, or a function that makes a strategy. This strategy picks one
+    of the instances in the zone, or one of the instances in other zones. How many calls stay in the
+    zone depends on the capacity of its instances, that is, on their weights. `share` is the part of
+    the service's calls that clients in this zone send. By default, all zones are assumed to send
+    equal parts. If the instances of the zone have at least this part of the sum of all weights, all
+    calls stay in the zone. Otherwise fewer calls stay, so that each instance of the zone gets at
+    most `spill` times the calls that it would get without zones. So the last instance of a zone
+    never gets all of the zone's calls. If attempts in the zone fail or are rejected more often than
+    attempts in other zones, fewer calls stay in the zone. If the share of failures in the zone is
+    higher by 0.2, the zone is not preferred at all, and only weights count.
 
     An instance without a zone, or with a zone that is not text, counts as another zone. The number
-    of calls in flight is not considered: a client has many calls in its zone because it sends them
-    there. So a zone that is slow but answers keeps its calls. If latency must decide, use
-    `PeakEwma` over all instances. If clients are spread unevenly over zones, set `share`. A key has
-    one instance on each side, and its calls may alternate between these two instances.
+    of calls in flight is not considered, since it only shows where this client sends its calls. So
+    if a zone is slow but answers, calls stay there. If latency must decide, use `PeakEwma` for all
+    instances, without `Zone`. If clients are spread unevenly over zones, set `share`. If `inner`
+    picks by key, a key has one instance in the zone and one outside, and its calls may alternate
+    between these two.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
-    two instances, since then each failure moves much of the traffic. A pick costs O(1) in addition
-    to the pick of `inner`, and O(n) when the set changes.
+    two instances, since then each failure moves much of the traffic. In addition to the pick of
+    `inner`, a pick costs O(1), or O(n) if the set of candidates has changed.
 
     Source: Envoy's zone aware routing, and its overprovisioning factor of 1.4. (Envoy knows how
-    clients are spread; this class does not.)
+    many clients each zone has; this class does not.)
 
     Raises ValueError or TypeError if `here` is empty, `spill` is below 1, `share` is not above 0
     and at most 1, or `inner` is neither a name nor a function.
@@ -138,12 +140,13 @@ class Zone:
         return (self._local if stays else self._remote).pick(call)
 
     def ended(self, endpoint: Endpoint, elapsed: float, *, failed: bool, now: float) -> None:
-        """Record the outcome for its side. The strategy of that side may learn from the outcome
-        too."""
+        """Record the outcome for the side of `endpoint`. The strategy of that side may learn from
+        the outcome too."""
         self._side(endpoint).ended(endpoint, elapsed, failed=failed, now=now)
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Pass the report to the strategy of its side, if that strategy uses reports."""
+        """Pass the report to the strategy for the side of `endpoint`, if that strategy uses
+        reports."""
         self._side(endpoint).reported(endpoint, load, now=now)
 
     @property
@@ -172,7 +175,7 @@ class Zone:
         share = self._share or 1.0 / len({self._here, *zones})
         self._fair = self._local.weight / (self._local.weight + self._remote.weight)
         self._most = min(1.0, self._spill * self._fair / share)
-        self._candidates = candidates  # last: after an exception, the next pick starts again
+        self._candidates = candidates  # set last: after an exception, the next pick starts again
 
 
 def _zone(endpoint: Endpoint) -> str | None:

@@ -1,5 +1,6 @@
 """Spans and metrics. The only folder that uses opentelemetry.
 
-A call has one INTERNAL span, and each attempt has a CLIENT span below it. Attributes are computed
-only for a span that records. So if only the API is installed, tracing costs a call almost nothing.
+A call has one INTERNAL span, and each attempt has a CLIENT span below it. The attributes of a span
+are computed only if the span is recorded. So if only OpenTelemetry's API is installed, without an
+SDK, tracing takes almost no time.
 """

@@ -55,9 +55,10 @@ def _for_json(value: object) -> object:
 class AttemptPicked(Event):
     """An attempt goes to `instance`.
 
-    `reason` is the name of the strategy, or the reason why the strategy did not pick: `"retry"`,
-    `"retry, all tried"`, `"probe"`, `"hedge"`, `"resting"`, or `"retry, others full"` if the retry
-    got no slot at the instances that it had not tried.
+    `reason` is the name of the strategy that picked the instance. If the instance was picked
+    without the strategy, `reason` is `"retry"`, `"retry, all tried"`, `"probe"`, `"hedge"`,
+    `"resting"`, or `"retry, others full"` if the retry got no slot at the instances that it had not
+    tried.
     """
 
     instance: Instance
@@ -74,14 +75,15 @@ class RetryDecided(Event):
 
 @dataclass(frozen=True, slots=True)
 class RetryRefused(Event):
-    """The attempt to `instance` would be retried, but the budget is empty."""
+    """The attempt to `instance` failed and is not retried, since the retry budget is empty."""
 
     instance: Instance
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerChanged(Event):
-    """The breaker of `instance` has changed to `state`. A failed probe changes it to open again."""
+    """The breaker of `instance` has changed its state to `state`. After a failed probe, `state` is
+    `"open"` again."""
 
     instance: Instance
     state: Literal["closed", "open"]
@@ -105,7 +107,7 @@ class Admitted(Event):
 
 @dataclass(frozen=True, slots=True)
 class HealthChanged(Event):
-    """Active checks have found that `instance` is `healthy`, or that it is unhealthy."""
+    """The result of the active checks of `instance` has changed: it is now `healthy`, or not."""
 
     instance: Instance
     healthy: bool
@@ -113,7 +115,8 @@ class HealthChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class InstancesChanged(Event):
-    """Discovery found another set of instances: some have `joined`, and some have `left`."""
+    """Discovery returned another set of instances: those in `joined` are new, and those in `left`
+    are gone."""
 
     joined: tuple[Instance, ...]
     left: tuple[Instance, ...]
@@ -121,7 +124,7 @@ class InstancesChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryFailed(Event):
-    """A lookup failed with `error`. The last known set stays in use."""
+    """A lookup failed with `error`. The last known set of instances stays in use."""
 
     error: Exception
 
@@ -140,8 +143,8 @@ class Outbox:
         self, deliver: Callable[[Event], None] | None = None, least_level: int = 0
     ) -> None:
         self.pending: deque[Callable[[], None]] = deque()
-        """The messages and events to publish. Check this before a call of `publish`, since it is
-        nearly always empty. """
+        """The messages and events to publish. It is nearly always empty, so check it before you
+        call `publish`."""
         self._deliver = deliver
         self.has_listener: bool = deliver is not None
         """True if there is a listener. Otherwise events need not be created."""

@@ -29,8 +29,8 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.
 class Tally:
     """The number of picks of one balancer.
 
-    The balancer counts under its own lock, which takes a tenth of the time of a counter of
-    OpenTelemetry's SDK.
+    The balancer increments this number under its own lock. That takes a tenth of the time that a
+    counter of OpenTelemetry's SDK takes.
     """
 
     __slots__ = ("picks",)
@@ -45,12 +45,12 @@ class Service(Protocol):
     service: str
     """Its name."""
     tally: Tally
-    """Its count of picks."""
+    """Its number of picks."""
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last good answer. None before the first answer, or if none is
-        needed."""
+        """Seconds since the last good answer of discovery. None before the first answer, or for a
+        static list."""
         ...
 
     @property
@@ -75,14 +75,14 @@ class Observed:
         self._services: dict[int, weakref.ref[Service]] = {}
         self._tallies: dict[int, tuple[str, Tally]] = {}
         self._picked: dict[str, int] = {}
-        """The picks of balancers that no longer exist, by service: a counter must never fall."""
+        """The picks of balancers that no longer exist, by service. They are still reported, since a
+        counter must never decrease."""
         self._names: dict[str, float] = {}
-        """Every service that was ever added. A service that is gone is still reported as 0, as a
-        counter would be.
-        """
+        """Every service that was ever added. A service that is no longer used is still reported,
+        with 0 attempts in flight."""
 
     def add(self, service: Service) -> None:
-        """Report the figures of `service` too, until the object no longer exists or is removed."""
+        """Report the values of `service` too, until it is removed or garbage collected."""
         key = id(service)
         self._names[service.service] = 0
         self._tallies[key] = service.service, service.tally
@@ -117,8 +117,8 @@ class Observed:
     def in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
         """The callback of an observable counter.
 
-        A counter with increments and decrements could miss the end of an attempt, and stay wrong
-        for ever.
+        If each attempt incremented and decremented a counter, one missed decrement would make the
+        value wrong for ever.
         """
         return self._told(lambda one: one.in_flight, operator.add, self._names)
 
@@ -139,7 +139,8 @@ class Observed:
 class Instruments:
     """The instruments of one meter provider, shared by all balancers.
 
-    They are shared because the API without an SDK keeps every instrument that it has ever made.
+    They are shared because OpenTelemetry's API, without an SDK, keeps every instrument that it has
+    ever made.
     """
 
     def __init__(self, provider: MeterProvider) -> None:
@@ -216,7 +217,7 @@ _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
 
 
 def instruments(provider: MeterProvider) -> Instruments:
-    """Return the instruments of this provider, which are made once."""
+    """Return the instruments of this provider. They are made once for each provider."""
     if (known := _shared.get(provider)) is None:
         known = _shared[provider] = Instruments(provider)
     return known
@@ -250,7 +251,7 @@ class Metrics:
         self._instruments.ejections.add(1, {**self._service, "lbclient.ejection.by": by})
 
     def health(self, *, healthy: bool) -> None:
-        """Count a change of an instance's health by active checks."""
+        """Count a change of the result of an instance's active checks."""
         state = "up" if healthy else "down"
         self._instruments.health.add(1, {**self._service, "lbclient.health.state": state})
 
@@ -286,7 +287,8 @@ class Metrics:
 
     @property
     def untimed(self) -> bool:
-        """True if no SDK collects durations. Then the API's proxies have no real instrument."""
+        """True if no SDK collects durations. The instruments of OpenTelemetry's API then do
+        nothing."""
         return getattr(self._instruments.duration, "_real_instrument", self) is None
 
     def duration(self, metric: str, elapsed: float, attributes: Attributes) -> None:

@@ -14,9 +14,9 @@ _NOTHING: Attributes = {}
 
 
 class Semantics:
-    """Describes the calls of a protocol to telemetry. This default adds nothing.
+    """Describes the calls of a protocol to telemetry. This default adds no attributes.
 
-    An attribute `error.type` marks a failed attempt.
+    An attempt has failed if its attributes include `error.type`.
     """
 
     __slots__ = ()
@@ -52,5 +52,6 @@ class Semantics:
 
 
 def error_attributes(error: BaseException | None) -> Attributes:
-    """The type of an error. The text is left out, since it may contain a secret."""
+    """Return the type of an error as attributes. The text of the error is left out, since it may
+    contain a secret."""
     return _NOTHING if error is None else {"error.type": type(error).__qualname__}

@@ -32,8 +32,8 @@ TracerProvider = trace.TracerProvider
 ATTEMPTS = "lbclient.attempts"
 """The number of attempts of a call.
 
-A span starts with the value 1, which is right for nearly all calls, since it costs more to set an
-attribute later.
+A span starts with the value 1, which is right for nearly all calls. To set an attribute later would
+take more time.
 """
 _NOTHING: Attributes = {}
 _NO_HEADERS: Mapping[str, str] = {}
@@ -48,22 +48,23 @@ these keys.
 
 _runtime = getattr(context, "_RUNTIME_CONTEXT", None)
 _current: Callable[[], Context] = getattr(
-    # A subclass may keep its context elsewhere.
+    # A subclass may store its context elsewhere.
     vars(_runtime).get("_current_context") if type(_runtime) is ContextVarsRuntimeContext else None,
     "get",
     context.get_current,
 )
 """Returns the same as `context.get_current`, but reads the context variable directly.
 
-This saves two function calls for each call. If the API keeps its context elsewhere, this is
-`context.get_current` itself. """
+This saves two function calls for each call. If OpenTelemetry's API stores its context elsewhere,
+`context.get_current` is used.
+"""
 
 
 class CallSpan:
     """The INTERNAL span of one call, which also creates the spans of the attempts.
 
-    If the context of the span is invalid, there is neither an SDK nor a span of the caller. In this
-    case nothing is traced, and attempts get no spans.
+    If there is neither an SDK nor a span around the call, the span has an invalid context. Then
+    nothing is traced, and attempts get no spans.
     """
 
     __slots__ = ("_context", "_recording", "_semantics", "_span", "_tracer", "silent")
@@ -122,12 +123,12 @@ class AttemptSpan:
         """True if the attributes of the span are recorded."""
 
     def enter(self) -> None:
-        """Make this the current span, until `leave` is called in the same task or thread."""
+        """Make this span the current span, until `leave` is called in the same task or thread."""
         if self._span is not None:
             self._token = context.attach(trace.set_span_in_context(self._span, self._around))
 
     def leave(self) -> None:
-        """Restore the previous span."""
+        """Make the previous span the current span again."""
         if self._token is not None:
             context.detach(self._token)
             self._token = None
@@ -162,8 +163,8 @@ class Tracing:
         self._tracer = tracer
         self._known = known
         self._late = isinstance(tracer, trace.ProxyTracer)
-        """True if an SDK may still be installed. Then the API's proxy gets a tracer from the
-        SDK."""
+        """True if an SDK may still be installed. Once it is, the proxy of OpenTelemetry's API uses
+        a tracer of the SDK."""
 
     def call(self, semantics: Semantics) -> CallSpan:
         """Open the span of one call."""
@@ -199,10 +200,11 @@ class Telemetry:
 
 
 def propagation() -> Mapping[str, str]:
-    """The headers that tell the server which span calls it, such as `traceparent`."""
+    """The headers that tell the called server which span the call belongs to, such as
+    `traceparent`."""
     now = _current()
     if not now or now.get(_SUPPRESS) or now.get(_SUPPRESS_HTTP):
-        return _NO_HEADERS  # an empty context has no span, and suppression applies to headers too
+        return _NO_HEADERS  # there is no span, or spans are suppressed
     carrier: dict[str, str] = {}
     propagate.inject(carrier, now)
     return carrier

@@ -22,15 +22,17 @@ class Act(Protocol):
     what: str
 
     def begin(self, stage: Stage) -> None:
-        """Make it happen."""
+        """Cause the event."""
         ...
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """Return the sign that the client has noticed the event, or None before that."""
+        """Return a text that says how the client has noticed the event. Returns None until the
+        client has noticed it."""
         ...
 
     def result(self, before: Frame, now: Frame) -> str:
-        """Return the result, when the event ends."""
+        """Return a text that says how the event has changed the traffic. It is shown when the event
+        ends."""
         ...
 
 
@@ -43,16 +45,17 @@ class Kill:
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
-        """Make it happen."""
+        """Kill the process of the instance."""
         stage.kill(self._machine)
 
     def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # as in Act
-        """Its breaker opens."""
+        """The sign is that the breaker of the killed instance opens."""
         row = now.row(self._machine.name)
         return None if row is None or row.known.breaker == "closed" else "breaker open"
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The number of retries: calls that failed at the killed instance went to others."""
+        """The result is the number of retries: calls that failed at the killed instance went to
+        other instances."""
         return f"{now.tally.retries - before.tally.retries} retries"
 
 
@@ -66,16 +69,16 @@ class Slow:
         self._delay = delay
 
     def begin(self, stage: Stage) -> None:
-        """Make it happen."""
+        """Make the instance slow."""
         stage.slow(self._machine, self._delay)
 
     def sign(self, before: Frame, now: Frame) -> str | None:
-        """The instance gets less than half of its traffic."""
+        """The sign is that the slow instance gets less than half of its traffic."""
         name = self._machine.name
         return "traffic halved" if now.share(name) < before.share(name) / 2 else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The instance's share of the traffic, before and after."""
+        """The result is the instance's share of the traffic, before and after."""
         return _moved(self._machine, before, now)
 
 
@@ -88,16 +91,16 @@ class Join:
         self._machine = machine
 
     def begin(self, stage: Stage) -> None:
-        """Make it happen."""
+        """Start the instance and add it to DNS."""
         stage.add(self._machine)
 
     def sign(self, before: Frame, now: Frame) -> str | None:  # noqa: ARG002  # as in Act
-        """The new instance is found and used."""
+        """The sign is that discovery returns the new instance and that it gets calls."""
         row = now.row(self._machine.name)
         return "first call" if row is not None and row.known.attempts else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The instance's share of the traffic, before and after."""
+        """The result is the instance's share of the traffic, before and after."""
         return _moved(self._machine, before, now)
 
 
@@ -113,15 +116,14 @@ ACTS: tuple[Act, ...] = (
 
 
 class Scene:
-    """The course of one event, which began `at` this many seconds. `noticed` is set once its sign
-    was seen.
-    """
+    """One event that has begun, and what has been seen of it. `at` is the time in seconds when it
+    began. `noticed` is set once its sign was seen."""
 
     def __init__(self, act: Act, before: Frame) -> None:
         self.at: float = before.at
         self.what: str = act.what
         self.noticed: str = ""
-        """The sign that the client had noticed, and when it was seen."""
+        """The sign that the client has noticed the event, and the time when it was seen."""
         self.result: str = ""
         self.over = False
         self._act = act
@@ -141,7 +143,7 @@ class Scene:
 
 
 class Director:
-    """Starts the events over `seconds`. `scenes` are the events that have begun."""
+    """Starts the events, spread over `seconds`. `scenes` are the events that have begun."""
 
     def __init__(self, stage: Stage, seconds: float, acts: Iterable[Act] = ACTS) -> None:
         self.scenes: list[Scene] = []

@@ -37,8 +37,8 @@ class Authority:
         self.zone: dns.zone.Zone | None = None
 
     def reply(self, wire: bytes, most: int | None = None) -> bytes | None:
-        """Return the response, cut to `most` bytes (None: the size that the client accepts over
-        UDP). Returns None for an invalid question."""
+        """Return the response, truncated to `most` bytes. If `most` is None, this is the size that
+        the client accepts over UDP. Returns None for an invalid question."""
         try:
             query = dns.message.from_wire(wire)
             response = dns.message.make_response(query)
@@ -127,7 +127,7 @@ def serve(authority: Authority) -> int:
 
 
 def _bound(authority: Authority) -> tuple[_TcpServer, _UdpServer]:
-    """Create both servers on one port. A free TCP port may be in use for UDP; then another port is
+    """Create both servers on one port. If a free TCP port is in use for UDP, another port is
     tried."""
     while True:
         tcp = _TcpServer(authority)

@@ -16,7 +16,8 @@ __all__ = ["Frame", "Load", "Meter", "Outcome", "Row", "Tally"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Calls made, calls that `failed` in the end, and attempts beyond each call's first."""
+    """The number of calls, of calls that have `failed`, and of attempts after the first attempt of
+    each call."""
 
     calls: int = 0
     failed: int = 0
@@ -24,7 +25,7 @@ class Tally:
 
 
 class Outcome(NamedTuple):
-    """The end of one call: the failure as text, or an empty text, and the number of retries."""
+    """How one call ended: the failure as text (empty for a success), and the number of retries."""
 
     failure: str
     retries: int
@@ -77,9 +78,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The state `at` this many seconds: all known instances, the tally, and the recent calls per
-    second.
-    """
+    """The state at one moment, `at` seconds after the start: all known instances, the tally, and
+    the recent calls per second."""
 
     at: float
     rows: tuple[Row, ...]
@@ -91,7 +91,8 @@ class Frame:
         return next((row for row in self.rows if row.name == name), None)
 
     def share(self, name: str) -> float:
-        """Return the share of an instance in the recent attempts; 0 while it is not known."""
+        """Return the share of an instance in the recent attempts; 0 if the client does not know the
+        instance."""
         row = self.row(name)
         return 0.0 if row is None else row.share
 
@@ -130,7 +131,8 @@ class Meter:
         return Frame(now, tuple(rows), tally, rate)
 
     def _since(self, mark: _Mark) -> _Mark:
-        """Store this mark, and return the mark from `window` seconds before it, or the first."""
+        """Store this mark, and return the mark from `window` seconds before. If there is none,
+        return the first mark."""
         self._marks.append(mark)
         while len(self._marks) > 2 and self._marks[1].at <= mark.at - self._window:
             self._marks.popleft()

@@ -26,7 +26,7 @@ _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 class Screen:
-    """Redraws a table of the instances, and the events below it, at each frame."""
+    """Draws a table of the instances, and the events below it, again at each frame."""
 
     def __init__(self, bill: Playbill) -> None:
         self._bill = bill
@@ -38,7 +38,7 @@ class Screen:
         return self
 
     def __exit__(self, kind: object, /, *_: object) -> None:
-        self._live.transient = kind is None  # if interrupted, `close` will not be called
+        self._live.transient = kind is None  # after an interruption, `close` is not called
         self._live.stop()
 
     def show(self, frame: Frame, scenes: Sequence[Scene]) -> None:

@@ -1,6 +1,6 @@
-"""The processes of the demo: a DNS server and some instances, all real, all on loopback.
+"""The processes of the demo: a real DNS server and real instances, all on the loopback interface.
 
-None of them outlives the process that started it.
+No process outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 _HERE = Path(__file__).parent
 
 _PROGRAMS = {"http": "backend", "grpc": "rpc_backend"}
-"""What an instance runs, by the scheme of the service."""
+"""The program that each instance runs, by the URL scheme of the service."""
 _ZONE = """\
 $ORIGIN demo.test.
 $TTL 1
@@ -51,15 +51,16 @@ class ChildFailed(Exception):
 class Child:
     """Runs one program of this folder: `backend`, `rpc_backend` or `dns_server`.
 
-    It gets lines of JSON on its standard input, and exits when its standard input ends: at `kill`,
-    or when this process ends in any way.
+    The program reads lines of JSON from its standard input. It exits when its standard input ends:
+    after `kill`, or when this process ends in any way.
     """
 
     def __init__(self, program: str, *arguments: str) -> None:
         self.program = program
-        # By its path, not with -m: without an import of the package it starts in a tenth of the
-        # time. -P: the other files of this folder must not shadow modules of the same name. Its own
-        # process group: Ctrl-C goes to the parent only, which ends the child in an orderly way.
+        # The program is started by its path, not with -m: without an import of the package it
+        # starts in a tenth of the time. With -P, the other files of this folder do not shadow
+        # modules of the same name. The child has its own process group, so that Ctrl-C goes only to
+        # the parent, which ends the child in an orderly way.
         self._process = subprocess.Popen(  # noqa: S603  # our own file
             [sys.executable, "-P", str(_HERE / f"{program}.py"), *arguments],
             stdin=subprocess.PIPE,
@@ -83,8 +84,8 @@ class Child:
 
     def tell(self, value: object) -> None:
         """Send a value to the process, and wait until the process has applied it."""
-        _ = self.port  # the first line that it prints
-        with contextlib.suppress(BrokenPipeError):  # the missing answer raises ChildFailed
+        _ = self.port  # waits until the process has printed its port
+        with contextlib.suppress(BrokenPipeError):  # ChildFailed is raised below
             self._requests.write(json.dumps(value) + "\n")
             self._requests.flush()
         self._line()
@@ -93,7 +94,7 @@ class Child:
         """End the process at once, as a crash would. A second call does nothing."""
         self._process.kill()
         with contextlib.suppress(BrokenPipeError), self._process:
-            pass  # leaving the block waits for it and closes its pipes
+            pass  # leaving the block waits for the process and closes its pipes
 
     def _line(self) -> str:
         if not (line := self._answers.readline()):
@@ -122,8 +123,8 @@ NEWCOMER = Machine("orders-6", 3, 0.020)
 
 
 class Stage:
-    """The processes of the demo. `children` ends each of them on exit. `scheme` is what the
-    instances speak. `stage()` creates this object."""
+    """The processes of the demo. `children` ends all of them when it is closed. `scheme` is the URL
+    scheme of the service. `stage()` creates this object."""
 
     def __init__(
         self, children: contextlib.ExitStack, machines: Iterable[Machine], scheme: str
@@ -170,6 +171,6 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(machines: Iterable[Machine] = CAST, scheme: str = "http") -> Generator[Stage]:
-    """Start five instances in DNS. None of the processes outlives the block."""
+    """Start the instances and the DNS server. All processes end with the block."""
     with contextlib.ExitStack() as children:
         yield Stage(children, machines, scheme)

@@ -1,1 +1,1 @@
-"""Connections to the instances of a service: lbclient's own HTTP/1.1, and HTTP/2 with h2."""
+"""Connections to the instances of a service: HTTP/1.1, implemented here, and HTTP/2 with h2."""

@@ -2,8 +2,8 @@
 
 A socket connects only to addresses of an instance that discovery has checked. If an instance has no
 addresses, the operating system resolves its name. If an instance has several addresses, they are
-tried in parallel (RFC 8305): the next attempt starts when the attempt before has failed, or has not
-connected within a quarter of a second.
+tried in parallel (RFC 8305): the next attempt to connect starts when the previous one has failed,
+or has not connected within a quarter of a second.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 ATTEMPT_DELAY = 0.25
-"""Seconds between the starts of two attempts (RFC 8305, section 5)."""
+"""Seconds between the starts of two attempts to connect (RFC 8305, section 5)."""
 _UNRESOLVED = "the name {} was not resolved in time"
 
 
@@ -106,8 +106,8 @@ def open_socket(address: Address, options: ConnectionSettings) -> socket.socket:
 async def race(
     addresses: Sequence[Address], dial: Callable[[Address], Awaitable[socket.socket]]
 ) -> socket.socket:
-    """Return the first socket that is connected. If no attempt succeeds, raises the most
-    informative of the errors."""
+    """Return the first socket that is connected. If no attempt succeeds, raises the error that says
+    most about the instance."""
     if len(addresses) == 1:
         return await dial(addresses[0])
     won: list[socket.socket] = []
@@ -138,13 +138,13 @@ async def race(
         error = first_of(errors)
         raise error from error.__cause__
     finally:
-        for sock in won:  # two sockets may have connected at the same time
+        for sock in won:  # several sockets may have connected at the same time
             sock.close()
 
 
 def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the exception to raise for a group of tasks. An exception that came from outside takes
-    precedence."""
+    """Return the exception to raise for a group of exceptions of tasks. An exception of a signal
+    handler takes precedence."""
     outside = (error for error in errors.exceptions if not isinstance(error, Exception))
     return next(outside, errors.exceptions[0])
 
@@ -159,7 +159,7 @@ def _known(dial: Dial) -> Sequence[Address]:
                 found.append(Address(socket.AF_INET, (host, dial.port)))
             elif address.scope_id is None:
                 found.append(Address(socket.AF_INET6, (host, dial.port, 0, 0)))
-            else:  # only the operating system knows the number of a zone such as eth0
+            else:  # only the operating system knows the number of a zone ("eth0")
                 family, *_, to = socket.getaddrinfo(host, dial.port, type=socket.SOCK_STREAM)[0]
                 found.append(Address(family, to))  # type: ignore[arg-type]  # IPv6 only
     return found
@@ -176,7 +176,8 @@ def _interleaved(found: Sequence[tuple[Any, ...]]) -> Sequence[Address]:
 
 
 def _look_up(dial: Dial, seconds: float | None) -> Sequence[tuple[Any, ...]]:
-    """Ask the operating system. Its lookup has no timeout, and may take half a minute."""
+    """Ask the operating system for addresses. Its lookup has no timeout of its own and may take
+    half a minute, so it runs on another thread."""
     found: list[Sequence[tuple[Any, ...]] | Exception] = []
 
     def ask() -> None:

@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 SLICE = 64 * 1024
-"""The number of bytes that are read without waiting before other tasks get a turn."""
+"""After this number of bytes that were read without waiting, other tasks get a turn."""
 WRITE = 2 * 1024
-"""Each write counts as this many extra bytes, since even a short write takes time."""
+"""This number is added to the bytes of each write, since even a short write takes time."""
 
 CLOSED = "the connection was closed here"
 
 
 class PeerLeft(Exception):
-    """The cause of an error if an HTTP/2 server has ended a request in an orderly way: with
+    """The cause (`__cause__`) of an error if an HTTP/2 server has ended a request with
     REFUSED_STREAM or GOAWAY (RFC 9113, 6.8)."""
 
     def __init__(self, *, unprocessed: bool) -> None:
@@ -50,20 +50,22 @@ class PeerLeft(Exception):
 
 
 class InstanceLiveness:
-    """Records whether the network path to one instance still works, from all of its connections.
+    """Records whether the connections to one instance may be dead, although no error has been seen
+    on them.
 
-    A reused connection that ends without any bytes was already dead while it was idle: the process
-    has been replaced, or a middlebox has dropped the connection. Connections opened before that may
-    be dead too, so a retry must not use any of them (urllib3 and Go's net/http open a new
-    connection as well). A timeout has the same meaning only if all connections were silent during
-    that time. Otherwise the request is just slow.
+    If a reused connection ends before any bytes of the response have arrived, it was already dead
+    while it was idle: the process was replaced, or a middlebox has dropped the connection.
+    Connections that were opened before this was noticed may be dead too, so a retry must not use
+    them (urllib3 and Go's net/http open a new connection as well). After a timeout the same
+    applies, but only if nothing has arrived on any connection meanwhile. Otherwise the request is
+    just slow.
     """
 
     __slots__ = ("generation", "responses")
 
     def __init__(self) -> None:
         self.responses: int = 0
-        """A number that increases when any of the connections receives something."""
+        """A number that increases when something arrives on any of the connections."""
         self.generation: int = 0
         """Connections of an earlier generation are not used for another request."""
 
@@ -72,7 +74,7 @@ class Connection(ABC):
     """The bytes of one connection to an instance.
 
     A connection raises errors of httpx: ReadError, WriteError and the timeouts. The coroutines of a
-    connection for threads block, and never suspend. Closing is synchronous in every driver, so a
+    connection for threads block, and are never suspended. Closing is never a coroutine, so a
     cancellation cannot interrupt it.
     """
 
@@ -100,7 +102,7 @@ class Connection(ABC):
         self._arrived = b""
         """Bytes that have been received, and not read yet."""
         self._poll: select.poll | None = None
-        """Shows whether there is something to receive."""
+        """Polls the socket for bytes that have arrived."""
         self.ended: bool = False
         """True if nothing more will arrive."""
         self.closed: bool = False
@@ -111,7 +113,8 @@ class Connection(ABC):
         self.peer: str | None = None
         """The IP address of the other end."""
         self.single_use: bool = False
-        """True if the connection was opened with a TLS name other than the instance's."""
+        """True if the connection was opened with another TLS name than the usual one for the
+        instance."""
         self.served: int = 0
         """The number of responses received."""
         self.generation: int = 0
@@ -124,7 +127,7 @@ class Connection(ABC):
 
     @property
     def alpn(self) -> str | None:
-        """The protocol that was agreed on in the TLS handshake."""
+        """The protocol that was chosen in the TLS handshake (ALPN)."""
         return None if self.tls is None else self.tls.object.selected_alpn_protocol()
 
     @property
@@ -151,7 +154,7 @@ class Connection(ABC):
                     done = tls.shake_hands(data)
                 except httpx.ConnectError:
                     with contextlib.suppress(httpx.WriteError, httpx.WriteTimeout):
-                        if out := tls.outgoing():  # an alert with the reason
+                        if out := tls.outgoing():  # a TLS alert with the reason
                             await self.write_all(out, timeout)
                     raise
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
@@ -163,20 +166,20 @@ class Connection(ABC):
 
     @abstractmethod
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
-        or ReadError.
-        """
+        """Return bytes as soon as there are any; b"" at the end. Without `everything`, at most
+        SLICE bytes are returned. Set `everything` if processing many bytes at once takes little
+        time. Raises ReadTimeout or ReadError."""
 
     @abstractmethod
     async def write(self, data: bytes | memoryview, timeout: float | None) -> bool:
-        """Send all of the data. On threads, returns False if something has arrived before all was
-        sent. Then call `read`, and continue with `write(b"")`. Raises WriteTimeout or
+        """Send all of the data. On threads, returns False if something has arrived before all of it
+        was sent. Then call `read`, and continue to send with `write(b"")`. Raises WriteTimeout or
         WriteError."""
 
     @abstractmethod
     async def write_all(self, data: bytes, timeout: float | None) -> None:
-        """Send all of the data, whatever arrives meanwhile. Raises WriteTimeout or WriteError."""
+        """Send all of the data, even if something arrives meanwhile. Raises WriteTimeout or
+        WriteError."""
 
     @abstractmethod
     def readable(self) -> bool:
@@ -187,8 +190,8 @@ class Connection(ABC):
         """Close the connection at once. A second call does nothing."""
 
     def shut(self) -> None:
-        """Wake a thread that waits for this connection. Any thread may call this. The descriptor
-        stays open."""
+        """Shut the connection down, which wakes a thread that waits for it. Any thread may call
+        this method. The file descriptor stays open."""
         self.close()
 
     @abstractmethod
@@ -266,7 +269,7 @@ class AsyncConnection(Connection):
             if isinstance(error, OSError):
                 raise httpx.ConnectError(str(error)) from error
             raise
-        self._check_open()  # the event loop closes the socket
+        self._check_open()  # if this raises, the event loop closes the socket
 
     def _check_open(self) -> None:
         """Raise ConnectError if this side has closed the connection while it was opened."""
@@ -293,7 +296,7 @@ class AsyncConnection(Connection):
         """Return True if unread bytes, or the end, have arrived. Never waits."""
         if self._arrived or self.ended or self._sock is None:
             return True
-        # The kernel may have something that the loop has not received yet.
+        # The kernel may have received something that the event loop has not.
         if self._poll is not None and not self._poll.poll(0):
             return False
         try:

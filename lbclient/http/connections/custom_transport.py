@@ -1,10 +1,12 @@
-"""The interface of a transport to one instance, and the choice of lbclient's or a caller's own.
+"""The interface of a transport to one instance. A caller may pass a transport of its own, which is
+adapted here.
 
-A caller's transport (`transport=factory`) gets a request whose URL names a checked address of the
-instance (or its host, if it has no addresses), with the service's Host and TLS name. If the URL had
-a name, the caller's transport would resolve the name again, and bypass the address filter. The
-caller's request itself is never changed. Otherwise its cookies would be stored for an instance, and
-redirects would bypass the balancer.
+A caller's transport (`transport=factory`) gets a request whose URL contains an address of the
+instance that discovery has checked. (If the instance has no addresses, the URL contains its host
+name.) The request has the Host header and the TLS name of the service. If the URL had a name, the
+caller's transport would resolve the name again, and bypass the address filter. The original request
+is never changed. Otherwise cookies would be stored for an instance, and redirects would bypass the
+balancer.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ _NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
 class InstanceTransport(Protocol):
-    """Sends requests to one instance. On threads, the coroutines of a transport block, and never
-    suspend."""
+    """Sends requests to one instance. On threads, the coroutines of a transport block, and are
+    never suspended."""
 
     @property
     def is_idle(self) -> bool:
@@ -64,8 +66,8 @@ class InstanceTransport(Protocol):
         ...
 
     def drain(self) -> None:
-        """Close idle connections now, and the others when they are no longer in use. This never
-        blocks."""
+        """Close idle connections now, and the other connections when they are no longer in use.
+        This method never blocks."""
         ...
 
     async def aclose(self) -> None:
@@ -78,11 +80,11 @@ class InstanceTransport(Protocol):
 
 
 class _BaseCustomTransport(Generic[T]):
-    """Changes a request for the service into one for an address of the instance.
+    """Changes each request for the service into a request to an address of the instance.
 
-    `_at` is the index of the address to try first: the last address that has not failed. A caller's
-    pool opens a new connection if it has none to an address. So a dead address must not be tried
-    first for every request.
+    `_at` is the index of the address to try first: the last address that has not failed. The
+    connection pool in a caller's transport has a separate connection for each address. So an
+    address that does not answer must not be tried first for every request.
     """
 
     looped: bool
@@ -156,8 +158,8 @@ class _BaseCustomTransport(Generic[T]):
         return timeouts
 
     def _after(self, at: int, first: int, body: object) -> int | None:
-        """Return the next address to try, if nothing was sent to this address. Returns None if no
-        address is left."""
+        """Return the index of the next address to try. Returns None if no address is left, or if
+        something may have been sent to this address."""
         following = (at + 1) % len(self._origins)
         if len(self._origins) > 1:
             self._at = following
@@ -209,7 +211,8 @@ class AsyncCustomTransport(_BaseCustomTransport[httpx.AsyncBaseTransport]):
     async def send(
         self, request: httpx.Request, body: Body, extensions: Mapping[str, object]
     ) -> httpx.Response:
-        """Send a request, as the base class does. It is cancelled when the attempt's time is up."""
+        """Send a request, as the base class does. The request is cancelled when the attempt's time
+        is up."""
         if (left := time_left()) is None:
             return await super().send(request, body, extensions)
         with anyio.move_on_after(left):
@@ -245,7 +248,7 @@ def async_transport_factory(
 ) -> TransportMaker:
     """Do the same as `transport_factory`, for event loops."""
     if factory is None:
-        if "trio" in sys.modules:  # imported now, since later there may be no free descriptor
+        if "trio" in sys.modules:  # imported now: later there may be no free file descriptor
             import_module(".trio", __package__)
         if options.get("http2"):
             from .http2_transport import AsyncHttp2Transport  # noqa: PLC0415  # as above
@@ -258,15 +261,15 @@ def async_transport_factory(
 
 
 _TAKE_NO_INSTANCE: tuple[object, ...] = (httpx.HTTPTransport, httpx.AsyncHTTPTransport)
-"""Classes that are not accepted as factories: they would take the instance as `verify`, and check
-certificates in an undefined way.
-"""
+"""Classes that are not accepted as factories. They would take the instance for their argument
+`verify`, so it would be undefined how certificates are checked."""
 
 
 _UNSUPPORTED = "is not supported with transport="
 _OWN_OPTIONS = ("verify", "cert", "http1", "http2", "local_address", "retries", "socket_options")
 _OWN_LIMITS = ("max_connection_age", "max_idle_connections")
-"""Options of our own connections. A caller would believe that they apply to other transports."""
+"""Options that have an effect only on lbclient's own connections. They are not accepted with a
+caller's transport."""
 
 
 def _check_factory(factory: object, options: TransportOptions, shown: str) -> None:

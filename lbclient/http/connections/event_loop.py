@@ -24,12 +24,12 @@ __all__ = ["LoopConnection"]
 _ENOUGH = 256 * 1024
 """When this number of bytes is unread, reading from the socket pauses."""
 _MOMENT = 0.001
-"""Seconds of sending without waiting, after which other tasks get a turn."""
+"""After sending without waiting for this number of seconds, other tasks get a turn."""
 _LOOK = 0.05
 
 
 class LoopConnection(AsyncConnection, asyncio.Protocol):
-    """The bytes of one connection. One task reads at a time, and one writes."""
+    """The bytes of one connection. At most one task reads and one task writes at a time."""
 
     __slots__ = (
         "_blocked",
@@ -63,10 +63,10 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._reader: asyncio.Future[httpx.ReadTimeout | None] | None = None
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        """One timer for many waits. It is set again only when it fires, since most waits are
-        short."""
+        """One timer for many waits of the reader. It is not set anew for each wait, since most
+        waits are short, but only when it fires."""
         self._due = self._wakes = math.inf
-        """The time when the wait ends, and the time when the timer fires."""
+        """The time when the reader's wait ends, and the time when the timer fires."""
         self._stalled: asyncio.TimerHandle | None = None
         """The timer of the writer."""
         self._served_at_once = 0
@@ -82,7 +82,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is established."""
-        # So that a write ends when the kernel has taken all data.
+        # With a limit of 0, a write ends when the kernel has taken all data.
         cast("asyncio.Transport", transport).set_write_buffer_limits(0)
 
     def data_received(self, data: bytes) -> None:
@@ -103,7 +103,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             reader.set_result(None)
 
     def eof_received(self) -> bool:
-        """The other end sends no more data. Returns True, since it may still receive data."""
+        """The other end sends no more data. Returns True, since the other end may still receive
+        data."""
         if self.tls is not None:
             self._arrived += self.tls.decrypt(b"")
         self._end()
@@ -148,7 +149,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             raise OSError(code, os.strerror(code))
 
     async def _attach(self, sock: socket.socket) -> None:
-        # Not set in `connection_made`: uvloop would not notice that `close` aborts the transport.
+        # `_transport` is not set in `connection_made`: uvloop would not notice that `close` aborts
+        # the transport.
         self._transport, _ = await self._loop.create_connection(lambda: self, sock=sock)
         if self.closed:
             self._transport.abort()
@@ -159,10 +161,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         return not self._blocked
 
     async def read(self, timeout: float | None, *, everything: bool = False) -> bytes:
-        """Return bytes as soon as there are any; b"" at the end. With `everything` it may return
-        more than SLICE, for a reader whose work does not grow with the length. Raises ReadTimeout
-        or ReadError.
-        """
+        """Return bytes as soon as there are any; b"" at the end. Without `everything`, at most
+        SLICE bytes are returned. Set `everything` if processing many bytes at once takes little
+        time. Raises ReadTimeout or ReadError."""
         if self._arrived or self.ended:
             seconds_now(timeout, httpx.ReadTimeout)
             if self._served_at_once >= SLICE:
@@ -209,7 +210,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             return True
         if self._sent_at_once >= SLICE:
             self._sent_at_once = 0
-            # If no task is waiting, a turn for each 64 KiB would take as long as sending the data.
+            # If no other task is waiting, to yield after each 64 KiB would take as long as to send
+            # the data.
             now = time.monotonic()
             if self._ready is None or self._ready or now - self._turn_at >= _MOMENT:
                 self._turn_at = now
@@ -247,9 +249,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
     def detach_after_fork(self) -> None:
         """Release the parent's socket.
 
-        The event loop shares its selector with the parent's event loop, so closing the socket here
-        could disturb the parent. Instead, the descriptor stays open, but is redirected to
-        `/dev/null`.
+        The child's copy of the event loop shares its selector with the parent's event loop. So to
+        close the socket here could disturb the parent. Instead, the file descriptor stays open, but
+        is redirected to `/dev/null`.
         """
         self.closed = True
         if self._sock is not None and (descriptor := self._sock.fileno()) >= 0:
@@ -277,8 +279,8 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._wakes = self._due
 
     def _tick(self) -> None:
-        """End the wait if its time is up. The timer may fire a little early, since uvloop's own
-        clock lags behind."""
+        """End the reader's wait if its time is up. The timer may fire a little early, since
+        uvloop's clock lags behind."""
         self._timer, self._wakes = None, math.inf
         reader, now = self._reader, time.monotonic()
         if reader is None or reader.done() or self._due == math.inf:
@@ -286,7 +288,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         if now < self._due:
             self._set_timer()
         elif now - self._due > STOOD_STILL:
-            # This process was suspended, and its timers fire before its sockets: check once more.
+            # After a process was suspended, timers fire before data is received: check once more.
             self._due = now + _LOOK
             self._set_timer()
         else:

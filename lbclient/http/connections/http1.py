@@ -1,7 +1,8 @@
 """HTTP/1.1 without I/O: converts a request into bytes, and bytes into its response (RFC 9112).
 
 An `Exchange` is one request and its response on one connection. It decides whether the connection
-may carry another request. This is so only if nothing is left over in either direction.
+may carry another request: only if the request was sent to its end, and the response has arrived to
+its end with nothing after it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
-"""The bytes that may come between chunks for each byte of content, after the first MAX_HEAD."""
+"""The number of bytes that may come between chunks for each byte of content, in addition to
+MAX_HEAD."""
 MAX_INTERIM = 64 * 1024 * 1024
-"""The maximum number of bytes of interim responses. They use no memory, and the deadline bounds
-their time."""
+"""The maximum number of bytes of interim responses (1xx). It may be large, since they use no
+memory, and the deadline limits their time."""
 _SIZES = frozenset({b"content-length", b"transfer-encoding"})
 _HOP = _SIZES | {b"connection"}
 
@@ -37,7 +39,8 @@ _HEAD, _LENGTH, _CHUNKED, _TO_END, _RAW, _COMPLETE = range(6)
 
 
 class RequestHeaders:
-    """The headers of a request, checked and serialized. Many requests share them."""
+    """The headers of a request, checked and serialized. Requests with the same headers share this
+    object."""
 
     __slots__ = ("chunked", "expects", "lines", "persistent", "to_send", "upgrade")
 
@@ -54,7 +57,7 @@ class RequestHeaders:
             if len(name) in _NAME_LENGTHS and (lower := name.lower()) in _NAMES:
                 sizes += lower in _SIZES
                 self._apply(lower, value)
-        if sizes > 1:  # a proxy might use one of the lengths, and the server the other
+        if sizes > 1:  # a proxy and the server might use different lengths
             raise httpx.LocalProtocolError(
                 "the request has two lengths: send one Content-Length or Transfer-Encoding"
             )
@@ -83,11 +86,13 @@ class RequestHeaders:
 class Exchange:
     """One request and its response.
 
-    Send `request_head` first. Pass bytes that arrive to `receive`. `head` and `data` have the parts
-    of the response that have arrived, and `complete` is True once the whole response has arrived.
+    Send `request_head` first. Pass bytes that arrive to `receive`. `head` and `data` contain the
+    parts of the response that have arrived, and `complete` is True once the whole response has
+    arrived.
     """
 
-    # Class attributes, not set in `__init__`, since most of them do not change in most requests.
+    # Defaults are class attributes, not set in `__init__`, since most of them do not change in most
+    # requests.
     head: Head | None = None
     """The response's head, once it has arrived. Interim responses are skipped."""
     data: list[bytes]
@@ -103,16 +108,16 @@ class Exchange:
     chunked: bool
     """True if the request's body is sent in chunks."""
     to_send: int | None
-    """Bytes of the request's body that remain to be sent; None for chunks whose end has not been
-    sent."""
+    """The number of bytes of the request's body that remain to be sent. None for a chunked body,
+    until its end has been sent."""
     sent: bool = False
     """True once the whole request has been sent. The sender sets it."""
     expects: bool
-    """True if the request waits for 100 (Continue), until an interim response has arrived."""
+    """True until an interim response has arrived, if the request waits for 100 (Continue)."""
     _state = _HEAD
     _buffer = b""
     _begun = False
-    """True once bytes have come before the head: a CRLF, or an interim response."""
+    """True once something has arrived before the head: a CRLF, or an interim response."""
     _left = 0
     _allowance = MAX_HEAD
     """The number of bytes that may still come between chunks."""
@@ -128,9 +133,9 @@ class Exchange:
         more: Sequence[tuple[bytes, bytes]] = (),
         line: bytes | None = None,
     ) -> None:
-        """`more` are headers that concern neither the body nor the connection. `line` is the result
-        of `request_line` for method and target. Raises LocalProtocolError for a request that cannot
-        be sent."""
+        """`more` are further headers, which do not affect how the body is sent or whether the
+        connection is kept. `line` is the result of `request_line` for method and target. Raises
+        LocalProtocolError for a request that cannot be sent."""
         lines = headers.lines[:-2] + header_lines(more) if more else headers.lines
         self.request_head: bytes = (line or request_line(method, target)) + lines
         self.data = []
@@ -141,14 +146,14 @@ class Exchange:
 
     @property
     def upgraded(self) -> bool:
-        """True if bytes are no longer HTTP: after 101, or a successful CONNECT."""
+        """True if the bytes on the connection are no longer HTTP: after 101, or a successful
+        CONNECT."""
         return self._state == _RAW
 
     @property
     def answered(self) -> bool:
         """True if the rest of the request should not be sent, since a response has arrived that
-        rejects the request, or does not need the rest.
-        """
+        rejects the request or does not need the rest."""
         head = self.head
         return head is not None and (head.status >= 300 or self._state >= _RAW)
 
@@ -166,8 +171,8 @@ class Exchange:
 
     @property
     def cheap(self) -> bool:
-        """True if receiving costs almost nothing, however many bytes come at once. This is False
-        for chunks, since small chunks take long to decode."""
+        """True if received bytes take almost no time to process, however many arrive at once. False
+        for a chunked body, since many small chunks take long to decode."""
         return self._state != _CHUNKED
 
     def body_part(self, part: bytes | memoryview) -> bytes | memoryview:
@@ -207,7 +212,7 @@ class Exchange:
             self.data.append(data)
 
     def receive_end(self, *, clean: bool) -> None:
-        """Process the end of the connection. `clean` is False if TLS ended without an announcement.
+        """Process the end of the connection. `clean` is False if TLS ended without close_notify.
         Raises RemoteProtocolError if the response is not complete."""
         self.persistent = False
         if self._state == _TO_END and clean:
@@ -231,9 +236,8 @@ class Exchange:
             )
 
     def _head(self, data: bytes) -> bytes:
-        """Look for the end of the head, and return the bytes after it. One CRLF may come before the
-        head (RFC 9112, 2.2).
-        """
+        """Look for the end of the head, and return the bytes after the head. One CRLF may come
+        before the head (RFC 9112, 2.2)."""
         known = len(self._buffer)
         if not known and (length := plain_head(data)):
             self.head = head = parse(data[:length])
@@ -266,7 +270,8 @@ class Exchange:
         return data
 
     def _frame(self, head: Head) -> None:
-        """Decide how the body ends (RFC 9112, 6.3), and whether the connection persists."""
+        """Decide from the head how the body ends (RFC 9112, 6.3), and whether the connection
+        persists."""
         status, version, _, headers = head
         length, is_chunked, keep_alive = self._lengths(headers)
         if version == b"HTTP/1.0" and (is_chunked or not keep_alive):
@@ -309,7 +314,8 @@ class Exchange:
         return length, is_chunked, keep_alive
 
     def _leave_over(self) -> None:
-        """Record that bytes came after the response. They belong to no request."""
+        """Record that bytes came after the response. They belong to no request, so the connection
+        is not reused."""
         self.surplus, self.persistent = True, False
 
     def _body_of_length(self, data: bytes) -> None:
@@ -338,7 +344,8 @@ class Exchange:
             self._allow(_EACH * len(content) - len(data))
 
     def _allow(self, more: int) -> None:
-        """Change the number of bytes that may come between chunks. Raises RemoteProtocolError."""
+        """Change the number of bytes that may come between chunks by `more`. Raises
+        RemoteProtocolError if it falls below zero."""
         self._allowance = min(MAX_HEAD, self._allowance + more)
         if self._allowance < 0:
             raise httpx.RemoteProtocolError(

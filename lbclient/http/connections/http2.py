@@ -1,9 +1,9 @@
 """HTTP/2 without I/O (RFC 9113), over h2: the state of a connection that carries many requests.
 
-No request performs the connection's I/O, since a deadline, a cancellation or an exception in a
-request must not leave half a frame on the connection. Requests put their frames into a buffer,
-which a thread or task of the connection writes. Then they wait until they are woken for data that
-has arrived.
+A request does not itself write to the connection or read from it. Otherwise a deadline or a
+cancellation of the request could leave half a frame on the connection. Instead, a request puts its
+frames into a buffer, which a thread or task of the connection writes. Then the request waits until
+it is woken, since data has arrived for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionUnavailable", "Headers", "Http2", "Http2Exchange"]
 
 MAX_STREAMS = 100
-"""The maximum number of concurrent requests on one connection. The server may set a lower one."""
+"""The maximum number of concurrent requests on one connection. The server may set a lower number.
+"""
 _MAX_HEADERS = 100 * 1024
 _MAX_FRAME = 16 * 1024
 _WINDOW = 256 * 1024
@@ -49,9 +50,8 @@ _WINDOW = 256 * 1024
 _HIGH_WATER = 64 * 1024
 """The maximum number of bytes of requests that wait to be written to the socket."""
 _MAX_IDLE_FRAMES = 1_000
-"""The maximum number of consecutive frames that advance no request: PING, SETTINGS, empty DATA,
-interim responses.
-"""
+"""The maximum number of consecutive frames that contain nothing new for a request: PING, SETTINGS,
+empty DATA, interim responses."""
 _FRAMES_AT_ONCE = 32
 _LAST_STREAM = 2**31 - 1
 _DATA, _HEADERS, _GOAWAY, _CONTINUATION = 0, 1, 7, 9
@@ -100,8 +100,8 @@ class Http2Exchange:
         self.status: int = 0
         self.headers: Headers = []
         self.chunks: deque[tuple[bytes, int]] = deque()
-        """Parts that have arrived and have not been read, each with the number of bytes that it
-        uses of the flow-control windows."""
+        """Parts of the response's body that have arrived and have not been read. Each has the
+        number of bytes that it uses of the flow-control windows."""
         self.length: int | None = None
         """The response's Content-Length."""
         self.size: int = 0
@@ -111,28 +111,28 @@ class Http2Exchange:
         self.sent: bool = False
         """True once the whole request is in the buffer."""
         self.reset: bool = False
-        """True once either end has reset the stream."""
+        """True once the client or the server has reset the stream."""
         self.error: Exception | None = None
         """The error that ended the exchange."""
         self.unsent: memoryview = memoryview(b"")
         """The part of the request's body that waits to be sent."""
         self.last: bool = False
-        """True if `unsent` is the last part."""
+        """True if `unsent` is the last part of the body."""
         self.moved_at: float = 0.0
         """The time when a part of the request was last sent."""
         self.queued_from: int = 0
         self.queued_until: int = 0
-        """The positions of the exchange's first and last byte among all bytes that are written."""
+        """The positions of the exchange's first and last byte among all bytes that are written to
+        the connection."""
         self.waiter: Callable[[], object] | None = None
         """Wakes the call that waits until something happens to this exchange."""
         self.stop_upload: Callable[[], object] | None = None
-        """Wakes the call while it waits for the caller's own body."""
+        """Wakes the call while it waits for a part of the caller's request body."""
 
     @property
     def answered(self) -> bool:
-        """True if the rest of the request should not be sent: a response has arrived that rejects
-        the request or does not need the rest, or the stream has failed.
-        """
+        """True if the rest of the request should not be sent. In this case a response has arrived
+        that rejects the request or does not need the rest, or the stream has failed."""
         return self.complete or self.reset or self.status >= 300 or self.error is not None
 
     @property
@@ -147,23 +147,24 @@ class Http2Exchange:
             waiter()
 
     def end(self, error: Exception) -> None:
-        """End the exchange, from any thread: its call raises this error."""
+        """End the exchange: its call raises this error. Any thread may call this method."""
         if self.error is None:
             self.error = error
         self.wake()
 
     def leave(self) -> None:
-        """Release the stream, which is reset if it has not ended. A second call does nothing."""
+        """Release the stream. If it has not ended, it is reset. A second call does nothing."""
         if (http2 := self.http2) is not None:
             http2.abandon(self)
             self.http2 = None
 
 
 class Http2:
-    """The state of one connection. Each method takes the lock, and waits for nothing else.
+    """The state of one HTTP/2 connection. Each method takes the lock, and does not wait for
+    anything else.
 
-    A signal handler may raise between any two lines of a call. Then a change may be half done, in
-    the stream of that call and in the compression of headers. So the connection takes no further
+    A signal handler may raise an exception between any two lines of a call. Then a change of the
+    stream, or of the header compression, may be incomplete. So the connection takes no further
     requests, but the other requests on it are completed.
     """
 
@@ -183,7 +184,7 @@ class Http2:
         self.over: bool = False
         """True once nothing more will be read."""
         self.writer: Callable[[], object] | None = None
-        """Wakes the writer while it waits."""
+        """Wakes the thread or task that writes, while it waits."""
         self._h2 = h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         h2.local_settings = Settings(
             client=True,
@@ -193,10 +194,11 @@ class Http2:
                 SettingCodes.MAX_HEADER_LIST_SIZE: _MAX_HEADERS,
             },
         )
-        del h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # unknown to some servers
+        del h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]  # some servers do not know it
         h2.decoder.max_header_list_size = _MAX_HEADERS
         h2.initiate_connection()
-        # Responses that are not read must not stop other responses.
+        # The window of the connection is large enough for all streams: responses that are not read
+        # must not stop other responses.
         h2.increment_flow_control_window(MAX_STREAMS * _WINDOW)
         self._by_stream: dict[int, Http2Exchange] = {}
         self._uploads: deque[Http2Exchange] = deque()
@@ -248,8 +250,8 @@ class Http2:
         )
 
     def adopt(self, exchange: Http2Exchange, lease: ConnectionLease[Connection]) -> bool:
-        """Begin to use the connection that this lease holds. Returns False if it takes no
-        requests."""
+        """Begin to use the connection that `lease` has leased. Returns False if the connection
+        takes no requests."""
         with self.lock:
             if not self.usable or self._unseen_resets >= self._limit:
                 return False
@@ -269,9 +271,10 @@ class Http2:
 
     def begin(self, exchange: Http2Exchange, headers: Headers, *, end: bool) -> bool | None:
         """Send the head of a request. Returns None if the server has not yet said how many streams
-        it accepts.
+        it accepts; then call this method again later.
 
-        Raises ConnectionUnavailable, and LocalProtocolError for headers that may not be sent.
+        Raises ConnectionUnavailable if another connection must be used, and LocalProtocolError for
+        headers that must not be sent.
         """
         with self.lock:
             if exchange.error is not None:
@@ -309,8 +312,8 @@ class Http2:
             return True if self.is_written(exchange) or self._unwritable is not None else None
 
     def push(self, exchange: Http2Exchange, part: bytes, *, last: bool) -> bool | None:
-        """Send a part of a request's body when there is room for it. Returns the same as
-        `pushed`."""
+        """Send a part of a request's body as soon as the flow-control windows allow it. Returns the
+        same as `pushed`."""
         with self.lock:
             was, self._changing = self._changing, True
             exchange.unsent, exchange.last = memoryview(part), last
@@ -320,8 +323,8 @@ class Http2:
         return self.pushed(exchange)
 
     def pushed(self, exchange: Http2Exchange) -> bool | None:
-        """Return True once the part has been sent, and False once no more of the body should be
-        sent."""
+        """Return True once the part of `push` has been sent, False if no more of the body should be
+        sent, and None before that."""
         with self.lock:
             if exchange.answered or self.over or self._unwritable is not None:
                 return False
@@ -367,11 +370,11 @@ class Http2:
                 lease, self.lease = self.lease, None
         if lease is not None:
             lease.end(reusable=self.usable and not self._connection.single_use)
-            self._freed()  # only now the connection counts as idle
+            self._freed()  # before this line, the connection counted as used
 
     def timed_out(self, exchange: Http2Exchange) -> None:
-        """Record that a call has waited for its whole timeout. If nothing at all has arrived
-        meanwhile, this connection is not used for further requests."""
+        """Record that a call has waited for its whole timeout. If nothing at all has arrived on the
+        connection meanwhile, it is not used for further requests."""
         with self.lock:
             if exchange.stream_id and exchange.received_before == self._received_count:
                 self._in_doubt = True
@@ -411,7 +414,8 @@ class Http2:
             self._upload()
 
     def receive(self, data: bytes) -> bool:
-        """Process bytes that have arrived. While it returns True, call it again with b""."""
+        """Process bytes that have arrived. If this method returns True, there are more to process:
+        call it again with b""."""
         with self.lock:
             if data:
                 self._silent = False
@@ -441,13 +445,13 @@ class Http2:
             self._end(error)
 
     def close(self) -> None:
-        """Record that nothing more needs to be read."""
+        """Record that no more bytes need to be read from this connection."""
         with self.lock:
             self._end(httpx.ReadError(_CLOSED))
 
     def _frames(self) -> bool:
-        """Process some frames, one by one. If h2 got several frames at once, it would forget their
-        events when one of them is faulty."""
+        """Process some frames, one by one. If h2 got several frames at once and one of them was
+        faulty, the events of the other frames would be lost."""
         buffer = self._received
         for _ in range(_FRAMES_AT_ONCE):
             if self.over or len(buffer) < 9:
@@ -468,7 +472,7 @@ class Http2:
             self._h2.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             raise ValueError(f"more than {_MAX_IDLE_FRAMES} frames that advance no request")
         self._started = True
-        if frame[3] == _GOAWAY and len(frame) >= 17:  # after GOAWAY, h2 accepts no other frame
+        if frame[3] == _GOAWAY and len(frame) >= 17:  # h2 would accept no frame after GOAWAY
             last, code = int.from_bytes(frame[9:13], "big"), int.from_bytes(frame[13:17], "big")
             self._went_away(last & _LAST_STREAM, code)
             return
@@ -486,8 +490,8 @@ class Http2:
             self._event(event)
 
     def _data(self, exchange: Http2Exchange, frame: bytes) -> None:
-        """Check the length of a body. For h2 a wrong length is an error of the whole connection, so
-        the stream is reset before h2 sees the frame."""
+        """Check the length of a body. For h2, a wrong length is an error of the whole connection.
+        So this method resets only the stream, before h2 gets the frame."""
         size, ends = len(frame) - 9, frame[4] & _END_STREAM
         if frame[4] & _PADDED and size:
             size -= 1 + frame[9]
@@ -496,7 +500,7 @@ class Http2:
         if exchange.bodiless:
             if not size and (exchange.is_head or not length):
                 return
-            exchange.complete = True  # surplus bytes belong to no request
+            exchange.complete = True  # bytes after the end belong to no request
         elif length is not None and (exchange.size > length or (ends and exchange.size < length)):
             exchange.error = _misfit(exchange)
         else:
@@ -572,7 +576,7 @@ class Http2:
         if self.over:
             return
         self.over = True
-        del self._to_write[self._offered - self._written :]  # other connections will send these
+        del self._to_write[self._offered - self._written :]  # these are sent on other connections
         for exchange in self.exchanges:
             if not exchange.complete and exchange.error is None:
                 exchange.error = self._lost(exchange, error)
@@ -604,13 +608,14 @@ class Http2:
     # Called with the lock held
 
     def _ended_in_silence(self) -> None:
-        """Note that this connection, and also the other connections, may have been dead while they
-        were idle."""
+        """Record that this connection and the other connections may have been dead while they were
+        idle."""
         if self._silent and self._connection.served and not self.over:
             self._liveness.generation += 1
 
     def _upload(self) -> None:
-        """Send frames while there is room, one frame of each exchange in turn."""
+        """Put DATA frames into the buffer while there is room, one frame of each exchange in
+        turn."""
         uploads, blocked = self._uploads, 0
         while blocked < len(uploads):
             exchange = uploads[0]
@@ -628,7 +633,7 @@ class Http2:
                 exchange.wake()
 
     def _upload_frame(self, exchange: Http2Exchange) -> bool:
-        """Send one frame, if there is room for it."""
+        """Put one DATA frame of an exchange into the buffer, if there is room for it."""
         unsent, h2 = exchange.unsent, self._h2
         room = min(
             len(unsent),
@@ -663,9 +668,9 @@ class Http2:
             self._queue()
 
     def _abandon(self, exchange: Http2Exchange) -> None:
-        """Forget an exchange. Its stream counts as open until the server has noticed the reset.
-        Before that, the server may not accept another stream, and many resets look like an
-        attack."""
+        """Forget an exchange, and reset its stream if it has not ended. The stream counts as open
+        until the server has received the reset. Otherwise the client might open more streams than
+        the server accepts. Also, many resets look like an attack."""
         stream_id = exchange.stream_id
         if stream_id and not self.over:
             if not exchange.reset and not (exchange.complete and exchange.sent):
@@ -686,7 +691,8 @@ class Http2:
         self._freed()
 
     def _ping(self) -> None:
-        """Send a PING, unless one is under way. Its answer shows that the resets have arrived."""
+        """Send a PING, unless the answer to a PING is still to come. The answer shows that the
+        server has received the resets that were sent before the PING."""
         if self._unseen_resets and not self._resets_in_ping:
             self._resets_in_ping = self._unseen_resets
             self._h2.ping(b"lbclient")

@@ -1,6 +1,7 @@
-"""Moves the bytes of HTTP/2 connections, by one thread, or two tasks of an event loop, for each.
+"""Reads and writes the bytes of HTTP/2 connections. Each connection has a thread, or two tasks of
+an event loop, for this.
 
-These threads and tasks read and write without timeouts, even if the calls whose frames they move
+These threads and tasks use no timeouts. They continue even if the calls whose frames they write
 have ended.
 """
 
@@ -37,8 +38,9 @@ _NO_THREAD = "no more threads can be started"
 
 
 class Http2Socket(SocketConnection):
-    """A connection whose bytes are moved by a thread of its own, once it uses HTTP/2. That thread
-    also closes the socket, so the thread never uses a descriptor that belongs to another file."""
+    """A connection that has a thread of its own, once it uses HTTP/2. The thread reads, writes and
+    closes the socket. Since no other thread closes the socket, this thread never uses a file
+    descriptor that already belongs to another file."""
 
     __slots__ = ("_thread", "_waker")
 
@@ -51,15 +53,16 @@ class Http2Socket(SocketConnection):
         self._waker: socket.socket | None = None
 
     def start(self, liveness: InstanceLiveness, freed: Callable[[], object]) -> Http2:
-        """Start HTTP/2. Raises ConnectError if this process has no descriptor or no thread left."""
+        """Start HTTP/2. Raises ConnectError if this process cannot open another file descriptor or
+        start another thread."""
         self.http2 = http2 = Http2(self, liveness, freed)
         try:
             self._waker, woken = waker, _ = socket.socketpair()
         except OSError as error:
             raise httpx.ConnectError(str(error)) from error
         waker.setblocking(False)  # noqa: FBT003  # it takes no keyword
-        # Set before the thread starts: it may already run if an exception from a signal handler
-        # interrupts `start`.
+        # `_thread` is set before the thread starts. If an exception from a signal handler
+        # interrupts `start`, the thread may already run.
         self._thread = thread = threading.Thread(
             target=_run, args=(http2, self, waker, woken), daemon=True, name="lbclient-http2"
         )
@@ -84,7 +87,7 @@ class Http2Socket(SocketConnection):
             _wake(self._waker)
 
     def closed_by_thread(self) -> None:
-        """Close the socket itself."""
+        """Close the socket. Only the thread of this connection calls this method."""
         super().close()
 
     def join(self) -> None:
@@ -101,11 +104,12 @@ def _run(http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.
 async def _serve(
     http2: Http2, stream: Http2Socket, waker: socket.socket, woken: socket.socket
 ) -> None:
-    """The thread of a connection: writes the bytes that must be written, and reads."""
+    """What the thread of a connection runs: it writes the bytes that must be written, and reads the
+    bytes that arrive."""
     wake = partial(_wake, waker)
     try:
         while True:
-            # Read first: if the connection has ended, no part of a request is sent.
+            # Read before writing: if the connection has ended, no part of a request is sent.
             if stream.readable():
                 await _receive(http2, stream)
             if http2.over:
@@ -156,7 +160,7 @@ def _wake(waker: socket.socket) -> None:
 def _readable(stream: SocketConnection, woken: socket.socket) -> list[socket.socket]:
     """Wait until at least one of the two sockets can be read, and return those that can."""
     sock = cast("socket.socket", stream.extra_info("socket"))
-    if not hasattr(select, "poll"):  # eventlet removes it, and makes `select` green
+    if not hasattr(select, "poll"):  # eventlet removes `poll` and makes `select` green
         return select.select([sock, woken], [], [])[0]
     poll = select.poll()
     by_descriptor = {each.fileno(): each for each in (sock, woken)}
@@ -171,7 +175,8 @@ def start_tasks(
     freed: Callable[[], object],
     tasks: set[object],
 ) -> Http2:
-    """Start HTTP/2 in the running event loop. `tasks` keeps the tasks that asyncio runs."""
+    """Start HTTP/2 in the running event loop. `tasks` keeps the tasks alive, since asyncio has only
+    weak references to them."""
     connection.http2 = http2 = Http2(connection, liveness, freed)
     for work in (_read, _write):
         _spawn(work, http2, connection, tasks)
@@ -179,12 +184,12 @@ def start_tasks(
 
 
 async def _read(http2: Http2, stream: Any) -> None:
-    """The task of a connection that reads."""
+    """What the reading task of a connection runs."""
     try:
         while data := await stream.read(None):
             while http2.receive(data):
                 data = b""
-                await anyio.lowlevel.checkpoint()  # a turn for other tasks
+                await anyio.lowlevel.checkpoint()  # gives other tasks a turn
             if http2.over:
                 return
         http2.end()
@@ -196,11 +201,11 @@ async def _read(http2: Http2, stream: Any) -> None:
 
 
 async def _write(http2: Http2, stream: Any) -> None:
-    """The task of a connection that writes."""
+    """What the writing task of a connection runs."""
     try:
         while True:
             woken = anyio.Event()
-            while not http2.over and _arrives(stream):  # read first, as `_serve` does
+            while not http2.over and _arrives(stream):  # as in `_serve`
                 await anyio.lowlevel.checkpoint()
             if data := http2.outgoing(woken.set):
                 await stream.write(data, None)
@@ -227,7 +232,7 @@ def _arrives(stream: Any) -> bool:
 def _spawn(
     work: Callable[[Http2, Any], Any], http2: Http2, stream: Any, tasks: set[object]
 ) -> None:
-    """Run a task outside of the context and of the cancel scope of any caller."""
+    """Start a task that does not inherit the context or the cancel scope of a caller."""
     if isinstance(stream, LoopConnection):
         context = contextvars.Context()
         task = asyncio.get_running_loop().create_task(work(http2, stream), context=context)

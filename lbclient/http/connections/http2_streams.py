@@ -1,7 +1,8 @@
-"""The streams of HTTP/2 to one instance: chooses the stream of a request, and lets its call wait.
+"""The HTTP/2 streams to one instance: this module chooses the stream of a request, and lets its
+call wait.
 
-Calls wait for a stream, for a window to send in, and for data that arrives, each within its own
-timeouts and deadline.
+A call waits for a stream, for room in the flow-control windows, and for data. It waits within its
+own timeouts and deadline.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _ENDED = "the connection ended at once"
 
 class Wait:
     """A wait of one call, which ends when `step` returns a value. `step` is called whenever
-    something has happened to the exchange. `timeout` begins when a part of the body was last sent.
-    `write` bounds the time until everything that was sent is written."""
+    something has happened to the exchange. `timeout` begins again each time a part of the body is
+    sent. `write` is the maximum time until everything that was sent is written to the socket."""
 
     __slots__ = (
         "_begun",
@@ -82,9 +83,8 @@ class Wait:
         return None if end == math.inf else max(0.0, end - time.monotonic())
 
     def lapsed(self) -> None:
-        """Handle a wait whose `seconds` are over. Raises a timeout, unless there is a reason to
-        wait again.
-        """
+        """Handle a wait whose `seconds` are over. Raises the timeout error, unless there is a
+        reason to wait again."""
         late, error, http2 = time.monotonic() - self._end(), self._error, self.exchange.http2
         if late < 0:  # another part of the body was sent meanwhile
             return
@@ -93,7 +93,7 @@ class Wait:
             self._write = None
             return
         if late > STOOD_STILL and not self._rechecked:
-            # After a process was suspended, its timers fire before its sockets.
+            # After a process was suspended, timers fire before data is received.
             self._rechecked, self._begun = True, self._begun + late + _RECHECK
             self._deadline += late + _RECHECK
             return
@@ -106,7 +106,7 @@ class Wait:
 
 
 def _seconds(timeout: float | None) -> float | None:
-    """Return the timeout itself, regardless of the time that the attempt has left."""
+    """Return the timeout that was set, regardless of the time that the attempt has left."""
     return timeout.seconds if isinstance(timeout, DeadlineTimeout) else timeout
 
 
@@ -162,10 +162,10 @@ class StreamLease:
         self._lose = lose
         self.exchange: Http2Exchange = Http2Exchange()
         self.opened: bool = False
-        """True if the call has opened the connection."""
+        """True if this call has opened the connection, and not another call."""
 
     def __del__(self) -> None:
-        exchange = getattr(self, "exchange", None)  # an exception may interrupt `__init__`
+        exchange = getattr(self, "exchange", None)  # missing if an exception interrupted `__init__`
         if exchange is not None and exchange.http2 is not None:
             self._lose(self)
 
@@ -174,7 +174,8 @@ class StreamLease:
         self.exchange.leave()
 
     def adopt(self, http2: Http2, lease: ConnectionLease[Any]) -> None:
-        """Use a connection that this call has opened. Raises ConnectError."""
+        """Use a connection that this call has opened. Raises ConnectError if the connection takes
+        no requests."""
         if not http2.adopt(self.exchange, lease):
             raise httpx.ConnectError(_ENDED)
 
@@ -191,8 +192,8 @@ class Streams:
     idle connection, or a new connection. If the limit of connections is reached, calls wait for a
     stream.
 
-    Only one connection is opened at a time. Until the protocol and the number of streams of the
-    instance are known, one connection may be enough for all calls.
+    Only one connection is opened at a time: before it is known which protocol the instance uses and
+    how many streams it accepts, this connection may be enough for all calls.
     """
 
     def __init__(self, connections: InstanceConnections[Any]) -> None:
@@ -236,9 +237,8 @@ class Streams:
             return True
 
     def check_connecting(self) -> None:
-        """Check a call that has waited for the connect timeout. Raises PoolTimeout if no connection
-        is being opened.
-        """
+        """Called when a call has waited for the connect timeout. Raises PoolTimeout if no
+        connection is being opened."""
         if not self.connecting:
             raise httpx.PoolTimeout(_WAITED[httpx.PoolTimeout]) from None
 
@@ -258,7 +258,7 @@ class Streams:
         finally:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(exchange)
-            self.freed()  # pass the wake-up on, since this call may not have needed it
+            self.freed()  # wake another call, since this call may not need the stream
 
     def freed(self) -> None:
         """Wake a waiting call, since there may be a free stream."""
@@ -267,8 +267,8 @@ class Streams:
 
     @contextlib.contextmanager
     def opening(self) -> Generator[None]:
-        """Wraps the opening of a connection. Calls that wait for this connection share its
-        ConnectError."""
+        """Wraps the opening of a connection. If it fails with a ConnectError, the calls that wait
+        for this connection raise the same error."""
         try:
             yield
         except httpx.ConnectError as error:

@@ -1,7 +1,7 @@
 """HTTP/2 to one instance, for threads and for event loops.
 
-`http2` decides what the protocol allows, `http2_streams` chooses the stream of a request, and
-`http2_io` moves the bytes.
+The module `http2` decides what the protocol allows, `http2_streams` chooses the stream of a
+request, and `http2_io` reads and writes the bytes.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _TOO_SHORT = "the request's body is shorter than its Content-Length"
 
 
 def _check_time(timeout: float | None) -> None:
-    """Raise WriteTimeout if the caller's own body has used up the time of the attempt, which is not
-    a fault of the instance."""
+    """Raise WriteTimeout if the time of the attempt is up, since the caller's request body took too
+    long. This is not a fault of the instance."""
     try:
         seconds_now(timeout, httpx.WriteTimeout)
     except httpx.WriteTimeout as error:
@@ -63,7 +63,8 @@ def _check_time(timeout: float | None) -> None:
 
 
 class _Body(ConnectionBody):
-    """The common base of bodies for threads and for event loops. `wait` carries out a wait."""
+    """The common base of response bodies for threads and for event loops. `wait` carries out a
+    `Wait`."""
 
     wait: Callable[[Wait], Coroutine[Any, Any, Any]]
 
@@ -76,7 +77,7 @@ class _Body(ConnectionBody):
         self._trace = trace
 
     async def whole(self) -> bytes:
-        """Read all of it."""
+        """Read the whole body."""
         if (trace := self._trace) is not None:
             await trace.begin("http2.receive_response_body")
         parts = []
@@ -90,7 +91,7 @@ class _Body(ConnectionBody):
         """Do nothing, since the connection is kept in any case."""
 
     async def leave(self) -> None:
-        """Release the stream, which is reset if the response is not complete."""
+        """Release the stream. If the response is not complete, the stream is reset."""
         self._exchange.leave()
         trace, self._trace = self._trace, None
         if trace is not None:
@@ -140,7 +141,7 @@ class Http2Body(_Body, httpx.SyncByteStream):
             run_blocking(trace.end)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the body."""
         run_blocking(self.leave)
 
 
@@ -151,7 +152,7 @@ class AsyncHttp2Body(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
     wait: Callable[[Wait], Coroutine[Any, Any, Any]] = staticmethod(sleep)
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the body."""
         await self.leave()
 
     def __aiter__(self) -> Self:
@@ -184,7 +185,7 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         request: httpx.Request,
         body: Body,
         extensions: Extensions,
-        lease: ConnectionLease[Any] | None = None,  # noqa: ARG002  # it is found here
+        lease: ConnectionLease[Any] | None = None,  # noqa: ARG002  # this method finds it
     ) -> httpx.Response:
         """Send a request, and return once the response's head has arrived. Raises httpx's
         errors."""
@@ -194,7 +195,7 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         while True:
             stream = StreamLease(self._connections.idle.lose)
             exchange = stream.exchange
-            if not self.looped and isinstance(read, DeadlineTimeout):  # a task is cancelled instead
+            if not self.looped and isinstance(read, DeadlineTimeout):  # tasks are cancelled instead
                 read.interruptible(partial(exchange.end, httpx.ReadError(_CUT)))
             found = await self._find(stream, extensions, timeouts, trace)
             if isinstance(found, ConnectionLease):
@@ -270,8 +271,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         body: Body,
         timeout: float | None,
     ) -> None:
-        """Send the body, whose announced length is `left`, until the server wants no more of it.
-        `whole` is the whole body if it has no parts."""
+        """Send the body, until a response does not need the rest. `left` is its length, if it is
+        known. `whole` is the whole body if it is in one piece."""
         parts = None
         while not exchange.sent:
             part = whole
@@ -335,8 +336,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         """Do nothing, since `_chosen` checks the protocol."""
 
     def _chosen(self, connection: Connection) -> bool:
-        """Return True if a new connection uses HTTP/2. Without TLS this must be known in
-        advance."""
+        """Return True if a new connection uses HTTP/2. With TLS, the instance chooses; without TLS,
+        the caller must know in advance."""
         alpn = connection.alpn
         if alpn not in {None, "h2", "http/1.1"}:
             raise httpx.ConnectError(f"the instance has chosen {alpn} in the TLS handshake")
@@ -399,12 +400,12 @@ class Http2Transport(_BaseHttp2Transport[SocketConnection], Http1Transport):
     _http2_body = Http2Body
 
     def __del__(self) -> None:
-        # An exception may interrupt `__init__`, and the garbage collector may run while a lock is
-        # held.
+        # `_connections` is missing if an exception interrupted `__init__`. No lock is taken here,
+        # since the garbage collector may run while this thread holds the lock.
         connections = getattr(self, "_connections", None)
         if connections is not None:
             for connection in (*connections._used, *connections._stack):  # noqa: SLF001  # as above
-                connection.shut()  # its thread does not know that nobody needs the connection
+                connection.shut()  # its thread does not notice that this object is gone
 
     async def aclose(self) -> None:
         """Close all connections. Threads that wait for a connection are woken."""
@@ -418,9 +419,9 @@ class Http2Transport(_BaseHttp2Transport[SocketConnection], Http1Transport):
 
     async def _next_part(
         self,
-        exchange: Http2Exchange,  # noqa: ARG002  # a thread that runs the caller's code is not woken
+        exchange: Http2Exchange,  # noqa: ARG002  # a thread in the caller's code is not woken
         parts: Iterator[bytes],
-        timeout: float | None,  # noqa: ARG002  # nor can it be interrupted
+        timeout: float | None,  # noqa: ARG002  # and not interrupted
     ) -> bytes | None:
         return next(parts, None)
 

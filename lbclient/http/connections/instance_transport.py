@@ -1,7 +1,7 @@
 """Sends one request to one instance, over an idle connection or a new one.
 
-Only this module sends HTTP/1.1. `http1` decides what the protocol allows, `pool` chooses the
-connection, and `threads`, `event_loop` and `trio` move the bytes.
+Only this module sends HTTP/1.1. The module `http1` decides what the protocol allows, `pool` chooses
+the connection, and `threads`, `event_loop` and `trio` read and write the bytes.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ from .tracing import Trace
 __all__ = ["CLOSED_WHILE_IDLE", "AsyncHttp1Transport", "Http1Transport", "peer_of"]
 
 CLOSED_WHILE_IDLE = "lbclient.closed_while_idle"
-"""The extension that marks a 408 which only ends an idle connection, and is not a response to the
-request.
-"""
+"""The extension of a response that marks a 408 which only ends an idle connection, and does not
+belong to the request."""
 
 Extensions = Mapping[str, Any]
 Timeouts = Mapping[str, float | None]
@@ -53,13 +52,14 @@ _NO_TIMEOUTS: Timeouts = {}
 _SHORT = 64 * 1024
 """The maximum length in bytes of a request's body that is sent together with its head."""
 _PART = 1024 * 1024
-"""The bytes of a request's body that are sent before the client checks whether something has
-arrived."""
+"""After this number of bytes of a request's body, the client checks whether something has arrived.
+"""
 _EARLY = 1024 * 1024
-"""Sending ends if the response so far is this many bytes longer than the part of the request so
-far."""
+"""No more of the request is sent if the response so far is longer than the sent part of the request
+by this number of bytes."""
 _PATIENCE = 1.0
-"""Seconds to wait for 100 (Continue), which not every server sends (RFC 9110, 10.1.1)."""
+"""Seconds to wait for 100 (Continue) before the body is sent. Not every server sends 100 (RFC 9110,
+10.1.1)."""
 _END = 1.0
 """After a 408, the client waits for this number of seconds for the end of the connection, or for
 the real response. A server that sends a 408 for an idle connection closes the connection at once.
@@ -70,9 +70,10 @@ _LINE = "_lbclient_line"
 _HARMLESS = frozenset(
     {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type"}
 )
-"""Headers without secrets, which httpx itself sets."""
+"""Headers that contain no secrets, since httpx sets them itself."""
 _TRACING = frozenset({b"traceparent", b"tracestate", b"baggage", LOAD_FORMAT.encode()})
-"""Headers of an attempt that concern neither its body nor its connection."""
+"""Headers of an attempt that affect neither how its body is sent nor whether its connection is
+kept."""
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 C = TypeVar("C", bound=Connection)
 Body = Any
@@ -80,13 +81,13 @@ Body = Any
 
 
 class BaseHttp1Transport(ABC, Generic[C]):
-    """Connections to one instance. On threads, the coroutines of a transport block, and never
-    suspend."""
+    """Sends requests to one instance, over its own connections. On threads, the coroutines of a
+    transport block, and are never suspended."""
 
     looped: bool
     """True for event loops, False for threads."""
     _kind: Callable[[], C]
-    """Makes a connection that is to be opened."""
+    """Creates a connection, which is not open yet."""
     _body: type[ResponseBody | AsyncResponseBody]
     _upgraded: type[Upgraded | AsyncUpgraded]
     _protocols: Sequence[str] = ()
@@ -101,9 +102,10 @@ class BaseHttp1Transport(ABC, Generic[C]):
         self._connections: InstanceConnections[Any] = InstanceConnections(idle)
         self._closed = False
         self._kept_headers: tuple[Fields, RequestHeaders | None] = ([], None)
-        """The headers of an earlier request, since the next request often has the same headers. The
-        caller's headers are kept only if they cannot contain a secret, since a token must not
-        outlive its request. The instance's own headers live as long as this transport anyway."""
+        """The headers of an earlier request, since the next request often has the same headers.
+        Headers of the caller are kept only if they cannot contain a secret: a token must not stay
+        in memory after its request. The instance's own headers are kept, since this transport has
+        them anyway."""
 
     @property
     def is_idle(self) -> bool:
@@ -111,8 +113,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
         return self._connections.is_idle
 
     def drain(self) -> None:
-        """Close idle connections now, and the others when they are no longer used. A call that
-        already has this transport can still send its request."""
+        """Close idle connections now, and the other connections when they are no longer used. A
+        call that already has this transport can still send its request."""
         self._connections.drain()
 
     def detach_after_fork(self) -> None:
@@ -120,7 +122,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
         for connection in self._connections.all():
             connection.detach_after_fork()
 
-    async def send(  # noqa: C901, PLR0912, PLR0915  # it also reports each step to the trace
+    async def send(  # noqa: C901, PLR0912, PLR0915  # it also reports each step to the trace function
         self,
         request: httpx.Request,
         body: Body,
@@ -129,7 +131,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
     ) -> httpx.Response:
         """Send a request, and return once the response's head has arrived. Raises httpx's errors.
 
-        `lease` holds the connection to use, if it has been chosen already.
+        `lease` is the lease of the connection to use, if the connection has already been chosen.
         """
         timeouts: Timeouts = extensions.get("timeout", _NO_TIMEOUTS)
         read = timeouts.get("read")
@@ -161,7 +163,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
             except httpx.WriteError as error:
                 if is_callers_own(error):
                     raise
-                # The server takes no more of the request: the following read returns its response.
+                # The server accepts no more of the request. The following read returns its
+                # response.
             if trace is not None:
                 await trace.next("http11.receive_response_headers")
             while exchange.head is None:
@@ -205,8 +208,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
     async def _upload(
         self, connection: C, exchange: Exchange, body: Body | None, timeouts: Timeouts
     ) -> None:
-        """Send a request in parts, until a response does not need the rest. None: the whole request
-        was passed to the connection, but the connection has not sent all of it."""
+        """Send a request in parts, until a response does not need the rest. If `body` is None, the
+        whole request was already passed to the connection, which has not yet sent all of it."""
 
     async def _open(
         self,
@@ -215,7 +218,7 @@ class BaseHttp1Transport(ABC, Generic[C]):
         timeout: float | None,
         trace: Trace | None,
     ) -> C:
-        """Open a connection. The lease holds it from the moment at which it counts as in use."""
+        """Open a connection. It is recorded in the lease before it counts as in use."""
         connection = self._kind()
         self._new(lease, connection, tls_name)
         if trace is not None:
@@ -246,8 +249,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
         fields, own = fields_of(request), attempt_headers(upstream)
         before, written = self._kept_headers
         if written is None or fields != before:
-            # The stored headers must be the written headers, even if another thread changes the
-            # request.
+            # Copy the headers first: the stored headers must match the written headers, even if
+            # another thread changes the request meanwhile.
             fields, written = fields.copy(), None
             if _HARMLESS.issuperset([name for _, name, _ in fields]):
                 written = RequestHeaders(_headers(fields, upstream))
@@ -284,7 +287,8 @@ class BaseHttp1Transport(ABC, Generic[C]):
         error: BaseException,
         responses_before: int,
     ) -> None:
-        """Record that the request got no response. Its connection carries no further request."""
+        """Record that the request got no response. Its connection is not used for another
+        request."""
         connection, liveness = lease.connection, self._connections.liveness
         if (
             connection is not None
@@ -370,7 +374,7 @@ class AsyncHttp1Transport(BaseHttp1Transport[AsyncConnection]):
         """Close all connections."""
         await super().aclose()
         if self._kind is LoopConnection:
-            await asyncio.sleep(0)  # asyncio closes the sockets in the next iteration of the loop
+            await asyncio.sleep(0)  # asyncio closes sockets in the next iteration of the loop
 
     async def _sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -408,7 +412,8 @@ class AsyncHttp1Transport(BaseHttp1Transport[AsyncConnection]):
         async def listen() -> None:
             while not exchange.answered and exchange.received <= most:
                 _tell(connection, exchange, await connection.read(None))
-            # A server may have read the whole body, and responded, before the task below continues.
+            # The server may have read the whole body and responded before the sending task
+            # continues.
             exchange.sent = exchange.to_send == 0 and connection.flushed
             group.cancel_scope.cancel()
 
@@ -443,11 +448,12 @@ def peer_of(response: object) -> str | None:
 def _request_line(
     request: httpx.Request, target: bytes | None, path: bytes
 ) -> tuple[bytes, bytes, bytes | None]:
-    """Return the method, the target below the instance's base path and, if it is already known, the
-    request line for these two.
+    """Return the method, the request target (with the instance's base path), and the request line
+    if it is already known.
 
-    These values are stored in the URL object, for the base path of the last request. A client uses
-    one URL object for all requests of one path, so the values live as long as their URL.
+    The values are stored in the URL object, together with the base path for which they are valid. A
+    client uses one URL object for all requests to one path, so the next request can use the stored
+    values.
     """
     if target is not None:
         return request.method.encode("ascii"), given_target(target, path), None
@@ -460,7 +466,8 @@ def _request_line(
 
 
 def _headers(fields: Fields, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the caller's headers as the instance gets them."""
+    """Return the headers to send to the instance: the caller's headers and those of the
+    instance."""
     headers = [(name, value) for name, _, value in fields]
     if upstream.hosts or upstream.headers:
         return instance_headers(headers, upstream)
@@ -477,14 +484,15 @@ def _kind() -> type[AsyncConnection]:
 
 
 def _delay(again: int, timeout: float | None) -> float:
-    """Return the seconds before the next retry of connecting; 0 before the first."""
+    """Return the seconds to wait before the next attempt to connect; 0 before the first retry."""
     delay = _RETRY_DELAY * 2 ** (again - 1) if again else 0.0
     left = timeout.left() if isinstance(timeout, DeadlineTimeout) else None
     return delay if left is None else min(delay, left)
 
 
 def _whole(exchange: Exchange, body: object) -> bytes | None:
-    """Return the request in one piece; None if its body is long, or does not exist yet."""
+    """Return the head and the body of the request in one piece; None if the body is long, or an
+    iterator provides it."""
     if not isinstance(body, httpx.ByteStream):
         return exchange.request_head if exchange.to_send == 0 else None
     content = content_of(body)
@@ -496,7 +504,8 @@ def _whole(exchange: Exchange, body: object) -> bytes | None:
 
 
 def _parts(exchange: Exchange, body: httpx.SyncByteStream) -> Iterator[bytes | memoryview | None]:
-    """Yield the parts to send, in order. None means: wait for 100 (Continue)."""
+    """Yield the parts of the request to send, in order. None means that 100 (Continue) must be
+    awaited first."""
     yield exchange.request_head
     if exchange.expects:
         yield None
@@ -520,8 +529,9 @@ def _tell(connection: Connection, exchange: Exchange, data: bytes) -> None:
 
 
 async def _ends(connection: Connection, exchange: Exchange, timeout: float | None) -> bool:
-    """Return True if the connection ends after a 408, or nothing follows. Then no request was read
-    (RFC 9110, 15.5.9). If the real response follows, the request was read."""
+    """Wait for a short time after a 408. Returns True if the connection ends or nothing follows:
+    then the server has read no request (RFC 9110, 15.5.9). Returns False if the real response
+    follows."""
     if not exchange.complete:
         return False
     with contextlib.suppress(httpx.TransportError):  # nothing follows the 408
@@ -531,7 +541,7 @@ async def _ends(connection: Connection, exchange: Exchange, timeout: float | Non
 
 
 def _briefly(timeout: float | None, most: float) -> float:
-    """Return the timeout, bounded by `most` seconds."""
+    """Return the timeout, but at most `most` seconds."""
     seconds = seconds_now(timeout, httpx.ReadTimeout)
     return most if seconds is None else min(seconds, most)
 
@@ -547,7 +557,8 @@ async def _await_continue(
 
 
 def _next(parts: AsyncIterator[bytes], timeout: float | None) -> Awaitable[bytes | None]:
-    """Return the next part of a body, which the caller must provide in time; None at its end."""
+    """Return the next part of the caller's body; None at its end. The caller must provide the part
+    before the attempt ends."""
     if isinstance(timeout, DeadlineTimeout) and (left := timeout.left()) is not None:
         return _next_within(parts, timeout, left)
     return anext(parts, None)

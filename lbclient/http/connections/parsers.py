@@ -1,8 +1,8 @@
 """The parsers of responses: httptools if it is installed (extra `fast`), otherwise h11.
 
-Both parse only heads that `well_formed` has accepted, so they agree on every head. httptools
-decodes chunked bodies. Without httptools, this module decodes them, since h11 accepts blanks, a
-bare LF and sizes of eighty bits between chunks without reporting them.
+Both parse only heads that `well_formed` has accepted, so they give the same result for every head.
+httptools also decodes chunked bodies. Without httptools, this module decodes them, not h11: between
+chunks, h11 accepts blanks, a bare LF and sizes of eighty bits without reporting them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ except ImportError:
 __all__ = ["FAST", "MAX_HEAD", "Chunks", "Head", "chunks", "parse", "plain_head", "well_formed"]
 
 FAST = httptools is not None and not os.environ.get("LBCLIENT_NO_HTTPTOOLS")
-"""True if httptools parses responses. The environment variable is for tests and comparisons."""
+"""True if httptools parses responses. The environment variable switches it off for tests and
+comparisons."""
 
 MAX_HEAD = 100 * 1024
-"""The maximum number of bytes of a response's head, of one line between chunks, or of the
+"""The maximum number of bytes of a response's head, of one line between chunks, and of the
 trailers."""
 MAX_LINES = 1_000
 """The maximum number of header lines. Some services send hundreds; thousands would take too long to
@@ -41,9 +42,10 @@ _HEAD = re.compile(
     rb"(?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)*\r\n"
 )
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-# A run of blanks is matched from its beginning only: matching from each blank would be quadratic.
+# A sequence of blanks is matched only from its beginning: to match from each blank would take
+# quadratic time.
 _FOLD = re.compile(rb"(?:(?<![ \t])[ \t]+)?(?:\r\n[ \t]+)+")
-_SIZE = re.compile(  # it accepts the extensions that llhttp accepts, so that parsers agree
+_SIZE = re.compile(  # the chunk extensions are those that llhttp accepts
     rb"([0-9A-Fa-f]+)(?:;(?!\r)(?:" + _TOKEN + rb")?(?:=(?:" + _TOKEN + rb")?"
     rb'(?:"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*")?)?)*\r\n'
 )
@@ -81,8 +83,9 @@ class Chunks(Protocol):
 
 
 def plain_head(data: bytes) -> int:
-    """Return the length of the head at the start of these bytes. Returns 0 if the head is
-    incomplete, interim or unusual. Then `well_formed` repairs or rejects the head."""
+    """Return the length of the head at the start of `data`. Returns 0 if the head is incomplete, is
+    an interim response, or has an unusual form. In that last case, `well_formed` repairs or rejects
+    it."""
     found = _HEAD.match(data)
     if found is None or data[9:10] == b"1":
         return 0
@@ -93,13 +96,14 @@ def plain_head(data: bytes) -> int:
 
 
 def well_formed(head: bytes) -> bytes:
-    """Return the head with CRLF after each line, and without folded lines (RFC 9112, 2.2 and 5.2).
+    """Return the head in its usual form: with CRLF after each line, and without folded lines (RFC
+    9112, 2.2 and 5.2).
 
     Raises RemoteProtocolError for a head that two parsers might understand differently.
     """
     if _HEAD.fullmatch(head) is None:
         first, end, rest = _BARE_LF.sub(b"\r\n", head).partition(b"\r\n")
-        if rest[:1] not in (b" ", b"\t"):  # otherwise the first line would continue the status line
+        if rest[:1] not in (b" ", b"\t"):  # it would continue the status line
             rest = _FOLD.sub(b" ", rest)
         head = first + end + rest
         if _HEAD.fullmatch(head) is None:
@@ -118,7 +122,7 @@ class _HeadCallbacks:
         self.headers: list[tuple[bytes, bytes, bytes]] = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store one header; httptools does not remove blanks at its end."""
+        """Store one header, without the blanks at its end, which httptools does not remove."""
         self.headers.append((name, name.lower(), value.rstrip()))
 
 
@@ -145,24 +149,23 @@ def _parse_h11(head: bytes) -> Head:
         ) from error
     if not isinstance(event, h11.Response):
         raise httpx.RemoteProtocolError("the head of the response is malformed")
-    # h11 omits a second, equal Content-Length, so the lines are split here.
+    # The lines are split here, since h11 omits a second Content-Length with the same value.
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:-2])
     headers = [(name, name.lower(), value.strip(b" \t")) for name, _, value in lines]
     return Head(int(head[9:12]), head[:8], bytes(event.reason), headers)
 
 
 def _refused(what: str, error: Exception) -> httpx.RemoteProtocolError:
-    """Return the error for a response that httptools rejects. An exception that came from outside
-    while a callback of this module ran is raised unchanged.
-    """
+    """Return the error for a response that httptools rejects. If a signal handler raised an
+    exception while a callback of this module ran, this exception is raised unchanged."""
     if (interruption := error.__context__) is not None:
         raise interruption from None
     return httpx.RemoteProtocolError(f"the {what} of the response is malformed: {error}")
 
 
 def _check_trailer(line: bytes) -> None:
-    """Check one trailer. Trailers are ignored, but must not change where a body ends (RFC 9110,
-    6.5.1)."""
+    """Check one trailer field. Trailers are ignored. But a trailer such as Content-Length, which
+    would change where the body ends, is an error (RFC 9110, 6.5.1)."""
     field = _FIELD.fullmatch(line)
     if field is None or field[1].lower() in {b"content-length", b"transfer-encoding"}:
         raise httpx.RemoteProtocolError("the chunks are malformed: invalid trailer")
@@ -176,18 +179,17 @@ class _ChunkCallbacks:
     def __init__(self) -> None:
         self.data: list[bytes] = []
         self.end = 0
-        """The number of items of `data` that belong to the body; -1 while the body has not
-        ended."""
+        """The number of items of `data` that belong to the body; -1 until the body has ended."""
         self.on_body = self.data.append
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Check one trailer."""
+        """Check one trailer field."""
         if self.end < 0:
             _check_trailer(b"%b:%b\r\n" % (name, value))
 
     def on_message_complete(self) -> None:
-        """Record the end of the body. The bytes after it may look like another response, for which
-        this method is called too."""
+        """Record the end of the body. If the bytes after the body look like another response,
+        httptools calls this method again."""
         if self.end < 0:
             self.end = len(self.data)
 
@@ -204,7 +206,7 @@ class _FastChunks:
         try:
             self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         except httptools.HttpParserError as error:
-            raise _refused("body", error) from error  # from outside: the head is valid
+            raise _refused("body", error) from error  # from a signal handler
         self._found.end = -1  # the body begins
 
     @property
@@ -213,8 +215,9 @@ class _FastChunks:
         return self._found.end >= 0
 
     def feed(self, data: bytes) -> bool:
-        """Decode these bytes. httptools does not report where a body ended, so the last byte is
-        passed separately: if the body ends before the last byte, something follows it."""
+        """Decode these bytes. httptools does not report where a body ended. So the last byte is
+        passed to it separately: if the body has ended before the last byte, there are bytes after
+        the body."""
         found = self._found
         try:
             self._parser.feed_data(memoryview(data)[:-1])
@@ -239,7 +242,7 @@ class _PlainChunks:
         self.ended = False
         self._rest = b""
         self._left = 0
-        """Bytes of the chunk that have not arrived yet, including its CRLF."""
+        """The number of bytes of the chunk that have not arrived yet, including its CRLF."""
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bool:
@@ -280,7 +283,7 @@ class _PlainChunks:
 def parse(head: bytes) -> Head:
     """Parse a head that `well_formed` has accepted. Raises RemoteProtocolError."""
     read = _parse_fast if FAST else _parse_h11
-    if head[9:12] == b"101":  # both parsers stop at an upgrade, so it is parsed as 200
+    if head[9:12] == b"101":  # both parsers stop at 101, so it is parsed as 200
         return read(head[:9] + b"200" + head[12:])._replace(status=101)
     return read(head)
 

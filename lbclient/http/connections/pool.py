@@ -1,10 +1,10 @@
-"""Chooses the connection of the next request: idle connections, connections in use, and their
-leases.
+"""Idle connections, connections in use, and their leases. This module chooses the connection of the
+next request.
 
-There is one stack of idle connections per instance, and one limit for all instances of a transport.
-A connection is recorded in the lease of a call before it leaves its stack. So no connection is lost
-if an exception comes between two lines (see "An exception may come between any two lines" in the
-design).
+There is one stack of idle connections per instance, and one limit for the idle connections to all
+instances. A connection is recorded in the lease of a call before it is removed from its stack. So
+no connection is lost if an exception is raised between these two steps (see "An exception may come
+between any two lines" in docs/design.md).
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ order)."""
 
 
 class KeepAlivePool(Generic[C]):
-    """The idle connections of one transport, to all of its instances.
+    """The idle connections of one client or transport, to all instances.
 
-    The connection that has been idle longest is closed first: after `expiry` seconds (None: never),
-    if there are more than `most` in total, or more than `each` to one instance. Every step is O(1).
+    A connection is closed after it has been idle for `expiry` seconds (None: never). If there are
+    more than `most` idle connections in total, or more than `each` to one instance, the connection
+    that has been idle longest is closed. Every method takes O(1) time per connection.
     """
 
     def __init__(
@@ -56,30 +57,32 @@ class KeepAlivePool(Generic[C]):
     ) -> None:
         self.lock: threading.Lock = threading.Lock()
         self.lost: deque[Any] = deque()
-        """Leases that were dropped because an exception came from outside. Each has a method
-        `drop`."""
+        """Leases that were garbage collected while in use, since an exception has interrupted their
+        call. Each has a method `drop`, which is still to be called."""
         self.expiry = expiry
         self.clock = clock
         self.watched: bool = expiry is None
-        """True if a check of the idle connections is scheduled, or if connections never expire.
-        Then no wake-up is needed."""
+        """True if a check of the idle connections is scheduled, or is not needed since connections
+        never expire."""
         self.look_at: float = math.inf
         """The time when the next check is due, by `clock`."""
         self.wake: Callable[[], object] | None = None
-        """Called when a connection becomes idle while no check is scheduled."""
+        """A function that is called when a connection becomes idle while no check is scheduled."""
         self.summon: Callable[[], object] | None = None
-        """Called by finalizers, on any thread, when a lease was dropped."""
+        """A function that a finalizer calls, on any thread, when a lease was garbage collected
+        while in use."""
         self._most = most
         self._each = each
         self._since: OrderedDict[C, tuple[IdleStack[C], float]] = OrderedDict()
         self._not_before = -math.inf
-        """No connection expires before this time. When connections come and go, the oldest one can
-        only become younger."""
+        """No connection expires before this time. Later changes need not update it: they can only
+        make the first expiry later."""
         fork.track(self)
 
     def after_fork(self) -> None:
-        """Start empty in a forked child. The child may still close a response of the parent, and a
-        thread of the parent may hold the lock, or may have left a change half done."""
+        """Start empty in a forked child. The child may still close a response of the parent. A
+        thread of the parent may hold the lock, or may have been interrupted in the middle of a
+        change."""
         self.lock = threading.Lock()
         self._since = OrderedDict()
         self.wake = self.summon = None
@@ -91,7 +94,7 @@ class KeepAlivePool(Generic[C]):
         """Add a connection that becomes idle. Returns the connections to close."""
         now = self.clock()
         with self.lock:
-            if connection in self._since:  # an exception interrupted an earlier call of this method
+            if connection in self._since:  # an exception has interrupted an earlier `put`
                 return ()
             connection.idle_since = now
             self._since[connection] = stack, now
@@ -133,8 +136,8 @@ class KeepAlivePool(Generic[C]):
             return gone
 
     def sweep(self) -> None:
-        """Close connections that have been idle for too long, or were dropped. This never
-        blocks."""
+        """Close connections that have been idle for too long, or whose lease was garbage collected.
+        This method never blocks."""
         for connection in self.expired():
             connection.close()
         for lease in each(self.lost):
@@ -167,8 +170,8 @@ class KeepAlivePool(Generic[C]):
             return self.look_at
 
     def lose(self, lease: Any) -> None:
-        """Note a lease that was dropped. Called by its finalizer, which cannot close anything
-        itself."""
+        """Record a lease that was garbage collected while in use. Its finalizer calls this method,
+        since a finalizer must not close the connection itself."""
         self.lost.append(lease)
         if self.summon is not None:
             self.summon()
@@ -184,18 +187,18 @@ class KeepAlivePool(Generic[C]):
 
     def _out(self, stack: IdleStack[C]) -> C:
         connection = stack.popleft()
-        self._since.pop(connection, None)  # after a fork it may be missing
+        self._since.pop(connection, None)  # it may be missing after a fork
         return connection
 
     def _oldest(self) -> C:
         connection, (stack, _) = self._since.popitem(last=False)
-        if stack and stack[0] is connection:  # not if an exception interrupted `take`
+        if stack and stack[0] is connection:  # False after an exception has interrupted `take`
             stack.popleft()
         return connection
 
 
 def each(lost: deque[S]) -> Iterator[S]:
-    """Yield and remove each item, even if other threads remove items meanwhile."""
+    """Yield and remove each item. Other threads may remove items at the same time."""
     with contextlib.suppress(IndexError):
         while True:
             yield lost.popleft()
@@ -217,13 +220,14 @@ class ConnectionLease(Generic[C]):
     def __init__(self, connections: InstanceConnections[C]) -> None:
         self.connection: C | None = None
         self.use: int = 0
-        """The number of this use of the connection, since another call may use it later."""
+        """The number of this use of the connection. Another call that uses the connection later has
+        another number."""
         self.idle_end: bool = False
         """True if the response only ended an idle connection (a 408)."""
         self._connections = connections
 
     def __del__(self) -> None:
-        if getattr(self, "connection", None) is not None:  # the call was interrupted from outside
+        if getattr(self, "connection", None) is not None:  # an exception has interrupted the call
             self._connections.idle.lose(self)
 
     def end(self, *, reusable: bool) -> None:
@@ -235,13 +239,13 @@ class ConnectionLease(Generic[C]):
     def interrupt(self) -> None:
         """Wake the thread that waits for the connection, since the response is no longer needed."""
         connections = self._connections
-        with connections.idle.lock:  # so that no other call takes it at this moment
+        with connections.idle.lock:  # no other call may take the connection meanwhile
             connection = self.connection
             if connection is not None and connection.uses == self.use:
                 connection.shut()
 
     def drop(self) -> None:
-        """Close the connection, unless another call uses it by now."""
+        """Close the connection, unless another call already uses it."""
         self.interrupt()
         connection = self.connection
         if connection is not None and connection.uses == self.use:
@@ -267,16 +271,17 @@ class InstanceConnections(Generic[C]):
         return not self._used
 
     def all(self) -> Sequence[C]:
-        """Return the connections in use and the idle connections. This takes no lock, since in a
-        forked child a thread of the parent may hold the lock. Each copy is made in one step."""
+        """Return the connections in use and the idle connections. No lock is taken, since in a
+        forked child a thread of the parent may hold it. Each list is copied in one step, so this is
+        safe."""
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:
         """Lease an idle connection on which no bytes have arrived. Returns None if there is no such
         connection.
 
-        Bytes that have arrived are the end of the connection, or belong to no request. They must
-        not be read as the response to the next request.
+        If bytes have arrived on an idle connection, they announce the end of the connection, or
+        belong to no request. They must not be read as the response to the next request.
         """
         idle, liveness = self.idle, self.liveness
         while (connection := idle.take(lease, self._stack)) is not None:
@@ -301,20 +306,20 @@ class InstanceConnections(Generic[C]):
         self._used[connection] = weakref.ref(lease), 1
 
     def leave(self, connection: C, *, reusable: bool) -> None:
-        """Return a connection that is no longer used. It becomes idle, or is closed."""
+        """Give back a connection that is no longer used. It becomes idle, or is closed."""
         if not reusable or self.retired or connection.single_use:
             connection.close()
             self._used.pop(connection, None)
             return
-        self._used.pop(connection, None)  # before another call can take it
+        self._used.pop(connection, None)  # removed before another call can take it
         for expired in self.idle.put(connection, self._stack):
             expired.close()
         if self.retired:  # `drain` ran meanwhile and did not find this connection
             self.drain()  # type: ignore[unreachable]  # another thread may have set it
 
     def _find_lost(self) -> None:
-        """Close connections whose call was dropped, and whose finalizer was interrupted before it
-        could note the drop."""
+        """Close connections whose lease was garbage collected, if an exception has interrupted its
+        finalizer before `lose`."""
         for connection, (lease, use) in list(self._used.items()):
             if lease() is None:
                 lost = ConnectionLease(self)
@@ -322,7 +327,7 @@ class InstanceConnections(Generic[C]):
                 lost.drop()
 
     def drain(self) -> None:
-        """Close idle connections now, and the others when they are no longer used."""
+        """Close idle connections now, and the other connections when they are no longer used."""
         self.retired = True
         for connection in self.idle.clear(self._stack):
             connection.close()

@@ -26,20 +26,22 @@ _DRAIN_SECONDS = 0.05
 
 
 class ConnectionBody(ABC):
-    """A response body on lbclient's own connections, for threads or for event loops. Every read
-    ends when the attempt ends, and a cancellation cannot interrupt the closing of the body."""
+    """A response body on lbclient's own connections, for threads or for event loops. A read ends at
+    the latest when the time of the attempt is up. A cancellation cannot interrupt the closing of
+    the body."""
 
     @abstractmethod
     async def whole(self) -> bytes:
-        """Read all of it."""
+        """Read the whole body."""
 
     @abstractmethod
     async def drain(self) -> None:
-        """Read the rest if the connection can then be kept, and if this takes little time."""
+        """Read the rest of the body, if the connection can be kept after that and if this takes
+        little time."""
 
     @abstractmethod
     async def leave(self) -> None:
-        """Close it."""
+        """Close the body."""
 
 
 class _Body(ConnectionBody):
@@ -61,11 +63,11 @@ class _Body(ConnectionBody):
         self._timeout = timeout
 
     async def whole(self) -> bytes:
-        """Read all of it."""
+        """Read the whole body."""
         if (trace := self._trace) is not None:
             await trace.begin("http11.receive_response_body")
-        # Each part is copied while it is in the processor's cache, and its memory is used for the
-        # next part. To join many parts at the end takes twice as long.
+        # Each part is copied at once, while it is in the processor's cache. Its memory is then used
+        # for the next part. To join many parts at the end would take twice as long.
         content, data = io.BytesIO(), self._exchange.data
         content.writelines(data)
         while not self._over:
@@ -142,7 +144,7 @@ class ResponseBody(_Body, httpx.SyncByteStream):
             run_blocking(trace.end)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the body."""
         run_blocking(self.leave)
 
 
@@ -151,7 +153,7 @@ class AsyncResponseBody(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
     that is not read to its end."""
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the body."""
         await self.leave()
 
     def __aiter__(self) -> Self:
@@ -183,7 +185,7 @@ class AsyncUpgraded(ConnectionInfo):
         self._rest = b""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return some bytes; b"" at the end."""
+        """Return at least one byte, and at most `max_bytes`; b"" at the end."""
         if taken := self._kept(max_bytes):
             return taken
         self._rest = await self._connection.read(timeout)
@@ -200,7 +202,7 @@ class AsyncUpgraded(ConnectionInfo):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> Self:
-        """Start TLS."""
+        """Start TLS on the connection."""
         name = server_hostname or self._connection.peer or ""
         await self._connection.start_tls(ssl_context, name, timeout)
         return self
@@ -210,7 +212,8 @@ class AsyncUpgraded(ConnectionInfo):
         self._connection.close()
 
     def _kept(self, max_bytes: int) -> bytes:
-        """Return bytes that came with the response, or are left from an earlier read."""
+        """Return bytes that have arrived together with the response, or that are left from an
+        earlier read."""
         if data := self._exchange.data:
             self._rest += b"".join(data)
             data.clear()
@@ -228,7 +231,7 @@ class Upgraded(ConnectionInfo):
         self._bytes = AsyncUpgraded(connection, exchange)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return some bytes; b"" at the end."""
+        """Return at least one byte, and at most `max_bytes`; b"" at the end."""
         return run_blocking(lambda: self._bytes.read(max_bytes, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -241,7 +244,7 @@ class Upgraded(ConnectionInfo):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> Self:
-        """Start TLS."""
+        """Start TLS on the connection."""
         run_blocking(lambda: self._bytes.start_tls(ssl_context, server_hostname, timeout))
         return self
 

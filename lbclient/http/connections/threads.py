@@ -38,10 +38,10 @@ class SocketConnection(Connection):
         super().__init__()
         self._dialled: list[socket.socket] = []
         self._failure: httpx.WriteError | None = None
-        """The error that ended sending, while there were still bytes to read."""
+        """The error with which sending failed. It is stored while there are still bytes to read."""
         self._reset: BaseException | None = None
-        """The error that ended the connection, if it was reported before everything had been
-        read."""
+        """The error that ended the connection. It is stored until everything that arrived before
+        has been read."""
         self._unsent = memoryview(b"")
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
@@ -76,7 +76,7 @@ class SocketConnection(Connection):
         else:
             while not tls.ended:
                 data = tls.decrypt(self._receive(timeout))
-                with contextlib.suppress(httpx.WriteError):  # the next read raises the reason
+                with contextlib.suppress(httpx.WriteError):  # the next read raises the error
                     self._flush(tls, timeout)
                 if data:
                     return data
@@ -88,8 +88,9 @@ class SocketConnection(Connection):
     async def write(  # noqa: C901  # most requests need only the first send
         self, data: bytes | memoryview, timeout: float | None
     ) -> bool:
-        """Send all of the data. Returns False if something has arrived before all was sent: then
-        call `read`, and continue with `write(b"")`. Raises WriteTimeout or WriteError."""
+        """Send all of the data. Returns False if something has arrived before all of it was sent.
+        Then call `read`, and continue to send with `write(b"")`. Raises WriteTimeout or WriteError.
+        """
         if self._failure is not None:
             raise self._failure
         if self.closed:
@@ -100,7 +101,7 @@ class SocketConnection(Connection):
         try:
             if sealed:
                 if (sent := self._send(sealed)) == len(sealed):
-                    return True  # nearly always
+                    return True  # in nearly all cases
                 self._unsent = memoryview(sealed)[sent:]
             while True:
                 self._unsent = self._unsent[self._send(self._unsent) :]
@@ -109,14 +110,15 @@ class SocketConnection(Connection):
                 if self._hears(timeout):
                     return False
         except httpx.WriteError as error:
-            # A server that rejects a body may respond and close. Its response can still be read.
+            # A server that rejects a body may respond and close the connection. Its response can
+            # still be read.
             if not self._take_in():
                 raise
             self._failure, self._reset = error, self._reset or error.__cause__
             return False
 
     async def write_all(self, data: bytes, timeout: float | None) -> None:
-        """Send all of the data, whatever arrives meanwhile."""
+        """Send all of the data, even if something arrives meanwhile."""
         rest = memoryview(data if self.tls is None else self.tls.encrypt(data))
         while rest := rest[self._send(rest) :]:
             self._await_writable(timeout)
@@ -130,8 +132,9 @@ class SocketConnection(Connection):
         return self.tls is None or self._take_in()
 
     def shut(self) -> None:
-        """Wake a thread that waits for this connection. The descriptor stays open. Otherwise its
-        number would soon belong to another file, while that thread still uses it."""
+        """Shut the connection down, which wakes a thread that waits for it. The file descriptor
+        stays open. Otherwise its number could soon belong to another file, while that thread still
+        uses the number."""
         self.closed = True
         for sock in (self._sock, *self._dialled):
             if sock is not None:
@@ -158,7 +161,8 @@ class SocketConnection(Connection):
     def _race(
         self, addresses: Sequence[Address], dial: Dial, timeout: float | None
     ) -> socket.socket:
-        """Return the first socket that is connected. `_dialled` has all of them."""
+        """Return the first socket that is connected. `_dialled` contains all sockets, so that they
+        can be closed."""
         waiting, failure = list(addresses), None
         seconds = seconds_now(timeout)
         end = None if seconds is None else time.monotonic() + seconds
@@ -208,13 +212,13 @@ class SocketConnection(Connection):
         except (OSError, ValueError) as error:
             raise httpx.ReadError(CLOSED if self.closed else str(error)) from error
         if not data:
-            if self.closed:  # another thread has shut the connection; the peer did not end it
+            if self.closed:  # another thread has shut the connection, not the peer
                 raise httpx.ReadError(CLOSED)
             self.ended = True
         return data
 
     def _send(self, data: bytes | memoryview) -> int:
-        """Send as much as the kernel takes."""
+        """Send as many bytes as the kernel accepts now. Returns their number."""
         if (sock := self._sock) is None:
             raise httpx.WriteError(CLOSED)
         try:
@@ -227,7 +231,8 @@ class SocketConnection(Connection):
     def _flush(self, tls: Tls, timeout: float | None) -> None:
         """Send the bytes that TLS itself wants to send."""
         out = memoryview(tls.outgoing())
-        # An empty send would take the kernel's error (a reset) away from the next read.
+        # If nothing is to be sent, `send` is not called: it would consume an error of the kernel (a
+        # reset), which the next read must raise.
         while out and (out := out[self._send(out) :]):
             self._await_writable(timeout)
 
@@ -269,11 +274,12 @@ class SocketConnection(Connection):
 
 _READABLE, _WRITABLE = 1, 2
 _BEGUN = {0, errno.EINPROGRESS, getattr(errno, "WSAEWOULDBLOCK", 0)}
-"""The results of `connect_ex` for a connection that has begun; the last one is for Windows."""
+"""The results of `connect_ex` for a connection that is being opened. The last one is for Windows.
+"""
 
 
 def _begun(sock: socket.socket, address: Address) -> socket.socket:
-    """Begin to connect a socket. Raises OSError."""
+    """Create a socket and begin to connect it. Raises OSError."""
     code = sock.connect_ex(address.to)
     if code not in _BEGUN:
         raise OSError(code, os.strerror(code))
@@ -284,7 +290,7 @@ def _connected(sockets: Sequence[socket.socket], seconds: float | None) -> Seque
     """Return the sockets that have connected or failed within the time."""
     if not hasattr(select, "poll"):  # as below
         _, connected, failed = select.select([], sockets, sockets, seconds)
-        return list({*connected, *failed})  # Windows reports failures in the third list only
+        return list({*connected, *failed})  # Windows reports failures only in the third list
     poll = select.poll()
     by_descriptor = {sock.fileno(): sock for sock in sockets}
     for descriptor in by_descriptor:

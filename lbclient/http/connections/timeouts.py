@@ -1,8 +1,7 @@
 """Timeouts that end with the attempt.
 
 httpx's timeouts apply to each read or write, so a server that sends one byte at a time never
-exceeds them. A `DeadlineTimeout` also bounds each read or write by the time that the attempt has
-left.
+exceeds them. A `DeadlineTimeout` also ends each read or write when the time of the attempt is up.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ SHORTEST = 0.001
 
 
 class DeadlineTimeout(float):
-    """A timeout in seconds that also ends with the attempt. None means that the operation has no
-    timeout of its own, and ends only with the attempt.
+    """A timeout in seconds for one operation, which also ends when the time of the attempt is up.
+    It may have no timeout of its own (None).
 
     It is a float, so that it can be passed to a caller's own transport.
     """
@@ -34,7 +33,8 @@ class DeadlineTimeout(float):
     _seconds: float | None
 
     def __new__(cls, seconds: float | None, expiry: Expiry) -> Self:
-        """Bound `seconds` by the time that the attempt has left."""
+        """Create the timeout. Its value is `seconds`, or the time that the attempt has left if that
+        is less."""
         left = expiry.left()
         made = super().__new__(cls, left if seconds is None else min(seconds, left))
         made._seconds, made._expiry = seconds, expiry
@@ -54,7 +54,7 @@ class DeadlineTimeout(float):
 
     @property
     def seconds(self) -> float | None:
-        """The timeout itself, regardless of the time that the attempt has left."""
+        """The timeout that was set, regardless of the time that the attempt has left."""
         return self._seconds
 
     def noticed(self) -> None:
@@ -62,7 +62,7 @@ class DeadlineTimeout(float):
         self._expiry.noticed()
 
     def excuse(self) -> None:
-        """Record that the end of the attempt says nothing about its instance."""
+        """Record that the instance is not at fault if the attempt ends now."""
         self._expiry.missed = True
 
     def interruptible(self, interrupt: Callable[[], object]) -> None:
@@ -80,8 +80,8 @@ def seconds_now(
 ) -> float | None:
     """Return the seconds that one operation may take from now on; None for no limit.
 
-    Raises `error` once the attempt's time is up. Bytes that have arrived are read without waiting,
-    so without this error a server that sends without end would never exceed a timeout.
+    Raises `error` once the attempt's time is up. Without this error, a server that sends without
+    end would never exceed a timeout, since bytes that have arrived are read without waiting.
     """
     if type(timeout) is not DeadlineTimeout:
         return timeout

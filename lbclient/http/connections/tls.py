@@ -1,8 +1,8 @@
 """TLS without I/O, the same for threads, asyncio and trio.
 
-asyncio's own TLS is not used, since it loses decrypted bytes when an error follows. uvloop's TLS
-loses the end of a body while reading is paused. `SSLSocket` is not used, since without reading it
-cannot distinguish a response from a session ticket.
+asyncio's TLS is not used, since it loses decrypted bytes if an error follows them. uvloop's TLS is
+not used, since it loses the end of a body while reading is paused. `SSLSocket` is not used, since
+it cannot tell whether a response or a session ticket has arrived, unless it reads.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ __all__ = ["Tls"]
 
 _READ = 64 * 1024
 _CONTEXTS: dict[str, threading.Lock] = {}
-"""Holds the lock that is taken while a context wraps a connection. The lock is created when it is
-first needed, since gevent could not replace a lock that was created at import.
-"""
+"""Contains the lock that is taken while a context wraps a connection. The lock is created when it
+is first needed, since gevent cannot replace a lock that was created at import."""
 
 
 class Tls:
@@ -41,18 +40,18 @@ class Tls:
             self.object: ssl.SSLObject = context.wrap_bio(
                 self._incoming, self._outgoing, server_hostname=server_hostname
             )
-            if protocols:  # a caller's context may also be used for HTTP/1.1
+            if protocols:  # the context may also be used for HTTP/1.1
                 context.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
-        """After an upgrade one thread may read while another writes, and OpenSSL does not allow
-        both at once."""
+        """A lock, since one thread may read while another writes after an upgrade. OpenSSL does not
+        allow both at once."""
         self.ended: bool = False
         """True if nothing more will be decrypted."""
         self.clean_end: bool = False
         """True if the peer has announced the end (close_notify)."""
         self.failure: ssl.SSLError | None = None
-        """The error that ended the TLS connection. It is raised after all data that was decrypted
-        before has been read."""
+        """The error that ended the TLS connection. It is raised once all data that was decrypted
+        before it has been read."""
 
     def shake_hands(self, data: bytes | None) -> bool:
         """Continue the handshake. Returns True when the handshake is done. The first call passes
@@ -90,8 +89,8 @@ class Tls:
             raise httpx.WriteError(str(error)) from error
 
     def decrypt(self, data: bytes | None) -> bytes:
-        """Return the decrypted bytes; b"" if there are none yet, or at the end. With None, only the
-        bytes that came with the handshake are decrypted. b"" means that the connection has
+        """Return decrypted bytes; b"" if there are none yet, or at the end. With `data=None`, only
+        the bytes that came with the handshake are decrypted. With `data=b""`, the connection has
         ended."""
         parts: list[bytes] = []
         try:

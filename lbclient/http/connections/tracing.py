@@ -11,8 +11,9 @@ __all__ = ["Trace"]
 
 
 class Trace:
-    """Calls the trace function for each step. On event loops it is a coroutine function, and is not
-    called for a cancellation, since it could not wait then."""
+    """Calls the trace function for each step. On event loops, the trace function is a coroutine
+    function. It is not called when a cancellation ends a step, since a coroutine cannot wait then.
+    """
 
     def __init__(
         self, tell: Callable[[str, Mapping[str, object]], Any], request: object, *, looped: bool
@@ -26,7 +27,8 @@ class Trace:
     def of(
         cls, extensions: Mapping[str, Any], request: httpx.Request, *, looped: bool
     ) -> Trace | None:
-        """Return the trace that the request asks for, if any."""
+        """Return the trace for the `trace` extension of the request; None without this
+        extension."""
         tell = extensions.get("trace")
         return None if tell is None else cls(tell, request, looped=looped)
 
@@ -36,7 +38,7 @@ class Trace:
         await self._told(f"{step}.started", {"request": self._request})
 
     async def within(self, step: str) -> None:
-        """Begin a step, or do nothing if this step has already begun."""
+        """Begin a step, unless this step has already begun."""
         if self._step != step:
             await self.begin(step)
 

@@ -1,14 +1,14 @@
 """The transports of one client, one for each instance. A transport is created when the instance is
 first called, and closed after the instance has left.
 
-Connections close even if no further call is made. `Pool.listen` reports when instances have left.
-The control plane's scheduler, or a timer of the event loop, closes connections that have been idle
-for too long, or were dropped. Neither keeps a client alive, and both run only while a connection is
-idle.
+Connections are closed even if no further call is made. `Pool.listen` reports when instances have
+left. The scheduler (on threads), or a timer of the event loop, closes connections that have been
+idle for too long, or whose response was garbage collected. The scheduler and the timer do not keep
+a client alive, and they run only while a connection is idle.
 
-A client may outlive an event loop and be used in the next loop (`asyncio.run` once per job), or in
-several loops at the same time. A connection cannot. So each loop has its own transports, which are
-closed when the loop ends.
+A client may be used in one event loop after another (`asyncio.run` once per job), or in several
+loops at the same time. A connection belongs to one loop. So each loop has its own transports, which
+are closed when the loop ends.
 """
 
 from __future__ import annotations
@@ -53,16 +53,14 @@ __all__ = ["AsyncTransportPool", "BaseTransportPool", "PerLoopTransports", "Tran
 _JITTER = 0.1
 _AT_ONCE = 32
 """The maximum number of transports that are closed before one call. Thousands of instances may
-leave together, and one call should not wait for all of them.
-"""
+leave at the same time, and one call should not wait until all of their transports are closed."""
 
 
 S = TypeVar("S")
 Make = Callable[[Endpoint, KeepAlivePool[Any]], InstanceTransport]
 inherited: list[object] = []
-"""Objects that a forked child must neither use nor finalize: a caller's transports, and those of
-the parent's event loops.
-"""
+"""Keeps objects alive that a forked child must neither use nor finalize: transports of the caller,
+and transports of the parent's event loops."""
 
 _ELSEWHERE = 1.0
 """Seconds to wait until another loop, which may be busy, has closed its connections."""
@@ -71,11 +69,11 @@ _logger = logging.getLogger(__name__)
 
 
 class BaseTransportPool(ABC, Generic[S]):
-    """The transports to the endpoints of `pool`. `make` creates a transport. All transports share
-    one limit of idle connections.
+    """The transports to the endpoints of `pool`. `make` creates a transport. One limit of idle
+    connections applies to all transports together.
 
-    A transport is at most `max_connection_age` old, less a random part of up to a tenth. Then a new
-    transport replaces it, and calls on the old transport continue.
+    When a transport is older than `max_connection_age` (less a random part of up to a tenth), a new
+    transport replaces it. Calls on the old transport continue.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class BaseTransportPool(ABC, Generic[S]):
         rng: random.Random,
     ) -> None:
         self.lost: deque[S] = deque()
-        """Bodies that callers have dropped without closing them."""
+        """Response bodies that were garbage collected before they were closed."""
         self._pool = pool
         self._make = make
         self._max_age = options.max_connection_age
@@ -95,7 +93,7 @@ class BaseTransportPool(ABC, Generic[S]):
         self._idle: KeepAlivePool[Any] = self._new_idle()
         self._transports: dict[Endpoint, tuple[tuple[str, ...], InstanceTransport, float]] = {}
         self.leaving: deque[tuple[Endpoint, InstanceTransport]] = deque()
-        """Transports that no longer keep connections. Each is closed once no call uses it."""
+        """Transports that no longer keep idle connections. Each is closed once no call uses it."""
         self._lock = threading.RLock()  # a caller's transport factory may use this client
         self._seen = 0
         self._closed = False
@@ -110,8 +108,8 @@ class BaseTransportPool(ABC, Generic[S]):
         return self._new(endpoint, now)
 
     def ready(self) -> Self | None:
-        """Return these transports, or None if there may be something to close; then use
-        `tidied`."""
+        """Return this object, or None if there may be something to close. Then use `tidied`
+        instead."""
         if self.lost or self._idle.lost or self._seen != self._pool.membership or self.leaving:
             return None
         return self
@@ -122,10 +120,10 @@ class BaseTransportPool(ABC, Generic[S]):
         return self
 
     async def tidy(self) -> None:
-        """Close bodies and connections that were dropped, and transports to instances that have
-        left."""
+        """Close bodies and connections that were not closed before they were garbage collected, and
+        transports to instances that have left."""
         self._idle.sweep()
-        with self._shield():  # the call that runs this may have little time left
+        with self._shield():  # the current call may have little time left
             for endpoint, transport in self._departed():
                 if not endpoint.in_flight:  # otherwise a call may be about to use it
                     with self._told(transport):
@@ -133,18 +131,18 @@ class BaseTransportPool(ABC, Generic[S]):
             await self._close_lost()
 
     async def aclose(self) -> None:
-        """Close all transports, and create no others. If one of them raises an exception, it is
-        raised after that."""
+        """Close all transports, and create no others. If closing one of them raises an exception,
+        this exception is raised after all have been closed."""
         self._closed = True
         self._idle.sweep()
-        await self._close_lost()  # later nothing checks for dropped bodies
+        await self._close_lost()  # after this, nothing checks for dropped bodies
         async with contextlib.AsyncExitStack() as stack:
             for transport in self._taken():
                 stack.push_async_callback(transport.aclose)
 
     def lose(self, body: S) -> None:
-        """Note a body that its caller dropped. The body's finalizer calls this, since it cannot
-        close anything itself."""
+        """Record a body that was garbage collected before it was closed. Its finalizer calls this
+        method, since a finalizer must not close the body itself."""
         self.lost.append(body)
         self._summon()
 
@@ -183,7 +181,7 @@ class BaseTransportPool(ABC, Generic[S]):
 
     @abstractmethod
     async def _close_body(self, body: S) -> None:
-        """Close a body that was dropped."""
+        """Close a body that was garbage collected before."""
 
     @abstractmethod
     def _wake(self) -> None:
@@ -191,13 +189,12 @@ class BaseTransportPool(ABC, Generic[S]):
 
     @abstractmethod
     def _summon(self) -> None:
-        """Request that dropped bodies and connections are closed soon. Called by finalizers, on any
-        thread.
-        """
+        """Request that bodies and connections that were garbage collected before they were closed
+        are closed soon. Finalizers call this method, on any thread."""
 
     def _told(self, what: object) -> AbstractContextManager[None]:
-        """Log if a caller's own transport fails to close: the next call must not get its
-        exception."""
+        """Return a context manager that logs the exception of a caller's transport that fails to
+        close. Without it, the next call would raise this exception."""
         return self._closing.tolerate(time.monotonic(), what)
 
     def _new(self, endpoint: Endpoint, now: float) -> InstanceTransport:
@@ -242,7 +239,7 @@ class BaseTransportPool(ABC, Generic[S]):
                 else:
                     yield one
         finally:
-            self.leaving.extend(some)  # the rest, if closing was cancelled
+            self.leaving.extend(some)  # those that are left if closing was cancelled
 
     def _all(self) -> Sequence[InstanceTransport]:
         return [transport for _, transport, _ in self._transports.values()] + [
@@ -258,7 +255,8 @@ class BaseTransportPool(ABC, Generic[S]):
 
 
 class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
-    """The transports of a client for threads. It is a job of the control plane's scheduler."""
+    """The transports of a client for threads. This object is also a job of the scheduler, which
+    closes idle connections."""
 
     ticket = -1
     busy = False
@@ -282,7 +280,8 @@ class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
 
     @property
     def quick(self) -> bool:
-        """False if a caller's own transport may block while it closes a body."""
+        """True if `run` never blocks. False for a caller's transport, which may block while it
+        closes a body."""
         return not self.lost
 
     def clock(self) -> float:
@@ -290,11 +289,12 @@ class TransportPool(BaseTransportPool[httpx.SyncByteStream]):
         return self._idle.clock()
 
     def claim(self) -> bool:
-        """Return True, since rounds do not disturb each other."""
+        """Return True, since several rounds may run at the same time."""
         return True
 
     def run(self) -> None:
-        """Close connections that have been idle for too long, and bodies that were dropped."""
+        """Close connections that have been idle for too long, and bodies that were garbage
+        collected before they were closed."""
         self._idle.sweep()
         run_blocking(self._close_lost)
         self._idle.next_look()
@@ -328,8 +328,7 @@ class AsyncTransportPool(BaseTransportPool[httpx.AsyncByteStream]):
 
     def instances_departed(self) -> None:
         """Request that idle connections to instances that have left are closed soon. Any thread may
-        call this.
-        """
+        call this method."""
         self._summon()
 
     def _shield(self) -> anyio.CancelScope:
@@ -366,11 +365,11 @@ def spawn(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> 
 
 
 def _look_later(loop: object, idle: KeepAlivePool[Any], seconds: float) -> None:
-    """Make the running event loop sweep this pool after some seconds, and again while any
-    connection is idle.
+    """Make the running event loop close the expired connections of this pool after some seconds,
+    and repeatedly while any connection is idle.
 
-    The timer keeps the pool alive until then, but not the client. Otherwise asyncio would keep the
-    connections open.
+    Until then, the timer keeps this pool alive, so that its connections are closed: asyncio would
+    keep them open. The timer does not keep the client alive.
     """
 
     def look() -> None:
@@ -397,8 +396,8 @@ _tasks: set[asyncio.Task[None]] = set()
 
 
 def _weakly(method: Callable[[], object]) -> Callable[[], object]:
-    """Return a function that calls the method if its object still exists, and does not keep it
-    alive."""
+    """Return a function that calls `method` if the object of the method still exists. The function
+    does not keep this object alive."""
     ref = weakref.WeakMethod(method)
 
     def call() -> None:
@@ -409,13 +408,14 @@ def _weakly(method: Callable[[], object]) -> Callable[[], object]:
 
 
 def _has_left(endpoint: Endpoint, addresses: tuple[str, ...]) -> bool:
-    """Return True if the instance has left, or has other addresses than these."""
+    """Return True if the instance has left, or now has other addresses than `addresses`."""
     now = endpoint.instance.addresses
     return endpoint.gone or (now is not addresses and set(now) != set(addresses))
 
 
 class PerLoopTransports:
-    """The transports of one client, one set for each event loop. `make` creates a set."""
+    """The transports of one client: one pool of transports for each event loop. `make` creates such
+    a pool."""
 
     def __init__(self, pool: Pool, make: Callable[[], AsyncTransportPool]) -> None:
         self._make = make
@@ -427,14 +427,14 @@ class PerLoopTransports:
         fork.track(self)
 
     def ready(self) -> AsyncTransportPool | None:
-        """Return the transports of the running loop if they were used last and there is nothing to
-        close. Otherwise return None; then use `tidied`."""
+        """Return the transports of the running event loop if the last call used them too and there
+        is nothing to close. Otherwise return None; then use `tidied`."""
         last = self._last
         return last[1].ready() if last is not None and last[0] is running_loop() else None
 
     async def tidied(self) -> AsyncTransportPool:
-        """Close bodies and connections that were dropped, and then return the running loop's
-        transports."""
+        """Return the transports of the running event loop, after closing bodies and connections
+        that were garbage collected before they were closed."""
         transports = await self._here()
         return transports.ready() or await transports.tidied()
 
@@ -450,8 +450,8 @@ class PerLoopTransports:
         return transports
 
     async def aclose(self) -> None:
-        """Close the transports of the running loop, and make other running loops close theirs. The
-        transports of a loop that does not run are closed when that loop ends. No transport is
+        """Close the transports of the running event loop, and make other running loops close
+        theirs. If a loop does not run, its transports are closed when it ends. No transport is
         created after this."""
         with self._lock:
             self._closed, self._last = True, None
@@ -467,7 +467,7 @@ class PerLoopTransports:
             await asleep(Pause(_ELSEWHERE, done))
 
     async def leave(self, loop: object) -> None:
-        """Close the transports of this loop, which is running."""
+        """Close the transports of the event loop `loop`, which is running."""
         if self._last is not None and self._last[0] is loop:
             self._last = None
         if (transports := self._per_loop.pop(loop, None)) is not None:
@@ -496,15 +496,15 @@ class PerLoopTransports:
 
 
 class _End:
-    """Notices the end of one event loop. When a loop ends, it closes every generator that is left
-    in it."""
+    """Notices the end of one event loop, by an async generator: when a loop ends, it closes every
+    async generator that has not ended."""
 
     def __init__(self, loop: object) -> None:
         self.per_loop: WeakSet[PerLoopTransports] = WeakSet()
         self._generator = self._stay(loop)
 
     async def begin(self) -> None:
-        """Make the generator known to the loop."""
+        """Start the generator, so that the loop closes it at its end."""
         await anext(self._generator)
 
     async def _stay(self, loop: object) -> AsyncGenerator[None, None]:
@@ -512,14 +512,14 @@ class _End:
             yield
         finally:
             _ends.pop(loop, None)
-            with anyio.CancelScope(shield=True):  # trio ends generators in a cancelled scope
+            with anyio.CancelScope(shield=True):  # trio closes generators in a cancelled scope
                 for per_loop in list(self.per_loop):
                     await _leave(per_loop, loop)
 
 
 async def _leave(per_loop: PerLoopTransports, loop: object) -> None:
-    """Close the transports of this loop. A failure is logged, so that the other transports are
-    closed too."""
+    """Close the transports of the event loop `loop`. An exception is logged, so that the transports
+    of other clients are closed too."""
     try:
         await per_loop.leave(loop)
     except Exception as error:
@@ -532,9 +532,8 @@ _ends: dict[object, _End] = {}
 
 
 async def _tell_at_end(per_loop: PerLoopTransports, loop: object) -> None:
-    """Arrange that the transports are closed when the loop ends. There is one generator for each
-    loop, even if clients come and go.
-    """
+    """Arrange that the transports are closed when the event loop ends. There is one generator for
+    each loop, even if many clients are created in it."""
     if (end := _ends.get(loop)) is None:
         for ended in _crudely_ended(_ends):
             _ends.pop(ended, None)
@@ -555,14 +554,14 @@ async def _close(transports: AsyncTransportPool, done: Signal) -> None:
 
 
 def _soon(loop: object, work: Callable[[], Coroutine[object, object, None]]) -> bool:
-    """Make another loop run a coroutine. Returns False if the loop does not run."""
+    """Make another event loop run a coroutine. Returns False if the loop does not run."""
     if isinstance(loop, asyncio.AbstractEventLoop) and not loop.is_running():
         return False
     return call_soon(loop, partial(spawn, loop, work))
 
 
 def _crudely_ended(loops: Iterable[object]) -> list[object]:
-    """Return the loops that were closed without ending their generators."""
+    """Return the event loops that were closed without closing their generators."""
     return [loop for loop in list(loops) if getattr(loop, "is_closed", _never)()]
 
 

@@ -32,11 +32,12 @@ class TrioConnection(AsyncConnection):
     def __init__(self) -> None:
         super().__init__()
         self._asked = False
-        """True from a write until something is read."""
+        """True after a write, until something is read."""
         self._raw = b""
         """Bytes that have been received, and not read yet."""
         self._unsent = memoryview(b"")
-        """Bytes that the kernel has not taken yet, in the order of TLS's records."""
+        """Bytes that the kernel has not taken yet. With TLS, they are in the order of its records.
+        """
         self._served_at_once = 0
         """Bytes that were read since the last wait."""
         self._sent_at_once = 0
@@ -54,7 +55,7 @@ class TrioConnection(AsyncConnection):
         self,
         timeout: float | None,
         *,
-        everything: bool = False,  # noqa: ARG002  # each SLICE is a turn for others anyway
+        everything: bool = False,  # noqa: ARG002  # after each SLICE, other tasks get a turn anyway
     ) -> bytes:
         """Return up to SLICE bytes as soon as there are any; b"" at the end. Raises ReadTimeout or
         ReadError."""
@@ -68,13 +69,14 @@ class TrioConnection(AsyncConnection):
         else:
             while not (self._arrived or tls.ended):
                 self._arrived = tls.decrypt(await self._receive(timeout))
-                # Bytes of TLS itself are sent only if this needs no waiting: another task may be
-                # sending, and the reading task may be cancelled at any wait.
+                # Bytes that TLS itself wants to send are sent only if this needs no waiting:
+                # another task may be sending, and the reading task may be cancelled whenever it
+                # waits.
                 if out := tls.outgoing():
                     self._queue(out)
                     with contextlib.suppress(
                         OSError, httpx.WriteError
-                    ):  # the next read raises the reason
+                    ):  # the next read raises the error
                         self._push(self._socket(httpx.WriteError))
             if not self._arrived:
                 tls.raise_failure()
@@ -110,7 +112,7 @@ class TrioConnection(AsyncConnection):
         with contextlib.suppress(OSError, httpx.WriteError):
             if self.tls is not None:
                 sock.send(self.tls.farewell())
-        with contextlib.suppress(RuntimeError):  # outside of trio no task waits for the socket
+        with contextlib.suppress(RuntimeError):  # outside of trio, no task waits for the socket
             trio.lowlevel.notify_closing(sock)
         sock.close()
 
@@ -122,7 +124,8 @@ class TrioConnection(AsyncConnection):
 
     async def _receive(self, timeout: float | None) -> bytes:
         sock = self._socket(httpx.ReadError)
-        # Only once: bytes that arrive during a wait count, even if this process was suspended.
+        # The time is computed only once: bytes that arrive during a wait are accepted, even if this
+        # process was suspended.
         seconds = seconds_now(timeout, httpx.ReadTimeout)
         try:
             while not self._raw:
@@ -131,7 +134,7 @@ class TrioConnection(AsyncConnection):
                         self.ended = True
                         break
                     self._raw = data
-                    if self._asked:  # without a wait, and each call must give others a turn
+                    if self._asked:  # there was no wait, so give other tasks a turn
                         await trio.lowlevel.checkpoint()
                 except (BlockingIOError, InterruptedError):
                     self._asked = False
@@ -164,8 +167,8 @@ class TrioConnection(AsyncConnection):
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
 
     def _push(self, sock: socket.socket) -> bool:
-        """Send as much as the kernel takes. Returns True once everything has been sent. Raises
-        OSError."""
+        """Send as many bytes as the kernel accepts now. Returns True once everything has been sent.
+        Raises OSError."""
         with contextlib.suppress(BlockingIOError, InterruptedError):
             while self._unsent:
                 self._unsent = self._unsent[sock.send(self._unsent) :]
@@ -180,7 +183,7 @@ async def _wait_readable(sock: socket.socket, seconds: float) -> None:
         return
     if trio.current_time() - end < STOOD_STILL:
         raise trio.TooSlowError
-    # This process was suspended, and its timers fire before its sockets: check once more.
+    # After a process was suspended, timers fire before data is received: check once more.
     with trio.fail_after(_LOOK):
         await trio.lowlevel.wait_readable(sock)
 
