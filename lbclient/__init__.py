@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lbclient.discovery.composite import FirstOf, Service, Union
     from lbclient.discovery.file import FileResolver
     from lbclient.discovery.registration import Registration, RegistrationError
-    from lbclient.discovery.resolver import Resolver
+    from lbclient.discovery.resolver import Resolver, Watcher
     from lbclient.endpoint.breaker import BreakerPolicy
     from lbclient.endpoint.classifier import Verdict
     from lbclient.endpoint.endpoint import Endpoint
@@ -79,7 +79,7 @@ else:
         "lbclient.discovery.composite": ["FirstOf", "Service", "Union"],
         "lbclient.discovery.file": ["FileResolver"],
         "lbclient.discovery.registration": ["Registration", "RegistrationError"],
-        "lbclient.discovery.resolver": ["Resolver"],
+        "lbclient.discovery.resolver": ["Resolver", "Watcher"],
         "lbclient.endpoint.breaker": ["BreakerPolicy"],
         "lbclient.endpoint.classifier": ["Verdict"],
         "lbclient.endpoint.endpoint": ["Endpoint"],
@@ -202,6 +202,7 @@ __all__ = [
     "Transport",
     "Union",
     "Verdict",
+    "Watcher",
     "Weighted",
     "Zone",
     "__version__",

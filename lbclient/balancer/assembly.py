@@ -98,6 +98,7 @@ def build_engine(
         discovery_limits=DiscoveryLimits(
             options["max_stale"], options["min_refresh"], options["max_instances"]
         ),
+        watched=target.watched,
     )
     picker = Picker(
         pool,

@@ -50,8 +50,8 @@ class Balancer:
     """Load balancing without HTTP: for gRPC, a raw socket, or another HTTP client.
 
     - `service`: the service to call: a URL such as `"http+srv://orders.example.com"`, a list of
-      URLs or of `Instance`, an object with `resolve() -> Answer`, or several of these as
-      `FirstOf(...)` or `Union(...)`.
+      URLs or of `Instance`, an object with `resolve() -> Answer`, a `Watcher`, or several of these
+      as `FirstOf(...)` or `Union(...)`.
     - `judge`: the classifier, a function that returns the `Verdict` on a result or an exception.
       The default classifier treats the operating system's network errors as faults, and any other
       outcome as good or neutral.
@@ -97,6 +97,8 @@ class Balancer:
             clock=clock,
             options=DnsOptions(given["family"], given["sticky"]),
             start=THREAD_SCHEDULER.start,
+            scheduler=runtime.scheduler,
+            rng=rng,
             schemes=self._schemes,
         )
         self._strategy = strategy_of(given["strategy"])

@@ -21,7 +21,7 @@ _NAMES = {
     "family": "--family",
     "sticky": "--sticky",
 }
-_PYTHON_ONLY = re.compile(r", a list of the latter, .* -> Answer")
+_PYTHON_ONLY = re.compile(r", a list of the latter, .* and close\(\)")
 
 _HEAD = ("instance", "weight", "share", "addresses")
 

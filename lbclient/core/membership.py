@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from lbclient.core.wait_queue import WaitQueue
 from lbclient.discovery.resolver import Resolver, StaticResolver, text_of
 from lbclient.discovery.scheduler import PeriodicJob, Scheduler
 from lbclient.discovery.subscription import CEILING, FLOOR, ServiceSubscription
+from lbclient.discovery.watched import WatchedResolver
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.endpoint.instance import Answer, Instance
 from lbclient.errors import BalancerClosed, DiscoveryError, ServiceAbsent
@@ -71,6 +72,7 @@ class Membership:
         rng: random.Random,
         lock: AbstractContextManager[object],
         discovery_limits: DiscoveryLimits,
+        watched: Sequence[WatchedResolver] = (),
     ) -> None:
         self.name = service
         self.subscription: ServiceSubscription = ServiceSubscription(
@@ -82,6 +84,7 @@ class Membership:
             lock=lock,
             max_stale=discovery_limits.max_stale,
             floor=discovery_limits.min_refresh,
+            watched=watched,
         )
         self.pool = pool
         self.queue: WaitQueue = WaitQueue()
@@ -99,6 +102,9 @@ class Membership:
         self.ended: bool = False
         """True once no further attempt may begin."""
         self._lock = lock
+        self._watched = watched
+        for one in watched:
+            one.notify = self._poke
         if isinstance(resolver, StaticResolver) and self.subscription.claim():
             self.subscription.run()  # only a list does not wait for the first call
 
@@ -137,6 +143,8 @@ class Membership:
         """Stop discovery."""
         with self._lock:
             self.subscription.next_at = math.inf
+        for one in self._watched:
+            one.close()
         if self.health_monitor is not None:
             self.health_monitor.stop()
 
@@ -217,9 +225,16 @@ class Membership:
                 raise RuntimeError(f"the balancer of {self.name} is closed")
             signal = self.subscription.wait_anew()
             if not self.subscription.busy:
-                self.subscription.next_at = self.subscription.clock()
+                self.subscription.expedite(self.subscription.clock())
         self.scheduler.schedule(self.subscription)
         return signal
+
+    def _poke(self) -> None:
+        """Run a round soon, since a watch has an outcome."""
+        with self._lock:
+            due = self.subscription.poke()
+        if due:
+            self.scheduler.schedule(self.subscription)
 
     def _changed(self, update: EndpointSetUpdate) -> None:
         """Apply an update of the endpoints, and report it. Call this method with the lock held."""
@@ -246,6 +261,8 @@ class Membership:
         at the first call after a fork."""
         if not self.subscription.is_static:
             self.scheduler.schedule(self.subscription)
+        for one in self._watched:
+            one.start()
         if self.health_monitor is not None:
             self.health_monitor.begin()
             self.scheduler.schedule(self.health_monitor)

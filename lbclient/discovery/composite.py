@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from lbclient._internal import validation
-from lbclient.discovery.resolver import Resolver, text_of, usable
+from lbclient.discovery.resolver import Resolver, Watcher, text_of, usable
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
@@ -110,7 +110,7 @@ class Union(Composite):
         return UnionResolver(parts)
 
 
-Service: TypeAlias = str | Iterable[str | Instance] | Resolver | Composite
+Service: TypeAlias = str | Iterable[str | Instance] | Resolver | Watcher | Composite
 """Anything that may be passed as `service`."""
 
 

@@ -6,11 +6,14 @@ function `from_url`, and one entry in this registry.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from lbclient._internal import validation
 from lbclient.discovery import file
@@ -21,7 +24,8 @@ from lbclient.discovery.dns.addresses import Start, at_once
 from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.service import DnsOptions
 from lbclient.discovery.file import FileResolver
-from lbclient.discovery.resolver import Resolver, StaticResolver
+from lbclient.discovery.resolver import Resolver, StaticResolver, Watcher
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
 from lbclient.discovery.service_url import (
     DEFAULT_PORTS,
     HTTP,
@@ -32,21 +36,43 @@ from lbclient.discovery.service_url import (
     path_of,
     shown,
 )
+from lbclient.discovery.watched import BackgroundWatcher, ThreadWatcher, WatchedResolver
 from lbclient.endpoint.instance import Instance
 
 __all__ = ["URL_SOURCES", "Target", "UrlSource", "target_of"]
 
 
 class UrlSource(NamedTuple):
-    """A kind of URL. `from_url` parses such a URL; `rest` describes the text after `http+kind://`.
+    """A kind of URL.
 
-    `from_url(url, scheme, sources)` gets the URL, its scheme (`"http"` or `"https"`), and the
-    objects that it needs to build a resolver. It raises ValueError, naming `service`, for a URL
-    that it cannot use.
+    - `from_url(url, scheme, sources)` parses such a URL. It gets the URL, its scheme (`"http"` or
+      `"https"`), and the objects that it needs to build a resolver. It raises ValueError, naming
+      `service`, for a URL that it cannot use.
+    - `rest` describes the text after `http+kind://`.
+    - `keys` are the keys that the query may have, each once.
+    - `named_port`: the port may be a name.
     """
 
     from_url: Callable[[SplitResult, str, Sources], ParsedService]
     rest: str
+    keys: tuple[str, ...] = ()
+    named_port: bool = False
+
+
+def pushed(
+    name: str, *, base_path: bool = True
+) -> Callable[[SplitResult, str, Sources], ParsedService]:
+    """The `from_url` of a registry that reports changes. The module `discovery.pushed.NAME` is
+    imported when it is first needed. It has a function `from_url(url, query)` that returns the
+    watcher. If `base_path` is True, the path of the URL is the base path of all instances.
+    """
+
+    def from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
+        module = import_module(f"lbclient.discovery.pushed.{name}")
+        watcher = module.from_url(url, dict(parse_qsl(url.query, keep_blank_values=True)))
+        return _watched(watcher, sources, scheme, path_of(url) if base_path else None)
+
+    return from_url
 
 
 URL_SOURCES: dict[str, UrlSource] = {
@@ -66,16 +92,42 @@ def _split(text: str, schemes: Sequence[str]) -> SplitResult:
         raise ValueError(f"service must be one of {_forms(schemes)}; {bare!r} has no scheme")
     try:
         url = urlsplit(text)
-        port = url.port
+        source = URL_SOURCES.get(url.scheme.partition("+")[2])
+        port = None if source and source.named_port else url.port
     except ValueError:  # the text of the error may contain a password
         raise ValueError("service must be a URL whose port, if any, is from 1 to 65535") from None
     if "@" in url.netloc:
         raise ValueError("service must not contain a user name or password; pass auth= instead")
     if port == 0:
         raise ValueError(f"service must have a port from 1 to 65535, not 0 ({shown(url)!r})")
-    if url.query or url.fragment:
+    if url.query and source and source.keys:
+        _check_query(url, source.keys)
+    elif url.query or url.fragment:
         raise ValueError("service must not contain a query or a fragment; pass params= instead")
     return url
+
+
+def _check_query(url: SplitResult, keys: Sequence[str]) -> None:
+    """Raise ValueError if a query does not consist of some of these keys, each once."""
+    choices = ", ".join(keys)
+    if url.fragment:
+        raise ValueError("service must not contain a fragment")
+    seen: set[str] = set()
+    try:
+        pairs = parse_qsl(url.query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:  # the text of the error may contain a secret
+        raise ValueError(
+            f"service must have a query such as 'key=value&key=value'; the keys are {choices}"
+        ) from None
+    for key, _ in pairs:
+        if key not in keys:
+            raise ValueError(
+                f"service has an unknown key {validation.bare(key)!r} in its query; "
+                f"the keys are {choices}"
+            )
+        if key in seen:
+            raise ValueError(f"service must have {key!r} once in its query; the keys are {choices}")
+        seen.add(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +143,7 @@ class Target:
     - `resolver`: finds the instances.
     - `listed`: the instances that the service itself lists.
     - `named`: the caller has named the service, so the name applies to every instance.
+    - `watched`: the resolvers of the service, or of its parts, that are watched.
     """
 
     name: str
@@ -102,6 +155,7 @@ class Target:
     resolver: Resolver
     listed: tuple[Instance, ...] = ()
     named: bool = False
+    watched: tuple[WatchedResolver, ...] = ()
 
     def scheme_of(self, instance: Instance) -> str:
         """Return the scheme by which an instance is called."""
@@ -134,16 +188,20 @@ def target_of(
     clock: Callable[[], float],
     options: DnsOptions = DnsOptions(),  # noqa: B008  # a frozen value
     start: Start = at_once,
+    scheduler: Scheduler = THREAD_SCHEDULER,
+    rng: random.Random | None = None,
     schemes: Sequence[str] = HTTP,
 ) -> Target:
-    """Parse the user's argument `service`. `start` runs each question to DNS. `schemes` are the two
-    schemes of the protocol: without TLS, and with TLS.
+    """Parse the user's argument `service`. `start` runs each question to DNS; `scheduler` and `rng`
+    are for watches. `schemes` are the two schemes of the protocol: without TLS, and with TLS.
 
     Raises ValueError or TypeError that names the argument and the known forms.
     """
     validation.one_of("scheme", scheme, schemes)
     alias = None if name is None else validation.host("name", name)
-    parsed = _read(service, Sources(dns, address_filter, clock, options, start, schemes))
+    rng = random.Random() if rng is None else rng  # noqa: S311  # not for secrets
+    sources = Sources(dns, address_filter, clock, options, start, scheduler, rng, schemes)
+    parsed = _read(service, sources)
     if not parsed.in_dns:
         options.refuse(parsed.shown)
     scheme = _agreed(scheme, parsed.scheme, schemes[0])
@@ -166,6 +224,7 @@ def target_of(
         resolver=parsed.resolver,
         listed=parsed.listed,
         named=alias is not None,
+        watched=parsed.watched,
     )
 
 
@@ -184,9 +243,31 @@ def _read(service: object, sources: Sources) -> ParsedService:
         raise TypeError("service must not be a path alone; pass lbclient.FileResolver(path)")
     if isinstance(service, Resolver) and not isinstance(service, type):
         return ParsedService(service, type(service).__name__)
+    if isinstance(service, BackgroundWatcher | Watcher) and not isinstance(service, type):
+        if not isinstance(service, BackgroundWatcher):
+            service = ThreadWatcher(service)
+        return _watched(service, sources)
     if isinstance(service, bytes | bytearray) or not isinstance(service, Iterable):
         raise TypeError(f"service must be one of {_forms(sources.schemes)}; not {_kind(service)}")
     return _from_list(list(service), sources.schemes)
+
+
+def _watched(
+    watcher: BackgroundWatcher,
+    sources: Sources,
+    scheme: str | None = None,
+    path: str | None = None,
+) -> ParsedService:
+    """Make a service from a watcher. The name of the watcher is its host, unless no host can have
+    this name, or it is only the name of a user's class."""
+    resolver = WatchedResolver(
+        watcher, clock=sources.clock, rng=sources.rng, scheduler=sources.scheduler
+    )
+    host = None
+    if not isinstance(watcher, ThreadWatcher):
+        with contextlib.suppress(ValueError):
+            host = validation.host("name", watcher.name)
+    return ParsedService(resolver, watcher.name, scheme, path, host, watched=(resolver,))
 
 
 def _from_url(service: str, sources: Sources) -> ParsedService:
@@ -207,7 +288,8 @@ def _forms(schemes: Sequence[str]) -> str:
     shown_urls = ", ".join(f"'{scheme}{one}'" for one in urls for scheme in schemes)
     return (
         f"{shown_urls}, a list of the latter, a list of lbclient.Instance, lbclient.FirstOf(...), "
-        "lbclient.Union(...), or an object with resolve() -> Answer"
+        "lbclient.Union(...), an object with resolve() -> Answer, or an object with "
+        "watch(update, alive) and close()"
     )
 
 
@@ -299,6 +381,7 @@ def _from_parts(service: Composite, sources: Sources) -> ParsedService:
         in_dns=any(one.in_dns for one in parts),
         listed=tuple(instance for one in parts for instance in one.listed),
         unlike=unlike,
+        watched=tuple(watched for one in parts for watched in one.watched),
     )
 
 
@@ -340,7 +423,9 @@ def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
     path.
     """
     if parsed.first is None or parsed.unlike:
-        return parsed.shown, f"{type(parsed.resolver).__name__.lower()}.invalid"
+        resolver = parsed.resolver
+        kind = resolver.kind if isinstance(resolver, WatchedResolver) else type(resolver).__name__
+        return parsed.shown, f"{kind.lower()}.invalid"
     first = authority_of(parsed.first.host, parsed.first.port, scheme)
     return first, first
 

@@ -1,18 +1,19 @@
-"""The protocol of a resolver, an object with `resolve` that finds instances, and the static list.
+"""The protocols of a resolver, which is asked for instances, and of a watcher, which reports each
+change; and the static list.
 
 This file also has the texts for logs and errors of discovery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 from lbclient._internal.interruption import is_interruption
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, LoadBalancingError
 
-__all__ = ["Resolver", "StaticResolver", "listed", "text_of", "usable"]
+__all__ = ["Resolver", "StaticResolver", "Watcher", "listed", "text_of", "usable"]
 
 _SHOWN = 5
 
@@ -54,6 +55,31 @@ class Resolver(Protocol):
         raises an exception or returns no instances, the last good set stays in use. If it raises
         `ServiceAbsent`, that set is dropped.
         """
+        ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Sends the instances of a service whenever they change. Implement this protocol instead of
+    `Resolver` if your registry can report changes.
+    """
+
+    def watch(self, update: Callable[[Answer], None], alive: Callable[[], None]) -> None:
+        """Watch the service until the watch fails or `close` is called. This method may block,
+        since it is called on a background thread of its own.
+
+        Call `update` with the full set of current instances: first with the set at the beginning,
+        then after each change. Call `alive` when the registry has confirmed, in another way, that
+        nothing has changed. Any thread may call both functions, and neither of them blocks.
+
+        If this method raises an exception, or returns, it is called again after 1 to 30 s, and the
+        last good set stays in use. If it raises `ServiceAbsent`, that set is dropped.
+        """
+        ...
+
+    def close(self) -> None:
+        """Make `watch` return within a second. Called from another thread than `watch`, when the
+        balancer was closed or is no longer used."""
         ...
 
 

@@ -27,6 +27,7 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from lbclient._internal import fork
@@ -290,6 +291,18 @@ class ThreadScheduler:
         except RuntimeError:  # no more threads can be started: run it on this thread, though later
             run()
 
+    def spawn(self, run: Callable[[], None], name: str) -> None:
+        """Run a function of the user, which may block for ever, on a daemon thread of its own.
+
+        Raises RuntimeError if no thread can be started.
+        """
+        if self._lock_type not in (None, threading.Lock):
+            raise RuntimeError(
+                "threading was patched (by gevent or eventlet) after lbclient had started its "
+                "background thread; call monkey.patch_all() before the first call of a client"
+            )
+        _daemon(partial(_unblocked, self._blocked, run), name)
+
     def _slow_round(self, job: ScheduledJob) -> None:
         """Run a round that may call a user's resolver."""
         with unblocked(self._blocked):
@@ -324,6 +337,11 @@ def _its(ticket: int, ref: weakref.ref[ScheduledJob]) -> ScheduledJob | None:
     """Return the job if it is alive and `ticket` is still valid."""
     job = ref()
     return job if job is not None and job.ticket == ticket else None
+
+
+def _unblocked(signals: set[signal.Signals], run: Callable[[], None]) -> None:
+    with unblocked(signals):
+        run()
 
 
 def _daemon(run: Callable[[], None], name: str) -> threading.Thread:

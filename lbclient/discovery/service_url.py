@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from lbclient.discovery.dns.addresses import Start
     from lbclient.discovery.dns.client import Dns
     from lbclient.discovery.dns.service import DnsOptions
+    from lbclient.discovery.scheduler import Scheduler
+    from lbclient.discovery.watched import WatchedResolver
 
 __all__ = [
     "DEFAULT_PORTS",
@@ -60,14 +63,16 @@ def authority_of(host: str, port: int, scheme: str) -> str:
 
 
 class Sources(NamedTuple):
-    """The objects that a balancer passes to its resolvers. `start` runs questions to DNS; `schemes`
-    are the schemes of the protocol."""
+    """The objects that a balancer passes to its resolvers. `start` runs questions to DNS;
+    `scheduler` and `rng` are for watches; `schemes` are the schemes of the protocol."""
 
     dns: Dns
     address_filter: AddressFilter
     clock: Callable[[], float]
     options: DnsOptions
     start: Start
+    scheduler: Scheduler
+    rng: random.Random
     schemes: Sequence[str] = HTTP
 
 
@@ -79,7 +84,8 @@ class ParsedService:
     `shown` is the text for logs and errors if the service has no name. `first` is the first
     instance of a list, `listed` are the instances of a list, or of the lists of a composite. If
     `unlike` is True, they differ in scheme or base path, and each has its own. `in_dns` is True if
-    DNS resolves the service, or a part of it.
+    DNS resolves the service, or a part of it. `watched` are the resolvers of the parts that are
+    watched.
     """
 
     resolver: Resolver
@@ -92,3 +98,4 @@ class ParsedService:
     in_dns: bool = False
     listed: tuple[Instance, ...] = ()
     unlike: bool = False
+    watched: tuple[WatchedResolver, ...] = ()

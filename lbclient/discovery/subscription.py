@@ -4,6 +4,9 @@ next lookup.
 The subscription decides and stores. `scheduler` runs it on background threads, and the simulator
 runs it in virtual time. Each wait is partly random, so that clients that start together do not ask
 together.
+
+A service that is watched is not looked up at intervals. The outcome of its watch is taken over in a
+round, which the watch makes due.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from lbclient._internal.signals import Signal
 from lbclient.discovery.resolver import Resolver, listed, text_of, usable
 from lbclient.discovery.scheduler import Backoff, jittered
+from lbclient.discovery.watched import WatchedResolver
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
@@ -29,6 +34,11 @@ change the lower bound.
 """
 EARLY = 5.0
 """At most one early refresh in this many seconds."""
+_SPACING = 0.1
+"""Seconds between the beginnings of two rounds that a watch makes due. An update takes effect at
+once, and a burst of updates takes at most ten rounds a second."""
+_NO_TIME = sys.float_info.max
+"""When the next round of a watched service is due, unless its watch makes one due before."""
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +74,8 @@ class _Prepared(NamedTuple):
 class ServiceSubscription:
     """The discovery of one service.
 
-    `max_stale` and `floor` (the shortest refresh interval) are in seconds.
+    `max_stale` and `floor` (the shortest refresh interval) are in seconds. `watched` are the parts
+    of the service that are watched: the service itself, or parts of a composite.
     """
 
     ticket = -1
@@ -82,11 +93,15 @@ class ServiceSubscription:
         lock: AbstractContextManager[object],
         max_stale: float | None,
         floor: float = FLOOR,
+        watched: Sequence[WatchedResolver] = (),
     ) -> None:
         self.service = service
         self.clock = clock
         self.error: Exception | None = None
-        self.next_at: float = -math.inf
+        self._watch = next((one for one in watched if one is resolver), None)
+        """The watch of this service. None if the service is looked up, or is a composite."""
+        self._watched = watched
+        self.next_at: float = -math.inf if self._watch is None else _NO_TIME
         self.fresh: bool = False
         """True if the last lookup gave a good answer. Then nothing else must be checked before a
         pick."""
@@ -99,6 +114,9 @@ class ServiceSubscription:
         self._answer: Answer | None = None
         self._answered_at = 0.0
         self._early_at = -math.inf
+        self._began_at = -math.inf
+        self._poked = False
+        """True if a watch has had an outcome since the last round began."""
         self._failed_at = -math.inf
         self._backoff = Backoff(rng)
         self._waiting: dict[Signal, None] = {}
@@ -112,7 +130,7 @@ class ServiceSubscription:
     @property
     def is_static(self) -> bool:
         """True for a list that never changes."""
-        return self._answer is not None and self._answer.ttl is None
+        return self._answer is not None and self._answer.ttl is None and not self._watched
 
     @property
     def stopped(self) -> bool:
@@ -121,22 +139,24 @@ class ServiceSubscription:
         return self.next_at == math.inf
 
     def age(self, now: float) -> float | None:
-        """Seconds since the last good answer; 0 for a list that never changes."""
+        """Seconds since the last good answer, or since a watch has confirmed it; 0 for a list that
+        never changes."""
         if self._answer is None:
             return None
-        return 0.0 if self._answer.ttl is None else max(0.0, now - self._answered_at)
+        return 0.0 if self.is_static else max(0.0, now - self._confirmed_at)
 
     def failure(self, now: float) -> DiscoveryError | None:
         """Return an error if discovery is the reason why the service cannot be used now."""
         if self._answer is None:
-            waiting = self.busy or now >= self.next_at
+            waiting = self.busy or now >= self.next_at or self._pending
             return None if self.error is None or waiting else self._unknown()
         age = self.age(now)
         if self._max_stale is None or age is None or now < self.changes_at:
             return None
+        last = f"last error: {text_of(self.error)}" if self.error else "its watch is silent"
         error = DiscoveryError(
             f"what is known of {self.service} is {age:.1f} s old, "
-            f"more than max_stale={self._max_stale:g} allows; last error: {text_of(self.error)}"
+            f"more than max_stale={self._max_stale:g} allows; {last}"
         )
         error.__cause__ = self.error
         return error
@@ -144,11 +164,25 @@ class ServiceSubscription:
     @property
     def changes_at(self) -> float:
         """The time when the known set becomes too old to be used, unless a new answer comes
-        before."""
-        answer = self._answer
-        if self.error is None or self._max_stale is None or answer is None or answer.ttl is None:
+        before. A lookup has then failed. A watch is silent, or has failed."""
+        if self._max_stale is None or self._answer is None or self.is_static:
             return math.inf
-        return math.nextafter(self._answered_at + self._max_stale, math.inf)
+        if self.error is None and (self._watch is None or self._watch.pending):
+            return math.inf
+        return math.nextafter(self._confirmed_at + self._max_stale, math.inf)
+
+    @property
+    def _confirmed_at(self) -> float:
+        """The time at which the known set was last known to be right."""
+        if self._watch is not None:
+            return self._watch.heard_at
+        watches = [one.heard_at for one in self._watched if not one.failed]
+        return max(self._answered_at, min(watches, default=-math.inf))
+
+    @property
+    def _pending(self) -> bool:
+        """True while the first answer of a watch is expected soon."""
+        return self._watch is not None and self._watch.pending
 
     @property
     def waiting(self) -> list[Signal]:
@@ -177,7 +211,31 @@ class ServiceSubscription:
         if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False
         self._early_at = now
+        return self.expedite(now)
+
+    def expedite(self, now: float) -> bool:
+        """Make a round due now. If the service itself is watched, the next outcome of its watch
+        makes the round due, and a failed watch starts early. Returns True if the caller must
+        schedule the subscription. Hold the lock."""
+        expected = [one.expedite() for one in self._watched]
+        if self._watch is not None and any(expected):
+            return False
         self.next_at = now
+        return True
+
+    def poke(self) -> bool:
+        """Make a round due, since a watch has an outcome. Returns True if the caller must schedule
+        the subscription. Hold the lock."""
+        if self.stopped:
+            return False
+        self._poked = True
+        return not self.busy and self._plan_poked()
+
+    def _plan_poked(self) -> bool:
+        at = max(self.clock(), self._began_at + _SPACING)
+        if at >= self.next_at:
+            return False
+        self.next_at = at
         return True
 
     def demand(self, now: float) -> bool:
@@ -187,7 +245,9 @@ class ServiceSubscription:
         Returns True if this lookup is earlier than the planned one. The caller must then schedule
         the subscription. Hold the lock.
         """
-        at = self._failed_at + self._backoff.demanded
+        for one in self._watched:
+            one.demand()
+        at = math.inf if self._watch else self._failed_at + self._backoff.demanded
         if self.busy or self.stopped or at >= self.next_at or self.next_at <= now:
             return False
         self.next_at = at
@@ -198,7 +258,8 @@ class ServiceSubscription:
         with self._lock:
             if self.busy or self.clock() < self.next_at:
                 return False
-            self.busy = True
+            self.busy, self._poked = True, False
+            self._began_at = self.clock()
             return True
 
     def restart(self, lock: AbstractContextManager[object]) -> None:
@@ -226,6 +287,8 @@ class ServiceSubscription:
                     self._failed(got)
                 else:
                     self._succeeded(got)
+                if self._poked and not self.stopped:
+                    self._plan_poked()
                 if self._waiting and not self.stopped:
                     self.next_at = self.clock()
                 elif self._waiting:
@@ -253,15 +316,16 @@ class ServiceSubscription:
     def _succeeded(self, found: _Prepared) -> None:
         answer, self._answered_at = found.answer, self.clock()
         self._answer = Answer((), answer.ttl, answer.refused)  # the listener keeps the instances
-        self.error, self.fresh = None, True
+        self.error = None
+        self.fresh = self._watch is None or self._max_stale is None
         self._backoff.succeeded()
-        self._wait(math.inf if answer.ttl is None else self._interval(answer.ttl))
+        self._wait(self._interval(answer.ttl))
         found.take_over()
 
     def _failed(self, error: Exception) -> None:
         self.error, self.fresh = error, False
         self._failed_at = self.clock()
-        self._wait(self._backoff.failed())
+        self._wait(self._backoff.failed() if self._watch is None else _NO_TIME)
         self._listener.on_error()
         if isinstance(error, ServiceAbsent):
             self._answer = None
@@ -288,7 +352,9 @@ class ServiceSubscription:
         if new := [one for one in got.answer.refused if one not in told]:
             _logger.warning("%s: refused %s", self.service, listed(new))
 
-    def _interval(self, ttl: float) -> float:
+    def _interval(self, ttl: float | None) -> float:
+        if ttl is None:
+            return _NO_TIME if self._watched else math.inf
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:

@@ -54,7 +54,8 @@ def channel(
 
     - `service`: the service to call: a URL such as `"grpc+srv://orders.example.com"` or
       `"grpc+dns://orders.example.com:50051"`, a list of `"host:port"` or of `Instance`, an object
-      with `resolve() -> Answer`, or several of these as `FirstOf(...)` or `Union(...)`.
+      with `resolve() -> Answer`, a `Watcher`, or several of these as `FirstOf(...)` or
+      `Union(...)`.
     - `credentials`: for TLS, such as `grpc.ssl_channel_credentials()`; required for the scheme
       `grpcs`. TLS verifies the name of the service.
     - `options`: gRPC's channel arguments, as `grpc.insecure_channel` takes them.

@@ -120,8 +120,8 @@ class Client(_BalancedClient, DirectClient):
 
     - `service`: the service to call: a URL such as `"http+srv://orders.example.com"` (DNS SRV
       records) or `"http+dns://orders.example.com:8080"` (addresses), a list of URLs or of
-      `Instance`, an object with `resolve() -> Answer`, or several of these as `FirstOf(...)` or
-      `Union(...)`.
+      `Instance`, an object with `resolve() -> Answer`, a `Watcher`, or several of these as
+      `FirstOf(...)` or `Union(...)`.
     - `transport`: a function `instance -> httpx.BaseTransport` that makes your own transport for
       each instance. None uses the connections of lbclient.
 

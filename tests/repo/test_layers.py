@@ -39,7 +39,12 @@ ONLY_IN = {
     "rich": ("cli/demo/screen.py",),
     "tenacity": ("resilience/retry.py",),
 }
-CONTROL_PLANE = ("discovery/scheduler.py", "discovery/registration/", "discovery/pushed/")
+CONTROL_PLANE = (
+    "discovery/scheduler.py",
+    "discovery/watched.py",
+    "discovery/pushed/",
+    "discovery/registration/",
+)
 """What runs in the background below `balancer`: it has threads, and looks at the clock."""
 IMPURE = {"time", "datetime", "asyncio", "threading", "anyio", "trio"}
 GREEN = {"_thread", "os", "queue", "select", "selectors", "signal", "socket", "ssl", "subprocess"}

@@ -110,8 +110,9 @@ OTHER_MEANINGS = {
     "Turns": "endpoint/breaker.py",
     "urls": "discovery/registry.py",  # a list of them
     "watch": (  # a body, an idle connection, `--watch`, a simulation; public: `Watcher.watch`
-        "cli/demo/director.py cli/resolve.py discovery/pushed/source.py "
-        "http/connections/pool.py http/request_body.py simulation/client.py simulation/run.py"
+        "cli/demo/director.py cli/resolve.py discovery/pushed/source.py discovery/resolver.py "
+        "discovery/subscription.py http/connections/pool.py http/request_body.py "
+        "simulation/client.py simulation/run.py"
     ),
     "wire": "cli/demo/dns_server.py",  # DNS's wire format
 }

@@ -185,7 +185,7 @@ def _no_route(family: str) -> RejectedRecord:
 def addresses_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
     """`http+dns://orders.example.com:8080`: every address of the name is an instance."""
     host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
-    dns, address_filter, clock, options, start, _ = sources
+    dns, address_filter, clock, options, start, *_ = sources
     source = AddressResolver(
         host, port, dns, address_filter, clock, kinds=options.kinds, start=start
     )
@@ -201,7 +201,7 @@ def srv_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedServi
     if url.port is not None:
         raise ValueError(f"service must not have a port: SRV records have one ({shown(url)!r})")
     query = host if host.startswith("_") else f"_{scheme}._tcp.{host}"
-    dns, address_filter, clock, options, start, _ = sources
+    dns, address_filter, clock, options, start, *_ = sources
     source = SrvResolver(query, dns, address_filter, clock, kinds=options.kinds, start=start)
     resolver = DnsService(source, clock, options.sticky)
     return ParsedService(resolver, shown(url), scheme, path_of(url), _parent(host), in_dns=True)

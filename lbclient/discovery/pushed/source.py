@@ -12,26 +12,23 @@ import asyncio
 import queue
 import socket
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from lbclient._internal import fork
 from lbclient._internal.blocking import run_blocking
 from lbclient._internal.fork import Lazy
 from lbclient._internal.interruption import block_signals, has_green_threads
 from lbclient.discovery.pushed.api import RegistryApi
-from lbclient.endpoint.instance import Answer
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
+from lbclient.discovery.watched import Alive, BackgroundWatcher, Ended, Update
 from lbclient.errors import DiscoveryError
 
 __all__ = ["Alive", "Ended", "PushedSource", "Update"]
 
-Update: TypeAlias = Callable[[Answer], None]
-Alive: TypeAlias = Callable[[], None]
-Ended: TypeAlias = Callable[[Exception | None], None]
 
-
-class PushedSource(ABC):
+class PushedSource(BackgroundWatcher):
     """A service in a registry that pushes changes. It implements the protocol `Watcher`.
 
     A source is a value: several balancers may share it, and it can be pickled. Attributes that
@@ -68,7 +65,7 @@ class PushedSource(ABC):
         if not has_green_threads():
             return _SHARED.begin(self, update, alive, ended)
         watch = _BlockingWatch(self, update, alive, ended)
-        threading.Thread(target=watch.run, name="lbclient-watch", daemon=True).start()
+        THREAD_SCHEDULER.spawn(watch.run, "lbclient-watch")
         return watch.cancel
 
     def watch(self, update: Update, alive: Alive) -> None:
@@ -76,7 +73,7 @@ class PushedSource(ABC):
 
         Raises DiscoveryError.
         """
-        outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         cancel = self.start(update, alive, outcome.put)
         self._cancels.add(cancel)
         try:

@@ -1,0 +1,420 @@
+"""A watcher as a resolver: runs the watch, keeps the last answer, and starts a failed watch again.
+
+A watch ends when it fails. The next one begins after a wait of 1 to 30 s, or within 5 s if a call
+needs an answer, and at least a second after the one before it began. Meanwhile the subscription
+keeps the last good set, as it does while lookups fail.
+
+The subscription runs a round whenever the watch has an outcome (an answer or a failure), so an
+update takes effect at once, and is applied, reported and logged as the answer of a lookup is.
+
+A watch neither keeps its balancer alive, nor delays anything: it runs in the background, and
+`close` does not wait for it. What an old watch sends is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import random
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import TypeAlias
+
+from lbclient._internal import fork
+from lbclient._internal.fork import Lazy
+from lbclient.discovery.resolver import Watcher
+from lbclient.discovery.scheduler import THREAD_SCHEDULER, Backoff, Scheduler
+from lbclient.endpoint.instance import Answer
+from lbclient.errors import DiscoveryError
+
+__all__ = ["Alive", "BackgroundWatcher", "Ended", "ThreadWatcher", "Update", "WatchedResolver"]
+
+Update: TypeAlias = Callable[[Answer], None]
+Alive: TypeAlias = Callable[[], None]
+Ended: TypeAlias = Callable[[BaseException | None], None]
+
+_FIRST_ANSWER = 5.0
+"""Seconds within which a watch should send its first answer. Calls wait for it that long."""
+_APART = 1.0
+"""Seconds from the start of a watch to the start of the next one, at least."""
+
+
+class BackgroundWatcher(ABC):
+    """A watcher that runs in the background by itself. It may run several watches at the same time,
+    one for each balancer.
+    """
+
+    name: str
+    """The name of the service, for logs and errors."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the watcher's class."""
+        return type(self).__name__
+
+    @abstractmethod
+    def start(self, update: Update, alive: Alive, ended: Ended) -> Callable[[], None]:
+        """Start a watch, without blocking. `update` and `alive` are those of `Watcher.watch`.
+
+        The watch calls `ended` once when it is over, with the exception that ended it, or with
+        None. Returns a function that stops the watch. A finalizer may call that function, so it
+        neither blocks nor takes a lock.
+        """
+
+    def release(self) -> None:  # noqa: B027  # most watchers belong to nobody
+        """Called when the balancer was closed, whether a watch runs or not."""
+
+
+class ThreadWatcher(BackgroundWatcher):
+    """Runs a user's watcher, which blocks, on a daemon thread of its own. The watcher belongs to
+    one balancer, and is closed with it.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.name = type(watcher).__name__
+        self._watcher = watcher
+        self._close = _Close(watcher)
+
+    @property
+    def kind(self) -> str:
+        """The name of the class of the user's watcher."""
+        return type(self._watcher).__name__
+
+    def start(self, update: Update, alive: Alive, ended: Ended) -> Callable[[], None]:
+        """Start the thread. Raises RuntimeError if no thread can be started."""
+        run = partial(_run, self._watcher, self._close, update, alive, ended)
+        THREAD_SCHEDULER.spawn(run, "lbclient-watch")
+        return self._close.begin
+
+    def release(self) -> None:
+        """Close the watcher, on another thread."""
+        self._close.begin()
+
+
+def _run(watcher: Watcher, closing: _Close, update: Update, alive: Alive, ended: Ended) -> None:
+    error: BaseException | None = None
+    try:
+        if not closing.begun:
+            watcher.watch(update, alive)
+    except BaseException as failure:  # noqa: BLE001  # a user's watcher may raise anything, on our thread
+        error = failure
+    ended(error)
+
+
+class _Close:
+    """A job that calls `close` of a user's watcher once, on a thread, since `close` may block."""
+
+    busy: bool = False
+    quick: bool = False
+    _pending: set[_Close] = set()  # noqa: RUF012  # shared: the scheduler does not keep jobs alive
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.ticket = -1
+        self.next_at: float = math.inf
+        self.begun = False
+        self._watcher = watcher
+
+    @property
+    def stopped(self) -> bool:
+        """True if no round follows."""
+        return self.next_at == math.inf
+
+    def clock(self) -> float:
+        """Return 0: the round is due at once."""
+        return 0.0
+
+    def begin(self) -> None:
+        """Schedule the round. A finalizer may call this."""
+        if not self.begun:
+            self.begun, self.next_at = True, 0.0
+            self._pending.add(self)
+            THREAD_SCHEDULER.schedule(self)
+
+    def claim(self) -> bool:
+        """Claim the round."""
+        due, self.next_at = not self.stopped, math.inf
+        return due
+
+    def run(self) -> None:
+        """Close the watcher. An error of a watcher that is no longer used is not reported."""
+        self._pending.discard(self)
+        with contextlib.suppress(Exception):
+            self._watcher.close()
+
+
+class WatchedResolver:
+    """Returns the last answer of a watcher, which it runs. It belongs to one balancer.
+
+    It is a job of the scheduler: a round starts the watch, or gives up waiting for its first
+    answer. The first round is due after `start`.
+
+    - `notify` is called, on any thread, when there is a new outcome.
+    - `refine` is applied to each answer, in `resolve`.
+    """
+
+    busy: bool = False
+    quick: bool = True
+
+    def __init__(
+        self,
+        watcher: BackgroundWatcher,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+        scheduler: Scheduler,
+        refine: Callable[[Answer], Answer] | None = None,
+    ) -> None:
+        self.name: str = watcher.name
+        self.kind: str = watcher.kind
+        self.clock = clock
+        self.ticket = -1
+        self.next_at: float = math.inf
+        self.heard_at: float = -math.inf
+        """The time at which the watch last confirmed the answer in use."""
+        self.notify: Callable[[], None] | None = None
+        self._watcher = watcher
+        self._scheduler = scheduler
+        self._refine = refine
+        self._backoff = Backoff(rng)
+        self._outcome: Answer | Exception | None = None
+        self._traceback: TracebackType | None = None
+        self._life: _Life | None = None
+        self._answered = False
+        """True once the current watch has an outcome, or has taken too long."""
+        self._closed = False
+        self._started_at = -math.inf
+        self._failed_at = -math.inf
+        self._waiting: queue.SimpleQueue[None] | None = None
+        fork.track(self)
+
+    def __repr__(self) -> str:
+        return f"<WatchedResolver of {self.name}>"
+
+    @Lazy
+    def _lock(self) -> threading.RLock:
+        # A reentrant lock, since a finalizer or a signal handler of the user may call `update`.
+        return threading.RLock()
+
+    @property
+    def stopped(self) -> bool:
+        """True if no round is due, unless something happens."""
+        return self.next_at == math.inf
+
+    @property
+    def pending(self) -> bool:
+        """True while calls should wait for an outcome: the watch has begun, or will begin at the
+        first call, and has not sent an answer yet."""
+        return not self._answered
+
+    @property
+    def failed(self) -> bool:
+        """True if the last outcome is a failure."""
+        return isinstance(self._outcome, Exception)
+
+    def claim(self) -> bool:
+        """Return True if the round is due. Only one thread runs rounds."""
+        return self.clock() >= self.next_at
+
+    def run(self) -> None:
+        """Start the watch. If it runs already, give up waiting for its first answer."""
+        with self._lock:
+            if self._closed:
+                return
+            if self._life is not None:
+                late = f"{self.name} has not answered within {_FIRST_ANSWER:g} s"
+                self._note(DiscoveryError(late))
+                self.next_at = math.inf
+                life = None
+            else:
+                life = self._life = _Life(self)
+                self._answered = False
+                self._started_at = self.clock()
+                self.next_at = self._started_at + _FIRST_ANSWER
+        if life is None:
+            self._tell()
+        else:
+            life.start(self._watcher)
+
+    def start(self) -> None:
+        """Start the watch soon, unless it runs, or will run again after a failure."""
+        with self._lock:
+            if self._closed or self._life is not None or not self.stopped:
+                return
+            self.next_at = self.clock()
+        self._scheduler.schedule(self)
+
+    def demand(self) -> None:
+        """Start the watch again within 5 s of its last failure, because a call needs an answer."""
+        self._expedite(self._failed_at + self._backoff.demanded)
+
+    def expedite(self) -> bool:
+        """Start the watch as soon as possible, unless it runs. Returns True if its first answer is
+        expected soon."""
+        self._expedite(self.clock())
+        return not self._answered or self._life is None
+
+    def resolve(self) -> Answer:
+        """Return the last answer. Waits up to 5 s for the first outcome.
+
+        Raises the exception by which the watch has ended.
+        """
+        if self._outcome is None:
+            self.start()
+            self._wait_for_outcome()
+        outcome = self._outcome
+        if isinstance(outcome, Exception):
+            raise outcome.with_traceback(self._traceback)
+        if outcome is None:
+            raise DiscoveryError(f"{self.name} has not answered within {_FIRST_ANSWER:g} s")
+        return outcome if self._refine is None else self._refine(outcome)
+
+    def close(self) -> None:
+        """Stop the watch for ever, without waiting for it."""
+        with self._lock:
+            self._closed, self.next_at = True, math.inf
+            life, self._life = self._life, None
+        if life is not None:
+            life.stop()
+        self._watcher.release()
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the watch, which is the parent's. The first call starts
+        another."""
+        vars(self).pop("_lock", None)
+        if self._life is not None:
+            self._life.abandon()
+        self._life = self._waiting = None
+        self._answered = False
+        self.next_at = math.inf
+        self._started_at = -math.inf
+
+    def take(self, life: _Life, outcome: Answer | Exception) -> None:
+        """Take over what a watch has sent: an answer, or the reason why it cannot be used."""
+        with self._lock:
+            if life is not self._life:
+                return
+            self._note(outcome)
+            self.next_at = math.inf
+            if isinstance(outcome, Answer):
+                self._backoff.succeeded()
+        self._tell()
+
+    def confirm(self, life: _Life) -> None:
+        """Note that the answer in use is still right, as a watch has said."""
+        if life is self._life and self._answered and isinstance(self._outcome, Answer):
+            self.heard_at = self.clock()
+
+    def end(self, life: _Life, error: Exception) -> None:
+        """Note that a watch has ended, and plan the next one."""
+        with self._lock:
+            if life is not self._life:
+                return
+            self._life = None
+            self._note(error)
+            self._failed_at = self.clock()
+            wait = self._backoff.failed()
+            self.next_at = max(self._failed_at + wait, self._started_at + _APART)
+        self._scheduler.schedule(self)
+        self._tell()
+
+    def _note(self, outcome: Answer | Exception) -> None:
+        self._answered = True
+        self._outcome = outcome
+        if isinstance(outcome, Exception):
+            self._traceback = outcome.__traceback__
+        elif outcome.instances:  # an empty answer is a failure, and the last good set stays in use
+            self.heard_at = self.clock()
+
+    def _tell(self) -> None:
+        if (waiting := self._waiting) is not None:
+            waiting.put(None)
+        if self.notify is not None:
+            self.notify()
+
+    def _expedite(self, at: float) -> None:
+        with self._lock:
+            at = max(at, self._started_at + _APART)
+            if self._closed or self._life is not None or at >= self.next_at:
+                return
+            self.next_at = at
+        self._scheduler.schedule(self)
+
+    def _wait_for_outcome(self) -> None:
+        waiting: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._waiting = waiting
+        if self._outcome is None and not self._closed:
+            with contextlib.suppress(queue.Empty):
+                waiting.get(timeout=_FIRST_ANSWER)
+        self._waiting = None
+
+
+class _Life:
+    """One watch, from its start to its end. It does not keep the resolver alive. If the resolver is
+    garbage collected, the watch is stopped.
+    """
+
+    def __init__(self, resolver: WatchedResolver) -> None:
+        self._resolver = weakref.ref(resolver, self._orphaned)
+        self._name = resolver.name
+        self._stop: Callable[[], None] | None = None
+        self._stopped = False
+
+    def start(self, watcher: BackgroundWatcher) -> None:
+        """Start the watch."""
+        try:
+            self._stop = watcher.start(self.update, self.alive, self.ended)
+        except Exception as error:  # noqa: BLE001  # no more threads, for example
+            self.ended(error)
+            return
+        if self._stopped:  # meanwhile
+            self._stop()
+
+    def stop(self) -> None:
+        """Stop the watch, which may be over already."""
+        self._stopped = True
+        if (stop := self._stop) is not None:
+            stop()
+
+    def abandon(self) -> None:
+        """In a forked child: leave the watch to the parent."""
+        self._stop = None
+
+    def update(self, answer: Answer) -> None:
+        """Take an answer, from any thread."""
+        if (resolver := self._resolver()) is None:
+            return
+        if isinstance(answer, Answer):
+            resolver.take(self, answer)
+            return
+        kind = type(answer).__name__  # type: ignore[unreachable]  # callers may be untyped
+        resolver.take(
+            self,
+            DiscoveryError(
+                f"update() of {self._name} must be called with an lbclient.Answer, not {kind}"
+            ),
+        )
+
+    def alive(self) -> None:
+        """Take a sign of life, from any thread."""
+        if (resolver := self._resolver()) is not None:
+            resolver.confirm(self)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Take the end of the watch."""
+        if (resolver := self._resolver()) is None:
+            return
+        if error is None:
+            error = DiscoveryError(f"watch() of {self._name} returned")
+        elif not isinstance(error, Exception):
+            failure = DiscoveryError(f"watch() was ended by {type(error).__name__}")
+            failure.__cause__ = error
+            error = failure
+        resolver.end(self, error)
+
+    def _orphaned(self, _: object) -> None:
+        self.stop()
