@@ -130,7 +130,7 @@ else:
     _SUBMODULES = ("asgi", "errors", "grpc", "protocol", "simulation", "wsgi")
 
     def __getattr__(name: str) -> object:
-        if name in _SUBMODULES:  # as an attribute too, without an import of its own
+        if name in _SUBMODULES:  # submodules can be used without a separate import
             return import_module(f"{__name__}.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

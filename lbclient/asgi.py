@@ -1,4 +1,5 @@
-"""For services that speak ASGI: the deadline that a caller sends bounds the service's own calls."""
+"""Middleware for ASGI applications: the deadline that a caller sends limits the calls that the
+application makes."""
 
 from __future__ import annotations
 
@@ -28,17 +29,19 @@ _BODY = {b"content-length", b"transfer-encoding"}
 
 
 class DeadlineMiddleware:
-    """Reads a deadline from a header of each request, and applies it to all calls of the request.
+    """Reads a deadline from a header of each request, and applies it to all calls that the
+    application makes for this request.
 
-    It works like a block of `lbclient.deadline` that begins when the request arrives here. The
-    block ends early when the caller disconnects before it has its response: further calls raise
+    It works like a block of `lbclient.deadline` that begins when the request arrives here. If the
+    caller disconnects before it has its response, the deadline expires at once: further calls raise
     DeadlineExceeded, and no call is retried. Work that the application does after the response,
     such as background tasks, has no deadline.
 
-    - `app`: the ASGI application. Requests and WebSockets are covered, on asyncio and trio.
+    - `app`: the ASGI application. The middleware works for HTTP requests and WebSockets, on asyncio
+      and trio.
     - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
-      value, or a repeated header, is ignored. 0 is a deadline that is over.
-    - `max_seconds`: the longest deadline that a caller may ask for.
+      value, or a repeated header, is ignored. With 0, the deadline has already expired.
+    - `max_seconds`: the longest deadline in seconds. A longer deadline is shortened.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -70,7 +73,8 @@ class DeadlineMiddleware:
 
 def _noting(receive: Receive, deadline: Deadline) -> Receive:
     """Return the `receive` of a WebSocket, which also ends the deadline when the caller
-    disconnects. An application reads what its caller sends, so nothing needs to be read ahead."""
+    disconnects. Nothing is read ahead here, since the application of a WebSocket reads all messages
+    itself."""
 
     async def noting() -> Message:
         message = await receive()
@@ -85,8 +89,8 @@ class _Request:
     """A request with a deadline. `receive` and `send` are for the application.
 
     A server reports a disconnect only through `receive`, and an application may never call
-    `receive`. So a task calls it after the whole body has been received. A body that the headers
-    announce is not read ahead.
+    `receive`. So once the whole body has been received, a task calls `receive`. If the headers
+    announce a body, it is not read ahead.
     """
 
     def __init__(self, deadline: Deadline, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,11 +99,12 @@ class _Request:
         self._receive = receive
         self._send = send
         self._ahead: deque[Message] = deque()
-        """Messages that the application has not received yet."""
+        """Messages of the server that the application has not received yet."""
         self._arrived = anyio.Event()
         headers = scope["headers"]
         self._direct = any(name.lower() in _BODY and value != b"0" for name, value in headers)
-        """True while the application itself reads the body."""
+        """True while the messages of the server are passed directly to the application: until it
+        has received the whole body."""
         self._body_received = anyio.Event()
         self._gone = False
 
@@ -126,7 +131,7 @@ class _Request:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message to the caller. After the last message the deadline is lifted."""
+        """Send a message to the caller. After the last message, the deadline no longer applies."""
         if message["type"] in _LAST and not message.get("more_body", False):
             self._deadline.lift()
         await self._send(message)
@@ -153,7 +158,7 @@ class _Request:
         if message["type"] != "http.disconnect":
             return
         self._gone = True
-        self._ahead.append(message)  # returned again and again, as servers do
+        self._ahead.append(message)  # `receive` returns it repeatedly, as servers do
         if self._deadline.at < math.inf:
             self._deadline.end()
 
@@ -163,7 +168,7 @@ class _Request:
 
 
 def _started(function: Callable[[], Coroutine[None, None, None]]) -> Callable[[], object]:
-    """Start a task, and return the function that cancels it.
+    """Start a task that runs `function`, and return the function that cancels the task.
 
     A task group would take four times as long, and wrap the exceptions of the application.
     """

@@ -1,7 +1,7 @@
 """Every exception that this package raises for its users.
 
-An exception that `Client` or `Transport` raises is also the httpx exception that a caller already
-handles; see `lbclient.http.errors`.
+An exception that `Client` or `Transport` raises is also an exception of httpx, so that existing
+`except` clauses work; see `lbclient.http.errors`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ __all__ = [
 
 
 class LoadBalancingError(Exception):
-    """The base class of all errors that balancing itself raises."""
+    """The base class of all errors of lbclient."""
 
 
 class DiscoveryError(LoadBalancingError):
-    """No usable answer about the service has arrived yet, or the last one is too old."""
+    """Discovery has not yet returned a usable answer about the service, or its last good answer is
+    too old."""
 
 
 class ServiceAbsent(DiscoveryError):
-    """The service declares that it is not offered: an SRV record whose target is `.` (RFC 2782)."""
+    """DNS says that the service is not available: its SRV record has the target `.` (RFC 2782)."""
 
 
 class NoInstanceAvailable(LoadBalancingError):
     """Instances are known, but none may be used now.
 
     `retry_in` is the time in seconds until an instance may be tried again, or None if this time is
-    not known (every instance is at its limit, or a probe is under way).
+    not known, since every instance is at its limit or a probe is under way.
     """
 
     def __init__(self, message: str, retry_in: float | None = None) -> None:
@@ -43,15 +44,17 @@ class NoInstanceAvailable(LoadBalancingError):
 
 
 class Throttled(NoInstanceAvailable):
-    """The service refuses most calls, so this one was not sent (`throttle=`)."""
+    """The call was not sent, since the service refuses most calls (`throttle=`)."""
 
 
 class DeadlineExceeded(LoadBalancingError):
-    """The total time of the call is up: attempts, delays and the body together."""
+    """The time of the whole call is up. This time includes all attempts, delays, waits and the
+    body."""
 
 
 class BalancerClosed(LoadBalancingError, RuntimeError):
-    """The balancer, client or transport was closed while the call waited; nothing was sent for it.
+    """The balancer, client or transport was closed while the call waited. Nothing was sent for this
+    call.
 
     A call that begins after `close` raises a plain RuntimeError, since it is a mistake in the
     program.

@@ -51,7 +51,7 @@ __all__ = [
 
 
 def bind(balancer: Balancer) -> Binding:
-    """Return the part of a balancer that is for bindings of protocols, not for its users.
+    """Return the `Binding` of a balancer: the methods for the binding of a protocol.
 
     Raises TypeError if the argument is not a `Balancer`.
     """

@@ -1,4 +1,5 @@
-"""For services that speak WSGI: the deadline that a caller sends bounds the service's own calls."""
+"""Middleware for WSGI applications: the deadline that a caller sends limits the calls that the
+application makes."""
 
 from __future__ import annotations
 
@@ -20,25 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["DeadlineMiddleware"]
 
 _CONNECTIONS = ("gunicorn.socket", "werkzeug.socket")
-"""The keys under which servers pass the connection of a request. WSGI itself defines no such
-key."""
+"""The keys of `environ` under which servers pass the connection of a request. The WSGI
+specification defines no such key."""
 _ESTABLISHED = 1
-"""The first byte of Linux's `tcp_info`, as long as the peer has neither closed nor reset the
-connection."""
+"""The value of the first byte of Linux's `tcp_info` while the connection is open: the peer has
+neither closed nor reset it."""
 
 
 class DeadlineMiddleware:
-    """Reads a deadline from a header of each request, and applies it to all calls of the request.
+    """Reads a deadline from a header of each request, and applies it to all calls that the
+    application makes for this request.
 
     It works like a block of `lbclient.deadline` that begins when the request arrives here and ends
-    when the response body is closed. If the server passes the connection to the application (as
-    gunicorn and Werkzeug do), and it is a TCP connection on Linux, the block ends early when the
-    caller disconnects: further calls raise DeadlineExceeded, and no call is retried.
+    when the response body is closed. On Linux, with a server that passes its TCP connections to the
+    application (as gunicorn and Werkzeug do), the deadline expires at once when the caller
+    disconnects: further calls raise DeadlineExceeded, and no call is retried.
 
     - `app`: the WSGI application.
     - `header`: the name of the header. Its value is a whole number of milliseconds. Any other
-      value, or a repeated header, is ignored. 0 is a deadline that is over.
-    - `max_seconds`: the longest deadline that a caller may ask for.
+      value, or a repeated header, is ignored. With 0, the deadline has already expired.
+    - `max_seconds`: the longest deadline in seconds. A longer deadline is shortened.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -60,16 +62,17 @@ class DeadlineMiddleware:
         if found and sys.platform == "linux":
             deadline = _Watched(deadline.at, deadline.clock, deadline.since, connection=found[0])
         deadline.outer = CURRENT.get()
-        # All parts of the application run in this context. The thread's own context does not
-        # change.
+        # All parts of the application run in this context, so that the thread's own context does
+        # not change.
         context = contextvars.copy_context()
         context.run(CURRENT.set, deadline)
         try:
             body = context.run(self._app, environ, start_response)
         except BaseException:
-            deadline.lift()  # a copy of the context may live on
+            deadline.lift()  # the application may have copied the context
             raise
-        # Not wrapped: the server may send a file by itself, and it needs the length of a list.
+        # These results are not wrapped: the server may send a file by itself, and needs the length
+        # of a list.
         file = environ.get("wsgi.file_wrapper")
         if isinstance(body, (list, tuple)) or (isinstance(file, type) and isinstance(body, file)):
             deadline.lift()
@@ -79,17 +82,19 @@ class DeadlineMiddleware:
 
 @dataclass(slots=True, eq=False)
 class _Watched(Deadline):
-    """A deadline that also ends when the caller has closed `connection`, which each use checks."""
+    """A deadline that also ends when the caller has closed `connection`. This is checked at each
+    use of the deadline."""
 
     connection: socket.socket | None = None
 
     def left(self) -> float:
-        """Seconds left, or 0 if the time is over."""
+        """Return the seconds that are left; 0 if the deadline has expired."""
         self.ended()
         return Deadline.left(self)
 
     def by(self, clock: Callable[[], float], now: float) -> tuple[float, float]:
-        """Return when the deadline began and when it ends. Each call reads this when it begins."""
+        """Return the times at which the deadline began and ends. Each call uses them when it
+        begins."""
         self.ended()
         return Deadline.by(self, clock, now)
 
@@ -102,11 +107,11 @@ class _Watched(Deadline):
 
 
 def _has_left(connection: socket.socket) -> bool:
-    """True if the peer has closed its connection. This reads only the state of the socket and does
-    not wait, so it also works while bytes of the peer are unread, with TLS, and under gevent."""
+    """True if the peer has closed its connection. Only the state of the socket is read, without
+    waiting. So this also works while bytes of the peer are unread, with TLS, and under gevent."""
     try:
         state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except (AttributeError, OSError):  # no TCP socket
+    except (AttributeError, OSError):  # it is not a TCP socket
         return False
     return state[0] != _ESTABLISHED
 

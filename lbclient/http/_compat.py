@@ -1,7 +1,8 @@
 """The HTTP library: httpx.
 
-Every file of this package imports the HTTP library from here, and its siblings by relative imports.
-So `lbclient.httpx2` can load the same files a second time, with its own `_compat`.
+Every file of this package imports the HTTP library from this module, and imports other files of the
+package by relative imports. So `lbclient.httpx2` can load the same files a second time, with
+another `_compat`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The common part of the sync and the async transport: everything except sending."""
+"""What the sync and the async transport have in common, except for sending requests."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ _SWITCHING = 101
 class HttpAdapter:
     """Connects HTTP to one balancer.
 
-    It checks the arguments, reads the options of each request, checks the origin that the request
-    names, and defines how instances are addressed.
+    It checks the arguments of a transport, and for each request its options and the origin of its
+    URL. It also decides which URL, Host and TLS name are used for an instance.
     """
 
     def __init__(self, service: Service, options: TransportOptions) -> None:
@@ -80,14 +80,15 @@ class HttpAdapter:
         self.target: Target = self.balancer.target
         self.origin: Origin | None = None
         self.added_path: str = self.target.path
-        """The base path to put before the path of each request. A `Client` has it in its URLs."""
+        """The base path to put before the path of each request; empty for a `Client`, whose URLs
+        already contain the base path."""
         self.loads: Loads | None = self.binding.loads()
-        """None if the strategy does not use the load that instances report."""
+        """Passes load reports to the strategy; None if the strategy does not use them."""
         with closed_on_error(self.balancer):
             latency = validation.one_of("latency", given["latency"], get_args(Latency))
             tls_name = validation.one_of("tls_name", given["tls_name"], _TLS_NAMES)
             self._settings = _SettingsByScheme(limits, part(given, ConnectionOptions))
-            for instance in self.target.listed:  # now and not in a call: a TLS context takes 20 ms
+            for instance in self.target.listed:  # not in a call: a TLS context takes 20 ms
                 self.settings(instance)
             self.connection_settings: ConnectionSettings = self._settings[self.target.scheme]
             self._key_of = _function("key", given["key"])
@@ -108,8 +109,8 @@ class HttpAdapter:
         self._logical_host = httpx.URL(self.target.origin).netloc
 
     def own(self, origin: str) -> None:
-        """Accept only requests for this origin, as a `Client` does. A transport accepts all
-        origins."""
+        """Accept only requests for this origin, as a `Client` does. By default, requests for all
+        origins are accepted."""
         self.origin = Origin(replace(self.target, origin=origin), self.balancer.instances)
         self.added_path = ""
 
@@ -121,18 +122,18 @@ class HttpAdapter:
         return self.binding.begin(options, HttpSemantics(request, self._labels))
 
     def drain(self) -> Pause:
-        """Return the wait before connections close: until no call is left, or `close_grace`."""
+        """Return the pause before connections are closed. It ends when no call is under way, or
+        after `close_grace` seconds."""
         return Pause(self.close_grace, self.binding.idle())
 
     def last(self) -> Pause:
-        """Return the wait after `drain`, since calls that have lost their connections need a moment
-        to end.
-        """
+        """Return the pause after connections were closed: calls that have lost their connection
+        need a moment to end."""
         return Pause(_LAST_MOMENT, self.binding.idle())
 
     def upstream(self, endpoint: Endpoint) -> Upstream:
-        """Return how to address an instance. In a list without a name, each instance has its own
-        Host."""
+        """Return how to address an instance. If the service is a list without a name, each instance
+        is addressed by its own Host."""
         instance, target = endpoint.instance, self.target
         headers = {name.lower(): value for name, value in instance.headers.items()}
         fixed = headers.pop("host", None) is not None
@@ -156,7 +157,7 @@ class HttpAdapter:
         )
 
     def settings(self, instance: Instance) -> ConnectionSettings:
-        """Return the settings of connections to an instance, which depend on its scheme."""
+        """Return the connection settings for an instance. They depend on its scheme."""
         return self._settings[self.target.scheme_of(instance)]
 
     def transports(self, kind: Callable[..., P], make: TransportMaker) -> P:
@@ -171,10 +172,10 @@ class HttpAdapter:
         )
 
     def reads_at_once(self, request: httpx.Request, response: httpx.Response) -> bool:
-        """True if the body is read within the attempt. Then the call can be retried if the instance
-        fails while it sends the body.
+        """True if the response body is read within the attempt. Then the call can be retried if the
+        instance fails while it sends the body.
 
-        False for a response that may be retried anyway.
+        False if the response already causes a retry because of its status.
         """
         unstreamed: bool = request.extensions.get(UNSTREAMED, False)
         return unstreamed and response.status_code not in self._retried
@@ -182,7 +183,7 @@ class HttpAdapter:
     def awaits_body(self, request: httpx.Request, response: httpx.Response) -> bool:
         """True if a streamed response is returned only once the first byte of its body has arrived.
 
-        False after an upgrade, whose bytes are not a body.
+        False for an upgraded connection, since its bytes are not a body.
         """
         upgraded = response.status_code == _SWITCHING or request.method == "CONNECT"
         return self.first_byte and not upgraded and response.status_code not in self._retried
@@ -193,20 +194,19 @@ class HttpAdapter:
         if isinstance(response.stream, Content):
             response.elapsed = timedelta(seconds=call.elapsed)
         elif isinstance(response.stream, ResponseStream | AsyncResponseStream):
-            response.stream.info = info  # for an error while the body is read later
+            response.stream.info = info  # used if reading the body fails later
         return response
 
     def logical_cookies(self, response: httpx.Response, instance: Instance) -> None:
-        """Remove the base path of the service or the instance from the paths of cookies."""
+        """Remove the base path, of the service or of the instance, from the paths of cookies."""
         if path := base_path(instance, self.target) + self.added_path.encode("ascii"):
             make_cookies_logical(response, path)
 
     def redirected(
         self, response: httpx.Response, request: httpx.Request, instance: Instance
     ) -> None:
-        """Change a redirect to an instance into a redirect to the service. Under another client,
-        which has its own URLs, only the base path of the service or the instance is removed.
-        """
+        """Change a redirect to an instance into a redirect to the service. In a transport under a
+        plain httpx client, only the base path (of the service or of the instance) is removed."""
         origin = self.origin
         if origin is None:
             path = self.added_path
@@ -219,7 +219,8 @@ class HttpAdapter:
 
 
 class _SettingsByScheme(dict[str, ConnectionSettings]):
-    """The settings of connections, by scheme. Discovery may find another scheme later."""
+    """The connection settings by scheme. They are created when the scheme is first needed, since
+    discovery may return instances with another scheme later."""
 
     def __init__(self, limits: httpx.Limits, options: ConnectionOptions) -> None:
         super().__init__()
@@ -231,9 +232,8 @@ class _SettingsByScheme(dict[str, ConnectionSettings]):
 
 
 def _check_tls_names(target: Target) -> None:
-    """Raise ValueError if TLS would verify the caller's name for the service at an instance that
-    has a name of its own.
-    """
+    """Raise ValueError if TLS would verify the name of the service at an instance that has a name
+    of its own."""
     for instance in target.listed:
         own = instance.tls_name
         if own is None and instance.scheme is not None and not validation.is_address(instance.host):
@@ -248,7 +248,8 @@ def _check_tls_names(target: Target) -> None:
 
 @contextlib.contextmanager
 def closed_on_error(balancer: Balancer) -> Generator[None]:
-    """Close the balancer if the block, which creates a client or transport with it, raises."""
+    """Return a context manager that closes the balancer if its block raises an exception. The block
+    creates the client or transport that uses the balancer."""
     try:
         yield
     except BaseException:

@@ -38,7 +38,7 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 _TIMEOUT, _TOO_MANY = 408, 429
 _NAME = itemgetter(1)
 _HTTPCORE = frozenset({"httpcore", "httpcore2"})
-_NO_ERROR, _REFUSED_STREAM = 0, 7  # RFC 9113, section 7
+_NO_ERROR, _REFUSED_STREAM = 0, 7  # error codes of RFC 9113, section 7
 _AFTER_GOAWAY = re.compile(r"Invalid input ConnectionInputs\.RECV_\w+ in state .*CLOSED")
 
 
@@ -52,8 +52,8 @@ class HttpClassifier:
         self._unprocessed = unprocessed
 
     def __call__(self, result: object) -> Verdict:
-        """Classify a response by its status, and an httpx error by whether the request may have
-        been processed.
+        """Classify a response by its status. Classify an httpx error by whether the request may
+        have been processed.
 
         Any other exception is classified as an error of the network.
         """
@@ -81,7 +81,8 @@ class HttpClassifier:
 
 
 def _limited(response: httpx.Response, verdict: Verdict) -> Verdict:
-    """Add the back-off if a rate limit is used up. `Retry-After` takes precedence."""
+    """If a rate limit is used up, add the back-off to the verdict. A back-off from `Retry-After`
+    takes precedence."""
     rest = seconds_to_reset(
         response_fields(response), lambda: _sent_at(response.headers, time.time)
     )
@@ -102,8 +103,8 @@ def _error(error: httpx.TransportError) -> Verdict:
 
 def _peer_left(cause: BaseException | None) -> bool | None:
     """Return True if an HTTP/2 server ended a request with GOAWAY or RST_STREAM (RFC 9113, 6.8) and
-    says that it did not process the request; False if it does not say so. None for an error with
-    another cause.
+    says that it did not process the request. Return False if it ended the request without saying
+    this. Return None for an error with another cause.
 
     lbclient's own connections report this as `PeerLeft`. In a caller's own transport, the error of
     httpcore's connections contains an event of h2.
@@ -121,11 +122,12 @@ def _peer_left(cause: BaseException | None) -> bool | None:
 
 
 def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.time) -> float:
-    """Return the seconds that `Retry-After` asks for, as a number or as a date; 0 if it is invalid.
+    """Return the seconds that the header `Retry-After` asks for; 0 if it is missing or invalid. Its
+    value is a number or a date.
 
-    A date is measured from the response's own `Date`, so the two clocks need not agree. If `Date`
-    is missing or invalid, the time of receipt is used (RFC 9110, section 6.6.1). If there are
-    several values, the longest counts.
+    A date is compared with the `Date` header of the response, since the clocks of client and server
+    may differ. If `Date` is missing or invalid, it is compared with the time of receipt (RFC 9110,
+    section 6.6.1). If there are several values, the longest time is used.
     """
     asked = [
         text.strip() for line in headers.get_list("retry-after") for text in _VALUES.findall(line)
@@ -139,17 +141,17 @@ def rest_asked(headers: httpx.Headers, wall_clock: Callable[[], float] = time.ti
 
 
 def _sent_at(headers: httpx.Headers, wall_clock: Callable[[], float]) -> datetime:
-    """Return the time of a response."""
+    """Return the time of a response, from its `Date` header or from this host's clock."""
     sent = next(map(_date, headers.get_list("date")), None)
     return datetime.fromtimestamp(wall_clock(), UTC) if sent is None else sent
 
 
 _VALUES = re.compile(r"[A-Za-z]+, *[0-9]{1,2}[ -][A-Za-z]{3}[^,]*|[^,]+")
-"""One value: a date, which has a comma after its weekday, or the text between two commas. Proxies
-join several header lines with commas."""
+"""Matches one value: a date, which contains a comma after its weekday, or the text between two
+commas. Several values may be separated by commas, since proxies join header lines in this way."""
 
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-"""RFC 9110 does not allow a fraction, but some services send one."""
+"""Matches a number of seconds. RFC 9110 does not allow a fraction, but some services send one."""
 
 
 def _date(text: str) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Client and AsyncClient: the clients of httpx, with a transport that balances."""
+"""Client and AsyncClient: httpx's clients, with a transport that balances the requests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class RequestOptions(TypedDict, total=False):
 
 
 class _BalancedClient:
-    """The common base of `Client` and `AsyncClient`. The next base class is httpx's client."""
+    """The common base of `Client` and `AsyncClient`. In both, httpx's client is the next base
+    class."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class _BalancedClient:
     ) -> httpx.Request:
         """Build a request, as httpx's client does."""
         build = super().build_request  # type: ignore[misc]  # as above
-        # In a subclass, `self` is a client of httpx too.
+        # In each subclass, `self` is also a client of httpx.
         return self._request_cache.request(self, method, url, options, build)  # type: ignore[arg-type]
 
 
@@ -114,9 +115,9 @@ class Client(_BalancedClient, DirectClient):
         with lbclient.Client("http+srv://orders.example.com", **options) as client:
             order = client.get("/orders/42").json()
 
-    It takes the arguments of `Transport` and those of `httpx.Client`, except `proxy` and `mounts`,
-    which would bypass the balancer. Unless a response is streamed, its body is read within
-    the attempt, so a request can be retried when an instance fails while it sends the body.
+    It takes the arguments of `Transport` and of `httpx.Client`, except `proxy` and `mounts`, which
+    would bypass the balancer. Unless a response is streamed, its body is read within the attempt.
+    So if an instance fails while it sends the body, the request can be retried.
 
     - `service`: the service to call: a URL such as `"http+srv://orders.example.com"` (DNS SRV
       records) or `"http+dns://orders.example.com:8080"` (addresses), a list of URLs or of
@@ -125,8 +126,8 @@ class Client(_BalancedClient, DirectClient):
     - `transport`: a function `instance -> httpx.BaseTransport` that makes your own transport for
       each instance. None uses the connections of lbclient.
 
-    For a deadline of every call, pass `retry=RetryPolicy(deadline=2.0)`. A request can set options
-    of its own with `extensions={"lbclient": options}`, where `options` has any of these keys:
+    For a deadline of every call, pass `retry=RetryPolicy(deadline=2.0)`. A request can set its own
+    options with `extensions={"lbclient": options}`. `options` is a dict with any of these keys:
 
         "idempotent": True      # the call may be repeated even if it may have been carried out
         "deadline": 0.5         # seconds for the whole call, including redirects and the body
@@ -161,12 +162,13 @@ class Client(_BalancedClient, DirectClient):
         given = request.extensions
         request.extensions = {**given, UNSTREAMED: not stream}
         send = super().send
-        # Without a deadline there is nothing to share, unless an enclosing `send` has one.
+        # Without a deadline, several requests of this `send` need not share one, unless an
+        # enclosing `send` has a deadline.
         if self._deadline is None and "lbclient" not in given and CURRENT.get() is None:
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
         shared = request_deadline(request, self._deadline, self._binding)
-        # Not a context manager: a signal handler may raise just when `__exit__` begins, and then
-        # the deadline would stay in the context of this thread.
+        # This is not a context manager: if a signal handler raised an exception just when
+        # `__exit__` begins, the deadline would stay in the context of this thread.
         try:
             CURRENT.set(shared)
             return send(request, stream=stream, auth=auth, follow_redirects=follow_redirects)
@@ -181,7 +183,8 @@ class Client(_BalancedClient, DirectClient):
 class AsyncClient(_BalancedClient, DirectAsyncClient):
     """An `httpx.AsyncClient` that spreads its requests over the instances of one service.
 
-    It works on asyncio (also with uvloop) and on trio. Everything else is as in `Client`.
+    It works on asyncio (also with uvloop) and on trio. In all other respects it works like
+    `Client`.
 
     - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function `instance -> httpx.AsyncBaseTransport` that makes your own transport
@@ -221,13 +224,12 @@ class AsyncClient(_BalancedClient, DirectAsyncClient):
         finally:
             if CURRENT.get() is shared:
                 CURRENT.set(shared.outer)
-            shared.lift()  # it stays in that context if this call was resumed in another one
+            shared.lift()  # the deadline stays there if this call was resumed elsewhere
 
 
 def _own(given: Mapping[str, object]) -> dict[str, Any]:
-    """Return the arguments of httpx's client. The others belong to the transport, and `trust_env`
-    to both.
-    """
+    """Return the arguments for httpx's client. The other arguments are for the transport;
+    `trust_env` is for both."""
     own: dict[str, Any] = with_defaults(part(given, HttpxOptions), HttpxOptions)
     for name, value in _timeout(own["timeout"]).as_dict().items():
         if value is not None:
@@ -246,9 +248,8 @@ def _timeout(value: Any) -> httpx.Timeout:
 
 
 def _base_url(wanted: object, target: Target) -> httpx.URL:
-    """Return the service's URL with the caller's path. The caller may pass a path, or the service's
-    URL in any spelling.
-    """
+    """Return the base URL of a client: the service's URL with the path of `wanted`. `wanted` is a
+    path, or the service's URL in any spelling."""
     if not isinstance(wanted, str | httpx.URL):
         raise TypeError(f"base_url must be a path such as '/v1', not {wanted!r}")
     here = httpx.URL(target.origin + target.path)

@@ -1,4 +1,5 @@
-"""The options of clients and transports, by the part that takes them, and their checks."""
+"""The options of clients and transports, and their checks. There is a TypedDict for each part that
+takes options."""
 
 import os
 import ssl
@@ -44,18 +45,16 @@ SocketOption = (
 )
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
-"""Seconds. Many servers close an idle connection after 5 s, and a request that is sent at that
-moment is lost.
-"""
+"""The seconds after which an idle connection is closed. Many servers close an idle connection after
+5 s, and a request that is sent at that moment is lost."""
 DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
-"""httpx's defaults, except for connecting: a lost SYN is repeated after one second on Linux."""
+"""httpx's default timeouts, except for connecting: Linux repeats a lost SYN after one second."""
 
 _DESCRIPTOR_SHARE = 0.5
 """The share of the process's file descriptors that idle connections may use."""
 _MAX_IDLE = 1_000
-"""The maximum number of idle connections on systems that do not report how many descriptors a
-process may have.
-"""
+"""The maximum number of idle connections on systems that do not report how many file descriptors a
+process may open."""
 
 _MISPLACED = {
     name: f"{name} belongs to limits={NAME}.Limits({name}=...)"
@@ -225,7 +224,8 @@ class ConnectionSettings:
 
 
 def connection_limits(limits: object) -> httpx.Limits:
-    """Check `limits`, and return it. Raises ValueError or TypeError."""
+    """Check the argument `limits`, and return it. Raises ValueError or TypeError if it is
+    invalid."""
     if not isinstance(limits, httpx.Limits):
         raise TypeError(f"limits must be {NAME}.Limits(...), not {limits!r} ({type(limits)})")
     validation.limit("limits (max_connections)", limits.max_connections)
@@ -241,8 +241,8 @@ def connection_settings(
 ) -> ConnectionSettings:
     """Check all options for connections, and create the one TLS context that all connections share.
 
-    Raises ValueError or TypeError for invalid options, and ImportError if `http2` is True and its
-    extra is not installed.
+    Raises ValueError or TypeError for invalid options. Raises ImportError if `http2` is True and
+    the extra `http2` is not installed.
     """
     http1, http2 = given["http1"], given["http2"]
     local_address, socket_options = given["local_address"], given["socket_options"]
@@ -274,9 +274,8 @@ def connection_settings(
 
 
 def _default_max_idle() -> int:
-    """Return a number of idle connections that leaves enough descriptors for the rest of the
-    process.
-    """
+    """Return the maximum number of idle connections. It leaves enough file descriptors for the rest
+    of the process."""
     try:
         import resource  # noqa: PLC0415  # Windows and WASI do not have it
     except ImportError:
@@ -296,7 +295,8 @@ def _check_verify(verify: object) -> None:
 
 
 def _check_cert(cert: object) -> None:
-    """Check `cert`. Errors do not show the value, since its third part is a password."""
+    """Check the argument `cert`. Errors do not show its value, since the third part is a
+    password."""
     if cert is None or isinstance(cert, str):
         return
     if not (isinstance(cert, tuple) and len(cert) in (2, 3) and all(cert[:2])):
@@ -307,8 +307,8 @@ def _check_cert(cert: object) -> None:
 
 
 def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
-    """Create the TLS context. httpx's function alone is not enough. With a path as `verify`, httpx
-    ignores `cert` and httpx2 rejects it, and both libraries deprecate these two arguments."""
+    """Create the TLS context. httpx's function alone is not enough. If `verify` is a path, httpx
+    ignores `cert` and httpx2 rejects it. Also, both libraries deprecate these two arguments."""
     verify, cert, trust_env = options["verify"], options["cert"], options["trust_env"]
     given = () if cert is None else (cert,) if isinstance(cert, str) else cert
     try:
@@ -323,7 +323,7 @@ def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
             file, *rest = given
             key, password = (*rest, None, None)[:2]
             context.load_cert_chain(file, key, password or _no_password)
-    except OSError as error:  # the message of the error does not name the file
+    except OSError as error:  # this error does not name the file
         shown = [verify, *given[:2]]
         if verify is True and trust_env:
             shown += [os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")]
@@ -335,7 +335,8 @@ def _ssl_context(options: ConnectionOptions) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Raise ValueError. Otherwise OpenSSL would wait for the password on the terminal."""
+    """Raise ValueError. Called by OpenSSL, which would otherwise ask for the password on the
+    terminal."""
     raise ValueError("cert: the key is encrypted; pass its password as the third part of the tuple")
 
 
@@ -348,12 +349,12 @@ def _socket_options(options: object) -> tuple[SocketOption, ...]:
 
 
 def part(options: Mapping[str, object], kind: type) -> Any:
-    """Return only the options that the TypedDict `kind` declares."""
+    """Return those of the options that the TypedDict `kind` declares."""
     return {name: options[name] for name in kind.__annotations__ if name in options}
 
 
 def checked(options: Mapping[str, object], kind: type) -> dict[str, Any]:
-    """Check that the TypedDict `kind` declares all options, and return them.
+    """Check that the TypedDict `kind` declares each of the options, and return the options.
 
     Raises ValueError for arguments that would bypass the balancer, and TypeError for unknown
     arguments.

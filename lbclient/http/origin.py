@@ -16,7 +16,7 @@ from .shortcuts import headers_of, origin_of
 __all__ = ["Origin", "base_path", "make_cookies_logical"]
 
 _ENDS = (b"", b"/", b"?")
-"""A base path is followed by one of these, or it is the end of the path."""
+"""The characters that may follow a base path, unless the whole path ends with it."""
 _COOKIE_PATH = re.compile(rb"(;[ \t]*path[ \t]*=[ \t]*)([^; \t]*)", re.IGNORECASE)
 _LOCALHOST = "localhost"
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
@@ -26,11 +26,11 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 class Origin:
     """The origin of a `Client`'s service. The origins of its instances count as the same origin.
 
-    An instance may build redirects with its address, an alias, or the port on which it listens.
-    Hosts are compared as addresses and as names, in any spelling. If an instance has a base path of
-    its own, only URLs below it are URLs of the service. `instances` returns the instances that are
+    Redirects of an instance may contain its address, another name, or the port on which it listens.
+    Hosts are compared as addresses and as names, in any spelling. If an instance has a base path,
+    only URLs below this path are URLs of the service. `instances` returns the instances that are
     known at the moment. `path` is a base path that the transport puts before the path of each
-    request, after that of the instance.
+    request. The base path of the instance comes before both.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Origin:
         self._instances = instances
 
     def admitted(self, request: httpx.Request) -> httpx.Request:
-        """Return the request. If its URL names an instance, or the service in another spelling,
-        return a new request that names the service.
+        """Return the request if its URL names the service. If the URL names an instance, or the
+        service in another spelling, return a new request whose URL names the service.
 
         Raises LoadBalancingError for any other URL.
         """
@@ -77,8 +77,9 @@ class Origin:
         to the service. `instance` has sent the response.
 
         A reverse proxy does the same. So cookies and credentials stay with the service, and the
-        next request is balanced like any other. A path outside the base path of the instance is not
-        part of the service, so it becomes a redirect to the instance's own origin.
+        next request is balanced like any other request. If the redirect leads outside the base path
+        of the instance, it leaves the service, so it is changed into a redirect to the instance's
+        own origin.
         """
         location = response.headers.get("location")
         path = self._base_path(instance)
@@ -97,12 +98,12 @@ class Origin:
                 url = self._at(instance, url)
             if (shown := str(url)) != location:
                 response.headers["location"] = shown
-        except (httpx.InvalidURL, UnicodeError):  # httpx raises when it follows the redirect
+        except (httpx.InvalidURL, UnicodeError):  # httpx raises when it follows it
             return
 
     def _resolved(self, url: httpx.URL, request: httpx.Request, instance: Instance) -> httpx.URL:
-        """Return the absolute URL of a redirect, as httpx does, but relative to the URL that the
-        instance has seen."""
+        """Return the absolute URL of a redirect, as httpx does. But a relative URL is resolved
+        against the URL that the instance has received."""
         if url.is_absolute_url:
             return url
         if url.scheme and not url.host:
@@ -111,8 +112,9 @@ class Origin:
         return self._at(instance, request.url.copy_with(raw_path=raw_path)).join(url)
 
     def named(self, url: httpx.URL | str) -> httpx.URL | str:
-        """Return the URL of a request to be built. A URL that names the service gets the service's
-        own spelling, so that cookies, credentials and relative redirects stay with the service."""
+        """Return the URL of a request to be built. If the URL names the service in another
+        spelling, the result has the usual spelling, so that cookies, credentials and relative
+        redirects stay with the service."""
         if isinstance(url, str) and "//" not in url:
             return url
         parsed = httpx.URL(url)
@@ -124,8 +126,8 @@ class Origin:
         is the instance that has sent the URL. If such a URL has the service's name, its path begins
         with the base path of this instance.
 
-        The service's name with the port of an instance counts too: a server may build a URL from
-        the name in the request and the port on which it listens.
+        A URL with the service's name and the port of an instance is also a URL of the service: a
+        server may build it from the name in the request and the port on which it listens.
         """
         raw_path = url.raw_path
         found = [path for path in self._paths(url, answered) if _is_below(raw_path, path)]
@@ -133,7 +135,7 @@ class Origin:
             return None
         path = max(found, key=len)
         if answered is not None and (own := self._base_path(answered)) in found:
-            path = own  # below it, another instance may have a longer one
+            path = own  # another instance may have a longer base path
         if path:
             below = raw_path[len(path) :]
             url = url.copy_with(raw_path=below if below.startswith(b"/") else b"/" + below)
@@ -151,7 +153,7 @@ class Origin:
         netloc = url.netloc.decode("ascii")
         hosts = netloc, f"{netloc}:{DEFAULT_PORTS.get(scheme)}"
         known = self._instances()
-        if answered is not None:  # discovery may have removed it meanwhile
+        if answered is not None:  # discovery may have removed this instance
             known = *known, answered
         return [
             self._base_path(one)
@@ -164,7 +166,7 @@ class Origin:
         ]
 
     def _base_path(self, instance: Instance) -> bytes:
-        """Return the path that comes before the path of a request of the client."""
+        """Return the path that is put before the path of each request to this instance."""
         return base_path(instance, self._target) + self._path
 
     def _at(self, instance: Instance, url: httpx.URL) -> httpx.URL:
@@ -173,19 +175,21 @@ class Origin:
         return url.copy_with(scheme=scheme, host=_written(instance), port=instance.port)
 
     def _is_service(self, url: httpx.URL) -> bool:
-        """Return True if a URL with the service's host also has the service's scheme and port."""
+        """Return True if a URL, which has the service's host, also has the service's scheme and
+        port."""
         default = DEFAULT_PORTS[self._scheme]
         port = default if url.port is None else url.port
         return url.scheme in ("", self._scheme) and port == (self._port or default)
 
     def _shown(self, url: httpx.URL) -> str:
-        """Return scheme, host and port, and also the path if only the path differs."""
+        """Return a URL for use in errors: its scheme, host and port, and also the path if only the
+        path differs from the service's URL."""
         return _shown(url) + (url.path if self._paths(url, None) else "")
 
 
 def base_path(instance: Instance, target: Target) -> bytes:
-    """Return the path that comes before the path of a request to this instance. A base path that
-    all instances have in common is part of the service's URL."""
+    """Return the path that is put before the path of a request to this instance. It is empty if the
+    service's URL already contains the base path, since all instances have the same one."""
     return b"" if instance.path == target.path else instance.path.encode("ascii")
 
 
@@ -215,7 +219,7 @@ def _is_below(raw: bytes, path: bytes) -> bool:
 
 
 def _names(host: str) -> Callable[[str], bool]:
-    """Return a function that returns True if an instance's host is the same as this host of a URL.
+    """Return a function that compares an instance's host with `host`, the host of a URL.
 
     An instance's host is in canonical form: a name in lower case, or an address as `ipaddress`
     prints it.
@@ -229,7 +233,7 @@ def _names(host: str) -> Callable[[str], bool]:
             return (_LOOPBACK | {_LOCALHOST, name}).__contains__
         return name.__eq__
     zone = getattr(address, "scope_id", None)
-    if zone is not None:  # an instance without a zone may be in this zone
+    if zone is not None:  # an instance's address may omit the zone
         return {str(address), str(address).partition("%")[0]}.__contains__
     plain = getattr(address, "ipv4_mapped", None) or address
     same = {str(plain)}

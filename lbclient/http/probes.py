@@ -1,8 +1,8 @@
 """The requests that lbclient itself sends (health checks and load probes), and the load reports in
 responses.
 
-A health check is one GET to one instance, addressed like the requests of calls. Instances report
-their load in a response header that ORCA defines.
+A health check is a GET request to one instance, with the Host and the TLS name that calls use.
+Instances report their load in a response header that ORCA defines.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from .response_stream import close
 __all__ = ["HEADER", "Reports", "checked", "load_of", "reports"]
 
 HEADER = "endpoint-load-metrics"
-"""The header of ORCA (Open Request Cost Aggregation, of Envoy and gRPC), in its formats TEXT and
-JSON. A request asks for this header with the header `LOAD_FORMAT`."""
+"""The response header with a load report, as defined by ORCA (Open Request Cost Aggregation, of
+Envoy and gRPC). Its formats are TEXT and JSON. A request asks for this header with the header
+`LOAD_FORMAT`."""
 
 _MOST = 65_536
 """The maximum number of bytes of a probe's response that are read."""
@@ -50,8 +51,8 @@ OnResponse = Callable[[httpx.Response], None]
 
 
 class _Probe:
-    """A GET to one instance, addressed like the requests of calls. `purpose` is part of its
-    User-Agent, and `make` creates a transport to the instance."""
+    """A GET request to one instance, with the Host and the TLS name that calls use. `purpose` is
+    part of its User-Agent. `make` creates a transport to the instance."""
 
     def __init__(
         self,
@@ -77,8 +78,8 @@ class _Probe:
         *,
         looped: bool,
     ) -> None:
-        """Send the request, pass the response to `on_response`, and read the body to the end.
-        Raises httpx's errors."""
+        """Send the request, pass the response to `on_response`, and read its body. Raises httpx's
+        errors."""
         request = self._request(endpoint.instance)
         with anyio.fail_after(expiry.left()) if looped else contextlib.nullcontext():
             response = await transport.send(request, _NO_BODY, attempt_extensions(request, expiry))
@@ -105,8 +106,8 @@ class _Probe:
         target = self._adapter.target
         headers = httpx.Headers({"Host": target.authority_at(instance), **self._headers})
         headers.update(self._more)
-        # The path is below the instance's own base path, which the transport adds if it is not that
-        # of the service.
+        # The transport puts the instance's base path before this path, but only if it differs from
+        # the base path of the service. Otherwise it is added here.
         path = f"{target.path}{self._path}" if instance.path == target.path else self._path
         return httpx.Request("GET", f"{target.origin}{path}", headers=headers)
 
@@ -114,9 +115,9 @@ class _Probe:
 def checked(
     policy: HealthCheck, adapter: HttpAdapter, make: TransportMaker, *, looped: bool
 ) -> Check:
-    """Return the check for `policy`. Over HTTP each check opens a transport and a connection of its
-    own, since a check must also show that connecting works. `looped` is True if transports need an
-    event loop, as the transports of a caller may."""
+    """Return the check for `policy`. Over HTTP, each check uses a new transport and a new
+    connection, since a check must also show that connecting works. `looped` is True if the
+    transports need an event loop."""
     if (plain := plain_check(policy)) is not None:
         return plain
     probe = _Probe(adapter, make, policy.path or "", "health-check", policy.headers)
@@ -135,9 +136,9 @@ def checked(
 
 
 def reports(adapter: HttpAdapter, make: TransportMaker, *, looped: bool) -> Reports | None:
-    """Return the load reports of a transport, or None if the strategy does not use them. Probes use
-    transports of their own, which `make` creates. On threads these transports keep their
-    connections."""
+    """Return the `Reports` of a transport, or None if the strategy does not use load reports. Load
+    probes use their own transports, which `make` creates. On threads these transports keep their
+    connections open."""
     loads = adapter.loads
     return None if loads is None else Reports(adapter, loads, make, looped=looped)
 
@@ -166,9 +167,8 @@ class Reports:
             )
 
     def record(self, endpoint: Endpoint, headers: httpx.Headers) -> None:
-        """Record the report in the headers of an attempt's response, and perhaps begin to probe
-        other instances.
-        """
+        """Record the load report in the headers of an attempt's response. If a round of load probes
+        is due, it begins."""
         self._record_report(endpoint, headers, probed=False)
         if self._prober is not None:
             self._prober.answered()
@@ -187,7 +187,7 @@ class Reports:
         return lambda response: self._record_report(endpoint, response.headers, probed=True)
 
     def close(self) -> None:
-        """Send no more probes."""
+        """Send no more load probes."""
         if self._prober is not None:
             self._prober.stop()
         self._closed = True
@@ -195,7 +195,8 @@ class Reports:
             run_blocking(self._transports.aclose)
 
     def _ask(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        """Probe an instance and record its report. Any exception means that there is no report."""
+        """Send a load probe to an instance and record its report. If anything raises an exception,
+        there is no report."""
         if (transports := self._transports) is not None:
             run_blocking(lambda: self._ask_on_thread(transports, endpoint, expiry))
             return
@@ -211,5 +212,5 @@ class Reports:
             recorder = self._recorder(endpoint)
             await self._probe.ask(transport, endpoint, expiry, recorder, looped=False)
         finally:
-            if self._closed:  # nothing else closes connections that are opened after `close`
+            if self._closed:  # nothing else closes connections opened after `close`
                 await transport.aclose()

@@ -24,21 +24,21 @@ from .shortcuts import Fields
 __all__ = ["UNRELATED", "seconds_to_reset"]
 
 UNRELATED: set[bytes] = set()
-"""The names of headers that say nothing about limits, collected from earlier responses. If a
-response has no other headers, one operation on sets shows this. Every response is checked, so this
-must be fast."""
+"""The names of headers that say nothing about rate limits, collected from earlier responses. If a
+response has only such headers, one operation on sets is enough to know that it says nothing about
+limits. This must be fast, since every response is checked."""
 
 _log = logging.getLogger(__name__)
 _MOST, _LONGEST = 1_000, 64
-"""The bounds of `UNRELATED`: its size, and the length of a name."""
+"""The maximum size of `UNRELATED`, and the maximum length of a name in it."""
 _FAMILIES = (b"x-ratelimit-remaining-", b"x-ratelimit-reset-", b"anthropic-ratelimit-")
 _DRAFT, _EARLIER = b"ratelimit", (b"ratelimit-remaining", b"ratelimit-reset")
 
 _NONE_LEFT = re.compile(r"0+(\.0*)?")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
-"""A number with more digits is a point in time, and it is unknown whether in seconds or
-milliseconds."""
+"""A number with more digits is a point in time and not a duration. It is ignored, since its unit
+(seconds or milliseconds) is unknown."""
 _PART = r"([0-9]{1,9}(?:\.[0-9]*)?)(d|h|ms|m|s|us|ns)"
 _DURATION = re.compile(rf"(?:{_PART})+")
 _PARTS = re.compile(_PART)
@@ -47,7 +47,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def seconds_to_reset(fields: Fields, sent_at: Callable[[], datetime]) -> float:
-    """Return the seconds until all limits that are used up have been reset; 0 if no limit is used
+    """Return the seconds until every rate limit that is used up has been reset; 0 if none is used
     up.
 
     `sent_at` returns the time of the response. Invalid values are ignored, and logged at level
@@ -69,16 +69,18 @@ def seconds_to_reset(fields: Fields, sent_at: Callable[[], datetime]) -> float:
 
 
 def _separate(values: dict[bytes, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the remaining number of each limit and its reset, from two headers for each limit."""
+    """Yield two texts for each limit: the remaining number, and when the limit is reset (or None).
+    They come from two separate headers."""
     for name, value in values.items():
         if b"remaining" in name:
             yield value, values.get(name.replace(b"remaining", b"reset", 1))
 
 
 def _combined(text: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the same from a `RateLimit` header."""
+    """Yield two texts for each limit in a `RateLimit` header: the remaining number, and when the
+    limit is reset (or None)."""
     plain = _QUOTED.sub("", text)
-    if '"' in plain:  # a name without an end
+    if '"' in plain:  # a quoted name without its end
         _ignore(text)
         return
     members = [
@@ -96,7 +98,8 @@ def _combined(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _seconds(remaining: str, reset: str | None, sent_at: Callable[[], datetime]) -> float:
-    """Return the seconds until a limit is reset; 0 if it is not used up, or is invalid."""
+    """Return the seconds until a limit is reset; 0 if the limit is not used up, or a value is
+    invalid."""
     if not _NONE_LEFT.fullmatch(remaining):
         if not _NUMBER.fullmatch(remaining):
             _ignore(remaining)
@@ -108,7 +111,8 @@ def _seconds(remaining: str, reset: str | None, sent_at: Callable[[], datetime])
 
 
 def _until(reset: str, sent_at: Callable[[], datetime]) -> float | None:
-    """Parse a number of seconds, a duration such as `6m0s`, or a date of RFC 3339."""
+    """Return the seconds until `reset`: a number of seconds, a duration such as `6m0s`, or a date
+    of RFC 3339. Returns None if it is invalid."""
     if _SECONDS.fullmatch(reset):
         return float(reset)
     if _DURATION.fullmatch(reset):

@@ -37,10 +37,10 @@ __all__ = [
 ]
 
 LOAD_FORMAT = "endpoint-load-metrics-format"
-"""The header that asks an instance to report its load (ORCA). vLLM and Triton report their load
-only to requests that have this header."""
+"""The request header that asks an instance to report its load (ORCA). vLLM and Triton report their
+load only in response to requests with this header."""
 UNSTREAMED = "lbclient.unstreamed"
-"""The extension by which a `Client` says that it reads the whole body at once."""
+"""The extension that a `Client` sets on a request whose response body it reads at once."""
 
 _OPTION_NAMES = frozenset({"caller", "deadline", "idempotent", "key"})
 _POOL = 5.0
@@ -64,7 +64,7 @@ def call_options_of(
     options = _NOTHING if given is None else _checked(given)
     idempotent = options.get("idempotent")
     if idempotent is None:
-        header = request.headers.get  # an empty Idempotency-Key identifies nothing
+        header = request.headers.get  # an empty Idempotency-Key is ignored
         idempotent = request.method in policy.methods or bool(header("idempotency-key"))
     patience = request.extensions.get("timeout", {}).get("pool", _POOL)
     key = options.get("key")
@@ -85,9 +85,8 @@ def call_options_of(
 
 @lru_cache(maxsize=16)
 def _shared_options(idempotent: bool, patience: float) -> CallOptions:  # noqa: FBT001  # the arguments of `CallOptions`
-    """Return the options of a request that sets only these two. Nearly all requests of a client
-    share them.
-    """
+    """Return the options of a request that sets only these two. The result is cached, since nearly
+    all requests of a client have the same options."""
     return CallOptions(idempotent, patience=patience)
 
 
@@ -111,12 +110,12 @@ def _checked(options: object) -> Mapping[str, Any]:
 
 
 def request_deadline(request: httpx.Request, deadline: float | None, binding: Binding) -> Deadline:
-    """Return the deadline of one `send` of a client. The deadline covers all requests of this
-    `send` (redirects, rounds of authentication), and the time of event hooks.
+    """Return the deadline of one `send` of a client. The deadline applies to all requests of this
+    `send` (redirects and authentication may need several), and includes the time of event hooks.
 
-    `deadline` is used if the first request sets no deadline. Nothing is stored in the request or
-    its extensions: an auth flow may send its own requests without extensions, and a caller may send
-    the same request again.
+    `deadline` is used if the first request sets no deadline. The deadline is not stored in the
+    request or its extensions: an auth flow may send other requests without extensions, and a caller
+    may send the same request again.
 
     Raises ValueError or TypeError if the extension of the first request is invalid.
     """
@@ -129,7 +128,8 @@ def request_deadline(request: httpx.Request, deadline: float | None, binding: Bi
 
 
 def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
-    """Add a note to the error that earlier requests have used some of the time."""
+    """Add a note to the error. It says that earlier requests of the same `send` have used some of
+    the time."""
     if deadline.requests > 1:
         error.add_note(
             f"it was request {deadline.requests} of this call: redirects and rounds of "
@@ -138,13 +138,14 @@ def explain(error: DeadlineExceeded, deadline: Deadline) -> None:
 
 
 class Upstream(NamedTuple):
-    """One instance, as a transport addresses it.
+    """How a transport addresses one instance.
 
-    `tls_name` is the name that TLS verifies; None means the instance's host. If the request's Host
-    is the first of `hosts`, or if the first is None, the second is sent instead. `deadline_header`
-    names the header that tells the instance how many milliseconds are left. If `asks_load` is True,
-    requests ask the instance to report its load. `path` comes before the path of each request.
-    `headers` replace headers of the caller with the same names; their names are in lower case.
+    `tls_name` is the name that TLS verifies; None means the instance's host. `hosts` has two items.
+    If the request's Host equals the first, or if the first is None, the second is sent as the Host.
+    `deadline_header` is the name of the header that tells the instance how many milliseconds are
+    left. If `asks_load` is True, each request asks the instance to report its load. `path` comes
+    before the path of each request. `headers` replace headers of the caller with the same names;
+    their names are in lower case.
     """
 
     instance: Instance
@@ -156,7 +157,7 @@ class Upstream(NamedTuple):
     path: bytes = b""
     headers: Sequence[tuple[bytes, bytes]] = ()
 
-    def __repr__(self) -> str:  # the values of headers are secret
+    def __repr__(self) -> str:  # the values of headers may be secret
         return f"<Upstream {self.scheme}://{self.instance}>"
 
 
@@ -169,14 +170,15 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def given_target(target: bytes, path: bytes) -> bytes:
-    """Return the request target to send if the caller has set one with the extension `target`. It
-    is not always a path."""
+    """Return the request target to send, if the caller has set `target` with the extension of this
+    name. If it is a path, `path` is put before it."""
     return path + target if target.startswith(b"/") else target
 
 
 def raw_headers(request: httpx.Request, upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of one attempt: those of the caller, of the instance and of the attempt. A
-    header of the instance or of the attempt replaces a header of the caller with the same name."""
+    """Return the headers of one attempt: the headers of the caller, of the instance and of the
+    attempt itself. A header of the instance or of the attempt replaces a header of the caller with
+    the same name."""
     headers: Sequence[tuple[bytes, bytes]] = request.headers.raw
     if upstream.hosts or upstream.headers:
         headers = instance_headers(headers, upstream)
@@ -200,9 +202,8 @@ def instance_headers(
 
 
 def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
-    """Return the attempt's own headers: the span's context, the time left, and the request for a
-    load report. Names are in lower case.
-    """
+    """Return the headers that lbclient adds to an attempt, with names in lower case: the context of
+    the span, the time that is left, and the request for a load report."""
     carrier = propagation()
     if upstream.deadline_header is not None and (left := time_left()) is not None:
         carrier = {**carrier, upstream.deadline_header: str(int(1000 * left))}
@@ -216,13 +217,15 @@ def attempt_headers(upstream: Upstream) -> Sequence[tuple[bytes, bytes]]:
 def merged(
     headers: Sequence[tuple[bytes, bytes]], own: Sequence[tuple[bytes, bytes]]
 ) -> Sequence[tuple[bytes, bytes]]:
-    """Return `headers` and `own` together. A header in `own` replaces those with the same name."""
+    """Return `headers` and `own` together. A header in `own` replaces headers with the same
+    name."""
     names = {name for name, _ in own}
     return [*(pair for pair in headers if pair[0].lower() not in names), *own]
 
 
 def attempt_extensions(request: httpx.Request, expiry: Expiry | None) -> Mapping[str, object]:
-    """Return the caller's extensions, with timeouts that end with the attempt."""
+    """Return the caller's extensions. Their timeouts are changed so that they also end when the
+    time of the attempt is up."""
     if expiry is None:
         return request.extensions
     given = request.extensions.get("timeout", {})

@@ -1,9 +1,9 @@
-"""Request bodies, and whether they can be sent again, for a retry, a redirect or a round of
-authentication.
+"""Request bodies, and whether they can be sent again: for a retry, a redirect or an authentication
+challenge.
 
 Bytes can be sent again. A file is rewound to the position that it had before it was first sent. A
-generator is sent only once. An exception that a body raises is the caller's own error, whatever its
-class.
+generator can be sent only once. An exception that a body raises is treated as the caller's own
+error, whatever its class: no instance is charged.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class _Source:
         source = getattr(stream, "_stream", stream)
         self.begun = False
         self.sent = 0
-        """The number of bytes of the longest iteration so far."""
+        """The number of bytes that the longest iteration over the body has yielded so far."""
         self.rewind = _rewinder(stream)
         self.async_file: Any = source if _is_async_file(source) else None
         self.generator = source if isinstance(source, AsyncGenerator) else None
         self.start: int | None = None
         """The position of an async file when it was first read."""
         self.once = self.rewind is None and self.async_file is None and _runs_out(stream, source)
-        """True for a source that is used up after one reading."""
+        """True if the source can be read only once."""
 
     def check(self, sent: int) -> None:
-        """Raise httpx.StreamConsumed if an iteration was shorter than an earlier one. Then the
-        iterable reads from something that is used up."""
+        """Raise httpx.StreamConsumed if this iteration has yielded fewer bytes than an earlier one.
+        Then the iterable reads from a source that can be read only once."""
         if sent < self.sent:
             error = httpx.StreamConsumed()
             mark_callers_own(error)
@@ -59,7 +59,7 @@ class _Source:
             await file.seek(self.start)
             return
         try:
-            seekable = file.seekable()  # aiofiles' is a coroutine function
+            seekable = file.seekable()  # in aiofiles, a coroutine function
             if (await seekable) if isinstance(seekable, Awaitable) else seekable:
                 self.start = await file.tell()
         except (OSError, ValueError):
@@ -77,7 +77,8 @@ def _source_of(stream: object) -> _Source:
 
 
 class _Replay:
-    """The state of a request's body: whether sending has begun, and how it can begin again.
+    """The state of a request's body: whether it has begun to be sent, and how it is sent again from
+    its beginning.
 
     Raises httpx.StreamConsumed if an earlier request has used up the body.
     """
@@ -89,7 +90,7 @@ class _Replay:
             raise httpx.StreamConsumed
 
     def replayable(self) -> bool:
-        """Return True while the body can be sent from its beginning."""
+        """Return True if the body can (still or again) be sent from its beginning."""
         return not self._begun or self._source.rewind is not None
 
     def _begin(self) -> None:
@@ -105,7 +106,7 @@ class _Replay:
 
 
 class Body(_Replay, httpx.SyncByteStream):
-    """A body that is not plain bytes, with a record of what was sent."""
+    """A body that is not plain bytes. It records whether it can be sent again."""
 
     def __init__(self, stream: httpx.SyncByteStream) -> None:
         super().__init__(stream)
@@ -144,9 +145,10 @@ class AsyncBody(_Replay, httpx.AsyncByteStream):
         return self._chunks
 
     async def leave(self) -> None:
-        """End the iteration early. A generator that awaits while it ends (those of httpx2 do) must
-        not be left to the garbage collector, since trio would warn. The caller's own generator is
-        closed too: it cannot be sent again, and may keep something open, such as a file."""
+        """End the iteration early. A generator that awaits while it ends (as httpx2's generators
+        do) must not be left to the garbage collector, since trio would print a warning. A generator
+        of the caller is closed too: it cannot be sent again, and may keep something open, such as a
+        file."""
         if self._chunks is not None:
             await self._chunks.aclose()
             if (generator := self._source.generator) is not None:
@@ -191,12 +193,12 @@ class _Chunks(AsyncIterator[bytes]):
 
 
 Replayable = Callable[[], bool] | None
-"""A function that returns whether a body can be sent again. None means always."""
+"""A function that returns whether a body can be sent again. None means that it always can."""
 
 
 def watch(request: httpx.Request) -> tuple[httpx.SyncByteStream, Replayable]:
-    """Return the request's body wrapped in a `Body`. Plain bytes need no `Body`: see
-    `Transport`."""
+    """Return the request's body wrapped in a `Body`, and the function that says whether it can be
+    sent again. `Transport` does not call this for plain bytes, which can always be sent again."""
     if not isinstance(stream := request.stream, httpx.SyncByteStream):
         raise _unfit(request, f"an async request body needs {PUBLIC}.AsyncClient")
     return (body := Body(stream)), body.replayable
@@ -210,9 +212,8 @@ def awatch(request: httpx.Request) -> tuple[httpx.AsyncByteStream, Replayable]:
 
 
 def _unfit(request: object, wrong_side: str) -> Exception:
-    """Make the error for a body of the other kind (sync or async), or for a request of another HTTP
-    library.
-    """
+    """Return the error for a body of the other kind (sync or async), or for a request of another
+    HTTP library."""
     if isinstance(request, httpx.Request):
         return RuntimeError(wrong_side)
     whose = type(request).__module__.partition(".")[0]
@@ -233,17 +234,17 @@ def is_callers_own(error: BaseException) -> bool:
 
 
 def mark_callers_own(error: E) -> E:
-    """Mark an exception as the caller's own: no instance is charged for it."""
+    """Mark an exception as the caller's own error, and return it. No instance is charged for such
+    an error."""
     setattr(error, _CALLERS_OWN, True)
     return error
 
 
 def _rewinder(stream: object) -> Callable[[], object] | None:
-    """Return a function that rewinds the stream made by httpx from `content=file` or `files=`; None
-    if it cannot be rewound.
-    """
+    """Return a function that rewinds the stream that httpx has made from `content=file` or
+    `files=`. Returns None if the stream cannot be rewound."""
     fields = getattr(stream, "fields", None)
-    if fields is not None:  # multipart, which httpx renders from the start each time
+    if fields is not None:  # multipart: httpx renders it from the start each time
         files = (getattr(field, "file", b"") for field in fields)
         whole = all(isinstance(file, str | bytes) or _seekable(file) for file in files)
         return (lambda: None) if whole else None
@@ -271,6 +272,7 @@ def _is_async_file(source: Any) -> bool:
 
 
 def _runs_out(stream: object, source: object) -> bool:
-    """Return True for iterators and for file-like objects. Other iterables can begin again."""
+    """Return True for iterators and for file-like objects, which can be read only once. Other
+    iterables can be iterated again."""
     names = ("__next__", "__anext__", "read", "aread")
     return hasattr(stream, "fields") or any(hasattr(source, name) for name in names)

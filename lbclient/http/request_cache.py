@@ -1,12 +1,14 @@
-"""Data that a client reuses for later requests: parsed URLs, patterns of requests, cookies.
+"""Data that a client reuses for later requests: parsed URLs, and requests that serve as patterns.
+Also parses cookies only when needed.
 
 httpx merges the client's headers, cookies, parameters and timeouts into every request, which takes
-a quarter of the time of a call. Between two calls of one client usually only the URL changes. So a
-request that sets nothing but method and URL is copied from a pattern.
+a quarter of the time of a call. Between two calls of one client usually only the URL changes. So if
+a call sets only the method and the URL, its request is copied from an earlier request (the pattern)
+with another URL.
 
 httpx also parses a relative URL, merges it with the base URL and parses the result, for every
-request. This takes longer than all decisions of a call together, and clients of a service use the
-same paths again and again.
+request. This takes longer than all decisions of the balancer for a call. Since clients of a service
+use the same paths again and again, the results are cached.
 """
 
 from __future__ import annotations
@@ -26,17 +28,17 @@ _MOST = 256
 _DEFAULT = httpx.USE_CLIENT_DEFAULT
 _UNSET = (None, None, None, None, None, None, None, _DEFAULT, None)
 """The values that httpx's own `request` passes if a call sets nothing. Only `timeout` has
-`_DEFAULT` as its default, so no other values are equal to these, in whatever order the names
-come."""
+`_DEFAULT` as its default. So the values can be compared without their names, in any order."""
 _OWN = frozenset({b"host", b"content-length"})
 _State = tuple[httpx.URL | None, Fields, dict[str, httpx.Request]]
-"""Base URL, headers, and the patterns made from them. It is one value, since threads share it."""
+"""The base URL, the headers, and the patterns made from them. They are one value, so that other
+threads always see all three together."""
 
 
 class LazyCookies(httpx.Cookies):
-    """Cookies that are parsed only if a response sets one. For each response httpx builds two
-    objects of the standard library and scans its headers twice, which takes a tenth of a whole
-    call."""
+    """Cookies that look for cookies in a response only if it sets any. httpx builds two objects of
+    the standard library for each response and scans its headers twice, which takes a tenth of the
+    time of a call."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Store the cookies that the response sets."""
@@ -46,19 +48,19 @@ class LazyCookies(httpx.Cookies):
 
 
 class UrlCache:
-    """A cache of absolute URLs by requested URL, for one base URL. It is emptied when it is full,
-    or when the base URL changes.
-    """
+    """A cache of absolute URLs, by the URLs that calls pass, for one base URL. It is emptied when
+    it is full, or when the base URL changes."""
 
     __slots__ = ("_state",)
 
     def __init__(self) -> None:
         self._state: tuple[httpx.URL | None, dict[str, httpx.URL]] = (None, {})
-        """The base URL, and its cache. It is one value, since threads may set another base URL."""
+        """The base URL, and the cache for it. They are one value, since another thread may set
+        another base URL."""
 
     def merged(self, url: httpx.URL | str, base: httpx.URL) -> httpx.URL | None:
-        """Return the absolute URL, which has the base URL's origin. Returns None if httpx must
-        build the request."""
+        """Return the absolute URL, if it has the same origin as the base URL. Otherwise returns
+        None, and httpx must build the request."""
         if not isinstance(url, str):
             return None
         of, known = self._state
@@ -69,7 +71,7 @@ class UrlCache:
         if merged is None and (whole := _whole(url, base)) is not None:
             try:
                 merged = known[url] = httpx.URL(whole)
-            except httpx.InvalidURL:  # let httpx raise: it names the position in the given URL
+            except httpx.InvalidURL:  # httpx itself raises a better error
                 return None
         return merged
 
@@ -82,9 +84,8 @@ class UrlCache:
 
 
 def _whole(url: str, base: httpx.URL) -> str | None:
-    """Return the absolute URL as text, if it is a path that is only appended to the base URL, or a
-    URL of the base URL's origin.
-    """
+    """Return the absolute URL as text. Returns None if `url` is neither a path that is appended to
+    the base URL nor a URL of the same origin."""
     if url[:1] == "/":
         whole = str(base) + url[1:]
         return whole if url[1:2] != "/" and "/." not in url and "#" not in whole else None
@@ -111,7 +112,8 @@ class RequestCache:
         options: Mapping[str, Any],
         build: Callable[..., httpx.Request],
     ) -> httpx.Request:
-        """Return the request that `build`, httpx's `build_request`, would return."""
+        """Return the request that `build` would return, from the cache if possible. `build` is
+        httpx's `build_request`."""
         base, headers, timeout, adds = settings_of(client)
         known = self._url_cache.merged(url, base)
         unset = len(options) == len(_UNSET) and all(map(is_, options.values(), _UNSET))
@@ -134,9 +136,8 @@ class RequestCache:
 
 
 def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
-    """Return True if none of these options is set. A timeout of None counts as set: it means no
-    timeout.
-    """
+    """Return True if none of these options is set. A timeout of None is set: it means that there is
+    no timeout."""
     return all(
         value is _DEFAULT or (value is None and name != "timeout")
         for name, value in options.items()
@@ -144,8 +145,8 @@ def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
 
 
 def _has_headers(request: httpx.Request, headers: Fields) -> bool:
-    """Return True if the request has these headers, after those that httpx adds. Another thread may
-    have changed the client's headers meanwhile, and changed them back."""
+    """Return True if the request ends with these headers, which are those of the client. They may
+    differ if another thread has changed the client's headers meanwhile, and changed them back."""
     found, theirs = request.headers.raw, [(name, value) for name, _, value in headers]
     own = found[: max(0, len(found) - len(theirs))]
     return found[len(own) :] == theirs and all(name.lower() in _OWN for name, _ in own)

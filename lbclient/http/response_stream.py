@@ -1,4 +1,5 @@
-"""Response bodies. An instance counts as busy until the body of its response has been closed."""
+"""Response bodies that are read later. The attempt counts as in flight until the body has been
+closed."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ S = TypeVar("S", httpx.SyncByteStream, httpx.AsyncByteStream)
 
 
 class _Held(Generic[S]):
-    """A body that ends its attempt exactly once: when the body has been read, breaks, or is closed.
+    """A body that ends its attempt exactly once: when the body has been read to its end, fails, or
+    is closed.
 
-    If the caller drops the response without closing it, the inner stream is left to `transports`,
-    which closes it later: a finalizer must not do I/O, nor take the locks of a pool.
+    If the response is garbage collected before it is closed, `transports` closes the inner stream
+    later: a finalizer must not do I/O or take the locks of a pool.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class _Held(Generic[S]):
     ) -> None:
         self.stream: S = stream
         self.chunks: Any = chunks
-        """An iterator over the body, once reading it has begun."""
+        """The iterator over the body, once reading has begun."""
         self.closed = False
         self.info: CallInfo | None = None
         self._transports: BaseTransportPool[S] = transports
@@ -65,8 +67,8 @@ class _Held(Generic[S]):
             )
 
     def _broke(self, error: Exception) -> None:
-        """End the attempt with an error of the body. Raises DeadlineExceeded if the deadline is the
-        cause."""
+        """End the attempt with an error of the body. Raises DeadlineExceeded if the deadline has
+        caused the error."""
         attempt = self._attempt
         attempt.finish(error)
         failure = error
@@ -97,7 +99,7 @@ class ResponseStream(_Held[httpx.SyncByteStream], httpx.SyncByteStream):
             raise
 
     def close(self) -> None:
-        """Free the slot of the instance, then close the connection's stream."""
+        """Give back the slot of the instance, then close the stream of the connection."""
         self._attempt.finish()
         self.stream.close()
         self.closed = True
@@ -122,11 +124,12 @@ class AsyncResponseStream(_Held[httpx.AsyncByteStream], httpx.AsyncByteStream):
         except Exception as error:
             self._broke(error)
             raise
-        if self.closed:  # in the middle, which has ended `chunks`
+        if self.closed:  # closed while it was read, which has ended `chunks`
             raise httpx.StreamClosed
 
     async def aclose(self) -> None:
-        """Free the slot of the instance first, since the rest of this method can be cancelled."""
+        """Close the body. The slot of the instance is given back first, since the rest of this
+        method can be cancelled."""
         self._attempt.finish()
         try:
             await _leave(self.chunks)
@@ -154,8 +157,8 @@ class Begun(AsyncIterator[bytes], Iterator[bytes]):
 
 
 async def begun(stream: Any, expiry: Expiry | None, *, looped: bool) -> Begun:
-    """Read the body up to its first byte, or to its end if it is empty. An error closes the
-    body."""
+    """Read the body up to its first byte, or to its end if it is empty. If this fails, the body is
+    closed."""
     chunks = aiter(stream) if looped else iter(stream)
     first = b""
     try:
@@ -178,8 +181,8 @@ async def read(
     *,
     looped: bool,
 ) -> None:
-    """Read the whole body now, and set it as the response's content. `answered` is called at the
-    first byte of the body. `looped` is True in an event loop, and False on a thread."""
+    """Read the whole body now, and set it as the response's content. `answered` is called when the
+    first byte of the body has arrived. `looped` is True in an event loop, and False on a thread."""
     stream: Any = response.stream
     chunks: Any = None
     try:
@@ -202,8 +205,8 @@ async def read(
 
 
 async def drain(response: httpx.Response, *, looped: bool) -> None:
-    """Discard a response: read a little of it, so that its connection can be reused, and then close
-    it."""
+    """Close a response that is not needed. A little of the rest is read first, so that the
+    connection can be reused."""
     stream = getattr(response.stream, "stream", None)
     with contextlib.suppress(httpx.TransportError):
         try:
@@ -222,7 +225,7 @@ async def close(response: httpx.Response, *, looped: bool) -> None:
 
 
 async def _close(stream: Any, chunks: object, *, looped: bool) -> None:
-    """Close a body and the iterator over it, even if the task is cancelled meanwhile."""
+    """Close a body and the iterator `chunks` over it, even if the task is cancelled meanwhile."""
     if isinstance(stream, ConnectionBody):
         await stream.leave()
     elif looped:
@@ -245,14 +248,14 @@ async def _leave(chunks: object) -> None:
 
 
 def _to_check(stream: httpx.AsyncByteStream, expiry: Expiry | None) -> Expiry | None:
-    """Return the expiry that must be checked while this body is read. Return None for a
-    `ConnectionBody`, which enforces the deadline itself."""
+    """Return the expiry, which must be checked while this body is read. Return None for a
+    `ConnectionBody`, which checks the expiry itself."""
     return None if isinstance(stream, ConnectionBody) else expiry
 
 
 def _check(expiry: Expiry | None) -> None:
-    """Raise if the attempt's time is up. A body that arrives in small pieces never exceeds the
-    timeout of one read."""
+    """Raise a timeout if the attempt's time is up. (A body that arrives in small pieces never
+    exceeds the timeout of a single read.)"""
     if expiry is not None and not expiry.left():
         expiry.noticed()
         raise httpx.ReadTimeout("the time of the attempt is up")

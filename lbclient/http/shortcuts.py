@@ -3,12 +3,12 @@
 In a plain call, httpx spends most of its time in layers that have nothing to do: authentication,
 redirects, cookies, event hooks, and reading and decoding a body that has already arrived.
 `DirectClient` and `DirectAsyncClient` skip these layers. `response_of`, `fill`, `headers_of`,
-`copied` and `request_like` build objects from data that is already parsed.
+`copied` and `request_like` build httpx's objects from data that is already parsed.
 
-The shortcuts depend on httpx's implementation, so they are verified at import: objects and calls
-are made with httpx and with the shortcuts, and compared. If they differ (because of another version
-of httpx, or a library that has patched httpx), `INTACT` is False, the public API of httpx is used
-instead, and this is logged.
+The shortcuts depend on httpx's implementation, so they are verified at import: the same objects and
+calls are made with httpx and with the shortcuts, and compared. They may differ with another version
+of httpx, or after a library has patched httpx. Then `INTACT` is False, a message is logged, and the
+public API of httpx is used instead.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ INTACT = True
 
 Pairs = Iterable[tuple[bytes, bytes]]
 Fields = list[tuple[bytes, bytes, bytes]]
-"""Headers as `httpx.Headers` keeps them: the name, the name in lower case, and the value."""
+"""Headers as `httpx.Headers` stores them: the name, the name in lower case, and the value."""
 
 _log = logging.getLogger(__name__)
 _httpx_log = logging.getLogger(httpx.__name__)
@@ -70,7 +70,7 @@ _LAYERS = (
 _layers_of = attrgetter(*_LAYERS)
 _settings_of = attrgetter("base_url", "headers", "params", "timeout")
 _SETTINGS = _settings_of(httpx.Client)
-"""The properties that both clients have from their common base."""
+"""The properties that both of httpx's clients inherit from their common base."""
 _theirs: Any = getattr(httpx, "_client", None)
 _OPENED = getattr(getattr(_theirs, "ClientState", None), "OPENED", None)
 _SyncStream = getattr(_theirs, "BoundSyncStream", object)
@@ -83,10 +83,11 @@ def _methods_of(kind: type[httpx.Client | httpx.AsyncClient]) -> tuple[Any, tupl
 
 _SYNC = *_methods_of(httpx.Client), httpx.SyncByteStream
 _ASYNC = *_methods_of(httpx.AsyncClient), httpx.AsyncByteStream
-"""The methods of each client that the shortcuts expect, and the type of the bodies that it
+"""For each client: the methods that the shortcuts expect, and the type of request bodies that it
 sends."""
 _TELLS_RESPONSE = "response" in signature(_SyncStream).parameters
-"""True if the stream sets its response's `elapsed`; in httpx2 the response asks its stream."""
+"""True if the stream sets the attribute `elapsed` of its response. In httpx2, the response reads it
+from its stream."""
 _LENIENT = True
 """True if httpx accepts an invalid `Location` as long as the redirect is not followed."""
 
@@ -94,13 +95,13 @@ _LENIENT = True
 class Content(httpx.ByteStream):
     """A body that was read before its response was returned.
 
-    The transport that returns the response sets `elapsed`. httpx sets it when it reads or closes a
-    body, but this body is neither read nor closed again.
+    The transport sets the attribute `elapsed` of the response. Otherwise httpx sets it when the
+    body is read or closed, but this body is not read or closed again.
     """
 
 
 def content_of(stream: httpx.ByteStream) -> bytes:
-    """Return the bytes of a body that has been read."""
+    """Return the bytes of a body that is already complete."""
     if INTACT and type(stream) is httpx.ByteStream:
         return stream._stream
     return b"".join(stream)
@@ -111,7 +112,7 @@ def headers_of(pairs: Pairs) -> httpx.Headers:
     if not INTACT:
         return httpx.Headers(list(pairs))
     made = httpx.Headers.__new__(httpx.Headers)
-    made._list = [(name, name.lower(), value) for name, value in pairs]  # one function fewer
+    made._list = [(name, name.lower(), value) for name, value in pairs]  # saves a function call
     made._encoding = None
     return made
 
@@ -121,12 +122,13 @@ def _fields(pairs: Pairs) -> Fields:
 
 
 def fields_of(request: httpx.Request) -> Fields:
-    """Return a request's headers. The request may change the list, so copy it to keep it."""
+    """Return a request's headers. The list belongs to the request and may change, so copy it to
+    keep it."""
     return request.headers._list if INTACT else _fields(request.headers.raw)
 
 
 def copied(request: httpx.Request) -> httpx.Request:
-    """Copy a request: attributes that are set on the copy do not change the original."""
+    """Copy a request. Attributes that are set on the copy are not set on the original."""
     if not INTACT:
         made = httpx.Request(
             request.method,
@@ -139,7 +141,7 @@ def copied(request: httpx.Request) -> httpx.Request:
             made.read()
         return made
     made = httpx.Request.__new__(httpx.Request)
-    made.__dict__.update(request.__dict__)  # copy.copy would pickle it, and lose its body
+    made.__dict__.update(request.__dict__)  # copy.copy would lose the body
     return made
 
 
@@ -164,13 +166,13 @@ def settings_of(
 ) -> tuple[httpx.URL, Fields, httpx.Timeout, bool]:
     """Return a client's base URL, headers, timeout, and whether it adds parameters or cookies.
 
-    The client may change the list of headers, so copy it to keep it.
+    The list of headers belongs to the client and may change, so copy it to keep it.
     """
     if not INTACT or _settings_of(type(client)) != _SETTINGS:
         adds = bool(client.params or client.cookies)
         return client.base_url, _fields(client.headers.raw), client.timeout, adds
     jar = client.cookies.jar
-    # A cookie jar of another class than the standard library's has no such dict.
+    # Only the cookie jar of the standard library has this dict.
     adds = bool(client._params._dict or (getattr(jar, "_cookies", True) and client.cookies))
     return client._base_url, client._headers._list, client._timeout, adds
 
@@ -189,8 +191,7 @@ def response_of(
     body: bytes | httpx.SyncByteStream | httpx.AsyncByteStream,
     extensions: dict[str, Any],
 ) -> httpx.Response:
-    """Build the response that a connection has received. It keeps `headers` and `extensions`
-    themselves, not copies.
+    """Build the response that a connection has received. `headers` and `extensions` are not copied.
 
     If `body` is bytes, it is the complete body: the response is closed and its content is set. A
     body that must be decompressed is left for httpx to read.
@@ -321,7 +322,8 @@ def _asks_for_more(
     kind: type[httpx.Client | httpx.AsyncClient],
     expected: tuple[Any, tuple[Any, ...], type],
 ) -> bool:
-    """True if a call needs httpx's layers, or if these layers raise an error for it."""
+    """True if a call needs the layers of httpx that the shortcuts skip, or if these layers would
+    raise an error."""
     send, layers, body = expected
     if (
         not INTACT
@@ -355,8 +357,8 @@ def _received(
     response: httpx.Response,
     follow_redirects: object,
 ) -> httpx.Request | None:
-    """Process a response as httpx does. If it is a redirect that is followed, returns the request
-    to send next."""
+    """Process a response as httpx does. If it is a redirect that must be followed, returns the
+    request to send next."""
     response._request = request
     response.default_encoding = client._default_encoding
     response.history = []
@@ -389,7 +391,7 @@ def _received(
 
 
 class _Stub(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """A transport that serves the calls that are compared."""
+    """A transport that answers the calls with which the shortcuts are verified."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path not in _ANSWERS:
@@ -411,7 +413,7 @@ _CALLS = [("/", False), ("/there", False), ("/there", True), ("/nowhere", False)
 
 
 def _outcome(client: httpx.Client | httpx.AsyncClient, path: str, *, follow: bool) -> object:
-    """Return the parts of a call that a caller can see, for comparison."""
+    """Make a call, and return what the caller can see of its result, for comparison."""
     request = httpx.Request("GET", f"http://stub{path}", extensions={"timeout": {}})
     try:
         if isinstance(client, httpx.Client):
@@ -487,7 +489,8 @@ def _differing_calls() -> Iterator[str]:
 
 
 def _verified() -> bool:
-    """Make objects and calls with httpx and with the shortcuts. Returns False if they differ."""
+    """Make objects and calls with httpx and with the shortcuts, and compare them. Returns False if
+    they differ."""
     here = threading.get_ident()
 
     def elsewhere(record: logging.LogRecord) -> bool:
@@ -510,4 +513,5 @@ INTACT = _verified()
 response_fields: Callable[[httpx.Response], Fields] = (
     attrgetter("headers._list") if INTACT else lambda response: _fields(response.headers.raw)
 )
-"""Returns a response's headers. It is a C function, since every response passes here."""
+"""Returns the headers of a response. This is a function written in C, since it is called for every
+response."""

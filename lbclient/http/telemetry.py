@@ -1,4 +1,5 @@
-"""The spans and metrics of HTTP, as OpenTelemetry's stable HTTP conventions for clients define."""
+"""The spans and metrics of HTTP calls, as defined by OpenTelemetry's stable conventions for HTTP
+clients."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ _PEER = "network.peer.address"
 
 
 class Labels:
-    """The labels of a service's metrics, built once for each method and outcome, and the span
-    attributes of URLs that were requested lately."""
+    """Caches the labels of a service's metrics (by method and outcome), and the span attributes of
+    recently requested URLs."""
 
     def __init__(self, target: Target) -> None:
         self._server = _server(httpx.URL(target.origin))
@@ -42,8 +43,8 @@ class Labels:
         return labels
 
     def of_request(self, method: str, url: httpx.URL) -> Attributes:
-        """Return the span attributes for this method and URL. A client keeps one URL object per
-        path."""
+        """Return the span attributes for this method and URL. They are cached by the URL object,
+        since a client uses one URL object for each path."""
         known = self._url_cache.get((id(url), method))
         if known is None or known[0] is not url:
             if len(self._url_cache) >= _MOST_URLS:
@@ -85,7 +86,7 @@ class HttpSemantics(Semantics):
 
     @property
     def span_name(self) -> str:  # type: ignore[override]  # read-only in both
-        """The method."""
+        """The name of the span: the method."""
         return "HTTP" if self._method == "_OTHER" else self._method
 
     def request(self, resend: int) -> Attributes:
@@ -101,13 +102,13 @@ class HttpSemantics(Semantics):
         return self._labels.of_instance(self._request.url, instance)
 
     def result(self, result: object) -> Attributes:
-        """Return the status (400 and above is an error), and the address that the response came
-        from."""
+        """Return the status, and the address that the response came from. A status of 400 or above
+        is marked as an error."""
         known, peer = _outcome(result), peer_of(result)
         return known if peer is None else {**known, _PEER: peer}
 
     def duration(self, result: object) -> Attributes | None:
-        """Return the labels of the duration."""
+        """Return the labels with which the duration of an attempt is recorded."""
         return self._labels.of(self._method, result)
 
 
@@ -133,7 +134,7 @@ def redacted(url: httpx.URL) -> str:
 
 
 def _target(url: httpx.URL) -> str:
-    """Return the path and the query, without its values."""
+    """Return the path, and the query without its values."""
     names = (part.partition("=")[0] for part in url.query.decode("ascii").split("&") if part)
     query = "&".join(f"{name}=REDACTED" for name in dict.fromkeys(names))
     path = url.raw_path.partition(b"?")[0].decode("ascii")

@@ -1,4 +1,4 @@
-"""Transport and AsyncTransport: load balancing below any httpx client."""
+"""Transport and AsyncTransport: load balancing in a transport, for any httpx client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ Send = Callable[[Attempt[httpx.Response]], Coroutine[Any, Any, httpx.Response]]
 class _BalancedTransport:
     """The common base of `Transport` and `AsyncTransport`, which differ only in how they wait.
 
-    The coroutines of a `Transport` block, and never suspend: see `_internal/blocking.py`.
+    The coroutines of a `Transport` block, and are never suspended: see `_internal/blocking.py`.
     """
 
     _looped: bool
@@ -81,10 +81,10 @@ class _BalancedTransport:
             adapter.binding.check_health(health, checked(health, adapter, make, looped=looped))
         self._reports = reports(adapter, make, looped=looped)
 
-    async def _handle(  # noqa: C901, PLR0912  # fewer coroutines save time in every call
+    async def _handle(  # noqa: C901, PLR0912  # with fewer coroutines, calls take less time
         self, request: httpx.Request
     ) -> httpx.Response:
-        """Send a request to an instance, and retry it as the policy says."""
+        """Send a request to an instance, and retry it as the retry policy says."""
         adapter = self._adapter
         if adapter.origin is not None:
             request = adapter.origin.admitted(request)
@@ -92,14 +92,14 @@ class _BalancedTransport:
             request = below(adapter.added_path, request)
         stream: Any = request.stream
         replayable: Replayable = None
-        if not isinstance(stream, httpx.ByteStream):  # otherwise it can always be sent again
+        if not isinstance(stream, httpx.ByteStream):  # plain bytes can always be sent again
             stream, replayable = awatch(request) if self._looped else watch(request)
         answers: list[httpx.Response] = []
         transports: BaseTransportPool[Any] | None = None
         try:
             call = adapter.call(request, replayable)
             transports = self._transports.ready() or await self._transports.tidied()
-            if call.engine.hedging is None:  # the same as `run` and `arun`, with one function fewer
+            if call.engine.hedging is None:  # as `run` and `arun` do, but with one call fewer
                 with call:
                     for step in call:
                         if isinstance(step, Pause):
@@ -119,7 +119,7 @@ class _BalancedTransport:
                 response = await self._race(call, send)
         except BaseException as error:
             with self._shield():
-                for answer in answers:  # left if an interruption came before an attempt replaced it
+                for answer in answers:  # only after an interruption
                     await close(answer, looped=self._looped)
             if isinstance(error, LoadBalancingError):
                 raise as_httpx(error) from error.__cause__
@@ -187,7 +187,7 @@ class _BalancedTransport:
 
     @abstractmethod
     async def _race(self, call: Call[httpx.Response], send: Send) -> httpx.Response:
-        """Carry out a call that may be hedged."""
+        """Carry out a call that may be hedged, and return its response."""
 
     def _shield(self) -> contextlib.AbstractContextManager[object]:
         """Return a context manager that protects its block from a cancellation."""
@@ -199,16 +199,17 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
     """An httpx transport that balances requests:
     `httpx.Client(transport=lbclient.Transport(service))`.
 
-    A transport can also serve one of several origins:
-    `mounts={"http://orders": lbclient.Transport(service)}`. It does not change the request's Host,
-    unless an instance has a scheme or a Host of its own. A path in the service's URL is put before
-    the request's path, and removed from redirects and the paths of cookies. A transport takes
-    the arguments of `Balancer`, those of `httpx.HTTPTransport` except `proxy` and `uds`, and some
-    arguments of its own.
+    A transport can also serve one of several origins: `mounts={"http://orders":
+    lbclient.Transport(service)}`. A transport does not change the Host of a request, unless an
+    instance has its own scheme or Host. If the service's URL has a path, this path is put before
+    the path of each request, and is removed from redirects and from the paths of cookies. A
+    transport takes the arguments of `Balancer`, the arguments of `httpx.HTTPTransport` except
+    `proxy` and `uds`, and some more.
 
     - `service`: the service to call, in any of the forms that `Client` takes.
     - `transport`: a function that makes your own transport for each instance, `instance ->
-      httpx.BaseTransport`. The URLs of its requests name the instance's checked address.
+      httpx.BaseTransport`. The URLs of the requests that it gets contain an address of the instance
+      that discovery has checked.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """
@@ -230,20 +231,21 @@ class Transport(_BalancedTransport, httpx.BaseTransport):
         self._begin_probes(make, looped=False)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an instance, and retry it as the policy says."""
+        """Send a request to an instance, and retry it as the retry policy says."""
         try:
-            self._handle(request).send(None)  # the same as `run_blocking`, with two functions fewer
+            self._handle(request).send(None)  # as `run_blocking` does, but with two calls fewer
         except StopIteration as end:
             response: httpx.Response = end.value
             return response
         raise RuntimeError(SUSPENDED)
 
     def close(self) -> None:
-        """Wait up to `close_grace` seconds for active calls, then end these calls and close every
-        connection. Later requests raise RuntimeError.
+        """Wait up to `close_grace` seconds for calls under way, then end these calls and close
+        every connection. Later requests raise RuntimeError.
 
-        A call that waits ends with its last outcome, or with BalancerClosed if it has none. A call
-        that has been sent ends with the error of its connection.
+        A call that waits (for a slot, or before a retry) ends with its last outcome, or with
+        BalancerClosed if it has none. A call with an attempt in flight ends with the error of its
+        connection.
         """
         run_blocking(self._close)
 
@@ -282,17 +284,17 @@ class AsyncTransport(_BalancedTransport, httpx.AsyncBaseTransport):
         self._transports = PerLoopTransports(
             adapter.binding.pool, partial(adapter.transports, AsyncTransportPool, make)
         )
-        if transport is None:  # probes are sent on threads, over lbclient's own connections
+        if transport is None:  # probes run on threads, over lbclient's own connections
             self._begin_probes(transport_factory(None, options), looped=False)
         else:
             self._begin_probes(make, looped=True)
 
-    # As in httpx, but not declared `async`: it returns the coroutine.
+    # As in httpx, but not declared `async`: the method returns the coroutine.
     def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: httpx.Request
     ) -> Coroutine[Any, Any, httpx.Response]:
-        """Send a request to an instance, and retry it as the policy says."""
-        return self._handle(request)  # not awaited: that would be one coroutine more to resume
+        """Send a request to an instance, and retry it as the retry policy says."""
+        return self._handle(request)  # not awaited here, which would need another coroutine
 
     async def aclose(self) -> None:
         """Like `Transport.close`. Other running event loops close their own connections soon."""

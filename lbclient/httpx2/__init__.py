@@ -4,10 +4,10 @@ httpx.
 with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
     order = client.get("/orders/42").json()
 
-The source is `lbclient/http`, loaded a second time. The files of that folder import each other
-relatively, and import the HTTP library from `._compat`, the only file that differs. The errors are
-those of lbclient. When these clients and transports raise an error, it is also the matching
-exception of httpx2.
+The source is `lbclient/http`, loaded a second time. The files of that folder import each other by
+relative imports, and import the HTTP library from `._compat`, the only file that differs. The
+errors are the classes of `lbclient.errors`. An error that these clients and transports raise is
+also the matching exception of httpx2.
 """
 
 from lbclient import http

@@ -100,22 +100,22 @@ class Observed:
             self._picked[name] += tally.picks
 
     def picks(self, _: CallbackOptions) -> Iterable[Observation]:
-        """The callback of an observable counter."""
+        """The callback of the observable counter of picks."""
         found = dict(self._picked)
         for name, tally in list(self._tallies.values()):
             found[name] = found.get(name, 0) + tally.picks
         return [Observation(value, {"lbclient.service": name}) for name, value in found.items()]
 
     def ages(self, _: CallbackOptions) -> Iterable[Observation]:
-        """The callback of an observable gauge."""
+        """The callback of the observable gauge of the age of the last answer."""
         return self._told(lambda one: one.age, max)
 
     def sizes(self, _: CallbackOptions) -> Iterable[Observation]:
-        """The callback of an observable gauge."""
+        """The callback of the observable gauge of the number of instances."""
         return self._told(lambda one: one.size, min)
 
     def in_flight(self, _: CallbackOptions) -> Iterable[Observation]:
-        """The callback of an observable counter.
+        """The callback of the observable counter of attempts in flight.
 
         If each attempt incremented and decremented a counter, one missed decrement would make the
         value wrong for ever.
