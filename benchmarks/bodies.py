@@ -19,8 +19,8 @@ from worker import ASYNCIO, THREADS
 _TEXT = f"""
 One call after another goes over loopback to a server with blocking sockets. The server sends a body
 at once, and reads the whole request before it answers; the client reads the whole response. A body
-of {bulk.MEGABYTES} MB is sent as `bytes`, or from an iterator in pieces of 50 KB. The response in
-{bulk.CHUNKS:,} chunks has 100 bytes in each.
+of {bulk.MEGABYTES} MB is sent as `bytes`, or from an iterator in pieces of 50 KB. In the response
+with {bulk.CHUNKS:,} chunks, each chunk has 100 bytes.
 """
 _SIDES = {ASYNCIO: (by.AIOHTTP, by.HTTPX, by.OURS), THREADS: (by.HTTPX, by.OURS)}
 """The first is what the ratio is over."""

@@ -29,16 +29,17 @@ _RULES = {
     "slow_start": lbclient.SlowStart(),
 }
 _TEXT = """
-This benchmark measures only the clients' own time. There are three instances, a transport that
-answers at once, and one call after another. *Pick only* has neither retry nor breaker; the next
-rows add them. *Every rule* is `RECOMMENDED` with `throttle`, `outliers` and `slow_start`. Most rows
-use OpenTelemetry's API without an SDK. In the rows of the SDK, the SDK records every span, which a
-processor discards, and all metrics, which stay in memory. These rows can be compared with bare
-httpx under OpenTelemetry's own instrumentation.
+This benchmark measures only the clients' own time. There are three instances and a transport that
+answers at once, and calls are made one after another. *Pick only* has no retries and no breaker;
+the next two rows add these. *Every rule* is `RECOMMENDED` with `throttle`, `outliers` and
+`slow_start`. Most rows use OpenTelemetry's API without an SDK. In the rows *OpenTelemetry's SDK*,
+the SDK records all spans and metrics: a processor discards the spans, and the metrics stay in
+memory. Compare these rows with bare httpx under OpenTelemetry's own instrumentation.
 
-The ratio is the time of a row over that of its bare httpx. Below 1, lbclient is faster: a `Client`
-keeps the parsed form of recent URLs, and skips the layers of httpx that a call does not need. An
-`httpx.Client` of your own over lbclient's `Transport` has neither advantage.
+The ratio is the time of a row divided by the time of its bare httpx. If the ratio is below 1,
+lbclient is faster. There are two reasons: a `Client` keeps the parsed form of recent URLs, and it
+skips the layers of httpx that a call does not need. An `httpx.Client` of your own over lbclient's
+`Transport` has neither advantage.
 """
 
 

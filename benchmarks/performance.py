@@ -46,12 +46,13 @@ clients, and with a proxy that balances the load. Everything was measured in one
 
 Compare the ratios. The absolute figures come from a small shared machine on which client, proxy and
 servers run together over loopback. Your figures will differ, and another run on the same machine
-gives other figures too. The clients take turns in short blocks (A B C A B C …), and the garbage
-collector is off within a block. A ratio is computed for each round; the tables show the median and
-its quartiles. Rows called *noise* compare bare httpx with itself: a difference that is smaller than
-theirs means nothing. The servers answer at once with three bytes, so that nearly all of the time is
-the client's own. If a service takes 20 ms to answer and calls are made one at a time, most of these
-differences do not matter. They show how many calls one core can handle.
+gives other figures too. The clients are measured in turn, in short blocks (A B C A B C …), and the
+garbage collector is off during a block. A ratio is computed for each round; the tables show the
+median and its quartiles. Rows called *noise* compare bare httpx with itself. Ignore a difference
+that is smaller than the difference in these rows. The servers answer at once with three bytes, so
+nearly all of the measured time is spent in the client. The figures show how many calls one core can
+handle. If a service takes 20 ms to answer and calls are made one at a time, most of the differences
+do not matter.
 
 In the table of goals, *a / b* is the result of *a* divided by that of *b*, and *16 concurrent*
 means that 16 calls are made at the same time.

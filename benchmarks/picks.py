@@ -21,7 +21,8 @@ GOALS = dict.fromkeys(BY_NAME, at_most(1.5, " x")) | {"weighted": at_most(2, " x
 _TEXT = """
 This benchmark measures `with balancer.acquire(): pass`, which picks an instance, takes a permit and
 a slot, and gives both back, without I/O. The last column is the time of a pick among 10,000
-instances divided by that among 10. `consistent-hash` gets a new key for each pick.
+instances divided by the time of a pick among 10 instances. `consistent-hash` gets a new key for
+each pick.
 """
 
 

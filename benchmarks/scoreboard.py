@@ -23,30 +23,33 @@ HEAD = """# Scoreboard
 
 Palantir's Dialogue, an HTTP client for Java, publishes how its strategies perform in eight
 simulated scenarios. This page shows every strategy of lbclient in the same eight scenarios, which
-are written again for [our simulator](simulation.md). *success* is the share of requests that ended
+run here in [lbclient's simulator](simulation.md). *success* is the share of requests that ended
 with 200, *mean* and *p99* are times of a request, including the wait in the client, and *responses*
 is the number of responses that the servers sent.
 
-*Configured* is `lbclient.RECOMMENDED` with each strategy in turn, and is the same in all scenarios,
-except that the statuses that are retried follow the scenario. Requests wait in the queue without a
-limit, as they do in Dialogue. (The queue of a client ends with the call's deadline or its pool
-timeout.) *Defaults* are those of `Client`. Of Dialogue's strategies, *CL-PIN* stays with one server
-until that server fails, and *CL-RR* uses the servers in a balanced order, both with a concurrency
-limit. *RR* has no limit.
+*Configured* means the options `lbclient.RECOMMENDED` with the strategy of the row. These options
+are the same in all scenarios, except for the statuses that are retried. *Defaults* means the
+default options of `Client` with the strategy of the row. In the scenarios, requests wait in the
+queue without a limit, as they do in Dialogue. (In production, a request waits until the call's
+deadline, or for the pool timeout.) Of Dialogue's strategies, *CL-PIN* stays with one server until
+that server fails, and *CL-RR* uses the servers in a balanced order, both with a concurrency limit.
+*RR* has no limit.
 
 With the recommended strategy, `"least-busy"`, lbclient reaches the best success rate that Dialogue
-publishes in every scenario. Where that rate is 100 %, lbclient's mean is not above the best mean of
-Dialogue (`python -m pytest -m slow tests/simulation/test_scoreboard.py`). In similar scenarios,
-with other rates, seeds and numbers of clients and servers, success is at most one percentage point
-below that of the defaults, and healthy services lose nothing (`python benchmarks/healthy.py`,
-`tests/balancer/test_recommended.py`). Three limits remain:
+publishes in every scenario. If that rate is 100 %, lbclient's mean is not above the best mean of
+Dialogue (`python -m pytest -m slow tests/simulation/test_scoreboard.py`). Other tests use similar
+scenarios with other rates, seeds and numbers of clients and servers. In these, the success rate is
+at most one percentage point below that of the defaults, and healthy services lose nothing (`python
+benchmarks/healthy.py`, `tests/balancer/test_recommended.py`). There are three known limits:
 
-- Without coordination, clients collide if there are fewer slots than clients (see
-  [Limits](resilience.md#limits)).
-- An instance that has rejected everything for a long time is paused for up to fifteen seconds more.
-- A latency that rises with a client's own load cannot be distinguished from a queue.
+- If a server can work on fewer requests at a time than there are clients, the clients collide,
+  since they do not coordinate (see [Limits](resilience.md#limits)).
+- After an instance has rejected all requests for a long time, it gets no requests for up to fifteen
+  seconds, even if it could serve them again.
+- If the latency of a server rises with the number of requests in flight, a client cannot
+  distinguish this from a queue.
 
-`python benchmarks/scoreboard.py --write` generates this page and its plots, from seed 0.
+`python benchmarks/scoreboard.py --write` generates this page and its plots, with seed 0.
 """
 ABOUT = {
     "simplest_possible_case": (

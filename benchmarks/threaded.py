@@ -15,14 +15,14 @@ from worker import THREADS
 
 _TEXT = """
 The server is the same as on an event loop, and all threads share one client. Python runs one thread
-at a time, so many threads gain little over one; the clients differ in how threads share the pool of
-connections. *http.client* with a connection for each thread shows the highest possible figure: it
-has no pool, and its threads share nothing. A single thread and the server share one CPU, as on an
-event loop.
+at a time, so many threads are hardly faster than one thread. The clients differ in how threads
+share the pool of connections. *http.client* with a connection for each thread shows the highest
+possible figure: it has no pool, and its threads share nothing. A single thread and the server share
+one CPU, as on an event loop.
 
-On threads, too, bare httpx gets slower the more connections its pool holds. With 64 threads the
-pool holds 20 connections in one run and 64 in another, depending on how the threads happen to
-start. The time then differs by a factor of three or four, which the *noise* row shows.
+On threads, too, bare httpx is slower if its pool contains more connections. With 64 threads the
+pool contains 20 connections in one run and 64 in another, depending on how the threads happen to
+start. So the time differs by a factor of three or four from run to run, as the *noise* row shows.
 """
 
 

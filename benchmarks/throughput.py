@@ -19,31 +19,32 @@ from throughput_tables import plots, rates, tables
 from worker import ASYNCIO, TRIO, UVLOOP, Order, Worker
 
 _TEXT = """
-Each call is a GET of three bytes over loopback from one nginx process, which listens on three ports
-as three instances. lbclient uses all three. The other clients use one of them, or a sidecar that
-uses all three: HAProxy or nginx, with one thread each, which keep and share their connections to
-the instances. No pool has a limit, and idle connections are kept for 60 s. All clients for one kind
-of event loop run in one process. *lbclient* has the extra `fast` (httptools). *lbclient without
-httptools* parses with h11, and runs in a process of its own.
+Each call is a GET of three bytes over loopback. One nginx process listens on three ports, which are
+the three instances. lbclient uses all three instances. The other clients use one instance, or a
+sidecar that uses all three. The sidecar is HAProxy or nginx, with one thread each; it keeps and
+shares its connections to the instances. No pool has a limit, and idle connections are kept for 60
+s. All clients for one kind of event loop run in one process. *lbclient* has the extra `fast`
+(httptools). *lbclient without httptools* parses with h11, and runs in a process of its own.
 
-Each number of concurrent calls is measured with new clients, so that no pool holds connections of
-an earlier measurement.
+Each number of concurrent calls is measured with new clients. So no pool contains connections of an
+earlier measurement.
 
-With one call at a time, client, sidecar and server share one CPU. They take turns anyway. On two
-CPUs each of them would wait for the other CPU to wake up, which takes longer than the server's
-work.
+With one call at a time, client, sidecar and server share one CPU, since only one of them works at
+any time. On two CPUs each of them would wait for the other CPU to wake up, which takes longer than
+the server's work.
 
-Bare httpx gets slower the more connections its pool holds: for each request httpcore goes through
-all of them, and asks the kernel for each idle one whether it is still open. A client that begins
-with 64 concurrent calls holds 64 connections until some of them have been idle for 60 s. This
-explains the wide quartiles in the column for 64 calls. A client that has carried 16 concurrent
-calls before keeps using those 16 connections; the row *started with 16 calls* shows such a client.
-lbclient has a pool for each instance, which does not search through its connections.
+The more connections the pool of bare httpx contains, the slower bare httpx is. For each request,
+httpcore goes through all connections, and asks the kernel for each idle connection whether it is
+still open. If a client begins with 64 concurrent calls, its pool contains 64 connections until some
+of them have been idle for 60 s. This explains the wide quartiles in the column for 64 calls. If a
+client has made 16 concurrent calls before, it still uses those 16 connections; the row *started
+with 16 calls* shows such a client. lbclient has a pool for each instance, and does not search
+through its connections.
 
-*Raw aiohttp under the spans of lbclient* uses OpenTelemetry's SDK as a call of lbclient does: for
-two spans with their attributes, and for `traceparent`.
+*Raw aiohttp under the spans of lbclient* uses OpenTelemetry's SDK in the same way as a call of
+lbclient: it creates two spans with the same attributes, and sends `traceparent`.
 
-CPU time is that of the client's process and the sidecar together, without that of the instances.
+CPU time is the time of the client's process and of the sidecar together, without the instances.
 """
 _BEFORE_TEXT = """
 The same server and the same calls: lbclient with h11, compared with the version that `--before`

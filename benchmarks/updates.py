@@ -26,13 +26,13 @@ _CHANGED = 100
 
 _TEXT = """
 Each answer of the resolver replaces 1 % of the instances, and consists of new objects, as with DNS.
-*CPU* is the CPU time of the process from the lookup to the first pick from the new set. The time in
-which the resolver makes the answer is not included, and has its own column. During the update an
-event loop makes a call every half millisecond; *longest stall* is the longest delay of one of its
-steps. The column *noise* shows the same delay while nothing changes, that is, the noise of the
-machine. `python benchmarks/churn.py` shows the stalls when all instances are replaced, with DNS
-too. The garbage collector is off, except in the last column: a full run of the collector goes
-through all objects of the process, whatever triggers the run.
+*CPU* is the CPU time of the process from the lookup to the first pick from the new set. This does
+not include the time in which the resolver creates the answer, which has its own column. During the
+update an event loop makes a call every half millisecond; *longest stall* is the longest delay of
+one of its steps. The column *noise* shows the longest delay while no update happens, so it shows
+the noise of the machine. `python benchmarks/churn.py` shows the stalls when all instances are
+replaced, also with DNS. The garbage collector is off, except in the last column: a full run of the
+collector goes through all objects of the process, whatever triggers the run.
 """
 
 
