@@ -328,6 +328,7 @@ class RegistryApi:
       It is called for each request, so a token may change. Their values are secret: no error shows
       them. The attribute may be replaced during the session.
     - `ca`: a file with the certificates to trust; None means those that httpx trusts by default.
+    - `ca_hint`: how the user passes that file.
     - `hints`: by status, what the user can do about it.
 
     Enter it with `async with` on an event loop of asyncio, and with `with` on a thread. There the
@@ -342,6 +343,7 @@ class RegistryApi:
         *,
         headers: Callable[[], Mapping[str, str]] = dict,
         ca: str | os.PathLike[str] | None = None,
+        ca_hint: str = "pass ca=",
         hints: Mapping[int, str] | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -350,6 +352,7 @@ class RegistryApi:
         self.rng = random.Random()  # noqa: S311  # it spreads requests out, and keeps no secret
         self._registry = registry
         self._ca = None if ca is None else os.fspath(ca)
+        self._ca_hint = ca_hint
         self._hints = dict(hints or {})
         self._io: _Io | None = None
         self._secrets: set[str] = set()
@@ -566,7 +569,7 @@ class RegistryApi:
         if cause is not None:
             text = f"the certificate of {self} is not trusted: {cause.verify_message}"
             if cause.verify_code in _UNKNOWN_ISSUER:
-                text += "; pass ca= with the file of its certificate authority"
+                text += f"; {self._ca_hint} with the file of its certificate authority"
             return DiscoveryError(text)
         reasons = [reason for one in causes if (reason := _reason(one)) is not None]
         said = self._clean(reasons[-1] if reasons else str(error)) or type(error).__name__

@@ -1,0 +1,686 @@
+"""Consul: what a response means, the rules of blocking queries, clients, and registration.
+
+`tests/support/consul.py` is the Consul of these tests; `test_consul_double.py` keeps it honest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pickle
+import queue
+import random
+import re
+import ssl
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbclient import Instance
+from lbclient.discovery.pushed.api import Reply
+from lbclient.discovery.pushed.consul import Consul, HealthAnswers, from_url
+from lbclient.endpoint.instance import Answer
+from lbclient.errors import DiscoveryError
+from tests.support.consul import Agent, encoded
+from tests.support.slow import slow_rows
+
+TOKEN = "b1gs33cr3t-token"
+VARIABLES = (
+    "CONSUL_HTTP_ADDR",
+    "CONSUL_HTTP_SSL",
+    "CONSUL_CACERT",
+    "CONSUL_HTTP_TOKEN",
+    "CONSUL_HTTP_TOKEN_FILE",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+# What a response means
+
+
+def entry(number: int = 1, *statuses: str, node=None, **service) -> dict:
+    """An entry of the health API."""
+    return {
+        "Node": {"Node": f"node-{number}", "Address": "10.1.0.9", "Datacenter": "dc1"}
+        if node is None
+        else node,
+        "Service": {
+            "ID": f"orders-{number}",
+            "Service": "orders",
+            "Tags": ["v2"],
+            "Address": f"10.0.{number >> 8 & 255}.{number & 255}",
+            "Meta": {"zone": "eu-1a"},
+            "Port": 8000,
+            "Weights": {"Passing": 10, "Warning": 2},
+            **service,
+        },
+        "Checks": [{"Node": f"node-{number}", "CheckID": "c", "Status": one} for one in statuses],
+    }
+
+
+def reply(body: object, **headers: str) -> Reply:
+    data = body if isinstance(body, bytes) else encoded(body)
+    return Reply(200, headers, data, "Consul at http://127.0.0.1:8500")
+
+
+def read(*entries: object, passing: bool = True) -> Answer:
+    answer = HealthAnswers(passing=passing).read(reply(list(entries)))
+    assert answer is not None
+    return answer
+
+
+def test_instance():
+    """Address, port and weight come from the service; its Meta, tags, node and datacenter are
+    metadata."""
+    (found,) = read(entry(1, "passing", "passing")).instances
+    assert (found, found.weight) == (Instance("10.0.0.1", 8000), 10)
+    assert found.metadata == {
+        "zone": "eu-1a",
+        "tags": ["v2"],
+        "node": "node-1",
+        "datacenter": "dc1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("", "10.1.0.9"), (None, "10.1.0.9"), ("2001:db8::1", "2001:db8::1"), ("Db.Test", "db.test")],
+)
+def test_address(address, host):
+    """A service without an address has that of its node. Addresses of IPv6 and names are usable."""
+    (found,) = read(entry(Address=address)).instances
+    assert found.host == host
+
+
+def test_what_old_versions_leave_out():
+    """Absent or null weights, tags, metadata and checks have their defaults."""
+    bare = {"Node": {"Address": "10.0.0.1"}, "Service": {"Port": 80, "Tags": None, "Meta": None}}
+    (found,) = read(bare, {**bare, "Checks": None}).instances
+    assert (found, found.weight) == (Instance("10.0.0.1", 80), 1)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "passing", "others"),
+    [
+        ((), 10, 10),
+        (("passing",), 10, 10),
+        (("passing", "warning"), None, 2),
+        (("passing", "warning", "critical"), None, None),
+        (("critical",), None, None),
+        (("maintenance",), None, None),
+        ((None,), None, None),
+    ],
+)
+def test_status(statuses, passing, others):
+    """The worst check counts. An instance with a warning is used only with passing=False, with its
+    weight for it. A critical one, and one in maintenance, never is."""
+    for only, weight in (True, passing), (False, others):
+        found = read(entry(1, *statuses), passing=only)
+        assert [one.weight for one in found.instances] == ([] if weight is None else [weight])
+        assert found.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (5, "an entry must be an object"),
+        ({}, "Node must be an object"),
+        ({"Node": {}}, "Service must be an object"),
+        (entry(Port=0), "port must be from 1"),
+        (entry(Port="80"), "port must be"),
+        (entry(Address="", node={}), "it has no address"),
+        (entry(Address="a b"), "host must be"),
+        (entry(SocketPath="/run/x"), "Unix socket"),
+        (entry(Weights=[1]), "Weights must be an object"),
+        (entry(Weights={"Passing": -1}), "weight must be"),
+        (entry(Weights={"Passing": True}), "weight must be"),
+        (entry(Meta="x"), "Meta must be an object"),
+        ({**entry(), "Checks": {"a": 1}}, "Checks must be a list"),
+        ({**entry(), "Checks": [5]}, "a check must be an object"),
+    ],
+)
+def test_unusable_entry(bad, reason):
+    """An entry that cannot be used is left out, and the answer says why; the others are used."""
+    found = read(bad, entry(2, "passing"))
+    assert [one.host for one in found.instances] == ["10.0.0.2"]
+    (refused,) = found.refused
+    assert reason in refused.reason
+
+
+def test_unusable_entry_is_named():
+    """A refused entry is named by its service's ID and its node, escaped for logs."""
+    (refused,) = read(entry(1, ID="a\nb", Port=0)).refused
+    assert refused.record == r"a\nb on node-1"
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b"[", b"[,]", b"[1,]", b"\xff", b"[" * 9999])
+def test_no_list(body):
+    """A response that is not a JSON list is a DiscoveryError that names the agent."""
+    with pytest.raises(DiscoveryError, match=r"^Consul at http://127\."):
+        HealthAnswers(passing=True).read(reply(body))
+
+
+def test_empty_list():
+    """A service without instances gives an answer without instances."""
+    assert read() == Answer(())
+
+
+def test_token_that_may_not_read():
+    """If the agent says that the token may not read anything of the service, this is an error: an
+    empty list would not be true. If it may read a part, the answer says so."""
+    header = {"x-consul-results-filtered-by-acls": "true"}
+    with pytest.raises(DiscoveryError, match=r"token may not read this service.*service:read"):
+        HealthAnswers(passing=True).read(reply([], **header))
+    found = HealthAnswers(passing=True).read(reply([entry(1)], **header))
+    assert len(found.instances) == 1
+    assert "node:read" in found.refused[0].reason
+
+
+def test_no_news():
+    """A response that means the same as the last one is no news: also if other fields differ, such
+    as the output of a check."""
+    answers = HealthAnswers(passing=True)
+    first = entry(1, "passing")
+    assert answers.read(reply([first])) is not None
+    assert answers.read(reply([first])) is None
+    assert (
+        answers.read(reply([{**first, "Checks": [{"Status": "passing", "Output": "ok"}]}])) is None
+    )
+    assert answers.read(reply([entry(1, "passing", Tags=["v3"])])) is not None
+
+
+numbers = st.integers(0, 5)
+documents = st.lists(
+    st.builds(
+        lambda number, port, tag, status: entry(number, status, Port=port, Tags=[tag]),
+        numbers,
+        st.integers(0, 2),
+        st.sampled_from(["a", 'b},{"Node":{', "]"]),
+        st.sampled_from(["passing", "critical"]),
+    ),
+    max_size=5,
+)
+forms = st.sampled_from(
+    [encoded, encoded, encoded, lambda value: json.dumps(value, indent=1).encode()]
+)
+
+
+@given(st.lists(st.tuples(documents, forms), max_size=6))
+def test_reading_the_difference_is_reading_the_whole(sequence):
+    """Whatever changes from one response to the next, the answer is that of the whole response."""
+    answers, known = HealthAnswers(passing=True), None
+    for document, form in sequence:
+        body = reply(form(document))
+        whole = HealthAnswers(passing=True).read(body)
+        answer = answers.read(body)
+        assert whole is not None
+        if answer is not None:
+            known = answer
+        assert known == whole
+        assert [one.metadata for one in known.instances] == [
+            one.metadata for one in whole.instances
+        ]
+
+
+@pytest.mark.parametrize("share", [0.01, *slow_rows(1)], ids=["some", "all"])
+def test_fuzz(share):
+    """100,000 damaged documents: each is an answer or a DiscoveryError, the same as if the document
+    was the first one. Later documents are read correctly."""
+    rng = random.Random(19)
+    answers = HealthAnswers(passing=False)
+    good = encoded([entry(number, "passing", "warning") for number in range(6)])
+    for _ in range(int(100_000 * share)):
+        body = damaged(good, rng)
+        results = []
+        for reader in (answers, HealthAnswers(passing=False)):
+            try:
+                results.append(reader.read(reply(body)))
+            except DiscoveryError as error:
+                results.append(str(error))
+        assert all(len(one) < 400 for one in results if isinstance(one, str))
+        before = answers.read(reply(good)), answers.read(reply(good))
+        assert before[1] is None
+        if isinstance(results[0], str) or isinstance(results[1], str):
+            assert results[0] == results[1]
+        else:
+            assert results[0] in (results[1], None)
+    assert answers.read(reply([entry(1)])) == read(entry(1))
+
+
+WORDS = (
+    *(b"{", b"}", b"[", b"]", b",", b'"', b"\\", b"null", b"NaN", b"1e999", b"-1", b"[]", b"{}"),
+    *(b'},{"Node":{', b"127.0.0.1", b"critical", b"\xff", b"\x00", b'"\\ud800"', b"9" * 5000),
+)
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Cut, doubled, overwritten or spliced."""
+    found = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 5))):
+        at = rng.randrange(len(found) + 1)
+        until = min(len(found), at + rng.choice((0, 1, 2, 8, 40, 400)))
+        match rng.randrange(4):
+            case 0:
+                del found[at:until]
+            case 1:
+                found[at:at] = found[at:until]
+            case 2:
+                found[at:until] = rng.choice(WORDS)
+            case _:
+                found[at:at] = rng.choice(WORDS)
+    return bytes(found)
+
+
+# The value
+
+
+def test_value():
+    """A source is a value: it can be pickled and shared, and its repr shows what was given, without
+    the token."""
+    one = Consul("orders", "https://consul.test:8501", "v2", "eu", "_agent", False, TOKEN)
+    again = pickle.loads(pickle.dumps(one))
+    for each in one, again:
+        assert repr(each) == (
+            "Consul('orders', address='https://consul.test:8501', tag='v2', dc='eu', "
+            "near='_agent', passing=False)"
+        )
+        assert (each.name, each.token) == ("orders", TOKEN)
+    assert repr(Consul("Orders")) == "Consul('Orders')"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "name"),
+    [
+        ({"service": ""}, ValueError, "service"),
+        ({"service": "a b"}, ValueError, "service"),
+        ({"service": None}, TypeError, "service"),
+        ({"address": ""}, ValueError, "address"),
+        ({"address": 8500}, TypeError, "address"),
+        ({"address": "ftp://h"}, ValueError, "address"),
+        ({"address": f"http://u:{TOKEN}@h:1"}, ValueError, "address"),
+        ({"address": f"http://h:1?token={TOKEN}"}, ValueError, "address"),
+        ({"address": "h:99999"}, ValueError, "address"),
+        ({"address": "unix:///run/consul.sock"}, ValueError, "address must be a TCP address"),
+        ({"tag": ""}, ValueError, "tag"),
+        ({"tag": ["v2"]}, TypeError, "tag"),
+        ({"dc": 1}, TypeError, "dc"),
+        ({"near": "a\nb"}, ValueError, "near"),
+        ({"passing": "no"}, TypeError, "passing"),
+        ({"token": ""}, ValueError, "token"),
+        ({"token": f"{TOKEN}\n{TOKEN}"}, ValueError, "token"),
+        ({"token": 5}, TypeError, "token"),
+    ],
+)
+def test_bad_argument(arguments, error, name):
+    """K1: an invalid argument is refused at construction by an error that names it, and shows no
+    secret."""
+    with pytest.raises(error, match=rf"^{name}\b") as caught:
+        Consul(**{"service": "orders", **arguments})
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "url"),
+    [
+        (None, {}, "http://127.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_ADDR": ""}, "http://127.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_ADDR": "10.0.0.1:8500"}, "http://10.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_ADDR": "[::1]:8500"}, "http://[::1]:8500"),
+        (None, {"CONSUL_HTTP_ADDR": "https://c.test/base/"}, "https://c.test/base"),
+        (None, {"CONSUL_HTTP_SSL": "true"}, "https://127.0.0.1:8500"),
+        (None, {"CONSUL_HTTP_SSL": "1", "CONSUL_HTTP_ADDR": "http://h:1"}, "https://h:1"),
+        (None, {"CONSUL_HTTP_SSL": "false", "CONSUL_HTTP_ADDR": "h:1"}, "http://h:1"),
+        ("127.0.0.1:1", {"CONSUL_HTTP_ADDR": "h:2"}, "http://127.0.0.1:1"),
+        ("h:1", {"CONSUL_HTTP_SSL": "T"}, "https://h:1"),
+        ("http://h:1", {"CONSUL_HTTP_SSL": "true"}, "http://h:1"),
+    ],
+)
+def test_where_the_agent_is(address, variables, url, monkeypatch):
+    """`address`, else CONSUL_HTTP_ADDR, else 127.0.0.1:8500. CONSUL_HTTP_SSL=true means https, as
+    for Consul's own client, unless `address` has a scheme."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Consul("orders", address).session().url == url
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"CONSUL_HTTP_ADDR": "unix:///run/c.sock"}, "CONSUL_HTTP_ADDR must be a TCP address"),
+        ({"CONSUL_HTTP_ADDR": f"http://u:{TOKEN}@h"}, "CONSUL_HTTP_ADDR must not contain a user"),
+        ({"CONSUL_HTTP_SSL": "maybe"}, "CONSUL_HTTP_SSL must be true or false"),
+        ({"CONSUL_HTTP_TOKEN": f"{TOKEN} x"}, "CONSUL_HTTP_TOKEN must be printable"),
+        ({"CONSUL_HTTP_TOKEN_FILE": "/nowhere"}, "CONSUL_HTTP_TOKEN_FILE cannot be read"),
+    ],
+)
+def test_bad_variable(variables, reason, monkeypatch):
+    """A variable of the environment that cannot be used is a DiscoveryError that names it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DiscoveryError, match=f"^{reason}") as caught:
+        Consul("orders").session().headers()
+    assert TOKEN not in str(caught.value)
+
+
+def test_token(tmp_path: Path, monkeypatch):
+    """`token`, else the file of CONSUL_HTTP_TOKEN_FILE, else CONSUL_HTTP_TOKEN. A file is read
+    again for each request."""
+
+    def sent(token: str | os.PathLike[str] | None = None) -> str | None:
+        return Consul("orders", token=token).session().headers().get("X-Consul-Token")
+
+    assert sent() is None
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "of-the-environment")
+    assert sent() == "of-the-environment"
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    assert sent(file) == "first"
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN_FILE", str(file))
+    assert sent() == "first"
+    assert sent("given") == "given"
+    session = Consul("orders").session()
+    file.write_text("second")
+    assert session.headers() == {"X-Consul-Token": "second"}
+
+
+def of_url(text: str) -> Consul:
+    url = urlsplit(text)
+    pairs = [one.partition("=")[::2] for one in url.query.split("&") if one]
+    return from_url(url, dict(pairs))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http+consul://orders", "Consul('orders')"),
+        ("http+consul://orders?tag=v2&dc=eu", "Consul('orders', tag='v2', dc='eu')"),
+        ("http+consul://orders/api?near=_agent", "Consul('orders', near='_agent')"),
+        ("http+consul://orders?passing=false", "Consul('orders', passing=False)"),
+        ("http+consul://orders?passing=1", "Consul('orders')"),
+    ],
+)
+def test_url(url, shown):
+    """A URL names the service, and in its query the same arguments as `Consul`."""
+    assert repr(of_url(url)) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http+consul://orders:80",
+        "http+consul://",
+        "http+consul://orders?tag=",
+        "http+consul://orders?passing=maybe",
+    ],
+)
+def test_bad_url(url):
+    """K1: a URL that cannot be used is refused by an error that names `service`."""
+    with pytest.raises(ValueError, match=r"^service"):
+        of_url(url)
+
+
+# A watch
+
+
+class Watch:
+    """A running watch, and what it has reported: answers, "alive", and its error."""
+
+    def __init__(self, source: Consul) -> None:
+        self.source = source
+        self.heard: queue.SimpleQueue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.source.watch(self.heard.put, lambda: self.heard.put("alive"))
+        except DiscoveryError as error:
+            self.heard.put(error)
+
+    def next(self):
+        return self.heard.get(timeout=20)
+
+    def hosts(self) -> list[str]:
+        """The instances of the next answer."""
+        while (found := self.next()) == "alive":
+            pass
+        assert isinstance(found, Answer), found
+        return [str(one) for one in found.instances]
+
+    def stop(self) -> None:
+        self.source.close()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def agent():
+    with Agent(datacenters=("dc1", "eu")) as agent:
+        yield agent
+
+
+@pytest.fixture
+def watch():
+    started: list[Watch] = []
+
+    def start(*arguments, **options) -> Watch:
+        started.append(Watch(Consul(*arguments, **options)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def test_watch(agent, watch):
+    """The first answer has all instances, and each later one comes when Consul has a change."""
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    assert one.hosts() == ["10.0.0.1:80"]
+    agent.add("orders", "10.0.0.2", 80, service_id="second")
+    assert one.hosts() == ["10.0.0.1:80", "10.0.0.2:80"]
+    agent.mark("orders-80", "critical")
+    assert one.hosts() == ["10.0.0.2:80"]
+    agent.mark("orders-80", "passing")
+    assert one.hosts() == ["10.0.0.1:80", "10.0.0.2:80"]
+    agent.remove("second")
+    assert one.hosts() == ["10.0.0.1:80"]
+    agent.mark_node("node-1", "critical")
+    assert one.hosts() == []
+
+
+def test_queries(agent, watch):
+    """The first query does not block. The others name the last index, and wait for 4.5 to 5
+    minutes."""
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    one.hosts()
+    agent.until_blocked()
+    agent.touch("orders")
+    assert one.next() == "alive"
+    agent.until_asked(3)
+    first, *others = agent.asked()
+    assert first.params == {"passing": ["1"]}
+    assert [int(query.get("index")) for query in others] == [11, 12]
+    assert all(270 <= int(query.get("wait").removesuffix("s")) <= 300 for query in others)
+
+
+def test_filters(agent, watch):
+    """Tag, datacenter and neighbour are part of the query, and so is passing=False."""
+    agent.add("orders", "10.0.0.1", 80, tags=["v1"])
+    agent.add("orders", "10.0.0.2", 81, tags=["v2"], node="far", distance=9)
+    agent.add("orders", "10.0.0.3", 82, tags=["v2"], node="near", status="warning", warning=5)
+    agent.add("orders", "10.0.0.4", 83, tags=["v2"], node="abroad", dc="eu")
+    assert watch("orders", agent.address, tag="v2").hosts() == ["10.0.0.2:81"]
+    assert watch("orders", agent.address, dc="eu").hosts() == ["10.0.0.4:83"]
+    one = watch("orders", agent.address, tag="v2", near="_agent", passing=False)
+    assert one.hosts() == ["10.0.0.3:82", "10.0.0.2:81"]
+
+
+def test_index_that_goes_back(agent, watch):
+    """After an index that is lower than the last one, the next query names none, and later changes
+    are seen."""
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    one.hosts()
+    agent.until_blocked()
+    agent.rewind(3)
+    agent.until_asked(4)
+    assert [query.get("index") for query in agent.asked()] == [None, "11", None, "3"]
+    agent.until_blocked()
+    agent.add("orders", "10.0.0.2", 81)
+    assert one.hosts() == ["10.0.0.1:80", "10.0.0.2:81"]
+
+
+def test_index_of_zero(agent, watch):
+    """An index of 0, a bug of some versions, counts as 1, so that the next query blocks."""
+    agent.index_of = lambda _: 0
+    watch("orders", agent.address).hosts()
+    agent.until_asked(2)
+    assert agent.asked()[1].get("index") == "1"
+
+
+@pytest.mark.parametrize("index", [None, "", "-1", "1.5", "x", "9" * 40])
+def test_index_that_is_none(agent, watch, index):
+    """A response without a valid index is an error, since nothing could be waited for."""
+    agent.index_of = lambda _: index
+    found = watch("orders", agent.address).next()
+    assert isinstance(found, DiscoveryError)
+    assert "did not send X-Consul-Index" in str(found)
+
+
+@pytest.mark.slow
+def test_index_that_jumps_at_once(agent, watch):
+    """A query that returns at once, again and again, is repeated once a second, apart from the
+    first ones."""
+    counter = itertools.count(100)
+    agent.add("orders", "10.0.0.1", 80)
+    agent.index_of = lambda _: next(counter)
+    agent.index = 10**9
+    agent.touch("orders")
+    watch("orders", agent.address)
+    agent.until_asked(8)
+    times = [query.at for query in agent.asked()]
+    assert times[7] - times[0] > 4.5
+
+
+def test_burst_of_changes(agent, watch):
+    """Many changes in a row need few queries, and the last one is seen."""
+    one = watch("orders", agent.address)
+    one.hosts()
+    for number in range(200):
+        agent.add("orders", "10.0.0.1", 1000 + number)
+    while len(found := one.hosts()) < 200:
+        assert found
+    assert len(agent.asked()) < 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((500, "No cluster leader"), "with status 500: No cluster leader"),
+        ((500, "rpc error making call: EOF"), "with status 500: rpc error"),
+        ((403, "ACL not found"), r"does not permit GET /v1/health/service/orders \(403\): ACL not"),
+        ((404, ""), "knows no /v1/health/service/orders"),
+        ((429, "Your IP is issuing too many concurrent connections"), "status 429"),
+        ((500, f"token {TOKEN}\n\x1b[31m"), r"token \.\.\."),
+    ],
+)
+def test_agent_that_refuses(agent, watch, fault, reason):
+    """An error of the agent is a DiscoveryError in one line that names it and its reason, and never
+    shows the token."""
+    agent.fault = lambda _: fault
+    found = watch("orders", agent.address, token=TOKEN).next()
+    assert isinstance(found, DiscoveryError)
+    text = str(found)
+    assert re.search(reason, text)
+    assert text.startswith(f"Consul at {agent.address} ")
+    assert TOKEN not in text
+    assert text.isprintable()
+
+
+def test_leader_that_is_lost(agent, watch):
+    """A query that blocks while the cluster loses its leader ends with the error of the agent."""
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    one.hosts()
+    agent.until_blocked()
+    agent.leader = False
+    agent.touch("other")
+    assert "No cluster leader" in str(one.next())
+
+
+def test_agent_that_is_gone(dead_port, watch):
+    """A refused connection is a DiscoveryError that names the agent."""
+    text = str(watch("orders", f"127.0.0.1:{dead_port}").next())
+    assert f"Consul at http://127.0.0.1:{dead_port} cannot be reached" in text
+
+
+def test_agent_that_ends_during_a_query(agent, watch):
+    """An agent that ends while a query blocks ends the watch at once."""
+    one = watch("orders", agent.address)
+    one.hosts()
+    agent.until_blocked()
+    agent.stop()
+    assert "connection to Consul" in str(one.next())
+
+
+def test_tls(watch, monkeypatch, tmp_path):
+    """CONSUL_CACERT names the certificate authority of an agent with TLS. Without it the error says
+    so, and the token is not sent."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with Agent(tls=context) as agent:
+        agent.add("orders", "10.0.0.1", 80)
+        text = str(watch("orders", agent.address, token=TOKEN).next())
+        assert "is not trusted" in text
+        assert "set CONSUL_CACERT" in text
+        assert not agent.queries
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        monkeypatch.setenv("CONSUL_CACERT", str(tmp_path / "ca.pem"))
+        assert watch("orders", agent.address).hosts() == ["10.0.0.1:80"]
+
+
+READS = (("service", "orders", "read"), ("node_prefix", "", "read"))
+
+
+def test_acl(watch):
+    """With ACLs, a token needs service:read and node:read. An unknown token is refused, and one
+    that may not read the service gets an error that says so. Without a token there is no answer
+    with instances."""
+    policies = {TOKEN: READS, "of-others": (("service", "users", "read"),), "": ()}
+    with Agent(policies=policies) as agent:
+        agent.add("orders", "10.0.0.1", 80)
+        assert watch("orders", agent.address, token=TOKEN).hosts() == ["10.0.0.1:80"]
+        assert "ACL not found" in str(watch("orders", agent.address, token="unknown").next())
+        text = str(watch("orders", agent.address, token="of-others").next())
+        assert "may not read this service; it needs service:read" in text
+        assert watch("orders", agent.address).hosts() == []
+
+
+def test_token_that_is_replaced(watch, tmp_path):
+    """A new token in the file is used from the next query on."""
+    file = tmp_path / "token"
+    file.write_text("first")
+    with Agent(policies={"first": READS, "second": READS}) as agent:
+        agent.add("orders", "10.0.0.1", 80)
+        one = watch("orders", agent.address, token=file)
+        one.hosts()
+        agent.until_blocked()
+        file.write_text("second")
+        agent.touch("orders")
+        agent.until_asked(3)
+        tokens = [query.headers["x-consul-token"] for query in agent.asked()]
+        assert tokens == ["first", "first", "second"]
