@@ -90,7 +90,7 @@ class _Request:
 
     A server reports a disconnect only through `receive`, and an application may never call
     `receive`. So once the whole body has been received, a task calls `receive`. If the headers
-    announce a body, it is not read ahead.
+    announce a body, only the application reads it.
     """
 
     def __init__(self, deadline: Deadline, scope: Scope, receive: Receive, send: Send) -> None:

@@ -121,8 +121,8 @@ class Expiry(Deadline):
     """
 
     def noticed(self) -> None:
-        """Called by the timer that ends the attempt. Record whether the timer fired much too
-        late."""
+        """Record whether the timer that ends the attempt has fired much too late. The timer calls
+        this method."""
         self.missed = STOOD_STILL < self.clock() - self.at < math.inf
 
     def expire(self) -> None:
@@ -166,8 +166,8 @@ def applicable(innermost: Deadline | None, scope: object = None) -> Iterator[Dea
 
 
 def time_left() -> float | None:
-    """Return the seconds that are left for the code that calls this function: the least of what the
-    current attempt and the `lbclient.deadline` blocks around it have left.
+    """Return the seconds that are left for the code that calls this function. If both the current
+    attempt and blocks of `lbclient.deadline` limit it, the smallest of their times is returned.
 
     Returns None if there is neither `deadline` nor `attempt_timeout`. Use it in the function passed
     to `Balancer.call` or `acall`, in a transport made by `transport=`, and in code of a block or

@@ -9,7 +9,7 @@ __all__ = ["Pause", "Signal"]
 
 
 class Signal:
-    """A flag that is set once, from any thread, and wakes one listener.
+    """A flag that is set once, from any thread, and then calls one function (the listener).
 
     If the flag is already set when a listener is added, the listener is called at once.
     """

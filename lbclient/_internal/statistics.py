@@ -11,7 +11,8 @@ V = TypeVar("V", float, float | None)
 
 
 class Ewma(Generic[V]):
-    """An exponentially weighted moving average: `value` moves to each sample by `gain` of the way.
+    """An exponentially weighted moving average. Each sample changes `value` by the part `gain` of
+    the difference between them.
 
     `value` is the number to start from, or None: then the first sample becomes the value. The
     weight of an old sample depends on the number of later samples, not on its age, as in TCP's

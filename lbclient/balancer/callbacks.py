@@ -37,7 +37,7 @@ class Alarm(Protocol):
 
 
 Rest = Callable[[Pause, Callable[[], None]], Alarm]
-"""Calls the function once the pause is over."""
+"""Begins a pause, and calls the function once the pause is over."""
 
 
 class _ScheduledPause:
@@ -217,8 +217,8 @@ class CallbackRun(Generic[R]):
         else:
             self._awaited[step] = None
             try:
-                # In a copy: another thread may end the attempt, in this context, before `begin`
-                # returns.
+                # Run in a copy of the context: another thread may end the attempt, in the context
+                # itself, before `begin` returns.
                 self._context.copy().run(self._begin, step)
             except BaseException as error:  # noqa: BLE001  # it ends the attempt
                 self.finish(step, error=error)

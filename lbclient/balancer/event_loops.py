@@ -51,8 +51,8 @@ def running_loop() -> object:
 
 
 def call_soon(loop: object, call: Callable[[], object]) -> bool:
-    """Make an event loop call a function soon. Any thread may use this function, even in a
-    finalizer. Returns False if the loop has ended."""
+    """Make an event loop call a function soon. Any thread may use `call_soon`, even in a finalizer.
+    Returns False if the loop has ended."""
     try:
         if isinstance(loop, asyncio.AbstractEventLoop):
             loop.call_soon_threadsafe(call, context=Context())

@@ -90,7 +90,8 @@ def _calling(function: Callable[[Instance], bool]) -> Check:
 
 
 class CheckExecutor(Protocol):
-    """Runs checks, and yields each subject with its error, or None, as soon as its check ends."""
+    """Runs checks, each of one subject such as an endpoint. As soon as a check ends, yields the
+    subject with the error of the check, or None."""
 
     def __call__(
         self, check: Callable[[S, Expiry], None], subjects: Iterable[S], seconds: float

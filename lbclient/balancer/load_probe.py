@@ -195,7 +195,7 @@ class Prober:
         """Run one round of probes, after `claim`. This method does not wait for the answers."""
         answers, self._answers = self._answers, 0
         self.next_at = self.clock() + self._policy.interval if answers else math.inf
-        self._asleep = not answers  # last, since `_wake` sets `next_at`
+        self._asleep = not answers  # set last, since `_wake` sets `next_at`
         for endpoint in self._drawn(answers) if answers else ():
             self._begin(endpoint)
 

@@ -15,16 +15,16 @@ __all__ = ["InstanceSnapshot", "ServiceSnapshot", "snapshot_of"]
 
 @dataclass(frozen=True, slots=True)
 class InstanceSnapshot:
-    """One instance.
+    """The state of one instance at one moment.
 
     - `in_flight`: the number of attempts in flight.
     - `breaker`: the state of its breaker.
-    - `attempts`, `failures`: attempts and faults so far.
+    - `attempts`, `failures`: the number of attempts and of faults so far.
     - `latency`: a moving mean of the time of attempts that the instance answered, in seconds; None
       before the first answer.
     - `standing`: `"serving"`, or the reason why the instance is out of rotation: `"ejected"`,
-      `"unhealthy"` (by active checks), `"open"` or `"half-open"` (its breaker), `"resting"`
-      (`Retry-After`, or a rate limit).
+      `"unhealthy"` (its active checks fail), `"open"` or `"half-open"` (the state of its breaker),
+      `"resting"` (it backs off because of `Retry-After` or a rate limit).
     """
 
     instance: Instance

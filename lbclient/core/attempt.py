@@ -253,9 +253,8 @@ class Attempt(Generic[R]):
             self.expiry.at = math.inf if self._call.deadline is None else self._call.deadline
 
     def finish(self, error: BaseException | None = None) -> None:
-        """End the attempt: the body has ended, was closed, or broke with `error`. May be called
-        twice.
-        """
+        """End the attempt: the body has ended, was closed, or failed with `error`. May be called
+        twice."""
         if error is None:
             self._close(self.verdict, release=True)
         else:

@@ -263,8 +263,9 @@ class Call(CallState[R]):
     def result(self) -> R:
         """Return the final result, or raise the final error. May be called once.
 
-        The call keeps no reference to the result. An error refers to frames that refer to the call,
-        and a response in such a cycle would live until the garbage collector runs.
+        The call keeps no reference to the result. A raised error refers to frames, and these refer
+        to the call. If the call referred to a response, the response would be part of this
+        reference cycle, and stay in memory until the garbage collector runs.
         """
         if (race := self.race) is None:
             last, self.last = self.last, None

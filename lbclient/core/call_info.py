@@ -56,8 +56,8 @@ class CallInfo(NamedTuple):
 def call_info(outcome: object) -> CallInfo:
     """Return the record of the call that returned this response, or raised this exception.
 
-    An exception of a call without an attempt has an empty record. Raises ValueError for a response
-    that is not from lbclient.
+    If the call made no attempt, the record is empty. Raises ValueError for a response that is not
+    from lbclient.
     """
     if isinstance(outcome, BaseException):
         return CallInfo(_of(outcome), getattr(outcome, _STOPPED, None))

@@ -425,11 +425,11 @@ class Engine:
     def _record_client_error(self, endpoint: Endpoint, started: float) -> float:
         """Record a client error (4xx), and return the weight with which it counts as a failure.
 
-        The weight is ((own - all) / (1 - all))². Here own is the share of client errors of this
-        instance, and all is their share over all instances. Every instance refuses a wrong request.
-        If only one instance refuses requests, this instance has a problem (such as a wrong token or
-        configuration). It also answers fast, so without this weight it would get more and more
-        calls.
+        The weight is ((own - all) / (1 - all))². Here own is the share of client errors among the
+        answers of this instance, and all is the same share over all instances. Every instance
+        refuses a wrong request. If only one instance refuses requests, this instance has a problem
+        (such as a wrong token or configuration). It also answers fast, so without this weight it
+        would get more and more calls.
         """
         size = max(1, len(self.pool))
         own = endpoint.client_errors.count(endpoint.attempts, _SHARE_GAIN)

@@ -114,7 +114,7 @@ class Lanes(Generic[R]):
     Iteration yields the steps that run concurrently with the lane of the call itself: first the
     pause before the hedge, and then the lane of the hedge. Then the driver waits for `done`, or for
     both lanes. Leaving the context cancels the attempts that are still in flight, and raises the
-    exception of a lane. A lane may continue after that, and ends by itself.
+    exception of a lane, if there is one. A lane may continue after that, and ends by itself.
     """
 
     def __init__(self, call: Call[R], after: float) -> None:
@@ -187,7 +187,8 @@ class Lanes(Generic[R]):
 
 
 class Lane(Generic[R]):
-    """The steps of a call, or of its hedge, which run concurrently."""
+    """One of the two concurrent sequences of steps of a hedged call: the steps of the call itself,
+    or those of its hedge."""
 
     __slots__ = ("_lanes", "leftover", "steps")
 

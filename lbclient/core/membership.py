@@ -95,8 +95,8 @@ class Membership:
         self.health_monitor: PeriodicJob | None = None
         self._left: list[Endpoint] = []
         self._departed = False
-        """True if instances have left or moved, so that listeners should close their
-        connections."""
+        """True if instances have left or have new addresses, so that listeners should close
+        connections to them."""
         self.generation: object = None
         """The scheduler's generation when the jobs were scheduled; it changes with a fork."""
         self.ended: bool = False
@@ -155,8 +155,8 @@ class Membership:
         if self.pool.after_fork() and not self.subscription.stopped:
             self.subscription.next_at = -math.inf
         if (subset := self._subset.after_fork()) is not None:
-            # This is not counted or reported: a thread that was not forked may hold the locks of
-            # the user's telemetry.
+            # This is not counted or reported: a thread of the parent may hold the locks of the
+            # user's telemetry.
             self.pool.take(self.pool.plan(subset, self.subscription.clock()))
 
     def request_refresh(self, now: float) -> None:

@@ -253,14 +253,13 @@ class Picker:
                 self._learning.recovered()
 
     def tripped(self, now: float) -> None:
-        """Record that a breaker has opened. The next probe of last resort waits `reset_timeout`
-        from now."""
+        """Record that a breaker has opened. While no endpoint is in rotation, the next probe is
+        sent `reset_timeout` seconds from now at the earliest."""
         self._last_probe = now
 
     def _probe(self, call: PickRequest, now: float, *, needed: bool) -> Pick | None:
-        """Pick a probe that is due. This happens before the strategy picks, preferably for a call
-        that may be repeated.
-        """
+        """Return a pick for a probe that is due, or None. This method is called before the strategy
+        picks. Probes are preferably given to calls that may be repeated."""
         endpoint = self._pool.probe_due(now)
         if endpoint is None or endpoint in call.tried or self._limits.full(endpoint):
             return None
@@ -270,9 +269,8 @@ class Picker:
         return self._probing(endpoint, now)
 
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
-        """Pick although no endpoint is admissible: an endpoint that only backs off, or else one
-        probe every `reset_timeout`.
-        """
+        """Pick an endpoint although none is in rotation. This is an endpoint that only backs off,
+        or else a probe, at most one every `reset_timeout` seconds."""
         if (soonest := self._pool.backing_off(now)) is not None and soonest not in call.under_way:
             return FULL if self._full(soonest) else self._let(soonest, "resting", now)
         if now - self._last_probe < self._patience:

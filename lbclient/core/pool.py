@@ -43,7 +43,8 @@ _SHOWN = 10
 
 
 class Subset:
-    """At most `limit` instances (None: all), drawn at random, and kept while they are known.
+    """At most `limit` instances (None: all), drawn at random, and kept as long as discovery returns
+    them.
 
     The method is rendezvous hashing (Thaler and Ravishankar 1998): each client ranks instances by a
     hash with a seed of its own. So an instance that joins or leaves changes at most one member of
@@ -198,7 +199,8 @@ class Pool:
         self._stale_at = 0.0
         self._dirty: dict[Endpoint, None] = {}
         self.open_breakers: list[Endpoint] = []
-        """Endpoints that are out of rotation only because of their breaker, as last computed."""
+        """Endpoints that are out of rotation only because of their breaker, as computed most
+        recently."""
         self._health_ignored = False
         self._updating = False
         self.membership: int = 0
@@ -283,7 +285,8 @@ class Pool:
         self._stale_at = -math.inf
 
     def expedite_probes(self, now: float, rng: random.Random) -> None:
-        """Shorten long open periods of other breakers, since a probe has closed one."""
+        """Shorten the open periods of other breakers, since a probe has closed the breaker of one
+        endpoint."""
         for endpoint in self.open_breakers:
             endpoint.breaker.expedite_probe(now, rng)
 

@@ -152,11 +152,11 @@ class Reachability:
     The failure is the instance's fault only if other instances can be reached. If none can be
     reached, the network is down. In this case a failure must not be a fault. Otherwise all
     instances would be out of rotation, and none would be available when the network is back. So the
-    first failure of an instance is not a fault, and starts a wait for a proof. The proof is an
-    attempt to any instance that was sent after the failure, and that its instance answered or
-    refused: the network works. Once there is a proof, the next failure is a fault, and starts the
-    next wait. Each failure that starts a wait begins a new epoch. An attempt stores the epoch in
-    which it was sent, so it is known whether the attempt was sent after a failure.
+    first failure to reach an instance is not a fault. It starts a wait for a proof that the network
+    works. Such a proof is an attempt to any instance that was sent after the failure and reached
+    its instance (which answered it or refused it). Once there is a proof, the next failure is a
+    fault, and starts the next wait. Each failure that starts a wait begins a new epoch. An attempt
+    stores the epoch in which it was sent, so it is known whether it was sent after a failure.
     """
 
     def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:

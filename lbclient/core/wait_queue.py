@@ -34,7 +34,7 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self.waiting: dict[Signal, int | None] = {}
-        """The caller of each waiting call, by its signal. Almost always empty."""
+        """Maps the signal of each waiting call to its caller. Almost always empty."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
         self.retries: dict[Signal, Collection[object]] = {}
         """The retries that wait separately, in the order of their turns. Each has the endpoints
@@ -51,12 +51,13 @@ class WaitQueue:
 
     @property
     def turns(self) -> Mapping[int | None, Mapping[Signal, None]]:
-        """The calls of each caller in order of arrival; the callers in the order of their turns."""
+        """The callers in the order of their turns, each with its waiting calls in order of
+        arrival."""
         return self._turns
 
     def looks(self, signal: Signal) -> bool:
-        """True if the call of `signal` may look for a slot: it is its turn, or it is a retry that
-        waits separately."""
+        """True if the call of `signal` may look for a slot: its turn has come, or it is a retry
+        that waits separately."""
         return signal in self.retries or (bool(self.waiting) and self.first is signal)
 
     def leads(self, signal: Signal) -> bool:
@@ -68,7 +69,7 @@ class WaitQueue:
         return bool(self.waiting) and self.first is signal
 
     def passes(self, signal: Signal | None) -> bool:
-        """True if a call may look for a slot now: it is its turn, or it is a retry that waits
+        """True if a call may look for a slot now: its turn has come, or it is a retry that waits
         separately. If the call whose turn it is cannot be woken any more, it is removed first. Use
         only while a call waits."""
         if signal in self.retries:
@@ -135,9 +136,9 @@ class WaitQueue:
     def leave(self, signal: Signal, *, served: bool = False, free: Iterable[object] = ()) -> None:
         """Remove a call that has given up, or was `served`, which ends its caller's turn.
 
-        If the call was the first in the queue, the next call is woken: there may be a slot for
-        both, or the first call did not take the slot for which it was woken. If the call waited
-        separately, other calls may take the slots at the `free` endpoints.
+        If the call was the first in the queue, the next call is woken. There may be another free
+        slot, or the first call may not have taken the slot for which it was woken. If the call
+        waited separately, other calls may take the slots at the `free` endpoints.
         """
         if signal in self.retries:
             self._hand_over(signal, free)

@@ -53,7 +53,7 @@ _LATENCIES = 1.5
 
 The breaker opens at once if the number of attempts that were sent during the run is at most
 `_SPREAD` times the number of faults. Otherwise it opens once the attempt of the first fault was
-sent at least `_LATENCIES` mean latencies ago.
+sent at least `_LATENCIES` times the mean latency ago.
 """
 
 

@@ -1,8 +1,8 @@
 """Classifiers: they say what a finished attempt means for the breaker, the load and retries.
 
 A classifier is a function of the result, or of the exception, of one attempt. Users pass their
-classifier as `judge=`. The default below knows only the network errors of the operating system. The
-HTTP binding has a classifier of its own.
+classifier as `judge=`. The default classifier in this module knows only the network errors of the
+operating system. The HTTP binding has a classifier of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Verdict:
       carried out, so any call is retried, the first time without a delay if another instance is
       known.
     - `rest`: seconds for which this instance asked for a back-off (`Retry-After`).
-    - `backoff`: wait before the next attempt even if nothing was sent.
+    - `backoff`: there is a delay before the next attempt, even if nothing was sent.
     - `rejected`: the instance answered that it does not serve this call now (HTTP's 429). Set
       `rejected` for a result that must be retried but is not a fault and has no `rest`.
     - `unsent`: the result says that the instance did not read the call (408 on a connection that
@@ -139,8 +139,9 @@ _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 def local_origin(error: BaseException | None) -> Verdict | None:
     """The verdict on an error that arose on this host before anything was sent, else None.
 
-    "Local origin" is Envoy's term: exhausted resources, or no route to the destination. The error
-    may wrap an error of the operating system, as the errors of HTTP clients and event loops do.
+    "Local origin" is Envoy's term for such errors: resources are exhausted, or there is no route to
+    the destination. The error may wrap an error of the operating system, as the errors of HTTP
+    clients and event loops do.
     """
     found = [_local_origin(one) for one in _system_errors(error)]
     verdicts = [one for one in found if one is not None]

@@ -291,7 +291,8 @@ def _parts(url: object) -> tuple[str, str, int, str]:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRecord:
-    """A record that discovery did not use, and why. `record` is escaped for logs and screens."""
+    """A record that discovery did not use, and the reason for this. `record` is escaped for logs
+    and screens."""
 
     record: str
     reason: str
@@ -306,7 +307,7 @@ class Answer:
     """The answer of a `Resolver`: the full set of instances, valid for `ttl` seconds.
 
     `ttl=None` means that the set never changes. If there are two entries for one instance, the
-    entry with the lower priority counts; if the priorities are equal, the entry with the larger
+    entry with the lower priority is used; if the priorities are equal, the entry with the larger
     weight. `refused` lists the records that were left out.
     """
 

@@ -132,11 +132,11 @@ class Client(_BalancedClient, DirectClient):
         "idempotent": True      # the call may be repeated even if it may have been carried out
         "deadline": 0.5         # seconds for the whole call, including redirects and the body
         "key": "user-42"        # a strategy such as "consistent-hash" picks by this value
-        "caller": "tenant-7"    # callers whose requests wait for a limit take turns
+        "caller": "tenant-7"    # callers whose requests wait for a slot take turns
 
-    If an instance fails, a call raises httpx's own exception. Other errors are a
-    LoadBalancingError, which is an `httpx.TransportError` too: DiscoveryError,
-    NoInstanceAvailable, DeadlineExceeded, or a request for another origin.
+    If an instance fails, a call raises httpx's own exception. Errors of lbclient itself, such as
+    DiscoveryError, NoInstanceAvailable and DeadlineExceeded, are LoadBalancingErrors, and also
+    `httpx.TransportError`s. A request for another origin raises a LoadBalancingError too.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """

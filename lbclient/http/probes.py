@@ -107,7 +107,7 @@ class _Probe:
         headers = httpx.Headers({"Host": target.authority_at(instance), **self._headers})
         headers.update(self._more)
         # The transport puts the instance's base path before this path, but only if it differs from
-        # the base path of the service. Otherwise it is added here.
+        # the base path of the service. Otherwise the base path is added here.
         path = f"{target.path}{self._path}" if instance.path == target.path else self._path
         return httpx.Request("GET", f"{target.origin}{path}", headers=headers)
 

@@ -170,8 +170,8 @@ def below(base: str, request: httpx.Request) -> httpx.Request:
 
 
 def given_target(target: bytes, path: bytes) -> bytes:
-    """Return the request target to send, if the caller has set `target` with the extension of this
-    name. If it is a path, `path` is put before it."""
+    """Return the request target to send, for a request whose extension `target` is set. If `target`
+    is a path, the base path `path` is put before it."""
     return path + target if target.startswith(b"/") else target
 
 

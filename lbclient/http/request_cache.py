@@ -1,5 +1,5 @@
 """Data that a client reuses for later requests: parsed URLs, and requests that serve as patterns.
-Also parses cookies only when needed.
+The module also contains cookies that are parsed only if a response sets them.
 
 httpx merges the client's headers, cookies, parameters and timeouts into every request, which takes
 a quarter of the time of a call. Between two calls of one client usually only the URL changes. So if
@@ -36,9 +36,9 @@ threads always see all three together."""
 
 
 class LazyCookies(httpx.Cookies):
-    """Cookies that look for cookies in a response only if it sets any. httpx builds two objects of
-    the standard library for each response and scans its headers twice, which takes a tenth of the
-    time of a call."""
+    """A cookie store that parses the headers of a response only if the response sets cookies. httpx
+    would build two objects of the standard library for each response and scan its headers twice,
+    which takes a tenth of the time of a call."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Store the cookies that the response sets."""
@@ -48,8 +48,8 @@ class LazyCookies(httpx.Cookies):
 
 
 class UrlCache:
-    """A cache of absolute URLs, by the URLs that calls pass, for one base URL. It is emptied when
-    it is full, or when the base URL changes."""
+    """A cache for one base URL. It maps the URL that a call passes to the absolute URL. The cache
+    is emptied when it is full, or when the base URL changes."""
 
     __slots__ = ("_state",)
 
@@ -145,8 +145,9 @@ def _asks_for_nothing(options: Mapping[str, Any]) -> bool:
 
 
 def _has_headers(request: httpx.Request, headers: Fields) -> bool:
-    """Return True if the request ends with these headers, which are those of the client. They may
-    differ if another thread has changed the client's headers meanwhile, and changed them back."""
+    """Return True if the last headers of the request are `headers`, the headers of the client. They
+    may differ if another thread has changed the client's headers meanwhile, and changed them back.
+    """
     found, theirs = request.headers.raw, [(name, value) for name, _, value in headers]
     own = found[: max(0, len(found) - len(theirs))]
     return found[len(own) :] == theirs and all(name.lower() in _OWN for name, _ in own)

@@ -95,8 +95,8 @@ _LENIENT = True
 class Content(httpx.ByteStream):
     """A body that was read before its response was returned.
 
-    The transport sets the attribute `elapsed` of the response. Otherwise httpx sets it when the
-    body is read or closed, but this body is not read or closed again.
+    The transport sets the attribute `elapsed` of the response. httpx would set it when the body is
+    read or closed, but this body is not read or closed again.
     """
 
 

@@ -55,23 +55,24 @@ class AdaptiveLimit:
       share.
     - `tolerance`: if an answer takes more than this many times the baseline latency, it has waited
       in a queue. Then the limit falls by as much as it would have risen. With None, latency is
-      ignored. The baseline is the mean latency of attempts that were sent while at most half of the
-      limit was in flight.
+      ignored. The baseline is the mean latency of attempts that were sent while the number of
+      attempts in flight was at most half of the limit.
 
     Faults, and answers such as 429, are rejections. A rejection seldom proves overload: a handler
-    with a bug may fail one call in fifty at any load. If each fault halved the limit, such a limit
-    would fall to a few attempts. (A limit that is halved with probability p settles near the square
-    root of 1/p.) So the limit follows the moving average of the rejected share, as in DCTCP (RFC
-    8257). Rejections lower the limit at most once per round. A round consists of the attempts that
-    are in flight at one time. The average starts at one. So an instance that rejects its first
-    attempts gets fewer attempts at once. If fewer attempts are in flight than the limit allows, the
-    decrease starts from their number (RFC 5681).
+    with a bug may fail one call in fifty at any load. If each fault halved the limit, such faults
+    alone would reduce it to a few attempts. (A limit that is halved with probability p settles near
+    the square root of 1/p.) So the limit follows the moving average of the rejected share, as in
+    DCTCP (RFC 8257). Rejections lower the limit at most once per round. A round consists of the
+    attempts that are in flight at one time. The average starts at one. So an instance that rejects
+    its first attempts gets fewer attempts at once. If fewer attempts are in flight than the limit
+    allows, the limit falls from their number, not from its own value (RFC 5681).
 
-    The limit rises fast at first: by 30 % per round (slow start). If it rises too far, few enough
-    attempts are rejected that retries can repair the loss. Slow start ends when the rejected share
-    has exceeded one eighth, or when an answer has waited in a queue. During slow start, rejections
-    do not lower the limit unless most attempts are rejected. After slow start, one round in which
-    the limit is fully used raises the limit by one, or by half of its square root if that is more.
+    The limit rises fast at first: by 30 % per round (slow start). At this rate, if the limit rises
+    too far, retries can still make up for the attempts that are rejected. Slow start ends when the
+    rejected share has exceeded one eighth, or when an answer has waited in a queue. During slow
+    start, rejections do not lower the limit unless most attempts are rejected. After slow start,
+    one round in which the limit is fully used raises the limit by one, or by half of its square
+    root if that is more.
 
     Before the limit rises again to a level at which attempts were rejected, a number of attempts
     must succeed. This number is proportional to the rejected share. Otherwise an instance at its
@@ -83,9 +84,10 @@ class AdaptiveLimit:
     The pause doubles with each further rejection in a row, like TCP's retransmission timeout at a
     window of one. The pause is multiplied by a random factor from 0.5 to 1.5. A success reduces the
     pause to a quarter. Because of the pauses, an instance can serve more clients than it has slots.
-    But clients that do not coordinate send at the same time by chance: if they send at random times
-    to two slots, they use at most 42 % of the capacity (the maximum of G e^-G (1 + G) is 0.84 of
-    2). A larger part is used only by clients that keep a slot while their attempts succeed.
+    But clients that do not coordinate send at the same time by chance. If they send at random times
+    to an instance with two slots, they use at most 42 % of its capacity. (With G attempts per unit
+    of time, G e^-G (1 + G) succeed, which is at most 0.84 of 2.) Only clients that keep a slot
+    while their attempts succeed use a larger part.
 
     The limit itself is one number per instance. The caller stores this number and passes it in;
     None means `initial`. The number is rounded down: 4.9 allows four attempts.
@@ -157,9 +159,9 @@ class AdaptiveLimit:
         """True if the latency of an attempt is included in the baseline latency.
 
         `concurrent` is the number of other attempts in flight when the attempt was sent. The load
-        at the start of an attempt decides, not the load at its end. When an instance becomes busy,
-        fast attempts are more likely than slow ones to end before that, so the load at the end
-        would select fast attempts.
+        at the start of an attempt decides, not the load at its end. Otherwise the baseline would
+        include too many fast attempts: when an instance becomes busy, fast attempts are more likely
+        than slow ones to have ended before.
         """
         return concurrent + 1 <= max(1.0, (self.initial if limit is None else limit) / 2)
 
@@ -234,8 +236,8 @@ class LearnedLimit:
         self._wait = 0.0
         self._pause = 0.0
         self.baseline_latency: Ewma[float | None] = Ewma(_GAIN, None)
-        """The mean latency, in seconds, of attempts sent while at most half of the limit was in
-        flight."""
+        """The mean latency, in seconds, of attempts that were sent while the number in flight was
+        at most half of the limit."""
         self.paused_until: float = 0.0
 
     def rejected(

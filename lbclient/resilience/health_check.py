@@ -156,8 +156,8 @@ class HealthTally:
 
     @property
     def stale(self) -> bool:
-        """True if the endpoint has another breaker now, so that the tally is about another
-        machine."""
+        """True if the endpoint has left or has another breaker now. Then the checks that were
+        counted were checks of another machine."""
         return self.endpoint.gone or self.endpoint.breaker is not self.breaker
 
     def count(self, *, good: bool, policy: HealthCheck) -> bool:

@@ -185,7 +185,8 @@ class Outliers:
         return allowed
 
     def _period(self, endpoint: Endpoint) -> float:
-        """The next ejection in seconds: longer each time, and half of it random.
+        """The duration of the next ejection, in seconds. It is longer each time, and half of it is
+        random.
 
         Because of the random half, instances that were ejected together do not return together.
         """

@@ -191,7 +191,8 @@ def _without_request(
 
 
 class _PerRun:
-    """The result of `per_run`. A copy of this object is the behaviour that `make` returns."""
+    """The result of `per_run`. A deep copy of this object is a new behaviour, which `make`
+    creates."""
 
     def __init__(self, make: Callable[[], Behaviour]) -> None:
         self._make = make

@@ -301,7 +301,8 @@ class Invariants:
         self._order, self._first = order, first
 
     def over(self, now: float) -> None:
-        """Check that nothing is in use after the last call has ended."""
+        """Check that no slot, permit or place in the queue is in use after the last call has
+        ended."""
         endpoints = {**dict.fromkeys(self._engine.pool.endpoints), **self._attempts}
         self._breach(
             now, chain.from_iterable(self._of_load(endpoint, now) for endpoint in endpoints)
@@ -397,7 +398,8 @@ class Invariants:
         return self._woken.get(call, -math.inf) >= now
 
     def _free(self, now: float) -> list[Endpoint]:
-        """Return the endpoints that have had room for more than a moment."""
+        """Return the endpoints that have room in the tier that serves. The result is empty if an
+        endpoint has just become admissible only because time has passed."""
         moment = self._open(now)
         return [] if moment is None else moment.roomy(moment.serving)
 

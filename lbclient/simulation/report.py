@@ -101,8 +101,8 @@ class Report:
         return len(self.sent) / max(1, len(self.outcomes))
 
     def shares(self, since: float = 0.0, until: float = math.inf) -> dict[str, float]:
-        """Return, for each server, its share of the attempts that were sent in this time
-        (seconds)."""
+        """Return, for each server, its share of the attempts that were sent between the times
+        `since` and `until` (seconds)."""
         sent = Counter(server for time, server in self.sent if since <= time < until)
         total = max(1, sent.total())
         return {server: sent[server] / total for server in self.answered}

@@ -67,7 +67,8 @@ class Open:
     def start(
         self, world: World, clients: int, request: Request, rng: random.Random
     ) -> list[list[None]]:
-        """Start the requests. Returns a list, which is empty until the load has ended."""
+        """Start the requests. The returned list contains one list, which is empty until the load
+        has ended."""
         return [world.spawn(self._arrive(world, clients, request, rng))]
 
     def _arrive(

@@ -25,7 +25,7 @@ from lbclient.strategy.protocol import LoadReport
 __all__ = ["Host", "Server"]
 
 _MEMORY = 2.0
-"""Seconds for which a server remembers the times of its responses."""
+"""Seconds for which a server stores the times of its responses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ class Ring:
 
     An endpoint that is not a candidate keeps its points, but lookups skip these points. The ring is
     cut into equal arcs, one for about four owners, and each arc has a sorted list of its points. So
-    a lookup costs the same for ten owners as for ten thousand (except for CPU cache misses), and a
-    change moves few points.
+    a lookup takes the same time for ten owners as for ten thousand (except for CPU cache misses),
+    and when an owner is added or removed, few points move in memory.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ def _points(one: Endpoint, number: int, first: int, end: int) -> list[int]:
 
 
 def hashed(text: bytes, form: Struct) -> tuple[int, ...]:
-    """Hash bytes to whole numbers, whose sizes `form` gives. The result is the same in every
+    """Hash bytes to whole numbers, in the format `form`. The result is the same in every
     process."""
     return form.unpack(blake2b(text, digest_size=form.size).digest())
 
@@ -145,9 +145,10 @@ class ConsistentHash:
     joins or leaves, only the keys of this instance move: 1/n of all keys, if weights are equal.
 
     No instance gets more than `load` times its share of the attempts that this client has in
-    flight. Recent faults increase this number too. One attempt is always allowed. With `load=None`
-    there is no bound. If an instance is over the bound, the owner of the next spot of the key is
-    tried, and so on. So a key with many calls spreads over as many instances as it needs.
+    flight. A recent fault counts like additional attempts in flight. One attempt is always allowed.
+    With `load=None` there is no bound. If an instance is over the bound, the owner of the next spot
+    of the key is tried, and so on. So a key with many calls spreads over as many instances as it
+    needs.
 
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request.
     It is text, bytes or a whole number. It is hashed with BLAKE2b, which gives the same result in
@@ -249,7 +250,7 @@ class ConsistentHash:
         return (self._total + 1.0) / self._weight
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """Take over new candidates.
+        """Begin to use a new set of candidates.
 
         `_candidates` is set last. So if an exception interrupts this method, the next pick calls it
         again.

@@ -1,4 +1,4 @@
-"""Least busy: picks the endpoint with less load of two random candidates."""
+"""Least busy: picks the least busy of a few random candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak EWMA: picks the cheaper of two random candidates."""
+"""Peak EWMA: picks the cheapest of a few random candidates."""
 
 from __future__ import annotations
 

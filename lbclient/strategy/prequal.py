@@ -107,19 +107,19 @@ class Prequal:
     client's own observations. The latest sixteen reports are kept. Each report is used for one
     pick, and is valid for one second. While there are at least two reports, each drawn candidate
     that reports its load is replaced by an instance with a fresh report. An instance that does not
-    report its load is compared by this client's own observations. Instances that report have a
-    separate quantile from instances that do not. Reports help most in a large fleet, where a client
-    sends only a thousandth of the requests of an instance.
+    report its load is compared by this client's own observations. There are two separate quantiles:
+    one for instances that report their load, and one for the others. Reports help most in a large
+    fleet, where a client sends only a thousandth of the requests of an instance.
 
-    From the paper: the hot-cold rule, its quantile 2^-0.25, latency conditioned on RIF, the pool of
-    sixteen reports, their validity of one second, one use per report, and the penalty for errors
-    (for which the paper gives no details). Three things differ from the paper. First, a pick
-    compares only `choices` reports of the pool: if many clients took the best of many reports, all
-    clients would pick the same instance. For this reason, the worst reports need not be dropped
-    from the pool, and one report per call is nearly enough. Second, without reports, the RIF
-    includes only the requests of this client, and is measured when an attempt ends, not when it
-    begins. Third, `age` is ten seconds: without reports, an instance that gets no calls shows no
-    latency, so old latencies must be used for longer.
+    The paper defines the rule for hot instances, its quantile 2^-0.25, the latency for each RIF,
+    the pool of sixteen reports, their validity of one second, one use per report, and the penalty
+    for errors (without details). Three things differ from the paper. First, a pick compares only
+    `choices` reports of the pool. If many clients took the best of many reports, all of them would
+    pick the same instance. For this reason, the worst reports need not be dropped from the pool,
+    and one report per call is nearly enough. Second, without reports, the RIF includes only the
+    requests of this client, and is measured when an attempt ends, not when it begins. Third, `age`
+    is ten seconds: without reports, an instance that gets no calls shows no latency, so old
+    latencies must be used for longer.
 
     Use it for many equal instances under high load, if other work on the same machines slows some
     of them down: then it reduces the highest latencies more than `PeakEwma` does. Do not use it

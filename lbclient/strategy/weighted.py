@@ -77,7 +77,7 @@ class Weighted:
         heappop(self._heap)
 
     def _follow(self, candidates: Sequence[Endpoint], call: PickContext) -> None:
-        """Take over new candidates.
+        """Begin to use a new set of candidates.
 
         `_candidates` is set last. So if an exception interrupts this method, the next pick calls it
         again.

@@ -209,8 +209,8 @@ class Instruments:
                 1000.0,
             ),
         }
-        """The histograms of the durations of attempts by the name of the metric, each with the
-        number of its units in a second."""
+        """Maps the name of each metric for durations to its histogram, and to the number of its
+        units in a second."""
 
 
 _shared: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()

@@ -23,7 +23,8 @@ class Semantics:
 
     span_name = "lbclient.attempt"
     metric = "http.client.request.duration"
-    """The name of the metric in which durations are recorded: one of `telemetry.metrics`."""
+    """The name of the metric in which durations are recorded. It must be a histogram of
+    `telemetry/metrics.py`."""
     minimal = True
     """True if nothing uses the duration or the record of a successful attempt."""
 

@@ -55,8 +55,8 @@ _current: Callable[[], Context] = getattr(
 )
 """Returns the same as `context.get_current`, but reads the context variable directly.
 
-This saves two function calls for each call. If OpenTelemetry's API stores its context elsewhere,
-`context.get_current` is used.
+This saves two function calls in each call of the balancer. If OpenTelemetry's API stores its
+context elsewhere, `context.get_current` is used.
 """
 
 
@@ -83,7 +83,8 @@ class CallSpan:
             self._context = trace.set_span_in_context(span, around)
 
     def attempt(self, resend: int, instance: Instance) -> AttemptSpan:
-        """Open the span of one attempt. `resend` counts from 1 at the second attempt."""
+        """Open the span of one attempt. `resend` is 0 for the first attempt, 1 for the second, and
+        so on."""
         if self.silent:
             return NOOP_SPAN
         semantics, known = self._semantics, _NOTHING
@@ -134,8 +135,8 @@ class AttemptSpan:
             self._token = None
 
     def end(self, attributes: Attributes = _NOTHING) -> None:
-        """End the span when the headers have come, or the attempt has failed. May be called more
-        than once."""
+        """End the span, since the headers have arrived or the attempt has failed. May be called
+        more than once."""
         if (span := self._span) is None:
             return
         self._span = None

@@ -117,7 +117,7 @@ ACTS: tuple[Act, ...] = (
 
 class Scene:
     """One event that has begun, and what has been seen of it. `at` is the time in seconds when it
-    began. `noticed` is set once its sign was seen."""
+    began. `noticed` is set once the sign of the event was seen."""
 
     def __init__(self, act: Act, before: Frame) -> None:
         self.at: float = before.at

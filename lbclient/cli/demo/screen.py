@@ -26,7 +26,7 @@ _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 class Screen:
-    """Draws a table of the instances, and the events below it, again at each frame."""
+    """At each frame, redraws a table of the instances, with the events below it."""
 
     def __init__(self, bill: Playbill) -> None:
         self._bill = bill

@@ -34,7 +34,8 @@ __all__ = [
 SLICE = 64 * 1024
 """After this number of bytes that were read without waiting, other tasks get a turn."""
 WRITE = 2 * 1024
-"""This number is added to the bytes of each write, since even a short write takes time."""
+"""When sent bytes are counted, this number is added for each write, since even a short write takes
+time."""
 
 CLOSED = "the connection was closed here"
 
@@ -71,7 +72,7 @@ class InstanceLiveness:
 
 
 class Connection(ABC):
-    """The bytes of one connection to an instance.
+    """One connection to an instance: it sends and receives bytes.
 
     A connection raises errors of httpx: ReadError, WriteError and the timeouts. The coroutines of a
     connection for threads block, and are never suspended. Closing is never a coroutine, so a

@@ -29,7 +29,8 @@ _LOOK = 0.05
 
 
 class LoopConnection(AsyncConnection, asyncio.Protocol):
-    """The bytes of one connection. At most one task reads and one task writes at a time."""
+    """Sends and receives the bytes of one connection. At most one task reads and one task writes at
+    a time."""
 
     __slots__ = (
         "_blocked",
@@ -58,7 +59,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._broken: Exception | None = None
-        """The error that ended the connection, unless the end was orderly."""
+        """The error that ended the connection; None if the peer has closed it in an orderly way."""
         self._paused = self._blocked = False
         self._reader: asyncio.Future[httpx.ReadTimeout | None] | None = None
         self._writer: asyncio.Future[httpx.WriteTimeout | None] | None = None
@@ -70,9 +71,9 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         self._stalled: asyncio.TimerHandle | None = None
         """The timer of the writer."""
         self._served_at_once = 0
-        """Bytes that were read since the last wait."""
+        """The number of bytes that were read since the last wait."""
         self._sent_at_once = 0
-        """Bytes that were sent since other tasks had a turn."""
+        """The number of bytes that were sent since other tasks had a turn."""
         self._turn_at = 0.0
         """The time when other tasks last had a turn."""
         self._ready: Sized | None = getattr(self._loop, "_ready", None)
@@ -111,7 +112,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed. Data that the kernel received before that can still be read."""
+        """The connection is closed. Data that the kernel has received before can still be read."""
         if exc is not None:
             self._broken = self._broken or exc
             if not self.closed and self._sock is not None:
@@ -260,7 +261,7 @@ class LoopConnection(AsyncConnection, asyncio.Protocol):
             os.close(null)
 
     def _check_end(self) -> None:
-        """Raise ReadError unless the end was orderly."""
+        """Raise ReadError if an error has ended the connection."""
         if self._broken is not None:
             raise httpx.ReadError(str(self._broken)) from self._broken
         if self.tls is not None:

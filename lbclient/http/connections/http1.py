@@ -24,8 +24,8 @@ _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
-"""The number of bytes that may come between chunks for each byte of content, in addition to
-MAX_HEAD."""
+"""Between chunks (with their sizes and extensions), MAX_HEAD bytes may come, and in addition this
+number of bytes for each byte of content."""
 MAX_INTERIM = 64 * 1024 * 1024
 """The maximum number of bytes of interim responses (1xx). It may be large, since they use no
 memory, and the deadline limits their time."""
@@ -122,7 +122,7 @@ class Exchange:
     _allowance = MAX_HEAD
     """The number of bytes that may still come between chunks."""
     _interim = 0
-    """Bytes of interim responses so far."""
+    """The number of bytes of interim responses so far."""
     _chunks: Chunks | None = None
 
     def __init__(
@@ -164,7 +164,8 @@ class Exchange:
 
     @property
     def left(self) -> int | None:
-        """Bytes of the response's body that have not arrived yet; None if that is unknown."""
+        """The number of bytes of the response's body that have not arrived yet; None if it is
+        unknown."""
         if self._state == _COMPLETE:
             return 0
         return self._left if self._state == _LENGTH else None

@@ -105,7 +105,7 @@ class Http2Exchange:
         self.length: int | None = None
         """The response's Content-Length."""
         self.size: int = 0
-        """Bytes of the response's body that have arrived."""
+        """The number of bytes of the response's body that have arrived."""
         self.complete: bool = False
         """True once the whole response has arrived."""
         self.sent: bool = False
@@ -670,7 +670,8 @@ class Http2:
     def _abandon(self, exchange: Http2Exchange) -> None:
         """Forget an exchange, and reset its stream if it has not ended. The stream counts as open
         until the server has received the reset. Otherwise the client might open more streams than
-        the server accepts. Also, many resets look like an attack."""
+        the server accepts. This also limits the number of resets, since many resets look like an
+        attack."""
         stream_id = exchange.stream_id
         if stream_id and not self.over:
             if not exchange.reset and not (exchange.complete and exchange.sent):

@@ -319,7 +319,7 @@ class InstanceConnections(Generic[C]):
 
     def _find_lost(self) -> None:
         """Close connections whose lease was garbage collected, if an exception has interrupted its
-        finalizer before `lose`."""
+        finalizer before it could call `lose`."""
         for connection, (lease, use) in list(self._used.items()):
             if lease() is None:
                 lost = ConnectionLease(self)

@@ -24,8 +24,8 @@ _READ = 64 * 1024
 
 
 class SocketConnection(Connection):
-    """The bytes of one connection. One thread uses the connection at a time; any thread may close
-    it."""
+    """Sends and receives the bytes of one connection. One thread uses the connection at a time; any
+    thread may close it."""
 
     __slots__ = ("_dialled", "_failure", "_reset", "_unsent")
 
@@ -243,7 +243,8 @@ class SocketConnection(Connection):
             raise httpx.WriteTimeout("the instance did not read the request in time")
 
     def _hears(self, timeout: float | None) -> bool:
-        """Wait until more can be sent (False) or something has arrived (True)."""
+        """Wait until more bytes can be sent, or something has arrived. Returns True if something
+        has arrived."""
         sock = self._socket(httpx.WriteError)
         while True:
             seconds = seconds_now(timeout, httpx.WriteTimeout)

@@ -22,7 +22,7 @@ SHORTEST = 0.001
 
 class DeadlineTimeout(float):
     """A timeout in seconds for one operation, which also ends when the time of the attempt is up.
-    It may have no timeout of its own (None).
+    `seconds` may be None: then only the time of the attempt limits the operation.
 
     It is a float, so that it can be passed to a caller's own transport.
     """

@@ -120,8 +120,8 @@ class BaseTransportPool(ABC, Generic[S]):
         return self
 
     async def tidy(self) -> None:
-        """Close bodies and connections that were not closed before they were garbage collected, and
-        transports to instances that have left."""
+        """Close transports to instances that have left, and also bodies and connections that were
+        garbage collected before they were closed."""
         self._idle.sweep()
         with self._shield():  # the current call may have little time left
             for endpoint, transport in self._departed():
@@ -496,8 +496,8 @@ class PerLoopTransports:
 
 
 class _End:
-    """Notices the end of one event loop, by an async generator: when a loop ends, it closes every
-    async generator that has not ended."""
+    """Notices the end of one event loop. It uses an async generator: when a loop ends, the loop
+    closes every async generator that has not ended."""
 
     def __init__(self, loop: object) -> None:
         self.per_loop: WeakSet[PerLoopTransports] = WeakSet()

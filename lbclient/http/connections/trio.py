@@ -21,7 +21,8 @@ _LOOK = 0.05
 
 
 class TrioConnection(AsyncConnection):
-    """The bytes of one connection. At most one task reads and one task writes at a time."""
+    """Sends and receives the bytes of one connection. At most one task reads and one task writes at
+    a time."""
 
     __slots__ = ("_asked", "_raw", "_sent_at_once", "_served_at_once", "_unsent")
 
@@ -39,9 +40,9 @@ class TrioConnection(AsyncConnection):
         """Bytes that the kernel has not taken yet. With TLS, they are in the order of its records.
         """
         self._served_at_once = 0
-        """Bytes that were read since the last wait."""
+        """The number of bytes that were read since the last wait."""
         self._sent_at_once = 0
-        """Bytes that were sent since other tasks had a turn."""
+        """The number of bytes that were sent since other tasks had a turn."""
 
     async def _connect(self, sock: socket.socket, address: Address) -> None:
         await trio.socket.from_stdlib_socket(sock).connect(address.to)
