@@ -16,8 +16,8 @@ class Ewma(Generic[V]):
 
     `value` is the number to start from, or None: then the first sample becomes the value. The
     weight of an old sample depends on the number of later samples, not on its age, as in TCP's
-    smoothed round-trip time (RFC 6298). If the age is to count too, the owner changes `value`
-    before it records a sample.
+    smoothed round-trip time (RFC 6298). If the age matters too, the owner of this object changes
+    `value` before it records a sample.
     """
 
     __slots__ = ("gain", "value")
@@ -37,16 +37,16 @@ class SlidingWindow:
     """Counts of the events in the last `seconds`, by kind (numbers from 0).
 
     Events are counted in slices of equal length, as in Hystrix, so the cost of a count does not
-    depend on the number of events. The events of a slice are forgotten together. So each event
-    counts for `seconds`, or for up to one slice less. With `start`, the slices follow each other
-    without gaps from that time on. If the whole window is empty, the slices start again at the next
-    event. Without `start`, each slice begins at the first event after the end of the previous
-    slice.
+    depend on the number of events. The events of a slice are forgotten together. So each event is
+    included in the totals for `seconds`, or for up to one slice less. With `start`, the slices
+    follow each other without gaps from that time on. If the whole window is empty, the slices start
+    again at the next event. Without `start`, each slice begins at the first event after the end of
+    the previous slice.
 
     If the clock falls back by more than a slice, all events are forgotten. Otherwise they would
-    count until the clock has reached their time again. The caller passes in the time, and holds a
-    lock. The counts change in lines that call no function. So the counts stay correct if a signal
-    handler raises an exception.
+    stay in the totals until the clock has reached their time again. The caller passes in the time,
+    and holds a lock. The counts change in lines that call no function. So the counts stay correct
+    if a signal handler raises an exception.
     """
 
     __slots__ = ("_last", "_parts", "_regular", "_seconds", "_since", "_slices", "_until", "totals")
@@ -62,7 +62,7 @@ class SlidingWindow:
         self._last: list[int] = []
         """The counts of the last slice."""
         self._since = self._until = -math.inf
-        """Events between these times belong to the last slice."""
+        """Events from the time `_since` to the time `_until` belong to the last slice."""
         self.totals: list[int] = [0] * kinds
         """The events by kind, as of the last call of a method."""
         if start is not None:

@@ -295,8 +295,8 @@ def _never_raising(
     """Return a classifier that does not raise: if `judge` raises, or does not return a `Verdict`,
     the outcome is neutral.
 
-    The classifiers of this package are used without this wrapper: they raise no exceptions
-    themselves, only those of a signal handler can come out of them.
+    The classifiers of this package are used without this wrapper. They raise no exceptions of their
+    own; only a signal handler may raise an exception while they run.
     """
     if str(getattr(judge, "__module__", "")).startswith("lbclient."):
         return judge

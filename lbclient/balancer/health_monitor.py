@@ -243,9 +243,9 @@ class Monitor(PeriodicJob):
     def work(self) -> None:
         """Check all instances.
 
-        An instance that cannot be reached from this host fails its check, unless no instance can be
-        reached: then the network is down. An error of this host, such as a lack of file
-        descriptors, says nothing about an instance.
+        An instance that cannot be reached from this host fails its check. But if no instance can be
+        reached, the network is down, and no check fails for this reason. An error of this host,
+        such as a lack of file descriptors, says nothing about an instance.
         """
         self._tallies = {
             endpoint: self._tally_of(endpoint) for endpoint in tuple(self._endpoints())

@@ -19,7 +19,8 @@ class Lease:
     """The context manager that `Balancer.acquire` returns. Entering it picks an instance, and
     leaving it records the outcome. Each lease is used once.
 
-    A network error in the block counts against the instance, and is raised to the caller.
+    A network error in the block is recorded as a fault of the instance, and is raised to the
+    caller.
     """
 
     __slots__ = ("__weakref__", "_attempt", "_call", "_owner", "_steps")

@@ -290,8 +290,8 @@ def recommended(
         Client(service, **recommended(deadline=2.0))
 
     `deadline` is the time of a whole call in seconds: attempts, delays, waits and the body. The
-    deadline is set in the `RetryPolicy`, even if the policy is one of the `changes` (`retry=None`
-    is one attempt). `changes` are options of `Balancer` by name: each of them replaces a
+    deadline is set in the `RetryPolicy`, even if `changes` contains a policy. (There, `retry=None`
+    means a single attempt.) `changes` are options of `Balancer` by name: each of them replaces a
     recommended option, or is added to the recommended options.
 
     Compared with the defaults, these options help a service that is overloaded or partly slow, and

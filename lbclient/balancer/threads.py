@@ -80,7 +80,7 @@ def _race(
     read cannot notice that the other answer has arrived.
 
     The slower attempt is interrupted if lbclient has opened its connection. Otherwise the attempt
-    runs to its end, and its instance counts as busy until then.
+    runs to its end, and counts as in flight until then.
     """
 
     def run(lane: Lane[R]) -> None:

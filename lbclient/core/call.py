@@ -251,8 +251,8 @@ class Call(CallState[R]):
         return True
 
     def _back_off(self, delay: float) -> Pause:
-        """Return the pause before a retry. The pause ends early if a hedge has the outcome, or the
-        balancer is closed."""
+        """Return the pause before a retry. The pause ends early if a hedge has decided the outcome,
+        or the balancer is closed."""
         if self.race is None:
             signal = self.engine.calls[self] = Signal()
         else:

@@ -29,9 +29,14 @@ _WHY: dict[Stopped, str] = {
 
 
 class AttemptInfo(NamedTuple):
-    """One attempt: its `instance`, HTTP `status` or None, `error` or None, `elapsed` in seconds
-    (to the headers, or to the end of a body that was read at once; with `latency="first-byte"` to
-    the first byte of the body), and the `reason` why this instance was chosen.
+    """One attempt of a call.
+
+    - `instance`: the instance that it was sent to.
+    - `status`: the HTTP status, or None.
+    - `error`: the exception that ended it, or None.
+    - `elapsed`: the seconds to the headers, or to the end of a body that was read at once. With
+      `latency="first-byte"`, the seconds to the first byte of the body.
+    - `reason`: why this instance was chosen.
     """
 
     instance: Instance

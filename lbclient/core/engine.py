@@ -503,7 +503,7 @@ class Engine:
 
     def _wake(self, freed: Endpoint) -> None:
         """Wake a call that may use the slot that has become free at `freed`. If an exception
-        interrupts this method, a call is woken too."""
+        interrupts this method, a call is woken in any case."""
         try:
             for endpoint in self._picker.freed(freed, self.clock()):
                 self.queue.wake(endpoint)

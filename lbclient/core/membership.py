@@ -187,8 +187,8 @@ class Membership:
             raise kind(f"refresh of {service} failed: {text_of(error)}") from error
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Compute what a good answer changes, without the lock that calls need. Returns a function
-        that applies the changes under this lock."""
+        """Compute the changes that a good answer of discovery causes, without the lock that calls
+        need. Returns a function that applies the changes under this lock."""
         update = self.pool.plan(self._subset.of(answer.instances), self.subscription.clock())
         return partial(self._changed, update)
 

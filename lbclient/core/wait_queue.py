@@ -156,8 +156,8 @@ class WaitQueue:
     def wake(self, freed: object = None) -> None:
         """Wake the call that wants the slot which has become free at `freed`.
 
-        If `freed` is None, something else has changed. Then every retry that waits separately is
-        woken, and the first of the other calls.
+        If `freed` is None, something else has changed. Then all retries that wait separately are
+        woken, and also the first of the other calls.
         """
         gone = []
         for retry, unwanted in self.retries.items():

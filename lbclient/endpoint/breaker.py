@@ -170,8 +170,8 @@ class Window:
         return f"{self.slow} of {self.calls} calls were slow"
 
     def outslept(self, now: float, elapsed: float) -> bool:
-        """True if a call that ends `now` must not count, because the process was stopped during the
-        call.
+        """True if a call that ends `now` must not be counted, because the process was stopped
+        during the call.
 
         When a process was stopped for minutes, all its attempts in flight seem to have taken
         minutes. This is detected as follows: for a minute no call ended, and then calls end that
@@ -310,8 +310,8 @@ class Breaker:
         sent to the instance when it failed.
         """
         self.untouched: bool = not self._rated
-        """True until the first fault, if the policy has no rates. Then successes need not be
-        recorded."""
+        """True until the first fault. While it is True, successes need not be recorded. Always
+        False if the policy has rates."""
         self._period = 0.0
         self._closed_at = 0.0
         self.probe_permit: Permit | None = None

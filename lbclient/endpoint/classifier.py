@@ -62,17 +62,19 @@ class Verdict:
       `unreachable` only for an exception. The balancer then sets `fault` itself: True if other
       instances can be reached, False if none can.
     - `client_error`: the instance answered that the request is wrong (HTTP's 4xx). The time of this
-      answer does not count as latency of the instance. An instance that gives such answers far more
-      often than the other instances gets less load.
+      answer is not recorded as latency of the instance. An instance that gives such answers far
+      more often than the other instances gets less load.
 
-    A good result is never retried. For a result (not an exception), `again` counts only if `fault`,
-    `rest`, `rejected` or `unsent` says that the result is not good.
+    A good result is never retried. For a result (not an exception), `again` is used only if
+    `fault`, `rest`, `rejected` or `unsent` says that the result is not good.
 
     If an attempt was never sent, another attempt is made even if the retry budget is empty. An
-    attempt counts as never sent after an exception with `again="always"` (unless `rest` or
-    `rejected` says that the instance answered), and after a result with `unsent`.
+    attempt is treated as never sent in two cases: after a result with `unsent`, and after an
+    exception with `again="always"` (if neither `rest` nor `rejected` says that the instance
+    answered).
 
-    An exception without fault is neutral: it counts neither for nor against the instance.
+    An exception without fault is neutral: it is recorded neither as a success nor as a fault of the
+    instance.
     """
 
     fault: bool

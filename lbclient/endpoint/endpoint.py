@@ -147,7 +147,7 @@ class Endpoint:
         """Return `"serving"` if this endpoint is in rotation, or the strongest reason why it is
         not.
 
-        With `ignore_health`, active checks do not count.
+        With `ignore_health`, the result of active checks is ignored.
         """
         if self.ejected_until > now:
             return "ejected"

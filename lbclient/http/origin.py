@@ -24,7 +24,8 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
 class Origin:
-    """The origin of a `Client`'s service. The origins of its instances count as the same origin.
+    """The origin of a `Client`'s service. The origins of its instances are treated as the same
+    origin.
 
     Redirects of an instance may contain its address, another name, or the port on which it listens.
     Hosts are compared as addresses and as names, in any spelling. If an instance has a base path,

@@ -70,9 +70,9 @@ class AdaptiveLimit:
     The limit rises fast at first: by 30 % per round (slow start). At this rate, if the limit rises
     too far, retries can still make up for the attempts that are rejected. Slow start ends when the
     rejected share has exceeded one eighth, or when an answer has waited in a queue. During slow
-    start, rejections do not lower the limit unless most attempts are rejected. After slow start,
-    one round in which the limit is fully used raises the limit by one, or by half of its square
-    root if that is more.
+    start, rejections lower the limit only if most attempts are rejected. After slow start, one
+    round in which the limit is fully used raises the limit by one, or by half of its square root if
+    that is more.
 
     Before the limit rises again to a level at which attempts were rejected, a number of attempts
     must succeed. This number is proportional to the rejected share. Otherwise an instance at its
@@ -92,13 +92,13 @@ class AdaptiveLimit:
     The limit itself is one number per instance. The caller stores this number and passes it in;
     None means `initial`. The number is rounded down: 4.9 allows four attempts.
 
-    Source: AIMD (Chiu and Jain 1989), as a concurrency limit in Netflix's concurrency-limits and in
-    Palantir's Dialogue; the square root comes from the Gradient limits of concurrency-limits. The
-    average comes from DCTCP (RFC 8257). The use of latency as a sign of queues comes from TCP Vegas
-    (Brakmo and Peterson 1995). TCP Vegas compares each latency with the lowest one; here each
-    latency is compared with a mean. If a service has fast and slow answers, few of them are near
-    the minimum. Then a comparison with the minimum would lower the limit even without a queue. The
-    throughput of clients that send at random times comes from Abramson (1970).
+    Source: AIMD (Chiu and Jain 1989) is used as a concurrency limit in Netflix's library
+    concurrency-limits and in Palantir's Dialogue. The square root comes from the Gradient limits of
+    concurrency-limits. The average comes from DCTCP (RFC 8257). The use of latency as a sign of
+    queues comes from TCP Vegas (Brakmo and Peterson 1995). TCP Vegas compares each latency with the
+    lowest one; here each latency is compared with a mean. If a service has fast and slow answers,
+    few of them are near the minimum. Then a comparison with the minimum would lower the limit even
+    without a queue. The throughput of clients that send at random times comes from Abramson (1970).
 
     Raises ValueError or TypeError for a value that cannot be used.
     """
@@ -217,9 +217,10 @@ class LearnedLimit:
         self._share = 1.0
         """The moving average of the rejected share. It starts at one."""
         self._average = 1
-        """The number of attempts in the average so far."""
+        """The number of attempts in the average `_share` so far."""
         self._seen = 0.0
-        """The same average, but it starts at zero: the rejected share as it was observed."""
+        """A moving average like `_share`, but it starts at zero: the rejected share as it was
+        observed."""
         self._slow_start = True
         self._round_from = -math.inf
         """A rejection of an attempt that was sent before this time does not lower the limit again.
@@ -232,7 +233,7 @@ class LearnedLimit:
         """The level (value of the limit) at which attempts were last rejected; 0 if there is none.
         """
         self._held = 0.0
-        """The number of rounds of successes until the limit may rise to that level again."""
+        """The number of rounds of successes until the limit may rise to `_level` again."""
         self._wait = 0.0
         self._pause = 0.0
         self.baseline_latency: Ewma[float | None] = Ewma(_GAIN, None)

@@ -24,9 +24,9 @@ class HealthCheck:
 
     Each instance is checked about every `interval` seconds, in the background, on a connection of
     its own. An instance that fails `down` checks in a row is out of rotation. It returns when it
-    passes `up` checks in a row. A new instance counts as healthy until it fails. If all instances
-    are unhealthy, the checks are ignored: a check with a wrong path must not make the whole service
-    unavailable.
+    passes `up` checks in a row. A new instance is treated as healthy until its checks fail. If all
+    instances are unhealthy, the checks are ignored: a check with a wrong path must not make the
+    whole service unavailable.
 
     - `path`: the path of a GET request. The base path of the service's URL is not put before this
       path, but the base path of an instance (`Instance.path`) is. With None, a check only opens a

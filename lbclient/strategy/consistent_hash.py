@@ -50,7 +50,7 @@ class Ring:
 
     def __init__(self) -> None:
         self.owners: dict[Endpoint, tuple[int, int]] = {}
-        """The number of each owner, and the number of its points."""
+        """Maps each owner to its number and to the number of its points."""
         self._arcs: list[array[int]] = [array("Q")]
         self._shift = _BITS
         self._here: list[Endpoint | None] = []

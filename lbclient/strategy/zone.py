@@ -83,14 +83,14 @@ class Zone:
     most `spill` times the calls that it would get without zones. So the last instance of a zone
     never gets all of the zone's calls. If attempts in the zone fail or are rejected more often than
     attempts in other zones, fewer calls stay in the zone. If the share of failures in the zone is
-    higher by 0.2, the zone is not preferred at all, and only weights count.
+    higher by 0.2, the zone is not preferred at all, and only weights decide.
 
-    An instance without a zone, or with a zone that is not text, counts as another zone. The number
-    of calls in flight is not considered, since it only shows where this client sends its calls. So
-    if a zone is slow but answers, calls stay there. If latency must decide, use `PeakEwma` for all
-    instances, without `Zone`. If clients are spread unevenly over zones, set `share`. If `inner`
-    picks by key, a key has one instance in the zone and one outside, and its calls may alternate
-    between these two.
+    An instance without a zone, or with a zone that is not text, is treated as an instance of
+    another zone. The number of calls in flight is not considered, since it only shows where this
+    client sends its calls. So if a zone is slow but answers, calls stay there. If latency must
+    decide, use `PeakEwma` for all instances, without `Zone`. If clients are spread unevenly over
+    zones, set `share`. If `inner` picks by key, a key has one instance in the zone and one outside,
+    and its calls may alternate between these two.
 
     Use it when traffic between zones costs time or money. Do not use it when a zone has only one or
     two instances, since then each failure moves much of the traffic. In addition to the pick of

@@ -24,8 +24,8 @@ _STATUS = b"HTTP/1."
 _DIGITS = re.compile(rb"[0-9]{1,20}")
 _MAX_LENGTH = 2**64
 _EACH = 32
-"""Between chunks (with their sizes and extensions), MAX_HEAD bytes may come, and in addition this
-number of bytes for each byte of content."""
+"""Limits the bytes between the chunks of a body (sizes, extensions). The limit is MAX_HEAD, and in
+addition this number for each byte of content."""
 MAX_INTERIM = 64 * 1024 * 1024
 """The maximum number of bytes of interim responses (1xx). It may be large, since they use no
 memory, and the deadline limits their time."""

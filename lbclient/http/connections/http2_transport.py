@@ -336,8 +336,8 @@ class _BaseHttp2Transport(BaseHttp1Transport[C]):
         """Do nothing, since `_chosen` checks the protocol."""
 
     def _chosen(self, connection: Connection) -> bool:
-        """Return True if a new connection uses HTTP/2. With TLS, the instance chooses; without TLS,
-        the caller must know in advance."""
+        """Return True if a new connection uses HTTP/2. With TLS, the instance chooses the protocol
+        in the handshake. Without TLS, the options of the caller decide."""
         alpn = connection.alpn
         if alpn not in {None, "h2", "http/1.1"}:
             raise httpx.ConnectError(f"the instance has chosen {alpn} in the TLS handshake")

@@ -174,8 +174,8 @@ class AsyncResponseBody(_Body, httpx.AsyncByteStream, AsyncIterator[bytes]):
 
 class AsyncUpgraded(ConnectionInfo):
     """The bytes of a connection after 101 or CONNECT, for event loops, with the methods of
-    httpcore's streams: `response.extensions["network_stream"]`. The stream ends with the
-    response."""
+    httpcore's streams: `response.extensions["network_stream"]`. The stream can be used until the
+    response is closed."""
 
     __slots__ = ("_exchange", "_rest")
 

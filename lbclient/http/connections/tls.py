@@ -2,7 +2,7 @@
 
 asyncio's TLS is not used, since it loses decrypted bytes if an error follows them. uvloop's TLS is
 not used, since it loses the end of a body while reading is paused. `SSLSocket` is not used, since
-it cannot tell whether a response or a session ticket has arrived, unless it reads.
+it must read to find out whether a response or only a session ticket has arrived.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class BaseTransportPool(ABC, Generic[S]):
 
     @abstractmethod
     async def _close_body(self, body: S) -> None:
-        """Close a body that was garbage collected before."""
+        """Close a body whose response was garbage collected."""
 
     @abstractmethod
     def _wake(self) -> None:
