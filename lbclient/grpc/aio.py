@@ -16,22 +16,21 @@ from lbclient import protocol
 from lbclient._internal import validation
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import described
+from lbclient.endpoint.endpoint import Endpoint
 from lbclient.grpc import bases
-from lbclient.grpc.adapter import Adapter, ChannelArguments, Codes, Idempotent, MethodCalls
-from lbclient.grpc.connectivity import Connectivity
-from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineInterceptor
-from lbclient.grpc.event_loops import (
-    AioRpc,
-    Requests,
+from lbclient.grpc.adapter import Adapter, ChannelArguments, Codes, Idempotent
+from lbclient.grpc.aio_calls import (
     StreamStreamCall,
     StreamUnaryCall,
     UnaryStreamCall,
     UnaryUnaryCall,
 )
-from lbclient.grpc.load_reports import LoadReports
+from lbclient.grpc.connectivity import Connectivity
+from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineInterceptor
+from lbclient.grpc.event_loops import AioRpc
 from lbclient.grpc.options import ChannelOptions
-from lbclient.grpc.replay import Message
-from lbclient.grpc.subchannels import Method, SubChannels
+from lbclient.grpc.rpc import BaseMultiCallable
+from lbclient.grpc.subchannels import Method, SubChannel, SubChannels
 
 if TYPE_CHECKING:
     from lbclient.discovery.composite import Service
@@ -73,79 +72,50 @@ def channel(
     return BalancedChannel(adapter, given)
 
 
-class MultiCallable:
+class MultiCallable(BaseMultiCallable):
     """The RPCs of one method."""
 
-    unary = False
-    """True if there is one response."""
-    streams_requests = False
-    """True if the requests are a stream."""
-    kind: Any
-
-    def __init__(
-        self, adapter: Adapter, subchannels: Callable[[], SubChannels], method: Method
-    ) -> None:
-        self._serializer = method.serializer
-        self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
-            MethodCalls(adapter, method).begin
-        )
-        if self.streams_requests:
-            method = Method(
-                method.path, method.kind, Message.serialized, method.deserializer, method.registered
-            )
-        self.method = method
-        self.subchannels = subchannels
-        """A function that returns the sub-channels of the running event loop."""
-        self.load_reports: LoadReports | None = adapter.load_reports
-        self.classifies_responses: bool = adapter.classifies_responses
-        self.hedged: bool = adapter.hedged and method.kind == "unary_unary"
-
-    def requests(self, requests: Any) -> Requests | None:
-        """Return the requests of a stream. Each attempt reads them from the beginning."""
-        return Requests(requests, self._serializer) if self.streams_requests else None
-
-    def __call__(
-        self,
-        request: Any = None,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
-        """Begin an RPC, and return its call."""
-        arguments = metadata, credentials, compression
-        rpc = AioRpc(self, request, timeout, arguments, wait_for_ready=bool(wait_for_ready))
-        call = self.kind(rpc)
-        rpc.start()
-        return call
+    rpc = AioRpc
 
 
 class UnaryUnary(MultiCallable, bases.AioUnaryUnary):
     """One request, one response."""
 
-    unary = True
-    kind: Any = UnaryUnaryCall
+    kind = UnaryUnaryCall
+
+    def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        """Begin an RPC, and return its call."""
+        return self.started(request, *arguments, **options)
 
 
 class UnaryStream(MultiCallable, bases.AioUnaryStream):
     """One request, a stream of responses."""
 
-    kind: Any = UnaryStreamCall
+    kind = UnaryStreamCall
+
+    def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        """Begin an RPC, and return its call."""
+        return self.started(request, *arguments, **options)
 
 
 class StreamUnary(MultiCallable, bases.AioStreamUnary):
     """A stream of requests, one response."""
 
-    unary = streams_requests = True
-    kind: Any = StreamUnaryCall
+    kind = StreamUnaryCall
+
+    def __call__(self, request_iterator: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Begin an RPC, and return its call."""
+        return self.started(request_iterator, *arguments, **options)
 
 
 class StreamStream(MultiCallable, bases.AioStreamStream):
     """A stream of requests, a stream of responses."""
 
-    streams_requests = True
-    kind: Any = StreamStreamCall
+    kind = StreamStreamCall
+
+    def __call__(self, request_iterator: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Begin an RPC, and return its call."""
+        return self.started(request_iterator, *arguments, **options)
 
 
 _KINDS: dict[str, Any] = {
@@ -219,7 +189,7 @@ class BalancedChannel(grpc.aio.Channel):
         known = self._made.get(key)
         if known is None:
             method = Method(path, kind, *key[2:])
-            known = self._made[key] = _KINDS[kind](self._adapter, self._subchannels, method)
+            known = self._made[key] = _KINDS[kind](self._adapter, self._subchannel, method)
         self._by_path[kind, path] = known
         return _Intercepted(self._front, known.method) if self._interceptors else known
 
@@ -230,8 +200,9 @@ class BalancedChannel(grpc.aio.Channel):
             raise ValueError(f"an interceptor names {path}, of which this channel has no stub")
         return known
 
-    def _subchannels(self) -> SubChannels:
-        return self._loop().subchannels
+    def _subchannel(self, endpoint: Endpoint) -> SubChannel:
+        """Return the sub-channel to an instance, in the running event loop."""
+        return self._loop().subchannels.to(endpoint)
 
     def _loop(self) -> _Loop:
         running = asyncio.get_running_loop()
@@ -318,7 +289,7 @@ class _Innermost:
         """Begin the RPC with the changes that the interceptors have made."""
         path = details.method
         path = path.decode() if isinstance(path, bytes) else path
-        return self._find(self.kind, path)(
+        return self._find(self.kind, path).started(
             request, details.timeout, details.metadata, details.credentials, details.wait_for_ready
         )
 

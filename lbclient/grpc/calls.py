@@ -1,17 +1,9 @@
-"""RPCs that return before they have an outcome, on threads: futures and streams.
-
-Each attempt is a gRPC call. When gRPC reports the end of an attempt, on a thread of the
-sub-channel, it is decided once whether another attempt follows. The code that reads responses never
-decides this. A reader reads from the current attempt. The first message is passed on only if
-another attempt has not replaced this attempt meanwhile, so no message is delivered twice.
-"""
+"""RPCs that return before they have an outcome, on threads: futures and streams. See `rpc.py`."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import logging
-import math
 import queue
 import threading
 import time
@@ -19,231 +11,89 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import grpc
 
 from lbclient import protocol
-from lbclient.errors import (
-    DeadlineExceeded,
-    DiscoveryError,
-    LoadBalancingError,
-    NoInstanceAvailable,
-    Throttled,
-)
+from lbclient.balancer.callbacks import Alarm
 from lbclient.grpc import bases
-from lbclient.grpc.classifier import Answered, Code, mark_expired, never_sent, was_unsent
-from lbclient.grpc.errors import CANCELLED, AioBalancingError, BalancingError
+from lbclient.grpc.classifier import Answered, Code, is_of_the_caller
+from lbclient.grpc.errors import CANCELLED, BalancingError
+from lbclient.grpc.replay import Replay
+from lbclient.grpc.rpc import BaseCall, BaseRpc, with_trace
+from lbclient.grpc.subchannels import SubChannel
 
-if TYPE_CHECKING:
-    from lbclient.grpc.replay import Replay
-    from lbclient.grpc.subchannels import SubChannel
-    from lbclient.grpc.threads import MultiCallable
-
-__all__ = [
-    "AGAIN",
-    "Arguments",
-    "Rpc",
-    "RpcCall",
-    "StreamCall",
-    "expired",
-    "is_waited_for",
-    "time_for",
-    "with_trace",
-]
-
-Arguments = tuple[Any, Any, Any]
-"""Metadata, credentials and compression of one RPC."""
-AGAIN = 0.1
-"""Seconds after which a call with `wait_for_ready` looks for an instance again."""
-_EARLY = 0.005
-"""gRPC's timers may fire this many seconds earlier than ours."""
-
-_logger = logging.getLogger(__name__)
+__all__ = ["Rpc", "RpcCall", "StreamCall"]
 
 
-def with_trace(metadata: Any) -> Any:
-    """Add the headers that tell the server which span calls it."""
-    headers = protocol.propagation()
-    return (*(metadata or ()), *headers.items()) if headers else metadata
+class Rpc(BaseRpc):
+    """One RPC on threads."""
 
+    _errors = BalancingError
+    _rest = staticmethod(protocol.sleep_until)
 
-def is_waited_for(outcome: object) -> bool:
-    """True for an outcome after which a call with `wait_for_ready` waits for an instance."""
-    if isinstance(outcome, BalancingError | AioBalancingError):
-        outcome = outcome.__cause__
-    if isinstance(outcome, Throttled | DeadlineExceeded):
-        return False
-    return isinstance(outcome, DiscoveryError | NoInstanceAvailable) or was_unsent(outcome)
-
-
-def time_for(attempt: protocol.Attempt[Any]) -> float | None:
-    """The time limit of an attempt in seconds; None if there is no limit."""
-    if attempt.expiry is None or (left := attempt.expiry.left()) == math.inf:
-        return None
-    return left
-
-
-def expired(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
-    """True if our own deadline ended the attempt. Then the error is marked for the classifier."""
-    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or attempt.expiry is None:
-        return False
-    if attempt.expiry.left() >= _EARLY:
-        return False
-    mark_expired(error)
-    return True
-
-
-def _cancelled(details: str = CANCELLED) -> BalancingError:
-    return BalancingError(grpc.StatusCode.CANCELLED, details)
-
-
-class Rpc:
-    """One RPC with all its attempts. The caller has only an `RpcCall`, and may drop it."""
-
-    def __init__(
-        self,
-        owner: MultiCallable,
-        request: Any,
-        timeout: float | None,
-        arguments: Arguments,
-        *,
-        wait_for_ready: bool,
-    ) -> None:
-        self._owner = owner
-        self._replay: Replay | None = owner.replay(request)
-        self._request = request
-        self._arguments = arguments
-        self._wait_for_ready = wait_for_ready
-        self._run: protocol.CallbackRun[Any] | None = None
-        self._callbacks: list[Callable[[], object]] | None = []
+    def __init__(self, owner: Any, request: Any, *arguments: Any, wait_for_ready: bool) -> None:
+        super().__init__(owner, request, *arguments, wait_for_ready=wait_for_ready)
+        if owner.streams_requests:
+            self.requests = Replay(request, owner.serializer)
         self._waiters: deque[queue.SimpleQueue[None]] = deque()
         self._context = contextvars.copy_context() if wait_for_ready else None
         """The context in which the RPC may begin again."""
+        self._timer: Alarm | None = None
+        """The timer of `attempt_timeout`. It ends when nothing refers to it."""
         self._lock = threading.RLock()
-        """Held while an attempt is chosen for the caller, and while that attempt ends."""
-        self._current: tuple[protocol.Attempt[Any], Any] | None = None
-        """The attempt that is under way or is the outcome of the RPC, and its gRPC call."""
-        self._committed = False
-        self.ends: float | None = None if timeout is None else time.monotonic() + timeout
-        """The time of the deadline."""
-        self.final: Any = None
-        """The gRPC call or the error that is the outcome of the RPC, once it is known."""
-        self.over: bool = False
-        self.cancelled: bool = False
-
-    def start(self) -> None:
-        """Begin the RPC, or begin it again."""
-        replayable = None if self._replay is None else self._replay.replayable
-        left = None if self.ends is None else self.ends - time.monotonic()
-        try:
-            call = self._owner.begin(left, replayable)
-            self._run = protocol.start(call, self._begin, self._decided)
-        except LoadBalancingError as error:
-            self._conclude(BalancingError.of(error))
+        """Held while an attempt is chosen for the caller."""
 
     def _restart(self) -> None:
-        """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
-        if self.cancelled:
-            self._conclude(_cancelled())
-            return
-        try:
-            (self._context or contextvars.copy_context()).run(self.start)
-        except Exception:  # noqa: BLE001  # the channel was closed
-            self._conclude(_cancelled("the channel is closed"))
+        (self._context or contextvars.copy_context()).run(super()._restart)
 
     def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
         self._run = run
-        sub = self._owner.subchannels.to(attempt.endpoint)
-        metadata, credentials, compression = self._arguments
-        timeout = time_for(attempt)
-        request = self._request if self._replay is None else iter(self._replay)
-        begin = self._owner.starter(sub)
-        inner = begin(request, timeout, with_trace(metadata), credentials, None, compression)
-        self._current = attempt, inner
-        self._wake()
-        if self.cancelled:
-            inner.cancel()
-        ended = partial(self._ended, attempt, inner, sub)
+        owner, (metadata, credentials, compression) = self._owner, self._arguments
+        subchannel = owner.subchannel(attempt.endpoint)
+        request = self._request if self.requests is None else iter(self.requests)
+        begin = subchannel.method(owner.method)
+        inner = (begin if owner.streams_responses else begin.future)(
+            request, self._time_for(attempt), with_trace(metadata), credentials, None, compression
+        )
+        self._became(attempt, inner, subchannel)
+        ended = partial(self._ended, attempt, inner, subchannel)
         if not inner.add_callback(ended):
             ended()
 
-    def _ended(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> None:
+    def _ended(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> None:
         """Handle the end of an attempt. gRPC calls this on its own thread, so it must not wait."""
         good = inner.code() is grpc.StatusCode.OK
         if (reports := self._owner.load_reports) is not None:
             reports.record(attempt.endpoint, inner.trailing_metadata())
-        if not self._finish(attempt, inner, sub):  # the caller has received a part of it
-            with self._lock:
-                attempt.finish(None if good else inner)
+        if not self._committed and self._finish(attempt, inner, subchannel):
+            return
+        with self._lock:  # so `commit` has ended on its thread
+            if not self._committed or self.over:
+                return
+        try:
+            if good:
+                attempt.finish()
+            else:
+                self._broke(attempt, inner)
+        finally:
             self._end()
 
-    def _finish(self, attempt: protocol.Attempt[Any], inner: Any, sub: SubChannel) -> bool:
-        """End an attempt. Returns False if the caller has already got a part of its response."""
-        run = self._run
-        if run is None or self._committed:
-            return False
-        code = inner.code()
-        attempt.status = Code(code)
-        if code is grpc.StatusCode.OK:
-            return run.finish(attempt, Answered(self._owner.response_of(inner), inner))
-        if never_sent(inner, connected=sub.connected):
-            sub.failed = True
-            return run.finish(attempt, error=inner)
-        if self.cancelled or expired(attempt, inner):
-            return run.finish(attempt, error=inner)
-        return run.finish(attempt, inner)
-
-    def _decided(self, result: Callable[[], Any]) -> None:
-        """Handle the outcome, which is known at the end, or at the first message of a stream."""
-        try:
-            outcome = result()
-        except LoadBalancingError as error:
-            outcome = BalancingError.of(error)
-        except Exception as error:  # noqa: BLE001  # raised to the caller
-            outcome = error
-        if isinstance(outcome, Answered):
-            self.final = outcome.call
-            if self._committed:
-                self._wake()
-            else:
-                self._end()
-            return
-        if self.cancelled:
-            self._conclude(_cancelled())
-            return
-        if self._wait_for_ready and is_waited_for(outcome):
-            left = None if self.ends is None else self.ends - time.monotonic()
-            pause = protocol.Pause(AGAIN if left is None else min(AGAIN, max(0.0, left)))
-            if left is None or left > 0:
-                self._kept = protocol.sleep_until(pause, self._restart)
-                return
-            outcome = BalancingError.of(DeadlineExceeded("no instance was ready in time"))
-        run = self._run
-        if run is not None and isinstance(outcome, grpc.RpcError) and outcome is self._inner:
-            info = run.call.info()
-            if info.attempts and not hasattr(outcome, "__notes__"):
-                protocol.explain(outcome, info)
-        self._conclude(outcome)
-
-    def _conclude(self, error: Any) -> None:
-        self.final = error
-        self._end()
+    def _finish(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> bool:
+        """End an attempt. False if the caller has received a part of its response."""
+        if inner.code() is not grpc.StatusCode.OK:
+            return self._failed(attempt, inner, subchannel, inner)
+        attempt.status = Code(grpc.StatusCode.OK)
+        response = None if self._owner.streams_responses else inner.result()
+        return self._run is not None and self._run.finish(attempt, Answered(response, inner))
 
     def _end(self) -> None:
+        self._timer = None
         with self._lock:
             self.over = True
-            callbacks, self._callbacks = self._callbacks, None
-        self._wake()
-        for callback in callbacks or ():
-            try:
-                callback()
-            except Exception:  # an exception would end gRPC's thread
-                _logger.exception("a callback of an RPC failed")
-
-    @property
-    def _inner(self) -> Any:
-        return None if self._current is None else self._current[1]
+            callbacks, self._callbacks = self._callbacks, []
+        self._notify(callbacks)
 
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait until `ready()` is True. Returns False if the time is over first."""
@@ -270,98 +120,79 @@ class Rpc:
         """Wait for the end of the RPC. Returns False if the time is over first."""
         return self.wait(lambda: self.over, timeout)
 
+    def error(self) -> Exception | None:
+        """The error of an RPC that is over; None if it has ended well."""
+        final = self.final
+        if isinstance(final, grpc.RpcError) and final.code() is grpc.StatusCode.OK:
+            return None
+        error: Exception = final
+        return error
+
     def current(self) -> Any:
         """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
-        self.wait(lambda: self._current is not None or self.over)
-        return self._inner
+        if not self._committed:
+            self.wait(lambda: self.inner is not None or self.over)
+            if self._is_timed():
+                pause = protocol.Pause(self._owner.message_timeout)
+                self._timer = protocol.sleep_until(pause, partial(self._time_out, self._timed))
+        return self.inner
+
+    def _time_out(self, inner: Any) -> None:
+        with self._lock:
+            late = self._times_out(inner)
+        if late:
+            inner.cancel()
 
     def stands(self, inner: Any) -> bool:
         """Wait until it is known what follows this attempt. False if another attempt follows."""
-        self.wait(lambda: self.final is not None or self._inner is not inner)
-        return self._inner is inner
+        self.wait(lambda: self.over or self.inner is not inner)
+        return self.inner is inner
+
+    def failed_here(self, inner: Any) -> None:
+        """The caller's own code has failed on a message of this attempt. gRPC reports the end of
+        such an attempt only when the server has ended it."""
+        current = self._current
+        if current is not None and current[1] is inner:
+            self._ended(*current)
 
     def commit(self, inner: Any, holder: object) -> bool:
         """Commit to this attempt: the caller gets a part of it. False if it was replaced."""
         if self._committed:
             return True
         with self._lock:
-            current, run = self._current, self._run
-            if current is None or run is None or current[1] is not inner:
-                return False
-            self._committed = True
-            if run.finish(current[0], Answered(None, inner), holder=holder):
-                if self._replay is not None:
-                    self._replay.commit()
+            if self._commits(inner, holder):
+                self._timer = None
                 return True
-            self._committed = False
-        return self.stands(inner) and self.final is inner
-
-    def cancel(self) -> bool:
-        """Cancel the RPC. Returns False if it is over."""
-        if self.over:
-            return False
-        self.cancelled = True
-        if self._run is not None:
-            self._run.cancel(_cancelled())
-        if self._inner is not None:
-            self._inner.cancel()
-        return True
+        return self.stands(inner)
 
     def drop(self) -> None:
         """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
         self.cancelled = True
         if self._run is not None:
-            self._run.drop(_cancelled())
-        if self._inner is not None:
-            self._inner.cancel()
+            self._run.drop(BalancingError.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+        if self.inner is not None:
+            self.inner.cancel()
+        if (pause := self._pause) is not None:
+            pause.ring()
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
         """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
         with self._lock:
-            if self._callbacks is None:
-                return False
-            self._callbacks.append(callback)
-            return True
+            return super().add_callback(callback)
 
 
-class RpcCall(grpc.Call, bases.Future):
+class RpcCall(BaseCall, grpc.Call, bases.Future):
     """The object that the caller of an RPC gets: a `grpc.Call` and a `grpc.Future`."""
 
-    def __init__(self, rpc: Rpc) -> None:
-        self._rpc = rpc
-
-    def __del__(self) -> None:
-        rpc = getattr(self, "_rpc", None)
-        if rpc is not None and not rpc.over:
-            rpc.drop()  # as gRPC cancels an RPC that its caller has dropped
-
-    def __repr__(self) -> str:
-        return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"
-
-    def cancel(self) -> bool:
-        """Cancel the RPC. Returns False if it is over."""
-        return self._rpc.cancel()
-
-    def cancelled(self) -> bool:
-        """True if the caller has cancelled the RPC."""
-        return self._rpc.cancelled
+    _rpc: Rpc
 
     def running(self) -> bool:
         """True until the RPC is over."""
         return not self.done()
 
-    def done(self) -> bool:
-        """True once the RPC is over."""
-        return self._rpc.over or self._rpc.cancelled
-
     def is_active(self) -> bool:
         """True until the RPC is over."""
         return not self.done()
-
-    def time_remaining(self) -> Any:
-        """The seconds until the deadline; None if there is no deadline."""
-        ends = self._rpc.ends
-        return None if ends is None else max(0.0, ends - time.monotonic())
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the response, and return it. Raises the `grpc.RpcError` that ended it."""
@@ -376,11 +207,7 @@ class RpcCall(grpc.Call, bases.Future):
             raise grpc.FutureTimeoutError
         if self._rpc.cancelled:
             raise grpc.FutureCancelledError
-        final = self._rpc.final
-        if isinstance(final, grpc.RpcError) and final.code() is grpc.StatusCode.OK:
-            return None
-        error: Exception = final
-        return error
+        return self._rpc.error()
 
     def traceback(self, timeout: float | None = None) -> TracebackType | None:
         """Wait for the end, and return the traceback of the error, or None."""
@@ -389,8 +216,7 @@ class RpcCall(grpc.Call, bases.Future):
 
     def add_done_callback(self, fn: Callable[[grpc.Future[Any]], None]) -> None:
         """Call `fn` with this object at the end of the RPC, or now if the RPC is over."""
-        if not self._rpc.add_callback(partial(fn, self)):
-            fn(self)
+        self._call_at_end(fn)
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
@@ -437,23 +263,21 @@ class StreamCall(RpcCall):
 
     def __next__(self) -> Any:
         rpc = self._rpc
-        while True:
-            inner = rpc.current()
-            if inner is None:
-                raise rpc.final
+        while (inner := rpc.current()) is not None:
             try:
                 message = next(inner)
             except StopIteration:
                 if rpc.stands(inner):
-                    if rpc.final is not inner:
-                        raise rpc.final from None
-                    raise
+                    break
             except grpc.RpcError as error:
                 error.__traceback__ = None  # it refers to this frame, and gRPC's call is the error
+                if is_of_the_caller(error):
+                    rpc.failed_here(inner)
                 if rpc.stands(inner):
-                    raise rpc.final from None
+                    break
             else:
                 if rpc.commit(inner, self):
                     return message
+        raise rpc.error() or StopIteration
 
     next = __next__

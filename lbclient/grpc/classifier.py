@@ -18,6 +18,7 @@ __all__ = [
     "GrpcClassifier",
     "classified",
     "codes_of",
+    "is_of_the_caller",
     "mark_expired",
     "never_sent",
     "was_unsent",
@@ -107,8 +108,14 @@ def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
 
 
 def mark_expired(error: grpc.RpcError) -> None:
-    """Mark the error of an attempt that our own deadline has ended."""
+    """Mark the error of an attempt that our own deadline has ended, and name it by its status."""
+    setattr(error, FAULT_NAME, error.code().name)
     setattr(error, _EXPIRED, True)
+
+
+def is_of_the_caller(error: grpc.RpcError) -> bool:
+    """True if a function of the caller has raised an exception, such as a deserializer."""
+    return (error.details() or "") in _OF_THE_CALLER
 
 
 def was_unsent(error: object) -> bool:
@@ -135,7 +142,7 @@ class GrpcClassifier:
 
     def _status(self, error: grpc.RpcError) -> Verdict:
         code = error.code()
-        if code in _NEUTRAL or (error.details() or "") in _OF_THE_CALLER:
+        if code in _NEUTRAL or is_of_the_caller(error):
             return _FINE  # the caller, or code of the caller, has ended the RPC
         again: Literal["never", "idempotent"] = "idempotent" if code in self._codes else "never"
         fault = code in _FAULTS

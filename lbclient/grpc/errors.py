@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
 from lbclient import errors
 from lbclient.grpc import bases
 
-__all__ = ["CANCELLED", "AioBalancingError", "BalancingError"]
+__all__ = ["CANCELLED", "TOO_LATE", "AioBalancingError", "BalancingError"]
 
 CANCELLED = "Locally cancelled by application!"
 """gRPC's own text."""
+TOO_LATE = "the first message did not arrive within attempt_timeout"
 
 _CODES: Sequence[tuple[type[Exception], grpc.StatusCode]] = (
     (errors.Throttled, grpc.StatusCode.RESOURCE_EXHAUSTED),
@@ -29,7 +30,24 @@ def _code_of(error: BaseException) -> grpc.StatusCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
 
 
-class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
+class _FromBalancing(grpc.RpcError):
+    """How errors of both kinds of channel are made."""
+
+    @classmethod
+    def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
+        """Return an error with this status."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Return the gRPC error for an error of lbclient, which becomes its cause."""
+        made = cls.with_code(_code_of(error), str(error))
+        vars(made).update(vars(error))  # its notes and its attempts
+        made.__cause__ = error
+        return made
+
+
+class BalancingError(_FromBalancing, grpc.Call, bases.Future):
     """The error of an RPC that lbclient itself has ended: no instance, a deadline, the throttle.
     Its cause is lbclient's own exception.
 
@@ -42,12 +60,9 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
         self._details = details
 
     @classmethod
-    def of(cls, error: Exception) -> BalancingError:
-        """Return the gRPC error for an error of lbclient, which becomes its cause."""
-        made = cls(_code_of(error), str(error))
-        vars(made).update(vars(error))  # its notes and its attempts
-        made.__cause__ = error
-        return made
+    def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
+        """Return an error with this status."""
+        return cls(code, details)
 
     def code(self) -> grpc.StatusCode:
         """The status."""
@@ -114,14 +129,11 @@ class BalancingError(grpc.RpcError, grpc.Call, bases.Future):
         fn(self)
 
 
-class AioBalancingError(grpc.aio.AioRpcError):
+class AioBalancingError(_FromBalancing, grpc.aio.AioRpcError):
     """A `BalancingError` for asyncio."""
 
     @classmethod
-    def of(cls, error: Exception) -> AioBalancingError:
-        """Return the gRPC error for an error of lbclient, which becomes its cause."""
-        nothing, details = grpc.aio.Metadata(), str(error)
-        made = cls(_code_of(error), nothing, nothing, details=details, debug_error_string=details)
-        vars(made).update(vars(error))  # its notes and its attempts
-        made.__cause__ = error
-        return made
+    def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
+        """Return an error with this status."""
+        nothing = grpc.aio.Metadata()
+        return cls(code, nothing, nothing, details=details, debug_error_string=details)

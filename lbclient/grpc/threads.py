@@ -14,83 +14,34 @@ from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.binding import described
 from lbclient.errors import DeadlineExceeded, LoadBalancingError
 from lbclient.grpc import bases
-from lbclient.grpc.adapter import Adapter, MethodCalls
-from lbclient.grpc.calls import (
+from lbclient.grpc.adapter import Adapter
+from lbclient.grpc.calls import Rpc, RpcCall, StreamCall
+from lbclient.grpc.classifier import Answered
+from lbclient.grpc.connectivity import Connectivity
+from lbclient.grpc.errors import BalancingError
+from lbclient.grpc.rpc import (
     AGAIN,
-    Rpc,
-    RpcCall,
-    StreamCall,
-    expired,
+    BaseMultiCallable,
+    is_from_server,
     is_waited_for,
     time_for,
     with_trace,
 )
-from lbclient.grpc.classifier import Answered, Code, never_sent
-from lbclient.grpc.connectivity import Connectivity
-from lbclient.grpc.errors import BalancingError
-from lbclient.grpc.load_reports import LoadReports
-from lbclient.grpc.replay import Message, Replay
-from lbclient.grpc.subchannels import Method, SubChannel, SubChannels
+from lbclient.grpc.subchannels import Method, SubChannels
 
 __all__ = ["BalancedChannel"]
 
 
-class MultiCallable:
+class MultiCallable(BaseMultiCallable):
     """The RPCs of one method."""
 
-    streams_requests = False
-    """True if the requests are an iterator."""
-    kind: type[RpcCall] = RpcCall
+    rpc = Rpc
+    kind = RpcCall
 
     def __init__(self, adapter: Adapter, subchannels: SubChannels, method: Method) -> None:
-        self._calls = MethodCalls(adapter, method)
-        self._serializer = method.serializer
-        if self.streams_requests:
-            method = Method(
-                method.path, method.kind, Message.serialized, method.deserializer, method.registered
-            )
-        self._method = method
-        self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
-            self._calls.begin
-        )
-        self.subchannels = subchannels
-        self.load_reports: LoadReports | None = adapter.load_reports
+        super().__init__(adapter, subchannels.to, method)
         self._whole = self.load_reports is not None
         """True if each attempt must also return its gRPC call, not only the response."""
-        self._hedged = adapter.hedged
-
-    def replay(self, request: Any) -> Replay | None:
-        """Return the requests of a stream. Each attempt reads them from the beginning."""
-        return Replay(request, self._serializer) if self.streams_requests else None
-
-    def starter(self, sub: SubChannel) -> Callable[..., Any]:
-        """Return gRPC's function that begins an attempt, and returns its call."""
-        started: Callable[..., Any] = sub.method(self._method)
-        return started
-
-    def response_of(self, inner: Any) -> Any:  # noqa: ARG002  # a stream has many
-        """Return the response of an attempt that ended with OK."""
-        return None
-
-    def _started(
-        self,
-        request: Any,
-        timeout: float | None,
-        metadata: Any,
-        credentials: Any,
-        wait_for_ready: bool | None,
-        compression: Any,
-    ) -> RpcCall:
-        rpc = Rpc(
-            self,
-            request,
-            timeout,
-            (metadata, credentials, compression),
-            wait_for_ready=bool(wait_for_ready),
-        )
-        call = self.kind(rpc)
-        rpc.start()
-        return call
 
 
 class UnaryUnary(MultiCallable, bases.UnaryUnary):
@@ -107,15 +58,7 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
     ) -> Any:
         """Send the request, and return the response."""
         send = partial(self._send, self._whole, request, metadata, credentials, compression)
-        ends = None if timeout is None else time.monotonic() + timeout
-        try:
-            result = protocol.run(call := self.begin(timeout, None), send)
-        except (LoadBalancingError, grpc.RpcError) as error:
-            result = self._again(error, send, ends, wait_for_ready)
-        else:
-            if isinstance(result, grpc.RpcError):
-                protocol.explain(result, call.info())
-                raise result
+        result = self._carry_out(send, timeout, wait_for_ready)
         return result.response if isinstance(result, Answered) else result
 
     def with_call(
@@ -129,37 +72,41 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
     ) -> tuple[Any, grpc.Call]:
         """Send the request, and return the response and its call."""
         send = partial(self._send, True, request, metadata, credentials, compression)
-        ends = None if timeout is None else time.monotonic() + timeout
-        try:
-            result = protocol.run(call := self.begin(timeout, None), send)
-        except (LoadBalancingError, grpc.RpcError) as error:
-            result = self._again(error, send, ends, wait_for_ready)
-        else:
-            if isinstance(result, grpc.RpcError):
-                protocol.explain(result, call.info())
-                raise result
+        result = self._carry_out(send, timeout, wait_for_ready)
         return result.response, result.call
 
-    def future(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
+    def future(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Send the request, and return at once."""
-        return self._started(request, timeout, metadata, credentials, wait_for_ready, compression)
+        return self.started(request, *arguments, **options)
 
-    def starter(self, sub: SubChannel) -> Callable[..., Any]:
-        """Return gRPC's function that begins an attempt, and returns its call."""
-        started: Callable[..., Any] = sub.method(self._method).future
-        return started
-
-    def response_of(self, inner: Any) -> Any:
-        """Return the response of an attempt that ended with OK."""
-        return inner.result()
+    def _carry_out(
+        self,
+        send: Callable[[protocol.Attempt[Any]], Any],
+        timeout: float | None,
+        wait_for_ready: bool | None,
+    ) -> Any:
+        """Carry out an RPC. With `wait_for_ready`, it begins again until there is an instance."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                result = protocol.run(call := self.begin(timeout, None), send)
+            except (LoadBalancingError, grpc.RpcError) as error:
+                if not (wait_for_ready and is_waited_for(error)):
+                    if isinstance(error, LoadBalancingError):
+                        raise BalancingError.of(error) from error
+                    raise
+                left = None if ends is None else ends - time.monotonic()
+                if left is not None and left <= 0:
+                    over = DeadlineExceeded("no instance was ready in time")
+                    over.__cause__ = error
+                    raise BalancingError.of(over) from over
+            else:
+                if isinstance(result, grpc.RpcError):
+                    protocol.explain(result, call.info())
+                    raise result
+                return result
+            protocol.sleep(protocol.Pause(AGAIN if left is None else min(AGAIN, left)))
+            timeout = None if ends is None else max(1e-9, ends - time.monotonic())
 
     def _send(
         self,
@@ -171,12 +118,12 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         attempt: protocol.Attempt[Any],
     ) -> Any:
         """Carry out one attempt. A status that the server sent is a result."""
-        sub = self.subchannels.to(attempt.endpoint)
-        call = sub.methods.get(self._method) or sub.method(self._method)
+        subchannel = self.subchannel(attempt.endpoint)
+        call = subchannel.methods.get(self.method) or subchannel.method(self.method)
         expiry = attempt.expiry
         timeout = None if expiry is None else time_for(attempt)
         try:
-            if self._hedged and expiry is not None:
+            if self.hedged and expiry is not None:
                 future = call.future(
                     request, timeout, with_trace(metadata), credentials, None, compression
                 )
@@ -199,148 +146,56 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
                 self.load_reports.record(attempt.endpoint, answered.call.trailing_metadata())
             return answered  # noqa: TRY300  # the shortest way
         except grpc.RpcError as error:
-            attempt.status = Code(error.code())
-            if never_sent(error, connected=sub.connected):
-                sub.failed = True
+            if not is_from_server(attempt, error, subchannel):
                 raise
-            if expired(attempt, error) or error.code() is grpc.StatusCode.CANCELLED:
+            if error.code() is grpc.StatusCode.CANCELLED:
                 raise
             if self.load_reports is not None:
                 self.load_reports.record(attempt.endpoint, error.trailing_metadata())
             return error.with_traceback(None)
 
-    def _again(
-        self,
-        error: Exception,
-        send: Callable[[protocol.Attempt[Any]], Any],
-        ends: float | None,
-        wait_for_ready: bool | None,
-    ) -> Any:
-        """Raise the error as a gRPC error. With `wait_for_ready`, wait for an instance instead."""
-        if not (wait_for_ready and is_waited_for(error)):
-            raise BalancingError.of(error) if isinstance(error, LoadBalancingError) else error
-        while True:
-            left = None if ends is None else ends - time.monotonic()
-            if left is not None and left <= 0:
-                over = DeadlineExceeded("no instance was ready in time")
-                over.__cause__ = error
-                raise BalancingError.of(over)
-            protocol.sleep(protocol.Pause(AGAIN if left is None else min(AGAIN, left)))
-            left = None if ends is None else max(1e-9, ends - time.monotonic())
-            try:
-                result = protocol.run(call := self.begin(left, None), send)
-            except (LoadBalancingError, grpc.RpcError) as another:
-                if not is_waited_for(another):
-                    if isinstance(another, LoadBalancingError):
-                        raise BalancingError.of(another) from another
-                    raise
-                error = another
-            else:
-                if isinstance(result, grpc.RpcError):
-                    protocol.explain(result, call.info())
-                    raise result
-                return result
-
 
 class UnaryStream(MultiCallable, bases.UnaryStream):
     """One request, a stream of responses."""
 
-    kind: type[RpcCall] = StreamCall
+    kind = StreamCall
 
-    def __call__(
-        self,
-        request: Any,
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
+    def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Send the request, and return the responses."""
-        return self._started(request, timeout, metadata, credentials, wait_for_ready, compression)
+        return self.started(request, *arguments, **options)
 
 
 class StreamStream(MultiCallable, bases.StreamStream):
     """A stream of requests, a stream of responses."""
 
-    kind: type[RpcCall] = StreamCall
-    streams_requests = True
+    kind = StreamCall
 
-    def __call__(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
+    def __call__(self, request_iterator: Iterator[Any], *arguments: Any, **options: Any) -> Any:
         """Send the requests, and return the responses."""
-        return self._started(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )
+        return self.started(request_iterator, *arguments, **options)
 
 
 class StreamUnary(MultiCallable, bases.StreamUnary):
     """A stream of requests, one response."""
 
-    streams_requests = True
-
-    def __call__(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
+    def __call__(self, request_iterator: Iterator[Any], *arguments: Any, **options: Any) -> Any:
         """Send the requests, and return the response."""
-        return self.with_call(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )[0]
+        return self.with_call(request_iterator, *arguments, **options)[0]
 
     def with_call(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
+        self, request_iterator: Iterator[Any], *arguments: Any, **options: Any
     ) -> tuple[Any, grpc.Call]:
         """Send the requests, and return the response and its call."""
-        call = self._started(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )
+        call = self.future(request_iterator, *arguments, **options)
         try:
             return call.result(), call
         except BaseException:
             call.cancel()
             raise
 
-    def future(
-        self,
-        request_iterator: Iterator[Any],
-        timeout: float | None = None,
-        metadata: Any = None,
-        credentials: Any = None,
-        wait_for_ready: bool | None = None,  # as in gRPC
-        compression: Any = None,
-    ) -> Any:
+    def future(self, request_iterator: Iterator[Any], *arguments: Any, **options: Any) -> Any:
         """Send the requests, and return at once."""
-        return self._started(
-            request_iterator, timeout, metadata, credentials, wait_for_ready, compression
-        )
-
-    def starter(self, sub: SubChannel) -> Callable[..., Any]:
-        """Return gRPC's function that begins an attempt, and returns its call."""
-        started: Callable[..., Any] = sub.method(self._method).future
-        return started
-
-    def response_of(self, inner: Any) -> Any:
-        """Return the response of an attempt that ended with OK."""
-        return inner.result()
+        return self.started(request_iterator, *arguments, **options)
 
 
 _KINDS: dict[str, Any] = {

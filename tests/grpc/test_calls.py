@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -12,6 +13,7 @@ import pytest
 import lbclient
 import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
+from lbclient.grpc import rpc
 from tests.support.rpc import channel_of, messages, services
 
 LATE = 0.05
@@ -290,6 +292,44 @@ def test_wait_for_ready_is_cancelled(rpc_servers, rpcs):
     call = channel.begin("UnaryCall", wait_for_ready=True)
     call.cancel()
     assert call.code == "CANCELLED"
+
+
+def test_a_cancellation_ends_the_wait_for_an_instance(rpc_servers, rpcs, monkeypatch):
+    """An RPC that is cancelled or dropped in a pause of `wait_for_ready` ends at once."""
+    monkeypatch.setattr(rpc, "AGAIN", 600.0)
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server], retry=None)
+    call = channel.begin("UnaryCall", wait_for_ready=True)
+    wait_for_pause(1)
+    call.cancel()
+    assert call.code == "CANCELLED"
+    call = channel.begin("StreamingOutputCall", outputs(1), wait_for_ready=True)
+    wait_for_pause(1)
+    del call
+    wait_for_pause(0)
+
+
+def wait_for_pause(number):
+    """Wait until this many RPCs are in a pause of `wait_for_ready`."""
+    until = time.monotonic() + 10
+    while len(rpc._waiting) != number:
+        gc.collect()
+        assert time.monotonic() < until
+
+
+def test_nobody_keeps_an_rpc_that_waits(rpc_servers, rpcs):
+    """The callback of an RPC comes although nobody keeps the RPC while it waits for an instance."""
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server], retry=None)
+    ended = threading.Event()
+    call = channel.begin("UnaryCall", wait_for_ready=True)
+    call.add_callback(ended.set)
+    del call
+    wait_for_pause(1)
+    server.start()
+    assert ended.wait(10)
 
 
 def test_a_channel_is_closed_while_an_rpc_waits(rpc_servers, rpcs):

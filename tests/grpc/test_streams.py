@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import itertools
@@ -11,7 +12,10 @@ import time
 import grpc
 import pytest
 
+import lbclient
 from lbclient import RetryPolicy
+from lbclient.grpc.calls import Rpc
+from lbclient.grpc.event_loops import AioRpc
 from tests.support.rpc import channel_of, messages
 
 RETRIED = {
@@ -21,9 +25,33 @@ RETRIED = {
 }
 
 
+LIMITED = {
+    "retry": RetryPolicy(attempts=3, budget=None, backoff=0.001, attempt_timeout=0.1),
+    "strategy": "round-robin",
+}
+
+
 def outputs(number, interval=0):
     one = messages.ResponseParameters(size=1, interval_us=interval)
     return messages.StreamingOutputCallRequest(response_parameters=[one] * number)
+
+
+def drip(*intervals, code=0):
+    """A stream that waits before each message, and ends with this status."""
+    each = [messages.ResponseParameters(size=1, interval_us=int(1e6 * one)) for one in intervals]
+    status = messages.EchoStatus(code=code, message="enough") if code else None
+    return messages.StreamingOutputCallRequest(response_parameters=each, response_status=status)
+
+
+STREAMS = pytest.mark.parametrize(
+    ("method", "requests"),
+    [("StreamingOutputCall", lambda one: one), ("FullDuplexCall", lambda one: iter([one]))],
+    ids=["one request", "requests"],
+)
+
+
+def failures(channel):
+    return {one.instance.port: one.failures for one in channel.balancer.snapshot().instances}
 
 
 def inputs(*sizes):
@@ -179,3 +207,188 @@ def test_initial_metadata_commit_a_stream(rpc_servers, rpcs):
                 call.read()
         assert call.code == "UNAVAILABLE"
         assert channel.in_flight() == 0
+
+
+@STREAMS
+def test_a_stream_may_last_longer_than_an_attempt(rpc_servers, rpcs, method, requests):
+    """`attempt_timeout` bounds the wait for the first message, and not the stream."""
+    (server,) = rpc_servers()
+    channel = rpcs([server], **LIMITED)
+    call = channel.begin(method, requests(drip(0, 0.15, 0.15)))
+    assert len(list(call)) == 3
+    assert call.code == "OK"
+    assert failures(channel) == {server.port: 0}
+    assert server.told()["timeouts"] == [None]
+
+
+@STREAMS
+def test_a_first_message_that_is_late(rpc_servers, rpcs, method, requests):
+    """An attempt whose first message does not arrive within `attempt_timeout` is ended, its
+    instance is charged, and the stream goes on with another instance."""
+    held, live = rpc_servers(2)
+    held.tell("hold")
+    channel = rpcs([held, live], breaker=None, **LIMITED)
+    for _ in range(2):
+        call = channel.begin(method, requests(drip(0, 0.05)))
+        assert [one.server_id for one in call] == [str(live.port)] * 2
+    assert failures(channel) == {held.port: 1, live.port: 0}
+    assert channel.in_flight() == 0
+    held.tell("release")
+    assert held.told()["ended"] == held.calls
+
+
+def test_attempts_of_all_kinds_expire_alike(rpc_servers, rpcs):
+    """An attempt that is too late is charged and told in the same way, whether it has one response
+    or a stream of responses."""
+    servers = rpc_servers(2)
+    for one in servers:
+        one.tell("hold")
+    found = []
+    for method, request in (("CacheableUnaryCall", None), ("StreamingOutputCall", outputs(1))):
+        channel = rpcs(servers, breaker=None, **LIMITED)
+        call = channel.begin(method, request)
+        with pytest.raises(grpc.RpcError) as caught:
+            call.result() if request is None else call.read()
+        info = lbclient.call_info(caught.value)
+        statuses = [str(each.status) for each in info.attempts]
+        found.append(
+            (caught.value.code(), statuses, info.stopped, sorted(failures(channel).values()))
+        )
+        assert call.code == "DEADLINE_EXCEEDED"
+        assert channel.in_flight() == 0
+    assert found[0] == found[1]
+    assert found[0][1:3] == (["DEADLINE_EXCEEDED"] * 3, "attempts")
+    for one in servers:
+        one.tell("release")
+
+
+def test_a_reader_that_comes_late_charges_no_instance(rpc_servers, rpcs):
+    """While nobody reads a stream, no message can arrive, so its `attempt_timeout` does not run."""
+    (server,) = rpc_servers()
+    channel = rpcs([server], **LIMITED)
+    call = channel.begin("StreamingOutputCall", outputs(2))
+    time.sleep(0.15)
+    assert len(list(call)) == 2
+    assert (failures(channel), server.calls) == ({server.port: 0}, 1)
+
+
+def test_the_metadata_of_a_late_attempt(rpc_servers, rpcs):
+    """A caller that waits for the initial metadata gets those of the attempt that stands."""
+    held, live = rpc_servers(2)
+    metadata = (("x-grpc-test-echo-initial", "here"),)
+    for one in (held, live):
+        one.tell("hold")
+    channel = rpcs([held], **LIMITED)
+    call = channel.begin("StreamingOutputCall", outputs(1))
+    assert tuple(call.get("initial_metadata")) == ()
+    assert call.code == "DEADLINE_EXCEEDED"
+    live.tell("release")
+    channel = rpcs([held, live], breaker=None, **LIMITED)
+    for _ in range(2):
+        call = channel.begin("StreamingOutputCall", outputs(1), metadata=metadata)
+        call.read()
+        assert metadata[0] in tuple(call.get("initial_metadata"))
+    held.tell("release")
+
+
+def test_a_task_that_is_cancelled_while_its_attempt_expires(rpc_servers):
+    """A task that is cancelled stays cancelled, also if `attempt_timeout` ends the attempt in the
+    same moment."""
+    (server,) = rpc_servers()
+    server.tell("hold")
+    with channel_of("asyncio", [server.address], **LIMITED) as channel:
+
+        async def read():
+            call = channel.stub.StreamingOutputCall(outputs(1))
+            task = asyncio.ensure_future(call.read())
+            while call._rpc._timer is None:  # noqa: ASYNC110  # its first step begins it
+                await asyncio.sleep(0)
+            call._rpc._time_out(call._rpc.inner)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert call.cancelled()
+
+        channel.loop.run(read())
+        server.tell("release")
+        assert channel.in_flight() == 0
+
+
+@STREAMS
+def test_the_error_of_a_stream_tells_its_attempts(rpc_servers, rpcs, method, requests):
+    """A stream that fails after its first message raises an error with all attempts, of which the
+    last one has its status."""
+    dying, live = rpc_servers(2)
+    dying.tell("dies-after 0")
+    channel = rpcs([dying, live], **RETRIED)
+    for number in range(3):
+        call = channel.begin(method, requests(drip(0, 0, code=5)))
+        assert [call.read().server_id, call.read().server_id] == [str(live.port)] * 2
+        with pytest.raises(grpc.RpcError) as caught:
+            call.read()
+        assert (caught.value.code(), caught.value.details()) == (
+            grpc.StatusCode.NOT_FOUND,
+            "enough",
+        )
+        info = lbclient.call_info(caught.value)
+        assert str(info.attempts[-1].status) == "NOT_FOUND"
+        assert info.attempts[-1].instance.port == live.port
+        assert info.stopped == "streaming"
+        assert "already passed on" in caught.value.__notes__[0]
+        assert (call.code, call.get("details")) == ("NOT_FOUND", "enough")
+        if number == 0:
+            told = len(info.attempts)
+    assert told in {1, 2}
+    assert channel.in_flight() == 0
+
+
+def test_a_message_just_before_an_error(rpc_servers, rpcs, monkeypatch):
+    """A caller gets a message that arrived before the error of its stream, also if the error is
+    known when the message is passed on."""
+    before = AioRpc.commit, Rpc.commit
+
+    async def late(rpc, inner, holder):
+        await rpc.outcome()
+        return await before[0](rpc, inner, holder)
+
+    def late_on_threads(rpc, inner, holder):
+        rpc.wait_until_over()
+        return before[1](rpc, inner, holder)
+
+    (server,) = rpc_servers()
+    channel = rpcs([server], retry=None)
+    monkeypatch.setattr(AioRpc, "commit", late)
+    monkeypatch.setattr(Rpc, "commit", late_on_threads)
+    for timeout in (None, 10.0):
+        call = channel.begin("StreamingOutputCall", drip(0, code=5), timeout=timeout)
+        assert call.read().server_id == str(server.port)
+        with pytest.raises(grpc.RpcError, match="enough"):
+            call.read()
+    assert channel.in_flight() == 0
+
+
+def test_a_response_that_cannot_be_read(rpc_servers):
+    """A stream ends at once if the caller's deserializer raises, and its instance is not
+    charged."""
+    (server,) = rpc_servers()
+    with channel_of("threads", [server.address]) as channel:
+        for good in (0, 1):
+            seen = []
+
+            def parse(data, seen=seen, good=good):
+                seen.append(data)
+                if len(seen) > good:
+                    raise ValueError("malformed")
+                return data
+
+            method = channel.channel.unary_stream(
+                "/grpc.testing.TestService/StreamingOutputCall",
+                messages.StreamingOutputCallRequest.SerializeToString,
+                parse,
+            )
+            call = method(outputs(1000, interval=5000))
+            with pytest.raises(grpc.RpcError, match="deserializing"):
+                list(call)
+            assert len(seen) == good + 1
+            assert call.code() is grpc.StatusCode.INTERNAL
+        assert (failures(channel), channel.in_flight()) == ({server.port: 0}, 0)

@@ -165,6 +165,17 @@ class Call:
     def code(self) -> str:
         return self.get("code").name
 
+    def add_callback(self, callback) -> None:
+        """Call `callback()` at the end of the RPC."""
+        if self._rpcs.loop is None:
+            self.call.add_done_callback(lambda _: callback())
+        else:
+
+            async def add():
+                self.call.add_done_callback(lambda _: callback())
+
+            self._rpcs.loop.run(add())
+
     def cancel(self) -> None:
         if self._rpcs.loop is None:
             self.call.cancel()

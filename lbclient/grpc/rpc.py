@@ -1,0 +1,414 @@
+"""One RPC with all its attempts: the part that threads and event loops share.
+
+Each attempt is a gRPC call. When gRPC reports the end of an attempt, it is decided once whether
+another attempt follows. The code that reads responses never decides this. A reader reads from the
+current attempt. The first message is passed on only if another attempt has not replaced this
+attempt meanwhile, so no message is delivered twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import grpc
+
+from lbclient import protocol
+from lbclient.errors import (
+    DeadlineExceeded,
+    DiscoveryError,
+    LoadBalancingError,
+    NoInstanceAvailable,
+    Throttled,
+)
+from lbclient.grpc.adapter import Adapter, MethodCalls
+from lbclient.grpc.classifier import Answered, Code, mark_expired, never_sent, was_unsent
+from lbclient.grpc.errors import CANCELLED, TOO_LATE, AioBalancingError, BalancingError
+from lbclient.grpc.replay import Message
+from lbclient.grpc.subchannels import Method, SubChannel
+
+if TYPE_CHECKING:
+    from lbclient.balancer.callbacks import Alarm
+    from lbclient.grpc.load_reports import LoadReports
+
+__all__ = [
+    "AGAIN",
+    "Arguments",
+    "BaseCall",
+    "BaseMultiCallable",
+    "BaseRpc",
+    "is_from_server",
+    "is_waited_for",
+    "time_for",
+    "with_trace",
+]
+
+Arguments = tuple[Any, Any, Any]
+"""Metadata, credentials and compression of one RPC."""
+AGAIN = 0.1
+"""Seconds after which a call with `wait_for_ready` looks for an instance again."""
+_EARLY = 0.005
+"""gRPC's timers may fire this many seconds earlier than ours."""
+
+_waiting: set[BaseRpc] = set()
+"""The RPCs in a pause of `wait_for_ready`. During the pause, nothing else refers to them."""
+_logger = logging.getLogger(__name__)
+
+
+def with_trace(metadata: Any) -> Any:
+    """Add the headers that tell the server which span calls it."""
+    headers = protocol.propagation()
+    return (*(metadata or ()), *headers.items()) if headers else metadata
+
+
+def is_waited_for(outcome: object) -> bool:
+    """True for an outcome after which a call with `wait_for_ready` waits for an instance."""
+    if isinstance(outcome, BalancingError | AioBalancingError):
+        outcome = outcome.__cause__
+    if isinstance(outcome, Throttled | DeadlineExceeded):
+        return False
+    return isinstance(outcome, DiscoveryError | NoInstanceAvailable) or was_unsent(outcome)
+
+
+def time_for(attempt: protocol.Attempt[Any]) -> float | None:
+    """The time limit of an attempt in seconds; None if there is no limit."""
+    if attempt.expiry is None or (left := attempt.expiry.left()) == math.inf:
+        return None
+    return left
+
+
+def is_from_server(
+    attempt: protocol.Attempt[Any], error: grpc.RpcError, subchannel: SubChannel
+) -> bool:
+    """True if the status of an attempt comes from the server. False if the attempt was never sent,
+    or our own deadline has ended it. Then the error is marked for the classifier."""
+    attempt.status = Code(error.code())
+    if never_sent(error, connected=subchannel.connected):
+        subchannel.failed = True
+        return False
+    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+        return True
+    if attempt.expiry is None or attempt.expiry.left() >= _EARLY:
+        return True
+    mark_expired(error)
+    return False
+
+
+class BaseMultiCallable:
+    """The RPCs of one method."""
+
+    rpc: ClassVar[type[BaseRpc]]
+    kind: Any = None
+    """The class of the objects that callers get."""
+
+    def __init__(
+        self, adapter: Adapter, subchannel: Callable[[Any], SubChannel], method: Method
+    ) -> None:
+        self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
+            MethodCalls(adapter, method).begin
+        )
+        self.serializer: Callable[[Any], bytes] | None = method.serializer
+        self.streams_requests: bool = method.kind.startswith("stream_")
+        self.streams_responses: bool = method.kind.endswith("_stream")
+        if self.streams_requests:
+            method = replace(method, serializer=Message.serialized)
+        self.method: Method = method
+        self.subchannel = subchannel
+        """A function that returns the sub-channel to an instance."""
+        self.load_reports: LoadReports | None = adapter.load_reports
+        self.hedged: bool = adapter.hedged and method.kind == "unary_unary"
+        self.classifies_responses: bool = adapter.classifies_responses
+        self.message_timeout: float | None = None
+        """Seconds after which an attempt is ended whose first message has not arrived; None if gRPC
+        applies `attempt_timeout`, since there is one response."""
+        if self.streams_responses:
+            self.message_timeout = adapter.binding.retry.attempt_timeout
+
+    def started(
+        self,
+        request: Any = None,
+        timeout: float | None = None,
+        metadata: Any = None,
+        credentials: Any = None,
+        wait_for_ready: bool | None = None,  # as in gRPC
+        compression: Any = None,
+    ) -> Any:
+        """Begin an RPC, and return its call."""
+        arguments = metadata, credentials, compression
+        rpc = self.rpc(self, request, timeout, arguments, wait_for_ready=bool(wait_for_ready))
+        call = self.kind(rpc)
+        rpc.start()
+        return call
+
+
+class BaseRpc:
+    """One RPC with all its attempts. The caller has only a `BaseCall`, and may drop it."""
+
+    _errors: ClassVar[type[BalancingError | AioBalancingError]]
+    _rest: Callable[[protocol.Pause, Callable[[], None]], Alarm]
+    """`sleep_until` or `asleep_until`: how the RPC waits between attempts."""
+
+    def __init__(
+        self,
+        owner: Any,
+        request: Any,
+        timeout: float | None,
+        arguments: Arguments,
+        *,
+        wait_for_ready: bool,
+    ) -> None:
+        self._owner = owner
+        self._request = request
+        self._arguments = arguments
+        self._wait_for_ready = wait_for_ready
+        self.requests: Any = None
+        """The requests of a stream. Each attempt reads them from the beginning."""
+        self._call: protocol.Call[Any] | None = None
+        self._run: protocol.CallbackRun[Any] | None = None
+        self._callbacks: list[Callable[[], object]] = []
+        self._current: tuple[protocol.Attempt[Any], Any, SubChannel] | None = None
+        """The attempt that is under way or is the outcome of the RPC, its gRPC call, and the
+        sub-channel."""
+        self._committed = False
+        self._timed: Any = None
+        """The gRPC call of the last attempt that the timer of `attempt_timeout` was begun for."""
+        self._timed_out: Any = None
+        """The gRPC call of the last attempt that this timer has ended."""
+        self._pause: Alarm | None = None
+        """The pause of `wait_for_ready`."""
+        self.inner: Any = None
+        """The gRPC call of the current attempt."""
+        self.ends: float | None = None if timeout is None else time.monotonic() + timeout
+        """The time of the deadline."""
+        self.final: Any = None
+        """The gRPC call or the error that is the outcome of the RPC, once it is known."""
+        self.over: bool = False
+        self.cancelled: bool = False
+
+    def start(self) -> None:
+        """Begin the RPC, or begin it again."""
+        replayable = None if self.requests is None else self.requests.replayable
+        try:
+            call = self._call = self._owner.begin(self._left(), replayable)
+            self._carry_out(call)
+        except LoadBalancingError as error:
+            self._conclude(self._errors.of(error))
+
+    def _carry_out(self, call: protocol.Call[Any]) -> None:
+        self._run = protocol.start(call, self._begin, self._decided, self._rest)
+
+    def _left(self) -> float | None:
+        return None if self.ends is None else self.ends - time.monotonic()
+
+    def _restart(self) -> None:
+        """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
+        _waiting.discard(self)
+        if self.cancelled:
+            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+            return
+        try:
+            self.start()
+        except Exception:  # noqa: BLE001  # the channel was closed
+            details = "the channel is closed"
+            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, details))
+
+    def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
+        """Begin an attempt."""
+        raise NotImplementedError
+
+    def _time_for(self, attempt: protocol.Attempt[Any]) -> float | None:
+        """The time limit that gRPC applies to an attempt. A stream of responses has the time of the
+        whole call, since `attempt_timeout` bounds only the wait for its first message."""
+        if self._owner.streams_responses and attempt.expiry is not None and self._call is not None:
+            deadline = self._call.deadline
+            attempt.expiry.at = math.inf if deadline is None else deadline
+        return time_for(attempt)
+
+    def _became(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> None:
+        """Make an attempt that has just begun the current one."""
+        self._current = attempt, inner, subchannel
+        self.inner = inner
+        self._wake()
+        if self.cancelled:
+            inner.cancel()
+
+    def _is_timed(self) -> bool:
+        """True if the timer of `attempt_timeout` must be begun, since a reader waits for the first
+        message of an attempt. Nothing arrives while nobody reads, so the instance would be charged
+        for a slow reader."""
+        inner = self.inner
+        if self._owner.message_timeout is None or self._committed or self._timed is inner:
+            return False
+        self._timed = inner
+        return not self.over
+
+    def _times_out(self, inner: Any) -> bool:
+        """True if the first message of this attempt is late. Then cancel its gRPC call, and gRPC
+        reports its end."""
+        if self._committed or self.over or self.inner is not inner:
+            return False
+        self._timed_out = inner
+        return True
+
+    def _failed(
+        self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel, error: Any
+    ) -> bool:
+        """End an attempt that has failed. False if the caller has received a part of its
+        response."""
+        if inner is self._timed_out and error.code() is grpc.StatusCode.CANCELLED:
+            error = self._errors.with_code(grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LATE)
+            mark_expired(error)
+            attempt.status = Code(error.code())
+            answered = False
+        else:
+            answered = is_from_server(attempt, error, subchannel) and not self.cancelled
+        if self._run is None:
+            return False
+        return self._run.finish(attempt, *((error,) if answered else (None, error)))
+
+    def _broke(self, attempt: protocol.Attempt[Any], error: Any) -> None:
+        """End an attempt that has failed after the caller has received a part of its response."""
+        attempt.status = Code(error.code())
+        if self._call is not None:
+            earlier = self._call.info().attempts[:-1]
+            protocol.explain(error, protocol.CallInfo((*earlier, attempt.info()), "streaming"))
+        attempt.finish(error)
+
+    def _decided(self, result: Callable[[], Any]) -> None:
+        """Handle the outcome, which is known at the end, or at the first message of a stream."""
+        try:
+            outcome = result()
+        except LoadBalancingError as error:
+            outcome = self._errors.of(error)
+        except Exception as error:  # noqa: BLE001  # raised to the caller
+            outcome = error
+        if isinstance(outcome, Answered):
+            self.final = self.inner = outcome.call
+            if self._committed:
+                self._wake()
+            else:
+                self._end()
+        elif self.cancelled:
+            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+        elif self._wait_for_ready and is_waited_for(outcome):
+            self._wait_for_instance()
+        else:
+            if isinstance(outcome, grpc.RpcError) and self._call is not None:
+                info = self._call.info()
+                if info.attempts and not hasattr(outcome, "__notes__"):
+                    protocol.explain(outcome, info)
+            self._conclude(outcome)
+
+    def _wait_for_instance(self) -> None:
+        """Begin the RPC again after a pause, if its deadline allows it."""
+        left = self._left()
+        if left is not None and left <= 0:
+            over = DeadlineExceeded("no instance was ready in time")
+            self._conclude(self._errors.of(over))
+            return
+        _waiting.add(self)
+        seconds = AGAIN if left is None else min(AGAIN, left)
+        self._pause = pause = self._rest(protocol.Pause(seconds), self._restart)
+        if self.cancelled:  # `cancel` may not have seen the pause
+            pause.ring()
+
+    def _conclude(self, error: Any) -> None:
+        self.final = error
+        self._end()
+
+    def _end(self) -> None:
+        """The RPC is over. Tell all who wait."""
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        """Let all who wait check again."""
+        raise NotImplementedError
+
+    def _notify(self, callbacks: list[Callable[[], object]]) -> None:
+        self._wake()
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:  # an exception would end gRPC's thread
+                _logger.exception("a callback of an RPC failed")
+
+    def _commits(self, inner: Any, holder: object) -> bool:
+        """Commit to this attempt, unless its end is known."""
+        current, run = self._current, self._run
+        if current is None or run is None or current[1] is not inner or inner is self._timed_out:
+            return False
+        self._committed = True
+        if run.finish(current[0], Answered(None, inner), holder=holder):
+            if self.requests is not None:
+                self.requests.commit()
+            return True
+        self._committed = False
+        return False
+
+    def cancel(self) -> bool:
+        """Cancel the RPC. Returns False if it is over."""
+        if self.over or self.cancelled:
+            return False
+        self.cancelled = True
+        if self._run is not None:
+            self._run.cancel(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+        if self.inner is not None:
+            self.inner.cancel()
+        if (pause := self._pause) is not None:
+            pause.ring()
+        return True
+
+    def drop(self) -> None:
+        """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
+        raise NotImplementedError
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
+        if self.over:
+            return False
+        self._callbacks.append(callback)
+        return True
+
+
+class BaseCall:
+    """The object that the caller of an RPC gets."""
+
+    def __init__(self, rpc: Any) -> None:
+        self._rpc = rpc
+
+    def __del__(self) -> None:
+        rpc = getattr(self, "_rpc", None)
+        if rpc is not None and not rpc.over:
+            rpc.drop()  # as gRPC cancels an RPC that its caller has dropped
+
+    def __repr__(self) -> str:
+        return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"
+
+    def cancel(self) -> bool:
+        """Cancel the RPC. Returns False if it is over."""
+        cancelled: bool = self._rpc.cancel()
+        return cancelled
+
+    def cancelled(self) -> bool:
+        """True if the RPC was cancelled."""
+        cancelled: bool = self._rpc.cancelled
+        return cancelled
+
+    def done(self) -> bool:
+        """True once the RPC is over."""
+        done: bool = self._rpc.over or self._rpc.cancelled
+        return done
+
+    def time_remaining(self) -> Any:
+        """The seconds until the deadline; None if there is no deadline."""
+        ends = self._rpc.ends
+        return None if ends is None else max(0.0, ends - time.monotonic())
+
+    def _call_at_end(self, fn: Callable[[Any], Any]) -> None:
+        if not self._rpc.add_callback(partial(fn, self)):
+            fn(self)
