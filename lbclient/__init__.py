@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lbclient.core.call_info import AttemptInfo, CallInfo, call_info
     from lbclient.discovery.composite import FirstOf, Service, Union
     from lbclient.discovery.file import FileResolver
+    from lbclient.discovery.pushed.consul import Consul
     from lbclient.discovery.registration import Registration, RegistrationError
     from lbclient.discovery.resolver import Resolver, Watcher
     from lbclient.endpoint.breaker import BreakerPolicy
@@ -78,6 +79,7 @@ else:
         "lbclient.core.call_info": ["AttemptInfo", "CallInfo", "call_info"],
         "lbclient.discovery.composite": ["FirstOf", "Service", "Union"],
         "lbclient.discovery.file": ["FileResolver"],
+        "lbclient.discovery.pushed.consul": ["Consul"],
         "lbclient.discovery.registration": ["Registration", "RegistrationError"],
         "lbclient.discovery.resolver": ["Resolver", "Watcher"],
         "lbclient.endpoint.breaker": ["BreakerPolicy"],
@@ -157,6 +159,7 @@ __all__ = [
     "CallInfo",
     "Client",
     "ConsistentHash",
+    "Consul",
     "DeadlineExceeded",
     "DiscoveryError",
     "DiscoveryFailed",

@@ -79,6 +79,7 @@ URL_SOURCES: dict[str, UrlSource] = {
     "srv": UrlSource(dns_service.srv_from_url, "name"),
     "dns": UrlSource(dns_service.addresses_from_url, "name:port"),
     "file": UrlSource(file.from_url, "/path"),
+    "consul": UrlSource(pushed("consul"), "name", keys=("tag", "dc", "near", "passing")),
 }
 """The kinds of URL, by the text after the plus sign: `http+srv://orders.example.com`."""
 

@@ -14,20 +14,24 @@ import random
 import re
 import ssl
 import threading
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lbclient
 from lbclient import Instance
 from lbclient.discovery.pushed.api import Reply
 from lbclient.discovery.pushed.consul import Consul, HealthAnswers, from_url
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError
 from tests.support.consul import Agent, encoded
+from tests.support.http import tells_port
 from tests.support.slow import slow_rows
 
 TOKEN = "b1gs33cr3t-token"
@@ -684,3 +688,409 @@ def test_token_that_is_replaced(watch, tmp_path):
         agent.until_asked(3)
         tokens = [query.headers["x-consul-token"] for query in agent.asked()]
         assert tokens == ["first", "first", "second"]
+
+
+# Clients
+
+
+class Traffic:
+    """Calls one after another, by a client on threads or on an event loop, and their outcomes."""
+
+    def __init__(self, kind: str, service, pause: float = 0.002, **options) -> None:
+        self.outcomes: list[tuple[float, object]] = []
+        """When each call began, and the port that answered, or the error."""
+        self._pause = pause
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._arguments = service, {"allow": ["127.0.0.0/8"], **options}
+        run = self._on_thread if kind == "sync" else lambda: anyio.run(self._on_loop, backend=kind)
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stopping = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _on_thread(self) -> None:
+        service, options = self._arguments
+        with lbclient.Client(service, **options) as client:
+            while not self._stopping:
+                began = time.monotonic()
+                try:
+                    self._note(began, int(client.get("/").text))
+                except Exception as error:  # noqa: BLE001  # tests look at it
+                    self._note(began, error)
+                time.sleep(self._pause)
+
+    async def _on_loop(self) -> None:
+        service, options = self._arguments
+        async with lbclient.AsyncClient(service, **options) as client:
+            while not self._stopping:
+                began = time.monotonic()
+                try:
+                    self._note(began, int((await client.get("/")).text))
+                except Exception as error:  # noqa: BLE001  # tests look at it
+                    self._note(began, error)
+                await anyio.sleep(self._pause)
+
+    def _note(self, began: float, outcome: object) -> None:
+        with self._changed:
+            self.outcomes.append((began, outcome))
+            self._changed.notify_all()
+
+    def until(self, wanted: set, number: int = 30) -> None:
+        """Wait until the last calls had just these outcomes."""
+
+        def holds() -> bool:
+            return {outcome for _, outcome in self.outcomes[-number:]} == wanted
+
+        with self._changed:
+            assert self._changed.wait_for(holds, 30), (self.outcomes[-number:], wanted)
+
+    def more(self, number: int = 30) -> None:
+        """Wait for this many more calls."""
+        with self._changed:
+            wanted = len(self.outcomes) + number
+            assert self._changed.wait_for(lambda: len(self.outcomes) >= wanted, 30)
+
+    @property
+    def errors(self) -> list[object]:
+        return [one for _, one in self.outcomes if not isinstance(one, int)]
+
+
+kinds = pytest.mark.parametrize("kind", ["sync", "asyncio", *slow_rows("trio")])
+
+
+def register(agent: Agent, server, **options) -> str:
+    """Register a server as an instance of `orders`."""
+    return agent.add("orders", server.host, server.port, **{"status": "passing", **options})
+
+
+@kinds
+def test_changes_are_used(agent, servers, kind):
+    """A new instance gets calls, and one that was deregistered, is critical, in maintenance, or on
+    a node that failed gets none. No call fails."""
+    first, second = servers(tells_port, tells_port)
+    one = register(agent, first)
+    with Traffic(kind, lbclient.Consul("orders", agent.address)) as traffic:
+        traffic.until({first.port})
+        two = register(agent, second, node="node-2")
+        traffic.until({first.port, second.port})
+        agent.remove(one)
+        traffic.until({second.port})
+        register(agent, first)
+        traffic.until({first.port, second.port})
+        agent.mark(two, "critical")
+        traffic.until({first.port})
+        agent.mark(two, "passing")
+        traffic.until({first.port, second.port})
+        agent.mark_node("node-2", "critical")
+        traffic.until({first.port})
+        assert not traffic.errors
+
+
+@kinds
+def test_weights(agent, servers, kind):
+    """`Weights` are weights: a new one changes the shares."""
+    first, second = servers(tells_port, tells_port)
+    register(agent, first, passing=1)
+    register(agent, second, passing=1000)
+    service = lbclient.Consul("orders", agent.address)
+    with Traffic(kind, service, strategy="weighted") as traffic:
+        traffic.until({second.port})
+        register(agent, first, passing=1000)
+        traffic.until({first.port, second.port})
+        assert not traffic.errors
+
+
+@kinds
+def test_agent_that_is_away(agent, servers, kind):
+    """While the agent is away, or answers with errors, calls go on with the last good set. What
+    has changed meanwhile is used after its return."""
+    first, second = servers(tells_port, tells_port)
+    one = register(agent, first)
+    with Traffic(kind, lbclient.Consul("orders", agent.address)) as traffic:
+        traffic.until({first.port})
+        agent.stop()
+        traffic.more()
+        register(agent, second)
+        agent.remove(one)
+        agent.fault = lambda _: (500, "rpc error: No cluster leader")
+        agent.start()
+        agent.until_asked(2)
+        traffic.more()
+        assert {outcome for _, outcome in traffic.outcomes} == {first.port}
+        agent.fault = lambda _: None
+        traffic.until({second.port})
+        assert not traffic.errors
+
+
+@kinds
+def test_no_healthy_instance(agent, servers, kind, caplog):
+    """If no instance is healthy or registered any more, the last good set stays in use, as after an
+    empty answer of DNS."""
+    (first,) = servers(tells_port)
+    one = register(agent, first)
+    with Traffic(kind, lbclient.Consul("orders", agent.address)) as traffic:
+        traffic.until({first.port})
+        agent.mark(one, "critical")
+        agent.until_asked(3)
+        traffic.more()
+        agent.remove(one)
+        agent.until_asked(4)
+        traffic.more()
+        assert not traffic.errors
+    assert "holds no usable instance" in caplog.text
+
+
+def test_unknown_service(agent):
+    """A call of a service that Consul does not know fails, and the error names the service."""
+    with (
+        lbclient.Client(lbclient.Consul("orders", agent.address)) as client,
+        pytest.raises(DiscoveryError, match=r"about orders holds no usable instance"),
+    ):
+        client.get("/")
+
+
+def test_url_of_a_client(agent, servers, monkeypatch):
+    """A URL names the service, its tag, and the base path of its instances. The Host is the name of
+    the service."""
+    first, second = servers(tells_port, tells_port)
+    register(agent, first, tags=["v1"])
+    register(agent, second, tags=["v2"])
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.address)
+    service = "http+consul://orders/api?tag=v2"
+    with lbclient.Client(service, allow=["127.0.0.0/8"]) as client:
+        assert client.get("/x").text == str(second.port)
+    (request,) = second.requests
+    assert request.target == "/api/x"
+    assert request.headers["host"] == "orders"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"http+consul://orders?token={TOKEN}", "the keys are tag, dc, near, passing"),
+        ("http+consul://orders?tag=a&tag=b", "must have 'tag' once"),
+        ("http+consul://orders:8500", "must not have a port"),
+        (f"http+consul://user:{TOKEN}@orders", "must not contain a user name"),
+    ],
+)
+def test_bad_url_of_a_client(url, reason):
+    """K1: a URL that cannot be used is refused when the client is made, and no secret is shown."""
+    with pytest.raises(ValueError, match=rf"^service\b.*{reason}") as caught:
+        lbclient.Client(url)
+    assert TOKEN not in str(caught.value)
+
+
+def test_several_sources(agent, servers):
+    """A service in Consul may be a part of FirstOf and of Union."""
+    first, second = servers(tells_port, tells_port)
+    register(agent, first)
+    there, nowhere = (lbclient.Consul(name, agent.address) for name in ("orders", "nothing"))
+    options = {"allow": ["127.0.0.0/8"]}
+    with lbclient.Client(lbclient.FirstOf(nowhere, there), **options) as client:
+        assert client.get("/").text == str(first.port)
+    with lbclient.Client(lbclient.Union(there, second.url), **options) as client:
+        assert {client.get("/").text for _ in range(50)} == {str(first.port), str(second.port)}
+
+
+# Registration
+
+IDENTIFIER = "orders-127.0.0.1-8000"
+
+
+def registration(agent, instance=None, **options):
+    """A registration in Consul, with the options of both."""
+    instance = instance or Instance("127.0.0.1", 8000)
+    via = Consul("orders", agent.address, token=options.pop("token", None))
+    return lbclient.Registration("orders", instance, via=via, **options)
+
+
+def test_registration(agent):
+    """The instance is registered with address, weight, metadata and tags, passes its TTL check, and
+    is deregistered at the end."""
+    instance = Instance(
+        "127.0.0.1", 8000, weight=3, metadata={"zone": "eu-1a", "cores": 4, "tags": ["v2"]}
+    )
+    with registration(agent, instance, ttl=10) as entered:
+        service = agent.services["node-1", IDENTIFIER]
+        assert (service.address, service.port, service.tags) == ("127.0.0.1", 8000, ["v2"])
+        assert service.meta == {"zone": "eu-1a", "cores": "4"}
+        assert service.weights == {"Passing": 3, "Warning": 1}
+        (check,) = service.checks.values()
+        assert (check.ttl, check.status, check.deregister_after) == (10, "passing", 60)
+        assert repr(entered) == "<Registration 127.0.0.1:8000 as orders, entered>"
+    assert not agent.holding(IDENTIFIER)
+
+
+def test_registered_instance_is_discovered(agent, servers):
+    """What one process registers, a client of the same service uses, with its metadata."""
+    (first,) = servers(tells_port)
+    instance = Instance(first.host, first.port, metadata={"zone": "eu-1a", "tags": ["v2"]})
+    with (
+        registration(agent, instance),
+        lbclient.Client(Consul("orders", agent.address), allow=["127.0.0.0/8"]) as client,
+    ):
+        assert client.get("/").text == str(first.port)
+        (known,) = client.balancer.snapshot().instances
+        assert known.instance.metadata["zone"] == "eu-1a"
+        assert known.instance.metadata["tags"] == ["v2"]
+
+
+def test_passes(agent):
+    """The check passes about every third of the TTL."""
+    with registration(agent, ttl=1):
+        agent.until_asked(3, "/v1/agent/check/pass/")
+        times = [query.at for query in agent.asked("/v1/agent/")]
+        assert times[-1] - times[0] > 0.8
+
+
+def test_killed_process(agent):
+    """An instance that no longer passes is critical after its TTL, and removed after a minute."""
+    one = registration(agent, ttl=300)
+    with one:
+        agent.advance(299)
+        assert agent.status_of(IDENTIFIER) == "passing"
+        agent.advance(2)
+        assert agent.status_of(IDENTIFIER) == "critical"
+        agent.advance(601)
+        assert not agent.holding(IDENTIFIER)
+
+
+def test_agent_that_restarts(agent):
+    """An agent that has lost the service gets it again with the next pass."""
+    with registration(agent, ttl=1):
+        agent.until_asked(1, "/v1/agent/check/pass/")
+        agent.restart()
+        agent.until_asked(2, "/v1/agent/service/register")
+        agent.until_asked(len(agent.asked("/v1/agent/check/pass/")) + 1, "/v1/agent/check/pass/")
+        assert agent.status_of(IDENTIFIER) == "passing"
+    assert not agent.holding(IDENTIFIER)
+
+
+def test_old_agent_that_restarts(agent):
+    """An old version says 500 about a check that it does not know. The service is registered
+    again."""
+    with registration(agent, ttl=1):
+        agent.fault = lambda query: (
+            (500, 'CheckID "x" does not have associated TTL') if "pass" in query.path else None
+        )
+        agent.until_asked(3, "/v1/agent/service/register")
+        agent.fault = lambda _: None
+
+
+def test_the_same_instance_again(agent):
+    """A process that starts again replaces what it has left."""
+    registration(agent, weight := Instance("127.0.0.1", 8000, weight=2)).__enter__()
+    assert agent.services["node-1", IDENTIFIER].weights["Passing"] == weight.weight
+    with registration(agent):
+        assert agent.services["node-1", IDENTIFIER].weights["Passing"] == 1
+        assert len(agent.services) == 1
+
+
+def test_identity(agent):
+    """With an identity, a process replaces what it has left at another address, and does not
+    deregister a successor."""
+    with registration(agent, identity="pod-1"):
+        assert agent.holding("orders-pod-1")
+        successor = registration(agent, Instance("127.0.0.2", 9000), identity="pod-1")
+        successor.__enter__()
+        assert len(agent.services) == 1
+    assert agent.services["node-1", "orders-pod-1"].port == 9000
+    successor.close()
+    assert not agent.services
+
+
+def test_agent_that_refuses_the_registration():
+    """A token that may not register is a RegistrationError that says what it needs, and does not
+    show it."""
+    with Agent(policies={TOKEN: READS}) as agent:
+        with pytest.raises(lbclient.RegistrationError, match=r"403.*service:write") as caught:
+            registration(agent, token=TOKEN).__enter__()
+        assert TOKEN not in str(caught.value)
+        assert not agent.services
+
+
+def test_agent_that_is_not_there(dead_port):
+    """Without an agent, entering raises RegistrationError, which names the agent."""
+    via = Consul("orders", f"127.0.0.1:{dead_port}")
+    one = lbclient.Registration("orders", Instance("127.0.0.1", 80), via=via)
+    with pytest.raises(lbclient.RegistrationError, match=rf"{dead_port} cannot be reached"):
+        one.__enter__()
+
+
+def test_agent_that_is_gone_at_the_end(agent, caplog):
+    """If the agent is gone at the end, a warning is logged and nothing is raised."""
+    with registration(agent):
+        agent.stop()
+    assert "127.0.0.1:8000 as orders may stay registered: Consul at " in caplog.text
+
+
+def test_agent_that_hangs_at_the_end(agent, caplog):
+    """If the agent does not answer at the end, leaving takes no longer than `timeout`."""
+    released = threading.Event()
+    with registration(agent, timeout=0.2):
+        agent.fault = lambda _: released.wait(20) and None
+    released.set()
+    assert "did not answer within 0.2 s" in caplog.text
+
+
+def test_service_that_is_gone_at_the_end(agent, caplog):
+    """If somebody has deregistered the instance, leaving is no error."""
+    with registration(agent):
+        agent.remove(IDENTIFIER)
+    assert not caplog.messages
+
+
+@pytest.mark.anyio
+async def test_async_registration(agent):
+    """`async with` registers and deregisters too."""
+    async with registration(agent):
+        assert agent.holding(IDENTIFIER)
+    assert not agent.holding(IDENTIFIER)
+
+
+@pytest.mark.parametrize(
+    ("instance", "error"),
+    [
+        (Instance("127.0.0.1", 80, path="/v1"), ValueError),
+        (Instance("127.0.0.1", 80, headers={"x": TOKEN}), ValueError),
+        (Instance("127.0.0.1", 80, tls_name="x"), ValueError),
+        (Instance("127.0.0.1", 80, priority=1), ValueError),
+        (Instance("127.0.0.1", 80, weight=0), ValueError),
+        (Instance("127.0.0.1", 80, weight=1.5), ValueError),
+        (Instance("0.0.0.0", 80), ValueError),
+        (Instance("a.test", 80, addresses=("127.0.0.1",)), ValueError),
+        (Instance("127.0.0.1", 80, metadata={"a": [1]}), TypeError),
+        (Instance("127.0.0.1", 80, metadata={"tags": "v2"}), TypeError),
+        (Instance("127.0.0.1", 80, metadata={"tags": [2]}), TypeError),
+    ],
+)
+def test_instance_that_consul_cannot_have(agent, instance, error):
+    """K1: an instance with something that Consul has no place for is refused at construction."""
+    with pytest.raises(error, match=r"^instance\b") as caught:
+        registration(agent, instance)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"identity": "a b"}, ValueError), ({"identity": 5}, TypeError), ({"ttl": 0}, ValueError)],
+)
+def test_bad_registration(agent, options, error):
+    """K1: an invalid argument of a registration is refused by an error that names it."""
+    with pytest.raises(error, match=rf"^{next(iter(options))}\b"):
+        registration(agent, **options)
+
+
+def test_datacenter_of_a_registration(agent):
+    """K8: an agent registers in its own datacenter, so `dc` is refused."""
+    with pytest.raises(ValueError, match=r"^via must not have dc"):
+        lbclient.Registration(
+            "orders", Instance("127.0.0.1", 80), via=Consul("orders", agent.address, dc="eu")
+        )

@@ -563,7 +563,7 @@ class RegistryApi:
     def _failure(self, error: Exception, seconds: float) -> DiscoveryError:
         """Describe a failure of the network."""
         if isinstance(error, httpx.TimeoutException | TimeoutError):
-            return DiscoveryError(f"{self} did not answer within {seconds:g} s")
+            return DiscoveryError(f"{self} did not answer within {round(seconds, 1):g} s")
         causes = list(_causes(error))
         cause = next((one for one in causes if isinstance(one, ssl.SSLCertVerificationError)), None)
         if cause is not None:

@@ -22,6 +22,8 @@ import anyio
 import anyio.to_thread
 
 from lbclient._internal import fork, validation
+from lbclient.discovery.pushed.consul import Consul
+from lbclient.discovery.registration.consul import ConsulRegistrar
 from lbclient.discovery.registration.dns_update import Primary, key_of
 from lbclient.discovery.registration.records import DnsRegistrar, entry_of
 from lbclient.discovery.registration.registrar import Registrar, RegistrarOptions, UpdateError
@@ -40,7 +42,7 @@ GRACE = 1.0
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 
-REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {}
+REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {Consul: ConsulRegistrar}
 """Makes the registrar of one block, by the class of `via`. It checks the arguments, and sends
 nothing."""
 
@@ -198,7 +200,7 @@ class Registration:
         instance: Instance,
         *,
         server: str | None = None,
-        via: object = None,
+        via: Consul | None = None,
         key: str | os.PathLike[str] | None = None,
         zone: str | None = None,
         ttl: int = 30,
