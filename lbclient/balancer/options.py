@@ -245,7 +245,7 @@ def shows(kind: type) -> Callable[[C], C]:
 
 @cache
 def _declared(kind: type) -> dict[str, Option]:
-    """The options of a TypedDict by name."""
+    """Return the options that a TypedDict declares, by name."""
     annotations = inspect.get_annotations(kind)
     return {name: annotation.__metadata__[0] for name, annotation in annotations.items()}
 

@@ -186,8 +186,8 @@ class Attempt(Generic[R]):
 
     @property
     def answering(self) -> bool:
-        """True while the rest of the body is still to arrive. This applies only if the first byte
-        of the body ends the measured latency."""
+        """True while the rest of the body is still to arrive, if the latency is measured up to the
+        first byte of the body."""
         return self.verdict is None and self.pick.elapsed > 0
 
     @property

@@ -45,8 +45,8 @@ SocketOption = (
 )
 _BYPASS = ("proxy", "uds", "mounts")
 _LIMITS = httpx.Limits(keepalive_expiry=4.0)
-"""The seconds after which an idle connection is closed. Many servers close an idle connection after
-5 s, and a request that is sent at that moment is lost."""
+"""The default limits. An idle connection is closed after 4 s: many servers close it after 5 s, and
+a request that is sent at that moment is lost."""
 DEFAULT_TIMEOUT = httpx.Timeout(5.0, connect=1.25)
 """httpx's default timeouts, except for connecting: Linux repeats a lost SYN after one second."""
 

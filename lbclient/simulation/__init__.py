@@ -5,8 +5,8 @@
     servers = [Server(f"s{n}", answers(constant(0.1))) for n in range(3)]
     print(simulate(Scenario(servers, Open(rate=100, seconds=60)), strategy="least-busy"))
 
-A run waits for no real time, and all random numbers come from one seed. So the same arguments give
-the same report. Its attribute `trace` is a hash of all decisions.
+A run never waits in real time, and all random numbers come from one seed. So the same arguments
+give the same report. Its attribute `trace` is a hash of all decisions.
 """
 
 from __future__ import annotations
