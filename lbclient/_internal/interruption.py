@@ -41,8 +41,9 @@ def block_signals() -> set[signal.Signals]:
 
 @contextlib.contextmanager
 def unblocked(signals: Collection[signal.Signals]) -> Generator[None]:
-    """Unblock the signals that `block_signals` has blocked, while code of the user runs. Otherwise
-    a process or a thread that this code starts would inherit the blocked signals."""
+    """Return a context manager in whose block code of the user runs. There, the signals that
+    `block_signals` has blocked are not blocked. Otherwise a process or a thread that this code
+    starts would inherit the blocked signals."""
     if not signals:
         yield
         return

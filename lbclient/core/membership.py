@@ -230,7 +230,7 @@ class Membership:
         return signal
 
     def _poke(self) -> None:
-        """Run a round soon, since a watch has an outcome."""
+        """Run a round of discovery soon, since a watch has an outcome."""
         with self._lock:
             due = self.subscription.poke()
         if due:

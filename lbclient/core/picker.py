@@ -269,8 +269,8 @@ class Picker:
         return self._probing(endpoint, now)
 
     def _last_resort(self, call: PickRequest, now: float) -> Pick | _Full | None:
-        """Pick an endpoint although none is in rotation. This is an endpoint that only backs off,
-        or else a probe, at most one every `reset_timeout` seconds."""
+        """Pick an endpoint although none is in rotation. This is an endpoint that only backs off.
+        If there is none, one endpoint is probed, at most once every `reset_timeout` seconds."""
         if (soonest := self._pool.backing_off(now)) is not None and soonest not in call.under_way:
             return FULL if self._full(soonest) else self._let(soonest, "resting", now)
         if now - self._last_probe < self._patience:

@@ -37,9 +37,8 @@ class WaitQueue:
         """Maps the signal of each waiting call to its caller. Almost always empty."""
         self._turns: OrderedDict[int | None, OrderedDict[Signal, None]] = OrderedDict()
         self.retries: dict[Signal, Collection[object]] = {}
-        """The retries that wait separately, in the order of their turns. Each has the endpoints
-        whose slots it does not want.
-        """
+        """The retries that wait separately, in the order of their turns. Maps the signal of each
+        retry to the endpoints whose slots it does not want."""
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.retries)

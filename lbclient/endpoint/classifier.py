@@ -131,9 +131,8 @@ _UNREACHABLE_FROM_HERE = Verdict(fault=False, again="always", unreachable=True)
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UNREACHABLE = NO_ROUTE | {errno.EPERM}  # from a firewall
 _LOOKUP_NEEDS = 4
-"""The descriptors of a lookup: glibc opens one file, and a socket for each of at most three
-nameservers.
-"""
+"""The number of file descriptors that a DNS lookup needs: glibc opens one file, and a socket for
+each of at most three nameservers."""
 _NEVER_SENT_ERRORS = (socket.gaierror, ConnectionRefusedError)
 _ANSWERS = (ConnectionRefusedError, ConnectionResetError, ssl.SSLError)
 
@@ -189,7 +188,7 @@ def lacked_port(error: BaseException, instance: Instance) -> bool:
 
     EADDRNOTAVAIL has two possible causes: no free port, or no address of the destination's family
     on this host. Connecting a datagram socket needs the same route and source address, but no local
-    TCP port, and sends nothing. So it shows which of the two causes applies. This test is not made
+    TCP port, and sends nothing. So this test shows which of the two causes applies. It is not made
     for names, since a lookup would block.
     """
     if all(one.errno != errno.EADDRNOTAVAIL for one in _system_errors(error)):

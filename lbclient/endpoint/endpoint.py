@@ -115,11 +115,12 @@ class Endpoint:
 
         Without the penalty, an instance that fails fast looks idle and attracts all traffic
         (linkerd/linkerd2-proxy#4537). The first failure weighs as much as two attempts in flight.
-        Each further failure doubles this penalty, at most once per round trip, as TCP halves its
-        window. A success removes a part of it. With time, the penalty falls linearly to zero. This
-        takes twice as long as the time for which the instance has failed without a success, but at
-        least half a second and at most 30 s. So a short fault is forgotten within seconds, whatever
-        the rate of calls is, and during a long fault the instance gets fewer and fewer attempts.
+        Each further failure doubles this penalty, but at most once per round trip (TCP halves its
+        window at most that often, too). A success removes a part of it. With time, the penalty
+        falls linearly to zero. This takes twice as long as the time for which the instance has
+        failed without a success, but at least half a second and at most 30 s. So a short fault is
+        forgotten within seconds, whatever the rate of calls is, and during a long fault the
+        instance gets fewer and fewer attempts.
         """
         if not self.penalty:
             return self.in_flight

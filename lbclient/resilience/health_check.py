@@ -39,11 +39,12 @@ class HealthCheck:
     - `statuses`: the statuses that pass. Redirects are not followed.
     - `headers`: headers that are sent with each check, in addition to the client's headers. Headers
       of an instance replace headers with the same name.
-    - `check`: a function `instance -> bool` to call instead. It runs on a background thread and may
-      block; `lbclient.time_left()` returns the time that is left of `timeout`. It should connect to
-      `instance.address`, as `HealthCheck(path=None)` does, and not to a name. Any result except
-      True is a failed check, and so is any exception. A check of an instance begins only after the
-      previous check of the same instance has returned.
+    - `check`: a function `instance -> bool` that checks an instance. lbclient then sends no request
+      of its own. It runs on a background thread and may block; `lbclient.time_left()` returns the
+      time that is left of `timeout`. It should connect to `instance.address`, as
+      `HealthCheck(path=None)` does, and not to a name. Any result except True is a failed check,
+      and so is any exception. A check of an instance begins only after the previous check of the
+      same instance has returned.
     - `grpc`: the name of a gRPC service, for channels of `lbclient.grpc`. A check asks each
       instance for the health of this service, by the protocol `grpc.health.v1`. An empty text
       stands for the whole server.

@@ -28,8 +28,8 @@ class OutlierPolicy:
 
     - `interval`: seconds over which outcomes are counted. At the end of each interval, outliers are
       ejected.
-    - `margin`: an instance is an outlier if its success rate is this much below that of all its
-      peers together; above 0, at most 1.
+    - `margin`: an instance is an outlier if its success rate is lower than the rate of all its
+      peers together by more than this number; above 0, at most 1.
     - `minimum_calls`: if the instance, or its peers, have fewer calls in the interval, the instance
       is not rated.
     - `ejection`: seconds of the first ejection. (The actual time is random, between half of this

@@ -39,11 +39,12 @@ class OutcomeHistory(Generic[R]):
     """A record for each endpoint that has answered. `make(now)` creates a new record. R is its
     type.
 
-    A failure doubles the cost of an instance. Calls that failed together count as one failure, so
-    the cost doubles at most once per round trip, as TCP halves its window. The larger the share of
-    all attempts that fail, the smaller is the effect of one failure: if all instances fail, none is
-    worse than the others. A successful answer removes a quarter of the penalty. In addition, the
-    penalty decreases with time, by the factor e^(-t / `decay`).
+    A failure doubles the cost of an instance. Calls that failed at the same time count as one
+    failure, so the cost doubles at most once per round trip. (TCP halves its window at most that
+    often, too.) The larger the share of all attempts that fail, the smaller is the effect of one
+    failure: if all instances fail, none is worse than the others. A successful answer removes a
+    quarter of the penalty. In addition, the penalty decreases with time, by the factor e^(-t /
+    `decay`).
 
     Records of instances that have left are removed once as many new instances have joined. An
     instance that has left and joins again starts with a new record. The amortised cost of each

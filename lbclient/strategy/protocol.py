@@ -31,8 +31,8 @@ class LoadReport:
     - `utilization`: the used part, from 0 to 1, of the resource that limits the instance, such as
       the KV cache of an LLM server.
 
-    Raises ValueError or TypeError, naming the argument, if a number is negative, not finite, above
-    1,000,000 requests, above one hour or a utilization above 1.
+    Raises ValueError or TypeError, naming the argument, if a number is negative, not finite or too
+    large: above 1,000,000 requests, one hour or a utilization of 1.
     """
 
     in_flight: float

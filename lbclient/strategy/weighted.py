@@ -107,7 +107,7 @@ class Weighted:
             self._unseen -= 1
 
     def _wait(self, one: Endpoint, share: float) -> None:
-        """Place an endpoint so that it is due after this share of its stride."""
+        """Place an endpoint so that it is due after the part `share` of its stride."""
         stride = 1.0 / one.weight
         turn = (self._time + share * stride, next(self._order), one, stride)
         heappush(self._heap, turn)  # first, since `pick` drops a turn that is not in `_turns`

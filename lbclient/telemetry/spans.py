@@ -184,7 +184,8 @@ class Tracing:
 
 
 class Telemetry:
-    """The spans and metrics of one balancer. `service` is the only label of its own metrics."""
+    """The spans and metrics of one balancer. `service` is the only label of lbclient's own
+    metrics."""
 
     def __init__(
         self,

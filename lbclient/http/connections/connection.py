@@ -138,7 +138,8 @@ class Connection(ABC):
 
     @abstractmethod
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts a connection. Raises ConnectError or
+        ConnectTimeout."""
 
     async def start_tls(self, context: ssl.SSLContext, name: str, timeout: float | None) -> None:
         """Start TLS. Raises ConnectError or ConnectTimeout."""
@@ -242,7 +243,8 @@ class AsyncConnection(Connection):
     __slots__ = ()
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts a connection. Raises ConnectError or
+        ConnectTimeout."""
 
         async def connect(address: Address) -> socket.socket:
             sock = None

@@ -45,7 +45,8 @@ class SocketConnection(Connection):
         self._unsent = memoryview(b"")
 
     async def open(self, dial: Dial, timeout: float | None) -> None:
-        """Connect to the first address that accepts. Raises ConnectError or ConnectTimeout."""
+        """Connect to the first address that accepts a connection. Raises ConnectError or
+        ConnectTimeout."""
         try:
             self._sock = sock = self._race(resolve(dial, timeout), dial, timeout)
             self._dialled.remove(sock)
