@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lbclient.discovery.composite import FirstOf, Service, Union
     from lbclient.discovery.file import FileResolver
     from lbclient.discovery.pushed.consul import Consul
+    from lbclient.discovery.pushed.etcd import Etcd
     from lbclient.discovery.registration import Registration, RegistrationError
     from lbclient.discovery.resolver import Resolver, Watcher
     from lbclient.endpoint.breaker import BreakerPolicy
@@ -80,6 +81,7 @@ else:
         "lbclient.discovery.composite": ["FirstOf", "Service", "Union"],
         "lbclient.discovery.file": ["FileResolver"],
         "lbclient.discovery.pushed.consul": ["Consul"],
+        "lbclient.discovery.pushed.etcd": ["Etcd"],
         "lbclient.discovery.registration": ["Registration", "RegistrationError"],
         "lbclient.discovery.resolver": ["Resolver", "Watcher"],
         "lbclient.endpoint.breaker": ["BreakerPolicy"],
@@ -165,6 +167,7 @@ __all__ = [
     "DiscoveryFailed",
     "Ejected",
     "Endpoint",
+    "Etcd",
     "Event",
     "FileResolver",
     "FirstOf",

@@ -80,6 +80,7 @@ URL_SOURCES: dict[str, UrlSource] = {
     "dns": UrlSource(dns_service.addresses_from_url, "name:port"),
     "file": UrlSource(file.from_url, "/path"),
     "consul": UrlSource(pushed("consul"), "name", keys=("tag", "dc", "near", "passing")),
+    "etcd": UrlSource(pushed("etcd", base_path=False), "/prefix/"),
 }
 """The kinds of URL, by the text after the plus sign: `http+srv://orders.example.com`."""
 

@@ -75,13 +75,15 @@ def instance(servers, monkeypatch):
 
 @pytest.fixture
 def unregistered(monkeypatch):
-    """A registration is checked but not entered, since its nameserver would be sent an update. Only
+    """A registration is checked but not entered, since its registry would be sent an update. Only
     the file of the key is replaced."""
     registration = lbclient.Registration
 
-    def checked(*given, key, **options):
-        assert isinstance(key, Path)
-        registration(*given, key="registrar:c2VjcmV0", **options)
+    def checked(*given, **options):
+        if "via" not in options:
+            assert isinstance(options["key"], Path)
+            options["key"] = "registrar:c2VjcmV0"
+        registration(*given, **options)
         return contextlib.nullcontext()
 
     monkeypatch.setattr(lbclient, "Registration", checked)

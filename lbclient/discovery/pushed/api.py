@@ -18,6 +18,7 @@ import re
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -283,7 +284,7 @@ class LineStream(AsyncIterator[bytes]):
         self._silence = silence
         self._response: httpx.Response | None = None
         self._data = bytearray()
-        self._lines: Iterator[bytes] = iter(())
+        self._lines: deque[bytes] = deque()
 
     async def __aenter__(self) -> Self:
         self._response = await self._send()
@@ -298,15 +299,19 @@ class LineStream(AsyncIterator[bytes]):
         if self._response is not None:
             await self._api.release(self._response)
 
+    @property
+    def buffered(self) -> bool:
+        """True if the next line is here already."""
+        return bool(self._lines)
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         until = self._api.clock() + self._silence
         while True:
-            for line in self._lines:
-                if line:
-                    return line
+            if self._lines:
+                return self._lines.popleft()
             assert self._response is not None  # noqa: S101
             more = await self._api.read(self._response, until, self._silence)
             if not more:
@@ -314,7 +319,8 @@ class LineStream(AsyncIterator[bytes]):
             self._data += more
             if b"\n" in more:
                 *lines, rest = self._data.split(b"\n")
-                self._lines, self._data = map(bytes.strip, map(bytes, lines)), rest
+                self._lines.extend(filter(None, map(bytes.strip, map(bytes, lines))))
+                self._data = rest
             elif len(self._data) > _LONGEST:
                 raise DiscoveryError(f"{self._api} sent a line of more than {_LONGEST >> 20} MiB")
 
@@ -554,7 +560,7 @@ class RegistryApi:
             404: f"knows no {request.url.path} (404)",
         }.get(status, f"answered {asked} with status {status}")
         text = f"{self} {said}"
-        if explanation := self._clean(_message(body)):
+        if explanation := self.clean(_message(body)):
             text += f": {explanation}"
         if (hint := self._hints.get(status)) is not None:
             text += f"; {hint}"
@@ -572,12 +578,12 @@ class RegistryApi:
                 text += f"; {self._ca_hint} with the file of its certificate authority"
             return DiscoveryError(text)
         reasons = [reason for one in causes if (reason := _reason(one)) is not None]
-        said = self._clean(reasons[-1] if reasons else str(error)) or type(error).__name__
+        said = self.clean(reasons[-1] if reasons else str(error)) or type(error).__name__
         if isinstance(error, httpx.ConnectError):
             return DiscoveryError(f"{self} cannot be reached: {said}")
         return DiscoveryError(f"the connection to {self} failed: {said}")
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """Return a text of the registry for an error: short, and without secrets."""
         for one in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(one, "...")

@@ -23,8 +23,10 @@ import anyio.to_thread
 
 from lbclient._internal import fork, validation
 from lbclient.discovery.pushed.consul import Consul
+from lbclient.discovery.pushed.etcd import Etcd
 from lbclient.discovery.registration.consul import ConsulRegistrar
 from lbclient.discovery.registration.dns_update import Primary, key_of
+from lbclient.discovery.registration.etcd import EtcdRegistrar
 from lbclient.discovery.registration.records import DnsRegistrar, entry_of
 from lbclient.discovery.registration.registrar import Registrar, RegistrarOptions, UpdateError
 from lbclient.discovery.registration.sigterm import SigtermHook
@@ -42,7 +44,10 @@ GRACE = 1.0
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 
-REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {Consul: ConsulRegistrar}
+REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {
+    Consul: ConsulRegistrar,
+    Etcd: EtcdRegistrar,
+}
 """Makes the registrar of one block, by the class of `via`. It checks the arguments, and sends
 nothing."""
 
@@ -200,7 +205,7 @@ class Registration:
         instance: Instance,
         *,
         server: str | None = None,
-        via: Consul | None = None,
+        via: Consul | Etcd | None = None,
         key: str | os.PathLike[str] | None = None,
         zone: str | None = None,
         ttl: int = 30,

@@ -1,0 +1,144 @@
+"""A registrar for etcd: a key with a lease, which etcd removes when the lease is not kept alive.
+
+A lease can be lost: the process was suspended for too long, or etcd was restored from a backup.
+etcd then answers a keep-alive with status 200, but without a TTL. The registrar asks for a new
+lease and sets the key again. It also sets a key again that somebody has deleted.
+
+The key has the lease's number in its name, so no other process has the same key, even if it
+registers the same address. With an `identity`, the identity is the name. A process that starts
+again then takes over the key, with a lease of its own, and the end of the old lease does not remove
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import fields
+from typing import Any
+
+from lbclient._internal import validation
+from lbclient._internal.blocking import run_blocking
+from lbclient.discovery.pushed.api import StatusError
+from lbclient.discovery.pushed.etcd import Etcd, EtcdCluster, encoded
+from lbclient.discovery.registration.registrar import RegistrarOptions, UpdateError, addresses_of
+from lbclient.endpoint.instance import Instance
+from lbclient.errors import DiscoveryError
+
+__all__ = ["EtcdRegistrar", "value_of"]
+
+_IDENTITY = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_NOT_FOUND = 404
+Left = Callable[[], float]
+_Step = Callable[[EtcdCluster, Left], Coroutine[Any, Any, None]]
+
+
+class EtcdRegistrar:
+    """Keeps a key under the prefix of `via`, whose value describes the instance."""
+
+    def __init__(self, via: Etcd, options: RegistrarOptions) -> None:
+        addresses_of(options.instance)  # checks them
+        if options.identity is not None:
+            _check(options.identity)
+        self.interval: float = options.ttl / 3
+        """Seconds between two keep-alives. The lease outlives the loss of one of them."""
+        self._via = via
+        self._options = options
+        self._value = value_of(options.instance)
+        self._cluster: EtcdCluster | None = None
+        self._lease: str | None = None
+
+    def put(self, seconds: float) -> None:
+        """Set the key, or keep its lease alive."""
+        self._run(self._put, seconds)
+
+    def remove(self, seconds: float) -> None:
+        """Give up the lease. etcd removes the key, unless another process has taken it over."""
+        if self._lease is not None:
+            self._run(self._revoke, seconds)
+
+    def _run(self, step: _Step, seconds: float) -> None:
+        clock = self._options.clock
+        until = clock() + seconds
+        try:
+            with self._via.session() as api:
+                # Each change has a session of its own, so no connection is idle for long. The
+                # member in use and the token are kept: to check a password takes etcd long.
+                cluster = self._cluster = self._cluster or EtcdCluster(self._via, api)
+                cluster.enter(api)
+                run_blocking(lambda: step(cluster, lambda: until - clock()))
+        except DiscoveryError as error:
+            raise UpdateError(str(error), undecided=self._lease is not None) from error
+
+    async def _put(self, cluster: EtcdCluster, left: Left) -> None:
+        if self._lease is not None and await self._is_kept_alive(cluster, left):
+            if await self._is_set(cluster, left):
+                return
+        else:
+            document = {"TTL": str(self._options.ttl)}
+            self._lease = lease_of(await cluster.call("/v3/lease/grant", document, left()))
+        document = {**self._key(), "value": encoded(self._value), "lease": self._lease}
+        await cluster.call("/v3/kv/put", document, left())
+
+    async def _is_kept_alive(self, cluster: EtcdCluster, left: Left) -> bool:
+        answer = await cluster.call("/v3/lease/keepalive", {"ID": self._lease}, left())
+        result = answer.get("result")
+        return isinstance(result, dict) and result.get("TTL", "0") != "0"
+
+    async def _is_set(self, cluster: EtcdCluster, left: Left) -> bool:
+        """True if the key exists. With an identity it may be that of a successor by now."""
+        document = {**self._key(), "count_only": True}
+        return bool((await cluster.call("/v3/kv/range", document, left())).get("count"))
+
+    async def _revoke(self, cluster: EtcdCluster, left: Left) -> None:
+        try:
+            await cluster.call("/v3/lease/revoke", {"ID": self._lease}, left())
+        except StatusError as error:
+            if error.status != _NOT_FOUND:  # otherwise the lease has expired
+                raise
+        self._lease = None
+
+    def _key(self) -> dict[str, str]:
+        name = self._options.identity or f"{self._options.instance}-{self._lease}"
+        return {"key": encoded(f"{self._via.prefix}{name}".encode())}
+
+
+def lease_of(granted: Mapping[str, Any]) -> str:
+    """Return the number of a lease. Raises DiscoveryError if there is none."""
+    lease = granted.get("ID")
+    if not isinstance(lease, str) or not lease.isdecimal():
+        raise DiscoveryError("etcd granted no lease")
+    return lease
+
+
+def value_of(instance: Instance) -> bytes:
+    """Return the value that describes an instance, as the source `Etcd` reads it.
+
+    Raises TypeError if its metadata is not JSON.
+    """
+    defaults = Instance(instance.host, instance.port)
+    differing = {
+        one.name: getattr(instance, one.name)
+        for one in fields(instance)
+        if getattr(instance, one.name) != getattr(defaults, one.name)
+    }
+    if not differing:
+        return str(instance).encode()
+    for name in differing.keys() & {"metadata", "headers"}:
+        differing[name] = dict(differing[name])
+    document = {"host": instance.host, "port": instance.port, **differing}
+    try:
+        return json.dumps(document, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"instance.metadata must be JSON, to be registered: {error}") from None
+
+
+def _check(identity: object) -> None:
+    if not isinstance(identity, str):
+        raise TypeError(f"identity must be a word, not {type(identity).__name__}")
+    if not _IDENTITY.fullmatch(identity):
+        raise ValueError(
+            "identity must be a word of letters, digits, dots, hyphens and underscores, "
+            f"not {validation.bare(identity)!r}"
+        )
