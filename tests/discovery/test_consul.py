@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import os
 import pickle
 import queue
 import random
 import re
+import signal
 import ssl
+import subprocess
+import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -897,6 +903,144 @@ def test_several_sources(agent, servers):
         assert client.get("/").text == str(first.port)
     with lbclient.Client(lbclient.Union(there, second.url), **options) as client:
         assert {client.get("/").text for _ in range(50)} == {str(first.port), str(second.port)}
+
+
+class Changes:
+    """A listener that knows when each change of the instances was applied."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, set[int], set[int]]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, lbclient.InstancesChanged):
+            joined, left = ({one.port for one in several} for several in (event.joined, event.left))
+            with self._changed:
+                self.events.append((event.at, joined, left))
+                self._changed.notify_all()
+
+    def until(self, number: int) -> float:
+        """Wait for this many changes, and return when the last one was applied."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.events) >= number, 20)
+            return self.events[number - 1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_change_is_in_use_within_half_a_second(agent, servers, kind):
+    """At 200 calls a second, 99 % of the changes are in use within 0.5 s of the moment at which
+    Consul sends them. No call that begins later goes to an instance that left, and none fails."""
+    always, *others = servers(*[tells_port] * 4)
+    register(agent, always)
+    changes, delays = Changes(), []
+    absences: list[list[float]] = []
+    """The port, the time at which it left, and the time at which it came back."""
+    service = lbclient.Consul("orders", agent.address)
+    rng = random.Random(19)
+    with Traffic(kind, service, pause=0.003, listener=changes) as traffic:
+        changes.until(1)
+        known: dict[int, str] = {}
+        away: dict[int, list[float]] = {}
+        for number in range(2, 62):
+            server = rng.choice(others)
+            if server.port not in known:
+                away.pop(server.port, [0, 0, 0])[2] = time.monotonic()
+                known[server.port] = register(agent, server)
+                sent = agent.changed_at
+            else:
+                leave = agent.remove if number % 2 else partial(agent.mark, status="critical")
+                leave(known.pop(server.port))
+                sent = agent.changed_at
+                away[server.port] = [server.port, sent, math.inf]
+                absences.append(away[server.port])
+            delays.append(changes.until(number) - sent)
+            traffic.more(10)
+    assert not traffic.errors
+    assert len(absences) > 20
+    for port, left, back in absences:
+        assert not [at for at, one in traffic.outcomes if one == port and left + 0.5 < at < back]
+    delays.sort()
+    assert delays[-1] < 0.5
+
+
+PROCESS = """
+import http.server, sys, threading, lbclient
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = str(self.server.server_address[1]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+port = server.server_address[1]
+instance = lbclient.Instance("127.0.0.1", port)
+via = lbclient.Consul("orders", sys.argv[1])
+with lbclient.Registration("orders", instance, via=via, ttl=1):
+    print(port, flush=True)
+    sys.stdin.readline()
+print("left", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def processes(agent):
+    """Three processes that serve `orders` and are registered, by their ports."""
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROCESS, agent.address],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(3)
+        ]
+        for one in started:
+            stack.callback(one.kill)
+        yield {int(one.stdout.readline()): one for one in started}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+@pytest.mark.parametrize("signal", [signal.SIGTERM, None])
+def test_three_processes(agent, processes, kind, signal):
+    """Three processes register. One is killed, one leaves (at the end of its block, or on SIGTERM),
+    one stays. A client knows within the TTL and a second, or within half a second, and no call
+    fails."""
+    killed, leaving, staying = processes
+    changes = Changes()
+    service = lbclient.Consul("orders", agent.address)
+    with Traffic(kind, service, pause=0.003, listener=changes) as traffic:
+        traffic.until({killed, leaving, staying})
+        number = len(changes.events)
+        at = time.monotonic()
+        processes[killed].kill()
+        assert changes.until(number + 1) - at < 2
+        assert changes.events[-1][2] == {killed}
+        traffic.until({leaving, staying})
+        at = time.monotonic()
+        if signal is None:
+            processes[leaving].stdin.write("leave\n")
+            processes[leaving].stdin.flush()
+            assert processes[leaving].stdout.readline() == "left\n"
+        else:
+            processes[leaving].send_signal(signal)
+        assert changes.until(number + 2) - at < 0.5
+        traffic.until({staying})
+    assert not traffic.errors
 
 
 # Registration
