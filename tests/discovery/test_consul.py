@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import math
@@ -36,7 +37,7 @@ from lbclient.discovery.pushed.api import Reply
 from lbclient.discovery.pushed.consul import Consul, HealthAnswers, from_url
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError
-from tests.support.consul import Agent, encoded
+from tests.support.consul import Agent, encoded, parse_policy
 from tests.support.http import tells_port
 from tests.support.slow import slow_rows
 
@@ -1041,6 +1042,54 @@ def test_three_processes(agent, processes, kind, signal):
         assert changes.until(number + 2) - at < 0.5
         traffic.until({staying})
     assert not traffic.errors
+
+
+# docs/consul.md
+
+PAGE = Path(__file__).parents[2] / "docs" / "consul.md"
+READING, WRITING = (
+    parse_policy(text) for text in re.findall(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
+)
+
+
+def test_policies_of_the_page(servers):
+    """The policies of docs/consul.md are enough for a client and for a registration."""
+    (first,) = servers(tells_port)
+    with Agent(policies={"reading": READING, "writing": WRITING}) as agent:
+        instance = Instance(first.host, first.port)
+        reading = Consul("orders", agent.address, token="reading")
+        with (
+            registration(agent, instance, token="writing"),
+            lbclient.Client(reading, allow=["127.0.0.0/8"]) as client,
+        ):
+            assert client.get("/").text == str(first.port)
+        assert not agent.services
+
+
+@pytest.mark.parametrize("left_out", range(len(READING)))
+def test_each_rule_of_the_page_is_needed(watch, left_out):
+    """Without one of the rules for a client, nothing can be read."""
+    policy = tuple(rule for number, rule in enumerate(READING) if number != left_out)
+    with Agent(policies={"reading": policy}) as agent:
+        agent.add("orders", "10.0.0.1", 80)
+        found = watch("orders", agent.address, token="reading").next()
+        assert isinstance(found, DiscoveryError)
+
+
+def test_registration_needs_the_rule_of_the_page():
+    """Without its rule, an instance cannot be registered."""
+    with (
+        Agent(policies={"writing": ()}) as agent,
+        pytest.raises(lbclient.RegistrationError, match="service:write"),
+    ):
+        registration(agent, token="writing").__enter__()
+
+
+def test_arguments_of_the_page():
+    """docs/consul.md has a row for each argument of `Consul`, and for each variable."""
+    rows = re.findall(r"^\| `(\w+)`", PAGE.read_text(), re.MULTILINE)
+    assert rows[:7] == list(inspect.signature(Consul).parameters)
+    assert {name for name in VARIABLES if f"`{name}`" in PAGE.read_text()} == set(VARIABLES)
 
 
 # Registration
