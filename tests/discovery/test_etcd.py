@@ -1,5 +1,5 @@
-"""Discovery and registration in etcd: real members, a cluster of three, TLS, users; and peers that
-send what etcd never does."""
+"""Discovery and registration in etcd: real members, over TLS, with users; and peers that send what
+etcd never does. `test_etcd_in_use.py` has clients, and a cluster of three."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbclient import Balancer, Etcd, Instance, RegistrationError
+from lbclient import Balancer, DiscoveryError, Etcd, Instance, RegistrationError
 from lbclient.discovery.pushed import etcd as etcd_module
-from lbclient.discovery.pushed.etcd import entry_of
+from lbclient.discovery.pushed.api import RegistryApi
+from lbclient.discovery.pushed.etcd import Keys, entry_of, message_of, page_of
 from lbclient.discovery.registration import Registration
 from lbclient.discovery.registration.etcd import value_of
 from lbclient.endpoint.instance import RejectedRecord
@@ -30,6 +33,7 @@ from tests.support import etcd as support
 from tests.support.etcd import NEEDED, Tunnel, Watching
 from tests.support.http import head, in_turn, says
 from tests.support.secure_dns import Certificates
+from tests.support.slow import shares
 from tests.support.watchers import LIMIT
 
 PAGE = Path(__file__).parents[2] / "docs" / "etcd.md"
@@ -555,6 +559,77 @@ def test_all_members_fail(servers, dead_port):
     assert failing.url in failure
     assert str(dead_port) in failure
     assert failing.hits == 1
+
+
+DOCUMENTS = 100_000
+SECRET = "S3CRET-IN-A-VALUE"
+ODD = [
+    *[None, True, 0, -1, 1.5, 10**30, "", "0", "x", "9" * 30, "\ud800", "10.0.0.1:80", "*", "Cg=="],
+    *[[], {}, [None], {"key": "x"}, [{}], {"header": 5}, "\u0000", "é" * 400, [[[[]]]]],
+]
+PLACE = {"host": "10.0.0.1", "port": 80}
+VALUES = [
+    *["10.0.0.1:80", "[::1]:80", "169.254.169.254:80", "x", "", f"shop:{SECRET}@10.0.0.1:80"],
+    *["{}", "[]", '{"Addr": "10.0.0.1:99999"}'],
+    json.dumps({**PLACE, "headers": {"k": SECRET}}),
+    json.dumps({**PLACE, "metadata": {"k": SECRET}, "weight": -1}),
+    json.dumps({"Op": 0, "Addr": "10.0.0.1:80", "Metadata": {"k": SECRET}}),
+]
+
+
+def mutated(dice, node):
+    """A document with a few parts replaced, left out or doubled."""
+    if dice.random() < 0.01:
+        return dice.choice(ODD)
+    if isinstance(node, dict):
+        return {
+            (key if dice.random() < 0.99 else "x"): mutated(dice, value)
+            for key, value in node.items()
+            if dice.random() > 0.01
+        }
+    if isinstance(node, list):
+        return [mutated(dice, one) for one in node for _ in range(dice.choice([1, 1, 1, 0, 2]))]
+    return node
+
+
+def damaged(dice, data):
+    """JSON as bytes, some of them with a few bytes changed."""
+    if dice.random() < 0.85:
+        return data
+    changed = bytearray(data)
+    for _ in range(dice.randrange(1, 4)):
+        changed[dice.randrange(len(changed))] = dice.randrange(256)
+    return bytes(changed[: dice.randrange(len(changed) + 1)] if dice.random() < 0.3 else changed)
+
+
+@shares
+def test_any_document(share):
+    """Whatever a server sends, there is an answer, or a DiscoveryError. What an answer refuses, and
+    the errors, show no secret of a value."""
+    api, outcomes = RegistryApi("etcd", "http://127.0.0.1:1"), Counter()
+    for seed in range(int(DOCUMENTS * share)):
+        dice, keys = random.Random(seed), Keys()
+        pairs = [(f"/o/{n}", dice.choice(VALUES)) for n in range(dice.randrange(4))]
+        header = {"cluster_id": "1", "revision": "5"}
+        events = [event(key, dice.choice([value, None])) for key, value in pairs]
+        page = {"header": header, "kvs": [event(*pair)["kv"] for pair in pairs], "more": False}
+        sent = message(6, events=events, created=dice.choice([True, False]), canceled=False)
+        try:
+            data = damaged(dice, json.dumps(mutated(dice, page)).encode())
+            for pair in page_of(api.json(data)).pairs:
+                keys.put(*pair)
+            data = damaged(dice, json.dumps(mutated(dice, sent)).encode())
+            keys.apply(message_of(api.json(data)))
+            answer = keys.answer()
+        except DiscoveryError as error:
+            outcomes["error"] += 1
+            text = f"{error}{error!r}"
+        else:
+            outcomes["answer"] += 1
+            text = f"{answer}{answer.refused}"
+        assert SECRET not in text, seed
+        assert len(text) < 10_000
+    assert min(outcomes.values()) > DOCUMENTS * share * 0.2, outcomes
 
 
 # Registration

@@ -2,8 +2,8 @@
 registers in it.
 
 `python -m tests.support.etcd PREFIX ENDPOINTS TTL` is such a service: it serves HTTP on a port of
-its own, registers, writes the port once it is registered, and lasts until its input ends or a
-signal ends it. Then it leaves, and answers the requests that have arrived.
+its own, registers, and writes the port once it is registered. When its input ends, it leaves, says
+so, and answers for one more second.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class Etcd:
         self._verify = ssl.create_default_context(cafile=tls.authority) if tls else False
         self._headers: dict[str, str] = {}
         self._log = directory / f"{name}.log"
+        self._data = directory / name
         of_peer = f"http://127.0.0.1:{peer}"
         given: dict[str, object] = {
             "name": name,
-            "data_dir": directory / name,
+            "data_dir": self._data,
             "listen_client_urls": self.url,
             "advertise_client_urls": self.url,
             "listen_peer_urls": of_peer,
@@ -109,6 +110,10 @@ class Etcd:
         """Start the process, with the data that it has."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def forget(self) -> None:
+        """Delete the data of a member that does not run."""
+        shutil.rmtree(self._data)
 
     def kill(self) -> None:
         """End the process at once, even if it is stopped."""
@@ -380,6 +385,9 @@ def _main(prefix: str, endpoints: str, ttl: str) -> None:
         sys.stdout.write(f"{server.port}\n")
         sys.stdout.flush()
         sys.stdin.read()
+    sys.stdout.write("left\n")
+    sys.stdout.flush()
+    time.sleep(1)  # for the calls that its clients have begun
     server.stop()
 
 
