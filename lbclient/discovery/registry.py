@@ -24,6 +24,7 @@ from lbclient.discovery.dns.addresses import Start, at_once
 from lbclient.discovery.dns.client import Dns
 from lbclient.discovery.dns.service import DnsOptions
 from lbclient.discovery.file import FileResolver
+from lbclient.discovery.pushed.addresses import AddressChecker
 from lbclient.discovery.resolver import Resolver, StaticResolver, Watcher
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, Scheduler
 from lbclient.discovery.service_url import (
@@ -261,12 +262,15 @@ def _watched(
     path: str | None = None,
 ) -> ParsedService:
     """Make a service from a watcher. The name of the watcher is its host, unless no host can have
-    this name, or it is only the name of a user's class."""
+    this name, or it is only the name of a user's class. The answers of a registry are checked."""
     resolver = WatchedResolver(
         watcher, clock=sources.clock, rng=sources.rng, scheduler=sources.scheduler
     )
     host = None
     if not isinstance(watcher, ThreadWatcher):
+        dns, address_filter, clock, _, start, *_ = sources
+        checker = AddressChecker(dns, address_filter, clock, start, resolver.tell)
+        resolver.refine = checker.check
         with contextlib.suppress(ValueError):
             host = validation.host("name", watcher.name)
     return ParsedService(resolver, watcher.name, scheme, path, host, watched=(resolver,))

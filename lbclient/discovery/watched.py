@@ -153,8 +153,6 @@ class WatchedResolver:
     It is a job of the scheduler: a round starts the watch, or gives up waiting for its first
     answer. The first round is due after `start`.
 
-    - `notify` is called, on any thread, when there is a new outcome.
-    - `refine` is applied to each answer, in `resolve`.
     """
 
     busy: bool = False
@@ -167,7 +165,6 @@ class WatchedResolver:
         clock: Callable[[], float],
         rng: random.Random,
         scheduler: Scheduler,
-        refine: Callable[[Answer], Answer] | None = None,
     ) -> None:
         self.name: str = watcher.name
         self.kind: str = watcher.kind
@@ -177,9 +174,11 @@ class WatchedResolver:
         self.heard_at: float = -math.inf
         """The time at which the watch last confirmed the answer in use."""
         self.notify: Callable[[], None] | None = None
+        """Called, on any thread, when there is a new outcome."""
+        self.refine: Callable[[Answer], Answer] | None = None
+        """Applied to each answer, in `resolve`."""
         self._watcher = watcher
         self._scheduler = scheduler
-        self._refine = refine
         self._backoff = Backoff(rng)
         self._outcome: Answer | Exception | None = None
         self._traceback: TracebackType | None = None
@@ -236,7 +235,7 @@ class WatchedResolver:
                 self._started_at = self.clock()
                 self.next_at = self._started_at + _FIRST_ANSWER
         if life is None:
-            self._tell()
+            self.tell()
         else:
             life.start(self._watcher)
 
@@ -271,7 +270,7 @@ class WatchedResolver:
             raise outcome.with_traceback(self._traceback)
         if outcome is None:
             raise DiscoveryError(f"{self.name} has not answered within {_FIRST_ANSWER:g} s")
-        return outcome if self._refine is None else self._refine(outcome)
+        return outcome if self.refine is None else self.refine(outcome)
 
     def close(self) -> None:
         """Stop the watch for ever, without waiting for it."""
@@ -302,7 +301,7 @@ class WatchedResolver:
             self.next_at = math.inf
             if isinstance(outcome, Answer):
                 self._backoff.succeeded()
-        self._tell()
+        self.tell()
 
     def confirm(self, life: _Life) -> None:
         """Note that the answer in use is still right, as a watch has said."""
@@ -320,7 +319,7 @@ class WatchedResolver:
             wait = self._backoff.failed()
             self.next_at = max(self._failed_at + wait, self._started_at + _APART)
         self._scheduler.schedule(self)
-        self._tell()
+        self.tell()
 
     def _note(self, outcome: Answer | Exception) -> None:
         self._answered = True
@@ -330,7 +329,8 @@ class WatchedResolver:
         elif outcome.instances:  # an empty answer is a failure, and the last good set stays in use
             self.heard_at = self.clock()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake a round that waits, and make another one due."""
         if (waiting := self._waiting) is not None:
             waiting.put(None)
         if self.notify is not None:

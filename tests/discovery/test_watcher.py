@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
+import sys
 import threading
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +25,7 @@ from lbclient import (
     RejectedRecord,
     ServiceAbsent,
 )
+from lbclient.discovery.registry import URL_SOURCES, UrlSource, pushed
 from tests.support.watchers import LIMIT, Registry, Scripted, several, until
 
 
@@ -121,7 +125,8 @@ def test_failure_keeps_the_set_and_starts_again(balancers, caplog):
         assert str(balancer.snapshot().error) == "no leader"
         assert balancer.call(port) == 1
         registry.wait()
-        until(lambda: balancer.snapshot().error is None)
+        until(lambda: len(caplog.messages) == 2)
+    assert balancer.snapshot().error is None
     first, second = registry.started_at
     assert second - first >= 0.99
     assert caplog.messages == [
@@ -229,6 +234,7 @@ def test_refused_records_are_logged(balancers, caplog):
     balancer.call(port)
     registry.update(Answer([Instance("127.0.0.1", 2)], refused=[refused]))
     until(lambda: ports(balancer) == [2])
+    balancer.close()
     assert [one for one in caplog.messages if "refused" in one] == [
         "orders.test: refused a:1: it is closed"
     ]
@@ -316,3 +322,66 @@ def test_watcher_in_the_background(balancers):
     until(lambda: ports(other) == [5])
     assert ports(one) == [3]
     assert threading.active_count() < 20
+
+
+# URLs of registries
+
+
+@pytest.fixture
+def urls(monkeypatch):
+    """The URLs `http+mine://` of a registry in a module of its own, and the arguments of
+    `from_url`."""
+    given = []
+
+    def from_url(url, query):
+        given.append((url, query))
+        return Scripted(lambda update, _, __: update(several(3)), name=url.netloc)
+
+    module = types.SimpleNamespace(from_url=from_url)
+    monkeypatch.setitem(sys.modules, "lbclient.discovery.pushed.mine", module)
+    source = UrlSource(pushed("mine"), "service", keys=("dc", "tag"), named_port=True)
+    monkeypatch.setitem(URL_SOURCES, "mine", source)
+    return given
+
+
+def test_url_of_a_registry(urls, balancers):
+    """A URL names a service of a registry, with the scheme and the base path of its instances, and
+    with a query for the registry."""
+    balancer = balancers("https+mine://orders/v1?dc=eu&tag=", allow=["127.0.0.0/8"])
+    ((url, query),) = urls
+    assert url.netloc == "orders"
+    assert query == {"dc": "eu", "tag": ""}
+    assert balancer.target.origin == "https://orders"
+    assert balancer.target.path == "/v1"
+    assert balancer.call(port) == 3
+
+
+def test_port_by_name(urls, balancers):
+    """The port of a registry's URL may be a name, and the URL needs no name that is a host."""
+    balancer = balancers("http+mine://orders.shop:http")
+    assert urls[0][0].netloc == "orders.shop:http"
+    assert balancer.target.name == "orders.shop:http"
+    assert balancer.target.origin == "http://scripted.invalid"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http+mine://orders?zone=a", "an unknown key 'zone' in its query; the keys are dc, tag"),
+        ("http+mine://orders?dc=a&dc=b", "must have 'dc' once in its query; the keys are dc, tag"),
+        ("http+mine://orders?dc", "must have a query such as 'key=value&key=value'; the keys are"),
+        ("http+mine://orders?dc=a#b", "must not contain a fragment"),
+        ("http+mine://orders#b", "must not contain a query or a fragment"),
+        ("http+mine://me:secret@orders", "must not contain a user name or password"),
+        ("http+srv://orders?dc=a", "must not contain a query or a fragment"),
+        ("http+dns://orders:http", "a URL whose port, if any, is from 1 to 65535"),
+    ],
+)
+@pytest.mark.usefixtures("urls")
+def test_bad_url_of_a_registry(url, said):
+    """A key that the registry does not know, or one that is given twice, is refused with the
+    choices, as is everything that other URLs may not have."""
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        Balancer(url)
+    assert "secret" not in str(caught.value)
+    assert str(caught.value).startswith("service ")
