@@ -1166,6 +1166,18 @@ def test_agent_that_restarts(agent):
     assert not agent.holding(IDENTIFIER)
 
 
+def test_process_that_was_suspended(agent):
+    """A process that was suspended until Consul has removed its instance registers it again."""
+    with registration(agent, ttl=1):
+        agent.fault = lambda query: (503, "") if "pass" in query.path else None
+        agent.advance(2)
+        agent.advance(61)
+        assert not agent.holding(IDENTIFIER)
+        agent.fault = lambda _: None
+        agent.until_asked(2, "/v1/agent/service/register")
+    assert not agent.holding(IDENTIFIER)
+
+
 def test_old_agent_that_restarts(agent):
     """An old version says 500 about a check that it does not know. The service is registered
     again."""
