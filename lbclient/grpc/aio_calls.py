@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
@@ -60,9 +59,8 @@ class _Call(BaseCall, grpc.aio.Call):
         """Wait until an attempt is connected. Raises the error if the RPC has ended with one."""
         rpc = self._rpc
         while (inner := await rpc.current()) is not None:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                if await rpc.unless_timed_out(inner, inner.wait_for_connection()) is not EOF:
-                    return
+            if await rpc.connects(inner):
+                return
             if await rpc.stands(inner):
                 break
         self._raise()
@@ -136,7 +134,7 @@ class _StreamResponse(_Call):
         try:
             while (inner := await rpc.current()) is not None:
                 try:
-                    message = await rpc.unless_timed_out(inner, inner.read())
+                    message = await rpc.read(inner)
                 except grpc.aio.AioRpcError:
                     message = EOF
                 if message is not EOF:

@@ -72,13 +72,7 @@ class Rpc(BaseRpc):
         with self._lock:  # so `commit` has ended on its thread
             if not self._committed or self.over:
                 return
-        try:
-            if good:
-                attempt.finish()
-            else:
-                self._broke(attempt, inner)
-        finally:
-            self._end()
+        self._complete(attempt, inner, None if good else inner)
 
     def _finish(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> bool:
         """End an attempt. False if the caller has received a part of its response."""
@@ -163,7 +157,7 @@ class Rpc(BaseRpc):
             if self._commits(inner, holder):
                 self._timer = None
                 return True
-        return self.stands(inner)
+        return self.stands(inner) and self._came_in_time(inner)
 
     def drop(self) -> None:
         """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""

@@ -97,14 +97,7 @@ class AioRpc(BaseRpc):
         if (reports := self._owner.load_reports) is not None:
             reports.record(attempt.endpoint, _now(inner.trailing_metadata, grpc.aio.Metadata()))
         if self._committed:
-            try:
-                if good:
-                    attempt.finish()
-                else:
-                    self.final = error_of(inner)
-                    self._broke(attempt, self.final)
-            finally:
-                self._end()
+            self._complete(attempt, inner, None if good else error_of(inner))
         elif not good:
             self._failed(attempt, inner, subchannel, error_of(inner))
         elif self._run is not None:
@@ -149,24 +142,24 @@ class AioRpc(BaseRpc):
     async def _send(self, attempt: protocol.Attempt[Any]) -> Any:
         subchannel = self._owner.subchannel(attempt.endpoint)
         inner = self._begun(attempt, subchannel)
-        response = asyncio.ensure_future(_response_of(inner))
+        response = asyncio.ensure_future(_outcome_of(inner))
         try:
             # gRPC's calls raise a CancelledError of their own, which anyio does not know.
             await asyncio.wait([response])
-            if response.cancelled():  # by gRPC, since the channel was closed
-                raise error_of(inner)
-            return Answered(response.result(), inner)
         except asyncio.CancelledError:
             inner.cancel()
             raise
-        except grpc.aio.AioRpcError as error:
-            if not is_from_server(attempt, error, subchannel) or self.cancelled:
-                raise
-            return error.with_traceback(None)
         finally:
             if self._owner.load_reports is not None and inner.done():
                 metadata = _now(inner.trailing_metadata, grpc.aio.Metadata())
                 self._owner.load_reports.record(attempt.endpoint, metadata)
+        # gRPC cancels its call if the channel is closed.
+        outcome = error_of(inner) if response.cancelled() else response.result()
+        if not isinstance(outcome, grpc.aio.AioRpcError):
+            return Answered(outcome, inner)
+        if not is_from_server(attempt, outcome, subchannel) or self.cancelled:
+            raise outcome
+        return outcome.with_traceback(None)
 
     def _end(self) -> None:
         self.over = True
@@ -203,21 +196,36 @@ class AioRpc(BaseRpc):
         if self._times_out(inner):
             inner.cancel()
 
-    async def unless_timed_out(self, inner: Any, result: Coroutine[Any, Any, Any]) -> Any:
-        """Return a result of an attempt's call; EOF if `attempt_timeout` has ended the attempt.
+    async def read(self, inner: Any) -> Any:
+        """Read a message from an attempt. EOF if `attempt_timeout` has ended the attempt.
 
         A call of gRPC that is cancelled raises the same error as a task that is cancelled.
         """
         if self._committed:
-            return await result
+            return await inner.read()
         task = asyncio.current_task()
         cancellations = 0 if task is None else task.cancelling()
         try:
-            return await result
+            return await inner.read()
         except asyncio.CancelledError:
             if inner is not self._timed_out or (task and task.cancelling() > cancellations):
                 raise
             return grpc.aio.EOF
+
+    async def connects(self, inner: Any) -> bool:
+        """Wait until an attempt is connected. False if it has ended before.
+
+        gRPC's own method does not notice the end of an attempt that sends a stream of requests.
+        """
+        connected = asyncio.ensure_future(_is_connected(inner))
+        connected.add_done_callback(lambda _: self._wake())
+        try:
+            await self._waiters.until(
+                lambda: connected.done() or self.over or self.inner is not inner
+            )
+        finally:
+            connected.cancel()
+        return connected.done() and not connected.cancelled() and connected.result()
 
     async def stands(self, inner: Any) -> bool:
         """Wait until it is known what follows this attempt. False if another attempt follows."""
@@ -231,7 +239,7 @@ class AioRpc(BaseRpc):
         if self._commits(inner, holder):
             self._stop_timer()
             return True
-        return await self.stands(inner)
+        return await self.stands(inner) and self._came_in_time(inner)
 
     def cancel(self) -> bool:
         """Cancel the RPC. Returns False if it is over."""
@@ -247,8 +255,20 @@ class AioRpc(BaseRpc):
             self._loop.call_soon_threadsafe(self.cancel)
 
 
-async def _response_of(inner: Any) -> Any:
-    return await inner
+async def _outcome_of(inner: Any) -> Any:
+    """Return the response of a call or its error, which nobody may ask for."""
+    try:
+        return await inner
+    except grpc.aio.AioRpcError as error:
+        return error
+
+
+async def _is_connected(inner: Any) -> bool:
+    try:
+        await inner.wait_for_connection()
+    except grpc.aio.AioRpcError:
+        return False
+    return True
 
 
 def _cancelled() -> AioBalancingError:

@@ -271,13 +271,21 @@ class BaseRpc:
             return False
         return self._run.finish(attempt, *((error,) if answered else (None, error)))
 
-    def _broke(self, attempt: protocol.Attempt[Any], error: Any) -> None:
-        """End an attempt that has failed after the caller has received a part of its response."""
-        attempt.status = Code(error.code())
-        if self._call is not None:
-            earlier = self._call.info().attempts[:-1]
-            protocol.explain(error, protocol.CallInfo((*earlier, attempt.info()), "streaming"))
-        attempt.finish(error)
+    def _complete(self, attempt: protocol.Attempt[Any], inner: Any, error: Any) -> None:
+        """End an attempt, perhaps with an error, after the caller has received a part of its
+        response."""
+        try:
+            if self._run is not None:
+                self._run.finish(attempt, Answered(None, inner))  # if `commit` was interrupted
+            if error is not None:
+                self.final = error
+                attempt.status = Code(error.code())
+                if self._call is not None:
+                    records = *self._call.info().attempts[:-1], attempt.info()
+                    protocol.explain(error, protocol.CallInfo(records, "streaming"))
+            attempt.finish(error)
+        finally:
+            self._end()
 
     def _decided(self, result: Callable[[], Any]) -> None:
         """Handle the outcome, which is known at the end, or at the first message of a stream."""
@@ -349,6 +357,10 @@ class BaseRpc:
             return True
         self._committed = False
         return False
+
+    def _came_in_time(self, inner: Any) -> bool:
+        """True if the caller may get the messages of an attempt that stands."""
+        return inner is not self._timed_out or self.final is inner
 
     def cancel(self) -> bool:
         """Cancel the RPC. Returns False if it is over."""

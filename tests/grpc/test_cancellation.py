@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import random
 import threading
@@ -14,12 +15,17 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lbclient import RetryPolicy
+from lbclient import HedgePolicy, RetryPolicy
 from tests.support.rpc import channel_of, messages
+from tests.support.slow import slow_rows
 
 CANCELLATIONS = int(os.environ.get("LBCLIENT_CANCELLATIONS", "10000"))
 WORKERS = 16
 FEW = 100
+STEPS = 48
+RETRIES = RetryPolicy(attempts=3, budget=None, backoff=0.0005)
+LIMITED = RetryPolicy(attempts=3, budget=None, backoff=0.0005, attempt_timeout=0.001)
+REPEATED = "/grpc.testing.TestService/StreamingInputCall"
 
 
 def outputs(number):
@@ -145,3 +151,123 @@ def test_a_few_cancellations(rpc_servers, kind):
 def test_many_cancellations(rpc_servers, kind):
     """After ten thousand cancellations nothing is left."""
     check(rpc_servers, kind, CANCELLATIONS)
+
+
+async def requests(number):
+    for _ in range(number):
+        await asyncio.sleep(0)
+        yield messages.StreamingInputCallRequest()
+
+
+async def talk(number):
+    for _ in range(number):
+        await asyncio.sleep(0)
+        yield outputs(1)
+
+
+ASYNC_KINDS = {
+    "unary": lambda stub: stub.CacheableUnaryCall(messages.SimpleRequest()),
+    "responses": lambda stub: stub.StreamingOutputCall(outputs(3)),
+    "requests": lambda stub: stub.StreamingInputCall(requests(3)),
+    "both": lambda stub: stub.FullDuplexCall(talk(3)),
+}
+
+
+async def iterate(call):
+    return await call if hasattr(call, "__await__") else [one async for one in call]
+
+
+async def read(call):
+    while hasattr(call, "read") and await call.read() is not grpc.aio.EOF:
+        pass
+
+
+WAYS = {
+    "result": iterate,
+    "messages": read,
+    "code": lambda call: call.code(),
+    "metadata": lambda call: call.initial_metadata(),
+    "connection": lambda call: call.wait_for_connection(),
+}
+
+
+@pytest.mark.parametrize(
+    ("loop", "step"), [("asyncio", 12), *slow_rows(("asyncio", 1), ("uvloop", 1))]
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retry": RETRIES},
+        {"retry": LIMITED},
+        {"retry": RETRIES, "hedge": HedgePolicy(delay=0.0005, budget=None)},
+    ],
+    ids=["retried", "timed", "hedged"],
+)
+def test_a_call_is_cancelled_after_any_step(rpc_servers, caplog, loop, step, options):
+    """An RPC of asyncio that is cancelled, or whose task is cancelled, after any number of steps of
+    the event loop ends, and leaves nothing behind."""
+    busy, live = rpc_servers(2)
+    busy.tell("status UNAVAILABLE busy")
+
+    async def cancel():
+        for begin, use in itertools.product(ASYNC_KINDS.values(), WAYS.values()):
+            for steps, by_task in itertools.product(range(0, STEPS, step), [True, False]):
+                call = begin(rpcs.stub)
+                task = asyncio.ensure_future(use(call))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                (task if by_task else call).cancel()
+                with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
+                    await asyncio.wait_for(task, 10)
+                del call, task
+
+    options = {**options, "breaker": None, "strategy": "round-robin", "idempotent": [REPEATED]}
+    with channel_of(loop, [busy.address, live.address], **options) as rpcs:
+        rpcs.loop.run(cancel())
+        settle(rpcs)
+        assert rpcs.loop.run(tasks()) == []
+    assert caplog.text == ""
+
+
+def cancel_from_others(rpcs, number):
+    """Cancel RPCs from other threads and from callbacks, while a thread uses them."""
+
+    def use(call):
+        with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+            list(call) if hasattr(call, "__next__") else call.result()
+
+    def work(seed):
+        rng = random.Random(seed)
+        for _ in range(number // WORKERS):
+            call, ended = begin(rpcs, rng), threading.Event()
+            if rng.random() < 0.3:
+                call.add_done_callback(lambda one: one.cancel())
+            call.add_done_callback(lambda _, ended=ended: ended.set())
+            thread = threading.Thread(target=use, args=(call,))
+            thread.start()
+            if rng.random() < 0.3:
+                call.initial_metadata()
+            time.sleep(rng.choice([0.0, 0.0005, 0.003]))
+            if rng.random() < 0.7:
+                call.cancel()
+            thread.join(20)
+            left.append(thread.is_alive() or not ended.wait(20))
+
+    left = []
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(left)
+
+
+@pytest.mark.parametrize("number", [32, *slow_rows(2000)])
+def test_cancellations_from_other_threads(rpc_servers, number):
+    """Each RPC ends, and calls its callbacks, if it is cancelled while another thread uses it."""
+    servers = rpc_servers(3)
+    servers[2].tell("status UNAVAILABLE busy")
+    options = {"retry": LIMITED, "breaker": None, "strategy": "round-robin"}
+    with channel_of("threads", [one.address for one in servers], **options) as rpcs:
+        assert cancel_from_others(rpcs, number) == 0
+        settle(rpcs)

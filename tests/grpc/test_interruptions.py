@@ -11,6 +11,8 @@ import time
 import grpc
 import pytest
 
+from lbclient.balancer import callbacks
+from lbclient.balancer.callbacks import CallbackRun
 from tests.support.rpc import channel_of, messages
 
 SIGNALS = int(os.environ.get("LBCLIENT_SIGNALS", "150"))
@@ -83,6 +85,31 @@ def test_a_call_that_waits_is_interrupted(rpc_servers, call):
         settled(rpcs)
         (one,) = rpcs.balancer.snapshot().instances
         assert one.failures == 0
+
+
+def test_a_first_message_is_interrupted(rpc_servers, monkeypatch):
+    """An exception just before the first message is passed on reaches the caller. The RPC ends, and
+    the instance is free."""
+    finish = CallbackRun.finish
+
+    def interrupt(run, attempt, result=None, error=None, holder=None):
+        if holder is not None:
+            raise SoftTimeLimit
+        return finish(run, attempt, result, error, holder)
+
+    (server,) = rpc_servers()
+    with channel_of("threads", [server.address]) as rpcs:
+        with monkeypatch.context() as patched:
+            patched.setattr(CallbackRun, "finish", interrupt)
+            call = rpcs.stub.StreamingOutputCall(outputs(3))
+            with pytest.raises(SoftTimeLimit):
+                next(call)
+        call.cancel()
+        assert call.code() is grpc.StatusCode.CANCELLED
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        settled(rpcs)
+        assert not callbacks._running
 
 
 @pytest.mark.slow
