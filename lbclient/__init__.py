@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lbclient.discovery.file import FileResolver
     from lbclient.discovery.pushed.consul import Consul
     from lbclient.discovery.pushed.etcd import Etcd
+    from lbclient.discovery.pushed.kubernetes import Kubernetes
     from lbclient.discovery.registration import Registration, RegistrationError
     from lbclient.discovery.resolver import Resolver, Watcher
     from lbclient.endpoint.breaker import BreakerPolicy
@@ -82,6 +83,7 @@ else:
         "lbclient.discovery.file": ["FileResolver"],
         "lbclient.discovery.pushed.consul": ["Consul"],
         "lbclient.discovery.pushed.etcd": ["Etcd"],
+        "lbclient.discovery.pushed.kubernetes": ["Kubernetes"],
         "lbclient.discovery.registration": ["Registration", "RegistrationError"],
         "lbclient.discovery.resolver": ["Resolver", "Watcher"],
         "lbclient.endpoint.breaker": ["BreakerPolicy"],
@@ -177,6 +179,7 @@ __all__ = [
     "Instance",
     "InstanceSnapshot",
     "InstancesChanged",
+    "Kubernetes",
     "LeastBusy",
     "LoadBalancingError",
     "LoadProbe",

@@ -82,6 +82,7 @@ URL_SOURCES: dict[str, UrlSource] = {
     "file": UrlSource(file.from_url, "/path"),
     "consul": UrlSource(pushed("consul"), "name", keys=("tag", "dc", "near", "passing")),
     "etcd": UrlSource(pushed("etcd", base_path=False), "/prefix/"),
+    "k8s": UrlSource(pushed("kubernetes"), "service.namespace:port", named_port=True),
 }
 """The kinds of URL, by the text after the plus sign: `http+srv://orders.example.com`."""
 

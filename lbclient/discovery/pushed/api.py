@@ -36,6 +36,7 @@ from lbclient.errors import DiscoveryError
 
 __all__ = [
     "LineStream",
+    "LostConnection",
     "Params",
     "RegistryApi",
     "Reply",
@@ -75,6 +76,10 @@ class StatusError(DiscoveryError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+class LostConnection(DiscoveryError):
+    """The connection failed, or was silent for too long, after the response had begun."""
 
 
 class Reply(NamedTuple):
@@ -141,11 +146,26 @@ class _Io(Protocol):
         ...
 
 
+def _socket_options() -> list[tuple[int, int, int]]:
+    """TCP's own probes: an idle connection fails about a minute after its peer has vanished."""
+    options = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+    return [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *(
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in options.items()
+            if hasattr(socket, name)
+        ),
+    ]
+
+
 class _LoopIo:
     """The I/O of a session on an event loop of asyncio."""
 
     def __init__(self, *, verify: ssl.SSLContext | bool) -> None:
-        self._transport = httpx.AsyncHTTPTransport(verify=verify, limits=httpx.Limits())
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=verify, limits=httpx.Limits(), socket_options=_socket_options()
+        )
         self._bodies: dict[httpx.Response, AsyncIterator[bytes]] = {}
 
     async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
@@ -194,7 +214,9 @@ class _ThreadIo:
     """
 
     def __init__(self, *, verify: ssl.SSLContext | bool) -> None:
-        self._transport = httpx.HTTPTransport(verify=verify, limits=httpx.Limits())
+        self._transport = httpx.HTTPTransport(
+            verify=verify, limits=httpx.Limits(), socket_options=_socket_options()
+        )
         self._bodies: dict[httpx.Response, tuple[Iterator[bytes], _TimeLeft]] = {}
         self._sockets: list[socket.socket] = []
         self._ended = False
@@ -274,14 +296,15 @@ def _shut(one: socket.socket) -> None:
 class LineStream(AsyncIterator[bytes]):
     """The lines of a response, without their ends. Empty lines are left out.
 
-    It ends when the response ends. Raises DiscoveryError if the connection breaks, if there is no
-    complete line for `silence` seconds, or if a line is too long.
+    It ends when the response ends. Raises LostConnection if the connection breaks, or if there is
+    no complete line for `silence` seconds, and DiscoveryError if a line is too long.
     """
 
     def __init__(self, api: RegistryApi, send: Callable[[], Any], silence: float) -> None:
         self._api = api
         self._send = send
-        self._silence = silence
+        self.silence: float = silence
+        """It may be changed, from the next line on."""
         self._response: httpx.Response | None = None
         self._data = bytearray()
         self._lines: deque[bytes] = deque()
@@ -307,22 +330,26 @@ class LineStream(AsyncIterator[bytes]):
     def __aiter__(self) -> Self:
         return self
 
+    @property
+    def pending(self) -> bool:
+        """True if another line has arrived already."""
+        return bool(self._lines)
+
     async def __anext__(self) -> bytes:
-        until = self._api.clock() + self._silence
-        while True:
-            if self._lines:
-                return self._lines.popleft()
+        until = self._api.clock() + self.silence
+        while not self._lines:
             assert self._response is not None  # noqa: S101
-            more = await self._api.read(self._response, until, self._silence)
+            silent = f"sent nothing for {round(self.silence, 1):g} s"
+            more = await self._api.read(self._response, until, silent)
             if not more:
                 raise StopAsyncIteration
             self._data += more
             if b"\n" in more:
-                *lines, rest = self._data.split(b"\n")
-                self._lines.extend(filter(None, map(bytes.strip, map(bytes, lines))))
-                self._data = rest
+                *lines, self._data = self._data.split(b"\n")
+                self._lines.extend(bytes(line) for one in lines if (line := one.strip()))
             elif len(self._data) > _LONGEST:
                 raise DiscoveryError(f"{self._api} sent a line of more than {_LONGEST >> 20} MiB")
+        return self._lines.popleft()
 
 
 class RegistryApi:
@@ -509,20 +536,20 @@ class RegistryApi:
         try:
             response = await io.send(request, timeout)
         except _FAILURES as error:
-            failure = self._failure(error, timeout)
+            failure: DiscoveryError = DiscoveryError(self._failure(error, _late(timeout)))
         else:
             if response.status_code in expect:
                 return response
             failure = await self._refused(request, response, timeout)
         raise failure  # outside of `except`: the context of the error would hold the request
 
-    async def read(self, response: httpx.Response, until: float, timeout: float) -> bytes:
-        """Return the next bytes of a body, b"" at its end. `until` is by `clock`; `timeout` is for
-        the text of the error."""
+    async def read(self, response: httpx.Response, until: float, late: str) -> bytes:
+        """Return the next bytes of a body, b"" at its end. `until` is by `clock`; `late` is what
+        the error says if this takes longer."""
         try:
             return await self._bound.read(response, until - self.clock())
         except _FAILURES as error:
-            failure = self._failure(error, timeout)
+            failure = LostConnection(self._failure(error, late))
         raise failure
 
     async def release(self, response: httpx.Response) -> None:
@@ -534,7 +561,7 @@ class RegistryApi:
     ) -> bytes:
         chunks: list[bytes] = []
         size = 0
-        while chunk := await self.read(response, until, timeout):
+        while chunk := await self.read(response, until, _late(timeout)):
             chunks.append(chunk)
             size += len(chunk)
             if size > largest:
@@ -566,22 +593,22 @@ class RegistryApi:
             text += f"; {hint}"
         return StatusError(text, status)
 
-    def _failure(self, error: Exception, seconds: float) -> DiscoveryError:
+    def _failure(self, error: Exception, late: str) -> str:
         """Describe a failure of the network."""
         if isinstance(error, httpx.TimeoutException | TimeoutError):
-            return DiscoveryError(f"{self} did not answer within {round(seconds, 1):g} s")
+            return f"{self} {late}"
         causes = list(_causes(error))
         cause = next((one for one in causes if isinstance(one, ssl.SSLCertVerificationError)), None)
         if cause is not None:
             text = f"the certificate of {self} is not trusted: {cause.verify_message}"
             if cause.verify_code in _UNKNOWN_ISSUER:
                 text += f"; {self._ca_hint} with the file of its certificate authority"
-            return DiscoveryError(text)
+            return text
         reasons = [reason for one in causes if (reason := _reason(one)) is not None]
         said = self.clean(reasons[-1] if reasons else str(error)) or type(error).__name__
         if isinstance(error, httpx.ConnectError):
-            return DiscoveryError(f"{self} cannot be reached: {said}")
-        return DiscoveryError(f"the connection to {self} failed: {said}")
+            return f"{self} cannot be reached: {said}"
+        return f"the connection to {self} failed: {said}"
 
     def clean(self, text: str) -> str:
         """Return a text of the registry for an error: short, and without secrets."""
@@ -604,6 +631,10 @@ class RegistryApi:
 @lru_cache(maxsize=32)
 def _tls(ca: str | None, _changed: int | None) -> ssl.SSLContext:
     return httpx.create_ssl_context() if ca is None else ssl.create_default_context(cafile=ca)
+
+
+def _late(seconds: float) -> str:
+    return f"did not answer within {round(seconds, 1):g} s"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
