@@ -3,7 +3,9 @@ etcd never does. `test_etcd_in_use.py` has clients, and a cluster of three."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import math
 import os
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from lbclient.discovery.pushed.api import RegistryApi
 from lbclient.discovery.pushed.etcd import Keys, entry_of, message_of, page_of
 from lbclient.discovery.registration import Registration
 from lbclient.discovery.registration.etcd import value_of
+from lbclient.discovery.registration.registrar import UpdateError
 from lbclient.endpoint.instance import RejectedRecord
 from tests.support import etcd as support
 from tests.support.etcd import NEEDED, Tunnel, Watching
@@ -808,6 +812,118 @@ def test_silent_etcd(servers, caplog):
         one.__enter__()
     silent.clear()
     assert targets(server) == ["grant", "put", "revoke", "grant"]
+
+
+def test_leaving_during_a_renewal(servers, caplog):
+    """If etcd is silent, and a renewal waits for it, leaving takes `timeout` and not twice as
+    long."""
+    silent = threading.Event()
+
+    def answers(connection, _):
+        if silent.is_set():
+            connection.server.stopping.wait(LIMIT)
+        connection.answer(200, b'{"ID": "7", "TTL": "60"}')
+
+    (server,) = servers(answers)
+    with Registration("orders", ME, via=Etcd("/o/", server.url), timeout=1) as one:
+        silent.set()
+        renewal = threading.Thread(
+            target=partial(pytest.raises, UpdateError, one._stay.record.renew)
+        )
+        for _ in range(2):
+            assert server.arrived.acquire(timeout=LIMIT)
+        renewal.start()
+        assert server.arrived.acquire(timeout=LIMIT)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.6
+    renewal.join()
+    assert "may stay registered" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["grant", "put"])
+def test_interrupted_while_entering(servers, path):
+    """Ctrl-C during any request of entering leaves no key behind."""
+    keys = []
+
+    def answers(connection, request):
+        target = request.target.rpartition("/")[2]
+        if target == "put":
+            keys.append(request.body)
+        elif target == "revoke":
+            keys.clear()
+        if target == path:
+            os.kill(os.getpid(), signal.SIGINT)
+            connection.server.stopping.wait(LIMIT)
+        connection.answer(200, b'{"ID": "7", "TTL": "60"}')
+
+    (server,) = servers(answers)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Registration("orders", ME, via=Etcd("/o/", server.url)).__enter__()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not keys
+
+
+@pytest.mark.parametrize("path", ["grant", "put", "revoke"])
+def test_cancelled_registration(servers, path):
+    """A task that is cancelled during any request of entering or leaving leaves no key behind."""
+    keys = []
+    held, proceed = threading.Event(), threading.Event()
+
+    def answers(connection, request):
+        target = request.target.rpartition("/")[2]
+        if target == path:
+            held.set()
+            assert proceed.wait(LIMIT)
+        if target == "put":
+            keys.append(request.body)
+        elif target == "revoke":
+            keys.clear()
+        connection.answer(200, b'{"ID": "7", "TTL": "60"}')
+
+    (server,) = servers(answers)
+
+    async def enter():
+        async with Registration("orders", ME, via=Etcd("/o/", server.url)):
+            pass
+
+    async def main():
+        task = asyncio.create_task(enter())
+        await asyncio.to_thread(held.wait, LIMIT)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        proceed.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name == "lbclient-leaving" or "AnyIO" in thread.name:
+            thread.join(LIMIT)
+    assert not keys
+
+
+@pytest.mark.parametrize("requests", range(4))
+@pytest.mark.parametrize("on_thread", [False, True], ids=["loop", "thread"])
+def test_cancelled_watch(servers, requests, on_thread):
+    """A watch that is cancelled during any of its requests ends without an error."""
+    silent = threading.Event()
+    script = gateway([ONE], [sends(CREATED, stays=False)])
+
+    def answers(connection, request):
+        if server.hits > requests:
+            silent.set()
+            connection.server.stopping.wait(LIMIT)
+        script(connection, request)
+
+    (server,) = servers(answers)
+    with Watching(Etcd("/o/", server.url), on_thread=on_thread) as watching:
+        assert silent.wait(LIMIT)
+    assert watching.last is None
 
 
 @pytest.mark.parametrize(

@@ -662,6 +662,20 @@ def test_renewal_times():
     assert next(pauses(1)) <= 1.1
 
 
+@pytest.mark.parametrize(("interval", "most"), [(3, 3), (0.3, 1)])
+def test_failed_renewals_of_a_lease(interval, most):
+    """After a failure the next renewal follows within the usual time, since a lease would end, but
+    not sooner than after a second."""
+    clock = Clock()
+    one = Renewal(lambda: 1 // 0, "x", interval, clock=clock, rng=random.Random(1))
+    for _ in range(6):
+        clock.now = one.next_at
+        assert one.claim()
+        one.run()
+        assert 0.9 <= one.next_at - clock.now <= most
+    assert one.next_at - clock.now == most
+
+
 def test_renewal_logs_what_is_new(caplog):
     """The first of several equal failures is logged, and the success after them; nothing else
     is."""

@@ -315,6 +315,8 @@ class Watching:
         self.answers: queue.SimpleQueue[lbclient.Answer] = queue.SimpleQueue()
         self.signs_of_life = threading.Semaphore(0)
         self.ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        self.last: Exception | None = None
+        """The error with which it has ended, after the block."""
         callbacks = self.answers.put, self.signs_of_life.release, self.ended.put
         if not on_thread:
             self._cancel = source.start(*callbacks)
@@ -328,7 +330,7 @@ class Watching:
 
     def __exit__(self, *_: object) -> None:
         self._cancel()
-        self.ended.get(timeout=LIMIT)
+        self.last = self.ended.get(timeout=LIMIT)
 
     def answer(self) -> list[str]:
         """The instances of the next answer."""

@@ -30,6 +30,8 @@ __all__ = ["EtcdRegistrar", "value_of"]
 
 _IDENTITY = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _NOT_FOUND = 404
+_LEAST = 1.0
+"""Seconds for a keep-alive, at least."""
 Left = Callable[[], float]
 _Step = Callable[[EtcdCluster, Left], Coroutine[Any, Any, None]]
 
@@ -51,6 +53,8 @@ class EtcdRegistrar:
 
     def put(self, seconds: float) -> None:
         """Set the key, or keep its lease alive."""
+        if self._lease is not None:  # a keep-alive that hangs must not outlast the lease
+            seconds = min(seconds, max(self.interval, _LEAST))
         self._run(self._put, seconds)
 
     def remove(self, seconds: float) -> None:

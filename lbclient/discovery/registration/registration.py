@@ -43,6 +43,10 @@ GRACE = 1.0
 """If a change takes this many seconds longer than its timeout, it counts as stuck."""
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
+_SHORTEST = 1.0
+"""Seconds from a failed renewal to the next one, at least."""
+_LEAST = 0.1
+"""Seconds for the removal of a record, even if a renewal that was under way has taken all."""
 
 REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {
     Consul: ConsulRegistrar,
@@ -53,7 +57,8 @@ nothing."""
 
 
 class Renewal(PeriodicJob):
-    """Calls `renew` about every `interval` seconds, and sooner after a failure.
+    """Calls `renew` about every `interval` seconds, and sooner after a failure: never much later
+    than that, since a registry with leases would drop the instance.
 
     It logs the first of several equal failures, and the first success after a failure.
     """
@@ -93,7 +98,7 @@ class Renewal(PeriodicJob):
     def _next(self, began: float) -> float:  # noqa: ARG002  # counted from the end of the round
         now = self.clock()
         if self._failure:
-            return now + self._backoff.failed()
+            return now + min(self._backoff.failed(), max(self._interval, _SHORTEST))
         self._backoff.succeeded()
         return now + jittered(self._interval, self._rng)
 
@@ -132,14 +137,16 @@ class RegisteredRecord:
                 raise
 
     def leave(self) -> None:
-        """Remove the record. May be called more than once. A failure is logged."""
+        """Remove the record, within `timeout` seconds, also if a renewal is under way. May be
+        called more than once. A failure is logged."""
         self._wanted = False
-        if not self._lock.acquire(timeout=self._timeout + GRACE):
+        until = time.monotonic() + self._timeout
+        if not self._lock.acquire(timeout=self._timeout):
             _logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
             return
         failure: UpdateError | None = None
         try:
-            self._remove()
+            self._remove(max(until - time.monotonic(), _LEAST))
         except UpdateError as error:
             failure = error
         finally:
@@ -147,9 +154,9 @@ class RegisteredRecord:
         if failure is not None:  # outside the lock: a log handler has a lock of its own
             _logger.warning("%s may stay registered: %s", self._shown, failure)
 
-    def _remove(self) -> None:
+    def _remove(self, seconds: float) -> None:
         if self._present:
-            self._registrar.remove(self._timeout)
+            self._registrar.remove(seconds)
             self._present = False
 
 
