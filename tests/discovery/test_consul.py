@@ -33,12 +33,18 @@ from hypothesis import strategies as st
 
 import lbclient
 from lbclient import Instance
+from lbclient._internal.validation import is_address
+from lbclient.discovery.address_filter import AddressFilter
+from lbclient.discovery.dns.addresses import at_once
+from lbclient.discovery.dns.client import Dns
+from lbclient.discovery.pushed.addresses import AddressChecker
 from lbclient.discovery.pushed.api import Reply
 from lbclient.discovery.pushed.consul import Consul, HealthAnswers, from_url
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError
 from tests.support.consul import Agent, encoded, parse_policy
-from tests.support.http import tells_port
+from tests.support.dns import Liar
+from tests.support.http import Server, tells_port
 from tests.support.slow import slow_rows
 
 TOKEN = "b1gs33cr3t-token"
@@ -244,13 +250,23 @@ def test_reading_the_difference_is_reading_the_whole(sequence):
         ]
 
 
+FILTER = AddressFilter()
+CHECKER = AddressChecker(Dns([]), FILTER, lambda: 0.0, at_once, lambda: None)
+
+
+def reaches(answer: Answer) -> bool:
+    """True if a client would connect to an address that the filter refuses."""
+    literal = [one for one in answer.instances if is_address(one.host)]
+    return any(FILTER.refuses(one.address) for one in CHECKER.check(Answer(literal)).instances)
+
+
 @pytest.mark.parametrize("share", [0.01, *slow_rows(1)], ids=["some", "all"])
 def test_fuzz(share):
     """100,000 damaged documents: each is an answer or a DiscoveryError, the same as if the document
-    was the first one. Later documents are read correctly."""
+    was the first one. Later documents are read correctly. No refused address is called."""
     rng = random.Random(19)
     answers = HealthAnswers(passing=False)
-    good = encoded([entry(number, "passing", "warning") for number in range(6)])
+    good = encoded([entry(number, "passing", "warning") for number in range(3)])
     for _ in range(int(100_000 * share)):
         body = damaged(good, rng)
         results = []
@@ -260,6 +276,7 @@ def test_fuzz(share):
             except DiscoveryError as error:
                 results.append(str(error))
         assert all(len(one) < 400 for one in results if isinstance(one, str))
+        assert not any(reaches(one) for one in results if isinstance(one, Answer))
         before = answers.read(reply(good)), answers.read(reply(good))
         assert before[1] is None
         if isinstance(results[0], str) or isinstance(results[1], str):
@@ -798,6 +815,48 @@ def test_changes_are_used(agent, servers, kind):
         agent.mark_node("node-2", "critical")
         traffic.until({first.port})
         assert not traffic.errors
+
+
+@kinds
+def test_refused_addresses(agent, servers, kind, caplog):
+    """S1: an instance whose address the filter refuses gets no call, and the log says how to allow
+    it. The others are used."""
+    (good,) = servers(tells_port)
+    register(agent, good)
+    agent.add("orders", "169.254.169.254", 80)
+    service = lbclient.Consul("orders", agent.address)
+    with (
+        contextlib.ExitStack() as stack,
+        Traffic(kind, service, allow=["127.0.0.1/32"]) as traffic,
+    ):
+        bad = Server(tells_port, host="127.0.0.2")
+        stack.callback(bad.stop)
+        register(agent, bad, service_id="bad")
+        traffic.until({good.port})
+        agent.mark("bad", "critical")
+        agent.mark("bad", "passing")
+        traffic.more()
+        assert {outcome for _, outcome in traffic.outcomes} == {good.port}
+        assert not bad.accepted
+    assert "127.0.0.2 is loopback; pass allow=" in caplog.text
+    assert "169.254.169.254 is a cloud metadata address" in caplog.text
+
+
+def test_names(agent, servers):
+    """An instance whose address is a name is looked up as the target of an SRV record is. An answer
+    that the filter refuses is not used."""
+    (server,) = servers(tells_port)
+    with Liar() as dns:
+        dns.put("web-1.test", "A", "127.0.0.1")
+        dns.put("web-2.test", "A", "169.254.169.254")
+        agent.add("orders", "web-1.test", server.port)
+        agent.add("orders", "web-2.test", 80)
+        service = lbclient.Consul("orders", agent.address)
+        options = {"allow": ["127.0.0.0/8"], "nameservers": [dns.address]}
+        with lbclient.Client(service, **options) as client:
+            assert client.get("/").text == str(server.port)
+            (known,) = client.balancer.snapshot().instances
+            assert known.instance.addresses == ("127.0.0.1",)
 
 
 @kinds
