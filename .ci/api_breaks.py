@@ -5,19 +5,13 @@ Until there is a tag, `tests/repo/test_api.py` alone compares the API, with a re
 
 import subprocess
 import sys
+from pathlib import Path
 
 import griffe
 
-MODULES = (
-    "lbclient",
-    "lbclient.asgi",
-    "lbclient.grpc",
-    "lbclient.grpc.aio",
-    "lbclient.httpx2",
-    "lbclient.protocol",
-    "lbclient.simulation",
-    "lbclient.wsgi",
-)
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.repo.public_api import MODULES
+
 OPTIONS = (
     "balancer.options.BalancerOptions",
     "http.options.ConnectionOptions",

@@ -9,15 +9,13 @@ from importlib import import_module
 from pathlib import Path
 
 MODULES = (
-    *(
-        "lbclient",
-        "lbclient.asgi",
-        "lbclient.grpc",
-        "lbclient.grpc.aio",
-        "lbclient.httpx2",
-        "lbclient.protocol",
-        "lbclient.simulation",
-    ),
+    "lbclient",
+    "lbclient.asgi",
+    "lbclient.grpc",
+    "lbclient.grpc.aio",
+    "lbclient.httpx2",
+    "lbclient.protocol",
+    "lbclient.simulation",
     "lbclient.wsgi",
 )
 RECORD = Path(__file__).with_suffix(".txt")
